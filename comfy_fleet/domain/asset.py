@@ -1,0 +1,28 @@
+"""An asset: a record over immutable bytes, identified by a UUID."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """A user's file, uploaded or produced by a job.
+
+    Attributes:
+        hash: ``blake3:<hex>`` of the content, always computed here.
+        file_path: The name the user gave it, or the output's file name.
+        path: Where the bytes are, relative to the store's root; never derived from user input.
+        job_id: The job that produced it; None for uploads.
+        expires_at: Unix seconds, or None if it stays.
+    """
+
+    id: str
+    owner: str
+    hash: str
+    size_bytes: int
+    content_type: str
+    file_path: str
+    path: str
+    created_at: float
+    expires_at: float | None = None
+    job_id: str | None = None
+    tags: tuple[str, ...] = ()

@@ -1,0 +1,160 @@
+"""The project's errors: one root, a stable code, whether trying again can help.
+
+FleetError
+├── BadInput              what the caller sent can't be used (the field is named)
+│   ├── InvalidWorkflow   the graph is wrong: per-node details
+│   ├── WorkflowFormatUi  the editor's export instead of the API format
+│   ├── MissingAsset      an asset reference that the caller can't use
+│   └── InvalidParameter  a stored workflow's parameter is out of its limits
+├── NotFound              no such job, asset, node or workflow for this caller
+│   └── BlobNotFound      no bytes with this hash that the caller may use
+├── Conflict              the request contradicts what is there
+│   ├── HashMismatch      the declared hash is not the one of the bytes
+│   ├── AssetInUse        something still needs the asset
+│   ├── IdempotencyKeyReuse  the key was used already (carries the job's id)
+│   └── IdempotencyConflict  the same key is being worked on right now
+├── Busy                  try again later (carries ``retry_after_s``)
+│   ├── QueueFull         the configured depth is reached
+│   └── NoNodes           no node is known at all
+├── LeaseLost             another dispatcher owns this run now: touch nothing
+├── ConfigError           a setting, file or program of the operator's is wrong
+└── NodeError             a ComfyUI node could not be asked
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class FleetError(Exception):
+    """The root. ``str(error)`` is what the user reads.
+
+    Attributes:
+        code: Stable, machine-readable, snake_case.
+        retryable: Whether the same request can succeed later without change.
+        details: JSON-ready facts, safe to show to the caller.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Any] = dict(details or {})
+
+
+class BadInput(FleetError):
+    """What the caller sent can't be used; ``details["field"]`` names the place."""
+
+    code = "invalid_request"
+
+
+class InvalidWorkflow(BadInput):
+    """The graph can't run; ``details["node_errors"]`` holds a list per node id."""
+
+    code = "invalid_workflow"
+
+
+class WorkflowFormatUi(BadInput):
+    """The graph is the editor's export; ComfyUI runs only the API format."""
+
+    code = "workflow_format_ui"
+
+
+class MissingAsset(BadInput):
+    """An asset reference is malformed, unknown or somebody else's."""
+
+    code = "missing_asset"
+
+
+class InvalidParameter(BadInput):
+    """A parameter's value is out of its limits; details: parameter, value, limit."""
+
+    code = "invalid_parameter"
+
+
+class NotFound(FleetError):
+    """Nothing with this id exists for this caller."""
+
+    code = "not_found"
+
+
+class BlobNotFound(NotFound):
+    """No bytes with this hash that the caller may use."""
+
+    code = "blob_not_found"
+
+
+class Conflict(FleetError):
+    """The request contradicts what is there."""
+
+    code = "conflict"
+
+
+class HashMismatch(Conflict):
+    """The declared hash is not the hash of the bytes that came."""
+
+    code = "hash_mismatch"
+
+
+class AssetInUse(Conflict):
+    """Something still needs the asset."""
+
+    code = "asset_in_use"
+
+
+class IdempotencyKeyReuse(Conflict):
+    """The key was used already; ``details["job_id"]`` is the job that it made."""
+
+    code = "idempotency_key_reuse"
+
+
+class IdempotencyConflict(Conflict):
+    """A request with the same key is being worked on right now."""
+
+    code = "idempotency_conflict"
+    retryable = True
+
+
+class Busy(FleetError):
+    """Try again after ``retry_after_s`` seconds."""
+
+    code = "busy"
+    retryable = True
+
+    def __init__(
+        self, message: str, *, retry_after_s: int = 1, details: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, details=details)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Busy):
+    """The queue holds as many jobs as the operator allows."""
+
+    code = "queue_full"
+
+
+class NoNodes(Busy):
+    """No node is known at all: nothing could ever run."""
+
+    code = "no_nodes"
+
+
+class LeaseLost(FleetError):
+    """Another dispatcher owns this run now; whoever sees this touches nothing more."""
+
+    code = "lease_lost"
+
+
+class ConfigError(FleetError):
+    """A setting, a file or a program of the operator's is wrong."""
+
+    code = "config_error"
+
+
+class NodeError(FleetError):
+    """A ComfyUI node could not be asked, or answered nonsense."""
+
+    code = "node_error"
+    retryable = True

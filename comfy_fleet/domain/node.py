@@ -1,0 +1,121 @@
+"""A node: one ComfyUI server, usually one GPU."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.job import DEFAULT_POOL
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A registered ComfyUI server.
+
+    Attributes:
+        name: Unique; what HAProxy calls its server.
+        url: ``http://HOST:PORT`` of the ComfyUI.
+        pool: The one lease backend it stands in.
+        weight: HAProxy's base weight, 1 to 256.
+        cordoned: True while it must not get new jobs (drain).
+        cordon_reason: Who or what wanted that.
+        simulated: True for the stand-in of :mod:`comfy_fleet.sim`.
+        agent: ``HOST:PORT`` that answers HAProxy's agent-check for it; None means the central agent.
+    """
+
+    name: str
+    url: str
+    pool: str = DEFAULT_POOL
+    weight: int = 100
+    zone: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cordoned: bool = False
+    cordon_reason: str = ""
+    simulated: bool = False
+    agent: str | None = None
+    added_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        check_name("pool", self.pool)
+        if not 1 <= self.weight <= 256:
+            raise BadInput(
+                f"weight {self.weight} is not between 1 and 256",
+                details={"field": "weight", "value": self.weight},
+            )
+        self.address  # noqa: B018 - raises on a URL that HAProxy could not use
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port.
+
+        Raises:
+            BadInput: The URL is not plain ``http://HOST[:PORT]``.
+        """
+        return parse_url(self.url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeState:
+    """What the fleet knows of a node right now.
+
+    Attributes:
+        verdict: ``up``, ``drain``, ``down`` or ``new`` (not yet answered for), as HAProxy sees it.
+        why: The reason in words, empty when it is up.
+        run: The run that leases it.
+        job: That run's job.
+        done: Jobs that succeeded on it since it was added.
+        failed: Jobs that failed on it since it was added.
+    """
+
+    node: Node
+    verdict: str = "new"
+    why: str = ""
+    run: str | None = None
+    job: str | None = None
+    done: int = 0
+    failed: int = 0
+
+
+def check_name(what: str, value: str) -> str:
+    """Return ``value`` if it is safe in HAProxy's configuration, headers and paths.
+
+    Raises:
+        BadInput: Anything but lower-case letters, digits, ``_``, ``.`` and ``-``.
+    """
+    if not NAME.fullmatch(value):
+        raise BadInput(
+            f"{what} {value!r} must be 1 to 63 of a-z 0-9 _ . - and start with a letter or digit",
+            details={"field": what, "value": value},
+        )
+    return value
+
+
+def parse_url(url: str) -> tuple[str, int]:
+    """Split ``http://HOST[:PORT]`` into host and port (default 8188).
+
+    Raises:
+        BadInput: Another scheme, credentials, a path, or characters that don't belong into a host.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    host = parts.hostname or ""
+    if (
+        parts.scheme != "http"
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.fragment
+        or "@" in parts.netloc
+        or not re.fullmatch(r"[A-Za-z0-9.-]{1,253}|[0-9a-fA-F:.]{2,45}", host)
+    ):
+        raise BadInput(
+            f"url {url!r} must look like http://HOST:PORT, without path, query or credentials",
+            details={"field": "url", "value": url},
+        )
+    return host, port or 8188

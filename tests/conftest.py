@@ -1,0 +1,63 @@
+"""Real servers for tests: Redis on a port that the kernel chose."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis as sync_redis
+from redis.asyncio import Redis
+
+from comfy_fleet.redis_server import program
+
+
+def free_port() -> int:
+    """Ask the kernel for a port that is free now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A Redis of this test process's own."""
+    folder = tmp_path_factory.mktemp("redis")
+    port = free_port()
+    command = [program(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([*command, "--save", "", "--appendonly", "no"], stdout=log, stderr=log)
+    client = sync_redis.Redis(port=port)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            client.ping()
+            break
+        except sync_redis.ConnectionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    client.close()
+    yield port
+    server.terminate()
+    server.wait(10)
+
+
+@pytest.fixture
+async def redis(redis_port: int) -> AsyncIterator[Redis]:
+    """A client on an empty database."""
+    client = Redis(port=redis_port)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def comfyui_home() -> Path:
+    """The folder of a real ComfyUI; the test is skipped without one."""
+    home = os.environ.get("COMFYUI_HOME")
+    if not home:
+        pytest.skip("COMFYUI_HOME is not set")
+    return Path(home)
