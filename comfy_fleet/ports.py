@@ -206,9 +206,14 @@ class AssetStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A job, claimed for one run on one node. ``token`` fences every later write."""
+    """A job, claimed for one run on one node. ``token`` fences every later write.
+
+    Attributes:
+        graph: The job's graph as submitted, JSON bytes.
+    """
 
     job: Job
+    graph: bytes
     run: str
     node: str
     token: str
@@ -221,16 +226,14 @@ class Held:
     """A run lease of somebody's, as the store has it.
 
     Attributes:
-        phase: ``claimed`` (the POST was not sent), ``posting``, ``accepted``, ``left`` (only outputs
+        phase: ``claimed`` (nobody knows whether the node has it), ``accepted``, or ``left`` (only outputs
             are missing).
         manifest: With ``left``: the outputs still to be fetched (JSON-ready).
-        sockets_only: Its pictures travel by websocket only, so it can't be adopted.
     """
 
     claim: Claim
     phase: str
     manifest: Sequence[Mapping[str, Any]] = ()
-    sockets_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,9 +285,6 @@ class RunStore(Protocol):
     async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
         """Renew run leases."""
 
-    async def posting(self, claim: Claim, *, sockets_only: bool) -> None:
-        """Note that the POST is about to be sent."""
-
     async def accepted(self, claim: Claim) -> None:
         """Note that the node took the prompt; the attempt may count from now on."""
 
@@ -321,5 +321,11 @@ class RunStore(Protocol):
     async def secret(self, claim: Claim) -> bytes | None:
         """Return the encrypted ``extra_data`` of the claimed job."""
 
-    async def upkeep(self, now: float) -> int:
-        """End queued jobs past their deadline and forget jobs past their retention; returns how many."""
+    async def overdue(self, limit: int) -> int:
+        """End queued jobs that are past their deadline as ``expired``; returns how many."""
+
+    async def forgettable(self, limit: int) -> Sequence[str]:
+        """Return ids of jobs that are past their retention."""
+
+    async def forget(self, job_id: str) -> None:
+        """Remove every trace of a job from the store; its files are gone already."""

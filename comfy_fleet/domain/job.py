@@ -10,7 +10,7 @@ A *run* is one attempt on one node; it has an id of its own, which ComfyUI knows
 ``prompt_id`` and ``clientId``. The job's id is also its id in RQ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -135,21 +135,31 @@ class Placement:
     Attributes:
         pool: The lease backend that it queues for.
         nodes: Able nodes by name; empty means every node of the pool.
+        without: Nodes that refused it; they never get it again.
     """
 
     pool: str = DEFAULT_POOL
     nodes: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:
         """Name of the placement class: jobs with the same key can run on the same nodes."""
-        return self.pool if not self.nodes else f"{self.pool}:{' '.join(sorted(self.nodes))}"
+        if not self.nodes and not self.without:
+            return self.pool
+        return f"{self.pool}:{' '.join(sorted(self.nodes))}:{' '.join(sorted(self.without))}"
 
     @classmethod
     def parse(cls, key: str) -> "Placement":
         """Read :attr:`key` back."""
-        pool, _, nodes = key.partition(":")
-        return cls(pool=pool, nodes=frozenset(nodes.split()))
+        pool, nodes, without = (key.split(":") + ["", ""])[:3]
+        return cls(pool=pool, nodes=frozenset(nodes.split()), without=frozenset(without.split()))
+
+    def able(self, pool_nodes: Iterable[str]) -> frozenset[str]:
+        """Return which of the pool's nodes may run it."""
+        return frozenset(
+            n for n in pool_nodes if (not self.nodes or n in self.nodes) and n not in self.without
+        )
 
 
 Metadata: TypeAlias = str | Mapping[str, str] | None
@@ -169,8 +179,8 @@ class NewJob:
         params: Values bound into it, drawn seeds included.
         profile: What its duration is remembered under: the workflow's name, or a hash of the graph's classes.
         assets: Ids of assets the graph needs; they are kept until the job is final.
+        uploads: Asset id by ``NODE_ID/INPUT``: what is staged on the node and put in that place.
         secret: Encrypted ``extra_data``, opaque here; stored apart and erased with the run.
-        extra_pnginfo: Editor-format graph for the picture's metadata, if a client sent one.
         deadline_at: Unix seconds after which it must not start any more.
         expires_in_s: Retention after the end.
     """
@@ -189,6 +199,7 @@ class NewJob:
     profile: str = "graph"
     placement: Placement = field(default_factory=Placement)
     assets: frozenset[str] = frozenset()
+    uploads: Mapping[str, str] = field(default_factory=dict)
     secret: bytes | None = None
     deadline_at: float | None = None
     max_attempts: int = 3
@@ -219,6 +230,7 @@ class Job:
     params: Mapping[str, Any] = field(default_factory=dict)
     profile: str = "graph"
     placement: Placement = field(default_factory=Placement)
+    uploads: Mapping[str, str] = field(default_factory=dict)
     started_at: float | None = None
     completed_at: float | None = None
     deadline_at: float | None = None
