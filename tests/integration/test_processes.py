@@ -1,0 +1,123 @@
+"""Child processes: output, end, and the promise that none outlives its parent."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from comfy_fleet.adapters.processes import Child
+from comfy_fleet.domain.errors import ConfigError
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-u", "-c", code]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def until_dead(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while alive(pid):
+            await asyncio.sleep(0.01)
+
+
+async def test_lines_of_both_streams_arrive_and_the_status_is_told() -> None:
+    lines: list[str] = []
+    child = Child(
+        "talker",
+        python("import sys; print('out'); print('err', file=sys.stderr); print('x' * 70000); sys.exit(3)"),
+        on_line=lines.append,
+    )
+    await child.start()
+    assert await child.wait() == 3
+    assert lines[:2] == ["out", "err"]
+    assert "".join(lines[2:]) == "x" * 70000
+    assert not child.running
+    assert child.returncode == 3
+    assert list(child.last_lines) == lines
+
+
+async def test_environment_adds_to_the_parents() -> None:
+    lines: list[str] = []
+    code = "import os; print(os.environ['FLEET_TEST_A'], bool(os.environ['PATH']))"
+    child = Child("env", python(code), env={"FLEET_TEST_A": "1"}, on_line=lines.append)
+    await child.start()
+    await child.wait()
+    assert lines == ["1 True"]
+
+
+async def test_stop_kills_a_child_that_does_not_listen_and_what_it_started() -> None:
+    lines: list[str] = []
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "grandchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(grandchild.pid)\n"
+        "time.sleep(60)\n"
+    )
+    child = Child("deaf", python(code), on_line=lines.append, stop_timeout_s=0.2)
+    await child.start()
+    async with asyncio.timeout(10):
+        while not lines:
+            await asyncio.sleep(0.01)
+    assert await child.stop() == -signal.SIGKILL
+    await until_dead(int(lines[0]))
+
+
+async def test_a_child_can_be_started_again_but_not_twice() -> None:
+    child = Child("again", python("import time; time.sleep(60)"))
+    await child.start()
+    first = child.pid
+    with pytest.raises(RuntimeError):
+        await child.start()
+    await child.stop()
+    await child.start()
+    assert child.running
+    assert child.pid != first
+    await child.stop()
+
+
+async def test_a_missing_program_is_a_config_error_that_names_it() -> None:
+    with pytest.raises(ConfigError, match="no-such-program"):
+        await Child("ghost", ["no-such-program"]).start()
+
+
+async def test_stop_and_wait_before_start() -> None:
+    child = Child("idle", ["true"])
+    assert await child.stop() is None
+    with pytest.raises(RuntimeError):
+        await child.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's own")
+async def test_a_killed_parent_takes_its_children_along() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from comfy_fleet.adapters.processes import Child\n"
+        "async def main():\n"
+        "    child = Child('c', [sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "    await child.start()\n"
+        "    print(child.pid, flush=True)\n"
+        "    await child.wait()\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait(10)
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert not alive(pid)
