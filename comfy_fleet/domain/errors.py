@@ -19,6 +19,7 @@ FleetError
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
 ├── ConfigError           a setting, file or program of the operator's is wrong
 └── NodeError             a ComfyUI node could not be asked
+    └── OutputGone        the node does not have this output (any more)
 """
 
 from collections.abc import Mapping
@@ -158,3 +159,9 @@ class NodeError(FleetError):
 
     code = "node_error"
     retryable = True
+
+
+class OutputGone(NodeError):
+    """The node does not have this output any more: only another run can bring it back."""
+
+    code = "output_lost"
