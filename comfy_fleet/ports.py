@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.job import (
@@ -23,6 +23,16 @@ from comfy_fleet.domain.job import (
     Progress,
 )
 from comfy_fleet.domain.node import Node, NodeState
+from comfy_fleet.domain.outputs import FileRef
+from comfy_fleet.domain.run_messages import (
+    AskFailed,
+    Binary,
+    Frame,
+    HistoryAnswered,
+    PostAnswered,
+    PostUnknown,
+    QueueAnswered,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +210,16 @@ class AssetStore(Protocol):
             AssetInUse: A job that is not final needs it.
         """
 
+    async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
+        """Keep assets for a job that is about to be submitted, until it is final.
+
+        Raises:
+            MissingAsset: One of them is not there (any more) or somebody else's; none is held then.
+        """
+
+    async def release(self, *, job_id: str) -> None:
+        """Let go of what a job held; only hastens, a final job's hold counts for nothing."""
+
     def file(self, asset: Asset) -> Path:
         """Return where the bytes are on this machine."""
 
@@ -315,8 +335,11 @@ class RunStore(Protocol):
             reason: What the job fails with if this was the last attempt.
         """
 
-    async def take_over(self, *, dispatcher: str, ttl_s: float, grace_s: float, limit: int) -> Sequence[Held]:
+    async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
         """Transfer expired run leases to this dispatcher: new token, same run, same attempt."""
+
+    async def lease_of(self, node: str) -> str | None:
+        """Return the run that occupies a node, or None."""
 
     async def secret(self, claim: Claim) -> bytes | None:
         """Return the encrypted ``extra_data`` of the claimed job."""
@@ -329,3 +352,99 @@ class RunStore(Protocol):
 
     async def forget(self, job_id: str) -> None:
         """Remove every trace of a job from the store; its files are gone already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLease:
+    """No node was granted.
+
+    Attributes:
+        why: ``busy``: no able node is free; ``error``: a node or the broker answered nonsense or too
+            late; ``unreachable``: HAProxy did not answer.
+        detail: The same in words.
+    """
+
+    why: Literal["busy", "error", "unreachable"]
+    detail: str = ""
+
+
+class Lease(Protocol):
+    """A granted node: an open websocket, which occupies the node's one slot until it is released."""
+
+    node: str
+    close_reason: str
+    """Why the websocket ended; empty while it is open."""
+
+    def frames(self) -> AsyncIterator[Frame | Binary]:
+        """Yield frames in order; ends when the websocket does, for whatever reason."""
+
+    def release(self) -> None:
+        """Give the slot back at once; safe to call again."""
+
+
+class Leases(Protocol):
+    """HAProxy's lease frontend."""
+
+    async def lease(self, *, run: str, pool: str, nodes: Sequence[str] = ()) -> Lease | NoLease:
+        """Ask for a node, now.
+
+        Args:
+            run: The run's id; ComfyUI's ``clientId``.
+            pool: The lease backend.
+            nodes: Able nodes in order of preference, binding; empty means any of the pool. At most 64 count.
+        """
+
+
+class NodeApi(Protocol):
+    """ComfyUI's HTTP API on a named node, through the broker's direct frontend."""
+
+    async def post_prompt(
+        self,
+        node: str,
+        *,
+        graph: Mapping[str, Any],
+        run: str,
+        job: str,
+        extra_data: Mapping[str, Any] | None = None,
+    ) -> PostAnswered | PostUnknown:
+        """Post a graph under the run's id. Never raises for what the node or the broker does."""
+
+    async def queue_state(self, node: str, run: str) -> QueueAnswered | AskFailed:
+        """Ask where the run is. Never raises for what the node or the broker does."""
+
+    async def history(self, node: str, run: str) -> HistoryAnswered | AskFailed:
+        """Ask for the run's history entry. Never raises for what the node or the broker does."""
+
+    async def interrupt(self, node: str, run: str) -> bool:
+        """Interrupt this run and no other; False if the node could not be told."""
+
+    async def delete_pending(self, node: str, run: str) -> bool:
+        """Delete this run from the node's queue; False if the node could not be told."""
+
+    def view(self, node: str, ref: FileRef) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Stream a file.
+
+        Raises:
+            OutputGone: The node has no such file.
+            NodeError: The node could not be asked, or broke off; also while reading.
+        """
+
+    async def upload(
+        self,
+        node: str,
+        *,
+        name: str,
+        subfolder: str,
+        content: Path | AsyncIterator[bytes],
+        content_type: str,
+    ) -> FileRef:
+        """Put a file into the node's input folder, replacing one of the same name. Raises NodeError."""
+
+    async def object_info(self, node: str) -> Mapping[str, Any]:
+        """Return every node class with its inputs. Raises NodeError."""
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        """Return versions and memory. Raises NodeError."""
+
+    async def free(self, node: str) -> None:
+        """Ask the node to unload its models once it is idle. Raises NodeError."""
