@@ -152,7 +152,7 @@ class Placement:
     @classmethod
     def parse(cls, key: str) -> "Placement":
         """Read :attr:`key` back."""
-        pool, nodes, without = (key.split(":") + ["", ""])[:3]
+        pool, nodes, without = [*key.split(":"), "", ""][:3]
         return cls(pool=pool, nodes=frozenset(nodes.split()), without=frozenset(without.split()))
 
     def able(self, pool_nodes: Iterable[str]) -> frozenset[str]:

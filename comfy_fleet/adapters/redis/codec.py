@@ -1,0 +1,126 @@
+"""How a job's record stands in Redis, and RQ's view of the same job."""
+
+import zlib
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+
+from comfy_fleet.domain.job import (
+    Job,
+    JobError,
+    JobStatus,
+    Metadata,
+    NewJob,
+    Output,
+    OutputKind,
+    Placement,
+    Progress,
+)
+
+HANDLER = "comfy_fleet.run_prompt"
+"""The only function that a job of ours may name; RQ's own workers have nothing to import under it."""
+
+
+def reference(job_id: str) -> bytes:
+    """Return RQ's payload for a job: (function, instance, args, kwargs) as JSON. Ids only, never a graph."""
+    return orjson.dumps([HANDLER, None, [job_id], {}])
+
+
+def rq_success(job: Job) -> str:
+    """Return a return value as RQ's JSON serializer keeps it in a result."""
+    return b64encode(orjson.dumps({"job": job.id, "run": job.run, "node": job.node})).decode()
+
+
+def rq_failure(error: JobError | None) -> str:
+    """Return an exception text as RQ keeps it in a result."""
+    if error is None:
+        return ""
+    text = f"{error.code}: {error.message}\n{error.traceback or ''}".strip()
+    return b64encode(zlib.compress(text.encode())).decode()
+
+
+def record_fields(new: NewJob) -> list[str | bytes]:
+    """Return field, value, field, value … of what only Python knows how to write."""
+    fields: dict[str, str | bytes] = {
+        "profile": new.profile,
+        "max_attempts": str(new.max_attempts),
+        "metadata": orjson.dumps(dict(new.metadata) if isinstance(new.metadata, Mapping) else new.metadata),
+        "params": orjson.dumps(dict(new.params)),
+        "uploads": orjson.dumps(dict(new.uploads)),
+    }
+    if new.workflow:
+        fields |= {"workflow": new.workflow, "version": new.workflow_version or ""}
+    return [part for pair in fields.items() for part in pair]
+
+
+def to_dict(raw: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[str, bytes]:
+    """Return a hash, as the client or as Lua gives it, with text keys."""
+    if isinstance(raw, Mapping):
+        return {key.decode(): value for key, value in raw.items()}
+    parts = list(raw)
+    return {key.decode(): value for key, value in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def dump_output(output: Output) -> bytes:
+    """Return an output as JSON."""
+    return orjson.dumps(asdict(output))
+
+
+def load_output(data: bytes | Mapping[str, Any]) -> Output:
+    """Return an output from JSON."""
+    fields = dict(orjson.loads(data)) if isinstance(data, bytes) else dict(data)
+    return Output(**{**fields, "kind": OutputKind(fields["kind"])})
+
+
+def output_field(output: Output) -> str:
+    """Return the output's place in a run; equal places are one output."""
+    return f"{output.node_id}\n{output.key}\n{output.index:06d}"
+
+
+def dump_error(error: JobError | None) -> str:
+    """Return an error as JSON, or an empty string."""
+    return orjson.dumps({**asdict(error), "details": dict(error.details)}).decode() if error else ""
+
+
+def _time(record: Mapping[str, bytes], field: str) -> float | None:
+    return float(record[field]) if record.get(field) else None
+
+
+def load_job(job_id: str, record: Mapping[str, bytes], outputs: Mapping[bytes, bytes] | None = None) -> Job:
+    """Return a job from its record and its outputs' hash."""
+
+    def text(field: str) -> str | None:
+        return record[field].decode() if record.get(field) else None
+
+    metadata: Metadata = orjson.loads(record.get("metadata", b"null"))
+    return Job(
+        id=job_id,
+        owner=record["owner"].decode(),
+        status=JobStatus(record["status"].decode()),
+        created_at=float(record["created"]),
+        expires_at=float(record["expires"]),
+        graph_hash=record["graph"].decode(),
+        priority=int(record["priority"]),
+        metadata=metadata,
+        workflow=text("workflow"),
+        workflow_version=text("version"),
+        params=orjson.loads(record.get("params", b"{}")),
+        profile=text("profile") or "graph",
+        placement=Placement.parse(record["placement"].decode()),
+        uploads=orjson.loads(record.get("uploads", b"{}")),
+        started_at=_time(record, "started"),
+        completed_at=_time(record, "completed"),
+        deadline_at=_time(record, "deadline"),
+        attempt=int(record.get("attempt", 0)),
+        max_attempts=int(record.get("max_attempts", 3)),
+        run=text("run"),
+        node=text("node"),
+        cancel_requested=record.get("cancel") == b"1",
+        progress=Progress(**orjson.loads(record["progress"])) if record.get("progress") else None,
+        outputs=tuple(load_output(data) for _, data in sorted((outputs or {}).items())),
+        error=JobError(**orjson.loads(record["error"])) if record.get("error") else None,
+        seq=int(record.get("seq", 0)),
+    )

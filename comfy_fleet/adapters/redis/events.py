@@ -1,0 +1,99 @@
+"""Live events and wake-ups over Redis pub/sub: one connection for a whole process."""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from comfy_fleet.domain.job import JobEvent
+
+logger = logging.getLogger(__name__)
+
+WAKE = "fleet:wake"
+PREFIX = "fleet:events:"
+
+
+class RedisEvents:
+    """Multiplexes all subscriptions of this process onto one connection (port ``Events``).
+
+    When the connection breaks, subscribers get nothing until it is back; they read the record now and then
+    anyway. A slow reader loses its oldest events, never its newest.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._queues: dict[str, set[asyncio.Queue[bytes]]] = defaultdict(set)
+        self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
+        self._pump: asyncio.Task[None] | None = None
+        self._confirmed: dict[str, asyncio.Event] = {}
+
+    @contextlib.asynccontextmanager
+    async def channel(self, name: str, *, size: int = 256) -> AsyncIterator[asyncio.Queue[bytes]]:
+        """Subscribe to a channel; the subscription is in force when the block begins."""
+        queue: asyncio.Queue[bytes] = asyncio.Queue(size)
+        readers = self._queues[name]
+        readers.add(queue)
+        try:
+            if name not in self._confirmed:
+                self._confirmed[name] = asyncio.Event()
+                with contextlib.suppress(RedisError):
+                    await self._pubsub.subscribe(name)
+            if self._pump is None:
+                self._pump = asyncio.create_task(self._read(), name="events")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._confirmed[name].wait(), 5)
+            yield queue
+        finally:
+            readers.discard(queue)
+            if not readers and self._queues.get(name) is readers:
+                del self._queues[name]
+                self._confirmed.pop(name, None)
+                with contextlib.suppress(RedisError):
+                    await self._pubsub.unsubscribe(name)
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, job_id: str) -> AsyncIterator[AsyncIterator[JobEvent]]:
+        """Yield a job's events from now on."""
+        async with self.channel(PREFIX + job_id) as queue:
+            yield _job_events(job_id, queue)
+
+    async def close(self) -> None:
+        """Stop reading."""
+        if self._pump:
+            self._pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._pump
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                message = await self._pubsub.get_message(timeout=30)
+            except (RedisError, OSError) as error:
+                logger.warning("event connection lost", extra={"error": str(error)})
+                await asyncio.sleep(0.5)
+                continue
+            if message is None:
+                continue
+            name = message["channel"].decode()
+            if message["type"] == "subscribe":
+                if event := self._confirmed.get(name):
+                    event.set()
+            elif message["type"] == "message":
+                for queue in tuple(self._queues.get(name, ())):
+                    if queue.full():
+                        queue.get_nowait()
+                    queue.put_nowait(message["data"])
+
+
+async def _job_events(job_id: str, queue: asyncio.Queue[bytes]) -> AsyncIterator[JobEvent]:
+    while True:
+        event = orjson.loads(await queue.get())
+        yield JobEvent(
+            job_id=job_id, seq=event["seq"], type=event["type"], run=event["run"], data=event["data"]
+        )

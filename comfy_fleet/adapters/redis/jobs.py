@@ -1,0 +1,181 @@
+"""Jobs as clients see them: submit, read, list, cancel (port :class:`comfy_fleet.ports.JobStore`)."""
+
+import hashlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis import codec
+from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.domain.errors import BadInput, IdempotencyKeyReuse, NotFound, QueueFull
+from comfy_fleet.domain.job import Job, JobFilter, JobPage, JobStatus, NewJob
+from comfy_fleet.ports import Idempotency, Submitted
+
+PAGE = 100  # records read at once while filtering a list
+
+
+class RedisJobStore:
+    """The job records in Redis.
+
+    Args:
+        redis: A client that returns bytes.
+        ageing_s: Waiting this long is worth one point of priority.
+    """
+
+    def __init__(self, redis: Redis, *, ageing_s: float) -> None:
+        self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._ageing_s = ageing_s
+        self._scripts = Scripts(redis)
+
+    async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
+        """Write and enqueue a job in one step; see the port."""
+        key = ""
+        if idempotency:
+            digest = hashlib.sha256(idempotency.key.encode()).hexdigest()
+            key = f"{idempotency.scope}:{digest}"
+        what = f"workflow {new.workflow}" if new.workflow else "graph"
+        answer = await self._scripts.call(
+            "submit",
+            new.id,
+            new.owner,
+            new.graph_hash,
+            new.graph,
+            depth_limit,
+            self._ageing_s,
+            new.priority,
+            new.placement.key,
+            new.expires_in_s,
+            "" if new.deadline_at is None else f"{new.deadline_at:.6f}",
+            new.secret or "",
+            codec.reference(new.id),
+            f"{what} for {new.owner}",
+            key,
+            idempotency.fingerprint if idempotency else "",
+            int(bool(idempotency and idempotency.replay)),
+            " ".join(sorted(new.assets)),
+            *codec.record_fields(new),
+        )
+        outcome = answer[0]
+        if outcome == b"full":
+            raise QueueFull(
+                f"{int(answer[1])} jobs wait already, the limit is {depth_limit}: try again later",
+                retry_after_s=1,
+                details={"depth": int(answer[1]), "limit": depth_limit},
+            )
+        job_id = new.id if outcome == b"ok" else answer[1].decode()
+        if outcome == b"used":
+            raise IdempotencyKeyReuse(
+                f"this Idempotency-Key has made job {job_id} already: read that job, or use a new key",
+                details={"job_id": job_id},
+            )
+        job = await self.get(job_id)
+        if job is None:
+            raise NotFound(f"job {job_id} is past its retention", details={"job_id": job_id})
+        return Submitted(job=job, replayed=outcome == b"replay")
+
+    async def get(self, job_id: str) -> Job | None:
+        """Return a job, or None."""
+        return (await self._load([job_id]))[0]
+
+    async def _load(self, ids: Sequence[str]) -> list[Job | None]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hgetall(f"fleet:job:{job_id}")
+                pipe.hgetall(f"fleet:job:{job_id}:outputs")
+            raw = await pipe.execute()
+        return [
+            codec.load_job(job_id, codec.to_dict(record), outputs) if record else None
+            for job_id, record, outputs in zip(ids, raw[::2], raw[1::2], strict=True)
+        ]
+
+    async def graph(self, job: Job) -> bytes:
+        """Return the graph as submitted; raises NotFound past retention."""
+        graph: bytes | None = await self._redis.get(f"fleet:graph:{job.graph_hash}")
+        if graph is None:
+            raise NotFound(f"job {job.id} is past its retention", details={"job_id": job.id})
+        return graph
+
+    async def find(self, wanted: JobFilter) -> JobPage:
+        """List jobs, newest first; raises BadInput for a cursor that is not ours."""
+        key = f"fleet:jobs:{wanted.owner}" if wanted.owner is not None else "fleet:jobs"
+        top: str = "+inf"
+        after: tuple[float, str] | None = None
+        if wanted.cursor is not None:
+            after = _read_cursor(wanted.cursor)
+            top = f"{after[0]:.6f}"
+        found: list[Job] = []
+        skip = 0
+        while True:
+            rows = await self._redis.zrevrangebyscore(key, top, "-inf", start=skip, num=PAGE, withscores=True)
+            skip += len(rows)
+            # Within one score Redis sorts by id, downwards here: what the last page showed is left out.
+            fresh = [
+                (raw.decode(), score) for raw, score in rows if after is None or (score, raw.decode()) < after
+            ]
+            jobs = await self._load([job_id for job_id, _ in fresh]) if fresh else []
+            for (job_id, score), job in zip(fresh, jobs, strict=True):
+                if job is None or not _matches(job, wanted):
+                    continue
+                found.append(job)
+                if len(found) == wanted.limit:
+                    return JobPage(jobs=tuple(found), next_cursor=_write_cursor(score, job_id))
+            if len(rows) < PAGE:
+                return JobPage(jobs=tuple(found), next_cursor=None)
+
+    async def request_cancel(self, job_id: str) -> Job | None:
+        """Ask for cancellation; returns the job as it is now, or None."""
+        await self._scripts.call("cancel", job_id)
+        return await self.get(job_id)
+
+    async def position(self, job: Job) -> int | None:
+        """Return the 1-based place among all queued jobs, or None if it does not wait."""
+        if job.status is not JobStatus.QUEUED:
+            return None
+        rank = await self._redis.zscore(f"fleet:queue:{job.placement.key}", job.id)
+        if rank is None:
+            return None
+        classes = [raw.decode() for raw in await self._redis.smembers("fleet:placements")]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in classes:
+                pipe.zcount(f"fleet:queue:{name}", "-inf", f"({rank:.6f}")
+            return 1 + int(sum(await pipe.execute()))
+
+    async def depth(self) -> int:
+        """Return how many jobs wait."""
+        return int(await self._redis.llen("rq:queue:fleet"))
+
+    async def preview(self, job_id: str) -> Mapping[str, Any] | None:
+        """Return the latest preview of a running job."""
+        data = await self._redis.get(f"fleet:job:{job_id}:preview")
+        return dict(orjson.loads(data)) if data else None
+
+    async def durations(self, profile: str) -> Sequence[float]:
+        """Return the last measured run times of a profile (``*`` for all), newest first."""
+        return [float(raw) for raw in await self._redis.lrange(f"fleet:durations:{profile}", 0, 49)]
+
+
+def _matches(job: Job, wanted: JobFilter) -> bool:
+    if wanted.statuses and job.status not in wanted.statuses:
+        return False
+    if wanted.workflow is not None and job.workflow != wanted.workflow:
+        return False
+    labels = job.metadata if isinstance(job.metadata, Mapping) else {}
+    return all(labels.get(key) == value for key, value in wanted.metadata.items())
+
+
+def _write_cursor(score: float, job_id: str) -> str:
+    return urlsafe_b64encode(f"{score:.6f} {job_id}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        score, job_id = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().split(" ")
+        return float(score), job_id
+    except ValueError as error:
+        raise BadInput(
+            "cursor is not one that this server gave out: list from the start without it",
+            details={"field": "cursor"},
+        ) from error

@@ -1,0 +1,47 @@
+-- Take the best job of some placement classes for a node that HAProxy granted.
+-- ARGV: node, run, token, dispatcher, ttl, peek, placement ...
+-- Returns {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data}
+local node, run, token, who, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return { 'removed' } end
+if redis.call('HGET', 'fleet:node:' .. node, 'cordoned') == '1' then return { 'cordoned' } end
+local holder = redis.call('GET', 'fleet:lease:' .. node)
+if holder then return { 'leased', holder } end
+
+local at = now()
+local best, rank, class
+for i = 7, #ARGV do
+  local heads = redis.call('ZRANGE', 'fleet:queue:' .. ARGV[i], 0, tonumber(ARGV[6]) - 1, 'WITHSCORES')
+  for j = 1, #heads, 2 do
+    local f = redis.call('HMGET', jobkey(heads[j]), 'status', 'deadline')
+    if f[1] ~= 'queued' then
+      dequeue(heads[j], ARGV[i])  -- a leftover: whatever ended the job has moved on
+    elseif not (f[2] and tonumber(f[2]) <= at) then
+      if not rank or tonumber(heads[j + 1]) < rank then
+        best, rank, class = heads[j], tonumber(heads[j + 1]), ARGV[i]
+      end
+      break
+    end
+  end
+end
+if not best then return { 'empty' } end
+
+local key = jobkey(best)
+dequeue(best, class)
+redis.call('HSET', key, 'status', 'running', 'run', run, 'token', token, 'node', node)
+redis.call('HSETNX', key, 'started', num(at))
+redis.call('HDEL', key, 'progress')
+redis.call('SET', 'fleet:lease:' .. node, run)
+redis.call('ZADD', 'fleet:runs', num(at + ttl), run)
+redis.call('HSET', 'fleet:run:' .. run, 'job', best, 'node', node, 'token', token, 'dispatcher', who,
+  'phase', 'claimed', 'since', num(at))
+local rq = 'rq:job:' .. best
+redis.call('HSET', rq, 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', who)
+redis.call('PERSIST', rq)
+local member = best .. ':' .. run
+redis.call('ZADD', 'rq:wip:' .. QUEUE, FAR, member)
+redis.call('HSET', 'rq:execution:' .. member, 'id', run, 'created_at', num(at), 'last_heartbeat', num(at),
+  'worker_name', who)
+redis.call('ZADD', 'rq:executions:' .. best, FAR, run)
+publish_status(best, 'running', run, node)
+return { 'ok', best, redis.call('HGETALL', key), redis.call('GET', 'fleet:graph:' .. redis.call('HGET', key, 'graph')),
+  redis.call('HGET', rq, 'data') }

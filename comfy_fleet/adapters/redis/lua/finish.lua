@@ -1,0 +1,18 @@
+-- End a run and its job.
+-- ARGV: run, token, status, error as JSON or '', RQ result or '', duration or ''
+-- Returns the state that the job ended in, or '' if the lease is gone.
+local run, status = ARGV[1], ARGV[3]
+if not owned(run, ARGV[2]) then return '' end
+local r = redis.call('HMGET', 'fleet:run:' .. run, 'job', 'node')
+local f = redis.call('HMGET', jobkey(r[1]), 'cancel', 'profile')
+if f[1] == '1' then status = 'canceled' end
+drop_run(run, r[1], r[2])
+if status == 'succeeded' and ARGV[6] ~= '' then
+  for _, profile in ipairs({ f[2] or 'graph', '*' }) do
+    redis.call('LPUSH', 'fleet:durations:' .. profile, ARGV[6])
+    redis.call('LTRIM', 'fleet:durations:' .. profile, 0, 49)
+    redis.call('EXPIRE', 'fleet:durations:' .. profile, 2592000)
+  end
+end
+end_job(r[1], status, ARGV[4], status == ARGV[3] and ARGV[5] or '', now())
+return status

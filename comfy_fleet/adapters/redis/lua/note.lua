@@ -1,0 +1,15 @@
+-- Something happened in a run: keep it for late readers and tell the others.
+-- ARGV: run, token, job, kind (progress | preview | output), data as JSON, output field or ''
+-- Returns 1, or 0 if the lease is gone.
+local run, id, kind, data = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
+if not owned(run, ARGV[2]) then return 0 end
+local key = jobkey(id)
+if kind == 'progress' then
+  redis.call('HSET', key, 'progress', data)
+elseif kind == 'preview' then
+  redis.call('SET', key .. ':preview', data, 'EX', 60)
+elseif redis.call('HSETNX', key .. ':outputs', ARGV[6], data) == 0 then
+  return 1  -- committed before: an adopted run fetches its outputs again
+end
+publish(id, kind, run, data)
+return 1

@@ -1,0 +1,128 @@
+-- Shared by every script: the glossary of keys and the few moves that several scripts make.
+--
+-- fleet:job:ID            hash    the job's record, see codec.py
+-- fleet:job:ID:outputs    hash    NODE\nKEY\nINDEX -> output as JSON
+-- fleet:job:ID:secret     string  encrypted extra_data, erased when the job ends
+-- fleet:job:ID:preview    string  the latest preview, for readers who come late
+-- fleet:graph:HASH        string  a graph as submitted;  fleet:graphs  hash  HASH -> jobs that need it
+-- fleet:jobs[:OWNER]      zset    ID -> created
+-- fleet:placements        set     placement classes that have queued jobs
+-- fleet:queue:PLACEMENT   zset    ID -> rank; the lowest goes first (created - priority * ageing)
+-- fleet:deadlines         zset    ID -> deadline, queued jobs only
+-- fleet:expiring          zset    ID -> when its retention ends, final jobs only
+-- fleet:runs              zset    RUN -> when its lease ends
+-- fleet:run:RUN           hash    job, node, token, dispatcher, phase, manifest
+-- fleet:lease:NODE        string  the run that occupies the node
+-- fleet:nodes             hash    NODE -> JSON;  fleet:node:NODE  hash  cordoned, verdict, counts
+-- fleet:pool:POOL         set     its nodes
+-- fleet:idem:SCOPE:HASH   string  JOB FINGERPRINT, 24 h
+-- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
+-- fleet:asset:ID:jobs     set     live jobs that need the asset
+-- fleet:events:ID         channel everything that happens to a job
+-- fleet:wake              channel "job", "free", "nodes", "cancel RUN"
+-- rq:*                    RQ 2.12's own layout, kept true so that `rq info` and Job.fetch work
+--
+-- All times are the server's, in seconds: no client's clock is trusted.
+
+local QUEUE = 'fleet'
+local RQ_QUEUE = 'rq:queue:' .. QUEUE
+local FAR = 32503680000  -- the year 3000: RQ's own clean-up must never end a run of ours
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+
+local function num(x) return string.format('%.6f', x) end
+
+local function iso(t)
+  -- RQ writes 2026-01-31T12:00:00.000000Z
+  local days, secs = math.floor(t / 86400), t % 86400
+  local z = days + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local d = doy - math.floor((153 * mp + 2) / 5) + 1
+  local m = mp < 10 and mp + 3 or mp - 9
+  local y = yoe + era * 400 + (m <= 2 and 1 or 0)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%09.6fZ', y, m, d,
+    math.floor(secs / 3600), math.floor(secs % 3600 / 60), secs % 60)
+end
+
+local function jobkey(id) return 'fleet:job:' .. id end
+
+local function publish(id, kind, run, data)
+  local seq = redis.call('HINCRBY', jobkey(id), 'seq', 1)
+  redis.call('PUBLISH', 'fleet:events:' .. id, '{"seq":' .. seq .. ',"type":"' .. kind .. '","run":'
+    .. (run and run ~= '' and '"' .. run .. '"' or 'null') .. ',"data":' .. data .. '}')
+  return seq
+end
+
+local function publish_status(id, status, run, node)
+  publish(id, 'status', run, '{"status":"' .. status .. '"'
+    .. (node and node ~= '' and ',"node":"' .. node .. '"' or '') .. '}')
+end
+
+local function enqueue(id, placement, rank, front)
+  redis.call('ZADD', 'fleet:queue:' .. placement, rank, id)
+  redis.call('SADD', 'fleet:placements', placement)
+  redis.call(front and 'LPUSH' or 'RPUSH', RQ_QUEUE, id)
+end
+
+local function dequeue(id, placement)
+  redis.call('ZREM', 'fleet:queue:' .. placement, id)
+  if redis.call('EXISTS', 'fleet:queue:' .. placement) == 0 then
+    redis.call('SREM', 'fleet:placements', placement)
+  end
+  redis.call('LREM', RQ_QUEUE, 1, id)
+  redis.call('ZREM', 'fleet:deadlines', id)
+end
+
+-- Forget a run and what it holds; the job itself is the caller's business.
+local function drop_run(run, id, node)
+  if node and redis.call('GET', 'fleet:lease:' .. node) == run then
+    redis.call('DEL', 'fleet:lease:' .. node)
+  end
+  redis.call('ZREM', 'fleet:runs', run)
+  redis.call('DEL', 'fleet:run:' .. run)
+  local member = id .. ':' .. run
+  redis.call('ZREM', 'rq:wip:' .. QUEUE, member)
+  redis.call('DEL', 'rq:execution:' .. member)
+  redis.call('ZREM', 'rq:executions:' .. id, run)
+end
+
+local RQ_END = { succeeded = { 'finished', 'rq:finished:', 1 }, failed = { 'failed', 'rq:failed:', 2 },
+  expired = { 'failed', 'rq:failed:', 2 }, canceled = { 'canceled', 'rq:canceled:', 3 } }
+
+-- The one way in which a job becomes final.
+local function end_job(id, status, err, result, at)
+  local key = jobkey(id)
+  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node')
+  local expires = at + tonumber(f[1])
+  redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
+  redis.call('HDEL', key, 'token')
+  if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
+  redis.call('DEL', key .. ':secret', key .. ':preview')
+  redis.call('ZADD', 'fleet:expiring', num(expires), id)
+  for asset in string.gmatch(f[2] or '', '%S+') do redis.call('SREM', 'fleet:asset:' .. asset .. ':jobs', id) end
+  local rq = RQ_END[status]
+  redis.call('HSET', 'rq:job:' .. id, 'status', rq[1], 'ended_at', iso(at), 'last_heartbeat', iso(at))
+  redis.call('ZADD', rq[2] .. QUEUE, num(expires), id)
+  redis.call('DEL', 'rq:executions:' .. id)
+  local entry = { 'XADD', 'rq:results:' .. id, 'MAXLEN', 10, '*', 'type', rq[3] }
+  if result ~= '' then
+    entry[#entry + 1] = status == 'succeeded' and 'return_value' or 'exc_string'
+    entry[#entry + 1] = result
+  end
+  redis.call(unpack(entry))
+  redis.call('HINCRBY', 'fleet:stats', status, 1)
+  if f[4] then redis.call('HINCRBY', 'fleet:node:' .. f[4], status, 1) end
+  publish_status(id, status, f[3], f[4])
+end
+
+-- Whether this token still owns the run; a writer that does not must touch nothing.
+local function owned(run, token)
+  return redis.call('HGET', 'fleet:run:' .. run, 'token') == token
+end

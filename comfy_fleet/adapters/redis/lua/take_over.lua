@@ -1,0 +1,21 @@
+-- Transfer expired run leases: a new token, the same run, the same attempt.
+-- ARGV: dispatcher, ttl, then one token for each run to take at most
+-- Returns {{run, token, job, node, phase, manifest, record, graph} ...}
+local at, out = now(), {}
+local expired = redis.call('ZRANGEBYSCORE', 'fleet:runs', '-inf', num(at), 'LIMIT', 0, #ARGV - 2)
+for i, run in ipairs(expired) do
+  local token = ARGV[2 + i]
+  local key = 'fleet:run:' .. run
+  local r = redis.call('HMGET', key, 'job', 'node', 'phase', 'manifest')
+  if not r[1] or redis.call('EXISTS', jobkey(r[1])) == 0 then
+    redis.call('ZREM', 'fleet:runs', run)
+  else
+    redis.call('HSET', key, 'token', token, 'dispatcher', ARGV[1])
+    redis.call('HSET', jobkey(r[1]), 'token', token)
+    redis.call('HSET', 'rq:job:' .. r[1], 'worker_name', ARGV[1])
+    redis.call('ZADD', 'fleet:runs', num(at + tonumber(ARGV[2])), run)
+    out[#out + 1] = { run, token, r[1], r[2], r[3], r[4] or '[]', redis.call('HGETALL', jobkey(r[1])),
+      redis.call('GET', 'fleet:graph:' .. redis.call('HGET', jobkey(r[1]), 'graph')) }
+  end
+end
+return out

@@ -1,0 +1,210 @@
+"""Jobs as dispatchers work on them: claim, beat, finish, requeue (port ``RunStore``)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis import codec
+from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.domain.errors import LeaseLost
+from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.ports import Beat, Claim, Held, Refused, Waiting
+
+PEEK = 64  # queued jobs looked at in each placement class
+BEAT_CHUNK = 250  # runs renewed in one call, so that no call holds the server for long
+
+DEADLINE = JobError(code="deadline_exceeded", message="no node was free before the job's deadline")
+
+
+class RedisRunStore:
+    """Leases and claims in Redis. Every write is fenced by the claim's token."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._scripts = Scripts(redis)
+
+    async def waiting(self) -> Sequence[Waiting]:
+        """Return the placement classes that have queued jobs, best head first."""
+        classes = [raw.decode() for raw in await self._redis.smembers("fleet:placements")]
+        if not classes:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in classes:
+                pipe.zcard(f"fleet:queue:{name}")
+                pipe.zrange(f"fleet:queue:{name}", 0, 0, withscores=True)
+            raw = await pipe.execute()
+        found = [
+            Waiting(placement=Placement.parse(name), count=count, head_score=heads[0][1])
+            for name, count, heads in zip(classes, raw[::2], raw[1::2], strict=True)
+            if heads
+        ]
+        return sorted(found, key=lambda waiting: waiting.head_score)
+
+    async def claim(
+        self,
+        *,
+        node: str,
+        placements: Sequence[Placement],
+        run: str,
+        token: str,
+        dispatcher: str,
+        ttl_s: float,
+    ) -> Claim | Refused:
+        """Take the best job for a granted node."""
+        keys = [placement.key for placement in placements]
+        answer = await self._scripts.call("claim", node, run, token, dispatcher, ttl_s, PEEK, *keys)
+        why = answer[0].decode()
+        if why != "ok":
+            return Refused(why=why, run=answer[1].decode() if why == "leased" else None)
+        job = codec.load_job(answer[1].decode(), codec.to_dict(answer[2]))
+        if answer[4] != codec.reference(job.id):
+            # Somebody wrote another function into RQ's record: nothing of it is ever imported or run.
+            claim = Claim(job=job, graph=b"{}", run=run, node=node, token=token, attempt=job.attempt)
+            error = JobError(
+                code="internal_error",
+                message=f"the job's RQ record names another handler than {codec.HANDLER}",
+            )
+            await self.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
+            return Refused(why="empty")
+        return Claim(
+            job=job,
+            graph=answer[3],
+            run=run,
+            node=node,
+            token=token,
+            attempt=job.attempt,
+            cancel_requested=job.cancel_requested,
+        )
+
+    async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
+        """Renew run leases."""
+        lost: set[str] = set()
+        cancel: set[str] = set()
+        for start in range(0, len(claims), BEAT_CHUNK):
+            pairs = [
+                part for claim in claims[start : start + BEAT_CHUNK] for part in (claim.run, claim.token)
+            ]
+            answer = await self._scripts.call("beat", ttl_s, *pairs)
+            lost |= {raw.decode() for raw in answer[0]}
+            cancel |= {raw.decode() for raw in answer[1]}
+        return Beat(lost=frozenset(lost), cancel=frozenset(cancel))
+
+    async def accepted(self, claim: Claim) -> None:
+        """Note that the node took the prompt."""
+        _check(claim, await self._scripts.call("accepted", claim.run, claim.token))
+
+    async def progress(self, claim: Claim, progress: Progress) -> None:
+        """Store and publish a progress snapshot."""
+        await self._note(claim, "progress", orjson.dumps(asdict(progress)))
+
+    async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
+        """Store and publish a preview."""
+        await self._note(claim, "preview", orjson.dumps(dict(data)))
+
+    async def output(self, claim: Claim, output: Output) -> None:
+        """Commit one output."""
+        await self._note(claim, "output", codec.dump_output(output), codec.output_field(output))
+
+    async def _note(self, claim: Claim, kind: str, data: bytes, field: str = "") -> None:
+        _check(
+            claim, await self._scripts.call("note", claim.run, claim.token, claim.job.id, kind, data, field)
+        )
+
+    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
+        """Note that the prompt has left the node."""
+        data = orjson.dumps([dict(item) for item in manifest])
+        _check(claim, await self._scripts.call("left", claim.run, claim.token, data))
+
+    async def finish(
+        self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float | None
+    ) -> JobStatus:
+        """End the job and both leases."""
+        done = replace(claim.job, run=claim.run, node=claim.node)
+        result = codec.rq_success(done) if status is JobStatus.SUCCEEDED else codec.rq_failure(error)
+        duration = "" if duration_s is None else f"{duration_s:.3f}"
+        answer = await self._scripts.call(
+            "finish", claim.run, claim.token, status, codec.dump_error(error), result, duration
+        )
+        return JobStatus(_check(claim, answer).decode())
+
+    async def requeue(self, claim: Claim, *, counts: bool, exclude: bool, reason: JobError) -> JobStatus:
+        """Give the job back, or end it when no attempt or no node is left."""
+        placement, give_up = "", False
+        if exclude:
+            wanted = claim.job.placement
+            moved = replace(wanted, without=wanted.without | {claim.node})
+            members = await self._redis.smembers(f"fleet:pool:{wanted.pool}")
+            give_up = not moved.able(raw.decode() for raw in members)
+            placement = moved.key
+        answer = await self._scripts.call(
+            "requeue",
+            claim.run,
+            claim.token,
+            int(counts),
+            placement,
+            codec.dump_error(reason),
+            codec.rq_failure(reason),
+            int(give_up),
+        )
+        return JobStatus(_check(claim, answer).decode())
+
+    async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
+        """Transfer expired run leases to this dispatcher."""
+        tokens = [uuid4().hex for _ in range(limit)]
+        held = []
+        for run, token, job_id, node, phase, manifest, record, graph in await self._scripts.call(
+            "take_over", dispatcher, ttl_s, *tokens
+        ):
+            job = codec.load_job(job_id.decode(), codec.to_dict(record))
+            claim = Claim(
+                job=job,
+                graph=graph,
+                run=run.decode(),
+                node=node.decode(),
+                token=token.decode(),
+                attempt=job.attempt,
+                cancel_requested=job.cancel_requested,
+            )
+            held.append(Held(claim=claim, phase=phase.decode(), manifest=orjson.loads(manifest)))
+        return held
+
+    async def lease_of(self, node: str) -> str | None:
+        """Return the run that occupies a node, or None."""
+        raw = await self._redis.get(f"fleet:lease:{node}")
+        return raw.decode() if raw else None
+
+    async def secret(self, claim: Claim) -> bytes | None:
+        """Return the encrypted ``extra_data`` of the claimed job."""
+        secret: bytes | None = await self._redis.get(f"fleet:job:{claim.job.id}:secret")
+        return secret
+
+    async def overdue(self, limit: int) -> int:
+        """End queued jobs that are past their deadline."""
+        error = codec.dump_error(DEADLINE)
+        return int(await self._scripts.call("overdue", limit, error, codec.rq_failure(DEADLINE)))
+
+    async def forgettable(self, limit: int) -> Sequence[str]:
+        """Return ids of jobs that are past their retention."""
+        seconds, micros = await self._redis.time()
+        top = f"{seconds}.{micros:06d}"
+        return [
+            raw.decode()
+            for raw in await self._redis.zrangebyscore("fleet:expiring", "-inf", top, start=0, num=limit)
+        ]
+
+    async def forget(self, job_id: str) -> None:
+        """Remove every trace of a job from the store."""
+        await self._scripts.call("forget", job_id)
+
+
+def _check(claim: Claim, answer: Any) -> Any:
+    if not answer:
+        raise LeaseLost(
+            f"run {claim.run} of job {claim.job.id} belongs to another dispatcher now",
+            details={"job_id": claim.job.id, "run": claim.run},
+        )
+    return answer

@@ -1,0 +1,45 @@
+"""The only place where adapters meet services."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.client import connect, subscriber
+from comfy_fleet.adapters.redis.events import RedisEvents
+from comfy_fleet.adapters.redis.jobs import RedisJobStore
+from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
+from comfy_fleet.adapters.redis.runs import RedisRunStore
+from comfy_fleet.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stores:
+    """Everything that stands in Redis."""
+
+    redis: Redis
+    events: RedisEvents
+    jobs: RedisJobStore
+    runs: RedisRunStore
+    nodes: RedisNodeRegistry
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+    """Connect to Redis; connections are made on first use and mended when they break."""
+    redis = connect(settings.redis_url)
+    listening = subscriber(settings.redis_url)
+    events = RedisEvents(listening)
+    try:
+        yield Stores(
+            redis=redis,
+            events=events,
+            jobs=RedisJobStore(redis, ageing_s=settings.ageing_s),
+            runs=RedisRunStore(redis),
+            nodes=RedisNodeRegistry(redis, events),
+        )
+    finally:
+        await events.close()
+        await listening.aclose()
+        await redis.aclose()
