@@ -217,8 +217,8 @@ class AssetStore(Protocol):
             MissingAsset: One of them is not there (any more) or somebody else's; none is held then.
         """
 
-    async def release(self, *, job_id: str) -> None:
-        """Let go of what a job held; only hastens, a final job's hold counts for nothing."""
+    async def release(self, *, asset_ids: Sequence[str], job_id: str) -> None:
+        """Let go of what was held for a job that was not submitted after all."""
 
     def file(self, asset: Asset) -> Path:
         """Return where the bytes are on this machine."""

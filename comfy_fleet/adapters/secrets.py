@@ -1,0 +1,68 @@
+"""Partner keys at rest: encrypted, with the key in a file that only the fleet's user reads."""
+
+import os
+import secrets as random
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from comfy_fleet.domain.errors import ConfigError
+
+
+class SecretBox:
+    """Fernet (AES-128-CBC with HMAC-SHA256) under one key file."""
+
+    def __init__(self, key: bytes) -> None:
+        self._fernet = Fernet(key)
+
+    def __repr__(self) -> str:
+        return "SecretBox(***)"
+
+    @classmethod
+    def open(cls, path: Path) -> "SecretBox":
+        """Read the key file; make it (mode 0600) when it is missing.
+
+        Two processes that start at once end up with the same key: the first link wins.
+
+        Raises:
+            ConfigError: The file holds no key, or others may read it.
+        """
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temp = path.with_name(f".{path.name}.{random.token_hex(8)}")
+            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(Fernet.generate_key())
+                    file.flush()
+                    os.fsync(file.fileno())
+                path.hardlink_to(temp)
+            except FileExistsError:
+                pass
+            finally:
+                temp.unlink()
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"secret_file {path} is readable by others: chmod 600 {path}")
+        try:
+            return cls(path.read_bytes().strip())
+        except ValueError:
+            raise ConfigError(
+                f"secret_file {path} must hold 32 bytes in URL-safe base64; remove it and it is made anew"
+            ) from None
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt."""
+        return self._fernet.encrypt(plain)
+
+    def open_sealed(self, sealed: bytes) -> bytes:
+        """Decrypt.
+
+        Raises:
+            ConfigError: It was sealed under another key.
+        """
+        try:
+            return self._fernet.decrypt(sealed)
+        except InvalidToken:
+            raise ConfigError(
+                "a stored secret was sealed under another key: all processes need the same secret_file"
+            ) from None

@@ -1,0 +1,244 @@
+"""The asset store on a real Redis and a real folder."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from blake3 import blake3
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
+
+JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(redis: Redis, tmp_path: Path, clock: Clock) -> FileAssetStore:
+    return FileAssetStore(redis, tmp_path, clock=clock, new_id=lambda: str(uuid4()))
+
+
+async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+
+
+async def put(store: FileAssetStore, data: bytes, owner: str = "ann", name: str = "a.png", **more: object):  # type: ignore[no-untyped-def]
+    return await store.upload(
+        owner=owner,
+        chunks=chunks(data),
+        content_type="image/png",
+        file_path=name,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+async def test_upload_is_hashed_and_read_back(store: FileAssetStore, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000  # more than one buffer
+    asset, fresh = await put(store, data, tags=("input",), expires_in_s=60)
+    assert fresh
+    assert asset.hash == f"blake3:{blake3(data).hexdigest()}"
+    assert asset.size_bytes == len(data)
+    assert store.file(asset).read_bytes() == data
+    assert await store.get(asset.id) == asset
+    assert files(tmp_path) == [Path(asset.path)]
+
+
+async def test_same_bytes_are_one_file_and_two_records(store: FileAssetStore, tmp_path: Path) -> None:
+    one, fresh_one = await put(store, b"x")
+    two, fresh_two = await put(store, b"x")
+    other, fresh_other = await put(store, b"x", owner="bob")
+    assert (fresh_one, fresh_two, fresh_other) == (True, False, True)  # bob must not learn that ann has it
+    assert len({one.id, two.id, other.id}) == 3
+    assert len(files(tmp_path)) == 1
+    await store.delete(owner="ann", asset_id=one.id)
+    await store.delete(owner="bob", asset_id=other.id)
+    assert store.file(two).read_bytes() == b"x"
+    await store.delete(owner="ann", asset_id=two.id)
+    assert files(tmp_path) == []
+    with pytest.raises(NotFound):
+        await store.delete(owner="ann", asset_id=two.id)
+
+
+async def test_wrong_hash_keeps_nothing(store: FileAssetStore, tmp_path: Path, redis: Redis) -> None:
+    with pytest.raises(HashMismatch):
+        await put(store, b"x", expected_hash="blake3:" + "0" * 64)
+    assert files(tmp_path) == []
+    assert await redis.keys("*") == []
+
+
+async def test_broken_upload_keeps_nothing(store: FileAssetStore, tmp_path: Path, redis: Redis) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x" * 2_000_000
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await store.upload(owner="ann", chunks=broken(), content_type="a/b", file_path="f")
+    assert files(tmp_path) == []
+    assert await redis.keys("*") == []
+
+
+async def test_from_hash_is_the_owners_only(store: FileAssetStore) -> None:
+    asset, _ = await put(store, b"x")
+    assert await store.has_hash(owner="ann", hash_=asset.hash)
+    assert not await store.has_hash(owner="bob", hash_=asset.hash)
+    with pytest.raises(BlobNotFound):
+        await store.from_hash(owner="bob", hash_=asset.hash, file_path="b.png")
+    same, fresh = await store.from_hash(owner="ann", hash_=asset.hash, file_path="a.png")
+    assert (same.id, fresh) == (asset.id, False)
+    other, fresh = await store.from_hash(owner="ann", hash_=asset.hash, file_path="b.png", tags=("t",))
+    assert (other.file_path, other.size_bytes, other.tags, fresh) == ("b.png", 1, ("t",), True)
+    assert other.id != asset.id
+
+
+async def test_from_hash_extends_retention_and_never_shortens(store: FileAssetStore, clock: Clock) -> None:
+    asset, _ = await put(store, b"x", expires_in_s=100)
+    longer, _ = await store.from_hash(owner="ann", hash_=asset.hash, file_path="a.png", expires_in_s=500)
+    assert longer.expires_at == clock.now + 500
+    same, _ = await store.from_hash(owner="ann", hash_=asset.hash, file_path="a.png", expires_in_s=60)
+    assert same.expires_at == clock.now + 500
+    clock.now += 400
+    assert await store.sweep() == 0
+    clock.now += 101
+    assert await store.sweep() == 1
+    assert await store.get(asset.id) is None
+
+
+async def test_newest_upload_of_a_name_wins(store: FileAssetStore, clock: Clock) -> None:
+    await put(store, b"old")
+    clock.now += 1
+    new, _ = await put(store, b"new")
+    found = await store.by_path(owner="ann", file_path="a.png")
+    assert found == new
+    assert await store.by_path(owner="bob", file_path="a.png") is None
+
+
+async def add(store: FileAssetStore, job: str, data: bytes, name: str = "o.png", owner: str = "ann"):  # type: ignore[no-untyped-def]
+    return await store.add_output(
+        owner=owner,
+        job_id=job,
+        chunks=chunks(data),
+        name=name,
+        content_type="image/png",
+        expires_at=2e9,
+    )
+
+
+async def test_outputs_stand_in_their_jobs_folder(store: FileAssetStore, tmp_path: Path) -> None:
+    one = await add(store, JOB, b"x")
+    again = await add(store, JOB, b"x")
+    named = await add(store, JOB, b"x", name="p.png")
+    other = await add(store, str(uuid4()), b"x", owner="bob")
+    assert again.id == one.id
+    assert named.id != one.id
+    assert store.file(one) == store.file(named) == tmp_path / "jobs" / JOB / blake3(b"x").hexdigest()
+    assert store.file(other) != store.file(one)
+    assert await store.by_path(owner="ann", file_path="o.png") is None  # names belong to uploads
+
+
+async def test_from_hash_over_an_output_outlives_the_job(store: FileAssetStore) -> None:
+    output = await add(store, JOB, b"x")
+    kept, fresh = await store.from_hash(owner="ann", hash_=output.hash, file_path="mine.png")
+    assert fresh
+    assert await store.forget_job(JOB)
+    assert await store.get(output.id) is None
+    assert not store.file(output).parent.exists()
+    assert store.file(kept).read_bytes() == b"x"
+
+
+async def test_a_job_id_is_never_a_path(store: FileAssetStore) -> None:
+    with pytest.raises(NotFound):
+        await add(store, "../../etc", b"x")
+
+
+async def test_what_a_live_job_needs_stays(store: FileAssetStore, redis: Redis) -> None:
+    asset, _ = await put(store, b"x")
+    await store.hold(owner="ann", asset_ids=[asset.id], job_id=JOB)
+    with pytest.raises(AssetInUse):  # the job is about to be written
+        await store.delete(owner="ann", asset_id=asset.id)
+    await redis.hset(f"fleet:job:{JOB}", "status", "running")
+    with pytest.raises(AssetInUse):
+        await store.delete(owner="ann", asset_id=asset.id)
+    await redis.hset(f"fleet:job:{JOB}", "status", "succeeded")
+    await store.delete(owner="ann", asset_id=asset.id)
+
+
+async def test_released_and_forgotten_holds_count_for_nothing(store: FileAssetStore, redis: Redis) -> None:
+    asset, _ = await put(store, b"x")
+    other, _ = await put(store, b"y")
+    await store.hold(owner="ann", asset_ids=[asset.id, other.id], job_id=JOB)
+    await store.release(asset_ids=[asset.id], job_id=JOB)
+    await store.delete(owner="ann", asset_id=asset.id)
+    await redis.delete(f"fleet:asset:hold:{JOB}")  # what its end does
+    await store.delete(owner="ann", asset_id=other.id)
+
+
+async def test_hold_is_all_or_nothing(store: FileAssetStore) -> None:
+    mine, _ = await put(store, b"x")
+    theirs, _ = await put(store, b"y", owner="bob")
+    with pytest.raises(MissingAsset) as caught:
+        await store.hold(owner="ann", asset_ids=[mine.id, theirs.id], job_id=JOB)
+    assert caught.value.details["id"] == theirs.id
+    await store.delete(owner="ann", asset_id=mine.id)
+
+
+async def test_outputs_of_a_live_job_stay(store: FileAssetStore, redis: Redis) -> None:
+    output = await add(store, JOB, b"x")
+    await redis.hset(f"fleet:job:{JOB}", "status", "running")
+    with pytest.raises(AssetInUse):
+        await store.delete(owner="ann", asset_id=output.id)
+    await redis.hset(f"fleet:job:{JOB}", "status", "failed")
+    await store.delete(owner="ann", asset_id=output.id)
+
+
+async def test_an_output_that_another_job_needs_delays_forgetting(store: FileAssetStore, redis: Redis) -> None:
+    output, other = await add(store, JOB, b"x"), str(uuid4())
+    await store.hold(owner="ann", asset_ids=[output.id], job_id=other)
+    await redis.hset(f"fleet:job:{other}", "status", "queued")
+    assert not await store.forget_job(JOB)
+    assert store.file(output).exists()
+    await redis.hset(f"fleet:job:{other}", "status", "canceled")
+    assert await store.forget_job(JOB)
+    assert not store.file(output).exists()
+
+
+async def test_deletes_and_uploads_of_the_same_bytes_never_lose_them(store: FileAssetStore) -> None:
+    async def churn() -> None:
+        for _ in range(15):
+            asset, _ = await put(store, b"same")
+            assert store.file(asset).read_bytes() == b"same"
+            await store.delete(owner="ann", asset_id=asset.id)
+
+    await asyncio.gather(*(churn() for _ in range(6)))
+
+
+async def test_sweep_removes_what_dead_processes_left(
+    store: FileAssetStore, tmp_path: Path, clock: Clock, redis: Redis
+) -> None:
+    (tmp_path / "tmp" / "half").write_bytes(b"x")
+    await store._call("pin", "blobs/ab/abc", "pin:1", repr(clock.now))
+    (tmp_path / "blobs" / "ab").mkdir()
+    (tmp_path / "blobs" / "ab" / "abc").write_bytes(b"x")
+    clock.now += 10_000_000_000
+    assert await store.sweep() == 1
+    assert files(tmp_path) == []
+    assert await redis.keys("*") == []
