@@ -194,6 +194,11 @@ def upload_candidates(
     return tuple(found)
 
 
+def copied(graph: Graph) -> Graph:
+    """Return a copy that shares nothing that could be changed with the original's inputs."""
+    return {node_id: {**node, "inputs": _copied(node["inputs"])} for node_id, node in graph.items()}
+
+
 def classes(graph: Graph) -> frozenset[str]:
     """Return the node classes that the graph uses."""
     return frozenset(node["class_type"] for node in graph.values())
@@ -353,9 +358,9 @@ def _link_defect(graph: Mapping[Any, Any], value: object) -> tuple[str, str] | N
     elif isinstance(source, str) and source in graph and slot is None:
         return "bad_link", "links to slot null; a slot is a whole number from 0"
     elif type(source) is int and type(slot) is int and source not in graph and str(source) in graph:
-        # [4, 0] for ["4", 0] is a common slip of hand-written clients; [512, 512] is rather a value.
-        if source != slot and 0 <= slot < 16:
-            return "bad_link", f'links to node {source}; ids in links are strings: ["{source}", {slot}]'
+        # A slip of hand-written clients. A declared input can't hold such a list otherwise: ComfyUI
+        # takes every list of two for a link.
+        return "bad_link", f'links to node {source}; ids in links are strings: ["{source}", {slot}]'
     return None
 
 

@@ -180,7 +180,6 @@ class Workflow:
 
     Attributes:
         version: Hash of graph and manifest; see :func:`version_of`.
-        pool: Lease pool that its jobs go to unless the caller says otherwise; empty means the default.
     """
 
     name: str
@@ -241,14 +240,13 @@ def _property(parameter: Parameter) -> dict[str, Any]:
         schema.setdefault("description", "-1 or nothing draws one; the job says which it was.")
     elif parameter.minimum is not None:
         schema["minimum"] = parameter.minimum
-    for key, value in (
-        ("maximum", parameter.maximum),
-        ("multipleOf", parameter.multiple_of),
-        ("minLength", parameter.min_length),
-        ("maxLength", parameter.max_length),
-    ):
-        if value is not None:
-            schema[key] = value
+    limits = {
+        "maximum": parameter.maximum,
+        "multipleOf": parameter.multiple_of,
+        "minLength": parameter.min_length,
+        "maxLength": parameter.max_length,
+    }
+    schema.update({key: value for key, value in limits.items() if value is not None})
     if parameter.choices:
         # oneOf carries the labels; enum is what simple clients look at.
         schema["enum"] = [choice.name for choice in parameter.choices]

@@ -1,0 +1,46 @@
+"""Check a text that has to be XML elements, without ever expanding anything."""
+
+from xml.parsers import expat
+
+
+def defect(text: str) -> str | None:
+    """Say what is wrong with a text of XML elements, or return None.
+
+    Several elements side by side, with or without text between them, are fine: that is how structured
+    prompts look. Refused are declarations, processing instructions and every entity but the five that XML
+    itself defines; so nothing a parser could be made to expand or to fetch gets through.
+    """
+    if "<!DOCTYPE" in text or "<!ENTITY" in text or "<!doctype" in text:
+        return "it declares a DOCTYPE or an entity"
+    found: list[str] = []
+    elements = 0
+
+    def start(_name: str, _attributes: object) -> None:
+        nonlocal elements
+        elements += 1
+
+    def refuse_instruction(target: str, _data: str) -> None:
+        found.append(f"it holds the processing instruction <?{target}?>")
+
+    def refuse_entity(name: str, _is_parameter: bool) -> None:
+        found.append(f"it uses the entity &{name};")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.ProcessingInstructionHandler = refuse_instruction
+    parser.SkippedEntityHandler = refuse_entity
+    # The wrapping makes one document of the elements; a closing tag too many ends it early and
+    # is reported as junk behind it. A DOCTYPE can't stand inside an element at all.
+    try:
+        parser.Parse("<fragment>\n", False)
+        parser.Parse(text, False)
+        parser.Parse("</fragment>", True)
+    except expat.ExpatError as error:
+        return (
+            f"{expat.ErrorString(error.code)} in line {max(1, error.lineno - 1)}, column {error.offset + 1}"
+        )
+    if found:
+        return found[0]
+    if elements < 2:
+        return "it has no element such as <general_tags>...</general_tags>"
+    return None
