@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     api_port: int = Field(8190, ge=1, le=65535, description="Port of `fleet api`, behind the edge.")
     lease_port: int = Field(8191, ge=1, le=65535, description="The broker's lease frontend (loopback).")
     direct_port: int = Field(8192, ge=1, le=65535, description="The broker's pinned frontend (loopback).")
+    broker_bind: str = Field("127.0.0.1", description="Address that the broker listens on.")
+    agent_host: str = Field(
+        "127.0.0.1", description="Address of the central agent: it listens there, HAProxy asks there."
+    )
     agent_port: int = Field(8193, ge=1, le=65535, description="Where the central agent answers agent-checks.")
     broker_host: str = Field("127.0.0.1", description="Where dispatchers reach the broker.")
     pool_slots: int = Field(16, ge=1, le=256, description="Pools that can be made without a reload.")
@@ -70,6 +74,9 @@ class Settings(BaseSettings):
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
     )
     max_body_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
+    rate_limit: int = Field(
+        0, ge=0, description="Requests in 10 s that one address may make before 429; 0: any number."
+    )
     max_streams: int = Field(64, ge=1, description="Event streams that one caller may hold open.")
 
     default_workflow: str = Field(

@@ -18,6 +18,7 @@ FleetError
 │   └── NoNodes           no node is known at all
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
 ├── ConfigError           a setting, file or program of the operator's is wrong
+├── BrokerError           HAProxy refused an order or could not be asked
 └── NodeError             a ComfyUI node could not be asked
     └── OutputGone        the node does not have this output (any more)
 """
@@ -152,6 +153,13 @@ class ConfigError(FleetError):
     """A setting, a file or a program of the operator's is wrong."""
 
     code = "config_error"
+
+
+class BrokerError(FleetError):
+    """HAProxy refused an order on its control socket, or could not be asked."""
+
+    code = "broker_error"
+    retryable = True
 
 
 class NodeError(FleetError):

@@ -1,0 +1,89 @@
+"""From text to files that HAProxy has accepted: ``.new``, ``haproxy -c``, rename; a refused one is kept."""
+
+import logging
+import subprocess
+from pathlib import Path
+
+from comfy_fleet.adapters.haproxy.render import Files, Rendered
+from comfy_fleet.domain.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_CHECK_TIMEOUT_S = 30
+
+
+def check(program: str, path: Path) -> str:
+    """Let HAProxy read a configuration; return its warnings, empty if it has none.
+
+    Raises:
+        ConfigError: HAProxy refuses it (the message says why), or HAProxy is missing.
+    """
+    try:
+        done = subprocess.run(
+            [program, "-c", "-q", "-f", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_CHECK_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise ConfigError(
+            f"HAProxy's program {program!r} is missing: `apt-get install haproxy`, or set FLEET_HAPROXY_BIN"
+        ) from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"`{program} -c` did not run: {error}") from error
+    said = done.stdout.decode(errors="replace").strip()
+    if done.returncode != 0:
+        raise ConfigError(
+            f"HAProxy refuses {path.name}: {said or f'exit status {done.returncode}'}",
+            details={"path": str(path), "status": done.returncode},
+        )
+    return said
+
+
+def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
+    """Write what changed, once HAProxy has accepted it; all or nothing.
+
+    Args:
+        rendered: The texts.
+        places: Where they go.
+        program: HAProxy, for the check.
+
+    Returns:
+        The names of the files that changed: ``broker.cfg``, ``edge.cfg``, ``pools.map``.
+
+    Raises:
+        ConfigError: HAProxy refused one. It lies beside the good one as ``.rejected``; nothing was replaced.
+    """
+    places.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not places.pools.exists():
+        places.pools.write_text(rendered.pools)  # the broker's configuration names it
+    texts = {
+        places.pools: rendered.pools,
+        places.broker: rendered.broker,
+        places.edge: rendered.edge,
+    }
+    changed = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    ready = []
+    for path in changed:
+        new = path.with_name(path.name + ".new")
+        new.write_text(texts[path])
+        new.chmod(0o600)
+        if path != places.pools:
+            try:
+                warnings = check(program, new)
+            except ConfigError as error:
+                rejected = path.with_name(path.name + ".rejected")
+                new.replace(rejected)
+                logger.error(  # noqa: TRY400 - HAProxy's words are the reason, not our stack
+                    "configuration rejected", extra={"file": str(rejected), "reason": error.message}
+                )
+                raise
+            if warnings:
+                logger.warning("configuration has warnings", extra={"file": str(path), "reason": warnings})
+        ready.append((new, path))
+    for new, path in ready:
+        new.replace(path)
+        logger.info("configuration written", extra={"file": str(path)})
+    return frozenset(path.name for path in changed)

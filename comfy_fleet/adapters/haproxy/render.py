@@ -1,0 +1,223 @@
+"""From settings and nodes to the text of both configurations. Only templates are read; nothing is written."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+from comfy_fleet.adapters.haproxy.entries import backend_of, entries_of, join, lease_options
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.node import Node, check_name
+from comfy_fleet.settings import Settings
+
+_SOCKET_PATH_LIMIT = 90  # sun_path holds 108 bytes, and HAProxy binds PATH.PID.tmp first
+_STREAM_TIMEOUT_S = 600
+
+_ERRORS: Sequence[tuple[int, str, str, int | None]] = (
+    (400, "invalid_request", "The request is not valid HTTP.", None),
+    (408, "request_timeout", "The request took too long to arrive.", None),
+    (500, "internal_error", "The edge failed.", None),
+    (502, "bad_gateway", "The API broke off its answer.", 1),
+    (503, "unavailable", "The API can't be reached right now; try again.", 1),
+    (504, "gateway_timeout", "The API took too long to answer.", 1),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """Everything that HAProxy reads.
+
+    Attributes:
+        broker: The lease broker's configuration.
+        edge: The public port's configuration.
+        pools: The map file: a line ``POOL BACKEND`` for every pool that has a slot.
+    """
+
+    broker: str
+    edge: str
+    pools: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Where things lie on this machine; all paths are absolute."""
+
+    folder: Path
+
+    @property
+    def broker(self) -> Path:
+        """The broker's configuration."""
+        return self.folder / "broker.cfg"
+
+    @property
+    def edge(self) -> Path:
+        """The edge's configuration."""
+        return self.folder / "edge.cfg"
+
+    @property
+    def pools(self) -> Path:
+        """The map from pool to lease backend."""
+        return self.folder / "pools.map"
+
+    @property
+    def broker_socket(self) -> Path:
+        """The broker's Runtime API."""
+        return self.folder / "broker.sock"
+
+    @property
+    def edge_socket(self) -> Path:
+        """The edge's Runtime API."""
+        return self.folder / "edge.sock"
+
+    @property
+    def broker_monitor(self) -> Path:
+        """Socket of the broker's ``/metrics`` and ``/health``."""
+        return self.folder / "broker-monitor.sock"
+
+    @property
+    def edge_monitor(self) -> Path:
+        """Socket of the edge's ``/metrics`` and ``/health``."""
+        return self.folder / "edge-monitor.sock"
+
+
+def files(settings: Settings) -> Files:
+    """Return where this fleet's HAProxy files lie.
+
+    Raises:
+        ConfigError: The data folder's path is too long for a unix socket.
+    """
+    found = Files(folder=settings.run_dir.absolute())
+    longest = found.broker_monitor
+    if len(str(longest).encode()) > _SOCKET_PATH_LIMIT:
+        raise ConfigError(
+            f"the path {longest} is too long for a unix socket (at most {_SOCKET_PATH_LIMIT} bytes); "
+            "set FLEET_DATA to a folder with a shorter path",
+            details={"path": str(longest)},
+        )
+    return found
+
+
+def render(settings: Settings, nodes: Sequence[Node], pools: Mapping[str, int]) -> Rendered:
+    """Return both configurations and the pool map.
+
+    Args:
+        settings: Ports, folders and limits.
+        nodes: All nodes; those whose pool has no slot are left out.
+        pools: Slot (from 1) by pool, see :func:`~comfy_fleet.adapters.haproxy.entries.pools_of`.
+
+    Raises:
+        BadInput: A name or an address that can't stand in a configuration.
+        ConfigError: A template is missing or wrong, or a path can't be written into it.
+    """
+    places = files(settings)
+    env = Environment(
+        loader=FileSystemLoader(settings.haproxy_dir),
+        autoescape=False,  # noqa: S701 - HTML escapes would break a configuration; names are checked instead
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters["quoted"] = quoted
+    env.filters["quoted_arg"] = quoted_arg
+    try:
+        return Rendered(
+            broker=env.get_template("broker.cfg.j2").render(_broker(settings, places, nodes, pools)),
+            edge=env.get_template("edge.cfg.j2").render(_edge(settings, places)),
+            pools="".join(
+                f"{check_name('pool', pool)} {backend_of(slot)}\n" for pool, slot in sorted(pools.items())
+            ),
+        )
+    except TemplateError as error:
+        raise ConfigError(
+            f"template in {settings.haproxy_dir}: {type(error).__name__}: {error}; "
+            "unset FLEET_HAPROXY for the shipped templates"
+        ) from error
+
+
+def _broker(
+    settings: Settings, places: Files, nodes: Sequence[Node], pools: Mapping[str, int]
+) -> dict[str, Any]:
+    entries = entries_of(nodes, pools, agent=(settings.agent_host, settings.agent_port))
+    names = {slot: pool for pool, slot in pools.items()}
+    rows = [
+        {
+            "name": entry.name,
+            "backend": entry.backend,
+            "address": entry.address,
+            "options": lease_options(entry),
+        }
+        for entry in entries
+    ]
+    return {
+        "socket": str(places.broker_socket),
+        "monitor": f"unix@{places.broker_monitor}",
+        "pools_map": str(places.pools),
+        "lua": str((settings.haproxy_dir / "lease.lua").absolute()),
+        "lease_bind": join(settings.broker_bind, settings.lease_port),
+        "direct_bind": join(settings.broker_bind, settings.direct_port),
+        "nodes": rows,
+        "slots": [
+            {
+                "backend": backend_of(slot),
+                "pool": names.get(slot),
+                "nodes": [row for row in rows if row["backend"] == backend_of(slot)],
+            }
+            for slot in range(1, settings.pool_slots + 1)
+        ],
+    }
+
+
+def _edge(settings: Settings, places: Files) -> dict[str, Any]:
+    limit = settings.max_body_bytes
+    return {
+        "socket": str(places.edge_socket),
+        "monitor": f"unix@{places.edge_monitor}",
+        "public_bind": join(settings.host, settings.port),
+        "api_address": join(settings.api_host, settings.api_port),
+        "stream_timeout_s": _STREAM_TIMEOUT_S,
+        "max_body_bytes": limit,
+        "rate_limit": settings.rate_limit,
+        "errors": [
+            {"status": status, "body": envelope(code, message), "retry_after_s": retry_after_s}
+            for status, code, message, retry_after_s in _ERRORS
+        ],
+        "not_found": envelope("not_found", "There is nothing at this path."),
+        "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
+        "rate_limited": envelope("rate_limited", "Too many requests from this address; slow down."),
+    }
+
+
+def envelope(code: str, message: str) -> str:
+    """Return an error as every face tells it, for a single-quoted word of the configuration."""
+    text = json.dumps({"error": {"code": code, "message": message, "details": None}})
+    return text.replace("'", "\\u0027")
+
+
+def quoted(value: str) -> str:
+    """Return a path or address as one double-quoted word of the configuration.
+
+    Raises:
+        ConfigError: It holds a control character.
+    """
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise ConfigError(f"{value!r} holds a control character and can't stand in a configuration")
+    return '"' + re.sub(r'([\\"$])', r"\\\1", value) + '"'
+
+
+def quoted_arg(value: str) -> str:
+    """Return a path as the argument of a converter, where quotes don't protect commas and parentheses.
+
+    Raises:
+        ConfigError: It holds a character that ends an argument.
+    """
+    if re.search(r"[\x00-\x20\x7f'\"(),\\$#\[\]]", value):
+        raise ConfigError(
+            f"{value!r} must not hold blanks, quotes, commas, brackets, $, # or backslashes; "
+            "set FLEET_DATA to another folder"
+        )
+    return value
