@@ -1,16 +1,20 @@
 """The only place where adapters meet services."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from uuid import uuid4
 
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.runs import RedisRunStore
+from comfy_fleet.adapters.secrets import SecretBox
 from comfy_fleet.settings import Settings
 
 
@@ -43,3 +47,13 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         await events.close()
         await listening.aclose()
         await redis.aclose()
+
+
+def open_assets(settings: Settings, stores: Stores) -> FileAssetStore:
+    """Return the asset store of this fleet's data folder."""
+    return FileAssetStore(stores.redis, settings.files_dir, clock=time.time, new_id=lambda: str(uuid4()))
+
+
+def open_secrets(settings: Settings) -> SecretBox:
+    """Return what encrypts partner keys at rest."""
+    return SecretBox.open(settings.secret_file or settings.data / "secret.key")

@@ -220,8 +220,24 @@ class AssetStore(Protocol):
     async def release(self, *, asset_ids: Sequence[str], job_id: str) -> None:
         """Let go of what was held for a job that was not submitted after all."""
 
+    async def forget_job(self, job_id: str) -> bool:
+        """Delete a job's files and their records; True if there were any. Safe to repeat."""
+
     def file(self, asset: Asset) -> Path:
         """Return where the bytes are on this machine."""
+
+
+class Replays(Protocol):
+    """Answers that a repeated request gets again (REST's ``Idempotency-Key``), kept for 24 h."""
+
+    async def begin(self, scope: str, key: str) -> bool:
+        """Mark a key as being worked on; False if somebody else works on it right now."""
+
+    async def recall(self, scope: str, key: str) -> tuple[str, bytes] | None:
+        """Return fingerprint and body of an earlier answer."""
+
+    async def end(self, scope: str, key: str, *, answer: tuple[str, bytes] | None) -> None:
+        """Take the mark away; remember the answer, if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +341,15 @@ class RunStore(Protocol):
     ) -> JobStatus:
         """End the job and both leases; returns its final state (``canceling`` always ends ``canceled``)."""
 
-    async def requeue(self, claim: Claim, *, counts: bool, exclude: bool, reason: JobError) -> JobStatus:
+    async def requeue(
+        self,
+        claim: Claim,
+        *,
+        counts: bool,
+        exclude: bool,
+        reason: JobError,
+        bust: frozenset[str] = frozenset(),
+    ) -> JobStatus:
         """Give the job back to its place in the queue, or end it when its attempts are used up.
 
         Args:
@@ -333,7 +357,11 @@ class RunStore(Protocol):
             counts: Whether this attempt counts towards ``max_attempts``.
             exclude: Whether the same node must not get it again.
             reason: What the job fails with if this was the last attempt.
+            bust: Nodes that must not answer from ComfyUI's cache in the next run.
         """
+
+    async def hand_over(self, claims: Sequence[Claim]) -> None:
+        """Let these leases expire now, so that another dispatcher takes the runs over at once."""
 
     async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
         """Transfer expired run leases to this dispatcher: new token, same run, same attempt."""

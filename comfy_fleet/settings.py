@@ -68,6 +68,9 @@ class Settings(BaseSettings):
         5.0, gt=0.5, description="A run whose dispatcher is silent this long is taken over."
     )
     beat_s: float = Field(1.0, gt=0, description="How often a dispatcher renews its run leases.")
+    stop_wait_s: float = Field(
+        10.0, ge=0, description="How long a stopping dispatcher waits for its runs before handing them over."
+    )
     run_timeout_s: float = Field(3600.0, gt=0, description="Longest time one run may take on a node.")
     silence_s: float = Field(600.0, gt=0, description="Longest time a run may show no sign of progress.")
     retention_s: float = Field(

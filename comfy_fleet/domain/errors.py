@@ -143,6 +143,12 @@ class NoNodes(Busy):
     code = "no_nodes"
 
 
+class StoreDown(Busy):
+    """Redis does not answer, or is still loading; what was asked may or may not have been done."""
+
+    code = "store_unavailable"
+
+
 class LeaseLost(FleetError):
     """Another dispatcher owns this run now; whoever sees this touches nothing more."""
 

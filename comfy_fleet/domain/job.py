@@ -215,6 +215,8 @@ class Job:
         node: The node of that run.
         seq: Sequence number of its last event.
         waiting_for: While queued, what it waits for, in words.
+        has_secret: Whether encrypted ``extra_data`` was submitted with it.
+        bust: Nodes whose cached outputs named files that are gone; they must run anew.
     """
 
     id: str
@@ -244,6 +246,8 @@ class Job:
     error: JobError | None = None
     seq: int = 0
     waiting_for: str | None = None
+    has_secret: bool = False
+    bust: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,15 @@ class RedisRunStore:
         )
         return JobStatus(_check(claim, answer).decode())
 
-    async def requeue(self, claim: Claim, *, counts: bool, exclude: bool, reason: JobError) -> JobStatus:
+    async def requeue(
+        self,
+        claim: Claim,
+        *,
+        counts: bool,
+        exclude: bool,
+        reason: JobError,
+        bust: frozenset[str] = frozenset(),
+    ) -> JobStatus:
         """Give the job back, or end it when no attempt or no node is left."""
         placement, give_up = "", False
         if exclude:
@@ -149,8 +157,15 @@ class RedisRunStore:
             codec.dump_error(reason),
             codec.rq_failure(reason),
             int(give_up),
+            "\n".join(sorted(claim.job.bust | bust)),
         )
         return JobStatus(_check(claim, answer).decode())
+
+    async def hand_over(self, claims: Sequence[Claim]) -> None:
+        """Let these leases expire now."""
+        pairs = [part for claim in claims for part in (claim.run, claim.token)]
+        if pairs:
+            await self._scripts.call("beat", -1, *pairs)
 
     async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
         """Transfer expired run leases to this dispatcher."""

@@ -1,11 +1,17 @@
 """The Lua scripts: a shared prelude and one file for each call."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from comfy_fleet.domain.errors import StoreDown
 
 Arg = str | bytes | int | float
 
@@ -25,12 +31,30 @@ class Scripts:
         self._shas: dict[str, str] = {}
 
     async def call(self, name: str, *args: Arg) -> Any:
-        """Run ``NAME.lua`` with ARGV; loads it on the first call and after a restart of the server."""
-        sha = self._shas.get(name)
-        if sha is None:
-            sha = self._shas[name] = str(await self._redis.script_load(source(name)))
-        try:
-            return await self._redis.evalsha(sha, 0, *args)
-        except NoScriptError:
-            await self._redis.script_load(source(name))
-            return await self._redis.evalsha(sha, 0, *args)
+        """Run ``NAME.lua`` with ARGV; loads it on the first call and after a restart of the server.
+
+        Raises:
+            StoreDown: No answer, after the client's own tries.
+        """
+        with store_errors():
+            sha = self._shas.get(name)
+            if sha is None:
+                sha = self._shas[name] = str(await self._redis.script_load(source(name)))
+            try:
+                return await self._redis.evalsha(sha, 0, *args)
+            except NoScriptError:
+                await self._redis.script_load(source(name))
+                return await self._redis.evalsha(sha, 0, *args)
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn what redis-py raises while the server is away into StoreDown."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+        raise StoreDown(f"Redis does not answer: {error}", retry_after_s=2) from error
+    except ResponseError as error:
+        if str(error).split(" ")[0] not in ("LOADING", "MISCONF", "READONLY", "OOM", "BUSY"):
+            raise
+        raise StoreDown(f"Redis can't write now: {error}", retry_after_s=5) from error

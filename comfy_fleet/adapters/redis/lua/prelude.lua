@@ -19,7 +19,7 @@
 -- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
 -- fleet:asset:ID:jobs     set     live jobs that need the asset
 -- fleet:events:ID         channel everything that happens to a job
--- fleet:wake              channel "job", "free", "nodes", "cancel RUN"
+-- fleet:wake              channel "job PLACEMENT", "free", "nodes", "cancel RUN"
 -- rq:*                    RQ 2.12's own layout, kept true so that `rq info` and Job.fetch work
 --
 -- All times are the server's, in seconds: no client's clock is trusted.

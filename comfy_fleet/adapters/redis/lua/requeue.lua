@@ -1,5 +1,6 @@
 -- Give a run's job back to its place in the queue, or end it when its attempts are used up.
--- ARGV: run, token, counts 0/1, new placement or '', error as JSON, RQ result, give up 0/1
+-- ARGV: run, token, counts 0/1, new placement or '', error as JSON, RQ result, give up 0/1,
+--       nodes to keep from the cache, one a line
 -- Returns the job's state, or '' if the lease is gone.
 local run, placement = ARGV[1], ARGV[4]
 if not owned(run, ARGV[2]) then return '' end
@@ -17,7 +18,7 @@ if ARGV[7] == '1' or (ARGV[3] == '1' and attempt >= tonumber(f[2])) then
   end_job(id, 'failed', ARGV[5], ARGV[6], now())
   return 'failed'
 end
-redis.call('HSET', key, 'status', 'queued', 'last_error', ARGV[5])
+redis.call('HSET', key, 'status', 'queued', 'last_error', ARGV[5], 'bust', ARGV[8])
 redis.call('HDEL', key, 'run', 'token', 'node', 'progress')
 redis.call('DEL', key .. ':outputs', key .. ':preview')
 if placement == '' then placement = f[3] else redis.call('HSET', key, 'placement', placement) end
@@ -27,5 +28,5 @@ local deadline = redis.call('HGET', key, 'deadline')
 if deadline then redis.call('ZADD', 'fleet:deadlines', deadline, id) end
 redis.call('HINCRBY', 'fleet:stats', 'requeued', 1)
 publish_status(id, 'queued', nil, nil)
-redis.call('PUBLISH', 'fleet:wake', 'job')
+redis.call('PUBLISH', 'fleet:wake', 'job ' .. placement)
 return 'queued'

@@ -33,7 +33,10 @@ end
 redis.call(unpack(record))
 redis.call('SET', 'fleet:graph:' .. hash, graph, 'NX')
 redis.call('HINCRBY', 'fleet:graphs', hash, 1)
-if ARGV[11] ~= '' then redis.call('SET', jobkey(id) .. ':secret', ARGV[11]) end
+if ARGV[11] ~= '' then
+  redis.call('SET', jobkey(id) .. ':secret', ARGV[11])
+  redis.call('HSET', jobkey(id), 'has_secret', 1)
+end
 for asset in string.gmatch(ARGV[17], '%S+') do redis.call('SADD', 'fleet:asset:' .. asset .. ':jobs', id) end
 redis.call('ZADD', 'fleet:jobs', num(at), id)
 redis.call('ZADD', 'fleet:jobs:' .. owner, num(at), id)
@@ -45,5 +48,5 @@ redis.call('HSET', 'rq:job:' .. id, 'created_at', iso(at), 'enqueued_at', iso(at
 redis.call('SADD', 'rq:queues', RQ_QUEUE)
 enqueue(id, ARGV[8], rank, false)
 redis.call('HINCRBY', 'fleet:stats', 'submitted', 1)
-redis.call('PUBLISH', 'fleet:wake', 'job')
+redis.call('PUBLISH', 'fleet:wake', 'job ' .. ARGV[8])
 return { 'ok' }

@@ -1,0 +1,102 @@
+"""A dispatcher as RQ sees a worker: registration, heartbeats and the commands that RQ's tools send."""
+
+import asyncio
+import contextlib
+import os
+import platform
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.events import RedisEvents
+from comfy_fleet.adapters.redis.scripts import store_errors
+
+QUEUE = "fleet"
+TTL_S = 60
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class RqWorker:
+    """RQ's worker record of one dispatcher.
+
+    Args:
+        stop: Called for RQ's ``shutdown`` command.
+        cancel: Called with a job id for RQ's ``stop-job`` command.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        events: RedisEvents,
+        name: str,
+        *,
+        stop: Callable[[], None],
+        cancel: Callable[[str], Awaitable[object]],
+    ) -> None:
+        self._redis: Any = redis
+        self._events = events
+        self._name = name
+        self._key = f"rq:worker:{name}"
+        self._stop = stop
+        self._cancel = cancel
+        self._birth = _stamp()
+
+    async def beat(self, *, busy: int, done: int) -> None:
+        """Tell that the dispatcher lives."""
+        fields = {
+            "birth": self._birth,
+            "last_heartbeat": _stamp(),
+            "queues": QUEUE,
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "ip_address": "",
+            "version": version("rq"),
+            "python_version": platform.python_version(),
+            "state": "busy" if busy else "idle",
+            "successful_job_count": done,
+            "inflight": busy,
+        }
+        with store_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(self._key, mapping=fields)
+                pipe.expire(self._key, TTL_S)
+                pipe.sadd("rq:workers", self._key)
+                pipe.sadd(f"rq:workers:{QUEUE}", self._key)
+                await pipe.execute()
+
+    async def listen(self) -> None:
+        """Obey RQ's commands until canceled."""
+        async with self._events.channel(f"rq:pubsub:{self._name}") as queue:
+            while True:
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    command = orjson.loads(await queue.get())
+                    if command["command"] == "shutdown":
+                        self._stop()
+                    elif command["command"] == "stop-job":
+                        await self._cancel(command["job_id"])
+
+    async def leave(self) -> None:
+        """Take the record back."""
+        with store_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.srem("rq:workers", self._key)
+                pipe.srem(f"rq:workers:{QUEUE}", self._key)
+                pipe.hset(self._key, "death", _stamp())
+                pipe.expire(self._key, TTL_S)
+                await pipe.execute()
+
+
+async def live_dispatchers(redis: Redis) -> list[str]:
+    """Return the names of dispatchers whose heartbeat is young enough."""
+    client: Any = redis
+    keys = sorted(key.decode() for key in await client.smembers(f"rq:workers:{QUEUE}"))
+    alive = await asyncio.gather(*(client.exists(key) for key in keys))
+    return [key.removeprefix("rq:worker:") for key, there in zip(keys, alive, strict=True) if there]

@@ -1,0 +1,393 @@
+"""Dispatch queued jobs: ask HAProxy for a node, claim the best job for it, see it through.
+
+Nothing starts without HAProxy's 101, and no job is claimed without a node. Any number of dispatchers work on
+the same queues without talking to each other.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from comfy_fleet.domain.job import Placement
+from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.run import RunLimits
+from comfy_fleet.ports import (
+    AssetStore,
+    Claim,
+    Lease,
+    Leases,
+    NodeApi,
+    NodeRegistry,
+    NoLease,
+    RunStore,
+)
+from comfy_fleet.services.execute import Execution, Tools
+
+logger = logging.getLogger(__name__)
+
+MAX_WISH = 64  # names in X-Fleet-Nodes; more cost HAProxy milliseconds
+PARALLEL = 4  # lease requests of one placement class at a time
+HOT_S = 0.05  # how long a slot that we gave back may take to be free again
+HOT_GAP_S = 0.002
+LOOK_AGAIN_S = (0.1, 0.3)  # while jobs wait and every node is busy
+IDLE_LOOK_S = 2.0  # a lost wake-up must not matter
+PARK_LOOK_S = 0.25
+TAKE_OVER_LIMIT = 32
+UPKEEP_LIMIT = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispatchLimits:
+    """Times in seconds; see :class:`comfy_fleet.settings.Settings`."""
+
+    lease_ttl_s: float
+    beat_s: float
+    stop_wait_s: float
+
+
+class Dispatcher:
+    """One dispatcher process.
+
+    Args:
+        name: Unique; RQ's worker name.
+        wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``).
+        forget_files: Deletes a forgotten job's files.
+        now: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        runs: RunStore,
+        registry: NodeRegistry,
+        leases: Leases,
+        nodes: NodeApi,
+        assets: AssetStore,
+        open_secret: Callable[[bytes], Mapping[str, Any]],
+        wakes: Callable[[], AsyncIterator[str]],
+        run_limits: RunLimits,
+        limits: DispatchLimits,
+        now: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self._runs = runs
+        self._registry = registry
+        self._leases = leases
+        self._assets = assets
+        self._wakes = wakes
+        self._limits = limits
+        self._now = now
+        self._tools = Tools(
+            runs=runs,
+            nodes=nodes,
+            assets=assets,
+            limits=run_limits,
+            open_secret=open_secret,
+            now=now,
+            safe=self._safe,
+        )
+        self.flying: dict[str, Execution] = {}
+        self._confirmed: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pools: dict[str, tuple[str, ...]] = {}
+        self._seekers: Counter[Placement] = Counter()
+        self._known: set[Placement] = set()
+        self._busy_until: dict[Placement, float] = {}
+        self._hot_until = 0.0
+        self._look = asyncio.Event()
+        self._claiming = True
+        self._hurried = False
+        self._parked: set[str] = set()
+        self.done = 0
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set; then land what is in flight, or hand it over if that takes long."""
+        self._pools = _by_pool(await self._registry.nodes())
+        background = [
+            asyncio.create_task(self._forever(self._listen)),
+            asyncio.create_task(self._forever(self._beat)),
+            asyncio.create_task(self._forever(self._watch_nodes)),
+            asyncio.create_task(self._forever(self._upkeep)),
+            asyncio.create_task(self._forever(self._seek)),
+        ]
+        logger.info("dispatcher started", extra={"dispatcher": self.name})
+        try:
+            await stop.wait()
+            self._claiming = False
+            await self._land()
+        finally:
+            for task in (*background, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*background, *self._tasks, return_exceptions=True)
+            logger.info("dispatcher stopped", extra={"dispatcher": self.name})
+
+    def hurry(self) -> None:
+        """Don't wait for runs any more: hand them over."""
+        self._hurried = True
+        self._look.set()
+
+    async def _land(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.stop_wait_s):
+                while self.flying and not self._hurried:
+                    self._look.clear()
+                    await self._look.wait()  # set whenever a run is over
+        claims = [execution.claim for execution in self.flying.values()]
+        if claims:
+            logger.warning("runs handed over", extra={"dispatcher": self.name, "count": len(claims)})
+            await self._runs.hand_over(claims)
+
+    async def _forever(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a loop again whatever it raises: Redis and HAProxy come back."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                logger.exception("dispatcher loop failed", extra={"loop": work.__name__})
+                await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - spreads load, guards nothing
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- who may write --------------------------------------------------------------------------------
+
+    def _safe(self, run: str) -> bool:
+        """Whether the run's lease certainly holds: nobody else can have taken it over yet."""
+        margin = self._limits.lease_ttl_s / 4
+        return self._now() - self._confirmed.get(run, float("-inf")) < self._limits.lease_ttl_s - margin
+
+    async def _beat(self) -> None:
+        healthy = self._now()
+        last = healthy
+        while True:
+            started = self._now()
+            claims = [execution.claim for execution in self.flying.values()]
+            beat = await self._runs.beat(self.name, claims, ttl_s=self._limits.lease_ttl_s)
+            for claim in claims:
+                if claim.run not in beat.lost:
+                    self._confirmed[claim.run] = started
+            for run in beat.lost:
+                self._drop(run)
+            for run in beat.cancel:
+                self._cancel(run)
+            # After an outage or a freeze of ours every other dispatcher gets one TTL to renew its leases.
+            if self._now() - last > self._limits.lease_ttl_s / 2:
+                healthy = self._now()
+            last = self._now()
+            if self._claiming and last - healthy >= self._limits.lease_ttl_s:
+                await self._take_over()
+            await asyncio.sleep(self._limits.beat_s)
+
+    def _drop(self, run: str) -> None:
+        if execution := self.flying.get(run):
+            logger.warning("lease lost", extra={"job_id": execution.claim.job.id, "run": run})
+            execution.abandon()
+
+    def _cancel(self, run: str) -> None:
+        if execution := self.flying.get(run):
+            execution.cancel()
+
+    async def _take_over(self) -> None:
+        asked = self._now()
+        for held in await self._runs.take_over(
+            dispatcher=self.name, ttl_s=self._limits.lease_ttl_s, limit=TAKE_OVER_LIMIT
+        ):
+            execution = Execution(self._tools, held.claim, None, on_free=self._freed)
+            self._fly(execution, execution.resume(held), asked=asked)
+
+    def _fly(self, execution: Execution, work: Coroutine[Any, Any, None], *, asked: float) -> None:
+        run = execution.claim.run
+        self.flying[run] = execution
+        self._confirmed[run] = asked
+        self._spawn(self._landed(execution, work))
+
+    async def _landed(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
+        claim = execution.claim
+        try:
+            await work
+            self.done += 1
+        except Exception:
+            # Not ended: its lease runs out, and whoever takes it over asks the node what became of it.
+            logger.exception("run broke off", extra={"job_id": claim.job.id, "run": claim.run})
+        finally:
+            self.flying.pop(claim.run, None)
+            self._confirmed.pop(claim.run, None)
+            self._look.set()
+
+    # -- wake-ups -------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for message in self._wakes():
+            kind, _, rest = message.partition(" ")
+            if kind == "job":
+                self._start_seeker(Placement.parse(rest))
+            elif kind == "cancel":
+                self._cancel(rest)
+            elif kind == "free":
+                self._busy_until.clear()
+                self._look.set()
+
+    async def _watch_nodes(self) -> None:
+        async for _ in self._registry.changes():
+            self._pools = _by_pool(await self._registry.nodes())
+            self._busy_until.clear()
+            self._look.set()
+
+    def _freed(self) -> None:
+        """Take note that a node of ours can take another job: ask for it at once."""
+        self._hot_until = self._now() + HOT_S
+        self._busy_until.clear()
+        self._look.set()
+
+    # -- asking for nodes -----------------------------------------------------------------------------
+
+    async def _seek(self) -> None:
+        while True:
+            waiting = await self._runs.waiting() if self._claiming else []
+            self._known = {head.placement for head in waiting}
+            for head in waiting:
+                for _ in range(min(PARALLEL, head.count)):
+                    self._start_seeker(head.placement)
+            pause = random.uniform(*LOOK_AGAIN_S) if waiting else IDLE_LOOK_S  # noqa: S311
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), pause)
+            self._look.clear()
+
+    def _start_seeker(self, placement: Placement) -> None:
+        self._known.add(placement)
+        if (
+            not self._claiming
+            or self._seekers[placement] >= PARALLEL
+            or self._now() < self._busy_until.get(placement, 0.0)
+        ):
+            return
+        self._seekers[placement] += 1
+        self._spawn(self._seek_nodes(placement))
+
+    async def _seek_nodes(self, placement: Placement) -> None:
+        """Take node after node for one placement class, until none is free or nothing waits."""
+        try:
+            while self._claiming and await self._seek_one(placement):
+                pass
+        except Exception:
+            logger.exception("seeking a node failed", extra={"placement": placement.key})
+        finally:
+            self._seekers[placement] -= 1
+            if not self._seekers[placement]:
+                del self._seekers[placement]
+
+    async def _seek_one(self, placement: Placement) -> bool:
+        members = self._pools.get(placement.pool, ())
+        able = placement.able(members)
+        if not able:
+            return False
+        wish: Sequence[str] = ()
+        if len(able) < len(members):
+            wish = random.sample(sorted(able), min(MAX_WISH, len(able)))
+        run = str(uuid4())
+        lease = await self._leases.lease(run=run, pool=placement.pool, nodes=wish)
+        if isinstance(lease, NoLease):
+            if lease.why == "busy" and self._now() < self._hot_until:
+                await asyncio.sleep(HOT_GAP_S)
+                return True
+            if lease.why != "busy":
+                logger.warning("no lease", extra={"why": lease.why, "detail": lease.detail})
+            self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
+            return False
+        return await self._claim(lease, run, placement)
+
+    async def _claim(self, lease: Lease, run: str, placement: Placement) -> bool:
+        asked = self._now()
+        try:
+            got = await self._runs.claim(
+                node=lease.node,
+                placements=self._fitting(lease.node, placement),
+                run=run,
+                token=uuid4().hex,
+                dispatcher=self.name,
+                ttl_s=self._limits.lease_ttl_s,
+            )
+        except BaseException:
+            lease.release()
+            raise
+        if isinstance(got, Claim):
+            logger.info(
+                "job claimed",
+                extra={"job_id": got.job.id, "run": run, "node": got.node, "attempt": got.attempt},
+            )
+            execution = Execution(self._tools, got, lease, on_free=self._freed)
+            self._fly(execution, execution.run(), asked=asked)
+            return True
+        if got.why == "leased" and got.run is not None:
+            # HAProxy forgot a tunnel (a reload, a restart): keep this one open in its stead, so that the slot
+            # counts as taken until the run that really has the node is over.
+            self._park(lease, got.run)
+            return True
+        lease.release()
+        if got.why != "empty":
+            logger.info("node refused", extra={"node": lease.node, "why": got.why})
+            self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
+        return False
+
+    def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
+        """Return the placement classes that may use the node; the wanted one is first."""
+        others = [
+            placement
+            for placement in self._known
+            if placement != wanted and placement.pool == wanted.pool and placement.able([node])
+        ]
+        return [wanted, *others]
+
+    def _park(self, lease: Lease, run: str) -> None:
+        if lease.node in self._parked:
+            lease.release()
+            return
+        logger.warning("duplicate lease parked", extra={"node": lease.node, "run": run})
+        self._parked.add(lease.node)
+        self._spawn(self._wait_parked(lease, run))
+
+    async def _wait_parked(self, lease: Lease, run: str) -> None:
+        try:
+            closed = asyncio.create_task(_drain(lease))
+            while not closed.done() and await self._runs.lease_of(lease.node) == run:
+                await asyncio.wait({closed}, timeout=PARK_LOOK_S)
+            closed.cancel()
+        finally:
+            self._parked.discard(lease.node)
+            lease.release()
+            self._freed()
+
+    # -- upkeep ---------------------------------------------------------------------------------------
+
+    async def _upkeep(self) -> None:
+        while True:
+            if expired := await self._runs.overdue(UPKEEP_LIMIT):
+                logger.info("jobs expired in the queue", extra={"count": expired})
+            for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
+                await self._assets.forget_job(job_id)  # files first: a crash in between repeats both
+                await self._runs.forget(job_id)
+                logger.info("job forgotten", extra={"job_id": job_id})
+            await asyncio.sleep(max(1.0, self._limits.beat_s))
+
+
+async def _drain(lease: Lease) -> None:
+    async for _ in lease.frames():
+        pass
+
+
+def _by_pool(nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
+    pools: dict[str, list[str]] = {}
+    for node in nodes:
+        pools.setdefault(node.pool, []).append(node.name)
+    return {pool: tuple(sorted(names)) for pool, names in pools.items()}

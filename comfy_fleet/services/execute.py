@@ -1,0 +1,499 @@
+"""Carry out one claimed run: the hands of the state machine in :mod:`comfy_fleet.domain.run`.
+
+The machine decides; this module posts, asks, fetches and writes. Every write is fenced by the claim's token:
+whoever gets :class:`LeaseLost` stops at once and touches nothing on the node any more.
+"""
+
+import asyncio
+import contextlib
+import logging
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from comfy_fleet.domain import graph as graphs
+from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, StoreDown
+from comfy_fleet.domain.job import JobError, JobStatus, Output, Progress
+from comfy_fleet.domain.outputs import FileRef, InlineText, OutputItem
+from comfy_fleet.domain.run import (
+    Action,
+    AskFailed,
+    AskHistory,
+    AskQueue,
+    CancelRequested,
+    Collect,
+    DeletePending,
+    Event,
+    Finish,
+    Interrupt,
+    InterruptSent,
+    Left,
+    Opened,
+    PostPrompt,
+    PostUnknown,
+    Report,
+    Run,
+    RunLimits,
+    ShowPreview,
+    SocketClosed,
+    Tick,
+    Verdict,
+)
+from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 0.5  # twice a second is what the faces promise
+PREVIEW_EVERY_S = 0.5
+FETCH_TRIES = 5
+FETCH_GAP_S = 0.2  # grows with every try
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What every run of a dispatcher shares.
+
+    Attributes:
+        open_secret: Decrypts ``extra_data``.
+        now: Monotonic seconds.
+        safe: Whether this run's lease certainly still holds (its last confirmed beat is young enough).
+    """
+
+    runs: RunStore
+    nodes: NodeApi
+    assets: AssetStore
+    limits: RunLimits
+    open_secret: Callable[[bytes], Mapping[str, Any]]
+    now: Callable[[], float]
+    safe: Callable[[str], bool]
+
+
+class StagingError(Exception):
+    """An input could not be put onto the node. ``fatal``: it never will."""
+
+    def __init__(self, message: str, *, fatal: bool) -> None:
+        super().__init__(message)
+        self.fatal = fatal
+
+
+class Execution:
+    """One run in flight.
+
+    Args:
+        tools: Shared by all runs.
+        claim: What was claimed.
+        lease: The websocket that holds the node; None for a run that was taken over.
+        on_free: Called once, as soon as the node can take another job.
+    """
+
+    def __init__(
+        self, tools: Tools, claim: Claim, lease: Lease | None, *, on_free: Callable[[], None]
+    ) -> None:
+        self.claim = claim
+        self._tools = tools
+        self._lease = lease
+        self._on_free = on_free
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._collecting: dict[tuple[str, str, int], asyncio.Task[None]] = {}
+        self._gone: set[str] = set()
+        self._outbox = _Outbox(tools.runs, claim, tools.now)
+        self._graph: graphs.Graph = {}
+        self._started = tools.now()
+        self._canceled = False
+        self._abandoned = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+
+    def cancel(self) -> None:
+        """Tell the run that its job is to be canceled; safe to call again."""
+        if not self._canceled:
+            self._canceled = True
+            self._events.put_nowait(CancelRequested())
+
+    def abandon(self) -> None:
+        """Stop at once: another dispatcher has taken the run over."""
+        self._abandoned = True
+        for task in (*self._tasks, *self._collecting.values()):
+            task.cancel()
+        self._events.put_nowait(Tick())
+
+    async def run(self) -> None:
+        """Post the prompt and see it through."""
+        await self._guarded(self._fresh())
+
+    async def resume(self, held: Held) -> None:
+        """Go on with a run that another dispatcher left behind."""
+        await self._guarded(self._adopted(held))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except LeaseLost:
+            logger.warning("lease lost, run left alone", extra=self._extra)
+        finally:
+            self._free()
+            if self._timer:
+                self._timer.cancel()
+            self._outbox.close()
+            for task in (*self._tasks, *self._collecting.values()):
+                task.cancel()
+
+    async def _fresh(self) -> None:
+        graph = orjson.loads(self.claim.graph)
+        machine = self._new_machine(graph, adopted=False, accepted=False)
+        try:
+            self._graph = await self._prepare(graph)
+        except StagingError as error:
+            logger.warning("staging failed", extra={**self._extra, "error": str(error)})
+            problem = JobError(code="missing_asset" if error.fatal else "node_lost", message=str(error))
+            verdict = Verdict(kind="failed", error=problem, counts=True, retryable=not error.fatal)
+            await self._end(verdict)
+            return
+        if self._lease is not None:
+            self._spawn(self._read_frames(self._lease))
+        await self._drive(machine)
+
+    async def _adopted(self, held: Held) -> None:
+        logger.info("run taken over", extra={**self._extra, "phase": held.phase})
+        if held.phase == "left":
+            try:
+                items = tuple(OutputItem.from_json(item) for item in held.manifest)
+            except ValueError as error:
+                await self._requeue(_lost(str(error)), counts=False)
+                return
+            for item in items:
+                self._collect(item)
+            await self._end(Verdict(kind="succeeded"))
+            return
+        graph = orjson.loads(self.claim.graph)
+        await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
+
+    def _new_machine(self, graph: graphs.Graph, *, adopted: bool, accepted: bool) -> Run:
+        return Run(
+            run_id=self.claim.run,
+            graph=graph,
+            limits=self._tools.limits,
+            now=self._tools.now(),
+            adopted=adopted,
+            accepted=accepted,
+        )
+
+    async def _drive(self, machine: Run) -> None:
+        if self.claim.cancel_requested:
+            self.cancel()
+        self._events.put_nowait(Opened())
+        while True:
+            self._set_timer(machine.next_tick())
+            event = await self._events.get()
+            if self._abandoned:
+                raise LeaseLost(f"run {self.claim.run} was taken over")
+            for action in machine.handle(event, self._tools.now()):
+                if isinstance(action, Finish):
+                    await self._end(action.verdict)
+                    return
+                await self._act(action)
+
+    def _set_timer(self, at: float | None) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if at is not None:
+            delay = max(0.0, at - self._tools.now())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._events.put_nowait, Tick())
+
+    async def _act(self, action: Action) -> None:
+        nodes, node, run = self._tools.nodes, self.claim.node, self.claim.run
+        match action:
+            case PostPrompt():
+                self._spawn(self._post())
+            case AskQueue():
+                self._spawn(self._ask(action.after_s, lambda: nodes.queue_state(node, run)))
+            case AskHistory():
+                self._spawn(self._ask(action.after_s, lambda: nodes.history(node, run)))
+            case Interrupt():
+                self._spawn(self._tell(lambda: nodes.interrupt(node, run)))
+            case DeletePending():
+                self._spawn(self._tell(lambda: nodes.delete_pending(node, run)))
+            case Report():
+                self._outbox.progress(action.progress)
+            case ShowPreview():
+                self._outbox.preview(action)
+            case Collect():
+                self._collect(action.item)
+            case Left():
+                for item in action.items:
+                    self._collect(item)
+                if not all(task.done() for task in self._collecting.values()):
+                    manifest = [item.to_json() for item in action.items]
+                    with contextlib.suppress(StoreDown):  # then the node stays leased until the end
+                        await self._tools.runs.left(self.claim, manifest)
+                        self._free()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._watched(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except LeaseLost:
+            pass  # the next fenced write of the main line sees it too
+        except Exception:
+            logger.exception("run helper failed", extra=self._extra)
+
+    def _free(self) -> None:
+        """Let the node go; the lease in Redis has ended before."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+            self._on_free()
+
+    # -- talking to the node --------------------------------------------------------------------------
+
+    async def _prepare(self, graph: graphs.Graph) -> graphs.Graph:
+        """Stage the job's files on the node and return the graph to post."""
+        job = self.claim.job
+        places = _asset_places(graph, job.uploads)
+        staged = {asset_id: await self._stage(asset_id) for asset_id in sorted(set(places.values()))}
+        replacements = {place: staged[asset_id] for place, asset_id in places.items()}
+        return graphs.for_run(
+            graph, job_id=job.id, run_id=self.claim.run, replacements=replacements, bust=job.bust
+        )
+
+    async def _stage(self, asset_id: str) -> str:
+        asset = await self._tools.assets.get(asset_id)
+        if asset is None:
+            raise StagingError(f"asset {asset_id} is gone", fatal=True)
+        suffix = "".join(c for c in asset.file_path[-16:].rpartition(".")[2] if c.isalnum())
+        name = f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}"
+        try:
+            ref = await self._tools.nodes.upload(
+                self.claim.node,
+                name=name,
+                subfolder=f"fleet/{self.claim.job.id}",
+                content=self._tools.assets.file(asset),
+                content_type=asset.content_type,
+            )
+        except NodeError as error:
+            raise StagingError(
+                f"input {asset.file_path} could not be staged: {error}", fatal=False
+            ) from error
+        except FileNotFoundError as error:
+            raise StagingError(f"the bytes of asset {asset_id} are gone", fatal=True) from error
+        return f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
+
+    async def _post(self) -> None:
+        runs = self._tools.runs
+        secret = await runs.secret(self.claim) if self.claim.job.has_secret else None
+        extra = dict(self._tools.open_secret(secret)) if secret else None
+        if not self._tools.safe(self.claim.run):
+            # Posting now could start the job a second time beside whoever took it over.
+            logger.warning("lease too old to post", extra=self._extra)
+            self._events.put_nowait(PostUnknown("the lease was too old to post safely"))
+            return
+        answer = await self._tools.nodes.post_prompt(
+            self.claim.node, graph=self._graph, run=self.claim.run, job=self.claim.job.id, extra_data=extra
+        )
+        self._events.put_nowait(answer)
+        if not isinstance(answer, PostUnknown) and answer.status == 200:
+            logger.info("prompt accepted", extra=self._extra)
+            await runs.accepted(self.claim)
+
+    async def _read_frames(self, lease: Lease) -> None:
+        async for frame in lease.frames():
+            self._events.put_nowait(frame)
+        self._events.put_nowait(SocketClosed(lease.close_reason))
+
+    async def _ask(self, after_s: float, question: Callable[[], Awaitable[Event | AskFailed]]) -> None:
+        if after_s > 0:
+            await asyncio.sleep(after_s)
+        self._events.put_nowait(await question())
+
+    async def _tell(self, order: Callable[[], Awaitable[bool]]) -> None:
+        self._events.put_nowait(InterruptSent(await order()))
+
+    # -- outputs --------------------------------------------------------------------------------------
+
+    def _collect(self, item: OutputItem) -> None:
+        if item.id not in self._collecting:
+            self._collecting[item.id] = asyncio.create_task(self._fetch(item))
+
+    async def _fetch(self, item: OutputItem) -> None:
+        """Store one output and commit it. Raises OutputGone or NodeError when it can't be had."""
+        job = self.claim.job
+        for attempt in range(1, FETCH_TRIES + 1):
+            try:
+                async with self._content(item) as chunks:
+                    asset = await self._tools.assets.add_output(
+                        owner=job.owner,
+                        job_id=job.id,
+                        chunks=chunks,
+                        name=item.name,
+                        content_type=item.content_type,
+                        expires_at=job.expires_at,
+                    )
+                break
+            except OutputGone:
+                self._gone.add(item.node_id)
+                raise
+            except NodeError:
+                if attempt == FETCH_TRIES:
+                    raise
+                await asyncio.sleep(FETCH_GAP_S * attempt)
+        output = Output(
+            asset_id=asset.id,
+            node_id=item.node_id,
+            key=item.key,
+            index=item.index,
+            name=item.name,
+            kind=item.kind,
+            content_type=item.content_type,
+            size_bytes=asset.size_bytes,
+            hash=asset.hash,
+            temporary=item.temporary,
+        )
+        await self._tools.runs.output(self.claim, output)
+
+    @contextlib.asynccontextmanager
+    async def _content(self, item: OutputItem) -> AsyncIterator[AsyncIterator[bytes]]:
+        match item.source:
+            case FileRef():
+                async with self._tools.nodes.view(self.claim.node, item.source) as chunks:
+                    yield chunks
+            case InlineText():
+                yield _once(item.source.text.encode())
+            case _:
+                yield _once(item.source.data)
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    async def _persist(self, write: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
+        """Write until Redis answers: a finished GPU minute must not be lost to a restart of Redis."""
+        gap = 0.1
+        while True:
+            try:
+                return await write()
+            except StoreDown as error:
+                logger.warning("end not written yet", extra={**self._extra, "error": str(error)})
+                await asyncio.sleep(gap)
+                gap = min(gap * 2, 2.0)
+
+    async def _end(self, verdict: Verdict) -> None:
+        runs = self._tools.runs
+        duration = self._tools.now() - self._started
+        self._outbox.close()
+        end: JobStatus
+        error: JobError | None
+        took: float | None
+        results = await asyncio.gather(*self._collecting.values(), return_exceptions=True)
+        if self._abandoned:
+            raise LeaseLost(f"run {self.claim.run} was taken over")
+        for result in results:
+            if isinstance(result, LeaseLost):
+                raise result
+        broken = [result for result in results if isinstance(result, BaseException)]
+        match verdict.kind:
+            case "succeeded" if broken:
+                logger.warning("outputs can't be read", extra={**self._extra, "error": str(broken[0])})
+                await self._requeue(
+                    JobError(code="output_lost", message=f"an output can't be read: {broken[0]}"), counts=True
+                )
+                return
+            case "succeeded":
+                end, error, took = JobStatus.SUCCEEDED, None, duration
+            case "canceled":
+                end, error, took = JobStatus.CANCELED, None, None
+            case _:
+                error = verdict.error or _lost("the run ended without a reason")
+                if verdict.exclude_node or verdict.retryable or verdict.kind == "lost":
+                    await self._requeue(error, counts=verdict.counts, exclude=verdict.exclude_node)
+                    return
+                end, took = JobStatus.FAILED, None
+        status = await self._persist(lambda: runs.finish(self.claim, end, error=error, duration_s=took))
+        self._free()
+        facts = {"status": str(status), "duration_s": round(duration, 3), "outputs": len(results)}
+        if verdict.error:
+            facts["error"] = verdict.error.message
+        logger.info("job ended", extra={**self._extra, **facts})
+
+    async def _requeue(self, error: JobError, *, counts: bool, exclude: bool = False) -> None:
+        bust = frozenset(self._gone)
+        status = await self._persist(
+            lambda: self._tools.runs.requeue(
+                self.claim, counts=counts, exclude=exclude, reason=error, bust=bust
+            )
+        )
+        self._free()
+        facts = {"status": str(status), "counts": counts, "excluded": exclude, "error": error.message}
+        logger.warning("job given back", extra={**self._extra, **facts})
+
+
+class _Outbox:
+    """Writes the latest progress and preview at most twice a second, and none at all for short runs."""
+
+    def __init__(self, runs: RunStore, claim: Claim, now: Callable[[], float]) -> None:
+        self._runs = runs
+        self._claim = claim
+        self._progress: Progress | None = None
+        self._preview: ShowPreview | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
+        self._kick()
+
+    def preview(self, preview: ShowPreview) -> None:
+        self._preview = preview
+        self._kick()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._task:
+            self._task.cancel()
+
+    def _kick(self) -> None:
+        if self._task is None and not self._closed:
+            self._task = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while not self._closed:
+                await asyncio.sleep(PROGRESS_EVERY_S)
+                progress, self._progress = self._progress, None
+                preview, self._preview = self._preview, None
+                if progress:
+                    await self._runs.progress(self._claim, progress)
+                if preview:
+                    data = {
+                        "node_id": preview.node_id or "",
+                        "content_type": preview.content_type,
+                        "data_base64": b64encode(preview.data).decode(),
+                    }
+                    await self._runs.preview(self._claim, data)
+        except LeaseLost:
+            self._closed = True
+
+
+def _asset_places(graph: graphs.Graph, uploads: Mapping[str, str]) -> dict[graphs.Place, str]:
+    """Return which asset goes where: references in the graph, and file names that the submit resolved."""
+    places: dict[graphs.Place, str] = {ref.place: ref.asset_id for ref in graphs.asset_references(graph)}
+    if uploads:
+        for node_id, node in graph.items():
+            for name, value in node["inputs"].items():
+                if isinstance(value, str) and (asset_id := uploads.get(f"{node_id}/{name}")):
+                    places[node_id, (name,)] = asset_id
+    return places
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def _lost(message: str) -> JobError:
+    return JobError(code="node_lost", message=message)
