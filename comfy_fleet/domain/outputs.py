@@ -5,15 +5,16 @@ names files, whatever its key (``images``, ``gifs``, ``audio``, ``3d``, ...), an
 text. Flags and numbers (``animated: [true]``) describe other outputs and are none themselves.
 """
 
-import mimetypes
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 
 from comfy_fleet.domain.job import OutputKind
 
-# mimetypes reads the machine's own tables: what matters here must not depend on them.
+UNKNOWN_TYPE = "application/octet-stream"
+
+# The standard library's mimetypes reads the machine's own tables; a job's outputs must not depend on them.
 _TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -47,8 +48,8 @@ _TYPES = {
     ".gltf": "model/gltf+json",
     ".obj": "model/obj",
     ".stl": "model/stl",
-    ".latent": "application/octet-stream",
-    ".safetensors": "application/octet-stream",
+    ".latent": UNKNOWN_TYPE,
+    ".safetensors": UNKNOWN_TYPE,
 }
 _KINDS = {
     "image": OutputKind.IMAGE,
@@ -172,3 +173,97 @@ class OutputItem:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an output: {error!r} is missing or wrong") from error
+
+
+def content_type_of(name: str) -> str:
+    """Return the MIME type that a file name stands for; ``application/octet-stream`` if unknown."""
+    return _TYPES.get(_extension(name), UNKNOWN_TYPE)
+
+
+def kind_of(name: str, content_type: str) -> OutputKind:
+    """Return the normalised kind: by MIME type, latents by extension, else ``file`` (3D models are files)."""
+    if _extension(name) in _LATENT:
+        return OutputKind.LATENT
+    return _KINDS.get(content_type.partition("/")[0], OutputKind.FILE)
+
+
+def find_outputs(node_id: str, output: object) -> tuple[OutputItem, ...]:
+    """Return what a node's output dict names, in its own order; nothing for shapes that name nothing.
+
+    Args:
+        node_id: The node that returned it.
+        output: ``executed``'s ``output``, or a value of a history entry's ``outputs``: anything at all,
+            ``None`` (a cached node without output) included.
+    """
+    if not isinstance(output, Mapping):
+        return ()
+    found: list[OutputItem] = []
+    for key, value in output.items():
+        entries = value if isinstance(value, list | tuple) else [value]
+        texts = bool(entries) and all(isinstance(entry, str) for entry in entries)
+        for index, entry in enumerate(entries):
+            if isinstance(entry, Mapping):
+                item = _file(node_id, str(key), index, entry)
+            elif isinstance(entry, str) and (texts or key == "text"):
+                item = _text(node_id, str(key), index, entry)
+            else:
+                item = None
+            if item is not None:
+                found.append(item)
+    return tuple(found)
+
+
+def frame_output(node_id: str, index: int, content_type: str, data: bytes) -> OutputItem:
+    """Return a picture that came as a websocket frame, e.g. from ``SaveImageWebsocket``."""
+    extension = {"image/jpeg": "jpg", "image/webp": "webp"}.get(content_type, "png")
+    return OutputItem(
+        node_id=node_id,
+        key="images",
+        index=index,
+        name=f"websocket_{index + 1:05}.{extension}",
+        kind=OutputKind.IMAGE,
+        content_type=content_type,
+        source=InlineBytes(data),
+    )
+
+
+def _file(node_id: str, key: str, index: int, entry: Mapping[Any, Any]) -> OutputItem | None:
+    filename = entry.get("filename")
+    if not isinstance(filename, str) or not filename:
+        return None
+    subfolder, type_ = entry.get("subfolder"), entry.get("type")
+    ref = FileRef(
+        filename=filename,
+        subfolder=subfolder if isinstance(subfolder, str) else "",
+        type=type_ if isinstance(type_, str) and type_ else "output",
+    )
+    # A node on Windows separates folders with a backslash.
+    name = re.split(r"[/\\]", filename)[-1] or filename
+    content_type = content_type_of(name)
+    return OutputItem(
+        node_id=node_id,
+        key=key,
+        index=index,
+        name=name,
+        kind=kind_of(name, content_type),
+        content_type=content_type,
+        temporary=ref.type == "temp",
+        source=ref,
+    )
+
+
+def _text(node_id: str, key: str, index: int, text: str) -> OutputItem:
+    return OutputItem(
+        node_id=node_id,
+        key=key,
+        index=index,
+        name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', key) or 'text'}_{index + 1:05}.txt",
+        kind=OutputKind.TEXT,
+        content_type="text/plain",
+        source=InlineText(text),
+    )
+
+
+def _extension(name: str) -> str:
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot >= 0 else ""

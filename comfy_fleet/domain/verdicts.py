@@ -1,0 +1,176 @@
+"""Verdicts: what ComfyUI's answers, error frames and history entries mean for a job.
+
+An attempt counts towards ``max_attempts`` only if the node took the prompt and then died, lost it or raised.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy_fleet.domain.job import JobError
+from comfy_fleet.domain.outputs import OutputItem, find_outputs
+from comfy_fleet.domain.run_messages import PostAnswered, Verdict
+
+# Frames with this exception are notes about one blocked node; the prompt goes on.
+BLOCKED = "ExecutionBlocked"
+
+_OUT_OF_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU)\b.{0,40}out of memory|Allocation on device", re.IGNORECASE)
+_REASONS = {"required_input_missing": "missing_input", "bad_linked_input": "bad_link"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What a history entry says.
+
+    Attributes:
+        success: True and False as it says; None if it says neither (very old servers).
+        error: The ``execution_error`` message's data, if there is one.
+        interrupted: Whether it was interrupted.
+        items: Its outputs, by node and key.
+    """
+
+    success: bool | None
+    error: Mapping[str, Any] | None = None
+    interrupted: bool = False
+    items: tuple[OutputItem, ...] = field(default=())
+
+
+def read_history(entry: Mapping[str, Any]) -> Past:
+    """Read a value of ``GET /history/ID``."""
+    outputs = entry.get("outputs")
+    items = tuple(
+        item
+        for node_id, output in (outputs.items() if isinstance(outputs, Mapping) else ())
+        for item in find_outputs(str(node_id), output)
+    )
+    status = entry.get("status")
+    if not isinstance(status, Mapping):
+        return Past(success=None, items=items)
+    error: Mapping[str, Any] | None = None
+    interrupted = False
+    for message in _list(status.get("messages")):
+        if not isinstance(message, Sequence) or isinstance(message, str) or len(message) != 2:
+            continue
+        name, data = message
+        if name == "execution_error" and isinstance(data, Mapping):
+            error = data
+        interrupted = interrupted or name == "execution_interrupted"
+    success = {"success": True, "error": False}.get(str(status.get("status_str")))
+    if success is None and isinstance(status.get("completed"), bool):
+        success = bool(status["completed"])
+    return Past(success=success, error=error, interrupted=interrupted, items=items)
+
+
+def rejected(answer: PostAnswered) -> Verdict:
+    """Return the verdict on an answer to ``POST /prompt`` that is no clean 200."""
+    body = answer.body or {}
+    error = body.get("error")
+    errors = node_errors(body)
+    invalid = answer.status in (200, 400)
+    if isinstance(error, Mapping) and error.get("message"):
+        message = ". ".join(str(part) for part in (error["message"], error.get("details")) if part)
+    elif isinstance(error, str) and error:
+        message = error
+    elif errors:
+        message = "part of the workflow is invalid on this node"
+    else:
+        message = f"the node answered POST /prompt with {answer.status}: {answer.text[:500] or 'no text'}"
+    first = next(iter(errors), None)
+    return Verdict(
+        kind="rejected",
+        error=JobError(
+            code="invalid_workflow" if invalid else "internal_error",
+            message=message,
+            node_id=first,
+            class_type=_class_of(body, first),
+            details={"node_errors": errors} if invalid else {"status": answer.status},
+        ),
+        counts=False,
+        exclude_node=True,
+        retryable=True,
+        details={"status": answer.status, "type": error.get("type") if isinstance(error, Mapping) else None},
+    )
+
+
+def node_errors(body: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """Translate ComfyUI's validation errors to ``{node_id: [{field, reason, message}]}``."""
+    found: dict[str, list[dict[str, str]]] = {}
+    by_node = body.get("node_errors")
+    for node_id, entry in by_node.items() if isinstance(by_node, Mapping) else ():
+        for error in _list(entry.get("errors") if isinstance(entry, Mapping) else None):
+            if isinstance(error, Mapping):
+                found.setdefault(str(node_id), []).append(_defect(error))
+    top = body.get("error")
+    if not found and isinstance(top, Mapping):
+        # A class that is not installed is told about the whole prompt: "Node ID '#12'".
+        extra = top.get("extra_info")
+        node_id = extra.get("node_id") if isinstance(extra, Mapping) else None
+        match = re.fullmatch(r"Node ID '#(.+)'", str(top.get("details")))
+        if node_id is None and match:
+            node_id = match[1]
+        if node_id is not None:
+            reason = str(top.get("type") or "invalid_prompt")
+            message = str(top.get("message") or reason)
+            found[str(node_id)] = [{"field": "class_type", "reason": reason, "message": message}]
+    return found
+
+
+def failed(data: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on an ``execution_error``."""
+    type_ = str(data.get("exception_type") or "")
+    message = str(data.get("exception_message") or "").strip()
+    out_of_memory = type_.rpartition(".")[2] == "OutOfMemoryError" or bool(_OUT_OF_MEMORY.search(message))
+    trace = data.get("traceback")
+    return Verdict(
+        kind="failed",
+        error=JobError(
+            code="out_of_memory" if out_of_memory else "node_execution_error",
+            message=message or type_ or "the node reported an error without a message",
+            node_id=_text(data.get("node_id")),
+            class_type=_text(data.get("node_type")),
+            traceback="".join(str(line) for line in _list(trace)) or _text(trace),
+            details={"exception_type": type_} if type_ else {},
+        ),
+        counts=True,
+        # The same graph raises the same error again; memory may be free on another try or node.
+        retryable=out_of_memory,
+    )
+
+
+def lost(message: str, *, counts: bool, code: str = "node_lost") -> Verdict:
+    """Return the verdict on a prompt about which nothing can be learnt any more."""
+    return Verdict(kind="lost", error=JobError(code=code, message=message), counts=counts, retryable=True)
+
+
+def timed_out(message: str) -> Verdict:
+    """Return the verdict on a prompt that was interrupted because it took too long."""
+    return Verdict(
+        kind="timeout", error=JobError(code="run_timeout", message=message), counts=True, retryable=False
+    )
+
+
+def _defect(error: Mapping[str, Any]) -> dict[str, str]:
+    extra = error.get("extra_info")
+    name = extra.get("input_name") if isinstance(extra, Mapping) else None
+    reason = str(error.get("type") or "invalid")
+    message = ": ".join(str(part) for part in (error.get("message"), error.get("details")) if part)
+    return {
+        "field": str(name or ""),
+        "reason": _REASONS.get(reason, reason),
+        "message": message or reason,
+    }
+
+
+def _class_of(body: Mapping[str, Any], node_id: str | None) -> str | None:
+    by_node = body.get("node_errors")
+    entry = by_node.get(node_id) if isinstance(by_node, Mapping) else None
+    return _text(entry.get("class_type")) if isinstance(entry, Mapping) else None
+
+
+def _list(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
