@@ -108,6 +108,18 @@ def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[
     return Bound(graph=graph, values=used, assets=assets)
 
 
+def check_value(parameter: Parameter, value: Any) -> Any:
+    """Return a value as :func:`bind` would use it.
+
+    Raises:
+        InvalidParameter: The parameter does not take it.
+    """
+    try:
+        return _value(parameter, value, lambda: 0)
+    except _Problem as problem:
+        raise problem.as_error() from None
+
+
 def check_file(parameter: Parameter, *, content_type: str, size_bytes: int) -> None:
     """Check a file that was found for an image or asset parameter.
 

@@ -41,7 +41,12 @@ NODE_DEPENDENT = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One reason why a node can't run a graph; ``message`` is a sentence that names the way out."""
+    """One reason why a node can't run a graph; ``message`` is a sentence that names the way out.
+
+    Attributes:
+        only_with: For stored workflows: the choice that meets it, e.g. ``lora = illustration``; empty if every
+            job does.
+    """
 
     kind: ProblemKind
     message: str
@@ -49,6 +54,7 @@ class Problem:
     class_type: str = ""
     field: str = ""
     value: Any = None
+    only_with: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +78,6 @@ class InputSpec:
     remote: bool = False
     multiselect: bool = False
 
-    @property
-    def lists_files(self) -> bool:
-        """Whether its options are model files."""
-        return self.options is not None and any(looks_like_file(option) for option in self.options)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassInfo:
@@ -93,7 +94,7 @@ class ClassInfo:
         return self.required.get(name) or self.optional.get(name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inventory:
     """The classes of one node (or of several that are alike).
 
@@ -107,7 +108,7 @@ class Inventory:
 
     @cached_property
     def uploads(self) -> Mapping[str, frozenset[str]]:
-        """Inputs that name uploaded files, by class; for :func:`comfy_fleet.domain.graph.upload_candidates`."""
+        """Inputs that name uploaded files, by class, as :func:`..graph.upload_candidates` takes them."""
         return {
             info.name: names
             for info in self.classes.values()
@@ -143,7 +144,7 @@ def parse(object_info: object, *, version: str = "") -> Inventory:
     classes = {
         name: _class_info(name, body) for name, body in object_info.items() if isinstance(body, Mapping)
     }
-    return Inventory(classes, version)
+    return Inventory(classes=classes, version=version)
 
 
 def problems(graph: Graph, inventory: Inventory) -> list[Problem]:
@@ -175,7 +176,12 @@ def problems(graph: Graph, inventory: Inventory) -> list[Problem]:
 
 
 def requirements(graph: Graph, inventory: Inventory) -> Requirements:
-    """Return what the graph needs; ``inventory`` says which inputs are files (any node that knows the class)."""
+    """Return what the graph needs of a node.
+
+    Args:
+        graph: A checked graph.
+        inventory: Any node's that knows the classes: it says which inputs name model files.
+    """
     reached = _reached(graph, inventory)
     files = set()
     for node_id, node in graph.items():
@@ -228,7 +234,8 @@ def version_allows(version: str, wanted: str) -> bool | None:
 
 
 _EXTENSIONS = (
-    ".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl", ".engine", ".yaml",
+    ".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl", ".engine",
+    ".yaml",
 )  # fmt: skip
 
 
@@ -248,9 +255,8 @@ def _class_info(name: str, body: Mapping[str, Any]) -> ClassInfo:
         name=name,
         required=_specs(inputs.get("required")),
         optional=_specs(inputs.get("optional")),
-        outputs=tuple(
-            output if isinstance(output, str) else "COMBO" for output in outputs or () if outputs is not None
-        )
+        # An enumeration as output type is a list of its values.
+        outputs=tuple(item if isinstance(item, str) else "COMBO" for item in outputs)
         if isinstance(outputs, list)
         else (),
         output_node=body.get("output_node") is True,
@@ -291,7 +297,7 @@ def _limit(value: object) -> float | None:
 
 
 def _reached(graph: Graph, inventory: Inventory) -> set[str]:
-    """Return the nodes that an output node reads, directly or not; those of unknown class count as outputs."""
+    """Return the nodes that an output node reads, directly or not; an unknown class counts as output."""
     waiting = []
     for node_id, node in graph.items():
         info = inventory.classes.get(node["class_type"])
@@ -325,8 +331,8 @@ def _input_problems(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) ->
         if spec.options is not None and not spec.multiselect:
             if any(_same(value, option) for option in spec.options):
                 continue
-            # An empty list is a folder without files: no class offers an empty choice otherwise.
-            is_file = looks_like_file(value) and (spec.lists_files or not spec.options)
+            # Not only where other options are files: VAELoader offers "pixel_space" with an empty folder.
+            is_file = looks_like_file(value)
             yield Problem(
                 kind=ProblemKind.FILE_MISSING if is_file else ProblemKind.VALUE_NOT_IN_LIST,
                 node_id=node_id,
@@ -337,18 +343,23 @@ def _input_problems(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) ->
                 if is_file
                 else f"{where}: {value!r} is none of {_some(spec.options)}",
             )
-        elif spec.type in ("INT", "FLOAT") and isinstance(value, int | float) and not isinstance(value, bool):
-            if (spec.minimum is not None and value < spec.minimum) or (
-                spec.maximum is not None and value > spec.maximum
-            ):
-                yield Problem(
-                    kind=ProblemKind.OUT_OF_RANGE,
-                    node_id=node_id,
-                    class_type=info.name,
-                    field=name,
-                    value=value,
-                    message=f"{where}: {value} is not between {spec.minimum} and {spec.maximum}",
-                )
+        elif _outside(value, spec):
+            yield Problem(
+                kind=ProblemKind.OUT_OF_RANGE,
+                node_id=node_id,
+                class_type=info.name,
+                field=name,
+                value=value,
+                message=f"{where}: {value} is not between {spec.minimum} and {spec.maximum}",
+            )
+
+
+def _outside(value: object, spec: InputSpec) -> bool:
+    if spec.type not in ("INT", "FLOAT") or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return (spec.minimum is not None and value < spec.minimum) or (
+        spec.maximum is not None and value > spec.maximum
+    )
 
 
 def _is_asset(value: object) -> bool:

@@ -49,7 +49,8 @@ def check_workflow(workflow: Workflow, inventory: Inventory, version: str | None
                 )
             elif too_old and problem.kind in (ProblemKind.UNKNOWN_CLASS, ProblemKind.VALUE_NOT_IN_LIST):
                 message += f"; newer versions have it ({wanted})"
-            found.append(replace(problem, message=message + label))
+            suffix = f" (only with {label})" if label else ""
+            found.append(replace(problem, message=message + suffix, only_with=label))
     return found
 
 
@@ -66,7 +67,7 @@ def _variants(workflow: Workflow) -> Iterator[tuple[str, Graph]]:
             values = [True, False]
         for value in values:
             shown = str(value).lower() if isinstance(value, bool) else value
-            yield f" (with {parameter.name} = {shown})", _bound(workflow, {**base, parameter.name: value})
+            yield f"{parameter.name} = {shown}", _bound(workflow, {**base, parameter.name: value})
 
 
 def _sample(parameter: Parameter) -> object:

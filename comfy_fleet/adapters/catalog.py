@@ -1,0 +1,173 @@
+"""The folder of stored workflows: ``NAME/workflow.json`` and, where titles don't say enough, a manifest."""
+
+import json
+import logging
+import threading
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfy_fleet.adapters.manifest import resolve
+from comfy_fleet.domain.errors import BadInput, ConfigError, FleetError, NotFound
+from comfy_fleet.domain.graph import check
+from comfy_fleet.domain.node import NAME
+from comfy_fleet.domain.workflow import Workflow
+
+logger = logging.getLogger(__name__)
+
+GRAPH_FILE = "workflow.json"
+MANIFEST_FILE = "workflow.toml"
+MAX_FILE_BYTES = 8 * 1024 * 1024
+
+_Stamp = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """What was read last: the last good version, and what is wrong with the files as they are now."""
+
+    stamp: _Stamp
+    workflow: Workflow | None
+    error: ConfigError | None
+
+
+class WorkflowCatalog:
+    """Stored workflows, read again when their files change.
+
+    An edit that can't be used leaves the last good version in service and shows up in :meth:`errors`; so an
+    artist may save half a change without stopping anybody. Safe to use from several threads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._entries: dict[str, _Entry] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Return the names of the workflows that can be used, sorted."""
+        return [workflow.name for workflow in self.list()]
+
+    def list(self) -> "list[Workflow]":
+        """Return the workflows that can be used, by name.
+
+        Raises:
+            ConfigError: The folder can't be read.
+        """
+        entries = [self._entry(name) for name in self._folders()]
+        return [entry.workflow for entry in entries if entry and entry.workflow]
+
+    def get(self, name: str) -> Workflow:
+        """Return a workflow as its files are now, or as they last made sense.
+
+        Raises:
+            NotFound: No such workflow; details list those that there are.
+            ConfigError: It has never been readable since this process started.
+        """
+        entry = self._entry(name) if NAME.fullmatch(name) else None
+        if entry is None:
+            have = self.names()
+            raise NotFound(
+                f"no workflow {name[:64]!r}; there are {', '.join(have) or 'none'}",
+                details={"field": "workflow", "workflows": have},
+            )
+        if entry.workflow is None:
+            raise entry.error or ConfigError(f"workflow {name} can't be read")
+        return entry.workflow
+
+    def errors(self) -> dict[str, ConfigError]:
+        """Return what is wrong, by workflow; the last good version is served meanwhile, if there is one."""
+        found: dict[str, ConfigError] = {}
+        for name in self._folders():
+            entry = self._entry(name)
+            if entry and entry.error:
+                found[name] = entry.error
+        return found
+
+    def _folders(self) -> Sequence[str]:
+        try:
+            return sorted(
+                path.name
+                for path in self.folder.iterdir()
+                if NAME.fullmatch(path.name) and (path / GRAPH_FILE).is_file()
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"the folder of stored workflows, {self.folder}, can't be read: {error.strerror}; "
+                "set FLEET_WORKFLOWS"
+            ) from None
+
+    def _entry(self, name: str) -> _Entry | None:
+        """Return what is known of a workflow, read again if its files changed; None if it is gone."""
+        folder = self.folder / name
+        stamp = (_stamp(folder / GRAPH_FILE), _stamp(folder / MANIFEST_FILE))
+        with self._lock:
+            known = self._entries.get(name)
+            if stamp[0] is None:
+                self._entries.pop(name, None)
+                return None
+            if known and known.stamp == stamp:
+                return known
+            workflow: Workflow | None = None
+            error: ConfigError | None = None
+            try:
+                workflow = load(folder)
+            except ConfigError as problem:
+                error = problem
+                workflow = known.workflow if known else None
+            if error:
+                facts = {"workflow": name, "error": str(error), "serving": workflow is not None}
+                logger.error("stored workflow can't be used", extra=facts)
+            entry = _Entry(stamp=stamp, workflow=workflow, error=error)
+            self._entries[name] = entry
+            return entry
+
+
+def load(folder: Path) -> Workflow:
+    """Read one stored workflow; its name is the folder's.
+
+    Raises:
+        ConfigError: A file can't be read or used; the message names file and key.
+    """
+    graph_file, manifest_file = folder / GRAPH_FILE, folder / MANIFEST_FILE
+    if not NAME.fullmatch(folder.name):
+        raise ConfigError(f"{folder.name!r} can't be a workflow's name: use a-z 0-9 _ . -")
+    where = f"{folder.name}/{GRAPH_FILE}"
+    try:
+        graph = check(json.loads(_text(graph_file)))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON: {error}") from None
+    except BadInput as error:
+        raise ConfigError(f"{where}: {error}", details=error.details) from None
+    where = f"{folder.name}/{MANIFEST_FILE}"
+    manifest: dict[str, Any] = {}
+    if manifest_file.exists():
+        try:
+            manifest = tomllib.loads(_text(manifest_file))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where} is not TOML: {error}") from None
+    try:
+        return resolve(folder.name, graph, manifest)
+    except FleetError as error:
+        raise ConfigError(f"{where}: {error}", details=error.details) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path.parent.name}/{path.name} can't be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path.parent.name}/{path.name} is larger than {MAX_FILE_BYTES} bytes")
+    # Editors on Windows like to put a byte order mark in front.
+    return content.decode("utf-8-sig")
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
