@@ -1,0 +1,408 @@
+"""ComfyUI's native HTTP routes, each with and without the prefix ``/api``, and ``/sim/...``."""
+
+import ipaddress
+import json
+import logging
+import mimetypes
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import python_multipart
+from PIL import Image
+
+from comfy_fleet.sim.catalogue import FOLDERS
+from comfy_fleet.sim.engine import Item
+from comfy_fleet.sim.faults import BadFault
+from comfy_fleet.sim.files import OutsideFolder, annotated
+from comfy_fleet.sim.sockets import FEATURES
+from comfy_fleet.sim.validation import check
+from comfy_fleet.sim.wire import Request, Response, json_response
+
+if TYPE_CHECKING:
+    from comfy_fleet.sim.node import SimNode
+
+logger = logging.getLogger(__name__)
+
+VERSION = "sim-0.3.64"
+EMPTY = Response()
+#: What aiohttp answers when a handler raises.
+TROUBLE = Response(
+    status=500,
+    body=b"500 Internal Server Error\n\nServer got itself in trouble",
+    headers={"Content-Type": "text/plain; charset=utf-8"},
+)
+UNSAFE_TYPES = {"text/html", "text/html-sandboxed", "application/xhtml+xml", "text/javascript", "text/css"}
+PAGE = (
+    b"<!doctype html><title>SIMULATED ComfyUI</title><p>This is a simulated ComfyUI node without an editor."
+)
+
+Route = Callable[[Request], Awaitable[Response] | Response]
+
+
+class App:
+    """The routes of one node."""
+
+    def __init__(self, node: "SimNode") -> None:
+        self._node = node
+        self._number = 0
+        self._routes: Mapping[tuple[str, str], Route] = {
+            ("GET", "/"): lambda _: Response(body=PAGE, headers={"Content-Type": "text/html"}),
+            ("GET", "/ws"): lambda _: Response(status=101),
+            ("GET", "/prompt"): lambda _: json_response(node.engine.queue_info()),
+            ("POST", "/prompt"): self.post_prompt,
+            ("GET", "/queue"): self.get_queue,
+            ("POST", "/queue"): self.post_queue,
+            ("GET", "/history"): self.get_history,
+            ("POST", "/history"): self.post_history,
+            ("POST", "/interrupt"): self.interrupt,
+            ("POST", "/free"): self.free,
+            ("GET", "/view"): self.view,
+            ("POST", "/upload/image"): self.upload_image,
+            ("POST", "/upload/mask"): self.upload_mask,
+            ("GET", "/object_info"): lambda _: json_response(node.catalogue.object_info()),
+            ("GET", "/system_stats"): self.system_stats,
+            ("GET", "/features"): lambda _: json_response(FEATURES),
+            ("GET", "/embeddings"): self.embeddings,
+            ("GET", "/models"): lambda _: json_response(FOLDERS),
+            ("GET", "/extensions"): lambda _: json_response([]),
+            ("GET", "/sim/stats"): self.stats,
+            ("POST", "/sim/reset"): self.reset,
+            ("GET", "/sim/faults"): lambda _: json_response(node.describe_faults()),
+            ("POST", "/sim/faults"): self.set_faults,
+        }
+        self._parents: Mapping[str, Callable[[str], Response]] = {
+            "/history/": self.one_history,
+            "/object_info/": lambda name: json_response(node.catalogue.object_info([name])),
+            "/models/": self.one_folder,
+        }
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request."""
+        if not same_origin(request.headers):
+            return Response(status=403)
+        path = request.path.removeprefix("/api") if request.path.startswith("/api/") else request.path
+        method = "GET" if request.method == "HEAD" else request.method
+        route = self._routes.get((method, path))
+        if route is None:
+            return self._other(request.method, path)
+        if path.startswith("/sim/") and not is_loopback(request.peer):
+            return Response(status=403, body=b"Only this machine may steer the simulation.\n")
+        try:
+            answer = route(request)
+            return answer if isinstance(answer, Response) else await answer
+        except Exception:
+            logger.debug("request failed as ComfyUI's would", exc_info=True)
+            return TROUBLE
+
+    def _other(self, method: str, path: str) -> Response:
+        for parent, answer in self._parents.items():
+            if path.startswith(parent) and method == "GET":
+                return answer(path.removeprefix(parent))
+        allowed = sorted({known for known, place in self._routes if place == path})
+        if allowed:
+            body = b"405: Method Not Allowed"
+            return Response(status=405, body=body, headers={"Allow": ",".join(allowed)})
+        return Response(status=404)
+
+    # prompts
+
+    def post_prompt(self, request: Request) -> Response:
+        """Check a graph and queue it."""
+        data = request.json()
+        number: float = self._number
+        if "number" in data:
+            number = float(data["number"])
+        else:
+            if data.get("front"):
+                number = -number
+            self._number += 1
+        if "prompt" not in data:
+            text = "No prompt provided"
+            error = {"type": "no_prompt", "message": text, "details": text, "extra_info": {}}
+            return json_response({"error": error, "node_errors": {}}, 400)
+        graph, faults = data["prompt"], self._node.faults
+        prompt_id = str(data.get("prompt_id", uuid.uuid4()))
+        verdict = check(
+            graph, self._node.catalogue, self._node.files.exists, data.get("partial_execution_targets")
+        )
+        extra_data = data.get("extra_data", {})
+        if "client_id" in data:
+            extra_data["client_id"] = data["client_id"]
+        if verdict.error is None and faults.take("reject"):
+            verdict.error = _asked_for("invalid_prompt", "Simulated rejection")
+        if verdict.error is not None:
+            return json_response({"error": verdict.error, "node_errors": verdict.node_errors}, 400)
+        if faults.take("partial"):
+            first = verdict.outputs[0]
+            entry = {"errors": [_asked_for("value_not_in_list", "Simulated partial error")]}
+            verdict.node_errors[first] = {
+                **entry,
+                "dependent_outputs": [first],
+                "class_type": graph[first]["class_type"],
+            }
+            verdict.outputs = verdict.outputs[1:] or verdict.outputs
+        item = Item(
+            number=number, prompt_id=prompt_id, graph=graph, extra_data=extra_data, outputs=verdict.outputs
+        )
+        self._node.engine.put(item)
+        answer = {"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors}
+        return json_response(answer)
+
+    def get_queue(self, _: Request) -> Response:
+        """List what runs and what waits."""
+        engine = self._node.engine
+        running = [item.as_json() for item in engine.running]
+        return json_response(
+            {"queue_running": running, "queue_pending": [i.as_json() for i in engine.pending]}
+        )
+
+    def post_queue(self, request: Request) -> Response:
+        """Remove waiting prompts."""
+        data = request.json()
+        if data.get("clear"):
+            self._node.engine.clear_queue()
+        for prompt_id in data.get("delete", []):
+            self._node.engine.delete(prompt_id)
+        return EMPTY
+
+    def get_history(self, request: Request) -> Response:
+        """List finished prompts, oldest first."""
+        entries = list(self._node.engine.history.items())
+        limit = request.query.get("max_items")
+        offset = int(request.query.get("offset", -1))
+        if limit is not None and offset < 0:
+            offset = len(entries) - int(limit)
+        chosen = entries[max(0, offset) :]
+        return json_response(dict(chosen if limit is None else chosen[: max(1, int(limit))]))
+
+    def one_history(self, prompt_id: str) -> Response:
+        """Show one finished prompt; nothing for any other."""
+        history = self._node.engine.history
+        return json_response({prompt_id: history[prompt_id]} if prompt_id in history else {})
+
+    def post_history(self, request: Request) -> Response:
+        """Forget finished prompts."""
+        data = request.json()
+        if data.get("clear"):
+            self._node.engine.history.clear()
+        for prompt_id in data.get("delete", []):
+            self._node.engine.history.pop(prompt_id, None)
+        return EMPTY
+
+    def interrupt(self, request: Request) -> Response:
+        """Stop what runs; a body that is no JSON counts as none."""
+        try:
+            data = request.json()
+        except json.JSONDecodeError:
+            data = {}
+        self._node.engine.interrupt(data.get("prompt_id") or None)
+        return EMPTY
+
+    def free(self, request: Request) -> Response:
+        """Drop models or all memory after the current prompt."""
+        data = request.json()
+        self._node.engine.free(
+            unload_models=bool(data.get("unload_models")), free_memory=bool(data.get("free_memory"))
+        )
+        return EMPTY
+
+    # files
+
+    async def view(self, request: Request) -> Response:
+        """Return a file."""
+        if "filename" not in request.query:
+            return Response(status=404)
+        name, kind = annotated(request.query["filename"])
+        if not name or name.startswith("/") or ".." in name:
+            return Response(status=400)
+        kind = kind or request.query.get("type", "output")
+        files = self._node.files
+        if files.folder(kind) is None:
+            return Response(status=400)
+        try:
+            path = files.inside(kind, request.query.get("subfolder", ""), name.rpartition("/")[2])
+        except OutsideFolder:
+            return Response(status=403)
+        if not path.is_file():
+            return Response(status=404)
+        content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        if content_type in UNSAFE_TYPES:
+            content_type = "application/octet-stream"
+        headers = {"Content-Disposition": f'filename="{path.name}"', "Content-Type": content_type}
+        body = path.read_bytes()
+        if "preview" in request.query:
+            wanted = request.query["preview"].split(";")[0]
+            kind = wanted if wanted in ("webp", "jpeg") else "webp"
+            body, headers["Content-Type"] = _converted(body, kind), f"image/{kind}"
+        return Response(body=body, headers=headers)
+
+    def upload_image(self, request: Request) -> Response:
+        """Take a picture, or any file, into the input folder."""
+        fields, file = _form(request)
+        return self._store(fields, file, None)
+
+    def upload_mask(self, request: Request) -> Response:
+        """Take a picture whose transparency replaces that of an earlier one."""
+        fields, file = _form(request)
+        original = json.loads(fields["original_ref"])
+        name, kind = annotated(original["filename"])
+        if not name or name.startswith("/") or ".." in name:
+            return Response(status=400)
+        try:
+            kind = kind or original.get("type", "output")
+            path = self._node.files.inside(kind, original.get("subfolder", ""), name)
+        except OutsideFolder:
+            return Response(status=403)
+        return self._store(fields, file, path.read_bytes() if path.is_file() else None)
+
+    def _store(
+        self, fields: dict[str, str], file: tuple[str, bytes] | None, original: bytes | None
+    ) -> Response:
+        if file is None or not file[0]:
+            return Response(status=400)
+        name, data = file
+        kind, subfolder = fields.get("type", "input"), fields.get("subfolder", "")
+        try:
+            path = self._node.files.inside(kind, subfolder, name)
+        except OutsideFolder:
+            return Response(status=400)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if fields.get("overwrite") not in ("true", "1"):
+            count = 1
+            while path.exists() and path.read_bytes() != data:
+                stem, dot, suffix = name.rpartition(".")
+                path = path.with_name(f"{stem} ({count}){dot}{suffix}" if dot else f"{name} ({count})")
+                count += 1
+        path.write_bytes(data if original is None else _with_alpha(original, data))
+        return json_response({"name": path.name, "subfolder": subfolder, "type": kind})
+
+    # the node
+
+    def system_stats(self, _: Request) -> Response:
+        """Tell versions and memory; says in three places that it is simulated."""
+        options, vram = self._node.options, self._node.vram
+        system = {
+            "os": "posix",
+            "ram_total": 64 * 2**30,
+            "ram_free": 48 * 2**30,
+            "comfyui_version": VERSION,
+            "required_frontend_version": "1.27.10",
+            "installed_templates_version": "0.1.95",
+            "required_templates_version": "0.1.95",
+            "python_version": sys.version,
+            "pytorch_version": "simulated",
+            "embedded_python": False,
+            "argv": ["comfy_fleet.sim", "SIMULATED", options.name],
+        }
+        device = {
+            "name": f"cuda:0 SIMULATED GPU ({options.name}) : native",
+            "type": "cuda",
+            "index": 0,
+            "vram_total": vram.total,
+            "vram_free": vram.free,
+            "torch_vram_total": vram.reserved,
+            "torch_vram_free": vram.cached,
+        }
+        return json_response({"system": system, "devices": [device]})
+
+    def embeddings(self, _: Request) -> Response:
+        """List embeddings without their suffix."""
+        return json_response(
+            [name.rpartition(".")[0] or name for name in self._node.models.get("embeddings", {})]
+        )
+
+    def one_folder(self, folder: str) -> Response:
+        """List the files of one model folder."""
+        if folder not in FOLDERS:
+            return Response(status=404)
+        return json_response(sorted(self._node.models.get(folder, {})))
+
+    # steering
+
+    def stats(self, _: Request) -> Response:
+        """Tell what the GPU did."""
+        return json_response(self._node.describe_stats())
+
+    def reset(self, _: Request) -> Response:
+        """Start the account anew; forget history, cache, models and faults."""
+        self._node.reset()
+        return EMPTY
+
+    async def set_faults(self, request: Request) -> Response:
+        """Switch faults."""
+        try:
+            values = request.json()
+            if not isinstance(values, dict):
+                raise BadFault("expected an object of switches")  # noqa: TRY301 - one place answers
+            await self._node.set_faults(values)
+        except (BadFault, ValueError) as error:
+            return json_response({"error": str(error)}, 400)
+        return json_response(self._node.describe_faults())
+
+
+def is_loopback(host: str | None) -> bool:
+    """Tell whether a host's name or address is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def same_origin(headers: Mapping[str, str]) -> bool:
+    """Tell whether a browser's request comes from the node's own page; only loopback hosts are guarded."""
+    if "host" not in headers or "origin" not in headers:
+        return True
+    host = urlsplit(f"//{headers['host'].lower()}")
+    origin = urlsplit(headers["origin"].lower())
+    if not is_loopback(host.hostname) or not origin.netloc:
+        return True
+    if origin.port is None or host.port is None:
+        return host.hostname == origin.hostname
+    return host.netloc == origin.netloc
+
+
+def _asked_for(kind: str, message: str) -> dict[str, Any]:
+    return {"type": kind, "message": message, "details": "asked for by a fault switch", "extra_info": {}}
+
+
+def _form(request: Request) -> tuple[dict[str, str], tuple[str, bytes] | None]:
+    """Return a form's text fields and its file ``image``."""
+    fields: dict[str, str] = {}
+    found: list[tuple[str, bytes]] = []
+
+    def on_field(field: Any) -> None:
+        fields[field.field_name.decode()] = (field.value or b"").decode()
+
+    def on_file(file: Any) -> None:
+        if file.field_name == b"image":
+            file.file_object.seek(0)
+            found.append(((file.file_name or b"").decode(), file.file_object.read()))
+
+    kind = request.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
+        return fields, None
+    headers = {"Content-Type": kind.encode(), "Content-Length": str(len(request.body)).encode()}
+    python_multipart.parse_form(headers, BytesIO(request.body), on_field, on_file)
+    return fields, found[0] if found else None
+
+
+def _converted(data: bytes, kind: str) -> bytes:
+    with Image.open(BytesIO(data)) as picture:
+        buffer = BytesIO()
+        (picture.convert("RGB") if kind == "jpeg" else picture).save(buffer, kind.upper(), quality=90)
+        return buffer.getvalue()
+
+
+def _with_alpha(original: bytes, mask: bytes) -> bytes:
+    with Image.open(BytesIO(original)) as below, Image.open(BytesIO(mask)) as above:
+        joined = below.convert("RGBA")
+        joined.putalpha(above.convert("RGBA").getchannel(3).resize(joined.size))
+        buffer = BytesIO()
+        joined.save(buffer, "PNG", compress_level=4)
+        return buffer.getvalue()

@@ -1,0 +1,235 @@
+"""Node classes that read and write files, those that only test a server, and the fallback for others."""
+
+import json
+import struct
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from comfy_fleet.sim.nodes_image import CHANNELS, PIXELS, load
+from comfy_fleet.sim.nodes_model import MODELS, Work
+from comfy_fleet.sim.pictures import png
+from comfy_fleet.sim.run import Call, Result, Run
+from comfy_fleet.sim.values import Latent, Pictures
+
+TICK_S = 0.01  # how often the sleeping test nodes report
+LATENT_BYTES = 64 * 4  # a picture of 8 x 8 pixels is 4 channels of one 32-bit number
+
+
+async def save_image(run: Run, call: Call) -> Result:
+    """Save as PNG."""
+    images = await run.save(call.inputs["images"], call.inputs["filename_prefix"])
+    return Result(ui={"images": images})
+
+
+async def preview_image(run: Run, call: Call) -> Result:
+    """Save as a temporary PNG; the prefix is random once per node, as on a real server."""
+    images = await run.save(call.inputs["images"], run.preview_prefix, "temp", level=1)
+    return Result(ui={"images": images})
+
+
+async def send_image(run: Run, call: Call) -> Result:
+    """Send pictures over the websocket only."""
+    pictures: Pictures = call.inputs["images"]
+    for index, picture in enumerate(pictures):
+        area = picture.width * picture.height
+        data = await run.compute(area, lambda shown=picture: png(run.machine.painter.mark(shown), level=1))
+        await run.progress(call, index, len(pictures), ("PNG", data))
+    return Result()
+
+
+async def save_animation(run: Run, call: Call) -> Result:
+    """Save a moving WebP or PNG."""
+    webp = call.info.name == "SaveAnimatedWEBP"
+    pictures: Pictures = call.inputs["images"]
+    duration = int(1000 / call.inputs["fps"])
+    area = pictures[0].width * pictures[0].height * len(pictures)
+    data = await run.compute(area, _animate, pictures, "WEBP" if webp else "PNG", duration)
+    saved = await run.save_file(call.inputs["filename_prefix"], ".webp" if webp else ".png", data)
+    return Result(ui={"images": [saved], "animated": [len(pictures) != 1 or not webp]})
+
+
+def _animate(pictures: Pictures, kind: str, duration: int) -> bytes:
+    buffer = BytesIO()
+    pictures[0].save(buffer, kind, save_all=True, append_images=pictures[1:], duration=duration)
+    return buffer.getvalue()
+
+
+async def save_latent(run: Run, call: Call) -> Result:
+    """Save a latent in the safetensors format, with zeros for numbers."""
+    latent: Latent = call.inputs["samples"]
+    shape = [latent.batch, 4, max(1, latent.height // 8), max(1, latent.width // 8)]
+    size = shape[0] * shape[1] * shape[2] * shape[3] * 4
+    texts = {name: json.dumps(value) for name, value in run.texts.items()}
+    header = json.dumps(
+        {
+            "__metadata__": {**texts, "simulated": json.dumps(latent.notes)},
+            "latent_tensor": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]},
+            "latent_format_version_0": {"dtype": "F32", "shape": [0], "data_offsets": [size, size]},
+        }
+    ).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(size)
+    saved = await run.save_file(call.inputs["filename_prefix"], ".latent", data)
+    return Result(ui={"latents": [saved]})
+
+
+async def load_latent(run: Run, call: Call) -> Result:
+    """Load what :func:`save_latent` wrote; from another file only the size is taken."""
+    data = run.machine.files.uploaded(call.inputs["latent"]).read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    batch, _, height, width = header["latent_tensor"]["shape"]
+    notes = json.loads(header.get("__metadata__", {}).get("simulated", "{}"))
+    return Result(outputs=(Latent(width=width * 8, height=height * 8, batch=batch, notes=notes),))
+
+
+async def save_files(run: Run, call: Call) -> Result:
+    """Save files of any kind, named under any key, as custom nodes do."""
+    inputs = call.inputs
+    saved = []
+    for index in range(inputs["count"]):
+        data = f"SIMULATED on {run.machine.name} {index}\n".encode() * (inputs["size"] // 8 + 1)
+        saved.append(await run.save_file(inputs["filename_prefix"], inputs["suffix"], data[: inputs["size"]]))
+    return Result(ui={inputs["key"]: saved})
+
+
+async def preview_any(run: Run, call: Call) -> Result:
+    """Show a value as text."""
+    source = call.inputs.get("source")
+    if isinstance(source, str | bool | int | float) or source is None:
+        text = str(source)
+    else:
+        try:
+            text = json.dumps(source)
+        except TypeError:
+            text = str(source)
+    return Result(ui={"text": [text]})
+
+
+async def load_image(run: Run, call: Call) -> Result:
+    """Read an uploaded picture."""
+    return Result(outputs=_read(run, call.inputs["image"]))
+
+
+async def load_mask(run: Run, call: Call) -> Result:
+    """Read one channel of an uploaded picture."""
+    pictures, masks = _read(run, call.inputs["image"])
+    if call.inputs["channel"] == "alpha":
+        return Result(outputs=(masks[:1],))
+    return Result(outputs=((pictures[0].getchannel(CHANNELS[call.inputs["channel"]]),),))
+
+
+def _read(run: Run, name: str) -> tuple[Pictures, Pictures]:
+    with Image.open(run.machine.files.uploaded(name)) as data:
+        return load(data)
+
+
+async def concatenate(run: Run, call: Call) -> Result:
+    """Join two texts."""
+    inputs = call.inputs
+    return Result(outputs=(inputs["delimiter"].join((inputs["string_a"], inputs["string_b"])),))
+
+
+async def value(run: Run, call: Call) -> Result:
+    """Hand the value on."""
+    return Result(outputs=(call.inputs["value"],))
+
+
+async def sleep(run: Run, call: Call) -> Result:
+    """Wait, reporting every 10 ms; the time is real and takes no part in the timing model."""
+    seconds = call.inputs.get("seconds", call.inputs.get("sleep_seconds"))
+    relative = call.info.name == "TestSyncProgressUpdate"
+    start = run.clock.due
+    now = start
+    while now < start + seconds:
+        passed = min(now - start, seconds)
+        await run.progress(call, passed / seconds if relative else passed, 1.0 if relative else seconds)
+        now = min(now + TICK_S, start + seconds)
+        await run.clock.until(now)
+    await run.progress(call, 1.0 if relative else seconds, 1.0 if relative else seconds)
+    return Result(outputs=(call.inputs["value"],))
+
+
+async def work(run: Run, call: Call) -> Result:
+    """Keep the GPU busy for a given time, in steps, with a given amount of memory."""
+    inputs = call.inputs
+    run.machine.vram.reserve(int(inputs["vram_gb"] * 1e9))
+    for step in range(1, inputs["steps"] + 1):
+        await run.spend(inputs["seconds"] / inputs["steps"])
+        await run.progress(call, step, inputs["steps"])
+    return Result(outputs=(inputs["value"],))
+
+
+async def fail(run: Run, call: Call) -> Result:
+    """Raise, as the testing nodes do."""
+    if call.info.name == "TestAsyncError":
+        await run.clock.spend(call.inputs["error_after"])
+        raise RuntimeError("Intentional async execution error for testing")
+    raise RuntimeError("Intentional sync execution error for testing")
+
+
+async def pixels(run: Run, call: Call) -> Result:
+    """Work on pictures, in a thread when there is much to do."""
+    known = {name: given for name, given in call.inputs.items() if name in call.info.inputs}
+    area = call.inputs.get("width", 0) * call.inputs.get("height", 0)
+    for given in known.values():
+        if isinstance(given, tuple):
+            area += sum(picture.width * picture.height for picture in given)
+    return Result(outputs=await run.compute(area, lambda: PIXELS[call.info.name](**known)))
+
+
+async def other(run: Run, call: Call) -> Result:
+    """Stand in for a class that the simulation knows only from an ``/object_info``.
+
+    Each output gets the first input of its type, else an empty value; an output node saves the
+    pictures it is given.
+    """
+    given: dict[str, Any] = {}
+    for name, (kind, _, _) in call.info.inputs.items():
+        if isinstance(kind, str) and name in call.inputs:
+            given.setdefault(kind, call.inputs[name])
+    if call.info.output_node:
+        pictures = given.get("IMAGE")
+        prefix = call.inputs.get("filename_prefix", "ComfyUI")
+        return Result(ui={"images": await run.save(pictures, prefix)} if pictures else {})
+    empty = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
+    made = []
+    for kind in call.info.outputs:
+        if kind in ("IMAGE", "MASK") and kind not in given:
+            notes = {"prompt": call.info.name}
+            drawn = run.machine.painter.generate(notes, 512, 512)
+            made.append((drawn if kind == "IMAGE" else drawn.convert("L"),))
+        else:
+            made.append(given.get(kind, empty.get(kind) if isinstance(kind, str) else None))
+    return Result(outputs=tuple(made))
+
+
+#: Class -> what it does.
+WORK: Mapping[str, Work] = {
+    **dict.fromkeys(PIXELS, pixels),
+    **MODELS,
+    "SaveImage": save_image,
+    "PreviewImage": preview_image,
+    "SaveImageWebsocket": send_image,
+    "SaveAnimatedWEBP": save_animation,
+    "SaveAnimatedPNG": save_animation,
+    "SaveLatent": save_latent,
+    "LoadLatent": load_latent,
+    "LoadImage": load_image,
+    "LoadImageMask": load_mask,
+    "PreviewAny": preview_any,
+    "StringConcatenate": concatenate,
+    "PrimitiveInt": value,
+    "PrimitiveFloat": value,
+    "PrimitiveString": value,
+    "PrimitiveStringMultiline": value,
+    "PrimitiveBoolean": value,
+    "SimSaveFiles": save_files,
+    "SimWork": work,
+    "TestSleep": sleep,
+    "TestSyncProgressUpdate": sleep,
+    "TestSyncError": fail,
+    "TestAsyncError": fail,
+}

@@ -1,0 +1,69 @@
+"""What flows along the links of a graph on a simulated node."""
+
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+#: A batch of RGB or RGBA pictures (``IMAGE``) or of grey ones where white is 1.0 (``MASK``).
+Pictures = tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model file, or the part of it that an output stands for.
+
+    Attributes:
+        file: Its name; what VRAM is accounted under.
+        size: In bytes.
+        patches: LoRAs and other changes, in words.
+    """
+
+    file: str
+    size: int
+    patches: tuple[str, ...] = ()
+
+    def patched(self, patch: str) -> "Model":
+        """Return it with one more change."""
+        return replace(self, patches=(*self.patches, patch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """A text that a model understood, maybe with pictures."""
+
+    text: str
+    pictures: Pictures = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """Something between noise and a picture.
+
+    Attributes:
+        width: Of the picture that it decodes to, in pixels.
+        height: The same.
+        batch: How many.
+        notes: What made it (prompt, seed, steps, model ...), shown in the picture.
+        pictures: What it was encoded from.
+    """
+
+    width: int
+    height: int
+    batch: int = 1
+    notes: dict[str, str] = field(default_factory=dict)
+    pictures: Pictures = ()
+
+    @property
+    def megapixels(self) -> float:
+        """Pixels of the whole batch, in millions."""
+        return self.width * self.height * self.batch / 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guider:
+    """What a custom sampler is guided by."""
+
+    model: Model
+    positive: Conditioning
+    negative: Conditioning | None = None
+    cfg: float = 1.0
