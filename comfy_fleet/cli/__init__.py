@@ -1,0 +1,5 @@
+"""The ``fleet`` command. Commands import what they need when they run, so that ``--help`` stays quick."""
+
+from comfy_fleet.cli.run import main
+
+__all__ = ["main"]

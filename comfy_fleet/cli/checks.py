@@ -1,0 +1,383 @@
+"""What ``fleet doctor`` looks at. Every check ends in a finding; none raises."""
+
+import contextlib
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from comfy_fleet.cli.exits import Fail
+from comfy_fleet.cli.gpus import WHAT_TO_DO, Gpus, Nvml, probe
+from comfy_fleet.cli.up import ports
+from comfy_fleet.cli.up.lock import held
+from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, find_haproxy, masked
+from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.redis_server import program
+from comfy_fleet.settings import Settings
+
+OLDEST_PYTHON = (3, 11)
+OLDEST_HAPROXY = (2, 6)
+STRICT_HAPROXY = (3, 2)  # from here on maxconn is kept strictly, also with several threads
+OLDEST_REDIS = (6, 2)
+FILES_PER_NODE = 8  # descriptors of dispatcher and broker for one leased node, with room to spare
+ENOUGH_FILES = 4096
+LOW_DISK_BYTES = 2 * 1024**3
+
+
+class Verdict(StrEnum):
+    """How bad a finding is."""
+
+    OK = "OK"
+    WARN = "WARN"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        check: What was looked at.
+        verdict: How bad it is.
+        found: What was found.
+        do: What to do about it; empty if nothing.
+    """
+
+    check: str
+    verdict: Verdict
+    found: str
+    do: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Return all findings, in the order in which a person would look."""
+    looks: Sequence[tuple[str, Callable[[], list[Finding]]]] = (
+        ("Python", lambda: [python()]),
+        ("HAProxy", lambda: haproxy(settings.haproxy_bin)),
+        ("Redis program", lambda: [redis_program()]),
+        ("Redis server", lambda: redis_server(settings, asked="FLEET_REDIS_URL" in os.environ)),
+        ("NVML", lambda: [nvml(probe())]),
+        ("Ports", lambda: port_findings(settings)),
+        ("Data folder", lambda: data_folder(settings)),
+        ("Open files", lambda: [open_files(resource.getrlimit(resource.RLIMIT_NOFILE))]),
+        ("Workflows", lambda: workflows(settings)),
+        ("HAProxy files", lambda: [templates(settings)]),
+    )
+    findings = []
+    for check, look in looks:
+        try:
+            findings += look()
+        except Exception as error:
+            findings.append(
+                Finding(check=check, verdict=Verdict.FAIL, found=f"{type(error).__name__}: {error}")
+            )
+    return findings
+
+
+def python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
+    """Check Python's version."""
+    words = ".".join(map(str, version))
+    if version[:2] < OLDEST_PYTHON:
+        return Finding(
+            check="Python",
+            verdict=Verdict.FAIL,
+            found=f"{words} is too old",
+            do="install Python 3.11 or newer and make the virtual environment anew",
+        )
+    return Finding(check="Python", verdict=Verdict.OK, found=f"{words} at {sys.executable}")
+
+
+def haproxy(name: str) -> list[Finding]:
+    """Check HAProxy's version and how it was built."""
+    try:
+        path = find_haproxy(name)
+    except Fail as error:
+        return [
+            Finding(
+                check="HAProxy", verdict=Verdict.FAIL, found=error.message, do=f"as root: {INSTALL_HAPROXY}"
+            )
+        ]
+    told = subprocess.run([path, "-vv"], capture_output=True, text=True, timeout=10, check=False)
+    return haproxy_build(told.stdout + told.stderr, path)
+
+
+def haproxy_build(text: str, path: str) -> list[Finding]:
+    """Judge what ``haproxy -vv`` says."""
+    version = version_in(text, r"HAProxy version (\d+)\.(\d+)(?:\.(\d+))?")
+    if version is None:
+        return [
+            Finding(
+                check="HAProxy",
+                verdict=Verdict.FAIL,
+                found=f"{path} does not say its version",
+                do="set FLEET_HAPROXY_BIN to HAProxy's program",
+            )
+        ]
+    words = ".".join(map(str, version))
+    if version[:2] < OLDEST_HAPROXY:
+        first = Finding(
+            check="HAProxy",
+            verdict=Verdict.FAIL,
+            found=f"{words} is too old",
+            do="install HAProxy 2.6 or newer",
+        )
+    else:
+        threads = (
+            "" if version[:2] >= STRICT_HAPROXY else "; the broker uses one thread (it must, before 3.2)"
+        )
+        first = Finding(check="HAProxy", verdict=Verdict.OK, found=f"{words} at {path}{threads}")
+    lua = Finding(check="HAProxy Lua", verdict=Verdict.OK, found="built in")
+    if not re.search(r"\+LUA\b|USE_LUA=1", text):
+        lua = Finding(
+            check="HAProxy Lua",
+            verdict=Verdict.FAIL,
+            found="this build has no Lua, which chooses among the able nodes",
+            do="use the distribution's package, or build with USE_LUA=1",
+        )
+    metrics = Finding(check="HAProxy metrics", verdict=Verdict.OK, found="Prometheus exporter built in")
+    if not re.search(r"prometheus-exporter|\+PROMEX\b", text):
+        metrics = Finding(
+            check="HAProxy metrics",
+            verdict=Verdict.FAIL,
+            found="this build has no Prometheus exporter, which the configuration uses",
+            do="use the distribution's package, or build with USE_PROMEX=1",
+        )
+    return [first, lua, metrics]
+
+
+def redis_program() -> Finding:
+    """Check whether ``fleet up`` could run a Redis of its own."""
+    try:
+        path = program()
+    except FleetError as error:
+        return Finding(
+            check="Redis program",
+            verdict=Verdict.WARN,
+            found="no redis-server or valkey-server here",
+            do=str(error).partition(": ")[2] + "; or use a server elsewhere: --redis URL",
+        )
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    version = version_in(told, r"v=(\d+)\.(\d+)\.(\d+)")
+    words = f"{'.'.join(map(str, version))} at {path}" if version else path
+    if version and version < OLDEST_REDIS:
+        return Finding(
+            check="Redis program",
+            verdict=Verdict.FAIL,
+            found=f"{words} is too old",
+            do="install Redis 6.2 or newer, or Valkey",
+        )
+    return Finding(check="Redis program", verdict=Verdict.OK, found=words)
+
+
+def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
+    """Check the Redis that the settings name: version, append-only file, eviction.
+
+    Args:
+        settings: The settings.
+        asked: Whether the operator named it; else it matters only if it is there.
+    """
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    place = masked(settings.redis_url)
+    client = redis.Redis.from_url(
+        settings.redis_url, socket_connect_timeout=2, socket_timeout=2, retry=Retry(NoBackoff(), 0)
+    )
+    try:
+        with contextlib.closing(client):
+            info = client.info()
+    except redis.RedisError as error:
+        if asked:
+            return [
+                Finding(
+                    check="Redis server",
+                    verdict=Verdict.FAIL,
+                    found=f"{place} does not answer: {error}",
+                    do="start it, or correct FLEET_REDIS_URL",
+                )
+            ]
+        return [
+            Finding(
+                check="Redis server",
+                verdict=Verdict.OK,
+                found=f"none at {place}: `fleet up` runs its own, with the append-only file on",
+            )
+        ]
+    return redis_state({str(name): str(value) for name, value in dict(info).items()}, place)
+
+
+def redis_state(info: dict[str, str], place: str) -> list[Finding]:
+    """Judge what ``INFO`` says."""
+    kind = "Valkey" if "valkey_version" in info else "Redis"
+    shown = info.get("valkey_version") or info.get("redis_version", "?")
+    version = version_in(info.get("redis_version", ""), r"(\d+)\.(\d+)\.(\d+)")
+    findings = [Finding(check="Redis server", verdict=Verdict.OK, found=f"{kind} {shown} at {place}")]
+    if version is None or version < OLDEST_REDIS:
+        findings = [
+            Finding(
+                check="Redis server",
+                verdict=Verdict.FAIL,
+                found=f"{kind} {shown} at {place} is too old",
+                do="upgrade to Redis 6.2 or newer, or Valkey",
+            )
+        ]
+    if info.get("aof_enabled") == "1":
+        findings.append(Finding(check="Redis AOF", verdict=Verdict.OK, found="the append-only file is on"))
+    else:
+        findings.append(
+            Finding(
+                check="Redis AOF",
+                verdict=Verdict.WARN,
+                found="the append-only file is off: a crash of Redis loses accepted jobs",
+                do="CONFIG SET appendonly yes, and the same in redis.conf",
+            )
+        )
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        findings.append(
+            Finding(
+                check="Redis eviction",
+                verdict=Verdict.FAIL,
+                found=f"maxmemory-policy is {policy}: Redis may throw jobs away",
+                do="CONFIG SET maxmemory-policy noeviction, and the same in redis.conf",
+            )
+        )
+    return findings
+
+
+def nvml(gpus: Gpus) -> Finding:
+    """Judge what NVML says."""
+    if gpus.why is Nvml.OK:
+        words = "; ".join(f"{gpu.name}, {gpu.vram_bytes / 2**30:.0f} GiB" for gpu in gpus.gpus)
+        return Finding(check="NVML", verdict=Verdict.OK, found=f"driver {gpus.driver}: {words}")
+    fine = gpus.why in (Nvml.NO_LIBRARY, Nvml.NO_GPU)
+    # A machine without NVIDIA GPUs is no fault: its nodes report their memory over HTTP.
+    return Finding(
+        check="NVML",
+        verdict=Verdict.OK if gpus.why is Nvml.NO_LIBRARY else Verdict.WARN,
+        found=gpus.why + (f" ({gpus.error})" if gpus.error and not fine else ""),
+        do=WHAT_TO_DO[gpus.why],
+    )
+
+
+def port_findings(settings: Settings) -> list[Finding]:
+    """Check whether the public port is free, unless this very fleet runs on it."""
+    if held(settings.data):
+        return [Finding(check="Port", verdict=Verdict.OK, found=f"a fleet runs on {settings.data} now")]
+    if ports.is_free(settings.port, settings.host):
+        return [
+            Finding(check="Port", verdict=Verdict.OK, found=f"{settings.port} is free, the others are drawn")
+        ]
+    by = ports.holder(settings.port)
+    return [
+        Finding(
+            check="Port",
+            verdict=Verdict.WARN,
+            found=f"{settings.port} is taken by {by or 'a process that this user may not see'}",
+            do="stop it, or use another: fleet up --port N",
+        )
+    ]
+
+
+def data_folder(settings: Settings) -> list[Finding]:
+    """Check whether the data folder can be written, and has room."""
+    data = settings.data
+    existing = next(folder for folder in (data, *data.parents) if folder.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return [
+            Finding(
+                check="Data folder",
+                verdict=Verdict.FAIL,
+                found=f"{existing} can't be written: {error.strerror}",
+                do="name another folder: --data DIR, or FLEET_DATA",
+            )
+        ]
+    free = shutil.disk_usage(existing).free
+    if free < LOW_DISK_BYTES:
+        return [
+            Finding(
+                check="Data folder",
+                verdict=Verdict.WARN,
+                found=f"{data} has {free / 2**30:.1f} GiB left",
+                do="make room, or shorten FLEET_RETENTION_S",
+            )
+        ]
+    return [Finding(check="Data folder", verdict=Verdict.OK, found=f"{data}, {free / 2**30:.0f} GiB free")]
+
+
+def open_files(limits: tuple[int, int]) -> Finding:
+    """Judge how many files and sockets a process may have open."""
+    soft, hard = limits
+    if soft == resource.RLIM_INFINITY or soft >= ENOUGH_FILES:
+        return Finding(check="Open files", verdict=Verdict.OK, found=f"{soft} allowed")
+    return Finding(
+        check="Open files",
+        verdict=Verdict.WARN,
+        found=f"{soft} allowed: enough for about {soft // FILES_PER_NODE} nodes",
+        do=f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}; in systemd LimitNOFILE=65536",
+    )
+
+
+def workflows(settings: Settings) -> list[Finding]:
+    """Check every stored workflow."""
+    from comfy_fleet.adapters.catalog import WorkflowCatalog
+
+    folder = settings.workflows_dir
+    if not folder.is_dir():
+        return [
+            Finding(
+                check="Workflows",
+                verdict=Verdict.FAIL,
+                found=f"{folder} does not exist",
+                do="set FLEET_WORKFLOWS to a folder, or unset it for the shipped ones",
+            )
+        ]
+    catalog = WorkflowCatalog(folder)
+    good, broken = catalog.names(), catalog.errors()
+    findings = [
+        Finding(
+            check="Workflow",
+            verdict=Verdict.FAIL,
+            found=f"{name}: {error}",
+            do=f"correct {folder / name}, or remove it",
+        )
+        for name, error in broken.items()
+    ]
+    if good or not broken:
+        findings.insert(
+            0,
+            Finding(
+                check="Workflows",
+                verdict=Verdict.OK if good else Verdict.WARN,
+                found=f"{len(good)} in {folder}: {', '.join(good) or 'none'}",
+                do="" if good else "put one into NAME/workflow.json",
+            ),
+        )
+    return findings
+
+
+def templates(settings: Settings) -> Finding:
+    """Check whether HAProxy accepts what the templates make of an empty registry."""
+    from comfy_fleet.adapters.haproxy.render import render
+
+    rendered = render(settings, [], {})
+    lines = rendered.broker.count("\n") + rendered.edge.count("\n")
+    return Finding(
+        check="HAProxy files", verdict=Verdict.OK, found=f"{settings.haproxy_dir} renders ({lines} lines)"
+    )
+
+
+def version_in(text: str, pattern: str) -> tuple[int, ...] | None:
+    """Return the version that a pattern's groups find, or None."""
+    found = re.search(pattern, text)
+    return tuple(int(part) for part in found.groups() if part is not None) if found else None

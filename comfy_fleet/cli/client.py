@@ -1,0 +1,267 @@
+"""Talk to the fleet's HTTP API. Every failure becomes a :class:`Fail` with a hint and an exit code."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from comfy_fleet.cli.exits import Exit, Fail
+
+_STATUS_EXIT = {
+    400: Exit.USAGE,
+    401: Exit.REFUSED,
+    403: Exit.REFUSED,
+    404: Exit.NOT_FOUND,
+    409: Exit.REFUSED,
+    413: Exit.USAGE,
+    422: Exit.USAGE,
+    429: Exit.REFUSED,
+    503: Exit.REFUSED,
+    504: Exit.TIMEOUT,
+}
+_HINTS = {
+    "unauthorized": "give an API key: --key, or FLEET_API_KEY",
+    "no_nodes": "add one: fleet node add NAME URL",
+    "queue_full": "try again later; `fleet status` shows the queue",
+    "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API)",
+}
+TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
+
+
+class Client:
+    """The fleet, as a client sees it. Use it as a context manager."""
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 30.0) -> None:
+        """Prepare a connection; nothing is sent yet.
+
+        Args:
+            url: Where the fleet answers, e.g. ``http://127.0.0.1:8188``.
+            key: API key.
+            timeout_s: How long a plain request may take.
+
+        Raises:
+            Fail: The URL is none.
+        """
+        self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Fail(f"--api {url!r} is no http(s) URL", hint="e.g. http://127.0.0.1:8188", code=Exit.USAGE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=httpx.Timeout(timeout_s, connect=5),
+            # A proxy from the environment must not stand between this machine and its own fleet.
+            trust_env=parts.hostname not in ("127.0.0.1", "localhost", "::1"),
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> Any:
+        """Return the JSON that a path answers; parameters that are None are left out."""
+        return self._call(
+            "GET", path, params={key: value for key, value in params.items() if value is not None}
+        )
+
+    def post(self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Any:
+        """Send JSON and return the JSON answer."""
+        return self._call("POST", path, json=body, headers=headers)
+
+    def delete(self, path: str, **params: Any) -> Any:
+        """Delete something."""
+        return self._call("DELETE", path, params=params)
+
+    def upload(self, path: Path) -> str:
+        """Upload a file as an asset and return the asset's id.
+
+        Raises:
+            Fail: It can't be read or is refused.
+        """
+        import mimetypes
+
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        try:
+            with path.open("rb") as file:
+                answer = self._call(
+                    "POST",
+                    "/api/v2/assets",
+                    files={"file": (path.name, file, kind)},
+                    data={"content_type": kind, "file_path": path.name},
+                    timeout=300,
+                )
+        except OSError as error:
+            raise Fail(f"can't read {path}: {error.strerror}", code=Exit.USAGE) from error
+        return str(answer["id"])
+
+    def download(self, url: str, target: Path) -> int:
+        """Save what a URL of the fleet holds; returns the number of bytes.
+
+        The path is asked for at this client's own address: a public URL may not be reachable from here,
+        and the key must not go to another host.
+        """
+        parts = urlsplit(url)
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        partial = target.with_name(target.name + ".part")
+        try:
+            with self._stream(path) as answer, partial.open("wb") as file:
+                for chunk in answer.iter_bytes():
+                    file.write(chunk)
+            partial.replace(target)
+        except OSError as error:
+            raise Fail(f"can't write {target}: {error.strerror}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return target.stat().st_size
+
+    def events(self, job_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the job's events, type and data, until its final status.
+
+        Raises:
+            Fail: There is no such job, or the stream broke off.
+        """
+        with self._stream(f"/api/v2/jobs/{quote(job_id, safe='')}/events", timeout=None) as answer:
+            kind, data = "message", ""
+            for line in answer.iter_lines():
+                if line.startswith("event:"):
+                    kind = line[6:].strip()
+                elif line.startswith("data:"):
+                    data += line[5:].strip()
+                elif not line and data:
+                    value = json.loads(data)
+                    yield kind, value
+                    if kind == "status" and value.get("status") in TERMINAL:
+                        return
+                    kind, data = "message", ""
+
+    def follow(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield events until the job is final, through broken streams and restarts of the API.
+
+        The stream only hastens; the record is asked again whenever it ends.
+
+        Args:
+            job_id: The job.
+            timeout_s: Give up after this time.
+
+        Raises:
+            Fail: No such job, or the time is over.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        failures = 0
+        while True:
+            try:
+                for event in self.events(job_id):
+                    yield event
+                    failures = 0
+                    if event[0] == "status" and event[1].get("status") in TERMINAL:
+                        return
+                    _check(deadline, job_id)
+            except Fail as error:
+                # Gone for a moment: a restart of the API or of HAProxy is no reason to give up.
+                if error.exit is not Exit.UNREACHABLE or failures >= 40:
+                    raise
+                failures += 1
+            _check(deadline, job_id)
+            time.sleep(0.25)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job as ``/api/v1`` shows it."""
+        answer = self.get(f"/api/v1/jobs/{quote(job_id, safe='')}")
+        return dict(answer)
+
+    def _call(self, method: str, path: str, **more: Any) -> Any:
+        with self._reached():
+            answer = self._http.request(method, path, **more)
+        if answer.is_error:
+            raise failure(answer, path)
+        if answer.status_code == 204 or not answer.content:
+            return None
+        try:
+            return answer.json()
+        except ValueError:
+            raise Fail(
+                f"{self.url}{path} did not answer with JSON",
+                hint="is that a fleet? --api names its address",
+                code=Exit.UNREACHABLE,
+            ) from None
+
+    @contextmanager
+    def _stream(self, path: str, **more: Any) -> Iterator[httpx.Response]:
+        with self._reached(), self._http.stream("GET", path, **more) as answer:
+            if answer.is_error:
+                answer.read()
+                raise failure(answer, path)
+            yield answer
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            raise Fail(
+                f"{self.url} did not answer in time", hint="see `fleet status`", code=Exit.UNREACHABLE
+            ) from error
+        except httpx.TransportError as error:
+            raise Fail(
+                f"nothing answers at {self.url} ({error})",
+                hint="`fleet up` starts a fleet; --api or FLEET_API_URL names another address",
+                code=Exit.UNREACHABLE,
+            ) from error
+
+
+def failure(answer: httpx.Response, path: str) -> Fail:
+    """Return the failure that an error answer stands for."""
+    code, message = "", ""
+    details: object = None
+    try:
+        error = answer.json()["error"]
+        code, message = str(error.get("code", "")), str(error.get("message", ""))
+        details = error.get("details") or {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message = f"{path} answered {answer.status_code} {answer.reason_phrase}"
+    exit_code = _STATUS_EXIT.get(answer.status_code, Exit.FAILED)
+    if not code and answer.status_code in (502, 503, 504):
+        exit_code = Exit.UNREACHABLE  # HAProxy answers, but no API behind it
+        message = f"the API does not answer ({answer.status_code})"
+    hint = _HINTS.get(code)
+    if hint is None and (wait := answer.headers.get("Retry-After")):
+        hint = f"try again in {wait} s"
+    for node, problems in _node_errors(details):
+        message += f"\n  node {node}: {problems}"
+    return Fail(message or f"{answer.status_code}", hint=hint, code=exit_code)
+
+
+def _node_errors(details: object) -> Iterator[tuple[str, str]]:
+    found = details.get("node_errors") if isinstance(details, dict) else None
+    if not isinstance(found, dict):
+        return
+    for node, problems in found.items():
+        if isinstance(problems, list):
+            words = [
+                str(problem.get("message") or problem.get("reason") or problem)
+                if isinstance(problem, dict)
+                else str(problem)
+                for problem in problems
+            ]
+            yield str(node), "; ".join(words)
+
+
+def _check(deadline: float | None, job_id: str) -> None:
+    if deadline is not None and time.monotonic() > deadline:
+        raise Fail(
+            f"job {job_id} is not done yet",
+            hint=f"it goes on: fleet job show {job_id}",
+            code=Exit.TIMEOUT,
+        )

@@ -1,0 +1,246 @@
+"""``fleet demo``: from nothing to pictures, and to seeing jobs spread over nodes."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from comfy_fleet.cli.client import Client
+
+FIRST = "a lighthouse made of books, at dusk"
+HANDFUL = (
+    "a red fox in the snow",
+    "a paper boat on a lake of ink",
+    "a robot watering a bonsai",
+    "an owl that reads the news",
+    "a bicycle grown over with ivy",
+    "a whale above the clouds",
+)
+_START_S = {False: 90.0, True: 600.0}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Fleet")(demo)
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the fleet running.")] = False,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Nodes.", show_default="3, or one ComfyUI per GPU")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The public port.")] = 8188,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path(
+        ".fleet/demo-pictures"
+    ),
+    data: Annotated[Path, typer.Option(metavar="DIR", help="The fleet's folder; made anew.")] = Path(
+        ".fleet/demo"
+    ),
+    comfyui: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="COMFYUI_HOME", metavar="DIR", help="Use this ComfyUI; without it nodes are SIMULATED."
+        ),
+    ] = None,
+    comfyui_python: Annotated[
+        str | None, typer.Option(envvar="COMFYUI_PYTHON", metavar="PROGRAM", help="ComfyUI's Python.")
+    ] = None,
+) -> None:
+    """Start a fleet, run a prompt and then a handful at once, show who made what, and stop."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import SIMULATED, stdout
+    from comfy_fleet.cli.gpus import probe
+
+    console = stdout()
+    data, out = data.expanduser().absolute(), out.expanduser()
+    argv = ["--port", str(port), "--data", str(data), "--no-custom-nodes"]
+    if comfyui:
+        wanted = nodes or len(probe().gpus) or 3
+        argv += ["--comfyui", str(comfyui)]
+        argv += ["--comfyui-python", comfyui_python] if comfyui_python else []
+        console.print(f"Starting {wanted} ComfyUI nodes from {comfyui} ...", soft_wrap=True)
+    else:
+        wanted = nodes or 3
+        argv += ["--job-seconds", "1.2"]  # as long as a small picture takes on a fast GPU
+        console.print(f"Starting {wanted} [magenta]{SIMULATED}[/] nodes ...")
+    argv += ["--nodes", str(wanted)]
+    started = time.monotonic()
+    with running_fleet(argv, data, keep=keep) as process, Client(f"http://127.0.0.1:{port}") as client:
+        await_ready(process, client, data, console, timeout_s=_START_S[bool(comfyui)])
+        console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s at {client.url}\n")
+        one_prompt(client, console, out)
+        good = a_handful(client, console, out, count=max(6, 2 * wanted))
+        if keep:
+            console.print(f"\nThe fleet keeps running at {client.url}. Stop it: fleet down --data {data}")
+    if not keep:
+        console.print("\nstopped everything", style="dim")
+    if not good:
+        raise Fail("not every job succeeded", hint="the table above says which")
+
+
+@contextlib.contextmanager
+def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run ``fleet up`` beside this process; stop it at the end unless it is to be kept.
+
+    Args:
+        argv: Arguments of ``fleet up``.
+        data: Its folder; what an earlier demo left there goes.
+        keep: Whether it stays after a good end.
+    """
+    from comfy_fleet.adapters.processes import dies_with_parent
+    from comfy_fleet.cli.up.lock import held
+    from comfy_fleet.cli.up.nodes import fleet
+
+    if held(data):
+        raise Fail(
+            f"a demo runs on {data} already", hint=f"stop it: fleet down --data {data}", code=Exit.REFUSED
+        )
+    if (data / "run" / "up.json").exists():  # only ever a fleet's own folder
+        shutil.rmtree(data)
+    (data / "logs").mkdir(parents=True, exist_ok=True)
+    with (data / "logs" / "up.log").open("wb") as log:
+        process = subprocess.Popen(
+            fleet("up", *argv),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # The demo needs a fleet of its own, whatever the shell is set to use otherwise.
+            env={name: value for name, value in os.environ.items() if name != "FLEET_REDIS_URL"},
+            start_new_session=True,
+            preexec_fn=None if keep else dies_with_parent(signal.SIGTERM),
+        )
+    stay = False
+    try:
+        yield process
+        stay = keep
+    finally:
+        if not stay:
+            process.terminate()
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def await_ready(
+    process: "subprocess.Popen[bytes]",
+    client: "Client",
+    data: Path,
+    console: "Console",
+    *,
+    timeout_s: float,
+) -> None:
+    """Wait until a job could run.
+
+    Raises:
+        Fail: The fleet ended, or took too long; with what it said.
+    """
+    log = data / "logs" / "up.log"
+    deadline = time.monotonic() + timeout_s
+    with console.status("waiting until a job could run") as status:
+        while True:
+            if process.poll() is not None:
+                lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+                error = next((line for line in lines if line.startswith("error:")), "fleet up ended")
+                hint = next((line for line in lines if line.startswith("hint:")), "")
+                raise Fail(
+                    error.removeprefix("error:").strip(),
+                    hint=hint.removeprefix("hint:").strip() or f"see {data / 'logs'}",
+                )
+            try:
+                client.get("/api/v1/ready")
+            except Fail as error:
+                status.update(f"waiting until a job could run ({error.message})")
+                if time.monotonic() > deadline:
+                    raise Fail(
+                        f"the fleet is not ready after {timeout_s:g} s: {error.message}",
+                        hint=f"see {data / 'logs'}",
+                        code=Exit.TIMEOUT,
+                    ) from error
+                time.sleep(0.1)
+            else:
+                return
+
+
+def one_prompt(client: "Client", console: "Console", out: Path) -> None:
+    """Run the first prompt, with progress, and say where the picture is and who made it.
+
+    Raises:
+        Fail: The job did not succeed.
+    """
+    from comfy_fleet.cli.submit import mark_simulated, save_outputs, say_end, watch
+
+    workflow = default_workflow()
+    console.print(f"[bold]One prompt[/] to the workflow {workflow}: “{FIRST}”")
+    job = mark_simulated(client, watch(client, submit_prompt(client, workflow, FIRST)))
+    say_end(job, save_outputs(client, job, out))
+    if job["status"] != "succeeded":
+        raise Fail(f"the first job ended {job['status']}", hint="see the line above", code=Exit.JOB_FAILED)
+
+
+def a_handful(client: "Client", console: "Console", out: Path, *, count: int) -> bool:
+    """Run many prompts at once, show the table, and return whether all succeeded."""
+    from comfy_fleet.cli.console import SIMULATED, span, table
+    from comfy_fleet.cli.submit import mark_simulated, progress_bar, run_seconds, save_outputs
+
+    workflow = default_workflow()
+    console.print(f"\n[bold]{count} prompts at once[/]")
+    started = time.monotonic()
+    prompts = [HANDFUL[index % len(HANDFUL)] for index in range(count)]
+    ids = [submit_prompt(client, workflow, prompt) for prompt in prompts]
+    jobs: list[dict[str, Any]] = []
+    with progress_bar(quiet=not console.is_terminal) as show:
+        for index, job_id in enumerate(ids):
+            show(f"{index} of {count} done", index / count)
+            for _ in client.follow(job_id, timeout_s=600):
+                pass
+            jobs.append(mark_simulated(client, client.job(job_id)))
+    wall_s = time.monotonic() - started
+    rows = []
+    for prompt, job in zip(prompts, jobs, strict=True):
+        saved = save_outputs(client, job, out)
+        node = f"{job.get('node')} {SIMULATED}" if job.get("simulated") else job.get("node")
+        rows.append((prompt, job["status"], node, span(run_seconds(job)), saved[0].name if saved else ""))
+    console.print(table(["Prompt", "Status", "<Node", ">Ran", "Picture"], rows))
+    say_spread(console, jobs, wall_s)
+    console.print(f"pictures are in {out}", soft_wrap=True)
+    return all(job["status"] == "succeeded" for job in jobs)
+
+
+def say_spread(console: "Console", jobs: Sequence[Mapping[str, Any]], wall_s: float) -> None:
+    """Tell how the jobs spread over the nodes, and what that saved."""
+    from comfy_fleet.cli.console import span
+    from comfy_fleet.cli.submit import run_seconds
+
+    counts = Counter(str(job.get("node")) for job in jobs)
+    words = ", ".join(f"{node} {count}" for node, count in sorted(counts.items()))
+    total_s = sum(run_seconds(job) or 0 for job in jobs)
+    console.print(f"\nspread: {words}; {span(total_s)} of work in {span(wall_s)}", soft_wrap=True)
+
+
+def submit_prompt(client: "Client", workflow: str, prompt: str) -> str:
+    """Submit a prompt to a stored workflow and return the job's id."""
+    job = client.post(f"/api/v1/workflows/{quote(workflow, safe='')}/jobs", {"params": {"prompt": prompt}})
+    return str(job["id"])
+
+
+def default_workflow() -> str:
+    """Return the workflow that the demo runs."""
+    from comfy_fleet.cli.submit import default_workflow as default
+
+    return default()

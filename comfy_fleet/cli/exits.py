@@ -1,0 +1,51 @@
+"""How a command ends: its exit codes, and the error that carries one.
+
+Scripts may rely on these numbers; ``fleet --help`` and docs/reference/cli.md list them.
+"""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of ``fleet``."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    JOB_FAILED = 4
+    CANCELED = 5
+    TIMEOUT = 6
+    NOT_FOUND = 7
+    REFUSED = 8
+    INTERRUPTED = 130
+
+
+MEANING = {
+    Exit.OK: "done",
+    Exit.FAILED: "failed; the line on stderr says why",
+    Exit.USAGE: "wrong arguments, parameters or files",
+    Exit.UNREACHABLE: "nothing answers at the API's address",
+    Exit.JOB_FAILED: "the job ended failed or expired",
+    Exit.CANCELED: "the job was canceled",
+    Exit.TIMEOUT: "the time given with --wait or --timeout is over",
+    Exit.NOT_FOUND: "no such job, node or workflow",
+    Exit.REFUSED: "refused for now: no nodes, queue full, not allowed, or it contradicts what is there",
+    Exit.INTERRUPTED: "interrupted with Ctrl-C",
+}
+
+
+class Fail(Exception):
+    """Ends the command with one line on stderr, a hint, and an exit code; never a traceback.
+
+    Attributes:
+        message: What went wrong.
+        hint: What to do about it, or None.
+        exit: The exit code.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, code: Exit = Exit.FAILED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit = code

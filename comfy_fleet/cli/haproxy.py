@@ -1,0 +1,179 @@
+"""``fleet haproxy``: run both HAProxy processes, and look at their configurations."""
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.options import Data, Json
+from comfy_fleet.cli.processes import load, logging_as
+
+if TYPE_CHECKING:
+    from comfy_fleet.adapters.haproxy.render import Rendered
+    from comfy_fleet.domain.node import Node
+    from comfy_fleet.settings import Settings
+
+app = typer.Typer(help="Run HAProxy, which decides who gets a node; see its files.", no_args_is_help=True)
+
+Empty = Annotated[bool, typer.Option("--empty", help="As if no node were registered; needs no Redis.")]
+
+
+@app.command()
+def run() -> None:
+    """Run broker and edge, and keep them in step with the node registry."""
+    from comfy_fleet.adapters.haproxy.main import serve
+
+    serve(logging_as("haproxy"))
+
+
+@app.command()
+def render(
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write the files there instead of stdout.")
+    ] = None,
+    empty: Empty = False,
+    data: Data = None,
+) -> None:
+    """Print the configurations that the node registry leads to; changes nothing."""
+    from comfy_fleet.cli.console import stderr
+
+    texts = _texts(_rendered(load(data=data), empty=empty))
+    if out is None:
+        for name, text in texts.items():
+            typer.echo(f"### {name}\n{text}")
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (out / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Fail(f"can't write in {out}: {error.strerror}") from error
+    stderr().print(f"wrote {', '.join(texts)} to {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def check(empty: Empty = False, data: Data = None) -> None:
+    """Render the configurations and let HAProxy check them; exits with 1 if it refuses."""
+    from comfy_fleet.adapters.haproxy.apply import check as ask
+    from comfy_fleet.adapters.haproxy.render import files
+    from comfy_fleet.cli.console import stdout
+    from comfy_fleet.cli.up.programs import find_haproxy
+
+    settings = load(data=data)
+    program = find_haproxy(settings.haproxy_bin)
+    rendered = _rendered(settings, empty=empty)
+    live_map = str(files(settings).pools)
+    console = stdout()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in _texts(rendered).items():
+            # The map may not be in place yet: the check reads the one just rendered.
+            (Path(folder) / name).write_text(text.replace(live_map, f"{folder}/pools.map"))
+        for name in ("broker.cfg", "edge.cfg"):
+            warnings = ask(program, Path(folder) / name)
+            console.print(f"{name}: ok" + (f"\n{warnings}" if warnings else ""), markup=False, soft_wrap=True)
+
+
+@app.command()
+def show(json_: Json = False, data: Data = None) -> None:
+    """Show the servers of the running broker as HAProxy has them now."""
+    from comfy_fleet.cli.console import print_json, stdout, table
+
+    settings = load(data=data)
+    rows = asyncio.run(_servers(settings))
+    if json_:
+        print_json(rows)
+        return
+    stdout().print(
+        table(
+            ["<Backend", "<Server", "Address", "State", ">Weight", ">Leased", ">Leases", "Last check"],
+            [
+                (
+                    row["backend"],
+                    row["server"],
+                    row["address"],
+                    row["status"],
+                    row["weight"],
+                    row["leased"],
+                    row["leases"],
+                    row["last_check"],
+                )
+                for row in rows
+            ],
+        )
+    )
+
+
+def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
+    from comfy_fleet.adapters.haproxy.entries import pools_of
+    from comfy_fleet.adapters.haproxy.render import render as render_text
+
+    nodes = [] if empty else asyncio.run(_nodes(settings))
+    return render_text(settings, nodes, pools_of(nodes, _slots(settings), slots=settings.pool_slots))
+
+
+def _slots(settings: "Settings") -> dict[str, int]:
+    """Return the slots that pools have now: they keep them."""
+    from comfy_fleet.adapters.haproxy.render import files
+
+    try:
+        lines = files(settings).pools.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {pool: int(backend.rsplit("_", 1)[1]) for pool, backend in (line.split() for line in lines)}
+
+
+def _texts(rendered: "Rendered") -> dict[str, str]:
+    return {"broker.cfg": rendered.broker, "edge.cfg": rendered.edge, "pools.map": rendered.pools}
+
+
+async def _nodes(settings: "Settings") -> Sequence["Node"]:
+    from redis.exceptions import RedisError
+
+    from comfy_fleet.bootstrap import open_stores
+    from comfy_fleet.cli.up.programs import masked
+
+    try:
+        async with open_stores(settings) as stores:
+            return await stores.nodes.nodes()
+    except (RedisError, OSError) as error:
+        raise Fail(
+            f"Redis at {masked(settings.redis_url)} does not answer: {error}",
+            hint="set FLEET_REDIS_URL, or use --empty",
+            code=Exit.UNREACHABLE,
+        ) from error
+
+
+async def _servers(settings: "Settings") -> list[dict[str, Any]]:
+    from comfy_fleet.adapters.haproxy.render import files
+    from comfy_fleet.adapters.haproxy.runtime import Runtime
+    from comfy_fleet.domain.errors import BrokerError
+
+    runtime = Runtime(files(settings).broker_socket)
+    found = []
+    try:
+        servers = await runtime.servers()
+        for backend in sorted({server.backend for server in servers}):
+            stats = {row["svname"]: row for row in await runtime.stats(backend)}
+            for server in (server for server in servers if server.backend == backend):
+                row = stats.get(server.name, {})
+                found.append(
+                    {
+                        "backend": backend,
+                        "server": server.name,
+                        "address": f"{server.host or '?'}:{server.port}",
+                        "status": row.get("status", ""),
+                        "weight": server.weight,
+                        "leased": int(row.get("scur") or 0),
+                        "leases": int(row.get("stot") or 0),
+                        "last_check": row.get("last_agt") or row.get("last_chk") or "",
+                    }
+                )
+    except BrokerError as error:
+        raise Fail(
+            str(error), hint="is it running? name its folder: --data DIR", code=Exit.UNREACHABLE
+        ) from error
+    return found

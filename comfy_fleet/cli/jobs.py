@@ -1,0 +1,185 @@
+"""``fleet job``: what became of jobs."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.submit import ENDED, mark_simulated, pairs, run_seconds
+
+app = typer.Typer(help="List, show, follow and cancel jobs.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+
+
+@app.command("ls")
+def list_(
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only jobs in this state. Repeatable.", metavar="STATUS")
+    ] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only jobs of this stored workflow.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label. Repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Go on where the last page ended.")] = None,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """List jobs, newest first."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import ago, print_json, span, stderr, stdout, table
+
+    labels = {f"metadata.{name}": value for name, value in pairs(metadata or [], "--metadata").items()}
+    with Client(api, key) as client:
+        page = client.get(
+            "/api/v1/jobs",
+            status=",".join(status) if status else None,
+            workflow=workflow,
+            limit=limit,
+            cursor=cursor,
+            **labels,
+        )
+    if json_:
+        print_json(page)
+        return
+    now = datetime.now(UTC)
+    jobs = page.get("jobs", page.get("data", []))
+    rows = [
+        (
+            job["id"],
+            job["status"],
+            job.get("workflow") or "graph",
+            job.get("node"),
+            ago(job.get("created_at"), now),
+            span(run_seconds(job)),
+        )
+        for job in jobs
+    ]
+    stdout().print(table(["<Job", "<Status", "Workflow", "Node", ">Age", ">Ran"], rows))
+    if not jobs:
+        stderr().print("[dim]no jobs[/]")
+    if following := page.get("next_cursor"):
+        stderr().print(f"[dim]more:[/] --cursor {following}", soft_wrap=True)
+
+
+@app.command()
+def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """Show everything that is known of a job."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import SIMULATED, ago, facts, print_json, size, span, stdout, table
+
+    with Client(api, key) as client:
+        record = mark_simulated(client, client.job(job))
+    if json_:
+        print_json(record)
+        return
+    console = stdout()
+    now = datetime.now(UTC)
+    progress = record.get("progress") or {}
+    metadata = record.get("metadata")
+    node = record.get("node")
+    console.print(
+        facts(
+            {
+                "job": record["id"],
+                "status": record["status"],
+                "waiting for": record.get("waiting_for"),
+                "queue position": record.get("queue_position"),
+                "workflow": record.get("workflow"),
+                "version": record.get("workflow_version"),
+                "priority": record.get("priority") or None,
+                "metadata": _words(metadata) if isinstance(metadata, dict) else metadata,
+                "parameters": _words(record.get("params") or {}),
+                "node": f"{node} {SIMULATED}" if node and record.get("simulated") else node,
+                "attempt": record.get("attempt"),
+                "progress": _progress(progress) if record["status"] == "running" else None,
+                "submitted": f"{ago(record.get('created_at'), now)} ago",
+                "ran for": span(run_seconds(record)),
+                "error": _error(record.get("error")),
+            }
+        )
+    )
+    if outputs := record.get("outputs"):
+        console.print()
+        rows = [
+            (output.get("name"), output.get("type"), size(output.get("size_bytes") or 0), output.get("url"))
+            for output in outputs
+        ]
+        console.print(table(["Output", "<Kind", ">Size", "URL"], rows))
+
+
+@app.command()
+def events(
+    job: JobId,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Give up after this many seconds.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Follow a job until its end; the exit code says how it ended."""
+    import json
+
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import stdout
+
+    console = stdout()
+    status = ""
+    with Client(api, key) as client:
+        for kind, data in client.follow(job, timeout_s=timeout):
+            if kind == "status":
+                status = str(data.get("status"))
+            if json_:
+                typer.echo(json.dumps({"event": kind, **data}, ensure_ascii=False))
+            else:
+                console.print(
+                    f"{datetime.now():%H:%M:%S}  {_event(kind, data)}", markup=False, soft_wrap=True
+                )
+    raise typer.Exit(ENDED.get(status, 1))
+
+
+@app.command()
+def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """Cancel a job: a queued one ends at once, a running one is interrupted."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json, stdout, styled
+
+    with Client(api, key) as client:
+        record = client.post(f"/api/v1/jobs/{quote(job, safe='')}/cancel")
+    if json_:
+        print_json(record)
+    else:
+        stdout().print(styled(record["status"]))
+
+
+def _words(pairs_: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in pairs_.items())
+
+
+def _progress(progress: dict[str, Any]) -> str:
+    return f"{float(progress.get('value') or 0):.0%} {progress.get('message') or ''}".strip()
+
+
+def _error(error: dict[str, Any] | None) -> str | None:
+    if not error:
+        return None
+    place = f" (node {error['node_id']} {error.get('class_type') or ''})" if error.get("node_id") else ""
+    return f"{error.get('code')}: {error.get('message')}{place}"
+
+
+def _event(kind: str, data: dict[str, Any]) -> str:
+    if kind == "status":
+        position = data.get("queue_position")
+        return f"{data.get('status')}" + (f", number {position} in the queue" if position else "")
+    if kind == "progress":
+        return _progress(data)
+    if kind == "preview":
+        return f"preview of node {data.get('node_id')} ({data.get('content_type')})"
+    if kind == "output":
+        return f"output {data.get('name')} {data.get('url') or ''}".rstrip()
+    return kind

@@ -1,0 +1,26 @@
+"""Options that many commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_API = "http://127.0.0.1:8188"
+
+Api = Annotated[
+    str,
+    typer.Option(
+        "--api", envvar="FLEET_API_URL", help="Where the fleet answers.", metavar="URL", show_default=True
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key", envvar="FLEET_API_KEY", help="API key.", metavar="KEY", show_default=False, show_envvar=True
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="The fleet's folder.", show_default="FLEET_DATA or .fleet"),
+]

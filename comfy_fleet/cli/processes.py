@@ -1,0 +1,194 @@
+"""The fleet's processes: all of them on one machine (``up``), or each alone for systemd and containers."""
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.options import Data
+
+if TYPE_CHECKING:
+    from comfy_fleet.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(rich_help_panel="Fleet")(up)
+    app.command(rich_help_panel="Fleet")(down)
+    for command in (api, dispatch, agent):
+        app.command(rich_help_panel="Single processes")(command)
+
+
+def up(
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=0, help="Nodes to start.", show_default="3 simulated, or a ComfyUI per GPU"),
+    ] = None,
+    node: Annotated[
+        list[str] | None,
+        typer.Option("--node", metavar="[NAME=]URL", help="A ComfyUI that runs already. Repeatable."),
+    ] = None,
+    comfyui: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Start nodes from this ComfyUI, one per GPU; on the CPU without one."
+        ),
+    ] = None,
+    comfyui_python: Annotated[
+        str | None,
+        typer.Option(metavar="PROGRAM", help="ComfyUI's Python.", show_default="DIR/venv, else python3"),
+    ] = None,
+    comfyui_args: Annotated[str, typer.Option(metavar="ARGS", help="More arguments for ComfyUI.")] = "",
+    custom_nodes: Annotated[bool, typer.Option(help="Load ComfyUI's custom nodes.")] = True,
+    job_seconds: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="How long a simulated job takes.")
+    ] = None,
+    sim_args: Annotated[
+        str, typer.Option(metavar="ARGS", help="More arguments for the simulated nodes; see fleet sim.")
+    ] = "",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The public port.", show_default="FLEET_PORT or 8188")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="The public address.", show_default="FLEET_HOST or 127.0.0.1")
+    ] = None,
+    data: Data = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Use this Redis; by default the fleet runs its own in --data."),
+    ] = None,
+    ready_timeout: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="S", help="How long the start may take.", show_default="60; 300"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all log lines.")] = False,
+) -> None:
+    """Run a whole fleet on this machine until Ctrl-C.
+
+    Redis, HAProxy, API, dispatcher and nodes start together, are started again when they crash, and end
+    together. Queue and files stay in --data: the next `fleet up` goes on where this one ended.
+    """
+    from comfy_fleet.cli.console import stdout
+    from comfy_fleet.cli.gpus import probe
+    from comfy_fleet.cli.up.fleet import Fleet, UpOptions, plan
+    from comfy_fleet.cli.up.lock import DataLock
+    from comfy_fleet.cli.up.nodes import ComfyUI, cuda_visible
+
+    settings = load(data=data, port=port, host=host, redis_url=redis)
+    home = None
+    if comfyui:
+        home = ComfyUI.find(
+            comfyui, python=comfyui_python, args=shlex.split(comfyui_args), custom_nodes=custom_nodes
+        )
+    extra = shlex.split(sim_args)
+    if job_seconds is not None:
+        extra += ["--job-seconds", str(job_seconds)]
+    options = UpOptions(
+        nodes=nodes,
+        running=node or (),
+        comfyui=home,
+        own_redis=redis is None and "FLEET_REDIS_URL" not in os.environ,
+        sim_args=extra,
+        ready_timeout_s=ready_timeout or (300 if home else 60),
+        verbose=verbose,
+    )
+    gpus = len(probe().gpus) if home else 0
+    with DataLock(settings.data) as lock:
+        planned = plan(settings, options, gpus=gpus, visible=cuda_visible())
+        asyncio.run(Fleet(planned, options, stdout()).run(lock))
+
+
+def down(
+    data: Data = None,
+    timeout: Annotated[float, typer.Option(metavar="S", help="How long to wait for its end.")] = 30,
+) -> None:
+    """Stop the fleet that `fleet up` runs on a folder."""
+    from comfy_fleet.cli.console import stdout
+    from comfy_fleet.cli.up.lock import held, read_note
+
+    folder = load(data=data).data
+    pid = read_note(folder / "run" / "up.json").get("pid")
+    if not held(folder) or not isinstance(pid, int):
+        raise Fail(f"no fleet runs on {folder}", hint="name its folder: --data DIR", code=Exit.NOT_FOUND)
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except PermissionError:
+        raise Fail(f"pid {pid} belongs to another user", code=Exit.REFUSED) from None
+    deadline = time.monotonic() + timeout
+    while held(folder):
+        if time.monotonic() > deadline:
+            raise Fail(f"pid {pid} has not ended after {timeout:g} s", code=Exit.TIMEOUT)
+        time.sleep(0.05)
+    stdout().print("stopped")
+
+
+def api() -> None:
+    """Serve the HTTP API, behind the edge. Settings come from FLEET_* variables."""
+    from comfy_fleet.api.main import serve
+
+    serve(logging_as("api"))
+
+
+def dispatch(
+    name: Annotated[
+        str | None, typer.Option(help="Its name in records and logs.", show_default="host and pid")
+    ] = None,
+) -> None:
+    """Give queued jobs to nodes. Run as many as you like; one is enough, two survive a crash."""
+    from comfy_fleet.dispatch_main import serve
+
+    serve(logging_as("dispatch"), name=name)
+
+
+def agent(
+    join: Annotated[
+        str | None, typer.Option(metavar="URL", help="The fleet's address; with a token it reports there.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="FLEET_AGENT_TOKEN", help="Token that the API asks for.", show_default=False),
+    ] = None,
+) -> None:
+    """Run beside the ComfyUIs of one GPU host: answer HAProxy's agent-checks for its nodes."""
+    from comfy_fleet.agent.main import serve
+
+    serve(logging_as("agent"), join=join, token=token)
+
+
+def load(**flags: Any) -> "Settings":
+    """Return the settings, with flags of the command line on top and an absolute data folder.
+
+    Raises:
+        Fail: A variable or flag has a value that can't be used.
+    """
+    from pydantic import ValidationError
+
+    from comfy_fleet.settings import Settings
+
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        name = f"--{place}" if flags.get(place) is not None else f"FLEET_{place.upper()}"
+        raise Fail(
+            f"{name}: {first['msg']}", hint="see docs/reference/settings.md", code=Exit.USAGE
+        ) from None
+    return settings.model_copy(update={"data": settings.data.expanduser().absolute()})
+
+
+def logging_as(process: str) -> "Settings":
+    """Return the settings, with this process's logs going to stderr as they say."""
+    from comfy_fleet import logs
+
+    settings = load()
+    logs.setup(process, level=settings.log_level, fmt=settings.log_format)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return settings

@@ -1,0 +1,73 @@
+"""``fleet sim``: simulated ComfyUI nodes, for trying out and for tests."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.processes import logging_as
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Single processes")(sim)
+
+
+def sim(
+    nodes: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    host: Annotated[str, typer.Option(help="Address they listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the first; the others follow.")] = 8301,
+    name: Annotated[str, typer.Option(help="They are called NAME-1, NAME-2, ...")] = "sim",
+    vram: Annotated[float, typer.Option(min=0.1, metavar="GIB", help="Memory of each GPU.")] = 24.0,
+    foreign_vram: Annotated[
+        float, typer.Option(min=0, metavar="GIB", help="Part of it that another process holds.")
+    ] = 0.0,
+    job_seconds: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="S", help="Every job takes this long.", show_default="as modelled"),
+    ] = None,
+    step_seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="One sampler step on a megapixel.")
+    ] = 0.12,
+    load_gb_per_s: Annotated[float, typer.Option(min=0.001, help="Speed of loading model files.")] = 4.0,
+    time_scale: Annotated[
+        float, typer.Option(min=0, help="Every modelled time is multiplied with it.")
+    ] = 1.0,
+    models: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON file of the model files that nodes have.")
+    ] = None,
+    object_info: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="/object_info of a real ComfyUI, whose classes they know too."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for their files.", show_default="a temporary one"),
+    ] = None,
+    previews: Annotated[bool, typer.Option("--previews", help="Samplers send preview pictures.")] = False,
+) -> None:
+    """Serve SIMULATED ComfyUI nodes: the native API, test pictures, no GPU."""
+    from comfy_fleet.sim.options import SimOptions, SimTiming
+    from comfy_fleet.sim.server import serve
+
+    logging_as("sim")
+    try:
+        options = SimOptions(
+            nodes=nodes,
+            host=host,
+            port=port,
+            name_prefix=name,
+            vram_gib=vram,
+            foreign_gib=foreign_vram,
+            timing=SimTiming(
+                load_gb_per_s=load_gb_per_s, step_s=step_seconds, scale=time_scale, job_s=job_seconds
+            ),
+            models=models,
+            object_info=object_info,
+            data=data,
+            previews=previews,
+        )
+        serve(options)
+    except (ValueError, OSError) as error:
+        raise Fail(str(error), code=Exit.USAGE) from error

@@ -1,0 +1,83 @@
+"""``fleet status``: one look at the whole fleet."""
+
+import time
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.nodes import COLUMNS, nodes_of, row
+from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Fleet")(status)
+
+
+def status(
+    wait: Annotated[float, typer.Option(metavar="S", help="Wait so many seconds until a job could run.")] = 0,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Show whether a job could run, the queue, and every node.
+
+    Exits with 0 if a job could run, 1 if not, 3 if nothing answers, 6 if --wait is over.
+    """
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import SIMULATED, facts, print_json, stdout, table
+
+    with Client(api, key) as client:
+        why = wait_until_ready(client, wait)
+        nodes = nodes_of(client.get("/api/v1/nodes"))
+        counts = {
+            name: len(client.get("/api/v1/jobs", status=name, limit=1000)["jobs"])
+            for name in ("queued", "running")
+        }
+    if json_:
+        print_json({"ready": why is None, "why": why, "jobs": counts, "nodes": nodes})
+    else:
+        console = stdout()
+        verdicts = Counter("drain" if node.get("cordoned") else node.get("verdict") for node in nodes)
+        words = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+        simulated = sum(bool(node.get("simulated")) for node in nodes)
+        pairs: dict[str, Any] = {
+            "fleet": client.url,
+            "ready": "yes" if why is None else f"no: {why}",
+            "queue": f"{counts['queued']} queued, {counts['running']} running",
+            "nodes": words or "none; add one: fleet node add NAME URL",
+        }
+        if simulated:
+            pairs[""] = f"{SIMULATED}: {simulated} of {len(nodes)} nodes"
+        console.print(facts(pairs))
+        if nodes:
+            console.print()
+            console.print(table(COLUMNS, [row(node) for node in nodes]))
+    raise typer.Exit(Exit.OK if why is None else Exit.FAILED)
+
+
+def wait_until_ready(client: Any, timeout_s: float) -> str | None:
+    """Return None once a job could run, or why it could not; with a timeout it waits.
+
+    Raises:
+        Fail: Nothing answers, or the time is over.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            client.get("/api/v1/ready")
+        except Fail as error:
+            reached = error.exit is Exit.REFUSED
+            if timeout_s <= 0:
+                if reached:
+                    return error.message
+                raise
+            if time.monotonic() > deadline:
+                raise Fail(
+                    f"not ready after {timeout_s:g} s: {error.message}", hint=error.hint, code=Exit.TIMEOUT
+                ) from error
+            time.sleep(0.1)
+        else:
+            return None

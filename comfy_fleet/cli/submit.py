@@ -1,0 +1,347 @@
+"""``fleet submit``: parameters or a whole graph in, pictures out."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from comfy_fleet.cli.client import Client
+
+ENDED = {
+    "succeeded": Exit.OK,
+    "failed": Exit.JOB_FAILED,
+    "expired": Exit.JOB_FAILED,
+    "canceled": Exit.CANCELED,
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Jobs")(submit)
+
+
+def submit(
+    workflow: Annotated[
+        str | None,
+        typer.Argument(
+            help="A stored workflow's name, or a file with a graph in API format (FILE.json).",
+            show_default="the fleet's default workflow",
+        ),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--param", metavar="K=V", help="A parameter; K=@FILE reads a text file. Repeatable."
+        ),
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", metavar="K=FILE", help="Upload a file for a parameter. Repeatable."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress and wait for the end.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Save the outputs there; implies --wait.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="With --wait: give up after this many seconds.")
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher goes first, -1000000 to 1000000.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="K=V", help="A label on the job. Repeatable.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Sending the same key again makes no second job.")
+    ] = None,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Submit a job: a stored workflow with parameters, or a graph exported from ComfyUI.
+
+    Examples: `fleet submit image_card -p prompt="a red fox" --wait --out pictures`,
+    `fleet submit my_graph.json --wait`.
+    """
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json, stderr, stdout
+
+    labels = pairs(metadata or [], "--metadata")
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    extra = {"priority": priority, "metadata": labels or None}
+    extra = {name: value for name, value in extra.items() if value is not None}
+    with Client(api, key) as client:
+        if workflow is not None and (workflow.endswith(".json") or "/" in workflow):
+            if parameter or image:
+                raise Fail(
+                    "-p and --image need a stored workflow; a graph in a file goes as it is",
+                    hint="store it as workflows/NAME/workflow.json, see docs/howto",
+                    code=Exit.USAGE,
+                )
+            job = client.post(
+                "/api/v2/jobs", {"workflow": read_graph(Path(workflow)), **extra}, headers=headers
+            )
+        else:
+            name = workflow or default_workflow()
+            values = parameters(client, name, parameter or [], image or [])
+            job = client.post(
+                f"/api/v1/workflows/{quote(name, safe='')}/jobs", {"params": values, **extra}, headers=headers
+            )
+        job_id = str(job["id"])
+        if not (wait or out):
+            if json_:
+                print_json(job)
+            else:
+                stdout().print(job_id)
+                stderr().print(f"[dim]follow it:[/] fleet job events {job_id}")
+            return
+        job = mark_simulated(client, watch(client, job_id, quiet=json_, timeout_s=timeout))
+        saved = save_outputs(client, job, out) if out and job["status"] == "succeeded" else []
+        if json_:
+            print_json({**job, "files": [str(path) for path in saved]} if out else job)
+        else:
+            say_end(job, saved)
+        raise typer.Exit(ENDED.get(str(job["status"]), Exit.FAILED))
+
+
+def default_workflow() -> str:
+    """Return the workflow that runs when none is named."""
+    from comfy_fleet.settings import Settings
+
+    return Settings().default_workflow
+
+
+def read_graph(path: Path) -> dict[str, Any]:
+    """Read a graph in API format.
+
+    Raises:
+        Fail: The file can't be read or holds no JSON object.
+    """
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Fail(f"can't read {path}: {error.strerror}", code=Exit.USAGE) from error
+    except ValueError as error:
+        raise Fail(f"{path} is not JSON: {error}", code=Exit.USAGE) from error
+    if not isinstance(graph, dict):
+        raise Fail(f"{path} holds no JSON object", hint="export it with Export (API)", code=Exit.USAGE)
+    return graph
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """Split ``K=V`` strings.
+
+    Raises:
+        Fail: One has no ``=`` or no name.
+    """
+    made = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise Fail(f"{option} {text!r} is not NAME=VALUE", code=Exit.USAGE)
+        made[name] = value
+    return made
+
+
+def parameters(client: "Client", name: str, given: Sequence[str], images: Sequence[str]) -> dict[str, Any]:
+    """Turn what was typed into parameters of the types that the workflow declares, and upload files.
+
+    Raises:
+        Fail: No such workflow or parameter, a value of the wrong type, an unreadable file.
+    """
+    typed = pairs(given, "-p")
+    files = pairs(images, "--image")
+    if not typed and not files:
+        return {}
+    described = client.get(f"/api/v1/workflows/{quote(name, safe='')}")
+    properties: dict[str, Any] = schema_of(described).get("properties", {})
+    for wanted in (*typed, *files):
+        if wanted not in properties:
+            raise Fail(
+                f"workflow {name} has no parameter {wanted!r}",
+                hint=f"it has: {', '.join(properties) or 'none'}",
+                code=Exit.USAGE,
+            )
+    values = {wanted: typed_value(wanted, text, properties[wanted]) for wanted, text in typed.items()}
+    for wanted, path in files.items():
+        values[wanted] = client.upload(Path(path).expanduser())
+    return values
+
+
+def schema_of(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON Schema of the parameters, from what the API says of a workflow."""
+    for place in ("parameters", "schema", "json_schema"):
+        if isinstance(described.get(place), dict):
+            return dict(described[place])
+    return dict(described)
+
+
+def typed_value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
+    """Read a value as its parameter's type.
+
+    Raises:
+        Fail: It is none.
+    """
+    kind = schema.get("type", "string")
+    if text.startswith("@") and kind == "string" and "enum" not in schema:
+        try:
+            return Path(text[1:]).expanduser().read_text(encoding="utf-8")
+        except OSError as error:
+            raise Fail(f"-p {name}: can't read {text[1:]}: {error.strerror}", code=Exit.USAGE) from error
+    try:
+        if kind == "integer":
+            return int(text)
+        if kind == "number":
+            return float(text)
+    except ValueError:
+        raise Fail(f"-p {name}: {text!r} is no {kind}", code=Exit.USAGE) from None
+    if kind == "boolean":
+        if text.lower() not in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+            raise Fail(f"-p {name}: {text!r} is neither true nor false", code=Exit.USAGE)
+        return text.lower() in ("true", "yes", "on", "1")
+    return text
+
+
+def watch(
+    client: "Client", job_id: str, *, quiet: bool = False, timeout_s: float | None = None
+) -> dict[str, Any]:
+    """Show a job's progress until its end and return its record.
+
+    Args:
+        client: The fleet.
+        job_id: The job.
+        quiet: Show nothing.
+        timeout_s: Give up after this time.
+
+    Raises:
+        Fail: No such job, or the time is over.
+    """
+    with progress_bar(quiet) as show:
+        for kind, data in client.follow(job_id, timeout_s=timeout_s):
+            if kind == "status":
+                position = data.get("queue_position")
+                place = f", number {position} in the queue" if position and data["status"] == "queued" else ""
+                node = f" on {data['node']}" if data.get("node") else ""
+                show(f"{data['status']}{node}{place}", None)
+            elif kind == "progress":
+                show(data.get("message") or "running", float(data.get("value") or 0))
+    return client.job(job_id)
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> "Iterator[Any]":
+    """Yield ``show(text, fraction)``: a bar on a terminal, a line per change elsewhere."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+
+    from comfy_fleet.cli.console import stderr
+
+    console = stderr()
+    if quiet:
+        yield lambda text, fraction: None
+        return
+    if not console.is_terminal:
+        last = ""
+
+        def line(text: str, fraction: float | None) -> None:
+            nonlocal last
+            # Steps would fill a log file: without a terminal only what happens is told, not how far it is.
+            told = re.sub(r" \d+/\d+$", "", text)
+            if told != last:
+                console.print(told, markup=False, soft_wrap=True)
+                last = told
+
+        yield line
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=28),
+        TaskProgressColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("submitted", total=1.0)
+
+        def draw(text: str, fraction: float | None) -> None:
+            bar.update(task, description=text)
+            if fraction is not None:
+                bar.update(task, completed=fraction)
+
+        yield draw
+
+
+def save_outputs(client: "Client", job: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Download a job's outputs; returns where they are.
+
+    Files are called ``JOB-NAME``, with the job's first eight characters, so that jobs never overwrite
+    each other's.
+
+    Raises:
+        Fail: One can't be fetched or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fail(f"can't make {folder}: {error.strerror}") from error
+    saved: list[Path] = []
+    for output in job.get("outputs") or []:
+        # The name comes from a node: only its last part, only harmless characters.
+        name = re.sub(r"[^\w.() -]", "_", str(output.get("name", "output")).replace("\\", "/").split("/")[-1])
+        target = folder / f"{str(job['id'])[:8]}-{name or 'output'}"
+        if target in saved:
+            target = folder / f"{str(job['id'])[:8]}-{len(saved)}-{name}"
+        client.download(str(output["url"]), target)
+        saved.append(target)
+    return saved
+
+
+def say_end(job: Mapping[str, Any], saved: Sequence[Path]) -> None:
+    """Tell how a job ended, where it ran and what came out."""
+    from comfy_fleet.cli.console import SIMULATED, STATUS_STYLE, size, span, stdout
+
+    console = stdout()
+    status = str(job["status"])
+    took = run_seconds(job)
+    simulated = f" [magenta]{SIMULATED}[/]" if job.get("simulated") else ""
+    line = f"[{STATUS_STYLE.get(status, '')}]{status}[/]  job {job['id']}"
+    console.print(line, soft_wrap=True)
+    if job.get("node"):
+        console.print(f"  on {job['node']}{simulated}" + (f" in {span(took)}" if took is not None else ""))
+    if error := job.get("error"):
+        console.print(f"  {error.get('code')}: {error.get('message')}", markup=False, soft_wrap=True)
+    outputs = job.get("outputs") or []
+    for index, output in enumerate(outputs):
+        where = saved[index] if index < len(saved) else output.get("url")
+        console.print(f"  {where}  ({size(output.get('size_bytes') or 0)})", markup=False, soft_wrap=True)
+    if params := job.get("params"):
+        seed = {name: value for name, value in params.items() if "seed" in name}
+        if seed:
+            words = ", ".join(f"{name} {value}" for name, value in seed.items())
+            console.print(f"  {words}", markup=False, soft_wrap=True)
+
+
+def mark_simulated(client: "Client", job: dict[str, Any]) -> dict[str, Any]:
+    """Return a job with ``simulated`` set if a simulated node ran it."""
+    if "simulated" not in job and job.get("node"):
+        try:
+            node = client.get(f"/api/v1/nodes/{quote(str(job['node']), safe='')}")
+        except Fail:
+            return job  # the node has been removed since
+        job["simulated"] = bool(node.get("simulated"))
+    return job
+
+
+def run_seconds(job: Mapping[str, Any]) -> float | None:
+    """Return how long a job ran, or None if it has not run to its end."""
+    from comfy_fleet.cli.console import parse_time
+
+    started, ended = parse_time(job.get("started_at")), parse_time(job.get("completed_at"))
+    return (ended - started).total_seconds() if started and ended else None

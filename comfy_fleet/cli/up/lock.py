@@ -1,0 +1,84 @@
+"""One ``fleet up`` per data folder: a lock that dies with its process, and a note of who has it."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from comfy_fleet.cli.exits import Exit, Fail
+
+
+class DataLock:
+    """Holds a data folder for one process; use it as a context manager."""
+
+    def __init__(self, data: Path) -> None:
+        self.path = data / "run" / "up.json"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "DataLock":
+        """Take the lock.
+
+        Raises:
+            Fail: Another process has it, or the folder can't be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise Fail(
+                f"can't write in {self.path.parent}: {error.strerror}", hint="name another folder: --data DIR"
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            note = read_note(self.path)
+            raise Fail(
+                f"a fleet runs on {self.path.parent.parent} already"
+                + (f" (pid {note['pid']}, {note.get('url', 'no address yet')})" if "pid" in note else ""),
+                hint="stop it with `fleet down`, or name another folder: --data DIR",
+                code=Exit.REFUSED,
+            ) from None
+        self._file = file
+        return self
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Write down who holds the folder, for ``fleet down`` and for the next start."""
+        if self._file is None:
+            raise RuntimeError("the lock is not held")
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump({"pid": os.getpid(), **facts}, self._file)
+        self._file.flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release it. The note stays: it holds the ports for the next start."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """Return what the last holder wrote, or nothing."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def held(data: Path) -> bool:
+    """Return whether a process holds the folder now."""
+    try:
+        with (data / "run" / "up.json").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

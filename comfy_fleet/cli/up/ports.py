@@ -1,0 +1,127 @@
+"""Ports: draw free ones from the kernel, and tell who holds a taken one."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfy_fleet.cli.exits import Fail
+
+_LISTEN = "0A"  # TCP_LISTEN in the `st` column of /proc/net/tcp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A process that listens on a port."""
+
+    pid: int
+    program: str
+
+    def __str__(self) -> str:
+        return f"{self.program} (pid {self.pid})"
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Return whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        # As servers do: a connection in TIME_WAIT does not make a port taken.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+            sock.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def draw(count: int, *, prefer: Iterable[int] = ()) -> list[int]:
+    """Return ``count`` distinct ports that are free on loopback now.
+
+    Args:
+        count: How many.
+        prefer: Ports to take where they are still free, e.g. those of the last start.
+    """
+    chosen = [port for port in dict.fromkeys(prefer) if is_free(port)][:count]
+    with contextlib.ExitStack() as held:
+        while len(chosen) < count:
+            sock = held.enter_context(socket.socket())  # held until all are drawn: no port comes twice
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+            if port not in chosen:
+                chosen.append(port)
+    return chosen
+
+
+def draw_block(count: int, *, prefer: int | None = None) -> list[int]:
+    """Return ``count`` consecutive ports that are free on loopback now.
+
+    Args:
+        count: How many.
+        prefer: First port to try.
+
+    Raises:
+        Fail: The kernel has no such block.
+    """
+    if count == 0:
+        return []
+    for attempt in range(100):
+        first = prefer if attempt == 0 and prefer else draw(1)[0]
+        block = range(first, first + count)
+        if block.stop <= 65536 and all(is_free(port) for port in block):
+            return list(block)
+    raise Fail(f"found no {count} free ports in a row", hint="start fewer nodes: --nodes N")
+
+
+def holder(port: int, proc: Path = Path("/proc")) -> Holder | None:
+    """Return who listens on a TCP port, or None if nobody does or it can't be seen.
+
+    Another user's processes hide their descriptors from anybody but root.
+    """
+    inodes = {f"socket:[{inode}]" for inode in _listeners(port, proc)}
+    if not inodes:
+        return None
+    for folder in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
+        if inodes & set(_links(folder / "fd")):
+            return Holder(pid=int(folder.name), program=_program(folder))
+    return None
+
+
+def _listeners(port: int, proc: Path) -> Iterator[str]:
+    for table in ("net/tcp", "net/tcp6"):
+        try:
+            lines = (proc / table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            columns = line.split()
+            if columns[3] == _LISTEN and int(columns[1].rsplit(":", 1)[1], 16) == port:
+                yield columns[9]
+
+
+def _links(folder: Path) -> Iterator[str]:
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            yield str(entry.readlink())
+
+
+def _program(folder: Path) -> str:
+    try:
+        words = (folder / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return "a process"
+    names = [os.fsdecode(word) for word in words if word]
+    if not names:
+        return "a process"
+    program = Path(names[0]).name
+    # "python3" says little: name the script or module that it runs.
+    if program.startswith("python") and len(names) > 1:
+        script = names[names.index("-m") + 1] if "-m" in names[:-1] else names[1]
+        return f"{program} {Path(script).name}"
+    return program

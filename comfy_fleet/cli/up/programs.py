@@ -1,0 +1,99 @@
+"""Find HAProxy, and run a Redis of our own."""
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfy_fleet.cli.exits import Fail
+from comfy_fleet.redis_server import program
+
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on an ordinary user's PATH on Debian
+_SOCKET_LIMIT = 100  # a unix socket's path has at most 107 bytes
+INSTALL_HAPROXY = "apt-get update && apt-get install -y haproxy"
+
+
+def find_haproxy(name: str) -> str:
+    """Return HAProxy's program with its full path.
+
+    Raises:
+        Fail: It is not installed.
+    """
+    found = shutil.which(name) or next(
+        (path for folder in _SBIN if (path := shutil.which(name, path=folder))), None
+    )
+    if found is None:
+        raise Fail(f"there is no {name}", hint=f"as root: {INSTALL_HAPROXY}")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnRedis:
+    """A Redis that lives and dies with the fleet, and keeps its data in the fleet's folder.
+
+    Attributes:
+        argv: Program and arguments.
+        url: Where it answers.
+    """
+
+    argv: tuple[str, ...]
+    url: str
+
+    @classmethod
+    def plan(cls, data: Path, *, port: int) -> "OwnRedis":
+        """Decide how to run it: on a unix socket where the path is short enough, else on loopback.
+
+        Args:
+            data: The fleet's data folder, absolute.
+            port: A free port, for when the path is too long.
+
+        Raises:
+            ConfigError: No Redis-compatible server is installed.
+        """
+        folder = data / "redis"
+        folder.mkdir(parents=True, exist_ok=True)
+        socket = folder / "redis.sock"
+        argv = [program(), "--dir", str(folder), "--daemonize", "no"]
+        # A job that was accepted survives a crash: every write goes to the append-only file.
+        argv += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+        if len(str(socket).encode()) <= _SOCKET_LIMIT:
+            argv += ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
+            return cls(argv=tuple(argv), url=f"unix://{socket}?db=0")
+        return cls(
+            argv=(*argv, "--bind", "127.0.0.1", "--port", str(port)), url=f"redis://127.0.0.1:{port}/0"
+        )
+
+
+async def wait_for_redis(url: str, *, timeout_s: float) -> None:
+    """Wait until Redis answers and has loaded its data.
+
+    Raises:
+        Fail: It does not within ``timeout_s``.
+    """
+    from redis.asyncio import Redis
+    from redis.exceptions import RedisError
+
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    client = Redis.from_url(url, retry=None)
+    try:
+        while True:
+            try:
+                await client.ping()
+            except (RedisError, OSError) as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise Fail(
+                        f"Redis at {masked(url)} does not answer: {error}",
+                        hint="check --redis URL, or leave it out: `fleet up` then runs its own",
+                    ) from error
+                await asyncio.sleep(0.05)
+            else:
+                return
+    finally:
+        await client.aclose()
+
+
+def masked(url: str) -> str:
+    """Return a URL without the password that may be in it."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}***@{host}" if at and credentials else url

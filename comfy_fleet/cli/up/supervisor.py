@@ -1,0 +1,199 @@
+"""Keep child processes running: start, restart with back-off, write their logs, stop in order."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import logging.handlers
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from comfy_fleet.adapters.processes import Child
+from comfy_fleet.domain.errors import ConfigError
+
+_LOG_BYTES = 20 * 1024 * 1024
+_LOUD = ("warning", "error", "critical")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """How long to wait before a crashed child is started again.
+
+    Attributes:
+        first_s: After the first crash.
+        longest_s: At most.
+        steady_s: A child that ran this long starts over at ``first_s``.
+    """
+
+    first_s: float = 0.2
+    longest_s: float = 10.0
+    steady_s: float = 20.0
+
+    def delay_s(self, crashes: int) -> float:
+        """Return the wait after the n-th crash in a row (1-based)."""
+        return float(min(self.longest_s, self.first_s * 2 ** (min(crashes, 20) - 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A child to keep running.
+
+    Attributes:
+        name: Name of the process and of its log file.
+        argv: Program and arguments.
+        env: Variables on top of our own.
+        cwd: Folder to run in.
+        stop_timeout_s: How long it may take to end before it is killed.
+        stage: Stages are stopped from the highest to the lowest.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
+    stop_timeout_s: float = 10.0
+    stage: int = 0
+
+
+class Supervised:
+    """One child that is started again whenever it ends by itself.
+
+    Attributes:
+        spec: What to run.
+        crashes: How often it ended by itself without having run steadily in between.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        logs: Path,
+        echo: Callable[[str, Mapping[str, Any]], None],
+        backoff: Backoff | None = None,
+    ) -> None:
+        """Describe it; nothing runs before :meth:`start`.
+
+        Args:
+            spec: What to run.
+            logs: Folder for its log file.
+            echo: Gets the process's name and the fields of every line that it logs.
+            backoff: When to start it again.
+        """
+        self.spec = spec
+        self.crashes = 0
+        self._backoff = backoff or Backoff()
+        self._echo = echo
+        self._log = logging.handlers.RotatingFileHandler(
+            logs / f"{spec.name}.log", maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
+        )
+        self._child = Child(
+            spec.name,
+            spec.argv,
+            env=spec.env,
+            cwd=spec.cwd,
+            on_line=self._line,
+            stop_timeout_s=spec.stop_timeout_s,
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None while it does not run."""
+        return self._child.pid if self._child.running else None
+
+    @property
+    def last_lines(self) -> list[str]:
+        """The end of its output, as messages."""
+        return [parse_line(self.spec.name, line)["msg"] for line in self._child.last_lines if line.strip()]
+
+    async def start(self) -> None:
+        """Start it, and start it again whenever it ends.
+
+        Raises:
+            ConfigError: The program can't be run.
+        """
+        await self._child.start()
+        self._task = asyncio.create_task(self._watch(), name=f"watch {self.spec.name}")
+
+    def kill(self) -> None:
+        """End it at once, without asking; :meth:`stop` still has to be awaited."""
+        self._child.send_signal(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """End it for good."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        await self._child.stop()
+        self._log.close()
+
+    async def _watch(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            started = clock()
+            status = await self._child.wait()
+            lived_s = clock() - started
+            self.crashes = 1 if lived_s >= self._backoff.steady_s else self.crashes + 1
+            wait_s = self._backoff.delay_s(self.crashes)
+            self._write(
+                _fields(self.spec.name, "error", "ended by itself", status=_words(status), again_in_s=wait_s)
+            )
+            await asyncio.sleep(wait_s)
+            while True:
+                try:
+                    await self._child.start()
+                    break
+                except ConfigError as error:  # e.g. its program is being upgraded just now
+                    self._write(_fields(self.spec.name, "error", str(error)))
+                    await asyncio.sleep(self._backoff.longest_s)
+
+    def _line(self, line: str) -> None:
+        if line.strip():
+            self._write(parse_line(self.spec.name, line))
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        record = logging.LogRecord(
+            self.spec.name, logging.INFO, "", 0, json.dumps(fields, ensure_ascii=False, default=str), (), None
+        )
+        self._log.emit(record)
+        self._echo(self.spec.name, fields)
+
+
+async def stop_all(children: Sequence[Supervised]) -> None:
+    """Stop children stage by stage, from the highest to the lowest; those of one stage at once."""
+    for stage in sorted({child.spec.stage for child in children}, reverse=True):
+        await asyncio.gather(*(child.stop() for child in children if child.spec.stage == stage))
+
+
+def parse_line(process: str, line: str) -> dict[str, Any]:
+    """Return a log line's fields: our processes write JSON, others (Redis, ComfyUI) write text."""
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(value.get("msg"), str):
+                return value
+    return _fields(process, "info", line)
+
+
+def is_loud(fields: Mapping[str, Any]) -> bool:
+    """Return whether a line belongs on the terminal."""
+    return fields.get("level") in _LOUD
+
+
+def _fields(process: str, level: str, message: str, **more: object) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return {"ts": now, "level": level, "process": process, "logger": "fleet.up", "msg": message, **more}
+
+
+def _words(status: int) -> str:
+    if status >= 0:
+        return f"exit {status}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-status).name
+    return f"signal {-status}"

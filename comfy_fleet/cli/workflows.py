@@ -1,0 +1,137 @@
+"""``fleet workflow``: stored workflows, their parameters, and whether a node can run them."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from comfy_fleet.cli.exits import Exit
+from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.submit import schema_of
+
+app = typer.Typer(help="List, show and check stored workflows.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The workflow's name.")]
+
+
+@app.command("ls")
+def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """List the stored workflows."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json, stderr, stdout, table
+
+    with Client(api, key) as client:
+        answer = client.get("/api/v1/workflows")
+    if json_:
+        print_json(answer)
+        return
+    workflows = answer["workflows"] if isinstance(answer, dict) else answer
+    rows = [(workflow["name"], workflow.get("title"), workflow.get("description")) for workflow in workflows]
+    if not rows:
+        stderr().print("no workflows; put one into workflows/NAME/workflow.json")
+        return
+    stdout().print(table(["<Workflow", "Title", "Description"], rows))
+
+
+@app.command()
+def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """Show a workflow's parameters and what it needs."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import facts, print_json, stdout, table
+
+    with Client(api, key) as client:
+        workflow = client.get(f"/api/v1/workflows/{quote(name, safe='')}")
+    if json_:
+        print_json(workflow)
+        return
+    console = stdout()
+    requires = workflow.get("requires") or {}
+    console.print(
+        facts(
+            {
+                "workflow": workflow.get("name", name),
+                "title": workflow.get("title"),
+                "about": workflow.get("description"),
+                "version": workflow.get("version"),
+                "needs": _needs(requires),
+                "note": requires.get("note"),
+            }
+        )
+    )
+    schema = schema_of(workflow)
+    required = set(schema.get("required") or [])
+    rows = [
+        (
+            parameter,
+            about.get("x-fleet-type") or about.get("type"),
+            "required" if parameter in required else about.get("default"),
+            _limits(about),
+            about.get("description") or about.get("title"),
+        )
+        for parameter, about in (schema.get("properties") or {}).items()
+    ]
+    if rows:
+        console.print()
+        console.print(table(["<Parameter", "<Type", "Default", "Limits", "Description"], rows))
+    if models := requires.get("models"):
+        console.print()
+        files = [
+            (f"{model.get('folder')}/{model.get('file')}", model.get("source") or "") for model in models
+        ]
+        console.print(table(["Model file", "Source"], files))
+
+
+@app.command()
+def check(
+    name: Name,
+    node: Annotated[str | None, typer.Option(help="Only on this node.", show_default="every node")] = None,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Ask live nodes whether they can run a workflow, and say what is missing.
+
+    Exits with 1 if no node can run it, or if the named node can't.
+    """
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json, stdout, table
+
+    with Client(api, key) as client:
+        answer = client.get(f"/api/v1/workflows/{quote(name, safe='')}/check", node=node)
+    able = any(found["ok"] for found in answer["nodes"])
+    if json_:
+        print_json(answer)
+        raise typer.Exit(Exit.OK if able else Exit.FAILED)
+    rows: list[tuple[Any, ...]] = []
+    for found in answer["nodes"]:
+        head = (found["node"], found.get("comfyui") or "")
+        problems = found["problems"] or [{"kind": "ok", "message": "can run it"}]
+        for index, problem in enumerate(problems):
+            rows.append((*(head if index == 0 else ("", "")), problem["kind"], problem["message"]))
+    stdout().print(table(["<Node", "<ComfyUI", "<Finding", "Message"], rows))
+    raise typer.Exit(Exit.OK if able else Exit.FAILED)
+
+
+def _needs(requires: dict[str, Any]) -> str:
+    parts = []
+    if requires.get("comfyui"):
+        parts.append(f"ComfyUI {requires['comfyui']}")
+    if requires.get("vram_gb"):
+        parts.append(f"{requires['vram_gb']:g} GiB of VRAM")
+    if requires.get("models"):
+        parts.append(f"{len(requires['models'])} model files")
+    return ", ".join(parts)
+
+
+def _limits(about: dict[str, Any]) -> str:
+    if "enum" in about:
+        return ", ".join(str(value) for value in about["enum"])
+    low, high = about.get("minimum"), about.get("maximum")
+    words = (
+        f"{'' if low is None else low}..{'' if high is None else high}" if (low, high) != (None, None) else ""
+    )
+    if step := about.get("multipleOf"):
+        words += f" step {step}"
+    if longest := about.get("maxLength"):
+        words += f" ≤ {longest} characters"
+    return words.strip()
