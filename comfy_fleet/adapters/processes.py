@@ -102,7 +102,7 @@ class Child:
                 env={**os.environ, **self._env},
                 cwd=self._cwd,
                 start_new_session=True,
-                preexec_fn=_dies_with_parent(self._stop_signal),
+                preexec_fn=dies_with_parent(self._stop_signal),
             )
         except OSError as error:
             raise ConfigError(
@@ -187,8 +187,11 @@ class Child:
             logger.info("child says", extra={"child": self.name, "line": line})
 
 
-def _dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """Return what the child runs between fork and exec, or None where the kernel has no such thing."""
+def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """Return what a child runs between fork and exec so that it gets a signal when its parent dies.
+
+    For ``preexec_fn``. None where the kernel has no such thing.
+    """
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)  # loaded before the fork: the child must not allocate or lock
