@@ -146,8 +146,39 @@ class NodeRegistry(Protocol):
         """Yield whenever the registry changed, and now and then even if not."""
 
 
+class Received(Protocol):
+    """Bytes that are on the disk but belong to no record yet."""
+
+    @property
+    def hash(self) -> str:
+        """``blake3:<hex>`` of them."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many they are."""
+
+
 class AssetStore(Protocol):
     """Files and their records."""
+
+    def receive(self, chunks: AsyncIterator[bytes]) -> AbstractAsyncContextManager[Received]:
+        """Stream bytes to disk while hashing; they are gone after the block unless :meth:`keep` took them.
+
+        For callers that know name and type only after the bytes, as in a form.
+        """
+
+    async def keep(
+        self,
+        received: Received,
+        *,
+        owner: str,
+        content_type: str,
+        file_path: str,
+        expected_hash: str | None = None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """Make an asset of received bytes; see :meth:`upload`."""
 
     async def upload(
         self,

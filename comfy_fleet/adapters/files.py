@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
+from comfy_fleet.ports import Received
 
 HASH = re.compile(r"blake3:[0-9a-f]{64}")
 _JOB_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
@@ -38,7 +39,7 @@ class _Staged:
 
     temp: Path
     hash: str
-    size: int
+    size_bytes: int
 
 
 class FileAssetStore:
@@ -67,6 +68,42 @@ class FileAssetStore:
         for folder in ("tmp", "blobs", "jobs"):
             (root / folder).mkdir(parents=True, exist_ok=True)
 
+    @asynccontextmanager
+    async def receive(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[_Staged]:
+        """See :meth:`comfy_fleet.ports.AssetStore.receive`. The bytes are synced to the disk."""
+        async with self._staged(chunks, sync=True) as staged:
+            yield staged
+
+    async def keep(
+        self,
+        received: Received,
+        *,
+        owner: str,
+        content_type: str,
+        file_path: str,
+        expected_hash: str | None = None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """See :meth:`comfy_fleet.ports.AssetStore.keep`."""
+        if not isinstance(received, _Staged):
+            raise TypeError("keep() takes what receive() of the same store gave")
+        if expected_hash is not None and expected_hash.lower() != received.hash:
+            raise HashMismatch(
+                f"expected_hash {expected_hash} is not the hash of the bytes that came ({received.hash})",
+                details={"expected": expected_hash, "actual": received.hash},
+            )
+        asset = self._new(
+            owner=owner,
+            hash_=received.hash,
+            size=received.size_bytes,
+            content_type=content_type,
+            file_path=file_path,
+            tags=tags,
+            expires_in_s=expires_in_s,
+        )
+        return asset, await self._place(asset, received.temp.replace)
+
     async def upload(
         self,
         *,
@@ -78,24 +115,17 @@ class FileAssetStore:
         tags: tuple[str, ...] = (),
         expires_in_s: float | None = None,
     ) -> tuple[Asset, bool]:
-        """See :meth:`comfy_fleet.ports.AssetStore.upload`. The bytes are synced to the disk first."""
-        async with self._staged(chunks, sync=True) as staged:
-            if expected_hash is not None and expected_hash.lower() != staged.hash:
-                raise HashMismatch(
-                    f"expected_hash {expected_hash} is not the hash of the bytes that came ({staged.hash})",
-                    details={"expected": expected_hash, "actual": staged.hash},
-                )
-            asset = self._new(
+        """See :meth:`comfy_fleet.ports.AssetStore.upload`."""
+        async with self.receive(chunks) as received:
+            return await self.keep(
+                received,
                 owner=owner,
-                hash_=staged.hash,
-                size=staged.size,
                 content_type=content_type,
                 file_path=file_path,
+                expected_hash=expected_hash,
                 tags=tags,
                 expires_in_s=expires_in_s,
             )
-            fresh = await self._place(asset, staged.temp.replace)
-        return asset, fresh
 
     async def from_hash(
         self,
@@ -165,7 +195,7 @@ class FileAssetStore:
                 id=self._new_id(),
                 owner=owner,
                 hash=staged.hash,
-                size_bytes=staged.size,
+                size_bytes=staged.size_bytes,
                 content_type=content_type,
                 file_path=name,
                 path=f"{self._job_folder(job_id)}/{staged.hash.removeprefix('blake3:')}",
@@ -331,7 +361,7 @@ class FileAssetStore:
                     await asyncio.to_thread(flush, False)
                     buffered = 0
             await asyncio.to_thread(flush, True)
-            yield _Staged(temp=temp, hash=f"blake3:{hasher.hexdigest()}", size=size)
+            yield _Staged(temp=temp, hash=f"blake3:{hasher.hexdigest()}", size_bytes=size)
         finally:
             if file is not None:
                 file.close()

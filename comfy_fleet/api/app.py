@@ -1,0 +1,134 @@
+"""The ASGI app: all faces over the same services, one way in, one way to fail."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import comfy_fleet
+from comfy_fleet.api import (
+    errors,
+    events,
+    metrics,
+    reference,
+    v1_generate,
+    v1_health,
+    v1_jobs,
+    v1_nodes,
+    v2_assets,
+    v2_jobs,
+)
+from comfy_fleet.api.deps import ApiDeps
+from comfy_fleet.domain.errors import FleetError
+
+logger = logging.getLogger(__name__)
+
+# These say nothing about anybody's work, and the edge's health checks show no key.
+OPEN_PATHS = frozenset({"/api/v2/health", "/api/v1/health", "/api/v1/ready", "/metrics"})
+
+
+def create_app(deps: ApiDeps) -> ASGIApp:
+    """Return the app over its dependencies."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.ensure_future(run()) for run in deps.background]
+        try:
+            yield
+        finally:
+            deps.closing.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    app = FastAPI(
+        title="comfy_fleet",
+        summary="Many GPUs, one ComfyUI: stored workflows, jobs and nodes.",
+        version=comfy_fleet.__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+        redirect_slashes=False,
+        lifespan=lifespan,
+        exception_handlers={
+            FleetError: errors.on_fleet_error,
+            HTTPException: errors.on_http_exception,
+            RequestValidationError: errors.on_invalid_request,
+        },
+    )
+    app.state.deps = deps
+    app.state.metrics = figures = metrics.Metrics()
+    # Plain routes first: the hot path must not pay for the typed ones.
+    app.router.routes[:0] = [
+        *v2_jobs.routes,
+        *events.routes,
+        *v2_assets.routes,
+        *metrics.routes,
+        *reference.routes,
+    ]
+    for face in (v1_generate, v1_jobs, v1_nodes, v1_health):
+        app.include_router(face.router, prefix="/api/v1")
+    return Front(app, deps, figures)
+
+
+class Front:
+    """The way in: who calls, whether they may, and what they learn when something breaks."""
+
+    def __init__(self, app: ASGIApp, deps: ApiDeps, figures: metrics.Metrics) -> None:
+        self.app = app
+        self.deps = deps
+        self.figures = figures
+        public = deps.settings.public_url
+        self._public_host = urlsplit(public).hostname if public else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's scope."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:  # no face here speaks websocket
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0
+        began = time.perf_counter()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            keys = self.deps.keys
+            if scope["path"] not in OPEN_PATHS:
+                keys.guard(scope["method"], headers, public_host=self._public_host)
+                scope["caller"] = keys.caller(headers)
+            await self.app(scope, receive, sending)
+        except FleetError as error:
+            await errors.fleet_error(error)(scope, receive, sending)
+        except ClientDisconnect:
+            return
+        except Exception:
+            job_id = (scope.get("path_params") or {}).get("id")
+            extra = {"method": scope["method"], "path": scope["path"]}
+            logger.exception("request failed", extra=extra | ({"job_id": job_id} if job_id else {}))
+            if status:
+                raise
+            await errors.unexpected()(scope, receive, sending)
+        finally:
+            endpoint = scope.get("endpoint")
+            handler = getattr(endpoint, "__name__", "none")
+            streaming = handler in ("stream", "job_events")
+            self.figures.count(handler, status, None if streaming else time.perf_counter() - began)

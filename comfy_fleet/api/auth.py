@@ -1,0 +1,172 @@
+"""Who calls: API keys from a file, or everybody on this machine."""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.datastructures import Headers
+
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.settings import Settings
+
+LOCAL = "local"
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who sent the request.
+
+    Attributes:
+        owner: Whose jobs and assets these are.
+        admin: May change nodes.
+        agent: Showed the agents' token: may read nodes and nothing else.
+    """
+
+    owner: str
+    admin: bool = False
+    agent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Key:
+    caller: Caller
+    digest: bytes
+
+
+class Keys:
+    """The API keys; only their hashes stay in memory.
+
+    Args:
+        keys: Without any, every caller is :data:`LOCAL` and may do everything.
+        agent_token: What agents show instead.
+    """
+
+    def __init__(self, keys: Sequence[_Key] = (), *, agent_token: str | None = None) -> None:
+        self._keys = tuple(keys)
+        self._agent = _digest(agent_token) if agent_token else None
+
+    @property
+    def open(self) -> bool:
+        """Whether no key is needed."""
+        return not self._keys
+
+    @classmethod
+    def load(cls, settings: Settings) -> "Keys":
+        """Read ``keys_file``: lines ``NAME KEY`` or ``NAME KEY admin``, ``#`` begins a comment.
+
+        Raises:
+            ConfigError: A line is wrong, or there are no keys and the fleet is not on loopback.
+        """
+        if settings.keys_file is None:
+            for name, host in (("host", settings.host), ("api_host", settings.api_host)):
+                if not is_loopback(host):
+                    raise ConfigError(
+                        f"{name} {host} can be reached from outside, so API keys are needed: "
+                        "set FLEET_KEYS_FILE to a file of lines `NAME KEY`"
+                    )
+            return cls(agent_token=settings.agent_token)
+        return cls(_read(settings.keys_file), agent_token=settings.agent_token)
+
+    def caller(self, headers: Headers) -> Caller:
+        """Return who sent a request with these headers.
+
+        Raises:
+            HttpError: 401 if keys are set and none of them was shown.
+        """
+        shown = _shown(headers)
+        if shown and self._agent is not None and hmac.compare_digest(_digest(shown), self._agent):
+            return Caller(owner="agent", admin=self.open, agent=True)
+        if self.open:
+            return Caller(owner=LOCAL, admin=True)
+        found: Caller | None = None
+        if shown:
+            digest = _digest(shown)
+            for key in self._keys:  # all of them, so that the time says nothing
+                if hmac.compare_digest(digest, key.digest):
+                    found = key.caller
+        if found is None:
+            raise HttpError(
+                401,
+                "unauthorized",
+                "send a valid API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return found
+
+    def guard(self, method: str, headers: Headers, *, public_host: str | None) -> None:
+        """Keep web pages away from a fleet that needs no key.
+
+        A page that somebody on this machine looks at can make their browser send requests here, under a
+        name of the page's own that points to loopback, or plainly across sites.
+
+        Raises:
+            HttpError: 403.
+        """
+        if not self.open:
+            return
+        host = headers.get("x-forwarded-host") or headers.get("host", "")
+        name = host_name(host)
+        if name is None or not (is_loopback(name) or name == public_host):
+            raise HttpError(403, "forbidden", "without API keys only requests to loopback names are answered")
+        origin = headers.get("origin")
+        if method not in _SAFE_METHODS and origin and origin.partition("://")[2].lower() != host.lower():
+            raise HttpError(403, "forbidden", "without API keys requests from other sites are refused")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name or address is this machine's own."""
+    name = host.lower().strip("[]").rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?")
+
+
+def host_name(host: str) -> str | None:
+    """Return the name in a ``Host`` header without its port; None if the header is no host at all."""
+    match = _HOST.fullmatch(host)
+    return match["name"].lower() if match else None
+
+
+def _shown(headers: Headers) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key", "").strip()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _read(path: Path) -> list[_Key]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"keys_file {path} can't be read: {error}") from error
+    keys: list[_Key] = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        role = words[2:] or [""]
+        if len(words) not in (2, 3) or not _NAME.fullmatch(words[0]) or role not in ([""], ["admin"]):
+            raise ConfigError(f"keys_file {path}, line {number}: must be `NAME KEY` or `NAME KEY admin`")
+        if len(words[1]) < 16:
+            raise ConfigError(f"keys_file {path}, line {number}: a key must have at least 16 characters")
+        keys.append(_Key(caller=Caller(owner=words[0], admin=role == ["admin"]), digest=_digest(words[1])))
+    if not keys:
+        raise ConfigError(f"keys_file {path} holds no key: add a line `NAME KEY`")
+    return keys

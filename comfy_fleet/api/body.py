@@ -1,0 +1,69 @@
+"""Request bodies in, with limits."""
+
+import re
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+
+from comfy_fleet.api.errors import HttpError
+
+_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a whole body of at most ``limit`` bytes.
+
+    Raises:
+        HttpError: 413 ``payload_too_large``, before anything is read if the length is announced.
+    """
+    too_large = HttpError(
+        413, "payload_too_large", f"the body is larger than {limit} bytes", headers={"Connection": "close"}
+    )
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def read_object(request: Request, limit: int) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        HttpError: 400 if it is no JSON (NaN and invalid UTF-8 are none), too deep, or no object.
+    """
+    body = await read_body(request, limit)
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise HttpError(400, "invalid_request", f"the body is not JSON: {error}"[:300]) from None
+    if not isinstance(value, dict):
+        kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(
+            type(value), "a number"
+        )
+        raise HttpError(400, "invalid_request", f"the body must be a JSON object, not {kind}")
+    return value
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the ``Idempotency-Key`` header.
+
+    Raises:
+        HttpError: 400 unless it is 1 to 255 printable ASCII characters.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise HttpError(
+            400,
+            "invalid_request",
+            "Idempotency-Key must be 1 to 255 printable ASCII characters",
+            details={"field": "Idempotency-Key"},
+        )
+    return key

@@ -1,0 +1,104 @@
+"""Bytes of an asset over HTTP: ranges, validators, and no way to run them in our origin."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from comfy_fleet.api.errors import HttpError, envelope
+from comfy_fleet.domain.asset import Asset
+
+_CHUNK = 256 * 1024
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+# What a browser shows without ever running it.
+_INLINE = re.compile(r"(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)(;.*)?")
+
+
+async def respond(request: Request, asset: Asset, path: Path) -> Response:
+    """Return the asset's bytes: 200, 206, 304 or 416.
+
+    One range is served; several at once, or a range that can't be read, get everything (RFC 9110, 14.2).
+
+    Raises:
+        HttpError: 404 if the bytes are gone.
+    """
+    etag = f'"{asset.hash}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=3600",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Content-Disposition": _disposition(asset),
+    }
+    if _matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    size = asset.size_bytes
+    wanted = request.headers.get("range") if request.method == "GET" else None
+    if wanted is not None and request.headers.get("if-range", etag) != etag:
+        wanted = None
+    start, end, status = 0, size, 200
+    if wanted is not None and (match := _RANGE.fullmatch(wanted.strip())) and any(match.groups()):
+        first, last = match.groups()
+        if first:
+            start, end = int(first), min(size, int(last) + 1) if last else size
+            readable = not last or int(last) >= int(first)
+        else:
+            start, end = max(0, size - int(last)), size
+            readable = True
+        if readable:
+            if start >= end:
+                return envelope(
+                    416,
+                    "range_not_satisfiable",
+                    f"the content has {size} bytes",
+                    headers={"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"},
+                )
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        else:
+            start, end = 0, size
+    headers["Content-Length"] = str(end - start)
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=asset.content_type)
+    try:
+        file = await asyncio.to_thread(path.open, "rb")
+    except FileNotFoundError:
+        raise HttpError(404, "not_found", f"the bytes of asset {asset.id} are gone") from None
+    return StreamingResponse(
+        _read(file, start, end - start), status, headers=headers, media_type=asset.content_type
+    )
+
+
+async def _read(file: BinaryIO, start: int, length: int) -> AsyncIterator[bytes]:
+    def next_chunk(size: int) -> bytes:
+        return file.read(size)
+
+    try:
+        if start:
+            file.seek(start)
+        while length > 0:
+            chunk = await asyncio.to_thread(next_chunk, min(_CHUNK, length))
+            if not chunk:
+                return
+            length -= len(chunk)
+            yield chunk
+    finally:
+        file.close()
+
+
+def _matches(header: str | None, etag: str) -> bool:
+    if header is None:
+        return False
+    return header.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
+
+
+def _disposition(asset: Asset) -> str:
+    kind = "inline" if _INLINE.fullmatch(asset.content_type) else "attachment"
+    name = asset.file_path.rpartition("/")[2] or "file"
+    return f"{kind}; filename*=UTF-8''{quote(name, safe='')}"

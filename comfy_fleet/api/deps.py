@@ -1,0 +1,100 @@
+"""What the HTTP faces need; made in ``bootstrap.py``, given to every handler through the app."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from starlette.requests import Request
+
+from comfy_fleet.api.auth import Caller, Keys
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.links import Links
+from comfy_fleet.domain.workflow import Workflow
+from comfy_fleet.ports import AssetStore, Events, JobStore, NodeRegistry, Replays
+from comfy_fleet.services.read import Estimator
+from comfy_fleet.services.submit import Submitter
+from comfy_fleet.settings import Settings
+
+Probe = Callable[[], Awaitable[str | None]]
+"""Says why a part is not ready, or None."""
+
+
+class Catalog(Protocol):
+    """The stored workflows."""
+
+    def get(self, name: str) -> Workflow:
+        """Return a workflow; raises NotFound."""
+
+    def list(self) -> Sequence[Workflow]:
+        """Return all of them by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiDeps:
+    """Everything behind the HTTP faces.
+
+    Attributes:
+        probes: Parts that ``/ready`` asks, by name.
+        background: Coroutine functions that run as long as the app does.
+        closing: Set when the server stops: streams end then.
+        streams: Open event streams by caller.
+    """
+
+    settings: Settings
+    keys: Keys
+    jobs: JobStore
+    events: Events
+    nodes: NodeRegistry
+    assets: AssetStore
+    catalog: Catalog
+    submitter: Submitter
+    estimator: Estimator
+    replays: Replays
+    clock: Callable[[], float]
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    background: Sequence[Callable[[], Awaitable[None]]] = ()
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    streams: Counter[str] = field(default_factory=Counter)
+
+
+def deps(request: Request) -> ApiDeps:
+    """Return the app's dependencies."""
+    found: ApiDeps = request.app.state.deps
+    return found
+
+
+def caller(request: Request) -> Caller:
+    """Return who calls."""
+    found: Caller = request.scope["caller"]
+    return found
+
+
+def owner(request: Request) -> str:
+    """Return whose jobs and assets the request is about.
+
+    Raises:
+        HttpError: 403 for agents, which have none.
+    """
+    who = caller(request)
+    if who.agent and not who.admin:
+        raise HttpError(403, "forbidden", "the agents' token only reads nodes")
+    return who.owner
+
+
+def admin(request: Request) -> Caller:
+    """Return the caller if they may change the fleet.
+
+    Raises:
+        HttpError: 403.
+    """
+    who = caller(request)
+    if not who.admin:
+        raise HttpError(403, "forbidden", "this needs a key with the role admin")
+    return who
+
+
+def links(request: Request) -> Links:
+    """Return the maker of absolute URLs for this request."""
+    return Links.of(request, deps(request).settings.public_url)

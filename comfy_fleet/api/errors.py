@@ -1,0 +1,141 @@
+"""Every answer that is no success: one envelope, ``{"error": {"code", "message", "details"}}``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfy_fleet.api.json import json_response
+from comfy_fleet.domain.errors import (
+    AssetInUse,
+    BadInput,
+    Busy,
+    Conflict,
+    FleetError,
+    IdempotencyKeyReuse,
+    InvalidParameter,
+    InvalidWorkflow,
+    MissingAsset,
+    NodeError,
+    NotFound,
+    QueueFull,
+    WorkflowFormatUi,
+)
+
+
+class HttpError(FleetError):
+    """An error that only HTTP knows: its status and code are given where it is raised."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, details=details)
+        self.status = status
+        self.error_code = code
+        self.headers = dict(headers or {})
+
+
+# The first class that fits decides.
+_STATUS: tuple[tuple[type[FleetError], int], ...] = (
+    (InvalidWorkflow, 422),
+    (WorkflowFormatUi, 422),
+    (MissingAsset, 422),
+    (InvalidParameter, 422),
+    (BadInput, 400),
+    (NotFound, 404),
+    (IdempotencyKeyReuse, 422),  # the contract's choice, though it is a conflict
+    (Conflict, 409),
+    (QueueFull, 429),
+    (Busy, 503),
+    (NodeError, 502),
+)
+
+_HTTP_CODES = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "invalid_request",
+    429: "rate_limited",
+}
+
+
+def envelope(
+    status: int,
+    code: str,
+    message: str,
+    details: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the error envelope as a response."""
+    error: dict[str, Any] = {"code": code, "message": message, "details": dict(details) if details else None}
+    return json_response({"error": error}, status, headers)
+
+
+def fleet_error(error: FleetError) -> Response:
+    """Return the response for one of the project's errors."""
+    if isinstance(error, HttpError):
+        return envelope(error.status, error.error_code, error.message, error.details, error.headers)
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    if status == 500:
+        return unexpected()
+    if isinstance(error, AssetInUse):  # the contract: never say which hold it is
+        return envelope(409, error.code, "the asset is in use")
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Busy) else None
+    return envelope(status, error.code, error.message, error.details, headers)
+
+
+def unexpected() -> Response:
+    """Return what a caller learns of a defect of ours: nothing but that there was one."""
+    return envelope(500, "upstream_error", "the request could not be processed; try again later")
+
+
+async def on_fleet_error(request: Request, error: Exception) -> Response:
+    """Handle :class:`FleetError` inside the app."""
+    assert isinstance(error, FleetError)  # noqa: S101 - the registration says so
+    return fleet_error(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Handle what the framework raises: unknown routes, wrong methods, bodies that are too large."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - the registration says so
+    code = _HTTP_CODES.get(
+        error.status_code, "invalid_request" if error.status_code < 500 else "upstream_error"
+    )
+    message = {
+        404: f"there is nothing at {request.url.path[:200]}",
+        405: f"{request.method} is not possible at {request.url.path[:200]}",
+    }.get(error.status_code, str(error.detail))
+    return envelope(error.status_code, code, message, headers=error.headers)
+
+
+async def on_invalid_request(request: Request, error: Exception) -> Response:
+    """Handle bodies and parameters that don't fit the typed REST models."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - the registration says so
+    problems = [
+        {
+            "field": ".".join(str(part) for part in problem["loc"][1:]) or str(problem["loc"][0]),
+            "message": problem["msg"],
+        }
+        for problem in error.errors()
+    ]
+    unreadable = any(problem["type"] == "json_invalid" for problem in error.errors())
+    first = problems[0]
+    return envelope(
+        400 if unreadable else 422,
+        "invalid_request",
+        f"{first['field']}: {first['message']}",
+        {"field": first["field"], "errors": problems},
+    )

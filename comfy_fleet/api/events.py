@@ -1,0 +1,113 @@
+"""A job's live events as Server-Sent Events."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from comfy_fleet.api import wire
+from comfy_fleet.api.deps import ApiDeps, deps, links, owner
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.links import Links
+from comfy_fleet.domain.job import Job, Output, Progress
+from comfy_fleet.services.read import owned
+from comfy_fleet.services.watch import Alive, Preview, Seen, Status, watch
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+async def stream(request: Request) -> Response:
+    """``GET /jobs/{id}/events``."""
+    return await open_stream(request, request.path_params["id"])
+
+
+async def open_stream(request: Request, job_id: str) -> Response:
+    """Return the stream of one of the caller's jobs.
+
+    Raises:
+        NotFound: It is none of the caller's.
+        HttpError: 429 ``too_many_streams``.
+    """
+    d, who = deps(request), owner(request)
+    job = await owned(d.jobs, who, job_id)
+    if d.streams[who] >= d.settings.max_streams:
+        raise HttpError(
+            429,
+            "too_many_streams",
+            f"{d.settings.max_streams} event streams are open already: close one, or poll the job",
+            headers={"Retry-After": "5"},
+        )
+    return EventStream(d, who, job, links(request))
+
+
+class EventStream(Response):
+    """Streams until the job's last status, the client's goodbye, or the server's end."""
+
+    def __init__(self, d: ApiDeps, who: str, job: Job, to: Links) -> None:
+        super().__init__()
+        self._deps = d
+        self._who = who
+        self._job = job
+        self._links = to
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send frames; a client that goes away ends it at once."""
+        streams = self._deps.streams
+        streams[self._who] += 1
+        telling = asyncio.ensure_future(self._tell(send))
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if telling.done():
+                telling.result()
+        finally:
+            for task in (telling, leaving):
+                task.cancel()
+            await asyncio.gather(telling, leaving, return_exceptions=True)
+            streams[self._who] -= 1
+            if not streams[self._who]:
+                del streams[self._who]
+
+    async def _tell(self, send: Send) -> None:
+        d = self._deps
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        seen = watch(self._job, jobs=d.jobs, events=d.events, closing=d.closing)
+        async with contextlib.aclosing(seen):
+            async for one in seen:
+                body = frame(one, self._job, self._links)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def frame(seen: Seen, job: Job, to: Links) -> bytes:
+    """Return one event as it goes over the wire."""
+    data: dict[str, Any]
+    match seen:
+        case Alive():
+            return b": still here\n\n"
+        case Status():
+            name, data = "status", {"status": seen.status.value, "queue_position": seen.queue_position}
+        case Progress():
+            name, data = "progress", wire.progress(seen)
+        case Preview():
+            name, data = "preview", dict(seen.data)
+        case Output():
+            name, data = "output", wire.output(seen, job.id, job.expires_at, to)
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))
+
+
+routes = [Route("/api/v2/jobs/{id}/events", stream, methods=["GET"])]

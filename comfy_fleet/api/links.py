@@ -1,0 +1,43 @@
+"""Absolute URLs, from the configured public one or from what the edge says of the request."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from comfy_fleet.api.auth import host_name
+from comfy_fleet.api.errors import HttpError
+
+
+@dataclass(frozen=True)
+class Links:
+    """Makes URLs below one base, e.g. ``https://comfy.example.org``."""
+
+    base: str
+
+    @classmethod
+    def of(cls, request: Request, public_url: str | None) -> "Links":
+        """Return the links for a request.
+
+        Raises:
+            HttpError: 400 if the host that the client named is none: it would end up in URLs.
+        """
+        if public_url:
+            return cls(public_url.rstrip("/"))
+        headers = request.headers
+        host = headers.get("x-forwarded-host") or headers.get("host", "")
+        if host_name(host) is None:
+            raise HttpError(400, "invalid_request", "the Host header is not a host name")
+        scheme = headers.get("x-forwarded-proto") or request.scope["scheme"]
+        return cls(f"{'https' if scheme == 'https' else 'http'}://{host}")
+
+    def job(self, job_id: str) -> str:
+        """Return a job's URL in Comfy API v2."""
+        return f"{self.base}/api/v2/jobs/{job_id}"
+
+    def asset(self, asset_id: str) -> str:
+        """Return the URL of an asset's bytes."""
+        return f"{self.base}/api/v2/assets/{asset_id}/content"
+
+    def status(self, job_id: str) -> str:
+        """Return the URL that tells the status of a generate task."""
+        return f"{self.base}/api/v1/status/{job_id}"

@@ -1,0 +1,56 @@
+"""Figures for Prometheus, on the API's own port; the edge does not forward ``/metrics``."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from comfy_fleet.api.deps import deps
+
+
+class Metrics:
+    """This app's figures, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "fleet_http_requests_total",
+            "Requests by handler and status.",
+            ["handler", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "fleet_http_request_seconds",
+            "Time to the end of the answer, event streams left out.",
+            ["handler"],
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
+            registry=self.registry,
+        )
+        self.depth = Gauge("fleet_queue_depth", "Jobs that wait.", registry=self.registry)
+        self.nodes = Gauge("fleet_nodes", "Nodes by verdict.", ["verdict"], registry=self.registry)
+        self.busy = Gauge("fleet_nodes_busy", "Nodes that run a job.", registry=self.registry)
+        self.streams = Gauge("fleet_event_streams", "Open event streams.", registry=self.registry)
+
+    def count(self, handler: str, status: int, seconds: float | None) -> None:
+        """Count one answered request."""
+        self.requests.labels(handler, str(status)).inc()
+        if seconds is not None:
+            self.seconds.labels(handler).observe(seconds)
+
+
+async def show(request: Request) -> Response:
+    """``GET /metrics``."""
+    d = deps(request)
+    metrics: Metrics = request.app.state.metrics
+    metrics.depth.set(await d.jobs.depth())
+    states = await d.nodes.states()
+    metrics.nodes.clear()
+    for state in states:
+        metrics.nodes.labels("drained" if state.node.cordoned else state.verdict).inc()
+    metrics.busy.set(sum(s.run is not None for s in states))
+    metrics.streams.set(sum(d.streams.values()))
+    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+routes = [Route("/metrics", show, methods=["GET"])]

@@ -1,0 +1,170 @@
+"""``multipart/form-data`` with one file, parsed as it comes: the file never stands in memory."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+
+from comfy_fleet.api.errors import HttpError
+
+_MAX_FIELD = 64 * 1024
+_MAX_PARTS = 64
+_MAX_HEADER = 8 * 1024
+
+
+def _bad(message: str, field: str | None = None) -> HttpError:
+    return HttpError(422, "invalid_request", message, details={"field": field} if field else None)
+
+
+class Form:
+    """One upload. Read :meth:`file` to its end, then ask for the fields.
+
+    Args:
+        request: Its body is read once, here.
+        limit: Most bytes of the whole body.
+
+    Raises:
+        HttpError: 422 unless the request announces ``multipart/form-data`` with a boundary.
+    """
+
+    def __init__(self, request: Request, limit: int) -> None:
+        kind, options = parse_options_header(request.headers.get("content-type"))
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 256:
+            raise _bad("the body must be multipart/form-data with a boundary")
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise self._too_large(limit)
+        self._request = request
+        self._limit = limit
+        self._fields: dict[str, list[str]] = {}
+        self._pieces: list[bytes] = []
+        self._name: str | None = None
+        self._value = bytearray()
+        self._header = [bytearray(), bytearray()]
+        self._headers: dict[bytes, bytes] = {}
+        self._parts = 0
+        self._files = 0
+        self._ended = False
+        self._file_type: str | None = None
+        callbacks: Any = {
+            "on_part_begin": self._part_begin,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_end": self._end,
+        }
+        self._parser = MultipartParser(boundary, callbacks)
+
+    async def file(self) -> AsyncIterator[bytes]:
+        """Yield the bytes of the part ``file``; ends with the body.
+
+        Raises:
+            HttpError: 413 or 422.
+        """
+        size = 0
+        async for chunk in self._request.stream():
+            size += len(chunk)
+            if size > self._limit:
+                raise self._too_large(self._limit)
+            try:
+                self._parser.write(chunk)
+            except MultipartParseError as error:
+                raise _bad(f"the form can't be read: {error}") from None
+            for piece in self._pieces:
+                yield piece
+            self._pieces.clear()
+        if not self._ended:
+            raise _bad("the form ends early")
+        if not self._files:
+            raise _bad("file is missing", "file")
+
+    @property
+    def file_type(self) -> str | None:
+        """The content type that the file's part has."""
+        return self._file_type
+
+    def one(self, name: str) -> str | None:
+        """Return a field that may come once.
+
+        Raises:
+            HttpError: 422 if it came more than once.
+        """
+        values = self._fields.get(name, [])
+        if len(values) > 1:
+            raise _bad(f"{name} must come only once", name)
+        return values[0] if values else None
+
+    def many(self, name: str) -> list[str]:
+        """Return all values of a field."""
+        return self._fields.get(name, [])
+
+    @staticmethod
+    def _too_large(limit: int) -> HttpError:
+        return HttpError(
+            413,
+            "payload_too_large",
+            f"the body is larger than {limit} bytes",
+            headers={"Connection": "close"},
+        )
+
+    # -- the parser's callbacks ---------------------------------------------
+
+    def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MAX_PARTS:
+            raise _bad(f"the form has more than {_MAX_PARTS} parts")
+        self._headers.clear()
+        self._name = None
+        self._value.clear()
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header[0] += data[start:end]
+        self._check_header()
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1] += data[start:end]
+        self._check_header()
+
+    def _check_header(self) -> None:
+        if len(self._header[0]) + len(self._header[1]) > _MAX_HEADER:
+            raise _bad("a part's header is too long")
+
+    def _header_end(self) -> None:
+        self._headers[bytes(self._header[0]).lower()] = bytes(self._header[1])
+        self._header = [bytearray(), bytearray()]
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        if self._name == "file":
+            self._files += 1
+            if self._files > 1:
+                raise _bad("file must come only once", "file")
+            kind = self._headers.get(b"content-type")
+            self._file_type = kind.decode("latin-1") if kind else None
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._name == "file":
+            self._pieces.append(data[start:end])
+            return
+        self._value += data[start:end]
+        if len(self._value) > _MAX_FIELD:
+            raise _bad(f"{self._name} is longer than {_MAX_FIELD} bytes", self._name)
+
+    def _part_end(self) -> None:
+        if self._name and self._name != "file":
+            try:
+                text = self._value.decode()
+            except UnicodeDecodeError:
+                raise _bad(f"{self._name} is not valid UTF-8", self._name) from None
+            self._fields.setdefault(self._name, []).append(text)
+
+    def _end(self) -> None:
+        self._ended = True

@@ -1,0 +1,109 @@
+"""Typed REST bodies: parsed by the same strict reader as everything else, shown on the OpenAPI page."""
+
+from typing import Any, TypeVar
+
+import orjson
+from blake3 import blake3
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfy_fleet.api.body import idempotency_key, read_object
+from comfy_fleet.api.deps import deps
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.domain.errors import IdempotencyConflict, IdempotencyKeyReuse
+from comfy_fleet.ports import Idempotency
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def shown(model: type[BaseModel]) -> dict[str, Any]:
+    """Return ``openapi_extra`` for a route whose body is read by :func:`read`."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def read(request: Request, model: type[M]) -> M:
+    """Read a body as a model.
+
+    Raises:
+        HttpError: 400 if it is no JSON object, 413 if it is too large, 422 if a field is wrong.
+    """
+    body = await read_object(request, deps(request).settings.max_body_bytes)
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        problems = [
+            {"field": ".".join(map(str, problem["loc"])) or "body", "message": problem["msg"]}
+            for problem in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        first = problems[0]
+        raise HttpError(
+            422,
+            "invalid_request",
+            f"{first['field']}: {first['message']}",
+            details={"field": first["field"], "errors": problems},
+        ) from None
+
+
+class Replay:
+    """One request's ``Idempotency-Key``, answered the way Stripe does.
+
+    The same key with the same body gets the same answer and ``Idempotency-Replayed: true``, with another
+    body 422, and 409 while the first request is still on its way. Keys are kept for 24 h. The key and
+    the job are written in one step, so a crash in between can't make a second job.
+    """
+
+    def __init__(self, request: Request, owner: str, body: BaseModel) -> None:
+        self._replays = deps(request).replays
+        self._key = idempotency_key(request)
+        self._scope = f"v1:{owner}"
+        content = orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)
+        self._fingerprint = blake3(request.url.path.encode() + b"\0" + content).hexdigest()
+
+    @property
+    def idempotency(self) -> Idempotency | None:
+        """What the submit needs to know."""
+        if self._key is None:
+            return None
+        return Idempotency(scope=self._scope, key=self._key, fingerprint=self._fingerprint, replay=True)
+
+    async def begin(self) -> bytes | None:
+        """Return the earlier answer's body, or None: then answer, and call :meth:`end`.
+
+        Raises:
+            IdempotencyKeyReuse: The key came with another body.
+            IdempotencyConflict: A request with this key is on its way.
+        """
+        if self._key is None:
+            return None
+        if (kept := await self._recall()) is not None:
+            return kept
+        if not await self._replays.begin(self._scope, self._key):
+            raise IdempotencyConflict(
+                "a request with this Idempotency-Key is on its way: ask again in a second"
+            )
+        kept = await self._recall()  # the other one may have ended between both
+        if kept is not None:
+            await self._replays.end(self._scope, self._key, answer=None)
+        return kept
+
+    async def end(self, body: bytes | None) -> None:
+        """Remember an answer; None releases the key."""
+        if self._key is not None:
+            answer = None if body is None else (self._fingerprint, body)
+            await self._replays.end(self._scope, self._key, answer=answer)
+
+    async def _recall(self) -> bytes | None:
+        kept = await self._replays.recall(self._scope, self._key or "")
+        if kept is None:
+            return None
+        if kept[0] != self._fingerprint:
+            raise IdempotencyKeyReuse("this Idempotency-Key came with another body before: use a new key")
+        return kept[1]
+
+
+def answer(body: bytes, status: int, *, replayed: bool) -> Response:
+    """Return a JSON answer that may be a replay."""
+    headers = {"Idempotency-Replayed": "true"} if replayed else None
+    return Response(body, status, headers, media_type="application/json")

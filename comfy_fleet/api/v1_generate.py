@@ -1,0 +1,147 @@
+"""REST in its simplest form: a prompt in, a task to ask about, a picture's URL out."""
+
+import re
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfy_fleet.api import v2_jobs
+from comfy_fleet.api.deps import deps, links, owner
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.json import json_response
+from comfy_fleet.api.typed import Replay, answer, read, shown
+from comfy_fleet.domain.errors import InvalidParameter
+from comfy_fleet.domain.job import Job, OutputKind
+from comfy_fleet.domain.workflow import Workflow
+from comfy_fleet.services.read import owned
+from comfy_fleet.services.submit import Wishes
+
+router = APIRouter(tags=["generate"])
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+class GenerateBody(BaseModel):
+    """A picture from a prompt. Further fields are parameters of the workflow."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    prompt: str = Field("", description="What to draw; must not be empty.")
+    size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, e.g. 512x512.")
+    style: str | None = Field(None, description="One of the workflow's styles.")
+    negative_prompt: str | None = Field(None, description="What not to draw.")
+    seed: int | None = Field(None, description="-1 or nothing draws one.")
+    workflow: str | None = Field(None, description="Stored workflow; the operator's choice when left out.")
+    priority: int | None = Field(None, description="-1,000,000 to 1,000,000; higher goes first.")
+    metadata: dict[str, str] | str | None = Field(None, description="Up to 16 labels, or a text of 1 KiB.")
+
+
+@router.post("/generate", summary="Make a picture", status_code=202, openapi_extra=shown(GenerateBody))
+async def generate(request: Request) -> Response:
+    """Submit a prompt; answers 202 with `task_id` and `status_url` at once."""
+    d, who = deps(request), owner(request)
+    body = await read(request, GenerateBody)
+    if not body.prompt.strip():
+        raise HttpError(400, "invalid_request", "prompt must not be empty", details={"field": "prompt"})
+    replay = Replay(request, who, body)
+    kept = await replay.begin()
+    if kept is not None:
+        return answer(kept, 202, replayed=True)
+    made: bytes | None = None
+    try:
+        workflow = d.catalog.get(body.workflow or d.settings.generate_workflow)
+        done = await d.submitter.stored(
+            who,
+            workflow.name,
+            _params(body, workflow),
+            Wishes(
+                priority=v2_jobs.priority(body.priority),
+                metadata=v2_jobs.metadata(body.metadata),
+                idempotency=replay.idempotency,
+            ),
+        )
+        made = orjson.dumps(
+            {
+                "task_id": done.job.id,
+                "status": done.job.status.value,
+                "estimated_wait_time_sec": await d.estimator.seconds(done.job),
+                "status_url": links(request).status(done.job.id),
+            }
+        )
+    finally:
+        await replay.end(made)
+    return answer(made, 202, replayed=done.replayed)
+
+
+@router.get("/status/{task_id}", summary="Ask about a task")
+async def status(request: Request, task_id: str) -> Response:
+    """How far it is; with the pictures once they are there."""
+    return await _task(request, task_id)
+
+
+@router.get("/result", summary="Fetch a task's result")
+async def result(
+    request: Request, task_id: Annotated[str, Query(description="What generate answered.")]
+) -> Response:
+    """The same as status, with the id in the query."""
+    return await _task(request, task_id)
+
+
+async def _task(request: Request, task_id: str) -> Response:
+    d = deps(request)
+    job = await owned(d.jobs, owner(request), task_id)
+    return json_response(
+        {
+            "task_id": job.id,
+            "status": job.status.value,
+            **_images(request, job),
+            "error": {"code": job.error.code, "message": job.error.message} if job.error else None,
+            "queue_position": await d.jobs.position(job),
+            "progress": job.progress.value if job.progress else None,
+            "estimated_wait_time_sec": await d.estimator.seconds(job),
+        }
+    )
+
+
+def _images(request: Request, job: Job) -> dict[str, Any]:
+    to = links(request)
+    images = [o for o in job.outputs if o.kind is OutputKind.IMAGE]
+    kept = [o for o in images if not o.temporary] or images
+    found = [
+        {
+            "url": to.asset(o.asset_id),
+            "id": o.asset_id,
+            "name": o.name,
+            "content_type": o.content_type,
+            "size_bytes": o.size_bytes,
+        }
+        for o in kept
+    ]
+    return {"image_url": found[0]["url"] if found else None, "images": found}
+
+
+def _params(body: GenerateBody, workflow: Workflow) -> dict[str, Any]:
+    """Return the workflow's parameters; a size becomes ``size`` or ``width`` and ``height``.
+
+    Raises:
+        InvalidParameter: The size is none, or the workflow has no such parameter.
+    """
+    params: dict[str, Any] = {"prompt": body.prompt, **(body.model_extra or {})}
+    for name in ("style", "negative_prompt", "seed"):
+        if (value := getattr(body, name)) is not None:
+            params[name] = value
+    if body.size is not None:
+        match = _SIZE.fullmatch(body.size)
+        if match is None:
+            raise InvalidParameter(
+                f"size {body.size[:40]!r} must look like 512x512",
+                details={"parameter": "size", "value": body.size[:40], "limit": "WIDTHxHEIGHT"},
+            )
+        if workflow.parameter("size") is not None:
+            params["size"] = body.size
+        else:
+            params |= {"width": int(match[1]), "height": int(match[2])}
+    return params

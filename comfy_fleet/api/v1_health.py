@@ -1,0 +1,71 @@
+"""Whether this process lives, whether a job could run, and figures for Prometheus."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+import comfy_fleet
+from comfy_fleet.api.deps import ApiDeps, Probe, deps
+from comfy_fleet.api.json import json_response
+from comfy_fleet.ports import NodeRegistry
+
+router = APIRouter(tags=["health"])
+_PATIENCE_S = 2.0
+
+
+@router.get("/health", summary="Is the API alive?")
+async def health(request: Request) -> Response:
+    """Always 200 while the process serves requests."""
+    return json_response({"status": "ok", "version": comfy_fleet.__version__})
+
+
+@router.get("/ready", summary="Could a job run now?")
+async def ready(request: Request) -> Response:
+    """200 when every part answers and a node is up; else 503 with the reasons."""
+    reasons = await not_ready(deps(request))
+    if not reasons:
+        return json_response({"ready": True, "reasons": []})
+    message = "; ".join(f"{reason['part']}: {reason['why']}" for reason in reasons)
+    return json_response(
+        {
+            "ready": False,
+            "reasons": reasons,
+            "error": {"code": "not_ready", "message": message, "details": {"reasons": reasons}},
+        },
+        503,
+        {"Retry-After": "1"},
+    )
+
+
+async def not_ready(d: ApiDeps) -> list[dict[str, str]]:
+    """Return what is missing, by part."""
+
+    async def ask(probe: Probe) -> str | None:
+        try:
+            return await asyncio.wait_for(probe(), _PATIENCE_S)
+        except TimeoutError:
+            return f"no answer within {_PATIENCE_S:g} s"
+        except Exception as error:  # whatever it is, it is why no job could run
+            return f"{type(error).__name__}: {error}"[:200]
+
+    answers: list[Any] = await asyncio.gather(*(ask(probe) for probe in d.probes.values()))
+    return [{"part": part, "why": why} for part, why in zip(d.probes, answers, strict=True) if why]
+
+
+def node_probe(nodes: NodeRegistry) -> Probe:
+    """Return a probe that is content once a node is up and not drained."""
+
+    async def probe() -> str | None:
+        states = await nodes.states()
+        if not states:
+            return "no node is known: add one with `fleet node add NAME URL`"
+        if any(s.verdict == "up" and not s.node.cordoned for s in states):
+            return None
+        return "no node is up: " + ", ".join(
+            f"{s.node.name} is {'drained' if s.node.cordoned else s.why or s.verdict}" for s in states[:5]
+        )
+
+    return probe

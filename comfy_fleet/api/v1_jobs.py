@@ -1,0 +1,173 @@
+"""REST: stored workflows, and jobs made from their parameters."""
+
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfy_fleet.api import events, v2_jobs, wire
+from comfy_fleet.api.deps import deps, links, owner
+from comfy_fleet.api.json import json_response
+from comfy_fleet.api.typed import Replay, answer, read, shown
+from comfy_fleet.domain.errors import NotFound
+from comfy_fleet.domain.job import Job
+from comfy_fleet.domain.workflow import Workflow, json_schema
+from comfy_fleet.services.read import owned
+from comfy_fleet.services.submit import Wishes
+
+router = APIRouter(tags=["jobs"])
+JobId = Annotated[str, Path(description="The job's id.")]
+
+
+class NewJobBody(BaseModel):
+    """A job from a stored workflow."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    params: dict[str, Any] = Field(default_factory=dict, description="Values by parameter name.")
+    priority: int | None = Field(None, description="-1,000,000 to 1,000,000; higher goes first.")
+    metadata: dict[str, str] | str | None = Field(None, description="Up to 16 labels, or a text of 1 KiB.")
+    deadline_s: float | None = Field(None, description="It must start within this many seconds, or expires.")
+
+
+@router.get("/workflows", summary="List stored workflows")
+async def list_workflows(request: Request) -> Response:
+    """Every stored workflow with its parameters' names."""
+    owner(request)
+    found = [
+        {
+            "name": w.name,
+            "title": w.title,
+            "description": w.description,
+            "version": w.version,
+            "parameters": [p.name for p in w.parameters],
+        }
+        for w in deps(request).catalog.list()
+    ]
+    return json_response({"workflows": found})
+
+
+@router.get("/workflows/{name}", summary="Show a stored workflow")
+async def get_workflow(request: Request, name: str) -> Response:
+    """JSON Schema of its parameters, and what a node must have to run it."""
+    owner(request)
+    return json_response(workflow(deps(request).catalog.get(_name(name))))
+
+
+@router.post(
+    "/workflows/{name}/jobs",
+    summary="Run a stored workflow",
+    status_code=201,
+    openapi_extra=shown(NewJobBody),
+)
+async def run_workflow(request: Request, name: str) -> Response:
+    """Submit a job; `Idempotency-Key` makes it safe to send again."""
+    d, who = deps(request), owner(request)
+    body = await read(request, NewJobBody)
+    replay = Replay(request, who, body)
+    kept = await replay.begin()
+    if kept is not None:
+        return answer(kept, 201, replayed=True)
+    made: bytes | None = None
+    try:
+        done = await d.submitter.stored(
+            who,
+            _name(name),
+            body.params,
+            Wishes(
+                priority=v2_jobs.priority(body.priority),
+                metadata=v2_jobs.metadata(body.metadata),
+                deadline_s=v2_jobs.deadline_s(body.deadline_s),
+                idempotency=replay.idempotency,
+            ),
+        )
+        made = orjson.dumps(await job(request, done.job))
+    finally:
+        await replay.end(made)
+    return answer(made, 201, replayed=done.replayed)
+
+
+@router.get("/jobs", summary="List jobs")
+async def list_jobs(request: Request) -> Response:
+    """Newest first. Query: `status` (commas), `workflow`, `metadata[KEY]=VALUE`, `limit`, `cursor`."""
+    query = v2_jobs.wanted(request, owner(request))
+    return json_response(await v2_jobs.listing(request, query, deps(request).jobs.find))
+
+
+@router.get("/jobs/{job_id}", summary="Show a job")
+async def get_job(request: Request, job_id: JobId) -> Response:
+    """The same job as in Comfy API v2, with its parameters and an estimate."""
+    return json_response(await job(request, await owned(deps(request).jobs, owner(request), job_id)))
+
+
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job")
+async def cancel_job(request: Request, job_id: JobId) -> Response:
+    """Queued jobs end at once, running ones at the next step; a finished job stays what it is."""
+    d = deps(request)
+    found = await owned(d.jobs, owner(request), job_id)
+    return json_response(await job(request, await d.jobs.request_cancel(found.id) or found))
+
+
+@router.get("/jobs/{job_id}/outputs", summary="List a job's outputs")
+async def job_outputs(request: Request, job_id: JobId) -> Response:
+    """What it has made so far."""
+    found = await owned(deps(request).jobs, owner(request), job_id)
+    to = links(request)
+    outputs = [wire.output(o, found.id, found.expires_at, to) for o in found.outputs]
+    return json_response({"status": found.status.value, "outputs": outputs})
+
+
+@router.get("/jobs/{job_id}/workflow", summary="Show a job's graph")
+async def job_workflow(request: Request, job_id: JobId) -> Response:
+    """The graph in API format, as submitted."""
+    d = deps(request)
+    graph = await d.jobs.graph(await owned(d.jobs, owner(request), job_id))
+    return json_response({"workflow": orjson.Fragment(graph), "format": "api"})
+
+
+@router.get("/jobs/{job_id}/events", summary="Follow a job")
+async def job_events(request: Request, job_id: JobId) -> Response:
+    """Server-Sent Events: `status`, `progress`, `preview`, `output`; ends after the last status."""
+    return await events.open_stream(request, job_id)
+
+
+async def job(request: Request, value: Job) -> dict[str, Any]:
+    """Return a job as REST writes it: v2's fields and a few more."""
+    d = deps(request)
+    return {
+        **wire.job(value, links(request), queue_position=await d.jobs.position(value)),
+        "workflow_version": value.workflow_version,
+        "params": dict(value.params),
+        "estimated_wait_time_sec": await d.estimator.seconds(value),
+    }
+
+
+def workflow(value: Workflow) -> dict[str, Any]:
+    """Return a stored workflow with the schema of its parameters."""
+    needs = value.requires
+    return {
+        "name": value.name,
+        "title": value.title,
+        "description": value.description,
+        "version": value.version,
+        "parameters": json_schema(value),
+        "requires": {
+            "comfyui": needs.comfyui,
+            "models": [
+                {"file": m.file, "folder": m.folder, "source": m.source, "optional": m.optional}
+                for m in needs.models
+            ],
+            "vram_gb": needs.vram_gb,
+            "note": needs.note,
+        },
+    }
+
+
+def _name(name: str) -> str:
+    # Names are folders: nothing that is no name may get as far as the catalog.
+    if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or len(name) > 64:
+        raise NotFound(f"no workflow {name[:80]!r}")
+    return name

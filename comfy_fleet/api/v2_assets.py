@@ -1,0 +1,187 @@
+"""Comfy API v2: assets. Records over content-addressed bytes, uploaded as a stream."""
+
+import mimetypes
+import re
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from comfy_fleet.adapters.files import HASH
+from comfy_fleet.api import content, wire
+from comfy_fleet.api.body import idempotency_key, read_object
+from comfy_fleet.api.deps import ApiDeps, deps, links, owner
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.json import json_response
+from comfy_fleet.api.multipart import Form
+from comfy_fleet.domain.asset import Asset
+from comfy_fleet.domain.errors import IdempotencyKeyReuse, NotFound
+from comfy_fleet.services.read import is_id
+
+MIN_EXPIRES_S, MAX_EXPIRES_S = 60, 604_800  # the contract's bounds
+MAX_TAGS = 32
+_SMALL_BODY = 64 * 1024
+_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(;[\x20-\x7e]{1,200})?")
+_TAG = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+
+
+def _invalid(field: str, message: str) -> HttpError:
+    return HttpError(422, "invalid_request", f"{field} {message}", details={"field": field})
+
+
+async def create(request: Request) -> Response:
+    """``POST /assets``: one multipart upload, streamed to disk while it is hashed."""
+    d, who, key = deps(request), owner(request), idempotency_key(request)
+    if key is None:
+        return await _upload(request, d, who)
+    scope = f"v2asset:{who}"
+    used = await d.replays.recall(scope, key)
+    if used is not None or not await d.replays.begin(scope, key):
+        raise IdempotencyKeyReuse(
+            "this Idempotency-Key has made an asset already: use a new key",
+            details={"asset_id": used[1].decode()} if used else None,
+        )
+    made: tuple[str, bytes] | None = None
+    try:
+        response = await _upload(request, d, who)
+        made = ("", response.headers["x-fleet-asset"].encode())
+    finally:
+        await d.replays.end(scope, key, answer=made)
+    return response
+
+
+async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
+    form = Form(request, d.settings.max_body_bytes)
+    async with d.assets.receive(form.file()) as received:
+        path = form.one("file_path")
+        if path is None:
+            raise _invalid("file_path", "is missing")
+        kind = form.one("content_type") or form.file_type or mimetypes.guess_type(path)[0]
+        expires_in = form.one("expires_in")
+        if expires_in is not None and not re.fullmatch(r"\d{1,9}", expires_in):
+            raise _invalid("expires_in", "must be a whole number of seconds")
+        expected = form.one("expected_hash")
+        asset, fresh = await d.assets.keep(
+            received,
+            owner=who,
+            content_type=_content_type(kind or "application/octet-stream"),
+            file_path=_file_path(path),
+            expected_hash=_hash(expected, "expected_hash") if expected is not None else None,
+            tags=_tags(form.many("tags")),
+            expires_in_s=_expires_in(int(expires_in)) if expires_in is not None else None,
+        )
+    return _made(request, d, asset, fresh)
+
+
+async def from_hash(request: Request) -> Response:
+    """``POST /assets/from-hash``: a record over bytes that the caller has already."""
+    d, who = deps(request), owner(request)
+    body = await read_object(request, _SMALL_BODY)
+    path, tags, expires_in = body.get("file_path"), body.get("tags"), body.get("expires_in")
+    if path is not None and not isinstance(path, str):
+        raise _invalid("file_path", "must be a string")
+    if tags is not None and not (isinstance(tags, list) and all(isinstance(t, str) for t in tags)):
+        raise _invalid("tags", "must be a list of strings")
+    if expires_in is not None and (isinstance(expires_in, bool) or not isinstance(expires_in, int)):
+        raise _invalid("expires_in", "must be a whole number of seconds")
+    asset, fresh = await d.assets.from_hash(
+        owner=who,
+        hash_=_hash(body.get("hash"), "hash"),
+        file_path=None if path is None else _file_path(path),
+        tags=_tags(tags or []),
+        expires_in_s=None if expires_in is None else _expires_in(expires_in),
+    )
+    return json_response(
+        wire.asset(asset, links(request), now=d.clock(), created_new=False), 201 if fresh else 200
+    )
+
+
+async def by_hash(request: Request) -> Response:
+    """``HEAD /assets/by-hash/{hash}``: whether from-hash would work."""
+    wanted = request.path_params["hash"].lower()
+    if not HASH.fullmatch(wanted) or not await deps(request).assets.has_hash(
+        owner=owner(request), hash_=wanted
+    ):
+        raise HttpError(404, "blob_not_found", "no bytes with this hash")
+    return Response(status_code=200)
+
+
+async def get(request: Request) -> Response:
+    """``GET /assets/{id}``."""
+    asset = await _owned(request)
+    return json_response(wire.asset(asset, links(request), now=deps(request).clock()))
+
+
+async def get_content(request: Request) -> Response:
+    """``GET /assets/{id}/content``: the bytes."""
+    asset = await _owned(request)
+    return await content.respond(request, asset, deps(request).assets.file(asset))
+
+
+async def delete(request: Request) -> Response:
+    """``DELETE /assets/{id}``."""
+    asset = await _owned(request)
+    await deps(request).assets.delete(owner=asset.owner, asset_id=asset.id)
+    return Response(status_code=204)
+
+
+async def _owned(request: Request) -> Asset:
+    asset_id, who = request.path_params["id"], owner(request)
+    asset = await deps(request).assets.get(asset_id) if is_id(asset_id) else None
+    if asset is None or asset.owner != who:
+        raise NotFound(f"no asset {asset_id[:80]}")
+    return asset
+
+
+def _made(request: Request, d: ApiDeps, asset: Asset, fresh: bool) -> Response:
+    return json_response(
+        wire.asset(asset, links(request), now=d.clock(), created_new=fresh),
+        201 if fresh else 200,
+        {"X-Fleet-Asset": asset.id},
+    )
+
+
+def _content_type(kind: str) -> str:
+    if not _TYPE.fullmatch(kind):
+        raise _invalid("content_type", "must be a MIME type such as image/png")
+    return kind.lower()
+
+
+def _file_path(path: str) -> str:
+    parts = path.split("/")
+    if (
+        not 1 <= len(path.encode("utf-8", "replace")) <= 1024
+        or any(part in ("", ".", "..") for part in parts)
+        or "\\" in path
+        or any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in path)
+    ):
+        raise _invalid("file_path", "must be a relative path of at most 1024 bytes without '..' and '\\'")
+    return path
+
+
+def _hash(value: object, field: str) -> str:
+    if not isinstance(value, str) or not HASH.fullmatch(value.lower()):
+        raise _invalid(field, "must be blake3: and 64 hexadecimal digits")
+    return value.lower()
+
+
+def _tags(tags: list[str]) -> tuple[str, ...]:
+    if len(tags) > MAX_TAGS or not all(_TAG.fullmatch(tag) for tag in tags):
+        raise _invalid("tags", f"must be at most {MAX_TAGS}, each 1 to 64 of A-Z a-z 0-9 _ . : / -")
+    return tuple(sorted(set(tags)))
+
+
+def _expires_in(seconds: int) -> float:
+    if not MIN_EXPIRES_S <= seconds <= MAX_EXPIRES_S:
+        raise _invalid("expires_in", f"must be {MIN_EXPIRES_S} to {MAX_EXPIRES_S} seconds")
+    return float(seconds)
+
+
+routes = [
+    Route("/api/v2/assets", create, methods=["POST"]),
+    Route("/api/v2/assets/from-hash", from_hash, methods=["POST"]),
+    Route("/api/v2/assets/by-hash/{hash}", by_hash, methods=["HEAD"]),
+    Route("/api/v2/assets/{id}/content", get_content, methods=["GET"]),
+    Route("/api/v2/assets/{id}", get, methods=["GET"]),
+    Route("/api/v2/assets/{id}", delete, methods=["DELETE"]),
+]

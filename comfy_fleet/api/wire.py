@@ -1,0 +1,125 @@
+"""Domain values as Comfy API v2 writes them. Times are RFC 3339 in UTC."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from comfy_fleet.api.links import Links
+from comfy_fleet.domain.asset import Asset
+from comfy_fleet.domain.job import Job, JobError, Output, Progress
+
+_URL_S = 86400.0  # what is promised for URLs of assets that never end
+
+
+def time(seconds: float | None) -> str | None:
+    """Return Unix seconds as text."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def job(value: Job, links: Links, *, queue_position: int | None) -> dict[str, Any]:
+    """Return a job: the contract's fields, and what the fleet knows besides."""
+    started, completed = value.started_at, value.completed_at
+    url = links.job(value.id)
+    return {
+        "id": value.id,
+        "status": value.status.value,
+        "created_at": time(value.created_at),
+        "started_at": time(started),
+        "completed_at": time(completed),
+        "expires_at": time(value.expires_at),
+        "queue_position": queue_position,
+        "progress": progress(value.progress) if value.progress else None,
+        "outputs": [output(o, value.id, value.expires_at, links) for o in value.outputs],
+        "error": error(value.error) if value.error else None,
+        "metrics": {
+            "queue_ms": _ms(value.created_at, started),
+            "execution_ms": _ms(started, completed),
+        },
+        "urls": {"self": url, "events": f"{url}/events", "cancel": f"{url}/cancel"},
+        "metadata": dict(value.metadata) if isinstance(value.metadata, Mapping) else value.metadata,
+        "priority": value.priority,
+        "workflow": value.workflow,
+        "node": value.node,
+        "attempt": value.attempt,
+        "waiting_for": value.waiting_for,
+    }
+
+
+def list_item(value: Job, links: Links) -> dict[str, Any]:
+    """Return a job in a list; the SDK reads ``create_time``, ``update_time`` and ``deployment_id`` there."""
+    return {
+        **job(value, links, queue_position=None),
+        "create_time": time(value.created_at),
+        "update_time": time(value.completed_at or value.started_at or value.created_at),
+        "deployment_id": None,
+    }
+
+
+def progress(value: Progress) -> dict[str, Any]:
+    """Return a progress snapshot."""
+    return {
+        "value": value.value,
+        "nodes_done": value.nodes_done,
+        "nodes_total": value.nodes_total,
+        "current_node": value.current_node,
+        "current_node_class": value.current_node_class,
+        "step": value.step,
+        "steps": value.steps,
+        "message": value.message,
+    }
+
+
+def output(value: Output, job_id: str, expires_at: float, links: Links) -> dict[str, Any]:
+    """Return an output."""
+    return {
+        "node_id": value.node_id,
+        "name": value.name,
+        "type": value.kind.value,
+        "content_type": value.content_type,
+        "size_bytes": value.size_bytes,
+        "id": value.asset_id,
+        "hash": value.hash,
+        "url": links.asset(value.asset_id),
+        "url_expires_at": time(expires_at),
+        "job_id": job_id,
+        "temporary": value.temporary,
+    }
+
+
+def error(value: JobError) -> dict[str, Any]:
+    """Return why a job did not succeed."""
+    return {
+        "code": value.code,
+        "message": value.message,
+        "node_id": value.node_id,
+        "class_type": value.class_type,
+        "traceback": value.traceback,
+        "details": dict(value.details) or None,
+    }
+
+
+def asset(value: Asset, links: Links, *, now: float, created_new: bool | None = None) -> dict[str, Any]:
+    """Return an asset; ``created_new`` only on create responses."""
+    found: dict[str, Any] = {
+        "id": value.id,
+        "hash": value.hash,
+        "size_bytes": value.size_bytes,
+        "content_type": value.content_type,
+        "file_path": value.file_path,
+        "tags": list(value.tags),
+        "created_at": time(value.created_at),
+        "url": links.asset(value.id),
+        "url_expires_at": time(value.expires_at or now + _URL_S),
+        "expires_at": time(value.expires_at),
+    }
+    if value.job_id is not None:
+        found["job_id"] = value.job_id
+    if created_new is not None:
+        found["created_new"] = created_new
+    return found
+
+
+def _ms(start: float | None, end: float | None) -> int | None:
+    return None if start is None or end is None else max(0, round((end - start) * 1000))

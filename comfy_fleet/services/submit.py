@@ -1,0 +1,225 @@
+"""Take a job: check everything that can be checked now, then write it in one step.
+
+What this refuses costs no GPU second; what it accepts is durable.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+from blake3 import blake3
+
+from comfy_fleet.domain import binding, graph
+from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, MissingAsset, NoNodes
+from comfy_fleet.domain.graph import Graph
+from comfy_fleet.domain.job import DEFAULT_POOL, Metadata, NewJob, Placement
+from comfy_fleet.domain.workflow import Workflow
+from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
+
+
+class Inventories(Protocol):
+    """What the nodes have, from memory."""
+
+    async def any_node(self) -> bool:
+        """Return whether a node is registered at all."""
+
+    def uploads(self) -> Mapping[str, frozenset[str]] | None:
+        """Return which inputs name uploaded files, by class; None while no inventory is known."""
+
+    async def placement(self, graph: Graph, *, pool: str) -> Placement:
+        """Return which nodes can run the graph; raises InvalidWorkflow if none can."""
+
+
+class Sealer(Protocol):
+    """Encrypts what must not be readable at rest."""
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt."""
+
+
+class Catalog(Protocol):
+    """The stored workflows."""
+
+    def get(self, name: str) -> Workflow:
+        """Return a workflow; raises NotFound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a client may say besides the graph.
+
+    Attributes:
+        partner_key: ``extra_data.api_key_comfy_org``.
+        deadline_s: Seconds from now after which it must not start any more.
+    """
+
+    priority: int = 0
+    metadata: Metadata = None
+    partner_key: str | None = None
+    deadline_s: float | None = None
+    idempotency: Idempotency | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The operator's limits for new jobs; times in seconds."""
+
+    depth: int
+    retention_s: float
+    max_attempts: int
+
+
+class Submitter:
+    """Turns graphs and stored workflows into jobs.
+
+    Args:
+        clock: Unix seconds.
+        new_id: Draws a job's UUID.
+        draw_seed: Draws a seed for parameters that want one.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        assets: AssetStore,
+        inventories: Inventories,
+        catalog: Catalog,
+        sealer: Sealer,
+        limits: Limits,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+        draw_seed: Callable[[], int],
+    ) -> None:
+        self._jobs = jobs
+        self._assets = assets
+        self._inventories = inventories
+        self._catalog = catalog
+        self._sealer = sealer
+        self._limits = limits
+        self._clock = clock
+        self._new_id = new_id
+        self._draw_seed = draw_seed
+
+    async def graph(self, owner: str, workflow: object, wishes: Wishes) -> Submitted:
+        """Submit a graph as it is.
+
+        Raises:
+            InvalidWorkflow: Its structure is wrong, or no node can run it; per-node details.
+            WorkflowFormatUi: It is the editor's format.
+            MissingAsset: It refers to an asset that this owner doesn't have.
+            NoNodes: No node is known at all.
+            QueueFull: Too many jobs wait.
+            IdempotencyKeyReuse: The key has made a job.
+        """
+        checked = graph.check(workflow)
+        return await self._submit(owner, checked, wishes, profile=graph.profile(checked))
+
+    async def stored(self, owner: str, name: str, params: Mapping[str, Any], wishes: Wishes) -> Submitted:
+        """Submit a stored workflow with parameters.
+
+        Raises:
+            NotFound: There is no such workflow.
+            InvalidParameter: A parameter is out of its limits.
+            FleetError: And everything that :meth:`graph` raises.
+        """
+        workflow = self._catalog.get(name)
+        bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
+        return await self._submit(
+            owner,
+            graph.check(bound.graph),
+            wishes,
+            profile=workflow.name,
+            workflow=workflow,
+            params=bound.values,
+        )
+
+    async def _submit(
+        self,
+        owner: str,
+        checked: Graph,
+        wishes: Wishes,
+        *,
+        profile: str,
+        workflow: Workflow | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Submitted:
+        uploads = await self._uploads(owner, checked)
+        placement = await self._inventories.placement(checked, pool=DEFAULT_POOL)
+        if not await self._inventories.any_node():
+            raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)
+        try:
+            data = orjson.dumps(checked)
+        except (TypeError, ValueError) as error:
+            raise InvalidWorkflow(
+                f"the workflow can't be written as JSON: {error}", details={"field": "workflow"}
+            ) from error
+        now = self._clock()
+        new = NewJob(
+            id=self._new_id(),
+            owner=owner,
+            graph=data,
+            graph_hash=f"blake3:{blake3(data).hexdigest()}",
+            created_at=now,
+            expires_in_s=self._limits.retention_s,
+            priority=wishes.priority,
+            metadata=wishes.metadata,
+            workflow=workflow.name if workflow else None,
+            workflow_version=workflow.version if workflow else None,
+            params=params or {},
+            profile=profile,
+            placement=placement,
+            assets=frozenset(uploads.values()),
+            uploads=uploads,
+            secret=self._sealer.seal(_extra(wishes.partner_key)) if wishes.partner_key else None,
+            deadline_at=None if wishes.deadline_s is None else now + wishes.deadline_s,
+            max_attempts=self._limits.max_attempts,
+        )
+        return await self._write(new, wishes.idempotency)
+
+    async def _write(self, new: NewJob, idempotency: Idempotency | None) -> Submitted:
+        ids = sorted(new.assets)
+        if ids:
+            await self._assets.hold(owner=new.owner, asset_ids=ids, job_id=new.id)
+        try:
+            done = await self._jobs.submit(new, idempotency=idempotency, depth_limit=self._limits.depth)
+        except FleetError:  # definitely not written; after anything else the hold ends by itself
+            if ids:
+                await self._assets.release(asset_ids=ids, job_id=new.id)
+            raise
+        if ids and done.job.id != new.id:
+            await self._assets.release(asset_ids=ids, job_id=new.id)
+        return done
+
+    async def _uploads(self, owner: str, checked: Graph) -> dict[str, str]:
+        """Return which asset goes where: ``core/ASSET`` objects, then files that inputs name."""
+        found: dict[str, str] = {}
+        for reference in graph.asset_references(checked):
+            asset = await self._assets.get(reference.asset_id)
+            if asset is None or asset.owner != owner:
+                raise MissingAsset(
+                    f"node {reference.node_id}, input {reference.input}: "
+                    f"there is no asset {reference.asset_id[:80]}",
+                    details={
+                        "field": "workflow",
+                        "node_id": reference.node_id,
+                        "input": reference.input,
+                        "id": reference.asset_id[:80],
+                    },
+                )
+            found[place(reference.node_id, reference.path)] = asset.id
+        for named in graph.upload_candidates(checked, self._inventories.uploads()):
+            asset = await self._assets.by_path(owner=owner, file_path=named.name)
+            if asset is not None:
+                found[place(named.node_id, (named.input,))] = asset.id
+        return found
+
+
+def place(node_id: str, path: tuple[str | int, ...]) -> str:
+    """Return a place in a graph as :attr:`NewJob.uploads` names it: ``NODE/INPUT[/KEY ...]``."""
+    return "/".join([node_id, *map(str, path)])
+
+
+def _extra(partner_key: str | None) -> bytes:
+    return orjson.dumps({"api_key_comfy_org": partner_key})
