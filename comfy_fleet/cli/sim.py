@@ -1,5 +1,6 @@
 """``fleet sim``: simulated ComfyUI nodes, for trying out and for tests."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +18,14 @@ def register(app: typer.Typer) -> None:
 def sim(
     nodes: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
     host: Annotated[str, typer.Option(help="Address they listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the first; the others follow.")] = 8301,
-    name: Annotated[str, typer.Option(help="They are called NAME-1, NAME-2, ...")] = "sim",
-    vram: Annotated[float, typer.Option(min=0.1, metavar="GIB", help="Memory of each GPU.")] = 24.0,
-    foreign_vram: Annotated[
-        float, typer.Option(min=0, metavar="GIB", help="Part of it that another process holds.")
-    ] = 0.0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the first, the others follow; 0: any free ones.")
+    ] = 8301,
+    name_prefix: Annotated[
+        str, typer.Option(metavar="PREFIX", help="They are called PREFIX-1, PREFIX-2, ...")
+    ] = "sim",
+    vram_gib: Annotated[float, typer.Option(min=0.1, help="Memory of each GPU.")] = 24.0,
+    foreign_gib: Annotated[float, typer.Option(min=0, help="Part of it that another process holds.")] = 0.0,
     job_seconds: Annotated[
         float | None,
         typer.Option(min=0, metavar="S", help="Every job takes this long.", show_default="as modelled"),
@@ -30,24 +33,29 @@ def sim(
     step_seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="One sampler step on a megapixel.")
     ] = 0.12,
-    load_gb_per_s: Annotated[float, typer.Option(min=0.001, help="Speed of loading model files.")] = 4.0,
-    time_scale: Annotated[
-        float, typer.Option(min=0, help="Every modelled time is multiplied with it.")
-    ] = 1.0,
+    node_seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Added to every executed node.")
+    ] = 0.0,
+    load_gb_per_s: Annotated[float, typer.Option(min=0.001, help="Speed of reading model files.")] = 4.0,
+    scale: Annotated[float, typer.Option(min=0, help="Factor on every modelled time.")] = 1.0,
     models: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON file of the model files that nodes have.")
+        Path | None, typer.Option(metavar="FILE", help="JSON file of the model files that they have.")
     ] = None,
     object_info: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="/object_info of a real ComfyUI, whose classes they know too."),
+        typer.Option(metavar="FILE", help="/object_info of a real ComfyUI: further node classes."),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for their files.", show_default="a temporary one"),
     ] = None,
     previews: Annotated[bool, typer.Option("--previews", help="Samplers send preview pictures.")] = False,
+    faults: Annotated[
+        str, typer.Option(metavar="JSON", help="Faults from the start, as POST /sim/faults takes them.")
+    ] = "{}",
 ) -> None:
     """Serve SIMULATED ComfyUI nodes: the native API, test pictures, no GPU."""
+    from comfy_fleet.sim.faults import BadFault
     from comfy_fleet.sim.options import SimOptions, SimTiming
     from comfy_fleet.sim.server import serve
 
@@ -57,17 +65,24 @@ def sim(
             nodes=nodes,
             host=host,
             port=port,
-            name_prefix=name,
-            vram_gib=vram,
-            foreign_gib=foreign_vram,
+            name_prefix=name_prefix,
+            vram_gib=vram_gib,
+            foreign_gib=foreign_gib,
             timing=SimTiming(
-                load_gb_per_s=load_gb_per_s, step_s=step_seconds, scale=time_scale, job_s=job_seconds
+                load_gb_per_s=load_gb_per_s,
+                step_s=step_seconds,
+                node_s=node_seconds,
+                scale=scale,
+                job_s=job_seconds,
             ),
             models=models,
             object_info=object_info,
             data=data,
             previews=previews,
+            faults=json.loads(faults),
         )
         serve(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, BadFault) as error:
         raise Fail(str(error), code=Exit.USAGE) from error
+    except OSError as error:
+        raise Fail(f"can't listen on {host}:{port}: {error.strerror}", hint="use another --port") from error

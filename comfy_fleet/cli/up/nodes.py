@@ -142,7 +142,7 @@ def simulated(ports: Sequence[int], *, data: Path, args: Sequence[str] = ()) -> 
         args: More arguments for ``fleet sim``.
     """
     argv = fleet(
-        *("sim", "--nodes", str(len(ports)), "--port", str(ports[0]), "--name", "sim"),
+        *("sim", "--nodes", str(len(ports)), "--port", str(ports[0]), "--name-prefix", "sim"),
         *("--data", str(data / "sim"), *args),
     )
     return NodePlan(

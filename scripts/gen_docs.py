@@ -1,0 +1,174 @@
+"""Write the reference for the command line and the settings from the code that implements them."""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import typer.main
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from comfy_fleet.cli.app import build
+from comfy_fleet.cli.exits import MEANING
+from comfy_fleet.settings import Settings
+
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+_KINDS = {"int": "N", "float": "X", "Path": "PATH"}
+NOTE = "<!-- Written by scripts/gen-docs: change the code, not this file. -->"
+
+
+def pages() -> dict[str, str]:
+    """Return the text of every generated page by file name."""
+    return {"cli.md": cli_page(), "settings.md": settings_page()}
+
+
+def cli_page() -> str:
+    """Return the reference of the ``fleet`` command."""
+    root: Any = typer.main.get_command(build())
+    lines = [
+        "# The `fleet` command",
+        NOTE,
+        "",
+        "Commands that ask the fleet talk to its HTTP API: `--api` (or `FLEET_API_URL`) says where,",
+        "`--key` (or `FLEET_API_KEY`) who asks. Results go to stdout, progress and errors to stderr, so",
+        "that results can be piped; every listing has `--json`. `fleet --install-completion` teaches",
+        "your shell the commands.",
+        "",
+        "## Exit codes",
+        "| code | meaning |",
+        "| --- | --- |",
+        *(f"| {int(code)} | {words} |" for code, words in MEANING.items()),
+        "",
+    ]
+    for name, command in sorted(commands(root, "fleet")):
+        lines += [f"## {name}", *describe(name, command), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield every command that does something, with its full name."""
+    children: Mapping[str, Any] = getattr(command, "commands", {})
+    if not children:
+        yield name, command
+    for child, below in children.items():
+        yield from commands(below, f"{name} {child}")
+
+
+def describe(name: str, command: Any) -> Iterator[str]:
+    """Yield the lines about one command."""
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    options = [param for param in command.params if param.param_type_name == "option"]
+    words = [usage_word(argument) for argument in arguments]
+    yield f"`{' '.join([name, '[OPTIONS]' if options else '', *words]).replace('  ', ' ').strip()}`"
+    yield ""
+    # One line a paragraph: the docstring's line ends have no meaning.
+    for paragraph in re.split(r"\n\s*\n", (command.help or "").strip()):
+        yield " ".join(paragraph.split())
+        yield ""
+    rows = [(usage_word(argument), argument) for argument in arguments]
+    rows += [(flags(option), option) for option in options]
+    if rows:
+        yield "| | | default |"
+        yield "| --- | --- | --- |"
+        for shown, param in rows:
+            yield f"| `{shown}` | {cell(param.help or '')}{variable(param)} | {cell(default(param))} |"
+
+
+def usage_word(argument: Any) -> str:
+    """Return an argument as it stands in the usage line."""
+    word = argument.metavar or argument.name.upper()
+    return word if argument.required else f"[{word}]"
+
+
+def flags(option: Any) -> str:
+    """Return an option's flags and the placeholder of its value."""
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    if option.is_flag:
+        return names
+    annotation = str(getattr(option.type_descriptor, "annotation", ""))
+    kind = next((word for name, word in _KINDS.items() if name in annotation), "TEXT")
+    return f"{names} {option.metavar or kind}"
+
+
+def variable(param: Any) -> str:
+    """Return which environment variable sets a parameter, in brackets."""
+    return f" (`{param.envvar}`)" if param.envvar else ""
+
+
+def default(param: Any) -> str:
+    """Return a parameter's default in words."""
+    if isinstance(param.show_default, str):
+        return param.show_default
+    if param.required:
+        return "required"
+    if param.default in (None, False, "", []) or param.show_default is False:
+        return ""
+    return "on" if param.default is True else f"`{param.default}`"
+
+
+def settings_page() -> str:
+    """Return the reference of the settings."""
+    lines = [
+        "# Settings",
+        NOTE,
+        "",
+        "Every process of a fleet reads the same environment variables. `fleet up` sets ports, folder and",
+        "Redis for its processes itself; all others pass through to them.",
+        "",
+        "| variable | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for name, info in Settings.model_fields.items():
+        about = cell(info.description or "")
+        lines.append(f"| `FLEET_{name.upper()}` | {setting_default(info)} | {about}{values(info)} |")
+    return "\n".join(lines) + "\n"
+
+
+def setting_default(info: FieldInfo) -> str:
+    """Return a setting's default in words."""
+    if info.default is PydanticUndefined:
+        return "required"
+    if info.default is None:
+        return "unset"
+    value = info.default
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def values(info: FieldInfo) -> str:
+    """Return the values that a setting takes, if they are few."""
+    if get_origin(info.annotation) is Literal:
+        return " One of " + ", ".join(f"`{value}`" for value in get_args(info.annotation)) + "."
+    return ""
+
+
+def cell(text: str) -> str:
+    """Return text for a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or with ``--check`` compare them; returns the exit status."""
+    if arguments not in ([], ["--check"]):
+        print("usage: scripts/gen-docs [--check]", file=sys.stderr)
+        return 2
+    stale = [name for name, text in pages().items() if current(REFERENCE / name) != text]
+    if arguments:
+        for name in stale:
+            print(f"docs/reference/{name} is not current: run scripts/gen-docs", file=sys.stderr)
+        return 1 if stale else 0
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for name in stale:
+        (REFERENCE / name).write_text(pages()[name], encoding="utf-8")
+        print(f"wrote docs/reference/{name}")
+    return 0
+
+
+def current(path: Path) -> str | None:
+    """Return a file's text, or None if it is not there."""
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
