@@ -181,7 +181,7 @@ class Run:
         self._rejection: Verdict | None = None
 
         self._socket = not adopted
-        self._broken = adopted  # whether frames may have been missed
+        self._broken = adopted  # whether frames before the end may have been missed
         self._broker_gone = False
         self._given: set[tuple[str, str, int]] = set()
 
@@ -514,7 +514,7 @@ class Run:
         failed = seen.error is not None or seen.interrupted
         if self._rejection is not None or (failed and not seen.success):
             self._judge_by_frames()
-        elif seen.success and not failed and not self._broken and seen.complete:
+        elif seen.complete and not failed:
             self._succeed()
         else:
             self._schedule("history", 0)
@@ -536,7 +536,7 @@ class Run:
         seen = self._seen
         if self._rejection is not None or seen.interrupted:
             self._stopped()
-        elif seen.success and not self._broken:
+        elif seen.success:
             self._succeed()
         elif seen.error is not None:
             self._fail(seen.error)
