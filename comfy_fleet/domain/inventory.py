@@ -44,8 +44,8 @@ class Problem:
     """One reason why a node can't run a graph; ``message`` is a sentence that names the way out.
 
     Attributes:
-        only_with: For stored workflows: the choice that meets it, e.g. ``lora = illustration``; empty if every
-            job does.
+        only_with: For stored workflows: the choice that meets it, e.g. ``lora = illustration``; empty
+            where every job does.
     """
 
     kind: ProblemKind

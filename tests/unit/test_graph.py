@@ -1,0 +1,278 @@
+"""Graphs: what is refused, what is found, and what a run gets."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfy_fleet.domain import graph as g
+from comfy_fleet.domain.errors import InvalidWorkflow, MissingAsset, WorkflowFormatUi
+
+SMALL: dict[str, Any] = {
+    "1": {
+        "class_type": "LoadImage",
+        "inputs": {"image": "photo.png"},
+        "_meta": {"title": "x"},
+        "is_changed": [None],
+    },
+    "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+    "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "out"}},
+}
+
+
+def reasons(graph: object) -> dict[str, list[tuple[str, str]]]:
+    with pytest.raises(InvalidWorkflow) as caught:
+        g.check(graph)
+    errors = caught.value.details["node_errors"]
+    assert all(defect["message"] for defects in errors.values() for defect in defects)
+    return {node: [(d["field"], d["reason"]) for d in defects] for node, defects in errors.items()}
+
+
+def test_a_sound_graph_passes_with_its_extra_keys() -> None:
+    assert g.check(SMALL) is SMALL
+
+
+@pytest.mark.parametrize("graph", [None, [], "x", 3, True, {}])
+def test_what_is_no_graph_at_all(graph: object) -> None:
+    assert reasons(graph) == {}
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {"nodes": [], "links": []},
+        {"last_node_id": 3, "nodes": [{"id": 1, "type": "KSampler"}], "version": 0.4},
+        {"workflow": {"nodes": [], "links": [], "version": 0.4}},
+        {"prompt": SMALL, "extra": {"nodes": [], "links": []}},
+    ],
+)
+def test_the_editors_format_is_told_apart(graph: object) -> None:
+    with pytest.raises(WorkflowFormatUi, match=r"Export \(API\)"):
+        g.check(graph)
+
+
+def test_nodes_may_be_called_nodes_and_links() -> None:
+    graph = {"nodes": SMALL["1"], "links": {"class_type": "ImageInvert", "inputs": {"image": ["nodes", 0]}}}
+    assert g.check(graph) == graph
+
+
+def test_a_wrapped_graph_is_explained() -> None:
+    with pytest.raises(InvalidWorkflow, match="wrapped in 'prompt'"):
+        g.check({"prompt": SMALL, "client_id": "x"})
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (5, [("", "not_an_object")]),
+        ({"inputs": {}}, [("class_type", "missing_class_type")]),
+        ({"class_type": 7, "inputs": {}}, [("class_type", "missing_class_type")]),
+        ({"class_type": "", "inputs": {}}, [("class_type", "missing_class_type")]),
+        ({"class_type": "A"}, [("inputs", "missing_inputs")]),
+        ({"class_type": "A", "inputs": []}, [("inputs", "not_an_object")]),
+        ({"class_type": "A", "inputs": {"x": ["9", 0]}}, [("x", "unknown_node")]),
+        ({"class_type": "A", "inputs": {"x": ["2", -1]}}, [("x", "bad_link")]),
+        ({"class_type": "A", "inputs": {"x": ["2", 0.5]}}, [("x", "bad_link")]),
+        ({"class_type": "A", "inputs": {"x": ["2", True]}}, [("x", "bad_link")]),
+        ({"class_type": "A", "inputs": {"x": ["2", None]}}, [("x", "bad_link")]),
+        ({"class_type": "A", "inputs": {"x": [2, 0]}}, [("x", "bad_link")]),
+        ({"class_type": "A", "inputs": {"x": float("nan")}}, [("x", "bad_value")]),
+        ({"class_type": "A", "inputs": {"x": {"y": [float("inf")]}}}, [("x", "bad_value")]),
+        ({"class_type": "A", "inputs": {"x": 2**64}}, [("x", "bad_value")]),
+        ({"class_type": "A", "inputs": {"x": "\ud800"}}, [("x", "bad_value")]),
+        ({"class_type": "A", "inputs": {}, "_meta": {"title": "\udfff"}}, [("_meta", "bad_value")]),
+        ({"class_type": "A", "inputs": {"x": ["1", 0]}}, [("x", "cycle")]),
+    ],
+)
+def test_each_defect_names_node_field_and_reason(node: object, expected: list[tuple[str, str]]) -> None:
+    graph = {"1": node, "2": {"class_type": "B", "inputs": {}}}
+    assert reasons(graph) == {"1": expected}
+
+
+def test_all_defects_are_reported_at_once() -> None:
+    graph = {"1": 5, "2": {"class_type": "A", "inputs": {"x": ["9", 0], "y": ["8", 0]}}}
+    assert reasons(graph) == {
+        "1": [("", "not_an_object")],
+        "2": [("x", "unknown_node"), ("y", "unknown_node")],
+    }
+
+
+def test_a_ring_is_reported_without_what_leads_to_it() -> None:
+    link = {
+        name: {"class_type": "A", "inputs": {"x": [to, 0]}}
+        for name, to in (("0", "1"), ("1", "2"), ("2", "1"))
+    }
+    assert reasons(link) == {"1": [("x", "cycle")], "2": [("x", "cycle")]}
+
+
+def test_a_diamond_is_no_ring() -> None:
+    a = {"class_type": "A", "inputs": {}}
+    b = {"class_type": "B", "inputs": {"x": ["a", 0]}}
+    assert g.check(
+        {"d": {"class_type": "C", "inputs": {"x": ["b", 0], "y": ["c", 0]}}, "b": b, "c": b, "a": a}
+    )
+
+
+def test_long_chains_and_deep_values_neither_recurse_nor_pass() -> None:
+    chain = {
+        str(i): {"class_type": "A", "inputs": {"x": [str(i + 1), 0]} if i < 5000 else {}} for i in range(5001)
+    }
+    assert g.check(chain)
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    assert reasons({"1": {"class_type": "A", "inputs": {"x": deep}}}) == {"1": [("x", "bad_value")]}
+
+
+def test_the_number_of_nodes_is_limited() -> None:
+    graph = {str(i): {"class_type": "A", "inputs": {}} for i in range(4)}
+    assert g.check(graph, max_nodes=4)
+    with pytest.raises(InvalidWorkflow, match="at most 3"):
+        g.check(graph, max_nodes=3)
+
+
+def test_asset_references_are_found_at_any_depth() -> None:
+    ref = g.asset_reference
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": ref("a"), "n": 1}},
+        "2": {
+            "class_type": "X",
+            "inputs": {"images": [ref("b"), {"inner": ref("c")}], "plain": {"__type": "other"}},
+        },
+    }
+    found = g.asset_references(g.check(graph))
+    assert [(r.node_id, r.input, r.path, r.asset_id) for r in found] == [
+        ("1", "image", ("image",), "a"),
+        ("2", "images", ("images", 0), "b"),
+        ("2", "images", ("images", 1, "inner"), "c"),
+    ]
+
+
+@pytest.mark.parametrize("info", [None, "x", {}, {"id": 5}, {"id": ""}, {"hash": "blake3:00"}])
+def test_a_malformed_asset_reference_names_its_place(info: object) -> None:
+    graph = {"7": {"class_type": "LoadImage", "inputs": {"image": {"__type": "core/ASSET", "info": info}}}}
+    with pytest.raises(MissingAsset, match="node 7, input image") as caught:
+        g.asset_references(g.check(graph))
+    assert caught.value.details["node_id"] == "7"
+
+
+def test_uploads_are_found_by_name_and_their_annotation_is_taken_off() -> None:
+    def load(value: object, class_type: str = "LoadImage") -> dict[str, Any]:
+        return {"class_type": class_type, "inputs": {"image": value}}
+
+    graph = g.check(
+        {
+            "1": load("a b.png"),
+            "2": load("sub/b.png [input]"),
+            "3": load("c.png [output]"),
+            "4": load("d.png [temp]"),
+            "5": load(["1", 0]),
+            "6": load(g.asset_reference("x")),
+            "7": load("e.png", "Other"),
+            "8": load(""),
+            "9": load("strange [1].png"),
+            "10": load("strange [1]"),
+        }
+    )
+    assert [(u.node_id, u.name) for u in g.upload_candidates(graph)] == [
+        ("1", "a b.png"),
+        ("2", "sub/b.png"),
+        ("9", "strange [1].png"),
+        ("10", "strange [1]"),
+    ]
+    assert [u.node_id for u in g.upload_candidates(graph, {"Other": frozenset({"image"})})] == ["7"]
+
+
+def run(graph: Any, **options: Any) -> g.Graph:
+    return g.for_run(g.check(graph), job_id="J", run_id="R", **options)
+
+
+def test_a_run_gets_its_own_graph_and_the_original_stays() -> None:
+    graph = copy.deepcopy(SMALL)
+    graph["1"]["inputs"]["extra"] = {"deep": [g.asset_reference("a")]}
+    before = copy.deepcopy(graph)
+    made = run(
+        graph,
+        replacements={("1", ("image",)): "fleet/J/p.png", ("1", ("extra", "deep", 0)): "fleet/J/a.png"},
+        bust=frozenset({"2"}),
+    )
+    assert graph == before
+    assert made["1"]["inputs"] == {"image": "fleet/J/p.png", "extra": {"deep": ["fleet/J/a.png"]}}
+    assert made["1"]["_meta"] == {"title": "x"}
+    assert made["2"]["inputs"] == {"image": ["1", 0], "fleet_run": "R"}
+    assert made["3"]["inputs"] == {"images": ["2", 0], "filename_prefix": "fleet/J/R/out"}
+    made["1"]["inputs"]["extra"]["deep"].append(1)
+    made["2"]["inputs"]["image"].append(1)
+    assert graph == before
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("ComfyUI", "ComfyUI"),
+        ("cats/night/one", "cats/night/one"),
+        ("%date:yyyy-MM-dd%/shot_%width%x%height%", "%date:yyyy-MM-dd%/shot_%width%x%height%"),
+        ("%Empty Latent.width%", "%Empty Latent.width%"),
+        ("../../etc/passwd", "etc/passwd"),
+        ("/abs/olute", "abs/olute"),
+        ("C:\\Users\\x", "C_/Users/x"),
+        ("a\\..\\b", "a/b"),
+        ("a/. ./.../b", "a/b"),
+        ("", "output"),
+        ("///", "output"),
+        ("nul\0\nline", "nul__line"),
+        ("tail/ ", "tail"),
+        ("50% off", "50_ off"),
+    ],
+)
+def test_prefixes_stay_below_the_runs_folder(prefix: str, expected: str) -> None:
+    graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": prefix}}}
+    assert run(graph)["1"]["inputs"]["filename_prefix"] == f"fleet/J/R/{expected}"
+
+
+@given(st.text(max_size=400))
+def test_no_prefix_at_all_leaves_the_runs_folder(prefix: str) -> None:
+    graph: g.Graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": prefix}}}
+    made = g.for_run(graph, job_id="J", run_id="R", replacements={})["1"]["inputs"]["filename_prefix"]
+    parts = made.split("/")
+    assert parts[:3] == ["fleet", "J", "R"]
+    assert len(parts) > 3
+    assert all(part.strip(". ") and not set(part) & set('\\\0\n<>"|?*') for part in parts[3:])
+    assert len(made) <= 10 + 160
+    json.dumps(made).encode()
+
+
+def test_a_linked_prefix_becomes_a_text_of_the_run() -> None:
+    made = run(
+        {
+            "1": {"class_type": "PrimitiveString", "inputs": {"value": "series/a"}},
+            "2": {"class_type": "StringConcatenate", "inputs": {"string_a": "a", "string_b": "b"}},
+            "3": {"class_type": "SaveImage", "inputs": {"filename_prefix": ["1", 0]}},
+            "4": {"class_type": "SaveVideo", "inputs": {"format.filename_prefix": ["2", 0]}},
+        }
+    )
+    assert made["3"]["inputs"]["filename_prefix"] == "fleet/J/R/series/a"
+    assert made["4"]["inputs"]["format.filename_prefix"] == "fleet/J/R/output"
+
+
+@pytest.mark.parametrize(("job", "run_id"), [("a/b", "r"), ("j", ".."), ("", "r")])
+def test_ids_that_could_lead_elsewhere_are_refused(job: str, run_id: str) -> None:
+    with pytest.raises(ValueError, match="job_id and run_id"):
+        g.for_run(SMALL, job_id=job, run_id=run_id)
+
+
+def test_the_profile_follows_classes_and_cost_but_not_content() -> None:
+    def sampler(**inputs: object) -> g.Graph:
+        return {"1": {"class_type": "KSampler", "inputs": {"steps": 20, "seed": 1, **inputs}}}
+
+    assert g.profile(sampler()) == g.profile({"9": sampler(seed=2)["1"]})
+    assert g.profile(sampler()) != g.profile(sampler(steps=21))
+    assert g.profile(sampler()) != g.profile({**sampler(), "2": sampler()["1"]})
+    assert g.profile(sampler()).startswith("graph:")
+
+
+def test_classes() -> None:
+    assert g.classes(SMALL) == {"LoadImage", "ImageInvert", "SaveImage"}
