@@ -12,6 +12,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from comfy_fleet.redis_server import program
+from tests.comfyui_server import comfyui_server as comfyui_server
 
 
 def free_port() -> int:

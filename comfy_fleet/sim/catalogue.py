@@ -158,7 +158,7 @@ def _full(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "output_node": facts["output_node"],
     }
     if "tooltips" in facts:
-        entry["output_tooltips"] = [""] * len(outputs)
+        entry["output_tooltips"] = [""] * facts["tooltips"]
     for flag in ("deprecated", "experimental", "api_node"):
         if flag in facts:
             entry[flag] = facts[flag]

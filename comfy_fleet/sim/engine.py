@@ -205,6 +205,7 @@ class Engine:
             await execution.run()
         finally:
             self._account(item, execution)
+        await asyncio.sleep(self._faults.history_lag_s)
         if not self._faults.take("history_lost"):
             self._remember(item, execution)
         self._running = None

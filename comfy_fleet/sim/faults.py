@@ -36,6 +36,8 @@ class Faults:
         drop_last: Counted; the frames from ``execution_success`` on are not sent.
         close_sockets: Counted; all websockets are dropped after the first ``executing``.
         crash_mid_run: Counted; the node dies after the first ``executing``.
+        history_lag_s: Seconds between ``execution_success`` and the entry in the history. On a real server
+            it is short, but long enough for a client to ask in vain.
         restart_after_s: A node that died comes back after this many seconds, empty; None: never.
         exit_process: A node that dies takes its process with it.
         drop_types: Frame types that are not sent (``binary`` for pictures).
@@ -50,6 +52,7 @@ class Faults:
     drop_last: int = 0
     close_sockets: int = 0
     crash_mid_run: int = 0
+    history_lag_s: float = 0.0
     restart_after_s: float | None = None
     exit_process: bool = False
     drop_types: set[str] = field(default_factory=set)
@@ -105,9 +108,11 @@ def _value(name: str, value: Any) -> Any:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return set(value)
         raise BadFault(f"{name}: expected a list of strings, got {value!r}")
-    if name == "restart_after_s":
-        if value is None or (isinstance(value, int | float) and value >= 0):
-            return value
+    if name in ("restart_after_s", "history_lag_s"):
+        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+            return float(value)
+        if value is None and name == "restart_after_s":
+            return None
         raise BadFault(f"{name}: expected seconds or null, got {value!r}")
     if isinstance(value, bool):
         return value

@@ -1,6 +1,7 @@
 """Node classes that work on pixels: these do the real thing, with Pillow."""
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,6 @@ BLENDS: Mapping[str, Callable[[Image.Image, Image.Image], Image.Image]] = {
     "soft_light": ImageChops.soft_light,
     "difference": ImageChops.difference,
 }
-CHANNELS = {"red": 0, "green": 1, "blue": 2, "alpha": 3}
 
 
 def empty(width: int, height: int, batch_size: int = 1, color: int = 0) -> tuple[Pictures]:
@@ -191,41 +191,58 @@ def size(image: Pictures) -> tuple[int, int, int]:
     return image[0].width, image[0].height, len(image)
 
 
-def solid_mask(value: float, width: int, height: int) -> tuple[Pictures]:
-    """Make a mask of one value."""
-    return ((Image.new("L", (width, height), round(value * 255)),),)
-
-
-def invert_mask(mask: Pictures) -> tuple[Pictures]:
-    """Turn a mask round."""
-    return (tuple(ImageOps.invert(part) for part in mask),)
-
-
-def mask_to_image(mask: Pictures) -> tuple[Pictures]:
-    """Show a mask in grey."""
-    return (tuple(part.convert("RGB") for part in mask),)
-
-
-def image_to_mask(image: Pictures, channel: str) -> tuple[Pictures]:
-    """Take one channel."""
-    return (tuple(picture.convert("RGBA").getchannel(CHANNELS[channel]) for picture in image),)
-
-
-def join_alpha(image: Pictures, alpha: Pictures) -> tuple[Pictures]:
-    """Make the masked part transparent."""
-    joined = []
+def add_noise(image: Pictures, seed: int, strength: float) -> tuple[Pictures]:
+    """Lay coloured noise over pictures; the same seed gives the same noise."""
+    noisy = []
     for index, picture in enumerate(image):
-        clear = picture.convert("RGBA")
-        part = alpha[min(index, len(alpha) - 1)].resize(picture.size)
-        clear.putalpha(ImageOps.invert(part))
-        joined.append(clear)
-    return (tuple(joined),)
+        values = random.Random(f"{seed} {index}").randbytes(picture.width * picture.height * 3)
+        noise = Image.frombytes("RGB", picture.size, values)
+        noisy.append(Image.blend(picture.convert("RGB"), noise, strength))
+    return (tuple(noisy),)
 
 
-def split_alpha(image: Pictures) -> tuple[Pictures, Pictures]:
-    """Separate colours and transparency."""
-    masks = tuple(ImageOps.invert(picture.convert("RGBA").getchannel(3)) for picture in image)
-    return tuple(picture.convert("RGB") for picture in image), masks
+def stitch(
+    image1: Pictures,
+    direction: str,
+    match_image_size: bool,
+    spacing_width: int,
+    spacing_color: str,
+    image2: Pictures | None = None,
+) -> tuple[Pictures]:
+    """Put the second picture beside the first."""
+    if image2 is None:
+        return (image1,)
+    sideways = direction in ("left", "right")
+    done = []
+    for index, first in enumerate(image1):
+        second = image2[min(index, len(image2) - 1)].convert(first.mode)
+        if match_image_size:
+            factor = first.height / second.height if sideways else first.width / second.width
+            second = resize(
+                second, max(1, round(second.width * factor)), max(1, round(second.height * factor)), "lanczos"
+            )
+        pair = (first, second) if direction in ("right", "down") else (second, first)
+        if sideways:
+            wide = pair[0].width + spacing_width
+            size = (wide + pair[1].width, max(first.height, second.height))
+            place = (wide, 0)
+        else:
+            high = pair[0].height + spacing_width
+            size = (max(first.width, second.width), high + pair[1].height)
+            place = (0, high)
+        joined = Image.new(first.mode, size, spacing_color)
+        joined.paste(pair[0], (0, 0))
+        joined.paste(pair[1], place)
+        done.append(joined)
+    return (tuple(done),)
+
+
+def resize_and_pad(
+    image: Pictures, target_width: int, target_height: int, padding_color: str, interpolation: str
+) -> tuple[Pictures]:
+    """Scale into a size without changing the proportions, and fill the rest."""
+    size, method = (target_width, target_height), METHODS[interpolation]
+    return (tuple(ImageOps.pad(picture, size, method, padding_color) for picture in image),)
 
 
 def load(data: Image.Image) -> tuple[Pictures, Pictures]:
@@ -267,11 +284,8 @@ PIXELS: Mapping[str, Callable[..., tuple[Any, ...]]] = {
     "ImageRotate": rotate,
     "ImagePadForOutpaint": pad,
     "ImageCompositeMasked": composite,
+    "ImageAddNoise": add_noise,
+    "ImageStitch": stitch,
+    "ResizeAndPadImage": resize_and_pad,
     "GetImageSize": size,
-    "SolidMask": solid_mask,
-    "InvertMask": invert_mask,
-    "MaskToImage": mask_to_image,
-    "ImageToMask": image_to_mask,
-    "JoinImageWithAlpha": join_alpha,
-    "SplitImageWithAlpha": split_alpha,
 }

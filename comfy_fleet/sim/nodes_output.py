@@ -2,13 +2,14 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
-from comfy_fleet.sim.nodes_image import CHANNELS, PIXELS, load
+from comfy_fleet.sim.nodes_image import PIXELS, load
+from comfy_fleet.sim.nodes_mask import CHANNELS, MASKS
 from comfy_fleet.sim.nodes_model import MODELS, Work
 from comfy_fleet.sim.pictures import png
 from comfy_fleet.sim.run import Call, Result, Run
@@ -35,7 +36,7 @@ async def send_image(run: Run, call: Call) -> Result:
     pictures: Pictures = call.inputs["images"]
     for index, picture in enumerate(pictures):
         area = picture.width * picture.height
-        data = await run.compute(area, lambda shown=picture: png(run.machine.painter.mark(shown), level=1))
+        data = await run.compute(area, lambda shown=picture: png(run.marked(shown), level=1))
         await run.progress(call, index, len(pictures), ("PNG", data))
     return Result()
 
@@ -126,12 +127,6 @@ def _read(run: Run, name: str) -> tuple[Pictures, Pictures]:
         return load(data)
 
 
-async def concatenate(run: Run, call: Call) -> Result:
-    """Join two texts."""
-    inputs = call.inputs
-    return Result(outputs=(inputs["delimiter"].join((inputs["string_a"], inputs["string_b"])),))
-
-
 async def value(run: Run, call: Call) -> Result:
     """Hand the value on."""
     return Result(outputs=(call.inputs["value"],))
@@ -144,7 +139,7 @@ async def sleep(run: Run, call: Call) -> Result:
     start = run.clock.due
     now = start
     while now < start + seconds:
-        passed = min(now - start, seconds)
+        passed = min(max(now - start, 1e-7), seconds)  # a real clock never shows 0 here
         await run.progress(call, passed / seconds if relative else passed, 1.0 if relative else seconds)
         now = min(now + TICK_S, start + seconds)
         await run.clock.until(now)
@@ -170,14 +165,14 @@ async def fail(run: Run, call: Call) -> Result:
     raise RuntimeError("Intentional sync execution error for testing")
 
 
-async def pixels(run: Run, call: Call) -> Result:
-    """Work on pictures, in a thread when there is much to do."""
+async def direct(run: Run, call: Call) -> Result:
+    """Work on pictures, masks and texts, in a thread when there is much to do."""
     known = {name: given for name, given in call.inputs.items() if name in call.info.inputs}
     area = call.inputs.get("width", 0) * call.inputs.get("height", 0)
     for given in known.values():
         if isinstance(given, tuple):
             area += sum(picture.width * picture.height for picture in given)
-    return Result(outputs=await run.compute(area, lambda: PIXELS[call.info.name](**known)))
+    return Result(outputs=await run.compute(area, lambda: DIRECT[call.info.name](**known)))
 
 
 async def other(run: Run, call: Call) -> Result:
@@ -206,9 +201,26 @@ async def other(run: Run, call: Call) -> Result:
     return Result(outputs=tuple(made))
 
 
+CASES: Mapping[str, Callable[[str], str]] = {
+    "UPPERCASE": str.upper,
+    "lowercase": str.lower,
+    "Capitalize": str.capitalize,
+    "Title Case": str.title,
+}
+TRIMS: Mapping[str, Callable[[str], str]] = {"Both": str.strip, "Left": str.lstrip, "Right": str.rstrip}
+TEXTS: Mapping[str, Callable[..., tuple[Any, ...]]] = {
+    "StringConcatenate": lambda string_a, string_b, delimiter: (delimiter.join((string_a, string_b)),),
+    "StringLength": lambda string: (len(string),),
+    "StringTrim": lambda string, mode: (TRIMS[mode](string),),
+    "StringReplace": lambda string, find, replace: (string.replace(find, replace),),
+    "StringSubstring": lambda string, start, end: (string[start:end],),
+    "CaseConverter": lambda string, mode: (CASES[mode](string),),
+}
+DIRECT: Mapping[str, Callable[..., tuple[Any, ...]]] = {**PIXELS, **MASKS, **TEXTS}
+
 #: Class -> what it does.
 WORK: Mapping[str, Work] = {
-    **dict.fromkeys(PIXELS, pixels),
+    **dict.fromkeys(DIRECT, direct),
     **MODELS,
     "SaveImage": save_image,
     "PreviewImage": preview_image,
@@ -220,7 +232,6 @@ WORK: Mapping[str, Work] = {
     "LoadImage": load_image,
     "LoadImageMask": load_mask,
     "PreviewAny": preview_any,
-    "StringConcatenate": concatenate,
     "PrimitiveInt": value,
     "PrimitiveFloat": value,
     "PrimitiveString": value,

@@ -17,6 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 
 GRID = 8  # coloured squares across
 SMALL = 128  # pictures below this many pixels stay unmarked: tests and previews read their colours
+TEXT_INPUTS = ("text", "prompt", "value", "string")
+SEED_INPUTS = ("seed", "noise_seed")
+MAX_CAPTION = 200
 MAX_TEXT = 600  # characters of a prompt that are drawn
 PLAIN_AREA = 1 << 16  # bigger pictures are saved with less effort
 
@@ -62,15 +65,29 @@ class Painter:
         draw.multiline_text((6, 4), "\n".join(shown), fill="white", font=self._font, spacing=3)
         return picture
 
-    def mark(self, picture: Image.Image) -> Image.Image:
-        """Return the picture with a footer that says it was not made by a GPU."""
+    def mark(self, picture: Image.Image, caption: str = "") -> Image.Image:
+        """Return the picture with a footer that says it was not made by a GPU, and from what."""
         if not self._stamp or min(picture.size) < SMALL:
             return picture
         marked = picture.copy() if picture.mode in ("RGB", "RGBA") else picture.convert("RGB")
         draw = ImageDraw.Draw(marked)
         draw.rectangle((0, marked.height - 20, marked.width, marked.height), fill="black")
-        draw.text((6, marked.height - 19), f"SIMULATED on {self._name}", fill="white", font=self._font)
+        draw.text(
+            (6, marked.height - 19), f"SIMULATED on {self._name}  {caption}", fill="white", font=self._font
+        )
         return marked
+
+
+def caption(graph: Mapping[str, Any]) -> str:
+    """Return a graph's first text and first seed, for a footer."""
+    text = seed = ""
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if not text and name in TEXT_INPUTS and isinstance(value, str):
+                text = " ".join(value[:MAX_CAPTION].split())
+            if not seed and name in SEED_INPUTS and isinstance(value, int):
+                seed = f"seed {value}"
+    return "  ".join(filter(None, (seed, text)))
 
 
 def png(picture: Image.Image, texts: Mapping[str, Any] | None = None, *, level: int = 4) -> bytes:

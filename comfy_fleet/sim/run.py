@@ -13,7 +13,7 @@ from comfy_fleet.sim.catalogue import ClassInfo
 from comfy_fleet.sim.files import Files
 from comfy_fleet.sim.memory import Vram
 from comfy_fleet.sim.options import Models, SimTiming
-from comfy_fleet.sim.pictures import Painter, jpeg, png
+from comfy_fleet.sim.pictures import Painter, caption, jpeg, png
 from comfy_fleet.sim.values import Model
 
 T = TypeVar("T")
@@ -224,9 +224,13 @@ class Run:
         saved = []
         for index, picture in enumerate(pictures):
             name = f"{first.replace('%batch_num%', str(index))}_{number + index:05}_.png"
-            (folder / name).write_bytes(png(self.machine.painter.mark(picture), self.texts, level=level))
+            (folder / name).write_bytes(png(self.marked(picture), self.texts, level=level))
             saved.append({"filename": name, "subfolder": subfolder, "type": kind})
         return saved
+
+    def marked(self, picture: Image.Image) -> Image.Image:
+        """Return a picture as it may leave the node: saying that it is simulated."""
+        return self.machine.painter.mark(picture, caption(self.graph))
 
     @property
     def texts(self) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""A real ComfyUI on the CPU, for tests marked ``comfyui``.
+
+``COMFYUI_HOME`` names its folder, ``COMFYUI_PYTHON`` the interpreter that has its packages (else its own
+``venv`` or ``.venv``, else this one). It gets its own folders and a free port; nothing is written into
+its home. Its testing nodes (``TestSleep`` and others) are loaded from there.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+START_S = 90.0
+
+
+@dataclass(frozen=True)
+class ComfyServer:
+    """A ComfyUI that runs.
+
+    Attributes:
+        url: ``http://127.0.0.1:PORT``.
+        port: The port.
+        folder: Where its output, input, temp and user folders are.
+    """
+
+    url: str
+    port: int
+    folder: Path
+
+
+def interpreter(home: Path) -> str:
+    """Return the interpreter that has ComfyUI's packages."""
+    for candidate in (home / "venv/bin/python", home / ".venv/bin/python"):
+        if candidate.exists():
+            return str(candidate)
+    return sys.executable
+
+
+def command(home: Path, folder: Path, port: int) -> list[str]:
+    """Return the command line of a ComfyUI whose files all lie in a folder."""
+    extra = folder / "extra_model_paths.yaml"
+    extra.write_text(f"testing:\n    custom_nodes: {home / 'tests/execution/testing_nodes'}\n")
+    options = [
+        "--cpu",
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--extra-model-paths-config",
+        str(extra),
+    ]
+    for name in ("output", "input", "temp", "user"):
+        (folder / name).mkdir()
+        options += [f"--{name}-directory", str(folder / name)]
+    python = os.environ.get("COMFYUI_PYTHON") or interpreter(home)
+    return [python, str(home / "main.py"), *options, "--database-url", "sqlite:///:memory:"]
+
+
+@pytest.fixture(scope="session")
+def comfyui_server(comfyui_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """One real ComfyUI for the whole session."""
+    folder = tmp_path_factory.mktemp("comfyui")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    server = ComfyServer(f"http://127.0.0.1:{port}", port, folder)
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command(comfyui_home, folder, port), cwd=folder, env=environment, stdout=log, stderr=log
+        )
+    try:
+        _wait_until_it_answers(server, process)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_it_answers(server: ComfyServer, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{server.url}/prompt", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            tail = (server.folder / "log").read_text(errors="replace")[-2000:]
+            if process.poll() is not None:
+                pytest.fail(f"ComfyUI ended with {process.returncode}:\n{tail}")
+            if time.monotonic() > deadline:
+                pytest.fail(f"ComfyUI does not answer after {START_S:.0f} s:\n{tail}")
+            time.sleep(0.2)
