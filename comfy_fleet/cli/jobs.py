@@ -23,7 +23,7 @@ def list_(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label. Repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most this many.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Go on where the last page ended.")] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -33,7 +33,7 @@ def list_(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import ago, print_json, span, stderr, stdout, table
 
-    labels = {f"metadata.{name}": value for name, value in pairs(metadata or [], "--metadata").items()}
+    labels = {f"metadata[{name}]": value for name, value in pairs(metadata or [], "--metadata").items()}
     with Client(api, key) as client:
         page = client.get(
             "/api/v1/jobs",
@@ -47,7 +47,7 @@ def list_(
         print_json(page)
         return
     now = datetime.now(UTC)
-    jobs = page.get("jobs", page.get("data", []))
+    jobs = page["jobs"]
     rows = [
         (
             job["id"],

@@ -168,7 +168,7 @@ def rm(
 
 def nodes_of(answer: Any) -> list[dict[str, Any]]:
     """Return the nodes in a listing."""
-    return list(answer["nodes"] if isinstance(answer, dict) else answer)
+    return list(answer["nodes"])
 
 
 def state(node: Mapping[str, Any]) -> str:

@@ -33,8 +33,8 @@ def status(
         why = wait_until_ready(client, wait)
         nodes = nodes_of(client.get("/api/v1/nodes"))
         counts = {
-            name: len(client.get("/api/v1/jobs", status=name, limit=1000)["jobs"])
-            for name in ("queued", "running")
+            "queued": client.get("/api/v1/queue")["queued"],
+            "running": sum(bool(node.get("run")) for node in nodes),
         }
     if json_:
         print_json({"ready": why is None, "why": why, "jobs": counts, "nodes": nodes})

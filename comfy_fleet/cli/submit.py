@@ -179,10 +179,7 @@ def parameters(client: "Client", name: str, given: Sequence[str], images: Sequen
 
 def schema_of(described: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON Schema of the parameters, from what the API says of a workflow."""
-    for place in ("parameters", "schema", "json_schema"):
-        if isinstance(described.get(place), dict):
-            return dict(described[place])
-    return dict(described)
+    return dict(described["parameters"])
 
 
 def typed_value(name: str, text: str, schema: Mapping[str, Any]) -> Any:

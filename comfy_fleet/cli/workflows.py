@@ -25,8 +25,10 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     if json_:
         print_json(answer)
         return
-    workflows = answer["workflows"] if isinstance(answer, dict) else answer
-    rows = [(workflow["name"], workflow.get("title"), workflow.get("description")) for workflow in workflows]
+    rows = [
+        (workflow["name"], workflow.get("title"), " ".join((workflow.get("description") or "").split()))
+        for workflow in answer["workflows"]
+    ]
     if not rows:
         stderr().print("no workflows; put one into workflows/NAME/workflow.json")
         return

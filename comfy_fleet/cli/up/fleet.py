@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from rich.console import Console
@@ -23,7 +23,6 @@ from comfy_fleet.cli.up.nodes import ComfyUI, NodePlan
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy, wait_for_redis
 from comfy_fleet.cli.up.supervisor import Spec, Supervised, is_loud, stop_all
 from comfy_fleet.domain.node import Node
-from comfy_fleet.ports import NodeRegistry
 from comfy_fleet.settings import Settings
 
 _GIVE_UP_AFTER = 4  # crashes in a row before the fleet was ever ready: it won't start by waiting
@@ -133,7 +132,20 @@ def plan(settings: Settings, options: UpOptions, *, gpus: int, visible: str | No
     return Plan(settings=ours, env=env, redis=redis, nodes=made, ports=inner, node_ports=node_ports)
 
 
-async def reconcile(registry: NodeRegistry, wanted: Sequence[Node]) -> None:
+class Roster(Protocol):
+    """The part of the node registry that :func:`reconcile` needs."""
+
+    async def nodes(self) -> Sequence[Node]:
+        """Return all nodes."""
+
+    async def add(self, node: Node) -> Node:
+        """Register a node."""
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        """Forget a node."""
+
+
+async def reconcile(registry: Roster, wanted: Sequence[Node]) -> None:
     """Make the registry hold the wanted nodes; nodes that others added stay.
 
     Args:

@@ -1,0 +1,206 @@
+"""What `fleet up` decides to run, without running it."""
+
+import itertools
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.up import nodes as node_plans
+from comfy_fleet.cli.up import ports
+from comfy_fleet.cli.up.fleet import Plan, UpOptions, plan, public_url, reconcile
+from comfy_fleet.cli.up.lock import DataLock
+from comfy_fleet.cli.up.nodes import ComfyUI
+from comfy_fleet.cli.up.programs import OwnRedis
+from comfy_fleet.domain.errors import BadInput, Conflict
+from comfy_fleet.domain.node import Node
+from comfy_fleet.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data=tmp_path / "data", port=ports.draw(1)[0])
+
+
+@pytest.fixture
+def comfyui(tmp_path: Path) -> Path:
+    home = tmp_path / "ComfyUI"
+    (home / "comfy").mkdir(parents=True)
+    (home / "main.py").write_text("")
+    (home / "comfy" / "cli_args.py").write_text('parser.add_argument("--database-url")')
+    python = home / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    return home
+
+
+def made(settings: Settings, options: UpOptions, *, gpus: int = 0, visible: str | None = None) -> Plan:
+    return plan(settings, options, gpus=gpus, visible=visible)
+
+
+def test_without_flags_there_are_three_simulated_nodes(settings: Settings) -> None:
+    planned = made(settings, UpOptions())
+    assert [node.name for node in planned.nodes.nodes] == ["sim-1", "sim-2", "sim-3"]
+    assert all(node.simulated for node in planned.nodes.nodes)
+    (process,) = planned.nodes.processes
+    assert process.argv[-8:-2] == (
+        "--nodes",
+        "3",
+        "--port",
+        str(planned.node_ports[0]),
+        "--name-prefix",
+        "sim",
+    )
+
+
+def test_internal_ports_differ_and_go_to_the_children(settings: Settings) -> None:
+    planned = made(settings, UpOptions(nodes=0))
+    names = ("FLEET_PORT", "FLEET_API_PORT", "FLEET_LEASE_PORT", "FLEET_DIRECT_PORT", "FLEET_AGENT_PORT")
+    assert len({planned.env[name] for name in names}) == 5
+    assert planned.env["FLEET_DATA"] == str(settings.data)
+    assert planned.env["FLEET_REDIS_URL"] == f"unix://{settings.data}/redis/redis.sock?db=0"
+    assert planned.env["FLEET_HAPROXY_BIN"].startswith("/")
+
+
+def test_the_next_start_keeps_its_ports(settings: Settings) -> None:
+    with DataLock(settings.data) as lock:
+        first = made(settings, UpOptions())
+        lock.note({"ports": list(first.ports), "node_ports": list(first.node_ports)})
+        second = made(settings, UpOptions())
+    assert (second.ports, second.node_ports) == (first.ports, first.node_ports)
+
+
+def test_a_taken_port_is_refused_with_its_holder(settings: Settings) -> None:
+    with (
+        socket.create_server(("127.0.0.1", settings.port)),
+        pytest.raises(Fail, match=rf"port {settings.port} is taken by .*\(pid \d+\)") as caught,
+    ):
+        made(settings, UpOptions())
+    assert caught.value.exit is Exit.REFUSED
+    assert "--port" in str(caught.value.hint)
+
+
+def test_comfyui_runs_once_per_gpu_with_folders_of_its_own(settings: Settings, comfyui: Path) -> None:
+    home = ComfyUI.find(comfyui, python=None, args=["--lowvram"], custom_nodes=False)
+    planned = made(settings, UpOptions(comfyui=home), gpus=2)
+    first, second = planned.nodes.processes
+    assert [node.name for node in planned.nodes.nodes] == ["gpu-0", "gpu-1"]
+    assert not any(node.simulated for node in planned.nodes.nodes)
+    assert (first.env, second.env) == ({"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"})
+    assert first.argv[0] == str(comfyui / "venv/bin/python")
+    assert "--cpu" not in first.argv
+    assert {"--disable-all-custom-nodes", "--lowvram"} <= set(first.argv)
+    folders = [word for word in first.argv if "/gpu-0" in word]
+    assert len(folders) == 5  # output, input, user, temp, database
+    assert not set(folders) & set(second.argv)
+    assert (settings.data / "comfyui" / "gpu-1" / "output").is_dir()
+
+
+def test_without_a_gpu_comfyui_runs_on_the_cpu(settings: Settings, comfyui: Path) -> None:
+    (comfyui / "comfy" / "cli_args.py").write_text("")  # an older version
+    home = ComfyUI.find(comfyui, python=None)
+    planned = made(settings, UpOptions(comfyui=home, nodes=3))
+    assert [node.name for node in planned.nodes.nodes] == ["cpu-0", "cpu-1", "cpu-2"]
+    assert all("--cpu" in process.argv for process in planned.nodes.processes)
+    assert all("--database-url" not in process.argv for process in planned.nodes.processes)
+    assert len(made(settings, UpOptions(comfyui=home)).nodes.nodes) == 1
+
+
+def test_more_nodes_than_gpus_are_dealt_over_them(settings: Settings, comfyui: Path) -> None:
+    home = ComfyUI.find(comfyui, python=None)
+    planned = made(settings, UpOptions(comfyui=home, nodes=3), gpus=8, visible="5,GPU-abc")
+    devices = [process.env["CUDA_VISIBLE_DEVICES"] for process in planned.nodes.processes]
+    assert devices == ["5", "GPU-abc", "5"]
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "expected"),
+    [(2, None, ["0", "1"]), (2, "1", ["1"]), (2, "", []), (2, "-1", []), (4, " 3, 1 ", ["3", "1"])],
+)
+def test_visible_gpus(count: int, visible: str | None, expected: list[str]) -> None:
+    assert node_plans.visible_gpus(count, visible) == expected
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", "surely-no-such-python"])
+def test_a_missing_python_is_named(comfyui: Path, python: str) -> None:
+    with pytest.raises(Fail, match=python):
+        ComfyUI.find(comfyui, python=python)
+
+
+def test_a_folder_without_comfyui_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Fail, match="holds no ComfyUI") as caught:
+        ComfyUI.find(tmp_path, python=None)
+    assert caught.value.exit is Exit.USAGE
+
+
+def test_running_nodes_have_names_given_or_made(settings: Settings) -> None:
+    planned = made(settings, UpOptions(running=["http://10.0.0.1:8188/", "big=http://10.0.0.2:8188"]))
+    assert [(node.name, node.url) for node in planned.nodes.nodes] == [
+        ("node-1", "http://10.0.0.1:8188"),
+        ("big", "http://10.0.0.2:8188"),
+    ]
+    assert planned.nodes.processes == ()
+    with pytest.raises(BadInput):
+        node_plans.running(["https://10.0.0.1"])
+
+
+def test_a_long_path_makes_redis_listen_on_loopback(tmp_path: Path) -> None:
+    short = OwnRedis.plan(tmp_path, port=1234)
+    assert short.url == f"unix://{tmp_path}/redis/redis.sock?db=0"
+    deep = tmp_path / ("x" * 80)
+    long = OwnRedis.plan(deep, port=1234)
+    assert long.url == "redis://127.0.0.1:1234/0"
+    assert "--unixsocket" not in long.argv
+    for argv in (short.argv, long.argv):
+        assert ("--appendonly", "yes") in itertools.pairwise(argv)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:1"), ("0.0.0.0", "http://127.0.0.1:1"), ("::1", "http://[::1]:1")],
+)
+def test_the_shown_url_can_be_opened_here(host: str, url: str) -> None:
+    assert public_url(host, 1) == url
+
+
+class Registry:
+    """Just the part of the registry that reconciling needs."""
+
+    def __init__(self, *nodes: Node) -> None:
+        self.held = {node.name: node for node in nodes}
+        self.added: list[str] = []
+
+    async def nodes(self) -> Sequence[Node]:
+        return list(self.held.values())
+
+    async def add(self, node: Node) -> Node:
+        if node.name in self.held:
+            raise Conflict(f"node {node.name} exists already")
+        self.held[node.name] = node
+        self.added.append(node.name)
+        return node
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        assert force
+        del self.held[name]
+
+
+def node(name: str, port: int, *, ours: bool = True) -> Node:
+    labels = {node_plans.MANAGED: node_plans.MANAGER} if ours else {}
+    return Node(name=name, url=f"http://127.0.0.1:{port}", labels=labels)
+
+
+async def test_nodes_of_the_last_start_are_kept_moved_or_removed() -> None:
+    registry = Registry(node("same", 1), node("moved", 2), node("gone", 3), node("theirs", 4, ours=False))
+    await reconcile(registry, [node("same", 1), node("moved", 20), node("new", 5)])
+    urls = {name: held.url.rsplit(":", 1)[1] for name, held in registry.held.items()}
+    assert urls == {"same": "1", "moved": "20", "new": "5", "theirs": "4"}
+    assert registry.added == ["moved", "new"]
+
+
+async def test_a_name_that_somebody_else_uses_is_refused() -> None:
+    with pytest.raises(Conflict):
+        await reconcile(Registry(node("a", 1, ours=False)), [node("a", 2)])

@@ -1,0 +1,103 @@
+"""Children are started again, slower and slower, and their lines end up in JSON."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfy_fleet.cli.up.supervisor import Backoff, Spec, Supervised, is_loud, parse_line, stop_all
+
+QUICK = Backoff(first_s=0.01, longest_s=0.02, steady_s=60)
+
+
+def spec(name: str, code: str, *, stage: int = 0) -> Spec:
+    return Spec(name=name, argv=(sys.executable, "-c", code), stage=stage)
+
+
+def supervised(made: Spec, logs: Path, heard: list[Mapping[str, Any]] | None = None) -> Supervised:
+    lines: list[Mapping[str, Any]] = [] if heard is None else heard
+    return Supervised(made, logs=logs, echo=lambda _, fields: lines.append(fields), backoff=QUICK)
+
+
+async def until(condition: Any, timeout_s: float = 20) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_the_wait_doubles_up_to_its_limit() -> None:
+    backoff = Backoff(first_s=0.5, longest_s=10)
+    assert [backoff.delay_s(n) for n in (1, 2, 3, 4, 5, 6, 1000)] == [0.5, 1, 2, 4, 8, 10, 10]
+
+
+async def test_a_crashing_child_is_started_again_and_its_end_is_told(tmp_path: Path) -> None:
+    heard: list[Mapping[str, Any]] = []
+    child = supervised(spec("crasher", "print('going down'); raise SystemExit(3)"), tmp_path, heard)
+    await child.start()
+    try:
+        await until(lambda: child.crashes >= 3)
+        assert "going down" in child.last_lines or child.pid
+    finally:
+        await child.stop()
+    ends = [fields for fields in heard if fields["msg"] == "ended by itself"]
+    assert ends[0]["status"] == "exit 3"
+    assert all(is_loud(fields) for fields in ends)
+    logged = [json.loads(line) for line in (tmp_path / "crasher.log").read_text().splitlines()]
+    assert [fields["msg"] for fields in logged][:2] == ["going down", "ended by itself"]
+
+
+async def test_a_signal_is_named(tmp_path: Path) -> None:
+    heard: list[Mapping[str, Any]] = []
+    child = supervised(spec("killed", "import os; os.kill(os.getpid(), 9)"), tmp_path, heard)
+    await child.start()
+    try:
+        await until(lambda: any(fields.get("status") == "SIGKILL" for fields in heard))
+    finally:
+        await child.stop()
+
+
+async def test_a_stopped_child_stays_stopped(tmp_path: Path) -> None:
+    child = supervised(spec("sleeper", "print('up', flush=True); import time; time.sleep(60)"), tmp_path)
+    await child.start()
+    await until(lambda: child.last_lines)
+    assert child.pid is not None
+    await child.stop()
+    assert child.pid is None
+    assert child.crashes == 0
+
+
+async def test_stages_end_from_the_highest_to_the_lowest(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    code = (
+        "import signal, sys, time\n"
+        "def end(*_):\n"
+        "    with open({path!r}, 'a') as file: file.write({name!r} + ' ')\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end); print('up', flush=True); time.sleep(60)\n"
+    )
+    children = [
+        supervised(spec(name, code.format(path=str(order), name=name), stage=stage), tmp_path)
+        for name, stage in (("redis", 0), ("dispatch", 2), ("api", 1))
+    ]
+    for child in children:
+        await child.start()
+    await until(lambda: all(child.last_lines for child in children))
+    await stop_all(children)
+    assert order.read_text().split() == ["dispatch", "api", "redis"]
+
+
+@pytest.mark.parametrize("line", ["Redis is starting", '{"no": "message"}', '{"msg": 5}', "{broken", "[1]"])
+def test_foreign_lines_become_messages(line: str) -> None:
+    fields = parse_line("redis", line)
+    assert (fields["msg"], fields["process"], fields["level"]) == (line, "redis", "info")
+    assert not is_loud(fields)
+
+
+def test_our_own_lines_keep_their_fields() -> None:
+    line = '{"level": "warning", "process": "api", "msg": "queue full", "job_id": "j1"}'
+    assert parse_line("x", line) == json.loads(line)
+    assert is_loud(parse_line("x", line))

@@ -1,0 +1,101 @@
+"""What the command line prints: durations, sizes, tables that fit a terminal, and no secrets."""
+
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from comfy_fleet.cli.console import SIMULATED, ago, facts, size, span, table
+from comfy_fleet.cli.nodes import COLUMNS, row, state
+from comfy_fleet.cli.up.programs import masked
+
+NODE = {
+    "name": "sim-1",
+    "url": "http://127.0.0.1:40001",
+    "pool": "default",
+    "verdict": "up",
+    "simulated": True,
+    "job": "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b",
+    "done": 12345,
+    "failed": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, ""),
+        (0.0, "0ms"),
+        (0.85, "850ms"),
+        (4.25, "4.2s"),
+        (59, "59s"),
+        (60, "1m"),
+        (200, "3m 20s"),
+        (7500, "2h 5m"),
+        (200_000, "2d 7h"),
+    ],
+)
+def test_durations_are_short(seconds: float | None, words: str) -> None:
+    assert span(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1848320, "1.8 MiB"), (5 * 1024**3, "5.0 GiB")]
+)
+def test_sizes_have_a_unit(count: int, words: str) -> None:
+    assert size(count) == words
+
+
+def test_age_counts_from_what_the_api_writes() -> None:
+    now = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
+    assert ago("2030-01-01T11:56:00Z", now) == "4m"
+    assert ago((now - timedelta(seconds=5)).timestamp(), now) == "5.0s"
+    assert ago(None, now) == ""
+    assert ago("2030-01-01T13:00:00Z", now) == "0ms"  # clocks differ a little
+
+
+def printed(renderable: object, width: int = 80) -> list[str]:
+    buffer = StringIO()
+    Console(file=buffer, width=width).print(renderable)
+    return buffer.getvalue().splitlines()
+
+
+def test_the_node_table_fits_80_columns() -> None:
+    long = {**NODE, "name": "gpu-rack-17-node-03", "cordoned": True, "cordon_reason": "new driver, " * 6}
+    lines = printed(table(COLUMNS, [row(NODE), row(long)]))
+    assert max(map(len, lines)) <= 80
+    assert "gpu-rack-17-node-03" in "\n".join(lines)
+
+
+def test_a_simulated_node_says_so() -> None:
+    assert SIMULATED in "\n".join(printed(table(COLUMNS, [row(NODE)])))
+    assert SIMULATED not in "\n".join(printed(table(COLUMNS, [row({**NODE, "simulated": False})])))
+
+
+def test_markup_in_cells_stays_text() -> None:
+    assert "[red]x[/red]" in "\n".join(printed(table(["A"], [("[red]x[/red]",)])))
+    assert "[bold]y" in "\n".join(printed(facts({"name": "[bold]y"})))
+
+
+def test_facts_leave_out_what_is_not_known() -> None:
+    assert printed(facts({"a": None, "b": "", "c": {}, "d": "here"})) == ["d  here"]
+
+
+def test_a_cordon_goes_before_the_verdict() -> None:
+    assert state({**NODE, "cordoned": True, "cordon_reason": "new driver"}) == "drain: new driver"
+    assert state({**NODE, "verdict": "down", "why": "no answer"}) == "down: no answer"
+    assert state(NODE) == "up"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:geheim@db:6379/0", "redis://***@db:6379/0"),
+        ("redis://user:a@b@db/0", "redis://***@db/0"),
+        ("redis://db:6379/0", "redis://db:6379/0"),
+        ("unix:///run/redis.sock?db=0", "unix:///run/redis.sock?db=0"),
+    ],
+)
+def test_passwords_are_masked(url: str, shown: str) -> None:
+    assert masked(url) == shown
