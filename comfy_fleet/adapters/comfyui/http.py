@@ -1,0 +1,333 @@
+"""ComfyUI's HTTP API on a named node, through the broker's direct frontend.
+
+Every call carries ``X-Fleet-Node: NAME``, and every answer that a node gave carries it too: an answer
+without it is HAProxy's own. This is where foreign errors become the fleet's:
+
+==================================  ===============  ==================================
+what happens                        a question       anything else
+==================================  ===============  ==================================
+HAProxy does not answer             ``unreachable``  NodeError
+HAProxy answers 503 by itself       ``node_down``    NodeError
+node too slow, 5xx, not JSON        ``error``        NodeError
+404 from the node on ``/view``      (none)           OutputGone
+==================================  ===============  ==================================
+"""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import orjson
+
+from comfy_fleet.domain.errors import NodeError, OutputGone
+from comfy_fleet.domain.outputs import FileRef
+from comfy_fleet.domain.run_messages import (
+    AskFailed,
+    AskFailure,
+    HistoryAnswered,
+    PostAnswered,
+    PostUnknown,
+    QueueAnswered,
+)
+
+NODE = "X-Fleet-Node"
+JOB = "X-Fleet-Job"
+CHUNK_BYTES = 256 * 1024
+
+# The broker is next door: what it does not accept in two seconds it does not accept at all.
+_CONNECT_S = 2.0
+# A model load can hold a node's event loop up for a minute. A question gives up before and is asked again;
+# a POST that gave up would leave open whether the prompt is there.
+_ASK = httpx.Timeout(10.0, connect=_CONNECT_S)
+_SEND = httpx.Timeout(60.0, connect=_CONNECT_S)
+# HAProxy closes idle connections after five seconds; ours must be gone before.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=3.0)
+_TEXT_LIMIT = 2000
+
+
+class NodeClient:
+    """ComfyUI's API on all nodes; see :class:`comfy_fleet.ports.NodeApi`.
+
+    ``async with NodeClient(settings.direct_url) as nodes: ...``
+
+    Args:
+        url: ``http://HOST:PORT`` of the broker's direct frontend.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=_ASK,
+            limits=_LIMITS,
+            trust_env=False,
+            headers={"Accept-Encoding": "identity", "User-Agent": "comfy-fleet"},
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    # What a run needs -------------------------------------------------------------------------------------
+
+    async def post_prompt(
+        self,
+        node: str,
+        *,
+        graph: Mapping[str, Any],
+        run: str,
+        job: str,
+        extra_data: Mapping[str, Any] | None = None,
+    ) -> PostAnswered | PostUnknown:
+        """Post a graph under the run's id. Never raises for what the node or the broker does."""
+        body = orjson.dumps(
+            {
+                "prompt": graph,
+                "client_id": run,
+                "prompt_id": run,
+                "extra_data": {**(extra_data or {}), "fleet": {"job": job, "run": run}},
+            }
+        )
+        headers = {NODE: node, JOB: job, "Content-Type": "application/json"}
+        try:
+            response = await self._http.post("/prompt", content=body, headers=headers, timeout=_SEND)
+        except httpx.HTTPError as error:
+            return PostUnknown(_words(error))
+        if NODE not in response.headers and response.status_code in (502, 504):
+            # HAProxy lost the node in between, or waited for it in vain.
+            return PostUnknown(f"the broker answered {response.status_code}")
+        answer = _decode(response.content)
+        return PostAnswered(
+            response.status_code,
+            answer if isinstance(answer, dict) else None,
+            response.text[:_TEXT_LIMIT],
+        )
+
+    async def queue_state(self, node: str, run: str) -> QueueAnswered | AskFailed:
+        """Ask where the run is. Never raises for what the node or the broker does."""
+        answer = await self._ask(node, "/queue")
+        if isinstance(answer, str):
+            return AskFailed("queue", answer)
+        running, pending = answer.get("queue_running"), answer.get("queue_pending")
+        if not isinstance(running, list) or not isinstance(pending, list):
+            return AskFailed("queue", "error")
+        if _holds(running, run):
+            return QueueAnswered("running")
+        return QueueAnswered("pending" if _holds(pending, run) else "absent")
+
+    async def history(self, node: str, run: str) -> HistoryAnswered | AskFailed:
+        """Ask for the run's history entry. Never raises for what the node or the broker does."""
+        answer = await self._ask(node, f"/history/{run}")
+        if isinstance(answer, str):
+            return AskFailed("history", answer)
+        entry = answer.get(run)
+        return HistoryAnswered(entry if isinstance(entry, dict) else None)
+
+    async def interrupt(self, node: str, run: str) -> bool:
+        """Interrupt this run and no other; False if the node could not be told."""
+        return await self._tell(node, "/interrupt", {"prompt_id": run})
+
+    async def delete_pending(self, node: str, run: str) -> bool:
+        """Delete this run from the node's queue; False if the node could not be told."""
+        return await self._tell(node, "/queue", {"delete": [run]})
+
+    @asynccontextmanager
+    async def view(self, node: str, ref: FileRef) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Stream a file.
+
+        Raises:
+            OutputGone: The node has no such file.
+            NodeError: The node could not be asked, or broke off; also while reading.
+        """
+        params = {"filename": ref.filename, "subfolder": ref.subfolder, "type": ref.type}
+        facts = {"node": node, **params}
+        try:
+            async with self._http.stream(
+                "GET", "/view", params=params, headers={NODE: node}, timeout=_SEND
+            ) as response:
+                if response.status_code == 404 and NODE in response.headers:
+                    raise OutputGone(f"node {node} has no {ref.type} file {ref.filename!r}", details=facts)
+                if response.status_code != 200:
+                    raise _refused(node, "/view", response)
+                yield response.aiter_raw(CHUNK_BYTES)
+        except httpx.HTTPError as error:
+            raise NodeError(
+                f"reading {ref.filename!r} from node {node}: {_words(error)}", details=facts
+            ) from error
+
+    # Everything else --------------------------------------------------------------------------------------
+
+    async def upload(
+        self,
+        node: str,
+        *,
+        name: str,
+        subfolder: str,
+        content: Path | AsyncIterator[bytes],
+        content_type: str,
+    ) -> FileRef:
+        """Put a file into the node's input folder, replacing one of the same name.
+
+        Args:
+            node: Where to.
+            name: File name there.
+            subfolder: Folder below the input folder; made if missing.
+            content: A file of ours, or its bytes as they come.
+            content_type: Its MIME type.
+
+        Returns:
+            What the node calls it.
+
+        Raises:
+            NodeError: The node could not be asked or refused the file.
+            FileNotFoundError: ``content`` is a path, and nothing is there.
+        """
+        form = _Form({"subfolder": subfolder, "type": "input", "overwrite": "true"}, name, content_type)
+        headers = {NODE: node, "Content-Type": f"multipart/form-data; boundary={form.boundary}"}
+        if isinstance(content, Path):
+            # With a length, a node that limits uploads can refuse before it has read everything.
+            headers["Content-Length"] = str(form.overhead + (await asyncio.to_thread(content.stat)).st_size)
+            body = form.wrap(_read(content))
+        else:
+            body = form.wrap(content)
+        answer = await self._call(node, "POST", "/upload/image", headers=headers, content=body)
+        stored = answer.get("name") if isinstance(answer, dict) else None
+        if not isinstance(answer, dict) or not isinstance(stored, str):
+            raise NodeError(f"node {node} did not say how it stored {name!r}", details={"node": node})
+        return FileRef(stored, str(answer.get("subfolder") or ""), str(answer.get("type") or "input"))
+
+    async def object_info(self, node: str) -> Mapping[str, Any]:
+        """Return every node class with its inputs. Raises NodeError."""
+        return await self._object(node, "/object_info")
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        """Return versions and memory. Raises NodeError."""
+        return await self._object(node, "/system_stats")
+
+    async def free(self, node: str) -> None:
+        """Ask the node to unload its models once it is idle. Raises NodeError."""
+        await self._call(node, "POST", "/free", json={"unload_models": True, "free_memory": True})
+
+    # ------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, node: str, path: str) -> dict[str, Any] | AskFailure:
+        try:
+            response = await self._http.get(path, headers={NODE: node})
+        except httpx.TimeoutException as error:
+            slow = isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout)
+            return "error" if slow else "unreachable"
+        except httpx.HTTPError:
+            # A node that breaks off makes HAProxy answer 502: a broken connection is HAProxy's own end.
+            return "unreachable"
+        if NODE not in response.headers:
+            return "node_down" if response.status_code == 503 else "error"
+        answer = _decode(response.content) if response.status_code == 200 else None
+        return answer if isinstance(answer, dict) else "error"
+
+    async def _tell(self, node: str, path: str, body: Mapping[str, Any]) -> bool:
+        try:
+            response = await self._http.post(path, json=body, headers={NODE: node})
+        except httpx.HTTPError:
+            return False
+        return response.status_code == 200 and NODE in response.headers
+
+    async def _object(self, node: str, path: str) -> Mapping[str, Any]:
+        answer = await self._call(node, "GET", path)
+        if not isinstance(answer, dict):
+            raise NodeError(f"node {node} answered {path} with no JSON object", details={"node": node})
+        return answer
+
+    async def _call(
+        self, node: str, method: str, path: str, *, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> Any:
+        try:
+            response = await self._http.request(
+                method, path, headers=headers or {NODE: node}, timeout=_SEND, **body
+            )
+        except httpx.HTTPError as error:
+            raise NodeError(f"{path} on node {node}: {_words(error)}", details={"node": node}) from error
+        if response.status_code != 200 or NODE not in response.headers:
+            raise _refused(node, path, response)
+        return _decode(response.content)
+
+
+class _Form:
+    """A multipart form with one file, streamed (RFC 7578)."""
+
+    def __init__(self, fields: Mapping[str, str], name: str, content_type: str) -> None:
+        self.boundary = secrets.token_hex(16)
+        edge = f"--{self.boundary}\r\n"
+        parts = [
+            f'{edge}Content-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
+            for field, value in fields.items()
+        ]
+        parts.append(
+            f'{edge}Content-Disposition: form-data; name="image"; filename="{_quoted(name)}"\r\n'
+            f"Content-Type: {content_type}\r\n\r\n"
+        )
+        self._head = "".join(parts).encode()
+        self._tail = f"\r\n--{self.boundary}--\r\n".encode()
+        self.overhead = len(self._head) + len(self._tail)
+
+    async def wrap(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        yield self._head
+        async for chunk in chunks:
+            yield chunk
+        yield self._tail
+
+
+async def _read(path: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+
+
+def _quoted(name: str) -> str:
+    for character, code in (('"', "%22"), ("\r", "%0D"), ("\n", "%0A")):
+        name = name.replace(character, code)
+    return name
+
+
+def _holds(rows: list[Any], run: str) -> bool:
+    return any(isinstance(row, list) and len(row) > 1 and row[1] == run for row in rows)
+
+
+def _decode(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(content)  # nodes let NaN through, which only this one reads
+    except ValueError:
+        return None
+
+
+def _refused(node: str, path: str, response: httpx.Response) -> NodeError:
+    if NODE in response.headers:
+        message = f"node {node} answered {path} with {response.status_code}"
+    elif response.status_code == 503:
+        message = f"node {node} can't be reached through the broker"
+    else:
+        message = f"the broker answered {path} for node {node} with {response.status_code}"
+    return NodeError(message, details={"node": node, "status": response.status_code})
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
