@@ -1,6 +1,5 @@
 """``fleet haproxy``: run both HAProxy processes, and look at their configurations."""
 
-import asyncio
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +79,8 @@ def check(empty: Empty = False, data: Data = None) -> None:
 @app.command()
 def show(json_: Json = False, data: Data = None) -> None:
     """Show the servers of the running broker as HAProxy has them now."""
+    import asyncio
+
     from comfy_fleet.cli.console import print_json, stdout, table
 
     settings = load(data=data)
@@ -108,6 +109,8 @@ def show(json_: Json = False, data: Data = None) -> None:
 
 
 def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
+    import asyncio
+
     from comfy_fleet.adapters.haproxy.entries import pools_of
     from comfy_fleet.adapters.haproxy.render import render as render_text
 

@@ -1,6 +1,5 @@
 """The fleet's processes: all of them on one machine (``up``), or each alone for systemd and containers."""
 
-import asyncio
 import os
 import shlex
 import signal
@@ -75,6 +74,8 @@ def up(
     Redis, HAProxy, API, dispatcher and nodes start together, are started again when they crash, and end
     together. Queue and files stay in --data: the next `fleet up` goes on where this one ended.
     """
+    import asyncio
+
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.gpus import probe
     from comfy_fleet.cli.up.fleet import Fleet, UpOptions, plan

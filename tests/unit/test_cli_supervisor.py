@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,9 +65,11 @@ async def test_a_stopped_child_stays_stopped(tmp_path: Path) -> None:
     child = supervised(spec("sleeper", "print('up', flush=True); import time; time.sleep(60)"), tmp_path)
     await child.start()
     await until(lambda: child.last_lines)
-    assert child.pid is not None
+    pid = child.pid
+    assert pid
     await child.stop()
-    assert child.pid is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
     assert child.crashes == 0
 
 

@@ -1,0 +1,136 @@
+"""What the doctor makes of what it finds."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from comfy_fleet.cli import checks
+from comfy_fleet.cli.checks import Verdict
+from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml
+from comfy_fleet.cli.up import ports
+from comfy_fleet.cli.up.lock import DataLock
+from comfy_fleet.settings import Settings
+
+BUILD_26 = (
+    "HAProxy version 2.6.12-1+deb12u2 2025/04/16 - https://haproxy.org/\nFeature list : -ENGINE +EPOLL +LUA\n"
+)
+BUILD_26 += "Available services : prometheus-exporter\n"
+
+
+def verdicts(findings: list[checks.Finding]) -> dict[str, Verdict]:
+    return {finding.check: finding.verdict for finding in findings}
+
+
+def test_an_old_python_fails() -> None:
+    assert checks.python((3, 10, 4)).verdict is Verdict.FAIL
+    assert checks.python((3, 11, 0)).verdict is Verdict.OK
+
+
+def test_debians_haproxy_is_fine() -> None:
+    assert set(verdicts(checks.haproxy_build(BUILD_26, "/usr/sbin/haproxy")).values()) == {Verdict.OK}
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        (BUILD_26.replace("2.6.12", "2.4.0"), "HAProxy"),
+        (BUILD_26.replace("+LUA", "-LUA"), "HAProxy Lua"),
+        (BUILD_26.replace("prometheus-exporter", ""), "HAProxy metrics"),
+        ("nginx", "HAProxy"),
+    ],
+)
+def test_what_haproxy_lacks_fails_and_says_what_to_do(text: str, failed: str) -> None:
+    findings = checks.haproxy_build(text, "/x")
+    assert [finding.check for finding in findings if finding.verdict is Verdict.FAIL] == [failed]
+    assert all(finding.do for finding in findings if finding.verdict is Verdict.FAIL)
+
+
+def test_a_missing_haproxy_fails_with_the_one_command() -> None:
+    (finding,) = checks.haproxy("surely-no-such-haproxy")
+    assert finding.verdict is Verdict.FAIL
+    assert "apt-get install" in finding.do
+
+
+GOOD = {"redis_version": "7.0.15", "aof_enabled": "1", "maxmemory_policy": "noeviction"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, {}),
+        ({"aof_enabled": "0"}, {"Redis AOF": Verdict.WARN}),
+        ({"maxmemory_policy": "allkeys-lru"}, {"Redis eviction": Verdict.FAIL}),
+        ({"redis_version": "6.0.16"}, {"Redis server": Verdict.FAIL}),
+        ({"redis_version": ""}, {"Redis server": Verdict.FAIL}),
+    ],
+)
+def test_redis_is_judged_by_what_it_says(change: dict[str, str], expected: dict[str, Verdict]) -> None:
+    found = verdicts(checks.redis_state({**GOOD, **change}, "redis://x"))
+    assert {check: verdict for check, verdict in found.items() if verdict is not Verdict.OK} == expected
+
+
+def test_valkey_is_welcome_by_its_own_name() -> None:
+    (first, _) = checks.redis_state(
+        {**GOOD, "redis_version": "7.2.4", "valkey_version": "9.1.2"}, "redis://x"
+    )
+    assert (first.verdict, first.found) == (Verdict.OK, "Valkey 9.1.2 at redis://x")
+
+
+def test_a_server_that_was_named_must_answer(tmp_path: Path) -> None:
+    settings = Settings(redis_url=f"redis://:geheim@127.0.0.1:{ports.draw(1)[0]}/0")
+    (asked,) = checks.redis_server(settings, asked=True)
+    (unasked,) = checks.redis_server(settings, asked=False)
+    assert (asked.verdict, unasked.verdict) == (Verdict.FAIL, Verdict.OK)
+    assert "geheim" not in asked.found + unasked.found
+
+
+@pytest.mark.parametrize("why", list(Nvml))
+def test_every_reason_of_nvml_has_a_finding(why: Nvml) -> None:
+    gpus = (Gpu(index=0, name="H200", vram_bytes=139 * 2**30),) if why is Nvml.OK else ()
+    finding = checks.nvml(Gpus(why=why, gpus=gpus, driver="580.1"))
+    assert finding.verdict is (Verdict.OK if why in (Nvml.OK, Nvml.NO_LIBRARY) else Verdict.WARN)
+    assert finding.do or why is Nvml.OK
+    assert ("H200, 139 GiB" in finding.found) == (why is Nvml.OK)
+
+
+def test_a_taken_port_is_a_warning_unless_our_fleet_has_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        settings = Settings(data=tmp_path, port=server.getsockname()[1])
+        (taken,) = checks.port_findings(settings)
+        with DataLock(tmp_path):
+            (ours,) = checks.port_findings(settings)
+    (free,) = checks.port_findings(settings)
+    assert (taken.verdict, ours.verdict, free.verdict) == (Verdict.WARN, Verdict.OK, Verdict.OK)
+    assert "--port" in taken.do
+
+
+def test_a_data_folder_that_can_not_be_written_fails(tmp_path: Path) -> None:
+    (good,) = checks.data_folder(Settings(data=tmp_path / "not" / "yet"))
+    (bad,) = checks.data_folder(Settings(data=Path("/proc/fleet")))
+    assert (good.verdict, bad.verdict) == (Verdict.OK, Verdict.FAIL)
+    assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict"),
+    [((1024, 1_048_576), Verdict.WARN), ((65536, 65536), Verdict.OK), ((-1, -1), Verdict.OK)],
+)
+def test_open_files(limits: tuple[int, int], verdict: Verdict) -> None:
+    assert checks.open_files(limits).verdict is verdict
+
+
+def test_a_broken_workflow_fails_by_name(tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "workflow.json").write_text("{")
+    findings = checks.workflows(Settings(workflows=tmp_path))
+    assert [finding.verdict for finding in findings] == [Verdict.FAIL]
+    assert findings[0].found.startswith("half: ")
+    assert checks.workflows(Settings(workflows=tmp_path / "gone"))[0].verdict is Verdict.FAIL
+
+
+def test_a_check_that_breaks_is_a_finding(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path, haproxy=tmp_path)  # no templates there
+    findings = checks.examine(settings)
+    assert verdicts(findings)["HAProxy files"] is Verdict.FAIL
+    assert verdicts(findings)["Python"] is Verdict.OK

@@ -1,0 +1,395 @@
+"""The HTTP client of the command line, and the commands on it, against a small server with canned answers."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from comfy_fleet.cli.app import build
+from comfy_fleet.cli.client import Client
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.submit import pairs, save_outputs, typed_value
+
+JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
+DONE: dict[str, Any] = {
+    "id": JOB,
+    "status": "succeeded",
+    "created_at": "2030-01-01T00:00:00Z",
+    "started_at": "2030-01-01T00:00:01Z",
+    "completed_at": "2030-01-01T00:00:03Z",
+    "workflow": "image_card",
+    "node": "sim-1",
+    "params": {"seed": 42},
+    "outputs": [
+        {"name": "../../evil\\card.png", "type": "image", "size_bytes": 4, "url": "http://x/files/a"}
+    ],
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "prompt": {"type": "string"},
+        "steps": {"type": "integer"},
+        "cfg": {"type": "number"},
+        "fast": {"type": "boolean"},
+        "face": {"type": "string", "x-fleet-type": "image"},
+    },
+    "required": ["prompt"],
+}
+
+
+@dataclass
+class Canned:
+    """Answers by method and path; every request is kept."""
+
+    url: str = ""
+    answers: dict[tuple[str, str], Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
+    seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+
+    def on(self, method: str, path: str, body: Any, status: int = 200, **headers: str) -> None:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(status)
+            handler.send_header("Content-Length", str(len(raw)))
+            for name, value in headers.items():
+                handler.send_header(name.replace("_", "-"), value)
+            handler.end_headers()
+            handler.wfile.write(raw)
+
+        self.answers[method, path] = answer
+
+    def stream(self, path: str, *streams: bytes) -> None:
+        """Each connection gets the next stream, then is closed."""
+        left = list(streams)
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(200)
+            handler.send_header("Content-Type", "text/event-stream")
+            handler.send_header("Connection", "close")
+            handler.end_headers()
+            handler.wfile.write(left.pop(0) if len(left) > 1 else left[0])
+            handler.close_connection = True
+
+        self.answers["GET", path] = answer
+
+    def bodies(self, method: str, path: str) -> list[Any]:
+        return [
+            json.loads(body or b"null")
+            for verb, where, _, body in self.seen
+            if (verb, where) == (method, path)
+        ]
+
+
+@pytest.fixture
+def canned() -> Iterator[Canned]:
+    known = Canned()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path = self.path.partition("?")[0]
+            known.seen.append((self.command, path, dict(self.headers), body))
+            answer = known.answers.get((self.command, path))
+            if answer is None:
+                self.send_response(404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            else:
+                answer(self)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    for verb in ("GET", "POST", "DELETE"):
+        setattr(Handler, f"do_{verb}", Handler.handle_any)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    known.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield known
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def error(code: str, message: str, **details: Any) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "details": details or None}}
+
+
+def run(canned: Canned, *argv: str) -> Any:
+    return CliRunner().invoke(build(), [*argv, "--api", canned.url])
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (404, error("not_found", "no job x"), Exit.NOT_FOUND),
+        (401, error("unauthorized", "send a key"), Exit.REFUSED),
+        (409, error("conflict", "node a exists"), Exit.REFUSED),
+        (422, error("invalid_parameter", "steps 900"), Exit.USAGE),
+        (429, error("queue_full", "1000 jobs wait"), Exit.REFUSED),
+        (503, error("no_nodes", "no node is known"), Exit.REFUSED),
+        (500, error("upstream_error", "could not be processed"), Exit.FAILED),
+    ],
+)
+def test_error_answers_become_exit_codes(
+    canned: Canned, status: int, body: dict[str, Any], expected: Exit
+) -> None:
+    canned.on("GET", "/x", body, status)
+    with Client(canned.url) as client, pytest.raises(Fail) as caught:
+        client.get("/x")
+    assert caught.value.exit is expected
+    assert caught.value.message == body["error"]["message"]
+
+
+def test_a_gateway_error_without_envelope_means_not_reachable(canned: Canned) -> None:
+    canned.on("GET", "/x", b"<html>503</html>", 503)
+    with Client(canned.url) as client, pytest.raises(Fail, match="503") as caught:
+        client.get("/x")
+    assert caught.value.exit is Exit.UNREACHABLE
+
+
+def test_an_answer_that_is_not_json_is_no_fleet(canned: Canned) -> None:
+    canned.on("GET", "/x", b"<html>hello</html>")
+    with Client(canned.url) as client, pytest.raises(Fail, match="did not answer with JSON"):
+        client.get("/x")
+
+
+def test_nobody_there_is_exit_3_with_a_hint(canned: Canned) -> None:
+    with Client("http://127.0.0.1:1") as client, pytest.raises(Fail, match="nothing answers") as caught:
+        client.get("/x")
+    assert caught.value.exit is Exit.UNREACHABLE
+    assert "fleet up" in str(caught.value.hint)
+
+
+def test_retry_after_is_the_hint(canned: Canned) -> None:
+    canned.on("GET", "/x", error("busy", "later"), 503, Retry_After="7")
+    with Client(canned.url) as client, pytest.raises(Fail) as caught:
+        client.get("/x")
+    assert caught.value.hint == "try again in 7 s"
+
+
+def test_problems_of_a_graph_are_told_per_node(canned: Canned) -> None:
+    details = {"12": [{"field": "model", "message": "model is not connected"}], "13": [{"reason": "odd"}]}
+    canned.on("GET", "/x", error("invalid_workflow", "the graph is wrong", node_errors=details), 422)
+    with Client(canned.url) as client, pytest.raises(Fail) as caught:
+        client.get("/x")
+    assert caught.value.message.splitlines() == [
+        "the graph is wrong",
+        "  node 12: model is not connected",
+        "  node 13: odd",
+    ]
+
+
+def test_the_key_goes_with_every_request(canned: Canned) -> None:
+    canned.on("GET", "/x", {})
+    with Client(canned.url, "geheim") as client:
+        client.get("/x")
+    assert canned.seen[0][2]["Authorization"] == "Bearer geheim"
+
+
+def test_events_are_read_over_broken_streams(canned: Canned) -> None:
+    first = b'event: status\ndata: {"status": "queued", "queue_position": 2}\n\n: ping\n\nevent: progress\nda'
+    second = (
+        b'event: progress\r\ndata: {"value": 0.5,\r\ndata: "message": "KSampler 1/2"}\r\n\r\n'
+        b'event: status\ndata: {"status": "succeeded"}\n\nevent: status\ndata: {"status": "never seen"}\n\n'
+    )
+    canned.stream(f"/api/v2/jobs/{JOB}/events", first, second)
+    with Client(canned.url) as client:
+        events = list(client.follow(JOB))
+    assert events == [
+        ("status", {"status": "queued", "queue_position": 2}),
+        ("progress", {"value": 0.5, "message": "KSampler 1/2"}),
+        ("status", {"status": "succeeded"}),
+    ]
+
+
+def test_following_gives_up_in_time(canned: Canned) -> None:
+    canned.stream(f"/api/v2/jobs/{JOB}/events", b'event: status\ndata: {"status": "running"}\n\n')
+    with Client(canned.url) as client, pytest.raises(Fail, match="not done yet") as caught:
+        list(client.follow(JOB, timeout_s=0.01))
+    assert caught.value.exit is Exit.TIMEOUT
+
+
+def test_outputs_are_saved_under_harmless_names_and_never_elsewhere(canned: Canned, tmp_path: Path) -> None:
+    canned.on("GET", "/files/a", b"PNG!")
+    with Client(canned.url, "geheim") as client:
+        job = {**DONE, "outputs": DONE["outputs"] * 2}
+        saved = save_outputs(client, job, tmp_path / "out")
+    assert [path.parent for path in saved] == [tmp_path / "out"] * 2
+    assert saved[0].name == "7f3d2c1b-card.png"
+    assert len(set(saved)) == 2
+    assert saved[0].read_bytes() == b"PNG!"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in saved)
+
+
+def test_submit_sends_typed_parameters_and_uploads(canned: Canned, tmp_path: Path) -> None:
+    picture = tmp_path / "face.png"
+    picture.write_bytes(b"PNG")
+    text = tmp_path / "prompt.txt"
+    text.write_text("from a file")
+    canned.on("GET", "/api/v1/workflows/portrait", {"parameters": SCHEMA})
+    canned.on("POST", "/api/v2/assets", {"id": "asset-1"}, 201)
+    canned.on("POST", "/api/v1/workflows/portrait/jobs", {"id": JOB, "status": "queued"}, 201)
+    result = run(
+        canned,
+        *("submit", "portrait", "-p", f"prompt=@{text}", "-p", "steps=8", "-p", "cfg=2.5", "-p", "fast=yes"),
+        *("--image", f"face={picture}", "--priority", "5", "--metadata", "who=me", "--idempotency-key", "k1"),
+    )
+    assert result.exit_code == 0, result.output
+    assert JOB in result.stdout
+    assert canned.bodies("POST", "/api/v1/workflows/portrait/jobs") == [
+        {
+            "params": {"prompt": "from a file", "steps": 8, "cfg": 2.5, "fast": True, "face": "asset-1"},
+            "priority": 5,
+            "metadata": {"who": "me"},
+        }
+    ]
+    upload = next(seen for seen in canned.seen if seen[1] == "/api/v2/assets")
+    assert b"image/png" in upload[3]
+    assert canned.seen[-1][2]["Idempotency-Key"] == "k1"
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("succeeded", 0), ("failed", 4), ("expired", 4), ("canceled", 5)]
+)
+def test_waiting_ends_with_the_jobs_own_exit_code(
+    canned: Canned, tmp_path: Path, status: str, expected: int
+) -> None:
+    canned.on("POST", "/api/v1/workflows/image_card/jobs", {"id": JOB, "status": "queued"}, 201)
+    canned.stream(f"/api/v2/jobs/{JOB}/events", f'event: status\ndata: {{"status": "{status}"}}\n\n'.encode())
+    job = {
+        **DONE,
+        "status": status,
+        "error": {"code": "boom", "message": "it broke"} if expected == 4 else None,
+    }
+    canned.on("GET", f"/api/v1/jobs/{JOB}", job)
+    canned.on("GET", "/api/v1/nodes/sim-1", {"name": "sim-1", "simulated": True})
+    canned.on("GET", "/files/a", b"PNG!")
+    result = run(canned, "submit", "image_card", "--out", str(tmp_path))
+    assert result.exit_code == expected, result.output
+    assert "SIMULATED" in result.stdout
+    assert "seed 42" in result.stdout
+    assert ("7f3d2c1b-card.png" in result.stdout) == (status == "succeeded")
+    assert ("boom: it broke" in result.stdout) == (expected == 4)
+
+
+def test_a_graph_in_a_file_goes_as_it_is(canned: Canned, tmp_path: Path) -> None:
+    graph = {"1": {"class_type": "EmptyImage", "inputs": {"width": 8}}}
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps(graph))
+    canned.on("POST", "/api/v2/jobs", {"id": JOB, "status": "queued"}, 201)
+    result = run(canned, "submit", str(path), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["id"] == JOB
+    assert canned.bodies("POST", "/api/v2/jobs") == [{"workflow": graph}]
+
+
+def test_an_unknown_parameter_is_refused_with_the_known_ones(canned: Canned) -> None:
+    canned.on("GET", "/api/v1/workflows/w", {"parameters": SCHEMA})
+    result = run(canned, "submit", "w", "-p", "promt=x")
+    assert isinstance(result.exception, Fail)
+    assert "no parameter 'promt'" in result.exception.message
+    assert "prompt, steps" in str(result.exception.hint)
+    assert result.exception.exit is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "value"),
+    [
+        ("-1", {"type": "integer"}, -1),
+        ("1e3", {"type": "number"}, 1000.0),
+        ("off", {"type": "boolean"}, False),
+        ("a=b", {"type": "string"}, "a=b"),
+        ("@blue", {"type": "string", "enum": ["@blue"]}, "@blue"),
+    ],
+)
+def test_values_get_their_type(text: str, schema: dict[str, Any], value: Any) -> None:
+    assert typed_value("p", text, schema) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("1.5", "integer"), ("x", "number"), ("maybe", "boolean"), ("@/no/such", "string")]
+)
+def test_values_of_the_wrong_type_are_refused_by_name(text: str, kind: str) -> None:
+    with pytest.raises(Fail, match="-p p: ") as caught:
+        typed_value("p", text, {"type": kind})
+    assert caught.value.exit is Exit.USAGE
+
+
+def test_pairs_keep_further_equal_signs() -> None:
+    assert pairs(["a=b=c", "d="], "-p") == {"a": "b=c", "d": ""}
+    for wrong in ("a", "=b"):
+        with pytest.raises(Fail, match="NAME=VALUE"):
+            pairs([wrong], "-p")
+
+
+def test_draining_waits_until_the_node_is_empty(canned: Canned) -> None:
+    canned.on("POST", "/api/v1/nodes/a/drain", {"name": "a", "run": "r"})
+    busy = iter([{"name": "a", "run": "r"}, {"name": "a", "run": None}])
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        canned.on("GET", "/once", next(busy))
+        canned.answers["GET", "/once"](handler)
+
+    canned.answers["GET", "/api/v1/nodes/a"] = answer
+    result = run(canned, "node", "drain", "a", "--wait", "--reason", "new driver")
+    assert result.exit_code == 0, result.output
+    assert "drained a" in result.stdout
+    assert "still" not in result.stdout
+    assert canned.bodies("POST", "/api/v1/nodes/a/drain") == [{"reason": "new driver"}]
+
+
+def test_job_ls_asks_for_what_was_wanted(canned: Canned) -> None:
+    asked: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        canned.on("GET", "/once", {"jobs": [DONE], "next_cursor": "c2"})
+        canned.answers["GET", "/once"](handler)
+
+    canned.answers["GET", "/api/v1/jobs"] = answer
+    result = run(canned, "job", "ls", "--status", "queued", "--status", "running", "--metadata", "who=me")
+    assert result.exit_code == 0, result.output
+    assert "succeeded" in result.stdout
+    assert "2.0s" in result.stdout
+    assert "--cursor c2" in result.stderr
+    assert "status=queued%2Crunning" in asked[0]
+    assert "metadata%5Bwho%5D=me" in asked[0]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("node", "ls"), ("job", "ls"), ("workflow", "ls"), ("workflow", "show", "w"), ("node", "show", "n")],
+)
+def test_every_listing_has_json(canned: Canned, argv: tuple[str, ...]) -> None:
+    path = "/api/v1/" + {"ls": f"{argv[0]}s", "show": f"{argv[0]}s/{argv[-1]}"}[argv[1]]
+    canned.on("GET", path, {"as": "it came"})
+    result = run(canned, *argv, "--json")
+    assert json.loads(result.stdout) == {"as": "it came"}
+
+
+def test_status_says_why_not_and_exits_1(canned: Canned) -> None:
+    canned.on("GET", "/api/v1/ready", error("not_ready", "nodes: no node is up"), 503)
+    canned.on("GET", "/api/v1/queue", {"queued": 3})
+    canned.on(
+        "GET", "/api/v1/nodes", {"nodes": [{"name": "a", "verdict": "down", "why": "no answer", "run": None}]}
+    )
+    result = run(canned, "status")
+    assert result.exit_code == 1, result.output
+    assert "no: nodes: no node is up" in result.stdout
+    assert "3 queued" in result.stdout
+
+
+def test_app_is_a_typer() -> None:
+    assert isinstance(build(), typer.Typer)

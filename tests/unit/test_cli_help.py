@@ -1,0 +1,117 @@
+"""The front door: help is quick, errors are one line, completion works, the reference is current."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comfy_fleet.cli.exits import MEANING, Exit
+from comfy_fleet.cli.run import exit_for
+from comfy_fleet.domain import errors
+
+ROOT = Path(__file__).parents[2]
+
+
+def fleet(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "comfy_fleet", *argv],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "COLUMNS": "80", **env},
+    )
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from comfy_fleet.cli.app import build; build();"
+        "heavy = {'httpx', 'redis', 'fastapi', 'pydantic', 'uvicorn', 'jinja2', 'pynvml', 'asyncio'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    told = fleet("--help")
+    assert told.returncode == 0
+    for word in (
+        "up",
+        "down",
+        "status",
+        "doctor",
+        "demo",
+        "submit",
+        "job",
+        "node",
+        "workflow",
+        "api",
+        "dispatch",
+    ):
+        assert f"│ {word} " in told.stdout
+    assert "6 the time given with --wait" in " ".join(told.stdout.split())
+    assert max(map(len, told.stdout.splitlines())) <= 80
+
+
+def test_an_expected_error_is_one_line_and_a_hint() -> None:
+    told = fleet("status", "--api", "http://127.0.0.1:1")
+    assert told.returncode == Exit.UNREACHABLE
+    assert told.stdout == ""
+    first, second = told.stderr.splitlines()
+    assert first.startswith("error: nothing answers at http://127.0.0.1:1")
+    assert second.startswith("hint:")
+
+
+def test_a_wrong_setting_is_named_without_its_value() -> None:
+    told = fleet("doctor", FLEET_QUEUE_DEPTH="geheim")
+    assert told.returncode == Exit.USAGE
+    assert "FLEET_QUEUE_DEPTH" in told.stderr
+    assert "geheim" not in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_mistyped_command_is_usage() -> None:
+    assert fleet("statsu").returncode == Exit.USAGE
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_shown_and_answers(shell: str) -> None:
+    shown = fleet("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert shown.returncode == 0, shown.stderr
+    assert "_FLEET_COMPLETE" in shown.stdout
+
+
+def test_completion_offers_commands() -> None:
+    told = fleet(_FLEET_COMPLETE="complete_bash", COMP_WORDS="fleet wor", COMP_CWORD="1")
+    assert told.stdout.split() == ["workflow"]
+
+
+def test_every_exit_code_has_a_meaning() -> None:
+    assert set(MEANING) == set(Exit)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.BadInput("x"), Exit.USAGE),
+        (errors.NotFound("x"), Exit.NOT_FOUND),
+        (errors.Conflict("x"), Exit.REFUSED),
+        (errors.QueueFull("x"), Exit.REFUSED),
+        (errors.ConfigError("x"), Exit.FAILED),
+    ],
+)
+def test_project_errors_have_exit_codes(error: errors.FleetError, code: Exit) -> None:
+    assert exit_for(error) is code
+
+
+def test_the_reference_is_current() -> None:
+    told = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "gen_docs.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
