@@ -117,7 +117,7 @@ class App:
         if "number" in data:
             number = float(data["number"])
         else:
-            if data.get("front"):
+            if "front" in data and bool(data["front"]):
                 number = -number
             self._number += 1
         if "prompt" not in data:

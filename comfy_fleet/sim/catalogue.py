@@ -2,7 +2,7 @@
 
 ``catalogue.json`` holds the facts of ComfyUI 0.3.64's core classes (inputs, types, limits, outputs),
 without its texts. Three kinds of strings stand for what differs by node: ``$models:FOLDER`` for the
-files of a model folder, ``$files:SUFFIX`` for uploaded files and ``$list:NAME`` for a shared list.
+files of a model folder, ``$files:KIND`` for uploaded files and ``$list:NAME`` for a shared list.
 ``SimSaveFiles`` and ``SimWork`` exist on simulated nodes only. ``DualCLIPLoader`` also offers
 ``newbie``, which later servers have.
 """
@@ -89,7 +89,7 @@ class Catalogue:
 
     Args:
         models: The node's model files.
-        files: Lists the uploaded files whose name ends with a suffix.
+        files: Lists the uploaded files of a kind, see :meth:`Files.list_uploaded`.
         extra: An ``/object_info`` answer with further classes; built-in ones keep their facts.
     """
 
@@ -137,7 +137,7 @@ class Catalogue:
             return sorted(self._models.get(which, {}))
         if kind == "$files":
             # A check of a graph looks for the one file instead: listing a folder costs more.
-            return self._files("" if which == "*" else which) if listing else []
+            return self._files(which) if listing else []
         return value
 
 

@@ -1,6 +1,7 @@
 """A node's files: what it saves, what was uploaded to it and what it shows for a moment."""
 
 import hashlib
+import mimetypes
 import re
 import shutil
 import tempfile
@@ -67,12 +68,16 @@ class Files:
         except (OSError, OutsideFolder):
             return ""
 
-    def list_uploaded(self, suffix: str) -> list[str]:
-        """Return the uploaded files at the top whose name ends with a suffix."""
+    def list_uploaded(self, which: str) -> list[str]:
+        """Return the uploaded files at the top: of a media type (``image/``), with a suffix, or ``*``."""
+
+        def wanted(name: str) -> bool:
+            if which.endswith("/"):
+                return (mimetypes.guess_type(name)[0] or "").startswith(which)
+            return which == "*" or name.endswith(which)
+
         return sorted(
-            path.name
-            for path in (self.root / "input").iterdir()
-            if path.name.endswith(suffix) and path.is_file()
+            path.name for path in (self.root / "input").iterdir() if path.is_file() and wanted(path.name)
         )
 
     def next_name(

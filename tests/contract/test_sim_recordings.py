@@ -45,6 +45,7 @@ ORDER = (
     "error_execution",
     "preview_and_ws_image",
 )
+RECORDED_MODELS = {"vae": {"pixel_space": 0}}  # the recorded server had no model files
 VIDEO = {"SaveVideo", "CreateVideo", "LoadVideo"}
 TEMPORARY = re.compile(r"ComfyUI_temp_[a-z]{5}_")
 HEAD = 33  # bytes of a PNG up to the end of its first chunk: size, depth, colour type
@@ -69,8 +70,7 @@ def replays() -> Iterator[dict[str, Replay]]:
 
 
 async def _replay_all() -> dict[str, Replay]:
-    # The recorded server had no model files; its enumerations were empty.
-    options = NodeOptions(name="replay", models={}, timing=SimTiming(scale=0))
+    options = NodeOptions(name="replay", models=RECORDED_MODELS, timing=SimTiming(scale=0))
     async with SimNode(options) as node:
         return {name: await _replay(node, read(name)) for name in ORDER}
 
@@ -195,7 +195,10 @@ def shape(value: Any) -> Any:
 
 @pytest.mark.parametrize("path", ["embeddings", "features", "models", "prompt", "queue"])
 async def test_plain_answers_are_equal(path: str) -> None:
-    async with SimNode(NodeOptions(models={})) as node, httpx.AsyncClient(base_url=node.url) as http:
+    async with (
+        SimNode(NodeOptions(models=RECORDED_MODELS)) as node,
+        httpx.AsyncClient(base_url=node.url) as http,
+    ):
         for prefix in ("", "/api"):
             assert (await http.get(f"{prefix}/{path}")).json() == read(f"GET_{path}")
 
@@ -212,7 +215,11 @@ async def test_system_stats_has_the_recorded_form_and_says_that_it_is_simulated(
 
 
 async def test_object_info_has_the_recorded_classes() -> None:
-    async with SimNode(NodeOptions(models={})) as node, httpx.AsyncClient(base_url=node.url) as http:
+    async with (
+        SimNode(NodeOptions(models=RECORDED_MODELS)) as node,
+        httpx.AsyncClient(base_url=node.url) as http,
+    ):
+        node.files.inside("input", "", "example.png").write_bytes(b"as on the recorded server")
         seen = (await http.get("/object_info")).json()
         sampler = (await http.get("/object_info/KSampler")).json()
     recorded = read("GET_object_info")
