@@ -10,6 +10,7 @@ from comfy_fleet.domain.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _CHECK_TIMEOUT_S = 30
+_VALID = "Configuration file is valid"
 
 
 def check(program: str, path: Path) -> str:
@@ -20,7 +21,7 @@ def check(program: str, path: Path) -> str:
     """
     try:
         done = subprocess.run(
-            [program, "-c", "-q", "-f", str(path)],
+            [program, "-c", "-f", str(path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -33,7 +34,7 @@ def check(program: str, path: Path) -> str:
         ) from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"`{program} -c` did not run: {error}") from error
-    said = done.stdout.decode(errors="replace").strip()
+    said = done.stdout.decode(errors="replace").replace(_VALID, "").strip()
     if done.returncode != 0:
         raise ConfigError(
             f"HAProxy refuses {path.name}: {said or f'exit status {done.returncode}'}",
@@ -65,7 +66,7 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
         places.edge: rendered.edge,
     }
     changed = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
-    ready = []
+    ready: list[tuple[Path, Path]] = []
     for path in changed:
         new = path.with_name(path.name + ".new")
         new.write_text(texts[path])
@@ -79,6 +80,8 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
                 logger.error(  # noqa: TRY400 - HAProxy's words are the reason, not our stack
                     "configuration rejected", extra={"file": str(rejected), "reason": error.message}
                 )
+                for left, _ in ready:
+                    left.unlink()
                 raise
             if warnings:
                 logger.warning("configuration has warnings", extra={"file": str(path), "reason": warnings})

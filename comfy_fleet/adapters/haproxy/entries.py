@@ -12,8 +12,8 @@ from comfy_fleet.domain.node import Node, check_name, parse_url
 
 DIRECT = "be_direct"
 BASE_WEIGHT = 100
-"""Every server's own weight. An agent's answer is a percentage of it and so carries the node's weight, because
-HAProxy can't change a server's own weight at run time, and an agent's answer overrules any other."""
+"""Every server's own weight. An agent's answer is a percentage of it and so carries the node's weight,
+because HAProxy can't change a server's own weight at run time, and an agent's answer overrules any other."""
 
 Endpoint = tuple[str, int]
 
@@ -38,24 +38,18 @@ class Entry:
     agent_host: str
     agent_port: int
 
-    @property
-    def address(self) -> str:
-        """``HOST:PORT`` as HAProxy reads it."""
-        return join(self.host, self.port)
-
 
 def join(host: str, port: int) -> str:
     """Return ``HOST:PORT``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def literal(host: str) -> bool:
-    """Return whether ``host`` is an address, so that nothing needs to be looked up."""
+def literal(host: str) -> str | None:
+    """Return an address in its usual spelling, or None for a name that has to be looked up."""
     try:
-        ipaddress.ip_address(host)
+        return str(ipaddress.ip_address(host))
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def backend_of(slot: int) -> str:
@@ -63,15 +57,19 @@ def backend_of(slot: int) -> str:
     return f"be_pool_{slot}"
 
 
-def lease_options(entry: Entry) -> str:
+def lease_options(entry: Entry, agent_address: str) -> str:
     """Return what stands behind the address on a server line of a lease backend.
 
     ``agent-send`` ends with a slash, which no name contains: the control socket can't carry a newline.
+
+    Args:
+        entry: The node.
+        agent_address: Host name (files only) or address of its agent.
     """
     return (
         "check inter 2s fastinter 500ms fall 3 rise 1 "
         f"maxconn 1 weight {BASE_WEIGHT} "
-        f"agent-check agent-addr {entry.agent_host} agent-port {entry.agent_port} "
+        f"agent-check agent-addr {agent_address} agent-port {entry.agent_port} "
         f"agent-inter 500ms agent-send {entry.name}/"
     )
 

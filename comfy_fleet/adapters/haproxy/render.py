@@ -101,13 +101,21 @@ def files(settings: Settings) -> Files:
     return found
 
 
-def render(settings: Settings, nodes: Sequence[Node], pools: Mapping[str, int]) -> Rendered:
+def render(
+    settings: Settings,
+    nodes: Sequence[Node],
+    pools: Mapping[str, int],
+    *,
+    addresses: Mapping[str, str] | None = None,
+) -> Rendered:
     """Return both configurations and the pool map.
 
     Args:
         settings: Ports, folders and limits.
         nodes: All nodes; those whose pool has no slot are left out.
         pools: Slot (from 1) by pool, see :func:`~comfy_fleet.adapters.haproxy.entries.pools_of`.
+        addresses: What host names resolve to. A node whose host, or whose agent's, is missing here is left
+            out: HAProxy would refuse the whole file for it. Without it, names are written as they are.
 
     Raises:
         BadInput: A name or an address that can't stand in a configuration.
@@ -126,7 +134,9 @@ def render(settings: Settings, nodes: Sequence[Node], pools: Mapping[str, int]) 
     env.filters["quoted_arg"] = quoted_arg
     try:
         return Rendered(
-            broker=env.get_template("broker.cfg.j2").render(_broker(settings, places, nodes, pools)),
+            broker=env.get_template("broker.cfg.j2").render(
+                _broker(settings, places, nodes, pools, addresses)
+            ),
             edge=env.get_template("edge.cfg.j2").render(_edge(settings, places)),
             pools="".join(
                 f"{check_name('pool', pool)} {backend_of(slot)}\n" for pool, slot in sorted(pools.items())
@@ -140,19 +150,28 @@ def render(settings: Settings, nodes: Sequence[Node], pools: Mapping[str, int]) 
 
 
 def _broker(
-    settings: Settings, places: Files, nodes: Sequence[Node], pools: Mapping[str, int]
+    settings: Settings,
+    places: Files,
+    nodes: Sequence[Node],
+    pools: Mapping[str, int],
+    addresses: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    entries = entries_of(nodes, pools, agent=(settings.agent_host, settings.agent_port))
     names = {slot: pool for pool, slot in pools.items()}
-    rows = [
-        {
-            "name": entry.name,
-            "backend": entry.backend,
-            "address": entry.address,
-            "options": lease_options(entry),
-        }
-        for entry in entries
-    ]
+    rows = []
+    for entry in entries_of(nodes, pools, agent=(settings.agent_host, settings.agent_port)):
+        host, agent = entry.host, entry.agent_host
+        if addresses is not None:
+            if host not in addresses or agent not in addresses:
+                continue
+            host, agent = addresses[host], addresses[agent]
+        rows.append(
+            {
+                "name": entry.name,
+                "backend": entry.backend,
+                "address": join(host, entry.port),
+                "options": lease_options(entry, agent),
+            }
+        )
     return {
         "socket": str(places.broker_socket),
         "monitor": f"unix@{places.broker_monitor}",

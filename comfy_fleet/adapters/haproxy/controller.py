@@ -1,0 +1,370 @@
+"""The controller: both HAProxy processes, in agreement with the node registry, without a reload.
+
+Every half second, and at once when the registry changes, it compares what HAProxy has with what it should
+have and gives the missing orders. That heals a restarted HAProxy, a lost order and an operator's slip in one
+way. The rendered files follow every change, so that the next start needs no registry at all.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from comfy_fleet.adapters.haproxy.apply import apply
+from comfy_fleet.adapters.haproxy.entries import (
+    DIRECT,
+    Entry,
+    backend_of,
+    entries_of,
+    parse_map,
+    pools_of,
+)
+from comfy_fleet.adapters.haproxy.membership import (
+    Add,
+    Drain,
+    Move,
+    MoveAgent,
+    Retire,
+    Step,
+    Target,
+    agent_silent,
+    plan,
+    verdict_of,
+)
+from comfy_fleet.adapters.haproxy.process import HAProxy, only_one
+from comfy_fleet.adapters.haproxy.render import files, render
+from comfy_fleet.adapters.haproxy.resolve import Resolver
+from comfy_fleet.domain.errors import ConfigError, FleetError, NotFound
+from comfy_fleet.domain.node import Node
+from comfy_fleet.ports import NodeRegistry
+from comfy_fleet.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """What was noticed about one node between two looks."""
+
+    silent_since: float | None = None
+    told: tuple[float, str, str] | None = None
+
+
+class Controller:
+    """Runs the broker and the edge, and keeps the broker's servers equal to the registry.
+
+    Attributes:
+        ready: Set while both processes answer.
+        broker: The lease broker.
+        edge: The public port.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: NodeRegistry,
+        *,
+        poll_s: float = 0.5,
+        agent_grace_s: float = 10.0,
+    ) -> None:
+        """Describe the controller; nothing starts before :meth:`run`.
+
+        Args:
+            settings: Ports, folders, programs.
+            registry: The nodes, and where verdicts are reported.
+            poll_s: How often HAProxy is asked.
+            agent_grace_s: How long an agent may be silent before its nodes get no leases any more.
+        """
+        self.ready = asyncio.Event()
+        self._settings = settings
+        self._registry = registry
+        self._poll_s = poll_s
+        self._agent_grace_s = agent_grace_s
+        self._files = files(settings)
+        self._agent = (settings.agent_host, settings.agent_port)
+        self.broker = HAProxy(
+            "broker",
+            settings.haproxy_bin,
+            self._files.broker,
+            self._files.broker_socket,
+            reloads=False,
+            on_start=self._broker_started,
+        )
+        self.edge = HAProxy(
+            "edge",
+            settings.haproxy_bin,
+            self._files.edge,
+            self._files.edge_socket,
+            reloads=True,
+            on_start=lambda: None,
+        )
+        self._nodes: Sequence[Node] = ()
+        self._pools: dict[str, int] = {}
+        self._seen: dict[str, _Seen] = {}
+        self._known = False  # the registry was read at least once
+        self._stale = False  # the registry has changed since it was read
+        self._map_stale = True  # the running map may differ from ours
+        self._resolver = Resolver(time.monotonic)
+        self._wake = asyncio.Event()
+        self._trouble = ""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until ``stop`` is set, then stop both processes.
+
+        Raises:
+            ConfigError: Another controller runs on the folder, a configuration is refused, or HAProxy is
+                missing or could not start (a port is taken).
+        """
+        with only_one(self._files.folder):
+            for process in (self.broker, self.edge):
+                await process.stop_stray()
+            await self._first_files(stop)
+            if stop.is_set():
+                return
+            tasks: list[asyncio.Task[object]] = []
+            try:
+                await self.broker.start()
+                await self.edge.start()
+                self.ready.set()
+                logger.info("haproxy ready", extra={"port": self._settings.port, "nodes": len(self._nodes)})
+                tasks = [
+                    asyncio.create_task(self.broker.keep(), name="keep broker"),
+                    asyncio.create_task(self.edge.keep(), name="keep edge"),
+                    asyncio.create_task(self._watch(), name="watch registry"),
+                    asyncio.create_task(self._steer(), name="steer broker"),
+                    asyncio.create_task(stop.wait(), name="stop"),
+                ]
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # only `stop` ends without an error
+            finally:
+                self.ready.clear()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self.edge.stop()
+                await self.broker.stop()
+
+    async def reload_edge(self) -> bool:
+        """Render both files again and reload the edge if its file changed; returns whether it did.
+
+        Raises:
+            ConfigError: HAProxy refuses the new file; the edge goes on with the old one.
+        """
+        changed = await self._write_files()
+        if self._files.edge.name not in changed:
+            return False
+        self.edge.reload()
+        return True
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    async def _first_files(self, stop: asyncio.Event) -> None:
+        if self._files.pools.exists():
+            self._pools = parse_map(self._files.pools.read_text())
+        pause = 0.2
+        while not stop.is_set():
+            try:
+                self._nodes = await self._registry.nodes()
+                self._known = True
+                break
+            except Exception as error:  # whatever the registry's adapter raises, this process goes on
+                logger.warning("registry can't be read", extra={"reason": str(error)})
+                if self._files.broker.exists() and self._files.edge.exists():
+                    self._stale = True
+                    return  # the files of the last run are the truth until the registry is back
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause)
+            pause = min(pause * 2, 5.0)
+        if not stop.is_set():
+            await self._write_files()
+
+    async def _write_files(self) -> frozenset[str]:
+        pools = pools_of(self._nodes, self._pools, slots=self._settings.pool_slots)
+        if pools != self._pools:
+            self._pools = pools
+            self._map_stale = True
+        entries = entries_of(self._nodes, pools, agent=self._agent)
+        found = await self._resolver.resolve(
+            [entry.host for entry in entries] + [entry.agent_host for entry in entries]
+        )
+        addresses = {host: known[0] for host, known in found.items() if known}
+        rendered = render(self._settings, self._nodes, pools, addresses=addresses)
+        return await asyncio.to_thread(apply, rendered, self._files, program=self._settings.haproxy_bin)
+
+    # ---- the registry --------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async for _ in self._registry.changes():
+                    self._stale = True
+                    self._wake.set()
+            except Exception as error:  # whatever the registry's adapter raises
+                logger.warning("registry can't be watched", extra={"reason": str(error)})
+            await asyncio.sleep(1.0)
+
+    def _broker_started(self) -> None:
+        self._map_stale = True
+        self._wake.set()
+
+    # ---- steering ------------------------------------------------------------------------------------------
+
+    async def _steer(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._tick()
+                self._trouble = ""
+            except Exception as error:
+                # A restarting broker, Redis away: the next look repairs it. Said once, not twice a second.
+                if str(error) != self._trouble:
+                    self._trouble = str(error)
+                    unexpected = not isinstance(error, FleetError | OSError)
+                    logger.warning("steering failed", extra={"reason": str(error)}, exc_info=unexpected)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._poll_s)
+
+    async def _tick(self) -> None:
+        if self._stale:
+            self._stale = False
+            try:
+                await self._read_registry()
+            except Exception:
+                self._stale = True
+                if not self._known:
+                    raise  # with an empty list every server would be taken out
+                logger.warning("registry can't be read", exc_info=True)
+        entries = {entry.name: entry for entry in entries_of(self._nodes, self._pools, agent=self._agent)}
+        runtime = self.broker.runtime
+        if self._map_stale:
+            wanted = {pool: backend_of(slot) for pool, slot in self._pools.items()}
+            await runtime.map_pools(self._files.pools, wanted)
+            self._map_stale = False
+        rows = await self._rows(entries)
+        targets = await self._targets(entries, rows)
+        ours = [
+            server
+            for server in await runtime.servers()
+            if server.backend == DIRECT or server.backend.startswith("be_pool_")
+        ]
+        again = False
+        for step in plan(targets, ours):
+            again |= await self._do(step)
+        await self._report(entries, targets, rows)
+        if again:
+            self._wake.set()
+
+    async def _read_registry(self) -> None:
+        nodes = await self._registry.nodes()
+        self._known = True
+        if list(nodes) == list(self._nodes):
+            return
+        self._nodes = nodes
+        known = {node.name for node in nodes}
+        self._seen = {name: seen for name, seen in self._seen.items() if name in known}
+        try:
+            await self._write_files()
+        except ConfigError:
+            # Already logged, and kept as .rejected. The running HAProxy still follows the registry.
+            return
+
+    async def _rows(self, entries: Mapping[str, Entry]) -> dict[str, Mapping[str, str]]:
+        rows: dict[str, Mapping[str, str]] = {}
+        for backend in sorted({entry.backend for entry in entries.values()}):
+            for row in await self.broker.runtime.stats(backend):
+                entry = entries.get(row["svname"])
+                if entry is not None and entry.backend == backend:
+                    rows[entry.name] = row
+        return rows
+
+    async def _targets(
+        self, entries: Mapping[str, Entry], rows: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, Target]:
+        now = time.monotonic()
+        doubt = set()
+        for name, entry in entries.items():
+            seen = self._seen.setdefault(name, _Seen())
+            row = rows.get(name, {})
+            if not agent_silent(row):
+                seen.silent_since = None
+            else:
+                seen.silent_since = now if seen.silent_since is None else seen.silent_since
+                doubt.add(entry.agent_host)
+            if row.get("status", "").startswith("DOWN"):
+                doubt.add(entry.host)
+        hosts = [entry.host for entry in entries.values()] + [entry.agent_host for entry in entries.values()]
+        found = await self._resolver.resolve(hosts, doubt=doubt)
+        return {
+            node.name: Target(
+                entry=entries[node.name],
+                addresses=found[entries[node.name].host],
+                agent_addresses=found[entries[node.name].agent_host],
+                drain=node.cordoned or self._too_silent(self._seen[node.name], now),
+            )
+            for node in self._nodes
+            if node.name in entries
+        }
+
+    def _too_silent(self, seen: _Seen, now: float) -> bool:
+        return seen.silent_since is not None and now - seen.silent_since >= self._agent_grace_s
+
+    async def _do(self, step: Step) -> bool:
+        """Give one order; returns whether another look is due at once."""
+        runtime = self.broker.runtime
+        match step:
+            case Retire(server=server):
+                gone = await runtime.retire(server)
+                facts = {"node": server.name, "backend": server.backend}
+                if gone:
+                    logger.info("server removed", extra=facts)
+                elif not server.maint:
+                    logger.info("server leaves with its last connection", extra=facts)
+                return gone
+            case Add(entry=entry, address=address, agent=agent):
+                await runtime.add(entry, address, agent)
+                logger.info("server added", extra={"node": entry.name, "backend": entry.backend})
+            case Move(server=server, address=address, port=port):
+                await runtime.move(server, address, port)
+                logger.info("server moved", extra={"node": server.name, "address": address, "port": port})
+            case MoveAgent(server=server, address=address, port=port):
+                await runtime.move_agent(server, address, port)
+                logger.info("agent moved", extra={"node": server.name, "address": address, "port": port})
+            case Drain(server=server):
+                await runtime.drain(server)
+                logger.info("server drained", extra={"node": server.name, "backend": server.backend})
+        return False
+
+    # ---- verdicts ------------------------------------------------------------------------------------------
+
+    async def _report(
+        self,
+        entries: Mapping[str, Entry],
+        targets: Mapping[str, Target],
+        rows: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        now = time.monotonic()
+        for node in self._nodes:
+            seen = self._seen.setdefault(node.name, _Seen())
+            if node.name not in entries:
+                verdict, why = (
+                    "down",
+                    (f"no slot for pool {node.pool}: raise FLEET_POOL_SLOTS and restart `fleet haproxy run`"),
+                )
+            elif not targets[node.name].addresses:
+                verdict, why = "down", f"host {entries[node.name].host} does not resolve"
+            elif not targets[node.name].agent_addresses:
+                verdict, why = "down", f"its agent's host {entries[node.name].agent_host} does not resolve"
+            elif node.name not in rows:
+                verdict, why = "new", "is being added"
+            else:
+                verdict, why = verdict_of(node, rows[node.name], silent=self._too_silent(seen, now))
+            told = (node.added_at, verdict, why)
+            if told == seen.told:
+                continue
+            with contextlib.suppress(NotFound):
+                await self._registry.report(node.name, verdict=verdict, why=why)
+            seen.told = told
+            logger.info("node verdict", extra={"node": node.name, "verdict": verdict, "why": why})

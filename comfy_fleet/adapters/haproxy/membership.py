@@ -1,0 +1,175 @@
+"""What has to change in a running HAProxy so that it agrees with the registry. Pure: no socket, no clock.
+
+The controller only ever takes leases away; only an agent's ``ready`` gives them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from comfy_fleet.adapters.haproxy.entries import DIRECT, Entry
+from comfy_fleet.adapters.haproxy.runtime import Server
+from comfy_fleet.domain.node import Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A node as it should stand in HAProxy.
+
+    Attributes:
+        entry: Its servers.
+        addresses: What its host name resolves to, the first preferred; empty while it does not resolve.
+        agent_addresses: The same of its agent.
+        drain: Whether it must not get leases, whatever its agent says.
+    """
+
+    entry: Entry
+    addresses: tuple[str, ...]
+    agent_addresses: tuple[str, ...]
+    drain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retire:
+    """Take a server out, as soon as its last connection is gone."""
+
+    server: Server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add:
+    """Make both servers of a node."""
+
+    entry: Entry
+    address: str
+    agent: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Point a server at another address or port."""
+
+    server: Server
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveAgent:
+    """Ask another agent."""
+
+    server: Server
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drain:
+    """Keep new leases away."""
+
+    server: Server
+
+
+Step = Retire | Add | Move | MoveAgent | Drain
+
+
+def plan(targets: Mapping[str, Target], servers: Iterable[Server]) -> list[Step]:
+    """Return the steps from what HAProxy has to what it should have.
+
+    A node that changes its pool is first retired from the old one: two entries would be two slots. Its direct
+    server goes last, because whoever still holds the lease needs it.
+
+    Args:
+        targets: What should be, by name.
+        servers: What is, of all lease backends and the direct one.
+    """
+    lease: dict[str, list[Server]] = {}
+    direct: dict[str, Server] = {}
+    for server in servers:
+        if server.backend == DIRECT:
+            direct[server.name] = server
+        else:
+            lease.setdefault(server.name, []).append(server)
+    steps: list[Step] = []
+    for name, found in lease.items():
+        target = targets.get(name)
+        for server in found:
+            if target is None or server.backend != target.entry.backend:
+                steps.append(Retire(server=server))
+            else:
+                steps += _corrections(target, server)
+    for name, server in direct.items():
+        target = targets.get(name)
+        if target is not None and name in lease:
+            steps += _moves(target, server)
+        elif name not in lease:
+            # Also a half of a node that is to be added: it is made anew, together with its other half.
+            steps.append(Retire(server=server))
+    steps += [
+        Add(entry=target.entry, address=target.addresses[0], agent=target.agent_addresses[0])
+        for name, target in targets.items()
+        if name not in lease and name not in direct and target.addresses and target.agent_addresses
+    ]
+    return steps
+
+
+def _corrections(target: Target, server: Server) -> list[Step]:
+    steps = _moves(target, server)
+    agent = (server.agent_host, server.agent_port)
+    wanted = [(address, target.entry.agent_port) for address in target.agent_addresses]
+    if wanted and agent not in wanted:
+        steps.append(MoveAgent(server=server, address=wanted[0][0], port=wanted[0][1]))
+    # In maintenance it waits for its agent's first ready: nothing to take away yet.
+    if target.drain and not server.maint and not (server.drain and server.weight == 0):
+        steps.append(Drain(server=server))
+    return steps
+
+
+def _moves(target: Target, server: Server) -> list[Step]:
+    wanted = [(address, target.entry.port) for address in target.addresses]
+    if not wanted or (server.host, server.port) in wanted:
+        return []
+    return [Move(server=server, address=wanted[0][0], port=wanted[0][1])]
+
+
+_NO_ANSWER = ("SOCKERR", "L4TOUT", "L4CON", "L7TOUT", "L7RSP")
+
+
+def agent_silent(row: Mapping[str, str]) -> str:
+    """Return how the agent failed to answer, from a ``show stat`` row; empty if it answers."""
+    status = row.get("agent_status", "").removeprefix("* ")
+    if status not in _NO_ANSWER:
+        return ""
+    reason = row.get("agent_desc", "") or status
+    return f"{reason}: {row['last_agt']}" if row.get("last_agt") else reason
+
+
+def verdict_of(node: Node, row: Mapping[str, str], *, silent: bool) -> tuple[str, str]:
+    """Say in the fleet's words what HAProxy thinks of a node.
+
+    Args:
+        node: The node.
+        row: Its ``show stat`` row in its lease backend.
+        silent: Whether its agent has been silent for longer than it may.
+
+    Returns:
+        ``up``, ``drain``, ``down`` or ``new``, and the reason.
+    """
+    status = row.get("status", "")
+    if status.startswith("MAINT"):
+        why = agent_silent(row)
+        return "new", f"waits for its agent ({why})" if why else "waits for its agent"
+    if status.startswith("DOWN"):
+        return "down", _why_down(row)
+    if node.cordoned:
+        return "drain", f"cordoned: {node.cordon_reason}" if node.cordon_reason else "cordoned"
+    if status.startswith(("DRAIN", "NOLB")):
+        return "drain", f"agent is silent ({agent_silent(row)})" if silent else "its agent says drain"
+    return "up", ""
+
+
+def _why_down(row: Mapping[str, str]) -> str:
+    if "agent" in row.get("status", ""):
+        said = row.get("last_agt", "")
+        return said[said.find("(") + 1 : said.rfind(")")] if "(" in said else "its agent says down"
+    parts: Sequence[str] = (row.get("check_desc", ""), row.get("last_chk", ""))
+    return ": ".join(part for part in parts if part) or "health check failed"

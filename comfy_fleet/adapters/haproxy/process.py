@@ -1,0 +1,200 @@
+"""One HAProxy process: started, watched, started again; and one controller a folder, for sure."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+
+from comfy_fleet.adapters.haproxy.runtime import Runtime
+from comfy_fleet.adapters.processes import Child
+from comfy_fleet.domain.errors import BrokerError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 10.0
+_POLL_S = 0.02
+_STEADY_S = 30.0  # after this long alive, an end is taken for a new failure
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that no second controller works on it.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / "haproxy.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ConfigError(
+                f"another `fleet haproxy run` (pid {file.read().strip() or 'unknown'}) works on {folder}; "
+                "stop it, or set FLEET_DATA to another folder",
+                details={"path": str(path)},
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class HAProxy:
+    """An HAProxy child process with its control socket."""
+
+    def __init__(
+        self,
+        name: str,
+        program: str,
+        config: Path,
+        socket: Path,
+        *,
+        reloads: bool,
+        on_start: Callable[[], None],
+    ) -> None:
+        """Describe the process.
+
+        Args:
+            name: ``broker`` or ``edge``.
+            program: HAProxy.
+            config: Its configuration.
+            socket: Its Runtime API.
+            reloads: Run a master that can replace its worker without closing the port.
+            on_start: Called whenever it answers after a start.
+        """
+        self.name = name
+        self.runtime = Runtime(socket)
+        self._config = config
+        self._pid_file = config.with_suffix(".pid")
+        self._reloads = reloads
+        self._on_start = on_start
+        mode = ["-W", "-db"] if reloads else ["-db"]
+        self._child = Child(
+            f"haproxy {name}", [program, *mode, "-f", str(config)], on_line=self._said, stop_timeout_s=5.0
+        )
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child (with a master: the master's)."""
+        return self._child.pid
+
+    async def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            ConfigError: It ended at once, e.g. because a port is taken; the message holds its words.
+        """
+        await self._child.start()
+        self._pid_file.write_text(str(self._child.pid))
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                while not await self._answers():
+                    if not self._child.running:
+                        break
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            await self._child.stop()
+        if not self._child.running:
+            await self._child.wait()
+            raise ConfigError(
+                f"HAProxy ({self.name}) did not start: {self._last_words()}",
+                details={"status": self._child.returncode},
+            )
+        self._on_start()
+
+    async def _answers(self) -> bool:
+        # A socket file of a process that is gone refuses; one of a stranger is not ours.
+        try:
+            pid = await self.runtime.pid()
+        except (BrokerError, KeyError, ValueError):
+            return False
+        return self._reloads or pid == self._child.pid
+
+    async def keep(self) -> None:
+        """Start it again whenever it ends, with growing pauses; runs until it is cancelled."""
+        clock = asyncio.get_running_loop().time
+        pause = 0.1
+        while True:
+            since = clock()
+            status = await self._child.wait()
+            logger.error(
+                "haproxy ended", extra={"haproxy": self.name, "status": status, "reason": self._last_words()}
+            )
+            pause = 0.1 if clock() - since > _STEADY_S else min(pause * 2, 5.0)
+            await asyncio.sleep(pause)
+            try:
+                await self.start()
+            except ConfigError as error:
+                logger.error(  # noqa: TRY400 - the message holds HAProxy's words
+                    "haproxy not started", extra={"haproxy": self.name, "reason": error.message}
+                )
+
+    def reload(self) -> None:
+        """Let the master start a worker with the new configuration; the old one ends with its last stream."""
+        self._child.send_signal(signal.SIGUSR2)
+        logger.info("haproxy reloaded", extra={"haproxy": self.name})
+
+    async def stop(self) -> None:
+        """Stop it at once."""
+        await self._child.stop()
+        self._pid_file.unlink(missing_ok=True)
+
+    async def stop_stray(self) -> None:
+        """Stop the process that an earlier controller left behind, if it is one of ours.
+
+        The pid file alone proves nothing: the command line must name our configuration.
+        """
+        try:
+            pid = int(self._pid_file.read_text())
+        except (OSError, ValueError):
+            return
+        if not _is_ours(pid, self._config):
+            self._pid_file.unlink(missing_ok=True)
+            return
+        logger.warning("stray haproxy stopped", extra={"haproxy": self.name, "pid": pid})
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5.0):
+                    while _is_ours(pid, self._config):  # noqa: ASYNC110 - not our child: nothing to wait on
+                        await asyncio.sleep(_POLL_S)
+                break
+        self._pid_file.unlink(missing_ok=True)
+
+    def _last_words(self) -> str:
+        words = [line for line in self._child.last_lines if "ALERT" in line] or list(self._child.last_lines)
+        return "; ".join(words[-3:]) or f"exit status {self._child.returncode}"
+
+    def _said(self, line: str) -> None:
+        if not line.strip():
+            return
+        extra: dict[str, object] = {"haproxy": self.name}
+        if line.startswith("{"):
+            try:
+                facts = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                facts = {"line": line}
+            logger.info("haproxy request", extra=extra | {key: v for key, v in facts.items() if v != ""})
+            return
+        level = logging.INFO
+        if line.startswith(("[ALERT]", "[WARNING]")):
+            level = logging.WARNING
+        logger.log(level, "haproxy says", extra=extra | {"line": line})
+
+
+def _is_ours(pid: int, config: Path) -> bool:
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z" and b"-f" in argv and str(config).encode() in argv

@@ -1,0 +1,198 @@
+"""HAProxy's Runtime API: orders and questions on its control socket, one connection each."""
+
+import asyncio
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfy_fleet.adapters.haproxy.entries import DIRECT, Entry, join, lease_options
+from comfy_fleet.domain.errors import BrokerError
+
+_TIMEOUT_S = 5.0
+_ADMIN_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # forced, inherited, name not resolved (by DNS, at start)
+_ADMIN_DRAIN = 0x08 | 0x10  # forced, inherited
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One server of one backend, as HAProxy has it now (``show servers state``).
+
+    Attributes:
+        backend: Its backend.
+        name: Its name.
+        host: Its address; empty if HAProxy could not resolve its name.
+        port: Its port.
+        maint: Whether it is in maintenance.
+        drain: Whether an order or an agent has put it into drain.
+        weight: Its weight at the moment.
+        agent_host: Address of its agent.
+        agent_port: Port of its agent; 0 without one.
+    """
+
+    backend: str
+    name: str
+    host: str
+    port: int
+    maint: bool
+    drain: bool
+    weight: int
+    agent_host: str
+    agent_port: int
+
+
+class Runtime:
+    """Orders to one HAProxy process."""
+
+    def __init__(self, socket: Path) -> None:
+        """Name the control socket; nothing is opened before the first order."""
+        self._socket = str(socket)
+
+    async def ask(self, order: str) -> str:
+        """Send one order and return the answer, without blank lines around it.
+
+        Raises:
+            BrokerError: HAProxy can't be reached, or does not answer.
+        """
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                reader, writer = await asyncio.open_unix_connection(self._socket)
+                try:
+                    writer.write(order.encode() + b"\n")
+                    answer = await reader.read(-1)
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError) as error:
+            raise BrokerError(
+                f"HAProxy does not answer on {self._socket}: {error or 'timeout'}", details={"order": order}
+            ) from error
+        return answer.decode(errors="replace").strip()
+
+    async def order(self, order: str, *, expect: str = "") -> None:
+        """Send one order that has to work.
+
+        Raises:
+            BrokerError: HAProxy refused it, or can't be reached.
+        """
+        answer = await self.ask(order)
+        if answer != expect:
+            raise BrokerError(
+                f"HAProxy refused `{order}`: {answer or 'no answer'}",
+                details={"order": order, "answer": answer},
+            )
+
+    async def alive(self) -> bool:
+        """Return whether the process answers."""
+        try:
+            return (await self.ask("show info")).startswith("Name: HAProxy")
+        except BrokerError:
+            return False
+
+    async def pid(self) -> int:
+        """Return the process id of whoever answers on the socket."""
+        facts = dict(
+            line.split(": ", 1) for line in (await self.ask("show info")).splitlines() if ": " in line
+        )
+        return int(facts["Pid"])
+
+    async def servers(self) -> list[Server]:
+        """Return all servers of all backends."""
+        lines = (await self.ask("show servers state")).splitlines()
+        if len(lines) < 2 or not lines[1].startswith("#"):
+            raise BrokerError(
+                "HAProxy's `show servers state` is not as expected", details={"lines": lines[:3]}
+            )
+        names = lines[1][1:].split()
+        return [_server(dict(zip(names, line.split(), strict=True))) for line in lines[2:] if line]
+
+    async def stats(self, backend: str) -> list[dict[str, str]]:
+        """Return the ``show stat`` rows of a backend's servers, by column name."""
+        text = await self.ask(f"show stat {backend} 4 -1")
+        return list(csv.DictReader(io.StringIO(text.removeprefix("# "))))
+
+    async def add(self, entry: Entry, address: str, agent: str) -> None:
+        """Make a server in its lease backend and in the direct one. It gets leases once its agent says ready.
+
+        Args:
+            entry: The node.
+            address: Its resolved address.
+            agent: Its agent's resolved address.
+        """
+        where = join(address, entry.port)
+        await self.order(
+            f"add server {DIRECT}/{entry.name} {where} weight 0", expect="New server registered."
+        )
+        await self.order(f"enable server {DIRECT}/{entry.name}")
+        options = lease_options(entry, agent)
+        server = f"{entry.backend}/{entry.name}"
+        await self.order(f"add server {server} {where} {options} disabled", expect="New server registered.")
+        await self.order(f"enable health {server}")
+        await self.order(f"enable agent {server}")
+
+    async def retire(self, server: Server) -> bool:
+        """Take a server out; False while a connection of its still lives (ask again later).
+
+        Maintenance keeps new connections away and leaves open tunnels alone. The agent is told nothing more,
+        because its next ``ready`` would bring the server back.
+        """
+        name = f"{server.backend}/{server.name}"
+        if not server.maint or server.backend != DIRECT:
+            if server.backend != DIRECT:
+                await self.order(f"disable agent {name}")
+                await self.order(f"disable health {name}")
+            await self.order(f"set server {name} state maint")
+        answer = await self.ask(f"del server {name}")
+        if answer.startswith("Server deleted"):
+            return True
+        if "still has connections" in answer:
+            return False
+        raise BrokerError(
+            f"HAProxy refused to delete {name}: {answer}", details={"server": name, "answer": answer}
+        )
+
+    async def drain(self, server: Server) -> None:
+        """Keep new leases away until its agent says ready again.
+
+        The weight goes too: Lua's sample fetches see weights, but not that a server drains.
+        """
+        await self.order(f"set server {server.backend}/{server.name} state drain")
+        await self.order(f"set weight {server.backend}/{server.name} 0")
+
+    async def move(self, server: Server, address: str, port: int) -> None:
+        """Point a server somewhere else; open connections stay where they are."""
+        order = f"set server {server.backend}/{server.name} addr {address} port {port}"
+        answer = await self.ask(order)
+        if "changed from" not in answer and "no need to change" not in answer:
+            raise BrokerError(f"HAProxy refused `{order}`: {answer}", details={"answer": answer})
+
+    async def move_agent(self, server: Server, address: str, port: int) -> None:
+        """Ask another agent from now on."""
+        await self.order(f"set server {server.backend}/{server.name} agent-addr {address} port {port}")
+
+    async def map_pools(self, path: Path, wanted: Mapping[str, str]) -> None:
+        """Make the running map from pool to backend equal to ``wanted``."""
+        lines = (await self.ask(f"show map {path}")).splitlines()
+        have = {parts[1]: parts[2] for line in lines if len(parts := line.split()) == 3}
+        for pool in have.keys() - wanted.keys():
+            await self.order(f"del map {path} {pool}")
+        for pool, backend in wanted.items():
+            if pool not in have:
+                await self.order(f"add map {path} {pool} {backend}")
+            elif have[pool] != backend:
+                await self.order(f"set map {path} {pool} {backend}")
+
+
+def _server(row: Mapping[str, str]) -> Server:
+    admin = int(row["srv_admin_state"])
+    return Server(
+        backend=row["be_name"],
+        name=row["srv_name"],
+        host="" if row["srv_addr"] == "-" else row["srv_addr"],
+        port=int(row["srv_port"]),
+        maint=bool(admin & _ADMIN_MAINT),
+        drain=bool(admin & _ADMIN_DRAIN),
+        weight=int(row["srv_uweight"]),
+        agent_host="" if row["srv_agent_addr"] == "-" else row["srv_agent_addr"],
+        agent_port=int(row["srv_agent_port"]),
+    )

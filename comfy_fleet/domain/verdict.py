@@ -1,0 +1,57 @@
+"""May a node get new jobs? The agent's answer to HAProxy, as a pure rule.
+
+``ready`` gives: it is the only word that undoes a drain or activates a new server. ``drain`` takes. ``hold``
+does neither: it is the answer of an agent whose knowledge is too old. An agent that has lost the API must not
+undo a cordon that it can't see, but an API that restarts, or is away for an hour, is no reason to stop the
+fleet: cordons are also checked where jobs are claimed, and where HAProxy is steered.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from comfy_fleet.domain.node import Node
+
+
+class Word(StrEnum):
+    """What an agent can say."""
+
+    READY = "ready"
+    DRAIN = "drain"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What an agent knows besides the node's record.
+
+    Attributes:
+        age_s: Seconds since the record was last confirmed by the API.
+        grace_s: How old a record may be before it is no longer acted upon.
+    """
+
+    age_s: float
+    grace_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """An agent's answer for one node.
+
+    Attributes:
+        word: Whether leases are given, taken or left as they are.
+        weight: HAProxy's weight for the node, 1 to 256; only with ``ready``.
+        why: The reason in words, empty with ``ready``.
+    """
+
+    word: Word
+    weight: int = 0
+    why: str = ""
+
+
+def verdict(node: Node, facts: Facts) -> Verdict:
+    """Decide whether a node may get new jobs."""
+    if node.cordoned:  # also when old: taking away is the safe side
+        return Verdict(word=Word.DRAIN, why=node.cordon_reason or "cordoned")
+    if facts.age_s > facts.grace_s:
+        return Verdict(word=Word.HOLD, why=f"nothing heard from the API for {facts.age_s:.0f} s")
+    return Verdict(word=Word.READY, weight=node.weight)

@@ -1,0 +1,303 @@
+"""What the HAProxy tests share: tiny nodes, a registry in memory, and a running controller with its agent."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+from comfy_fleet.adapters.haproxy.controller import Controller
+from comfy_fleet.agent import Agent
+from comfy_fleet.domain.errors import Conflict, NotFound
+from comfy_fleet.domain.node import Node, NodeState
+from comfy_fleet.settings import Settings
+from tests.conftest import free_port
+
+_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+async def eventually(
+    what: str, done: Callable[[], bool | Awaitable[bool]], *, within_s: float = 15.0
+) -> None:
+    """Poll until something holds."""
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                held = done()
+                if held if isinstance(held, bool) else await held:
+                    return
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {within_s} s: {what}") from None
+
+
+async def raw_request(port: int, method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    """Send a request exactly as written; httpx would tidy its path up. Returns the whole answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "\r\n".join([f"{method} {path} HTTP/1.1", "Host: fleet.test", "Connection: close", *headers])
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    answer = await reader.read()
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return answer
+
+
+class TinyNode:
+    """An HTTP server that says who it is, and holds websockets open."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.port = 0
+        self.tunnels = 0
+        self.most_tunnels = 0
+        self.requests: list[dict[str, Any]] = []
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> "TinyNode":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await eventually("connections closed", lambda: not self._writers)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            self._writers.discard(writer)
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines if line)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if headers.get("upgrade") == "websocket":
+            key = base64.b64encode(hashlib.sha1((headers["sec-websocket-key"] + _GUID).encode()).digest())
+            writer.write(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: " + key + b"\r\n\r\n"
+            )
+            self.tunnels += 1
+            self.most_tunnels = max(self.most_tunnels, self.tunnels)
+            try:
+                await self._tunnel(reader, writer)
+            finally:
+                self.tunnels -= 1
+            return False
+        request = {"method": method, "target": target, "headers": headers, "bytes": len(body)}
+        if target != "/system_stats":
+            self.requests.append(request)
+        answer = json.dumps({"node": self.name, **request}).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
+        await writer.drain()
+        return True
+
+    async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            if data[0] == 0x88:  # close
+                writer.write(b"\x88\x00")
+                return
+            if data[0] == 0x81:  # a short masked text comes back as it was
+                mask, text = data[2:6], data[6:]
+                plain = bytes(byte ^ mask[i % 4] for i, byte in enumerate(text))
+                writer.write(bytes([0x81, len(plain)]) + plain)
+
+
+class MemoryRegistry:
+    """The registry port over a dict."""
+
+    def __init__(self, nodes: Sequence[Node] = ()) -> None:
+        self._nodes = {node.name: node for node in nodes}
+        self.told: dict[str, tuple[str, str]] = {}
+        self.broken = False
+        self._count = 0.0
+        self._changed = asyncio.Condition()
+
+    async def _announce(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def add(self, node: Node) -> Node:
+        if node.name in self._nodes:
+            raise Conflict(f"node {node.name} exists")
+        self._count += 1
+        self._nodes[node.name] = replace(node, added_at=self._count)
+        await self._announce()
+        return node
+
+    async def get(self, name: str) -> Node | None:
+        return self._nodes.get(name)
+
+    async def nodes(self) -> Sequence[Node]:
+        if self.broken:
+            raise ConnectionError("registry is away")
+        return [self._nodes[name] for name in sorted(self._nodes)]
+
+    async def states(self) -> Sequence[NodeState]:
+        return [NodeState(node=node) for node in await self.nodes()]
+
+    async def _change(self, name: str, **fields: Any) -> Node:
+        if name not in self._nodes:
+            raise NotFound(name)
+        self._nodes[name] = replace(self._nodes[name], **fields)
+        await self._announce()
+        return self._nodes[name]
+
+    async def cordon(self, name: str, *, reason: str) -> Node:
+        return await self._change(name, cordoned=True, cordon_reason=reason)
+
+    async def uncordon(self, name: str) -> Node:
+        return await self._change(name, cordoned=False, cordon_reason="")
+
+    async def weigh(self, name: str, weight: int) -> Node:
+        return await self._change(name, weight=weight)
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        if self._nodes.pop(name, None) is None:
+            raise NotFound(name)
+        self.told.pop(name, None)
+        await self._announce()
+
+    async def report(self, name: str, *, verdict: str, why: str) -> None:
+        if name not in self._nodes:
+            raise NotFound(name)
+        self.told[name] = (verdict, why)
+
+    async def changes(self) -> AsyncIterator[None]:
+        while True:
+            yield
+            async with self._changed:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), 0.2)
+
+    async def watch(self) -> AsyncIterator[Sequence[Node]]:
+        """Be an agent's source, too."""
+        async for _ in self.changes():
+            if not self.broken:
+                yield await self.nodes()
+
+
+def make_settings(data: Path, **more: Any) -> Settings:
+    """Settings with ports of our own."""
+    ports = ("port", "api_port", "lease_port", "direct_port", "agent_port")
+    return Settings(**{"data": data, **{name: free_port() for name in ports}, "pool_slots": 4, **more})
+
+
+@dataclass
+class Broker:
+    """A running controller, its agent, and a client's view of them."""
+
+    settings: Settings
+    registry: MemoryRegistry
+    agent: Agent
+    controller: Controller
+    task: asyncio.Task[None]
+    http: httpx.AsyncClient
+    stop: asyncio.Event
+    tunnels: list[ClientConnection] = field(default_factory=list)
+
+    async def lease(self, *, pool: str = "default", nodes: str | None = None) -> tuple[str, ClientConnection]:
+        """Open a lease; returns the node's name and the websocket."""
+        headers = {"X-Fleet-Pool": pool, **({} if nodes is None else {"X-Fleet-Nodes": nodes})}
+        socket = await connect(
+            f"{self.settings.lease_url}/ws?clientId=r1",
+            additional_headers=headers,
+            ping_interval=5,
+            proxy=None,
+        )
+        self.tunnels.append(socket)
+        assert socket.response is not None
+        return socket.response.headers["X-Fleet-Node"], socket
+
+    async def refused(self, *, pool: str = "default", nodes: str | None = None) -> tuple[int, str, str]:
+        """Try a lease that must be refused; returns status, reason and Retry-After."""
+        try:
+            await self.lease(pool=pool, nodes=nodes)
+        except InvalidStatus as error:
+            headers = error.response.headers
+            return (
+                error.response.status_code,
+                headers.get("X-Fleet-Refused", ""),
+                headers.get("Retry-After", ""),
+            )
+        raise AssertionError("the lease was granted")
+
+    async def grants(self, *, nodes: str, pool: str = "default") -> str | None:
+        """Return which node a lease gets, and give it back at once; None if it is refused."""
+        try:
+            name, socket = await self.lease(pool=pool, nodes=nodes)
+        except InvalidStatus:
+            return None
+        await socket.close()
+        return name
+
+    async def call(self, node: str, method: str = "GET", path: str = "/queue") -> httpx.Response:
+        """Make a pinned call."""
+        return await self.http.request(
+            method, f"{self.settings.direct_url}{path}", headers={"X-Fleet-Node": node}
+        )
+
+    async def told(self, name: str, verdict: str) -> None:
+        """Wait until a verdict was reported."""
+        await eventually(
+            f"{name} is {verdict}, not {self.registry.told.get(name)}",
+            lambda: self.registry.told.get(name, ("", ""))[0] == verdict,
+        )
+
+    async def raw(self, order: str) -> str:
+        """Ask the broker's Runtime API."""
+        return await self.controller.broker.runtime.ask(order)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    data: Path, registry: MemoryRegistry, *, settings: Settings | None = None, **more: Any
+) -> AsyncIterator[Broker]:
+    """Run a controller and an agent on the nodes of a registry."""
+    settings = settings or make_settings(data)
+    agent = Agent(registry, host="127.0.0.1", port=settings.agent_port)
+    controller = Controller(settings, registry, poll_s=0.05, **more)
+    stop = asyncio.Event()
+    await agent.start()
+    task = asyncio.create_task(controller.run(stop))
+    ready = asyncio.create_task(controller.ready.wait())
+    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    ready.cancel()
+    if task.done():
+        await agent.stop()
+        task.result()
+    async with httpx.AsyncClient(trust_env=False) as http:
+        broker = Broker(settings, registry, agent, controller, task, http, stop)
+        try:
+            yield broker
+        finally:
+            for socket in broker.tunnels:
+                await socket.close()
+            stop.set()
+            await task
+            await agent.stop()
