@@ -22,6 +22,7 @@ import orjson
 from blake3 import blake3
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
 from comfy_fleet.ports import Received
@@ -172,7 +173,8 @@ class FileAssetStore:
 
     async def has_hash(self, *, owner: str, hash_: str) -> bool:
         """See :meth:`comfy_fleet.ports.AssetStore.has_hash`."""
-        return bool(await self._redis.exists(f"fleet:blob:owner:{owner}:{hash_}"))
+        with store_errors():
+            return bool(await self._redis.exists(f"fleet:blob:owner:{owner}:{hash_}"))
 
     async def add_output(
         self,
@@ -211,12 +213,14 @@ class FileAssetStore:
 
     async def get(self, asset_id: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.AssetStore.get`."""
-        raw: dict[Any, Any] = await self._redis.hgetall(f"fleet:asset:{asset_id}")
+        with store_errors():
+            raw: dict[Any, Any] = await self._redis.hgetall(f"fleet:asset:{asset_id}")
         return _asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None
 
     async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.AssetStore.by_path`; only uploads have names of their own."""
-        newest = await self._redis.zrevrange(f"fleet:asset:names:{owner}:{file_path}", 0, 0)
+        with store_errors():
+            newest = await self._redis.zrevrange(f"fleet:asset:names:{owner}:{file_path}", 0, 0)
         return await self.get(_text(newest[0])) if newest else None
 
     async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
@@ -272,7 +276,8 @@ class FileAssetStore:
     # -- records -----------------------------------------------------------
 
     async def _call(self, *args: str | bytes) -> Any:
-        return _plain(await self._script(keys=[], args=list(args)))
+        with store_errors():
+            return _plain(await self._script(keys=[], args=list(args)))
 
     def _new(
         self,

@@ -63,6 +63,7 @@ def create_app(deps: ApiDeps) -> ASGIApp:
             FleetError: errors.on_fleet_error,
             HTTPException: errors.on_http_exception,
             RequestValidationError: errors.on_invalid_request,
+            Exception: errors.on_exception,
         },
     )
     app.state.deps = deps
@@ -100,13 +101,15 @@ class Front:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 0
+        status, finished = 0, False
         began = time.perf_counter()
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, finished
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif message["type"] == "http.response.body":
+                finished = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -124,9 +127,10 @@ class Front:
             job_id = (scope.get("path_params") or {}).get("id")
             extra = {"method": scope["method"], "path": scope["path"]}
             logger.exception("request failed", extra=extra | ({"job_id": job_id} if job_id else {}))
-            if status:
-                raise
-            await errors.unexpected()(scope, receive, sending)
+            if not status:
+                await errors.unexpected()(scope, receive, sending)
+            elif not finished:
+                raise  # the connection breaks off, so that nobody takes the answer for whole
         finally:
             endpoint = scope.get("endpoint")
             handler = getattr(endpoint, "__name__", "none")

@@ -17,9 +17,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     Raises:
         HttpError: 413 ``payload_too_large``, before anything is read if the length is announced.
     """
-    too_large = HttpError(
-        413, "payload_too_large", f"the body is larger than {limit} bytes", headers={"Connection": "close"}
-    )
+    too_large = HttpError(413, "payload_too_large", f"the body is larger than {limit} bytes")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise too_large

@@ -1,5 +1,6 @@
 """Every answer that is no success: one envelope, ``{"error": {"code", "message", "details"}}``."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from comfy_fleet.domain.errors import (
     NodeError,
     NotFound,
     QueueFull,
+    StoreDown,
     WorkflowFormatUi,
 )
 
@@ -44,6 +46,8 @@ class HttpError(FleetError):
         self.headers = dict(headers or {})
 
 
+logger = logging.getLogger(__name__)
+
 # The first class that fits decides.
 _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (InvalidWorkflow, 422),
@@ -55,6 +59,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (IdempotencyKeyReuse, 422),  # the contract's choice, though it is a conflict
     (Conflict, 409),
     (QueueFull, 429),
+    (StoreDown, 500),  # whether a job was written may be unknown, and only a 5xx of this code says so
     (Busy, 503),
     (NodeError, 502),
 )
@@ -90,6 +95,7 @@ def fleet_error(error: FleetError) -> Response:
         return envelope(error.status, error.error_code, error.message, error.details, error.headers)
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if status == 500:
+        logger.error("request failed", extra={"code": error.code, "error": error.message})
         return unexpected()
     if isinstance(error, AssetInUse):  # the contract: never say which hold it is
         return envelope(409, error.code, "the asset is in use")
@@ -100,6 +106,11 @@ def fleet_error(error: FleetError) -> Response:
 def unexpected() -> Response:
     """Return what a caller learns of a defect of ours: nothing but that there was one."""
     return envelope(500, "upstream_error", "the request could not be processed; try again later")
+
+
+async def on_exception(request: Request, error: Exception) -> Response:
+    """Handle a defect of ours; the way in logs it."""
+    return unexpected()
 
 
 async def on_fleet_error(request: Request, error: Exception) -> Response:

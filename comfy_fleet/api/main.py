@@ -1,16 +1,112 @@
 """Run the API: one process, one event loop, behind the edge."""
 
 import asyncio
+import logging
+import secrets
 import socket
+import time
 from collections.abc import Sequence
+from uuid import uuid4
 
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp
 
+from comfy_fleet.adapters.catalog import WorkflowCatalog
+from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.redis.worker import live_dispatchers
+from comfy_fleet.adapters.replays import RedisReplays
+from comfy_fleet.api.app import create_app
+from comfy_fleet.api.auth import Keys
+from comfy_fleet.api.deps import ApiDeps, Probe
+from comfy_fleet.api.v1_health import node_probe
+from comfy_fleet.bootstrap import Stores, open_assets, open_secrets, open_stores
+from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.services.inventories import NodeInfo, NodeInventories
+from comfy_fleet.services.read import Estimator
+from comfy_fleet.services.submit import Limits, Submitter
 from comfy_fleet.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 GRACE_S = 10  # requests in flight get this long after SIGTERM
+SWEEP_S = 60.0
 _BACKLOG = 2048
+
+
+def build(settings: Settings, stores: Stores, info: NodeInfo) -> ApiDeps:
+    """Put the services behind the HTTP faces together.
+
+    Raises:
+        ConfigError: The keys are wrong, or missing where they are needed.
+    """
+    keys = Keys.load(settings)
+    assets = open_assets(settings, stores)
+    catalog = WorkflowCatalog(settings.workflows_dir)
+    inventories = NodeInventories(stores.nodes, info)
+    submitter = Submitter(
+        jobs=stores.jobs,
+        assets=assets,
+        inventories=inventories,
+        catalog=catalog,
+        sealer=open_secrets(settings),
+        limits=Limits(
+            depth=settings.queue_depth,
+            retention_s=settings.retention_s,
+            max_attempts=settings.max_attempts,
+        ),
+        clock=time.time,
+        new_id=lambda: str(uuid4()),
+        draw_seed=lambda: secrets.randbits(53),  # every JSON reader keeps 53 bits
+    )
+    return ApiDeps(
+        settings=settings,
+        keys=keys,
+        jobs=stores.jobs,
+        events=stores.events,
+        nodes=stores.nodes,
+        assets=assets,
+        catalog=catalog,
+        submitter=submitter,
+        estimator=Estimator(stores.jobs, stores.nodes, clock=time.time),
+        replays=RedisReplays(stores.redis),
+        clock=time.time,
+        probes=_probes(settings, stores),
+        background=(inventories.run, lambda: _sweep(assets)),
+    )
+
+
+def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
+    async def redis() -> str | None:
+        await stores.redis.ping()
+        return None
+
+    async def dispatcher() -> str | None:
+        alive = await live_dispatchers(stores.redis)
+        return None if alive else "no dispatcher is running: start `fleet dispatch`"
+
+    async def broker() -> str | None:
+        try:
+            _, writer = await asyncio.open_connection(settings.broker_host, settings.lease_port)
+        except OSError:
+            return (
+                f"nothing answers at {settings.broker_host}:{settings.lease_port}: start `fleet haproxy run`"
+            )
+        writer.close()
+        return None
+
+    return {"redis": redis, "nodes": node_probe(stores.nodes), "dispatcher": dispatcher, "broker": broker}
+
+
+async def _sweep(assets: FileAssetStore) -> None:
+    """Remove uploads past their end, now and then."""
+    while True:
+        try:
+            if removed := await assets.sweep():
+                logger.info("assets removed", extra={"count": removed})
+        except (FleetError, OSError) as error:
+            logger.warning("assets not swept", extra={"error": str(error)})
+        await asyncio.sleep(SWEEP_S)
 
 
 class Server(uvicorn.Server):
@@ -27,12 +123,11 @@ class Server(uvicorn.Server):
 
 
 def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> Server:
-    """Return the server of an app; ``await server.serve(sockets=...)`` runs it."""
+    """Return the server of an app; ``await server.serve(sockets)`` runs it until SIGTERM or SIGINT."""
     config = uvicorn.Config(
         app,
         host=settings.api_host,
         port=settings.api_port,
-        loop="uvloop",
         http="httptools",
         ws="none",
         lifespan="on",
@@ -48,8 +143,20 @@ def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> Server:
     return Server(config, closing)
 
 
-async def run(
-    app: ASGIApp, settings: Settings, closing: asyncio.Event, sockets: Sequence[socket.socket] | None = None
-) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    await server(app, settings, closing).serve(list(sockets) if sockets else None)
+async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None) -> None:
+    """Serve the API until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+    from comfy_fleet.adapters.comfyui.http import NodeClient
+
+    async with open_stores(settings) as stores, NodeClient(settings.direct_url) as nodes:
+        deps = build(settings, stores, nodes)
+        logger.info("api ready", extra={"host": settings.api_host, "port": settings.api_port})
+        await server(create_app(deps), settings, deps.closing).serve(list(sockets) if sockets else None)
+
+
+def serve(settings: Settings) -> None:
+    """Run the API process."""
+    uvloop.run(run(settings))

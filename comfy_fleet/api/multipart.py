@@ -107,12 +107,7 @@ class Form:
 
     @staticmethod
     def _too_large(limit: int) -> HttpError:
-        return HttpError(
-            413,
-            "payload_too_large",
-            f"the body is larger than {limit} bytes",
-            headers={"Connection": "close"},
-        )
+        return HttpError(413, "payload_too_large", f"the body is larger than {limit} bytes")
 
     # -- the parser's callbacks ---------------------------------------------
 

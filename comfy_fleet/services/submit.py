@@ -11,7 +11,7 @@ import orjson
 from blake3 import blake3
 
 from comfy_fleet.domain import binding, graph
-from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, MissingAsset, NoNodes
+from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, MissingAsset, NoNodes, StoreDown
 from comfy_fleet.domain.graph import Graph
 from comfy_fleet.domain.job import DEFAULT_POOL, Metadata, NewJob, Placement
 from comfy_fleet.domain.workflow import Workflow
@@ -184,7 +184,9 @@ class Submitter:
             await self._assets.hold(owner=new.owner, asset_ids=ids, job_id=new.id)
         try:
             done = await self._jobs.submit(new, idempotency=idempotency, depth_limit=self._limits.depth)
-        except FleetError:  # definitely not written; after anything else the hold ends by itself
+        except StoreDown:
+            raise  # it may have been written; if not, the hold ends by itself
+        except FleetError:
             if ids:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
             raise

@@ -150,7 +150,7 @@ class _Watcher:
 
     async def take(self, event: JobEvent) -> AsyncIterator[Seen]:
         """Yield what an event means for this stream."""
-        if event.seq <= self._seq:
+        if event.seq <= self._seq or (event.type != "status" and event.run != self._run):
             return
         self._seq = event.seq
         if event.type == "status":
@@ -162,8 +162,6 @@ class _Watcher:
             elif status is not self._status:
                 async for seen in self._say_status(status):
                     yield seen
-        elif event.run != self._run:
-            return
         elif event.type == "progress":
             self._progress.offer(progress_of(event.data))
         elif event.type == "preview":

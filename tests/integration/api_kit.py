@@ -1,0 +1,157 @@
+"""The HTTP faces on a real server, a real Redis and a real folder; the dispatcher's part is played by tests."""
+
+import asyncio
+import gzip
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import orjson
+
+from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.api.app import create_app
+from comfy_fleet.api.deps import ApiDeps
+from comfy_fleet.api.main import Server, build, server
+from comfy_fleet.bootstrap import Stores, open_stores
+from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.domain.job import JobStatus, Output, OutputKind
+from comfy_fleet.domain.node import Node
+from comfy_fleet.ports import Claim
+from comfy_fleet.settings import Settings
+
+OBJECT_INFO = Path(__file__).parents[1] / "data" / "object_info_0.3.64.json.gz"
+
+
+def object_info() -> dict[str, Any]:
+    """Return what a real ComfyUI lists."""
+    info: dict[str, Any] = orjson.loads(gzip.decompress(OBJECT_INFO.read_bytes()))
+    return info
+
+
+class Info:
+    """Answers for nodes; ``answers[name]`` may be missing: then the node can't be asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Mapping[str, Any]] = {}
+        self.asked = 0
+
+    async def object_info(self, node: str) -> Mapping[str, Any]:
+        self.asked += 1
+        if node not in self.answers:
+            raise NodeError(f"{node} does not answer")
+        return self.answers[node]
+
+
+@dataclass
+class Api:
+    """A running API."""
+
+    url: str
+    client: httpx.AsyncClient
+    stores: Stores
+    deps: ApiDeps
+    info: Info
+    server: Server
+    serving: asyncio.Task[None]
+
+    @property
+    def assets(self) -> FileAssetStore:
+        assert isinstance(self.deps.assets, FileAssetStore)
+        return self.deps.assets
+
+    async def add_node(self, name: str = "g1", *, info: bool = True, up: bool = True) -> None:
+        """Register a node; with ``info`` it answers like a real one."""
+        if info:
+            self.info.answers[name] = object_info()
+        number = len(await self.stores.nodes.nodes())
+        await self.stores.nodes.add(Node(name=name, url=f"http://127.0.0.1:{9000 + number}"))
+        if up:
+            await self.stores.nodes.report(name, verdict="up", why="")
+
+    async def submit(self, graph: object, **more: Any) -> dict[str, Any]:
+        answer = await self.client.post("/api/v2/jobs", json={"workflow": graph, **more})
+        assert answer.status_code == 201, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    async def claim(self, job_id: str, node: str = "g1") -> Claim:
+        """Start the job, as a dispatcher does."""
+        job = await self.stores.jobs.get(job_id)
+        assert job is not None
+        claim = await self.stores.runs.claim(
+            node=node,
+            placements=[job.placement],
+            run=str(uuid4()),
+            token=str(uuid4()),
+            dispatcher="d1",
+            ttl_s=30,
+        )
+        assert isinstance(claim, Claim), claim
+        assert claim.job.id == job_id
+        return claim
+
+    async def output(
+        self, claim: Claim, data: bytes, *, name: str = "out_00001_.png", node: str = "2"
+    ) -> Output:
+        """Commit an output."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield data
+
+        asset = await self.assets.add_output(
+            owner=claim.job.owner,
+            job_id=claim.job.id,
+            chunks=chunks(),
+            name=name,
+            content_type="image/png",
+            expires_at=claim.job.expires_at,
+        )
+        output = Output(
+            asset_id=asset.id,
+            node_id=node,
+            key="images",
+            index=0,
+            name=name,
+            kind=OutputKind.IMAGE,
+            content_type="image/png",
+            size_bytes=asset.size_bytes,
+            hash=asset.hash,
+        )
+        await self.stores.runs.output(claim, output)
+        return output
+
+    async def finish(
+        self, claim: Claim, status: JobStatus = JobStatus.SUCCEEDED, seconds: float = 2.0
+    ) -> None:
+        """End the job."""
+        await self.stores.runs.left(claim, [])
+        await self.stores.runs.finish(claim, status, error=None, duration_s=seconds)
+
+
+@asynccontextmanager
+async def running(redis_port: int, folder: Path, **settings: Any) -> AsyncIterator[Api]:
+    """Run the API on a port that the kernel chose."""
+    made = Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0", data=folder, **settings)
+    info = Info()
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    async with open_stores(made) as stores:
+        deps = build(made, stores, info)
+        served = server(create_app(deps), made, deps.closing)
+        serving = asyncio.create_task(served.serve([sock]))
+        while not served.started:
+            assert not serving.done(), serving
+            await asyncio.sleep(0.005)
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            try:
+                yield Api(url, client, stores, deps, info, served, serving)
+            finally:
+                served.should_exit = True
+                await serving
+    sock.close()

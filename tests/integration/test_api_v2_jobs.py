@@ -1,0 +1,337 @@
+"""Comfy API v2: jobs, as the contract has them."""
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_low.models import Job as SdkJob
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.secrets import SecretBox
+from comfy_fleet.domain.job import JobStatus
+from tests.factories import GRAPH
+from tests.integration.api_kit import Api, running
+
+
+@pytest.fixture
+async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
+    async with running(redis_port, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+async def ready(api: Api) -> Api:
+    await api.add_node()
+    return api
+
+
+def code(answer: Any) -> tuple[int, str]:
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "details"}
+    assert error["message"]
+    return answer.status_code, error["code"]
+
+
+async def test_a_job_from_submit_to_end(ready: Api) -> None:
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": GRAPH, "priority": 5})
+    assert answer.status_code == 201
+    job = answer.json()
+    SdkJob.model_validate(job)
+    assert (job["status"], job["queue_position"], job["priority"]) == ("queued", 1, 5)
+    assert job["urls"]["self"] == f"{ready.url}/api/v2/jobs/{job['id']}"
+
+    claim = await ready.claim(job["id"])
+    got = (await ready.client.get(job["urls"]["self"])).json()
+    assert (got["status"], got["queue_position"], got["node"]) == ("running", None, "g1")
+    output = await ready.output(claim, b"picture")
+    await ready.finish(claim)
+
+    got = (await ready.client.get(job["urls"]["self"])).json()
+    SdkJob.model_validate(got)
+    assert got["status"] == "succeeded"
+    assert got["metrics"]["queue_ms"] >= 0
+    assert got["metrics"]["execution_ms"] >= 0
+    assert [o["id"] for o in got["outputs"]] == [output.asset_id]
+    picture = await ready.client.get(got["outputs"][0]["url"])
+    assert picture.content == b"picture"
+    assert picture.headers["content-type"] == "image/png"
+
+
+async def test_workflow_comes_back_as_it_was_sent(ready: Api) -> None:
+    graph = copy.deepcopy(GRAPH)
+    graph["2"]["_meta"] = {"title": "Ünïcode"}
+    graph["9"] = {"class_type": "RandomNoise", "inputs": {"noise_seed": 2**64 - 1}}
+    job = await ready.submit(graph, extra_data={"api_key_comfy_org": "comfyui-secret"})
+    answer = await ready.client.get(f"/api/v2/jobs/{job['id']}/workflow")
+    assert answer.json() == {"workflow": graph, "format": "api"}
+    assert list(answer.json()["workflow"]) == list(graph)
+
+
+async def test_partner_key_is_encrypted_and_in_no_record(ready: Api, redis: Redis, tmp_path: Path) -> None:
+    key = "comfyui-very-secret-key"
+    job = await ready.submit(GRAPH, extra_data={"api_key_comfy_org": key})
+    box = SecretBox.open(tmp_path / "secret.key")
+    assert (tmp_path / "secret.key").stat().st_mode & 0o777 == 0o600
+    sealed = await redis.get(f"fleet:job:{job['id']}:secret")
+    assert box.open_sealed(sealed) == b'{"api_key_comfy_org":"%s"}' % key.encode()
+    for name in await redis.keys("*"):
+        assert key.encode() not in await redis.dump(name)
+    claim = await ready.claim(job["id"])
+    assert await ready.stores.runs.secret(claim) == sealed
+    await ready.finish(claim)
+    assert await redis.get(f"fleet:job:{job['id']}:secret") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", (400, "invalid_request")),
+        (b"{", (400, "invalid_request")),
+        (b"null", (400, "invalid_request")),
+        (b"[1]", (400, "invalid_request")),
+        (b'"x"', (400, "invalid_request")),
+        (b'{"workflow": {"1": NaN}}', (400, "invalid_request")),
+        (b'{"workflow": "\xff"}', (400, "invalid_request")),
+        (b'{"workflow": ' + b"[" * 3000 + b"]" * 3000 + b"}", (400, "invalid_request")),
+        (b"{}", (422, "invalid_workflow")),
+        (b'{"workflow": null}', (422, "invalid_workflow")),
+        (b'{"workflow": []}', (422, "invalid_workflow")),
+        (b'{"workflow": {}}', (422, "invalid_workflow")),
+        (b'{"workflow": {"1": {"class_type": "X", "inputs": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}}}",
+         (422, "invalid_workflow")),
+        (b'{"workflow": {"nodes": [], "links": []}}', (422, "workflow_format_ui")),
+        (b'{"workflow": {}, "webhook_url": "http://x"}', (422, "invalid_workflow")),
+        (b'{"workflow": {}, "inputs": {}}', (422, "invalid_workflow")),
+    ],
+)  # fmt: skip
+async def test_bad_bodies_get_the_envelope(ready: Api, body: bytes, expected: tuple[int, str]) -> None:
+    answer = await ready.client.post(
+        "/api/v2/jobs", content=body, headers={"content-type": "application/json"}
+    )
+    assert code(answer) == expected
+    assert await ready.stores.jobs.depth() == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"priority": True}, "invalid_request"),
+        ({"priority": 1.5}, "invalid_request"),
+        ({"priority": "1"}, "invalid_request"),
+        ({"priority": 1_000_001}, "invalid_request"),
+        ({"priority": -1_000_001}, "invalid_request"),
+        ({"metadata": 5}, "metadata_invalid"),
+        ({"metadata": {"a b": "x"}}, "metadata_invalid"),
+        ({"metadata": {"a": 1}}, "metadata_invalid"),
+        ({"metadata": {"a": "x" * 257}}, "metadata_invalid"),
+        ({"metadata": {str(i): "" for i in range(17)}}, "metadata_invalid"),
+        ({"metadata": "ü" * 600}, "metadata_invalid"),
+        ({"extra_data": []}, "invalid_request"),
+        ({"extra_data": {"extra_pnginfo": {}}}, "invalid_request"),
+        ({"extra_data": {"api_key_comfy_org": None}}, "invalid_request"),
+        ({"deadline_s": 0}, "invalid_request"),
+    ],
+)
+async def test_bad_wishes_are_refused(ready: Api, more: dict[str, Any], expected: str) -> None:
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": GRAPH, **more})
+    assert code(answer) == (422, expected)
+
+
+async def test_bodies_have_a_limit(redis_port: int, redis: Redis, tmp_path: Path) -> None:
+    async with running(redis_port, tmp_path, max_body_bytes=2000) as api:
+        big = b'{"workflow": "' + b"x" * 3000 + b'"}'
+        assert code(await api.client.post("/api/v2/jobs", content=big)) == (413, "payload_too_large")
+
+        async def chunked() -> AsyncIterator[bytes]:
+            for _ in range(30):
+                yield b"x" * 100
+
+        assert code(await api.client.post("/api/v2/jobs", content=chunked())) == (413, "payload_too_large")
+
+
+async def test_unknown_routes_and_methods_get_the_envelope(api: Api) -> None:
+    assert code(await api.client.get("/nothing")) == (404, "not_found")
+    assert code(await api.client.get("/api/v2/jobs/")) == (404, "not_found")
+    assert code(await api.client.put("/api/v2/jobs")) == (405, "method_not_allowed")
+    for path in ("x", "00000000-0000-0000-0000-000000000000", "x:outputs", "%00", "..%2f.."):
+        assert (await api.client.get(f"/api/v2/jobs/{path}")).status_code == 404
+
+
+async def test_graphs_are_checked_against_the_nodes(ready: Api) -> None:
+    await until(lambda: ready.info.asked)
+    graph = copy.deepcopy(GRAPH)
+    graph["1"]["class_type"] = "NoSuchNode"
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": graph})
+    assert code(answer) == (422, "invalid_workflow")
+    details = answer.json()["error"]["details"]
+    assert details["node_errors"]["1"][0]["reason"] == "unknown_class"
+    assert list(details["nodes"]) == ["g1"]
+    graph = copy.deepcopy(GRAPH)
+    del graph["2"]["inputs"]["images"]
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": graph})
+    assert answer.json()["error"]["details"]["node_errors"]["2"][0]["reason"] == "missing_input"
+
+
+async def test_a_graph_goes_to_the_nodes_that_can_run_it(ready: Api) -> None:
+    await ready.add_node("g2", info=False)
+    odd = {"1": {"class_type": "OddNode", "inputs": {}}}
+    ready.info.answers["g3"] = {
+        "OddNode": {"input": {"required": {}}, "output": [], "output_node": True, "name": "OddNode"}
+    }
+    await ready.add_node("g3", info=False)
+    await until(lambda: ready.info.asked >= 3)
+    await asyncio.sleep(0)
+    job = await ready.submit(odd)
+    record = await ready.stores.jobs.get(job["id"])
+    assert record is not None
+    assert record.placement.able(["g1", "g2", "g3"]) == {"g2", "g3"}  # nobody knows what g2 has
+
+
+async def test_without_nodes_there_is_a_503(api: Api) -> None:
+    assert code(await api.client.post("/api/v2/jobs", json={"workflow": {}})) == (422, "invalid_workflow")
+    answer = await api.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers={"Idempotency-Key": "k"})
+    assert code(answer) == (503, "no_nodes")
+    assert int(answer.headers["retry-after"]) >= 1
+    await api.add_node()
+    again = await api.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers={"Idempotency-Key": "k"})
+    assert again.status_code == 201
+
+
+async def test_queue_full_keeps_the_key_free(redis_port: int, redis: Redis, tmp_path: Path) -> None:
+    async with running(redis_port, tmp_path, queue_depth=1) as api:
+        await api.add_node()
+        job = await api.submit(GRAPH)
+        full = await api.client.post(
+            "/api/v2/jobs", json={"workflow": GRAPH}, headers={"Idempotency-Key": "k"}
+        )
+        assert code(full) == (429, "queue_full")
+        assert int(full.headers["retry-after"]) >= 1
+        await api.client.post(f"/api/v2/jobs/{job['id']}/cancel")
+        again = await api.client.post(
+            "/api/v2/jobs", json={"workflow": GRAPH}, headers={"Idempotency-Key": "k"}
+        )
+        assert again.status_code == 201
+
+
+async def test_idempotency_keys_are_single_use(ready: Api) -> None:
+    send = {"json": {"workflow": GRAPH}, "headers": {"Idempotency-Key": "key-1"}}
+    bad = await ready.client.post("/api/v2/jobs", json={"workflow": {}}, headers=send["headers"])
+    assert bad.status_code == 422  # claims nothing
+    answers = await asyncio.gather(*(ready.client.post("/api/v2/jobs", **send) for _ in range(8)))  # type: ignore[arg-type]
+    made = [a for a in answers if a.status_code == 201]
+    assert len(made) == 1
+    for refused in (a for a in answers if a.status_code != 201):
+        assert code(refused) == (422, "idempotency_key_reuse")
+        assert refused.json()["error"]["details"]["job_id"] == made[0].json()["id"]
+    for key in ("", "x" * 256, "ü".encode()):
+        answer = await ready.client.post(
+            "/api/v2/jobs", json={"workflow": GRAPH}, headers={"Idempotency-Key": key}
+        )
+        assert code(answer) == (400, "invalid_request")
+
+
+async def test_listing(ready: Api) -> None:
+    ids = [
+        (await ready.submit(GRAPH, metadata={"client": "acme", "n": str(n)} if n % 2 else "opaque"))["id"]
+        for n in range(5)
+    ]
+    page = (await ready.client.get("/api/v2/jobs")).json()
+    assert [j["id"] for j in page["jobs"]] == ids[::-1]
+    assert page["next_cursor"] is None
+    item = page["jobs"][0]
+    assert item["create_time"] == item["update_time"] == item["created_at"]
+    assert item["deployment_id"] is None
+    assert item["metadata"] == "opaque"
+
+    first = (await ready.client.get("/api/v2/jobs?limit=2")).json()
+    second = (
+        await ready.client.get("/api/v2/jobs", params={"limit": 2, "cursor": first["next_cursor"]})
+    ).json()
+    assert [j["id"] for j in first["jobs"] + second["jobs"]] == ids[::-1][:4]
+
+    acme = (await ready.client.get("/api/v2/jobs", params={"metadata[client]": "acme"})).json()
+    assert [j["id"] for j in acme["jobs"]] == [ids[3], ids[1]]
+    one = (await ready.client.get("/api/v2/jobs?metadata[client]=acme&metadata[n]=3")).json()
+    assert [j["id"] for j in one["jobs"]] == [ids[3]]
+
+    await ready.client.post(f"/api/v2/jobs/{ids[0]}/cancel")
+    done = (await ready.client.get("/api/v2/jobs?status=canceled,failed")).json()
+    assert [j["id"] for j in done["jobs"]] == [ids[0]]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("limit=0", "invalid_request"),
+        ("limit=101", "invalid_request"),
+        ("limit=x", "invalid_request"),
+        ("status=nope", "invalid_request"),
+        ("cursor=%21", "invalid_cursor"),
+        ("cursor=abcd", "invalid_cursor"),
+        ("cursor=", "invalid_cursor"),
+        ("metadata[a%20b]=x", "invalid_metadata_filter"),
+        ("metadata=x", "invalid_metadata_filter"),
+        ("metadata[a]=1&metadata[a]=2", "invalid_metadata_filter"),
+        ("&".join(f"metadata[k{i}]=v" for i in range(17)), "invalid_metadata_filter"),
+    ],
+)
+async def test_bad_listings(api: Api, query: str, expected: str) -> None:
+    assert code(await api.client.get(f"/api/v2/jobs?{query}")) == (400, expected)
+
+
+async def test_cancel(ready: Api) -> None:
+    queued = await ready.submit(GRAPH)
+    answer = await ready.client.post(queued["urls"]["cancel"])
+    assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+    running_job = await ready.submit(GRAPH)
+    claim = await ready.claim(running_job["id"])
+    for _ in range(2):
+        answer = await ready.client.post(running_job["urls"]["cancel"])
+        assert (answer.status_code, answer.json()["status"]) == (200, "canceling")
+    await ready.finish(claim, JobStatus.CANCELED)
+    answer = await ready.client.post(running_job["urls"]["cancel"])
+    assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+    assert (await ready.client.post(f"/api/v2/jobs/{queued['id'][:-1]}x/cancel")).status_code == 404
+
+
+async def test_links_follow_the_edge_or_the_setting(ready: Api, redis_port: int, tmp_path: Path) -> None:
+    job = await ready.submit(GRAPH)
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "localhost:444"}
+    got = (await ready.client.get(f"/api/v2/jobs/{job['id']}", headers=headers)).json()
+    assert got["urls"]["self"].startswith("https://localhost:444/api/v2/")
+    async with running(redis_port, tmp_path, public_url="https://comfy.example.org/") as api:
+        got = (await api.client.get(f"/api/v2/jobs/{job['id']}")).json()
+        assert got["urls"]["self"] == f"https://comfy.example.org/api/v2/jobs/{job['id']}"
+
+
+async def test_keyless_fleets_are_out_of_reach_for_web_pages(ready: Api) -> None:
+    def post(**headers: str) -> Any:
+        return ready.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=headers)
+
+    assert code(await post(Origin="https://evil.example")) == (403, "forbidden")
+    assert code(await post(Host="evil.example")) == (403, "forbidden")
+    assert code(await post(Origin="null")) == (403, "forbidden")
+    assert (await post(Origin=ready.url)).status_code == 201
+    assert (await post(Authorization="Bearer whatever")).status_code == 201
+
+
+async def test_redis_away_is_an_upstream_error(
+    ready: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("password=hunter2")
+
+    monkeypatch.setattr(ready.stores.jobs, "submit", broken)
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": GRAPH})
+    assert code(answer) == (500, "upstream_error")
+    assert "hunter2" not in answer.text
+    assert "hunter2" in caplog.text  # the operator sees it
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
