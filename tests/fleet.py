@@ -1,0 +1,166 @@
+"""A whole fleet for tests: real Redis, real HAProxy, simulated nodes, one or more dispatchers.
+
+Everything but Redis and HAProxy lives in the test's own event loop.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comfy_fleet.adapters.haproxy.controller import Controller
+from comfy_fleet.agent.server import Agent
+from comfy_fleet.bootstrap import Stores, open_stores
+from comfy_fleet.dispatch_main import open_dispatcher
+from comfy_fleet.domain.job import Job
+from comfy_fleet.domain.node import Node
+from comfy_fleet.services.dispatch import Dispatcher
+from comfy_fleet.settings import Settings
+from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
+from tests.conftest import free_port
+from tests.factories import new_job
+
+
+class RegistryNodes:
+    """What the agent would hear from the API, without an API."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+
+    async def watch(self) -> AsyncIterator[Any]:
+        async for _ in self._stores.nodes.changes():
+            yield await self._stores.nodes.nodes()
+
+
+@dataclass
+class Running:
+    """A dispatcher at work."""
+
+    dispatcher: Dispatcher
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+
+    async def end(self) -> None:
+        self.stop.set()
+        await self.task
+
+    async def kill(self) -> None:
+        """As kill -9 would: nothing is handed over, every socket closes."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@dataclass
+class Fleet:
+    """Handles on everything."""
+
+    settings: Settings
+    stores: Stores
+    controller: Controller
+    sims: dict[str, SimNode] = field(default_factory=dict)
+    dispatchers: list[Running] = field(default_factory=list)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def add_sim(self, name: str, **options: Any) -> SimNode:
+        options.setdefault("timing", SimTiming(scale=0))
+        sim = await self.stack.enter_async_context(SimNode(NodeOptions(name=name, **options)))
+        self.sims[name] = sim
+        await self.stores.nodes.add(Node(name=name, url=sim.url, simulated=True))
+        return sim
+
+    async def dispatcher(self, name: str = "d1", **changes: Any) -> Running:
+        settings = self.settings.model_copy(update=changes)
+        built = await self.stack.enter_async_context(open_dispatcher(settings, self.stores, name=name))
+        stop = asyncio.Event()
+        running = Running(built, stop, asyncio.create_task(built.run(stop)))
+        self.dispatchers.append(running)
+        return running
+
+    async def verdict(self, name: str, wanted: str = "up") -> None:
+        """Wait until HAProxy says so of a node."""
+
+        async def there() -> bool:
+            states = await self.stores.nodes.states()
+            return any(state.node.name == name and state.verdict == wanted for state in states)
+
+        await until(there, what=f"{name} is {wanted}")
+
+    async def submit(self, graph: dict[str, Any] | None = None, **fields: Any) -> Job:
+        new = new_job(graph, **fields)
+        return (await self.stores.jobs.submit(new, idempotency=None, depth_limit=10_000)).job
+
+    async def job(self, job_id: str) -> Job:
+        job = await self.stores.jobs.get(job_id)
+        assert job is not None
+        return job
+
+    async def ended(self, job_id: str, *, timeout_s: float = 20) -> Job:
+        """Wait for a job's end."""
+
+        async def over() -> bool:
+            return (await self.job(job_id)).status.terminal
+
+        await until(over, what=f"job {job_id} ends", timeout_s=timeout_s)
+        return await self.job(job_id)
+
+
+async def until(condition: Callable[[], Any], *, what: str, timeout_s: float = 20) -> None:
+    """Poll until a condition, plain or async, holds."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                result = condition()
+                if await result if asyncio.iscoroutine(result) else result:
+                    return
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"waited {timeout_s} s in vain until {what}") from None
+
+
+@asynccontextmanager
+async def fleet_of(
+    redis_port: int, *names: str, dispatch: bool = True, sim: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Fleet]:
+    """Start a fleet of simulated nodes; yields when all of them are up."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Settings(
+            redis_url=f"redis://127.0.0.1:{redis_port}/0",
+            data=Path(folder),
+            **{
+                "port": free_port(),
+                "api_port": free_port(),
+                "lease_port": free_port(),
+                "direct_port": free_port(),
+                "agent_port": free_port(),
+                "lease_ttl_s": 2.0,
+                "beat_s": 0.25,
+                **settings,
+            },
+        )
+        async with AsyncExitStack() as stack, open_stores(config) as stores:
+            agent = Agent(RegistryNodes(stores), host="127.0.0.1", port=config.agent_port)
+            controller = Controller(config, stores.nodes)
+            fleet = Fleet(config, stores, controller, stack=stack)
+            for name in names:
+                await fleet.add_sim(name, **(sim or {}))
+            stop = asyncio.Event()
+            services = [asyncio.create_task(agent.run(stop)), asyncio.create_task(controller.run(stop))]
+            try:
+                if dispatch:
+                    await fleet.dispatcher()
+                for name in names:
+                    await fleet.verdict(name)
+                yield fleet
+            finally:
+                for running in fleet.dispatchers:
+                    await running.kill()
+                stop.set()
+                results = await asyncio.gather(*services, return_exceptions=True)
+                for result in results:
+                    if isinstance(result, Exception) and not isinstance(result, asyncio.CancelledError):
+                        with contextlib.suppress(Exception):
+                            print(f"service ended with {result!r}")  # noqa: T201

@@ -1,0 +1,210 @@
+"""Jobs through the real broker onto simulated nodes: the whole walk, and every way it can go wrong."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.sim import SimTiming
+from tests.factories import GRAPH
+from tests.fleet import fleet_of, until
+
+
+def picture(color: int, **save: Any) -> dict[str, Any]:
+    """A small graph of its own for every colour, so that nothing comes from a cache."""
+    return {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": color},
+        },
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "t", **save}},
+    }
+
+
+@pytest.fixture(autouse=True)
+def clean(redis: Redis) -> None:
+    """Every test begins with an empty database."""
+
+
+async def test_a_job_runs_and_its_picture_is_stored(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        job = await fleet.submit(GRAPH)
+        done = await fleet.ended(job.id)
+        assert (done.status, done.node, done.error) == (JobStatus.SUCCEEDED, "g1", None)
+        (output,) = done.outputs
+        assert (output.node_id, output.key, output.content_type) == ("2", "images", "image/png")
+        (running,) = fleet.dispatchers
+        asset = await running.dispatcher._assets.get(output.asset_id)
+        assert asset is not None
+        data = running.dispatcher._assets.file(asset).read_bytes()
+        assert data.startswith(b"\x89PNG") and len(data) == output.size_bytes
+        assert await fleet.stores.runs.lease_of("g1") is None
+
+
+async def test_many_jobs_spread_and_each_runs_once(redis_port: int) -> None:
+    timing = SimTiming(job_s=0.02)
+    async with fleet_of(redis_port, "g1", "g2", "g3", sim={"timing": timing}) as fleet:
+        jobs = [await fleet.submit(picture(i)) for i in range(45)]
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
+        spread = Counter(job.node for job in ended)
+        assert set(spread) == {"g1", "g2", "g3"} and min(spread.values()) >= 10
+        assert sum(sim.stats.done for sim in fleet.sims.values()) == 45
+
+
+async def test_two_dispatchers_share_the_nodes(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=0.02)}) as fleet:
+        await fleet.dispatcher("d2")
+        jobs = [await fleet.submit(picture(i)) for i in range(30)]
+        for job in jobs:
+            assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED
+        assert sum(sim.stats.done for sim in fleet.sims.values()) == 30
+
+
+async def test_cancel_of_a_running_job_interrupts_it(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", sim={"timing": SimTiming(job_s=30)}) as fleet:
+        job = await fleet.submit(GRAPH)
+        await until(lambda: fleet.sims["g1"].engine.running, what="the prompt runs")
+        canceling = await fleet.stores.jobs.request_cancel(job.id)
+        assert canceling and canceling.status is JobStatus.CANCELING
+        assert (await fleet.ended(job.id, timeout_s=5)).status is JobStatus.CANCELED
+        assert await fleet.stores.runs.lease_of("g1") is None
+
+
+async def test_a_killed_node_loses_no_job(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=0.5)}) as fleet:
+        jobs = [await fleet.submit(picture(i)) for i in range(4)]
+        await until(lambda: fleet.sims["g1"].engine.running, what="g1 works")
+        await fleet.sims["g1"].stop()
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.node) for job in ended} == {(JobStatus.SUCCEEDED, "g2")}
+        assert sum(job.attempt for job in ended) == 1  # the one that was on g1 counts
+
+
+async def test_a_killed_dispatchers_job_is_adopted_not_run_again(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", sim={"timing": SimTiming(job_s=1.0)}) as fleet:
+        job = await fleet.submit(GRAPH)
+        await until(lambda: fleet.sims["g1"].engine.running, what="the prompt runs")
+        await fleet.dispatchers[0].kill()
+        await fleet.dispatcher("d2")
+        done = await fleet.ended(job.id)
+        assert (done.status, done.attempt, len(done.outputs)) == (JobStatus.SUCCEEDED, 0, 1)
+        assert fleet.sims["g1"].stats.done == 1
+
+
+async def test_a_stopping_dispatcher_hands_its_runs_over(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", sim={"timing": SimTiming(job_s=1.0)}, stop_wait_s=0.0) as fleet:
+        await fleet.dispatcher("d2")
+        job = await fleet.submit(GRAPH)
+        await until(lambda: fleet.sims["g1"].engine.running, what="the prompt runs")
+        owner = next(d for d in fleet.dispatchers if d.dispatcher.flying)
+        await owner.end()
+        done = await fleet.ended(job.id)
+        assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 0)
+        assert fleet.sims["g1"].stats.done == 1
+
+
+async def test_an_execution_error_fails_the_job_with_its_reason(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        fleet.sims["g1"].faults.update({"execution_error": 1})
+        failed = await fleet.ended((await fleet.submit(GRAPH)).id)
+        assert failed.status is JobStatus.FAILED
+        assert failed.error and failed.error.code == "node_execution_error" and failed.error.node_id
+        good = await fleet.ended((await fleet.submit(picture(7))).id)
+        assert good.status is JobStatus.SUCCEEDED
+
+
+async def test_a_job_that_one_node_refuses_runs_on_another(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", "g2") as fleet:
+        fleet.sims["g1"].faults.update({"reject": "always"})
+        jobs = [await fleet.submit(picture(i)) for i in range(6)]
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.node, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, "g2", 0)}
+
+
+async def test_a_job_that_every_node_refuses_fails_with_the_nodes_words(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", "g2") as fleet:
+        graph = picture(1)
+        graph["1"]["class_type"] = "NoSuchClass"
+        failed = await fleet.ended((await fleet.submit(graph)).id)
+        assert failed.status is JobStatus.FAILED
+        assert failed.error and failed.error.code == "invalid_workflow"
+        assert "NoSuchClass" in failed.error.message
+
+
+async def test_a_cordoned_node_finishes_its_job_and_gets_no_other(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=0.3)}) as fleet:
+        first = [await fleet.submit(picture(i)) for i in range(2)]
+        await until(lambda: fleet.sims["g1"].engine.running, what="g1 works")
+        await fleet.stores.nodes.cordon("g1", reason="maintenance")
+        more = [await fleet.submit(picture(10 + i)) for i in range(3)]
+        ended = [await fleet.ended(job.id) for job in first + more]
+        assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
+        assert {job.node for job in ended[2:]} == {"g2"}
+        assert fleet.sims["g1"].stats.done == 1
+        await fleet.verdict("g1", "drain")
+        await fleet.stores.nodes.uncordon("g1")
+        await fleet.verdict("g1")
+
+
+async def test_nodes_come_and_go_while_jobs_run(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", sim={"timing": SimTiming(job_s=0.05)}) as fleet:
+        jobs = [await fleet.submit(picture(i)) for i in range(40)]
+        await fleet.add_sim("g2", timing=SimTiming(job_s=0.05))
+        await until(lambda: fleet.sims["g2"].stats.done >= 3, what="g2 works too")
+        await fleet.stores.nodes.cordon("g1", reason="leaves")
+
+        async def idle() -> bool:
+            return await fleet.stores.runs.lease_of("g1") is None
+
+        await until(idle, what="g1 is idle")
+        await fleet.stores.nodes.remove("g1")
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, 0)}
+        assert sum(sim.stats.done for sim in fleet.sims.values()) == 40
+
+
+async def test_a_killed_broker_loses_nothing_and_books_nothing_twice(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=0.4)}) as fleet:
+        jobs = [await fleet.submit(picture(i)) for i in range(10)]
+        await until(lambda: fleet.sims["g1"].stats.done >= 1, what="jobs flow")
+        pid = fleet.controller.broker.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, 0)}
+        assert sum(sim.stats.done for sim in fleet.sims.values()) == 10
+
+
+async def test_websocket_pictures_are_collected(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        graph = picture(3)
+        graph["2"] = {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}
+        done = await fleet.ended((await fleet.submit(graph)).id)
+        assert done.status is JobStatus.SUCCEEDED
+        (output,) = done.outputs
+        assert output.content_type == "image/png" and output.size_bytes > 0
+
+
+async def test_priority_decides_who_is_next(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", dispatch=False) as fleet:
+        low = await fleet.submit(picture(1), priority=-3)
+        normal = await fleet.submit(picture(2))
+        high = await fleet.submit(picture(3), priority=3)
+        await fleet.dispatcher()
+        ended = [await fleet.ended(job.id) for job in (high, normal, low)]
+        starts = [job.started_at or 0 for job in ended]
+        assert starts == sorted(starts)
+
+
+async def test_an_idle_fleet_asks_for_nothing(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        sim = fleet.sims["g1"]
+        await asyncio.sleep(0.5)
+        assert len(sim.engine.sockets) == 0
+        assert sim.stats.done == 0
