@@ -1,0 +1,130 @@
+"""Keys: who is who, and that nobody sees what is somebody else's."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.api.auth import Keys
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.settings import Settings
+from tests.factories import GRAPH
+from tests.integration.api_kit import Api, running
+from tests.integration.test_api_v2_jobs import code
+
+ANN, BOB, OPS, AGENT = "ann-key-0123456789", "bob-key-0123456789", "ops-key-0123456789", "agent-0123456789abc"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
+    keys = tmp_path / "keys"
+    keys.write_text(f"# who may\nann {ANN}\n\nbob {BOB}  # a guest\nops {OPS} admin\n")
+    async with running(redis_port, tmp_path, keys_file=keys, agent_token=AGENT) as started:
+        await started.add_node()
+        yield started
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer("wrong"),
+        bearer(""),
+        {"Authorization": f"Basic {ANN}"},
+        {"X-API-Key": ANN[:-1]},
+        bearer(ANN + "x"),
+    ],
+)
+async def test_wrong_keys_get_nothing(api: Api, headers: dict[str, str]) -> None:
+    for path in ("/api/v2/jobs", "/api/v1/jobs", "/api/v1/nodes", "/api/v1/docs", "/nothing"):
+        answer = await api.client.get(path, headers=headers)
+        assert code(answer) == (401, "unauthorized")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert (await api.client.get("/api/v2/health", headers=headers)).status_code == 200
+
+
+async def test_both_headers_work(api: Api) -> None:
+    assert (await api.client.get("/api/v2/jobs", headers=bearer(ANN))).status_code == 200
+    assert (await api.client.get("/api/v2/jobs", headers={"X-API-Key": ANN})).status_code == 200
+    other_site = {**bearer(ANN), "Origin": "https://app.example", "Host": "comfy.example"}
+    assert (await api.client.get("/api/v2/jobs", headers=other_site)).status_code == 200
+
+
+async def test_owners_are_apart(api: Api) -> None:
+    job = (await api.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=bearer(ANN))).json()
+    claim = await api.claim(job["id"])
+    output = await api.output(claim, b"x")
+    asset = f"/api/v2/assets/{output.asset_id}"
+    assert (await api.client.get(f"{asset}/content", headers=bearer(ANN))).content == b"x"
+    for who in (BOB, OPS):
+        for method, path in (
+            ("GET", job["urls"]["self"]),
+            ("GET", job["urls"]["self"] + "/workflow"),
+            ("GET", job["urls"]["events"]),
+            ("POST", job["urls"]["cancel"]),
+            ("GET", asset),
+            ("GET", f"{asset}/content"),
+            ("DELETE", asset),
+            ("GET", f"/api/v1/jobs/{job['id']}"),
+            ("GET", f"/api/v1/status/{job['id']}"),
+        ):
+            assert code(await api.client.request(method, path, headers=bearer(who))) == (404, "not_found")
+        assert (await api.client.get("/api/v2/jobs", headers=bearer(who))).json()["jobs"] == []
+        by_hash = await api.client.head(f"/api/v2/assets/by-hash/{output.hash}", headers=bearer(who))
+        assert by_hash.status_code == 404
+
+
+async def test_idempotency_keys_are_per_owner(api: Api) -> None:
+    ids = set()
+    for who in (ANN, BOB):
+        headers = {**bearer(who), "Idempotency-Key": "k"}
+        answer = await api.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=headers)
+        assert answer.status_code == 201
+        ids.add(answer.json()["id"])
+    assert len(ids) == 2
+
+
+async def test_nodes_are_for_admins_and_agents_only_read_them(api: Api) -> None:
+    node = {"name": "g9", "url": "http://10.0.0.9:8188"}
+    for headers in (bearer(ANN), bearer(AGENT)):
+        assert code(await api.client.post("/api/v1/nodes", json=node, headers=headers)) == (403, "forbidden")
+    assert code(await api.client.get("/api/v1/nodes", headers=bearer(ANN))) == (403, "forbidden")
+    assert (await api.client.get("/api/v1/nodes", headers=bearer(AGENT))).status_code == 200
+    assert code(await api.client.get("/api/v2/jobs", headers=bearer(AGENT))) == (403, "forbidden")
+    assert (await api.client.post("/api/v1/nodes", json=node, headers=bearer(OPS))).status_code == 201
+
+
+def test_a_fleet_without_keys_stays_on_loopback(tmp_path: Path) -> None:
+    for name in ("host", "api_host"):
+        with pytest.raises(ConfigError, match="FLEET_KEYS_FILE"):
+            Keys.load(Settings(**{name: "0.0.0.0"}))
+    Keys.load(Settings(host="::1"))
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "ann\n", "ann short\n", "a/b 0123456789abcdef\n",
+                                  "ann 0123456789abcdef boss\n"])  # fmt: skip
+def test_bad_key_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        Keys.load(Settings(keys_file=path))
+    with pytest.raises(ConfigError):
+        Keys.load(Settings(keys_file=tmp_path / "none"))
+
+
+def test_keys_stay_out_of_memory_and_repr(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"ann {ANN}\n")
+    keys = Keys.load(Settings(keys_file=path))
+    assert ANN not in repr(vars(keys))
+
+
+async def test_the_sdk_shows_its_key(api: Api) -> None:
+    async with httpx.AsyncClient(base_url=api.url, headers=bearer(ANN)) as client:
+        assert (await client.get("/api/v2/jobs")).json() == {"jobs": [], "next_cursor": None}

@@ -1,0 +1,301 @@
+"""Comfy API v2: assets over HTTP, and jobs that refer to them."""
+
+import asyncio
+import copy
+import resource
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from blake3 import blake3
+from comfy_low.models import Asset as SdkAsset
+from redis.asyncio import Redis
+
+from tests.factories import GRAPH
+from tests.integration.api_kit import Api, running
+from tests.integration.test_api_v2_jobs import code
+
+LOAD: dict[str, Any] = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": ""}},
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+}
+
+
+@pytest.fixture
+async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
+    async with running(redis_port, tmp_path) as started:
+        yield started
+
+
+async def upload(api: Api, data: bytes, name: str = "a.png", **more: Any) -> httpx.Response:
+    headers = more.pop("headers", {})
+    return await api.client.post(
+        "/api/v2/assets",
+        data={"content_type": "image/png", "file_path": name, **more},
+        files={"file": ("whatever", data, "image/png")},
+        headers=headers,
+    )
+
+
+def hash_of(data: bytes) -> str:
+    return f"blake3:{blake3(data).hexdigest()}"
+
+
+async def test_upload_and_read_back(api: Api) -> None:
+    data = b"\x89PNG" + bytes(range(256)) * 1000
+    answer = await upload(api, data, expected_hash=hash_of(data), tags=["input", "face"], expires_in="60")
+    assert answer.status_code == 201
+    asset = answer.json()
+    SdkAsset.model_validate(asset)
+    assert asset["created_new"] is True
+    assert (asset["hash"], asset["size_bytes"], asset["file_path"]) == (hash_of(data), len(data), "a.png")
+    assert asset["tags"] == ["face", "input"]
+    assert asset["expires_at"] == asset["url_expires_at"]
+    assert "job_id" not in asset
+
+    again = await upload(api, data)
+    assert (again.status_code, again.json()["created_new"]) == (200, False)
+    assert again.json()["id"] != asset["id"]
+
+    got = (await api.client.get(f"/api/v2/assets/{asset['id']}")).json()
+    assert got["url"] == asset["url"]
+    content = await api.client.get(asset["url"])
+    assert content.content == data
+    assert content.headers["content-type"] == "image/png"
+    assert content.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_fields_may_come_after_the_file(api: Api) -> None:
+    body = (
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nab\r\n--B-\r\nc\r\n'
+        b'--B\r\nContent-Disposition: form-data; name="file_path"\r\n\r\ndir/p.txt\r\n'
+        b'--B\r\nContent-Disposition: form-data; name="content_type"\r\n\r\ntext/plain\r\n--B--\r\n'
+    )
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for byte in body:  # every possible cut
+            yield bytes([byte])
+
+    answer = await api.client.post(
+        "/api/v2/assets", content=slowly(), headers={"Content-Type": "multipart/form-data; boundary=B"}
+    )
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["file_path"] == "dir/p.txt"
+    assert (await api.client.get(answer.json()["url"])).content == b"ab\r\n--B-\r\nc"
+
+
+async def test_an_upload_never_stands_in_memory(api: Api, tmp_path: Path) -> None:
+    piece = b"x" * (1 << 20)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--B\r\nContent-Disposition: form-data; name="file_path"\r\n\r\nbig\r\n'
+        yield b'--B\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+        for _ in range(90):
+            yield piece
+        yield b"\r\n--B--\r\n"
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer = await api.client.post(
+        "/api/v2/assets", content=body(), headers={"Content-Type": "multipart/form-data; boundary=B"}
+    )
+    assert answer.status_code == 201
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 40_000, f"{grown} kB"
+    assert (tmp_path / "files").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"expected_hash": "blake3:" + "0" * 64}, (409, "hash_mismatch")),
+        ({"expected_hash": "md5:0"}, (422, "invalid_request")),
+        ({"name": "../etc/passwd"}, (422, "invalid_request")),
+        ({"name": "/etc/passwd"}, (422, "invalid_request")),
+        ({"name": "a\\b"}, (422, "invalid_request")),
+        ({"name": "a\x00b"}, (422, "invalid_request")),
+        ({"name": "x" * 1025}, (422, "invalid_request")),
+        ({"content_type": "no type"}, (422, "invalid_request")),
+        ({"content_type": ["a/b", "c/d"]}, (422, "invalid_request")),
+        ({"expires_in": "59"}, (422, "invalid_request")),
+        ({"expires_in": "604801"}, (422, "invalid_request")),
+        ({"expires_in": "soon"}, (422, "invalid_request")),
+        ({"tags": ["a b"]}, (422, "invalid_request")),
+    ],
+)
+async def test_bad_uploads_keep_nothing(
+    api: Api, more: dict[str, Any], expected: tuple[int, str], tmp_path: Path, redis: Redis
+) -> None:
+    assert code(await upload(api, b"x", **more)) == expected
+    assert not [p for p in (tmp_path / "files").rglob("*") if p.is_file()]
+    assert not await redis.keys("fleet:asset:*")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"{}", "application/json"),
+        (b"", "multipart/form-data"),
+        (b"--B--\r\n", "multipart/form-data; boundary=B"),
+        (b"garbage", "multipart/form-data; boundary=B"),
+        (b'--B\r\nContent-Disposition: form-data; name="file"\r\n\r\nx', "multipart/form-data; boundary=B"),
+        (
+            b'--B\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n' * 2 + b"--B--\r\n",
+            "multipart/form-data; boundary=B",
+        ),
+        (
+            b'--B\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--B--\r\n',
+            "multipart/form-data; boundary=B",
+        ),
+    ],
+)
+async def test_broken_forms_are_refused(api: Api, body: bytes, kind: str, tmp_path: Path) -> None:
+    answer = await api.client.post("/api/v2/assets", content=body, headers={"Content-Type": kind})
+    assert code(answer) == (422, "invalid_request")
+    assert not [p for p in (tmp_path / "files").rglob("*") if p.is_file()]
+
+
+async def test_uploads_have_a_limit(redis_port: int, redis: Redis, tmp_path: Path) -> None:
+    async with running(redis_port, tmp_path, max_body_bytes=5000) as api:
+        assert code(await upload(api, b"x" * 6000)) == (413, "payload_too_large")
+        assert (await upload(api, b"x" * 3000)).status_code == 201
+
+
+async def test_upload_keys_are_single_use(api: Api) -> None:
+    key = {"Idempotency-Key": "u1"}
+    assert (await upload(api, b"x", name="../x", headers=key)).status_code == 422  # claims nothing
+    made = await upload(api, b"x", headers=key)
+    assert made.status_code == 201
+    again = await upload(api, b"x", headers=key)
+    assert code(again) == (422, "idempotency_key_reuse")
+    assert again.json()["error"]["details"]["asset_id"] == made.json()["id"]
+
+
+async def test_from_hash(api: Api) -> None:
+    made = (await upload(api, b"x")).json()
+    assert (await api.client.head(f"/api/v2/assets/by-hash/{made['hash']}")).status_code == 200
+    assert (await api.client.head(f"/api/v2/assets/by-hash/{hash_of(b'y')}")).status_code == 404
+    assert (await api.client.head("/api/v2/assets/by-hash/x:y")).status_code == 404
+
+    def mint(**body: Any) -> Any:
+        return api.client.post("/api/v2/assets/from-hash", json=body)
+
+    same = await mint(hash=made["hash"], file_path="a.png")
+    assert (same.status_code, same.json()["id"], same.json()["created_new"]) == (200, made["id"], False)
+    other = await mint(hash=made["hash"], file_path="b.png")
+    assert (other.status_code, other.json()["created_new"]) == (201, False)
+    assert code(await mint(hash=hash_of(b"y"))) == (404, "blob_not_found")
+    for bad in ({}, {"hash": 5}, {"hash": "x"}, {"hash": made["hash"], "tags": "t"},
+                {"hash": made["hash"], "expires_in": True}, {"hash": made["hash"], "file_path": ".."}):  # fmt: skip
+        assert code(await mint(**bad)) == (422, "invalid_request")
+
+
+async def test_ranges(api: Api) -> None:
+    url = (await upload(api, b"0123456789")).json()["url"]
+
+    async def get(**headers: str) -> tuple[int, bytes, str | None]:
+        answer = await api.client.get(url, headers=headers)
+        return answer.status_code, answer.content, answer.headers.get("content-range")
+
+    assert await get(Range="bytes=2-4") == (206, b"234", "bytes 2-4/10")
+    assert await get(Range="bytes=7-") == (206, b"789", "bytes 7-9/10")
+    assert await get(Range="bytes=-3") == (206, b"789", "bytes 7-9/10")
+    assert await get(Range="bytes=-30") == (206, b"0123456789", "bytes 0-9/10")
+    assert await get(Range="bytes=5-100") == (206, b"56789", "bytes 5-9/10")
+    for whole in ("bytes=4-2", "bytes=0-1,3-4", "bytes=-", "lines=1-2", "x"):
+        assert (await get(Range=whole))[:2] == (200, b"0123456789")
+    answer = await api.client.get(url, headers={"Range": "bytes=10-"})
+    assert code(answer) == (416, "range_not_satisfiable")
+    assert answer.headers["content-range"] == "bytes */10"
+    assert (await get(Range="bytes=-0"))[0] == 416
+
+    etag = f'"{hash_of(b"0123456789")}"'
+    assert (await get(**{"If-None-Match": etag}))[0] == 304
+    assert (await get(**{"If-None-Match": f'"x", W/{etag}'}))[0] == 304
+    assert (await get(**{"If-None-Match": '"x"'}))[0] == 200
+    assert (await get(**{"Range": "bytes=1-1", "If-Range": etag}))[0] == 206
+    assert (await get(**{"Range": "bytes=1-1", "If-Range": '"old"'}))[0] == 200
+    head = await api.client.head(url)
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, "10", b"")
+
+
+async def test_empty_files_are_files(api: Api) -> None:
+    made = (await upload(api, b"")).json()
+    assert made["size_bytes"] == 0
+    assert (await api.client.get(made["url"])).content == b""
+
+
+async def test_content_never_runs_in_our_origin(api: Api) -> None:
+    made = (await upload(api, b"<script>", name="é ü.html", content_type="text/html")).json()
+    headers = (await api.client.get(made["url"])).headers
+    assert headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%A9%20%C3%BC.html"
+    assert "sandbox" in headers["content-security-policy"]
+
+
+async def test_delete(api: Api) -> None:
+    made = (await upload(api, b"x")).json()
+    path = f"/api/v2/assets/{made['id']}"
+    assert (await api.client.delete(path)).status_code == 204
+    for answer in (
+        await api.client.delete(path),
+        await api.client.get(path),
+        await api.client.get(made["url"]),
+    ):
+        assert code(answer) == (404, "not_found")
+    assert (await api.client.head(f"/api/v2/assets/by-hash/{made['hash']}")).status_code == 404
+
+
+async def test_jobs_refer_to_assets(api: Api) -> None:
+    await api.add_node()
+    made = (await upload(api, b"x", name="photo.png")).json()
+    reference = {"__type": "core/ASSET", "info": {"id": made["id"], "file_path": "ignored.png"}}
+    graph = copy.deepcopy(LOAD)
+    graph["1"]["inputs"]["image"] = reference
+    job = await api.submit(graph)
+    record = await api.stores.jobs.get(job["id"])
+    assert record is not None
+    assert record.uploads == {"1/image": made["id"]}
+    got = (await api.client.get(f"/api/v2/jobs/{job['id']}/workflow")).json()["workflow"]
+    assert got == graph
+
+    refused = await api.client.delete(f"/api/v2/assets/{made['id']}")
+    assert code(refused) == (409, "asset_in_use")
+    await api.client.post(job["urls"]["cancel"])
+    assert (await api.client.delete(f"/api/v2/assets/{made['id']}")).status_code == 204
+
+    answer = await api.client.post("/api/v2/jobs", json={"workflow": graph})
+    assert code(answer) == (422, "missing_asset")
+    details = answer.json()["error"]["details"]
+    assert (details["node_id"], details["input"], details["id"]) == ("1", "image", made["id"])
+    graph["1"]["inputs"]["image"] = {"__type": "core/ASSET", "info": {}}
+    assert code(await api.client.post("/api/v2/jobs", json={"workflow": graph})) == (422, "missing_asset")
+
+
+async def test_jobs_name_uploaded_files(api: Api) -> None:
+    await api.add_node()
+    made = (await upload(api, b"x", name="photo.png")).json()
+    graph = copy.deepcopy(LOAD)
+    graph["1"]["inputs"]["image"] = "photo.png"
+    job = await api.submit(graph)
+    record = await api.stores.jobs.get(job["id"])
+    assert record is not None
+    assert record.uploads == {"1/image": made["id"]}
+
+
+async def test_outputs_of_a_live_job_stay(api: Api) -> None:
+    await api.add_node()
+    job = await api.submit(GRAPH)
+    claim = await api.claim(job["id"])
+    output = await api.output(claim, b"x")
+    path = f"/api/v2/assets/{output.asset_id}"
+    assert code(await api.client.delete(path)) == (409, "asset_in_use")
+    assert (await api.client.get(path)).json()["job_id"] == job["id"]
+    await api.finish(claim)
+    assert (await api.client.delete(path)).status_code == 204
+
+
+async def test_parallel_uploads_of_one_file(api: Api) -> None:
+    answers = await asyncio.gather(*(upload(api, b"same" * 1000) for _ in range(12)))
+    assert sorted({a.status_code for a in answers}) in ([200, 201], [201])
+    assert sum(a.json()["created_new"] for a in answers) == 1
