@@ -24,7 +24,7 @@ Empty = Annotated[bool, typer.Option("--empty", help="As if no node were registe
 @app.command()
 def run() -> None:
     """Run broker and edge, and keep them in step with the node registry."""
-    from comfy_fleet.adapters.haproxy.main import serve
+    from comfy_fleet.haproxy_main import serve
 
     serve(logging_as("haproxy"))
 
