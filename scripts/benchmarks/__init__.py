@@ -1,0 +1,1 @@
+"""The project's measurements: ``scripts/bench`` and ``scripts/chaos``."""

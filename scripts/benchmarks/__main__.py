@@ -1,0 +1,108 @@
+"""``python -m scripts.benchmarks``: measure, show, keep."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from comfy_fleet.cli.up.programs import find_haproxy
+from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.settings import SOURCE
+from scripts.benchmarks import machine, report
+from scripts.benchmarks.figures import cpu, gpus, latency, scaling, submits
+from scripts.benchmarks.stage import BenchError, Options
+
+FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
+    "latency": latency.measure,
+    "gpus": gpus.measure,
+    "scaling": scaling.measure,
+    "cpu": cpu.measure,
+    "submits": submits.measure,
+}
+DOCUMENT = SOURCE / "docs" / "benchmarks.md"
+KEPT = SOURCE / "docs" / "benchmarks.json"
+
+
+def bench(
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help=f"One of {', '.join(FIGURES)}. Repeatable."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the work, to try it out.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the results into docs/benchmarks.md and .json.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write results there.")
+    ] = None,
+    comfyui: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Measure latency over this ComfyUI instead of a simulated node."),
+    ] = None,
+    comfyui_python: Annotated[str | None, typer.Option(metavar="PROGRAM", help="ComfyUI's Python.")] = None,
+    bench_python: Annotated[
+        Path, typer.Option(metavar="PROGRAM", help="The Python that has comfy-api-proxy.")
+    ] = SOURCE / ".venv-bench" / "bin" / "python",
+) -> None:
+    """Measure the fleet beside what one would use instead, on this machine, on loopback."""
+    console = Console()
+    wrong = set(only or ()) - set(FIGURES)
+    if wrong:
+        console.print(
+            f"[red]no figure is called {', '.join(sorted(wrong))}[/]; there are: {', '.join(FIGURES)}"
+        )
+        raise typer.Exit(2)
+    logging.disable(logging.WARNING)
+    options = Options(
+        # Not resolved: a virtual environment's Python is a link, and knows its environment by its place.
+        bench_python=bench_python.absolute(),
+        comfyui=comfyui,
+        comfyui_python=comfyui_python,
+        quick=quick,
+    )
+    facts = machine.describe(options.bench_python, find_haproxy("haproxy"))
+    for name, value in facts.items():
+        console.print(f"[dim]{name}: {value}[/]", highlight=False)
+    console.print()
+    results = []
+    failed = False
+    for name in only or FIGURES:
+        try:
+            result = asyncio.run(_measure(name, options, console))
+        except (BenchError, FleetError) as error:
+            failed = True
+            console.print(f"[red]{name}: {error}[/]\n", highlight=False)
+            continue
+        report.show(console, result)
+        results.append(result)
+    if json_file:
+        report.save(json_file, facts, results)
+    if write and results:
+        merged = {result.name: result for result in (*report.load(KEPT), *results)}
+        ordered = [merged[name] for name in FIGURES if name in merged]
+        report.save(KEPT, facts, ordered)
+        report.write_document(DOCUMENT, facts, ordered)
+        console.print(f"wrote {DOCUMENT.relative_to(SOURCE)} and {KEPT.relative_to(SOURCE)}")
+    if failed:
+        raise typer.Exit(1)
+
+
+async def _measure(name: str, options: Options, console: Console) -> report.Result:
+    load = machine.load_average()
+    at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    with console.status(name) as status:
+        said = replace(options, say=lambda line: status.update(f"{name}: {line}"))
+        result = await FIGURES[name](said)
+    return replace(result, measured_at=at, load=load)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "scripts/bench"
+    typer.run(bench)

@@ -1,0 +1,237 @@
+"""Clients that submit one prompt and read its bytes, each in the fastest way that its server offers.
+
+All use httpx with connections kept open, so that what differs is the server and not the client.
+"""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Protocol, Self
+from uuid import uuid4
+
+import httpx
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+POLL_S = 0.002  # between two looks at a job, where a client polls
+LEASE_AGAIN_S = 0.001
+STREAM_S = 2.0  # an event stream that says nothing for this long is given up for polling
+TRIP_S = 30.0
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class TripFailed(Exception):
+    """A prompt did not end with its picture; the message says why."""
+
+
+def trivial_graph() -> dict[str, Any]:
+    """Return the smallest graph that makes a file, never equal to an earlier one, so never cached."""
+    colour = secrets.randbelow(1 << 24)
+    picture = {"width": 64, "height": 64, "batch_size": 1, "color": colour}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": picture},
+        "2": {
+            "class_type": "SaveImage",
+            "inputs": {"images": ["1", 0], "filename_prefix": f"bench/{uuid4().hex}"},
+        },
+    }
+
+
+class Client(Protocol):
+    """Makes trips: from submit to the picture's bytes."""
+
+    detours: int
+    """Trips in which the fastest way led nowhere and a slower one was taken."""
+
+    async def trip(self) -> bytes:
+        """Submit a trivial graph and return the picture's bytes."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class _Http:
+    """An httpx client with a life of its own."""
+
+    def __init__(self) -> None:
+        self.detours = 0
+        self.http = httpx.AsyncClient(trust_env=False, timeout=TRIP_S)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self.http)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def post(self, url: str, body: Any, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Post JSON and return the JSON that answers."""
+        answer = await self.http.post(url, json=body, headers=headers)
+        if answer.status_code not in (200, 201):
+            raise TripFailed(f"POST {url} answered {answer.status_code}: {answer.text[:300]}")
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def read(
+        self, url: str, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Get a picture."""
+        answer = await self.http.get(url, params=params, headers=headers)
+        if answer.status_code != 200 or not answer.content.startswith(PNG):
+            raise TripFailed(f"GET {url} answered {answer.status_code} and no picture")
+        return answer.content
+
+
+class BareClient(_Http):
+    """ComfyUI's own way: a websocket for the prompt, ``POST /prompt``, ``GET /view``.
+
+    Args:
+        node: Base URL of the ComfyUI.
+    """
+
+    def __init__(self, node: str) -> None:
+        super().__init__()
+        self._node = node
+
+    async def trip(self) -> bytes:
+        """Submit a trivial graph and return the picture's bytes."""
+        run = str(uuid4())
+        url = f"{self._node.replace('http', 'ws', 1)}/ws?clientId={run}"
+        async with connect(url, proxy=None, compression=None, max_size=None) as socket:
+            return await self._run(socket, run, self._node, {})
+
+    async def _run(self, socket: ClientConnection, run: str, base: str, headers: dict[str, str]) -> bytes:
+        await self.post(
+            f"{base}/prompt",
+            {"prompt": trivial_graph(), "client_id": run, "prompt_id": run},
+            headers,
+        )
+        file: dict[str, str] | None = None
+        async for message in socket:
+            if isinstance(message, bytes):
+                continue
+            frame = json.loads(message)
+            data = frame["data"]
+            if data.get("prompt_id") != run:
+                continue
+            if frame["type"] == "executed":
+                file = data["output"]["images"][0]
+            elif frame["type"] == "execution_error":
+                raise TripFailed(data["exception_message"])
+            elif frame["type"] == "executing" and data["node"] is None:
+                break
+        if file is None:
+            raise TripFailed("the prompt ended without a picture")
+        return await self.read(f"{base}/view", file, headers)
+
+
+class LeaseClient(BareClient):
+    """The same through the fleet's HAProxy broker, which picks the node: no queue, no record.
+
+    Args:
+        lease: Websocket base of the lease frontend.
+        direct: HTTP base of the pinned frontend.
+        pool: The pool to take a node of.
+    """
+
+    def __init__(self, lease: str, direct: str, pool: str = "default") -> None:
+        super().__init__(direct)
+        self._lease = lease
+        self._pool = pool
+
+    async def trip(self) -> bytes:
+        """Submit a trivial graph and return the picture's bytes."""
+        run = str(uuid4())
+        url = f"{self._lease}/ws?clientId={run}"
+        pool = {"X-Fleet-Pool": self._pool}
+        async with asyncio.timeout(TRIP_S):
+            while True:
+                opening = connect(url, additional_headers=pool, proxy=None, compression=None, max_size=None)
+                try:
+                    socket = await opening
+                    break
+                except InvalidStatus as refused:
+                    if refused.response.status_code != 503:
+                        raise
+                    await asyncio.sleep(LEASE_AGAIN_S)
+            async with socket:
+                assert socket.response is not None
+                node = {"X-Fleet-Node": socket.response.headers["X-Fleet-Node"]}
+                return await self._run(socket, run, self._node, node)
+
+
+class V2Client(_Http):
+    """A client of Comfy API v2: the fleet, or comfy-api-proxy.
+
+    Args:
+        base: Base URL.
+        events: Follow the event stream; else poll the job.
+    """
+
+    def __init__(self, base: str, *, events: bool) -> None:
+        super().__init__()
+        self._base = base
+        self._events = events
+
+    async def trip(self) -> bytes:
+        """Submit a trivial graph and return the picture's bytes."""
+        async with asyncio.timeout(TRIP_S):
+            job = await self.post(f"{self._base}/api/v2/jobs", {"workflow": trivial_graph()})
+            url = None
+            if self._events:
+                url = await self._follow(job["urls"]["events"])
+                self.detours += url is None
+            if url is None:
+                url = await self._poll(job["urls"]["self"])
+            return await self.read(url)
+
+    async def _follow(self, url: str) -> str | None:
+        """Return the output's URL, or None if the stream ended or fell silent without it."""
+        output: str | None = None
+        status = ""
+        try:
+            async with self.http.stream("GET", url, timeout=STREAM_S) as answer:
+                if answer.status_code != 200:
+                    return None
+                async for event, data in _events(answer):
+                    if event == "output":
+                        output = data["url"]
+                    elif event == "status":
+                        status = data["status"]
+                        if status in ("failed", "canceled"):
+                            raise TripFailed(f"the job ended as {status}")
+                    if output and status == "succeeded":
+                        return output
+        except httpx.TimeoutException:
+            return None
+        return None
+
+    async def _poll(self, url: str) -> str:
+        while True:
+            answer = await self.http.get(url)
+            job = answer.json()
+            # comfy-api-proxy says `expired` of a job that ends between its two looks; it is not.
+            if job.get("status") == "succeeded":
+                found: str = job["outputs"][0]["url"]
+                return found
+            if answer.status_code != 200 or job["status"] in ("failed", "canceled"):
+                raise TripFailed(f"{answer.status_code} {answer.text[:300]}")
+            await asyncio.sleep(POLL_S)
+
+
+async def _events(answer: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    name = ""
+    async for line in answer.aiter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])

@@ -1,0 +1,82 @@
+"""How long from the submit until the picture's bytes are read, on an idle fleet of one node."""
+
+from typing import Any
+
+from scripts.benchmarks.clients import POLL_S
+from scripts.benchmarks.loads import load
+from scripts.benchmarks.report import Result, Verdict
+from scripts.benchmarks.stage import Options, Stage, bounded
+from scripts.benchmarks.stats import Spread
+
+BARE, LEASE, FLEET, FLEET_POLL = "bare websocket client", "bare, HAProxy lease", "fleet", "fleet, polled"
+PROXY, PROXY_POLL = "comfy-api-proxy", "comfy-api-proxy, polled"
+
+
+async def measure(options: Options) -> Result:
+    """Measure; about 20 s."""
+    rounds = options.some(300, 30)
+    async with Stage(options) as stage, bounded(300, "the latency figure"):
+        node = await stage.comfyui() if options.comfyui else (await stage.sims(1))[0]
+        proxy = await stage.proxy(node)
+        fleet = await stage.fleet([node])
+        clients: dict[str, dict[str, Any]] = {
+            BARE: {"kind": "bare", "node": node},
+            PROXY: {"kind": "v2", "base": proxy.url, "events": True},
+            PROXY_POLL: {"kind": "v2", "base": proxy.url, "events": False},
+            LEASE: {
+                "kind": "lease",
+                "lease": fleet.settings.lease_url,
+                "direct": fleet.settings.direct_url,
+            },
+            FLEET: {"kind": "v2", "base": fleet.url, "events": True},
+            FLEET_POLL: {"kind": "v2", "base": fleet.url, "events": False},
+        }
+        measured = await load(
+            "trips",
+            {"clients": clients, "rounds": rounds},
+            lambda done: options.say(f"round {done} of {rounds}"),
+        )
+        stage.check()
+    spread = {name: Spread.of(value["seconds"]) for name, value in measured.items()}
+    detours = {name: value["detours"] for name, value in measured.items()}
+    ours = min((spread[name] for name in (FLEET, FLEET_POLL)), key=lambda one: one.p50)
+    name = min((PROXY, PROXY_POLL), key=lambda one: spread[one].p50)
+    theirs = spread[name]
+    bare = spread[BARE]
+    order = (BARE, LEASE, PROXY, PROXY_POLL, FLEET, FLEET_POLL)
+    kind = "a real ComfyUI on the CPU" if options.comfyui else "a simulated node"
+    return Result(
+        name="latency",
+        title="From submit to bytes read",
+        verdicts=[
+            Verdict(
+                figure="submit → bytes read, p50",
+                target="below comfy-api-proxy",
+                ours=f"{ours.p50 * 1000:.1f} ms",
+                baseline=f"{name} {theirs.p50 * 1000:.1f} ms",
+                ratio=ours.p50 / theirs.p50,
+                met=ours.p50 < theirs.p50,
+            )
+        ],
+        columns=["way", "p50 ms", "p99 ms", "least ms", "times bare", "detours"],
+        rows=[
+            [
+                one,
+                f"{spread[one].p50 * 1000:.2f}",
+                f"{spread[one].p99 * 1000:.2f}",
+                f"{spread[one].least * 1000:.2f}",
+                f"{spread[one].p50 / bare.p50:.2f}",
+                str(detours[one]),
+            ]
+            for one in order
+        ],
+        notes=[
+            f"{rounds} trips each over {kind}, the ways in turn, one trip at a time; every graph is new "
+            "(EmptyImage 64 x 64 → SaveImage), so that nothing is cached.",
+            "All clients use httpx with connections kept open; websockets are opened for each prompt.",
+            f"Unless polled (every {POLL_S * 1000:g} ms) v2 clients follow the job's event stream. A detour "
+            "is a stream that ended or fell silent before the job's end, after which the client polled.",
+        ],
+        data=measured,
+        quick=options.quick,
+    )

@@ -1,0 +1,347 @@
+"""What is measured, set up on loopback: nodes, a fleet in front of them, and what stands there instead.
+
+Every process is a child of this one and ends with it, whatever happens.
+"""
+
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from comfy_fleet.bootstrap import open_stores
+from comfy_fleet.cli.up import nodes as node_plans
+from comfy_fleet.cli.up import ports
+from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy, wait_for_redis
+from comfy_fleet.cli.up.supervisor import Backoff, Spec, Supervised, stop_all
+from comfy_fleet.domain.node import Node
+from comfy_fleet.settings import SOURCE, Settings
+from scripts.benchmarks.processes import command, descendants
+
+_NODES, _REDIS, _PROXY, _API, _DISPATCH, _CLIENT = range(6)
+READY_S = 60.0
+POLL_S = 0.05
+
+
+class BenchError(Exception):
+    """A measurement can't be made; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all measurements share.
+
+    Attributes:
+        bench_python: The Python that has comfy-api-proxy.
+        comfyui: A ComfyUI checkout whose server stands in for the simulated node where that makes sense.
+        comfyui_python: Its Python.
+        quick: A tenth of the work: shows that everything runs, the figures mean little.
+        backoff: When a process that ended is started again.
+        say: Shows one line of progress.
+    """
+
+    bench_python: Path
+    comfyui: Path | None = None
+    comfyui_python: str | None = None
+    quick: bool = False
+    backoff: Backoff = Backoff()
+    say: Callable[[str], None] = field(default=lambda _: None)
+
+    def some(self, full: int, quick: int) -> int:
+        """Return how much work to do."""
+        return quick if self.quick else full
+
+
+class Stage:
+    """A temporary folder and the processes that work in it; an async context manager."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.children: list[Supervised] = []
+        self.warnings: list[str] = []
+        self.folder = Path()
+
+    async def __aenter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="fleet-bench-"))
+        (self.folder / "logs").mkdir()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await stop_all(self.children)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def child(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        stage: int,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Supervised:
+        """Start a process; it is started again when it ends by itself. :meth:`check` then complains."""
+
+        def echo(process: str, fields: Mapping[str, Any]) -> None:
+            if fields.get("level") in ("error", "critical") or "traceback" in fields:
+                self.warnings.append(f"{process}: {fields.get('msg')}")
+
+        spec = Spec(name=name, argv=tuple(argv), env=env or {}, cwd=cwd, stage=stage)
+        made = Supervised(spec, logs=self.folder / "logs", echo=echo, backoff=self.options.backoff)
+        self.children.append(made)
+        await made.start()
+        return made
+
+    def check(self) -> None:
+        """Say so when something crashed meanwhile.
+
+        Raises:
+            BenchError: A process ended by itself.
+        """
+        for child in self.children:
+            if child.crashes:
+                last = child.last_lines[-1] if child.last_lines else "it said nothing"
+                raise BenchError(f"{child.spec.name} ended while it was measured: {last}")
+
+    # -- parts ----------------------------------------------------------------------------------------
+
+    async def redis(self, name: str = "redis") -> "Served":
+        """Start a Redis with AOF as the fleet runs its own, and wait until it answers."""
+        plan = OwnRedis.plan(self.folder / name, port=ports.draw(1)[0])
+        child = await self.child(name, plan.argv, stage=_REDIS)
+        await wait_for_redis(plan.url, timeout_s=READY_S)
+        return Served(url=plan.url, child=child)
+
+    async def sims(self, count: int, *, job_s: float | None = None, name: str = "sim") -> list[str]:
+        """Start simulated nodes in one process and return their URLs.
+
+        Args:
+            count: How many.
+            name: Name of the process and of its folder.
+            job_s: Every job takes exactly this long; None: as modelled, next to nothing for a trivial one.
+        """
+        drawn = ports.draw_block(count)
+        argv = [sys.executable, "-m", "comfy_fleet.sim", "--nodes", str(count), "--port", str(drawn[0])]
+        argv += ["--data", str(self.folder / name)]
+        if job_s is not None:
+            argv += ["--job-seconds", str(job_s)]
+        await self.child(name, argv, stage=_NODES, cwd=SOURCE)
+        urls = [f"http://127.0.0.1:{port}" for port in drawn]
+        for url in urls:
+            await self.until_200(f"{url}/system_stats")
+        return urls
+
+    async def comfyui(self) -> str:
+        """Start the real ComfyUI of the options, on the CPU, and return its URL."""
+        assert self.options.comfyui is not None
+        home = node_plans.ComfyUI.find(
+            self.options.comfyui, python=self.options.comfyui_python, custom_nodes=False
+        )
+        plan = node_plans.comfyuis(home, ports.draw(1), data=self.folder, gpus=[])
+        process = plan.processes[0]
+        await self.child(process.name, process.argv, stage=_NODES, env=process.env, cwd=process.cwd)
+        await self.until_200(f"{plan.nodes[0].url}/system_stats")
+        return plan.nodes[0].url
+
+    async def proxy(self, node_url: str) -> "Served":
+        """Start comfy-api-proxy in front of a node."""
+        (port,) = ports.draw(1)
+        program = self.options.bench_python.parent / "comfy-api-proxy"
+        argv = [str(program), "--comfyui", node_url, "--port", str(port)]
+        child = await self.child(f"comfy-api-proxy-{port}", argv, stage=_API)
+        url = f"http://127.0.0.1:{port}"
+        await self.until_200(f"{url}/api/v2/health")
+        return Served(url=url, child=child)
+
+    async def fleet(
+        self, nodes: Sequence[str], *, dispatchers: int = 1, queue_depth: int = 100_000
+    ) -> "Fleet":
+        """Start a fleet's processes in front of nodes and wait until a job could run."""
+        redis = await self.redis()
+        public, api, lease, direct, agent = ports.draw(5)
+        settings = Settings(
+            data=self.folder / "fleet",
+            redis_url=redis.url,
+            haproxy_bin=find_haproxy("haproxy"),
+            port=public,
+            api_port=api,
+            lease_port=lease,
+            direct_port=direct,
+            agent_port=agent,
+            queue_depth=queue_depth,
+        )
+        env = {
+            f"FLEET_{name.upper()}": str(getattr(settings, name))
+            for name in (
+                *("data", "redis_url", "haproxy_bin", "port", "api_port", "lease_port", "direct_port"),
+                *("agent_port", "queue_depth"),
+            )
+        }
+        env |= {"FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+        made = Fleet(stage=self, settings=settings, redis=redis.child)
+        for number, url in enumerate(nodes, start=1):
+            await made.add(f"node-{number}", url)
+        made.haproxy = await self.child("haproxy", node_plans.fleet("haproxy", "run"), stage=_PROXY, env=env)
+        made.api = await self.child("api", node_plans.fleet("api"), stage=_API, env=env)
+        for number in range(1, dispatchers + 1):
+            argv = node_plans.fleet("dispatch", "--name", f"dispatch-{number}")
+            made.dispatchers.append(await self.child(f"dispatch-{number}", argv, stage=_DISPATCH, env=env))
+        await self.until_200(f"{made.url}/api/v1/ready")
+        return made
+
+    async def worker(self, number: int, node_url: str, redis_url: str) -> Supervised:
+        """Start a stock RQ worker that is bound to one node."""
+        argv = [sys.executable, "-m", "scripts.benchmarks.rq_node", redis_url]
+        env = {"BENCH_NODE": node_url}
+        return await self.child(f"rq-{number}", argv, stage=_CLIENT, env=env, cwd=SOURCE)
+
+    async def until_200(self, url: str, timeout_s: float = READY_S) -> None:
+        """Wait until a URL answers 200.
+
+        Raises:
+            BenchError: It does not in time, or a process of the stage ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        why = "nothing answers"
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+            while time.monotonic() < deadline:
+                self.check()
+                try:
+                    answer = await client.get(url)
+                    if answer.status_code == 200:
+                        return
+                    why = f"{answer.status_code} {answer.text[:300]}"
+                except httpx.HTTPError:
+                    pass
+                await asyncio.sleep(POLL_S)
+        raise BenchError(f"{url} is not ready after {timeout_s:g} s: {why}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A process and where it answers."""
+
+    url: str
+    child: Supervised
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return pid_of(self.child)
+
+
+@dataclass(kw_only=True)
+class Fleet:
+    """A running fleet."""
+
+    stage: Stage
+    settings: Settings
+    redis: Supervised
+    haproxy: Supervised | None = None
+    api: Supervised | None = None
+    dispatchers: list[Supervised] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """The edge."""
+        return f"http://127.0.0.1:{self.settings.port}"
+
+    @property
+    def api_url(self) -> str:
+        """The API itself, behind the edge."""
+        return f"http://127.0.0.1:{self.settings.api_port}"
+
+    async def add(self, name: str, url: str, *, cordoned: bool = False) -> None:
+        """Register a node."""
+        async with open_stores(self.settings) as stores:
+            await stores.nodes.add(Node(name=name, url=url, cordoned=cordoned))
+
+    async def cordon(self, name: str) -> None:
+        """Keep jobs away from a node."""
+        async with open_stores(self.settings) as stores:
+            await stores.nodes.cordon(name, reason="benchmark")
+
+    async def until_up(self, count: int) -> None:
+        """Wait until HAProxy would give jobs to this many nodes.
+
+        Raises:
+            BenchError: It does not in time.
+        """
+        deadline = time.monotonic() + READY_S
+        async with open_stores(self.settings) as stores:
+            while True:
+                up = [state.node.name for state in await stores.nodes.states() if state.verdict == "up"]
+                if len(up) == count:
+                    return
+                if time.monotonic() > deadline:
+                    raise BenchError(f"{count} nodes should be up, but these are: {', '.join(up) or 'none'}")
+                await asyncio.sleep(POLL_S)
+
+    def pids(self) -> dict[str, list[int]]:
+        """Return process ids by part."""
+        assert self.haproxy and self.api
+        controller = pid_of(self.haproxy)
+        below = descendants(controller)
+        return {
+            "api": [pid_of(self.api)],
+            "dispatcher": [pid_of(child) for child in self.dispatchers],
+            "HAProxy edge": [pid for pid in below if "edge.cfg" in command(pid)],
+            "HAProxy broker": [pid for pid in below if "broker.cfg" in command(pid)],
+            "HAProxy controller": [controller],
+            "Redis": [pid_of(self.redis)],
+        }
+
+
+def pid_of(child: Supervised) -> int:
+    """Return a running child's process id.
+
+    Raises:
+        BenchError: It does not run.
+    """
+    if child.pid is None:
+        raise BenchError(f"{child.spec.name} does not run")
+    return child.pid
+
+
+@asynccontextmanager
+async def bounded(seconds: float, what: str) -> AsyncIterator[None]:
+    """Bound a measurement in time.
+
+    Raises:
+        BenchError: It took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise BenchError(f"{what} took longer than {seconds:g} s") from error
+
+
+async def sim_intervals(urls: Sequence[str]) -> list[list[tuple[float, float]]]:
+    """Return when each simulated node computed, in Unix seconds."""
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        answers = await asyncio.gather(*(client.get(f"{url}/sim/stats") for url in urls))
+    return [[(start, end) for start, end, _ in answer.json()["intervals"]] for answer in answers]
+
+
+async def sim_done(urls: Sequence[str]) -> int:
+    """Return how many prompts simulated nodes have finished."""
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        answers = await asyncio.gather(*(client.get(f"{url}/sim/stats") for url in urls))
+    return sum(answer.json()["done"] for answer in answers)
+
+
+async def sim_reset(urls: Sequence[str]) -> None:
+    """Start the nodes' accounts anew."""
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        for url in urls:
+            (await client.post(f"{url}/sim/reset")).raise_for_status()
