@@ -228,7 +228,7 @@ class NodeClient:
 
     async def _ask(self, node: str, path: str) -> dict[str, Any] | AskFailure:
         try:
-            response = await self._http.get(path, headers={NODE: node})
+            response = await self._get(path, node)
         except httpx.TimeoutException as error:
             slow = isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout)
             return "error" if slow else "unreachable"
@@ -239,6 +239,13 @@ class NodeClient:
             return "node_down" if response.status_code == 503 else "error"
         answer = _decode(response.content) if response.status_code == 200 else None
         return answer if isinstance(answer, dict) else "error"
+
+    async def _get(self, path: str, node: str) -> httpx.Response:
+        try:
+            return await self._http.get(path, headers={NODE: node})
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            # Most likely HAProxy closed an idle connection as it was taken: a fresh one tells for sure.
+            return await self._http.get(path, headers={NODE: node})
 
     async def _tell(self, node: str, path: str, body: Mapping[str, Any]) -> bool:
         try:
