@@ -175,9 +175,9 @@ def _kill(fleet: Fleet, sims: Sequence[Supervised], rng: random.Random, account:
         if child and child.pid:
             victims[name] = child.pid
     if "HAProxy controller" in victims:
-        for name in HAPROXY:
-            # Of a master and its worker, the worker dies with the master.
-            victims |= {name: pid for pid in fleet.pids()[name][:1]}
+        parts = fleet.pids()
+        # Of a master and its worker the first is the master; the worker dies with it.
+        victims |= {name: parts[name][0] for name in HAPROXY if parts[name]}
     name = rng.choice(sorted(victims))
     try:
         os.kill(victims[name], signal.SIGKILL)
@@ -325,7 +325,8 @@ def _show(console: Console, account: Account, found: Findings, warnings: Counter
     if took:
         spread = Spread.of(took)
         console.print(
-            f"from accepted to ended: median {spread.p50:.1f} s, p99 {spread.p99:.1f} s, most {spread.most:.1f} s",
+            f"from accepted to ended: median {spread.p50:.1f} s, p99 {spread.p99:.1f} s, "
+            f"most {spread.most:.1f} s",
             highlight=False,
         )
     for name in ("missing", "unfinished", "twice", "unreadable", "changed", "leases"):

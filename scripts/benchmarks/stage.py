@@ -52,7 +52,7 @@ class Options:
     comfyui: Path | None = None
     comfyui_python: str | None = None
     quick: bool = False
-    backoff: Backoff = Backoff()
+    backoff: Backoff = field(default_factory=Backoff)
     say: Callable[[str], None] = field(default=lambda _: None)
 
     def some(self, full: int, quick: int) -> int:

@@ -76,8 +76,8 @@ async def measure(options: Options) -> Result:
         notes=[
             f"Median of {ROUNDS} rounds of {NODES * each} trivial jobs, {NODES} clients side by side on "
             f"{NODES} simulated nodes; user and system time from /proc/PID/stat, idle consumption "
-            "included. Clients of the fleet (through its edge) and of comfy-api-proxy submit, follow the event stream and read "
-            "the picture.",
+            "included. Clients of the fleet (through its edge) and of comfy-api-proxy submit, follow "
+            "the event stream and read the picture.",
         ],
         data={"ms": used, "client_ms": own, "wall_s": walls, "idle_s": idle},
         quick=options.quick,
