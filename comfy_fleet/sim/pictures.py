@@ -6,7 +6,9 @@ that a benchmark measures the fleet and not Pillow.
 
 import hashlib
 import json
+import struct
 import textwrap
+import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from io import BytesIO
@@ -22,6 +24,7 @@ SEED_INPUTS = ("seed", "noise_seed")
 MAX_CAPTION = 200
 MAX_TEXT = 600  # characters of a prompt that are drawn
 PLAIN_AREA = 1 << 16  # bigger pictures are saved with less effort
+COLOUR_TYPES = {"L": 0, "RGB": 2, "RGBA": 6}  # of the PNG format
 
 
 class Painter:
@@ -92,14 +95,36 @@ def caption(graph: Mapping[str, Any]) -> str:
 
 def png(picture: Image.Image, texts: Mapping[str, Any] | None = None, *, level: int = 4) -> bytes:
     """Encode a PNG with JSON text chunks, as ComfyUI does for ``prompt`` and ``workflow``."""
+    if picture.width * picture.height > PLAIN_AREA and picture.mode in COLOUR_TYPES:
+        return _quick_png(picture, texts or {})
     info = PngInfo()
     for key, value in (texts or {}).items():
         info.add_text(key, json.dumps(value))
-    if picture.width * picture.height > PLAIN_AREA:
-        level = 1
     buffer = BytesIO()
     picture.save(buffer, "PNG", pnginfo=info, compress_level=level)
     return buffer.getvalue()
+
+
+def _quick_png(picture: Image.Image, texts: Mapping[str, Any]) -> bytes:
+    """Encode without line filters, in half of Pillow's time: big flat areas need none."""
+    data = picture.tobytes()
+    stride = len(data) // picture.height
+    rows = b"".join(b"\0" + data[start : start + stride] for start in range(0, len(data), stride))
+    head = struct.pack(">IIBBBBB", picture.width, picture.height, 8, COLOUR_TYPES[picture.mode], 0, 0, 0)
+    chunks = [(b"IHDR", head)]
+    chunks += [
+        (b"tEXt", f"{key}\0{json.dumps(value)}".encode("latin-1", "replace")) for key, value in texts.items()
+    ]
+    chunks += [(b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")]
+    made = [b"\x89PNG\r\n\x1a\n"]
+    for kind, content in chunks:
+        made += [
+            struct.pack(">I", len(content)),
+            kind,
+            content,
+            struct.pack(">I", zlib.crc32(kind + content)),
+        ]
+    return b"".join(made)
 
 
 def jpeg(picture: Image.Image, longest: int = 512) -> bytes:
