@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from comfy_fleet.agent.source import NodesSource
 from comfy_fleet.domain.errors import ConfigError
@@ -158,9 +159,8 @@ class _Question(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - TCP gives nothing else
-        self._transport = transport
-        self._timer = asyncio.get_running_loop().call_later(_QUESTION_TIMEOUT_S, transport.abort)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class, only by methods
+        self._timer = asyncio.get_running_loop().call_later(_QUESTION_TIMEOUT_S, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         self._text += data
