@@ -150,7 +150,10 @@ def dispatch(
 
 def agent(
     join: Annotated[
-        str | None, typer.Option(metavar="URL", help="The fleet's address; with a token it reports there.")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The fleet, which knows the nodes.", show_default="FLEET_API_HOST and _PORT"
+        ),
     ] = None,
     token: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
 
 _GIVE_UP_AFTER = 4  # crashes in a row before the fleet was ever ready: it won't start by waiting
+_SAY_AGAIN_S = 10.0  # the same line of the same process comes on the terminal this often at most
 _REDIS, _NODES, _PROXY, _API, _DISPATCH = range(5)  # stages; the last is stopped first
 
 
@@ -129,6 +131,8 @@ def plan(settings: Settings, options: UpOptions, *, gpus: int, visible: str | No
         )
     }
     env |= {"FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+    if settings.agent_token is None:
+        env["FLEET_AGENT_TOKEN"] = secrets.token_urlsafe(24)  # API and agent need one where keys are set
     return Plan(settings=ours, env=env, redis=redis, nodes=made, ports=inner, node_ports=node_ports)
 
 
@@ -177,6 +181,8 @@ class Fleet:
         self._console = console
         self._children: list[Supervised] = []
         self._stopping = False
+        self._ready = False
+        self._told: dict[tuple[str, str], float] = {}
         self._stop = asyncio.Event()
 
     async def run(self, lock: DataLock) -> None:
@@ -211,6 +217,7 @@ class Fleet:
                     starting.cancel()
                     await asyncio.gather(starting, return_exceptions=True)
             if not self._stop.is_set():
+                self._ready = True
                 self._say_ready(time.monotonic() - started)
             await self._stop.wait()
         finally:
@@ -244,7 +251,8 @@ class Fleet:
             )
             for process in self.plan.nodes.processes
         ]
-        for name, stage in (("haproxy", _PROXY), ("api", _API), ("dispatch", _DISPATCH)):
+        parts = (("haproxy", _PROXY), ("agent", _PROXY), ("api", _API), ("dispatch", _DISPATCH))
+        for name, stage in parts:
             command = node_plans.fleet(*(("haproxy", "run") if name == "haproxy" else (name,)))
             # A dispatcher lets its runs finish first.
             patience_s = 10 + (settings.stop_wait_s if name == "dispatch" else 0)
@@ -295,11 +303,23 @@ class Fleet:
                 )
 
     def _echo(self, process: str, fields: Mapping[str, Any]) -> None:
-        if self._options.verbose or (is_loud(fields) and not self._stopping):
+        if self._options.verbose or self._matters(process, fields):
             known = {"ts", "level", "process", "logger", "msg", "traceback"}
             more = "".join(f" {key}={value}" for key, value in fields.items() if key not in known)
             line = f"{fields.get('level', 'info')} {process}: {fields.get('msg')}{more}"
             self._console.print(line, markup=False, soft_wrap=True, style="dim")
+
+    def _matters(self, process: str, fields: Mapping[str, Any]) -> bool:
+        """Return whether a line belongs on the terminal now."""
+        if self._stopping or not is_loud(fields):
+            return False
+        if not self._ready and fields.get("level") == "warning":
+            return False  # while everything starts, everybody misses somebody
+        now, key = time.monotonic(), (process, str(fields.get("msg")))
+        if now - self._told.get(key, float("-inf")) < _SAY_AGAIN_S:
+            return False
+        self._told[key] = now
+        return True
 
     def _say_ready(self, took_s: float) -> None:
         settings = self.plan.settings
