@@ -77,20 +77,24 @@ def check(empty: Empty = False, data: Data = None) -> None:
 
 
 @app.command()
-def show(json_: Json = False, data: Data = None) -> None:
+def show(
+    pinned: Annotated[bool, typer.Option("--pinned", help="Also the backend of pinned calls.")] = False,
+    json_: Json = False,
+    data: Data = None,
+) -> None:
     """Show the servers of the running broker as HAProxy has them now."""
     import asyncio
 
     from comfy_fleet.cli.console import print_json, stdout, table
 
     settings = load(data=data)
-    rows = asyncio.run(_servers(settings))
+    rows = [row for row in asyncio.run(_servers(settings)) if pinned or row["backend"] != "be_direct"]
     if json_:
         print_json(rows)
         return
     stdout().print(
         table(
-            ["<Backend", "<Server", "Address", "State", ">Weight", ">Leased", ">Leases", "Last check"],
+            ["<Backend", "<Server", "<Address", "<State", ">Weight", ">Leased", ">Leases", "Agent"],
             [
                 (
                     row["backend"],
@@ -172,7 +176,7 @@ async def _servers(settings: "Settings") -> list[dict[str, Any]]:
                         "weight": server.weight,
                         "leased": int(row.get("scur") or 0),
                         "leases": int(row.get("stot") or 0),
-                        "last_check": row.get("last_agt") or row.get("last_chk") or "",
+                        "last_check": (row.get("last_agt") or row.get("last_chk") or "").removeprefix("via agent : "),
                     }
                 )
     except BrokerError as error:

@@ -1,5 +1,6 @@
 """``fleet workflow``: stored workflows, their parameters, and whether a node can run them."""
 
+import re
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -26,7 +27,7 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
         print_json(answer)
         return
     rows = [
-        (workflow["name"], workflow.get("title"), " ".join((workflow.get("description") or "").split()))
+        (workflow["name"], workflow.get("title"), _first_sentence(workflow.get("description") or ""))
         for workflow in answer["workflows"]
     ]
     if not rows:
@@ -53,7 +54,7 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
             {
                 "workflow": workflow.get("name", name),
                 "title": workflow.get("title"),
-                "about": workflow.get("description"),
+                "about": " ".join((workflow.get("description") or "").split()),
                 "version": workflow.get("version"),
                 "needs": _needs(requires),
                 "note": requires.get("note"),
@@ -114,6 +115,10 @@ def check(
     raise typer.Exit(Exit.OK if able else Exit.FAILED)
 
 
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\w[.:;])\s", " ".join(text.split()), maxsplit=1)[0].rstrip(".:;")
+
+
 def _needs(requires: dict[str, Any]) -> str:
     parts = []
     if requires.get("comfyui"):
@@ -129,9 +134,11 @@ def _limits(about: dict[str, Any]) -> str:
     if "enum" in about:
         return ", ".join(str(value) for value in about["enum"])
     low, high = about.get("minimum"), about.get("maximum")
-    words = (
-        f"{'' if low is None else low}..{'' if high is None else high}" if (low, high) != (None, None) else ""
-    )
+    words = ""
+    if low is not None:
+        words = f"from {low}" if high is None else f"{low} to {high}"
+    elif high is not None:
+        words = f"up to {high}"
     if step := about.get("multipleOf"):
         words += f" step {step}"
     if longest := about.get("maxLength"):
