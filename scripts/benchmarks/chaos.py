@@ -37,7 +37,6 @@ LOAD = 0.6  # share of the nodes' capacity that is submitted, so that a backlog 
 KILL_GAP_S = (0.5, 2.5)
 SETTLE_S = 90.0
 FINAL = ("succeeded", "failed", "canceled", "expired")
-HAPROXY = ("HAProxy edge", "HAProxy broker")
 
 
 @dataclass(kw_only=True)
@@ -171,13 +170,13 @@ def _kill(fleet: Fleet, sims: Sequence[Supervised], rng: random.Random, account:
     victims: dict[str, int] = {
         child.spec.name: child.pid for child in (*sims, *fleet.dispatchers, fleet.redis) if child.pid
     }
-    for name, child in (("api", fleet.api), ("HAProxy controller", fleet.haproxy)):
+    for name, child in (("api", fleet.api), ("agent", fleet.agent), ("HAProxy controller", fleet.haproxy)):
         if child and child.pid:
             victims[name] = child.pid
     if "HAProxy controller" in victims:
-        parts = fleet.pids()
+        below = fleet.haproxy_pids(victims["HAProxy controller"])
         # Of a master and its worker the first is the master; the worker dies with it.
-        victims |= {name: parts[name][0] for name in HAPROXY if parts[name]}
+        victims |= {name: pids[0] for name, pids in below.items() if pids}
     name = rng.choice(sorted(victims))
     try:
         os.kill(victims[name], signal.SIGKILL)

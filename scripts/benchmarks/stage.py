@@ -190,6 +190,7 @@ class Stage:
         made = Fleet(stage=self, settings=settings, redis=redis.child)
         for number, url in enumerate(nodes, start=1):
             await made.add(f"node-{number}", url)
+        made.agent = await self.child("agent", node_plans.fleet("agent"), stage=_PROXY, env=env)
         made.haproxy = await self.child("haproxy", node_plans.fleet("haproxy", "run"), stage=_PROXY, env=env)
         made.api = await self.child("api", node_plans.fleet("api"), stage=_API, env=env)
         for number in range(1, dispatchers + 1):
@@ -246,6 +247,7 @@ class Fleet:
     stage: Stage
     settings: Settings
     redis: Supervised
+    agent: Supervised | None = None
     haproxy: Supervised | None = None
     api: Supervised | None = None
     dispatchers: list[Supervised] = field(default_factory=list)
@@ -288,16 +290,24 @@ class Fleet:
 
     def pids(self) -> dict[str, list[int]]:
         """Return process ids by part."""
-        assert self.haproxy and self.api
+        assert self.agent and self.haproxy and self.api
         controller = pid_of(self.haproxy)
-        below = descendants(controller)
         return {
             "api": [pid_of(self.api)],
             "dispatcher": [pid_of(child) for child in self.dispatchers],
+            **self.haproxy_pids(controller),
+            "HAProxy controller": [controller],
+            "agent": [pid_of(self.agent)],
+            "Redis": [pid_of(self.redis)],
+        }
+
+    @staticmethod
+    def haproxy_pids(controller: int) -> dict[str, list[int]]:
+        """Return the process ids of both HAProxy processes, a master before its worker."""
+        below = descendants(controller)
+        return {
             "HAProxy edge": [pid for pid in below if "edge.cfg" in command(pid)],
             "HAProxy broker": [pid for pid in below if "broker.cfg" in command(pid)],
-            "HAProxy controller": [controller],
-            "Redis": [pid_of(self.redis)],
         }
 
 
