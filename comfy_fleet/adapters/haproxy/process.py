@@ -186,7 +186,8 @@ class HAProxy:
             logger.info("haproxy request", extra=extra | {key: v for key, v in facts.items() if v != ""})
             return
         level = logging.INFO
-        if line.startswith(("[ALERT]", "[WARNING]")):
+        # HAProxy warns of good news, too: a server that came up.
+        if line.startswith(("[ALERT]", "[WARNING]")) and " is UP" not in line:
             level = logging.WARNING
         logger.log(level, "haproxy says", extra=extra | {"line": line})
 
