@@ -108,6 +108,8 @@ def parse_url(url: str) -> tuple[str, int]:
     host = parts.hostname or ""
     if (
         parts.scheme != "http"
+        or not url.isprintable()  # urlsplit drops newlines and tabs without a word
+        or " " in url
         or parts.path not in ("", "/")
         or parts.query
         or parts.fragment

@@ -1,0 +1,217 @@
+"""The public port: what comes in, what is refused, and what the API gets to see."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from comfy_fleet.adapters.haproxy.render import files
+from comfy_fleet.adapters.haproxy.runtime import Runtime
+from comfy_fleet.settings import Settings
+from tests.integration.haproxy_kit import (
+    MemoryRegistry,
+    TinyNode,
+    eventually,
+    make_settings,
+    raw_request,
+    running,
+)
+
+LIMIT = 4096
+
+
+class TinyApi(TinyNode):
+    """Echoes requests, and streams events that the test lets go one by one."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__("api")
+        self.port = port
+        self.events: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"/events " in head:
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            while (event := await self.events.get()) is not None:
+                data = f"data: {event}\n\n".encode()
+                writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+            writer.write(b"0\r\n\r\n")
+            return True
+        rest = asyncio.StreamReader()
+        rest.feed_data(head)
+        length = next(
+            (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+        )
+        rest.feed_data(await reader.readexactly(length))
+        return await super()._one(rest, writer)
+
+
+@dataclass
+class Edge:
+    settings: Settings
+    api: TinyApi
+    http: httpx.AsyncClient
+
+    async def raw(self, path: str, *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
+        return await raw_request(self.settings.port, method, path, *headers, body=body)
+
+
+@contextlib.asynccontextmanager
+async def edge_of(folder: Path, **more: object) -> AsyncIterator[Edge]:
+    settings = make_settings(folder, max_body_bytes=LIMIT, **more)
+    api = TinyApi(settings.api_port)
+    async with (
+        api,
+        running(folder, MemoryRegistry(), settings=settings),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}", trust_env=False) as http,
+    ):
+        yield Edge(settings, api, http)
+
+
+@pytest.fixture
+async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
+    async with edge_of(tmp_path) as it:
+        yield it
+
+
+def error_of(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head.lower()
+    error = json.loads(body)["error"]
+    assert set(error) == {"code", "message", "details"}
+    return int(head.split()[1]), error["code"]
+
+
+async def test_only_whole_public_paths_pass(edge: Edge) -> None:
+    for path in (
+        "/api/v1/jobs",
+        "/api/v1/workflows/image_card/jobs?limit=5&x=%2F",
+        "/api/v2/assets/by-hash/blake3:00ff",
+        "/api/v2/jobs/a%20b",
+        "/api/v1/docs",
+        "/docs",
+        "/openapi.json",
+        "/health",
+    ):
+        answer = await edge.raw(path)
+        assert answer.startswith(b"HTTP/1.1 200 "), (path, answer)
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == path
+    for path in (
+        "/",
+        "/metrics",
+        "/api/v1",
+        "/api/v3/jobs",
+        "/api/v1/../metrics",
+        "/api/v1/jobs/..",
+        "/api/v1/jobs/./x",
+        "/api/v1/%2e%2e/metrics",
+        "/api/v1/%2E%2E%2Fmetrics",
+        "/api/v1/..%2fmetrics",
+        "/api/v1/..%5cmetrics",
+        "/api/v1/x%00",
+        "/api/v1//jobs",
+        "//api/v1/jobs",
+        "/docs/",
+        "/healthz",
+        "/x/api/v1/jobs",
+        "/prompt",
+    ):
+        assert error_of(await edge.raw(path)) == (404, "not_found"), path
+
+
+async def test_what_only_the_fleet_may_say_is_stripped(edge: Edge) -> None:
+    answer = await edge.raw(
+        "/api/v1/jobs",
+        "X-Fleet-Node: g1",
+        "x-fleet-anything: 1",
+        "X-Forwarded-For: 1.2.3.4",
+        "X-Forwarded-Host: evil.test",
+        "X-Forwarded-Prefix: /evil",
+        "Forwarded: for=1.2.3.4",
+        "X-Real-IP: 1.2.3.4",
+        "Authorization: Bearer k",
+    )
+    seen = json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]
+    assert not any(name.startswith("x-fleet-") for name in seen)
+    assert {name: value for name, value in seen.items() if "forward" in name or "real" in name} == {
+        "x-forwarded-for": "127.0.0.1",
+        "x-forwarded-proto": "http",
+        "x-forwarded-host": "fleet.test",
+    }
+    assert seen["authorization"] == "Bearer k"
+
+
+async def test_a_body_over_the_limit_is_413_before_it_is_read(edge: Edge) -> None:
+    fits = await edge.http.post("/api/v2/assets", content=b"x" * LIMIT)
+    assert fits.json()["bytes"] == LIMIT
+    refused = await edge.http.post("/api/v2/assets", content=b"x" * (LIMIT + 1))
+    assert refused.status_code == 413
+    assert refused.json()["error"]["code"] == "payload_too_large"
+    assert str(LIMIT) in refused.json()["error"]["message"]
+    huge = await edge.raw("/api/v2/assets", "Content-Length: 99999999999999", method="POST")
+    assert error_of(huge) == (413, "payload_too_large")
+    assert [request["bytes"] for request in edge.api.requests] == [LIMIT]
+
+
+async def test_events_arrive_one_by_one(edge: Edge) -> None:
+    async with edge.http.stream("GET", "/api/v2/jobs/j1/events", timeout=5) as reply:
+        lines = reply.aiter_lines()
+        for number in range(3):
+            edge.api.events.put_nowait(str(number))
+            assert await anext(lines) == f"data: {number}"
+            assert await anext(lines) == ""
+        edge.api.events.put_nowait(None)
+
+
+async def test_an_api_that_is_away_is_503_in_the_envelope(edge: Edge) -> None:
+    await edge.api.__aexit__()
+    answer = await edge.raw("/api/v1/jobs")
+    assert error_of(answer) == (503, "unavailable")
+    assert b"retry-after: 1" in answer.lower()
+    await edge.api.__aenter__()
+    assert (await edge.http.get("/api/v1/jobs")).status_code == 200
+
+
+async def test_a_restart_of_the_api_is_waited_for(edge: Edge) -> None:
+    await edge.api.__aexit__()
+    asked = asyncio.create_task(edge.http.get("/api/v1/jobs"))
+    await asyncio.sleep(0.2)  # it has met a closed port by now
+    await edge.api.__aenter__()
+    assert (await asked).status_code == 200
+
+
+async def test_what_is_not_http_never_reaches_the_api(edge: Edge) -> None:
+    for headers in (["Content-Length: -1"], ["Content-Length: 1", "Content-Length: 2"], ["no colon"]):
+        answer = await edge.raw("/api/v1/jobs", *headers)
+        assert answer.startswith(b"HTTP/1.1 400 "), (headers, answer)
+    assert edge.api.requests == []
+
+
+async def test_the_rate_limit_counts_per_address(tmp_path: Path) -> None:
+    async with edge_of(tmp_path, rate_limit=5) as edge:
+        replies = [await edge.http.get("/api/v1/jobs") for _ in range(8)]
+        assert [reply.status_code for reply in replies] == [200] * 5 + [429] * 3
+        assert replies[-1].json()["error"]["code"] == "rate_limited"
+        assert replies[-1].headers["Retry-After"] == "10"
+
+
+async def test_a_killed_edge_comes_back(edge: Edge) -> None:
+    worker = await Runtime(files(edge.settings).edge_socket).pid()
+    os.kill(worker, signal.SIGKILL)
+
+    async def answers() -> bool:
+        try:
+            return (await edge.http.get("/health")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    await eventually("the edge answers", answers)
