@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import comfy_fleet
 from comfy_fleet.api import (
+    checks,
     errors,
     events,
     metrics,
@@ -33,7 +34,7 @@ from comfy_fleet.domain.errors import FleetError
 logger = logging.getLogger(__name__)
 
 # These say nothing about anybody's work, and the edge's health checks show no key.
-OPEN_PATHS = frozenset({"/api/v2/health", "/api/v1/health", "/api/v1/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/api/v2/health", "/api/v1/health", "/api/v1/ready", "/metrics"})
 
 
 def create_app(deps: ApiDeps) -> ASGIApp:
@@ -76,7 +77,7 @@ def create_app(deps: ApiDeps) -> ASGIApp:
         *metrics.routes,
         *reference.routes,
     ]
-    for face in (v1_generate, v1_jobs, v1_nodes, v1_health):
+    for face in (v1_generate, v1_jobs, v1_nodes, v1_health, checks):
         app.include_router(face.router, prefix="/api/v1")
     return Front(app, deps, figures)
 

@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import admin, deps
-from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.deps import NodeFacts, admin, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.inventory import parse
@@ -19,16 +18,6 @@ from comfy_fleet.services.check import check_workflow
 
 router = APIRouter(tags=["operators"])
 _AT_ONCE = 8  # nodes that are asked side by side: half a megabyte each
-
-
-class NodeFacts(Protocol):
-    """The part of :class:`comfy_fleet.ports.NodeApi` that a check needs."""
-
-    async def object_info(self, node: str) -> Mapping[str, Any]:
-        """Return every node class with its inputs. Raises NodeError."""
-
-    async def system_stats(self, node: str) -> Mapping[str, Any]:
-        """Return versions and memory. Raises NodeError."""
 
 
 @router.get("/queue", summary="How many jobs wait")
@@ -44,21 +33,16 @@ async def check(
     """Ask each node for its classes and files, and list what keeps it from running the workflow."""
     admin(request)
     d = deps(request)
-    facts: NodeFacts | None = d.node_facts
-    if facts is None:
-        raise HttpError(501, "not_implemented", "this API can't ask nodes")
     workflow = d.catalog.get(name)
     names = [known.name for known in await d.nodes.nodes() if node in (None, known.name)]
     if not names:
         raise NotFound(f"no node {node!r}" if node else "no node is known: add one with `fleet node add`")
     limit = asyncio.Semaphore(_AT_ONCE)
-    found = await asyncio.gather(*(_look(facts, limit, one, workflow) for one in names))
+    found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow) for one in names))
     return json_response({"workflow": workflow.name, "version": workflow.version, "nodes": found})
 
 
-async def _look(
-    facts: NodeFacts, limit: asyncio.Semaphore, node: str, workflow: Workflow
-) -> dict[str, Any]:
+async def _look(facts: NodeFacts, limit: asyncio.Semaphore, node: str, workflow: Workflow) -> dict[str, Any]:
     async with limit:
         try:
             stats, info = await asyncio.gather(facts.system_stats(node), facts.object_info(node))

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.requests import Request
 
@@ -19,6 +19,16 @@ from comfy_fleet.settings import Settings
 
 Probe = Callable[[], Awaitable[str | None]]
 """Says why a part is not ready, or None."""
+
+
+class NodeFacts(Protocol):
+    """The part of :class:`comfy_fleet.ports.NodeApi` that the API needs."""
+
+    async def object_info(self, node: str) -> Mapping[str, Any]:
+        """Return every node class with its inputs. Raises NodeError."""
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        """Return versions and memory. Raises NodeError."""
 
 
 class Catalog(Protocol):
@@ -36,6 +46,8 @@ class ApiDeps:
     """Everything behind the HTTP faces.
 
     Attributes:
+        simulated: Whether a node, by name, is a stand-in: every surface says so.
+        node_facts: Asks nodes through the broker.
         probes: Parts that ``/ready`` asks, by name.
         background: Coroutine functions that run as long as the app does.
         closing: Set when the server stops: streams end then.
@@ -53,6 +65,8 @@ class ApiDeps:
     estimator: Estimator
     replays: Replays
     clock: Callable[[], float]
+    simulated: Callable[[str | None], bool]
+    node_facts: NodeFacts
     probes: Mapping[str, Probe] = field(default_factory=dict)
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     closing: asyncio.Event = field(default_factory=asyncio.Event)

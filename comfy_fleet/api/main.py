@@ -13,16 +13,17 @@ import uvloop
 from starlette.types import ASGIApp
 
 from comfy_fleet.adapters.catalog import WorkflowCatalog
+from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.worker import live_dispatchers
 from comfy_fleet.adapters.replays import RedisReplays
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
-from comfy_fleet.api.deps import ApiDeps, Probe
+from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.v1_health import node_probe
 from comfy_fleet.bootstrap import Stores, open_assets, open_secrets, open_stores
 from comfy_fleet.domain.errors import FleetError
-from comfy_fleet.services.inventories import NodeInfo, NodeInventories
+from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.read import Estimator
 from comfy_fleet.services.submit import Limits, Submitter
 from comfy_fleet.settings import Settings
@@ -34,7 +35,7 @@ SWEEP_S = 60.0
 _BACKLOG = 2048
 
 
-def build(settings: Settings, stores: Stores, info: NodeInfo) -> ApiDeps:
+def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     """Put the services behind the HTTP faces together.
 
     Raises:
@@ -71,6 +72,8 @@ def build(settings: Settings, stores: Stores, info: NodeInfo) -> ApiDeps:
         estimator=Estimator(stores.jobs, stores.nodes, clock=time.time),
         replays=RedisReplays(stores.redis),
         clock=time.time,
+        simulated=inventories.simulated,
+        node_facts=info,
         probes=_probes(settings, stores),
         background=(inventories.run, lambda: _sweep(assets)),
     )
@@ -149,8 +152,6 @@ async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None
     Raises:
         ConfigError: A setting is wrong.
     """
-    from comfy_fleet.adapters.comfyui.http import NodeClient
-
     async with open_stores(settings) as stores, NodeClient(settings.direct_url) as nodes:
         deps = build(settings, stores, nodes)
         logger.info("api ready", extra={"host": settings.api_host, "port": settings.api_port})

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 _STYLE = """
@@ -93,4 +93,18 @@ def _type(field: dict[str, Any]) -> str:
     return str(field.get("type", "any"))
 
 
-routes = [Route("/api/v1/docs", page, methods=["GET"])]
+async def to_page(request: Request) -> Response:
+    """``GET /docs``."""
+    return RedirectResponse("/api/v1/docs")
+
+
+async def to_schema(request: Request) -> Response:
+    """``GET /openapi.json``."""
+    return RedirectResponse("/api/v1/openapi.json")
+
+
+routes = [
+    Route("/api/v1/docs", page, methods=["GET"]),
+    Route("/docs", to_page, methods=["GET"]),
+    Route("/openapi.json", to_schema, methods=["GET"]),
+]

@@ -102,6 +102,8 @@ async def _task(request: Request, task_id: str) -> Response:
             "queue_position": await d.jobs.position(job),
             "progress": job.progress.value if job.progress else None,
             "estimated_wait_time_sec": await d.estimator.seconds(job),
+            "node": job.node,
+            "simulated": d.simulated(job.node),
         }
     )
 

@@ -138,7 +138,12 @@ async def job(request: Request, value: Job) -> dict[str, Any]:
     """Return a job as REST writes it: v2's fields and a few more."""
     d = deps(request)
     return {
-        **wire.job(value, links(request), queue_position=await d.jobs.position(value)),
+        **wire.job(
+            value,
+            links(request),
+            queue_position=await d.jobs.position(value),
+            simulated=d.simulated(value.node),
+        ),
         "workflow_version": value.workflow_version,
         "params": dict(value.params),
         "estimated_wait_time_sec": await d.estimator.seconds(value),

@@ -54,7 +54,7 @@ async def create(request: Request) -> Response:
         ),
     )
     position = await d.jobs.position(done.job)
-    return json_response(wire.job(done.job, links(request), queue_position=position), 201)
+    return json_response(wire.job(done.job, links(request), queue_position=position, simulated=False), 201)
 
 
 async def find(request: Request) -> Response:
@@ -75,8 +75,11 @@ async def listing(request: Request, query: JobFilter, find: Any) -> dict[str, An
         if query.cursor is not None and error.details.get("field") == "cursor":
             raise HttpError(400, "invalid_cursor", error.message, details=error.details) from None
         raise
-    to = links(request)
-    return {"jobs": [wire.list_item(job, to) for job in page.jobs], "next_cursor": page.next_cursor}
+    to, simulated = links(request), deps(request).simulated
+    return {
+        "jobs": [wire.list_item(job, to, simulated=simulated(job.node)) for job in page.jobs],
+        "next_cursor": page.next_cursor,
+    }
 
 
 async def get(request: Request) -> Response:
@@ -86,8 +89,10 @@ async def get(request: Request) -> Response:
 
 async def answer(request: Request, job: Job) -> Response:
     """Return a job as it is, with its place in the queue."""
-    position = await deps(request).jobs.position(job) if job.status is JobStatus.QUEUED else None
-    return json_response(wire.job(job, links(request), queue_position=position))
+    d = deps(request)
+    position = await d.jobs.position(job) if job.status is JobStatus.QUEUED else None
+    body = wire.job(job, links(request), queue_position=position, simulated=d.simulated(job.node))
+    return json_response(body)
 
 
 async def workflow(request: Request) -> Response:
@@ -252,4 +257,5 @@ routes = [
     Route("/api/v2/jobs/{id}/workflow", workflow, methods=["GET"]),
     Route("/api/v2/jobs/{id}/cancel", cancel, methods=["POST"]),
     Route("/api/v2/health", health, methods=["GET"]),
+    Route("/health", health, methods=["GET"]),
 ]

@@ -18,7 +18,7 @@ def time(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def job(value: Job, links: Links, *, queue_position: int | None) -> dict[str, Any]:
+def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> dict[str, Any]:
     """Return a job: the contract's fields, and what the fleet knows besides."""
     started, completed = value.started_at, value.completed_at
     url = links.job(value.id)
@@ -42,15 +42,16 @@ def job(value: Job, links: Links, *, queue_position: int | None) -> dict[str, An
         "priority": value.priority,
         "workflow": value.workflow,
         "node": value.node,
+        "simulated": simulated,
         "attempt": value.attempt,
         "waiting_for": value.waiting_for,
     }
 
 
-def list_item(value: Job, links: Links) -> dict[str, Any]:
+def list_item(value: Job, links: Links, *, simulated: bool) -> dict[str, Any]:
     """Return a job in a list; the SDK reads ``create_time``, ``update_time`` and ``deployment_id`` there."""
     return {
-        **job(value, links, queue_position=None),
+        **job(value, links, queue_position=None, simulated=simulated),
         "create_time": time(value.created_at),
         "update_time": time(value.completed_at or value.started_at or value.created_at),
         "deployment_id": None,

@@ -101,6 +101,10 @@ class NodeInventories:
             await self._look()
         return bool(self._nodes)
 
+    def simulated(self, name: str | None) -> bool:
+        """Return whether a node is known to be a simulated one."""
+        return any(node.simulated for node in self._nodes if node.name == name)
+
     def uploads(self) -> Mapping[str, frozenset[str]] | None:
         """Return which inputs name uploaded files, by class; None while no inventory is known."""
         return self._uploads

@@ -16,6 +16,7 @@ from comfy_fleet.domain.graph import Graph
 from comfy_fleet.domain.job import DEFAULT_POOL, Metadata, NewJob, Placement
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
+from comfy_fleet.services.read import is_id
 
 
 class Inventories(Protocol):
@@ -126,6 +127,8 @@ class Submitter:
         """
         workflow = self._catalog.get(name)
         bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
+        for parameter_name, value in bound.assets.items():
+            await self._check_file(owner, workflow, parameter_name, value)
         return await self._submit(
             owner,
             graph.check(bound.graph),
@@ -177,6 +180,19 @@ class Submitter:
             max_attempts=self._limits.max_attempts,
         )
         return await self._write(new, wishes.idempotency)
+
+    async def _check_file(self, owner: str, workflow: Workflow, name: str, value: str) -> None:
+        asset = await self._assets.get(value) if is_id(value) else None
+        if asset is None:
+            asset = await self._assets.by_path(owner=owner, file_path=value)
+        if asset is None or asset.owner != owner:
+            raise MissingAsset(
+                f"{name}: there is no asset {value[:80]!r}; upload it first",
+                details={"field": f"params.{name}", "parameter": name, "id": value[:80]},
+            )
+        parameter = workflow.parameter(name)
+        if parameter is not None:
+            binding.check_file(parameter, content_type=asset.content_type, size_bytes=asset.size_bytes)
 
     async def _write(self, new: NewJob, idempotency: Idempotency | None) -> Submitted:
         ids = sorted(new.assets)

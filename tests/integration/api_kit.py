@@ -1,4 +1,4 @@
-"""The HTTP faces on a real server, a real Redis and a real folder; the dispatcher's part is played by tests."""
+"""The HTTP faces on a real server, Redis and folder; the dispatcher's part is played by tests."""
 
 import asyncio
 import gzip
@@ -46,6 +46,9 @@ class Info:
             raise NodeError(f"{node} does not answer")
         return self.answers[node]
 
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        return {"system": {"comfyui_version": "0.3.64"}}
+
 
 @dataclass
 class Api:
@@ -64,12 +67,16 @@ class Api:
         assert isinstance(self.deps.assets, FileAssetStore)
         return self.deps.assets
 
-    async def add_node(self, name: str = "g1", *, info: bool = True, up: bool = True) -> None:
+    async def add_node(
+        self, name: str = "g1", *, info: bool = True, up: bool = True, simulated: bool = False
+    ) -> None:
         """Register a node; with ``info`` it answers like a real one."""
         if info:
             self.info.answers[name] = object_info()
         number = len(await self.stores.nodes.nodes())
-        await self.stores.nodes.add(Node(name=name, url=f"http://127.0.0.1:{9000 + number}"))
+        await self.stores.nodes.add(
+            Node(name=name, url=f"http://127.0.0.1:{9000 + number}", simulated=simulated)
+        )
         if up:
             await self.stores.nodes.report(name, verdict="up", why="")
 

@@ -186,8 +186,9 @@ async def test_from_hash(api: Api) -> None:
     other = await mint(hash=made["hash"], file_path="b.png")
     assert (other.status_code, other.json()["created_new"]) == (201, False)
     assert code(await mint(hash=hash_of(b"y"))) == (404, "blob_not_found")
-    for bad in ({}, {"hash": 5}, {"hash": "x"}, {"hash": made["hash"], "tags": "t"},
-                {"hash": made["hash"], "expires_in": True}, {"hash": made["hash"], "file_path": ".."}):  # fmt: skip
+    wrong: list[dict[str, Any]] = [{"tags": "t"}, {"expires_in": True}, {"file_path": ".."}]
+    bads: list[dict[str, Any]] = [{}, {"hash": 5}, {"hash": "x"}]
+    for bad in (*bads, *({"hash": made["hash"], **more} for more in wrong)):
         assert code(await mint(**bad)) == (422, "invalid_request")
 
 

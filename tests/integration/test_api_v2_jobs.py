@@ -76,9 +76,10 @@ async def test_partner_key_is_encrypted_and_in_no_record(ready: Api, redis: Redi
     box = SecretBox.open(tmp_path / "secret.key")
     assert (tmp_path / "secret.key").stat().st_mode & 0o777 == 0o600
     sealed = await redis.get(f"fleet:job:{job['id']}:secret")
+    assert isinstance(sealed, bytes)
     assert box.open_sealed(sealed) == b'{"api_key_comfy_org":"%s"}' % key.encode()
     for name in await redis.keys("*"):
-        assert key.encode() not in await redis.dump(name)
+        assert key.encode() not in (await redis.dump(name) or b"")
     claim = await ready.claim(job["id"])
     assert await ready.stores.runs.secret(claim) == sealed
     await ready.finish(claim)
@@ -217,18 +218,18 @@ async def test_queue_full_keeps_the_key_free(redis_port: int, redis: Redis, tmp_
 
 
 async def test_idempotency_keys_are_single_use(ready: Api) -> None:
-    send = {"json": {"workflow": GRAPH}, "headers": {"Idempotency-Key": "key-1"}}
+    send: dict[str, Any] = {"json": {"workflow": GRAPH}, "headers": {"Idempotency-Key": "key-1"}}
     bad = await ready.client.post("/api/v2/jobs", json={"workflow": {}}, headers=send["headers"])
     assert bad.status_code == 422  # claims nothing
-    answers = await asyncio.gather(*(ready.client.post("/api/v2/jobs", **send) for _ in range(8)))  # type: ignore[arg-type]
+    answers = await asyncio.gather(*(ready.client.post("/api/v2/jobs", **send) for _ in range(8)))
     made = [a for a in answers if a.status_code == 201]
     assert len(made) == 1
     for refused in (a for a in answers if a.status_code != 201):
         assert code(refused) == (422, "idempotency_key_reuse")
         assert refused.json()["error"]["details"]["job_id"] == made[0].json()["id"]
-    for key in ("", "x" * 256, "ü".encode()):
+    for key in (b"", b"x" * 256, "ü".encode()):
         answer = await ready.client.post(
-            "/api/v2/jobs", json={"workflow": GRAPH}, headers={"Idempotency-Key": key}
+            "/api/v2/jobs", json={"workflow": GRAPH}, headers={b"Idempotency-Key": key}
         )
         assert code(answer) == (400, "invalid_request")
 

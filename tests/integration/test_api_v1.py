@@ -1,0 +1,336 @@
+"""REST: stored workflows, generate, replay, nodes, readiness, the OpenAPI page."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.worker import RqWorker
+from comfy_fleet.domain.job import JobError, JobStatus
+from tests.integration.api_kit import Api, running
+from tests.integration.test_api_v2_assets import upload
+from tests.integration.test_api_v2_jobs import code
+
+
+@pytest.fixture
+async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
+    async with running(redis_port, tmp_path) as started:
+        await started.add_node(info=False)
+        yield started
+
+
+async def test_workflows_tell_their_parameters(api: Api) -> None:
+    listed = (await api.client.get("/api/v1/workflows")).json()["workflows"]
+    assert "image_card" in [w["name"] for w in listed]
+    shown = (await api.client.get("/api/v1/workflows/image_card")).json()
+    assert shown["parameters"]["properties"]["prompt"]["type"] == "string"
+    assert shown["parameters"]["required"] == ["prompt"]
+    assert set(shown["requires"]) == {"comfyui", "models", "vram_gb", "note"}
+    for name in ("nope", "..", "%2e%2e%2fetc", "a b"):
+        assert (await api.client.get(f"/api/v1/workflows/{name}")).status_code == 404
+
+
+async def test_a_stored_workflow_becomes_a_job(api: Api) -> None:
+    answer = await api.client.post(
+        "/api/v1/workflows/image_card/jobs",
+        json={"params": {"prompt": "a fox", "seed": -1}, "priority": 3, "metadata": {"client": "acme"}},
+    )
+    assert answer.status_code == 201, answer.text
+    job = answer.json()
+    assert (job["workflow"], job["status"], job["priority"]) == ("image_card", "queued", 3)
+    assert job["params"]["prompt"] == "a fox"
+    assert job["params"]["seed"] >= 0  # drawn, and told
+    assert job["metadata"] == {"client": "acme"}
+    assert job["workflow_version"].startswith("sha256:")
+    assert (await api.client.get(f"/api/v2/jobs/{job['id']}")).json()["status"] == "queued"  # the same job
+    assert (await api.client.get("/api/v1/jobs?workflow=image_card")).json()["jobs"][0]["id"] == job["id"]
+    assert (await api.client.get("/api/v1/jobs?workflow=other")).json()["jobs"] == []
+    graph = (await api.client.get(f"/api/v1/jobs/{job['id']}/workflow")).json()["workflow"]
+    assert any("a fox" in str(node["inputs"]) for node in graph.values())
+    claim = await api.claim(job["id"])
+    await api.output(claim, b"x")
+    outputs = (await api.client.get(f"/api/v1/jobs/{job['id']}/outputs")).json()
+    assert outputs["status"] == "running"
+    assert len(outputs["outputs"]) == 1
+    canceled = (await api.client.post(f"/api/v1/jobs/{job['id']}/cancel")).json()
+    assert canceled["status"] == "canceling"
+
+
+@pytest.mark.parametrize(
+    ("params", "parameter"),
+    [({}, "prompt"), ({"prompt": "x", "width": 1}, "width"), ({"prompt": "x", "style": "nope"}, "style"),
+     ({"prompt": "x", "nope": 1}, "nope")],
+)  # fmt: skip
+async def test_wrong_parameters_are_named(api: Api, params: dict[str, Any], parameter: str) -> None:
+    answer = await api.client.post("/api/v1/workflows/image_card/jobs", json={"params": params})
+    assert code(answer) == (422, "invalid_parameter")
+    assert answer.json()["error"]["details"]["parameter"] == parameter
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"null", (400, "invalid_request")),
+        (b"[]", (400, "invalid_request")),
+        (b"{", (400, "invalid_request")),
+        (b'{"params": NaN}', (400, "invalid_request")),
+        (b'{"params": []}', (422, "invalid_request")),
+        (b'{"prams": {}}', (422, "invalid_request")),
+        (b'{"priority": "1"}', (422, "invalid_request")),
+        (b'{"priority": true}', (422, "invalid_request")),
+    ],
+)
+async def test_bad_bodies_get_the_envelope(api: Api, body: bytes, expected: tuple[int, str]) -> None:
+    answer = await api.client.post("/api/v1/workflows/image_card/jobs", content=body)
+    assert code(answer) == expected
+
+
+async def test_image_parameters_are_checked(api: Api) -> None:
+    async def edit(image: str) -> Any:
+        body = {"params": {"image": image, "prompt": "a portrait"}}
+        return await api.client.post("/api/v1/workflows/qwen_image_edit_face/jobs", json=body)
+
+    assert code(await edit("no-such.png")) == (422, "missing_asset")
+    assert code(await edit("00000000-0000-0000-0000-000000000000")) == (422, "missing_asset")
+    text = (await upload(api, b"x", name="t.txt", content_type="text/plain")).json()
+    assert code(await edit(text["id"])) == (422, "invalid_parameter")
+    image = (await upload(api, b"x", name="face.png")).json()
+    for name in (image["id"], "face.png"):
+        answer = await edit(name)
+        assert answer.status_code == 201, answer.text
+        record = await api.stores.jobs.get(answer.json()["id"])
+        assert record is not None
+        assert set(record.uploads.values()) == {image["id"]}
+
+
+async def test_generate_status_and_result(api: Api) -> None:
+    answer = await api.client.post(
+        "/api/v1/generate", json={"prompt": "a fox", "size": "256x128", "style": "silk"}
+    )
+    assert answer.status_code == 202, answer.text
+    task = answer.json()
+    assert set(task) == {"task_id", "status", "estimated_wait_time_sec", "status_url"}
+    assert task["estimated_wait_time_sec"] is None  # nothing was measured yet
+    record = await api.stores.jobs.get(task["task_id"])
+    assert record is not None
+    assert (record.params["width"], record.params["height"], record.params["style"]) == (256, 128, "silk")
+
+    status = (await api.client.get(task["status_url"])).json()
+    assert (status["status"], status["queue_position"], status["image_url"], status["images"]) == (
+        "queued", 1, None, [])  # fmt: skip
+    claim = await api.claim(task["task_id"])
+    await api.output(claim, b"picture")
+    await api.finish(claim, seconds=4.0)
+    result = (await api.client.get("/api/v1/result", params={"task_id": task["task_id"]})).json()
+    assert (result["status"], result["error"], len(result["images"])) == ("succeeded", None, 1)
+    assert (await api.client.get(result["image_url"])).content == b"picture"
+
+    again = (await api.client.post("/api/v1/generate", json={"prompt": "b"})).json()
+    assert again["estimated_wait_time_sec"] == pytest.approx(4.0)
+    more = (await api.client.post("/api/v1/generate", json={"prompt": "c"})).json()
+    assert more["estimated_wait_time_sec"] == pytest.approx(8.0)
+
+
+async def test_generate_tells_why_a_job_failed(api: Api) -> None:
+    task = (await api.client.post("/api/v1/generate", json={"prompt": "x"})).json()
+    claim = await api.claim(task["task_id"])
+    await api.stores.runs.left(claim, [])
+    error = JobError(code="out_of_memory", message="no memory left", traceback="secret paths")
+    await api.stores.runs.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
+    result = (await api.client.get("/api/v1/result", params={"task_id": task["task_id"]})).json()
+    assert result["error"] == {"code": "out_of_memory", "message": "no memory left"}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, (400, "invalid_request")),
+        ({"prompt": ""}, (400, "invalid_request")),
+        ({"prompt": " \n"}, (400, "invalid_request")),
+        ({"prompt": 5}, (422, "invalid_request")),
+        ({"prompt": "x", "size": "big"}, (422, "invalid_parameter")),
+        ({"prompt": "x", "size": "1x1"}, (422, "invalid_parameter")),
+        ({"prompt": "x", "workflow": "nope"}, (404, "not_found")),
+        ({"prompt": "x", "colour": "red"}, (422, "invalid_parameter")),
+    ],
+)
+async def test_bad_prompts(api: Api, body: dict[str, Any], expected: tuple[int, str]) -> None:
+    assert code(await api.client.post("/api/v1/generate", json=body)) == expected
+    assert (await api.client.get("/api/v1/result")).status_code == 422
+
+
+async def test_replay(api: Api, redis_port: int, tmp_path: Path) -> None:
+    body = {"prompt": "a fox"}
+    key = {"Idempotency-Key": "k1"}
+    first = await api.client.post("/api/v1/generate", json=body, headers=key)
+    assert "idempotency-replayed" not in first.headers
+    claim = await api.claim(first.json()["task_id"])
+    await api.finish(claim)
+    again = await api.client.post("/api/v1/generate", json=body, headers=key)
+    assert (again.status_code, again.content) == (202, first.content)  # the same answer, whatever came since
+    assert again.headers["idempotency-replayed"] == "true"
+    other = await api.client.post("/api/v1/generate", json={"prompt": "b"}, headers=key)
+    assert code(other) == (422, "idempotency_key_reuse")
+    async with running(redis_port, tmp_path) as restarted:
+        again = await restarted.client.post("/api/v1/generate", json=body, headers=key)
+        assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
+
+
+async def test_a_lost_answer_is_made_again_from_the_job(api: Api, redis: Redis) -> None:
+    key = {"Idempotency-Key": "k1"}
+    first = await api.client.post("/api/v1/generate", json={"prompt": "x"}, headers=key)
+    for name in await redis.keys("fleet:replay:*"):  # the process died between the job and the answer
+        await redis.delete(name)
+    again = await api.client.post("/api/v1/generate", json={"prompt": "x"}, headers=key)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
+    assert again.json()["task_id"] == first.json()["task_id"]
+    assert await api.stores.jobs.depth() == 1
+
+
+async def test_concurrent_requests_with_one_key_make_one_job(api: Api) -> None:
+    key = {"Idempotency-Key": "k1"}
+
+    async def send() -> Any:
+        return await api.client.post("/api/v1/generate", json={"prompt": "x"}, headers=key)
+
+    answers = await asyncio.gather(*(send() for _ in range(10)))
+    assert {a.status_code for a in answers} <= {202, 409}
+    for refused in (a for a in answers if a.status_code == 409):
+        assert code(refused) == (409, "idempotency_conflict")
+    assert len({a.json()["task_id"] for a in answers if a.status_code == 202}) == 1
+    assert await api.stores.jobs.depth() == 1
+
+
+async def test_refusals_release_the_key(api: Api) -> None:
+    key = {"Idempotency-Key": "k1"}
+    assert (await api.client.post("/api/v1/generate", json={"prompt": ""}, headers=key)).status_code == 400
+    bad = await api.client.post("/api/v1/generate", json={"prompt": "x", "size": "1x1"}, headers=key)
+    assert bad.status_code == 422
+    assert (await api.client.post("/api/v1/generate", json={"prompt": "x"}, headers=key)).status_code == 202
+
+
+async def test_without_nodes_there_is_a_503(redis_port: int, redis: Redis, tmp_path: Path) -> None:
+    async with running(redis_port, tmp_path) as api:
+        answer = await api.client.post("/api/v1/generate", json={"prompt": "x"})
+        assert code(answer) == (503, "no_nodes")
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_nodes(api: Api) -> None:
+    body = {"name": "g2", "url": "http://10.0.0.2:8188", "weight": 50, "labels": {"gpu": "L40S"}, "zone": "a"}
+    added = await api.client.post("/api/v1/nodes", json=body)
+    assert added.status_code == 201
+    assert added.json() | body == added.json()
+    assert code(await api.client.post("/api/v1/nodes", json=body)) == (409, "conflict")
+
+    listed = await api.client.get("/api/v1/nodes")
+    assert [n["name"] for n in listed.json()["nodes"]] == ["g1", "g2"]
+    same = await api.client.get("/api/v1/nodes", headers={"If-None-Match": listed.headers["etag"]})
+    assert (same.status_code, same.content) == (304, b"")
+
+    drained = (await api.client.post("/api/v1/nodes/g2/drain", json={"reason": "new fans"})).json()
+    assert (drained["cordoned"], drained["cordon_reason"]) == (True, "new fans")
+    assert (await api.client.post("/api/v1/nodes/g2/drain")).status_code == 200
+    changed = await api.client.get("/api/v1/nodes", headers={"If-None-Match": listed.headers["etag"]})
+    assert changed.status_code == 200
+    assert (await api.client.post("/api/v1/nodes/g2/resume")).json()["cordoned"] is False
+    assert (await api.client.get("/api/v1/nodes/g2")).json()["labels"] == {"gpu": "L40S"}
+
+    task = (await api.client.post("/api/v1/generate", json={"prompt": "x"})).json()
+    await api.claim(task["task_id"], node="g1")
+    assert code(await api.client.delete("/api/v1/nodes/g1")) == (409, "conflict")
+    assert (await api.client.delete("/api/v1/nodes/g1?force=true")).status_code == 204
+    assert (await api.client.delete("/api/v1/nodes/g2")).status_code == 204
+    for path in ("g1", "g2/drain", "g2/resume", "G%20x"):
+        method = "POST" if "/" in path else "GET"
+        assert (await api.client.request(method, f"/api/v1/nodes/{path}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"url": "https://10.0.0.2:8188"}, {"url": "http://u:p@h:1"}, {"url": "http://h:1/x"}, {"url": "file:///etc"},
+     {"name": "A b"}, {"weight": 0}, {"weight": 257}, {"agent": "h"}, {"agent": "h:1\nserver x"},
+     {"pool": "a\nb"}, {"cordoned": True}],
+)  # fmt: skip
+async def test_bad_nodes_are_refused(api: Api, more: dict[str, Any]) -> None:
+    body = {"name": "g2", "url": "http://10.0.0.2:8188", **more}
+    answer = await api.client.post("/api/v1/nodes", json=body)
+    assert answer.status_code in (400, 422)
+    assert code(answer)[1] == "invalid_request"
+    assert [n.name for n in await api.stores.nodes.nodes()] == ["g1"]
+
+
+async def test_simulated_nodes_are_named_as_such(api: Api) -> None:
+    await api.add_node("s1", info=False, simulated=True)
+    job = (await api.client.post("/api/v1/generate", json={"prompt": "x"})).json()["task_id"]
+    claim = await api.claim(job, node="s1")
+    async with asyncio.timeout(5):
+        while not (await api.client.get(f"/api/v2/jobs/{job}")).json()["simulated"]:
+            await asyncio.sleep(0.01)
+    await api.finish(claim)
+    assert (await api.client.get(f"/api/v1/status/{job}")).json()["simulated"] is True
+    assert (await api.client.get("/api/v1/jobs")).json()["jobs"][0]["simulated"] is True
+
+
+async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_path: Path) -> None:
+    listener = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with listener, running(redis_port, tmp_path, lease_port=port) as api:
+        assert (await api.client.get("/api/v1/health")).status_code == 200
+
+        async def missing() -> list[str]:
+            answer = await api.client.get("/api/v1/ready")
+            assert answer.status_code == (503 if answer.json()["reasons"] else 200)
+            return [reason["part"] for reason in answer.json()["reasons"]]
+
+        assert await missing() == ["nodes", "dispatcher"]
+        await api.add_node(up=False)
+        assert "g1 is new" in (await api.client.get("/api/v1/ready")).text
+        await api.stores.nodes.report("g1", verdict="up", why="")
+
+        async def cancel(_: str) -> None: ...
+
+        worker = RqWorker(api.stores.redis, api.stores.events, "d1", stop=lambda: None, cancel=cancel)
+        await worker.beat(busy=0, done=0)
+        assert await missing() == []
+        await api.stores.nodes.cordon("g1", reason="fans")
+        assert await missing() == ["nodes"]
+        listener.close()
+        await listener.wait_closed()
+        assert await missing() == ["nodes", "broker"]
+
+
+async def test_openapi_page_needs_nobody_else(api: Api) -> None:
+    page = await api.client.get("/docs", follow_redirects=True)
+    assert page.status_code == 200
+    assert "http" not in page.text.replace("http://HOST:PORT", "")
+    assert "<script" not in page.text
+    for path in ("/api/v1/generate", "/api/v1/nodes/{name}/drain", "/api/v1/jobs/{job_id}/events"):
+        assert path in page.text
+    schema = (await api.client.get("/openapi.json", follow_redirects=True)).json()
+    body = schema["paths"]["/api/v1/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "negative_prompt" in body["properties"]
+
+
+async def test_metrics(api: Api) -> None:
+    await api.client.post("/api/v1/generate", json={"prompt": "x"})
+    text = (await api.client.get("/metrics")).text
+    assert 'fleet_http_requests_total{handler="generate",status="202"} 1.0' in text
+    assert "fleet_queue_depth 1.0" in text
+    assert 'fleet_nodes{verdict="up"} 1.0' in text
+
+
+async def test_queue_and_check(api: Api) -> None:
+    assert (await api.client.get("/api/v1/queue")).json() == {"queued": 0}
+    found = (await api.client.get("/api/v1/workflows/image_card/check")).json()["nodes"][0]
+    assert (found["node"], found["ok"], found["problems"][0]["kind"]) == ("g1", False, "unreachable")
+
+
+async def test_events_work_here_too(api: Api) -> None:
+    task = (await api.client.post("/api/v1/generate", json={"prompt": "x"})).json()["task_id"]
+    await api.client.post(f"/api/v1/jobs/{task}/cancel")
+    answer = await api.client.get(f"/api/v1/jobs/{task}/events")
+    assert answer.text == 'event: status\ndata: {"status":"canceled","queue_position":null}\n\n'
