@@ -10,8 +10,9 @@ The rules, which come from what ComfyUI was seen to do:
 - HAProxy's silence says nothing about a node. Its 503, twice, says that the node is gone.
 - Whoever wants a prompt off its node keeps at it until it has left: the node is not free before.
 
-This module is longer than others because the rules only make sense next to each other; what answers and
-errors mean is in :mod:`comfy_fleet.domain.verdicts`, what frames tell in :mod:`comfy_fleet.domain.sightings`.
+This module is longer than others because the rules only make sense next to each other. What answers and
+errors mean is in :mod:`comfy_fleet.domain.run_verdicts`, what frames tell in
+:mod:`comfy_fleet.domain.sightings`.
 """
 
 import math
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
-from comfy_fleet.domain import verdicts
+from comfy_fleet.domain import run_verdicts as verdicts
 from comfy_fleet.domain.frames import Picture
 from comfy_fleet.domain.job import Progress
 from comfy_fleet.domain.run_messages import (

@@ -12,7 +12,7 @@ from comfy_fleet.domain.frames import Picture, parse_binary, prompt_of
 from comfy_fleet.domain.outputs import OutputItem, find_outputs, frame_output
 from comfy_fleet.domain.progress import Meter
 from comfy_fleet.domain.run_messages import Frame
-from comfy_fleet.domain.verdicts import BLOCKED
+from comfy_fleet.domain.run_verdicts import BLOCKED
 
 
 class Sightings:

@@ -33,7 +33,7 @@ from comfy_fleet.domain.run import (
     ShowPreview,
 )
 from comfy_fleet.domain.run_messages import AskFailure
-from comfy_fleet.domain.verdicts import read_history
+from comfy_fleet.domain.run_verdicts import read_history
 from tests.unit.run_harness import (
     CANCEL,
     CLOSED,
@@ -102,12 +102,11 @@ def test_recorded_success(name: str) -> None:
     assert run.next_tick() is None
 
 
-@pytest.mark.parametrize("name", SUCCESSES)
+@pytest.mark.parametrize("name", [name for name in SUCCESSES if name != "preview_and_ws_image"])
 def test_recorded_success_without_a_websocket(name: str) -> None:
     record = recording(name)
     run = machine(record, adopted=True, accepted=True)
-    if run.sockets_only:
-        pytest.skip("can't be adopted")
+    assert not run.sockets_only
     log = Log()
     assert log.add(run.handle(Opened(), 0.0)) == [AskQueue()]
     assert log.add(run.handle(QueueAnswered("running"), 0.1)) == []
@@ -753,6 +752,19 @@ def test_several_pictures_of_one_node_are_several_outputs() -> None:
             log.add(run.handle(Binary(b"\0\0\0\x01\0\0\0\x02" + PNG), 0.1))
     log.check()
     assert [item.id for item in log.left if item.node_id == "3"] == [("3", "images", 0), ("3", "images", 1)]
+
+
+def test_a_run_whose_pictures_are_frames_cannot_be_adopted() -> None:
+    record = recording("preview_and_ws_image")
+    run = machine(record, adopted=True, accepted=True)
+    log = Log()
+    run.handle(Opened(), 0.0)
+    assert log.add(run.handle(QueueAnswered("running"), 0.1)) == [Interrupt()]
+    now, _ = tick(run)
+    run.handle(QueueAnswered("absent"), now)
+    log.add(run.handle(HistoryAnswered(history_of(record)), now))
+    log.check()
+    assert log.verdict.kind == "lost"
 
 
 def test_an_adopted_run_that_was_never_posted() -> None:

@@ -56,9 +56,10 @@ class WebsocketLease:
     def release(self) -> None:
         """Give the slot back at once; safe to call again.
 
-        A closing handshake would wait for the node's event loop, which a model load can hold up for a
-        minute. A reset does not: HAProxy frees the slot and ends its side towards the node, which for
-        ComfyUI is any client that went away.
+        A closing handshake, or only the end of our side, waits for the node's event loop, which a model
+        load can hold up for a minute. A reset does not: HAProxy 2.6.12 frees the slot in 0.6 ms while
+        the node is stopped, and ends its side towards the node, for which that is any client that went
+        away.
         """
         if self._released:
             return

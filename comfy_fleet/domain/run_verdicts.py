@@ -69,7 +69,9 @@ def rejected(answer: PostAnswered) -> Verdict:
     errors = node_errors(body)
     invalid = answer.status in (200, 400)
     if isinstance(error, Mapping) and error.get("message"):
-        message = ". ".join(str(part) for part in (error["message"], error.get("details")) if part)
+        message = ". ".join(
+            str(part).rstrip(".") for part in (error["message"], error.get("details")) if part
+        )
     elif isinstance(error, str) and error:
         message = error
     elif errors:

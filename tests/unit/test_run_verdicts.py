@@ -1,0 +1,97 @@
+"""What answers, errors and history entries mean, in all the shapes they come in."""
+
+from typing import Any
+
+import pytest
+
+from comfy_fleet.domain.run_messages import PostAnswered
+from comfy_fleet.domain.run_verdicts import failed, lost, node_errors, read_history, rejected, timed_out
+from tests.unit.run_harness import history_of, recording
+
+FILE = {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}
+
+
+def test_recorded_histories() -> None:
+    success = read_history(history_of(recording("success")))
+    assert (success.success, success.error, success.interrupted) == (True, None, False)
+    assert [item.id for item in success.items] == [("2", "images", 0)]
+    error = read_history(history_of(recording("error_execution")))
+    assert error.success is False
+    assert error.error is not None
+    assert error.error["node_id"] == "3"
+    interrupted = read_history(history_of(recording("interrupted")))
+    assert (interrupted.success, interrupted.interrupted) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "success"),
+    [
+        (None, None),
+        ({}, None),
+        ({"status_str": "success"}, True),
+        ({"status_str": "error", "messages": None}, False),
+        (
+            {"status_str": "new", "completed": True, "messages": [1, "ab", ["x"], ["execution_error", 3]]},
+            True,
+        ),
+    ],
+)
+def test_odd_histories(status: Any, success: bool | None) -> None:
+    past = read_history({"status": status, "outputs": {"2": FILE, "3": None}})
+    assert past.success is success
+    assert past.error is None
+    assert len(past.items) == 1
+    assert read_history({"status": status, "outputs": None}).items == ()
+
+
+def test_a_class_that_newer_servers_name_apart() -> None:
+    extra = {"node_id": "12", "class_type": "Nope"}
+    body = {"error": {"type": "missing_node_type", "message": "Nope.", "details": "?", "extra_info": extra}}
+    assert node_errors(body) == {
+        "12": [{"field": "class_type", "reason": "missing_node_type", "message": "Nope."}]
+    }
+    verdict = rejected(PostAnswered(400, body))
+    assert verdict.error is not None
+    assert (verdict.error.message, verdict.error.node_id) == ("Nope. ?", "12")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"node_errors": []}, {"node_errors": {"1": None, "2": {"errors": ["x", None]}}}, {"error": 3}],
+)
+def test_bodies_that_name_nothing(body: dict[str, Any]) -> None:
+    assert node_errors(body) == {}
+    verdict = rejected(PostAnswered(400, body, "the text"))
+    assert verdict.error is not None
+    assert verdict.error.message == "the node answered POST /prompt with 400: the text"
+
+
+def test_an_error_without_anything() -> None:
+    verdict = failed({})
+    assert verdict.error is not None
+    assert verdict.error.message
+    assert (verdict.error.code, verdict.error.traceback) == ("node_execution_error", None)
+    text = failed({"exception_message": "x", "traceback": "one line"}).error
+    assert text is not None
+    assert text.traceback == "one line"
+
+
+@pytest.mark.parametrize(
+    ("type_", "message", "code"),
+    [
+        ("ValueError", "the word memory is out of place", "node_execution_error"),
+        ("NotAnOutOfMemoryErrorReally", "", "node_execution_error"),
+        ("OutOfMemoryError", "", "out_of_memory"),
+        ("RuntimeError", "MPS backend out of memory (MPS allocated: 9 GB)", "out_of_memory"),
+    ],
+)
+def test_out_of_memory_is_told_apart(type_: str, message: str, code: str) -> None:
+    error = failed({"exception_type": type_, "exception_message": message}).error
+    assert error is not None
+    assert error.code == code
+
+
+def test_lost_and_timed_out() -> None:
+    gone, late = lost("why", counts=True), timed_out("why")
+    assert (gone.kind, gone.counts, gone.retryable) == ("lost", True, True)
+    assert (late.kind, late.counts, late.retryable) == ("timeout", True, False)
