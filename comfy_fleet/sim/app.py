@@ -84,6 +84,8 @@ class App:
         """Answer one request."""
         if not same_origin(request.headers):
             return Response(status=403)
+        if request.method == "OPTIONS":
+            return EMPTY
         path = request.path.removeprefix("/api") if request.path.startswith("/api/") else request.path
         method = "GET" if request.method == "HEAD" else request.method
         route = self._routes.get((method, path))

@@ -1,0 +1,90 @@
+"""``python -m comfy_fleet.sim`` as a process."""
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from comfy_fleet.sim import BadFault, SimOptions, nodes
+from comfy_fleet.sim.__main__ import parse
+from tests.unit.sim.graphs import picture
+
+
+async def start(*arguments: str) -> tuple[asyncio.subprocess.Process, dict[str, str]]:
+    """Start nodes on free ports and return their URLs by name."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "comfy_fleet.sim", "--port", "0", *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    urls = {}
+    for _ in range(int(arguments[arguments.index("--nodes") + 1]) if "--nodes" in arguments else 1):
+        name, url, word = (await process.stdout.readline()).decode().split()
+        assert word == "SIMULATED"
+        urls[name] = url
+    return process, urls
+
+
+async def test_it_prints_its_nodes_runs_jobs_and_stops_quickly(tmp_path: Path) -> None:
+    process, urls = await start(
+        "--nodes", "3", "--name-prefix", "gpu", "--job-seconds", "0.05", "--data", str(tmp_path)
+    )
+    assert list(urls) == ["gpu-1", "gpu-2", "gpu-3"]
+    async with httpx.AsyncClient() as http:
+        for url in urls.values():
+            await http.post(f"{url}/prompt", json={"prompt": picture(prefix="x")})
+        for name, url in urls.items():
+            while (stats := (await http.get(f"{url}/sim/stats")).json())["done"] < 1:
+                await asyncio.sleep(0.005)
+            assert stats["name"] == name
+            assert (tmp_path / name / "output" / "x_00001_.png").exists()
+        await http.post(f"{urls['gpu-1']}/prompt", json={"prompt": picture()})
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 5) == 0
+    assert time.monotonic() - began < 2
+
+
+async def test_a_crash_may_take_the_process_with_it() -> None:
+    process, urls = await start("--faults", json.dumps({"exit_process": True, "crash_mid_run": 1}))
+    async with httpx.AsyncClient() as http:
+        await http.post(f"{urls['sim-1']}/prompt", json={"prompt": picture()})
+    assert await asyncio.wait_for(process.wait(), 5) == 137
+
+
+async def test_a_wrong_option_is_named(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "comfy_fleet.sim", "--faults", '{"nope": 1}', stderr=asyncio.subprocess.PIPE
+    )
+    _, complaint = await process.communicate()
+    assert process.returncode == 1
+    assert b"no fault is called 'nope'" in complaint
+
+
+def test_the_command_line_becomes_options() -> None:
+    options = parse(
+        ["--nodes", "5", "--vram-gib", "80", "--scale", "0.5", "--job-seconds", "1", "--previews"]
+    )
+    assert (options.nodes, options.vram_gib, options.previews) == (5, 80.0, True)
+    assert (options.timing.scale, options.timing.job_s) == (0.5, 1.0)
+    assert parse([]) == SimOptions()
+    with pytest.raises(SystemExit):
+        parse(["--scale", "-1"])
+
+
+async def test_fifty_nodes_start_in_one_process() -> None:
+    async with nodes(SimOptions(nodes=50, port=0)) as started, httpx.AsyncClient() as http:
+        assert len({node.port for node in started}) == 50
+        assert (await http.get(f"{started[-1].url}/queue")).status_code == 200
+        roots = [node.files.root for node in started]
+    assert not any(root.exists() for root in roots)
+
+
+async def test_a_fault_from_the_start_must_exist() -> None:
+    with pytest.raises(BadFault):
+        async with nodes(SimOptions(port=0, faults={"nope": 1})):
+            pass
