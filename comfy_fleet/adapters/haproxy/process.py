@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 10.0
 _POLL_S = 0.02
+_LEVELS = {"[ALERT]": logging.WARNING, "[WARNING]": logging.INFO, "[NOTICE]": logging.DEBUG}
 _STEADY_S = 30.0  # after this long alive, an end is taken for a new failure
 
 
@@ -185,10 +186,8 @@ class HAProxy:
                 facts = {"line": line}
             logger.info("haproxy request", extra=extra | {key: v for key, v in facts.items() if v != ""})
             return
-        level = logging.INFO
-        # HAProxy warns of good news, too: a server that came up.
-        if line.startswith(("[ALERT]", "[WARNING]")) and " is UP" not in line:
-            level = logging.WARNING
+        # HAProxy warns of good news, too: a server that comes up is the day's work.
+        level = next((level for tag, level in _LEVELS.items() if line.startswith(tag)), logging.INFO)
         logger.log(level, "haproxy says", extra=extra | {"line": line})
 
 
