@@ -18,10 +18,11 @@ from comfy_fleet.sim.engine import Engine, Stats
 from comfy_fleet.sim.faults import BadFault, Faults
 from comfy_fleet.sim.files import Files
 from comfy_fleet.sim.memory import Vram
+from comfy_fleet.sim.messages import Request, Response
 from comfy_fleet.sim.options import Models, NodeOptions, builtin_models
 from comfy_fleet.sim.pictures import Painter
 from comfy_fleet.sim.run import Machine
-from comfy_fleet.sim.wire import Request, Response, Server, Socket
+from comfy_fleet.sim.wire import Server, Socket
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_fleet.sim.faults import Faults
-from comfy_fleet.sim.wire import Socket, encode
+from comfy_fleet.sim.messages import encode
+from comfy_fleet.sim.wire import Socket
 
 FEATURES = {"supports_preview_metadata": True, "max_upload_size": 104_857_600}
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4

@@ -8,65 +8,25 @@ Parsing is httptools' and websockets' work; this module only moves bytes.
 import asyncio
 import contextlib
 import functools
-import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import httptools
-import orjson
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
+
+from comfy_fleet.sim.messages import Request, Response
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 100 * 1024 * 1024
 CONTROL = "/sim/"  # paths that answer even while the node is frozen or slow
 TICK_S = 0.05  # a slow node writes in portions of this much time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One HTTP request, body included; header names are lower case."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: bytes
-    peer: str
-
-    def json(self) -> Any:
-        """Decode the body."""
-        return json.loads(self.body)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Response:
-    """One HTTP response."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-def encode(value: Any) -> bytes:
-    """Encode JSON; numbers that don't fit 64 bits take the slower way."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return json.dumps(value).encode()
-
-
-def json_response(value: Any, status: int = 200) -> Response:
-    """Answer with JSON."""
-    headers = {"Content-Type": "application/json; charset=utf-8"}
-    return Response(status=status, body=encode(value), headers=headers)
 
 
 class Line:

@@ -11,7 +11,7 @@ import pytest
 import websockets
 
 from comfy_fleet.sim import ALWAYS, BadFault, NodeOptions, SimNode, SimTiming
-from comfy_fleet.sim.wire import Request
+from comfy_fleet.sim.messages import Request
 from tests.native_client import NativeClient
 from tests.unit.sim.graphs import picture, sleeping, text_to_image
 
