@@ -207,13 +207,13 @@ class V2Client(_Http):
                         output = data["url"]
                     elif event == "status":
                         status = data["status"]
-                        if status in ("failed", "canceled"):
-                            raise TripFailed(f"the job ended as {status}")
-                    if output and status == "succeeded":
-                        return output
+                # Both servers end the stream after the last status. Read to its end, the connection is
+                # there for the next request; broken off, it would have to be opened anew.
         except httpx.TimeoutException:
             return None
-        return None
+        if status in ("failed", "canceled"):
+            raise TripFailed(f"the job ended as {status}")
+        return output if status == "succeeded" else None
 
     async def _poll(self, url: str) -> str:
         while True:
