@@ -292,6 +292,7 @@ def save_outputs(client: "Client", job: Mapping[str, Any], folder: Path) -> list
     for output in job.get("outputs") or []:
         # The name comes from a node: only its last part, only harmless characters.
         name = re.sub(r"[^\w.() -]", "_", str(output.get("name", "output")).replace("\\", "/").split("/")[-1])
+        name = re.sub(r"_\d{5}_(?=\.)", "", name)  # ComfyUI's counter: the job's id says more
         target = folder / f"{str(job['id'])[:8]}-{name or 'output'}"
         if target in saved:
             target = folder / f"{str(job['id'])[:8]}-{len(saved)}-{name}"
