@@ -5,13 +5,16 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import comfy_fleet
@@ -51,6 +54,11 @@ def create_app(deps: ApiDeps) -> ASGIApp:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    handlers: dict[Any, Any] = {
+        FleetError: errors.on_fleet_error,
+        HTTPException: errors.on_http_exception,
+        RequestValidationError: errors.on_invalid_request,
+    }
     app = FastAPI(
         title="comfy_fleet",
         summary="Many GPUs, one ComfyUI: stored workflows, jobs and nodes.",
@@ -60,33 +68,24 @@ def create_app(deps: ApiDeps) -> ASGIApp:
         openapi_url="/api/v1/openapi.json",
         redirect_slashes=False,
         lifespan=lifespan,
-        exception_handlers={
-            FleetError: errors.on_fleet_error,
-            HTTPException: errors.on_http_exception,
-            RequestValidationError: errors.on_invalid_request,
-            Exception: errors.on_exception,
-        },
+        exception_handlers={**handlers, Exception: errors.on_exception},
     )
     app.state.deps = deps
     app.state.metrics = figures = metrics.Metrics()
-    # Plain routes first: the hot path must not pay for the typed ones.
-    app.router.routes[:0] = [
-        *v2_jobs.routes,
-        *events.routes,
-        *v2_assets.routes,
-        *metrics.routes,
-        *reference.routes,
-    ]
+    app.router.routes[:0] = [*metrics.routes, *reference.routes]
     for face in (v1_generate, v1_jobs, v1_nodes, v1_health, checks):
         app.include_router(face.router, prefix="/api/v1")
-    return Front(app, deps, figures)
+    # The hot path goes past the layers that only the typed routes need.
+    plain = Router([*v2_jobs.routes, *events.routes, *v2_assets.routes], default=app, redirect_slashes=False)
+    return Front(ExceptionMiddleware(plain, handlers), app, deps, figures)
 
 
 class Front:
     """The way in: who calls, whether they may, and what they learn when something breaks."""
 
-    def __init__(self, app: ASGIApp, deps: ApiDeps, figures: metrics.Metrics) -> None:
+    def __init__(self, app: ASGIApp, typed: FastAPI, deps: ApiDeps, figures: metrics.Metrics) -> None:
         self.app = app
+        self.typed = typed
         self.deps = deps
         self.figures = figures
         public = deps.settings.public_url
@@ -95,7 +94,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
+            await self.typed(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:  # no face here speaks websocket
@@ -113,6 +112,7 @@ class Front:
                 finished = not message.get("more_body", False)
             await send(message)
 
+        scope["app"] = self.typed
         try:
             headers = Headers(scope=scope)
             keys = self.deps.keys

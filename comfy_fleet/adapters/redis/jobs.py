@@ -134,14 +134,8 @@ class RedisJobStore:
         """Return the 1-based place among all queued jobs, or None if it does not wait."""
         if job.status is not JobStatus.QUEUED:
             return None
-        rank = await self._redis.zscore(f"fleet:queue:{job.placement.key}", job.id)
-        if rank is None:
-            return None
-        classes = [raw.decode() for raw in await self._redis.smembers("fleet:placements")]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for name in classes:
-                pipe.zcount(f"fleet:queue:{name}", "-inf", f"({rank:.6f}")
-            return 1 + int(sum(await pipe.execute()))
+        place = int(await self._scripts.call("position", job.placement.key, job.id))
+        return place or None
 
     async def depth(self) -> int:
         """Return how many jobs wait."""
