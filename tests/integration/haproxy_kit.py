@@ -18,6 +18,7 @@ from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.agent import Agent
 from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.node import Node, NodeState
+from comfy_fleet.domain.verdict import Verdict
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
 
@@ -202,6 +203,16 @@ class MemoryRegistry:
                 yield await self.nodes()
 
 
+class CountingAgent(Agent):
+    """Counts how often it was asked."""
+
+    asked = 0
+
+    def answer(self, name: str) -> Verdict | None:
+        self.asked += 1
+        return super().answer(name)
+
+
 def make_settings(data: Path, **more: Any) -> Settings:
     """Settings with ports of our own."""
     ports = ("port", "api_port", "lease_port", "direct_port", "agent_port")
@@ -214,7 +225,7 @@ class Broker:
 
     settings: Settings
     registry: MemoryRegistry
-    agent: Agent
+    agent: CountingAgent
     controller: Controller
     task: asyncio.Task[None]
     http: httpx.AsyncClient
@@ -276,11 +287,16 @@ class Broker:
 
 @contextlib.asynccontextmanager
 async def running(
-    data: Path, registry: MemoryRegistry, *, settings: Settings | None = None, **more: Any
+    data: Path,
+    registry: MemoryRegistry,
+    *,
+    settings: Settings | None = None,
+    stale_s: float = 10.0,
+    **more: Any,
 ) -> AsyncIterator[Broker]:
     """Run a controller and an agent on the nodes of a registry."""
     settings = settings or make_settings(data)
-    agent = Agent(registry, host="127.0.0.1", port=settings.agent_port)
+    agent = CountingAgent(registry, host="127.0.0.1", port=settings.agent_port, grace_s=stale_s)
     controller = Controller(settings, registry, poll_s=0.05, **more)
     stop = asyncio.Event()
     await agent.start()

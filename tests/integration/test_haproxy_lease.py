@@ -11,6 +11,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.verdict import Word
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import Broker, MemoryRegistry, TinyNode, eventually, raw_request, running
 
@@ -274,6 +275,30 @@ async def test_a_silent_agent_takes_its_nodes_out_after_the_grace(
         assert await fleet.grants(nodes="g1") is None
         await fleet.agent.start()
         await fleet.told("g1", "up")
+
+
+async def test_an_agent_without_news_undoes_no_drain_and_makes_none(
+    tmp_path: Path, nodes: dict[str, TinyNode]
+) -> None:
+    registry = MemoryRegistry([Node(name=name, url=nodes[name].url) for name in ("g1", "g2")])
+    async with running(tmp_path, registry, stale_s=0.6) as fleet:
+        await fleet.told("g1", "up")
+        await fleet.told("g2", "up")
+        registry.broken = True
+        await eventually("the agent has no news", lambda: _holds(fleet))
+        await fleet.raw("set server be_pool_1/g1 state drain")
+        await fleet.raw("set weight be_pool_1/g1 0")
+        asked = fleet.agent.asked
+        await eventually("it was asked again", lambda: fleet.agent.asked >= asked + 6)
+        assert await fleet.grants(nodes="g1") is None
+        assert await fleet.grants(nodes="g2") == "g2"
+        registry.broken = False
+        await eventually("g1 is given again", lambda: _granted(fleet, "g1"))
+
+
+def _holds(fleet: Broker) -> bool:
+    said = fleet.agent.answer("g1")
+    return said is not None and said.word is Word.HOLD
 
 
 async def test_a_new_node_waits_for_its_agent(tmp_path: Path, nodes: dict[str, TinyNode]) -> None:
