@@ -3,6 +3,7 @@
 import itertools
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,10 @@ class Registry:
         assert force
         del self.held[name]
 
+    async def cordon(self, name: str, *, reason: str) -> Node:
+        self.held[name] = replace(self.held[name], cordoned=True, cordon_reason=reason)
+        return self.held[name]
+
 
 def node(name: str, port: int, *, ours: bool = True) -> Node:
     labels = {node_plans.MANAGED: node_plans.MANAGER} if ours else {}
@@ -199,6 +204,13 @@ async def test_nodes_of_the_last_start_are_kept_moved_or_removed() -> None:
     urls = {name: held.url.rsplit(":", 1)[1] for name, held in registry.held.items()}
     assert urls == {"same": "1", "moved": "20", "new": "5", "theirs": "4"}
     assert registry.added == ["moved", "new"]
+
+
+async def test_a_cordon_moves_with_its_node() -> None:
+    registry = Registry(replace(node("a", 1), cordoned=True, cordon_reason="new driver"))
+    await reconcile(registry, [node("a", 2)])
+    held = registry.held["a"]
+    assert (held.url, held.cordoned, held.cordon_reason) == ("http://127.0.0.1:2", True, "new driver")
 
 
 async def test_a_name_that_somebody_else_uses_is_refused() -> None:

@@ -148,6 +148,9 @@ class Roster(Protocol):
     async def remove(self, name: str, *, force: bool = False) -> None:
         """Forget a node."""
 
+    async def cordon(self, name: str, *, reason: str) -> Node:
+        """Keep new jobs away."""
+
 
 async def reconcile(registry: Roster, wanted: Sequence[Node]) -> None:
     """Make the registry hold the wanted nodes; nodes that others added stay.
@@ -161,15 +164,20 @@ async def reconcile(registry: Roster, wanted: Sequence[Node]) -> None:
     """
     by_name = {node.name: node for node in wanted}
     kept = set()
+    cordons: dict[str, str] = {}
     for node in await registry.nodes():
         new = by_name.get(node.name)
         if new and (node.url, node.simulated) == (new.url, new.simulated):
             kept.add(node.name)
         elif node.labels.get(node_plans.MANAGED) == node_plans.MANAGER:
             await registry.remove(node.name, force=True)
+            if node.cordoned:
+                cordons[node.name] = node.cordon_reason
     for node in wanted:
         if node.name not in kept:
             await registry.add(node)
+            if node.name in cordons:  # an operator's word holds for the name, wherever it listens now
+                await registry.cordon(node.name, reason=cordons[node.name])
 
 
 class Fleet:

@@ -1,0 +1,316 @@
+"""`fleet up` as an operator meets it: real processes, real Redis and HAProxy, simulated nodes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import free_port
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "comfy_fleet", *argv]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The shell's, without what a developer may have set for a fleet of their own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+    return {**kept, "COLUMNS": "100", **more}
+
+
+def fleet(*argv: str, timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*argv), capture_output=True, text=True, timeout=timeout_s, check=False, env=environment(**env)
+    )
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if found := condition():
+            return found
+        assert time.monotonic() < deadline, f"not in {timeout_s} s: {what}"
+        time.sleep(0.03)
+
+
+def processes_of(data: Path) -> dict[int, str]:
+    """Every living process that belongs to a data folder, by its arguments or its environment."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            argv = (folder / "cmdline").read_bytes()
+            known = argv + b"\0" + (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if argv and str(data).encode() in known and int(folder.name) != os.getpid():
+            found[int(folder.name)] = argv.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+class Up:
+    """A running `fleet up`."""
+
+    def __init__(self, data: Path, port: int, *argv: str, **env: str) -> None:
+        self.data = data
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = data.with_name(f"{data.name}-{time.monotonic_ns()}.log")
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command("up", "--port", str(port), "--data", str(data), *argv),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment(**env),
+                start_new_session=True,
+            )
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return "The fleet is ready" in self.log.read_text()
+
+        until(ready, "the fleet is ready", 60)
+
+    def cli(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        return fleet(*argv, FLEET_API_URL=self.url)
+
+    def json(self, *argv: str) -> Any:
+        told = self.cli(*argv, "--json")
+        assert told.returncode == 0, told.stderr
+        return json.loads(told.stdout)
+
+    def child(self, name: str) -> int:
+        """The process id of `fleet NAME`."""
+        wanted = f"-m comfy_fleet {name}"
+        return next(pid for pid, words in processes_of(self.data).items() if wanted in words)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(40)
+
+
+@contextmanager
+def up(data: Path, *argv: str, port: int | None = None, **env: str) -> Iterator[Up]:
+    running = Up(data, port or free_port(), *argv, **env)
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with up(tmp_path_factory.mktemp("up") / "data", "--nodes", "2", "--job-seconds", "0.2") as started:
+        yield started
+
+
+def test_it_says_where_it_is_what_it_runs_and_how_to_stop(running: Up) -> None:
+    told = running.log.read_text()
+    assert running.url in told
+    assert told.count("SIMULATED") >= 2
+    assert "fleet down" in told
+    assert httpx.get(f"{running.url}/api/v1/ready").status_code == 200
+
+
+def test_a_prompt_becomes_a_picture(running: Up, tmp_path: Path) -> None:
+    told = running.cli("submit", "image_card", "-p", "prompt=a red fox", "--out", str(tmp_path))
+    assert told.returncode == 0, told.stderr
+    assert re.search(r"on sim-[12] SIMULATED", told.stdout)
+    (picture,) = tmp_path.iterdir()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture) in told.stdout
+
+
+def test_a_graph_in_a_file_runs_as_it_is(running: Up, tmp_path: Path) -> None:
+    graph = {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": time.monotonic_ns() % 2**24},
+        },
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "mine"}},
+    }
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps(graph))
+    job = running.json("submit", str(path), "--wait")
+    assert (job["status"], len(job["outputs"])) == ("succeeded", 1)
+    assert running.json("job", "show", job["id"])["id"] == job["id"]
+    assert running.cli("job", "events", job["id"]).returncode == 0
+
+
+def test_status_and_listings_say_simulated(running: Up) -> None:
+    for argv in (("status",), ("node", "ls"), ("node", "show", "sim-1")):
+        told = running.cli(*argv)
+        assert told.returncode == 0, told.stderr
+        assert "SIMULATED" in told.stdout, argv
+    assert running.json("status")["ready"] is True
+
+
+def test_every_log_line_is_json_and_one_grep_tells_a_jobs_story(running: Up) -> None:
+    job = running.json("submit", "image_card", "-p", "prompt=a story", "--wait")
+    # The line may still be on its way from the child's pipe into the file.
+    until(lambda: _lines_about(running, job["id"], "dispatch"), "the dispatcher's lines about the job")
+    for log in (running.data / "logs").glob("*.log"):
+        for line in log.read_text().splitlines():
+            assert {"ts", "level", "process", "msg"} <= json.loads(line).keys(), (log, line)
+
+
+def _lines_about(running: Up, job_id: str, process: str) -> list[str]:
+    lines = (running.data / "logs" / f"{process}.log").read_text().splitlines()
+    return [line for line in lines if json.loads(line).get("job_id") == job_id]
+
+
+def test_a_node_can_be_drained_resumed_and_the_reason_is_shown(running: Up) -> None:
+    try:
+        told = running.cli("node", "drain", "sim-2", "--wait", "--timeout", "20", "--reason", "new driver")
+        assert told.returncode == 0, told.stderr
+        assert "new driver" in running.cli("node", "ls").stdout
+        jobs = [running.json("submit", "image_card", "-p", f"prompt=drained {n}", "--wait") for n in range(2)]
+        assert {job["node"] for job in jobs} == {"sim-1"}
+    finally:
+        assert running.cli("node", "resume", "sim-2").returncode == 0
+
+
+def test_a_workflow_is_checked_on_live_nodes(running: Up) -> None:
+    good = running.json("workflow", "check", "image_card")
+    assert [(found["node"], found["ok"]) for found in good["nodes"]] == [("sim-1", True), ("sim-2", True)]
+    told = running.cli("workflow", "check", "image_card", "--node", "no-such-node")
+    assert told.returncode == 7
+
+
+def test_wrong_parameters_are_named_and_exit_2(running: Up) -> None:
+    told = running.cli("submit", "image_card", "-p", "prompt=x", "-p", "width=1000000")
+    assert told.returncode == 2
+    assert "width" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_haproxy_can_be_looked_at(running: Up) -> None:
+    told = fleet("haproxy", "show", "--data", str(running.data), "--json")
+    assert {row["server"] for row in json.loads(told.stdout)} == {"sim-1", "sim-2"}
+
+
+def test_a_second_fleet_on_the_folder_is_refused(running: Up) -> None:
+    told = fleet("up", "--port", str(free_port()), "--data", str(running.data))
+    assert told.returncode == 8
+    assert f"pid {running.process.pid}" in told.stderr
+
+
+def test_a_second_fleet_on_the_port_is_refused_with_the_holders_name(running: Up, tmp_path: Path) -> None:
+    told = fleet("up", "--port", str(running.port), "--data", str(tmp_path / "other"))
+    assert told.returncode == 8
+    assert re.search(rf"port {running.port} is taken by haproxy \(pid \d+\)", told.stderr)
+    assert "--port" in told.stderr
+    assert not processes_of(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["api", "dispatch", "haproxy run", "sim"])
+def test_a_killed_process_comes_back(running: Up, name: str) -> None:
+    before = running.child(name)
+    os.kill(before, signal.SIGKILL)
+    until(lambda: _other(running, name, before), f"fleet {name} runs again")
+    told = running.cli("status", "--wait", "30")
+    assert told.returncode == 0, told.stderr
+    job = running.json("submit", "image_card", "-p", f"prompt=after {name}", "--wait", "--timeout", "40")
+    assert job["status"] == "succeeded"
+
+
+def _other(running: Up, name: str, before: int) -> bool:
+    try:
+        return running.child(name) != before
+    except StopIteration:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_leaves_nothing_behind_and_the_next_start_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    data = tmp_path / "data"
+    with up(data, "--nodes", "1", "--job-seconds", "0.1") as first:
+        done = first.json("submit", "image_card", "-p", "prompt=before", "--wait")
+        assert first.cli("node", "drain", "sim-1").returncode == 0
+        waiting = first.json("submit", "image_card", "-p", "prompt=later")
+        assert len(processes_of(data)) >= 7
+        assert first.stop(number) == 0
+        assert processes_of(data) == {}
+        assert "stopped" in first.log.read_text()
+    # The cordon of sim-1 outlives the restart: the job needs a second node.
+    with up(data, "--nodes", "2", "--job-seconds", "0.1") as second:
+        assert second.json("job", "show", done["id"])["status"] == "succeeded"
+        followed = second.cli("job", "events", waiting["id"], "--timeout", "40")
+        assert followed.returncode == 0, followed.stderr
+        assert second.json("job", "show", waiting["id"])["node"] == "sim-2"
+
+
+def test_kill_9_takes_everything_along_and_loses_no_job(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with up(data, "--nodes", "1", "--job-seconds", "3") as first:
+        running, queued = (first.json("submit", "image_card", "-p", f"prompt={n}") for n in (1, 2))
+        until(lambda: first.json("job", "show", running["id"])["status"] == "running", "the job runs")
+        first.stop(signal.SIGKILL)
+        until(lambda: not processes_of(data), "every process has gone", 20)
+    with up(data, "--nodes", "1", "--job-seconds", "0.1") as second:
+        for job in (running, queued):
+            followed = second.cli("job", "events", job["id"], "--timeout", "60")
+            assert followed.returncode == 0, (followed.stdout, second.log.read_text())
+
+
+def test_down_stops_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert fleet("down", "--data", str(data)).returncode == 7
+    with up(data, "--nodes", "0") as started:
+        told = fleet("down", "--data", str(data))
+        assert (told.returncode, told.stdout.strip()) == (0, "stopped")
+        assert started.process.wait(10) == 0
+        assert processes_of(data) == {}
+
+
+def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("only-a-name\n")
+    told = fleet(
+        *("up", "--nodes", "0", "--port", str(free_port()), "--data", str(tmp_path / "data")),
+        FLEET_KEYS_FILE=str(keys),
+    )
+    assert told.returncode == 1
+    assert "api ends again and again" in told.stderr
+    assert "line 1" in told.stderr
+    assert processes_of(tmp_path / "data") == {}
+
+
+def test_keys_guard_the_fleet_and_its_own_parts_still_meet(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ann ann-0123456789abcdef\nroot root-0123456789abcdef admin\n")
+    data = tmp_path / "data"
+    ann = ("--key", "ann-0123456789abcdef")
+    with up(data, "--nodes", "1", "--job-seconds", "0.1", FLEET_KEYS_FILE=str(keys)) as started:
+        assert started.cli("job", "ls").returncode == 8
+        assert started.cli("job", "ls", *ann).returncode == 0
+        assert started.cli("node", "drain", "sim-1", *ann).returncode == 8
+        told = started.cli("submit", "image_card", "-p", "prompt=x", "--wait", *ann)
+        assert told.returncode == 0, told.stderr
+        for log in (data / "logs").glob("*.log"):
+            assert "0123456789abcdef" not in log.read_text(), log
+
+
+def test_a_port_is_free_again_after_the_end(tmp_path: Path) -> None:
+    port = free_port()
+    with up(tmp_path / "data", "--nodes", "0", port=port) as started:
+        started.stop()
+    with socket.create_server(("127.0.0.1", port), reuse_port=False):
+        pass
