@@ -108,7 +108,7 @@ async def cancel_job(request: Request, job_id: JobId) -> Response:
     """Queued jobs end at once, running ones at the next step; a finished job stays what it is."""
     d = deps(request)
     found = await owned(d.jobs, owner(request), job_id)
-    return json_response(await job(request, await d.jobs.request_cancel(found.id) or found))
+    return json_response(await job(request, await v2_jobs.request_cancel(request, found)))
 
 
 @router.get("/jobs/{job_id}/outputs", summary="List a job's outputs")

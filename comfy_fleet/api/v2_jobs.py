@@ -1,5 +1,6 @@
 """Comfy API v2: jobs. Graphs in, states and outputs out."""
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from comfy_fleet.domain.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, J
 from comfy_fleet.ports import Idempotency
 from comfy_fleet.services.read import owned
 from comfy_fleet.services.submit import Wishes
+
+logger = logging.getLogger(__name__)
 
 MAX_LABELS = 16
 MAX_LABEL_VALUE = 256
@@ -107,7 +110,16 @@ async def cancel(request: Request) -> Response:
     """``POST /jobs/{id}/cancel``: idempotent; a finished job stays what it is."""
     d = deps(request)
     job = await owned(d.jobs, owner(request), request.path_params["id"])
-    return await answer(request, await d.jobs.request_cancel(job.id) or job)
+    return await answer(request, await request_cancel(request, job))
+
+
+async def request_cancel(request: Request, job: Job) -> Job:
+    """Ask for a job's cancellation; returns it as it is now."""
+    if job.status.terminal:
+        return job
+    now = await deps(request).jobs.request_cancel(job.id) or job
+    logger.info("job cancel requested", extra={"job_id": job.id, "status": now.status.value})
+    return now
 
 
 async def health(request: Request) -> Response:

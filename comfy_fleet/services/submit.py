@@ -3,6 +3,7 @@
 What this refuses costs no GPU second; what it accepts is durable.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from comfy_fleet.domain.job import DEFAULT_POOL, Metadata, NewJob, Placement
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
 from comfy_fleet.services.read import is_id
+
+logger = logging.getLogger(__name__)
 
 
 class Inventories(Protocol):
@@ -206,8 +209,12 @@ class Submitter:
             if ids:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
             raise
-        if ids and done.job.id != new.id:
-            await self._assets.release(asset_ids=ids, job_id=new.id)
+        if done.job.id != new.id:  # a replay: the earlier job holds what it needs itself
+            if ids:
+                await self._assets.release(asset_ids=ids, job_id=new.id)
+            return done
+        facts = {"owner": new.owner, "workflow": new.workflow, "priority": new.priority, "assets": len(ids)}
+        logger.info("job accepted", extra={"job_id": new.id, **facts})
         return done
 
     async def _uploads(self, owner: str, checked: Graph) -> dict[str, str]:

@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.job import Job, JobEvent, JobStatus, Output, OutputKind, Progress
 from comfy_fleet.ports import Events, JobStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The job's state changed, or its place in the queue. ``job`` is the record if it was just read."""
+    """The job's state changed, or its place in the queue."""
 
     status: JobStatus
     queue_position: int | None = None
@@ -188,7 +189,12 @@ class _Watcher:
 
     async def _reread(self) -> AsyncIterator[Seen]:
         self._read_at = self._monotonic()
-        job = await self._jobs.get(self._job_id)
+        try:
+            job = await self._jobs.get(self._job_id)
+        except StoreDown:
+            if self._status is None:
+                raise
+            return  # the stream outlives a restart of Redis; the next look tells what was missed
         if job is None:  # past its retention
             self.done = True
             return
