@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.source import NodesSource
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import NAME, Node
@@ -51,6 +52,7 @@ class Agent:
         port: int,
         grace_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        reach: Reach | None = None,
     ) -> None:
         """Describe the agent; nothing is opened before :meth:`start`.
 
@@ -60,6 +62,7 @@ class Agent:
             port: Port to listen on; 0 lets the kernel choose.
             grace_s: How old the source's last word may be before ``ready`` is no longer said.
             clock: Seconds, monotonic.
+            reach: Asks new nodes whether they are there.
         """
         self._source = source
         self._host = host
@@ -69,6 +72,7 @@ class Agent:
         self._nodes: Mapping[str, Node] = {}
         self._heard_at: float | None = None
         self._said: dict[str, Word] = {}
+        self._reach = reach or Reach()
         self._server: asyncio.Server | None = None
         self._listener: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
@@ -105,6 +109,7 @@ class Agent:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
+        await self._reach.stop()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop`` is set.
@@ -132,7 +137,9 @@ class Agent:
         node = self._nodes.get(name)
         if node is None or self._heard_at is None:
             return None
-        facts = Facts(age_s=self._clock() - self._heard_at, grace_s=self._grace_s)
+        facts = Facts(
+            age_s=self._clock() - self._heard_at, grace_s=self._grace_s, reached=self._reach.reached(node)
+        )
         found = verdict(node, facts)
         if self._said.get(name) is not found.word:
             self._said[name] = found.word
@@ -145,6 +152,7 @@ class Agent:
 
     def _take(self, nodes: Sequence[Node]) -> None:
         self._nodes = {node.name: node for node in nodes}
+        self._reach.follow(nodes)
         self._said = {name: word for name, word in self._said.items() if name in self._nodes}
         self._heard_at = self._clock()
         self._heard.set()

@@ -27,10 +27,12 @@ class Facts:
     Attributes:
         age_s: Seconds since the record was last confirmed by the API.
         grace_s: How old a record may be before it is no longer acted upon.
+        reached: Whether the node has answered since it was added; HAProxy would take it on trust.
     """
 
     age_s: float
     grace_s: float
+    reached: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +56,6 @@ def verdict(node: Node, facts: Facts) -> Verdict:
         return Verdict(word=Word.DRAIN, why=node.cordon_reason or "cordoned")
     if facts.age_s > facts.grace_s:
         return Verdict(word=Word.HOLD, why=f"nothing heard from the API for {facts.age_s:.0f} s")
+    if not facts.reached:
+        return Verdict(word=Word.HOLD, why="has not answered yet")
     return Verdict(word=Word.READY, weight=node.weight)

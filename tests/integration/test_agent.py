@@ -7,9 +7,11 @@ import httpx
 import pytest
 
 from comfy_fleet.agent import Agent, HttpNodes
+from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.source import parse_nodes
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import Node
+from comfy_fleet.sim import NodeOptions, SimNode
 from tests.integration.haproxy_kit import eventually
 
 
@@ -27,6 +29,16 @@ class Told:
     async def watch(self) -> AsyncIterator[Sequence[Node]]:
         while True:
             yield await self._queue.get()
+
+
+class Trusting(Reach):
+    """Takes every node on trust: the addresses of these tests lead nowhere."""
+
+    def reached(self, node: Node) -> bool:
+        return True
+
+    def follow(self, nodes: Sequence[Node]) -> None:
+        pass
 
 
 class Clock:
@@ -57,7 +69,7 @@ async def ask(agent: Agent, question: bytes) -> bytes:
 
 
 async def test_it_answers_for_every_node_on_one_port(clock: Clock) -> None:
-    agent = Agent(Told(G1, G2, OUT), host="127.0.0.1", port=0, clock=clock)
+    agent = Agent(Told(G1, G2, OUT), reach=Trusting(), host="127.0.0.1", port=0, clock=clock)
     await agent.start()
     await agent.heard()
     try:
@@ -71,7 +83,7 @@ async def test_it_answers_for_every_node_on_one_port(clock: Clock) -> None:
 
 
 async def test_a_name_may_come_in_pieces(clock: Clock) -> None:
-    agent = Agent(Told(G2), host="127.0.0.1", port=0, clock=clock)
+    agent = Agent(Told(G2), reach=Trusting(), host="127.0.0.1", port=0, clock=clock)
     await agent.start()
     await agent.heard()
     reader, writer = await asyncio.open_connection("127.0.0.1", agent.port)
@@ -85,7 +97,7 @@ async def test_a_name_may_come_in_pieces(clock: Clock) -> None:
 
 
 async def test_before_the_first_word_it_is_silent(clock: Clock) -> None:
-    agent = Agent(Told(), host="127.0.0.1", port=0, clock=clock)
+    agent = Agent(Told(), reach=Trusting(), host="127.0.0.1", port=0, clock=clock)
     await agent.start()
     assert await ask(agent, b"g1/") == b""
     await agent.stop()
@@ -93,7 +105,7 @@ async def test_before_the_first_word_it_is_silent(clock: Clock) -> None:
 
 async def test_old_knowledge_neither_gives_nor_takes_but_a_cordon_stays(clock: Clock) -> None:
     source = Told(G1, OUT)
-    agent = Agent(source, host="127.0.0.1", port=0, grace_s=10, clock=clock)
+    agent = Agent(source, reach=Trusting(), host="127.0.0.1", port=0, grace_s=10, clock=clock)
     await agent.start()
     await agent.heard()
     clock.now += 10
@@ -108,15 +120,15 @@ async def test_old_knowledge_neither_gives_nor_takes_but_a_cordon_stays(clock: C
 
 
 async def test_a_taken_port_is_told(clock: Clock) -> None:
-    first = Agent(Told(), host="127.0.0.1", port=0, clock=clock)
+    first = Agent(Told(), reach=Trusting(), host="127.0.0.1", port=0, clock=clock)
     await first.start()
     with pytest.raises(ConfigError, match=f"{first.port}.*FLEET_AGENT_PORT"):
-        await Agent(Told(), host="127.0.0.1", port=first.port, clock=clock).start()
+        await Agent(Told(), reach=Trusting(), host="127.0.0.1", port=first.port, clock=clock).start()
     await first.stop()
 
 
 async def test_run_ends_with_stop() -> None:
-    agent = Agent(Told(G1), host="127.0.0.1", port=0)
+    agent = Agent(Told(G1), reach=Trusting(), host="127.0.0.1", port=0)
     stop = asyncio.Event()
     task = asyncio.create_task(agent.run(stop))
     await agent.heard()
@@ -170,3 +182,22 @@ def test_a_row_that_can_t_be_read_is_left_out() -> None:
     for nonsense in wrong:
         with pytest.raises(ValueError, match="nodes"):
             parse_nodes(nonsense)
+
+
+async def test_a_node_gets_nothing_before_it_has_answered_once(clock: Clock) -> None:
+    async with SimNode(NodeOptions(name="late")) as sim:
+        url = sim.url
+        await sim.crash()
+        agent = Agent(Told(Node(name="late", url=url)), host="127.0.0.1", port=0, clock=clock)
+        await agent.start()
+        try:
+            await agent.heard()
+            assert await ask(agent, b"late/") == b"up\n"
+            await sim.restart()
+
+            async def ready() -> bool:
+                return await ask(agent, b"late/") == b"ready up 100%\n"
+
+            await eventually("it is ready", ready)
+        finally:
+            await agent.stop()

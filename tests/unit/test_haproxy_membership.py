@@ -122,12 +122,12 @@ OUT = Node(name="g1", url="http://h:1", cordoned=True, cordon_reason="fans")
             True,
             ("drain", "agent is silent (Layer4 connection problem)"),
         ),
-        (NODE, {"status": "MAINT"}, False, ("new", "waits for its agent")),
+        (NODE, {"status": "MAINT"}, False, ("new", "waits for its first answer")),
         (
             NODE,
             {"status": "MAINT", "agent_status": "* L4TOUT", "agent_desc": "Layer4 timeout"},
             False,
-            ("new", "waits for its agent (Layer4 timeout)"),
+            ("new", "waits for its first answer (Layer4 timeout)"),
         ),
         (
             NODE,

@@ -1,0 +1,61 @@
+"""Whether a node has answered at all yet.
+
+HAProxy takes a server that leaves maintenance for healthy until its first checks have failed. So the agent
+says no ``ready`` before it has seen an answer itself: a ComfyUI that is still starting gets no lease. From
+then on HAProxy's own checks know better.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import httpx
+
+from comfy_fleet.domain.node import Node
+
+ASK_EVERY_S = 0.25
+ANSWER_WITHIN_S = 2.0
+
+
+class Reach:
+    """Asks every new node's ``/system_stats`` until it has answered once."""
+
+    def __init__(self) -> None:
+        self._asking: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._client: httpx.AsyncClient | None = None
+
+    def reached(self, node: Node) -> bool:
+        """Return whether the node has answered at the URL that it has now."""
+        url, task = self._asking.get(node.name, ("", None))
+        return task is not None and url == node.url and task.done() and not task.cancelled()
+
+    def follow(self, nodes: Sequence[Node]) -> None:
+        """Ask the nodes that are new or have moved, and forget those that are gone."""
+        wanted = {node.name: node.url for node in nodes}
+        for name, (url, task) in list(self._asking.items()):
+            if wanted.get(name) != url:
+                task.cancel()
+                del self._asking[name]
+        for name, url in wanted.items():
+            if name not in self._asking:
+                self._asking[name] = url, asyncio.create_task(self._ask(url), name=f"reach {name}")
+
+    async def stop(self) -> None:
+        """Stop asking."""
+        tasks = [task for _, task in self._asking.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _ask(self, url: str) -> None:
+        if self._client is None:
+            self._client = httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False)
+        while True:
+            try:
+                answer = await self._client.get(f"{url.rstrip('/')}/system_stats")
+                if answer.status_code == httpx.codes.OK:
+                    return
+            except (httpx.HTTPError, httpx.InvalidURL):
+                pass
+            await asyncio.sleep(ASK_EVERY_S)
