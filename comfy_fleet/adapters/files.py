@@ -28,6 +28,7 @@ from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, Mi
 from comfy_fleet.ports import Received
 
 HASH = re.compile(r"blake3:[0-9a-f]{64}")
+_ASSET_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _JOB_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
 _BUFFER = 1 << 20  # written and hashed in one hop to a thread
 _PIN_TTL_S = 3600.0  # a pin this old belongs to a process that died
@@ -213,6 +214,8 @@ class FileAssetStore:
 
     async def get(self, asset_id: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.AssetStore.get`."""
+        if not _ASSET_ID.fullmatch(asset_id):  # ids come from graphs too; other keys have this prefix
+            return None
         with store_errors():
             raw: dict[Any, Any] = await self._redis.hgetall(f"fleet:asset:{asset_id}")
         return _asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None

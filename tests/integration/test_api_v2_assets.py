@@ -204,7 +204,7 @@ async def test_ranges(api: Api) -> None:
     assert await get(Range="bytes=-3") == (206, b"789", "bytes 7-9/10")
     assert await get(Range="bytes=-30") == (206, b"0123456789", "bytes 0-9/10")
     assert await get(Range="bytes=5-100") == (206, b"56789", "bytes 5-9/10")
-    for whole in ("bytes=4-2", "bytes=0-1,3-4", "bytes=-", "lines=1-2", "x"):
+    for whole in ("bytes=4-2", "bytes=0-1,3-4", "bytes=-", "lines=1-2", "x", "bytes=0-" + "9" * 5000):
         assert (await get(Range=whole))[:2] == (200, b"0123456789")
     answer = await api.client.get(url, headers={"Range": "bytes=10-"})
     assert code(answer) == (416, "range_not_satisfiable")
@@ -269,6 +269,9 @@ async def test_jobs_refer_to_assets(api: Api) -> None:
     assert code(answer) == (422, "missing_asset")
     details = answer.json()["error"]["details"]
     assert (details["node_id"], details["input"], details["id"]) == ("1", "image", made["id"])
+    for odd in ("expiry", f"{made['id']}:jobs", "x" * 10_000):
+        graph["1"]["inputs"]["image"] = {"__type": "core/ASSET", "info": {"id": odd}}
+        assert code(await api.client.post("/api/v2/jobs", json={"workflow": graph})) == (422, "missing_asset")
     graph["1"]["inputs"]["image"] = {"__type": "core/ASSET", "info": {}}
     assert code(await api.client.post("/api/v2/jobs", json={"workflow": graph})) == (422, "missing_asset")
 

@@ -1,0 +1,71 @@
+"""The process `fleet api`."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.bootstrap import open_stores
+from comfy_fleet.domain.node import Node
+from comfy_fleet.settings import Settings
+from tests.conftest import free_port
+from tests.factories import GRAPH
+from tests.fleet import until
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_ends_with_zero_though_streams_are_open(
+    redis_port: int, redis: Redis, tmp_path: Path, number: signal.Signals
+) -> None:
+    port = free_port()
+    settings = {"FLEET_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0", "FLEET_DATA": str(tmp_path)}
+    env = {**os.environ, **settings, "FLEET_API_PORT": str(port), "FLEET_LOG_FORMAT": "json"}
+    async with open_stores(Settings(redis_url=settings["FLEET_REDIS_URL"])) as stores:
+        await stores.nodes.add(Node(name="g1", url="http://127.0.0.1:9"))
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "comfy_fleet", "api"], env=env, stderr=log)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+
+            async def up() -> bool:
+                assert process.poll() is None
+                try:
+                    return (await client.get("/health")).status_code == 200
+                except httpx.ConnectError:
+                    return False
+
+            await until(up, what="the API serves")
+            job = (await client.post("/api/v2/jobs", json={"workflow": GRAPH})).json()
+            async with client.stream("GET", job["urls"]["events"]) as stream:
+                lines = stream.aiter_lines()
+                assert await anext(lines) == "event: status"
+                process.send_signal(number)
+                async for _ in lines:  # ends by itself
+                    pass
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        process.wait()
+    written = (tmp_path / "log").read_text()
+    assert f'"job_id":"{job["id"]}"' in written
+    assert "Traceback" not in written
+
+
+def test_it_refuses_to_serve_the_world_without_keys(tmp_path: Path) -> None:
+    env = {**os.environ, "FLEET_DATA": str(tmp_path), "FLEET_HOST": "0.0.0.0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "comfy_fleet", "api"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "FLEET_KEYS_FILE" in done.stderr
+    assert "Traceback" not in done.stderr
