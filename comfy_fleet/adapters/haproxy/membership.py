@@ -118,7 +118,7 @@ def _corrections(target: Target, server: Server) -> list[Step]:
     wanted = [(address, target.entry.agent_port) for address in target.agent_addresses]
     if wanted and agent not in wanted:
         steps.append(MoveAgent(server=server, address=wanted[0][0], port=wanted[0][1]))
-    # In maintenance it waits for its first answer's first ready: nothing to take away yet.
+    # In maintenance it waits for its agent's first ready: nothing to take away yet.
     if target.drain and not server.maint and not (server.drain and server.weight == 0):
         steps.append(Drain(server=server))
     return steps
@@ -157,7 +157,7 @@ def verdict_of(node: Node, row: Mapping[str, str], *, silent: bool) -> tuple[str
     status = row.get("status", "")
     if status.startswith("MAINT"):
         why = agent_silent(row)
-        return "new", f"waits for its first answer ({why})" if why else "waits for its agent"
+        return "new", f"waits for its first answer ({why})" if why else "waits for its first answer"
     if status.startswith("DOWN"):
         return "down", _why_down(row)
     if node.cordoned:
