@@ -10,6 +10,7 @@ from blake3 import blake3
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
 
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
@@ -42,13 +43,24 @@ def files(root: Path) -> list[Path]:
     return sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
 
 
-async def put(store: FileAssetStore, data: bytes, owner: str = "ann", name: str = "a.png", **more: object):  # type: ignore[no-untyped-def]
+async def put(
+    store: FileAssetStore,
+    data: bytes,
+    owner: str = "ann",
+    name: str = "a.png",
+    *,
+    expected_hash: str | None = None,
+    tags: tuple[str, ...] = (),
+    expires_in_s: float | None = None,
+) -> tuple[Asset, bool]:
     return await store.upload(
         owner=owner,
         chunks=chunks(data),
         content_type="image/png",
         file_path=name,
-        **more,  # type: ignore[arg-type]
+        expected_hash=expected_hash,
+        tags=tags,
+        expires_in_s=expires_in_s,
     )
 
 
@@ -132,7 +144,7 @@ async def test_newest_upload_of_a_name_wins(store: FileAssetStore, clock: Clock)
     assert await store.by_path(owner="bob", file_path="a.png") is None
 
 
-async def add(store: FileAssetStore, job: str, data: bytes, name: str = "o.png", owner: str = "ann"):  # type: ignore[no-untyped-def]
+async def add(store: FileAssetStore, job: str, data: bytes, name: str = "o.png", owner: str = "ann") -> Asset:
     return await store.add_output(
         owner=owner,
         job_id=job,
@@ -210,7 +222,9 @@ async def test_outputs_of_a_live_job_stay(store: FileAssetStore, redis: Redis) -
     await store.delete(owner="ann", asset_id=output.id)
 
 
-async def test_an_output_that_another_job_needs_delays_forgetting(store: FileAssetStore, redis: Redis) -> None:
+async def test_an_output_that_another_job_needs_delays_forgetting(
+    store: FileAssetStore, redis: Redis
+) -> None:
     output, other = await add(store, JOB, b"x"), str(uuid4())
     await store.hold(owner="ann", asset_ids=[output.id], job_id=other)
     await redis.hset(f"fleet:job:{other}", "status", "queued")
