@@ -43,14 +43,19 @@ def build() -> typer.Typer:
     return app
 
 
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
-    """Hold the options that stand before any command."""
-    if version:
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if that was asked for."""
+    if wanted:
         from comfy_fleet import __version__
 
         typer.echo(f"comfy-fleet {__version__}")
         raise typer.Exit
+
+
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=show_version),
+    ] = False,
+) -> None:
+    """Hold the options that stand before any command."""

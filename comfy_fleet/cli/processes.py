@@ -112,7 +112,7 @@ def down(
 ) -> None:
     """Stop the fleet that `fleet up` runs on a folder."""
     from comfy_fleet.cli.console import stdout
-    from comfy_fleet.cli.up.lock import held, read_note
+    from comfy_fleet.cli.up.lock import held, read_note, runs
 
     folder = load(data=data).data
     pid = read_note(folder / "run" / "up.json").get("pid")
@@ -123,7 +123,7 @@ def down(
     except PermissionError:
         raise Fail(f"pid {pid} belongs to another user", code=Exit.REFUSED) from None
     deadline = time.monotonic() + timeout
-    while held(folder):
+    while held(folder) or runs(pid):
         if time.monotonic() > deadline:
             raise Fail(f"pid {pid} has not ended after {timeout:g} s", code=Exit.TIMEOUT)
         time.sleep(0.05)

@@ -26,7 +26,7 @@ from comfy_fleet.cli.up.supervisor import Spec, Supervised, is_loud, stop_all
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
 
-_GIVE_UP_AFTER = 4  # crashes in a row before the fleet was ever ready: it won't start by waiting
+_GIVE_UP_AFTER = 3  # crashes in a row before the fleet was ever ready: it won't start by waiting
 _SAY_AGAIN_S = 10.0  # the same line of the same process comes on the terminal this often at most
 _REDIS, _NODES, _PROXY, _API, _DISPATCH = range(5)  # stages; the last is stopped first
 

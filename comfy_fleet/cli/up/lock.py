@@ -82,3 +82,12 @@ def held(data: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process is alive; one that has ended and only waits to be collected is not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"

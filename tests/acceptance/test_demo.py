@@ -1,0 +1,100 @@
+"""The demo, as somebody sees it who has just cloned the project."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import free_port
+from tests.integration.test_up import processes_of
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FLEET_", "COMFYUI_"))}
+    return {**kept, "COLUMNS": "100", **more}
+
+
+def demo(tmp_path: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "comfy_fleet", "demo", "--port", str(free_port())),
+            *("--data", str(tmp_path / "data"), "--out", str(tmp_path / "pictures"), *argv),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env=environment(**env),
+    )
+
+
+def test_pictures_spread_over_simulated_nodes_and_nothing_stays(tmp_path: Path) -> None:
+    told = demo(tmp_path)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.stdout.count("SIMULATED") >= 8  # the start, the first picture, every row
+    pictures = list((tmp_path / "pictures").glob("*.png"))
+    assert len(pictures) == 7
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    spread = re.search(r"spread: (.*);", told.stdout)
+    assert spread is not None
+    assert len(spread[1].split(", ")) == 3
+    assert processes_of(tmp_path / "data") == {}
+
+
+def test_keep_leaves_it_running_and_a_second_one_is_refused(tmp_path: Path) -> None:
+    told = demo(tmp_path, "--keep", "--nodes", "1")
+    try:
+        assert told.returncode == 0, told.stdout + told.stderr
+        assert f"fleet down --data {tmp_path / 'data'}" in " ".join(told.stdout.split())
+        assert processes_of(tmp_path / "data")
+        assert demo(tmp_path).returncode == 8
+    finally:
+        stopped = subprocess.run(
+            [sys.executable, "-m", "comfy_fleet", "down", "--data", str(tmp_path / "data")],
+            check=False,
+            env=environment(),
+        )
+    assert stopped.returncode == 0
+    assert processes_of(tmp_path / "data") == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_demo_takes_its_fleet_along(tmp_path: Path, number: signal.Signals) -> None:
+    data = tmp_path / "data"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "comfy_fleet", "demo", "--port", str(free_port())),
+            *("--data", str(data), "--out", str(tmp_path / "pictures")),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while len(processes_of(data)) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(40) != 0
+    while processes_of(data):
+        assert time.monotonic() < deadline + 30
+        time.sleep(0.05)
+
+
+@pytest.mark.comfyui
+def test_real_comfyui_nodes_make_real_pictures(tmp_path: Path, comfyui_home: Path) -> None:
+    python = {"COMFYUI_PYTHON": os.environ["COMFYUI_PYTHON"]} if "COMFYUI_PYTHON" in os.environ else {}
+    told = demo(tmp_path, "--nodes", "2", COMFYUI_HOME=str(comfyui_home), **python)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "SIMULATED" not in told.stdout
+    assert "cpu-0" in told.stdout or "gpu-0" in told.stdout
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 7
+    assert processes_of(tmp_path / "data") == {}

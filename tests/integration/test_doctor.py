@@ -1,0 +1,79 @@
+"""`fleet doctor` on this machine, with the real programs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfy_fleet.cli.up.programs import find_haproxy
+
+
+def doctor(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+    return subprocess.run(
+        [sys.executable, "-m", "comfy_fleet", "doctor", *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**kept, "COLUMNS": "80", **env},
+    )
+
+
+def findings(told: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    return {finding["check"]: finding for finding in json.loads(told.stdout)}
+
+
+def test_a_good_machine_passes_and_every_part_is_looked_at(tmp_path: Path) -> None:
+    told = doctor("--data", str(tmp_path), "--json")
+    found = findings(told)
+    assert told.returncode == 0, told.stdout
+    assert {"Python", "HAProxy", "HAProxy Lua", "HAProxy metrics", "Redis program", "Redis server"} <= set(
+        found
+    )
+    assert {"NVML", "Port", "Data folder", "Open files", "Workflows", "HAProxy files"} <= set(found)
+    assert "image_card" in found["Workflows"]["found"]
+
+
+def test_the_table_fits_80_columns_and_says_what_to_do(tmp_path: Path) -> None:
+    told = doctor("--data", str(tmp_path), FLEET_HAPROXY_BIN="surely-no-such-haproxy")
+    assert told.returncode == 1
+    assert max(map(len, told.stdout.splitlines())) <= 80
+    assert "FAIL" in told.stdout
+    assert "apt-get install -y haproxy" in " ".join(told.stdout.split())
+
+
+def test_a_named_redis_is_asked_for_its_append_only_file(tmp_path: Path, redis_port: int) -> None:
+    found = findings(doctor("--json", FLEET_REDIS_URL=f"redis://127.0.0.1:{redis_port}/0"))
+    assert found["Redis server"]["verdict"] == "OK"
+    assert found["Redis AOF"]["verdict"] == "WARN"  # the tests' Redis runs without one
+    assert "appendonly yes" in found["Redis AOF"]["do"]
+
+
+def test_an_old_haproxy_without_lua_fails(tmp_path: Path) -> None:
+    program = tmp_path / "haproxy"
+    program.write_text("#!/bin/sh\necho 'HAProxy version 2.2.9 2021'; echo 'Feature list : -LUA'\n")
+    program.chmod(0o755)
+    told = doctor("--json", FLEET_HAPROXY_BIN=str(program))
+    found = findings(told)
+    assert told.returncode == 1
+    assert [found[name]["verdict"] for name in ("HAProxy", "HAProxy Lua", "HAProxy metrics")] == ["FAIL"] * 3
+
+
+@pytest.mark.parametrize("argv", [("haproxy", "check", "--empty"), ("haproxy", "render", "--empty")])
+def test_haproxy_accepts_what_is_rendered(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "comfy_fleet", *argv, "--data", str(tmp_path / "d")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "FLEET_HAPROXY_BIN": find_haproxy("haproxy")},
+    )
+    assert told.returncode == 0, told.stderr
+    assert "broker.cfg" in told.stdout
+    assert not (tmp_path / "d").exists()
