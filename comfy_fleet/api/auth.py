@@ -114,7 +114,12 @@ class Keys:
         host = headers.get("x-forwarded-host") or headers.get("host", "")
         name = host_name(host)
         if name is None or not (is_loopback(name) or name == public_host):
-            raise HttpError(403, "forbidden", "without API keys only requests to loopback names are answered")
+            raise HttpError(
+                403,
+                "forbidden",
+                "without API keys only loopback names are answered: set FLEET_KEYS_FILE, "
+                "or FLEET_PUBLIC_URL to the name that the fleet is reached by",
+            )
         origin = headers.get("origin")
         if method not in _SAFE_METHODS and origin and origin.partition("://")[2].lower() != host.lower():
             raise HttpError(403, "forbidden", "without API keys requests from other sites are refused")

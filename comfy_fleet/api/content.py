@@ -14,6 +14,7 @@ from comfy_fleet.api.errors import HttpError, envelope
 from comfy_fleet.domain.asset import Asset
 
 _CHUNK = 256 * 1024
+_AT_ONCE = 1024 * 1024  # one hop to a thread is the quickest way for a picture
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 # What a browser shows without ever running it.
 _INLINE = re.compile(r"(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)(;.*)?")
@@ -67,12 +68,21 @@ async def respond(request: Request, asset: Asset, path: Path) -> Response:
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=asset.content_type)
     try:
+        if end - start <= _AT_ONCE:
+            data = await asyncio.to_thread(_slice, path, start, end - start)
+            return Response(data, status, headers, media_type=asset.content_type)
         file = await asyncio.to_thread(path.open, "rb")
     except FileNotFoundError:
         raise HttpError(404, "not_found", f"the bytes of asset {asset.id} are gone") from None
     return StreamingResponse(
         _read(file, start, end - start), status, headers=headers, media_type=asset.content_type
     )
+
+
+def _slice(path: Path, start: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
 
 
 async def _read(file: BinaryIO, start: int, length: int) -> AsyncIterator[bytes]:

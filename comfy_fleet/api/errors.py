@@ -16,6 +16,7 @@ from comfy_fleet.domain.errors import (
     Busy,
     Conflict,
     FleetError,
+    IdempotencyConflict,
     IdempotencyKeyReuse,
     InvalidParameter,
     InvalidWorkflow,
@@ -99,7 +100,9 @@ def fleet_error(error: FleetError) -> Response:
         return unexpected()
     if isinstance(error, AssetInUse):  # the contract: never say which hold it is
         return envelope(409, error.code, "the asset is in use")
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Busy) else None
+    headers = None
+    if isinstance(error, Busy | IdempotencyConflict):
+        headers = {"Retry-After": str(error.retry_after_s if isinstance(error, Busy) else 1)}
     return envelope(status, error.code, error.message, error.details, headers)
 
 

@@ -221,6 +221,14 @@ async def test_ranges(api: Api) -> None:
     assert (head.status_code, head.headers["content-length"], head.content) == (200, "10", b"")
 
 
+async def test_large_contents_are_streamed(api: Api) -> None:
+    data = bytes(range(251)) * 10_000
+    url = (await upload(api, data)).json()["url"]
+    assert (await api.client.get(url)).content == data
+    part = await api.client.get(url, headers={"Range": "bytes=7-2000000"})
+    assert (part.status_code, part.content) == (206, data[7:2_000_001])
+
+
 async def test_empty_files_are_files(api: Api) -> None:
     made = (await upload(api, b"")).json()
     assert made["size_bytes"] == 0
