@@ -64,9 +64,13 @@ def demo(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, stdout
     from comfy_fleet.cli.gpus import probe
+    from comfy_fleet.cli.up import ports
+    from comfy_fleet.cli.up.lock import held
 
     console = stdout()
     data, out = data.expanduser().absolute(), out.expanduser()
+    if not held(data):
+        ports.require_free(port)
     argv = ["--port", str(port), "--data", str(data), "--no-custom-nodes"]
     if comfyui:
         wanted = nodes or len(probe().gpus) or 3
@@ -145,7 +149,7 @@ def await_ready(
     *,
     timeout_s: float,
 ) -> None:
-    """Wait until a job could run.
+    """Wait until every node is up and a job could run.
 
     Raises:
         Fail: The fleet ended, or took too long; with what it said.
@@ -162,19 +166,31 @@ def await_ready(
                     error.removeprefix("error:").strip(),
                     hint=hint.removeprefix("hint:").strip() or f"see {data / 'logs'}",
                 )
-            try:
-                client.get("/api/v1/ready")
-            except Fail as error:
-                status.update(f"waiting until a job could run ({error.message})")
-                if time.monotonic() > deadline:
-                    raise Fail(
-                        f"the fleet is not ready after {timeout_s:g} s: {error.message}",
-                        hint=f"see {data / 'logs'}",
-                        code=Exit.TIMEOUT,
-                    ) from error
-                time.sleep(0.1)
-            else:
+            why = missing(client)
+            if why is None:
                 return
+            status.update(f"waiting until every node is up ({why})")
+            if time.monotonic() > deadline:
+                raise Fail(
+                    f"the fleet is not ready after {timeout_s:g} s: {why}",
+                    hint=f"see {data / 'logs'}",
+                    code=Exit.TIMEOUT,
+                )
+            time.sleep(0.1)
+
+
+def missing(client: "Client") -> str | None:
+    """Return what the demo still waits for, or None.
+
+    A fleet is ready with one node; the demo wants all of them, to show how work spreads.
+    """
+    try:
+        client.get("/api/v1/ready")
+        nodes = client.get("/api/v1/nodes")["nodes"]
+    except Fail as error:
+        return error.message
+    late = [str(node["name"]) for node in nodes if node["verdict"] != "up"]
+    return f"{', '.join(late)} not up yet" if late else None
 
 
 def one_prompt(client: "Client", console: "Console", out: Path) -> None:
@@ -216,7 +232,7 @@ def a_handful(client: "Client", console: "Console", out: Path, *, count: int) ->
         saved = save_outputs(client, job, out)
         node = f"{job.get('node')} {SIMULATED}" if job.get("simulated") else job.get("node")
         rows.append((prompt, job["status"], node, span(run_seconds(job)), saved[0].name if saved else ""))
-    console.print(table(["Prompt", "Status", "<Node", ">Ran", "Picture"], rows))
+    console.print(table(["Prompt", "<Status", "<Node", ">Ran", "<Picture"], rows))
     say_spread(console, jobs, wall_s)
     console.print(f"pictures are in {out}", soft_wrap=True)
     return all(job["status"] == "succeeded" for job in jobs)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,6 +47,14 @@ def test_pictures_spread_over_simulated_nodes_and_nothing_stays(tmp_path: Path) 
     assert spread is not None
     assert len(spread[1].split(", ")) == 3
     assert processes_of(tmp_path / "data") == {}
+
+
+def test_another_server_on_the_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        told = demo(tmp_path, "--port", str(server.getsockname()[1]))
+    assert told.returncode == 8
+    assert f"(pid {os.getpid()})" in told.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_keep_leaves_it_running_and_a_second_one_is_refused(tmp_path: Path) -> None:

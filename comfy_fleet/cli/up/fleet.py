@@ -91,13 +91,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: int, visible: str | No
         ConfigError: No Redis-compatible server is installed.
         BadInput: A node's name or URL can't be used.
     """
-    if not ports.is_free(settings.port, settings.host):
-        by = ports.holder(settings.port)
-        raise Fail(
-            f"port {settings.port} is taken by {by or 'a process that this user may not see'}",
-            hint="stop it, or use another port: --port N",
-            code=Exit.REFUSED,
-        )
+    ports.require_free(settings.port, settings.host)
     haproxy = find_haproxy(settings.haproxy_bin)
     devices = node_plans.visible_gpus(gpus, visible) if options.comfyui and gpus else []
     count = options.nodes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comfy_fleet.cli.exits import Fail
+from comfy_fleet.cli.exits import Exit, Fail
 
 _LISTEN = "0A"  # TCP_LISTEN in the `st` column of /proc/net/tcp
 
@@ -35,6 +35,20 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
         except OSError:
             return False
     return True
+
+
+def require_free(port: int, host: str = "127.0.0.1") -> None:
+    """Make sure that a server could listen there.
+
+    Raises:
+        Fail: It can't; the message says who does.
+    """
+    if not is_free(port, host):
+        raise Fail(
+            f"port {port} is taken by {holder(port) or 'a process that this user may not see'}",
+            hint="stop it, or use another port: --port N",
+            code=Exit.REFUSED,
+        )
 
 
 def draw(count: int, *, prefer: Iterable[int] = ()) -> list[int]:
