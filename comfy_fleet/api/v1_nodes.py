@@ -1,6 +1,5 @@
 """REST: nodes. What the CLI does, for operators; agents read the list with their own token."""
 
-import re
 from typing import Any
 
 import orjson
@@ -14,12 +13,11 @@ from comfy_fleet.api.deps import admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import read, shown
-from comfy_fleet.domain.errors import BadInput, NotFound
+from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import DEFAULT_POOL
 from comfy_fleet.domain.node import NAME, Node, NodeState
 
 router = APIRouter(tags=["nodes"])
-_ADDRESS = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):\d{1,5}")
 
 
 class NodeBody(BaseModel):
@@ -65,8 +63,6 @@ async def add_node(request: Request) -> Response:
     """It gets jobs as soon as HAProxy finds it healthy."""
     admin(request)
     d, body = deps(request), await read(request, NodeBody)
-    if body.agent is not None and not _ADDRESS.fullmatch(body.agent):
-        raise BadInput(f"agent {body.agent[:80]!r} must be HOST:PORT", details={"field": "agent"})
     node = await d.nodes.add(Node(**body.model_dump(), added_at=d.clock()))
     return json_response(state(NodeState(node=node)), 201)
 

@@ -9,6 +9,7 @@ from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.job import DEFAULT_POOL
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_AGENT = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,9 @@ class Node:
                 f"weight {self.weight} is not between 1 and 256",
                 details={"field": "weight", "value": self.weight},
             )
-        self.address  # noqa: B018 - raises on a URL that HAProxy could not use
+        # Both raise on what HAProxy could not use: one such node would keep it from every change.
+        self.address  # noqa: B018
+        self.agent_address  # noqa: B018
 
     @property
     def address(self) -> tuple[str, int]:
@@ -56,6 +59,22 @@ class Node:
             BadInput: The URL is not plain ``http://HOST[:PORT]``.
         """
         return parse_url(self.url)
+
+    @property
+    def agent_address(self) -> tuple[str, int] | None:
+        """Host and port of its own agent; None for the central one.
+
+        Raises:
+            BadInput: It is not ``HOST:PORT``.
+        """
+        if self.agent is None:
+            return None
+        if not _AGENT.fullmatch(self.agent) or not 0 < int(self.agent.rpartition(":")[2]) < 65536:
+            raise BadInput(
+                f"agent {self.agent[:80]!r} must be HOST:PORT",
+                details={"field": "agent", "value": self.agent},
+            )
+        return parse_url(f"http://{self.agent}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ def entries_of(nodes: Sequence[Node], pools: Mapping[str, int], *, agent: Endpoi
         if node.pool not in pools:
             continue
         host, port = parse_url(node.url)
-        agent_host, agent_port = parse_url(f"http://{node.agent}") if node.agent else agent
+        agent_host, agent_port = node.agent_address or agent
         entries.append(
             Entry(
                 name=node.name,
