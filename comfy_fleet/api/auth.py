@@ -101,19 +101,23 @@ class Keys:
         return found
 
     def guard(self, method: str, headers: Headers, *, public_host: str | None) -> None:
-        """Keep web pages away from a fleet that needs no key.
+        """Refuse hosts that are none, and keep web pages away from a fleet that needs no key.
 
         A page that somebody on this machine looks at can make their browser send requests here, under a
-        name of the page's own that points to loopback, or plainly across sites.
+        name of the page's own that points to loopback, or plainly across sites. Such a page can't forge
+        ``Host``, but it can send ``X-Forwarded-Host`` to the API's own port: both have to be right.
 
         Raises:
-            HttpError: 403.
+            HttpError: 400 or 403.
         """
+        named = [headers[key] for key in ("x-forwarded-host", "host") if headers.get(key)]
+        names = [host_name(host) for host in named]
+        if not named or None in names:  # it would end up in URLs
+            raise HttpError(400, "invalid_request", "the Host header is not a host name")
         if not self.open:
             return
-        host = headers.get("x-forwarded-host") or headers.get("host", "")
-        name = host_name(host)
-        if name is None or not (is_loopback(name) or name == public_host):
+        host = named[0]
+        if not all(name == public_host or is_loopback(name or "") for name in names):
             raise HttpError(
                 403,
                 "forbidden",

@@ -8,6 +8,9 @@ from starlette.requests import Request
 
 from comfy_fleet.api.errors import HttpError
 
+MAX_JSON_BYTES = 16 * 1024 * 1024
+"""Most bytes of a JSON body: parsed it takes up to thirty times as much memory, and the loop's time.
+Pictures inside a graph fit; larger files are uploaded as assets."""
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
@@ -32,12 +35,13 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object of at most ``limit`` bytes and :data:`MAX_JSON_BYTES`.
 
     Raises:
-        HttpError: 400 if it is no JSON (NaN and invalid UTF-8 are none), too deep, or no object.
+        HttpError: 413 if it is larger; 400 if it is no JSON (NaN and invalid UTF-8 are none), too deep,
+            or no object.
     """
-    body = await read_body(request, limit)
+    body = await read_body(request, min(limit, MAX_JSON_BYTES))
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

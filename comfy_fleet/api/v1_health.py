@@ -1,6 +1,7 @@
 """Whether this process lives, whether a job could run, and figures for Prometheus."""
 
 import asyncio
+import logging
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,6 +13,7 @@ from comfy_fleet.api.deps import ApiDeps, Probe, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.ports import NodeRegistry
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
 _PATIENCE_S = 2.0
 
@@ -49,7 +51,9 @@ async def not_ready(d: ApiDeps) -> list[dict[str, str]]:
         except TimeoutError:
             return f"no answer within {_PATIENCE_S:g} s"
         except Exception as error:  # whatever it is, it is why no job could run
-            return f"{type(error).__name__}: {error}"[:200]
+            # Its text names sockets and addresses, and nobody needs a key to ask: that is for the log.
+            logger.warning("part not ready", extra={"error": f"{type(error).__name__}: {error}"})
+            return "does not answer; the API's log says why"
 
     answers: list[Any] = await asyncio.gather(*(ask(probe) for probe in d.probes.values()))
     return [{"part": part, "why": why} for part, why in zip(d.probes, answers, strict=True) if why]
