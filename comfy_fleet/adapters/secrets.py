@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.domain.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ class SecretBox:
             ConfigError: The file holds no key, or others may read it.
         """
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(path.parent)
             temp = path.with_name(f".{path.name}.{random.token_hex(8)}")
             descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:

@@ -4,6 +4,7 @@ import logging
 import subprocess
 from pathlib import Path
 
+from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.adapters.haproxy.render import Files, Rendered
 from comfy_fleet.domain.errors import ConfigError
 
@@ -57,7 +58,7 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
     Raises:
         ConfigError: HAProxy refused one. It lies beside the good one as ``.rejected``; nothing was replaced.
     """
-    places.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(places.folder)
     if not places.pools.exists():
         places.pools.write_text(rendered.pools)  # the broker's configuration names it
     texts = {

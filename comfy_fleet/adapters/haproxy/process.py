@@ -11,6 +11,7 @@ from pathlib import Path
 
 import orjson
 
+from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.adapters.processes import Child
 from comfy_fleet.domain.errors import BrokerError, ConfigError
@@ -30,7 +31,7 @@ def only_one(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: Another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder)
     path = folder / "haproxy.lock"
     with path.open("a+") as file:
         try:

@@ -14,6 +14,7 @@ import httpx
 from rich.console import Console
 from rich.status import Status
 
+from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.cli.console import SIMULATED, facts, span, table
 from comfy_fleet.cli.exits import Exit, Fail
@@ -266,8 +267,7 @@ class Fleet:
         await self._until_ready(status)
 
     async def _child(self, spec: Spec) -> None:
-        logs = self.plan.settings.data / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        logs = private_folder(self.plan.settings.data / "logs")
         child = Supervised(spec, logs=logs, echo=self._echo)
         self._children.append(child)
         await child.start()

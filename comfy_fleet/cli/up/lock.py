@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
 
 
@@ -25,7 +26,7 @@ class DataLock:
             Fail: Another process has it, or the folder can't be written.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self.path.parent)
             file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise Fail(

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.redis_server import program
 
@@ -50,8 +51,7 @@ class OwnRedis:
         Raises:
             ConfigError: No Redis-compatible server is installed.
         """
-        folder = data / "redis"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = private_folder(data / "redis")
         socket = folder / "redis.sock"
         argv = [program(), "--dir", str(folder), "--daemonize", "no"]
         # A job that was accepted survives a crash: every write goes to the append-only file.
