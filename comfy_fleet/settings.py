@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
@@ -59,7 +59,12 @@ class Settings(BaseSettings):
     secret_file: Path | None = Field(
         None, description="Key that encrypts partner keys at rest; made in `data` when unset."
     )
-    agent_token: str | None = Field(None, repr=False, description="Token that agents show to the API.")
+    agent_token_file: Path | None = Field(
+        None, description="File that holds the agents' token, where FLEET_AGENT_TOKEN is unset."
+    )
+    agent_token: str | None = Field(
+        None, repr=False, validate_default=True, description="Token that agents show to the API."
+    )
 
     queue_depth: int = Field(1000, ge=1, description="Queued jobs before submits answer 429 queue_full.")
     ageing_s: float = Field(60.0, gt=0, description="A job that waits this long gains one point of priority.")
@@ -93,6 +98,21 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line to log."
     )
+
+    @field_validator("agent_token")
+    @classmethod
+    def _read_agent_token(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Take the token from its file, as containers get secrets."""
+        path: Path | None = info.data.get("agent_token_file")
+        if value is not None or path is None:
+            return value
+        try:
+            token = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"agent_token_file {path} can't be read: {error}") from error
+        if not token:
+            raise ValueError(f"agent_token_file {path} is empty")
+        return token
 
     @property
     def workflows_dir(self) -> Path:

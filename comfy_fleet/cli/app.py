@@ -8,6 +8,7 @@ from comfy_fleet.cli import (
     demo,
     doctor,
     haproxy,
+    health,
     jobs,
     nodes,
     processes,
@@ -34,7 +35,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(root)
-    for module in (processes, status, demo, doctor, submit, sim):
+    for module in (processes, status, demo, doctor, submit, sim, health):
         module.register(app)
     app.add_typer(nodes.app, name="node", rich_help_panel="Fleet")
     app.add_typer(jobs.app, name="job", rich_help_panel="Jobs")

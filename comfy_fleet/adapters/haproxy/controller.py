@@ -18,9 +18,11 @@ from comfy_fleet.adapters.haproxy.entries import (
     Entry,
     backend_of,
     entries_of,
+    literal,
     parse_map,
     pools_of,
 )
+from comfy_fleet.adapters.haproxy.follow import follow_api
 from comfy_fleet.adapters.haproxy.membership import (
     Add,
     Drain,
@@ -136,6 +138,19 @@ class Controller:
                     asyncio.create_task(self._steer(), name="steer broker"),
                     asyncio.create_task(stop.wait(), name="stop"),
                 ]
+                if literal(self._settings.api_host) is None:
+                    tasks.append(
+                        asyncio.create_task(
+                            follow_api(
+                                self.edge.runtime,
+                                self._settings.api_host,
+                                self._settings.api_port,
+                                resolve=self._resolver.again,
+                                reload=self.edge.reload,
+                            ),
+                            name="follow the API",
+                        )
+                    )
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()  # only `stop` ends without an error

@@ -35,6 +35,10 @@ class Resolver:
         found = await asyncio.gather(*(self._one(name, doubt=name in doubt) for name in names))
         return dict(zip(names, found, strict=True))
 
+    async def again(self, host: str) -> tuple[str, ...]:
+        """Return a host's addresses, asked for anew unless that was done a moment ago."""
+        return await self._one(host, doubt=True)
+
     async def _one(self, host: str, *, doubt: bool) -> tuple[str, ...]:
         if address := literal(host):
             return (address,)

@@ -1,0 +1,129 @@
+"""``fleet health``: does one process of the fleet work? What containers and monitors ask."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.options import Data
+
+if TYPE_CHECKING:
+    from comfy_fleet.settings import Settings
+
+_PATIENCE_S = 5.0
+_ANY = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked, not bound
+
+
+class Part(StrEnum):
+    """A process that can be asked."""
+
+    API = "api"
+    DISPATCH = "dispatch"
+    HAPROXY = "haproxy"
+    AGENT = "agent"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Single processes")(health)
+
+
+def health(
+    part: Annotated[Part, typer.Argument(help="The process that runs beside this command.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the dispatcher.", show_default="any one of this host")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Ask a process on this host whether it works; exits with 1 if a restart would help.
+
+    It needs the process's own FLEET_* variables, and no API key. Whether a job could run is another
+    question, which `fleet status` answers: an API without nodes works.
+    """
+    import asyncio
+
+    from comfy_fleet.cli.processes import load
+
+    why = asyncio.run(_ask(part, load(data=data), name))
+    if why is not None:
+        raise Fail(f"{part}: {why}", code=Exit.FAILED)
+    typer.echo("ok")
+
+
+async def _ask(part: Part, settings: "Settings", name: str | None) -> str | None:
+    import asyncio
+
+    probes = {Part.API: _api, Part.HAPROXY: _haproxy, Part.AGENT: _agent}
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            if part is Part.DISPATCH:
+                return await _dispatch(settings, name)
+            return await probes[part](settings)
+    except TimeoutError:
+        return f"no answer within {_PATIENCE_S:g} s"
+
+
+async def _api(settings: "Settings") -> str | None:
+    import httpx
+
+    from comfy_fleet.adapters.haproxy.entries import join
+
+    url = f"http://{join(_ANY.get(settings.api_host, settings.api_host), settings.api_port)}/api/v1/health"
+    async with httpx.AsyncClient(trust_env=False, timeout=_PATIENCE_S) as client:
+        try:
+            answer = await client.get(url)
+        except httpx.HTTPError as error:
+            return f"nothing answers at {url} ({error or type(error).__name__})"
+    return None if answer.is_success else f"{url} answered {answer.status_code}"
+
+
+async def _haproxy(settings: "Settings") -> str | None:
+    import httpx
+
+    from comfy_fleet.adapters.haproxy.render import files
+
+    places = files(settings)
+    for name, socket in (("broker", places.broker_monitor), ("edge", places.edge_monitor)):
+        transport = httpx.AsyncHTTPTransport(uds=str(socket))
+        async with httpx.AsyncClient(transport=transport, timeout=_PATIENCE_S) as client:
+            try:
+                answer = await client.get("http://haproxy/health")
+            except httpx.HTTPError as error:
+                return f"the {name} does not answer on {socket} ({error or type(error).__name__})"
+        if not answer.is_success:
+            return f"the {name} answered {answer.status_code}"
+    return None
+
+
+async def _agent(settings: "Settings") -> str | None:
+    import asyncio
+
+    host = _ANY.get(settings.agent_host, settings.agent_host)
+    try:
+        reader, writer = await asyncio.open_connection(host, settings.agent_port)
+    except OSError as error:
+        return f"nothing answers at {host}:{settings.agent_port} ({error.strerror or error})"
+    writer.write(b"fleet-health/")  # a name like any other: an agent that lives ends the question
+    await reader.read()
+    writer.close()
+    return None
+
+
+async def _dispatch(settings: "Settings", name: str | None) -> str | None:
+    import socket
+
+    from comfy_fleet.adapters.redis.worker import live_dispatchers
+    from comfy_fleet.bootstrap import open_stores
+
+    async with open_stores(settings) as stores:
+        try:
+            alive = await live_dispatchers(stores.redis)
+        except Exception as error:  # whatever Redis's client raises
+            # Its runs go on without Redis for a while, and starting it again brings no Redis back.
+            typer.echo(f"unknown: Redis does not answer ({error})", err=True)
+            return None
+    here = socket.gethostname()
+    if any(found == name if name else found.startswith(f"{here}.") for found in alive):
+        return None
+    return f"no heartbeat of {name or f'a dispatcher on {here}'} in Redis"

@@ -1,0 +1,65 @@
+"""The edge finds an API that came back at another address, as containers do."""
+
+import asyncio
+import contextlib
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+
+from comfy_fleet.adapters.haproxy.apply import apply
+from comfy_fleet.adapters.haproxy.follow import follow_api
+from comfy_fleet.adapters.haproxy.process import HAProxy
+from comfy_fleet.adapters.haproxy.render import files, render
+from tests.conftest import free_port
+from tests.integration.haproxy_kit import TinyNode, eventually, make_settings
+
+pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed")
+
+
+class Elsewhere(TinyNode):
+    """Answers on an address that nothing else in the test has."""
+
+    async def __aenter__(self) -> "Elsewhere":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.2", self.port)
+        return self
+
+
+@pytest.mark.parametrize("known_at_first", ["127.0.0.1", "api.invalid"])
+async def test_the_edge_follows_the_apis_name(tmp_path: Path, known_at_first: str) -> None:
+    settings = make_settings(tmp_path, api_host=known_at_first, api_port=free_port())
+    places = files(settings)
+    apply(render(settings, (), {}), places, program="haproxy")
+    edge = HAProxy("edge", "haproxy", places.edge, places.edge_socket, reloads=True, on_start=lambda: None)
+    told: tuple[str, ...] = ()
+
+    async def resolve(host: str) -> tuple[str, ...]:
+        assert host == "api"
+        return told
+
+    node = Elsewhere("api")
+    node.port = settings.api_port
+    await edge.start()
+    following = asyncio.create_task(
+        follow_api(edge.runtime, "api", settings.api_port, resolve=resolve, reload=edge.reload, pause_s=0.05)
+    )
+    try:
+        async with node, httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}") as client:
+            assert (await client.get("/api/v1/health", timeout=10)).status_code == 503
+            text = places.edge.read_text()  # the name service knows it now: to HAProxy's own look-ups, too
+            places.edge.write_text(text.replace("api.invalid", "127.0.0.2"))
+            told = ("127.0.0.2",)
+
+            async def answers() -> bool:
+                return (await client.get("/api/v1/health", timeout=10)).status_code == 200
+
+            await eventually("the API is found", answers)
+            told = ()  # the name service is away: what is known stays
+            await asyncio.sleep(0.2)
+            assert await answers()
+    finally:
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        await edge.stop()
