@@ -85,7 +85,7 @@ def bench(
     if json_file:
         report.save(json_file, facts, results)
     if write and results:
-        merged = {result.name: result for result in (*report.load(KEPT), *results)}
+        merged = {result.name: result for result in (*report.load(KEPT, facts), *results)}
         ordered = [merged[name] for name in FIGURES if name in merged]
         report.save(KEPT, facts, ordered)
         report.write_document(DOCUMENT, facts, ordered)

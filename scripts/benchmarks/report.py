@@ -74,11 +74,14 @@ def save(path: Path, machine: Mapping[str, str], results: Sequence[Result]) -> N
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def load(path: Path) -> list[Result]:
-    """Read results; none if there is no file yet."""
+def load(path: Path, machine: Mapping[str, str]) -> list[Result]:
+    """Read results; none if there is no file yet, or if they are of another machine or other versions."""
     if not path.exists():
         return []
-    return [Result.from_json(value) for value in json.loads(path.read_text())["results"]]
+    content = json.loads(path.read_text())
+    if content["machine"] != dict(machine):
+        return []
+    return [Result.from_json(value) for value in content["results"]]
 
 
 def show(console: Console, result: Result) -> None:

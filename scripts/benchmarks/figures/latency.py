@@ -52,8 +52,9 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure="submit → bytes read, p50",
                 target="below comfy-api-proxy",
-                ours=f"{ours.p50 * 1000:.1f} ms",
-                baseline=f"{name} {theirs.p50 * 1000:.1f} ms",
+                ours=f"{ours.p50 * 1000:.1f} ms, p99 {ours.p99 * 1000:.0f} ms",
+                baseline=f"{name} {theirs.p50 * 1000:.1f} ms, p99 {theirs.p99 * 1000:.0f} ms; "
+                f"bare {bare.p50 * 1000:.1f} ms",
                 ratio=ours.p50 / theirs.p50,
                 met=ours.p50 < theirs.p50,
             )
