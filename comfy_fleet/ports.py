@@ -53,10 +53,16 @@ class Idempotency:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What a submit led to; ``replayed`` if the key had made this job before."""
+    """What a submit led to.
+
+    Attributes:
+        replayed: The key had made this job before.
+        position: Its place in the queue right then; None if that was not asked.
+    """
 
     job: Job
     replayed: bool = False
+    position: int | None = None
 
 
 class JobStore(Protocol):
@@ -277,10 +283,12 @@ class Claim:
 
     Attributes:
         graph: The job's graph as submitted, JSON bytes.
+        behind: How many jobs of the same placement classes waited behind it.
     """
 
     job: Job
     graph: bytes
+    behind: int = 0
     run: str
     node: str
     token: str

@@ -56,7 +56,7 @@ async def create(request: Request) -> Response:
             idempotency=Idempotency(scope=f"v2:{who}", key=key) if key is not None else None,
         ),
     )
-    position = await d.jobs.position(done.job)
+    position = done.position or await d.jobs.position(done.job)
     return json_response(wire.job(done.job, links(request), queue_position=position, simulated=False), 201)
 
 

@@ -328,7 +328,7 @@ class Dispatcher:
             )
             execution = Execution(self._tools, got, lease, on_free=self._freed)
             self._fly(execution, execution.run(), asked=asked)
-            return True
+            return got.behind > 0
         if got.why == "leased" and got.run is not None:
             # HAProxy forgot a tunnel (a reload, a restart): keep this one open in its stead, so that the slot
             # counts as taken until the run that really has the node is over.
@@ -375,8 +375,9 @@ class Dispatcher:
             if expired := await self._runs.overdue(UPKEEP_LIMIT):
                 logger.info("jobs expired in the queue", extra={"count": expired})
             for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
-                await self._assets.forget_job(job_id)  # files first: a crash in between repeats both
-                await self._runs.forget(job_id)
+                if not await self._assets.forget_job(job_id):
+                    continue  # a live job still needs one of its outputs
+                await self._runs.forget(job_id)  # files first: a crash in between repeats both
                 logger.info("job forgotten", extra={"job_id": job_id})
             await asyncio.sleep(max(1.0, self._limits.beat_s))
 

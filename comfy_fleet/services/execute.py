@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.5  # twice a second is what the faces promise
 PREVIEW_EVERY_S = 0.5
 FETCH_TRIES = 5
+NOTE_AFTER_S = 0.1
+LINGER_S = 0.05  # small outputs are here sooner; then one write ends the run and frees the node
 FETCH_GAP_S = 0.2  # grows with every try
 
 
@@ -227,11 +229,19 @@ class Execution:
             case Left():
                 for item in action.items:
                     self._collect(item)
-                if not all(task.done() for task in self._collecting.values()):
+                if not await self._collected():
                     manifest = [item.to_json() for item in action.items]
                     with contextlib.suppress(StoreDown):  # then the node stays leased until the end
                         await self._tools.runs.left(self.claim, manifest)
                         self._free()
+
+    async def _collected(self) -> bool:
+        """Whether all outputs are stored; waits a moment for them if no other job waits for the node."""
+        pending = [task for task in self._collecting.values() if not task.done()]
+        if pending and not self.claim.behind:
+            _, rest = await asyncio.wait(pending, timeout=LINGER_S)
+            return not rest
+        return not pending
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._watched(work))
@@ -302,6 +312,8 @@ class Execution:
         self._events.put_nowait(answer)
         if not isinstance(answer, PostUnknown) and answer.status == 200:
             logger.info("prompt accepted", extra=self._extra)
+            # Only matters to who takes the run over; most short runs are over by then.
+            await asyncio.sleep(NOTE_AFTER_S)
             await runs.accepted(self.claim)
 
     async def _read_frames(self, lease: Lease) -> None:

@@ -65,7 +65,9 @@ class RedisJobStore:
                 retry_after_s=1,
                 details={"depth": int(answer[1]), "limit": depth_limit},
             )
-        job_id = new.id if outcome == b"ok" else answer[1].decode()
+        if outcome == b"ok":
+            return Submitted(job=_fresh(new, float(answer[1])), position=int(answer[2]) or None)
+        job_id = new.id if outcome == b"again" else answer[1].decode()
         if outcome == b"used":
             raise IdempotencyKeyReuse(
                 f"this Idempotency-Key has made job {job_id} already: read that job, or use a new key",
@@ -149,6 +151,29 @@ class RedisJobStore:
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile (``*`` for all), newest first."""
         return [float(raw) for raw in await self._redis.lrange(f"fleet:durations:{profile}", 0, 49)]
+
+
+def _fresh(new: NewJob, created_at: float) -> Job:
+    """Return what :meth:`RedisJobStore.get` would, without asking."""
+    return Job(
+        id=new.id,
+        owner=new.owner,
+        status=JobStatus.QUEUED,
+        created_at=created_at,
+        expires_at=created_at + new.expires_in_s,
+        graph_hash=new.graph_hash,
+        priority=new.priority,
+        metadata=new.metadata,
+        workflow=new.workflow,
+        workflow_version=new.workflow_version,
+        params=new.params,
+        profile=new.profile,
+        placement=new.placement,
+        uploads=new.uploads,
+        deadline_at=new.deadline_at,
+        max_attempts=new.max_attempts,
+        has_secret=new.secret is not None,
+    )
 
 
 def _matches(job: Job, wanted: JobFilter) -> bool:

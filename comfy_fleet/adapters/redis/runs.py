@@ -73,6 +73,7 @@ class RedisRunStore:
         return Claim(
             job=job,
             graph=answer[3],
+            behind=int(answer[5]),
             run=run,
             node=node,
             token=token,

@@ -1,6 +1,6 @@
 -- Take the best job of some placement classes for a node that HAProxy granted.
 -- ARGV: node, run, token, dispatcher, ttl, peek, placement ...
--- Returns {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data}
+-- Returns {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data, jobs that wait behind it}
 local node, run, token, who, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return { 'removed' } end
 if redis.call('HGET', 'fleet:node:' .. node, 'cordoned') == '1' then return { 'cordoned' } end
@@ -43,5 +43,7 @@ redis.call('HSET', 'rq:execution:' .. member, 'id', run, 'created_at', num(at), 
   'worker_name', who)
 redis.call('ZADD', 'rq:executions:' .. best, FAR, run)
 publish_status(best, 'running', run, node)
+local behind = 0
+for i = 7, #ARGV do behind = behind + redis.call('ZCARD', 'fleet:queue:' .. ARGV[i]) end
 return { 'ok', best, redis.call('HGETALL', key), redis.call('GET', 'fleet:graph:' .. redis.call('HGET', key, 'graph')),
-  redis.call('HGET', rq, 'data') }
+  redis.call('HGET', rq, 'data'), behind }

@@ -71,6 +71,17 @@ local function enqueue(id, placement, rank, front)
   redis.call(front and 'LPUSH' or 'RPUSH', RQ_QUEUE, id)
 end
 
+-- 1 for the next job, 0 for one that does not wait.
+local function place_of(id, placement)
+  local rank = redis.call('ZSCORE', 'fleet:queue:' .. placement, id)
+  if not rank then return 0 end
+  local place = 1
+  for _, other in ipairs(redis.call('SMEMBERS', 'fleet:placements')) do
+    place = place + redis.call('ZCOUNT', 'fleet:queue:' .. other, '-inf', '(' .. rank)
+  end
+  return place
+end
+
 local function dequeue(id, placement)
   redis.call('ZREM', 'fleet:queue:' .. placement, id)
   if redis.call('EXISTS', 'fleet:queue:' .. placement) == 0 then

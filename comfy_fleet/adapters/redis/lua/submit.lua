@@ -2,18 +2,18 @@
 -- ARGV: id, owner, graph hash, graph, depth limit, ageing, priority, placement, expires_in, deadline or '',
 --       secret or '', RQ data, RQ description, idempotency key or '', fingerprint, replay 0/1, assets,
 --       then field, value ... of the record
--- Returns {'ok'} | {'full', depth} | {'used', job} | {'replay', job}
+-- Returns {'ok', created, place in the queue} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
 local id, owner, hash, graph = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local idem = ARGV[14]
 if idem ~= '' then
   local seen = redis.call('GET', 'fleet:idem:' .. idem)
   if seen then
     local job, print = string.match(seen, '^(%S+) (%S*)$')
-    if job == id then return { 'ok' } end  -- our own write; the client library asked twice
+    if job == id then return { 'again' } end  -- our own write; the client library asked twice
     return { (ARGV[16] == '1' and print == ARGV[15]) and 'replay' or 'used', job }
   end
 end
-if redis.call('EXISTS', jobkey(id)) == 1 then return { 'ok' } end
+if redis.call('EXISTS', jobkey(id)) == 1 then return { 'again' } end
 local depth = redis.call('LLEN', RQ_QUEUE)
 if depth >= tonumber(ARGV[5]) then return { 'full', tostring(depth) } end
 
@@ -49,4 +49,4 @@ redis.call('SADD', 'rq:queues', RQ_QUEUE)
 enqueue(id, ARGV[8], rank, false)
 redis.call('HINCRBY', 'fleet:stats', 'submitted', 1)
 redis.call('PUBLISH', 'fleet:wake', 'job ' .. ARGV[8])
-return { 'ok' }
+return { 'ok', num(at), place_of(id, ARGV[8]) }
