@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from comfy_fleet.domain.errors import MissingAsset
+from comfy_fleet.domain.errors import InvalidWorkflow, MissingAsset
 from comfy_fleet.domain.structure import MAX_NODES, Graph, check, is_link
 
 __all__ = [
@@ -140,6 +140,10 @@ def upload_candidates(
         graph: A checked graph.
         uploads: Such inputs by class, from :attr:`comfy_fleet.domain.inventory.Inventory.uploads`;
             :data:`UPLOADS` when no node's inventory is known.
+
+    Raises:
+        InvalidWorkflow: One names a file outside the node's folders. ComfyUI joins such a name to its
+            folder and opens what comes out, so it would read any picture on the node's machine.
     """
     known = UPLOADS if uploads is None else uploads
     found = []
@@ -148,6 +152,8 @@ def upload_candidates(
             value = node["inputs"].get(name)
             if not isinstance(value, str) or not value:
                 continue
+            if _leaves_folder(value):
+                raise _bad_file(node_id, name)
             file, _, folder = value.rpartition(" [") if value.endswith("]") else (value, "", "input]")
             if folder in ("output]", "temp]"):
                 continue
@@ -239,6 +245,28 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # ComfyUI fills in %width% and the like, its editor %date:yyyy-MM-dd% and %Node.input%.
 _TOKEN = re.compile(r"(%[A-Za-z][^%/\\\x00-\x1f\x7f]{0,80}%)")
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*%\ud800-\udfff]')
+
+
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
+
+
+def _leaves_folder(name: str) -> bool:
+    return (
+        ".." in re.split(r"[/\\]", name)
+        or _ABSOLUTE.match(name) is not None
+        or not all(char.isprintable() for char in name)
+    )
+
+
+def _bad_file(node_id: str, name: str) -> InvalidWorkflow:
+    message = f"{name} must be a file's name inside the node's folders, without '..' and not absolute"
+    return InvalidWorkflow(
+        f"node {node_id}: {message}",
+        details={
+            "field": "workflow",
+            "node_errors": {node_id: [{"field": name, "reason": "bad_path", "message": message}]},
+        },
+    )
 
 
 def _objects(graph: Graph) -> Iterator[tuple[str, Path, dict[str, Any]]]:

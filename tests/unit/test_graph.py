@@ -186,6 +186,35 @@ def test_uploads_are_found_by_name_and_their_annotation_is_taken_off() -> None:
     assert [u.node_id for u in g.upload_candidates(graph, {"Other": frozenset({"image"})})] == ["7"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.png",
+        "a/../../secret.png",
+        "..",
+        "../output/fleet/x.png [input]",
+        "..\\secret.png [output]",
+        "a\\..\\..\\b.png",
+        "/etc/motd.png",
+        "\\\\host\\share.png",
+        "C:\\x.png",
+        "c:x.png [temp]",
+        "a\0.png",
+        "a\n.png",
+    ],
+)
+def test_uploads_stay_inside_the_nodes_folders(name: str) -> None:
+    graph = g.check({"5": {"class_type": "LoadImage", "inputs": {"image": name}}})
+    with pytest.raises(InvalidWorkflow, match="node 5: image") as caught:
+        g.upload_candidates(graph)
+    (defect,) = caught.value.details["node_errors"]["5"]
+    assert (defect["field"], defect["reason"]) == ("image", "bad_path")
+    (kept,) = g.upload_candidates(
+        g.check({"5": {"class_type": "LoadImage", "inputs": {"image": "a..b/x..png"}}})
+    )
+    assert kept.name == "a..b/x..png"
+
+
 def run(graph: Any, **options: Any) -> g.Graph:
     return g.for_run(g.check(graph), job_id="J", run_id="R", **options)
 
