@@ -206,6 +206,7 @@ def _edge(settings: Settings, places: Files) -> dict[str, Any]:
             for status, code, message, retry_after_s in _ERRORS
         ],
         "not_found": envelope("not_found", "There is nothing at this path."),
+        "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
         "bad_method": envelope("method_not_allowed", "This method is not possible here."),
         "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
         "rate_limited": envelope("rate_limited", "Too many requests from this address; slow down."),
