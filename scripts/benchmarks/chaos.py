@@ -285,8 +285,8 @@ async def _find(fleet: Fleet, account: Account) -> Findings:
         unreadable=unreadable,
         changed=account.changed,
         leases=leases,
-        states=states,
-        reasons=reasons,
+        states=dict(states),
+        reasons=dict(reasons),
     )
 
 
