@@ -163,14 +163,14 @@ def problems(graph: Graph, inventory: Inventory) -> list[Problem]:
         for node_id, node in graph.items()
         if node["class_type"] not in inventory.classes
     ]
-    reached = _reached(graph, inventory)
-    if not reached and not found:
+    visited = reached(graph, inventory)
+    if not visited and not found:
         found.append(
             Problem(kind=ProblemKind.NO_OUTPUTS, message="the graph has no output node: nothing would run")
         )
     for node_id, node in graph.items():
         info = inventory.classes.get(node["class_type"])
-        if info is not None and node_id in reached:
+        if info is not None and node_id in visited:
             found.extend(_input_problems(node_id, node["inputs"], info))
     return found
 
@@ -182,11 +182,11 @@ def requirements(graph: Graph, inventory: Inventory) -> Requirements:
         graph: A checked graph.
         inventory: Any node's that knows the classes: it says which inputs name model files.
     """
-    reached = _reached(graph, inventory)
+    visited = reached(graph, inventory)
     files = set()
     for node_id, node in graph.items():
         info = inventory.classes.get(node["class_type"])
-        if info is None or node_id not in reached:
+        if info is None or node_id not in visited:
             continue
         for name, value in node["inputs"].items():
             spec = info.input(name)
@@ -296,20 +296,20 @@ def _limit(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _reached(graph: Graph, inventory: Inventory) -> set[str]:
+def reached(graph: Graph, inventory: Inventory) -> set[str]:
     """Return the nodes that an output node reads, directly or not; an unknown class counts as output."""
     waiting = []
     for node_id, node in graph.items():
         info = inventory.classes.get(node["class_type"])
         if info is None or info.output_node:
             waiting.append(node_id)
-    reached: set[str] = set()
+    found: set[str] = set()
     while waiting:
         node_id = waiting.pop()
-        if node_id not in reached and node_id in graph:
-            reached.add(node_id)
+        if node_id not in found and node_id in graph:
+            found.add(node_id)
             waiting.extend(value[0] for value in graph[node_id]["inputs"].values() if is_link(value))
-    return reached
+    return found
 
 
 def _input_problems(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) -> Iterator[Problem]:
@@ -329,7 +329,7 @@ def _input_problems(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) ->
             continue
         where = f"node {node_id} ({info.name}): {name}"
         if spec.options is not None and not spec.multiselect:
-            if any(_same(value, option) for option in spec.options):
+            if any(same_value(value, option) for option in spec.options):
                 continue
             # Not only where other options are files: VAELoader offers "pixel_space" with an empty folder.
             is_file = looks_like_file(value)
@@ -370,7 +370,8 @@ def _slashed(value: str) -> str:
     return value.replace("\\", "/")
 
 
-def _same(value: object, option: object) -> bool:
+def same_value(value: object, option: object) -> bool:
+    """Tell whether an enumeration offers a value by this option; slashes and backslashes are equal."""
     if isinstance(value, str) and isinstance(option, str):
         return value == option or _slashed(value) == _slashed(option)
     return value == option and isinstance(value, bool) == isinstance(option, bool)

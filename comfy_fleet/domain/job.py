@@ -117,7 +117,7 @@ class JobError:
     """Why a job did not succeed.
 
     Codes: ``node_execution_error``, ``out_of_memory``, ``invalid_workflow``, ``node_lost``,
-    ``output_lost``, ``run_timeout``, ``deadline_exceeded``, ``internal_error``.
+    ``output_lost``, ``run_timeout``, ``deadline_exceeded``, ``gpu_fault``, ``internal_error``.
     """
 
     code: str
@@ -128,38 +128,75 @@ class JobError:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+ANY_POOL = "*"
+"""As a pool to spill into: any other one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What a job asks of a node.
+    """What a job asks of a node: the name of its queue.
 
     Attributes:
-        pool: The lease backend that it queues for.
-        nodes: Able nodes by name; empty means every node of the pool.
-        without: Nodes that refused it; they never get it again.
+        pool: The lease backend that it asks first.
+        spill: Pools that are asked next, in this order, while there is no free node; :data:`ANY_POOL` at
+            the end means every other.
+        nodes: Able nodes by name; empty means every node of the pools.
+        without: Nodes that refused it or failed at it; they never get it again.
+        needs: Key of what a node must have (:attr:`comfy_fleet.domain.eligibility.Needs.key`); or empty.
+        above: Bytes of the largest card on which it ran out of memory; 0: none yet.
     """
 
     pool: str = DEFAULT_POOL
+    spill: tuple[str, ...] = ()
     nodes: frozenset[str] = frozenset()
     without: frozenset[str] = frozenset()
+    needs: str = ""
+    above: int = 0
 
     @property
     def key(self) -> str:
-        """Name of the placement class: jobs with the same key can run on the same nodes."""
-        if not self.nodes and not self.without:
-            return self.pool
-        return f"{self.pool}:{' '.join(sorted(self.nodes))}:{' '.join(sorted(self.without))}"
+        """Name of the placement class: jobs with the same key can run on the same nodes.
+
+        ``POOL>SPILL...:NODES:WITHOUT:NEEDS:ABOVE``, or the pools alone where nothing else is asked.
+        """
+        pools = ">".join((self.pool, *self.spill))
+        if not (self.nodes or self.without or self.needs or self.above):
+            return pools
+        nodes, without = " ".join(sorted(self.nodes)), " ".join(sorted(self.without))
+        if not self.needs and not self.above:
+            return f"{pools}:{nodes}:{without}"
+        return f"{pools}:{nodes}:{without}:{self.needs}:{self.above}"
 
     @classmethod
     def parse(cls, key: str) -> "Placement":
         """Read :attr:`key` back."""
-        pool, nodes, without = [*key.split(":"), "", ""][:3]
-        return cls(pool=pool, nodes=frozenset(nodes.split()), without=frozenset(without.split()))
+        pools, nodes, without, needs, above = [*key.split(":"), "", "", "", ""][:5]
+        pool, *spill = pools.split(">")
+        return cls(
+            pool=pool,
+            spill=tuple(spill),
+            nodes=frozenset(nodes.split()),
+            without=frozenset(without.split()),
+            needs=needs,
+            above=int(above or 0),
+        )
 
     def able(self, pool_nodes: Iterable[str]) -> frozenset[str]:
-        """Return which of the pool's nodes may run it."""
+        """Return which of these nodes it names, or at least does not exclude; needs don't count here."""
         return frozenset(
             n for n in pool_nodes if (not self.nodes or n in self.nodes) and n not in self.without
         )
+
+    def pools(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Return the pools that it may use, the first wanted first.
+
+        Args:
+            known: Every pool that has nodes.
+        """
+        named = (self.pool, *(pool for pool in self.spill if pool != ANY_POOL))
+        if ANY_POOL not in self.spill:
+            return named
+        return (*named, *sorted(frozenset(known).difference(named)))
 
 
 Metadata: TypeAlias = str | Mapping[str, str] | None

@@ -1,0 +1,152 @@
+"""Needs and who meets them."""
+
+from typing import Any
+
+import pytest
+
+from comfy_fleet.domain import inventory
+from comfy_fleet.domain.eligibility import (
+    GIB,
+    Candidate,
+    Needs,
+    Wish,
+    able,
+    gib,
+    needs_of,
+    sentences,
+    why_not,
+)
+from comfy_fleet.domain.graph import check
+from comfy_fleet.domain.inventory import Inventory
+from comfy_fleet.domain.job import ANY_POOL, Placement
+from comfy_fleet.domain.node import Node
+
+GRAPH = check(
+    {
+        "1": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "flux/dev.gguf"}},
+        "2": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": "mine.png"}},
+        "4": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "vae": ["2", 0], "image": ["3", 0],
+                                                   "sampler_name": "euler", "steps": 20}},
+    }
+)  # fmt: skip
+
+
+def node_inventory(
+    *, unets: list[str] | None = None, vaes: list[str] | None = None, samplers: tuple[str, ...] = ("euler",)
+) -> Inventory:
+    info: dict[str, Any] = {
+        "VAELoader": {"input": {"required": {"vae_name": [vaes or []]}}},
+        "LoadImage": {"input": {"required": {"image": [["other.png"], {"image_upload": True}]}}},
+        "KSampler": {
+            "input": {
+                "required": {"sampler_name": ["COMBO", {"options": list(samplers)}], "steps": ["INT", {}]}
+            },
+            "output_node": True,
+        },
+    }
+    if unets is not None:
+        info["UnetLoaderGGUF"] = {"input": {"required": {"unet_name": [unets]}}}
+    return inventory.parse(info)
+
+
+FULL = node_inventory(unets=["flux\\dev.gguf"], vaes=["ae.safetensors"])
+NO_CLASS = node_inventory(vaes=["ae.safetensors"])
+NO_VAE = node_inventory(unets=["flux/dev.gguf"])
+
+
+def candidate(name: str, known: Inventory | None = None, **fields: Any) -> Candidate:
+    own = {key: fields.pop(key) for key in ("pool", "zone", "labels") if key in fields}
+    return Candidate(node=Node(name=name, url="http://h:1", **own), inventory=known, **fields)
+
+
+def test_what_every_node_has_is_no_need() -> None:
+    assert needs_of(GRAPH, Wish(), [FULL, FULL]) == Needs()
+    assert Needs().key == ""
+    assert needs_of(GRAPH, Wish(), []) == Needs()
+
+
+def test_needs_name_what_tells_nodes_apart() -> None:
+    needs = needs_of(GRAPH, Wish(), [FULL, NO_CLASS, NO_VAE])
+    assert needs.classes == {"UnetLoaderGGUF"}
+    assert needs.choices == {("VAELoader", "vae_name", "ae.safetensors")}
+    assert Needs.from_json(needs.to_json()) == needs
+    assert len(needs.key) == 16 and needs.key == Needs.from_json(needs.to_json()).key
+
+
+def test_what_no_node_has_is_a_need() -> None:
+    needs = needs_of(GRAPH, Wish(), [NO_VAE, NO_VAE])
+    assert needs.choices == {("VAELoader", "vae_name", "ae.safetensors")}
+
+
+def test_reasons_name_the_node_s_lack() -> None:
+    needs = needs_of(GRAPH, Wish(), [FULL, NO_CLASS, NO_VAE])
+    assert why_not(needs, candidate("a", FULL)) == []
+    assert why_not(needs, candidate("b", NO_CLASS)) == ["has no class `UnetLoaderGGUF`"]
+    assert why_not(needs, candidate("c", NO_VAE)) == ["`vae/ae.safetensors` missing"]
+    assert why_not(needs, candidate("d")) == []  # decides by itself
+
+
+def test_sentences_tell_each_lack_once() -> None:
+    twice = check({**GRAPH, "5": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "flux/dev.gguf"}}})
+    assert sentences(inventory.problems(twice, NO_CLASS)) == ["has no class `UnetLoaderGGUF`"]
+    assert "`vae/ae.safetensors` missing" in sentences(inventory.problems(GRAPH, NO_VAE))
+
+
+@pytest.mark.parametrize(
+    ("needs", "fields", "reason"),
+    [
+        (Needs(zone="a"), {"zone": "b"}, "is in zone b, not a"),
+        (Needs(zone="a"), {"zone": "a"}, None),
+        (Needs(labels=(("gpu", "h100"),)), {"labels": {"gpu": "a100"}}, "has no label gpu=h100"),
+        (Needs(comfyui=">=0.4"), {"comfyui": "0.3.64"}, "has ComfyUI 0.3.64, not >=0.4"),
+        (Needs(comfyui=">=0.4"), {"comfyui": ""}, None),
+        (Needs(vram_bytes=24 * GIB), {"vram_bytes": 12 * GIB}, "has 12 GiB of VRAM, not 24 GiB"),
+        (Needs(vram_bytes=24 * GIB), {"vram_bytes": 25_438_126_080}, None),  # a 24 GB card
+        (Needs(vram_bytes=24 * GIB), {"vram_bytes": 0}, None),
+    ],
+)
+def test_declared_needs(needs: Needs, fields: dict[str, Any], reason: str | None) -> None:
+    assert why_not(needs, candidate("g", FULL, **fields)) == ([reason] if reason else [])
+
+
+def test_cards_that_were_too_small_are_left_out_while_a_larger_one_is_there() -> None:
+    cards = [candidate(f"g{size}", vram_bytes=size * GIB) for size in (12, 16, 24)]
+    unknown = candidate("new")
+    assert able(Placement(above=12 * GIB), Needs(), cards) == {"g16", "g24"}
+    assert able(Placement(above=16 * GIB), Needs(), [*cards, unknown]) == {"g24", "new"}
+    assert able(Placement(above=24 * GIB), Needs(), cards) == {"g24"}  # the largest may try
+    assert able(Placement(above=24 * GIB, without=frozenset({"g24"})), Needs(), cards) == {"g16"}
+
+
+def test_pools_in_their_order() -> None:
+    nodes = [candidate("a", pool="big"), candidate("b", pool="small"), candidate("c", pool="other")]
+    assert able(Placement(pool="big"), Needs(), nodes) == {"a"}
+    assert able(Placement(pool="big", spill=("small",)), Needs(), nodes) == {"a", "b"}
+    assert able(Placement(pool="big", spill=(ANY_POOL,)), Needs(), nodes) == {"a", "b", "c"}
+    preferring = Placement(pool="big", spill=("small", ANY_POOL))
+    assert preferring.pools(["other", "big", "small"]) == ("big", "small", "other")
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        Placement(),
+        Placement(pool="big", spill=("default", ANY_POOL)),
+        Placement(nodes=frozenset({"a", "b"}), without=frozenset({"c"})),
+        Placement(pool="p", needs="0123abcd", above=12 * GIB),
+        Placement(pool="p", spill=("q",), without=frozenset({"x"}), needs="0123abcd"),
+        Placement(above=5),
+    ],
+)
+def test_keys_are_read_back(placement: Placement) -> None:
+    assert Placement.parse(placement.key) == placement
+
+
+def test_keys_of_plain_placements_stay_short() -> None:
+    assert Placement().key == "default"
+    assert Placement(pool="p", without=frozenset({"b", "a"})).key == "p::a b"
+
+
+def test_bytes_are_told_as_people_speak_of_cards() -> None:
+    assert [gib(24 * GIB), gib(25_438_126_080), gib(12_878_086_144)] == ["24 GiB", "23.7 GiB", "12 GiB"]
