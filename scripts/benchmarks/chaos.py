@@ -36,6 +36,7 @@ JOB_S = 0.3
 LOAD = 0.6  # share of the nodes' capacity that is submitted, so that a backlog can be worked off
 KILL_GAP_S = (0.5, 2.5)
 SETTLE_S = 90.0
+BROKEN = ("refused", "missing", "unfinished", "twice", "unreadable", "changed", "leases")
 FINAL = ("succeeded", "failed", "canceled", "expired")
 
 
@@ -73,6 +74,7 @@ class Findings:
     """What is left when everything has settled; all but the last two must be empty.
 
     Attributes:
+        refused: Jobs that were never accepted, though the killing was over.
         missing: Accepted jobs that nobody knows any more.
         unfinished: Jobs that have not ended.
         twice: Jobs whose end was written more than once, or that stand in two registries.
@@ -83,6 +85,7 @@ class Findings:
         reasons: Failed jobs by error code.
     """
 
+    refused: Sequence[str]
     missing: Sequence[str]
     unfinished: Sequence[str]
     twice: Sequence[str]
@@ -95,8 +98,7 @@ class Findings:
     @property
     def clean(self) -> bool:
         """Whether nothing was lost, doubled or left behind."""
-        broken = (self.missing, self.unfinished, self.twice, self.unreadable, self.changed, self.leases)
-        return not any(broken)
+        return not any(getattr(self, name) for name in BROKEN)
 
 
 def chaos(
@@ -131,7 +133,7 @@ async def _run(
 ) -> tuple[Account, Findings, Counter[str]]:
     account = Account()
     options = Options(bench_python=Path(sys.executable), say=say, backoff=Backoff(first_s=0.1, longest_s=1.0))
-    async with Stage(options) as stage, bounded(seconds + SETTLE_S + 120, "this run"):
+    async with Stage(options) as stage, bounded(max(seconds, jobs * JOB_S) + SETTLE_S + 120, "this run"):
         urls = []
         sims = []
         for number in range(1, NODES + 1):
@@ -151,9 +153,11 @@ async def _run(
                 f"{len(account.accepted)} jobs accepted, {len(account.ended)} ended"
             )
         say("no more kills; waiting until every job has ended")
-        async with bounded(SETTLE_S + jobs / rate, "submitting"):
-            await submitting
-        settled = time.monotonic() + SETTLE_S
+        late_s = max(0.0, jobs / rate - seconds)
+        settled = time.monotonic() + late_s + SETTLE_S
+        await asyncio.wait({submitting}, timeout=late_s + SETTLE_S)
+        submitting.cancel()
+        await asyncio.gather(submitting, return_exceptions=True)
         while len(account.ended.keys() & account.accepted.keys()) < len(account.accepted):
             say(f"{len(account.ended)} of {len(account.accepted)} jobs have ended")
             if time.monotonic() > settled:
@@ -162,7 +166,7 @@ async def _run(
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         say("reading every job and output")
-        return account, await _find(fleet, account), Counter(stage.warnings)
+        return account, await _find(fleet, account, jobs), Counter(stage.warnings)
 
 
 def _kill(fleet: Fleet, sims: Sequence[Supervised], rng: random.Random, account: Account) -> None:
@@ -246,8 +250,9 @@ async def _watch(base: str, account: Account) -> None:
             await asyncio.sleep(0.5)
 
 
-async def _find(fleet: Fleet, account: Account) -> Findings:
+async def _find(fleet: Fleet, account: Account, jobs: int) -> Findings:
     missing, unfinished, twice, unreadable = [], [], [], []
+    refused = [f"{jobs - len(account.accepted)} of {jobs} jobs"] if len(account.accepted) < jobs else []
     states: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     store: Any = Redis.from_url(fleet.settings.redis_url)
@@ -279,6 +284,7 @@ async def _find(fleet: Fleet, account: Account) -> Findings:
                 unreadable += await _unreadable(http, job)
         leases = [key.decode() async for key in store.scan_iter("fleet:lease:*")]
     return Findings(
+        refused=refused,
         missing=missing,
         unfinished=unfinished,
         twice=twice,
@@ -316,7 +322,7 @@ def _show(console: Console, account: Account, found: Findings, warnings: Counter
     for reason, count in sorted(found.reasons.items()):
         table.add_row(f"  failed: {reason}", str(count))
     table.add_row("submits repeated without an answer", str(account.repeats))
-    for name in ("missing", "unfinished", "twice", "unreadable", "changed", "leases"):
+    for name in BROKEN:
         count = len(getattr(found, name))
         table.add_row(f"[{'red' if count else 'green'}]{name}[/]", str(count))
     console.print(table)
@@ -328,7 +334,7 @@ def _show(console: Console, account: Account, found: Findings, warnings: Counter
             f"most {spread.most:.1f} s",
             highlight=False,
         )
-    for name in ("missing", "unfinished", "twice", "unreadable", "changed", "leases"):
+    for name in BROKEN:
         for line in getattr(found, name)[:10]:
             console.print(f"[red]{name}[/] {line}", highlight=False)
     for answer, count in account.rejected.most_common(10):
