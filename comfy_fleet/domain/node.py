@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.job import DEFAULT_POOL
 
+AGENT_DRAINS = "its agent says drain"
+"""Why HAProxy gives a node no lease, if that is all that it knows; the agent's own words say more."""
+
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _AGENT = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from comfy_fleet.adapters.haproxy.entries import DIRECT, Entry
 from comfy_fleet.adapters.haproxy.runtime import Server
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.node import AGENT_DRAINS, Node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def verdict_of(node: Node, row: Mapping[str, str], *, silent: bool) -> tuple[str
     if node.cordoned:
         return "drain", f"cordoned: {node.cordon_reason}" if node.cordon_reason else "cordoned"
     if status.startswith(("DRAIN", "NOLB")):
-        return "drain", f"agent is silent ({agent_silent(row)})" if silent else "its agent says drain"
+        return "drain", f"agent is silent ({agent_silent(row)})" if silent else AGENT_DRAINS
     return "up", ""
 
 

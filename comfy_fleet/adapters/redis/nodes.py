@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from comfy_fleet.adapters.redis.codec import to_dict
 from comfy_fleet.adapters.redis.events import WAKE, RedisEvents
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.node import Node, NodeState
+from comfy_fleet.domain.node import AGENT_DRAINS, Node, NodeState
 
 LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
 
@@ -53,7 +53,7 @@ class RedisNodeRegistry:
         raw = await self._redis.hget("fleet:nodes", name)
         if raw is None:
             return None
-        return _node(raw, to_dict(await self._redis.hgetall(f"fleet:node:{name}")))
+        return read_node(raw, to_dict(await self._redis.hgetall(f"fleet:node:{name}")))
 
     async def nodes(self) -> Sequence[Node]:
         """Return all nodes by name."""
@@ -78,9 +78,9 @@ class RedisNodeRegistry:
             live = to_dict(live_raw)
             states.append(
                 NodeState(
-                    node=_node(static[name], live),
+                    node=read_node(static[name], live),
                     verdict=live.get("verdict", b"new").decode(),
-                    why=live.get("why", b"").decode(),
+                    why=_why(live),
                     run=run,
                     job=job.decode() if job else None,
                     done=int(live.get("succeeded", 0)),
@@ -137,12 +137,21 @@ class RedisNodeRegistry:
                 yield
 
 
-def _node(raw: bytes, live: dict[str, bytes]) -> Node:
+def read_node(raw: bytes, live: Mapping[str, bytes]) -> Node:
+    """Return a node from its record and what changes about it."""
     return Node(
         **orjson.loads(raw),
         cordoned=live.get("cordoned") == b"1",
         cordon_reason=live.get("cordon_reason", b"").decode(),
     )
+
+
+def _why(live: Mapping[str, bytes]) -> str:
+    """Return why a node gets no jobs; where HAProxy only knows that its agent said so, the agent knows why."""
+    why = live.get("why", b"").decode()
+    if why != AGENT_DRAINS or live.get("agent_word") not in (b"drain", b"down"):
+        return why
+    return live.get("agent_why", b"").decode() or why
 
 
 def _unknown(name: str) -> NotFound:

@@ -15,6 +15,11 @@
 -- fleet:lease:NODE        string  the run that occupies the node
 -- fleet:nodes             hash    NODE -> JSON;  fleet:node:NODE  hash  cordoned, verdict, counts
 -- fleet:pool:POOL         set     its nodes
+-- fleet:hosts             zset    HOST -> last heartbeat;  fleet:host:HOST  string  that heartbeat, for 10 s
+-- fleet:host:HOST:nodes   set     nodes that its agent registered
+-- fleet:report:NODE       string  what an agent last saw of the node, for 10 s
+-- fleet:trash:HOST        zset    NODE JOB RUN -> when its files became useless: its agent deletes them
+-- fleet:job:ID:traces     set     NODE RUN: runs whose files stay on nodes until the job is final
 -- fleet:idem:SCOPE:HASH   string  JOB FINGERPRINT, 24 h
 -- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
 -- fleet:asset:ID:jobs     set     live jobs that need the asset
@@ -93,6 +98,9 @@ end
 
 -- Forget a run and what it holds; the job itself is the caller's business.
 local function drop_run(run, id, node)
+  if node and redis.call('HGET', 'fleet:node:' .. node, 'cleans') == '1' then
+    redis.call('SADD', jobkey(id) .. ':traces', node .. ' ' .. run)
+  end
   if node and redis.call('GET', 'fleet:lease:' .. node) == run then
     redis.call('DEL', 'fleet:lease:' .. node)
   end
@@ -106,6 +114,21 @@ end
 
 local RQ_END = { succeeded = { 'finished', 'rq:finished:', 1 }, failed = { 'failed', 'rq:failed:', 2 },
   expired = { 'failed', 'rq:failed:', 2 }, canceled = { 'canceled', 'rq:canceled:', 3 } }
+
+-- The job is final: the agents beside its nodes may delete what its runs left there.
+local function discard(id, at)
+  local key = jobkey(id) .. ':traces'
+  for _, trace in ipairs(redis.call('SMEMBERS', key)) do
+    local node, run = string.match(trace, '^(%S+) (%S+)$')
+    local host = redis.call('HGET', 'fleet:node:' .. node, 'host')
+    if host then
+      local trash = 'fleet:trash:' .. host
+      redis.call('ZADD', trash, num(at), node .. ' ' .. id .. ' ' .. run)
+      redis.call('ZREMRANGEBYSCORE', trash, '-inf', num(at - 604800))  -- of a host that never came back
+    end
+  end
+  redis.call('DEL', key)
+end
 
 -- The one way in which a job becomes final.
 local function end_job(id, status, err, result, at)
@@ -130,6 +153,7 @@ local function end_job(id, status, err, result, at)
   redis.call(unpack(entry))
   redis.call('HINCRBY', 'fleet:stats', status, 1)
   if f[4] then redis.call('HINCRBY', 'fleet:node:' .. f[4], status, 1) end
+  discard(id, at)
   publish_status(id, status, f[3], f[4])
 end
 

@@ -1,0 +1,163 @@
+"""GPU hosts in Redis: what their agents last said, and what waits to be told to them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.codec import to_dict
+from comfy_fleet.adapters.redis.nodes import read_node
+from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
+from comfy_fleet.domain.errors import BadInput, Conflict, StoreDown
+from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders, Trash
+from comfy_fleet.domain.node import Node
+
+FRESH_S = 10
+"""How long a heartbeat is shown: agents send one every second, less often while the API is in trouble."""
+FORGET_S = 7 * 86400.0
+_TRIES = 5
+
+
+class RedisHosts:
+    """Heartbeats in, orders out."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._scripts = Scripts(redis)
+
+    async def beat(self, beat: Heartbeat, *, now: float) -> Orders:
+        """Keep a heartbeat and return what its agent has to know.
+
+        Args:
+            beat: What the agent said.
+            now: Unix seconds.
+        """
+        record = {
+            "host": beat.host,
+            "instance": beat.instance,
+            "central": beat.central,
+            "version": beat.version,
+            "agent": beat.agent,
+            "seen_at": now,
+            "gpus": list(beat.gpus),
+            "gpus_why": beat.gpus_why,
+            "nodes": [{**asdict(report), "facts": dict(report.facts)} for report in beat.nodes],
+        }
+        asks = {
+            "central": beat.central,
+            "reports": [
+                {
+                    "name": report.name,
+                    "word": report.word,
+                    "why": report.why,
+                    "facts": orjson.dumps(dict(report.facts)).decode(),
+                }
+                for report in beat.nodes
+            ],
+            "seen": list(beat.seen),
+            "leaving": list(beat.leaving),
+            "deleted": [str(trash) for trash in beat.deleted],
+        }
+        nodes, explained, clear, trash = await self._scripts.call(
+            "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks)
+        )
+        return Orders(
+            nodes=[
+                read_node(raw, {"cordoned": cordoned, "cordon_reason": reason})
+                for _, raw, cordoned, reason in nodes
+            ],
+            explained=frozenset(run.decode() for run in explained),
+            clear=frozenset(name.decode() for name in clear),
+            delete=list(_trash(trash)),
+        )
+
+    async def join(self, host: str, joining: Joining, *, now: float) -> Node:
+        """Register a host's node, or move it where it is now; cordon, pool and counts stay.
+
+        Args:
+            host: The host's name.
+            joining: The node as the agent has it.
+            now: Unix seconds.
+
+        Raises:
+            Conflict: The name or the URL belongs to a node that is not this host's.
+            BadInput: A name or address can't be used.
+        """
+        for _ in range(_TRIES):
+            raw = await self._redis.hget("fleet:nodes", joining.name)
+            known = None if raw is None else read_node(raw, {})
+            node = joining.applied(host, known, now=now)
+            static = asdict(node)
+            for live in ("cordoned", "cordon_reason"):
+                static.pop(live)
+            address, port = node.address
+            answer = (
+                await self._scripts.call(
+                    "host_join",
+                    *(host, node.name, f"{address}:{port}", node.pool, orjson.dumps(static)),
+                    *(int(joining.cleans), raw or ""),
+                )
+            ).decode()
+            if answer in ("ok", "same"):
+                return node
+            if answer == "owner":
+                raise Conflict(
+                    f"node {node.name} is registered already and not host {host}'s: remove it first, "
+                    "or give the agent another --host",
+                    details={"field": "name", "value": node.name},
+                )
+            if answer != "changed":
+                other = answer.removeprefix("url ")
+                raise Conflict(
+                    f"url {node.url} is node {other} already: one ComfyUI is one node",
+                    details={"field": "url", "value": node.url, "node": other},
+                )
+        raise StoreDown(f"node {joining.name} changes all the time", retry_after_s=1)
+
+    async def hosts(self, *, now: float) -> Sequence[HostState]:
+        """Return all hosts that were heard of lately, by name.
+
+        Args:
+            now: Unix seconds.
+        """
+        with store_errors():
+            await self._redis.zremrangebyscore("fleet:hosts", "-inf", now - FORGET_S)
+            known = await self._redis.zrange("fleet:hosts", 0, -1, withscores=True)
+            names = [raw.decode() for raw, _ in known]
+            records = await self._redis.mget([f"fleet:host:{name}" for name in names]) if names else []
+        return sorted(
+            (
+                HostState(
+                    host=name,
+                    seen_at=seen_at,
+                    alive=record is not None,
+                    record=orjson.loads(record) if record else {},
+                )
+                for name, (_, seen_at), record in zip(names, known, records, strict=True)
+            ),
+            key=lambda state: state.host,
+        )
+
+    async def report(self, node: str) -> Mapping[str, Any] | None:
+        """Return what an agent last saw of a node, or None if that is too long ago."""
+        with store_errors():
+            raw = await self._redis.get(f"fleet:report:{node}")
+        return None if raw is None else dict(orjson.loads(raw))
+
+    async def words(self, node: str) -> tuple[str, str]:
+        """Return the agent's last word on a node and why; empty if there was none."""
+        with store_errors():
+            live = to_dict(await self._redis.hgetall(f"fleet:node:{node}"))
+        return live.get("agent_word", b"").decode(), live.get("agent_why", b"").decode()
+
+
+def _trash(rows: Sequence[bytes]) -> Sequence[Trash]:
+    found = []
+    for row in rows:
+        try:
+            found.append(Trash.parse(row.decode()))
+        except BadInput:  # ids that are no UUIDs: no folder is ever named by them
+            continue
+    return found

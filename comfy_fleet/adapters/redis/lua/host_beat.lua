@@ -1,0 +1,45 @@
+-- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
+--   {central, reports: [{name, word, why, facts}], seen: [RUN], leaving: [NODE], deleted: [TRASH]}
+-- Returns {nodes {name, JSON, cordoned, reason}, explained runs, nodes that no run needs, trash}
+local host, ttl = ARGV[1], ARGV[2]
+local beat = cjson.decode(ARGV[4])
+redis.call('SET', 'fleet:host:' .. host, ARGV[3], 'EX', ttl)
+redis.call('ZADD', 'fleet:hosts', num(now()), host)
+
+for _, report in ipairs(beat.reports) do
+  local key = 'fleet:node:' .. report.name
+  if redis.call('HEXISTS', 'fleet:nodes', report.name) == 1 then
+    local owner = redis.call('HGET', key, 'host')
+    if owner == host or (beat.central and not owner) then
+      redis.call('HSET', key, 'agent_word', report.word, 'agent_why', report.why)
+      redis.call('SET', 'fleet:report:' .. report.name, report.facts, 'EX', ttl)
+    end
+  end
+end
+
+for _, trash in ipairs(beat.deleted) do redis.call('ZREM', 'fleet:trash:' .. host, trash) end
+
+local nodes, explained, clear = {}, {}, {}
+for _, name in ipairs(redis.call('SMEMBERS', 'fleet:host:' .. host .. ':nodes')) do
+  local f = redis.call('HMGET', 'fleet:node:' .. name, 'host', 'cordoned', 'cordon_reason')
+  local record = redis.call('HGET', 'fleet:nodes', name)
+  if record and f[1] == host then
+    nodes[#nodes + 1] = { name, record, f[2] or '0', f[3] or '' }
+  else
+    redis.call('SREM', 'fleet:host:' .. host .. ':nodes', name)
+  end
+end
+for _, run in ipairs(beat.seen) do
+  if redis.call('EXISTS', 'fleet:run:' .. run) == 1 then explained[#explained + 1] = run end
+end
+if #beat.leaving > 0 then
+  local needed = {}
+  for _, run in ipairs(redis.call('ZRANGE', 'fleet:runs', 0, -1)) do
+    local node = redis.call('HGET', 'fleet:run:' .. run, 'node')
+    if node then needed[node] = true end
+  end
+  for _, name in ipairs(beat.leaving) do
+    if not needed[name] then clear[#clear + 1] = name end
+  end
+end
+return { nodes, explained, clear, redis.call('ZRANGE', 'fleet:trash:' .. host, 0, 199) }

@@ -1,0 +1,185 @@
+"""A GPU host as its agent tells of it, and what the agent is told in return."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.node import Node, check_name
+from comfy_fleet.domain.verdict import Word
+
+HOST_LABEL = "host"
+"""Every node that an agent registers carries its host's name under this label."""
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trash:
+    """Files of one run of a job that is over: they may be deleted from the node.
+
+    Attributes:
+        node: Where they lie.
+        job: The job: its inputs were staged in ``input/fleet/JOB``.
+        run: The run: its outputs are in ``output/fleet/JOB/RUN``.
+    """
+
+    node: str
+    job: str
+    run: str
+
+    def __post_init__(self) -> None:
+        check_name("node", self.node)
+        for what, value in (("job", self.job), ("run", self.run)):
+            if not _ID.fullmatch(value):
+                raise BadInput(f"{what} {value[:80]!r} is no UUID", details={"field": what})
+
+    @classmethod
+    def parse(cls, text: str) -> "Trash":
+        """Read ``NODE JOB RUN``.
+
+        Raises:
+            BadInput: It is something else.
+        """
+        words = text.split(" ")
+        if len(words) != 3:
+            raise BadInput(f"{text[:80]!r} is not NODE JOB RUN", details={"field": "delete"})
+        return cls(node=words[0], job=words[1], run=words[2])
+
+    def __str__(self) -> str:
+        return f"{self.node} {self.job} {self.run}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReport:
+    """What an agent says of one node.
+
+    Attributes:
+        name: The node.
+        word: Its answer to HAProxy.
+        why: The reason in words, empty with ``ready``.
+        weight: Its weight with ``ready``.
+        facts: Everything else that was seen, JSON-ready: memory by owner, process, version, queue.
+    """
+
+    name: str
+    word: Word
+    why: str = ""
+    weight: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joining:
+    """A node that an agent wants to have in the registry.
+
+    Attributes:
+        name: Stable across restarts of host, agent and ComfyUI.
+        url: ``http://HOST:PORT`` as HAProxy reaches it.
+        agent: ``HOST:PORT`` of the agent, as HAProxy reaches it.
+        pool: Its pool; None leaves it to the registry.
+        weight: Its weight; None leaves it to the registry.
+        zone: Where it stands; None leaves it to the registry.
+        labels: Labels on top of those in the registry.
+        simulated: Whether it is a stand-in.
+        cleans: Whether the agent can delete files of finished jobs.
+    """
+
+    name: str
+    url: str
+    agent: str
+    pool: str | None = None
+    weight: int | None = None
+    zone: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    simulated: bool = False
+    cleans: bool = False
+
+    def applied(self, host: str, known: Node | None, *, now: float) -> Node:
+        """Return the node as it should be registered.
+
+        What an operator has set since stays, unless the agent was started with another value.
+
+        Args:
+            host: The host's name.
+            known: The node as it is registered now.
+            now: Unix seconds.
+        """
+        base = known or Node(name=self.name, url=self.url, added_at=now)
+        return Node(
+            name=self.name,
+            url=self.url,
+            agent=self.agent,
+            pool=self.pool or base.pool,
+            weight=self.weight or base.weight,
+            zone=base.zone if self.zone is None else self.zone,
+            labels={**base.labels, **self.labels, HOST_LABEL: host},
+            simulated=self.simulated,
+            added_at=base.added_at,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """What an agent sends every second.
+
+    Attributes:
+        host: The host's name.
+        instance: Drawn when the agent started.
+        central: Whether it answers for all nodes that have no agent of their own.
+        version: The agent's version.
+        agent: ``HOST:PORT`` where it answers agent-checks.
+        gpus: Every GPU as it was seen, JSON-ready.
+        gpus_why: Why no GPU could be read; empty if one could.
+        nodes: What it says of its nodes.
+        seen: Prompts that its nodes work on: which of them are runs of the fleet?
+        leaving: Nodes that wait to be restarted: does any run still need them?
+        deleted: Deletions that are done.
+    """
+
+    host: str
+    instance: str
+    central: bool = False
+    version: str = ""
+    agent: str = ""
+    gpus: Sequence[Mapping[str, Any]] = ()
+    gpus_why: str = ""
+    nodes: Sequence[NodeReport] = ()
+    seen: Sequence[str] = ()
+    leaving: Sequence[str] = ()
+    deleted: Sequence[Trash] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What an agent is told in return.
+
+    Attributes:
+        nodes: The host's nodes as they are registered, with their cordons.
+        explained: Those of the seen prompts that are runs of the fleet, also runs whose lease has expired.
+        clear: Those of the leaving nodes that no run needs any more.
+        delete: Files to delete.
+    """
+
+    nodes: Sequence[Node] = ()
+    explained: frozenset[str] = frozenset()
+    clear: frozenset[str] = frozenset()
+    delete: Sequence[Trash] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostState:
+    """A host as it is known.
+
+    Attributes:
+        host: Its name.
+        seen_at: Unix seconds of its last heartbeat.
+        alive: Whether that was just now.
+        record: The last heartbeat, JSON-ready; empty if it is too old.
+    """
+
+    host: str
+    seen_at: float
+    alive: bool
+    record: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,139 @@
+"""Hosts in Redis: heartbeats, joining, what explains a prompt, and files that may be deleted."""
+
+import time
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from comfy_fleet.adapters.redis.hosts import RedisHosts
+from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.errors import Conflict
+from comfy_fleet.domain.host import HOST_LABEL, Heartbeat, Joining, NodeReport, Orders, Trash
+from comfy_fleet.domain.job import JobError, JobStatus
+from comfy_fleet.domain.node import AGENT_DRAINS, Node
+from comfy_fleet.domain.verdict import Word
+from tests.integration.test_redis_stores import claim, submit
+
+BROKEN = JobError(code="node_lost", message="gone")
+G1 = Joining(name="h1-gpu0", url="http://10.0.0.1:8188", agent="10.0.0.1:8193", cleans=True)
+
+
+@pytest.fixture
+def hosts(stores: Stores) -> RedisHosts:
+    return RedisHosts(stores.redis)
+
+
+async def beat(hosts: RedisHosts, host: str = "h1", **fields: object) -> Orders:
+    said = replace(Heartbeat(host=host, instance="i1"), **fields)  # type: ignore[arg-type]
+    return await hosts.beat(said, now=time.time())
+
+
+async def test_a_host_s_nodes_are_registered_and_moved_but_the_operator_s_word_stays(
+    stores: Stores, hosts: RedisHosts
+) -> None:
+    made = await hosts.join("h1", G1, now=5.0)
+    assert (made.agent, made.pool, made.labels) == (G1.agent, "default", {HOST_LABEL: "h1"})
+    assert await hosts.join("h1", G1, now=6.0) == made
+    await stores.nodes.cordon("h1-gpu0", reason="fans")
+    moved = await hosts.join("h1", replace(G1, url="http://10.0.0.1:9999", pool="video"), now=7.0)
+    (known,) = (await beat(hosts)).nodes
+    assert known == replace(moved, cordoned=True, cordon_reason="fans")
+    assert (known.url, known.pool, known.added_at) == ("http://10.0.0.1:9999", "video", 5.0)
+    assert (await hosts.join("h1", G1, now=8.0)).pool == "video"
+    pools = [await stores.redis.smembers(f"fleet:pool:{pool}") for pool in ("default", "video")]
+    assert pools == [set(), {b"h1-gpu0"}]
+    await stores.nodes.remove("h1-gpu0")
+    assert (await beat(hosts)).nodes == []
+
+
+async def test_nobody_takes_another_s_name_or_url(stores: Stores, hosts: RedisHosts) -> None:
+    await stores.nodes.add(Node(name="hand", url="http://10.0.0.7:8188"))
+    await hosts.join("h1", G1, now=1.0)
+    with pytest.raises(Conflict, match="--host"):
+        await hosts.join("h2", replace(G1, url="http://10.0.0.2:1"), now=1.0)
+    with pytest.raises(Conflict, match="hand"):
+        await hosts.join("h1", replace(G1, name="hand"), now=1.0)
+    with pytest.raises(Conflict, match="one ComfyUI is one node"):
+        await hosts.join("h2", replace(G1, name="h2-gpu0"), now=1.0)
+
+
+async def test_an_agent_s_reason_is_shown_where_haproxy_knows_none(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    await stores.nodes.add(Node(name="far", url="http://10.0.0.7:8188"))
+    said = [
+        NodeReport(name=name, word=Word.DRAIN, why=f"{name} is full", facts={"vram": {"total": 5}})
+        for name in ("h1-gpu0", "far", "nobody")
+    ]
+    await beat(hosts, nodes=said)
+    await stores.nodes.report("h1-gpu0", verdict="drain", why=AGENT_DRAINS)
+    await stores.nodes.report("far", verdict="drain", why=AGENT_DRAINS)
+    assert {s.node.name: s.why for s in await stores.nodes.states()} == {
+        "far": AGENT_DRAINS,  # not a node of this host's
+        "h1-gpu0": "h1-gpu0 is full",
+    }
+    assert await hosts.report("h1-gpu0") == {"vram": {"total": 5}}
+    assert await hosts.report("far") is None
+    assert await stores.redis.exists("fleet:node:nobody") == 0
+    await beat(hosts, "center", central=True, nodes=said)
+    assert {s.node.name: s.why for s in await stores.nodes.states()}["far"] == "far is full"
+    assert await hosts.words("far") == ("drain", "far is full")
+    await stores.nodes.report("h1-gpu0", verdict="drain", why="cordoned: fans")
+    assert {s.node.name: s.why for s in await stores.nodes.states()}["h1-gpu0"] == "cordoned: fans"
+
+
+async def test_a_run_explains_its_prompt_also_when_its_lease_has_expired(
+    stores: Stores, hosts: RedisHosts
+) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    await submit(stores)
+    got = await claim(stores, "h1-gpu0", ttl=-1)
+    stranger = str(uuid4())
+    orders = await beat(hosts, seen=[got.run, stranger], leaving=["h1-gpu0", "h1-gpu1"])
+    assert orders.explained == {got.run}
+    assert orders.clear == {"h1-gpu1"}
+    await stores.runs.left(got, [])  # its outputs are still to be fetched
+    assert (await beat(hosts, leaving=["h1-gpu0"])).clear == frozenset()
+    await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
+    orders = await beat(hosts, seen=[got.run], leaving=["h1-gpu0"])
+    assert (orders.explained, orders.clear) == (frozenset(), {"h1-gpu0"})
+
+
+async def test_files_may_go_when_the_job_is_final_and_not_before(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    await hosts.join("h1", replace(G1, name="far", url="http://10.0.0.2:1", cleans=False), now=1.0)
+    job = await submit(stores)
+    first = await claim(stores, "h1-gpu0")
+    await stores.runs.requeue(first, counts=True, exclude=False, reason=BROKEN)
+    assert (await beat(hosts)).delete == []
+    far = await claim(stores, "far")
+    await stores.runs.requeue(far, counts=True, exclude=False, reason=BROKEN)
+    last = await claim(stores, "h1-gpu0")
+    await stores.runs.finish(last, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
+    wanted = [Trash(node="h1-gpu0", job=job.id, run=run) for run in (first.run, last.run)]
+    orders = await beat(hosts)
+    assert sorted(map(str, orders.delete)) == sorted(map(str, wanted))
+    assert (await beat(hosts, "h2")).delete == []
+    assert (await beat(hosts, deleted=wanted[:1])).delete == wanted[1:]
+    assert (await beat(hosts, deleted=wanted)).delete == []
+    assert await stores.redis.keys("fleet:job:*:traces") == []
+
+
+async def test_a_cancelled_job_s_files_may_go(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    job = await submit(stores)
+    run = await claim(stores, "h1-gpu0")
+    await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+    await stores.jobs.request_cancel(job.id)
+    assert (await beat(hosts)).delete == [Trash(node="h1-gpu0", job=job.id, run=run.run)]
+
+
+async def test_hosts_are_listed_alive_or_not(stores: Stores, hosts: RedisHosts) -> None:
+    await beat(hosts, "h2", gpus=[{"index": 0, "name": "card"}])
+    await beat(hosts, "h1", gpus_why="no NVIDIA driver is installed")
+    await stores.redis.delete("fleet:host:h1")
+    first, second = await hosts.hosts(now=time.time())
+    assert (first.host, first.alive, first.record) == ("h1", False, {})
+    assert (second.host, second.alive) == ("h2", True)
+    assert second.record["gpus"] == [{"index": 0, "name": "card"}]
+    assert await hosts.hosts(now=time.time() + 8 * 86400) == []

@@ -1,0 +1,51 @@
+"""What goes between an agent and the fleet."""
+
+from uuid import uuid4
+
+import pytest
+
+from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.host import HOST_LABEL, Joining, Trash
+from comfy_fleet.domain.node import Node
+
+ID = str(uuid4())
+
+
+def test_trash_is_read_as_it_is_written() -> None:
+    trash = Trash(node="g1", job=ID, run=str(uuid4()))
+    assert Trash.parse(str(trash)) == trash
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        f"g1 {ID}",
+        f"g1 {ID} ..",
+        f"g1 ../../etc {ID}",
+        f"../x {ID} {ID}",
+        f"g1 {ID} {ID} {ID}",
+        f"g1 {ID}/.. {ID}",
+        f"g1 {ID.upper()}X {ID}",
+        f"g1  {ID} {ID}",
+        f"g1 {ID} {ID}\n",
+    ],
+)
+def test_what_could_name_another_folder_is_refused(text: str) -> None:
+    with pytest.raises(BadInput):
+        Trash.parse(text)
+
+
+def test_what_an_operator_set_stays_unless_the_agent_says_otherwise() -> None:
+    joining = Joining(name="n", url="http://h:1", agent="h:2", labels={"gpu": "a"})
+    new = joining.applied("h", None, now=3.0)
+    assert new == Node(
+        name="n", url="http://h:1", agent="h:2", labels={"gpu": "a", HOST_LABEL: "h"}, added_at=3.0
+    )
+    known = Node(name="n", url="http://old:1", pool="p", weight=7, zone="z", labels={"x": "y"}, added_at=1.0)
+    kept = joining.applied("h", known, now=3.0)
+    assert (kept.pool, kept.weight, kept.zone, kept.added_at) == ("p", 7, "z", 1.0)
+    assert kept.labels == {"x": "y", "gpu": "a", HOST_LABEL: "h"}
+    set_ = Joining(name="n", url="http://h:1", agent="h:2", pool="q", weight=9, zone="")
+    changed = set_.applied("h", known, now=3.0)
+    assert (changed.pool, changed.weight, changed.zone) == ("q", 9, "")
