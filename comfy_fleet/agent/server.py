@@ -6,6 +6,7 @@ HAProxy opens a connection, sends ``NAME/`` (its ``agent-send``), and takes one 
 ``ready up NN%``     gives: leases may come. NN is the node's weight: the server's own weight is 100
 ``drain 0%``         takes: no new lease. The weight goes too, because the lease script sees only weights
 ``up``               neither: what an operator or the controller has ordered stays
+``down 0% #WHY``     takes, and HAProxy shows the reason: the GPU is gone
 nothing              the name is unknown here, or nothing was ever heard: nothing changes
 ==================== =====================================================================================
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _QUESTION_LIMIT = 80  # bytes: a name has at most 63
 _QUESTION_TIMEOUT_S = 2.0
+_WHY_LIMIT = 80  # characters of a reason; HAProxy reads no more than one short line
 
 
 def line(answer: Verdict) -> bytes:
@@ -39,6 +41,9 @@ def line(answer: Verdict) -> bytes:
             return b"drain 0%\n"
         case Word.HOLD:
             return b"up\n"
+        case Word.DOWN:
+            why = " ".join(answer.why.split())[:_WHY_LIMIT]
+            return b"down 0%% #%s\n" % why.encode("ascii", errors="replace")
 
 
 class Agent:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from comfy_fleet.cli.exits import Fail
-from comfy_fleet.cli.gpus import WHAT_TO_DO, Gpus, Nvml, probe
+from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.lock import held
 from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, find_haproxy, masked
@@ -255,16 +255,29 @@ def redis_state(info: dict[str, str], place: str) -> list[Finding]:
 def nvml(gpus: Gpus) -> Finding:
     """Judge what NVML says."""
     if gpus.why is Nvml.OK:
-        words = "; ".join(f"{gpu.name}, {gpu.vram_bytes / 2**30:.0f} GiB" for gpu in gpus.gpus)
-        return Finding(check="NVML", verdict=Verdict.OK, found=f"driver {gpus.driver}: {words}")
-    fine = gpus.why in (Nvml.NO_LIBRARY, Nvml.NO_GPU)
+        lost = any(gpu.lost for gpu in gpus.gpus)
+        return Finding(
+            check="NVML",
+            verdict=Verdict.WARN if lost else Verdict.OK,
+            found=f"driver {gpus.driver}: {'; '.join(map(_gpu, gpus.gpus))}",
+            do=Nvml.LOST_DEVICE.what_to_do if lost else "",
+        )
+    fine = gpus.why in (Nvml.NO_LIBRARY, Nvml.NO_DEVICE)
     # A machine without NVIDIA GPUs is no fault: its nodes report their memory over HTTP.
     return Finding(
         check="NVML",
         verdict=Verdict.OK if gpus.why is Nvml.NO_LIBRARY else Verdict.WARN,
         found=gpus.why + (f" ({gpus.error})" if gpus.error and not fine else ""),
-        do=WHAT_TO_DO[gpus.why],
+        do=gpus.why.what_to_do,
     )
+
+
+def _gpu(gpu: Gpu) -> str:
+    if gpu.lost:
+        return f"GPU {gpu.index} is lost"
+    size = f", {gpu.memory.total / 2**30:.0f} GiB" if gpu.memory else ""
+    parts = f", {len(gpu.instances)} MIG instances" if gpu.mig else ""
+    return f"{gpu.name}{size}{parts}"
 
 
 def port_findings(settings: Settings) -> list[Finding]:

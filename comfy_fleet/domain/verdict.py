@@ -4,6 +4,7 @@
 does neither: it is the answer of an agent whose knowledge is too old. An agent that has lost the API must not
 undo a cordon that it can't see, but an API that restarts, or is away for an hour, is no reason to stop the
 fleet: cordons are also checked where jobs are claimed, and where HAProxy is steered.
+``down`` takes, too: the GPU is gone.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ class Word(StrEnum):
     READY = "ready"
     DRAIN = "drain"
     HOLD = "hold"
+    DOWN = "down"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +61,17 @@ def verdict(node: Node, facts: Facts) -> Verdict:
     if not facts.reached:
         return Verdict(word=Word.HOLD, why="has not answered yet")
     return Verdict(word=Word.READY, weight=node.weight)
+
+
+def both(record: Verdict, gpu: Verdict) -> Verdict:
+    """Join what a node's record says with what its GPU says: the stricter word counts.
+
+    Args:
+        record: From :func:`verdict`; its weight is the node's own.
+        gpu: From the GPU's judgement; its weight is a percentage of that.
+    """
+    for word in (Word.DOWN, Word.DRAIN, Word.HOLD):
+        for one in (record, gpu):  # who wants both to know: the operator's own reason comes first
+            if one.word is word:
+                return one
+    return Verdict(word=Word.READY, weight=max(1, round(record.weight * gpu.weight / 100)))

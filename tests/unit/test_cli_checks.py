@@ -7,7 +7,7 @@ import pytest
 
 from comfy_fleet.cli import checks
 from comfy_fleet.cli.checks import Verdict
-from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml
+from comfy_fleet.cli.gpus import Gpu, Gpus, Memory, Nvml
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.lock import DataLock
 from comfy_fleet.settings import Settings
@@ -87,11 +87,20 @@ def test_a_server_that_was_named_must_answer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("why", list(Nvml))
 def test_every_reason_of_nvml_has_a_finding(why: Nvml) -> None:
-    gpus = (Gpu(index=0, name="H200", vram_bytes=139 * 2**30),) if why is Nvml.OK else ()
+    memory = Memory(total=139 * 2**30, used=0, free=139 * 2**30)
+    gpus = (Gpu(index=0, name="H200", memory=memory),) if why is Nvml.OK else ()
     finding = checks.nvml(Gpus(why=why, gpus=gpus, driver="580.1"))
     assert finding.verdict is (Verdict.OK if why in (Nvml.OK, Nvml.NO_LIBRARY) else Verdict.WARN)
     assert finding.do or why is Nvml.OK
     assert ("H200, 139 GiB" in finding.found) == (why is Nvml.OK)
+
+
+def test_a_lost_gpu_among_others_is_a_warning() -> None:
+    gpus = (Gpu(index=0, name="H200"), Gpu(index=1, name="H200", lost=True))
+    finding = checks.nvml(Gpus(why=Nvml.OK, gpus=gpus, driver="580.1"))
+    assert finding.verdict is Verdict.WARN
+    assert "GPU 1 is lost" in finding.found
+    assert "dmesg" in finding.do
 
 
 def test_a_taken_port_is_a_warning_unless_our_fleet_has_it(tmp_path: Path) -> None:
