@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
+from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.runs import RedisRunStore
@@ -27,6 +28,7 @@ class Stores:
     jobs: RedisJobStore
     runs: RedisRunStore
     nodes: RedisNodeRegistry
+    hosts: RedisHosts
 
 
 @asynccontextmanager
@@ -42,6 +44,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             jobs=RedisJobStore(redis, ageing_s=settings.ageing_s),
             runs=RedisRunStore(redis),
             nodes=RedisNodeRegistry(redis, events),
+            hosts=RedisHosts(redis),
         )
     finally:
         await events.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from comfy_fleet.domain.asset import Asset
+from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders
 from comfy_fleet.domain.job import (
     Job,
     JobError,
@@ -150,6 +151,26 @@ class NodeRegistry(Protocol):
 
     def changes(self) -> AsyncIterator[None]:
         """Yield whenever the registry changed, and now and then even if not."""
+
+
+class Hosts(Protocol):
+    """GPU hosts, as their agents tell of them. Times are Unix seconds."""
+
+    async def beat(self, beat: Heartbeat, *, now: float) -> Orders:
+        """Keep a heartbeat and return what its agent has to know."""
+
+    async def join(self, host: str, joining: Joining, *, now: float) -> Node:
+        """Register a host's node, or move it; cordon, pool and counts stay.
+
+        Raises:
+            Conflict: The name or the URL belongs to a node that is not this host's.
+        """
+
+    async def hosts(self, *, now: float) -> Sequence[HostState]:
+        """Return all hosts that were heard of lately, by name."""
+
+    async def report(self, node: str) -> Mapping[str, Any] | None:
+        """Return what an agent last saw of a node, or None if that is too long ago."""
 
 
 class Received(Protocol):

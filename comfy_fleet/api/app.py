@@ -24,6 +24,7 @@ from comfy_fleet.api import (
     events,
     metrics,
     reference,
+    v1_agents,
     v1_generate,
     v1_health,
     v1_jobs,
@@ -73,7 +74,7 @@ def create_app(deps: ApiDeps) -> ASGIApp:
     app.state.deps = deps
     app.state.metrics = figures = metrics.Metrics()
     app.router.routes[:0] = [*metrics.routes, *reference.routes]
-    for face in (v1_generate, v1_jobs, v1_nodes, v1_health, checks):
+    for face in (v1_generate, v1_jobs, v1_nodes, v1_agents, v1_health, checks):
         app.include_router(face.router, prefix="/api/v1")
     # The hot path goes past the layers that only the typed routes need.
     plain = Router([*v2_jobs.routes, *events.routes, *v2_assets.routes], default=app, redirect_slashes=False)

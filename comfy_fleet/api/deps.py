@@ -12,7 +12,7 @@ from comfy_fleet.api.auth import Caller, Keys
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.workflow import Workflow
-from comfy_fleet.ports import AssetStore, Events, JobStore, NodeRegistry, Replays
+from comfy_fleet.ports import AssetStore, Events, Hosts, JobStore, NodeRegistry, Replays
 from comfy_fleet.services.read import Estimator
 from comfy_fleet.services.submit import Submitter
 from comfy_fleet.settings import Settings
@@ -59,6 +59,7 @@ class ApiDeps:
     jobs: JobStore
     events: Events
     nodes: NodeRegistry
+    hosts: Hosts
     assets: AssetStore
     catalog: Catalog
     submitter: Submitter
@@ -93,7 +94,7 @@ def owner(request: Request) -> str:
     """
     who = caller(request)
     if who.agent and not who.admin:
-        raise HttpError(403, "forbidden", "the agents' token only reads nodes")
+        raise HttpError(403, "forbidden", "the agents' token is for agents only")
     return who.owner
 
 

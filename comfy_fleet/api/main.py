@@ -69,6 +69,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         jobs=stores.jobs,
         events=stores.events,
         nodes=stores.nodes,
+        hosts=stores.hosts,
         assets=assets,
         catalog=catalog,
         submitter=submitter,

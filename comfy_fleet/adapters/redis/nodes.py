@@ -147,7 +147,7 @@ def read_node(raw: bytes, live: Mapping[str, bytes]) -> Node:
 
 
 def _why(live: Mapping[str, bytes]) -> str:
-    """Return why a node gets no jobs; where HAProxy only knows that its agent said so, the agent knows why."""
+    """Return why a node gets no jobs; if HAProxy only knows that its agent said so, the agent knows why."""
     why = live.get("why", b"").decode()
     if why != AGENT_DRAINS or live.get("agent_word") not in (b"drain", b"down"):
         return why

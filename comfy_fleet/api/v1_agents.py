@@ -1,0 +1,158 @@
+"""REST: GPU hosts. Their agents report here and learn what to do; operators look."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfy_fleet.api.auth import is_loopback
+from comfy_fleet.api.deps import admin, caller, deps
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.json import json_response
+from comfy_fleet.api.typed import read, shown
+from comfy_fleet.domain.errors import BadInput, Conflict
+from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Trash
+from comfy_fleet.domain.node import NAME, Node, check_name
+from comfy_fleet.domain.verdict import Word
+
+router = APIRouter(tags=["hosts"])
+
+NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
+PromptId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class ReportBody(BaseModel):
+    """What an agent says of a node."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: NodeName
+    word: Word = Field(description="Its answer to HAProxy.")
+    why: str = Field("", max_length=500, description="The reason in words.")
+    weight: int = Field(0, ge=0, le=256)
+    facts: dict[str, Any] = Field(default_factory=dict, description="Whatever else was seen.")
+
+
+class JoiningBody(BaseModel):
+    """A node that belongs to the host."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: NodeName
+    url: str = Field(max_length=300)
+    agent: str = Field(max_length=300, description="HOST:PORT that answers agent-checks.")
+    pool: NodeName | None = None
+    weight: int | None = Field(None, ge=1, le=256)
+    zone: str | None = Field(None, max_length=64)
+    labels: dict[str, str] = Field(default_factory=dict, max_length=32)
+    simulated: bool = False
+    cleans: bool = False
+
+
+class HeartbeatBody(BaseModel):
+    """What an agent sends every second."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instance: str = Field(max_length=64)
+    central: bool = False
+    version: str = Field("", max_length=64)
+    agent: str = Field("", max_length=300)
+    gpus: list[dict[str, Any]] = Field(default_factory=list, max_length=256)
+    gpus_why: str = Field("", max_length=500)
+    nodes: list[ReportBody] = Field(default_factory=list, max_length=10_000)
+    join: list[JoiningBody] = Field(default_factory=list, max_length=256)
+    seen: list[PromptId] = Field(default_factory=list, max_length=10_000)
+    leaving: list[NodeName] = Field(default_factory=list, max_length=256)
+    deleted: list[str] = Field(default_factory=list, max_length=1000)
+
+
+@router.post("/agents/{host}/heartbeat", summary="An agent's heartbeat", openapi_extra=shown(HeartbeatBody))
+async def heartbeat(request: Request, host: str) -> Response:
+    """Keep what the agent saw, register its nodes, and answer with its orders. For agents only."""
+    _agents_only(request)
+    check_name("host", host)
+    d, body = deps(request), await read(request, HeartbeatBody)
+    now = d.clock()
+    joined: list[str] = []
+    refused: dict[str, str] = {}
+    for node in body.join:
+        try:
+            await d.hosts.join(host, Joining(**node.model_dump()), now=now)
+            joined.append(node.name)
+        except (BadInput, Conflict) as error:
+            refused[node.name] = str(error)
+    said = Heartbeat(
+        host=host,
+        instance=body.instance,
+        central=body.central,
+        version=body.version,
+        agent=body.agent,
+        gpus=body.gpus,
+        gpus_why=body.gpus_why,
+        nodes=[NodeReport(**report.model_dump()) for report in body.nodes],
+        seen=body.seen,
+        leaving=body.leaving,
+        deleted=[Trash.parse(line) for line in body.deleted],
+    )
+    orders = await d.hosts.beat(said, now=now)
+    return json_response(
+        {
+            "nodes": [_node(node) for node in orders.nodes],
+            "joined": joined,
+            "refused": refused,
+            "explained": sorted(orders.explained),
+            "clear": sorted(orders.clear),
+            "delete": [str(trash) for trash in orders.delete],
+        }
+    )
+
+
+@router.get("/hosts", summary="List GPU hosts")
+async def list_hosts(request: Request) -> Response:
+    """All hosts whose agents reported lately, with GPUs and nodes as they saw them."""
+    admin(request)
+    d = deps(request)
+    found = await d.hosts.hosts(now=d.clock())
+    return json_response(
+        {
+            "hosts": [
+                {**state.record, "host": state.host, "seen_at": state.seen_at, "alive": state.alive}
+                for state in found
+            ]
+        }
+    )
+
+
+def _node(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "url": node.url,
+        "pool": node.pool,
+        "weight": node.weight,
+        "cordoned": node.cordoned,
+        "cordon_reason": node.cordon_reason,
+    }
+
+
+def _agents_only(request: Request) -> None:
+    """Let in who shows the agents' token; without one configured, who is on this machine.
+
+    Raises:
+        HttpError: 403.
+    """
+    who = caller(request)
+    if who.agent:
+        return
+    if deps(request).settings.agent_token is not None:
+        raise HttpError(403, "forbidden", "this needs the agents' token: `Authorization: Bearer TOKEN`")
+    peers = [request.client.host if request.client else ""]
+    peers += [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
+    if not (who.admin and all(is_loopback(peer) for peer in peers)):
+        raise HttpError(
+            403,
+            "forbidden",
+            "agents on other machines need a token: set FLEET_AGENT_TOKEN for the API and for them",
+        )
