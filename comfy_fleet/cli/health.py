@@ -111,6 +111,7 @@ async def _agent(settings: "Settings") -> str | None:
 
 
 async def _dispatch(settings: "Settings", name: str | None) -> str | None:
+    import asyncio
     import socket
 
     from comfy_fleet.adapters.redis.worker import live_dispatchers
@@ -118,10 +119,10 @@ async def _dispatch(settings: "Settings", name: str | None) -> str | None:
 
     async with open_stores(settings) as stores:
         try:
-            alive = await live_dispatchers(stores.redis)
+            alive = await asyncio.wait_for(live_dispatchers(stores.redis), _PATIENCE_S * 0.6)
         except Exception as error:  # whatever Redis's client raises
             # Its runs go on without Redis for a while, and starting it again brings no Redis back.
-            typer.echo(f"unknown: Redis does not answer ({error})", err=True)
+            typer.echo(f"unknown: Redis does not answer ({error or type(error).__name__})", err=True)
             return None
     here = socket.gethostname()
     if any(found == name if name else found.startswith(f"{here}.") for found in alive):

@@ -1,0 +1,427 @@
+"""The container files: valid, and true to what the documentation promises of them."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfy_fleet.adapters.secrets import SecretBox
+from comfy_fleet.api.auth import Keys
+from comfy_fleet.settings import Settings
+from tests.container_files import (
+    COMPOSE,
+    DOCKER,
+    FLEET,
+    ROOT,
+    STACK,
+    example,
+    last,
+    load,
+    services,
+    stages,
+    variables_in,
+)
+
+FILES = [COMPOSE, FLEET, STACK]
+IMAGES = [DOCKER / "Dockerfile", DOCKER / "comfyui" / "Dockerfile"]
+SCRIPTS = [DOCKER / "make-secrets", DOCKER / "comfyui" / "entrypoint"]
+OURS = {"api", "dispatch", "haproxy", "agent"}
+TIMES = {"interval": "30s", "timeout": "10s", "retries": 3, "start_period": "40s"}
+
+
+def every_service() -> list[Any]:
+    return [
+        pytest.param(path, name, service, id=f"{path.stem}-{name}")
+        for path in FILES
+        for name, service in services(path).items()
+    ]
+
+
+def comfyuis(path: Path) -> dict[str, dict[str, Any]]:
+    return {name: service for name, service in services(path).items() if name.startswith("comfyui-")}
+
+
+def sysctls() -> dict[str, str]:
+    lines = (DOCKER / "sysctl.conf").read_text().splitlines()
+    pairs = (line.split("=", 1) for line in lines if line.strip() and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+# ---- the formats -------------------------------------------------------------------------------------------
+
+
+def test_the_compose_files_follow_the_compose_specification() -> None:
+    checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    told = subprocess.run([*checker, *map(str, FILES)], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+
+
+def test_the_schema_check_can_fail(tmp_path: Path) -> None:
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(COMPOSE.read_text().replace("start_period:", "start_perod:"))
+    checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    told = subprocess.run([*checker, str(wrong)], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="Docker's command line is not installed")
+def test_swarm_reads_the_stack() -> None:
+    told = subprocess.run(
+        ["docker", "stack", "config", "-c", str(STACK)], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert "published: 8188" in told.stdout
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_the_scripts_are_clean() -> None:
+    told = subprocess.run(["shellcheck", *map(str, SCRIPTS)], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_a_file_names_is_declared_in_it(path: Path) -> None:
+    whole = load(path)
+    for name, service in services(path).items():
+        assert set(service["networks"]) <= whole["networks"].keys(), name
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source.startswith((".", "/")) or source in whole["volumes"], (name, volume)
+        for secret in service.get("secrets", []):
+            known = secret if isinstance(secret, str) else secret["source"]
+            assert known in whole["secrets"], (name, secret)
+        assert service.get("depends_on", {}).keys() <= whole["services"].keys(), name
+
+
+def test_every_variable_is_in_the_example_with_the_same_default() -> None:
+    known = example()
+    asked = {name for path in FILES for name in variables_in(path)}
+    optional = {"FLEET_LOG_LEVEL", "REDIS_IMAGE"}
+    assert asked - optional <= known.keys()
+    assert known.keys() - asked == {"COMPOSE_PROFILES"}
+    for path in FILES:
+        for name, defaults in variables_in(path).items():
+            assert len(defaults) == 1, name
+            assert name in optional or defaults == {known[name]}, name
+
+
+# ---- services ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "name", "service"), every_service())
+def test_a_service_runs_confined_and_checked(path: Path, name: str, service: dict[str, Any]) -> None:
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "privileged" not in service
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    if path is not STACK:  # a stack does not know it
+        assert service["security_opt"] == ["no-new-privileges:true"]
+    if name == "cli":
+        return
+    check = service["healthcheck"]
+    assert {key: check[key] for key in TIMES} == TIMES
+    process = name.removeprefix("central-")
+    if process in OURS:
+        assert check["test"] == ["CMD", "fleet", "health", process]
+        assert service["image"] == f"comfy-fleet-{process}:local"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_only_the_edge_is_published_and_only_here(path: Path) -> None:
+    published = {name: service["ports"] for name, service in services(path).items() if "ports" in service}
+    assert published.keys() == {"haproxy"}
+    if path is not STACK:
+        assert published["haproxy"] == ["127.0.0.1:8188:8188"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_networks_keep_redis_and_nodes_apart(path: Path) -> None:
+    whole, found = load(path), services(path)
+    where = {name: set(service["networks"]) for name, service in found.items()}
+    assert where["haproxy"] == {"edge", "backend", "nodes"}
+    assert all(where[name] == {"backend"} for name in ("redis", "api", "dispatch"))
+    for name in where:
+        if name.startswith("comfyui-") or name.endswith("agent"):
+            assert where[name] == {"nodes"}, name
+    assert whole["networks"]["backend"]["internal"] is True
+    nodes = whole["networks"]["nodes"]
+    assert nodes.get("internal") or nodes == {"external": True, "name": "fleet-nodes"}
+
+
+@pytest.mark.parametrize("path", [COMPOSE, FLEET], ids=lambda path: path.stem)
+def test_a_comfyui_has_one_gpu_limits_and_read_only_models(path: Path) -> None:
+    found = comfyuis(path)
+    assert len(found) == 4
+    for index, (name, service) in enumerate(found.items()):
+        assert name == f"comfyui-{index}"
+        resources = service["deploy"]["resources"]
+        assert resources["limits"].keys() == {"memory", "cpus", "pids"}
+        (device,) = resources["reservations"]["devices"]
+        assert device["device_ids"] == [str(index)]
+        assert service["shm_size"] == "8g"
+        assert any(entry.startswith("/tmp:") for entry in service["tmpfs"])
+        mounts = {volume.split(":")[1]: volume.split(":")[2:] for volume in service["volumes"]}
+        assert mounts["/opt/comfyui/models"] == ["ro"]
+        assert mounts["/custom_nodes"] == ["ro"]
+        assert f"{name}:/data" in service["volumes"]
+        assert not any(variable.startswith("FLEET_") for variable in service["environment"])
+
+
+def test_profiles_start_as_many_nodes_as_they_say() -> None:
+    for path in (COMPOSE, FLEET):
+        for profile, count in (("gpus-1", 1), ("gpus-2", 2), ("gpus-4", 4)):
+            started = [name for name, service in comfyuis(path).items() if profile in service["profiles"]]
+            assert started == [f"comfyui-{index}" for index in range(count)]
+    gpu_host = {name for name, service in services(FLEET).items() if "gpus-4" in service["profiles"]}
+    control = {name for name, service in services(FLEET).items() if "control" in service["profiles"]}
+    assert gpu_host == {"agent", *comfyuis(FLEET)}
+    assert control == {"redis", "haproxy", "api", "dispatch", "central-agent"}
+
+
+def test_nodes_of_several_hosts_have_names_of_their_own() -> None:
+    found = services(FLEET, {"FLEET_GPU_HOST": "rack4"})
+    aliases = [alias for name in found for alias in _aliases(found[name])]
+    assert aliases == ["rack4-agent", *(f"rack4-gpu-{index}" for index in range(4))]
+
+
+def _aliases(service: dict[str, Any]) -> list[str]:
+    nodes = service["networks"].get("nodes") if isinstance(service["networks"], dict) else None
+    return list((nodes or {}).get("aliases", []))
+
+
+def test_the_agent_sees_the_hosts_processes_and_every_gpu() -> None:
+    for path in (COMPOSE, FLEET):
+        agent = services(path)["agent"]
+        assert agent["pid"] == "host"
+        (device,) = agent["deploy"]["resources"]["reservations"]["devices"]
+        assert device["count"] == "all"
+        assert "compute" not in device["capabilities"]
+
+
+def test_redis_keeps_what_it_accepted() -> None:
+    for path in FILES:
+        redis = services(path)["redis"]
+        words = redis["command"]
+        assert words[words.index("--appendonly") + 1] == "yes"
+        assert words[words.index("--maxmemory-policy") + 1] == "noeviction"
+        assert redis["volumes"] == ["redis:/data"]
+
+
+def test_two_dispatchers_and_the_api_share_their_files() -> None:
+    for path in FILES:
+        found = services(path)
+        assert found["dispatch"]["deploy"]["replicas"] == 2
+        assert "data:/data" in found["dispatch"]["volumes"]
+        assert "data:/data" in found["api"]["volumes"]
+
+
+def test_the_stack_says_how_to_restart_update_and_go_back() -> None:
+    for name, service in services(STACK).items():
+        deploy = service["deploy"]
+        assert deploy["restart_policy"]["condition"] == "any", name
+        assert deploy["update_config"]["failure_action"] == "rollback", name
+        single = name in ("redis", "haproxy")
+        assert deploy["update_config"]["order"] == ("stop-first" if single else "start-first"), name
+        assert deploy["rollback_config"]["parallelism"] == 1, name
+        # Long enough to see three failed health checks.
+        assert deploy["update_config"]["monitor"] == "90s", name
+        for secret in service.get("secrets", []):
+            assert (secret["mode"], secret["uid"]) == (0o400, "10001"), name
+
+
+def test_a_stack_holds_nothing_that_swarm_ignores() -> None:
+    ignored = {"build", "devices", "ipc", "network_mode", "pid", "privileged", "restart", "security_opt"}
+    ignored |= {"shm_size", "userns_mode", "depends_on", "profiles", "container_name"}
+    for name, service in services(STACK).items():
+        assert not ignored & service.keys(), name
+
+
+# ---- settings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "name", "service"), every_service())
+def test_variables_are_settings_and_their_values_are_accepted(
+    path: Path, name: str, service: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment = {key: value for key, value in service.get("environment", {}).items() if "FLEET" in key}
+    if name == "cli":
+        assert environment.keys() == {"FLEET_API_URL", "FLEET_API_KEY"}
+        return
+    known = {f"FLEET_{field.upper()}" for field in Settings.model_fields}
+    assert environment.keys() <= known
+    token = tmp_path / "agent_token"
+    token.write_text("a token\n")
+    for key, value in environment.items():
+        monkeypatch.setenv(key, str(token) if key == "FLEET_AGENT_TOKEN_FILE" else value)
+    settings = Settings()
+    assert settings.agent_token == ("a token" if "FLEET_AGENT_TOKEN_FILE" in environment else None)
+
+
+def test_the_agents_token_is_told_or_read(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("from the file\n")
+    assert Settings(agent_token_file=path).agent_token == "from the file"
+    assert Settings(agent_token_file=path, agent_token="told").agent_token == "told"
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="is empty"):
+        Settings(agent_token_file=path)
+    with pytest.raises(ValueError, match="can't be read"):
+        Settings(agent_token_file=tmp_path / "none")
+
+
+def test_sysctls_are_the_hosts_and_containers_have_only_those_of_networks() -> None:
+    host = sysctls()
+    for path in FILES:
+        for name, service in services(path).items():
+            for key, value in service.get("sysctls", {}).items():
+                assert key.startswith("net."), (name, key)
+                assert host[key] == str(value), (name, key)
+    lowest = int(host["net.ipv4.ip_local_port_range"].split()[0])
+    ports = [field.default for name, field in Settings.model_fields.items() if name.endswith("port")]
+    assert ports
+    assert max(ports) < lowest
+
+
+@pytest.mark.skipif(not Path("/proc/sys/net/core/somaxconn").exists(), reason="the kernel does not show it")
+def test_sysctls_are_known_to_the_kernel() -> None:
+    for key in sysctls():
+        assert Path("/proc/sys", *key.split(".")).exists(), key
+
+
+# ---- images ------------------------------------------------------------------------------------------------
+
+
+def test_every_built_target_exists() -> None:
+    fleet, node = stages(IMAGES[0]), stages(IMAGES[1])
+    for path in (COMPOSE, FLEET):
+        for name, service in services(path).items():
+            if (build := service.get("build")) is None:
+                continue
+            assert build["target"] in (node if name.startswith("comfyui-") else fleet), name
+            context = (DOCKER / build["context"]).resolve()
+            assert (context / build.get("dockerfile", "Dockerfile")).is_file(), name
+
+
+@pytest.mark.parametrize("target", ["api", "dispatch", "haproxy", "agent", "cli"])
+def test_a_target_runs_as_nobody_special_under_an_init(target: str) -> None:
+    steps = stages(IMAGES[0])[target]
+    assert last(steps, "USER") == "10001:10001"
+    assert json.loads(last(steps, "ENTRYPOINT") or "") == ["tini", "--", "fleet"]
+    check = last(steps, "HEALTHCHECK") or ""
+    if target == "cli":
+        assert check == "NONE"
+        return
+    options, command = check.split(" CMD ")
+    assert set(options.split()) == {
+        "--interval=30s", "--timeout=10s", "--start-period=40s", "--retries=3",
+    }  # fmt: skip
+    assert json.loads(command) == ["fleet", "health", target]
+    service = services(COMPOSE)[target]
+    words = json.loads(last(steps, "CMD") or "")
+    assert service["command"][: len(words)] == words
+
+
+def test_the_node_image_runs_as_nobody_special_under_an_init() -> None:
+    steps = stages(IMAGES[1])["node"]
+    assert last(steps, "USER") == "10002:10002"
+    assert json.loads(last(steps, "ENTRYPOINT") or "")[:2] == ["tini", "--"]
+    options, command = (last(steps, "HEALTHCHECK") or "").split(" CMD ")
+    assert "--start-period=40s" in options
+    check = services(COMPOSE)["comfyui-0"]["healthcheck"]["test"]
+    assert ["/bin/sh", "-c", check[1]] == json.loads(command)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
+def test_image_files_keep_the_rules(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# syntax=docker/dockerfile:1\n")
+    for name, value in (step for steps in stages(path).values() for step in steps):
+        assert name not in ("ADD", "MAINTAINER", "VOLUME"), value
+        if name in ("CMD", "ENTRYPOINT"):
+            assert value.startswith("["), value
+        if name == "RUN" and "apt-get install" in value:
+            for part in ("apt-get update", "--no-install-recommends", "rm -rf /var/lib/apt/lists/*"):
+                assert part in value, value
+        if name == "RUN" and "pip install" in value:
+            assert "--mount=type=cache" in value, value
+        if name == "FROM":
+            assert ":latest" not in value
+        if name in ("ARG", "ENV"):
+            assert not re.search(r"(?i)token|secret|passw|api_key", value), value
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
+def test_copied_files_exist_and_are_sent_to_the_builder(path: Path) -> None:
+    context = ROOT if path.parent == DOCKER else path.parent
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = set()
+    for steps in stages(path).values():
+        for name, value in steps:
+            if name == "COPY" and "--from=" not in value:
+                copied |= {word for word in shlex.split(value)[:-1] if not word.startswith("--")}
+    assert copied
+    for source in copied:
+        assert (context / source).exists(), source
+        if context == ROOT:
+            assert source in allowed, source
+    if context == ROOT:
+        assert copied == allowed
+
+
+def test_the_wheel_can_be_built_from_what_the_builder_gets(tmp_path: Path) -> None:
+    """The package's own build, on exactly the copied files, without network."""
+    pytest.importorskip("hatchling")
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if line.startswith("!"):
+            source = ROOT / line[1:]
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, tmp_path / line[1:])
+    told = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "wheels")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    assert wheel.name.startswith("comfy_fleet-")
+
+
+# ---- secrets -----------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_made_once_and_are_what_the_processes_take(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+
+    def make() -> dict[str, str]:
+        subprocess.run([str(DOCKER / "make-secrets"), str(folder)], check=True, capture_output=True)
+        return {path.name: path.read_text() for path in folder.iterdir()}
+
+    made = make()
+    assert made.keys() == {"keys", "agent_token", "secret_key"}
+    assert make() == made
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
+    settings = Settings(keys_file=folder / "keys", agent_token_file=folder / "agent_token")
+    assert not Keys.load(settings).open
+    assert len(settings.agent_token or "") >= 40
+    key = tmp_path / "mounted"  # Swarm mounts it for its reader alone
+    shutil.copy(folder / "secret_key", key)
+    key.chmod(0o400)
+    assert SecretBox.open(key).open_sealed(SecretBox.open(key).seal(b"x")) == b"x"
+
+
+def test_scripts_explain_themselves() -> None:
+    for script in SCRIPTS:
+        assert os.access(script, os.X_OK)
+        told = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=True)
+        assert "Usage: " in told.stdout
+        assert "set -eu" not in told.stdout
