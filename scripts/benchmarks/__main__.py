@@ -78,7 +78,10 @@ def bench(
             result = asyncio.run(_measure(name, options, console))
         except (BenchError, FleetError) as error:
             failed = True
-            console.print(f"[red]{name}: {error}[/]\n", highlight=False)
+            console.print(f"[red]{name}: {error}[/]", highlight=False)
+            for note in getattr(error, "__notes__", ()):
+                console.print(f"  {note}", highlight=False, markup=False)
+            console.print()
             continue
         report.show(console, result)
         results.append(result)

@@ -119,6 +119,8 @@ def chaos(
             )
         except BenchError as error:
             console.print(f"[red]{error}[/]", highlight=False)
+            for note in getattr(error, "__notes__", ()):
+                console.print(f"  {note}", highlight=False, markup=False)
             raise typer.Exit(1) from None
     _show(console, account, found, warnings)
     if json_file:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,9 @@ class Stage:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, BenchError):
+            for line, count in Counter(self.warnings).most_common(5):
+                error.add_note(f"{count} x {line}")
         await stop_all(self.children)
         shutil.rmtree(self.folder, ignore_errors=True)
 
