@@ -12,6 +12,7 @@ from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts
+from comfy_fleet.adapters.redis.inventories import RedisInventories
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.runs import RedisRunStore
@@ -28,6 +29,7 @@ class Stores:
     jobs: RedisJobStore
     runs: RedisRunStore
     nodes: RedisNodeRegistry
+    inventories: RedisInventories
     hosts: RedisHosts
 
 
@@ -44,6 +46,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             jobs=RedisJobStore(redis, ageing_s=settings.ageing_s),
             runs=RedisRunStore(redis),
             nodes=RedisNodeRegistry(redis, events),
+            inventories=RedisInventories(redis),
             hosts=RedisHosts(redis),
         )
     finally:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from comfy_fleet.domain.asset import Asset
+from comfy_fleet.domain.eligibility import Needs
 from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders
+from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.job import (
     Job,
     JobError,
@@ -23,7 +25,7 @@ from comfy_fleet.domain.job import (
     Placement,
     Progress,
 )
-from comfy_fleet.domain.node import Node, NodeState
+from comfy_fleet.domain.node import Node, NodeState, Reading
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run_messages import (
     AskFailed,
@@ -149,6 +151,35 @@ class NodeRegistry(Protocol):
     async def report(self, name: str, *, verdict: str, why: str) -> None:
         """Record what HAProxy or an agent says of a node."""
 
+    async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
+
+    async def release(self, name: str) -> Sequence[str]:
+        """Have the jobs on a node given back to the queue; returns the runs that are asked for.
+
+        Runs of which only outputs are still being fetched go on.
+        """
+
+    async def started(self, name: str) -> None:
+        """Note that a node's ComfyUI has started anew: it is read again, and a quarantine ends.
+
+        Raises:
+            NotFound: No such node.
+        """
+
+    async def want_reading(self, name: str) -> None:
+        """Have a node's inventory read again. Raises NotFound."""
+
+    async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
+        """Count a failure that is the node's fault; with ``limit`` in a row it is cordoned: then True.
+
+        Args:
+            name: The node.
+            kind: ``oom`` or ``gpu``; each is counted apart, and a success ends both.
+            limit: How many in a row are too many.
+            reason: Why it is cordoned then.
+        """
+
     def changes(self) -> AsyncIterator[None]:
         """Yield whenever the registry changed, and now and then even if not."""
 
@@ -171,6 +202,28 @@ class Hosts(Protocol):
 
     async def report(self, node: str) -> Mapping[str, Any] | None:
         """Return what an agent last saw of a node, or None if that is too long ago."""
+
+
+class InventoryStore(Protocol):
+    """What nodes have, by content hash; what placement classes need; and which cards were too small."""
+
+    async def claim(self, node: str, *, ttl_s: int) -> bool:
+        """Tell whether this process should ask the node now; nobody else does for that long."""
+
+    async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
+        """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
+
+    async def load(self, digest: str) -> Inventory | None:
+        """Return the inventory with this content hash."""
+
+    async def keep_needs(self, needs: Needs) -> None:
+        """Keep what :attr:`comfy_fleet.domain.eligibility.Needs.key` stands for."""
+
+    async def needs(self, key: str) -> Needs | None:
+        """Return what a key stands for, or None if nobody knows any more."""
+
+    async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
+        """Remember that a profile ran out of memory with so many bytes; returns the largest known."""
 
 
 class Received(Protocol):
@@ -343,10 +396,17 @@ class Waiting:
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """What a beat learned: leases that are gone, and runs whose job is to be canceled."""
+    """What a beat learned.
+
+    Attributes:
+        lost: Leases that are gone.
+        cancel: Runs whose job is to be canceled.
+        release: Runs that are to be taken off their node, back into the queue.
+    """
 
     lost: frozenset[str]
     cancel: frozenset[str]
+    release: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,6 +469,7 @@ class RunStore(Protocol):
         exclude: bool,
         reason: JobError,
         bust: frozenset[str] = frozenset(),
+        placement: Placement | None = None,
     ) -> JobStatus:
         """Give the job back to its place in the queue, or end it when its attempts are used up.
 
@@ -418,6 +479,7 @@ class RunStore(Protocol):
             exclude: Whether the same node must not get it again.
             reason: What the job fails with if this was the last attempt.
             bust: Nodes that must not answer from ComfyUI's cache in the next run.
+            placement: Where it goes from now on; with it ``exclude`` does not count.
         """
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:

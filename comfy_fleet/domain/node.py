@@ -24,6 +24,7 @@ class Node:
         url: ``http://HOST:PORT`` of the ComfyUI.
         pool: The one lease backend it stands in.
         weight: HAProxy's base weight, 1 to 256.
+        weight_by_gpu: True if nobody has set the weight: it follows the GPU's model once that is known.
         cordoned: True while it must not get new jobs (drain).
         cordon_reason: Who or what wanted that.
         simulated: True for the stand-in of :mod:`comfy_fleet.sim`.
@@ -34,6 +35,7 @@ class Node:
     url: str
     pool: str = DEFAULT_POOL
     weight: int = 100
+    weight_by_gpu: bool = False
     zone: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     cordoned: bool = False
@@ -81,6 +83,50 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a node's ComfyUI last told of itself, apart from its inventory's content.
+
+    Attributes:
+        inventory: Content hash of its inventory; empty while it is not known.
+        comfyui: Its version.
+        pytorch: PyTorch's version.
+        python: Python's version.
+        gpu: The device's name as ComfyUI writes it.
+        device: ``cuda``, ``cpu``, ``mps``, ...
+        vram_bytes: The device's memory; 0 while it is not known.
+        read_at: Unix seconds of the last answer; 0: never.
+        changed_at: Unix seconds when the inventory became what it is.
+        wanted: Somebody wants it to be read again.
+        starts: How often the node was seen to come back.
+    """
+
+    inventory: str = ""
+    comfyui: str = ""
+    pytorch: str = ""
+    python: str = ""
+    gpu: str = ""
+    device: str = ""
+    vram_bytes: int = 0
+    read_at: float = 0.0
+    changed_at: float = 0.0
+    wanted: bool = False
+    starts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A run that is not over yet on its node.
+
+    Attributes:
+        phase: ``claimed``, ``accepted``, or ``left``: only its outputs are still being fetched.
+    """
+
+    run: str
+    job: str
+    phase: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeState:
     """What the fleet knows of a node right now.
 
@@ -91,6 +137,9 @@ class NodeState:
         job: That run's job.
         done: Jobs that succeeded on it since it was added.
         failed: Jobs that failed on it since it was added.
+        work: Every run that still needs it; that of the lease, and those whose outputs are being fetched.
+        quarantined: True if the fleet itself cordoned it, after faults.
+        reading: What its ComfyUI told of itself.
     """
 
     node: Node
@@ -100,6 +149,9 @@ class NodeState:
     job: str | None = None
     done: int = 0
     failed: int = 0
+    work: tuple[Work, ...] = ()
+    quarantined: bool = False
+    reading: Reading = field(default_factory=Reading)
 
 
 def check_name(what: str, value: str) -> str:

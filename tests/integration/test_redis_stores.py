@@ -345,7 +345,7 @@ async def test_forgetting_leaves_nothing_behind(stores: Stores) -> None:
     await stores.jobs.request_cancel(twin.id)
     await stores.runs.forget(twin.id)
     left = set(await stores.redis.keys("*")) - before
-    assert left <= {b"fleet:stats", b"rq:queues", b"fleet:node:g1"}, left
+    assert left <= {b"fleet:stats", b"rq:queues", b"fleet:node:g1", b"fleet:node:g1:errors"}, left
     with pytest.raises(NotFound):
         await stores.jobs.graph(twin)
 

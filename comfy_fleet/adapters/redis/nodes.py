@@ -13,7 +13,8 @@ from comfy_fleet.adapters.redis.codec import to_dict
 from comfy_fleet.adapters.redis.events import WAKE, RedisEvents
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.node import AGENT_DRAINS, Node, NodeState
+from comfy_fleet.domain.node import AGENT_DRAINS, Node, NodeState, Reading, Work
+from comfy_fleet.domain.weights import default_weight
 
 LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
 
@@ -67,27 +68,86 @@ class RedisNodeRegistry:
             for name in names:
                 pipe.hgetall(f"fleet:node:{name}")
                 pipe.get(f"fleet:lease:{name}")
+                pipe.smembers(f"fleet:node:{name}:runs")
             raw = await pipe.execute()
-        runs = [lease.decode() if lease else None for lease in raw[1::2]]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for run in runs:
-                pipe.hget(f"fleet:run:{run}", "job")
-            jobs = await pipe.execute()
+        leases = [lease.decode() if lease else None for lease in raw[1::3]]
+        needed = [sorted(run.decode() for run in runs) for runs in raw[2::3]]
+        work = await self._work([run for runs in needed for run in runs])
         states = []
-        for name, live_raw, run, job in zip(names, raw[::2], runs, jobs, strict=True):
+        for name, live_raw, run, runs in zip(names, raw[::3], leases, needed, strict=True):
             live = to_dict(live_raw)
+            found = tuple(work[run] for run in runs if run in work)
             states.append(
                 NodeState(
                     node=read_node(static[name], live),
                     verdict=live.get("verdict", b"new").decode(),
                     why=_why(live),
                     run=run,
-                    job=job.decode() if job else None,
+                    job=work[run].job if run in work else None,
                     done=int(live.get("succeeded", 0)),
                     failed=int(live.get("failed", 0)),
+                    work=found,
+                    quarantined=live.get("quarantined") == b"1",
+                    reading=_reading(live),
                 )
             )
         return states
+
+    async def _work(self, runs: Sequence[str]) -> dict[str | None, Work]:
+        if not runs:
+            return {}
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for run in runs:
+                pipe.hmget(f"fleet:run:{run}", "job", "phase")
+            rows = await pipe.execute()
+        return {
+            run: Work(run=run, job=job.decode(), phase=(phase or b"claimed").decode())
+            for run, (job, phase) in zip(runs, rows, strict=True)
+            if job
+        }
+
+    async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
+        return [orjson.loads(raw) for raw in await self._redis.lrange(f"fleet:node:{name}:errors", 0, 9)]
+
+    async def release(self, name: str) -> Sequence[str]:
+        """Have the jobs on a node given back to the queue; returns the runs that are asked for.
+
+        Runs of which only outputs are still being fetched go on.
+        """
+        return [raw.decode() for raw in await self._scripts.call("release", name)]
+
+    async def started(self, name: str) -> None:
+        """Note that a node's ComfyUI has started anew: it is read again, and a quarantine ends.
+
+        Raises:
+            NotFound: No such node.
+        """
+        if not await self._scripts.call("node_started", name):
+            raise _unknown(name)
+
+    async def want_reading(self, name: str) -> None:
+        """Have a node's inventory read again.
+
+        Raises:
+            NotFound: No such node.
+        """
+        if not await self._scripts.call("want_reading", name):
+            raise _unknown(name)
+
+    async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
+        """Count a failure that is the node's fault; with ``limit`` in a row it is cordoned.
+
+        Args:
+            name: The node.
+            kind: ``oom`` or ``gpu``; each is counted apart, and a success ends both.
+            limit: How many in a row are too many.
+            reason: Why it is cordoned then.
+
+        Returns:
+            Whether it was cordoned now.
+        """
+        return int(await self._scripts.call("strike", name, kind, limit, reason)) < 0
 
     async def cordon(self, name: str, *, reason: str) -> Node:
         """Keep new jobs away: no claim for this node succeeds from now on."""
@@ -103,6 +163,7 @@ class RedisNodeRegistry:
             raise _unknown(name)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(f"fleet:node:{name}", mapping={"cordoned": int(cordoned), "cordon_reason": reason})
+            pipe.hdel(f"fleet:node:{name}", "quarantined", "strikes_oom", "strikes_gpu")
             pipe.publish(WAKE, "nodes")
             await pipe.execute()
         return replace(node, cordoned=cordoned, cordon_reason=reason)
@@ -120,10 +181,7 @@ class RedisNodeRegistry:
 
     async def report(self, name: str, *, verdict: str, why: str) -> None:
         """Record what HAProxy says of a node; forgotten nodes stay forgotten."""
-        if await self._redis.hexists("fleet:nodes", name):
-            await self._redis.hset(f"fleet:node:{name}", mapping={"verdict": verdict, "why": why})
-            if verdict == "up":
-                await self._redis.publish(WAKE, "free")
+        await self._scripts.call("report_node", name, verdict, why)
 
     async def changes(self) -> AsyncIterator[None]:
         """Yield at once, whenever the registry changed, and every few seconds."""
@@ -134,15 +192,39 @@ class RedisNodeRegistry:
                     async with asyncio.timeout(LOOK_AGAIN_S):
                         while await queue.get() != b"nodes":
                             pass
+                while not queue.empty():  # a thousand nodes that join are a few changes
+                    queue.get_nowait()
                 yield
 
 
 def read_node(raw: bytes, live: Mapping[str, bytes]) -> Node:
     """Return a node from its record and what changes about it."""
+    static = orjson.loads(raw)
+    if static.get("weight_by_gpu") and live.get("gpu"):
+        static["weight"] = default_weight(live["gpu"].decode(), live.get("device", b"").decode())
     return Node(
-        **orjson.loads(raw),
+        **static,
         cordoned=live.get("cordoned") == b"1",
         cordon_reason=live.get("cordon_reason", b"").decode(),
+    )
+
+
+def _reading(live: Mapping[str, bytes]) -> Reading:
+    def text(field: str) -> str:
+        return live.get(field, b"").decode()
+
+    return Reading(
+        inventory=text("inventory"),
+        comfyui=text("comfyui"),
+        pytorch=text("pytorch"),
+        python=text("python"),
+        gpu=text("gpu"),
+        device=text("device"),
+        vram_bytes=int(live.get("vram", 0)),
+        read_at=float(live.get("read", 0)),
+        changed_at=float(live.get("changed", 0)),
+        wanted=live.get("wanted") == b"1",
+        starts=int(live.get("starts", 0)),
     )
 
 

@@ -85,6 +85,7 @@ class RedisRunStore:
         """Renew run leases."""
         lost: set[str] = set()
         cancel: set[str] = set()
+        release: set[str] = set()
         for start in range(0, len(claims), BEAT_CHUNK):
             pairs = [
                 part for claim in claims[start : start + BEAT_CHUNK] for part in (claim.run, claim.token)
@@ -92,7 +93,8 @@ class RedisRunStore:
             answer = await self._scripts.call("beat", ttl_s, *pairs)
             lost |= {raw.decode() for raw in answer[0]}
             cancel |= {raw.decode() for raw in answer[1]}
-        return Beat(lost=frozenset(lost), cancel=frozenset(cancel))
+            release |= {raw.decode() for raw in answer[2]}
+        return Beat(lost=frozenset(lost), cancel=frozenset(cancel), release=frozenset(release))
 
     async def accepted(self, claim: Claim) -> None:
         """Note that the node took the prompt."""
@@ -140,21 +142,22 @@ class RedisRunStore:
         exclude: bool,
         reason: JobError,
         bust: frozenset[str] = frozenset(),
+        placement: Placement | None = None,
     ) -> JobStatus:
         """Give the job back, or end it when no attempt or no node is left."""
-        placement, give_up = "", False
-        if exclude:
+        key, give_up = "" if placement is None else placement.key, False
+        if exclude and placement is None:
             wanted = claim.job.placement
             moved = replace(wanted, without=wanted.without | {claim.node})
             members = await self._redis.smembers(f"fleet:pool:{wanted.pool}")
             give_up = not moved.able(raw.decode() for raw in members)
-            placement = moved.key
+            key = moved.key
         answer = await self._scripts.call(
             "requeue",
             claim.run,
             claim.token,
             int(counts),
-            placement,
+            key,
             codec.dump_error(reason),
             codec.rq_failure(reason),
             int(give_up),

@@ -14,7 +14,12 @@
 -- fleet:run:RUN           hash    job, node, token, dispatcher, phase, manifest
 -- fleet:lease:NODE        string  the run that occupies the node
 -- fleet:nodes             hash    NODE -> JSON;  fleet:node:NODE  hash  cordoned, verdict, counts
+-- fleet:node:NODE:runs    set     runs that still need it;  fleet:node:NODE:errors  list  the last ten, as JSON
 -- fleet:pool:POOL         set     its nodes
+-- fleet:inventory:HASH    string  what nodes have, packed;  fleet:inventory:HASH:nodes  set  whose it is
+-- fleet:reading:NODE      string  somebody asks the node what it has
+-- fleet:needs:KEY         string  what a placement class needs of a node, as JSON
+-- fleet:oom:PROFILE       string  bytes of the largest card on which it ran out of memory
 -- fleet:hosts             zset    HOST -> last heartbeat;  fleet:host:HOST  string  that heartbeat, for 10 s
 -- fleet:host:HOST:nodes   set     nodes that its agent registered
 -- fleet:report:NODE       string  what an agent last saw of the node, for 10 s
@@ -24,7 +29,7 @@
 -- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
 -- fleet:asset:ID:jobs     set     live jobs that need the asset
 -- fleet:events:ID         channel everything that happens to a job
--- fleet:wake              channel "job PLACEMENT", "free", "nodes", "cancel RUN"
+-- fleet:wake              channel "job PLACEMENT", "free", "nodes", "cancel RUN", "release RUN"
 -- rq:*                    RQ 2.12's own layout, kept true so that `rq info` and Job.fetch work
 --
 -- All times are the server's, in seconds: no client's clock is trusted.
@@ -104,6 +109,7 @@ local function drop_run(run, id, node)
   if node and redis.call('GET', 'fleet:lease:' .. node) == run then
     redis.call('DEL', 'fleet:lease:' .. node)
   end
+  if node then redis.call('SREM', 'fleet:node:' .. node .. ':runs', run) end
   redis.call('ZREM', 'fleet:runs', run)
   redis.call('DEL', 'fleet:run:' .. run)
   local member = id .. ':' .. run
@@ -114,6 +120,49 @@ end
 
 local RQ_END = { succeeded = { 'finished', 'rq:finished:', 1 }, failed = { 'failed', 'rq:failed:', 2 },
   expired = { 'failed', 'rq:failed:', 2 }, canceled = { 'canceled', 'rq:canceled:', 3 } }
+
+-- Keep what went wrong on a node, for who looks after it.
+local function note_error(node, id, err, at)
+  if not node or err == '' or redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return end
+  local told = cjson.decode(err)
+  local key = 'fleet:node:' .. node .. ':errors'
+  redis.call('LPUSH', key, cjson.encode({ at = at, job = id, code = told.code, message = told.message }))
+  redis.call('LTRIM', key, 0, 9)
+  redis.call('EXPIRE', key, 604800)
+end
+
+-- A node no longer has this inventory; nobody has it, perhaps.
+local function forget_inventory(digest, node)
+  local key = 'fleet:inventory:' .. digest
+  redis.call('SREM', key .. ':nodes', node)
+  if redis.call('EXISTS', key .. ':nodes') == 0 then redis.call('DEL', key) end
+end
+
+-- Its ComfyUI has started anew: what it has may be different, and a fault may be over.
+local function node_started(node)
+  local key = 'fleet:node:' .. node
+  redis.call('HINCRBY', key, 'starts', 1)
+  redis.call('HSET', key, 'wanted', 1)
+  redis.call('HDEL', key, 'strikes_oom', 'strikes_gpu')
+  if redis.call('HGET', key, 'quarantined') == '1' then
+    redis.call('HSET', key, 'cordoned', 0, 'cordon_reason', '')
+    redis.call('HDEL', key, 'quarantined')
+  end
+  redis.call('PUBLISH', 'fleet:wake', 'nodes')
+end
+
+-- A placement class with one more condition: cards of this size are too small.  POOLS:NODES:WITHOUT:NEEDS:ABOVE
+local function with_above(placement, bytes)
+  local parts = {}
+  for part in string.gmatch(placement .. ':', '([^:]*):') do parts[#parts + 1] = part end
+  for i = #parts + 1, 4 do parts[i] = '' end
+  parts[5] = string.format('%d', bytes)
+  return table.concat(parts, ':')
+end
+
+local function above_of(placement)
+  return tonumber(string.match(placement, '^[^:]*:[^:]*:[^:]*:[^:]*:(%d+)$') or 0)
+end
 
 -- The job is final: the agents beside its nodes may delete what its runs left there.
 local function discard(id, at)
@@ -152,7 +201,12 @@ local function end_job(id, status, err, result, at)
   end
   redis.call(unpack(entry))
   redis.call('HINCRBY', 'fleet:stats', status, 1)
-  if f[4] then redis.call('HINCRBY', 'fleet:node:' .. f[4], status, 1) end
+  if f[4] and redis.call('HEXISTS', 'fleet:nodes', f[4]) == 1 then
+    local node = 'fleet:node:' .. f[4]
+    redis.call('HINCRBY', node, status, 1)
+    if status == 'succeeded' then redis.call('HDEL', node, 'strikes_oom', 'strikes_gpu') end
+    if status == 'failed' then note_error(f[4], id, err, at) end
+  end
   discard(id, at)
   publish_status(id, status, f[3], f[4])
 end

@@ -1,9 +1,16 @@
 -- Forget a node.  ARGV: node, force 0/1.  Returns 'ok' | 'unknown' | the run that is on it.
 local node = ARGV[1]
 if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return 'unknown' end
-local run = redis.call('GET', 'fleet:lease:' .. node)
+local runs = 'fleet:node:' .. node .. ':runs'
+for _, run in ipairs(redis.call('SMEMBERS', runs)) do
+  if redis.call('EXISTS', 'fleet:run:' .. run) == 0 then redis.call('SREM', runs, run) end
+end
+local run = redis.call('GET', 'fleet:lease:' .. node) or redis.call('SRANDMEMBER', runs)
 if run and ARGV[2] ~= '1' then return run end
 local pool = redis.call('HGET', 'fleet:node:' .. node, 'pool')
+local digest = redis.call('HGET', 'fleet:node:' .. node, 'inventory')
+if digest then forget_inventory(digest, node) end
+redis.call('DEL', 'fleet:node:' .. node .. ':errors')
 redis.call('HDEL', 'fleet:nodes', node)
 redis.call('DEL', 'fleet:node:' .. node)
 if pool then redis.call('SREM', 'fleet:pool:' .. pool, node) end

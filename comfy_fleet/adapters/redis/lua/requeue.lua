@@ -18,6 +18,7 @@ if ARGV[7] == '1' or (ARGV[3] == '1' and attempt >= tonumber(f[2])) then
   end_job(id, 'failed', ARGV[5], ARGV[6], now())
   return 'failed'
 end
+note_error(r[2], id, ARGV[5], now())
 redis.call('HSET', key, 'status', 'queued', 'last_error', ARGV[5], 'bust', ARGV[8])
 redis.call('HDEL', key, 'run', 'token', 'node', 'progress')
 redis.call('DEL', key .. ':outputs', key .. ':preview')

@@ -9,6 +9,7 @@ for i, run in ipairs(expired) do
   local r = redis.call('HMGET', key, 'job', 'node', 'phase', 'manifest')
   if not r[1] or redis.call('EXISTS', jobkey(r[1])) == 0 then
     redis.call('ZREM', 'fleet:runs', run)
+    if r[2] then redis.call('SREM', 'fleet:node:' .. r[2] .. ':runs', run) end
   else
     redis.call('HSET', key, 'token', token, 'dispatcher', ARGV[1])
     redis.call('HSET', jobkey(r[1]), 'token', token)

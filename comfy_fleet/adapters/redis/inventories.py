@@ -1,0 +1,141 @@
+"""What nodes have, and what their failures taught, in Redis (port :class:`comfy_fleet.ports.InventoryStore`).
+
+Nodes that are alike share one packed inventory under its content hash. Lists of uploaded files are left
+out of it: they change with every upload and are no need of any job.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from blake3 import blake3
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
+from comfy_fleet.domain.eligibility import Needs
+from comfy_fleet.domain.inventory import ClassInfo, InputSpec, Inventory
+from comfy_fleet.domain.node import Reading
+
+NEEDS_S = 30 * 86400
+"""How long needs outlive the last job that was submitted with them; without them a node decides by itself."""
+
+_FLAGS = ("remote", "multiselect")
+
+
+class RedisInventories:
+    """Inventories by content hash, needs by key, and the cards that were too small."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._scripts = Scripts(redis)
+
+    async def claim(self, node: str, *, ttl_s: int) -> bool:
+        """Tell whether this process should ask the node now; nobody else does for that long."""
+        return bool(await self._scripts.call("claim_reading", node, ttl_s))
+
+    async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
+        """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
+        digest, packed = await asyncio.to_thread(pack, inventory)
+        fields: dict[str, str] = {
+            "comfyui": reading.comfyui,
+            "pytorch": reading.pytorch,
+            "python": reading.python,
+            "gpu": reading.gpu,
+            "device": reading.device,
+            "vram": str(reading.vram_bytes),
+        }
+        pairs = [part for pair in fields.items() for part in pair]
+        return str((await self._scripts.call("save_inventory", node, digest, packed, *pairs)).decode())
+
+    async def load(self, digest: str) -> Inventory | None:
+        """Return the inventory with this content hash."""
+        with store_errors():
+            packed = await self._redis.get(f"fleet:inventory:{digest}")
+        return None if packed is None else await asyncio.to_thread(unpack, packed)
+
+    async def keep_needs(self, needs: Needs) -> None:
+        """Keep what :attr:`Needs.key` stands for."""
+        if needs.key:
+            with store_errors():
+                await self._redis.set(f"fleet:needs:{needs.key}", orjson.dumps(needs.to_json()), ex=NEEDS_S)
+
+    async def needs(self, key: str) -> Needs | None:
+        """Return what a key stands for, or None if nobody knows any more."""
+        with store_errors():
+            raw = await self._redis.get(f"fleet:needs:{key}")
+        return None if raw is None else Needs.from_json(orjson.loads(raw))
+
+    async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
+        """Remember that a profile ran out of memory with so many bytes; returns the largest known."""
+        key = f"fleet:oom:{profile}"
+        with store_errors():
+            known = int(await self._redis.get(key) or 0)
+            await self._redis.set(key, max(known, size), ex=ttl_s)
+        return max(known, size)
+
+
+def pack(inventory: Inventory) -> tuple[str, bytes]:
+    """Return an inventory's content hash and its packed form; equal lists are kept once."""
+    lists: dict[bytes, int] = {}
+    classes = {name: _class(info, lists) for name, info in inventory.classes.items()}
+    body = {"classes": classes, "lists": [orjson.Fragment(raw) for raw in lists]}
+    data = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    # The hash must not hang on the order in which lists were met.
+    told = {name: _class(info, None) for name, info in inventory.classes.items()}
+    digest = blake3(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest(16)
+    return digest, zlib.compress(data, 3)
+
+
+def unpack(packed: bytes) -> Inventory:
+    """Read :func:`pack` back."""
+    body = orjson.loads(zlib.decompress(packed))
+    lists = [tuple(options) for options in body["lists"]]
+    return Inventory(classes={name: _class_of(name, raw, lists) for name, raw in body["classes"].items()})
+
+
+def _class(info: ClassInfo, lists: dict[bytes, int] | None) -> dict[str, Any]:
+    raw: dict[str, Any] = {"outputs": list(info.outputs)} if info.outputs else {}
+    if info.output_node:
+        raw["output_node"] = True
+    for group in ("required", "optional"):
+        specs: Mapping[str, InputSpec] = getattr(info, group)
+        if specs:
+            raw[group] = {name: _spec(spec, lists) for name, spec in specs.items()}
+    return raw
+
+
+def _spec(spec: InputSpec, lists: dict[bytes, int] | None) -> dict[str, Any]:
+    raw: dict[str, Any] = {"type": spec.type}
+    for field in ("minimum", "maximum", "step", "default"):
+        if (value := getattr(spec, field)) is not None:
+            raw[field] = value
+    if spec.upload:
+        raw.pop("default", None)  # the first file in the folder
+        return {**raw, "upload": True}
+    raw |= {flag: True for flag in _FLAGS if getattr(spec, flag)}
+    if spec.options is not None:
+        if lists is None:
+            raw["options"] = list(spec.options)
+        else:
+            raw["options"] = lists.setdefault(orjson.dumps(list(spec.options)), len(lists))
+    return raw
+
+
+def _class_of(name: str, raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -> ClassInfo:
+    groups = {
+        group: {
+            input_: InputSpec(
+                **{**spec, "options": lists[spec["options"]]} if "options" in spec else spec,
+            )
+            for input_, spec in raw.get(group, {}).items()
+        }
+        for group in ("required", "optional")
+    }
+    return ClassInfo(
+        name=name,
+        outputs=tuple(raw.get("outputs", ())),
+        output_node=raw.get("output_node", False),
+        **groups,
+    )

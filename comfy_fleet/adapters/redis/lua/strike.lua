@@ -1,0 +1,10 @@
+-- A job failed because of its node: count it, and cordon the node when there were too many in a row.
+-- ARGV: node, kind (oom | gpu), limit, reason.  Returns how many in a row; negative if it was cordoned now.
+local node, kind, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local key = 'fleet:node:' .. node
+if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return 0 end
+local count = redis.call('HINCRBY', key, 'strikes_' .. kind, 1)
+if count < limit or redis.call('HGET', key, 'cordoned') == '1' then return count end
+redis.call('HSET', key, 'cordoned', 1, 'cordon_reason', ARGV[4], 'quarantined', 1)
+redis.call('PUBLISH', 'fleet:wake', 'nodes')
+return -count
