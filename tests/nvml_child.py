@@ -1,0 +1,54 @@
+"""Looks at GPUs in a process of its own, for tests that choose the process's NVML library.
+
+A line on standard input is an order, a line on standard output its pickled answer.
+"""
+
+import asyncio
+import base64
+import pickle
+import sys
+import time
+from typing import Any
+
+from comfy_fleet.adapters.nvml import NvmlProbe, NvmlReader
+
+
+async def lag(probe: NvmlProbe) -> tuple[Any, float]:
+    """Look, and measure how long the event loop was held up meanwhile."""
+    worst = 0.0
+
+    async def tick() -> None:
+        nonlocal worst
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.005)
+            worst = max(worst, time.perf_counter() - before - 0.005)
+
+    ticking = asyncio.create_task(tick())
+    found = await probe.look()
+    ticking.cancel()
+    return found, worst
+
+
+async def main() -> None:
+    reader = NvmlReader(slow_every_s=0, retry_s=0, lost_retry_s=0)
+    probe = NvmlProbe(reader, timeout_s=0.2)
+    while order := await asyncio.to_thread(sys.stdin.readline):
+        match order.strip():
+            case "look":
+                answer: Any = reader.read()
+            case "probe":
+                answer = await lag(probe)
+            case "times":
+                answer = [reader.read().took_s for _ in range(200)]
+            case "close":
+                await probe.close()
+                answer = None
+            case unknown:
+                raise ValueError(unknown)
+        sys.stdout.write(base64.b64encode(pickle.dumps(answer)).decode() + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
