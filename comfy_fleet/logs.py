@@ -29,6 +29,8 @@ def setup(process: str, *, level: str = "info", fmt: str = "auto") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # What a client garbled is answered to the client; a line each would let anybody fill the log.
+    logging.getLogger("python_multipart").setLevel("ERROR")
     for noisy in ("httpx", "httpcore", "websockets", "uvicorn.access", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
 
