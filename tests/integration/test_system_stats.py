@@ -10,7 +10,10 @@ import pytest
 
 from comfy_fleet.adapters.system_stats import SystemStats, counted
 from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.domain.verdict import Word
 from comfy_fleet.domain.vram import CONTEXT_BYTES, GIB, Claim, Device, Source, usage
+from comfy_fleet.domain.vram_verdict import State, judge
+from comfy_fleet.sim import NodeOptions, SimNode
 
 RECORDED = Path(__file__).parents[1] / "recordings" / "GET_system_stats.json"
 
@@ -103,3 +106,16 @@ async def test_the_last_answer_ages() -> None:
         last = node.last()
         assert last is not None
         assert not last.fresh
+
+
+async def test_a_simulated_node_shows_what_others_take() -> None:
+    async with SimNode(NodeOptions(vram_bytes=24 * GIB)) as sim, httpx.AsyncClient() as client:
+        node = SystemStats(sim.url, client)
+        state, told = State(), []
+        for now, gib in enumerate([0, 10, 0]):
+            await sim.set_faults({"foreign_gib": gib})
+            await node.ask()
+            use = usage(None, [Claim(node="g1", counted=node.last())])
+            judgement, state = judge(None, use, state, now_s=now)
+            told.append(judgement.word)
+        assert told == [Word.READY, Word.DRAIN, Word.DRAIN]
