@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MAX_WISH = 64  # names in X-Fleet-Nodes; more cost HAProxy milliseconds
 PARALLEL = 4  # lease requests of one placement class at a time
 HOT_S = 0.05  # how long a slot that we gave back may take to be free again
-HOT_GAP_S = 0.002
+HOT_GAP_S = 0.001
 LOOK_AGAIN_S = (0.1, 0.3)  # while jobs wait and every node is busy
 IDLE_LOOK_S = 2.0  # a lost wake-up must not matter
 PARK_LOOK_S = 0.25
@@ -100,8 +100,9 @@ class Dispatcher:
         self._seekers: Counter[Placement] = Counter()
         self._known: set[Placement] = set()
         self._busy_until: dict[Placement, float] = {}
-        self._hot_until = 0.0
         self._look = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = asyncio.Event()
         self._claiming = True
         self._hurried = False
         self._parked: set[str] = set()
@@ -133,14 +134,14 @@ class Dispatcher:
     def hurry(self) -> None:
         """Don't wait for runs any more: hand them over."""
         self._hurried = True
-        self._look.set()
+        self._over.set()
 
     async def _land(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.stop_wait_s):
                 while self.flying and not self._hurried:
-                    self._look.clear()
-                    await self._look.wait()  # set whenever a run is over
+                    self._over.clear()
+                    await self._over.wait()
         claims = [execution.claim for execution in self.flying.values()]
         if claims:
             logger.warning("runs handed over", extra={"dispatcher": self.name, "count": len(claims)})
@@ -223,7 +224,7 @@ class Dispatcher:
         finally:
             self.flying.pop(claim.run, None)
             self._confirmed.pop(claim.run, None)
-            self._look.set()
+            self._over.set()
 
     # -- wake-ups -------------------------------------------------------------------------------------
 
@@ -231,7 +232,8 @@ class Dispatcher:
         async for message in self._wakes():
             kind, _, rest = message.partition(" ")
             if kind == "job":
-                self._start_seeker(Placement.parse(rest))
+                if not self._start_seeker(Placement.parse(rest)):
+                    self._look_in(LOOK_AGAIN_S[0])  # whoever seeks now may have looked before it was there
             elif kind == "cancel":
                 self._cancel(rest)
             elif kind == "free":
@@ -244,11 +246,11 @@ class Dispatcher:
             self._busy_until.clear()
             self._look.set()
 
-    def _freed(self) -> None:
-        """Take note that a node of ours can take another job: ask for it at once."""
-        self._hot_until = self._now() + HOT_S
-        self._busy_until.clear()
-        self._look.set()
+    def _freed(self, node: str) -> None:
+        """Take note that a node of ours can take another job: ask for just this one at once."""
+        placement = next((p for p in self._known if self._able(p, node)), None)
+        if self._claiming and placement is not None:
+            self._spawn(self._seek_again(node, placement))
 
     # -- asking for nodes -----------------------------------------------------------------------------
 
@@ -257,35 +259,63 @@ class Dispatcher:
             waiting = await self._runs.waiting() if self._claiming else []
             self._known = {head.placement for head in waiting}
             for head in waiting:
-                for _ in range(min(PARALLEL, head.count)):
-                    self._start_seeker(head.placement)
-            pause = random.uniform(*LOOK_AGAIN_S) if waiting else IDLE_LOOK_S  # noqa: S311
+                self._start_seeker(head.placement)
+            if waiting:
+                self._look_in(random.uniform(*LOOK_AGAIN_S))  # noqa: S311 - spreads load, guards nothing
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), pause)
+                await asyncio.wait_for(self._look.wait(), IDLE_LOOK_S)
             self._look.clear()
 
-    def _start_seeker(self, placement: Placement) -> None:
+    def _look_in(self, seconds: float) -> None:
+        """Look at the queues again, at the latest after this time."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._timer is not None:
+            if loop.time() < self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._look.set)
+
+    def _start_seeker(self, placement: Placement) -> bool:
         self._known.add(placement)
         if (
             not self._claiming
             or self._seekers[placement] >= PARALLEL
             or self._now() < self._busy_until.get(placement, 0.0)
         ):
-            return
+            return False
         self._seekers[placement] += 1
         self._spawn(self._seek_nodes(placement))
+        return True
 
     async def _seek_nodes(self, placement: Placement) -> None:
         """Take node after node for one placement class, until none is free or nothing waits."""
         try:
             while self._claiming and await self._seek_one(placement):
-                pass
+                self._start_seeker(placement)  # more nodes may be free: ask for several at a time
         except Exception:
             logger.exception("seeking a node failed", extra={"placement": placement.key})
         finally:
             self._seekers[placement] -= 1
             if not self._seekers[placement]:
                 del self._seekers[placement]
+
+    async def _seek_again(self, node: str, placement: Placement) -> None:
+        """Take a node that a run of ours has just left; HAProxy needs a moment to see that it is free."""
+        try:
+            until = self._now() + HOT_S
+            while self._now() < until:
+                run = str(uuid4())
+                lease = await self._leases.lease(run=run, pool=placement.pool, nodes=(node,))
+                if not isinstance(lease, NoLease):
+                    await self._claim(lease, run, placement)
+                    return
+                if lease.why != "busy":
+                    break
+                await asyncio.sleep(HOT_GAP_S)
+        except Exception:
+            logger.exception("seeking a node failed", extra={"placement": placement.key})
+        self._look.set()
 
     async def _seek_one(self, placement: Placement) -> bool:
         members = self._pools.get(placement.pool, ())
@@ -298,21 +328,20 @@ class Dispatcher:
         run = str(uuid4())
         lease = await self._leases.lease(run=run, pool=placement.pool, nodes=wish)
         if isinstance(lease, NoLease):
-            if lease.why == "busy" and self._now() < self._hot_until:
-                await asyncio.sleep(HOT_GAP_S)
-                return True
             if lease.why != "busy":
                 logger.warning("no lease", extra={"why": lease.why, "detail": lease.detail})
             self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
+            self._look_in(LOOK_AGAIN_S[1])
             return False
         return await self._claim(lease, run, placement)
 
     async def _claim(self, lease: Lease, run: str, placement: Placement) -> bool:
         asked = self._now()
+        placements = self._fitting(lease.node, placement)
         try:
             got = await self._runs.claim(
                 node=lease.node,
-                placements=self._fitting(lease.node, placement),
+                placements=placements,
                 run=run,
                 token=uuid4().hex,
                 dispatcher=self.name,
@@ -328,6 +357,8 @@ class Dispatcher:
             )
             execution = Execution(self._tools, got, lease, on_free=self._freed)
             self._fly(execution, execution.run(), asked=asked)
+            if not got.behind:
+                self._known.difference_update(placements)
             return got.behind > 0
         if got.why == "leased" and got.run is not None:
             # HAProxy forgot a tunnel (a reload, a restart): keep this one open in its stead, so that the slot
@@ -335,7 +366,9 @@ class Dispatcher:
             self._park(lease, got.run)
             return True
         lease.release()
-        if got.why != "empty":
+        if got.why == "empty":
+            self._known.difference_update(placements)
+        else:
             logger.info("node refused", extra={"node": lease.node, "why": got.why})
             self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
         return False
@@ -343,11 +376,12 @@ class Dispatcher:
     def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
         """Return the placement classes that may use the node; the wanted one is first."""
         others = [
-            placement
-            for placement in self._known
-            if placement != wanted and placement.pool == wanted.pool and placement.able([node])
+            placement for placement in self._known if placement != wanted and self._able(placement, node)
         ]
         return [wanted, *others]
+
+    def _able(self, placement: Placement, node: str) -> bool:
+        return node in self._pools.get(placement.pool, ()) and bool(placement.able([node]))
 
     def _park(self, lease: Lease, run: str) -> None:
         if lease.node in self._parked:
@@ -366,7 +400,7 @@ class Dispatcher:
         finally:
             self._parked.discard(lease.node)
             lease.release()
-            self._freed()
+            self._freed(lease.node)
 
     # -- upkeep ---------------------------------------------------------------------------------------
 

@@ -88,11 +88,11 @@ class Execution:
         tools: Shared by all runs.
         claim: What was claimed.
         lease: The websocket that holds the node; None for a run that was taken over.
-        on_free: Called once, as soon as the node can take another job.
+        on_free: Called once with the node's name, as soon as it can take another job.
     """
 
     def __init__(
-        self, tools: Tools, claim: Claim, lease: Lease | None, *, on_free: Callable[[], None]
+        self, tools: Tools, claim: Claim, lease: Lease | None, *, on_free: Callable[[str], None]
     ) -> None:
         self.claim = claim
         self._tools = tools
@@ -101,6 +101,7 @@ class Execution:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._collecting: dict[tuple[str, str, int], asyncio.Task[None]] = {}
+        self._hasten = asyncio.Event()
         self._gone: set[str] = set()
         self._outbox = _Outbox(tools.runs, claim, tools.now)
         self._graph: graphs.Graph = {}
@@ -225,23 +226,27 @@ class Execution:
             case ShowPreview():
                 self._outbox.preview(action)
             case Collect():
-                self._collect(action.item)
+                # With others waiting, the node's next job comes first; a run that goes on is not held up.
+                self._collect(action.item, delay_s=LINGER_S if self.claim.behind else 0.0)
             case Left():
-                for item in action.items:
-                    self._collect(item)
-                if not await self._collected():
+                if self.claim.behind or not await self._collected(action.items):
                     manifest = [item.to_json() for item in action.items]
                     with contextlib.suppress(StoreDown):  # then the node stays leased until the end
                         await self._tools.runs.left(self.claim, manifest)
                         self._free()
+                self._hasten.set()
+                for item in action.items:
+                    self._collect(item)
 
-    async def _collected(self) -> bool:
-        """Whether all outputs are stored; waits a moment for them if no other job waits for the node."""
+    async def _collected(self, items: tuple[OutputItem, ...]) -> bool:
+        """Whether all outputs are stored; waits a moment for small ones."""
+        for item in items:
+            self._collect(item)
         pending = [task for task in self._collecting.values() if not task.done()]
-        if pending and not self.claim.behind:
+        if pending:
             _, rest = await asyncio.wait(pending, timeout=LINGER_S)
             return not rest
-        return not pending
+        return True
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._watched(work))
@@ -261,7 +266,7 @@ class Execution:
         if self._lease is not None:
             self._lease.release()
             self._lease = None
-            self._on_free()
+            self._on_free(self.claim.node)
 
     # -- talking to the node --------------------------------------------------------------------------
 
@@ -331,13 +336,16 @@ class Execution:
 
     # -- outputs --------------------------------------------------------------------------------------
 
-    def _collect(self, item: OutputItem) -> None:
+    def _collect(self, item: OutputItem, *, delay_s: float = 0.0) -> None:
         if item.id not in self._collecting:
-            self._collecting[item.id] = asyncio.create_task(self._fetch(item))
+            self._collecting[item.id] = asyncio.create_task(self._fetch(item, delay_s))
 
-    async def _fetch(self, item: OutputItem) -> None:
+    async def _fetch(self, item: OutputItem, delay_s: float) -> None:
         """Store one output and commit it. Raises OutputGone or NodeError when it can't be had."""
         job = self.claim.job
+        if delay_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hasten.wait(), delay_s)
         for attempt in range(1, FETCH_TRIES + 1):
             try:
                 async with self._content(item) as chunks:

@@ -20,10 +20,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode
 
-import httpx
+import aiohttp
 import orjson
+from yarl import URL
 
 from comfy_fleet.domain.errors import NodeError, OutputGone
 from comfy_fleet.domain.outputs import FileRef
@@ -39,16 +41,25 @@ from comfy_fleet.domain.run_messages import (
 NODE = "X-Fleet-Node"
 JOB = "X-Fleet-Job"
 CHUNK_BYTES = 256 * 1024
+_JSON = {"Content-Type": "application/json"}
 
 # The broker is next door: what it does not accept in two seconds it does not accept at all.
 _CONNECT_S = 2.0
 # A model load can hold a node's event loop up for a minute. A question gives up before and is asked again;
 # a POST that gave up would leave open whether the prompt is there.
-_ASK = httpx.Timeout(10.0, connect=_CONNECT_S)
-_SEND = httpx.Timeout(60.0, connect=_CONNECT_S)
-# HAProxy closes idle connections after five seconds; ours must be gone before.
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=3.0)
+_ASK = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=10.0)
+_SEND = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=60.0)
+_KEEPALIVE_S = 3.0  # HAProxy closes idle connections after five seconds; ours must be gone before
 _TEXT_LIMIT = 2000
+_BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class _Answer(NamedTuple):
+    """What came back, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class NodeClient:
@@ -56,21 +67,31 @@ class NodeClient:
 
     ``async with NodeClient(settings.direct_url) as nodes: ...``
 
+    On aiohttp, because every job makes two calls here: a call costs 0.1 ms of CPU, a fifth of httpx's.
+
     Args:
         url: ``http://HOST:PORT`` of the broker's direct frontend.
     """
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            timeout=_ASK,
-            limits=_LIMITS,
-            trust_env=False,
-            headers={"Accept-Encoding": "identity", "User-Agent": "comfy-fleet"},
-        )
+        self._url = url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        self._open()
         return self
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=_ASK,
+                headers={"Accept-Encoding": "identity", "User-Agent": "comfy-fleet"},
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
 
     async def __aexit__(
         self,
@@ -82,7 +103,9 @@ class NodeClient:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     # What a run needs -------------------------------------------------------------------------------------
 
@@ -106,17 +129,17 @@ class NodeClient:
         )
         headers = {NODE: node, JOB: job, "Content-Type": "application/json"}
         try:
-            response = await self._http.post("/prompt", content=body, headers=headers, timeout=_SEND)
-        except httpx.HTTPError as error:
+            response = await self._send("POST", "/prompt", headers, data=body, patience=_SEND)
+        except _BROKEN as error:
             return PostUnknown(_words(error))
-        if NODE not in response.headers and response.status_code in (502, 504):
+        if NODE not in response.headers and response.status in (502, 504):
             # HAProxy lost the node in between, or waited for it in vain.
-            return PostUnknown(f"the broker answered {response.status_code}")
+            return PostUnknown(f"the broker answered {response.status}")
         answer = _decode(response.content)
         return PostAnswered(
-            response.status_code,
+            response.status,
             answer if isinstance(answer, dict) else None,
-            response.text[:_TEXT_LIMIT],
+            response.content[:_TEXT_LIMIT].decode(errors="replace"),
         )
 
     async def queue_state(self, node: str, run: str) -> QueueAnswered | AskFailed:
@@ -158,15 +181,15 @@ class NodeClient:
         params = {"filename": ref.filename, "subfolder": ref.subfolder, "type": ref.type}
         facts = {"node": node, **params}
         try:
-            async with self._http.stream(
-                "GET", "/view", params=params, headers={NODE: node}, timeout=_SEND
+            async with self._open().get(
+                self._at("/view", params), headers={NODE: node}, timeout=_SEND, allow_redirects=False
             ) as response:
-                if response.status_code == 404 and NODE in response.headers:
+                if response.status == 404 and NODE in response.headers:
                     raise OutputGone(f"node {node} has no {ref.type} file {ref.filename!r}", details=facts)
-                if response.status_code != 200:
-                    raise _refused(node, "/view", response)
-                yield response.aiter_raw(CHUNK_BYTES)
-        except httpx.HTTPError as error:
+                if response.status != 200:
+                    raise _refused(node, "/view", response.status, response.headers)
+                yield response.content.iter_chunked(CHUNK_BYTES)
+        except _BROKEN as error:
             raise NodeError(
                 f"reading {ref.filename!r} from node {node}: {_words(error)}", details=facts
             ) from error
@@ -206,7 +229,7 @@ class NodeClient:
             body = form.wrap(_read(content))
         else:
             body = form.wrap(content)
-        answer = await self._call(node, "POST", "/upload/image", headers=headers, content=body)
+        answer = await self._call(node, "POST", "/upload/image", headers=headers, data=body)
         stored = answer.get("name") if isinstance(answer, dict) else None
         if not isinstance(answer, dict) or not isinstance(stored, str):
             raise NodeError(f"node {node} did not say how it stored {name!r}", details={"node": node})
@@ -222,37 +245,59 @@ class NodeClient:
 
     async def free(self, node: str) -> None:
         """Ask the node to unload its models once it is idle. Raises NodeError."""
-        await self._call(node, "POST", "/free", json={"unload_models": True, "free_memory": True})
+        orders = {"unload_models": True, "free_memory": True}
+        await self._call(node, "POST", "/free", headers={NODE: node, **_JSON}, data=orjson.dumps(orders))
 
     # ------------------------------------------------------------------------------------------------------
+
+    def _at(self, path: str, params: Mapping[str, str] | None = None) -> URL:
+        query = f"?{urlencode(params)}" if params else ""
+        return URL(f"{self._url}{path}{query}", encoded=True)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        data: bytes | AsyncIterator[bytes] | None = None,
+        patience: aiohttp.ClientTimeout = _ASK,
+    ) -> _Answer:
+        async with self._open().request(
+            method, self._at(path), headers=headers, data=data, timeout=patience, allow_redirects=False
+        ) as response:
+            return _Answer(response.status, response.headers, await response.read())
 
     async def _ask(self, node: str, path: str) -> dict[str, Any] | AskFailure:
         try:
             response = await self._get(path, node)
-        except httpx.TimeoutException as error:
-            slow = isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout)
-            return "error" if slow else "unreachable"
-        except httpx.HTTPError:
+        except aiohttp.ConnectionTimeoutError:
+            return "unreachable"
+        except TimeoutError:
+            return "error"
+        except _BROKEN:
             # A node that breaks off makes HAProxy answer 502: a broken connection is HAProxy's own end.
             return "unreachable"
         if NODE not in response.headers:
-            return "node_down" if response.status_code == 503 else "error"
-        answer = _decode(response.content) if response.status_code == 200 else None
+            return "node_down" if response.status == 503 else "error"
+        answer = _decode(response.content) if response.status == 200 else None
         return answer if isinstance(answer, dict) else "error"
 
-    async def _get(self, path: str, node: str) -> httpx.Response:
+    async def _get(self, path: str, node: str) -> _Answer:
         try:
-            return await self._http.get(path, headers={NODE: node})
-        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            return await self._send("GET", path, {NODE: node})
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError):
+                raise
             # Most likely HAProxy closed an idle connection as it was taken: a fresh one tells for sure.
-            return await self._http.get(path, headers={NODE: node})
+            return await self._send("GET", path, {NODE: node})
 
     async def _tell(self, node: str, path: str, body: Mapping[str, Any]) -> bool:
         try:
-            response = await self._http.post(path, json=body, headers={NODE: node})
-        except httpx.HTTPError:
+            response = await self._send("POST", path, {NODE: node, **_JSON}, data=orjson.dumps(body))
+        except _BROKEN:
             return False
-        return response.status_code == 200 and NODE in response.headers
+        return response.status == 200 and NODE in response.headers
 
     async def _object(self, node: str, path: str) -> Mapping[str, Any]:
         answer = await self._call(node, "GET", path)
@@ -261,16 +306,22 @@ class NodeClient:
         return answer
 
     async def _call(
-        self, node: str, method: str, path: str, *, headers: Mapping[str, str] | None = None, **body: Any
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | AsyncIterator[bytes] | None = None,
     ) -> Any:
         try:
-            response = await self._http.request(
-                method, path, headers=headers or {NODE: node}, timeout=_SEND, **body
-            )
-        except httpx.HTTPError as error:
+            response = await self._send(method, path, headers or {NODE: node}, data=data, patience=_SEND)
+        except FileNotFoundError:
+            raise
+        except _BROKEN as error:
             raise NodeError(f"{path} on node {node}: {_words(error)}", details={"node": node}) from error
-        if response.status_code != 200 or NODE not in response.headers:
-            raise _refused(node, path, response)
+        if response.status != 200 or NODE not in response.headers:
+            raise _refused(node, path, response.status, response.headers)
         return _decode(response.content)
 
 
@@ -326,14 +377,14 @@ def _decode(content: bytes) -> Any:
         return None
 
 
-def _refused(node: str, path: str, response: httpx.Response) -> NodeError:
-    if NODE in response.headers:
-        message = f"node {node} answered {path} with {response.status_code}"
-    elif response.status_code == 503:
+def _refused(node: str, path: str, status: int, headers: Mapping[str, str]) -> NodeError:
+    if NODE in headers:
+        message = f"node {node} answered {path} with {status}"
+    elif status == 503:
         message = f"node {node} can't be reached through the broker"
     else:
-        message = f"the broker answered {path} for node {node} with {response.status_code}"
-    return NodeError(message, details={"node": node, "status": response.status_code})
+        message = f"the broker answered {path} for node {node} with {status}"
+    return NodeError(message, details={"node": node, "status": status})
 
 
 def _words(error: Exception) -> str:
