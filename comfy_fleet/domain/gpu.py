@@ -169,10 +169,12 @@ class Gpus:
         """Return the GPU or instance that a value of ``CUDA_VISIBLE_DEVICES`` names: an index or a UUID.
 
         A UUID may be shortened, as CUDA allows, as long as it is clear. A number counts in NVML's order,
-        which is CUDA's only under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
+        which is CUDA's only under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``; of a divided GPU, CUDA takes the first
+        instance.
         """
         if key.isdecimal():
-            return next((gpu for gpu in self.gpus if gpu.index == int(key)), None)
+            gpu = next((gpu for gpu in self.gpus if gpu.index == int(key)), None)
+            return gpu.instances[0] if gpu is not None and gpu.mig and gpu.instances else gpu
         everything = [one for gpu in self.gpus for one in (gpu, *gpu.instances)]
         found = [one for one in everything if key and one.uuid.startswith(key)]
         return found[0] if len(found) == 1 else None

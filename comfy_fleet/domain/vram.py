@@ -12,7 +12,8 @@ the driver does not list holds memory all the same. Our own is found in this ord
    way in containers without the host's process ids, and on Windows. Some drivers list a container's process
    under its inner number with zero bytes; a number may also be another process's. Both are recognised by a
    count far below ComfyUI's own;
-3. else it is unknown. Then only bounds can be told, and often they are enough.
+3. else nothing, if it does not run, or if another node's processes are listed and its own are not;
+4. else it is unknown. Then only bounds can be told, and often they are enough.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,11 +86,25 @@ class Claim:
         node: Its name.
         pids: Its processes, children included; empty if nobody knows them.
         counted: Its own count; None if it never answered.
+        running: False when it is known not to run: then it holds nothing.
     """
 
     node: str
     pids: frozenset[int] = frozenset()
     counted: Counted | None = None
+    running: bool = True
+
+    @property
+    def told(self) -> int | None:
+        """What it counts as its own of a card, if that is fresh."""
+        if self.counted is None or self.counted.device is not Device.CARD or not self.counted.fresh:
+            return None
+        return self.counted.own
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is known to hold nothing of any card."""
+        return not self.running or (self.counted is not None and self.counted.device is Device.HOST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,16 +142,17 @@ def usage(gpu: Gpu | None, claims: Sequence[Claim], *, context_bytes: int = CONT
     if gpu is None or gpu.memory is None:
         return _from_counts(claims, context_bytes)
     listed = {process.pid: process for process in gpu.processes or ()}
-    own: dict[str, int] = {}
-    by_process: set[int] = set()
+    bytes_by_pid = {pid: process.used for pid, process in listed.items()}
+    own = {claim.node: found for claim in claims if (found := _listed(claim, bytes_by_pid)) is not None}
+    by_process = {pid for claim in claims if claim.node in own for pid in claim.pids}
     counted: list[Counted] = []
     for claim in claims:
-        bytes_listed = _listed(claim, {pid: process.used for pid, process in listed.items()})
-        if bytes_listed is not None:
-            own[claim.node] = bytes_listed
-            by_process |= claim.pids
-        elif claim.counted is not None and claim.counted.fresh and claim.counted.own is not None:
-            own[claim.node] = claim.counted.own + context_bytes
+        if claim.node in own:
+            continue
+        if claim.elsewhere or (by_process and claim.pids and not claim.told):
+            own[claim.node] = 0
+        elif claim.counted is not None and claim.told is not None:
+            own[claim.node] = claim.told + context_bytes
             counted.append(claim.counted)
     used = gpu.memory.used
     snapshots = [one for one in counted if one.used is not None]
@@ -169,22 +185,22 @@ def _listed(claim: Claim, used: Mapping[int, int | None]) -> int | None:
     if not mine or any(one is None for one in mine):
         return None
     found = sum(one for one in mine if one is not None)
-    told = claim.counted
-    if told is not None and told.fresh and told.own is not None and found < told.own // 2:
+    if claim.told is not None and found < claim.told // 2:
         return None
     return found or None
 
 
 def _from_counts(claims: Sequence[Claim], context_bytes: int) -> Usage:
-    told = [claim for claim in claims if claim.counted is not None and claim.counted.fresh]
-    if not told or len(told) < len(claims):
-        return Usage()
-    newest = min((claim.counted for claim in told if claim.counted), key=lambda one: one.age_s)
-    own = {
-        claim.node: claim.counted.own + (context_bytes if newest.device is Device.CARD else 0)
-        for claim in told
-        if claim.counted is not None and claim.counted.own is not None
+    told = {
+        claim.node: claim.counted
+        for claim in claims
+        if claim.running and claim.counted is not None and claim.counted.fresh
     }
+    if not told or any(claim.running and claim.node not in told for claim in claims):
+        return Usage()
+    newest = min(told.values(), key=lambda one: one.age_s)
+    context = context_bytes if newest.device is Device.CARD else 0
+    own = {node: one.own + context for node, one in told.items() if one.own is not None}
     if newest.device is Device.UNSEEN or newest.used is None or len(own) < len(told):
         # Nobody can tell what others hold. A node that never got a job for that would be of no use, and
         # memory that its own models hold is no reason to take it out.

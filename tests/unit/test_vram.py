@@ -77,8 +77,22 @@ def test_without_any_count_only_bounds_are_known() -> None:
         found = usage(card(14), [replace(NODE, counted=counted)])
         assert (found.source, found.foreign, found.certain) == (Source.BOUNDS, 14 * GIB, False)
     sibling = Claim(node="g2", pids=frozenset({200}))
-    found = usage(card(14, process(200, 13.5)), [NODE, sibling])
+    found = usage(card(14, process(200, 13.5)), [Claim(node="g1"), sibling])
     assert (found.source, found.foreign) == (Source.BOUNDS, GIB // 2)
+
+
+def test_who_does_not_run_or_is_not_listed_beside_others_holds_nothing() -> None:
+    gone = replace(NODE, running=False, counted=told(own=8, used=9))
+    found = usage(card(14), [gone])
+    assert (found.source, found.foreign, found.own) == (Source.PROCESSES, 14 * GIB, {"g1": 0})
+    host = Counted(device=Device.HOST, total=64 * GIB, used=40 * GIB, own=30 * GIB)
+    assert usage(card(14), [Claim(node="g1", counted=host)]).foreign == 14 * GIB
+    sibling = Claim(node="g2", pids=frozenset({200}))
+    for starting in (NODE, replace(NODE, counted=told(own=0, used=3))):
+        found = usage(card(14, process(200, 4)), [starting, sibling])
+        assert (found.source, found.foreign) == (Source.PROCESSES, 10 * GIB)
+    counts = replace(NODE, counted=told(own=6, used=14))
+    assert usage(card(14, process(200, 4)), [counts, sibling]).source is Source.COUNTED
 
 
 def test_one_node_by_process_and_one_by_its_own_count() -> None:
@@ -101,6 +115,8 @@ def test_old_or_missing_answers_tell_nothing() -> None:
     assert usage(None, [Claim(node="g1", counted=told(own=1, used=2, age_s=60))]) == Usage()
     both = [Claim(node="g1", counted=told(own=1, used=2)), Claim(node="g2")]
     assert usage(None, both).source is Source.NONE
+    assert usage(None, [both[0], replace(both[1], running=False)]).source is Source.STATS
+    assert usage(None, [replace(both[1], running=False)]).source is Source.NONE
 
 
 def test_a_host_s_memory_needs_the_process_s_own() -> None:
@@ -146,7 +162,9 @@ def test_gpus_are_found_as_cuda_names_them() -> None:
         gpus=(Gpu(index=0, uuid="GPU-aa"), Gpu(index=1, uuid="GPU-bb", mig=True, instances=(part,))),
     )
     assert [gpu.uuid for gpu in gpus.usable()] == ["GPU-aa", "MIG-77"]
-    assert gpus.find("1") is gpus.gpus[1]
+    assert gpus.find("0") is gpus.gpus[0]
+    assert gpus.find("1") is part
+    assert gpus.find("GPU-bb") is gpus.gpus[1]
     assert gpus.find("MIG-77") is part
     assert gpus.find("GPU-a") is gpus.gpus[0]
     assert gpus.find("GPU-") is None  # not clear

@@ -1,12 +1,15 @@
 """Does a GPU's state let its nodes get new jobs?"""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfy_fleet.agent.server import line
 from comfy_fleet.domain.gpu import Gpu, Recovery, Throttle
 from comfy_fleet.domain.verdict import Verdict, Word, both
 from comfy_fleet.domain.vram import GIB, Source, Usage
@@ -288,3 +291,22 @@ def test_it_never_flaps_faster_than_the_dwell(
 def test_a_node_that_just_ran_a_job_stays_ready(own: int, foreign: int) -> None:
     warm = replace(FREE, own={"g1": own}, foreign=foreign)
     assert words(follow([(0, FREE), (1, warm), (2, warm)])) == ["ready"] * 3
+
+
+def test_the_guide_names_the_limits_that_hold() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "howto" / "vram.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+) GiB \| ([\d.]+) GiB \| ([\d.]+) GiB \| ([\d.]+) GiB \|$", guide, re.MULTILINE
+    )
+    assert len(rows) == 6
+    for total, *told in rows:
+        size = int(total) * GIB
+        limits = POLICY.reserve(size, 1), POLICY.drain_at(size, 1), POLICY.return_at(size, 1)
+        assert [float(text) for text in told] == pytest.approx([limit / GIB for limit in limits], abs=0.06)
+
+
+def test_haproxy_reads_the_reason_of_a_lost_gpu_on_one_line() -> None:
+    answer = line(Verdict(word=Word.DOWN, why="the GPU\nis götne " + "x" * 200))
+    assert answer.startswith(b"down 0% #the GPU is g?tne xxx")
+    assert answer.count(b"\n") == 1
+    assert len(answer) < 100
