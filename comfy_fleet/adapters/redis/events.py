@@ -72,10 +72,17 @@ class RedisEvents:
 
     async def _read(self) -> None:
         while True:
+            if not self._pubsub.subscribed:  # the first subscription is still on its way
+                await asyncio.sleep(0.01)
+                continue
             try:
                 message = await self._pubsub.get_message(timeout=30)
             except (RedisError, OSError) as error:
                 logger.warning("event connection lost", extra={"error": str(error)})
+                await asyncio.sleep(0.5)
+                continue
+            except Exception:  # whatever it is: a reader that ended would silence every stream for good
+                logger.exception("reading events failed")
                 await asyncio.sleep(0.5)
                 continue
             if message is None:
