@@ -210,6 +210,9 @@ class InventoryStore(Protocol):
     async def claim(self, node: str, *, ttl_s: int) -> bool:
         """Tell whether this process should ask the node now; nobody else does for that long."""
 
+    async def unclaim(self, node: str) -> None:
+        """Let another process ask the node: it did not answer this one."""
+
     async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
         """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
 

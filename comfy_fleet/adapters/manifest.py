@@ -10,6 +10,7 @@ from comfy_fleet.domain.binding import check_value
 from comfy_fleet.domain.errors import ConfigError, InvalidParameter
 from comfy_fleet.domain.graph import Graph
 from comfy_fleet.domain.inventory import version_allows
+from comfy_fleet.domain.node import check_name
 from comfy_fleet.domain.workflow import (
     FILES,
     NO_EFFECT,
@@ -115,6 +116,11 @@ class _Model(_Table):
 class _Requires(_Table):
     comfyui: str = ""
     vram_gb: float | None = Field(None, ge=0, strict=False)
+    pool: str | None = None
+    prefer_pool: str | None = None
+    spill_to: list[str] = []
+    zone: str = ""
+    labels: dict[str, str] = {}
     note: str = ""
     models: list[_Model] = []
 
@@ -307,9 +313,21 @@ class _Resolver:
     def requires(self) -> Requires:
         read = self.manifest.requires
         self.attempt("requires.comfyui", version_allows, "0", read.comfyui)
+        for pool in (read.pool, read.prefer_pool, *read.spill_to):
+            if pool is not None:
+                self.attempt("requires", check_name, "pool", pool)
+        if read.pool is not None and read.prefer_pool is not None:
+            self.problems.append("requires: has both 'pool' and 'prefer_pool'; use one")
+        if read.spill_to and read.pool is None:
+            self.problems.append("requires.spill_to: needs 'pool'; 'prefer_pool' spills to every pool")
         return Requires(
             comfyui=read.comfyui,
             vram_gb=read.vram_gb,
+            pool=read.pool,
+            prefer_pool=read.prefer_pool,
+            spill_to=tuple(read.spill_to),
+            zone=read.zone,
+            labels=dict(read.labels),
             note=read.note.strip(),
             models=tuple(ModelFile(**model.model_dump()) for model in read.models),
         )

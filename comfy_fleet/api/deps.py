@@ -13,6 +13,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.ports import AssetStore, Events, Hosts, JobStore, NodeRegistry, Replays
+from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.read import Estimator
 from comfy_fleet.services.submit import Submitter
 from comfy_fleet.settings import Settings
@@ -48,6 +49,7 @@ class ApiDeps:
     Attributes:
         simulated: Whether a node, by name, is a stand-in: every surface says so.
         node_facts: Asks nodes through the broker.
+        inventories: What the nodes have, and what jobs wait for.
         probes: Parts that ``/ready`` asks, by name.
         background: Coroutine functions that run as long as the app does.
         closing: Set when the server stops: streams end then.
@@ -68,6 +70,7 @@ class ApiDeps:
     clock: Callable[[], float]
     simulated: Callable[[str | None], bool]
     node_facts: NodeFacts
+    inventories: NodeInventories
     probes: Mapping[str, Probe] = field(default_factory=dict)
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     closing: asyncio.Event = field(default_factory=asyncio.Event)

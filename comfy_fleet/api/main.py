@@ -47,7 +47,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     keys = Keys.load(settings)
     assets = open_assets(settings, stores)
     catalog = WorkflowCatalog(settings.workflows_dir)
-    inventories = NodeInventories(stores.nodes, info)
+    inventories = NodeInventories(stores.nodes, stores.inventories, info)
     submitter = Submitter(
         jobs=stores.jobs,
         assets=assets,
@@ -77,6 +77,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         replays=RedisReplays(stores.redis),
         clock=time.time,
         simulated=inventories.simulated,
+        inventories=inventories,
         node_facts=info,
         probes=_probes(settings, stores),
         background=(inventories.run, lambda: _sweep(assets)),

@@ -165,12 +165,22 @@ class Requires:
     Attributes:
         comfyui: Versions, e.g. ``>=0.3.71``; empty means any.
         vram_gb: Video memory in GiB that the workflow wants; None means it does not matter.
+        pool: The pool that it must run in; None leaves it to ``prefer_pool`` and to the request.
+        prefer_pool: The pool that is asked first; any other takes it when that one has no free node.
+        spill_to: With ``pool``: pools that are asked next, in this order, when it has no free node.
+        zone: The zone that it must run in; empty means any.
+        labels: Labels that a node must carry.
         note: A remark for the operator, e.g. that nobody has run it here yet.
     """
 
     comfyui: str = ""
     models: tuple[ModelFile, ...] = ()
     vram_gb: float | None = None
+    pool: str | None = None
+    prefer_pool: str | None = None
+    spill_to: tuple[str, ...] = ()
+    zone: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
 

@@ -1,8 +1,7 @@
-"""What the nodes have, kept in memory: nodes from the registry, classes and files from ``/object_info``.
+"""What a submit asks of the nodes: who can run this graph, why can the others not, what does a job wait for.
 
-Asking 300 nodes for half a megabyte each must not happen on a submit: a background task keeps the
-answers fresh, and nodes that are alike share one parsed inventory, so that a graph is checked once for
-each different node, not once for each node.
+All of it comes from memory. Only before a graph is refused are the nodes asked again: a model may have been
+added just now.
 """
 
 import asyncio
@@ -10,221 +9,260 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import orjson
-from blake3 import blake3
-
-from comfy_fleet.domain import inventory
-from comfy_fleet.domain.errors import FleetError, InvalidWorkflow
+from comfy_fleet.domain import eligibility, inventory, waiting
+from comfy_fleet.domain.eligibility import Candidate, Needs, Wish
+from comfy_fleet.domain.errors import InvalidWorkflow
 from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.inventory import Inventory, Problem
-from comfy_fleet.domain.job import Placement
-from comfy_fleet.domain.node import Node
-from comfy_fleet.ports import NodeRegistry
+from comfy_fleet.domain.inventory import Problem
+from comfy_fleet.domain.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
+from comfy_fleet.domain.node import NodeState
+from comfy_fleet.ports import InventoryStore, NodeRegistry
+from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.services.refresh import Keeper, NodeInfo
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 4  # nodes that are asked side by side
 _SHOWN = 20  # nodes that a refusal explains
-
-
-class NodeInfo(Protocol):
-    """The part of :class:`comfy_fleet.ports.NodeApi` that is needed here."""
-
-    async def object_info(self, node: str) -> Mapping[str, Any]:
-        """Return every node class with its inputs. Raises NodeError."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Known:
-    inventory: Inventory
-    at: float
+_KEEP_NEEDS_S = 3600.0  # needs are written again that often, so that they outlive every job
 
 
 class NodeInventories:
-    """Inventories of all registered nodes.
+    """The fleet as the API knows it.
 
     Args:
-        nodes: Which nodes there are.
+        registry: Which nodes there are.
+        store: What they have.
         ask: Asks a node.
-        fresh_s: Age at which an answer is asked for anew.
         recheck_s: Age at which an answer is too old to refuse a graph on.
+        patience_s: How long a submit waits for nodes that are asked again.
+        clock: Unix seconds.
     """
 
     def __init__(
         self,
-        nodes: NodeRegistry,
+        registry: NodeRegistry,
+        store: InventoryStore,
         ask: NodeInfo,
         *,
-        fresh_s: float = 60.0,
         recheck_s: float = 2.0,
         patience_s: float = 3.0,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._registry = nodes
-        self._ask = ask
-        self._fresh_s = fresh_s
+        self._registry = registry
+        self._store = store
+        self._atlas = Atlas(registry, store)
+        self.keeper = Keeper(registry, store, ask, clock=clock)
         self._recheck_s = recheck_s
         self._patience_s = patience_s
-        self._monotonic = monotonic
-        self._nodes: Sequence[Node] = ()
-        self._known: dict[str, _Known] = {}
-        self._tried: dict[str, float] = {}
-        self._shared: dict[bytes, Inventory] = {}
-        self._asking: dict[str, asyncio.Task[None]] = {}
-        self._limit = asyncio.Semaphore(_AT_ONCE)
+        self._clock = clock
         self._uploads: Mapping[str, frozenset[str]] | None = None
+        self._uploads_of: object = None
+        self._kept: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
+        self._states: tuple[float, Sequence[NodeState]] = (float("-inf"), ())
 
     async def run(self) -> None:
         """Keep nodes and inventories fresh until canceled."""
-        try:
-            while True:
-                try:
-                    async with aclosing(self._registry.changes()) as changes:  # type: ignore[type-var]
-                        async for _ in changes:
-                            await self._look()
-                            self._refresh(self._fresh_s)
-                except Exception as error:  # Redis away: what is known stays good enough for a while
-                    logger.warning("node registry unreachable", extra={"error": str(error)})
-                    await asyncio.sleep(1)
-        finally:
-            for task in self._asking.values():
-                task.cancel()
-            await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await asyncio.gather(self.keeper.run(), self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with aclosing(self._registry.changes()) as changes:  # type: ignore[type-var]
+                    async for _ in changes:
+                        await self._look()
+            except Exception as error:  # Redis away: what is known stays good enough for a while
+                logger.warning("node registry unreachable", extra={"error": str(error)})
+                await asyncio.sleep(1)
+
+    async def _look(self) -> None:
+        await self._atlas.look()
+        known = self._atlas.inventories
+        if known != self._uploads_of:
+            uploads: dict[str, frozenset[str]] = {}
+            for one in known:
+                for class_type, names in one.uploads.items():
+                    uploads[class_type] = uploads.get(class_type, frozenset()) | names
+            self._uploads, self._uploads_of = (uploads if known else None), known
 
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
-        if not self._nodes:
+        if not self._atlas.states:
             await self._look()
-        return bool(self._nodes)
+        return bool(self._atlas.states)
 
     def simulated(self, name: str | None) -> bool:
         """Return whether a node is known to be a simulated one."""
-        return any(node.simulated for node in self._nodes if node.name == name)
+        state = self._atlas.states.get(name or "")
+        return state is not None and state.node.simulated
 
     def uploads(self) -> Mapping[str, frozenset[str]] | None:
         """Return which inputs name uploaded files, by class; None while no inventory is known."""
         return self._uploads
 
-    async def placement(self, graph: Graph, *, pool: str) -> Placement:
-        """Return which nodes of the pool can run a checked graph.
+    @property
+    def known(self) -> frozenset[str]:
+        """The nodes whose inventory is known."""
+        return frozenset(c.node.name for c in self._atlas.candidates if c.inventory is not None)
 
-        A node whose inventory is not known counts as able: it decides by itself.
+    # -- who can run it -------------------------------------------------------------------------------
+
+    async def placement(self, graph: Graph, wish: Wish) -> Placement:
+        """Return what a job needs of a node, and the pools it may use.
+
+        A node whose inventory is not known counts as able: it decides by itself. So does one that is down or
+        drained: the job waits for it.
 
         Raises:
-            InvalidWorkflow: No node of the pool can run it; details say why, per graph node and per server.
+            InvalidWorkflow: No node of its pools can run it; details say why, per graph node and per server.
         """
-        bad = self._unable(graph, pool)
-        if bad and len(bad) == self._count(pool):
+        if not await self.any_node():
+            return Placement(pool=wish.pool or wish.prefer or DEFAULT_POOL)
+        wanted = self._pools(wish)
+        needs, bad = self._judge(graph, wish, wanted)
+        if bad and len(bad) == len(self._members(wanted)):
             # Before refusing make sure that this is how things are now: a model may have been added.
-            await self._settle(list(bad))
-            bad = self._unable(graph, pool)
-            if bad and len(bad) == self._count(pool):
-                raise _refusal(bad)
-        if not bad:
-            return Placement(pool=pool)
-        able = frozenset(n.name for n in self._nodes if n.pool == pool) - bad.keys()
-        if len(able) <= len(bad):
-            return Placement(pool=pool, nodes=able)
-        return Placement(pool=pool, without=frozenset(bad))
+            await self._settle(bad)
+            wanted = self._pools(wish)
+            needs, bad = self._judge(graph, wish, wanted)
+            if bad and len(bad) == len(self._members(wanted)):
+                raise self._refusal(bad)
+        # What needs can't say (an input's range, one that is missing) is about these very nodes.
+        without = frozenset(
+            name for name, found in bad.items() if not eligibility.why_not(needs, found.candidate)
+        )
+        await self._keep(needs)
+        return Placement(pool=wanted.pool, spill=wanted.spill, without=without, needs=needs.key)
 
-    def _count(self, pool: str) -> int:
-        return sum(n.pool == pool for n in self._nodes)
+    def _pools(self, wish: Wish) -> Placement:
+        if wish.pool is not None:
+            wanted = Placement(pool=wish.pool, spill=tuple(dict.fromkeys(wish.spill_to)))
+        elif wish.prefer is not None:
+            wanted = Placement(pool=wish.prefer, spill=(ANY_POOL,))
+        else:
+            wanted = Placement()
+        if not self._members(wanted):
+            have = ", ".join(sorted(self._atlas.pools))
+            raise InvalidWorkflow(
+                f"no node is in pool {wanted.pool}: name one of {have}",
+                details={"field": "pool", "value": wanted.pool, "node_errors": {}},
+            )
+        return wanted
 
-    def _unable(self, graph: Graph, pool: str) -> dict[str, list[Problem]]:
-        checked: dict[int, list[Problem]] = {}
-        bad: dict[str, list[Problem]] = {}
-        for node in self._nodes:
-            known = self._known.get(node.name)
-            if node.pool != pool or known is None:
-                continue
-            key = id(known.inventory)
-            if key not in checked:
-                checked[key] = inventory.problems(graph, known.inventory)
-            if checked[key]:
-                bad[node.name] = checked[key]
-        return bad
+    def _members(self, wanted: Placement) -> list[Candidate]:
+        pools = self._atlas.pools_of(wanted)
+        return [candidate for candidate in self._atlas.candidates if candidate.node.pool in pools]
 
-    async def _look(self) -> None:
-        self._nodes = await self._registry.nodes()
-        names = {n.name for n in self._nodes}
-        for gone in self._known.keys() - names:
-            del self._known[gone]
-            self._tried.pop(gone, None)
+    def _judge(self, graph: Graph, wish: Wish, wanted: Placement) -> tuple[Needs, dict[str, "_Unable"]]:
+        """Return the needs, and the nodes that can't run it; a graph is checked once for nodes alike."""
+        checked = {id(one): inventory.problems(graph, one) for one in self._atlas.inventories}
+        differ = any(checked.values())
+        needs = eligibility.needs_of(graph, wish, self._atlas.inventories if differ else ())
+        bad: dict[str, _Unable] = {}
+        for candidate in self._members(wanted):
+            problems = checked.get(id(candidate.inventory), []) if candidate.inventory else []
+            reasons = eligibility.why_not(needs, candidate)
+            if problems or reasons:
+                bad[candidate.node.name] = _Unable(candidate, problems, reasons)
+        return needs, bad
 
-    def _refresh(self, age_s: float, only: Sequence[str] | None = None) -> list[asyncio.Task[None]]:
-        now = self._monotonic()
-        tasks = []
-        for node in self._nodes:
-            if only is not None and node.name not in only:
-                continue
-            if (running := self._asking.get(node.name)) is not None:
-                tasks.append(running)
-            elif now - self._tried.get(node.name, float("-inf")) >= age_s:
-                self._tried[node.name] = now
-                task = asyncio.create_task(self._fetch(node.name), name=f"inventory {node.name}")
-                self._asking[node.name] = task
-                task.add_done_callback(partial(self._done, node.name))
-                tasks.append(task)
-        return tasks
+    async def _settle(self, bad: Mapping[str, "_Unable"]) -> None:
+        now = self._clock()
+        old = [
+            name
+            for name in bad
+            if now - self._asked.get(name, float("-inf")) >= self._recheck_s
+            and now - self._atlas.states[name].reading.read_at >= self._recheck_s
+        ]
+        self._asked.update(dict.fromkeys(old, now))
+        if old:
+            await self.keeper.refresh(old, patience_s=self._patience_s)
+            await self._look()
 
-    def _done(self, name: str, _: asyncio.Task[None]) -> None:
-        self._asking.pop(name, None)
+    async def _keep(self, needs: Needs) -> None:
+        now = self._clock()
+        if needs.key and now - self._kept.get(needs.key, float("-inf")) > _KEEP_NEEDS_S:
+            await self._store.keep_needs(needs)
+            if len(self._kept) > 10_000:
+                self._kept.clear()
+            self._kept[needs.key] = now
 
-    async def _settle(self, names: Sequence[str]) -> None:
-        if tasks := self._refresh(self._recheck_s, names):
-            await asyncio.wait(tasks, timeout=self._patience_s)
+    def _refusal(self, bad: Mapping[str, "_Unable"]) -> InvalidWorkflow:
+        """Explain node by node; the graph's own places by the node that lacks least."""
+        best = min(bad, key=lambda name: len(bad[name].problems) or 1000)
+        errors: dict[str, list[dict[str, Any]]] = {}
+        for problem in bad[best].problems:
+            errors.setdefault(problem.node_id, []).append(
+                {
+                    "field": problem.field or "class_type",
+                    "reason": problem.kind.value,
+                    "message": problem.message,
+                    "class_type": problem.class_type,
+                }
+            )
+        told = {name: found.sentences() for name, found in sorted(bad.items())}
+        alike = len({tuple(found) for found in told.values()}) == 1 and len(told) > 1
+        words = ", ".join(told[best][:3]) if alike else waiting.told(told)
+        return InvalidWorkflow(
+            f"no node can run this workflow: {'every node ' if alike else ''}{words}",
+            details={
+                "field": "workflow",
+                "node_errors": errors,
+                "nodes": {name: found[:5] for name, found in list(told.items())[:_SHOWN]},
+            },
+        )
 
-    async def _fetch(self, name: str) -> None:
-        async with self._limit:
-            try:
-                answer = await self._ask.object_info(name)
-                digest, parsed = await asyncio.to_thread(self._parse, answer)
-            except FleetError as error:
-                # A node that is down keeps its last inventory; it will be asked again soon.
-                self._tried[name] = self._monotonic() - self._fresh_s + 5.0
-                logger.debug("no inventory", extra={"node": name, "error": str(error)})
-                return
-        parsed = self._shared.setdefault(digest, parsed)
-        self._known[name] = _Known(inventory=parsed, at=self._monotonic())
-        in_use = {id(k.inventory) for k in self._known.values()}
-        self._shared = {d: i for d, i in self._shared.items() if id(i) in in_use}
-        uploads: dict[str, frozenset[str]] = {}
-        for one in self._shared.values():
-            for class_type, names in one.uploads.items():
-                uploads[class_type] = uploads.get(class_type, frozenset()) | names
-        self._uploads = uploads
+    # -- what it waits for ----------------------------------------------------------------------------
 
-    def _parse(self, answer: Mapping[str, Any]) -> tuple[bytes, Inventory]:
-        digest = blake3(orjson.dumps(answer, option=orjson.OPT_SORT_KEYS)).digest()
-        shared = self._shared.get(digest)
-        return digest, shared if shared is not None else inventory.parse(answer)
-
-
-def _refusal(bad: Mapping[str, list[Problem]]) -> InvalidWorkflow:
-    """Explain with the node that has the fewest problems; the others in short."""
-    best = min(bad, key=lambda name: len(bad[name]))
-    errors: dict[str, list[dict[str, Any]]] = {}
-    for problem in bad[best]:
-        errors.setdefault(problem.node_id, []).append(
-            {
-                "field": problem.field or "class_type",
-                "reason": problem.kind.value,
-                "message": problem.message,
-                "class_type": problem.class_type,
+    async def waiting_for(self, job: Job) -> str | None:
+        """Say what a queued job waits for; None if it does not, or if a node is free for it."""
+        if job.status is not JobStatus.QUEUED:
+            return None
+        await self._atlas.learn([job.placement])
+        states = await self._recent()
+        able = self._atlas.able(job.placement)
+        needs = self._atlas.needs(job.placement) or Needs()
+        reasons = (
+            {}
+            if able
+            else {
+                candidate.node.name: eligibility.why_not(needs, candidate)
+                for candidate in self._members(job.placement)
             }
         )
-    first = bad[best][0].message
-    rest = len(bad[best]) - 1
-    more = f" (and {rest} more)" if rest else ""
-    return InvalidWorkflow(
-        f"no node can run this workflow: {first}{more}",
-        details={
-            "field": "workflow",
-            "node_errors": errors,
-            "nodes": {name: [p.message for p in found[:5]] for name, found in sorted(bad.items())[:_SHOWN]},
-        },
-    )
+        return waiting.waiting_for(able, states, reasons)
+
+    async def _recent(self) -> Sequence[NodeState]:
+        at, states = self._states
+        if self._clock() - at > 1.0:
+            states = await self._registry.states()
+            self._states = (self._clock(), states)
+        return states
+
+    # -- for operators --------------------------------------------------------------------------------
+
+    async def refresh(self, name: str) -> bool:
+        """Ask a node now; False if it did not answer in time."""
+        answered = await self.keeper.refresh([name], patience_s=15.0)
+        await self._look()
+        return name in answered
+
+    async def inventories(self) -> Mapping[str, Candidate]:
+        """Return every node with what it has, as it is now."""
+        await self._look()
+        return {candidate.node.name: candidate for candidate in self._atlas.candidates}
+
+
+class _Unable:
+    """A node that can't run a graph, and why."""
+
+    def __init__(self, candidate: Candidate, problems: list[Problem], reasons: list[str]) -> None:
+        self.candidate = candidate
+        self.problems = problems
+        self.reasons = reasons
+
+    def sentences(self) -> list[str]:
+        """Return each reason once."""
+        return list(dict.fromkeys([*self.reasons, *eligibility.sentences(self.problems)]))

@@ -5,17 +5,18 @@ What this refuses costs no GPU second; what it accepts is durable.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import orjson
 from blake3 import blake3
 
 from comfy_fleet.domain import binding, graph
+from comfy_fleet.domain.eligibility import GIB, Wish
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, MissingAsset, NoNodes, StoreDown
 from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.job import DEFAULT_POOL, Metadata, NewJob, Placement
-from comfy_fleet.domain.workflow import Workflow
+from comfy_fleet.domain.job import Metadata, NewJob, Placement
+from comfy_fleet.domain.workflow import Requires, Workflow
 from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
 from comfy_fleet.services.read import is_id
 
@@ -31,8 +32,8 @@ class Inventories(Protocol):
     def uploads(self) -> Mapping[str, frozenset[str]] | None:
         """Return which inputs name uploaded files, by class; None while no inventory is known."""
 
-    async def placement(self, graph: Graph, *, pool: str) -> Placement:
-        """Return which nodes can run the graph; raises InvalidWorkflow if none can."""
+    async def placement(self, graph: Graph, wish: Wish) -> Placement:
+        """Return what a node must have for the graph; raises InvalidWorkflow if none can run it."""
 
 
 class Sealer(Protocol):
@@ -56,12 +57,14 @@ class Wishes:
     Attributes:
         partner_key: ``extra_data.api_key_comfy_org``.
         deadline_s: Seconds from now after which it must not start any more.
+        where: Pools, zone and labels; what it says counts more than what the workflow says.
     """
 
     priority: int = 0
     metadata: Metadata = None
     partner_key: str | None = None
     deadline_s: float | None = None
+    where: Wish = field(default_factory=Wish)
     idempotency: Idempotency | None = None
 
 
@@ -152,7 +155,8 @@ class Submitter:
         params: Mapping[str, Any] | None = None,
     ) -> Submitted:
         uploads = await self._uploads(owner, checked)
-        placement = await self._inventories.placement(checked, pool=DEFAULT_POOL)
+        where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
+        placement = await self._inventories.placement(checked, where)
         if not await self._inventories.any_node():
             raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)
         try:
@@ -244,6 +248,23 @@ class Submitter:
 def place(node_id: str, path: tuple[str | int, ...]) -> str:
     """Return a place in a graph as :attr:`NewJob.uploads` names it: ``NODE/INPUT[/KEY ...]``."""
     return "/".join([node_id, *map(str, path)])
+
+
+def _wish(requires: Requires, asked: Wish) -> Wish:
+    """Join what a workflow says with what a request says: a request names other pools, or adds conditions."""
+    pools = asked if asked.pool or asked.prefer else None
+    declared = Wish(
+        pool=pools.pool if pools else requires.pool,
+        prefer=pools.prefer if pools else requires.prefer_pool,
+        spill_to=pools.spill_to if pools else requires.spill_to,
+        comfyui=requires.comfyui,
+        vram_bytes=int((requires.vram_gb or 0) * GIB),
+    )
+    return replace(
+        declared,
+        zone=asked.zone or requires.zone,
+        labels={**requires.labels, **(asked.labels or {})},
+    )
 
 
 def _extra(partner_key: str | None) -> bytes:

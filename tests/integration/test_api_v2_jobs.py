@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.secrets import SecretBox
 from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.services.atlas import Atlas
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, running
 
@@ -162,7 +163,7 @@ async def test_unknown_routes_and_methods_get_the_envelope(api: Api) -> None:
 
 
 async def test_graphs_are_checked_against_the_nodes(ready: Api) -> None:
-    await until(lambda: ready.info.asked)
+    await until(lambda: ready.deps.inventories.known == {"g1"})
     graph = copy.deepcopy(GRAPH)
     graph["1"]["class_type"] = "NoSuchNode"
     answer = await ready.client.post("/api/v2/jobs", json={"workflow": graph})
@@ -183,12 +184,15 @@ async def test_a_graph_goes_to_the_nodes_that_can_run_it(ready: Api) -> None:
         "OddNode": {"input": {"required": {}}, "output": [], "output_node": True, "name": "OddNode"}
     }
     await ready.add_node("g3", info=False)
-    await until(lambda: ready.info.asked >= 3)
-    await asyncio.sleep(0)
+    await until(lambda: ready.deps.inventories.known == {"g1", "g3"})
     job = await ready.submit(odd)
     record = await ready.stores.jobs.get(job["id"])
     assert record is not None
-    assert record.placement.able(["g1", "g2", "g3"]) == {"g2", "g3"}  # nobody knows what g2 has
+    assert record.placement.nodes == frozenset()
+    atlas = Atlas(ready.stores.nodes, ready.stores.inventories)
+    await atlas.look()
+    await atlas.learn([record.placement])
+    assert atlas.able(record.placement) == {"g2", "g3"}  # nobody knows what g2 has
 
 
 async def test_without_nodes_there_is_a_503(api: Api) -> None:

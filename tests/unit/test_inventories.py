@@ -1,16 +1,22 @@
-"""Inventories in memory, with a registry and nodes that the test plays."""
+"""Inventories in memory, with a registry, a store and nodes that the test plays."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
+from comfy_fleet.adapters.redis.inventories import pack
+from comfy_fleet.domain.eligibility import GIB, Needs, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow, NodeError
 from comfy_fleet.domain.graph import check
-from comfy_fleet.domain.node import Node
-from comfy_fleet.ports import NodeRegistry
+from comfy_fleet.domain.inventory import Inventory
+from comfy_fleet.domain.job import Placement
+from comfy_fleet.domain.node import Node, NodeState, Reading
+from comfy_fleet.ports import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventories import NodeInventories
 from tests.factories import GRAPH
 
@@ -20,22 +26,41 @@ def classes(*names: str) -> dict[str, Any]:
 
 
 class World:
-    """Registry and nodes in one."""
+    """Registry, store and nodes in one."""
 
     def __init__(self, **nodes: Mapping[str, Any] | None) -> None:
         self.answers = dict(nodes)
+        self.fields: dict[str, dict[str, Any]] = {}
+        self.vram: dict[str, int] = {}
         self.asked: list[str] = []
         self.changed = asyncio.Event()
-        self.now = 0.0
+        self.now = time.time()
+        self.readings: dict[str, Reading] = {}
+        self.kept: dict[str, Inventory] = {}
+        self.needs_kept: dict[str, Needs] = {}
 
     async def nodes(self) -> list[Node]:
-        return [Node(name=name, url=f"http://{name}:1") for name in sorted(self.answers)]
+        return [state.node for state in await self.states()]
+
+    async def states(self) -> list[NodeState]:
+        return [
+            NodeState(
+                node=Node(name=name, url=f"http://{name}:1", **self.fields.get(name, {})),
+                verdict="up",
+                reading=self.readings.get(name, Reading()),
+            )
+            for name in sorted(self.answers)
+        ]
 
     async def changes(self) -> AsyncIterator[None]:
         while True:
             yield
             await self.changed.wait()
             self.changed.clear()
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        device = {"type": "cuda", "vram_total": self.vram.get(node, 0)}
+        return {"system": {"comfyui_version": "0.3.64"}, "devices": [device]}
 
     async def object_info(self, node: str) -> Mapping[str, Any]:
         self.asked.append(node)
@@ -44,14 +69,38 @@ class World:
             raise NodeError("down")
         return answer
 
+    async def claim(self, node: str, *, ttl_s: int) -> bool:
+        return node in self.answers
+
+    async def unclaim(self, node: str) -> None:
+        pass
+
+    async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
+        digest, _ = pack(inventory)
+        self.kept[digest] = inventory
+        self.readings[node] = replace(reading, inventory=digest, read_at=self.now)
+        return "changed"
+
+    async def load(self, digest: str) -> Inventory | None:
+        return self.kept.get(digest)
+
+    async def keep_needs(self, needs: Needs) -> None:
+        self.needs_kept[needs.key] = needs
+
+    async def needs(self, key: str) -> Needs | None:
+        return self.needs_kept.get(key)
+
 
 @asynccontextmanager
 async def inventories(world: World) -> AsyncIterator[NodeInventories]:
-    made = NodeInventories(cast(NodeRegistry, world), world, monotonic=lambda: world.now)
+    made = NodeInventories(
+        cast(NodeRegistry, world), cast(InventoryStore, world), world, clock=lambda: world.now
+    )
     task = asyncio.create_task(made.run())
     async with asyncio.timeout(5):
-        while made._asking or len(world.asked) < len(world.answers):
+        while made.keeper._asking or len(world.asked) < len(world.answers):
             await asyncio.sleep(0.001)
+    await made._look()
     try:
         yield made
     finally:
@@ -62,54 +111,101 @@ async def inventories(world: World) -> AsyncIterator[NodeInventories]:
 ALL = classes("EmptyImage", "SaveImage")
 
 
+async def able(known: NodeInventories, placement: Placement) -> frozenset[str]:
+    await known._atlas.learn([placement])
+    return known._atlas.able(placement)
+
+
 async def test_alike_nodes_share_one_inventory() -> None:
     async with inventories(World(a=ALL, b=dict(reversed(ALL.items())), c=classes("Odd"))) as known:
-        assert len(known._shared) == 2
-        placement = await known.placement(check(GRAPH), pool="default")
-        assert placement.able(["a", "b", "c", "new"]) == {"a", "b", "new"}
+        assert len(known._atlas.inventories) == 2
+        placement = await known.placement(check(GRAPH), Wish())
+        assert placement.needs and not placement.nodes
+        assert await able(known, placement) == {"a", "b"}
 
 
-async def test_the_shorter_list_names_who_may() -> None:
-    odd = check({"1": {"class_type": "Odd", "inputs": {}}})
-    async with inventories(World(a=ALL, b=ALL, c=classes("Odd"))) as known:
-        placement = await known.placement(odd, pool="default")
-        assert placement.nodes == {"c"}
+async def test_what_every_node_can_run_needs_no_queue_of_its_own() -> None:
+    async with inventories(World(a=ALL, b=ALL)) as known:
+        assert (await known.placement(check(GRAPH), Wish())).key == "default"
+
+
+async def test_a_node_that_joins_later_takes_what_waits() -> None:
+    world = World(a=ALL, c=classes("Odd"))
+    async with inventories(world) as known:
+        placement = await known.placement(check(GRAPH), Wish())
+        assert await able(known, placement) == {"a"}
+        world.answers |= {"new": ALL, "odd": classes("Odd")}
+        await known.keeper.refresh(["new", "odd"], patience_s=5)
+        await known._look()
+        assert await able(known, placement) == {"a", "new"}
 
 
 async def test_nodes_that_cant_be_asked_decide_by_themselves() -> None:
     async with inventories(World(a=None)) as known:
-        assert (await known.placement(check(GRAPH), pool="default")).key == "default"
+        assert (await known.placement(check(GRAPH), Wish())).key == "default"
         assert known.uploads() is None
 
 
 async def test_refused_only_after_a_second_look() -> None:
     world = World(a=classes("SaveImage"), b=classes("Odd"))
     async with inventories(world) as known:
-        world.now = 10
+        world.now += 10
         world.answers["a"] = ALL  # somebody installed it just now
-        assert (await known.placement(check(GRAPH), pool="default")).able(["a", "b"]) == {"a"}
+        assert await able(known, await known.placement(check(GRAPH), Wish())) == {"a"}
         world.answers["a"] = classes("SaveImage")  # and took it away again
-        world.now = 100
-        asked = len(world.asked)
-        world.changed.set()
-        async with asyncio.timeout(5):
-            while known._asking or len(world.asked) < asked + 2:
-                await asyncio.sleep(0.001)
-        world.now = 110
+        world.now += 10
+        await known.refresh("a")
+        world.now += 10
         with pytest.raises(InvalidWorkflow) as caught:
-            await known.placement(check(GRAPH), pool="default")
+            await known.placement(check(GRAPH), Wish())
+        assert caught.value.message == (
+            "no node can run this workflow: a: has no class `EmptyImage`; "
+            "b: has no class `EmptyImage`, has no class `SaveImage`"
+        )
         details = caught.value.details
         assert set(details["nodes"]) == {"a", "b"}
         assert list(details["node_errors"]) == ["1"]  # told by the node that lacks least
         asked = len(world.asked)
         with pytest.raises(InvalidWorkflow):
-            await known.placement(check(GRAPH), pool="default")
+            await known.placement(check(GRAPH), Wish())
         assert len(world.asked) == asked  # not again within the same two seconds
 
 
-async def test_other_pools_dont_count() -> None:
-    async with inventories(World(a=classes("Odd"))) as known:
-        assert (await known.placement(check(GRAPH), pool="big")).key == "big"
+async def test_every_node_lacks_the_same() -> None:
+    async with inventories(World(a=classes("Odd"), b=classes("Odd"))) as known:
+        with pytest.raises(InvalidWorkflow, match="every node has no class `EmptyImage`"):
+            await known.placement(check(GRAPH), Wish())
+
+
+async def test_pools_are_wanted_preferred_or_spilled_into() -> None:
+    world = World(a=ALL, b=ALL, c=classes("Odd"))
+    world.fields = {"b": {"pool": "big"}, "c": {"pool": "odd"}}
+    async with inventories(world) as known:
+        graph = check(GRAPH)
+        assert await able(known, await known.placement(graph, Wish())) == {"a"}
+        assert await able(known, await known.placement(graph, Wish(pool="big"))) == {"b"}
+        spilling = await known.placement(graph, Wish(pool="big", spill_to=("default",)))
+        assert spilling.pools(["big", "default", "odd"]) == ("big", "default")
+        preferring = await known.placement(graph, Wish(prefer="odd"))
+        assert preferring.pools(["big", "default", "odd"]) == ("odd", "big", "default")
+        assert await able(known, preferring) == {"a", "b"}
+        with pytest.raises(InvalidWorkflow, match="c: has no class"):
+            await known.placement(graph, Wish(pool="odd"))
+        with pytest.raises(InvalidWorkflow, match="no node is in pool none: name one of big, default, odd"):
+            await known.placement(graph, Wish(pool="none"))
+
+
+async def test_declared_memory_zone_and_labels() -> None:
+    world = World(a=ALL, b=ALL)
+    world.vram = {"a": 12 * GIB, "b": 24 * GIB}
+    world.fields = {"a": {"zone": "z1"}, "b": {"labels": {"kind": "fast"}}}
+    async with inventories(world) as known:
+        graph = check(GRAPH)
+        assert await able(known, await known.placement(graph, Wish(vram_bytes=16 * GIB))) == {"b"}
+        assert await able(known, await known.placement(graph, Wish(zone="z1"))) == {"a"}
+        assert await able(known, await known.placement(graph, Wish(labels={"kind": "fast"}))) == {"b"}
+        with pytest.raises(InvalidWorkflow, match="a: has 12 GiB of VRAM, not 32 GiB"):
+            await known.placement(graph, Wish(vram_bytes=32 * GIB))
 
 
 async def test_removed_nodes_are_forgotten() -> None:
@@ -118,15 +214,15 @@ async def test_removed_nodes_are_forgotten() -> None:
         del world.answers["a"]
         world.changed.set()
         async with asyncio.timeout(5):
-            while "a" in known._known:
+            while "a" in known._atlas.states:
                 await asyncio.sleep(0.001)
         with pytest.raises(InvalidWorkflow):
-            await known.placement(check(GRAPH), pool="default")
+            await known.placement(check(GRAPH), Wish())
 
 
 async def test_any_node_asks_when_it_knows_none() -> None:
     world = World()
-    known = NodeInventories(cast(NodeRegistry, world), world)
+    known = NodeInventories(cast(NodeRegistry, world), cast(InventoryStore, world), world)
     assert not await known.any_node()
     world.answers["a"] = ALL
     assert await known.any_node()

@@ -35,6 +35,11 @@ class RedisInventories:
         """Tell whether this process should ask the node now; nobody else does for that long."""
         return bool(await self._scripts.call("claim_reading", node, ttl_s))
 
+    async def unclaim(self, node: str) -> None:
+        """Let another process ask the node: it did not answer this one."""
+        with store_errors():
+            await self._redis.delete(f"fleet:reading:{node}")
+
     async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
         """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
         digest, packed = await asyncio.to_thread(pack, inventory)

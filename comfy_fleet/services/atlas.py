@@ -1,0 +1,122 @@
+"""The nodes and what they have, in memory: read from the store, never from the nodes.
+
+Every process that places jobs keeps one. Nodes that are alike share one parsed inventory, and the answer for
+a placement class is worked out once until something changes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from comfy_fleet.domain import eligibility
+from comfy_fleet.domain.eligibility import Candidate, Needs
+from comfy_fleet.domain.inventory import Inventory
+from comfy_fleet.domain.job import Placement
+from comfy_fleet.domain.node import NodeState
+from comfy_fleet.ports import InventoryStore, NodeRegistry
+
+NOTHING = Needs()
+
+
+class Atlas:
+    """Who can run what.
+
+    Args:
+        registry: Which nodes there are.
+        store: What they have.
+    """
+
+    def __init__(self, registry: NodeRegistry, store: InventoryStore) -> None:
+        self._registry = registry
+        self._store = store
+        self.states: Mapping[str, NodeState] = {}
+        self.candidates: Sequence[Candidate] = ()
+        self._digests: Mapping[str, Inventory] = {}
+        self._needs: dict[str, Needs] = {}
+        self._able: dict[Placement, frozenset[str]] = {}
+        self._pools: Mapping[str, frozenset[str]] = {}
+        self._seen: object = None
+
+    @property
+    def inventories(self) -> Sequence[Inventory]:
+        """The different inventories of the fleet."""
+        return tuple(self._digests.values())
+
+    @property
+    def pools(self) -> Mapping[str, frozenset[str]]:
+        """The nodes of every pool that has any."""
+        return self._pools
+
+    async def look(self) -> None:
+        """Read the registry, and inventories that are new."""
+        states = await self._registry.states()
+        digests: dict[str, Inventory] = {}
+        for digest in {state.reading.inventory for state in states} - {""}:
+            found = self._digests.get(digest) or await self._store.load(digest)
+            if found is not None:
+                digests[digest] = found
+        self.states = {state.node.name: state for state in states}
+        self._digests = digests
+        seen = []
+        for state in states:
+            reading = state.reading
+            digest = reading.inventory if reading.inventory in digests else ""
+            seen.append((state.node, digest, reading.comfyui, reading.vram_bytes))
+        if seen == self._seen:
+            return
+        self._seen = seen
+        self._able.clear()
+        self.candidates = [
+            Candidate(
+                node=state.node,
+                inventory=digests.get(state.reading.inventory),
+                comfyui=state.reading.comfyui,
+                vram_bytes=state.reading.vram_bytes,
+            )
+            for state in states
+        ]
+        pools: dict[str, set[str]] = {}
+        for state in states:
+            pools.setdefault(state.node.pool, set()).add(state.node.name)
+        self._pools = {pool: frozenset(names) for pool, names in pools.items()}
+
+    async def learn(self, placements: Iterable[Placement]) -> None:
+        """Read the needs that these placement classes stand for."""
+        for placement in placements:
+            if placement.needs and placement.needs not in self._needs:
+                # Needs that nobody knows any more: a node decides by itself.
+                self._needs[placement.needs] = await self._store.needs(placement.needs) or NOTHING
+
+    def forget(self, placements: Iterable[Placement]) -> None:
+        """Keep only what these placement classes need."""
+        kept = set(placements)
+        needs = {placement.needs for placement in kept}
+        self._needs = {key: value for key, value in self._needs.items() if key in needs}
+        self._able = {placement: names for placement, names in self._able.items() if placement in kept}
+
+    def needs(self, placement: Placement) -> Needs | None:
+        """Return what a placement class needs, or None if it was not learned."""
+        return self._needs.get(placement.needs) if placement.needs else NOTHING
+
+    def able(self, placement: Placement) -> frozenset[str]:
+        """Return the nodes that may run jobs of a class; none while its needs were not learned."""
+        found = self._able.get(placement)
+        if found is None:
+            needs = self.needs(placement)
+            if needs is None:
+                return frozenset()
+            found = eligibility.able(placement, needs, self.candidates)
+            self._able[placement] = found
+        return found
+
+    def pools_of(self, placement: Placement) -> tuple[str, ...]:
+        """Return the pools that a placement class may use, in their order."""
+        return placement.pools(self._pools)
+
+    def inventory(self, node: str) -> Inventory | None:
+        """Return what a node has; None if that is not known."""
+        state = self.states.get(node)
+        return None if state is None else self._digests.get(state.reading.inventory)
+
+    def vram_bytes(self, node: str) -> int:
+        """Return the memory of a node's card; 0 if it is not known."""
+        state = self.states.get(node)
+        return 0 if state is None else state.reading.vram_bytes

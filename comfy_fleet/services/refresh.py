@@ -1,0 +1,162 @@
+"""Keep what is known of the nodes fresh: ask them for ``/object_info`` and ``/system_stats``.
+
+A node is asked when it is new, when it came back, when somebody wants it (an operator, a dispatcher whose
+graph it refused), and now and then. Any number of processes may do this: the store sees to it that one asks.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Protocol
+
+from comfy_fleet.domain import inventory
+from comfy_fleet.domain.errors import FleetError, StoreDown
+from comfy_fleet.domain.node import NodeState
+from comfy_fleet.domain.readings import reading_of
+from comfy_fleet.ports import InventoryStore, NodeRegistry
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 4  # nodes that are asked side by side
+READING_S = 20  # a process that asks and dies holds a node so long
+RETRY_S = 5.0
+POLL_S = 0.05
+
+
+class NodeInfo(Protocol):
+    """The part of :class:`comfy_fleet.ports.NodeApi` that is needed here."""
+
+    async def object_info(self, node: str) -> Mapping[str, Any]:
+        """Return every node class with its inputs. Raises NodeError."""
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        """Return versions and memory. Raises NodeError."""
+
+
+class Keeper:
+    """Asks nodes.
+
+    Args:
+        registry: Which nodes there are.
+        store: Where answers are kept.
+        ask: Asks a node.
+        fresh_s: Age at which an answer is asked for anew, without any other reason.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        registry: NodeRegistry,
+        store: InventoryStore,
+        ask: NodeInfo,
+        *,
+        fresh_s: float = 300.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._ask = ask
+        self._fresh_s = fresh_s
+        self._clock = clock
+        self._tried: dict[str, float] = {}
+        self._asking: dict[str, asyncio.Task[bool]] = {}
+        self._limit = asyncio.Semaphore(AT_ONCE)
+
+    async def run(self) -> None:
+        """Keep all nodes fresh until canceled."""
+        try:
+            while True:
+                try:
+                    async with aclosing(self._registry.changes()) as changes:  # type: ignore[type-var]
+                        async for _ in changes:
+                            states = await self._registry.states()
+                            names = {state.node.name for state in states}
+                            self._tried = {name: at for name, at in self._tried.items() if name in names}
+                            for state in states:
+                                if self._due(state):
+                                    self._start(state.node.name)
+                except Exception as error:  # Redis away: what is known stays good enough for a while
+                    logger.warning("nodes can't be kept fresh", extra={"error": str(error)})
+                    await asyncio.sleep(1)
+        finally:
+            for task in self._asking.values():
+                task.cancel()
+            await asyncio.gather(*self._asking.values(), return_exceptions=True)
+
+    async def refresh(self, names: Sequence[str], *, patience_s: float) -> frozenset[str]:
+        """Ask nodes now, and wait for the answers; returns who has answered in time.
+
+        A node that another process asks right now is waited for.
+        """
+        tasks = {name: self._start(name) for name in names}
+        if not tasks:
+            return frozenset()
+        await asyncio.wait(tasks.values(), timeout=patience_s)
+        return frozenset(
+            name for name, task in tasks.items() if task.done() and not task.cancelled() and task.result()
+        )
+
+    def _due(self, state: NodeState) -> bool:
+        if state.verdict == "down":
+            return False
+        if self._clock() - self._tried.get(state.node.name, float("-inf")) < RETRY_S:
+            return False
+        reading = state.reading
+        return reading.wanted or self._clock() - reading.read_at >= self._fresh_s
+
+    def _start(self, name: str) -> asyncio.Task[bool]:
+        if (running := self._asking.get(name)) is not None:
+            return running
+        task = asyncio.create_task(self._fetch(name), name=f"inventory {name}")
+        self._asking[name] = task
+        task.add_done_callback(partial(self._done, name))
+        return task
+
+    def _done(self, name: str, _: asyncio.Task[bool]) -> None:
+        self._asking.pop(name, None)
+
+    async def _fetch(self, name: str) -> bool:
+        """Ask one node; False if it did not answer."""
+        try:
+            async with self._limit:
+                if not await self._store.claim(name, ttl_s=READING_S):
+                    return await self._others_answer(name)
+                stats = await self._ask.system_stats(name)
+                answer = await self._ask.object_info(name)
+                parsed = await asyncio.to_thread(inventory.parse, answer)
+                outcome = await self._store.save(name, parsed, reading_of(stats))
+        except FleetError as error:
+            # A node that is down keeps its last inventory; it is asked again soon.
+            self._tried[name] = self._clock()
+            if not isinstance(error, StoreDown):
+                await self._give_back(name)
+            logger.debug("no inventory", extra={"node": name, "error": str(error)})
+            return False
+        if outcome == "changed":
+            logger.info("node read", extra={"node": name, "classes": len(parsed.classes)})
+        return outcome != "unknown"
+
+    async def _give_back(self, name: str) -> None:
+        try:
+            await self._store.unclaim(name)
+        except StoreDown as error:
+            logger.debug("reading not given back", extra={"node": name, "error": str(error)})
+
+    async def _others_answer(self, name: str) -> bool:
+        """Wait for another process that asks this node."""
+        before = await self._read_at(name)
+        until = self._clock() + READING_S
+        while self._clock() < until:
+            await asyncio.sleep(POLL_S)
+            now = await self._read_at(name)
+            if now is None:
+                return False
+            if now != before:
+                return True
+        return False
+
+    async def _read_at(self, name: str) -> float | None:
+        return next((s.reading.read_at for s in await self._registry.states() if s.node.name == name), None)
