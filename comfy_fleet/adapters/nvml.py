@@ -26,6 +26,7 @@ from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml, Process, Recovery, T
 
 _HOST_PIDS = "pid:[4026531836]"  # the kernel's fixed name of the first process namespace (proc_ns.h)
 _MAX_XIDS = 16
+_MOMENT_S = 0.05
 
 # By NVML's numbers (nvml.h), so that they stand here even where the binding is missing.
 _REASONS = {
@@ -199,12 +200,14 @@ class NvmlProbe:
 
         Args:
             reader: The reader; the probe alone uses it from now on.
-            timeout_s: After so long the driver counts as silent. A look that hangs is waited for by the next
-                one: a thread inside of the driver can't be ended, but there is never a second one.
+            timeout_s: After so long the driver counts as silent. A look that hangs is what the next ones wait
+                for, though only for a moment: a thread inside of the driver can't be ended, but there is
+                never a second one.
         """
         self._reader = reader or NvmlReader()
         self._timeout_s = timeout_s
         self._looking: asyncio.Future[Gpus] | None = None
+        self._silent = False
 
     async def look(self) -> Gpus:
         """Look at all GPUs. Never raises."""
@@ -213,10 +216,13 @@ class NvmlProbe:
         looking = self._looking
         try:
             # A cancelled caller must not cancel the look: another one would start beside it.
-            found = await asyncio.wait_for(asyncio.shield(looking), self._timeout_s)
+            patience_s = _MOMENT_S if self._silent else self._timeout_s
+            found = await asyncio.wait_for(asyncio.shield(looking), patience_s)
         except TimeoutError:
+            self._silent = True
             words = f"no answer in {self._timeout_s:g} s"
             return Gpus(why=Nvml.SILENT, error=words, took_s=self._timeout_s)
+        self._silent = False
         if self._looking is looking:
             self._looking = None
         return found

@@ -12,6 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -303,9 +304,12 @@ def test_a_driver_that_hangs_holds_nothing_up(watch: Callable[..., Watcher]) -> 
     found, lag_s = watcher.ask("probe")
     assert found.why is Nvml.SILENT
     assert lag_s < 0.1
+    again, _ = watcher.ask("probe")  # does not wait as long as the first
+    assert again.why is Nvml.SILENT
     watcher.set(CARD)
-    answers = [watcher.ask("probe")[0].why for _ in range(10)]
-    assert answers[-1] is Nvml.OK
+    deadline = time.monotonic() + 10
+    while watcher.ask("probe")[0].why is not Nvml.OK:
+        assert time.monotonic() < deadline
     watcher.ask("close")
 
 
