@@ -5,7 +5,6 @@ import io
 import os
 import subprocess
 import sys
-import tarfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from comfy_sdk.exceptions import (
 from PIL import Image
 
 from tests.acceptance.conftest import Up
+from tests.sdk_source import unpack
 
-SDK = "comfy-sdk==0.5.0"
 LIVE_TEST = "tests/integration/test_gateway_e2e.py"
 
 pytestmark = pytest.mark.timeout(180)
@@ -49,12 +48,7 @@ def client(fleet: Up, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_sdks_own_live_test_passes(fleet: Up, tmp_path: Path) -> None:
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    subprocess.run([*download, "--no-build-isolation", "--dest", tmp_path, SDK], check=True)
-    (archive,) = tmp_path.glob("comfy_sdk-*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
-    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    source = unpack(tmp_path)
     for _ in range(2):  # the first run uploads, the second finds the bytes by their hash
         result = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", LIVE_TEST],
