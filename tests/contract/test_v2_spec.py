@@ -297,9 +297,12 @@ def test_the_stream_follows_its_catalog(contract: Contract, client: httpx.Client
     outputs = [{**event.data, "url_expires_at": None} for event in found if event.name == "output"]
     final = poll(contract, client, job["id"])["outputs"]
     assert outputs == [{**output, "url_expires_at": None} for output in final]
-    # A stream of a finished job is its last word.
+    # The stream of a job that has ended tells its outputs, then the status that ends every stream.
     _, after = events(fleet, job["id"])
-    assert (after[0].name, after[-1].data["status"]) == ("status", "succeeded")
+    assert [event.data["status"] for event in after if event.name == "status"] == ["succeeded"]
+    assert after[-1].name == "status"
+    for event in after:
+        contract.valid({"$ref": catalog[event.name]["schema"]}, event.data)
 
 
 def test_the_queue_streams_and_cancels(contract: Contract, client: httpx.Client, fleet: Up) -> None:
