@@ -296,6 +296,15 @@ def test_xids_are_heard_and_kept(watch: Callable[..., Watcher]) -> None:
     told, _ = judge(gpu, usage(gpu, []), State(), now_s=0)
     assert told.word is Word.DRAIN
     assert "Xid 79" in told.why
+    two = CARD + "xid 79\n" + CARD.replace("gpu 0", "gpu 1")
+    for text in (
+        two,
+        two + "fail device 15\n",
+        CARD + "xid 79\n",
+    ):  # each look opens NVML again, for the lost one
+        assert 79 in (watcher.look(text).gpus[0].xids or ())
+    watcher.look("init 9\n")
+    assert watcher.look(CARD).gpus[0].xids == ()  # a driver that was restarted begins anew
 
 
 def test_a_driver_that_hangs_holds_nothing_up(watch: Callable[..., Watcher]) -> None:

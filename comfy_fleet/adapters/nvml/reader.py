@@ -1,0 +1,253 @@
+"""Looks at all GPUs through NVML, in whatever thread calls; never raises."""
+
+import contextlib
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Any
+
+from comfy_fleet.adapters.nvml.readings import (
+    LOST,
+    SESSION_OVER,
+    maybe,
+    read_held,
+    read_instances,
+    read_memory,
+    text,
+    with_health,
+)
+from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
+
+_MAX_XIDS = 16
+
+# By NVML's numbers (nvml.h), so that they stand here even where the binding is missing.
+_REASONS = {
+    3: Nvml.NOT_SUPPORTED,
+    4: Nvml.NO_PERMISSION,
+    6: Nvml.NO_DEVICE,
+    9: Nvml.NO_DRIVER,
+    12: Nvml.NO_LIBRARY,
+    13: Nvml.NOT_SUPPORTED,
+    15: Nvml.LOST_DEVICE,
+    16: Nvml.LOST_DEVICE,
+    17: Nvml.NO_PERMISSION,
+    18: Nvml.VERSION_MISMATCH,
+    28: Nvml.NO_DEVICE,
+}
+
+
+@dataclass
+class _Seat:
+    """A GPU in an open session.
+
+    Attributes:
+        handle: NVML's.
+        gpu: What was last known, for readings that are not taken at every look.
+        slow_at: When the slow readings are due.
+    """
+
+    handle: Any
+    gpu: Gpu
+    slow_at: float = float("-inf")
+
+
+@dataclass
+class _Session:
+    """What lives between initialisation and shutdown."""
+
+    driver: str = ""
+    seats: list[_Seat] = field(default_factory=list)
+    events: Any = None
+
+
+class NvmlReader:
+    """Looks at all GPUs; not for two threads at once."""
+
+    def __init__(
+        self,
+        *,
+        slow_every_s: float = 1.0,
+        retry_s: float = 1.0,
+        lost_retry_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Describe the reader; nothing is opened before the first look.
+
+        Args:
+            slow_every_s: How often power, heat and faults are read.
+            retry_s: Pause between two attempts to open NVML after a failure.
+            lost_retry_s: Pause between two attempts to find a lost GPU again.
+            clock: Seconds, monotonic.
+        """
+        self._slow_every_s = slow_every_s
+        self._retry_s = retry_s
+        self._lost_retry_s = lost_retry_s
+        self._clock = clock
+        self._session: _Session | None = None
+        self._failed = Gpus(why=Nvml.UNKNOWN)
+        self._open_after = float("-inf")
+        self._whole_at = float("-inf")  # when the list of GPUs was last known to be whole
+        self._xids: dict[str, list[int]] = {}  # by UUID, over sessions: a GPU stays broken until it was reset
+        self._known: dict[str, Gpu] = {}  # by UUID: a GPU that is lost vanishes from the driver's own list
+
+    def read(self) -> Gpus:
+        """Look at all GPUs. Never raises."""
+        started = time.perf_counter()
+        try:
+            import pynvml
+        except ImportError:
+            return Gpus(why=Nvml.NO_BINDING)
+        try:
+            found = self._read(pynvml)
+        except Exception as error:
+            lost = tuple(gpu for gpu in self._known.values() if gpu.lost)
+            self._failed = Gpus(why=reason(error), error=str(error) or type(error).__name__, gpus=lost)
+            self.close()
+            if getattr(error, "value", 0) in SESSION_OVER:
+                self._xids.clear()  # the driver was unloaded, and what was wrong with it
+            self._open_after = self._clock() + self._retry_s
+            found = self._failed
+        return replace(found, took_s=time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Let go of the driver. The next look opens it again."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        import pynvml
+
+        if session.events is not None:
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlEventSetFree(session.events)
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+    def _read(self, nvml: ModuleType) -> Gpus:
+        now = self._clock()
+        if self._session is None:
+            if now < self._open_after:
+                return self._failed
+            self._session = _open(nvml)
+        session = self._session
+        self._hear(nvml, session)
+        gpus = []
+        for seat in session.seats:
+            before = self._known.get(seat.gpu.uuid)
+            try:
+                seat.gpu = self._look(nvml, session, seat, now)
+                if before is not None and before.lost:
+                    self._xids.pop(before.uuid, None)  # it was reset
+            except nvml.NVMLError as error:
+                if error.value not in LOST:
+                    raise
+                seat.gpu = _lost(seat.gpu)
+            gpus.append(seat.gpu)
+        listed = {gpu.uuid for gpu in gpus}
+        gpus += [_lost(gpu) for uuid, gpu in self._known.items() if uuid not in listed]
+        self._known |= {gpu.uuid: gpu for gpu in gpus if gpu.uuid}
+        why = Nvml.OK if gpus else Nvml.NO_DEVICE
+        if gpus and all(gpu.lost for gpu in gpus):
+            why = Nvml.LOST_DEVICE
+        if gpus and not any(gpu.lost for gpu in gpus):
+            self._whole_at = now
+        elif now >= self._whole_at + self._lost_retry_s:
+            # The driver draws its list up when NVML is opened: only that finds a GPU that was reset or added.
+            self._whole_at = now
+            self.close()
+        return Gpus(why=why, gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)), driver=session.driver)
+
+    def _look(self, nvml: ModuleType, session: _Session, seat: _Seat, now: float) -> Gpu:
+        if now >= seat.slow_at:
+            seat.gpu = with_health(nvml, seat.handle, seat.gpu)
+            seat.slow_at = now + self._slow_every_s
+        gpu = seat.gpu
+        if session.events is not None:
+            gpu = replace(gpu, xids=tuple(self._xids.get(gpu.uuid, ())))
+        if gpu.mig:
+            parts = read_instances(nvml, seat.handle, gpu)
+            return replace(gpu, memory=read_memory(nvml, seat.handle), processes=None, instances=parts)
+        memory, processes = read_held(nvml, seat.handle)
+        return replace(gpu, memory=memory, processes=processes, instances=(), lost=False)
+
+    def _hear(self, nvml: ModuleType, session: _Session) -> None:
+        """Take note of the Xids since the last look."""
+        if session.events is None:
+            return
+        places = {_address(seat.handle): seat.gpu.uuid for seat in session.seats if seat.handle is not None}
+        for _ in range(_MAX_XIDS):
+            try:
+                event = nvml.nvmlEventSetWait_v2(session.events, 0)
+            except nvml.NVMLError as error:
+                if error.value in SESSION_OVER:
+                    raise
+                return  # mostly a timeout: nothing happened
+            uuid = places.get(_address(event.device))
+            if uuid is not None and event.eventType & nvml.nvmlEventTypeXidCriticalError:
+                heard = self._xids.setdefault(uuid, [])
+                if event.eventData not in heard:
+                    heard.append(int(event.eventData))
+                    del heard[:-_MAX_XIDS]
+
+
+def _lost(gpu: Gpu) -> Gpu:
+    """Return what is left to say of a GPU that does not answer: who it is, and what was wrong before."""
+    return Gpu(index=gpu.index, uuid=gpu.uuid, name=gpu.name, xids=gpu.xids, mig=gpu.mig, lost=True)
+
+
+def reason(error: Exception) -> Nvml:
+    """Return why NVML can't be read, by its error."""
+    return _REASONS.get(getattr(error, "value", 0), Nvml.UNKNOWN)
+
+
+def _open(nvml: ModuleType) -> _Session:
+    nvml.nvmlInit()
+    session = _Session()
+    try:
+        session.driver = text(maybe(nvml, nvml.nvmlSystemGetDriverVersion) or "")
+        session.seats = _seats(nvml)
+        session.events = _listen(nvml, session.seats)
+    except Exception:
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+        raise
+    return session
+
+
+def _seats(nvml: ModuleType) -> list[_Seat]:
+    seats = []
+    refused: Exception | None = None
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = text(maybe(nvml, nvml.nvmlDeviceGetUUID, handle) or "")
+            name = text(maybe(nvml, nvml.nvmlDeviceGetName, handle) or "")
+        except nvml.NVMLError as error:
+            if error.value in SESSION_OVER:
+                raise
+            if error.value in LOST:
+                seats.append(_Seat(handle=None, gpu=Gpu(index=index, lost=True)))
+            else:  # one that a container may not touch although the driver counts it
+                refused = error
+        else:
+            seats.append(_Seat(handle=handle, gpu=Gpu(index=index, uuid=uuid, name=name)))
+    if refused is not None and not seats:
+        raise refused
+    return seats
+
+
+def _listen(nvml: ModuleType, seats: list[_Seat]) -> Any:
+    """Return an event set that hears of Xids; None where there are no events (Windows, some containers)."""
+    events = maybe(nvml, nvml.nvmlEventSetCreate) if seats else None
+    if events is None:
+        return None
+    for seat in seats:
+        if seat.handle is not None:
+            with contextlib.suppress(nvml.NVMLError):
+                nvml.nvmlDeviceRegisterEvents(seat.handle, nvml.nvmlEventTypeXidCriticalError, events)
+    return events
+
+
+def _address(handle: Any) -> int:
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
