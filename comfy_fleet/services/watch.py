@@ -119,6 +119,7 @@ class _Watcher:
 
     def __init__(self, job: Job, *, jobs: JobStore, pace: Pace, monotonic: Callable[[], float]) -> None:
         self._job_id = job.id
+        self._started = job.status is not JobStatus.QUEUED  # before that there is no preview
         self._jobs = jobs
         self._pace = pace
         self._monotonic = monotonic
@@ -134,7 +135,7 @@ class _Watcher:
 
     async def snapshot(self) -> AsyncIterator[Seen]:
         """Yield the state as it is: status, progress, preview, outputs; of a final job the status last."""
-        preview = await self._jobs.preview(self._job_id)
+        preview = await self._jobs.preview(self._job_id) if self._started else None
         async for seen in self._reread():
             yield seen
         if preview is not None and not self.done:
@@ -153,11 +154,14 @@ class _Watcher:
         """Yield what an event means for this stream."""
         if event.seq <= self._seq or (event.type != "status" and event.run != self._run):
             return
-        self._seq = event.seq
+        whole, self._seq = event.seq == self._seq + 1, event.seq
         if event.type == "status":
             status = JobStatus(event.data["status"])
             self._run = event.run
-            if status.terminal:
+            if status.terminal and whole:
+                self.done = True
+                yield self._told(Status(status=status))
+            elif status.terminal:
                 async for seen in self._reread():  # outputs that were missed come before the end
                     yield seen
             elif status is not self._status:
