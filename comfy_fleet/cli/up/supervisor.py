@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import logging.handlers
 import signal
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from comfy_fleet.adapters.processes import Child
 from comfy_fleet.domain.errors import ConfigError
@@ -158,10 +159,8 @@ class Supervised:
             self._write(parse_line(self.spec.name, line))
 
     def _write(self, fields: dict[str, Any]) -> None:
-        record = logging.LogRecord(
-            self.spec.name, logging.INFO, "", 0, json.dumps(fields, ensure_ascii=False, default=str), (), None
-        )
-        self._log.emit(record)
+        line = orjson.dumps(fields, default=str).decode()
+        self._log.emit(logging.LogRecord(self.spec.name, logging.INFO, "", 0, line, (), None))
         self._echo(self.spec.name, fields)
 
 
@@ -175,7 +174,7 @@ def parse_line(process: str, line: str) -> dict[str, Any]:
     """Return a log line's fields: our processes write JSON, others (Redis, ComfyUI) write text."""
     if line.startswith("{"):
         with contextlib.suppress(ValueError):
-            value = json.loads(line)
+            value = orjson.loads(line)
             if isinstance(value, dict) and isinstance(value.get("msg"), str):
                 return value
     return _fields(process, "info", line)
