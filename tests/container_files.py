@@ -13,6 +13,7 @@ DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 FLEET = DOCKER / "compose.fleet.yaml"
 STACK = DOCKER / "stack.yaml"
+IMAGES = {"fleet": DOCKER / "Dockerfile", "comfyui": DOCKER / "comfyui" / "Dockerfile"}
 
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Z0-9_]+)(?::-(?P<default>[^}]*))?\})")
 

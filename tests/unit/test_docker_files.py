@@ -19,6 +19,7 @@ from tests.container_files import (
     COMPOSE,
     DOCKER,
     FLEET,
+    IMAGES,
     ROOT,
     STACK,
     example,
@@ -30,7 +31,6 @@ from tests.container_files import (
 )
 
 FILES = [COMPOSE, FLEET, STACK]
-IMAGES = [DOCKER / "Dockerfile", DOCKER / "comfyui" / "Dockerfile"]
 SCRIPTS = [DOCKER / "make-secrets", DOCKER / "comfyui" / "entrypoint"]
 OURS = {"api", "dispatch", "haproxy", "agent"}
 TIMES = {"interval": "30s", "timeout": "10s", "retries": 3, "start_period": "40s"}
@@ -299,7 +299,7 @@ def test_sysctls_are_known_to_the_kernel() -> None:
 
 
 def test_every_built_target_exists() -> None:
-    fleet, node = stages(IMAGES[0]), stages(IMAGES[1])
+    fleet, node = stages(IMAGES["fleet"]), stages(IMAGES["comfyui"])
     for path in (COMPOSE, FLEET):
         for name, service in services(path).items():
             if (build := service.get("build")) is None:
@@ -311,7 +311,7 @@ def test_every_built_target_exists() -> None:
 
 @pytest.mark.parametrize("target", ["api", "dispatch", "haproxy", "agent", "cli"])
 def test_a_target_runs_as_nobody_special_under_an_init(target: str) -> None:
-    steps = stages(IMAGES[0])[target]
+    steps = stages(IMAGES["fleet"])[target]
     assert last(steps, "USER") == "10001:10001"
     assert json.loads(last(steps, "ENTRYPOINT") or "") == ["tini", "--", "fleet"]
     check = last(steps, "HEALTHCHECK") or ""
@@ -329,7 +329,7 @@ def test_a_target_runs_as_nobody_special_under_an_init(target: str) -> None:
 
 
 def test_the_node_image_runs_as_nobody_special_under_an_init() -> None:
-    steps = stages(IMAGES[1])["node"]
+    steps = stages(IMAGES["comfyui"])["node"]
     assert last(steps, "USER") == "10002:10002"
     assert json.loads(last(steps, "ENTRYPOINT") or "")[:2] == ["tini", "--"]
     options, command = (last(steps, "HEALTHCHECK") or "").split(" CMD ")
@@ -338,7 +338,7 @@ def test_the_node_image_runs_as_nobody_special_under_an_init() -> None:
     assert ["/bin/sh", "-c", check[1]] == json.loads(command)
 
 
-@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", IMAGES.values(), ids=lambda path: path.parent.name)
 def test_image_files_keep_the_rules(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# syntax=docker/dockerfile:1\n")
@@ -357,7 +357,7 @@ def test_image_files_keep_the_rules(path: Path) -> None:
             assert not re.search(r"(?i)token|secret|passw|api_key", value), value
 
 
-@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", IMAGES.values(), ids=lambda path: path.parent.name)
 def test_copied_files_exist_and_are_sent_to_the_builder(path: Path) -> None:
     context = ROOT if path.parent == DOCKER else path.parent
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
