@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import typer
 
+from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
         )
     if (data / "run" / "up.json").exists():  # only ever a fleet's own folder
         shutil.rmtree(data)
-    (data / "logs").mkdir(parents=True, exist_ok=True)
+    private_folder(data / "logs")
     with (data / "logs" / "up.log").open("wb") as log:
         process = subprocess.Popen(
             fleet("up", *argv),
