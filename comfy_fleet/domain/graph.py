@@ -134,16 +134,15 @@ def upload_candidates(
 ) -> tuple[NamedUpload, ...]:
     """Find the inputs that name an uploaded file.
 
-    Files of a node's own ``output`` and ``temp`` folders (``name [output]``) are no uploads.
-
     Args:
         graph: A checked graph.
         uploads: Such inputs by class, from :attr:`comfy_fleet.domain.inventory.Inventory.uploads`;
             :data:`UPLOADS` when no node's inventory is known.
 
     Raises:
-        InvalidWorkflow: One names a file outside the node's folders. ComfyUI joins such a name to its
-            folder and opens what comes out, so it would read any picture on the node's machine.
+        InvalidWorkflow: One names a file outside the node's input folder. ComfyUI joins such a name to its
+            folder and opens what comes out, so it would read any picture on the node's machine; and what
+            lies in ``output`` and ``temp`` (``name [output]``) may be another user's.
     """
     known = UPLOADS if uploads is None else uploads
     found = []
@@ -152,11 +151,9 @@ def upload_candidates(
             value = node["inputs"].get(name)
             if not isinstance(value, str) or not value:
                 continue
-            if _leaves_folder(value):
-                raise _bad_file(node_id, name)
             file, _, folder = value.rpartition(" [") if value.endswith("]") else (value, "", "input]")
-            if folder in ("output]", "temp]"):
-                continue
+            if _leaves_folder(value) or folder in ("output]", "temp]"):
+                raise _bad_file(node_id, name)
             file = file if folder == "input]" else value
             found.append(NamedUpload(node_id=node_id, input=name, name=file.strip()))
     return tuple(found)
@@ -259,7 +256,9 @@ def _leaves_folder(name: str) -> bool:
 
 
 def _bad_file(node_id: str, name: str) -> InvalidWorkflow:
-    message = f"{name} must be a file's name inside the node's folders, without '..' and not absolute"
+    message = (
+        f"{name} must be the name of an uploaded file, without '..', not absolute, and no [output] or [temp]"
+    )
     return InvalidWorkflow(
         f"node {node_id}: {message}",
         details={

@@ -167,8 +167,6 @@ def test_uploads_are_found_by_name_and_their_annotation_is_taken_off() -> None:
         {
             "1": load("a b.png"),
             "2": load("sub/b.png [input]"),
-            "3": load("c.png [output]"),
-            "4": load("d.png [temp]"),
             "5": load(["1", 0]),
             "6": load(g.asset_reference("x")),
             "7": load("e.png", "Other"),
@@ -199,6 +197,8 @@ def test_uploads_are_found_by_name_and_their_annotation_is_taken_off() -> None:
         "\\\\host\\share.png",
         "C:\\x.png",
         "c:x.png [temp]",
+        "x.png [temp]",
+        "fleet/job/run/x.png [output]",
         "a\0.png",
         "a\n.png",
     ],
