@@ -21,6 +21,7 @@ from comfy_fleet.adapters.redis.worker import RqWorker
 from comfy_fleet.bootstrap import Stores, open_assets, open_secrets, open_stores
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.run import RunLimits
+from comfy_fleet.services.care import CareLimits
 from comfy_fleet.services.dispatch import Dispatcher, DispatchLimits
 from comfy_fleet.settings import Settings
 
@@ -107,6 +108,7 @@ async def open_dispatcher(
             name=name or f"{socket.gethostname()}.{os.getpid()}",
             runs=stores.runs,
             registry=stores.nodes,
+            inventories=stores.inventories,
             leases=LeaseClient(settings.lease_url, silence_s=settings.silence_s),
             nodes=nodes,
             assets=open_assets(settings, stores),
@@ -117,6 +119,11 @@ async def open_dispatcher(
                 lease_ttl_s=settings.lease_ttl_s,
                 beat_s=settings.beat_s,
                 stop_wait_s=settings.stop_wait_s,
+            ),
+            care=CareLimits(
+                gpu_faults=settings.quarantine_faults,
+                ooms=settings.quarantine_ooms,
+                oom_memory_s=settings.oom_memory_s,
             ),
             now=time.monotonic,
         )

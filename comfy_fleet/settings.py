@@ -66,6 +66,16 @@ class Settings(BaseSettings):
         None, repr=False, validate_default=True, description="Token that agents show to the API."
     )
 
+    vram_need_gb: float | None = Field(
+        None, gt=0, description="GPU memory in GiB that the smallest job needs; else two thirds of a card."
+    )
+    vram_reserve_gb: float | None = Field(
+        None, ge=0, description="GPU memory in GiB that agents never count as available; else by card."
+    )
+    free_idle_s: float = Field(
+        0.0, ge=0, description="A node that is idle this long unloads its models; 0: never."
+    )
+
     queue_depth: int = Field(1000, ge=1, description="Queued jobs before submits answer 429 queue_full.")
     ageing_s: float = Field(60.0, gt=0, description="A job that waits this long gains one point of priority.")
     max_attempts: int = Field(3, ge=1, le=20, description="Attempts that count before a job fails.")
@@ -78,6 +88,15 @@ class Settings(BaseSettings):
     )
     run_timeout_s: float = Field(3600.0, gt=0, description="Longest time one run may take on a node.")
     silence_s: float = Field(600.0, gt=0, description="Longest time a run may show no sign of progress.")
+    quarantine_faults: int = Field(
+        2, ge=1, description="GPU faults in a row after which a node gets no jobs until it was restarted."
+    )
+    quarantine_ooms: int = Field(
+        5, ge=1, description="Jobs in a row out of memory after which a node gets no jobs."
+    )
+    oom_memory_s: float = Field(
+        86400.0, gt=0, description="How long a card is kept from jobs that ran out of memory on it."
+    )
     retention_s: float = Field(
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
     )

@@ -6,19 +6,24 @@ Everything but Redis and HAProxy lives in the test's own event loop.
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.agent.server import Agent
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.dispatch_main import open_dispatcher
+from comfy_fleet.domain.eligibility import Wish
+from comfy_fleet.domain.graph import check
 from comfy_fleet.domain.job import Job
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.node import Node, NodeState
 from comfy_fleet.services.dispatch import Dispatcher
+from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.settings import Settings
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
@@ -63,13 +68,15 @@ class Fleet:
     controller: Controller
     sims: dict[str, SimNode] = field(default_factory=dict)
     dispatchers: list[Running] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
-    async def add_sim(self, name: str, **options: Any) -> SimNode:
+    async def add_sim(self, name: str, *, node: dict[str, Any] | None = None, **options: Any) -> SimNode:
         options.setdefault("timing", SimTiming(scale=0))
         sim = await self.stack.enter_async_context(SimNode(NodeOptions(name=name, **options)))
         self.sims[name] = sim
-        await self.stores.nodes.add(Node(name=name, url=sim.url, simulated=True))
+        fields = {"added_at": time.time(), **(node or {})}
+        await self.stores.nodes.add(Node(name=name, url=sim.url, simulated=True, **fields))
         return sim
 
     async def dispatcher(self, name: str = "d1", **changes: Any) -> Running:
@@ -79,6 +86,21 @@ class Fleet:
         running = Running(built, stop, asyncio.create_task(built.run(stop)))
         self.dispatchers.append(running)
         return running
+
+    async def keeper(self) -> NodeInventories:
+        """Read what the nodes have, as the API does, and know it."""
+        ask = await self.stack.enter_async_context(NodeClient(self.settings.direct_url))
+        known = NodeInventories(self.stores.nodes, self.stores.inventories, ask)
+        self.tasks.append(asyncio.create_task(known.run()))
+        await until(lambda: known.known == set(self.sims), what="all nodes are read")
+        return known
+
+    async def send(self, known: NodeInventories, graph: dict[str, Any], wish: Wish, **fields: Any) -> Job:
+        """Submit a graph to the nodes that can run it."""
+        return await self.submit(graph, placement=await known.placement(check(graph), wish), **fields)
+
+    async def state(self, name: str) -> NodeState:
+        return next(state for state in await self.stores.nodes.states() if state.node.name == name)
 
     async def verdict(self, name: str, wanted: str = "up") -> None:
         """Wait until HAProxy says so of a node."""
@@ -158,6 +180,9 @@ async def fleet_of(
             finally:
                 for running in fleet.dispatchers:
                     await running.kill()
+                for task in fleet.tasks:
+                    task.cancel()
+                await asyncio.gather(*fleet.tasks, return_exceptions=True)
                 stop.set()
                 results = await asyncio.gather(*services, return_exceptions=True)
                 for result in results:

@@ -117,7 +117,8 @@ class JobError:
     """Why a job did not succeed.
 
     Codes: ``node_execution_error``, ``out_of_memory``, ``invalid_workflow``, ``node_lost``,
-    ``output_lost``, ``run_timeout``, ``deadline_exceeded``, ``gpu_fault``, ``internal_error``.
+    ``output_lost``, ``run_timeout``, ``deadline_exceeded``, ``gpu_fault``,
+    ``missing_asset``, ``released``, ``internal_error``.
     """
 
     code: str

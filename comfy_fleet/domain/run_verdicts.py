@@ -16,6 +16,15 @@ from comfy_fleet.domain.run_messages import PostAnswered, Verdict
 BLOCKED = "ExecutionBlocked"
 
 _OUT_OF_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU)\b.{0,40}out of memory|Allocation on device", re.IGNORECASE)
+# After one of these the process's CUDA context is broken, as a rule: every later job on the node fails, too.
+_GPU_FAULT = re.compile(
+    r"(CUDA|HIP|cuDNN|CUBLAS|cuBLAS|CUFFT|NCCL)(_STATUS_\w+| error\b| driver error|DNN_STATUS)"
+    r"|CUDNN_STATUS|illegal memory access|unspecified launch failure|uncorrectable ECC|GPU is lost"
+    r"|fallen off the bus|no CUDA-capable device|No CUDA GPUs are available|misaligned address",
+)
+_GPU_FAULT_TYPES = frozenset({"AcceleratorError", "CudaError", "DeferredCudaCallError"})
+# The graph's own doing, on whatever GPU; the context is broken all the same.
+_ASSERT = re.compile(r"device-side assert")
 _REASONS = {"required_input_missing": "missing_input", "bad_linked_input": "bad_link"}
 
 
@@ -123,11 +132,16 @@ def failed(data: Mapping[str, Any]) -> Verdict:
     type_ = str(data.get("exception_type") or "")
     message = str(data.get("exception_message") or "").strip()
     out_of_memory = type_.rpartition(".")[2] == "OutOfMemoryError" or bool(_OUT_OF_MEMORY.search(message))
+    fault = not out_of_memory and (
+        type_.rpartition(".")[2] in _GPU_FAULT_TYPES or bool(_GPU_FAULT.search(message))
+    )
+    blamed = bool(_ASSERT.search(message))
+    code = "out_of_memory" if out_of_memory else "gpu_fault" if fault else "node_execution_error"
     trace = data.get("traceback")
     return Verdict(
         kind="failed",
         error=JobError(
-            code="out_of_memory" if out_of_memory else "node_execution_error",
+            code=code,
             message=message or type_ or "the node reported an error without a message",
             node_id=_text(data.get("node_id")),
             class_type=_text(data.get("node_type")),
@@ -135,8 +149,9 @@ def failed(data: Mapping[str, Any]) -> Verdict:
             details={"exception_type": type_} if type_ else {},
         ),
         counts=True,
-        # The same graph raises the same error again; memory may be free on another try or node.
-        retryable=out_of_memory,
+        exclude_node=fault and not blamed,
+        # The same graph raises the same error again; memory may be free, and a GPU sound, on another node.
+        retryable=out_of_memory or (fault and not blamed),
     )
 
 

@@ -4,7 +4,8 @@ Every process that places jobs keeps one. Nodes that are alike share one parsed 
 a placement class is worked out once until something changes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from comfy_fleet.domain import eligibility
 from comfy_fleet.domain.eligibility import Candidate, Needs
@@ -14,6 +15,8 @@ from comfy_fleet.domain.node import NodeState
 from comfy_fleet.ports import InventoryStore, NodeRegistry
 
 NOTHING = Needs()
+UNREAD_S = 10.0
+"""A node that was just added gets no job before it was read; if that takes longer, it decides by itself."""
 
 
 class Atlas:
@@ -22,9 +25,12 @@ class Atlas:
     Args:
         registry: Which nodes there are.
         store: What they have.
+        clock: Unix seconds.
     """
 
-    def __init__(self, registry: NodeRegistry, store: InventoryStore) -> None:
+    def __init__(
+        self, registry: NodeRegistry, store: InventoryStore, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._registry = registry
         self._store = store
         self.states: Mapping[str, NodeState] = {}
@@ -34,6 +40,8 @@ class Atlas:
         self._able: dict[Placement, frozenset[str]] = {}
         self._pools: Mapping[str, frozenset[str]] = {}
         self._seen: object = None
+        self._clock = clock
+        self._unread: frozenset[str] = frozenset()
 
     @property
     def inventories(self) -> Sequence[Inventory]:
@@ -60,9 +68,15 @@ class Atlas:
             reading = state.reading
             digest = reading.inventory if reading.inventory in digests else ""
             seen.append((state.node, digest, reading.comfyui, reading.vram_bytes))
-        if seen == self._seen:
+        young = self._clock() - UNREAD_S
+        unread = frozenset(
+            state.node.name
+            for state in states
+            if digests and not state.reading.inventory and state.node.added_at > young
+        )
+        if seen == self._seen and unread == self._unread:
             return
-        self._seen = seen
+        self._seen, self._unread = seen, unread
         self._able.clear()
         self.candidates = [
             Candidate(
@@ -103,7 +117,7 @@ class Atlas:
             needs = self.needs(placement)
             if needs is None:
                 return frozenset()
-            found = eligibility.able(placement, needs, self.candidates)
+            found = eligibility.able(placement, needs, self.candidates) - self._unread
             self._able[placement] = found
         return found
 

@@ -15,11 +15,11 @@ from typing import Any
 from uuid import uuid4
 
 from comfy_fleet.domain.job import Placement
-from comfy_fleet.domain.node import Node
 from comfy_fleet.domain.run import RunLimits
 from comfy_fleet.ports import (
     AssetStore,
     Claim,
+    InventoryStore,
     Lease,
     Leases,
     NodeApi,
@@ -27,6 +27,8 @@ from comfy_fleet.ports import (
     NoLease,
     RunStore,
 )
+from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.services.care import Care, CareLimits
 from comfy_fleet.services.execute import Execution, Tools
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class Dispatcher:
         name: str,
         runs: RunStore,
         registry: NodeRegistry,
+        inventories: InventoryStore,
         leases: Leases,
         nodes: NodeApi,
         assets: AssetStore,
@@ -74,6 +77,7 @@ class Dispatcher:
         wakes: Callable[[], AsyncIterator[str]],
         run_limits: RunLimits,
         limits: DispatchLimits,
+        care: CareLimits,
         now: Callable[[], float],
     ) -> None:
         self.name = name
@@ -84,19 +88,20 @@ class Dispatcher:
         self._wakes = wakes
         self._limits = limits
         self._now = now
+        self._atlas = Atlas(registry, inventories)
         self._tools = Tools(
             runs=runs,
             nodes=nodes,
             assets=assets,
             limits=run_limits,
             open_secret=open_secret,
+            care=Care(registry, inventories, nodes, self._atlas, care),
             now=now,
             safe=self._safe,
         )
         self.flying: dict[str, Execution] = {}
         self._confirmed: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pools: dict[str, tuple[str, ...]] = {}
         self._seekers: Counter[Placement] = Counter()
         self._known: set[Placement] = set()
         self._busy_until: dict[Placement, float] = {}
@@ -112,7 +117,7 @@ class Dispatcher:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set; then land what is in flight, or hand it over if that takes long."""
-        self._pools = _by_pool(await self._registry.nodes())
+        await self._atlas.look()
         background = [
             asyncio.create_task(self._forever(self._listen)),
             asyncio.create_task(self._forever(self._beat)),
@@ -182,6 +187,8 @@ class Dispatcher:
                 self._drop(run)
             for run in beat.cancel:
                 self._cancel(run)
+            for run in beat.release:
+                self._release(run)
             # After an outage or a freeze of ours every other dispatcher gets one TTL to renew its leases.
             if self._now() - last > self._limits.lease_ttl_s / 2:
                 healthy = self._now()
@@ -198,6 +205,10 @@ class Dispatcher:
     def _cancel(self, run: str) -> None:
         if execution := self.flying.get(run):
             execution.cancel()
+
+    def _release(self, run: str) -> None:
+        if execution := self.flying.get(run):
+            execution.release()
 
     async def _take_over(self) -> None:
         asked = self._now()
@@ -236,13 +247,15 @@ class Dispatcher:
                     self._look_in(LOOK_AGAIN_S[0])  # whoever seeks now may have looked before it was there
             elif kind == "cancel":
                 self._cancel(rest)
+            elif kind == "release":
+                self._release(rest)
             elif kind == "free":
                 self._busy_until.clear()
                 self._look.set()
 
     async def _watch_nodes(self) -> None:
         async for _ in self._registry.changes():
-            self._pools = _by_pool(await self._registry.nodes())
+            await self._atlas.look()
             self._busy_until.clear()
             self._look.set()
 
@@ -258,6 +271,8 @@ class Dispatcher:
         while True:
             waiting = await self._runs.waiting() if self._claiming else []
             self._known = {head.placement for head in waiting}
+            self._atlas.forget({*self._known, *self._seekers})
+            await self._atlas.learn(self._known)
             for head in waiting:
                 self._start_seeker(head.placement)
             if waiting:
@@ -303,10 +318,11 @@ class Dispatcher:
     async def _seek_again(self, node: str, placement: Placement) -> None:
         """Take a node that a run of ours has just left; HAProxy needs a moment to see that it is free."""
         try:
+            pool = self._atlas.states[node].node.pool
             until = self._now() + HOT_S
             while self._now() < until:
                 run = str(uuid4())
-                lease = await self._leases.lease(run=run, pool=placement.pool, nodes=(node,))
+                lease = await self._leases.lease(run=run, pool=pool, nodes=(node,))
                 if not isinstance(lease, NoLease):
                     await self._claim(lease, run, placement)
                     return
@@ -318,22 +334,28 @@ class Dispatcher:
         self._look.set()
 
     async def _seek_one(self, placement: Placement) -> bool:
-        members = self._pools.get(placement.pool, ())
-        able = placement.able(members)
-        if not able:
-            return False
-        wish: Sequence[str] = ()
-        if len(able) < len(members):
-            wish = random.sample(sorted(able), min(MAX_WISH, len(able)))
-        run = str(uuid4())
-        lease = await self._leases.lease(run=run, pool=placement.pool, nodes=wish)
-        if isinstance(lease, NoLease):
+        await self._atlas.learn([placement])
+        able = self._atlas.able(placement)
+        refused = False
+        for pool in self._atlas.pools_of(placement):  # the next one only if the one before has no free node
+            members = self._atlas.pools.get(pool, frozenset())
+            mine = able & members
+            if not mine:
+                continue
+            wish: Sequence[str] = ()
+            if len(mine) < len(members):
+                wish = random.sample(sorted(mine), min(MAX_WISH, len(mine)))
+            run = str(uuid4())
+            lease = await self._leases.lease(run=run, pool=pool, nodes=wish)
+            if not isinstance(lease, NoLease):
+                return await self._claim(lease, run, placement)
+            refused = True
             if lease.why != "busy":
                 logger.warning("no lease", extra={"why": lease.why, "detail": lease.detail})
+        if refused:
             self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
             self._look_in(LOOK_AGAIN_S[1])
-            return False
-        return await self._claim(lease, run, placement)
+        return False
 
     async def _claim(self, lease: Lease, run: str, placement: Placement) -> bool:
         asked = self._now()
@@ -381,7 +403,7 @@ class Dispatcher:
         return [wanted, *others]
 
     def _able(self, placement: Placement, node: str) -> bool:
-        return node in self._pools.get(placement.pool, ()) and bool(placement.able([node]))
+        return node in self._atlas.able(placement)
 
     def _park(self, lease: Lease, run: str) -> None:
         if lease.node in self._parked:
@@ -419,10 +441,3 @@ class Dispatcher:
 async def _drain(lease: Lease) -> None:
     async for _ in lease.frames():
         pass
-
-
-def _by_pool(nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
-    pools: dict[str, list[str]] = {}
-    for node in nodes:
-        pools.setdefault(node.pool, []).append(node.name)
-    return {pool: tuple(sorted(names)) for pool, names in pools.items()}

@@ -10,13 +10,13 @@ import logging
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from comfy_fleet.domain import graph as graphs
 from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, StoreDown
-from comfy_fleet.domain.job import JobError, JobStatus, Output, Progress
+from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.outputs import FileRef, InlineText, OutputItem
 from comfy_fleet.domain.run import (
     Action,
@@ -43,8 +43,11 @@ from comfy_fleet.domain.run import (
     Verdict,
 )
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
+from comfy_fleet.services.care import Care
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PROGRESS_EVERY_S = 0.5  # twice a second is what the faces promise
 PREVIEW_EVERY_S = 0.5
@@ -61,6 +64,7 @@ class Tools:
     Attributes:
         open_secret: Decrypts ``extra_data``.
         now: Monotonic seconds.
+        care: Knows where a job goes after a failure.
         safe: Whether this run's lease certainly still holds (its last confirmed beat is young enough).
     """
 
@@ -69,6 +73,7 @@ class Tools:
     assets: AssetStore
     limits: RunLimits
     open_secret: Callable[[bytes], Mapping[str, Any]]
+    care: Care
     now: Callable[[], float]
     safe: Callable[[str], bool]
 
@@ -107,6 +112,7 @@ class Execution:
         self._graph: graphs.Graph = {}
         self._started = tools.now()
         self._canceled = False
+        self._released = False
         self._abandoned = False
         self._timer: asyncio.TimerHandle | None = None
         self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
@@ -115,6 +121,12 @@ class Execution:
         """Tell the run that its job is to be canceled; safe to call again."""
         if not self._canceled:
             self._canceled = True
+            self._events.put_nowait(CancelRequested())
+
+    def release(self) -> None:
+        """Take the run off its node, and give its job back to the queue; safe to call again."""
+        if not self._released:
+            self._released = True
             self._events.put_nowait(CancelRequested())
 
     def abandon(self) -> None:
@@ -147,6 +159,12 @@ class Execution:
 
     async def _fresh(self) -> None:
         graph = orjson.loads(self.claim.graph)
+        if (elsewhere := await self._tools.care.misfit(self.claim, graph)) is not None:
+            error = JobError(
+                code="invalid_workflow", message=f"node {self.claim.node} lacks what it needs now"
+            )
+            await self._requeue(error, counts=False, placement=elsewhere)
+            return
         machine = self._new_machine(graph, adopted=False, accepted=False)
         try:
             self._graph = await self._prepare(graph)
@@ -392,7 +410,7 @@ class Execution:
 
     # -- the end --------------------------------------------------------------------------------------
 
-    async def _persist(self, write: Callable[[], Awaitable[JobStatus]]) -> JobStatus:
+    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write until Redis answers: a finished GPU minute must not be lost to a restart of Redis."""
         gap = 0.1
         while True:
@@ -426,11 +444,24 @@ class Execution:
                 return
             case "succeeded":
                 end, error, took = JobStatus.SUCCEEDED, None, duration
+            case "canceled" if self._released and not self._canceled:
+                released = JobError(code="released", message=f"given back from node {self.claim.node}")
+                await self._requeue(released, counts=False)
+                return
             case "canceled":
                 end, error, took = JobStatus.CANCELED, None, None
             case _:
                 error = verdict.error or _lost("the run ended without a reason")
-                if verdict.exclude_node or verdict.retryable or verdict.kind == "lost":
+                after = await self._persist(lambda: self._tools.care.after(self.claim, verdict))
+                if after is not None and after.placement is not None:
+                    await self._requeue(after.error, counts=after.counts, placement=after.placement)
+                    return
+                if after is not None:
+                    error = after.error
+                elif self._released and verdict.kind == "lost":
+                    await self._requeue(error, counts=False)
+                    return
+                elif verdict.exclude_node or verdict.retryable or verdict.kind == "lost":
                     await self._requeue(error, counts=verdict.counts, exclude=verdict.exclude_node)
                     return
                 end, took = JobStatus.FAILED, None
@@ -441,11 +472,13 @@ class Execution:
             facts["error"] = verdict.error.message
         logger.info("job ended", extra={**self._extra, **facts})
 
-    async def _requeue(self, error: JobError, *, counts: bool, exclude: bool = False) -> None:
+    async def _requeue(
+        self, error: JobError, *, counts: bool, exclude: bool = False, placement: Placement | None = None
+    ) -> None:
         bust = frozenset(self._gone)
         status = await self._persist(
             lambda: self._tools.runs.requeue(
-                self.claim, counts=counts, exclude=exclude, reason=error, bust=bust
+                self.claim, counts=counts, exclude=exclude, reason=error, bust=bust, placement=placement
             )
         )
         self._free()

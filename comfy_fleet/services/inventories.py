@@ -52,7 +52,7 @@ class NodeInventories:
     ) -> None:
         self._registry = registry
         self._store = store
-        self._atlas = Atlas(registry, store)
+        self._atlas = Atlas(registry, store, clock=clock)
         self.keeper = Keeper(registry, store, ask, clock=clock)
         self._recheck_s = recheck_s
         self._patience_s = patience_s

@@ -61,7 +61,8 @@ class Keeper:
         self._ask = ask
         self._fresh_s = fresh_s
         self._clock = clock
-        self._tried: dict[str, float] = {}
+        self._tried: dict[str, tuple[float, str]] = {}
+        self._verdicts: dict[str, str] = {}
         self._asking: dict[str, asyncio.Task[bool]] = {}
         self._limit = asyncio.Semaphore(AT_ONCE)
 
@@ -73,8 +74,8 @@ class Keeper:
                     async with aclosing(self._registry.changes()) as changes:  # type: ignore[type-var]
                         async for _ in changes:
                             states = await self._registry.states()
-                            names = {state.node.name for state in states}
-                            self._tried = {name: at for name, at in self._tried.items() if name in names}
+                            self._verdicts = {state.node.name: state.verdict for state in states}
+                            self._tried = {n: at for n, at in self._tried.items() if n in self._verdicts}
                             for state in states:
                                 if self._due(state):
                                     self._start(state.node.name)
@@ -102,7 +103,8 @@ class Keeper:
     def _due(self, state: NodeState) -> bool:
         if state.verdict == "down":
             return False
-        if self._clock() - self._tried.get(state.node.name, float("-inf")) < RETRY_S:
+        tried, verdict = self._tried.get(state.node.name, (float("-inf"), ""))
+        if self._clock() - tried < RETRY_S and verdict == state.verdict:
             return False
         reading = state.reading
         return reading.wanted or self._clock() - reading.read_at >= self._fresh_s
@@ -130,7 +132,7 @@ class Keeper:
                 outcome = await self._store.save(name, parsed, reading_of(stats))
         except FleetError as error:
             # A node that is down keeps its last inventory; it is asked again soon.
-            self._tried[name] = self._clock()
+            self._tried[name] = self._clock(), self._verdicts.get(name, "")
             if not isinstance(error, StoreDown):
                 await self._give_back(name)
             logger.debug("no inventory", extra={"node": name, "error": str(error)})

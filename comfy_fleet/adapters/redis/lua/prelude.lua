@@ -125,6 +125,7 @@ local RQ_END = { succeeded = { 'finished', 'rq:finished:', 1 }, failed = { 'fail
 local function note_error(node, id, err, at)
   if not node or err == '' or redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return end
   local told = cjson.decode(err)
+  if told.code == 'released' then return end  -- an operator's wish is no error
   local key = 'fleet:node:' .. node .. ':errors'
   redis.call('LPUSH', key, cjson.encode({ at = at, job = id, code = told.code, message = told.message }))
   redis.call('LTRIM', key, 0, 9)

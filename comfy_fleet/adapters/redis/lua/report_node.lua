@@ -11,4 +11,6 @@ if had == 'down' and verdict ~= 'new' then
   node_started(node)
   return 'started'
 end
+-- It answers now: whoever keeps inventories reads it at once.
+if verdict == 'up' and redis.call('HEXISTS', key, 'inventory') == 0 then redis.call('PUBLISH', 'fleet:wake', 'nodes') end
 return 'changed'

@@ -1,0 +1,201 @@
+"""Where a job goes that its node could not run, and what becomes of the node.
+
+Running out of memory is a normal day: the node is told to free its memory, the profile remembers the card,
+and the job goes to a larger one. A node on which every job fails is taken out until it has been restarted.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from comfy_fleet.domain import eligibility, inventory
+from comfy_fleet.domain.eligibility import Needs, Wish, gib
+from comfy_fleet.domain.errors import FleetError, NodeError, NotFound
+from comfy_fleet.domain.graph import Graph
+from comfy_fleet.domain.job import JobError, Placement
+from comfy_fleet.domain.readings import room_bytes
+from comfy_fleet.domain.run import Verdict
+from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry
+from comfy_fleet.services.atlas import Atlas
+
+logger = logging.getLogger(__name__)
+
+ASK_S = 3.0  # a node that has just failed may not answer; its job must not wait for it
+
+
+class NodeCare(Protocol):
+    """The part of :class:`comfy_fleet.ports.NodeApi` that is needed here."""
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        """Return versions and memory. Raises NodeError."""
+
+    async def free(self, node: str) -> None:
+        """Ask the node to unload its models once it is idle. Raises NodeError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CareLimits:
+    """When a node is taken out, and how long failures are remembered.
+
+    Attributes:
+        gpu_faults: CUDA-like faults in a row.
+        ooms: Jobs out of memory in a row.
+        oom_memory_s: Seconds until a card that was too small may be tried again.
+    """
+
+    gpu_faults: int = 2
+    ooms: int = 5
+    oom_memory_s: float = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next:
+    """What to do with a job whose run failed.
+
+    Attributes:
+        placement: Where it goes; None: it has failed for good.
+        counts: Whether the attempt counts.
+        error: Why, in the words that the user reads if it ends here.
+    """
+
+    placement: Placement | None
+    counts: bool
+    error: JobError
+
+
+class Care:
+    """Decides for one dispatcher.
+
+    Args:
+        registry: Cordons nodes.
+        store: Remembers failures and needs.
+        nodes: Frees memory.
+        atlas: Who can run what.
+    """
+
+    def __init__(
+        self,
+        registry: NodeRegistry,
+        store: InventoryStore,
+        nodes: NodeCare,
+        atlas: Atlas,
+        limits: CareLimits,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._nodes = nodes
+        self._atlas = atlas
+        self._limits = limits
+
+    async def after(self, claim: Claim, verdict: Verdict) -> Next | None:
+        """Return what to do after a failed run, or None where nothing special is known."""
+        error = verdict.error
+        if error is None:
+            return None
+        if error.code == "out_of_memory":
+            return await self._out_of_memory(claim, error)
+        if error.code == "gpu_fault":
+            return await self._gpu_fault(claim, error)
+        if verdict.exclude_node:
+            return await self._rejected(claim, error, counts=verdict.counts)
+        return None
+
+    async def misfit(self, claim: Claim, graph: Graph) -> Placement | None:
+        """Return where a job belongs that its node can't run after all, or None if it can.
+
+        A job was checked against the nodes when it came. Only a node that has changed since is looked at.
+        """
+        node = self._atlas.states.get(claim.node)
+        known = self._atlas.inventory(claim.node)
+        if node is None or known is None or node.reading.changed_at <= claim.job.created_at:
+            return None
+        if not inventory.problems(graph, known):
+            return None
+        placement = claim.job.placement
+        await self._atlas.learn([placement])
+        needed = self._atlas.needs(placement) or Needs()
+        found = eligibility.needs_of(graph, Wish(), self._atlas.inventories)
+        needs = replace(
+            needed, classes=needed.classes | found.classes, choices=needed.choices | found.choices
+        )
+        await self._store.keep_needs(needs)
+        moved = replace(placement, needs=needs.key)
+        await self._atlas.learn([moved])
+        if claim.node in self._atlas.able(moved):  # something that needs can't say, such as an input's range
+            moved = _without(moved, claim.node)
+        return moved
+
+    async def _rejected(self, claim: Claim, error: JobError, *, counts: bool) -> Next:
+        with contextlib.suppress(NotFound):  # it was removed meanwhile
+            await self._registry.want_reading(claim.node)
+        moved = _without(claim.job.placement, claim.node)
+        left = await self._able(moved)
+        return Next(placement=moved if left else None, counts=counts, error=error)
+
+    async def _gpu_fault(self, claim: Claim, error: JobError) -> Next:
+        await self._strike(
+            claim.node,
+            "gpu",
+            self._limits.gpu_faults,
+            f"quarantined: {self._limits.gpu_faults} GPU faults in a row, the last: {error.message[:200]}",
+        )
+        moved = _without(claim.job.placement, claim.node)
+        # Alone it may be cured by a restart; elsewhere the job need not wait for that.
+        left = await self._able(moved)
+        return Next(placement=moved if left else claim.job.placement, counts=True, error=error)
+
+    async def _out_of_memory(self, claim: Claim, error: JobError) -> Next:
+        total, room = await self._memory(claim.node)
+        await self._strike(
+            claim.node,
+            "oom",
+            self._limits.ooms,
+            f"quarantined: {self._limits.ooms} jobs in a row ran out of memory",
+        )
+        if room:
+            await self._store.note_oom(claim.job.profile, room, ttl_s=int(self._limits.oom_memory_s))
+        placement = claim.job.placement
+        moved = replace(_without(placement, claim.node), above=max(placement.above, room))
+        cards = {name: self._atlas.vram_bytes(name) for name in await self._able(moved)}
+        larger = [name for name, size in cards.items() if not size or size > room]
+        if larger:
+            # Each step to a strictly larger card is one of a few: it need not use an attempt up.
+            grows = bool(total) and all(cards[name] > total for name in larger)
+            return Next(placement=moved, counts=not grows, error=error)
+        where = f"{claim.node} ({gib(total)})" if total else claim.node
+        if room < total * eligibility.CARD_TOLERANCE:
+            message = f"out of memory on {where}, of which others hold {gib(total - room)}: {error.message}"
+            return Next(placement=placement, counts=True, error=replace(error, message=message))
+        message = f"out of memory on {where}, the largest node that can run it: {error.message}"
+        return Next(placement=None, counts=True, error=replace(error, message=message))
+
+    async def _memory(self, node: str) -> tuple[int, int]:
+        """Free a node; return its card's bytes and how many of them it could use; 0: unknown."""
+        total = self._atlas.vram_bytes(node)
+        room = 0
+        try:
+            async with asyncio.timeout(ASK_S):
+                room = room_bytes(await self._nodes.system_stats(node))
+                await self._nodes.free(node)
+        except (NodeError, TimeoutError) as error:
+            logger.warning("node not freed", extra={"node": node, "error": str(error)})
+        return max(total, room), min(room, total) if room and total else room or total
+
+    async def _strike(self, node: str, kind: str, limit: int, reason: str) -> None:
+        if await self._registry.strike(node, kind=kind, limit=limit, reason=reason):
+            logger.error("node quarantined", extra={"node": node, "reason": reason})
+
+    async def _able(self, placement: Placement) -> frozenset[str]:
+        try:
+            await self._atlas.look()
+        except FleetError as error:
+            logger.warning("nodes not read", extra={"error": str(error)})
+        await self._atlas.learn([placement])
+        return self._atlas.able(placement)
+
+
+def _without(placement: Placement, node: str) -> Placement:
+    return replace(placement, without=placement.without | {node})

@@ -1,0 +1,181 @@
+"""Jobs go to nodes that can run them: classes, files, pools, memory. Simulated nodes, a real broker."""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.domain.eligibility import GIB, Wish
+from comfy_fleet.domain.errors import InvalidWorkflow
+from comfy_fleet.domain.graph import check
+from comfy_fleet.domain.job import JobStatus, Placement
+from comfy_fleet.sim import SimTiming
+from tests.fleet import fleet_of, until
+from tests.integration.test_dispatch import picture
+
+GB = 10**9
+
+
+def sampled(size: int = 256, *, file: str = "m.safetensors", seed: int = 0) -> dict[str, Any]:
+    """A graph that loads a checkpoint."""
+    sampler = {"seed": seed, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
+    links = {"model": ["1", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["2", 0]}
+    inputs: dict[str, tuple[str, dict[str, Any]]] = {
+        "1": ("CheckpointLoaderSimple", {"ckpt_name": file}),
+        "2": ("EmptyLatentImage", {"width": size, "height": size, "batch_size": 1}),
+        "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a cat"}),
+        "4": ("KSampler", {**links, **sampler, "denoise": 1.0}),
+        "5": ("VAEDecode", {"samples": ["4", 0], "vae": ["1", 2]}),
+        "6": ("SaveImage", {"images": ["5", 0], "filename_prefix": "t"}),
+    }
+    return {key: {"class_type": name, "inputs": values} for key, (name, values) in inputs.items()}
+
+
+def with_model(size_gb: float, name: str = "m.safetensors") -> dict[str, Any]:
+    return {"checkpoints": {name: int(size_gb * GB)}}
+
+
+@pytest.fixture(autouse=True)
+def clean(redis: Redis) -> None:
+    """Every test begins with an empty database."""
+
+
+async def test_a_job_reaches_only_nodes_that_have_its_files(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.add_sim("a", models=with_model(1, "other.safetensors"))
+        await fleet.add_sim("b", models=with_model(1))
+        for name in "ab":
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        jobs = [await fleet.send(known, sampled(seed=i), Wish()) for i in range(6)]
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.node, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, "b", 0)}
+        assert not any(job.placement.without for job in ended)  # the other one was never even asked
+        with pytest.raises(InvalidWorkflow, match=r"every node `checkpoints/none.ckpt` missing"):
+            await known.placement(check(sampled(file="none.ckpt")), Wish())
+
+
+async def test_a_node_that_joins_takes_jobs_that_wait(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.add_sim("a", models=with_model(1, "other.safetensors"))
+        await fleet.add_sim("b", models=with_model(1))
+        for name in "ab":
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        await fleet.stores.nodes.cordon("b", reason="maintenance")
+        job = await fleet.send(known, sampled(), Wish())
+        assert await known.waiting_for(job) == "node b is drained: maintenance"
+        await fleet.add_sim("c", models=with_model(1))
+        done = await fleet.ended(job.id)
+        assert (done.status, done.node) == (JobStatus.SUCCEEDED, "c")
+
+
+async def test_a_node_that_lost_a_file_never_sees_the_job(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.add_sim("a", models=with_model(1))
+        await fleet.verdict("a")
+        known = await fleet.keeper()
+        await fleet.stores.nodes.cordon("a", reason="models")
+        job = await fleet.send(known, sampled(), Wish())
+        assert job.placement == Placement()  # every node had it
+        await fleet.add_sim("b", models=with_model(1, "other.safetensors"))
+        await until(lambda: known.known == {"a", "b"}, what="b is read")
+        await fleet.verdict("b")
+
+        async def moved() -> bool:
+            return bool((await fleet.job(job.id)).placement.needs)
+
+        await until(moved, what="the job wants its file")
+        waits = await fleet.job(job.id)
+        assert await known.waiting_for(waits) == "node a is drained: models"
+        assert not waits.placement.without  # b was never asked
+        await fleet.stores.nodes.uncordon("a")
+        done = await fleet.ended(job.id)
+        assert (done.node, done.attempt) == ("a", 0)
+
+
+async def test_a_refusal_has_the_node_read_again(redis_port: int) -> None:
+    async with fleet_of(redis_port, "a", "b") as fleet:
+        known = await fleet.keeper()
+        fleet.sims["a"].faults.update({"reject": "always"})
+        before = (await fleet.state("a")).reading.read_at
+        jobs = [await fleet.send(known, picture(i), Wish()) for i in range(6)]
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.node, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, "b", 0)}
+
+        async def read_again() -> bool:
+            return (await fleet.state("a")).reading.read_at > before
+
+        await until(read_again, what="a is read again")
+
+
+async def test_jobs_spill_into_the_next_pool_when_the_first_is_full(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        timing = SimTiming(job_s=0.3)
+        await fleet.add_sim("big", node={"pool": "big"}, timing=timing)
+        await fleet.add_sim("small", timing=timing)
+        for name in ("big", "small"):
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        lone = await fleet.send(known, picture(1), Wish(pool="big", spill_to=("default",)))
+        assert (await fleet.ended(lone.id)).node == "big"
+        spilling = [await fleet.send(known, picture(i), Wish(prefer="big")) for i in range(10, 14)]
+        assert {(await fleet.ended(job.id)).node for job in spilling} == {"big", "small"}
+        required = [await fleet.send(known, picture(i), Wish(pool="big")) for i in range(20, 23)]
+        assert {(await fleet.ended(job.id)).node for job in required} == {"big"}
+
+
+async def test_out_of_memory_goes_to_a_larger_card_and_is_remembered(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        for name, size in (("small", 12), ("mid", 16), ("large", 24)):
+            await fleet.add_sim(name, models=with_model(18), vram_bytes=size * GIB)
+        for name in fleet.sims:
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        jobs = [await fleet.send(known, sampled(seed=i), Wish(), profile="big") for i in range(12)]
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.node) for job in ended} == {(JobStatus.SUCCEEDED, "large")}
+        tries = sum(sim.stats.failed for sim in fleet.sims.values())
+        assert tries <= 4, "each small card is tried once, or twice side by side"
+        later = await fleet.ended((await fleet.send(known, sampled(seed=99), Wish(), profile="big")).id)
+        assert later.node == "large"
+        assert sum(sim.stats.failed for sim in fleet.sims.values()) == tries
+
+
+async def test_out_of_memory_on_the_largest_card_fails_in_clear_words(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.add_sim("small", models=with_model(40), vram_bytes=12 * GIB)
+        await fleet.add_sim("large", models=with_model(40), vram_bytes=24 * GIB)
+        for name in fleet.sims:
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        failed = await fleet.ended((await fleet.send(known, sampled(), Wish())).id)
+        assert failed.status is JobStatus.FAILED and failed.error
+        assert failed.error.code == "out_of_memory"
+        assert "out of memory on large (24 GiB), the largest node that can run it" in failed.error.message
+        errors = await fleet.stores.nodes.errors("large")
+        assert [error["code"] for error in errors] == ["out_of_memory"]
+
+
+async def test_a_node_on_which_everything_fails_is_quarantined_until_it_restarts(redis_port: int) -> None:
+    async with fleet_of(redis_port, quarantine_ooms=3) as fleet:
+        await fleet.add_sim("bad", vram_bytes=12 * GIB)
+        await fleet.add_sim("good", vram_bytes=24 * GIB)
+        for name in fleet.sims:
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        fleet.sims["bad"].faults.update({"oom": "always"})
+        jobs = [
+            await fleet.send(known, picture(i), Wish(), profile=f"p{i}", max_attempts=5) for i in range(10)
+        ]
+        for job in jobs:
+            assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED
+        bad = await fleet.state("bad")
+        assert bad.quarantined and bad.node.cordoned
+        assert bad.node.cordon_reason == "quarantined: 3 jobs in a row ran out of memory"
+        await fleet.sims["bad"].crash()
+        await fleet.verdict("bad", "down")
+        fleet.sims["bad"].faults.clear()
+        await fleet.sims["bad"].restart()
+        await fleet.verdict("bad", "up")
+        assert not (await fleet.state("bad")).quarantined
