@@ -110,6 +110,12 @@ class SystemStats:
         # Told some time after it was asked; by the earlier one it is never thought younger than it is.
         self._stats, self._at, self.took_s = stats, asked, self._clock() - asked
 
+    @property
+    def version(self) -> str:
+        """The ComfyUI's version; empty if it never answered."""
+        system = (self._stats or {}).get("system")
+        return str(system.get("comfyui_version") or "") if isinstance(system, dict) else ""
+
     def last(self, *, rss_bytes: int | None = None) -> Counted | None:
         """Return what the node last said, with its age; None if it never answered.
 

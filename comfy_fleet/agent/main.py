@@ -1,34 +1,258 @@
-"""The process ``fleet agent``."""
+"""The process ``fleet agent``: the central one, or the one of a GPU host."""
 
 import asyncio
+import logging
+import re
 import signal
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvloop
 
+from comfy_fleet.adapters.nvml import NvmlProbe
+from comfy_fleet.agent.cleaner import Folders
+from comfy_fleet.agent.host import HostAgent, Member
+from comfy_fleet.agent.link import Link
+from comfy_fleet.agent.metrics import MetricsServer
 from comfy_fleet.agent.server import Agent
-from comfy_fleet.agent.source import HttpNodes
+from comfy_fleet.agent.source import HttpNodes, NodesSource, WithoutAgent
+from comfy_fleet.agent.supervisor import Supervision, Supervisor
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.host import Joining
+from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.vram import GIB
+from comfy_fleet.domain.vram_verdict import Policy
 from comfy_fleet.settings import Settings
 
+logger = logging.getLogger(__name__)
 
-def serve(settings: Settings, *, join: str | None = None, token: str | None = None) -> None:
-    """Answer agent-checks until SIGTERM or SIGINT.
 
-    Args:
-        settings: Where to listen, and where the API is.
-        join: Base of the API or of the edge; the API of the settings when None.
-        token: The agents' token; the settings' own when None.
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A ComfyUI that runs already, on this host.
+
+    Attributes:
+        name: The node's name.
+        url: Its URL as HAProxy reaches it.
+        gpu: Its GPU, as in ``CUDA_VISIBLE_DEVICES``.
+        output: Its output folder; None: its files are not deleted.
+        input: Its input folder.
+    """
+
+    name: str
+    url: str
+    gpu: str | None = None
+    output: Path | None = None
+    input: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentOptions:
+    """What the operator asked for.
+
+    Attributes:
+        join: Base of the API or of the edge; None: the API of the settings.
+        token: The agents' token; None: that of the settings.
+        host: The host's name; None: the machine's own.
+        advertise: The address under which HAProxy reaches this host; None: found out.
+        port: Where agent-checks are answered; None: the settings' port.
+        supervision: The ComfyUIs to run; None runs none.
+        beside: ComfyUIs that run already.
+        pool: Pool of the nodes; None leaves it to the registry.
+        weight: Their weight; None leaves it to the registry.
+        zone: Where they stand; None leaves it to the registry.
+        labels: Their labels.
+        metrics_port: Port of ``/metrics`` and ``/health``; None serves none.
+    """
+
+    join: str | None = None
+    token: str | None = None
+    host: str | None = None
+    advertise: str | None = None
+    port: int | None = None
+    supervision: Supervision | None = None
+    beside: Sequence[Beside] = ()
+    pool: str | None = None
+    weight: int | None = None
+    zone: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metrics_port: int | None = None
+
+    @property
+    def central(self) -> bool:
+        """Whether this is the agent of the nodes that have none of their own."""
+        return self.supervision is None and not self.beside
+
+
+def serve(settings: Settings, options: AgentOptions) -> None:
+    """Run until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: The port is taken.
+        ConfigError: A port is taken, or a GPU or program is not there.
     """
-    uvloop.run(_serve(settings, join, token))
+    uvloop.run(_serve(settings, options))
 
 
-async def _serve(settings: Settings, join: str | None, token: str | None) -> None:
+def host_name() -> str:
+    """Return this machine's name as a node's name may be."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-_")
+    return name[:40] or "host"
+
+
+def own_address(url: str) -> str:
+    """Return the address from which this machine reaches a URL.
+
+    Raises:
+        ConfigError: The URL's host does not resolve, or no route leads there.
+    """
+    parts = urlsplit(url)
+    try:
+        # Nothing is sent: connecting a datagram socket only chooses a route.
+        found = socket.getaddrinfo(parts.hostname or "", parts.port or 80, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as sock:
+            sock.connect(address)
+            return str(sock.getsockname()[0])
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--join {url}: no way there: {error}; check the URL, or name this host's address: --advertise"
+        ) from error
+
+
+async def _serve(settings: Settings, options: AgentOptions) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
-    source = HttpNodes(join or f"http://{host}:{settings.api_port}", token=token or settings.agent_token)
-    await Agent(source, host=settings.agent_host, port=settings.agent_port).run(stop)
+    await run(settings, options, stop)
+
+
+async def run(settings: Settings, options: AgentOptions, stop: asyncio.Event) -> None:
+    """Run an agent until ``stop`` is set.
+
+    Raises:
+        ConfigError: A port is taken, or a GPU or program is not there.
+    """
+    api_host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
+    api_url = options.join or f"http://{api_host}:{settings.api_port}"
+    token = options.token or settings.agent_token
+    name = options.host or host_name()
+    central = options.central
+    address = settings.agent_host if central else options.advertise or own_address(api_url)
+    port = settings.agent_port if options.port is None else options.port
+    nvml = None if central else NvmlProbe()
+    host = HostAgent(
+        f"{name}.central" if central else name,
+        central=central,
+        policy=_policy(settings),
+        free_idle_s=settings.free_idle_s,
+        nvml=nvml,
+    )
+    link = Link(
+        api_url,
+        host.host,
+        compose=host.compose,
+        take=host.take,
+        token=token,
+    )
+    source: NodesSource = WithoutAgent(HttpNodes(api_url, token=token)) if central else link
+    server = Agent(
+        source,
+        host=address,
+        port=port,
+        opinion=host.opinion,
+        on_nodes=host.follow if central else None,
+    )
+    host.speak_as(server.answer)
+    host.on_change = link.hurry
+    metrics = MetricsServer(
+        host.heartbeat,
+        lambda node: _word(server, node),
+        host=address,
+        port=options.metrics_port or 0,
+    )
+    await server.start()
+    supervisor: Supervisor | None = None
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        if options.metrics_port is not None:
+            await metrics.start()
+        host.address = f"[{address}]:{server.port}" if ":" in address else f"{address}:{server.port}"
+        for node in options.beside:
+            host.add(_beside(host, node, options))
+        if options.supervision is not None and nvml is not None:
+            supervisor = Supervisor(options.supervision, host, address=address, data=settings.data)
+            for member in supervisor.plan(await nvml.look(), lambda **more: _joining(host, options, **more)):
+                host.add(member)
+            tasks.append(asyncio.create_task(supervisor.run(), name="supervisor"))
+        tasks += [
+            asyncio.create_task(host.run(), name="host"),
+            asyncio.create_task(link.run(), name="link"),
+        ]
+        waiter = asyncio.create_task(_wait(stop), name="stop")
+        done, _ = await asyncio.wait({*tasks, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        for task in done - {waiter}:
+            task.result()  # none of them ends by itself: this raises
+        host.stopping = True
+        if supervisor is not None:
+            link.hurry()
+            await _let_work_end(host, settings.stop_wait_s)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.stop()
+        await metrics.stop()
+
+
+async def _wait(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+async def _let_work_end(host: HostAgent, patience_s: float) -> None:
+    """Give what runs on nodes that will be ended a chance to finish; no new job comes meanwhile."""
+    for _ in range(int(patience_s * 10)):
+        if not host.busy:
+            return
+        await asyncio.sleep(0.1)
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        need_bytes=None if settings.vram_need_gb is None else int(settings.vram_need_gb * GIB),
+        reserve_bytes=None if settings.vram_reserve_gb is None else int(settings.vram_reserve_gb * GIB),
+    )
+
+
+def _beside(host: HostAgent, node: Beside, options: AgentOptions) -> Member:
+    return Member(
+        probe=host.probe(node.name, node.url),
+        gpu=node.gpu,
+        joining=_joining(host, options, name=node.name, url=node.url, cleans=node.output is not None),
+        folders=None if node.output is None else Folders(output=node.output, input=node.input),
+    )
+
+
+def _joining(
+    host: HostAgent, options: AgentOptions, *, name: str, url: str, cleans: bool, simulated: bool = False
+) -> Joining:
+    return Joining(
+        name=name,
+        url=url,
+        agent=host.address,
+        pool=options.pool,
+        weight=options.weight,
+        zone=options.zone,
+        labels=options.labels,
+        simulated=simulated,
+        cleans=cleans,
+    )
+
+
+def _word(server: Agent, node: str) -> tuple[Word, str] | None:
+    said = server.answer(node)
+    return None if said is None else (said.word, said.why)

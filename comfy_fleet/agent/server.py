@@ -23,7 +23,7 @@ from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.source import NodesSource
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import NAME, Node
-from comfy_fleet.domain.verdict import Facts, Verdict, Word, verdict
+from comfy_fleet.domain.verdict import Facts, Verdict, Word, both, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ class Agent:
         grace_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         reach: Reach | None = None,
+        opinion: Callable[[str], Verdict | None] | None = None,
+        on_nodes: Callable[[Sequence[Node]], None] | None = None,
     ) -> None:
         """Describe the agent; nothing is opened before :meth:`start`.
 
@@ -68,6 +70,9 @@ class Agent:
             grace_s: How old the source's last word may be before ``ready`` is no longer said.
             clock: Seconds, monotonic.
             reach: Asks new nodes whether they are there.
+            opinion: What was seen of a node itself: its GPU, its process, what it works on. None from it
+                means that nothing is known yet.
+            on_nodes: Gets the nodes whenever the source told them.
         """
         self._source = source
         self._host = host
@@ -78,6 +83,8 @@ class Agent:
         self._heard_at: float | None = None
         self._said: dict[str, Word] = {}
         self._reach = reach or Reach()
+        self._opinion = opinion
+        self._on_nodes = on_nodes
         self._server: asyncio.Server | None = None
         self._listener: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
@@ -146,6 +153,9 @@ class Agent:
             age_s=self._clock() - self._heard_at, grace_s=self._grace_s, reached=self._reach.reached(node)
         )
         found = verdict(node, facts)
+        if self._opinion is not None:
+            seen = self._opinion(name) or Verdict(word=Word.HOLD, why="was not looked at yet")
+            found = both(found, seen)
         if self._said.get(name) is not found.word:
             self._said[name] = found.word
             logger.info("agent says", extra={"node": name, "verdict": found.word.value, "why": found.why})
@@ -158,6 +168,8 @@ class Agent:
     def _take(self, nodes: Sequence[Node]) -> None:
         self._nodes = {node.name: node for node in nodes}
         self._reach.follow(nodes)
+        if self._on_nodes is not None:
+            self._on_nodes(nodes)
         self._said = {name: word for name, word in self._said.items() if name in self._nodes}
         self._heard_at = self._clock()
         self._heard.set()

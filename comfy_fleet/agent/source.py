@@ -78,6 +78,18 @@ class HttpNodes:
                 await asyncio.sleep(pause)
 
 
+class WithoutAgent:
+    """The nodes of another source that have no agent of their own: the central agent's."""
+
+    def __init__(self, source: NodesSource) -> None:
+        self._source = source
+
+    async def watch(self) -> AsyncIterator[Sequence[Node]]:
+        """Yield those nodes whenever they were confirmed."""
+        async for nodes in self._source.watch():
+            yield [node for node in nodes if node.agent is None]
+
+
 def parse_nodes(body: Any) -> list[Node]:
     """Read the API's list. A node that can't be read is left out and logged: the others still count.
 
@@ -99,6 +111,7 @@ def parse_nodes(body: Any) -> list[Node]:
                     weight=int(row.get("weight", 100)),
                     cordoned=bool(row.get("cordoned", False)),
                     cordon_reason=str(row.get("cordon_reason") or ""),
+                    agent=row.get("agent"),
                 )
             )
         except (BadInput, KeyError, TypeError, ValueError, AttributeError) as error:

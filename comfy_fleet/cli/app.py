@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from comfy_fleet.cli import (
+    agent,
     demo,
     doctor,
     haproxy,
@@ -35,7 +36,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(root)
-    for module in (processes, status, demo, doctor, submit, sim, health):
+    for module in (processes, agent, status, demo, doctor, submit, sim, health):
         module.register(app)
     app.add_typer(nodes.app, name="node", rich_help_panel="Fleet")
     app.add_typer(jobs.app, name="job", rich_help_panel="Jobs")

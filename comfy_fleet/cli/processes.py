@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(rich_help_panel="Fleet")(up)
     app.command(rich_help_panel="Fleet")(down)
-    for command in (api, dispatch, agent):
+    for command in (api, dispatch):
         app.command(rich_help_panel="Single processes")(command)
 
 
@@ -76,16 +76,17 @@ def up(
     """
     import asyncio
 
+    from comfy_fleet.adapters.comfyui.checkout import Checkout
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.gpus import probe
     from comfy_fleet.cli.up.fleet import Fleet, UpOptions, plan
     from comfy_fleet.cli.up.lock import DataLock
-    from comfy_fleet.cli.up.nodes import ComfyUI, cuda_visible
+    from comfy_fleet.cli.up.nodes import cuda_visible
 
     settings = load(data=data, port=port, host=host, redis_url=redis)
     home = None
     if comfyui:
-        home = ComfyUI.find(
+        home = Checkout.find(
             comfyui, python=comfyui_python, args=shlex.split(comfyui_args), custom_nodes=custom_nodes
         )
     extra = shlex.split(sim_args)
@@ -146,24 +147,6 @@ def dispatch(
     from comfy_fleet.dispatch_main import serve
 
     serve(logging_as("dispatch"), name=name)
-
-
-def agent(
-    join: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="The fleet, which knows the nodes.", show_default="FLEET_API_HOST and _PORT"
-        ),
-    ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar="FLEET_AGENT_TOKEN", help="Token that the API asks for.", show_default=False),
-    ] = None,
-) -> None:
-    """Run beside the ComfyUIs of one GPU host: answer HAProxy's agent-checks for its nodes."""
-    from comfy_fleet.agent.main import serve
-
-    serve(logging_as("agent"), join=join, token=token)
 
 
 def load(**flags: Any) -> "Settings":

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import httpx
 
+from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
@@ -147,9 +148,7 @@ class Stage:
     async def comfyui(self) -> str:
         """Start the real ComfyUI of the options, on the CPU, and return its URL."""
         assert self.options.comfyui is not None
-        home = node_plans.ComfyUI.find(
-            self.options.comfyui, python=self.options.comfyui_python, custom_nodes=False
-        )
+        home = Checkout.find(self.options.comfyui, python=self.options.comfyui_python, custom_nodes=False)
         plan = node_plans.comfyuis(home, ports.draw(1), data=self.folder, gpus=[])
         process = plan.processes[0]
         await self.child(process.name, process.argv, stage=_NODES, env=process.env, cwd=process.cwd)

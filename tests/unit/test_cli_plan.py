@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.fleet import Plan, UpOptions, plan, public_url, reconcile
 from comfy_fleet.cli.up.lock import DataLock
-from comfy_fleet.cli.up.nodes import ComfyUI
 from comfy_fleet.cli.up.programs import OwnRedis
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.node import Node
@@ -85,12 +85,13 @@ def test_a_taken_port_is_refused_with_its_holder(settings: Settings) -> None:
 
 
 def test_comfyui_runs_once_per_gpu_with_folders_of_its_own(settings: Settings, comfyui: Path) -> None:
-    home = ComfyUI.find(comfyui, python=None, args=["--lowvram"], custom_nodes=False)
+    home = Checkout.find(comfyui, python=None, args=["--lowvram"], custom_nodes=False)
     planned = made(settings, UpOptions(comfyui=home), gpus=2)
     first, second = planned.nodes.processes
     assert [node.name for node in planned.nodes.nodes] == ["gpu-0", "gpu-1"]
     assert not any(node.simulated for node in planned.nodes.nodes)
-    assert (first.env, second.env) == ({"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"})
+    assert [one.env["CUDA_VISIBLE_DEVICES"] for one in (first, second)] == ["0", "1"]
+    assert first.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert first.argv[0] == str(comfyui / "venv/bin/python")
     assert "--cpu" not in first.argv
     assert {"--disable-all-custom-nodes", "--lowvram"} <= set(first.argv)
@@ -102,7 +103,7 @@ def test_comfyui_runs_once_per_gpu_with_folders_of_its_own(settings: Settings, c
 
 def test_without_a_gpu_comfyui_runs_on_the_cpu(settings: Settings, comfyui: Path) -> None:
     (comfyui / "comfy" / "cli_args.py").write_text("")  # an older version
-    home = ComfyUI.find(comfyui, python=None)
+    home = Checkout.find(comfyui, python=None)
     planned = made(settings, UpOptions(comfyui=home, nodes=3))
     assert [node.name for node in planned.nodes.nodes] == ["cpu-0", "cpu-1", "cpu-2"]
     assert all("--cpu" in process.argv for process in planned.nodes.processes)
@@ -111,7 +112,7 @@ def test_without_a_gpu_comfyui_runs_on_the_cpu(settings: Settings, comfyui: Path
 
 
 def test_more_nodes_than_gpus_are_dealt_over_them(settings: Settings, comfyui: Path) -> None:
-    home = ComfyUI.find(comfyui, python=None)
+    home = Checkout.find(comfyui, python=None)
     planned = made(settings, UpOptions(comfyui=home, nodes=3), gpus=8, visible="5,GPU-abc")
     devices = [process.env["CUDA_VISIBLE_DEVICES"] for process in planned.nodes.processes]
     assert devices == ["5", "GPU-abc", "5"]
@@ -127,14 +128,13 @@ def test_visible_gpus(count: int, visible: str | None, expected: list[str]) -> N
 
 @pytest.mark.parametrize("python", ["/no/such/python", "surely-no-such-python"])
 def test_a_missing_python_is_named(comfyui: Path, python: str) -> None:
-    with pytest.raises(Fail, match=python):
-        ComfyUI.find(comfyui, python=python)
+    with pytest.raises(BadInput, match=python):
+        Checkout.find(comfyui, python=python)
 
 
 def test_a_folder_without_comfyui_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Fail, match="holds no ComfyUI") as caught:
-        ComfyUI.find(tmp_path, python=None)
-    assert caught.value.exit is Exit.USAGE
+    with pytest.raises(BadInput, match="holds no ComfyUI"):
+        Checkout.find(tmp_path, python=None)
 
 
 def test_running_nodes_have_names_given_or_made(settings: Settings) -> None:

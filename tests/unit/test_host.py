@@ -1,18 +1,17 @@
 """What goes between an agent and the fleet."""
 
-from uuid import uuid4
-
 import pytest
 
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.host import HOST_LABEL, Joining, Trash
 from comfy_fleet.domain.node import Node
 
-ID = str(uuid4())
+ID = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
+OTHER = "1c9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a22"
 
 
 def test_trash_is_read_as_it_is_written() -> None:
-    trash = Trash(node="g1", job=ID, run=str(uuid4()))
+    trash = Trash(node="g1", job=ID, run=OTHER)
     assert Trash.parse(str(trash)) == trash
 
 

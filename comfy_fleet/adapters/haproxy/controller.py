@@ -69,7 +69,7 @@ class Controller:
         registry: NodeRegistry,
         *,
         poll_s: float = 0.5,
-        agent_grace_s: float = 10.0,
+        agent_grace_s: float = 2.0,
     ) -> None:
         """Describe the controller; nothing starts before :meth:`run`.
 

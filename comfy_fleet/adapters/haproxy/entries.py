@@ -67,7 +67,7 @@ def lease_options(entry: Entry, agent_address: str) -> str:
         agent_address: Host name (files only) or address of its agent.
     """
     return (
-        "check inter 2s fastinter 500ms fall 3 rise 1 "
+        "check inter 2s fastinter 500ms downinter 500ms fall 3 rise 1 "
         f"maxconn 1 weight {BASE_WEIGHT} "
         f"agent-check agent-addr {agent_address} agent-port {entry.agent_port} "
         f"agent-inter 500ms agent-send {entry.name}/"

@@ -14,6 +14,7 @@ import httpx
 from rich.console import Console
 from rich.status import Status
 
+from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.cli.console import SIMULATED, facts, span, table
@@ -21,7 +22,7 @@ from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.lock import DataLock, read_note
-from comfy_fleet.cli.up.nodes import ComfyUI, NodePlan
+from comfy_fleet.cli.up.nodes import NodePlan
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy, wait_for_redis
 from comfy_fleet.cli.up.supervisor import Spec, Supervised, is_loud, stop_all
 from comfy_fleet.domain.node import Node
@@ -48,7 +49,7 @@ class UpOptions:
 
     nodes: int | None = None
     running: Sequence[str] = ()
-    comfyui: ComfyUI | None = None
+    comfyui: Checkout | None = None
     own_redis: bool = True
     sim_args: Sequence[str] = ()
     ready_timeout_s: float = 60.0

@@ -1,0 +1,76 @@
+"""Delete what finished jobs left in a node's output and input folders: two folders by id, nothing else.
+
+Every step goes through the descriptor of the folder before and follows no link, so that nothing that a
+custom node or a graph may have put there leads out of it. ``temp`` is never touched: ComfyUI's cache names
+its files.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfy_fleet.domain.host import Trash
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where a node keeps its files.
+
+    Attributes:
+        output: Its output folder.
+        input: Its input folder; None if it is not known.
+    """
+
+    output: Path
+    input: Path | None = None
+
+
+def delete(trash: Trash, folders: Folders) -> None:
+    """Delete ``output/fleet/JOB/RUN`` and ``input/fleet/JOB``. What can't be deleted is logged and stays."""
+    with _inside(folders.output, "fleet", trash.job) as job:
+        if job is not None:
+            _remove(trash, trash.run, job)
+    with _inside(folders.output, "fleet") as fleet:
+        if fleet is not None:
+            with contextlib.suppress(OSError):  # another run's files are still in it, or it is gone
+                os.rmdir(trash.job, dir_fd=fleet)
+    if folders.input is not None:
+        with _inside(folders.input, "fleet") as fleet:
+            if fleet is not None:
+                _remove(trash, trash.job, fleet)
+
+
+def _remove(trash: Trash, name: str, parent: int) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(name, dir_fd=parent)
+    except OSError as error:
+        logger.warning(
+            "files can't be deleted",
+            extra={"node": trash.node, "job_id": trash.job, "run": trash.run, "reason": str(error)},
+        )
+
+
+@contextlib.contextmanager
+def _inside(folder: Path, *names: str) -> Iterator[int | None]:
+    """Open a folder below another, step by step; None if it is not there or a link is on the way."""
+    with contextlib.ExitStack() as stack:
+        try:
+            # The folder itself is the operator's word and may be a link.
+            here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, here)
+            for name in names:
+                here = os.open(name, _FOLDER, dir_fd=here)
+                stack.callback(os.close, here)
+        except OSError:
+            yield None
+            return
+        yield here

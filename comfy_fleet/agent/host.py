@@ -1,0 +1,344 @@
+"""The agent of one GPU host, or the central one: looks at nodes and GPUs, and knows what to say of each."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+import comfy_fleet
+from comfy_fleet.adapters.nvml import NvmlProbe
+from comfy_fleet.agent import procfs
+from comfy_fleet.agent.cleaner import Folders, delete
+from comfy_fleet.agent.judge import CPU, Judge, Seated, gpu_facts
+from comfy_fleet.agent.link import Answer
+from comfy_fleet.agent.probe import NodeProbe
+from comfy_fleet.agent.process import Process
+from comfy_fleet.domain.gpu import Gpus, Nvml
+from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Trash
+from comfy_fleet.domain.node import Node, parse_url
+from comfy_fleet.domain.supervise import Phase
+from comfy_fleet.domain.verdict import Verdict, Word, both
+from comfy_fleet.domain.vram import Claim
+from comfy_fleet.domain.vram_verdict import Policy
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.25
+_PROBES_PER_S = 200  # of a central agent: with more nodes each is looked at less often
+_FIND_PID_EVERY_S = 5.0
+_WELL = Verdict(word=Word.READY, weight=100)
+
+
+@dataclass(kw_only=True)
+class Member:
+    """A node that the agent looks after.
+
+    Attributes:
+        probe: Looks at it over HTTP.
+        gpu: Its ``CUDA_VISIBLE_DEVICES``; None if it computes elsewhere or nobody knows.
+        process: Its process, if the agent runs it.
+        joining: How it wants to be registered; None if somebody else registered it.
+        folders: Its files, if they can be reached.
+        on_cpu: Whether it computes on the host's processor.
+    """
+
+    probe: NodeProbe
+    gpu: str | None = None
+    process: Process | None = None
+    joining: Joining | None = None
+    folders: Folders | None = None
+    on_cpu: bool = False
+    pids: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.probe.name
+
+
+class HostAgent:
+    """Looks at its nodes and their GPUs, and says of each whether new jobs may come.
+
+    Attributes:
+        host: Its host's name.
+        address: ``HOST:PORT`` where agent-checks are answered.
+        members: Its nodes by name.
+        stopping: Set once no new job may come, because the agent is about to end.
+        on_change: Called when something should be told soon.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        central: bool = False,
+        policy: Policy | None = None,
+        free_idle_s: float = 0.0,
+        nvml: NvmlProbe | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Describe the agent; nothing is looked at before :meth:`run`.
+
+        Args:
+            host: Its host's name.
+            central: Whether its nodes are those that have no agent of their own.
+            policy: When a GPU drains.
+            free_idle_s: After so many idle seconds a node unloads its models; 0: never.
+            nvml: Reads the GPUs; None reads none.
+            clock: Seconds, monotonic.
+        """
+        self.members: dict[str, Member] = {}
+        self.stopping = False
+        self.on_change: Callable[[], None] = lambda: None
+        self.host = host
+        self.address = ""
+        self._central = central
+        self._free_idle_s = free_idle_s
+        self._nvml = nvml
+        self._clock = clock
+        self._judge = Judge(policy)
+        self._gpus = Gpus(why=Nvml.NO_DEVICE)
+        self._instance = uuid4().hex
+        self._joined: set[str] = set()
+        self._refused: Mapping[str, str] = {}
+        self._deleted: list[Trash] = []
+        self._deleting = asyncio.Lock()
+        self._words: Callable[[str], Verdict | None] = self.opinion
+        self._client = httpx.AsyncClient(
+            trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=1000)
+        )
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def probe(self, name: str, url: str) -> NodeProbe:
+        """Return a probe that shares the agent's connections."""
+        return NodeProbe(name, url, self._client, clock=self._clock)
+
+    def add(self, member: Member) -> None:
+        """Look after one more node."""
+        self.members[member.name] = member
+
+    def speak_as(self, words: Callable[[str], Verdict | None]) -> None:
+        """Report these words instead of the agent's own opinion: what HAProxy is really told."""
+        self._words = words
+
+    def follow(self, nodes: Sequence[Node]) -> None:
+        """Look after exactly these nodes: the central agent's."""
+        wanted = {node.name: node.url for node in nodes}
+        for name, member in list(self.members.items()):
+            if wanted.get(name, "").rstrip("/") != member.probe.url:
+                self._forget(name)
+        for name, url in wanted.items():
+            if name not in self.members:
+                self.add(Member(probe=self.probe(name, url)))
+                self._look_after(name)
+
+    # ---- what it says --------------------------------------------------------------------------------------
+
+    def opinion(self, name: str) -> Verdict | None:
+        """Return what was seen of a node: its process, its work, its GPU. None before the first look."""
+        member = self.members.get(name)
+        if member is None:
+            return None
+        said = []
+        if self.stopping:
+            said.append(Verdict(word=Word.DRAIN, why="its agent is stopping"))
+        if member.process is not None and not member.process.up:
+            said.append(Verdict(word=Word.DRAIN, why=member.process.watch.why))
+        if member.probe.queue.orphans:
+            first = member.probe.queue.orphans[0].id
+            said.append(Verdict(word=Word.DRAIN, why=f"works on {first[:80]}, which no run explains"))
+        judgement = self._judge.of(name)
+        if judgement is not None:
+            said.append(judgement.verdict)
+        elif not said:
+            return None
+        return reduce(both, said, _WELL)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits on a ComfyUI that the agent runs."""
+        return any(one.process is not None and one.probe.queue.busy for one in self.members.values())
+
+    def busy_gpu(self, key: str | None) -> int | None:
+        """Return how busy a GPU is, in percent; None if that is not known."""
+        found = self._gpus.find(key) if key is not None else None
+        return None if found is None else found.utilisation
+
+    def heartbeat(self) -> Heartbeat:
+        """Return everything that was seen."""
+        return Heartbeat(
+            host=self.host,
+            instance=self._instance,
+            central=self._central,
+            version=comfy_fleet.__version__,
+            agent=self.address,
+            gpus=[gpu_facts(gpu) for gpu in self._gpus.gpus],
+            gpus_why="" if self._gpus.why is Nvml.OK else self._why_no_gpus(),
+            nodes=[self._report(member) for member in self.members.values()],
+            seen=[prompt for member in self.members.values() for prompt in member.probe.queue.prompts],
+            leaving=[
+                member.name
+                for member in self.members.values()
+                if member.process is not None and member.process.watch.phase is Phase.LEAVING
+            ],
+            deleted=list(self._deleted),
+        )
+
+    def compose(self) -> tuple[Heartbeat, Sequence[Joining]]:
+        """Return the next heartbeat, with the nodes that still have to be registered."""
+        joining = [
+            member.joining
+            for member in self.members.values()
+            if member.joining is not None
+            and member.name not in self._joined
+            and (member.process is None or member.process.watch.phase is not Phase.STOPPED)
+        ]
+        return self.heartbeat(), joining
+
+    def take(self, answer: Answer) -> None:
+        """Do what an answer of the API asks for."""
+        for member in self.members.values():
+            member.probe.queue = member.probe.queue.told(answer.asked.seen, answer.explained, answer.asked_at)
+            if member.process is not None and member.name in answer.clear:
+                member.process.clear(answer.asked_at)
+        self._joined |= answer.joined
+        if answer.refused != self._refused:
+            for name, why in answer.refused.items():
+                logger.error("node can't be registered", extra={"node": name, "reason": why})
+        self._refused = answer.refused
+        self._deleted = [trash for trash in self._deleted if trash in answer.delete]
+        if answer.delete and not self._deleting.locked():
+            self._spawn(self._delete(answer.delete))
+
+    def _report(self, member: Member) -> NodeReport:
+        said = self._words(member.name) or Verdict(word=Word.HOLD, why="was not looked at yet")
+        probe, process = member.probe, member.process
+        now = self._clock()
+        facts: dict[str, Any] = {
+            "url": probe.url,
+            "gpu": member.gpu,
+            "vram": dict(self._judge.facts(member.name)),
+            "version": probe.version,
+            "busy": probe.queue.busy,
+            "orphans": [prompt.id for prompt in probe.queue.orphans],
+            "answered_s_ago": None if probe.heard_at is None else round(now - probe.heard_at, 1),
+            "cleans": member.folders is not None,
+        }
+        if process is not None:
+            facts |= {
+                "pid": process.pid,
+                "phase": process.watch.phase.value,
+                "restarts": max(0, process.watch.restarts),
+                "jobs": process.jobs,
+                "host_memory_bytes": process.used.own_bytes,
+            }
+        return NodeReport(
+            name=member.name, word=said.word, why=said.why[:500], weight=said.weight, facts=facts
+        )
+
+    def _why_no_gpus(self) -> str:
+        if self._nvml is None:
+            return "not asked"
+        return f"{self._gpus.why.value}: {self._gpus.error}" if self._gpus.error else self._gpus.why.value
+
+    # ---- what it does --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look at everything until canceled."""
+        for name in self.members:
+            self._look_after(name)
+        try:
+            while True:
+                if self._nvml is not None:
+                    self._gpus = await self._nvml.look()
+                self._judge_all()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            tasks = [*self._looking.values(), *self._tasks]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._client.aclose()
+            if self._nvml is not None:
+                await self._nvml.close()
+
+    def _judge_all(self) -> None:
+        seated = []
+        for member in self.members.values():
+            process = member.process
+            if process is not None:
+                member.pids = process.used.pids if process.pid is not None else frozenset()
+            rss = process.used.own_bytes if process is not None and member.on_cpu else None
+            counted = member.probe.stats.last(rss_bytes=rss)
+            if process is not None and not process.up:
+                counted = None
+            seated.append(
+                Seated(
+                    gpu=CPU if member.on_cpu else member.gpu,
+                    claim=Claim(node=member.name, pids=member.pids, counted=counted),
+                )
+            )
+        self._judge.look(self._gpus, seated, now_s=self._clock())
+
+    def _look_after(self, name: str) -> None:
+        self._looking[name] = asyncio.create_task(self._watch(name), name=f"look at {name}")
+
+    def _forget(self, name: str) -> None:
+        del self.members[name]
+        if (task := self._looking.pop(name, None)) is not None:
+            task.cancel()
+
+    async def _watch(self, name: str) -> None:
+        member = self.members[name]
+        beside = member.joining is not None and member.process is None
+        find_pid_at = self._clock()
+        while True:
+            process = member.process
+            if process is None or process.watch.phase in (Phase.UP, Phase.LEAVING):
+                await member.probe.look()
+                await member.probe.stop_orphans()
+                await self._free_if_idle(member)
+            if beside and self._clock() >= find_pid_at:
+                find_pid_at = self._clock() + _FIND_PID_EVERY_S
+                member.pids = await asyncio.to_thread(_pids_of, member.probe.url)
+            await asyncio.sleep(max(LOOK_S, len(self.members) / _PROBES_PER_S))
+
+    async def _free_if_idle(self, member: Member) -> None:
+        probe = member.probe
+        if not self._free_idle_s or probe.freed or probe.busy_at is None or probe.queue.busy:
+            return
+        if self._clock() - probe.busy_at >= self._free_idle_s:
+            await probe.free()
+
+    async def _delete(self, wanted: Sequence[Trash]) -> None:
+        async with self._deleting:
+            for trash in wanted:
+                if trash in self._deleted:
+                    continue
+                member = self.members.get(trash.node)
+                if member is not None and member.folders is not None:
+                    await asyncio.to_thread(delete, trash, member.folders)
+                self._deleted.append(trash)  # also what can't be deleted: asking again would not help
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _pids_of(url: str) -> frozenset[int]:
+    """Return the processes of a ComfyUI on this machine; empty if they can't be seen."""
+    with contextlib.suppress(OSError):
+        pid = procfs.listener(parse_url(url)[1])
+        if pid is not None and pid != os.getpid():
+            return procfs.family(pid)
+    return frozenset()

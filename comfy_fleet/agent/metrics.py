@@ -1,0 +1,164 @@
+"""The agent's figures for Prometheus, and a health check for containers, on a port of its own."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.host import Heartbeat
+from comfy_fleet.domain.verdict import Word
+
+logger = logging.getLogger(__name__)
+
+_HEAD_LIMIT = 8192
+_TIMEOUT_S = 5.0
+
+_GPU = {
+    "utilisation": ("fleet_gpu_utilisation_percent", "Share of the time in which a kernel ran."),
+    "temperature_c": ("fleet_gpu_temperature_celsius", "Temperature."),
+    "power_w": ("fleet_gpu_power_watts", "Power."),
+    "ecc_uncorrected": (
+        "fleet_gpu_ecc_uncorrected",
+        "Uncorrected memory errors since the driver was loaded.",
+    ),
+}
+_VRAM = ("total", "own", "foreign", "available")
+
+
+class _Figures(Collector):
+    """Makes figures of the newest heartbeat whenever Prometheus asks."""
+
+    def __init__(self, beat: Callable[[], Heartbeat]) -> None:
+        self._beat = beat
+
+    def collect(self) -> list[Metric]:
+        beat = self._beat()
+        word = GaugeMetricFamily("fleet_node_verdict", "1 for the agent's word.", labels=["node", "word"])
+        vram = GaugeMetricFamily("fleet_node_vram_bytes", "GPU memory by owner.", labels=["node", "of"])
+        flags = {
+            name: GaugeMetricFamily(f"fleet_node_{name}", text, labels=["node"])
+            for name, text in (
+                ("busy", "Whether anything runs or waits on it."),
+                ("orphans", "Prompts on it that no run explains."),
+                ("restarts", "Restarts of its process."),
+                ("host_memory_bytes", "Host memory of its own."),
+            )
+        }
+        for node in beat.nodes:
+            for one in Word:
+                word.add_metric([node.name, one.value], float(node.word is one))
+            for of in _VRAM:
+                _add(vram, [node.name, of], node.facts.get("vram", {}).get(of))
+            for name, family in flags.items():
+                _add(family, [node.name], node.facts.get(name))
+        gpus = [_gpu_family(name, text, key, beat.gpus) for key, (name, text) in _GPU.items()]
+        return [word, vram, *flags.values(), *gpus]
+
+
+def _gpu_family(name: str, text: str, key: str, gpus: Any) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=["gpu", "name"])
+    for gpu in gpus:
+        _add(family, [str(gpu.get("uuid") or gpu.get("index")), str(gpu.get("name", ""))], gpu.get(key))
+    return family
+
+
+def _add(family: GaugeMetricFamily, labels: list[str], value: Any) -> None:
+    if isinstance(value, list):
+        value = len(value)
+    if isinstance(value, int | float):
+        family.add_metric(labels, float(value))
+
+
+class MetricsServer:
+    """``GET /metrics``, ``GET /health`` and ``GET /health/NODE`` (200 only while it may get jobs)."""
+
+    def __init__(
+        self,
+        beat: Callable[[], Heartbeat],
+        words: Callable[[str], tuple[Word, str] | None],
+        *,
+        host: str,
+        port: int,
+    ) -> None:
+        """Describe the server; nothing is opened before :meth:`start`.
+
+        Args:
+            beat: What the agent would say now.
+            words: Its word on a node, and why.
+            host: Address to listen on.
+            port: Port; 0 lets the kernel choose.
+        """
+        self._registry = CollectorRegistry()
+        self._registry.register(_Figures(beat))
+        self._words = words
+        self._host = host
+        self._port = port
+        self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        if self._server is not None and self._server.sockets:
+            return int(self._server.sockets[0].getsockname()[1])
+        return self._port
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: The port is taken.
+        """
+        try:
+            self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=_HEAD_LIMIT)
+        except OSError as error:
+            raise ConfigError(
+                f"the agent can't listen on {self._host}:{self._port}: {error.strerror or error}; "
+                "name a free port: --metrics-port",
+                details={"port": self._port},
+            ) from error
+        logger.info("metrics served", extra={"host": self._host, "port": self.port})
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                status, kind, body = self._answer(head.split(b"\r\n", 1)[0].decode("ascii", "replace"))
+                length = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close"
+                writer.write(f"HTTP/1.1 {status}\r\n{length}\r\n\r\n".encode() + body)
+                await writer.drain()
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    def _answer(self, line: str) -> tuple[str, str, bytes]:
+        match line.split(" "):
+            case ["GET", "/metrics", _]:
+                return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
+            case ["GET", "/health", _]:
+                return "200 OK", "text/plain", b"ok\n"
+            case ["GET", path, _] if path.startswith("/health/"):
+                said = self._words(path.removeprefix("/health/"))
+                if said is None:
+                    return "404 Not Found", "text/plain", b"no such node here\n"
+                word, why = said
+                text = f"{word.value}: {why}\n" if why else f"{word.value}\n"
+                status = "200 OK" if word is Word.READY else "503 Service Unavailable"
+                return status, "text/plain", text.encode()
+            case _:
+                return "404 Not Found", "text/plain", b"/metrics, /health, /health/NODE\n"

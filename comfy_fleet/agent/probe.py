@@ -1,0 +1,147 @@
+"""What one node says of itself: its queue, its memory, and that it is there at all."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from comfy_fleet.adapters.system_stats import SystemStats
+from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.domain.orphans import Prompt, Queue, read_queue
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 2.0
+_INTERRUPT_EVERY_S = 3.0
+
+
+class NodeProbe:
+    """Looks at one ComfyUI over HTTP.
+
+    Attributes:
+        name: The node.
+        url: Its base URL.
+        queue: What it works on, and which of it nobody explains.
+        stats: What it says of its memory.
+        heard_at: When it last answered; None: never.
+        busy_at: When its queue was last seen busy, or it answered for the first time.
+        version: Its version of ComfyUI.
+        freed: Whether it was asked to unload its models since it last was busy.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        client: httpx.AsyncClient,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Name the node; nothing is asked yet.
+
+        Args:
+            name: The node.
+            url: Base of its ComfyUI.
+            client: Whom to ask with.
+            clock: Seconds, monotonic.
+        """
+        self.name = name
+        self.url = url.rstrip("/")
+        self.queue = Queue()
+        self.stats = SystemStats(self.url, client, clock=clock)
+        self.heard_at: float | None = None
+        self.busy_at: float | None = None
+        self.looked_at: float | None = None
+        self.version = ""
+        self.freed = False
+        self._client = client
+        self._clock = clock
+        self._interrupted: dict[str, float] = {}
+
+    def restarted(self) -> None:
+        """Forget what a restart of the ComfyUI makes untrue."""
+        self.queue = Queue()
+        self.heard_at = self.busy_at = self.looked_at = None
+        self.freed = False
+
+    async def look(self) -> None:
+        """Look once. Never raises for what the node does."""
+        await asyncio.gather(self._look_at_queue(), self._look_at_stats())
+
+    async def ready(self) -> bool:
+        """Return whether it answers ``/object_info``: all its node classes are loaded then."""
+        try:
+            answer = await self._client.get(f"{self.url}/object_info/PreviewImage", timeout=_TIMEOUT_S)
+        except (httpx.HTTPError, httpx.InvalidURL):
+            return False
+        if answer.status_code != httpx.codes.OK:
+            return False
+        self._heard()
+        self.busy_at = self._clock()
+        return True
+
+    async def stop_orphans(self) -> None:
+        """Take prompts off the node that the fleet posted and that no run explains any more."""
+        now = self._clock()
+        for prompt in self.queue.orphans:
+            last = self._interrupted.get(prompt.id)
+            if not prompt.ours or (last is not None and now - last < _INTERRUPT_EVERY_S):
+                continue
+            self._interrupted[prompt.id] = now
+            path, body = _removal(prompt)
+            facts = {"node": self.name, "run": prompt.id, "running": prompt.running}
+            try:
+                await self._client.post(f"{self.url}{path}", json=body, timeout=_TIMEOUT_S)
+                logger.warning("orphan taken off the node", extra=facts)
+            except httpx.HTTPError as error:
+                logger.warning("orphan can't be taken off the node", extra={**facts, "reason": str(error)})
+        self._interrupted = {id_: at for id_, at in self._interrupted.items() if id_ in self.queue.prompts}
+
+    async def free(self) -> None:
+        """Ask it to unload its models, unless something is on it. It does so between two prompts only."""
+        await self._look_at_queue()
+        if self.queue.busy or self.looked_at is None:
+            return
+        try:
+            answer = await self._client.post(
+                f"{self.url}/free", json={"unload_models": True, "free_memory": True}, timeout=_TIMEOUT_S
+            )
+            self.freed = answer.is_success
+        except httpx.HTTPError as error:
+            logger.warning("node can't be freed", extra={"node": self.name, "reason": str(error)})
+            return
+        logger.info("models unloaded", extra={"node": self.name})
+
+    async def _look_at_queue(self) -> None:
+        try:
+            answer = await self._client.get(f"{self.url}/queue", timeout=_TIMEOUT_S)
+            answer.raise_for_status()
+            prompts = read_queue(answer.json())
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+            return
+        self._heard()
+        now = self.looked_at = self._clock()
+        self.queue = self.queue.look(prompts, now)
+        if prompts or self.busy_at is None:
+            self.busy_at = now
+            self.freed = False
+
+    async def _look_at_stats(self) -> None:
+        try:
+            await self.stats.ask()
+        except NodeError:
+            return
+        self._heard()
+        self.version = self.stats.version
+
+    def _heard(self) -> None:
+        self.heard_at = self._clock()
+
+
+def _removal(prompt: Prompt) -> tuple[str, dict[str, Any]]:
+    if prompt.running:
+        return "/interrupt", {"prompt_id": prompt.id}
+    return "/queue", {"delete": [prompt.id]}

@@ -1,0 +1,240 @@
+"""Which ComfyUIs a host runs: one or more a GPU, each with a name, a port and folders that stay the same."""
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.agent.cleaner import Folders
+from comfy_fleet.agent.host import HostAgent, Member
+from comfy_fleet.agent.process import Process, Spec
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.gpu import Gpus, Nvml
+from comfy_fleet.domain.host import Joining
+from comfy_fleet.domain.supervise import Limits
+
+logger = logging.getLogger(__name__)
+
+ALL = "all"
+CPU = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """What to run.
+
+    Attributes:
+        checkout: The ComfyUI.
+        gpus: ``all``, ``cpu``, or GPUs by index or UUID, separated by commas.
+        per_gpu: How many on each.
+        env: Variables for every one.
+        overrides: More arguments by GPU, as it is named in ``gpus`` or by index.
+        limits: When one is restarted.
+        names: Prefix of the names; None: the host's name and a dash.
+        simulated: Whether they are stand-ins.
+    """
+
+    checkout: Checkout
+    gpus: str = ALL
+    per_gpu: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    names: str | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A GPU to run on.
+
+    Attributes:
+        label: Its part of the node's name, such as ``gpu0``.
+        device: For ``CUDA_VISIBLE_DEVICES``; None: the CPU.
+        called: What an operator may call it in an override.
+    """
+
+    label: str
+    device: str | None
+    called: frozenset[str] = frozenset()
+
+
+class Join(Protocol):
+    """Makes a node's registration."""
+
+    def __call__(self, *, name: str, url: str, cleans: bool, simulated: bool) -> Joining:
+        """Return how a node wants to be registered."""
+
+
+class Supervisor:
+    """Runs a host's ComfyUIs."""
+
+    def __init__(self, wanted: Supervision, host: HostAgent, *, address: str, data: Path) -> None:
+        """Describe it; nothing runs before :meth:`run`.
+
+        Args:
+            wanted: What to run.
+            host: Whose nodes they are.
+            address: Where they listen, as HAProxy reaches it.
+            data: Folder for their files, logs and ports.
+        """
+        self._wanted = wanted
+        self._host = host
+        self._address = address
+        self._folder = data / "comfyui"
+        self._logs = data / "logs"
+        self._processes: list[Process] = []
+
+    def plan(self, gpus: Gpus, join: Join) -> list[Member]:
+        """Decide what runs where, and return the nodes.
+
+        Args:
+            gpus: What NVML saw.
+            join: Makes registrations.
+
+        Raises:
+            ConfigError: A GPU is not there.
+        """
+        prefix = f"{self._host.host}-" if self._wanted.names is None else self._wanted.names
+        places = places_of(self._wanted.gpus, gpus)
+        slots = [
+            (place, f"{prefix}{place.label}" + (f"-{number}" if self._wanted.per_gpu > 1 else ""))
+            for place in places
+            for number in range(self._wanted.per_gpu)
+        ]
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        ports = _ports(self._folder / "ports.json", [name for _, name in slots], self._address)
+        return [self._member(place, name, ports[name], join) for place, name in slots]
+
+    def _member(self, place: Place, name: str, port: int, join: Join) -> Member:
+        wanted = self._wanted
+        folder = self._folder / name
+        more = [arg for key in place.called for arg in wanted.overrides.get(key, ())]
+        launch = wanted.checkout.launch(
+            port=port, folder=folder, gpu=place.device, address=self._address, args=more
+        )
+        host = f"[{self._address}]" if ":" in self._address else self._address
+        url = f"http://{host}:{port}"
+        probe = self._host.probe(name, url)
+        process = Process(
+            Spec(
+                name=name,
+                argv=launch.argv,
+                env={**launch.env, **wanted.env},
+                cwd=launch.cwd,
+                log=self._logs / f"{name}.log",
+            ),
+            probe,
+            client_id=f"fleet-agent-{name}",
+            limits=wanted.limits,
+            gpu_busy=lambda: self._host.busy_gpu(place.device),
+            on_change=lambda: self._host.on_change(),
+        )
+        self._processes.append(process)
+        return Member(
+            probe=probe,
+            gpu=place.device,
+            on_cpu=place.device is None,
+            process=process,
+            joining=join(name=name, url=url, cleans=True, simulated=wanted.simulated),
+            folders=Folders(output=folder / "output", input=folder / "input"),
+        )
+
+    async def run(self) -> None:
+        """Keep them running until canceled, then end them all at once."""
+        async with asyncio.TaskGroup() as group:
+            for process in self._processes:
+                group.create_task(process.run())
+
+
+def places_of(wanted: str, gpus: Gpus) -> list[Place]:
+    """Return the GPUs to run on.
+
+    Args:
+        wanted: ``all``, ``cpu``, or GPUs by index or UUID, separated by commas.
+        gpus: What NVML saw.
+
+    Raises:
+        ConfigError: One of them is not there, or none.
+    """
+    if wanted == CPU:
+        return [Place(label="cpu0", device=None, called=frozenset({CPU}))]
+    labels = _labels(gpus)
+    if wanted == ALL:
+        found = [
+            Place(label=label, device=device, called=frozenset({label, label.removeprefix("gpu"), device}))
+            for device, label in labels.items()
+        ]
+        if not found:
+            raise ConfigError(
+                f"--gpus all: {gpus.why.value}{f' ({gpus.error})' if gpus.error else ''}; "
+                f"{gpus.why.what_to_do or 'see nvidia-smi'}. To run on the CPU: --gpus cpu"
+            )
+        return found
+    return [_place(key.strip(), gpus, labels) for key in wanted.split(",") if key.strip()]
+
+
+def _labels(gpus: Gpus) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for gpu in gpus.gpus:
+        if gpu.mig:
+            found |= {one.uuid: f"gpu{gpu.index}m{one.index}" for one in gpu.instances}
+        elif not gpu.lost:
+            found[gpu.uuid or str(gpu.index)] = f"gpu{gpu.index}"
+    return found
+
+
+def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> Place:
+    found = gpus.find(key)
+    if found is None and gpus.why is Nvml.OK:
+        there = ", ".join(f"{label.removeprefix('gpu')} ({device})" for device, label in labels.items())
+        raise ConfigError(f"--gpus: there is no GPU {key}; there are: {there}")
+    device = found.uuid or key if found is not None else key  # AMD's too: what the runtime makes of it
+    label = labels.get(device, f"gpu{key.lower()}")
+    return Place(label=label, device=device, called=frozenset({key, label, device}))
+
+
+def _ports(path: Path, names: Sequence[str], address: str) -> dict[str, int]:
+    """Return a port for each node: the one that it had, where that is free."""
+    try:
+        known = {str(name): int(port) for name, port in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        known = {}
+    ports: dict[str, int] = {}
+    for name in names:
+        port = known.get(name, 0)
+        ports[name] = port if port and port not in ports.values() and _free(port, address) else 0
+    held = []
+    for name, port in ports.items():
+        if not port:
+            held.append(_bound(0, address))
+            ports[name] = int(held[-1].getsockname()[1])
+    for sock in held:
+        sock.close()
+    path.write_text(json.dumps({**known, **ports}))
+    return ports
+
+
+def _free(port: int, address: str) -> bool:
+    try:
+        _bound(port, address).close()
+    except OSError:
+        return False
+    return True
+
+
+def _bound(port: int, address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((address, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock

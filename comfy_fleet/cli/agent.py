@@ -1,0 +1,262 @@
+"""``fleet agent``: beside the ComfyUIs of one GPU host, or the central one."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.options import Data
+
+if TYPE_CHECKING:
+    from comfy_fleet.agent.main import Beside
+    from comfy_fleet.agent.supervisor import Supervision
+
+_HOST = "This host"
+_RUN = "ComfyUIs to run"
+_BESIDE = "ComfyUIs that run already"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Single processes")(agent)
+
+
+def agent(
+    join: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The fleet's API.", show_default="FLEET_API_HOST and _PORT"),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="FLEET_AGENT_TOKEN", help="Token that the API asks for.", show_default=False),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Name of this host.", show_default="its own", rich_help_panel=_HOST),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where HAProxy reaches this host; everything listens there.",
+            show_default="towards --join",
+            rich_help_panel=_HOST,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port for agent-checks; 0: any.",
+            show_default="FLEET_AGENT_PORT",
+            rich_help_panel=_HOST,
+        ),
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="Pool of the nodes.", show_default="default", rich_help_panel=_HOST)
+    ] = None,
+    weight: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Share of the work.", show_default="100", rich_help_panel=_HOST),
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Where it stands, e.g. a rack.", rich_help_panel=_HOST)
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K=V", help="A label of the nodes. Repeatable.", rich_help_panel=_HOST),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Serve /metrics and /health there; 0: any port.", rich_help_panel=_HOST
+        ),
+    ] = None,
+    data: Data = None,
+    comfyui: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Start ComfyUIs from this checkout.", rich_help_panel=_RUN),
+    ] = None,
+    gpus: Annotated[
+        str,
+        typer.Option(help="all, cpu, or indices or UUIDs with commas.", rich_help_panel=_RUN),
+    ] = "all",
+    per_gpu: Annotated[int, typer.Option(min=1, help="ComfyUIs on each GPU.", rich_help_panel=_RUN)] = 1,
+    python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAM",
+            help="ComfyUI's Python.",
+            show_default="DIR/venv, else python3",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    comfyui_args: Annotated[
+        str, typer.Option(metavar="ARGS", help="More arguments for ComfyUI.", rich_help_panel=_RUN)
+    ] = "",
+    custom_nodes: Annotated[
+        bool, typer.Option(help="Load ComfyUI's custom nodes.", rich_help_panel=_RUN)
+    ] = True,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K=V", help="A variable for ComfyUI. Repeatable.", rich_help_panel=_RUN),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GPU:ARGS", help="More arguments on one GPU, e.g. 0:--lowvram.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, metavar="GIB", help="Restart one that holds more host memory.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    max_jobs: Annotated[
+        int, typer.Option(min=0, help="Restart after so many jobs; 0: never.", rich_help_panel=_RUN)
+    ] = 0,
+    frozen_after: Annotated[
+        float,
+        typer.Option(
+            min=1, metavar="S", help="Kill one that is silent and idle for so long.", rich_help_panel=_RUN
+        ),
+    ] = 30.0,
+    node: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=URL[@GPU]",
+            help="A ComfyUI that runs already on this host. Repeatable.",
+            rich_help_panel=_BESIDE,
+        ),
+    ] = None,
+    output_dir: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Its output folder: finished jobs' files are deleted. Repeatable.",
+            rich_help_panel=_BESIDE,
+        ),
+    ] = None,
+    input_dir: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="Its input folder. Repeatable.", rich_help_panel=_BESIDE),
+    ] = None,
+) -> None:
+    """Run beside the ComfyUIs of one GPU host: start, watch and register them, and answer HAProxy for them.
+
+    Without --comfyui and --node it is the central agent: it answers for all nodes that were added by URL.
+    """
+    from comfy_fleet.agent.main import AgentOptions, serve
+    from comfy_fleet.cli.processes import load, logging_as
+    from comfy_fleet.cli.submit import pairs
+    from comfy_fleet.domain.node import check_name
+
+    settings = logging_as("agent").model_copy(update={"data": load(data=data).data})
+    options = AgentOptions(
+        join=join,
+        token=token,
+        host=None if host is None else check_name("host", host),
+        advertise=advertise,
+        port=port,
+        pool=pool,
+        weight=weight,
+        zone=zone,
+        labels=pairs(label or [], "--label"),
+        metrics_port=metrics_port,
+        beside=beside(
+            node or [], pairs(output_dir or [], "--output-dir"), pairs(input_dir or [], "--input-dir")
+        ),
+        supervision=None
+        if comfyui is None
+        else _supervision(
+            comfyui,
+            python=python,
+            args=shlex.split(comfyui_args),
+            custom_nodes=custom_nodes,
+            gpus=gpus,
+            per_gpu=per_gpu,
+            env=env or [],
+            override=override or [],
+            max_memory=max_memory,
+            max_jobs=max_jobs,
+            frozen_after=frozen_after,
+        ),
+    )
+    serve(settings, options)
+
+
+def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]) -> "tuple[Beside, ...]":
+    """Read ``NAME=URL[@GPU]``, with folders by name.
+
+    Raises:
+        Fail: One of them has another form, or a folder belongs to none of them.
+        BadInput: A name or URL can't be used.
+    """
+    from comfy_fleet.agent.main import Beside
+    from comfy_fleet.domain.node import check_name, parse_url
+
+    found = []
+    for spec in specs:
+        match = re.fullmatch(r"(?P<name>[^=]+)=(?P<url>https?://[^@]+)(?:@(?P<gpu>.+))?", spec)
+        if match is None:
+            raise Fail(f"--node {spec!r} is not NAME=URL or NAME=URL@GPU", code=Exit.USAGE)
+        name, url = check_name("node", match["name"]), match["url"].rstrip("/")
+        parse_url(url)
+        output, input_ = outputs.pop(name, None), inputs.pop(name, None)
+        found.append(
+            Beside(
+                name=name,
+                url=url,
+                gpu=match["gpu"],
+                output=Path(output).expanduser().absolute() if output else None,
+                input=Path(input_).expanduser().absolute() if input_ else None,
+            )
+        )
+    for left in (*outputs, *inputs):
+        raise Fail(f"a folder is named for {left}, but no --node is called so", code=Exit.USAGE)
+    return tuple(found)
+
+
+def _supervision(
+    comfyui: Path,
+    *,
+    python: str | None,
+    args: Sequence[str],
+    custom_nodes: bool,
+    gpus: str,
+    per_gpu: int,
+    env: Sequence[str],
+    override: Sequence[str],
+    max_memory: float | None,
+    max_jobs: int,
+    frozen_after: float,
+) -> "Supervision":
+    from comfy_fleet.adapters.comfyui.checkout import Checkout
+    from comfy_fleet.agent.supervisor import Supervision
+    from comfy_fleet.cli.submit import pairs
+    from comfy_fleet.domain.supervise import Limits
+
+    overrides = {}
+    for spec in override:
+        gpu, colon, more = spec.partition(":")
+        if not colon or not gpu.strip():
+            raise Fail(f"--override {spec!r} is not GPU:ARGS", code=Exit.USAGE)
+        overrides[gpu.strip()] = tuple(shlex.split(more))
+    return Supervision(
+        checkout=Checkout.find(comfyui, python=python, args=args, custom_nodes=custom_nodes),
+        gpus=gpus,
+        per_gpu=per_gpu,
+        env=pairs(env, "--env"),
+        overrides=overrides,
+        limits=Limits(
+            rss_bytes=None if max_memory is None else int(max_memory * 2**30),
+            jobs=max_jobs,
+            frozen_s=frozen_after,
+        ),
+    )

@@ -1,0 +1,141 @@
+"""A GPU host for tests: an agent in this event loop, and stand-ins for ComfyUI as real child processes."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.adapters.haproxy.controller import Controller
+from comfy_fleet.agent.main import AgentOptions, run
+from comfy_fleet.agent.supervisor import Supervision
+from comfy_fleet.domain.node import NodeState
+from comfy_fleet.domain.supervise import Limits
+from comfy_fleet.settings import Settings
+from tests.conftest import free_port
+from tests.integration.api_kit import Api, running
+from tests.integration.haproxy_kit import eventually
+
+SOURCE = Path(__file__).parents[2]
+
+MAIN = '''
+"""Takes ComfyUI's arguments and serves a simulated node; leaks memory while a file `leak` is there."""
+import argparse, sys, threading, time
+from pathlib import Path
+
+sys.path.insert(0, {source!r})
+from comfy_fleet.sim.options import SimOptions, SimTiming
+from comfy_fleet.sim.server import serve
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--listen")
+parser.add_argument("--port", type=int)
+parser.add_argument("--output-directory", type=Path)
+parser.add_argument("--job-s", type=float, default=0.0)
+parser.add_argument("--slow-start", type=float, default=0.0)
+given, _ = parser.parse_known_args()
+folder = given.output_directory.parent
+held = []
+
+def leak():
+    while True:
+        if (folder / "leak").exists():
+            held.append(bytearray(b"x") * 8_000_000)
+        time.sleep(0.02)
+
+threading.Thread(target=leak, daemon=True).start()
+time.sleep(given.slow_start)
+with (folder / "starts").open("a") as starts:
+    starts.write("x")
+timing = SimTiming(job_s=given.job_s)
+place = {{"host": given.listen, "port": given.port, "name_prefix": folder.name, "data": folder / "sim"}}
+serve(SimOptions(**place, timing=timing))
+'''
+
+
+def checkout(folder: Path, *args: str) -> Checkout:
+    """Make a folder that looks like a ComfyUI checkout."""
+    home = folder / "ComfyUI"
+    (home / "comfy").mkdir(parents=True, exist_ok=True)
+    (home / "comfy" / "cli_args.py").write_text("")
+    (home / "main.py").write_text(MAIN.format(source=str(SOURCE)))
+    return Checkout.find(home, python=sys.executable, args=args)
+
+
+@dataclass
+class Host:
+    """A running host agent."""
+
+    api: Api
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+    settings: Settings
+    http: httpx.AsyncClient
+
+    async def state(self, name: str) -> NodeState:
+        found = [s for s in await self.api.stores.nodes.states() if s.node.name == name]
+        assert found, f"{name} is not registered"
+        return found[0]
+
+    async def report(self, name: str) -> dict[str, Any]:
+        return dict(await self.api.stores.hosts.report(name) or {})
+
+    async def said(self, name: str, wanted: str, *, within_s: float = 20) -> None:
+        """Wait until the agent's last word on a node is this."""
+
+        async def there() -> bool:
+            return (await self.api.stores.hosts.words(name))[0] == wanted
+
+        await eventually(f"the agent says {wanted} of {name}", there, within_s=within_s)
+
+    async def is_up(self, name: str, wanted: str = "up", *, within_s: float = 20) -> None:
+        """Wait until HAProxy's verdict on a node is this."""
+
+        async def there() -> bool:
+            states = await self.api.stores.nodes.states()
+            return any(s.node.name == name and s.verdict == wanted for s in states)
+
+        await eventually(f"{name} is {wanted} at HAProxy", there, within_s=within_s)
+
+
+@asynccontextmanager
+async def host_of(
+    redis_port: int,
+    folder: Path,
+    *,
+    supervision: Supervision | None = None,
+    haproxy: bool = False,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Host]:
+    """Run an API and a host's agent, with a broker on demand."""
+    ports = ("port", "api_port", "lease_port", "direct_port", "agent_port")
+    made = {**{name: free_port() for name in ports}, "stop_wait_s": 0.0, **settings}
+    async with running(redis_port, folder, **made) as api, httpx.AsyncClient(trust_env=False) as http:
+        stop = asyncio.Event()
+        config = api.deps.settings
+        wanted = AgentOptions(join=api.url, host="h1", port=0, supervision=supervision, **(options or {}))
+        tasks = [asyncio.create_task(run(config, wanted, stop))]
+        if haproxy:
+            tasks.append(asyncio.create_task(Controller(config, api.stores.nodes).run(stop)))
+        try:
+            yield Host(api, stop, tasks[0], config, http)
+        finally:
+            stop.set()
+            await asyncio.gather(*tasks)
+
+
+def cpu(folder: Path, *args: str, limits: Limits | None = None, per_gpu: int = 1) -> Supervision:
+    """Return what to run: stand-ins on the CPU."""
+    return Supervision(
+        checkout=checkout(folder, *args),
+        gpus="cpu",
+        per_gpu=per_gpu,
+        limits=limits or Limits(),
+        simulated=True,
+    )

@@ -1,0 +1,140 @@
+"""A GPU host's agent: it starts, watches and registers ComfyUIs, and takes them out in time."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.domain.supervise import Limits
+from tests.factories import GRAPH
+from tests.integration.agent_kit import cpu, host_of
+from tests.integration.haproxy_kit import eventually
+
+NODE = "h1-cpu0"
+
+
+def starts(folder: Path, name: str = NODE) -> int:
+    path = folder / "comfyui" / name / "starts"
+    return len(path.read_text()) if path.exists() else 0
+
+
+async def test_one_command_starts_and_registers_comfyuis_and_nothing_is_left_after_it(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, per_gpu=2)) as host:
+        for name in (f"{NODE}-0", f"{NODE}-1"):
+            await host.said(name, "ready")
+        first, second = [await host.state(f"{NODE}-{n}") for n in (0, 1)]
+        assert first.node.url != second.node.url
+        assert first.node.agent == second.node.agent
+        assert first.node.labels == {"host": "h1"}
+        report = await host.report(f"{NODE}-0")
+        assert (report["phase"], report["restarts"], report["busy"]) == ("up", 0, False)
+        assert report["vram"]["source"] == "ComfyUI's /system_stats"
+        assert report["version"]
+        pid = report["pid"]
+        os.kill(pid, 0)
+        url = first.node.url
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, per_gpu=2)) as host:
+        await host.said(f"{NODE}-0", "ready")
+        assert (await host.state(f"{NODE}-0")).node.url == url  # name and port stay
+
+
+async def test_a_killed_comfyui_takes_jobs_again_within_its_start_and_two_seconds(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    supervision = cpu(tmp_path, "--slow-start", "1.5")
+    async with host_of(redis_port, tmp_path, supervision=supervision, haproxy=True) as host:
+        await host.is_up(NODE)
+        pid = (await host.report(NODE))["pid"]
+        killed_at = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        await host.is_up(NODE, "drain")
+
+        async def told() -> bool:
+            return "SIGKILL" in (await host.state(NODE)).why
+
+        await eventually("the reason is shown", told, within_s=2)
+        await host.is_up(NODE)
+        took_s = time.monotonic() - killed_at
+        report = await host.report(NODE)
+        assert report["restarts"] == 1
+        assert starts(tmp_path) == 2
+    start_s = 1.5 + 1.0  # of the stand-in, its imports included
+    assert took_s < start_s + 2, took_s
+
+
+async def test_a_frozen_comfyui_is_killed_and_started_again(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    limits = Limits(frozen_s=2)
+    async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, limits=limits)) as host:
+        await host.said(NODE, "ready")
+        pid = (await host.report(NODE))["pid"]
+        os.kill(pid, signal.SIGSTOP)
+
+        async def again() -> bool:
+            report = await host.report(NODE)
+            return report.get("pid") not in (None, pid) and report["phase"] == "up"
+
+        await eventually("another process answers", again, within_s=20)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_a_leaking_comfyui_is_recycled_when_nobody_needs_it(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    limits = Limits(rss_bytes=400 * 2**20)
+    async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, limits=limits)) as host:
+        await host.said(NODE, "ready")
+        leak = tmp_path / "comfyui" / NODE / "leak"
+        leak.touch()
+        await host.said(NODE, "drain")
+        leak.unlink()
+        assert "host memory" in (await host.api.stores.hosts.words(NODE))[1]
+        await eventually("it was started again", lambda: starts(tmp_path) == 2)
+        await host.said(NODE, "ready")
+        assert (await host.report(NODE))["host_memory_bytes"] < 400 * 2**20
+
+
+async def test_a_comfyui_is_recycled_after_so_many_jobs_but_not_while_it_works(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    supervision = cpu(tmp_path, "--job-s", "0.1", limits=Limits(jobs=2))
+    async with host_of(redis_port, tmp_path, supervision=supervision) as host:
+        await host.said(NODE, "ready")
+        url = (await host.state(NODE)).node.url
+        for seed in range(3):
+            graph = {**GRAPH, "1": {**GRAPH["1"], "inputs": {**GRAPH["1"]["inputs"], "color": seed}}}
+            answer = await host.http.post(f"{url}/prompt", json={"prompt": graph, "client_id": "x"})
+            assert answer.status_code == 200, answer.text
+        await host.said(NODE, "drain")
+        await eventually("it was started again", lambda: starts(tmp_path) == 2)
+        await host.said(NODE, "ready")
+        assert (await host.report(NODE))["jobs"] == 0
+
+
+async def test_a_crash_in_a_row_is_told_and_waited_out(redis: Redis, redis_port: int, tmp_path: Path) -> None:
+    supervision = cpu(tmp_path)
+    (supervision.checkout.home / "main.py").write_text("raise SystemExit('no module named torch')\n")
+    async with host_of(redis_port, tmp_path, supervision=supervision) as host:
+        await host.said(NODE, "drain")
+
+        async def told() -> bool:
+            return "no module named torch" in (await host.api.stores.hosts.words(NODE))[1]
+
+        await eventually("the reason is told", told)
+        await eventually("it is tried again", lambda: _restarts(host), within_s=10)
+
+
+async def _restarts(host: object) -> bool:
+    from tests.integration.agent_kit import Host
+
+    assert isinstance(host, Host)
+    return int((await host.report(NODE)).get("restarts", 0)) >= 2
