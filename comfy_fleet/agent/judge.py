@@ -48,7 +48,9 @@ class Judge:
         """
         groups: dict[str, list[Seated]] = defaultdict(list)
         for one in seated:
-            groups[f"gpu {one.gpu}" if one.gpu is not None else f"node {one.claim.node}"].append(one)
+            gpu = _find(gpus, one.gpu)
+            key = (gpu.uuid if gpu is not None else "") or one.gpu  # an index and a UUID may mean the same
+            groups[f"gpu {key}" if key else f"node {one.claim.node}"].append(one)
         said: dict[str, tuple[Judgement, Usage]] = {}
         states: dict[str, State] = {}
         for key, members in groups.items():

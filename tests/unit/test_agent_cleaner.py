@@ -1,0 +1,75 @@
+"""Deleting what finished jobs left: two folders by id, and no way out of them."""
+
+from pathlib import Path
+
+import pytest
+
+from comfy_fleet.agent.cleaner import Folders, delete
+from comfy_fleet.domain.host import Trash
+
+JOB = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
+RUN = "1c9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a22"
+OTHER = "2d9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a33"
+TRASH = Trash(node="g1", job=JOB, run=RUN)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    made = Folders(output=tmp_path / "output", input=tmp_path / "input")
+    for folder in (made.output, made.input, tmp_path / "precious"):
+        assert folder is not None
+        folder.mkdir()
+        (folder / "keep.png").write_bytes(b"x")
+    return made
+
+
+def fill(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "a_00001_.png").write_bytes(b"x")
+    return folder
+
+
+def test_a_run_s_outputs_and_a_job_s_inputs_go_and_the_rest_stays(folders: Folders, tmp_path: Path) -> None:
+    assert folders.input is not None
+    mine = fill(folders.output / "fleet" / JOB / RUN)
+    staged = fill(folders.input / "fleet" / JOB)
+    another_run, another_job = (
+        fill(folders.output / "fleet" / JOB / OTHER),
+        fill(folders.output / "fleet" / OTHER / RUN),
+    )
+    delete(TRASH, folders)
+    assert not mine.exists()
+    assert not staged.exists()
+    assert another_run.exists()
+    assert another_job.exists()
+    assert (folders.output / "keep.png").exists()
+    delete(Trash(node="g1", job=JOB, run=OTHER), folders)
+    assert not (folders.output / "fleet" / JOB).exists()  # the last one takes the job's folder along
+    delete(TRASH, folders)  # twice is no harm
+
+
+@pytest.mark.parametrize("link", ["fleet", f"fleet/{JOB}", f"fleet/{JOB}/{RUN}"])
+def test_a_link_leads_nowhere(folders: Folders, tmp_path: Path, link: str) -> None:
+    target = tmp_path / "precious"
+    fill(target / JOB / RUN)
+    fill(target / RUN)
+    path = folders.output / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    delete(TRASH, folders)
+    assert (target / JOB / RUN / "a_00001_.png").exists()
+    assert (target / RUN / "a_00001_.png").exists()
+    assert (target / "keep.png").exists()
+
+
+def test_a_link_inside_is_removed_and_not_followed(folders: Folders, tmp_path: Path) -> None:
+    mine = fill(folders.output / "fleet" / JOB / RUN)
+    (mine / "link").symlink_to(tmp_path / "precious")
+    delete(TRASH, folders)
+    assert not mine.exists()
+    assert (tmp_path / "precious" / "keep.png").exists()
+
+
+def test_missing_folders_are_no_error(tmp_path: Path) -> None:
+    delete(TRASH, Folders(output=tmp_path / "no", input=tmp_path / "neither"))
+    delete(TRASH, Folders(output=tmp_path))

@@ -1,0 +1,108 @@
+"""The agent's line to the API: what is sent, what is taken, and patience while it is away."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from comfy_fleet.agent.link import Answer, Link
+from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Trash
+from comfy_fleet.domain.verdict import Word
+
+JOB = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
+TRASH = Trash(node="g1", job=JOB, run=JOB)
+BEAT = Heartbeat(
+    host="h1", instance="i", nodes=[NodeReport(name="g1", word=Word.READY)], seen=["p1"], deleted=[TRASH]
+)
+JOIN = Joining(name="g1", url="http://h:1", agent="h:2")
+WELL: dict[str, Any] = {
+    "nodes": [{"name": "g1", "url": "http://h:1", "cordoned": True}],
+    "joined": ["g1"],
+    "refused": {"g2": "taken"},
+    "explained": ["p1"],
+    "clear": ["g1"],
+    "delete": [str(TRASH)],
+}
+
+
+class Api:
+    """Answers what the test says, and keeps what came."""
+
+    def __init__(self, *replies: httpx.Response) -> None:
+        self.replies = list(replies)
+        self.asked: list[httpx.Request] = []
+        self.taken: list[Answer] = []
+        self.times: list[float] = []
+
+    def compose(self) -> tuple[Heartbeat, Sequence[Joining]]:
+        return BEAT, [JOIN]
+
+    def handle(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        self.times.append(asyncio.get_running_loop().time())
+        return self.replies.pop(0) if self.replies else httpx.Response(200, json=WELL)
+
+    def link(self, **more: Any) -> Link:
+        return Link(
+            "http://api.test/",
+            "h1",
+            compose=self.compose,
+            take=self.taken.append,
+            transport=httpx.MockTransport(self.handle),
+            **more,
+        )
+
+
+async def until(api: Api, answers: int, link: Link) -> None:
+    running = asyncio.create_task(link.run())
+    try:
+        async with asyncio.timeout(10):
+            while len(api.taken) < answers:
+                await asyncio.sleep(0.001)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_everything_goes_out_and_comes_back() -> None:
+    api = Api()
+    link = api.link(token="t0k", clock=lambda: 7.0)
+    await until(api, 1, link)
+    request = api.asked[0]
+    assert str(request.url) == "http://api.test/api/v1/agents/h1/heartbeat"
+    assert request.headers["Authorization"] == "Bearer t0k"
+    sent = json.loads(request.content)
+    assert "host" not in sent
+    assert sent["nodes"][0]["word"] == "ready"
+    assert (sent["deleted"], sent["join"][0]["name"]) == ([str(TRASH)], "g1")
+    answer = api.taken[0]
+    assert (answer.asked, answer.asked_at) == (BEAT, 7.0)
+    assert answer.nodes[0].cordoned
+    assert (set(answer.joined), dict(answer.refused)) == ({"g1"}, {"g2": "taken"})
+    assert (set(answer.explained), set(answer.clear), list(answer.delete)) == ({"p1"}, {"g1"}, [TRASH])
+    assert [node.name for node in await anext(link.watch())] == ["g1"]
+
+
+async def test_pauses_grow_while_the_api_is_away_and_shrink_when_it_is_back() -> None:
+    away = [httpx.Response(503, json={"error": {"message": "no redis"}}) for _ in range(3)]
+    api = Api(*away, httpx.Response(200, text="nonsense"), httpx.Response(200, json=[]))
+    await until(api, 2, api.link(every_s=0.01, jitter=lambda: 1.0))
+    pauses = [b - a for a, b in zip(api.times, api.times[1:], strict=False)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08, 0.16, 0.32), strict=False))
+    assert pauses[5] < 0.3
+
+
+async def test_news_is_sent_at_once() -> None:
+    api = Api()
+    link = api.link(every_s=100)
+    running = asyncio.create_task(link.run())
+    async with asyncio.timeout(10):
+        while not api.taken:
+            await asyncio.sleep(0.001)
+        link.hurry()
+        while len(api.taken) < 2:
+            await asyncio.sleep(0.001)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

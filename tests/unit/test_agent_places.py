@@ -1,0 +1,98 @@
+"""Which ComfyUIs run where, and under which names."""
+
+from pathlib import Path
+
+import pytest
+
+from comfy_fleet.agent.judge import CPU, Judge, Seated
+from comfy_fleet.agent.supervisor import Place, places_of
+from comfy_fleet.cli.agent import beside
+from comfy_fleet.cli.exits import Fail
+from comfy_fleet.domain.errors import BadInput, ConfigError
+from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml, Process
+from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.vram import GIB, Claim, Counted, Device
+
+TWO = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa"), Gpu(index=1, uuid="GPU-bb")))
+NONE = Gpus(why=Nvml.NO_LIBRARY)
+
+
+def short(places: list[Place]) -> list[tuple[str, str | None]]:
+    return [(place.label, place.device) for place in places]
+
+
+def test_gpus_are_named_by_index_and_chosen_by_uuid() -> None:
+    both = [("gpu0", "GPU-aa"), ("gpu1", "GPU-bb")]
+    assert short(places_of("all", TWO)) == both
+    assert short(places_of("0, 1", TWO)) == both
+    assert short(places_of("GPU-b", TWO)) == both[1:]
+    assert short(places_of("cpu", TWO)) == [("cpu0", None)]
+
+
+def test_of_a_divided_gpu_only_the_instances_are_used() -> None:
+    parts = tuple(Gpu(index=index, uuid=f"MIG-{index}", parent="GPU-aa") for index in (0, 2))
+    divided = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa", mig=True, instances=parts),))
+    assert short(places_of("all", divided)) == [("gpu0m0", "MIG-0"), ("gpu0m2", "MIG-2")]
+
+
+def test_what_is_not_there_is_told_with_what_is() -> None:
+    with pytest.raises(ConfigError, match=r"no GPU 2; there are: 0 \(GPU-aa\), 1 \(GPU-bb\)"):
+        places_of("2", TWO)
+    with pytest.raises(ConfigError, match="--gpus cpu"):
+        places_of("all", NONE)
+    assert short(places_of("0", NONE)) == [("gpu0", "0")]  # AMD: NVML knows nothing of it
+
+
+def claim(node: str, pid: int) -> Claim:
+    return Claim(node=node, pids=frozenset({pid}))
+
+
+def test_nodes_on_one_gpu_share_its_budget() -> None:
+    memory = Memory(total=24 * GIB, used=20 * GIB, free=4 * GIB)
+    processes = (Process(pid=1, used=10 * GIB), Process(pid=2, used=10 * GIB))
+    gpus = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa", memory=memory, processes=processes),))
+    judge = Judge()
+    seats = [Seated(gpu="GPU-aa", claim=claim("a", 1)), Seated(gpu="0", claim=claim("b", 2))]
+    judge.look(gpus, seats, now_s=0)
+    for name in ("a", "b"):
+        said = judge.of(name)
+        assert said is not None
+        assert (said.word, said.foreign_bytes) == (Word.READY, 0)
+    assert judge.facts("a")["own"] == 10 * GIB
+    assert judge.of("nobody") is None
+    assert judge.facts("nobody") == {}
+
+
+def test_a_gpu_that_vanished_takes_its_node_down() -> None:
+    judge = Judge()
+    judge.look(TWO, [Seated(gpu="GPU-cc", claim=claim("a", 1))], now_s=0)
+    said = judge.of("a")
+    assert said is not None
+    assert said.word is Word.DOWN
+
+
+@pytest.mark.parametrize(("used", "word"), [(10, Word.READY), (15.5, Word.DRAIN)])
+def test_a_node_on_the_cpu_needs_little_of_the_host_s_memory(used: float, word: Word) -> None:
+    counted = Counted(device=Device.HOST, total=16 * GIB, used=int(used * GIB), own=GIB // 4)
+    judge = Judge()
+    judge.look(NONE, [Seated(gpu=CPU, claim=Claim(node="a", counted=counted))], now_s=0)
+    said = judge.of("a")
+    assert said is not None
+    assert said.word is word
+
+
+def test_comfyuis_that_run_already_are_read() -> None:
+    (one,) = beside(["g1=http://10.0.0.1:8188@0"], {"g1": "/srv/out"}, {"g1": "/srv/in"})
+    assert (one.name, one.url, one.gpu, one.output, one.input) == (
+        "g1",
+        "http://10.0.0.1:8188",
+        "0",
+        Path("/srv/out"),
+        Path("/srv/in"),
+    )
+    with pytest.raises(Fail, match="NAME=URL"):
+        beside(["http://10.0.0.1:8188"], {}, {})
+    with pytest.raises(Fail, match="g2"):
+        beside([], {"g2": "/srv"}, {})
+    with pytest.raises(BadInput):
+        beside(["g1=https://10.0.0.1"], {}, {})
