@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,8 @@ pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed"),
 ]
+
+NODE = "gpu1-0"  # FLEET_GPU_HOST and the GPU's number
 
 # Stands where ComfyUI's own main.py would: takes the same arguments, and is a simulated node.
 MAIN = """\
@@ -57,6 +60,7 @@ class Host:
         self.services = services(path, {"FLEET_API_KEY": key, "COMFYUI_ARGS": "--lowvram"})
         names = ("redis", "port", "api_port", "lease_port", "direct_port", "agent_port", "node")
         self.ports = {name: free_port() for name in names}
+        self.beside_port = free_port()  # in its container the node's own agent has the usual one
         self.home = folder / "comfyui"
         (self.home / "comfy").mkdir(parents=True)
         (self.home / "main.py").write_text(MAIN)
@@ -79,6 +83,8 @@ class Host:
             here["FLEET_DATA"] = str(self.folder / data)
             ports = ("port", "api_port", "lease_port", "direct_port", "agent_port")
             here |= {f"FLEET_{name.upper()}": str(self.ports[name]) for name in ports}
+        if service == "agent-0":
+            here["FLEET_AGENT_PORT"] = str(self.beside_port)
         if "FLEET_SECRET_FILE" in here:  # as the engine would mount it: for its reader alone
             private = self.folder / "secret_key"
             if not private.exists():
@@ -93,8 +99,15 @@ class Host:
         told = words if words is not None else list(self.services[service]["command"])
         entry = json.loads(last(stages(IMAGES["fleet"])["base"], "ENTRYPOINT") or "")
         assert entry == ["tini", "--", "fleet"]
-        join = f"http://127.0.0.1:{self.ports['port']}"
-        told = [word.replace("http://haproxy:8188", join) for word in told]
+        places = {
+            "http://haproxy:8188": f"http://127.0.0.1:{self.ports['port']}",
+            f"http://{NODE}:8188": f"http://127.0.0.1:{self.ports['node']}",
+            "/comfyui/": f"{self.folder}/node/",
+        }
+        for name, place in places.items():
+            told = [word.replace(name, place) for word in told]
+        if "--advertise" in told:
+            told[told.index("--advertise") + 1] = "127.0.0.1"
         return [sys.executable, "-m", "comfy_fleet", *told]
 
     def start(self, service: str, *, copy: int = 1) -> None:
@@ -159,6 +172,12 @@ class Host:
         assert told.returncode == 0, f"{words}: {told.stdout}{told.stderr}\n{self.logs()}"
         return told
 
+    def picture(self, prompt: str) -> dict[str, Any]:
+        """Have a picture made, as a person would; returns the job."""
+        words = ("submit", "image_card", "-p", f"prompt={prompt}", "--wait", "--timeout", "60", "--json")
+        made: dict[str, Any] = json.loads(self.cli(*words).stdout)
+        return made
+
     def logs(self) -> str:
         return "\n".join(
             f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}"
@@ -199,7 +218,7 @@ def one_host(folder: Path) -> Iterator[Host]:
 
 def test_one_host_from_nothing_to_a_picture(one_host: Host) -> None:
     host = one_host
-    checked = ["redis", "haproxy", "api", "dispatch", "agent", "comfyui-0"]
+    checked = ["redis", "haproxy", "api", "dispatch", "central-agent", "agent-0", "comfyui-0"]
     # Nothing runs yet. A dispatcher without Redis is not ill: starting it again would bring no Redis back.
     sick = {name: host.health(name).returncode for name in checked}
     assert sick == dict.fromkeys(checked, 1) | {"dispatch": 0}
@@ -208,11 +227,10 @@ def test_one_host_from_nothing_to_a_picture(one_host: Host) -> None:
     host.start("redis")
     host.healthy("redis")
     assert host.health("dispatch").returncode == 1  # now it can be told that there is none
-    for service in ("haproxy", "api", "agent", "dispatch"):
+    for service in ("haproxy", "api", "central-agent", "dispatch"):
         host.start(service)
     host.start("dispatch", copy=2)
-    host.start_node()
-    for name in checked:
+    for name in ("redis", "haproxy", "api", "central-agent", "dispatch"):
         host.healthy(name)
 
     # All of them work, yet no job could run: there is no node.
@@ -222,13 +240,14 @@ def test_one_host_from_nothing_to_a_picture(one_host: Host) -> None:
     assert status.returncode == 1
     assert "no node is known" in status.stdout + status.stderr
 
-    url = f"http://127.0.0.1:{host.ports['node']}"
-    host.cli("node", "add", "gpu-0", url, "--wait", "30")
+    # The agent beside the node registers it: nobody has to.
+    host.start_node()
+    host.start("agent-0")
+    for name in checked:
+        host.healthy(name)
     host.cli()  # its command: status --wait
-    job = json.loads(
-        host.cli("submit", "image_card", "-p", "prompt=a fox", "--wait", "--timeout", "60", "--json").stdout
-    )
-    assert (job["status"], job["node"]) == ("succeeded", "gpu-0")
+    job = host.picture("a fox")
+    assert (job["status"], job["node"]) == ("succeeded", NODE)
 
     # An update, one container after the other: a dispatcher goes, then the API; the next job runs.
     assert host.stop("dispatch-1") == 0
@@ -236,16 +255,15 @@ def test_one_host_from_nothing_to_a_picture(one_host: Host) -> None:
     assert host.health("api").returncode == 1
     host.start("api")
     host.healthy("api")
-    job = json.loads(
-        host.cli("submit", "image_card", "-p", "prompt=an owl", "--wait", "--timeout", "60", "--json").stdout
-    )
-    assert job["status"] == "succeeded"
+    assert host.picture("an owl")["status"] == "succeeded"
 
     # HAProxy's own question and the container's are one: no leases without a healthy node, either way.
     host.stop("node")
     told = host.health("comfyui-0")
     assert told.returncode == 1
     assert "nothing answers" in told.stderr
+    host.stop("agent-0-1")
+    assert "nothing answers" in host.health("agent-0").stderr
     host.stop("haproxy-1")
     assert "does not answer" in host.health("haproxy").stderr
     host.stop("dispatch-2")
@@ -255,36 +273,32 @@ def test_one_host_from_nothing_to_a_picture(one_host: Host) -> None:
 @pytest.mark.parametrize("path", [FLEET, STACK], ids=lambda path: path.stem)
 def test_the_control_host_starts_and_nodes_join(folder: Path, path: Path) -> None:
     host = Host(folder, path)
-    host.services.setdefault("cli", services(FLEET, {"FLEET_API_KEY": _key(host)})["cli"])
-    host.services.setdefault("comfyui-0", services(FLEET, {"COMFYUI_ARGS": "--lowvram"})["comfyui-0"])
-    host.services.setdefault("agent", services(FLEET)["agent"])
+    if path is STACK:  # its GPU hosts, and people, use the other file
+        key = (host.secrets / "keys").read_text().split()[1]
+        fleet = services(FLEET, {"FLEET_API_KEY": key, "COMFYUI_ARGS": "--lowvram"})
+        host.services |= {name: fleet[name] for name in ("cli", "comfyui-0", "agent-0")}
     try:
         for service in ("redis", "haproxy", "api", "dispatch", "central-agent"):
             host.start(service)
         host.start_node()
-        for service in ("redis", "haproxy", "api", "dispatch", "central-agent", "comfyui-0"):
+        host.start("agent-0")
+        for service in ("redis", "haproxy", "api", "dispatch", "central-agent", "comfyui-0", "agent-0"):
             host.healthy(service)
-        # The GPU host's own agent answers for its nodes; on one machine it needs a port of its own.
-        host.ports["agent_port"] = port = free_port()
-        host.start("agent")
-        host.healthy("agent")
+        host.cli("status", "--wait", "60")
+        assert host.picture("a boat")["node"] == NODE
+        # One that has no agent: the central one answers for it.
+        host.stop("agent-0-1")
+        host.cli("node", "rm", NODE, "--force")
         url = f"http://127.0.0.1:{host.ports['node']}"
-        host.cli("node", "add", "gpu1-0", url, "--agent", f"127.0.0.1:{port}", "--wait", "30")
-        job = json.loads(
-            host.cli("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "60", "--json").stdout
-        )
-        assert (job["status"], job["node"]) == ("succeeded", "gpu1-0")
+        host.cli("node", "add", "remote", url, "--wait", "30")
+        assert host.picture("a lake")["node"] == "remote"
     finally:
         host.stop_all()
 
 
-def _key(host: Host) -> str:
-    return (host.secrets / "keys").read_text().split()[1]
-
-
 def test_the_order_of_starts_does_not_matter(one_host: Host) -> None:
     """Swarm knows none. A process may end while Redis is away: the restart policies start it again."""
-    kept = ("haproxy", "api", "dispatch", "agent")
+    kept = ("haproxy", "api", "dispatch", "central-agent", "agent-0")
     for service in kept:
         assert one_host.services[service]["restart"] == "unless-stopped"
         one_host.start(service)

@@ -90,7 +90,10 @@ def test_the_scripts_are_clean() -> None:
 def test_what_a_file_names_is_declared_in_it(path: Path) -> None:
     whole = load(path)
     for name, service in services(path).items():
-        assert set(service["networks"]) <= whole["networks"].keys(), name
+        assert set(service.get("networks", [])) <= whole["networks"].keys(), name
+        shared = service.get("network_mode", "").removeprefix("service:")
+        assert bool(shared) is not bool(service.get("networks")), name
+        assert not shared or shared in whole["services"], name
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert source.startswith((".", "/")) or source in whole["volumes"], (name, volume)
@@ -123,11 +126,11 @@ def test_a_service_runs_confined_and_checked(path: Path, name: str, service: dic
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     if path is not STACK:  # a stack does not know it
         assert service["security_opt"] == ["no-new-privileges:true"]
-    if name == "cli":
+    if name == "cli" or name.startswith("gpu-"):
         return
     check = service["healthcheck"]
     assert {key: check[key] for key in TIMES} == TIMES
-    process = name.removeprefix("central-")
+    process = re.sub(r"^central-|-\d$", "", name)
     if process in OURS:
         assert check["test"] == ["CMD", "fleet", "health", process]
         assert service["image"] == f"comfy-fleet-{process}:local"
@@ -144,12 +147,14 @@ def test_only_the_edge_is_published_and_only_here(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_networks_keep_redis_and_nodes_apart(path: Path) -> None:
     whole, found = load(path), services(path)
-    where = {name: set(service["networks"]) for name, service in found.items()}
+    where = {name: set(service.get("networks", [])) for name, service in found.items()}
     assert where["haproxy"] == {"edge", "backend", "nodes"}
     assert all(where[name] == {"backend"} for name in ("redis", "api", "dispatch"))
     for name in where:
-        if name.startswith("comfyui-") or name.endswith("agent"):
+        if name.startswith("gpu-") or name == "central-agent":
             assert where[name] == {"nodes"}, name
+        elif name.startswith(("comfyui-", "agent-")):
+            assert found[name]["network_mode"] == f"service:gpu-{name[-1]}", name
     assert whole["networks"]["backend"]["internal"] is True
     nodes = whole["networks"]["nodes"]
     assert nodes.get("internal") or nodes == {"external": True, "name": "fleet-nodes"}
@@ -181,28 +186,38 @@ def test_profiles_start_as_many_nodes_as_they_say() -> None:
             assert started == [f"comfyui-{index}" for index in range(count)]
     gpu_host = {name for name, service in services(FLEET).items() if "gpus-4" in service["profiles"]}
     control = {name for name, service in services(FLEET).items() if "control" in service["profiles"]}
-    assert gpu_host == {"agent", *comfyuis(FLEET)}
+    assert gpu_host == {f"{kind}-{index}" for kind in ("gpu", "comfyui", "agent") for index in range(4)}
     assert control == {"redis", "haproxy", "api", "dispatch", "central-agent"}
 
 
-def test_nodes_of_several_hosts_have_names_of_their_own() -> None:
-    found = services(FLEET, {"FLEET_GPU_HOST": "rack4"})
-    aliases = [alias for name in found for alias in _aliases(found[name])]
-    assert aliases == ["rack4-agent", *(f"rack4-gpu-{index}" for index in range(4))]
+@pytest.mark.parametrize("path", [COMPOSE, FLEET], ids=lambda path: path.stem)
+def test_a_node_and_its_agent_share_an_address_with_a_name_of_its_own(path: Path) -> None:
+    found = services(path, {"FLEET_GPU_HOST": "rack4"})
+    for index in range(4):
+        name = f"rack4-{index}"
+        holder, agent, comfyui = (found[f"{kind}-{index}"] for kind in ("gpu", "agent", "comfyui"))
+        assert holder["hostname"] == name
+        assert holder["networks"]["nodes"]["aliases"] == [name]
+        assert [*holder["entrypoint"], *holder["command"]] == ["tini", "--", "sleep", "infinity"]
+        assert holder["profiles"] == agent["profiles"] == comfyui["profiles"]
+        words = agent["command"]
+        told = dict(zip(words[1::2], words[2::2], strict=True))
+        assert told["--node"] == f"{name}=http://{name}:8188@{index}"
+        assert told["--host"] == told["--advertise"] == agent["environment"]["FLEET_AGENT_HOST"] == name
+        assert told["--output-dir"] == f"{name}=/comfyui/output"
+        assert agent["volumes"] == [f"comfyui-{index}:/comfyui"]
 
 
-def _aliases(service: dict[str, Any]) -> list[str]:
-    nodes = service["networks"].get("nodes") if isinstance(service["networks"], dict) else None
-    return list((nodes or {}).get("aliases", []))
-
-
-def test_the_agent_sees_the_hosts_processes_and_every_gpu() -> None:
+def test_an_agent_sees_the_hosts_processes_and_every_gpu() -> None:
+    node_user = last(stages(IMAGES["comfyui"])["node"], "USER")
     for path in (COMPOSE, FLEET):
-        agent = services(path)["agent"]
-        assert agent["pid"] == "host"
-        (device,) = agent["deploy"]["resources"]["reservations"]["devices"]
-        assert device["count"] == "all"
-        assert "compute" not in device["capabilities"]
+        for index in range(4):
+            agent = services(path)[f"agent-{index}"]
+            assert agent["pid"] == "host"
+            assert agent["user"] == node_user
+            (device,) = agent["deploy"]["resources"]["reservations"]["devices"]
+            assert device["count"] == "all"
+            assert "compute" not in device["capabilities"]
 
 
 def test_redis_keeps_what_it_accepted() -> None:
@@ -323,7 +338,7 @@ def test_a_target_runs_as_nobody_special_under_an_init(target: str) -> None:
         "--interval=30s", "--timeout=10s", "--start-period=40s", "--retries=3",
     }  # fmt: skip
     assert json.loads(command) == ["fleet", "health", target]
-    service = services(COMPOSE)[target]
+    service = services(COMPOSE)["central-agent" if target == "agent" else target]
     words = json.loads(last(steps, "CMD") or "")
     assert service["command"][: len(words)] == words
 
