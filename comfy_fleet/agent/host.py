@@ -242,7 +242,12 @@ class HostAgent:
                 "host_memory_bytes": process.used.own_bytes,
             }
         return NodeReport(
-            name=member.name, word=said.word, why=said.why[:500], weight=said.weight, facts=facts
+            name=member.name,
+            word=said.word,
+            why=said.why[:500],
+            weight=said.weight,
+            boot=f"{self._instance}.{process.watch.restarts}" if process is not None and process.up else "",
+            facts=facts,
         )
 
     def _why_no_gpus(self) -> str:

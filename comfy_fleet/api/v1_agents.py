@@ -32,6 +32,7 @@ class ReportBody(BaseModel):
     word: Word = Field(description="Its answer to HAProxy.")
     why: str = Field("", max_length=500, description="The reason in words.")
     weight: int = Field(0, ge=0, le=256)
+    boot: str = Field("", max_length=80, description="Changes with every start of its process.")
     facts: dict[str, Any] = Field(default_factory=dict, description="Whatever else was seen.")
 
 

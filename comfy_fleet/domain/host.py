@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comfy_fleet.domain.errors import BadInput
@@ -60,6 +60,7 @@ class NodeReport:
         word: Its answer to HAProxy.
         why: The reason in words, empty with ``ready``.
         weight: Its weight with ``ready``.
+        boot: Changes with every start of its process; empty if that can't be told.
         facts: Everything else that was seen, JSON-ready: memory by owner, process, version, queue.
     """
 
@@ -67,6 +68,7 @@ class NodeReport:
     word: Word
     why: str = ""
     weight: int = 0
+    boot: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -106,17 +108,17 @@ class Joining:
             known: The node as it is registered now.
             now: Unix seconds.
         """
-        base = known or Node(name=self.name, url=self.url, added_at=now)
-        return Node(
-            name=self.name,
+        base = known or Node(name=self.name, url=self.url, weight_by_gpu=True, added_at=now)
+        return replace(
+            base,
             url=self.url,
             agent=self.agent,
             pool=self.pool or base.pool,
             weight=self.weight or base.weight,
+            weight_by_gpu=base.weight_by_gpu and self.weight is None,
             zone=base.zone if self.zone is None else self.zone,
             labels={**base.labels, **self.labels, HOST_LABEL: host},
             simulated=self.simulated,
-            added_at=base.added_at,
         )
 
 

@@ -138,3 +138,27 @@ async def test_hosts_are_listed_alive_or_not(stores: Stores, hosts: RedisHosts) 
     assert (second.host, second.alive) == ("h2", True)
     assert second.record["gpus"] == [{"index": 0, "name": "card"}]
     assert await hosts.hosts(now=time.time() + 8 * 86400) == []
+
+
+async def test_a_new_start_of_its_process_ends_a_quarantine(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    said = NodeReport(name="h1-gpu0", word=Word.READY, boot="a.0")
+    await beat(hosts, nodes=[said])
+    await stores.nodes.cordon("h1-gpu0", reason="CUDA error")
+    await stores.redis.hset("fleet:node:h1-gpu0", "quarantined", "1")
+    await beat(hosts, nodes=[said])
+    await beat(hosts, nodes=[replace(said, boot="")])
+    (known,) = (await beat(hosts)).nodes
+    assert known.cordoned
+    await beat(hosts, nodes=[replace(said, boot="a.1")])
+    (known,) = (await beat(hosts)).nodes
+    assert not known.cordoned
+
+
+async def test_a_node_s_weight_follows_its_gpu_also_for_its_agent(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    await stores.redis.hset("fleet:node:h1-gpu0", "gpu", "NVIDIA GeForce RTX 3060")
+    (told,) = (await beat(hosts)).nodes
+    (known,) = await stores.nodes.nodes()
+    assert told == known
+    assert told.weight != 100

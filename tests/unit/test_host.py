@@ -39,7 +39,12 @@ def test_what_an_operator_set_stays_unless_the_agent_says_otherwise() -> None:
     joining = Joining(name="n", url="http://h:1", agent="h:2", labels={"gpu": "a"})
     new = joining.applied("h", None, now=3.0)
     assert new == Node(
-        name="n", url="http://h:1", agent="h:2", labels={"gpu": "a", HOST_LABEL: "h"}, added_at=3.0
+        name="n",
+        url="http://h:1",
+        agent="h:2",
+        labels={"gpu": "a", HOST_LABEL: "h"},
+        added_at=3.0,
+        weight_by_gpu=True,
     )
     known = Node(name="n", url="http://old:1", pool="p", weight=7, zone="z", labels={"x": "y"}, added_at=1.0)
     kept = joining.applied("h", known, now=3.0)
@@ -48,3 +53,4 @@ def test_what_an_operator_set_stays_unless_the_agent_says_otherwise() -> None:
     set_ = Joining(name="n", url="http://h:1", agent="h:2", pool="q", weight=9, zone="")
     changed = set_.applied("h", known, now=3.0)
     assert (changed.pool, changed.weight, changed.zone) == ("q", 9, "")
+    assert not set_.applied("h", None, now=3.0).weight_by_gpu

@@ -18,6 +18,7 @@ FRESH_S = 10
 """How long a heartbeat is shown: agents send one every second, less often while the API is in trouble."""
 FORGET_S = 7 * 86400.0
 _TRIES = 5
+_LIVE = ("cordoned", "cordon_reason", "gpu", "device")
 
 
 class RedisHosts:
@@ -52,6 +53,7 @@ class RedisHosts:
                     "name": report.name,
                     "word": report.word,
                     "why": report.why,
+                    "boot": report.boot,
                     "facts": orjson.dumps(dict(report.facts)).decode(),
                 }
                 for report in beat.nodes
@@ -64,10 +66,7 @@ class RedisHosts:
             "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks)
         )
         return Orders(
-            nodes=[
-                read_node(raw, {"cordoned": cordoned, "cordon_reason": reason})
-                for _, raw, cordoned, reason in nodes
-            ],
+            nodes=[read_node(raw, dict(zip(_LIVE, live, strict=True))) for raw, *live in nodes],
             explained=frozenset(run.decode() for run in explained),
             clear=frozenset(name.decode() for name in clear),
             delete=list(_trash(trash)),

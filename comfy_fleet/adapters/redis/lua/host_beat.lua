@@ -1,6 +1,6 @@
 -- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
---   {central, reports: [{name, word, why, facts}], seen: [RUN], leaving: [NODE], deleted: [TRASH]}
--- Returns {nodes {name, JSON, cordoned, reason}, explained runs, nodes that no run needs, trash}
+--   {central, reports: [{name, word, why, boot, facts}], seen: [RUN], leaving: [NODE], deleted: [TRASH]}
+-- Returns {nodes {JSON, cordoned, reason, gpu, device}, explained runs, nodes that no run needs, trash}
 local host, ttl = ARGV[1], ARGV[2]
 local beat = cjson.decode(ARGV[4])
 redis.call('SET', 'fleet:host:' .. host, ARGV[3], 'EX', ttl)
@@ -13,6 +13,11 @@ for _, report in ipairs(beat.reports) do
     if owner == host or (beat.central and not owner) then
       redis.call('HSET', key, 'agent_word', report.word, 'agent_why', report.why)
       redis.call('SET', 'fleet:report:' .. report.name, report.facts, 'EX', ttl)
+      if report.boot ~= '' then
+        local boot = redis.call('HGET', key, 'boot')
+        if boot ~= report.boot then redis.call('HSET', key, 'boot', report.boot) end
+        if boot and boot ~= report.boot then node_started(report.name) end
+      end
     end
   end
 end
@@ -21,10 +26,11 @@ for _, trash in ipairs(beat.deleted) do redis.call('ZREM', 'fleet:trash:' .. hos
 
 local nodes, explained, clear = {}, {}, {}
 for _, name in ipairs(redis.call('SMEMBERS', 'fleet:host:' .. host .. ':nodes')) do
-  local f = redis.call('HMGET', 'fleet:node:' .. name, 'host', 'cordoned', 'cordon_reason')
+  local f = redis.call('HMGET', 'fleet:node:' .. name, 'host', 'cordoned', 'cordon_reason',
+    'gpu', 'device')
   local record = redis.call('HGET', 'fleet:nodes', name)
   if record and f[1] == host then
-    nodes[#nodes + 1] = { name, record, f[2] or '0', f[3] or '' }
+    nodes[#nodes + 1] = { record, f[2] or '0', f[3] or '', f[4] or '', f[5] or '' }
   else
     redis.call('SREM', 'fleet:host:' .. host .. ':nodes', name)
   end
@@ -32,14 +38,7 @@ end
 for _, run in ipairs(beat.seen) do
   if redis.call('EXISTS', 'fleet:run:' .. run) == 1 then explained[#explained + 1] = run end
 end
-if #beat.leaving > 0 then
-  local needed = {}
-  for _, run in ipairs(redis.call('ZRANGE', 'fleet:runs', 0, -1)) do
-    local node = redis.call('HGET', 'fleet:run:' .. run, 'node')
-    if node then needed[node] = true end
-  end
-  for _, name in ipairs(beat.leaving) do
-    if not needed[name] then clear[#clear + 1] = name end
-  end
+for _, name in ipairs(beat.leaving) do
+  if redis.call('EXISTS', 'fleet:node:' .. name .. ':runs') == 0 then clear[#clear + 1] = name end
 end
 return { nodes, explained, clear, redis.call('ZRANGE', 'fleet:trash:' .. host, 0, 199) }
