@@ -1,5 +1,7 @@
 """REST: nodes. What the CLI does, for operators; agents read the list with their own token."""
 
+import asyncio
+import logging
 from typing import Any
 
 import orjson
@@ -13,11 +15,14 @@ from comfy_fleet.api.deps import admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import read, shown
+from comfy_fleet.domain.differences import differences
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import DEFAULT_POOL
 from comfy_fleet.domain.node import NAME, Node, NodeState
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["nodes"])
+_RELEASE_LOOKS, _RELEASE_LOOK_S = 100, 0.1
 
 
 class NodeBody(BaseModel):
@@ -28,7 +33,9 @@ class NodeBody(BaseModel):
     name: str = Field(description="Unique; a-z 0-9 _ . -")
     url: str = Field(description="http://HOST:PORT of the ComfyUI.")
     pool: str = Field(DEFAULT_POOL, description="The pool it stands in.")
-    weight: int = Field(100, description="1 to 256; more gets more.")
+    weight: int | None = Field(
+        None, ge=1, le=256, description="1 to 256; more gets more. Follows the GPU's model when left out."
+    )
     zone: str = Field("", max_length=64, description="Where it is.")
     labels: dict[str, str] = Field(default_factory=dict, max_length=32, description="Anything you like.")
     simulated: bool = Field(False, description="It is the stand-in, not a real ComfyUI.")
@@ -43,6 +50,7 @@ class DrainBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     reason: str = Field("drained by an operator", max_length=200)
+    requeue: bool = Field(False, description="Give its jobs back to the queue at once.")
 
 
 @router.get("/nodes", summary="List nodes")
@@ -63,40 +71,90 @@ async def add_node(request: Request) -> Response:
     """It gets jobs as soon as HAProxy finds it healthy."""
     admin(request)
     d, body = deps(request), await read(request, NodeBody)
-    node = await d.nodes.add(Node(**body.model_dump(), added_at=d.clock()))
+    fields = body.model_dump(exclude_none=True)
+    node = await d.nodes.add(Node(**fields, weight_by_gpu=body.weight is None, added_at=d.clock()))
     return json_response(state(NodeState(node=node)), 201)
+
+
+@router.get("/nodes-diff", summary="Compare nodes")
+async def diff_nodes(request: Request, names: str = "") -> Response:
+    """Versions, classes and files that not all nodes have. Query: `names`, with commas; else all."""
+    admin(request)
+    d = deps(request)
+    wanted = frozenset(filter(None, names.split(",")))
+    states = {s.node.name: s for s in await d.nodes.states()}
+    if unknown := wanted - states.keys():
+        raise NotFound(f"no node {min(unknown)[:80]!r}")
+    have = {
+        name: candidate.inventory
+        for name, candidate in (await d.inventories.inventories()).items()
+        if candidate.inventory is not None and (not wanted or name in wanted)
+    }
+    chosen = {name: s for name, s in states.items() if not wanted or name in wanted}
+    rows = await asyncio.to_thread(differences, chosen, have)
+    return json_response(
+        {
+            "nodes": sorted(chosen),
+            "unread": sorted(chosen.keys() - have.keys()),
+            "differences": [{"kind": r.kind, "what": r.what, "nodes": dict(r.nodes)} for r in rows],
+        }
+    )
 
 
 @router.get("/nodes/{name}", summary="Show a node")
 async def get_node(request: Request, name: str) -> Response:
-    """One node with its state."""
+    """One node with its state, what works on it, its last errors, and what its agent saw."""
     admin(request)
-    return json_response(state(await _state(request, name)))
+    return json_response(await detail(request, await _state(request, name)))
 
 
 @router.post("/nodes/{name}/drain", summary="Drain a node", openapi_extra=shown(DrainBody))
 async def drain_node(request: Request, name: str) -> Response:
-    """No new jobs; the one that runs goes on."""
+    """No new jobs; the one that runs goes on, or back to the queue with `requeue`."""
     admin(request)
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     body = await read(request, DrainBody) if has_body else DrainBody()
-    await deps(request).nodes.cordon(_name(name), reason=body.reason)
+    nodes = deps(request).nodes
+    await nodes.cordon(_name(name), reason=body.reason)
+    if body.requeue:
+        asked = await nodes.release(name)
+        logger.info("jobs given back", extra={"node": name, "runs": len(asked)})
     return json_response(state(await _state(request, name)))
 
 
 @router.post("/nodes/{name}/resume", summary="Resume a node")
 async def resume_node(request: Request, name: str) -> Response:
-    """Jobs may come again."""
+    """Jobs may come again; ends a quarantine, too."""
     admin(request)
     await deps(request).nodes.uncordon(_name(name))
     return json_response(state(await _state(request, name)))
 
 
+@router.post("/nodes/{name}/refresh", summary="Read a node again")
+async def refresh_node(request: Request, name: str) -> Response:
+    """Ask it for classes, files and versions now; 504 if it does not answer."""
+    admin(request)
+    await _state(request, name)
+    if not await deps(request).inventories.refresh(name):
+        raise HttpError(504, "node_silent", f"node {name} did not answer: see `fleet node show {name}`")
+    return json_response(await detail(request, await _state(request, name)))
+
+
 @router.delete("/nodes/{name}", summary="Remove a node", status_code=204)
 async def remove_node(request: Request, name: str, force: bool = False) -> Response:
-    """Forget it; 409 while it works, unless `force` is set."""
+    """Forget it; 409 while it works. With `force` its jobs go back to the queue first."""
     admin(request)
-    await deps(request).nodes.remove(_name(name), force=force)
+    nodes = deps(request).nodes
+    if force and (await _state(request, name)).work:
+        await nodes.cordon(_name(name), reason="is being removed")
+        await nodes.release(name)
+        for _ in range(
+            _RELEASE_LOOKS
+        ):  # on a dead node it lasts longer: its dispatcher learns that it is gone
+            if not (await _state(request, name)).work:
+                break
+            await asyncio.sleep(_RELEASE_LOOK_S)
+    await nodes.remove(_name(name), force=force)
     return Response(status_code=204)
 
 
@@ -121,6 +179,42 @@ def state(value: NodeState) -> dict[str, Any]:
         "job": value.job,
         "done": value.done,
         "failed": value.failed,
+        "work": [{"run": w.run, "job": w.job, "phase": w.phase} for w in value.work],
+        "quarantined": value.quarantined,
+        "weight_by_gpu": node.weight_by_gpu,
+        "gpu": value.reading.gpu,
+        "vram_bytes": value.reading.vram_bytes,
+        "comfyui": value.reading.comfyui,
+        "inventory": value.reading.inventory,
+        "starts": value.reading.starts,
+    }
+
+
+async def detail(request: Request, value: NodeState) -> dict[str, Any]:
+    """Return everything that is known of a node."""
+    d, reading = deps(request), value.reading
+    work = []
+    for item in value.work:
+        job = await d.jobs.get(item.job)
+        progress = job.progress if job else None
+        work.append(
+            {
+                "run": item.run,
+                "job": item.job,
+                "phase": item.phase,
+                "workflow": job.workflow if job else None,
+                "progress": progress.value if progress else None,
+                "message": progress.message if progress else None,
+            }
+        )
+    return {
+        **state(value),
+        "work": work,
+        "pytorch": reading.pytorch,
+        "python": reading.python,
+        "read_at": reading.read_at or None,
+        "errors": list(await d.nodes.errors(value.node.name)),
+        "report": await d.hosts.report(value.node.name),
     }
 
 

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -94,6 +95,8 @@ async def answer(request: Request, job: Job) -> Response:
     """Return a job as it is, with its place in the queue."""
     d = deps(request)
     position = await d.jobs.position(job) if job.status is JobStatus.QUEUED else None
+    if job.status is JobStatus.QUEUED:
+        job = replace(job, waiting_for=await d.inventories.waiting_for(job))
     body = wire.job(job, links(request), queue_position=position, simulated=d.simulated(job.node))
     return json_response(body)
 

@@ -1,20 +1,21 @@
 """``fleet node``: which ComfyUI servers belong to the fleet."""
 
-import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
-from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli import fleetwide
+from comfy_fleet.cli.node_state import COLUMNS, drained, nodes_of, path, row, still_working, wait_for
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 from comfy_fleet.cli.submit import pairs
 
 app = typer.Typer(help="Add, drain and remove ComfyUI servers.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The node's name.")]
-COLUMNS = ("<Node", "State", "Pool", ">Done", ">Failed", "Running", "URL")
+app.command("cordon-host")(fleetwide.cordon_host)
+app.command("roll")(fleetwide.roll)
 
 
 @app.command()
@@ -22,7 +23,10 @@ def add(
     name: Name,
     url: Annotated[str, typer.Argument(help="http://HOST:PORT of the ComfyUI.")],
     pool: Annotated[str, typer.Option(help="The pool that it stands in.")] = "default",
-    weight: Annotated[int, typer.Option(min=1, max=256, help="Its share of the work.")] = 100,
+    weight: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Its share of the work.", show_default="by GPU model"),
+    ] = None,
     zone: Annotated[str, typer.Option(help="Where it stands, e.g. a rack.")] = "",
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label. Repeatable.")] = None,
     agent: Annotated[
@@ -42,14 +46,16 @@ def add(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_json, stdout
 
-    body: dict[str, Any] = {"name": name, "url": url, "pool": pool, "weight": weight, "zone": zone}
+    body: dict[str, Any] = {"name": name, "url": url, "pool": pool, "zone": zone}
     body["labels"] = pairs(label or [], "--label")
+    if weight is not None:
+        body["weight"] = weight
     if agent:
         body["agent"] = agent
     with Client(api, key) as client:
         node = client.post("/api/v1/nodes", body)
         if wait:
-            node = _wait(client, name, wait, lambda node: node.get("verdict") == "up", "up")
+            node = wait_for(client, name, wait, lambda node: node.get("verdict") == "up", "up")
     if json_:
         print_json(node)
     else:
@@ -78,14 +84,14 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
 def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """Show everything that is known of a node."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import SIMULATED, facts, print_json, stdout
+    from comfy_fleet.cli.console import SIMULATED, ago, facts, print_json, stdout, table
 
     with Client(api, key) as client:
-        node = client.get(_path(name))
+        node = client.get(path(name))
     if json_:
         print_json(node)
         return
-    labels = node.get("labels") or {}
+    labels, now = node.get("labels") or {}, datetime.now(UTC)
     stdout().print(
         facts(
             {
@@ -97,10 +103,15 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "cordoned": (node.get("cordon_reason") or "yes") if node.get("cordoned") else None,
                 "pool": node.get("pool"),
                 "weight": node.get("weight"),
+                "ComfyUI": node.get("comfyui"),
+                "inventory": node.get("inventory"),
+                "read": f"{ago(node['read_at'], now)} ago" if node.get("read_at") else None,
+                "GPU": node.get("gpu"),
+                **_memory(node),
                 "zone": node.get("zone"),
                 "labels": ", ".join(f"{key}={value}" for key, value in labels.items()),
                 "agent": node.get("agent"),
-                "running job": node.get("job"),
+                "works on": still_working(node) if node.get("work") else node.get("job"),
                 "succeeded": node.get("done"),
                 "failed": node.get("failed") or None,
                 "files": None
@@ -109,14 +120,42 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
             }
         )
     )
+    if errors := node.get("errors"):
+        rows = [
+            (f"{ago(e['at'], now)} ago", str(e["job"])[:8], e["code"], str(e["message"])[:200])
+            for e in errors
+        ]
+        stdout().print(table(("<When", "<Job", "<Error", "Message"), rows, title="last errors"))
+
+
+def _memory(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card's memory by owner, as the node's agent saw it last."""
+    from comfy_fleet.cli.console import size
+
+    vram = (node.get("report") or {}).get("vram") or {}
+    total = vram.get("total") or node.get("vram_bytes")
+    told: dict[str, Any] = {"memory": size(total) if total else None}
+    for name, word in (("own_all", "of the fleet"), ("foreign", "foreign"), ("available", "available")):
+        if vram.get(name) is not None:
+            told[f"  {word}"] = size(vram[name])
+    for other in vram.get("others") or ():
+        told[f"  process {other['pid']}"] = f"{other['name']} {size(other['bytes'])}"
+    if vram.get("source"):
+        told["  seen by"] = vram["source"]
+    return told
 
 
 @app.command()
 def drain(
     name: Name,
     reason: Annotated[str, typer.Option(help="Why; shown to everybody.")] = "drained by hand",
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until no job runs on it.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until no job needs it, outputs included.")
+    ] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 600,
+    requeue: Annotated[
+        bool, typer.Option("--requeue", help="Give its jobs back to the queue at once.")
+    ] = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -125,14 +164,17 @@ def drain(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_json, stdout
 
+    body: dict[str, Any] = {"reason": reason}
+    if requeue:
+        body["requeue"] = True
     with Client(api, key) as client:
-        node = client.post(f"{_path(name)}/drain", {"reason": reason})
+        node = client.post(f"{path(name)}/drain", body)
         if wait:
-            node = _wait(client, name, timeout, lambda node: not node.get("run"), "empty")
+            node = wait_for(client, name, timeout, drained, "empty", tell=still_working)
     if json_:
         print_json(node)
     else:
-        busy = " (a job still runs there)" if (node or {}).get("run") else ""
+        busy = "" if drained(node or {}) else f" ({still_working(node)} still)"
         stdout().print(f"drained {name}{busy}")
 
 
@@ -143,7 +185,7 @@ def resume(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
     from comfy_fleet.cli.console import print_json, stdout
 
     with Client(api, key) as client:
-        node = client.post(f"{_path(name)}/resume")
+        node = client.post(f"{path(name)}/resume")
     if json_:
         print_json(node)
     else:
@@ -153,7 +195,9 @@ def resume(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
 @app.command()
 def rm(
     name: Name,
-    force: Annotated[bool, typer.Option("--force", help="Even if a job runs on it; it runs again.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if a job runs on it: that goes back to the queue.")
+    ] = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
@@ -161,60 +205,51 @@ def rm(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import stdout
 
-    with Client(api, key) as client:
-        client.delete(_path(name), force=str(force).lower())
+    with Client(api, key, timeout_s=60) as client:
+        client.delete(path(name), force=str(force).lower())
     stdout().print(f"removed {name}")
 
 
-def nodes_of(answer: Any) -> list[dict[str, Any]]:
-    """Return the nodes in a listing."""
-    return list(answer["nodes"])
+@app.command()
+def refresh(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """Read a node's classes, model files and versions again, e.g. after models were added."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json, stdout
+
+    with Client(api, key) as client:
+        node = client.post(f"{path(name)}/refresh")
+    if json_:
+        print_json(node)
+    else:
+        stdout().print(f"read {name}: ComfyUI {node.get('comfyui')}, inventory {node.get('inventory')}")
 
 
-def state(node: Mapping[str, Any]) -> str:
-    """Return a node's state in a word, or in a few if it gets no jobs."""
-    if node.get("cordoned"):
-        return f"drain: {node.get('cordon_reason') or 'by hand'}"
-    verdict = str(node.get("verdict") or "new")
-    return f"{verdict}: {node['why']}" if node.get("why") and verdict != "up" else verdict
+@app.command()
+def diff(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="The nodes; all when left out.", show_default=False)
+    ] = None,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Tabulate what differs between nodes: versions, classes, model files."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json, stderr, stdout, table
 
-
-def row(node: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return a node as a row under :data:`COLUMNS`."""
-    from rich.text import Text
-
-    from comfy_fleet.cli.console import SIMULATED, STATUS_STYLE
-
-    word = state(node)
-    job = node.get("job") or ""
-    where = Text(str(node.get("url") or ""))
-    if node.get("simulated"):
-        where = Text(SIMULATED, style="magenta")
-    return (
-        node["name"],
-        Text(word, style=STATUS_STYLE.get(word.split(":")[0], "")),
-        node.get("pool"),
-        node.get("done") or 0,
-        node.get("failed") or 0,
-        job[:8],
-        where,
-    )
-
-
-def _path(name: str) -> str:
-    return f"/api/v1/nodes/{quote(name, safe='')}"
-
-
-def _wait(client: Any, name: str, timeout_s: float, done: Any, what: str) -> dict[str, Any]:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        node = dict(client.get(_path(name)))
-        if done(node):
-            return node
-        if time.monotonic() > deadline:
-            raise Fail(
-                f"node {name} is not {what} after {timeout_s:g} s: {state(node)}",
-                hint=f"fleet node show {name}",
-                code=Exit.TIMEOUT,
-            )
-        time.sleep(0.2)
+    with Client(api, key) as client:
+        answer = client.get("/api/v1/nodes-diff", names=",".join(names) if names else None)
+    if json_:
+        print_json(answer)
+        return
+    for name in answer["unread"]:
+        stderr().print(f"{name} was not read yet: fleet node refresh {name}")
+    if not answer["differences"]:
+        stdout().print("no differences")
+        return
+    columns = ("<Kind", "What", *answer["nodes"])
+    rows = [
+        (row["kind"], row["what"], *(row["nodes"].get(name, "?") or "-" for name in answer["nodes"]))
+        for row in answer["differences"]
+    ]
+    stdout().print(table(columns, rows))

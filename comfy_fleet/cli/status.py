@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.nodes import COLUMNS, nodes_of, row
+from comfy_fleet.cli.node_state import COLUMNS, nodes_of, row
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 
 

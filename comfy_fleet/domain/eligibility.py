@@ -265,8 +265,13 @@ _FOLDERS_BY_CLASS = {"CLIPVisionLoader": "clip_vision", "UpscaleModelLoader": "u
 def _lacks(class_type: str, name: str, value: object) -> str:
     if not looks_like_file(value):
         return f"`{class_type}.{name}` does not offer {value!r}"
+    return f"`{file_place(class_type, name, str(value))}` missing"
+
+
+def file_place(class_type: str, name: str, file: str) -> str:
+    """Return where a model file belongs, as far as its input tells: ``vae/ae.safetensors``."""
     folder = _FOLDERS_BY_CLASS.get(class_type) or _FOLDERS.get(name)
-    return f"`{folder}/{value}` missing" if folder else f"`{value}` missing ({class_type}.{name})"
+    return f"{folder or f'{class_type}.{name}'}/{_slashed(file)}"
 
 
 def _slashed(value: str | int | float | bool) -> str | int | float | bool:

@@ -256,6 +256,9 @@ class Dispatcher:
     async def _watch_nodes(self) -> None:
         async for _ in self._registry.changes():
             await self._atlas.look()
+            for execution in self.flying.values():
+                if execution.claim.node not in self._atlas.states:
+                    execution.evict()
             self._busy_until.clear()
             self._look.set()
 

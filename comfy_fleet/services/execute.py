@@ -129,6 +129,11 @@ class Execution:
             self._released = True
             self._events.put_nowait(CancelRequested())
 
+    def evict(self) -> None:
+        """Give the job back: its node was removed, and HAProxy keeps it only until the lease ends."""
+        self.release()
+        self._free()
+
     def abandon(self) -> None:
         """Stop at once: another dispatcher has taken the run over."""
         self._abandoned = True
@@ -439,7 +444,8 @@ class Execution:
             case "succeeded" if broken:
                 logger.warning("outputs can't be read", extra={**self._extra, "error": str(broken[0])})
                 await self._requeue(
-                    JobError(code="output_lost", message=f"an output can't be read: {broken[0]}"), counts=True
+                    JobError(code="output_lost", message=f"an output can't be read: {broken[0]}"),
+                    counts=not self._released,
                 )
                 return
             case "succeeded":

@@ -15,7 +15,7 @@ import orjson
 
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.api.app import create_app
-from comfy_fleet.api.deps import ApiDeps
+from comfy_fleet.api.deps import ApiDeps, NodeFacts
 from comfy_fleet.api.main import Server, build, server
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.domain.errors import NodeError
@@ -141,15 +141,17 @@ class Api:
 
 
 @asynccontextmanager
-async def running(redis_port: int, folder: Path, **settings: Any) -> AsyncIterator[Api]:
-    """Run the API on a port that the kernel chose."""
+async def running(
+    redis_port: int, folder: Path, *, info: NodeFacts | None = None, **settings: Any
+) -> AsyncIterator[Api]:
+    """Run the API on a port that the kernel chose; ``info`` asks the nodes, else the test answers."""
     made = Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0", data=folder, **settings)
-    info = Info()
+    played = Info()
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     async with open_stores(made) as stores:
-        deps = build(made, stores, info)
+        deps = build(made, stores, info or played)
         served = server(create_app(deps), made, deps.closing)
         serving = asyncio.create_task(served.serve([sock]))
         while not served.started:
@@ -157,7 +159,7 @@ async def running(redis_port: int, folder: Path, **settings: Any) -> AsyncIterat
             await asyncio.sleep(0.005)
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             try:
-                yield Api(url, client, stores, deps, info, served, serving)
+                yield Api(url, client, stores, deps, played, served, serving)
             finally:
                 served.should_exit = True
                 await serving

@@ -28,7 +28,9 @@ async def test_workflows_tell_their_parameters(api: Api) -> None:
     shown = (await api.client.get("/api/v1/workflows/image_card")).json()
     assert shown["parameters"]["properties"]["prompt"]["type"] == "string"
     assert shown["parameters"]["required"] == ["prompt"]
-    assert set(shown["requires"]) == {"comfyui", "models", "vram_gb", "note"}
+    assert set(shown["requires"]) == {
+        *("comfyui", "models", "vram_gb", "pool", "prefer_pool", "spill_to", "zone", "labels", "note")
+    }
     for name in ("nope", "..", "%2e%2e%2fetc", "a b"):
         assert (await api.client.get(f"/api/v1/workflows/{name}")).status_code == 404
 

@@ -1,0 +1,181 @@
+"""``fleet node`` for many nodes at once: a whole host, a rolling restart."""
+
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.node_state import drained, nodes_of, path, still_working, wait_for
+from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+
+BACK_S = 0.2  # how often a node that restarts is looked at
+MISSED_S = 8.0  # a restart that was too quick for HAProxy's checks is believed after this
+
+
+def cordon_host(
+    host: Annotated[str, typer.Argument(help="The host's name or address.")],
+    reason: Annotated[str, typer.Option(help="Why; shown to everybody.")] = "host drained by hand",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until no job needs any of them.")] = False,
+    timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 600,
+    requeue: Annotated[
+        bool, typer.Option("--requeue", help="Give their jobs back to the queue at once.")
+    ] = False,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Keep new jobs away from every node of a host."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_json, stdout
+
+    with Client(api, key, timeout_s=60) as client:
+        mine = [node for node in nodes_of(client.get("/api/v1/nodes")) if host in hosts_of(node)]
+        if not mine:
+            raise Fail(f"no node is on host {host}", hint="fleet node ls", code=Exit.NOT_FOUND)
+        names = [str(node["name"]) for node in mine]
+        for name in names:
+            client.post(f"{path(name)}/drain", {"reason": reason, "requeue": requeue})
+        deadline = time.monotonic() + timeout
+        for name in names if wait else ():
+            wait_for(client, name, deadline - time.monotonic(), drained, "empty", tell=still_working)
+    if json_:
+        print_json({"host": host, "nodes": names})
+    else:
+        stdout().print(f"drained {', '.join(names)}")
+
+
+def roll(
+    zone: Annotated[str, typer.Option(help="Only the nodes of this zone, all of them at once.")] = "",
+    pool: Annotated[str, typer.Option(help="Only the nodes of this pool.")] = "",
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="So many nodes at a time.", show_default="1; a whole zone"),
+    ] = None,
+    restart_command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CMD", help="Run for each node, without a shell; {name}, {host} and {url} are filled in."
+        ),
+    ] = None,
+    wait_restart: Annotated[
+        bool, typer.Option("--wait-restart", help="Wait until somebody else restarts each node.")
+    ] = False,
+    drain_timeout: Annotated[
+        float, typer.Option(metavar="S", help="How long jobs on a node may take to end.")
+    ] = 3600,
+    timeout: Annotated[float, typer.Option(metavar="S", help="How long a node may take to come back.")] = 600,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Restart the nodes one after the other, without losing a job.
+
+    Each one is drained, restarted, and gets jobs again as soon as it is back. Nodes that are drained
+    already are left alone. The first node that does not come back ends it, and stays drained.
+    """
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import stderr, stdout
+
+    if bool(restart_command) == wait_restart:
+        raise Fail("say who restarts: --restart-command CMD, or --wait-restart", code=Exit.USAGE)
+    with Client(api, key, timeout_s=60) as client:
+        chosen = [
+            node
+            for node in nodes_of(client.get("/api/v1/nodes"))
+            if (not zone or node.get("zone") == zone) and (not pool or node.get("pool") == pool)
+        ]
+        for node in [node for node in chosen if node.get("cordoned")]:
+            stderr().print(f"{node['name']} is drained already: left alone")
+            chosen.remove(node)
+        if not chosen:
+            raise Fail("no node to restart", hint="fleet node ls", code=Exit.NOT_FOUND)
+        size = parallel or (len(chosen) if zone else 1)
+        done = 0
+        for batch in _batches(chosen, size):
+            _restart(client, batch, restart_command, drain_timeout, timeout)
+            done += len(batch)
+            names = ", ".join(str(node["name"]) for node in batch)
+            stdout().print(f"restarted {names} ({done} of {len(chosen)})")
+
+
+def hosts_of(node: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names that a node's host goes by: its label, and its address."""
+    labels = node.get("labels") or {}
+    address = urlsplit(str(node.get("url") or "")).hostname
+    return frozenset(name for name in (labels.get("host"), address) if name)
+
+
+def _restart(
+    client: Any, batch: Sequence[Mapping[str, Any]], command: str | None, drain_s: float, back_s: float
+) -> None:
+    names = [str(node["name"]) for node in batch]
+    for name in names:
+        client.post(f"{path(name)}/drain", {"reason": "rolling restart"})
+    deadline = time.monotonic() + drain_s
+    try:
+        for name in names:
+            wait_for(client, name, deadline - time.monotonic(), drained, "empty", tell=still_working)
+    except Fail:
+        for name in names:  # nothing was restarted yet: as it was before
+            client.post(f"{path(name)}/resume")
+        raise
+    starts = {name: int(client.get(path(name)).get("starts") or 0) for name in names}
+    for node in batch if command else ():
+        _run(command or "", node)
+    for name in names:
+        _wait_back(client, name, starts[name], back_s, ordered=command is not None)
+        client.post(f"{path(name)}/resume")
+    for name in names:
+        wait_for(client, name, back_s, lambda node: node.get("verdict") == "up", "up")
+
+
+def _run(command: str, node: Mapping[str, Any]) -> None:
+    url = str(node.get("url") or "")
+    values = {"name": str(node["name"]), "url": url, "host": urlsplit(url).hostname or ""}
+    words = shlex.split(command)
+    for place, value in values.items():
+        words = [word.replace("{" + place + "}", value) for word in words]
+    try:
+        ended = subprocess.run(words, check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise Fail(f"{words[0]} can't be run: {error.strerror}", code=Exit.USAGE) from error
+    if ended.returncode:
+        last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
+        raise Fail(
+            f"the restart of {node['name']} failed with {ended.returncode}: {' '.join(last)}",
+            hint=f"it stays drained; fleet node resume {node['name']}",
+        )
+
+
+def _wait_back(client: Any, name: str, starts: int, timeout_s: float, *, ordered: bool) -> None:
+    """Wait until a node was seen to come back, and has told what it has.
+
+    With ``ordered`` the restart has certainly begun: one that nobody saw was quick.
+    """
+    began = time.monotonic()
+    while time.monotonic() - began < timeout_s:
+        node = client.get(path(name))
+        seen = int(node.get("starts") or 0) > starts
+        if (seen or (ordered and time.monotonic() - began > MISSED_S)) and node.get("verdict") != "down":
+            try:
+                client.post(f"{path(name)}/refresh")
+            except Fail as error:
+                if error.exit is not Exit.TIMEOUT:
+                    raise
+            else:
+                return
+        time.sleep(BACK_S)
+    raise Fail(
+        f"node {name} did not come back within {timeout_s:g} s",
+        hint=f"it stays drained: fleet node show {name}",
+        code=Exit.TIMEOUT,
+    )
+
+
+def _batches(nodes: Sequence[Mapping[str, Any]], size: int) -> Iterator[Sequence[Mapping[str, Any]]]:
+    for start in range(0, len(nodes), size):
+        yield nodes[start : start + size]

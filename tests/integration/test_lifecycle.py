@@ -1,0 +1,225 @@
+"""Drain, resume, remove and roll on a running fleet, through the API and the command line."""
+
+import asyncio
+import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+from typer.testing import CliRunner, Result
+
+from comfy_fleet.adapters.comfyui.http import NodeClient
+from comfy_fleet.cli.app import build
+from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.sim import SimTiming
+from tests.fleet import Fleet, fleet_of, until
+from tests.integration.api_kit import running
+from tests.integration.test_dispatch import picture
+
+
+@pytest.fixture(autouse=True)
+def clean(redis: Redis) -> None:
+    """Every test begins with an empty database."""
+
+
+@dataclass
+class Operated:
+    """A fleet with its API and its operator."""
+
+    fleet: Fleet
+    client: httpx.AsyncClient
+    url: str
+
+    async def cli(self, *argv: str) -> Result:
+        """Run ``fleet ...`` beside the fleet."""
+        return await asyncio.to_thread(CliRunner().invoke, build(), [*argv, "--api", self.url])
+
+
+@asynccontextmanager
+async def operated(redis_port: int, folder: Path, *names: str, **options: Any) -> AsyncIterator[Operated]:
+    async with (
+        fleet_of(redis_port, *names, **options) as fleet,
+        NodeClient(fleet.settings.direct_url) as nodes,
+        running(redis_port, folder, info=nodes) as api,
+    ):
+        await until(lambda: api.deps.inventories.known == set(names), what="all nodes are read")
+        yield Operated(fleet, api.client, api.url)
+
+
+async def busy(fleet: Fleet, name: str, *, job_s: float = 30) -> str:
+    """Have a node work; returns the job."""
+    job = await fleet.submit(picture(1))
+    await until(lambda: fleet.sims[name].engine.running, what=f"{name} works")
+    return job.id
+
+
+async def test_drain_waits_for_outputs_and_says_what_still_runs(redis_port: int, tmp_path: Path) -> None:
+    timing = SimTiming(job_s=1.5)
+    async with operated(redis_port, tmp_path, "g1", sim={"timing": timing}) as world:
+        job = await busy(world.fleet, "g1")
+        late = await world.cli("node", "drain", "g1", "--wait", "--timeout", "0.2")
+        assert late.exit_code != 0 and late.exception is not None
+        assert f"node g1 is not empty after 0.2 s: job {job[:8]}" in str(late.exception)
+        done = await world.cli("node", "drain", "g1", "--wait", "--timeout", "20")
+        assert done.exit_code == 0 and done.stdout.startswith("drained g1\n")
+        assert (await world.fleet.job(job)).status is JobStatus.SUCCEEDED  # its outputs are here
+        assert (await world.cli("node", "rm", "g1")).exit_code == 0
+
+
+async def test_requeue_gives_the_job_to_another_node_at_once(redis_port: int, tmp_path: Path) -> None:
+    timing = SimTiming(job_s=2)
+    async with operated(redis_port, tmp_path, "g1", sim={"timing": timing}) as world:
+        job = await busy(world.fleet, "g1")
+        await world.fleet.add_sim("g2")
+        await world.fleet.verdict("g2")
+        began = asyncio.get_running_loop().time()
+        done = await world.cli("node", "drain", "g1", "--requeue", "--wait", "--timeout", "10")
+        assert done.exit_code == 0, done.output
+        assert asyncio.get_running_loop().time() - began < 1.5
+        ended = await world.fleet.ended(job)
+        assert (ended.status, ended.node, ended.attempt) == (JobStatus.SUCCEEDED, "g2", 0)
+        assert world.fleet.sims["g1"].stats.interrupted == 1
+        assert await world.fleet.stores.nodes.errors("g1") == []
+
+
+async def test_rm_refuses_while_work_is_on_it_and_forced_requeues(redis_port: int, tmp_path: Path) -> None:
+    timing = SimTiming(job_s=5)
+    async with operated(redis_port, tmp_path, "g1", sim={"timing": timing}) as world:
+        job = await busy(world.fleet, "g1")
+        refused = await world.cli("node", "rm", "g1")
+        assert "still works on run" in str(refused.exception)
+        await world.fleet.add_sim("g2")
+        await world.fleet.verdict("g2")
+        assert (await world.cli("node", "rm", "g1", "--force")).exit_code == 0
+        ended = await world.fleet.ended(job)
+        assert (ended.status, ended.node, ended.attempt) == (JobStatus.SUCCEEDED, "g2", 0)
+
+
+async def test_a_forced_rm_of_a_dead_node_costs_no_attempt(redis_port: int, tmp_path: Path) -> None:
+    timing = SimTiming(job_s=30)
+    async with operated(redis_port, tmp_path, "g1", sim={"timing": timing}) as world:
+        job = await busy(world.fleet, "g1")
+        await world.fleet.add_sim("g2")
+        await world.fleet.verdict("g2")
+        world.fleet.sims["g1"].freeze()
+        answer = await world.client.delete("/api/v1/nodes/g1?force=true")
+        assert answer.status_code == 204
+        ended = await world.fleet.ended(job)
+        assert (ended.status, ended.node, ended.attempt) == (JobStatus.SUCCEEDED, "g2", 0)
+
+
+async def test_show_refresh_and_diff(redis_port: int, tmp_path: Path) -> None:
+    async with operated(redis_port, tmp_path, "g1", "g2", sim={"timing": SimTiming(job_s=3)}) as world:
+        fleet = world.fleet
+        fleet.sims["g2"].models = {**fleet.sims["g2"].models}
+        fleet.sims["g2"].catalogue._models = {**fleet.sims["g2"].models, "vae": {"new.safetensors": 1}}
+        read = await world.cli("node", "refresh", "g2")
+        assert read.exit_code == 0, read.output
+        assert "read g2: ComfyUI sim-0.3.64" in read.stdout
+        same = await world.client.get("/api/v1/nodes-diff?names=g1")
+        assert same.json()["differences"] == []
+        told = await world.cli("node", "diff")
+        assert "vae/new.safetensors" in told.stdout
+        assert (await world.client.get("/api/v1/nodes-diff?names=g9")).status_code == 404
+        await fleet.stores.nodes.cordon("g2", reason="x")
+        job = await busy(fleet, "g1")
+        shown = await world.cli("node", "show", "g1")
+        assert "24.0 GiB" in shown.stdout and f"job {job[:8]}" in shown.stdout
+        fleet.sims["g2"].freeze()
+
+
+async def test_a_waiting_job_says_what_it_waits_for(redis_port: int, tmp_path: Path) -> None:
+    async with operated(redis_port, tmp_path, "g1") as world:
+        await world.cli("node", "drain", "g1", "--reason", "new driver")
+        sent = await world.client.post("/api/v2/jobs", json={"workflow": picture(5)})
+        assert sent.status_code == 201
+        for face in ("v1", "v2"):
+            job = (await world.client.get(f"/api/{face}/jobs/{sent.json()['id']}")).json()
+            assert (job["status"], job["waiting_for"]) == ("queued", "node g1 is drained: new driver")
+        await world.cli("node", "resume", "g1")
+        ended = await world.fleet.ended(sent.json()["id"])
+        assert ended.status is JobStatus.SUCCEEDED
+        job = (await world.client.get(f"/api/v1/jobs/{ended.id}")).json()
+        assert job["waiting_for"] is None
+
+
+async def test_a_whole_host_is_drained_by_its_address(redis_port: int, tmp_path: Path) -> None:
+    async with operated(redis_port, tmp_path, "g1", "g2") as world:
+        done = await world.cli("node", "cordon-host", "127.0.0.1", "--wait", "--reason", "power")
+        assert done.stdout == "drained g1, g2\n"
+        states = await world.fleet.stores.nodes.states()
+        assert {state.node.cordon_reason for state in states} == {"power"}
+        none = await world.cli("node", "cordon-host", "elsewhere")
+        assert "no node is on host elsewhere" in str(none.exception)
+
+
+RESTART = (
+    "import urllib.request as u; u.urlopen(u.Request('{url}/sim/faults', method='POST', "
+    "headers={'Content-Type': 'application/json'}, "
+    'data=b\'{"restart_after_s": 2.5, "crash": true}\'))'
+)
+
+
+async def test_a_rolling_restart_under_load_loses_nothing(redis_port: int, tmp_path: Path) -> None:
+    timing = SimTiming(job_s=0.1)
+    async with operated(redis_port, tmp_path, "g1", "g2", sim={"timing": timing}) as world:
+        script = tmp_path / "restart.py"
+        script.write_text(RESTART.replace("'{url}/sim/faults'", "__import__('sys').argv[1] + '/sim/faults'"))
+        jobs: list[str] = []
+        stop = asyncio.Event()
+
+        async def load() -> None:
+            while not stop.is_set():
+                jobs.append((await world.fleet.submit(picture(len(jobs)))).id)
+                await asyncio.sleep(0.1)
+
+        loading = asyncio.create_task(load())
+        rolled = await world.cli(
+            *("node", "roll", "--timeout", "30"),
+            *("--restart-command", f"{sys.executable} {script} {{url}}"),
+        )
+        stop.set()
+        await loading
+        assert rolled.exit_code == 0, (rolled.output, rolled.exception)
+        assert rolled.stdout.splitlines() == ["restarted g1 (1 of 2)", "restarted g2 (2 of 2)"]
+        ended = [await world.fleet.ended(job) for job in jobs]
+        assert {(job.status, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, 0)}
+        assert sum(sim.stats.done for sim in world.fleet.sims.values()) == len(jobs)
+        states = await world.fleet.stores.nodes.states()
+        assert [(s.node.cordoned, s.reading.starts) for s in states] == [(False, 1), (False, 1)]
+
+
+async def test_adds_drains_and_removes_at_random_lose_nothing(redis_port: int, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    timing = SimTiming(job_s=0.15)
+    async with operated(redis_port, tmp_path, "n0", "n1", "n2", sim={"timing": timing}) as world:
+        fleet, number = world.fleet, 3
+        jobs = [await fleet.submit(picture(i)) for i in range(60)]
+        for _ in range(15):
+            states = await fleet.stores.nodes.states()
+            names = [state.node.name for state in states]
+            usable = [state.node.name for state in states if not state.node.cordoned]
+            what = chance.choice(["add", "drain", "requeue", "resume", "remove"])
+            if what == "add" or len(usable) < 2:
+                await fleet.add_sim(f"n{number}", timing=timing)
+                number += 1
+            elif what in ("drain", "requeue"):
+                body = {"reason": "test", "requeue": what == "requeue"}
+                await world.client.post(f"/api/v1/nodes/{chance.choice(names)}/drain", json=body)
+            elif what == "resume":
+                await world.client.post(f"/api/v1/nodes/{chance.choice(names)}/resume")
+            else:
+                answer = await world.client.delete(f"/api/v1/nodes/{chance.choice(usable)}?force=true")
+                assert answer.status_code == 204
+            await asyncio.sleep(chance.uniform(0.02, 0.1))
+        for name in [state.node.name for state in await fleet.stores.nodes.states()]:
+            await world.client.post(f"/api/v1/nodes/{name}/resume")
+        ended = [await fleet.ended(job.id, timeout_s=40) for job in jobs]
+        assert {(job.status, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, 0)}
+        assert sum(sim.stats.done for sim in fleet.sims.values()) == 60
