@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from comfy_fleet.cli.console import SIMULATED, ago, facts, size, span, table
-from comfy_fleet.cli.nodes import COLUMNS, row, state
+from comfy_fleet.cli.node_state import COLUMNS, row, state
 from comfy_fleet.cli.up.programs import masked
 
 NODE = {
