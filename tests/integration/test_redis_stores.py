@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,9 @@ from rq import Queue
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from comfy_fleet.adapters.redis.client import subscriber
 from comfy_fleet.adapters.redis.codec import HANDLER
+from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import BadInput, Conflict, IdempotencyKeyReuse, LeaseLost, NotFound, QueueFull
 from comfy_fleet.domain.job import (
@@ -28,6 +31,7 @@ from comfy_fleet.domain.job import (
 )
 from comfy_fleet.domain.node import Node
 from comfy_fleet.ports import Claim, Idempotency, Refused
+from tests.conftest import free_port
 from tests.factories import new_job
 
 BROKEN = JobError(code="node_lost", message="gone")
@@ -450,3 +454,39 @@ async def test_a_foreign_handler_in_rqs_record_is_never_run(stores: Stores) -> N
     assert ended and ended.status is JobStatus.FAILED
     assert ended.error and "handler" in ended.error.message
     assert await stores.runs.lease_of("g1") is None
+
+
+async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
+    redis: Any, redis_port: int
+) -> None:
+    # The first subscription meets a closed port; the server comes later.
+    port = free_port()
+    listening = subscriber(f"redis://127.0.0.1:{port}/0")
+    events = RedisEvents(listening)
+
+    async def first() -> bytes:
+        async with events.channel("news") as queue:
+            return await queue.get()
+
+    reading = asyncio.create_task(first())
+    await asyncio.sleep(0.1)
+    server = await asyncio.start_server(partial(_relay, redis_port), "127.0.0.1", port)
+    async with asyncio.timeout(15):
+        while not reading.done():
+            await redis.publish("news", "good")
+            await asyncio.sleep(0.05)
+    assert await reading == b"good"
+    await events.close()
+    await listening.aclose()
+    server.close()
+
+
+async def _relay(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    there, back = await asyncio.open_connection("127.0.0.1", port)
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(4096):
+            target.write(data)
+        target.close()
+
+    await asyncio.gather(copy(reader, back), copy(there, writer))

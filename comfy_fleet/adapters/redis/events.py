@@ -31,6 +31,8 @@ class RedisEvents:
         self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
         self._pump: asyncio.Task[None] | None = None
         self._confirmed: dict[str, asyncio.Event] = {}
+        self._wanted = asyncio.Event()
+        self._connecting = asyncio.Lock()  # two first subscriptions at once would open two connections
 
     @contextlib.asynccontextmanager
     async def channel(self, name: str, *, size: int = 256) -> AsyncIterator[asyncio.Queue[bytes]]:
@@ -41,8 +43,10 @@ class RedisEvents:
         try:
             if name not in self._confirmed:
                 self._confirmed[name] = asyncio.Event()
-                with contextlib.suppress(RedisError):
-                    await self._pubsub.subscribe(name)
+                with contextlib.suppress(RedisError, OSError):  # the reader asks again
+                    async with self._connecting:
+                        await self._pubsub.subscribe(name)
+            self._wanted.set()
             if self._pump is None:
                 self._pump = asyncio.create_task(self._read(), name="events")
             with contextlib.suppress(TimeoutError):
@@ -53,7 +57,9 @@ class RedisEvents:
             if not readers and self._queues.get(name) is readers:
                 del self._queues[name]
                 self._confirmed.pop(name, None)
-                with contextlib.suppress(RedisError):
+                if not self._queues:
+                    self._wanted.clear()
+                with contextlib.suppress(RedisError, OSError):
                     await self._pubsub.unsubscribe(name)
 
     @contextlib.asynccontextmanager
@@ -72,10 +78,11 @@ class RedisEvents:
 
     async def _read(self) -> None:
         while True:
-            if not self._pubsub.subscribed:  # the first subscription is still on its way
-                await asyncio.sleep(0.01)
-                continue
+            await self._wanted.wait()
             try:
+                if not self._pubsub.subscribed:  # Redis was away when somebody asked
+                    async with self._connecting:
+                        await self._pubsub.subscribe(*self._queues)
                 message = await self._pubsub.get_message(timeout=30)
             except (RedisError, OSError) as error:
                 logger.warning("event connection lost", extra={"error": str(error)})
