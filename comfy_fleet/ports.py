@@ -170,6 +170,9 @@ class NodeRegistry(Protocol):
     async def want_reading(self, name: str) -> None:
         """Have a node's inventory read again. Raises NotFound."""
 
+    async def want_restart(self, name: str) -> None:
+        """Have the agent that runs a node restart it, as soon as no job needs it. Raises NotFound."""
+
     async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
         """Count a failure that is the node's fault; with ``limit`` in a row it is cordoned: then True.
 

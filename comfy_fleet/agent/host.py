@@ -32,7 +32,7 @@ from comfy_fleet.domain.vram_verdict import Policy
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
-_PROBES_PER_S = 200  # of a central agent: with more nodes each is looked at less often
+_PROBES_PER_S = 100  # of a central agent: with more nodes each is looked at less often
 _FIND_PID_EVERY_S = 5.0
 _WELL = Verdict(word=Word.READY, weight=100)
 
@@ -210,6 +210,8 @@ class HostAgent:
             member.probe.queue = member.probe.queue.told(answer.asked.seen, answer.explained, answer.asked_at)
             if member.process is not None and member.name in answer.clear:
                 member.process.clear(answer.asked_at)
+            if member.process is not None and member.name in answer.restart:
+                member.process.recycle("an operator wants it restarted")
         self._joined |= answer.joined
         if answer.refused != self._refused:
             for name, why in answer.refused.items():

@@ -35,6 +35,7 @@ class Answer:
         explained: Those of the prompts asked about that are runs of the fleet.
         clear: Those of the leaving nodes that no run needs.
         delete: Files to delete.
+        restart: Nodes that an operator wants restarted.
     """
 
     asked: Heartbeat
@@ -45,6 +46,7 @@ class Answer:
     explained: frozenset[str] = frozenset()
     clear: frozenset[str] = frozenset()
     delete: Sequence[Trash] = ()
+    restart: frozenset[str] = frozenset()
 
 
 class Link:
@@ -149,6 +151,7 @@ class Link:
             explained=frozenset(map(str, told.get("explained", ()))),
             clear=frozenset(map(str, told.get("clear", ()))),
             delete=[Trash.parse(str(line)) for line in told.get("delete", ())],
+            restart=frozenset(map(str, told.get("restart", ()))),
         )
 
     def _failed(self, reason: str) -> None:

@@ -107,6 +107,7 @@ async def heartbeat(request: Request, host: str) -> Response:
             "explained": sorted(orders.explained),
             "clear": sorted(orders.clear),
             "delete": [str(trash) for trash in orders.delete],
+            "restart": sorted(orders.restart),
         }
     )
 

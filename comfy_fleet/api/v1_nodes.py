@@ -16,7 +16,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import read, shown
 from comfy_fleet.domain.differences import differences
-from comfy_fleet.domain.errors import NotFound
+from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.job import DEFAULT_POOL
 from comfy_fleet.domain.node import NAME, Node, NodeState
 
@@ -128,6 +128,21 @@ async def resume_node(request: Request, name: str) -> Response:
     admin(request)
     await deps(request).nodes.uncordon(_name(name))
     return json_response(state(await _state(request, name)))
+
+
+@router.post("/nodes/{name}/restart", summary="Restart a node", status_code=202)
+async def restart_node(request: Request, name: str) -> Response:
+    """The agent that runs it restarts it once no job needs it; 409 if none does."""
+    admin(request)
+    await _state(request, name)
+    d = deps(request)
+    if not (await d.hosts.report(name) or {}).get("pid"):
+        raise Conflict(
+            f"no agent runs node {name}: restart its ComfyUI yourself",
+            details={"field": "name", "node": name},
+        )
+    await d.nodes.want_restart(name)
+    return json_response(state(await _state(request, name)), 202)
 
 
 @router.post("/nodes/{name}/refresh", summary="Read a node again")

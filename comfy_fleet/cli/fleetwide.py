@@ -74,14 +74,16 @@ def roll(
 ) -> None:
     """Restart the nodes one after the other, without losing a job.
 
-    Each one is drained, restarted, and gets jobs again as soon as it is back. Nodes that are drained
-    already are left alone. The first node that does not come back ends it, and stays drained.
+    The agent that runs a node restarts it, unless you say who does. Each one is drained, restarted, and
+    gets jobs again as soon as it is back. Nodes that are drained already are left alone. The first node
+    that does not come back ends it, and stays drained.
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import stderr, stdout
 
-    if bool(restart_command) == wait_restart:
-        raise Fail("say who restarts: --restart-command CMD, or --wait-restart", code=Exit.USAGE)
+    if restart_command and wait_restart:
+        raise Fail("either --restart-command CMD or --wait-restart", code=Exit.USAGE)
+    by = "nobody" if wait_restart else restart_command or ""
     with Client(api, key, timeout_s=60) as client:
         chosen = [
             node
@@ -96,7 +98,7 @@ def roll(
         size = parallel or (len(chosen) if zone else 1)
         done = 0
         for batch in _batches(chosen, size):
-            _restart(client, batch, restart_command, drain_timeout, timeout)
+            _restart(client, batch, by, drain_timeout, timeout)
             done += len(batch)
             names = ", ".join(str(node["name"]) for node in batch)
             stdout().print(f"restarted {names} ({done} of {len(chosen)})")
@@ -109,9 +111,8 @@ def hosts_of(node: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for name in (labels.get("host"), address) if name)
 
 
-def _restart(
-    client: Any, batch: Sequence[Mapping[str, Any]], command: str | None, drain_s: float, back_s: float
-) -> None:
+def _restart(client: Any, batch: Sequence[Mapping[str, Any]], by: str, drain_s: float, back_s: float) -> None:
+    """Restart some nodes; ``by`` is a command, empty for their agents, or ``nobody``."""
     names = [str(node["name"]) for node in batch]
     for name in names:
         client.post(f"{path(name)}/drain", {"reason": "rolling restart"})
@@ -124,10 +125,13 @@ def _restart(
             client.post(f"{path(name)}/resume")
         raise
     starts = {name: int(client.get(path(name)).get("starts") or 0) for name in names}
-    for node in batch if command else ():
-        _run(command or "", node)
+    for node in batch:
+        if not by:
+            client.post(f"{path(str(node['name']))}/restart")
+        elif by != "nobody":
+            _run(by, node)
     for name in names:
-        _wait_back(client, name, starts[name], back_s, ordered=command is not None)
+        _wait_back(client, name, starts[name], back_s, ordered=by not in ("", "nobody"))
         client.post(f"{path(name)}/resume")
     for name in names:
         wait_for(client, name, back_s, lambda node: node.get("verdict") == "up", "up")

@@ -162,12 +162,14 @@ class Orders:
         explained: Those of the seen prompts that are runs of the fleet, also runs whose lease has expired.
         clear: Those of the leaving nodes that no run needs any more.
         delete: Files to delete.
+        restart: Nodes that an operator wants restarted, until they were.
     """
 
     nodes: Sequence[Node] = ()
     explained: frozenset[str] = frozenset()
     clear: frozenset[str] = frozenset()
     delete: Sequence[Trash] = ()
+    restart: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from comfy_fleet.cli.app import build
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.sim import SimTiming
 from tests.fleet import Fleet, fleet_of, until
-from tests.integration.api_kit import running
+from tests.integration.agent_kit import cpu, host_of
+from tests.integration.api_kit import object_info, running
 from tests.integration.test_dispatch import picture
 
 
@@ -193,6 +194,28 @@ async def test_a_rolling_restart_under_load_loses_nothing(redis_port: int, tmp_p
         assert sum(sim.stats.done for sim in world.fleet.sims.values()) == len(jobs)
         states = await world.fleet.stores.nodes.states()
         assert [(s.node.cordoned, s.reading.starts) for s in states] == [(False, 1), (False, 1)]
+
+
+async def test_agents_restart_what_they_run_in_turn(redis_port: int, tmp_path: Path) -> None:
+    async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, per_gpu=2), haproxy=True) as host:
+        names = ["h1-cpu0-0", "h1-cpu0-1"]
+        for name in names:
+            host.api.info.answers[name] = object_info()
+            await host.is_up(name)
+        before = {name: (await host.report(name))["pid"] for name in names}
+        rolled = await asyncio.to_thread(
+            CliRunner().invoke, build(), ["node", "roll", "--timeout", "30", "--api", host.api.url]
+        )
+        assert rolled.exit_code == 0, (rolled.output, rolled.exception)
+        assert rolled.stdout.splitlines() == ["restarted h1-cpu0-0 (1 of 2)", "restarted h1-cpu0-1 (2 of 2)"]
+        assert all([(await host.report(name))["pid"] != before[name] for name in names])
+        assert not any([(await host.state(name)).node.cordoned for name in names])
+
+
+async def test_a_node_without_an_agent_can_t_be_ordered_to_restart(redis_port: int, tmp_path: Path) -> None:
+    async with operated(redis_port, tmp_path, "g1") as world:
+        refused = await world.cli("node", "roll")
+        assert "no agent runs node g1" in str(refused.exception)
 
 
 async def test_adds_drains_and_removes_at_random_lose_nothing(redis_port: int, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.errors import Conflict
+from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.host import HOST_LABEL, Heartbeat, Joining, NodeReport, Orders, Trash
 from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.node import AGENT_DRAINS, Node
@@ -162,3 +162,15 @@ async def test_a_node_s_weight_follows_its_gpu_also_for_its_agent(stores: Stores
     (known,) = await stores.nodes.nodes()
     assert told == known
     assert told.weight != 100
+
+
+async def test_the_order_to_restart_is_told_until_it_was_done(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    said = NodeReport(name="h1-gpu0", word=Word.READY, boot="a.0")
+    assert (await beat(hosts, nodes=[said])).restart == frozenset()
+    await stores.nodes.want_restart("h1-gpu0")
+    for _ in range(2):
+        assert (await beat(hosts, nodes=[said])).restart == {"h1-gpu0"}
+    assert (await beat(hosts, nodes=[replace(said, boot="a.1")])).restart == frozenset()
+    with pytest.raises(NotFound):
+        await stores.nodes.want_restart("nobody")

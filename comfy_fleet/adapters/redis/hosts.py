@@ -62,7 +62,7 @@ class RedisHosts:
             "leaving": list(beat.leaving),
             "deleted": [str(trash) for trash in beat.deleted],
         }
-        nodes, explained, clear, trash = await self._scripts.call(
+        nodes, explained, clear, trash, restart = await self._scripts.call(
             "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks)
         )
         return Orders(
@@ -70,6 +70,7 @@ class RedisHosts:
             explained=frozenset(run.decode() for run in explained),
             clear=frozenset(name.decode() for name in clear),
             delete=list(_trash(trash)),
+            restart=frozenset(name.decode() for name in restart),
         )
 
     async def join(self, host: str, joining: Joining, *, now: float) -> Node:

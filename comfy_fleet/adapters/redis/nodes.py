@@ -135,6 +135,16 @@ class RedisNodeRegistry:
         if not await self._scripts.call("want_reading", name):
             raise _unknown(name)
 
+    async def want_restart(self, name: str) -> None:
+        """Have the agent that runs a node restart it, as soon as no job needs it.
+
+        Raises:
+            NotFound: No such node.
+        """
+        if await self.get(name) is None:
+            raise _unknown(name)
+        await self._redis.hset(f"fleet:node:{name}", "restart", 1)
+
     async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
         """Count a failure that is the node's fault; with ``limit`` in a row it is cordoned.
 

@@ -1,6 +1,7 @@
 -- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
 --   {central, reports: [{name, word, why, boot, facts}], seen: [RUN], leaving: [NODE], deleted: [TRASH]}
--- Returns {nodes {JSON, cordoned, reason, gpu, device}, explained runs, nodes that no run needs, trash}
+-- Returns {nodes {JSON, cordoned, reason, gpu, device}, explained runs, nodes that no run needs, trash,
+--          nodes to be restarted}
 local host, ttl = ARGV[1], ARGV[2]
 local beat = cjson.decode(ARGV[4])
 redis.call('SET', 'fleet:host:' .. host, ARGV[3], 'EX', ttl)
@@ -24,13 +25,14 @@ end
 
 for _, trash in ipairs(beat.deleted) do redis.call('ZREM', 'fleet:trash:' .. host, trash) end
 
-local nodes, explained, clear = {}, {}, {}
+local nodes, explained, clear, restart = {}, {}, {}, {}
 for _, name in ipairs(redis.call('SMEMBERS', 'fleet:host:' .. host .. ':nodes')) do
   local f = redis.call('HMGET', 'fleet:node:' .. name, 'host', 'cordoned', 'cordon_reason',
-    'gpu', 'device')
+    'gpu', 'device', 'restart')
   local record = redis.call('HGET', 'fleet:nodes', name)
   if record and f[1] == host then
     nodes[#nodes + 1] = { record, f[2] or '0', f[3] or '', f[4] or '', f[5] or '' }
+    if f[6] then restart[#restart + 1] = name end
   else
     redis.call('SREM', 'fleet:host:' .. host .. ':nodes', name)
   end
@@ -41,4 +43,4 @@ end
 for _, name in ipairs(beat.leaving) do
   if redis.call('EXISTS', 'fleet:node:' .. name .. ':runs') == 0 then clear[#clear + 1] = name end
 end
-return { nodes, explained, clear, redis.call('ZRANGE', 'fleet:trash:' .. host, 0, 199) }
+return { nodes, explained, clear, redis.call('ZRANGE', 'fleet:trash:' .. host, 0, 199), restart }

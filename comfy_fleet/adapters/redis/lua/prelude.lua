@@ -144,7 +144,7 @@ local function node_started(node)
   local key = 'fleet:node:' .. node
   redis.call('HINCRBY', key, 'starts', 1)
   redis.call('HSET', key, 'wanted', 1)
-  redis.call('HDEL', key, 'strikes_oom', 'strikes_gpu')
+  redis.call('HDEL', key, 'strikes_oom', 'strikes_gpu', 'restart')
   if redis.call('HGET', key, 'quarantined') == '1' then
     redis.call('HSET', key, 'cordoned', 0, 'cordon_reason', '')
     redis.call('HDEL', key, 'quarantined')
