@@ -1,5 +1,6 @@
 """REST: GPU hosts. Their agents report here and learn what to do; operators look."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -16,6 +17,7 @@ from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Trash
 from comfy_fleet.domain.node import NAME, Node, check_name
 from comfy_fleet.domain.verdict import Word
+from comfy_fleet.ports import Hosts
 
 router = APIRouter(tags=["hosts"])
 
@@ -77,14 +79,8 @@ async def heartbeat(request: Request, host: str) -> Response:
     check_name("host", host)
     d, body = deps(request), await read(request, HeartbeatBody)
     now = d.clock()
-    joined: list[str] = []
-    refused: dict[str, str] = {}
-    for node in body.join:
-        try:
-            await d.hosts.join(host, Joining(**node.model_dump()), now=now)
-            joined.append(node.name)
-        except (BadInput, Conflict) as error:
-            refused[node.name] = str(error)
+    told = await asyncio.gather(*(_join(d.hosts, host, node, now) for node in body.join))
+    refused = {node.name: why for node, why in zip(body.join, told, strict=True) if why}
     said = Heartbeat(
         host=host,
         instance=body.instance,
@@ -102,7 +98,7 @@ async def heartbeat(request: Request, host: str) -> Response:
     return json_response(
         {
             "nodes": [_node(node) for node in orders.nodes],
-            "joined": joined,
+            "joined": [node.name for node in body.join if node.name not in refused],
             "refused": refused,
             "explained": sorted(orders.explained),
             "clear": sorted(orders.clear),
@@ -126,6 +122,15 @@ async def list_hosts(request: Request) -> Response:
             ]
         }
     )
+
+
+async def _join(hosts: Hosts, host: str, node: JoiningBody, now: float) -> str:
+    """Register a node; returns why it can't be, or nothing."""
+    try:
+        await hosts.join(host, Joining(**node.model_dump()), now=now)
+    except (BadInput, Conflict) as error:
+        return str(error)
+    return ""
 
 
 def _node(node: Node) -> dict[str, Any]:

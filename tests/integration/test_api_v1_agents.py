@@ -32,10 +32,12 @@ async def test_a_heartbeat_registers_nodes_and_gets_orders(
     redis: Redis, redis_port: int, tmp_path: Path
 ) -> None:
     async with running(redis_port, tmp_path) as api:
-        first = await beat(api, join=[G1, {**G1, "name": "other"}], nodes=[REPORT])
+        first = await beat(api, join=[G1], nodes=[REPORT])
         assert first.status_code == 200, first.text
         assert first.json()["joined"] == ["h1-gpu0"]
-        assert "one ComfyUI is one node" in first.json()["refused"]["other"]
+        second = await beat(api, join=[{**G1, "name": "other"}])
+        assert (second.json()["joined"], list(second.json()["refused"])) == ([], ["other"])
+        assert "one ComfyUI is one node" in second.json()["refused"]["other"]
         assert [node["name"] for node in first.json()["nodes"]] == ["h1-gpu0"]
         job = await submit(api.stores)
         run = (await claim(api.stores, "h1-gpu0")).run

@@ -1,7 +1,10 @@
 """A GPU host's agent: it starts, watches and registers ComfyUIs, and takes them out in time."""
 
+import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,8 @@ from redis.asyncio import Redis
 
 from comfy_fleet.domain.supervise import Limits
 from tests.factories import GRAPH
-from tests.integration.agent_kit import cpu, host_of
+from tests.integration.agent_kit import Host, checkout, cpu, host_of
+from tests.integration.api_kit import running
 from tests.integration.haproxy_kit import eventually
 
 NODE = "h1-cpu0"
@@ -120,6 +124,31 @@ async def test_a_comfyui_is_recycled_after_so_many_jobs_but_not_while_it_works(
         assert (await host.report(NODE))["jobs"] == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_no_comfyui_outlives_its_agent(
+    redis: Redis, redis_port: int, tmp_path: Path, number: signal.Signals
+) -> None:
+    home = checkout(tmp_path).home
+    async with running(redis_port, tmp_path, agent_token="agents-token-01") as api:
+        command = [sys.executable, "-m", "comfy_fleet", "agent", "--join", api.url, "--host", "h1"]
+        command += ["--port", "0", "--comfyui", str(home), "--python", sys.executable, "--gpus", "cpu"]
+        environment = {**os.environ, "FLEET_AGENT_TOKEN": "agents-token-01", "FLEET_DATA": str(tmp_path)}
+        agent = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        try:
+
+            async def ready() -> bool:
+                return (await api.stores.hosts.words(NODE))[0] == "ready"
+
+            await eventually("it is ready", ready)
+            pid = (await api.stores.hosts.report(NODE) or {})["pid"]
+            os.kill(pid, 0)
+            agent.send_signal(number)
+            assert await asyncio.to_thread(agent.wait, 20) == (0 if number is signal.SIGTERM else -9)
+        finally:
+            agent.kill()
+        await eventually("its ComfyUI has ended", lambda: not Path(f"/proc/{pid}").exists())
+
+
 async def test_a_crash_in_a_row_is_told_and_waited_out(redis: Redis, redis_port: int, tmp_path: Path) -> None:
     supervision = cpu(tmp_path)
     (supervision.checkout.home / "main.py").write_text("raise SystemExit('no module named torch')\n")
@@ -133,8 +162,5 @@ async def test_a_crash_in_a_row_is_told_and_waited_out(redis: Redis, redis_port:
         await eventually("it is tried again", lambda: _restarts(host), within_s=10)
 
 
-async def _restarts(host: object) -> bool:
-    from tests.integration.agent_kit import Host
-
-    assert isinstance(host, Host)
+async def _restarts(host: Host) -> bool:
     return int((await host.report(NODE)).get("restarts", 0)) >= 2
