@@ -173,17 +173,20 @@ COSTLY = frozenset({"steps", "width", "height", "batch_size", "length", "frames"
 """Inputs that a graph's duration hangs on most."""
 
 
-def profile(graph: Graph) -> str:
-    """Return what the graph's duration is remembered under: its classes and its costly inputs.
+_MODELS = frozenset({"ckpt_name", "unet_name", "clip_name", "clip_name1", "clip_name2", "clip_name3"})
 
-    Prompts, seeds and file names don't count, so that a graph's variations share their statistics.
+
+def profile(graph: Graph) -> str:
+    """Return what the graph's duration and memory are remembered under: classes, costly inputs, models.
+
+    Prompts, seeds, LoRAs and other files don't count, so that a graph's variations share their statistics.
     """
     lines = Counter[str]()
     for node in graph.values():
         costs = sorted(
             f"{name}={value!r}"
             for name, value in node["inputs"].items()
-            if name in COSTLY and isinstance(value, int | float | str)
+            if (name in COSTLY or name in _MODELS) and isinstance(value, int | float | str)
         )
         lines[" ".join([node["class_type"], *costs])] += 1
     text = "\n".join(f"{count} {line}" for line, count in sorted(lines.items()))

@@ -143,7 +143,7 @@ class NodeInventories:
             wanted = Placement(pool=wish.prefer, spill=(ANY_POOL,))
         else:
             wanted = Placement()
-        if not self._members(wanted):
+        if not any(pool in self._atlas.pools for pool in self._atlas.pools_of(wanted)):
             have = ", ".join(sorted(self._atlas.pools))
             raise InvalidWorkflow(
                 f"no node is in pool {wanted.pool}: name one of {have}",
@@ -161,6 +161,8 @@ class NodeInventories:
         differ = any(checked.values())
         needs = eligibility.needs_of(graph, wish, self._atlas.inventories if differ else ())
         bad: dict[str, _Unable] = {}
+        if not differ and not needs.key:
+            return needs, bad  # as it is with most jobs: nothing to ask a thousand nodes about
         for candidate in self._members(wanted):
             problems = checked.get(id(candidate.inventory), []) if candidate.inventory else []
             reasons = eligibility.why_not(needs, candidate)

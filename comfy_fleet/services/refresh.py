@@ -20,7 +20,7 @@ from comfy_fleet.ports import InventoryStore, NodeRegistry
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 4  # nodes that are asked side by side
+AT_ONCE = 8  # nodes that are asked side by side
 READING_S = 20  # a process that asks and dies holds a node so long
 RETRY_S = 5.0
 POLL_S = 0.05

@@ -305,3 +305,14 @@ def test_the_profile_follows_classes_and_cost_but_not_content() -> None:
 
 def test_classes() -> None:
     assert g.classes(SMALL) == {"LoadImage", "ImageInvert", "SaveImage"}
+
+
+def test_another_model_is_another_profile_and_another_lora_is_not() -> None:
+    def loaded(model: str, lora: str) -> g.Graph:
+        return {
+            "1": {"class_type": "UNETLoader", "inputs": {"unet_name": model}},
+            "2": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "lora_name": lora}},
+        }
+
+    assert g.profile(loaded("a.sft", "x.sft")) != g.profile(loaded("b.sft", "x.sft"))
+    assert g.profile(loaded("a.sft", "x.sft")) == g.profile(loaded("a.sft", "y.sft"))
