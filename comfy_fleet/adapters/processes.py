@@ -92,7 +92,6 @@ class Child:
         """
         if self.running:
             raise RuntimeError(f"{self.name} runs already as pid {self.pid}")
-        self.last_lines.clear()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self.argv,
