@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from comfy_fleet.adapters.haproxy.apply import apply
 from comfy_fleet.adapters.haproxy.entries import (
@@ -40,10 +41,22 @@ from comfy_fleet.adapters.haproxy.render import files, render
 from comfy_fleet.adapters.haproxy.resolve import Resolver
 from comfy_fleet.domain.errors import ConfigError, FleetError, NotFound
 from comfy_fleet.domain.node import Node
-from comfy_fleet.ports import NodeRegistry
 from comfy_fleet.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+class Registry(Protocol):
+    """The part of :class:`comfy_fleet.ports.NodeRegistry` that the controller needs."""
+
+    async def nodes(self) -> Sequence[Node]:
+        """Return all nodes by name."""
+
+    async def report(self, name: str, *, verdict: str, why: str) -> None:
+        """Record what HAProxy says of a node. Raises NotFound."""
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yield whenever the registry changed, and now and then even if not."""
 
 
 @dataclass(kw_only=True)
@@ -66,7 +79,7 @@ class Controller:
     def __init__(
         self,
         settings: Settings,
-        registry: NodeRegistry,
+        registry: Registry,
         *,
         poll_s: float = 0.5,
         agent_grace_s: float = 2.0,
