@@ -7,7 +7,6 @@ whoever gets :class:`LeaseLost` stops at once and touches nothing on the node an
 import asyncio
 import contextlib
 import logging
-from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ import orjson
 
 from comfy_fleet.domain import graph as graphs
 from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, StoreDown
-from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement
 from comfy_fleet.domain.outputs import FileRef, InlineText, OutputItem
 from comfy_fleet.domain.run import (
     Action,
@@ -44,13 +43,13 @@ from comfy_fleet.domain.run import (
 )
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.care import Care
+from comfy_fleet.services.outbox import Outbox
+from comfy_fleet.services.staging import StagingError, stage
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PROGRESS_EVERY_S = 0.5  # twice a second is what the faces promise
-PREVIEW_EVERY_S = 0.5
 FETCH_TRIES = 5
 NOTE_AFTER_S = 0.1
 LINGER_S = 0.05  # small outputs are here sooner; then one write ends the run and frees the node
@@ -78,14 +77,6 @@ class Tools:
     safe: Callable[[str], bool]
 
 
-class StagingError(Exception):
-    """An input could not be put onto the node. ``fatal``: it never will."""
-
-    def __init__(self, message: str, *, fatal: bool) -> None:
-        super().__init__(message)
-        self.fatal = fatal
-
-
 class Execution:
     """One run in flight.
 
@@ -108,7 +99,7 @@ class Execution:
         self._collecting: dict[tuple[str, str, int], asyncio.Task[None]] = {}
         self._hasten = asyncio.Event()
         self._gone: set[str] = set()
-        self._outbox = _Outbox(tools.runs, claim, tools.now)
+        self._outbox = Outbox(tools.runs, claim, tools.now)
         self._graph: graphs.Graph = {}
         self._started = tools.now()
         self._canceled = False
@@ -296,34 +287,10 @@ class Execution:
     async def _prepare(self, graph: graphs.Graph) -> graphs.Graph:
         """Stage the job's files on the node and return the graph to post."""
         job = self.claim.job
-        places = _asset_places(graph, job.uploads)
-        staged = {asset_id: await self._stage(asset_id) for asset_id in sorted(set(places.values()))}
-        replacements = {place: staged[asset_id] for place, asset_id in places.items()}
+        replacements = await stage(graph, self.claim, nodes=self._tools.nodes, assets=self._tools.assets)
         return graphs.for_run(
             graph, job_id=job.id, run_id=self.claim.run, replacements=replacements, bust=job.bust
         )
-
-    async def _stage(self, asset_id: str) -> str:
-        asset = await self._tools.assets.get(asset_id)
-        if asset is None:
-            raise StagingError(f"asset {asset_id} is gone", fatal=True)
-        suffix = "".join(c for c in asset.file_path[-16:].rpartition(".")[2] if c.isalnum())
-        name = f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}"
-        try:
-            ref = await self._tools.nodes.upload(
-                self.claim.node,
-                name=name,
-                subfolder=f"fleet/{self.claim.job.id}",
-                content=self._tools.assets.file(asset),
-                content_type=asset.content_type,
-            )
-        except NodeError as error:
-            raise StagingError(
-                f"input {asset.file_path} could not be staged: {error}", fatal=False
-            ) from error
-        except FileNotFoundError as error:
-            raise StagingError(f"the bytes of asset {asset_id} are gone", fatal=True) from error
-        return f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
 
     async def _post(self) -> None:
         runs = self._tools.runs
@@ -490,64 +457,6 @@ class Execution:
         self._free()
         facts = {"status": str(status), "counts": counts, "excluded": exclude, "error": error.message}
         logger.warning("job given back", extra={**self._extra, **facts})
-
-
-class _Outbox:
-    """Writes the latest progress and preview at most twice a second, and none at all for short runs."""
-
-    def __init__(self, runs: RunStore, claim: Claim, now: Callable[[], float]) -> None:
-        self._runs = runs
-        self._claim = claim
-        self._progress: Progress | None = None
-        self._preview: ShowPreview | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
-
-    def progress(self, progress: Progress) -> None:
-        self._progress = progress
-        self._kick()
-
-    def preview(self, preview: ShowPreview) -> None:
-        self._preview = preview
-        self._kick()
-
-    def close(self) -> None:
-        self._closed = True
-        if self._task:
-            self._task.cancel()
-
-    def _kick(self) -> None:
-        if self._task is None and not self._closed:
-            self._task = asyncio.create_task(self._write())
-
-    async def _write(self) -> None:
-        try:
-            while not self._closed:
-                await asyncio.sleep(PROGRESS_EVERY_S)
-                progress, self._progress = self._progress, None
-                preview, self._preview = self._preview, None
-                if progress:
-                    await self._runs.progress(self._claim, progress)
-                if preview:
-                    data = {
-                        "node_id": preview.node_id or "",
-                        "content_type": preview.content_type,
-                        "data_base64": b64encode(preview.data).decode(),
-                    }
-                    await self._runs.preview(self._claim, data)
-        except LeaseLost:
-            self._closed = True
-
-
-def _asset_places(graph: graphs.Graph, uploads: Mapping[str, str]) -> dict[graphs.Place, str]:
-    """Return which asset goes where: references in the graph, and file names that the submit resolved."""
-    places: dict[graphs.Place, str] = {ref.place: ref.asset_id for ref in graphs.asset_references(graph)}
-    if uploads:
-        for node_id, node in graph.items():
-            for name, value in node["inputs"].items():
-                if isinstance(value, str) and (asset_id := uploads.get(f"{node_id}/{name}")):
-                    places[node_id, (name,)] = asset_id
-    return places
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -1,0 +1,64 @@
+"""What a run tells while it computes: the latest progress and preview, now and then."""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import Callable
+
+from comfy_fleet.domain.errors import LeaseLost, StoreDown
+from comfy_fleet.domain.job import Progress
+from comfy_fleet.domain.run import ShowPreview
+from comfy_fleet.ports import Claim, RunStore
+
+EVERY_S = 0.5  # twice a second is what the faces promise
+
+
+class Outbox:
+    """Writes the latest progress and preview at most twice a second, and none at all for short runs."""
+
+    def __init__(self, runs: RunStore, claim: Claim, now: Callable[[], float]) -> None:
+        self._runs = runs
+        self._claim = claim
+        self._progress: Progress | None = None
+        self._preview: ShowPreview | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def progress(self, progress: Progress) -> None:
+        """Take note of a snapshot; an older one that was not written is dropped."""
+        self._progress = progress
+        self._kick()
+
+    def preview(self, preview: ShowPreview) -> None:
+        """Take note of a preview; only the latest is written."""
+        self._preview = preview
+        self._kick()
+
+    def close(self) -> None:
+        """Write nothing more."""
+        self._closed = True
+        if self._task:
+            self._task.cancel()
+
+    def _kick(self) -> None:
+        if self._task is None and not self._closed:
+            self._task = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while not self._closed:
+            await asyncio.sleep(EVERY_S)
+            progress, self._progress = self._progress, None
+            preview, self._preview = self._preview, None
+            try:
+                if progress:
+                    await self._runs.progress(self._claim, progress)
+                if preview:
+                    data = {
+                        "node_id": preview.node_id or "",
+                        "content_type": preview.content_type,
+                        "data_base64": b64encode(preview.data).decode(),
+                    }
+                    await self._runs.preview(self._claim, data)
+            except LeaseLost:
+                return
+            except StoreDown:
+                continue  # the next snapshot is a whole one

@@ -1,0 +1,65 @@
+"""Put a job's input files onto the node that runs it, and say in its graph where they lie."""
+
+from collections.abc import Mapping
+
+from comfy_fleet.domain import graph as graphs
+from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.ports import AssetStore, Claim, NodeApi
+
+
+class StagingError(Exception):
+    """An input could not be put onto the node. ``fatal``: it never will."""
+
+    def __init__(self, message: str, *, fatal: bool) -> None:
+        super().__init__(message)
+        self.fatal = fatal
+
+
+async def stage(
+    graph: graphs.Graph, claim: Claim, *, nodes: NodeApi, assets: AssetStore
+) -> dict[graphs.Place, str]:
+    """Upload every asset that the job needs; return what stands where in the graph to post.
+
+    The files lie below ``input/fleet/JOB/`` under names made from their content: nothing that a user
+    named reaches the node's disk, and a second attempt on the same node writes the same files.
+
+    Raises:
+        StagingError: A file is gone, or the node did not take it.
+    """
+    places = asset_places(graph, claim.job.uploads)
+    staged = {
+        asset_id: await _stage_one(asset_id, claim, nodes=nodes, assets=assets)
+        for asset_id in sorted(set(places.values()))
+    }
+    return {place: staged[asset_id] for place, asset_id in places.items()}
+
+
+def asset_places(graph: graphs.Graph, uploads: Mapping[str, str]) -> dict[graphs.Place, str]:
+    """Return which asset goes where: references in the graph, and file names that the submit resolved."""
+    places: dict[graphs.Place, str] = {ref.place: ref.asset_id for ref in graphs.asset_references(graph)}
+    if uploads:
+        for node_id, node in graph.items():
+            for name, value in node["inputs"].items():
+                if isinstance(value, str) and (asset_id := uploads.get(f"{node_id}/{name}")):
+                    places[node_id, (name,)] = asset_id
+    return places
+
+
+async def _stage_one(asset_id: str, claim: Claim, *, nodes: NodeApi, assets: AssetStore) -> str:
+    asset = await assets.get(asset_id)
+    if asset is None:
+        raise StagingError(f"asset {asset_id} is gone", fatal=True)
+    suffix = "".join(c for c in asset.file_path[-16:].rpartition(".")[2] if c.isalnum())
+    try:
+        ref = await nodes.upload(
+            claim.node,
+            name=f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}",
+            subfolder=f"fleet/{claim.job.id}",
+            content=assets.file(asset),
+            content_type=asset.content_type,
+        )
+    except NodeError as error:
+        raise StagingError(f"input {asset.file_path} could not be staged: {error}", fatal=False) from error
+    except FileNotFoundError as error:
+        raise StagingError(f"the bytes of asset {asset_id} are gone", fatal=True) from error
+    return f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
