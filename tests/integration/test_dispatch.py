@@ -208,3 +208,27 @@ async def test_an_idle_fleet_asks_for_nothing(redis_port: int) -> None:
         await asyncio.sleep(0.5)
         assert len(sim.engine.sockets) == 0
         assert sim.stats.done == 0
+
+
+async def test_a_long_run_tells_its_progress(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", sim={"timing": SimTiming()}) as fleet:
+        graph = picture(5)
+        graph["3"] = {
+            "class_type": "SimWork",
+            "inputs": {"value": ["1", 0], "seconds": 2.0, "steps": 20, "vram_gb": 0.0},
+        }
+        graph["2"]["inputs"]["images"] = ["3", 0]
+        job = await fleet.submit(graph)
+        seen = []
+        async with fleet.stores.events.subscribe(job.id) as events:
+            async for event in events:
+                if event.type == "progress":
+                    seen.append(event.data)
+                if event.type == "status" and event.data["status"] == "succeeded":
+                    break
+        values = [data["value"] for data in seen]
+        assert len(values) >= 2 and values == sorted(values) and 0 < values[-1] <= 1
+        assert {data["current_node_class"] for data in seen} == {"SimWork"}
+        assert seen[-1]["steps"] == 20
+        done = await fleet.job(job.id)
+        assert done.progress is not None and done.progress.nodes_total == 3
