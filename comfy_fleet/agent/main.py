@@ -88,7 +88,7 @@ class AgentOptions:
 
 
 def serve(settings: Settings, options: AgentOptions) -> None:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; a second one waits for no prompt.
 
     Raises:
         ConfigError: A port is taken, or a GPU or program is not there.
@@ -123,15 +123,29 @@ def own_address(url: str) -> str:
 
 
 async def _serve(settings: Settings, options: AgentOptions) -> None:
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            hurry.set()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await run(settings, options, stop)
+        loop.add_signal_handler(number, on_signal)
+    await run(settings, options, stop, hurry=hurry)
 
 
-async def run(settings: Settings, options: AgentOptions, stop: asyncio.Event) -> None:
+async def run(
+    settings: Settings, options: AgentOptions, stop: asyncio.Event, *, hurry: asyncio.Event | None = None
+) -> None:
     """Run an agent until ``stop`` is set.
+
+    Args:
+        settings: Where the API is, and when GPUs drain.
+        options: What the operator asked for.
+        stop: Ends it, once the running prompts have finished or ``stop_wait_s`` is over.
+        hurry: Ends it without waiting for them.
 
     Raises:
         ConfigError: A port is taken, or a GPU or program is not there.
@@ -200,7 +214,7 @@ async def run(settings: Settings, options: AgentOptions, stop: asyncio.Event) ->
         host.stopping = True
         if supervisor is not None:
             link.hurry()
-            await _let_work_end(host, settings.stop_wait_s)
+            await _let_work_end(host, settings.stop_wait_s, hurry or asyncio.Event())
     finally:
         for task in tasks:
             task.cancel()
@@ -213,10 +227,10 @@ async def _wait(stop: asyncio.Event) -> None:
     await stop.wait()
 
 
-async def _let_work_end(host: HostAgent, patience_s: float) -> None:
+async def _let_work_end(host: HostAgent, patience_s: float, hurry: asyncio.Event) -> None:
     """Give what runs on nodes that will be ended a chance to finish; no new job comes meanwhile."""
     for _ in range(int(patience_s * 10)):
-        if not host.busy:
+        if not host.busy or hurry.is_set():
             return
         await asyncio.sleep(0.1)
 

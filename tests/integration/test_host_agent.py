@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.dispatch_main import open_dispatcher
+from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.supervise import Limits
-from tests.factories import GRAPH
+from tests.factories import GRAPH, new_job
+from tests.fleet import Running
 from tests.integration.agent_kit import Host, checkout, cpu, host_of
 from tests.integration.api_kit import running
 from tests.integration.haproxy_kit import eventually
@@ -122,6 +125,48 @@ async def test_a_comfyui_is_recycled_after_so_many_jobs_but_not_while_it_works(
         await eventually("it was started again", lambda: starts(tmp_path) == 2)
         await host.said(NODE, "ready")
         assert (await host.report(NODE))["jobs"] == 0
+
+
+async def test_the_job_of_a_killed_comfyui_runs_elsewhere_within_two_seconds(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    supervision = cpu(tmp_path, "--job-s", "1.5", per_gpu=2)
+    async with host_of(redis_port, tmp_path, supervision=supervision, haproxy=True) as host:
+        for name in (f"{NODE}-0", f"{NODE}-1"):
+            await host.is_up(name)
+        stores = host.api.stores
+        async with open_dispatcher(host.settings, stores, name="d1") as dispatcher:
+            stop = asyncio.Event()
+            running_ = Running(dispatcher, stop, asyncio.create_task(dispatcher.run(stop)))
+            job = (await stores.jobs.submit(new_job(), idempotency=None, depth_limit=10)).job
+
+            async def runs_on() -> str | None:
+                found = await stores.jobs.get(job.id)
+                assert found is not None
+                return found.node if found.status is JobStatus.RUNNING else None
+
+            async def started() -> bool:
+                node = await runs_on()
+                return node is not None and (await host.report(node)).get("busy") is True
+
+            await eventually("it runs", started)
+            first = await runs_on()
+            assert first is not None
+            os.kill((await host.report(first))["pid"], signal.SIGKILL)
+            killed_at = time.monotonic()
+
+            async def elsewhere() -> bool:
+                return await runs_on() not in (None, first)
+
+            await eventually("it runs elsewhere", elsewhere)
+            assert time.monotonic() - killed_at < 2.0
+
+            async def done() -> bool:
+                found = await stores.jobs.get(job.id)
+                return found is not None and found.status is JobStatus.SUCCEEDED
+
+            await eventually("it succeeds", done)
+            await running_.end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
