@@ -163,7 +163,7 @@ async def test_a_whole_host_is_drained_by_its_address(redis_port: int, tmp_path:
 RESTART = (
     "import urllib.request as u; u.urlopen(u.Request('{url}/sim/faults', method='POST', "
     "headers={'Content-Type': 'application/json'}, "
-    'data=b\'{"restart_after_s": 2.5, "crash": true}\'))'
+    'data=b\'{"restart_after_s": 4, "crash": true}\'))'
 )
 
 
