@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         2, ge=1, description="GPU faults in a row after which a node gets no jobs until it was restarted."
     )
     quarantine_ooms: int = Field(
-        5, ge=1, description="Jobs in a row out of memory after which a node gets no jobs."
+        5, ge=1, description="Jobs in a row out of memory on the largest card after which it gets no jobs."
     )
     oom_memory_s: float = Field(
         86400.0, gt=0, description="How long a card is kept from jobs that ran out of memory on it."

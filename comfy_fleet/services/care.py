@@ -23,6 +23,7 @@ from comfy_fleet.services.atlas import Atlas
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 4
 ASK_S = 3.0  # a node that has just failed may not answer; its job must not wait for it
 
 
@@ -42,7 +43,8 @@ class CareLimits:
 
     Attributes:
         gpu_faults: CUDA-like faults in a row.
-        ooms: Jobs out of memory in a row.
+        ooms: Jobs out of memory in a row, on the largest card that there is for them. Where a larger one is
+            there, the card's size is the likelier reason, and it takes :data:`PATIENCE` times as many.
         oom_memory_s: Seconds until a card that was too small may be tried again.
     """
 
@@ -149,22 +151,21 @@ class Care:
 
     async def _out_of_memory(self, claim: Claim, error: JobError) -> Next:
         total, room = await self._memory(claim.node)
-        await self._strike(
-            claim.node,
-            "oom",
-            self._limits.ooms,
-            f"quarantined: {self._limits.ooms} jobs in a row ran out of memory",
-        )
         if room:
             await self._store.note_oom(claim.job.profile, room, ttl_s=int(self._limits.oom_memory_s))
         placement = claim.job.placement
         moved = replace(_without(placement, claim.node), above=max(placement.above, room))
         cards = {name: self._atlas.vram_bytes(name) for name in await self._able(moved)}
         larger = [name for name, size in cards.items() if not size or size > room]
+        limit = self._limits.ooms * (PATIENCE if larger else 1)
+        await self._strike(claim.node, "oom", limit, f"quarantined: {limit} jobs in a row ran out of memory")
         if larger:
             # Each step to a strictly larger card is one of a few: it need not use an attempt up.
             grows = bool(total) and all(cards[name] > total for name in larger)
             return Next(placement=moved, counts=not grows, error=error)
+        if room and placement.above < room and any(size >= room for size in cards.values()):
+            # Nothing larger, but another one of this size: it may be this node that is at fault. Once.
+            return Next(placement=moved, counts=True, error=error)
         where = f"{claim.node} ({gib(total)})" if total else claim.node
         if room < total * eligibility.CARD_TOLERANCE:
             message = f"out of memory on {where}, of which others hold {gib(total - room)}: {error.message}"

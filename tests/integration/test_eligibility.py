@@ -159,7 +159,7 @@ async def test_out_of_memory_on_the_largest_card_fails_in_clear_words(redis_port
 
 async def test_a_node_on_which_everything_fails_is_quarantined_until_it_restarts(redis_port: int) -> None:
     async with fleet_of(redis_port, quarantine_ooms=3) as fleet:
-        await fleet.add_sim("bad", vram_bytes=12 * GIB)
+        await fleet.add_sim("bad", vram_bytes=24 * GIB)
         await fleet.add_sim("good", vram_bytes=24 * GIB)
         for name in fleet.sims:
             await fleet.verdict(name)

@@ -124,6 +124,16 @@ async def test_out_of_memory_on_the_largest_card_is_the_end() -> None:
     assert found.error.message == "out of memory on large (24 GiB), the largest node that can run it: boom"
 
 
+async def test_another_card_of_the_same_size_gets_one_try() -> None:
+    world = World(one=24, two=24)
+    care = await world.care()
+    found = await care.after(claim("one"), failed("out_of_memory"))
+    assert found is not None and found.placement is not None
+    assert (found.placement.without, found.counts) == (frozenset({"one"}), True)
+    found = await care.after(claim("two", found.placement), failed("out_of_memory"))
+    assert found is not None and found.placement is None
+
+
 async def test_memory_that_others_hold_is_not_the_card_s_fault() -> None:
     world = World(one=24, two=24)
     world.foreign["one"] = 10
