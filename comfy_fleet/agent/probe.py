@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 2.0
 _INTERRUPT_EVERY_S = 3.0
+_QUEUE_EVERY_S = 0.45  # whole graphs come with it: less often than memory
 
 
 class NodeProbe:
@@ -60,16 +61,21 @@ class NodeProbe:
         self._client = client
         self._clock = clock
         self._interrupted: dict[str, float] = {}
+        self._asked_at: float | None = None
 
     def restarted(self) -> None:
         """Forget what a restart of the ComfyUI makes untrue."""
         self.queue = Queue()
-        self.heard_at = self.busy_at = self.looked_at = None
+        self.heard_at = self.busy_at = self.looked_at = self._asked_at = None
         self.freed = False
 
     async def look(self) -> None:
         """Look once. Never raises for what the node does."""
-        await asyncio.gather(self._look_at_queue(), self._look_at_stats())
+        looks = [self._look_at_stats()]
+        if self._asked_at is None or self._clock() - self._asked_at >= _QUEUE_EVERY_S:
+            self._asked_at = self._clock()
+            looks.append(self._look_at_queue())
+        await asyncio.gather(*looks)
 
     async def ready(self) -> bool:
         """Return whether it answers ``/object_info``: all its node classes are loaded then."""

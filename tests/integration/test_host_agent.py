@@ -21,6 +21,7 @@ from tests.integration.api_kit import running
 from tests.integration.haproxy_kit import eventually
 
 NODE = "h1-cpu0"
+IMPORTS_S = 5.0  # what Python takes to load the stand-in, at most
 
 
 def starts(folder: Path, name: str = NODE) -> int:
@@ -59,7 +60,7 @@ async def test_a_killed_comfyui_takes_jobs_again_within_its_start_and_two_second
     async with host_of(redis_port, tmp_path, supervision=supervision, haproxy=True) as host:
         await host.is_up(NODE)
         pid = (await host.report(NODE))["pid"]
-        killed_at = time.monotonic()
+        killed_at = time.time()
         os.kill(pid, signal.SIGKILL)
         await host.is_up(NODE, "drain")
 
@@ -68,12 +69,13 @@ async def test_a_killed_comfyui_takes_jobs_again_within_its_start_and_two_second
 
         await eventually("the reason is shown", told, within_s=2)
         await host.is_up(NODE)
-        took_s = time.monotonic() - killed_at
-        report = await host.report(NODE)
-        assert report["restarts"] == 1
+        took_s = time.time() - killed_at
+        assert (await host.report(NODE))["restarts"] == 1
         assert starts(tmp_path) == 2
-    start_s = 1.5 + 1.0  # of the stand-in, its imports included
-    assert took_s < start_s + 2, took_s
+        # How long its own start took, on this machine and as busy as it is now.
+        serving_at = (tmp_path / "comfyui" / NODE / "starts").stat().st_mtime
+        assert took_s < (serving_at - killed_at) + 1.5, (took_s, serving_at - killed_at)
+        assert serving_at - killed_at < 1.5 + 0.5 + IMPORTS_S
 
 
 async def test_a_frozen_comfyui_is_killed_and_started_again(
@@ -130,7 +132,8 @@ async def test_a_comfyui_is_recycled_after_so_many_jobs_but_not_while_it_works(
 async def test_the_job_of_a_killed_comfyui_runs_elsewhere_within_two_seconds(
     redis: Redis, redis_port: int, tmp_path: Path
 ) -> None:
-    supervision = cpu(tmp_path, "--job-s", "1.5", per_gpu=2)
+    # So slow to start that it can't be back in time itself.
+    supervision = cpu(tmp_path, "--job-s", "1.5", "--slow-start", "3", per_gpu=2)
     async with host_of(redis_port, tmp_path, supervision=supervision, haproxy=True) as host:
         for name in (f"{NODE}-0", f"{NODE}-1"):
             await host.is_up(name)
