@@ -256,8 +256,10 @@ class Dispatcher:
     async def _watch_nodes(self) -> None:
         async for _ in self._registry.changes():
             await self._atlas.look()
-            for execution in self.flying.values():
-                if execution.claim.node not in self._atlas.states:
+            for execution in tuple(self.flying.values()):
+                node = execution.claim.node
+                # A node that was granted to us while we looked is not missing.
+                if node not in self._atlas.states and await self._registry.get(node) is None:
                     execution.evict()
             self._busy_until.clear()
             self._look.set()
