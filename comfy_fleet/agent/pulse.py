@@ -49,7 +49,12 @@ class Pulse:
         while True:
             try:
                 async with connect(
-                    self._url, ping_interval=None, open_timeout=5, max_size=_MOST_BYTES, proxy=None
+                    self._url,
+                    ping_interval=None,
+                    open_timeout=5,
+                    close_timeout=1,  # nobody must wait for the goodbye of one that is frozen
+                    max_size=_MOST_BYTES,
+                    proxy=None,
                 ) as socket:
                     await self._listen(socket)
             except (OSError, TimeoutError, InvalidHandshake, WebSocketException):

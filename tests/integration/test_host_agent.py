@@ -20,6 +20,8 @@ from tests.integration.agent_kit import Host, checkout, cpu, host_of
 from tests.integration.api_kit import running
 from tests.integration.haproxy_kit import eventually
 
+pytestmark = pytest.mark.timeout(120)  # several waits of 20 s may add up before one says why
+
 NODE = "h1-cpu0"
 IMPORTS_S = 5.0  # what Python takes to load the stand-in, at most
 
