@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -62,3 +63,10 @@ def comfyui_home() -> Path:
     if not home:
         pytest.skip("COMFYUI_HOME is not set")
     return Path(home)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """As pytest's, but short: the path of a unix socket may have about a hundred bytes."""
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        yield Path(folder)

@@ -1,8 +1,6 @@
-"""Stores on a real Redis, and folders with short names."""
+"""Stores on a real Redis."""
 
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -15,10 +13,3 @@ async def stores(redis_port: int, redis: object) -> AsyncIterator[Stores]:
     """All stores, on an empty database."""
     async with open_stores(Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0")) as opened:
         yield opened
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """As pytest's, but short: the path of a unix socket may have about a hundred bytes."""
-    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
-        yield Path(folder)
