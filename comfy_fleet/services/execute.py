@@ -53,6 +53,7 @@ T = TypeVar("T")
 FETCH_TRIES = 5
 NOTE_AFTER_S = 0.1
 LINGER_S = 0.05  # small outputs are here sooner; then one write ends the run and frees the node
+YIELD_S = 0.01
 FETCH_GAP_S = 0.2  # grows with every try
 
 
@@ -248,9 +249,10 @@ class Execution:
                     with contextlib.suppress(StoreDown):  # then the node stays leased until the end
                         await self._tools.runs.left(self.claim, manifest)
                         self._free()
-                self._hasten.set()
+                if self.claim.behind:  # the node's next job first: fetching would take the loop from it
+                    asyncio.get_running_loop().call_later(YIELD_S, self._hasten.set)
                 for item in action.items:
-                    self._collect(item)
+                    self._collect(item, delay_s=LINGER_S if self.claim.behind else 0.0)
 
     async def _collected(self, items: tuple[OutputItem, ...]) -> bool:
         """Whether all outputs are stored; waits a moment for small ones."""
