@@ -27,7 +27,7 @@ from comfy_fleet.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-WORKER_BEAT_S = 5.0
+WORKER_BEAT_S = 1.0
 
 
 def serve(settings: Settings, *, name: str | None = None) -> None:
