@@ -120,7 +120,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def test_it_says_where_it_is_what_it_runs_and_how_to_stop(running: Up) -> None:
-    told = running.log.read_text()
+    deadline = time.monotonic() + 10
+    while "fleet down" not in (told := running.log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)  # the port answers a moment before the last line is written
     assert running.url in told
     assert told.count("SIMULATED") >= 2
     assert "fleet down" in told
