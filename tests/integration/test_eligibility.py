@@ -117,9 +117,6 @@ async def test_jobs_spill_into_the_next_pool_when_the_first_is_full(redis_port: 
         for name in ("big", "small"):
             await fleet.verdict(name)
         known = await fleet.keeper()
-        # The dispatcher learns of pools and inventories in its own time: from here on it knows both.
-        first = await fleet.send(known, picture(0), Wish(pool="big"))
-        assert (await fleet.ended(first.id)).node == "big"
         lone = await fleet.send(known, picture(1), Wish(pool="big", spill_to=("default",)))
         assert (await fleet.ended(lone.id)).node == "big"
         spilling = [await fleet.send(known, picture(i), Wish(prefer="big")) for i in range(10, 14)]
