@@ -1,7 +1,7 @@
 """What services need from the outside. Adapters implement it; nothing here does I/O.
 
-Everything is async; every id is a string; every time is Unix seconds. It is long because it is the one list of
-what the inside may ask of the outside; each Protocol is short.
+Everything is async; every id is a string; every time is Unix seconds. It is long because it is the one list
+of what the inside may ask of the outside; each Protocol is short.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
