@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.job import Placement
 from comfy_fleet.domain.run import RunLimits
 from comfy_fleet.ports import (
@@ -148,9 +149,13 @@ class Dispatcher:
                     self._over.clear()
                     await self._over.wait()
         claims = [execution.claim for execution in self.flying.values()]
-        if claims:
-            logger.warning("runs handed over", extra={"dispatcher": self.name, "count": len(claims)})
+        if not claims:
+            return
+        logger.warning("runs handed over", extra={"dispatcher": self.name, "count": len(claims)})
+        try:
             await self._runs.hand_over(claims)
+        except StoreDown as error:  # their leases run out, which says the same a little later
+            logger.warning("hand-over not written", extra={"dispatcher": self.name, "error": str(error)})
 
     async def _forever(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a loop again whatever it raises: Redis and HAProxy come back."""
@@ -179,7 +184,12 @@ class Dispatcher:
         while True:
             started = self._now()
             claims = [execution.claim for execution in self.flying.values()]
-            beat = await self._runs.beat(self.name, claims, ttl_s=self._limits.lease_ttl_s)
+            try:
+                beat = await self._runs.beat(self.name, claims, ttl_s=self._limits.lease_ttl_s)
+            except StoreDown:
+                if not self._claiming:
+                    self.hurry()  # stopping, and nothing can be written: waiting would gain nothing
+                raise
             for claim in claims:
                 if claim.run not in beat.lost:
                     self._confirmed[claim.run] = started
