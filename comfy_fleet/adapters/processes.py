@@ -140,7 +140,8 @@ class Child:
         if self.running:
             self.send_signal(self._stop_signal)
             try:
-                await asyncio.wait_for(self._process.wait(), self._stop_timeout_s)
+                async with asyncio.timeout(self._stop_timeout_s):
+                    await self._process.wait()
             except TimeoutError:
                 logger.warning("child killed", extra={"child": self.name, "pid": self.pid})
                 self._kill_group()

@@ -47,7 +47,8 @@ async def not_ready(d: ApiDeps) -> list[dict[str, str]]:
 
     async def ask(probe: Probe) -> str | None:
         try:
-            return await asyncio.wait_for(probe(), _PATIENCE_S)
+            async with asyncio.timeout(_PATIENCE_S):
+                return await probe()
         except TimeoutError:
             return f"no answer within {_PATIENCE_S:g} s"
         except Exception as error:  # whatever it is, it is why no job could run

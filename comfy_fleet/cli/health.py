@@ -119,7 +119,8 @@ async def _dispatch(settings: "Settings", name: str | None) -> str | None:
 
     async with open_stores(settings) as stores:
         try:
-            alive = await asyncio.wait_for(live_dispatchers(stores.redis), _PATIENCE_S * 0.6)
+            async with asyncio.timeout(_PATIENCE_S * 0.6):
+                alive = await live_dispatchers(stores.redis)
         except Exception as error:  # whatever Redis's client raises
             # Its runs go on without Redis for a while, and starting it again brings no Redis back.
             typer.echo(f"unknown: Redis does not answer ({error or type(error).__name__})", err=True)

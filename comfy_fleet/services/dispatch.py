@@ -293,7 +293,8 @@ class Dispatcher:
             if waiting:
                 self._look_in(random.uniform(*LOOK_AGAIN_S))  # noqa: S311 - spreads load, guards nothing
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), IDLE_LOOK_S)
+                async with asyncio.timeout(IDLE_LOOK_S):
+                    await self._look.wait()
             self._look.clear()
 
     def _look_in(self, seconds: float) -> None:

@@ -337,7 +337,8 @@ class Execution:
         job = self.claim.job
         if delay_s:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hasten.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._hasten.wait()
         for attempt in range(1, FETCH_TRIES + 1):
             try:
                 async with self._content(item) as chunks:

@@ -1,7 +1,6 @@
 """One simulated node: a port, and behind it an engine that can be made to fail."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -265,8 +264,7 @@ class SimNode:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await worker
+            await asyncio.gather(worker, return_exceptions=True)
         await self._server.close()
         self._server.line.thaw()
 

@@ -194,7 +194,8 @@ class MemoryRegistry:
             yield
             async with self._changed:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), 0.2)
+                    async with asyncio.timeout(0.2):
+                        await self._changed.wait()
 
     async def watch(self) -> AsyncIterator[Sequence[Node]]:
         """Be an agent's source, too."""

@@ -57,6 +57,20 @@ async def test_many_jobs_spread_and_each_runs_once(redis_port: int) -> None:
         assert sum(sim.stats.done for sim in fleet.sims.values()) == 45
 
 
+@pytest.mark.parametrize("ticks", range(8))
+async def test_a_dispatcher_ends_also_when_it_is_stopped_while_it_wakes_up(
+    redis_port: int, ticks: int
+) -> None:
+    async with fleet_of(redis_port) as fleet:
+        (running,) = fleet.dispatchers
+        await until(lambda: running.dispatcher._look._waiters, what="it has nothing to do")
+        running.dispatcher._look.set()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(3):
+            await running.end()
+
+
 async def test_two_dispatchers_share_the_nodes(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=0.02)}) as fleet:
         await fleet.dispatcher("d2")

@@ -204,7 +204,8 @@ class Controller:
                     self._stale = True
                     return  # the files of the last run are the truth until the registry is back
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await stop.wait()
             pause = min(pause * 2, 5.0)
         if not stop.is_set():
             await self._write_files()
@@ -253,7 +254,8 @@ class Controller:
                     unexpected = not isinstance(error, FleetError | OSError)
                     logger.warning("steering failed", extra={"reason": str(error)}, exc_info=unexpected)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._poll_s)
+                async with asyncio.timeout(self._poll_s):
+                    await self._wake.wait()
 
     async def _tick(self) -> None:
         if self._stale:

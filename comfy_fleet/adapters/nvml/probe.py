@@ -36,7 +36,8 @@ class NvmlProbe:
         try:
             # A cancelled caller must not cancel the look: another one would start beside it.
             patience_s = _MOMENT_S if self._silent else self._timeout_s
-            found = await asyncio.wait_for(asyncio.shield(looking), patience_s)
+            async with asyncio.timeout(patience_s):
+                found = await asyncio.shield(looking)
         except TimeoutError:
             self._silent = True
             words = f"no answer in {self._timeout_s:g} s"

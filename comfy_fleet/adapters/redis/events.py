@@ -50,7 +50,8 @@ class RedisEvents:
             if self._pump is None:
                 self._pump = asyncio.create_task(self._read(), name="events")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._confirmed[name].wait(), 5)
+                async with asyncio.timeout(5):
+                    await self._confirmed[name].wait()
             yield queue
         finally:
             readers.discard(queue)
@@ -72,8 +73,7 @@ class RedisEvents:
         """Stop reading."""
         if self._pump:
             self._pump.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._pump
+            await asyncio.gather(self._pump, return_exceptions=True)
         await self._pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def _read(self) -> None:

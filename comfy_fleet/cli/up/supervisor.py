@@ -128,8 +128,7 @@ class Supervised:
         """End it for good."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         await self._child.stop()
         self._log.close()
