@@ -25,10 +25,7 @@ from tests.comfyui_server import interpreter
 from tests.conftest import free_port
 from tests.container_files import COMPOSE, DOCKER, FLEET, IMAGES, STACK, last, services, stages
 
-pytestmark = [
-    pytest.mark.timeout(120),
-    pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed"),
-]
+pytestmark = pytest.mark.timeout(120)
 
 NODE = "gpu1-0"  # FLEET_GPU_HOST and the GPU's number
 
@@ -70,8 +67,8 @@ class Host:
     def environment(self, service: str) -> dict[str, str]:
         """The service's variables and its image's, with this machine's places in them."""
         given = {name: str(value) for name, value in self.services[service].get("environment", {}).items()}
-        volumes = [entry.split(":") for entry in self.services[service].get("volumes", [])]
-        data = next((entry[0] for entry in volumes if entry[1] == "/data"), service)
+        volumes = [entry for entry in self.services[service].get("volumes", []) if isinstance(entry, str)]
+        data = next((entry.split(":")[0] for entry in volumes if entry.split(":")[1] == "/data"), service)
         here: dict[str, str] = {}
         for name, value in given.items():
             value = re.sub(r"^/run/secrets\b", str(self.secrets), value)

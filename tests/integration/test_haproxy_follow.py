@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import shutil
 from pathlib import Path
 
 import httpx
@@ -14,8 +13,6 @@ from comfy_fleet.adapters.haproxy.process import HAProxy
 from comfy_fleet.adapters.haproxy.render import files, render
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import TinyNode, eventually, make_settings
-
-pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed")
 
 
 class Elsewhere(TinyNode):

@@ -35,9 +35,7 @@ UUID = "GPU-00000000-1111-2222-3333-444444444444"
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return the folder of the stand-in, compiled with an option."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler: cc")
+    compiler = shutil.which("cc") or pytest.fail("there is no C compiler: scripts/setup --tests")
     built: dict[str, Path] = {}
 
     def folder(option: str) -> Path:
@@ -408,17 +406,20 @@ def test_a_real_gpu_tells_its_memory(real: NvmlReader) -> None:
 
 
 def test_a_real_process_is_foreign_until_it_is_claimed(real: NvmlReader) -> None:
-    (gpu, *others) = real.read().usable()
-    if others or gpu.memory is None:
-        pytest.skip("several GPUs: CUDA's first may be another than NVML's")
+    gpu = next(iter(real.read().usable()))
+    assert gpu.memory is not None
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu.uuid},  # CUDA may count the GPUs in another order
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert holder.stdin is not None
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "held\n"
-        (after,) = real.read().usable()
+        (after,) = (one for one in real.read().usable() if one.uuid == gpu.uuid)
         foreign, claimed = usage(after, []), usage(after, [Claim(node="g1", pids=frozenset({holder.pid}))])
         assert foreign.foreign is not None
         assert foreign.foreign >= gpu.memory.used + 2**30
