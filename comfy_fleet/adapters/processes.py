@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _LINE_LIMIT = 64 * 1024  # a longer line is cut into pieces of this size
+_KILLED_S = 5.0  # one that still lives so long after SIGKILL hangs in the kernel: in a driver, on a dead disk
 _DRAIN_S = 1.0  # how long to read on after the child's end, if a grandchild holds its pipe
 
 
@@ -131,9 +132,13 @@ class Child:
                 self._process.send_signal(number)
 
     async def stop(self) -> int | None:
-        """Ask it to end, kill it when it takes too long, and return its exit status (None: never started).
+        """Ask it to end, kill it when it takes too long, and return its exit status.
 
-        What it left behind in its own process group is killed too.
+        What it left behind in its own process group is killed too. Never waits for long: a process that hangs
+        in the kernel outlives even SIGKILL.
+
+        Returns:
+            None if it was never started, or can't be ended: it still counts as running then.
         """
         if self._process is None:
             return None
@@ -145,7 +150,12 @@ class Child:
             except TimeoutError:
                 logger.warning("child killed", extra={"child": self.name, "pid": self.pid})
                 self._kill_group()
-        status = await self._process.wait()
+        try:
+            async with asyncio.timeout(_KILLED_S):
+                status = await self._process.wait()
+        except TimeoutError:
+            logger.error("child can't be ended", extra={"child": self.name, "pid": self.pid})  # noqa: TRY400
+            return None
         self._kill_group()
         await self._finish_reading()
         logger.info("child stopped", extra={"child": self.name, "status": status})

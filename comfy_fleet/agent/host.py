@@ -112,6 +112,7 @@ class HostAgent:
         self._deleted: list[Trash] = []
         self._deleting = asyncio.Lock()
         self._words: Callable[[str], Verdict | None] = self.opinion
+        self._told: dict[str, Word] = {}
         self._client = httpx.AsyncClient(
             trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=1000)
         )
@@ -202,7 +203,9 @@ class HostAgent:
             and member.name not in self._joined
             and (member.process is None or member.process.watch.phase is not Phase.STOPPED)
         ]
-        return self.heartbeat(), joining
+        beat = self.heartbeat()
+        self._told = {report.name: report.word for report in beat.nodes}
+        return beat, joining
 
     def take(self, answer: Answer) -> None:
         """Do what an answer of the API asks for."""
@@ -268,6 +271,8 @@ class HostAgent:
                 if self._nvml is not None:
                     self._gpus = await self._nvml.look()
                 self._judge_all()
+                if not self._central and self._has_news():  # of a thousand nodes one always has
+                    self.on_change()
                 await asyncio.sleep(LOOK_S)
         finally:
             tasks = [*self._looking.values(), *self._tasks]
@@ -295,6 +300,10 @@ class HostAgent:
                 )
             )
         self._judge.look(self._gpus, seated, now_s=self._clock())
+
+    def _has_news(self) -> bool:
+        said = {name: self._words(name) for name in self._told if name in self.members}
+        return any(word is not None and word.word is not self._told[name] for name, word in said.items())
 
     def _look_after(self, name: str) -> None:
         self._looking[name] = asyncio.create_task(self._watch(name), name=f"look at {name}")

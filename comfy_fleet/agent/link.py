@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 _TIMEOUT_S = 5.0
+AGAIN_S = 0.25  # a single lost answer must not hold up what has just changed
 _LONGEST_PAUSE_S = 15.0
 
 
@@ -61,6 +62,7 @@ class Link:
         take: Callable[[Answer], None],
         token: str | None = None,
         every_s: float = BEAT_S,
+        again_s: float = AGAIN_S,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -73,7 +75,8 @@ class Link:
             compose: Says what to send: the heartbeat, and nodes to register.
             take: Gets every answer.
             token: The agents' token.
-            every_s: Pause between two heartbeats; grows up to 15 s while the API is away.
+            every_s: Pause between two heartbeats.
+            again_s: Pause after a failure; doubles up to 15 s while the API is away.
             transport: Replaces the network, for tests.
             clock: Seconds, monotonic.
             jitter: 0 to 1, drawn anew for each pause, so that a thousand agents don't come back at once.
@@ -83,6 +86,7 @@ class Link:
         self._compose = compose
         self._take = take
         self._every_s = every_s
+        self._again_s = again_s
         self._transport = transport
         self._clock = clock
         self._jitter = jitter
@@ -118,8 +122,9 @@ class Link:
                     if self._nodes.full():
                         self._nodes.get_nowait()
                     self._nodes.put_nowait(answer.nodes)
-                pause = min(_LONGEST_PAUSE_S, self._every_s * 2 ** min(failures, 10))
+                pause = self._every_s
                 if failures:
+                    pause = min(_LONGEST_PAUSE_S, self._again_s * 2 ** min(failures - 1, 10))
                     pause *= 0.5 + self._jitter() / 2
                 try:
                     async with asyncio.timeout(pause):

@@ -7,7 +7,7 @@ import logging.handlers
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from comfy_fleet.adapters.processes import Child
@@ -166,6 +166,9 @@ class Process:
 
     async def _start(self) -> None:
         await self._child.stop()  # what the last one left behind
+        if self._child.running:  # it holds its GPU and its port: another one beside it would be no use
+            self.watch = replace(self.watch, why=f"pid {self.pid} hangs in the kernel and can't be ended")
+            return
         self.probe.restarted()
         self._pulse.restarted()
         self._effort = self._cpu_and_disk = 0.0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.adapters.haproxy.apply import apply, check
+from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.haproxy.entries import pools_of
 from comfy_fleet.adapters.haproxy.process import only_one
 from comfy_fleet.adapters.haproxy.render import Rendered, files, render
@@ -111,6 +112,25 @@ async def test_everything_stops_and_nothing_is_left(tmp_path: Path) -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert not list(fleet.settings.run_dir.glob("*.pid"))
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_stop_that_comes_with_news_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    async def nothing() -> None:
+        return
+
+    controller = Controller(make_settings(tmp_path), MemoryRegistry())
+    monkeypatch.setattr(controller, "_tick", nothing)
+    steering = asyncio.create_task(controller._steer())
+    await asyncio.sleep(0.01)
+    controller._wake.set()
+    for _ in range(turns):  # so many turns of the loop lie between the two
+        await asyncio.sleep(0)
+    steering.cancel()
+    done, _ = await asyncio.wait({steering}, timeout=1)
+    assert done, "it steers on for good"
 
 
 async def test_the_next_start_needs_no_registry(tmp_path: Path) -> None:

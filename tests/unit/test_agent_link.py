@@ -88,7 +88,7 @@ async def test_everything_goes_out_and_comes_back() -> None:
 async def test_pauses_grow_while_the_api_is_away_and_shrink_when_it_is_back() -> None:
     away = [httpx.Response(503, json={"error": {"message": "no redis"}}) for _ in range(3)]
     api = Api(*away, httpx.Response(200, text="nonsense"), httpx.Response(200, json=[]))
-    await until(api, 2, api.link(every_s=0.01, jitter=lambda: 1.0))
+    await until(api, 2, api.link(every_s=0.01, again_s=0.02, jitter=lambda: 1.0))
     pauses = [b - a for a, b in zip(api.times, api.times[1:], strict=False)]
     assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08, 0.16, 0.32), strict=False))
     assert pauses[5] < 0.3
