@@ -152,7 +152,8 @@ class Process:
     async def _tick(self) -> None:
         ready = False
         if self.watch.phase is Phase.STARTING and self._child.running:
-            ready = await self.probe.ready()
+            # A job that ends before the websocket listens would not be counted.
+            ready = await self.probe.ready() and self._pulse.open
         watch, order = step(self.watch, self._look(ready), self._limits)
         self._become(watch)
         match order:

@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
 _PING_EVERY_S = 5.0
-_AGAIN_S = 1.0
+_AGAIN_S = 0.25
 _MOST_BYTES = 2**20
 
 
@@ -21,6 +21,7 @@ class Pulse:
     """Listens on one websocket.
 
     Attributes:
+        open: Whether it is open now: what ends from here on is counted.
         heard_at: When it last said anything; None: never.
         jobs: Prompts that have left its queue.
     """
@@ -36,6 +37,7 @@ class Pulse:
         self._url = f"ws{url.removeprefix('http').rstrip('/')}/ws?clientId={client_id}"
         self._clock = clock
         self._waiting = 0
+        self.open = False
         self.heard_at: float | None = None
         self.jobs = 0
 
@@ -63,12 +65,14 @@ class Pulse:
 
     async def _listen(self, socket: ClientConnection) -> None:
         pinging = asyncio.create_task(self._ping(socket))
+        self.open = True
         try:
             async for message in socket:
                 self.heard_at = self._clock()
                 if isinstance(message, str):
                     self._read(message)
         finally:
+            self.open = False
             pinging.cancel()
             await asyncio.gather(pinging, return_exceptions=True)
 
