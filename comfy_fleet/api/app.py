@@ -33,6 +33,7 @@ from comfy_fleet.api import (
     v2_jobs,
 )
 from comfy_fleet.api.deps import ApiDeps
+from comfy_fleet.api.incoming import Incoming
 from comfy_fleet.domain.errors import FleetError
 
 logger = logging.getLogger(__name__)
@@ -104,25 +105,32 @@ class Front:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, finished = 0, False
         began = time.perf_counter()
+        headers = Headers(scope=scope)
+        incoming = Incoming(receive, headers, self.deps.pace)
 
         async def sending(message: Message) -> None:
             nonlocal status, finished
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if not incoming.ended:  # refused before it was read: the rest of it is nobody's
+                    message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             elif message["type"] == "http.response.body":
                 finished = not message.get("more_body", False)
+                if finished and not incoming.ended:
+                    await send({**message, "more_body": True})
+                    await incoming.discard()
+                    message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         scope["app"] = self.typed
         try:
-            headers = Headers(scope=scope)
             keys = self.deps.keys
             if scope["path"] not in OPEN_PATHS:
                 keys.guard(scope["method"], headers, public_host=self._public_host)
                 scope["caller"] = keys.caller(headers)
-            await self.app(scope, receive, sending)
+            await self.app(scope, incoming, sending)
         except FleetError as error:
-            await errors.fleet_error(error)(scope, receive, sending)
+            await errors.fleet_error(error)(scope, incoming, sending)
         except ClientDisconnect:
             return
         except Exception:
@@ -130,7 +138,7 @@ class Front:
             extra = {"method": scope["method"], "path": scope["path"]}
             logger.exception("request failed", extra=extra | ({"job_id": job_id} if job_id else {}))
             if not status:
-                await errors.unexpected()(scope, receive, sending)
+                await errors.unexpected()(scope, incoming, sending)
             elif not finished:
                 raise  # the connection breaks off, so that nobody takes the answer for whole
         finally:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from comfy_fleet.api.auth import Caller, Keys
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.incoming import Pace
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.ports import AssetStore, Events, Hosts, JobStore, NodeRegistry, Replays
@@ -54,6 +55,7 @@ class ApiDeps:
         background: Coroutine functions that run as long as the app does.
         closing: Set when the server stops: streams end then.
         streams: Open event streams by caller.
+        pace: How slowly a request's body may come.
     """
 
     settings: Settings
@@ -75,6 +77,7 @@ class ApiDeps:
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
+    pace: Pace = field(default_factory=Pace)
 
 
 def deps(request: Request) -> ApiDeps:

@@ -10,9 +10,11 @@ import json
 import re
 import socket
 import string
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,33 @@ def slow_head(fleet: Up) -> Iterator[tuple[float, socket.socket]]:
     with socket.create_connection(("127.0.0.1", port_of(fleet)), 20) as sock:
         sock.sendall(b"GET /api/v2/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow:")
         yield time.monotonic(), sock
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow_bodies(fleet: Up, keyed: Up) -> Iterator[dict[str, list[tuple[float, bytes]]]]:
+    """Bodies of which a byte comes now and then, and what was answered when; looked at last, too."""
+    ended = threading.Event()
+    said: dict[str, list[tuple[float, bytes]]] = {"taken": [], "refused": []}
+
+    def trickle(up: Up, name: str) -> None:
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port_of(up)), 1) as sock:
+            sock.sendall(b"POST /api/v2/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\n")
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    data = sock.recv(65536)
+                    said[name].append((time.monotonic() - began, data))
+                    if not data:
+                        return
+                with contextlib.suppress(ConnectionError):
+                    sock.sendall(b" ")
+
+    with ThreadPoolExecutor() as pool:
+        done = [pool.submit(trickle, fleet, "taken"), pool.submit(trickle, keyed, "refused")]
+        yield said
+        ended.set()
+    for one in done:
+        one.result()
 
 
 def ends(fleet: Up, job: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
@@ -1063,6 +1092,16 @@ def test_a_head_that_never_ends_is_given_up(slow_head: tuple[float, socket.socke
         received += chunk
     assert parsed(received).status == 408
     assert time.monotonic() - since < 60
+
+
+def test_bodies_that_trickle_are_given_up(slow_bodies: dict[str, list[tuple[float, bytes]]]) -> None:
+    deadline = time.monotonic() + 40
+    while not all(said and said[-1][1] == b"" for said in slow_bodies.values()):
+        assert time.monotonic() < deadline, slow_bodies
+        time.sleep(0.1)
+    for name, status in (("taken", 408), ("refused", 401)):
+        answer = b"".join(data for _, data in slow_bodies[name])
+        refused(parsed(answer), status)
 
 
 def test_the_fleet_works_on_and_nothing_went_wrong_inside(fleet: Up, keyed: Up) -> None:

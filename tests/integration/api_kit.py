@@ -5,7 +5,7 @@ import gzip
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +16,7 @@ import orjson
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.deps import ApiDeps, NodeFacts
+from comfy_fleet.api.incoming import Pace
 from comfy_fleet.api.main import Server, build, server
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.domain.errors import NodeError
@@ -142,7 +143,7 @@ class Api:
 
 @asynccontextmanager
 async def running(
-    redis_port: int, folder: Path, *, info: NodeFacts | None = None, **settings: Any
+    redis_port: int, folder: Path, *, info: NodeFacts | None = None, pace: Pace | None = None, **settings: Any
 ) -> AsyncIterator[Api]:
     """Run the API on a port that the kernel chose; ``info`` asks the nodes, else the test answers."""
     made = Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0", data=folder, **settings)
@@ -151,7 +152,7 @@ async def running(
     sock.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     async with open_stores(made) as stores:
-        deps = build(made, stores, info or played)
+        deps = replace(build(made, stores, info or played), pace=pace or Pace())
         served = server(create_app(deps), made, deps.closing)
         serving = asyncio.create_task(served.serve([sock]))
         while not served.started:

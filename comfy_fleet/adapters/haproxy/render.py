@@ -15,7 +15,7 @@ from comfy_fleet.domain.node import Node, check_name
 from comfy_fleet.settings import Settings
 
 _SOCKET_PATH_LIMIT = 90  # sun_path holds 108 bytes, and HAProxy binds PATH.PID.tmp first
-_STREAM_TIMEOUT_S = 600
+_ANSWER_TIMEOUT_S = 600
 
 _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
     (400, "invalid_request", "The request is not valid HTTP.", None),
@@ -198,7 +198,7 @@ def _edge(settings: Settings, places: Files) -> dict[str, Any]:
         "monitor": f"unix@{places.edge_monitor}",
         "public_bind": join(settings.host, settings.port),
         "api_address": join(settings.api_host, settings.api_port),
-        "stream_timeout_s": _STREAM_TIMEOUT_S,
+        "answer_timeout_s": _ANSWER_TIMEOUT_S,
         "max_body_bytes": limit,
         "rate_limit": settings.rate_limit,
         "errors": [

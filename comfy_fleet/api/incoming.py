@@ -1,0 +1,75 @@
+"""A request's body on its way in: it has to keep coming, and none is left half read.
+
+HAProxy bounds how long a request's head may take, and how long a client may be silent; a byte now and then
+satisfies it for ever. What such a client would hold here is a task, a connection, and all it has sent so far.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive
+
+from comfy_fleet.api.errors import HttpError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How slowly a body may come.
+
+    Attributes:
+        window_s: How long the API waits, all in all, for the next ``window_bytes`` or for the body's end. Its
+            own work on what came does not count.
+        window_bytes: With 30 s, a line of 18 kbit/s is fast enough for a body of any length.
+        linger_s: How long an answered request's remaining body is still read. To close at once could take the
+            answer away from a client that is still sending.
+    """
+
+    window_s: float = 30.0
+    window_bytes: int = 64 * 1024
+    linger_s: float = 2.0
+
+
+class Incoming:
+    """ASGI's ``receive`` for one request, with a :class:`Pace`.
+
+    Attributes:
+        ended: Whether the whole body was read, or the client is gone.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers, pace: Pace) -> None:
+        self._receive = receive
+        self._pace = pace
+        self._waited_s = 0.0
+        self._came = 0
+        self.ended = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+
+    async def __call__(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            HttpError: 408 if the body comes too slowly.
+        """
+        if self.ended:
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._pace.window_s - self._waited_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise HttpError(408, "request_timeout", "the body comes too slowly") from None
+        self._waited_s += loop.time() - began
+        self._came += len(message.get("body", b""))
+        if self._came >= self._pace.window_bytes:
+            self._waited_s, self._came = 0.0, 0
+        self.ended = not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read what is left, for a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pace.linger_s):
+                while not self.ended:
+                    self.ended = not (await self._receive()).get("more_body", False)

@@ -1,0 +1,89 @@
+"""Bodies that trickle, stall, or that nobody reads, on a real connection."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.api.incoming import Pace
+from tests.integration.api_kit import Api, running
+
+PACE = Pace(window_s=1.0, window_bytes=1000, linger_s=0.3)
+
+
+@pytest.fixture
+async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
+    (tmp_path / "keys").write_text("ann ann-key-0123456789\n")
+    async with running(redis_port, tmp_path, pace=PACE, keys_file=tmp_path / "keys") as api:
+        yield api
+
+
+async def ask(
+    api: Api, *headers: str, piece: bytes, every_s: float, most: int = 10_000
+) -> tuple[bytes, float]:
+    """Send a head and then pieces until the API closes; return what it said, and after how many seconds."""
+    began = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
+    writer.write("\r\n".join(["POST /api/v2/jobs HTTP/1.1", "Host: 127.0.0.1", *headers, "\r\n"]).encode())
+
+    async def send() -> None:
+        for _ in range(most):
+            writer.write(piece)
+            await asyncio.sleep(every_s)
+
+    sending = asyncio.create_task(send())
+    try:
+        said = b""
+        async with asyncio.timeout(10):
+            while chunk := await reader.read(65536):
+                said += chunk
+        return said, time.monotonic() - began
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        writer.close()
+
+
+KEY = "Authorization: Bearer ann-key-0123456789"
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+async def test_a_body_that_trickles_is_given_up(api: Api, length: str) -> None:
+    piece = b"1\r\n \r\n" if "chunked" in length else b" "
+    said, took = await ask(api, KEY, length, piece=piece, every_s=0.02)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in said
+    assert b"connection: close" in said
+    assert PACE.window_s <= took < PACE.window_s + PACE.linger_s + 2
+
+
+async def test_a_body_that_stalls_is_given_up(api: Api) -> None:
+    said, took = await ask(api, KEY, "Content-Length: 100000", piece=b" " * 5000, every_s=0, most=1)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert took >= PACE.window_s
+
+
+async def test_a_slow_body_that_keeps_its_pace_is_read_to_its_end(api: Api) -> None:
+    count = 50
+    headers = KEY, f"Content-Length: {count * 200}", "Connection: close"
+    said, took = await ask(api, *headers, piece=b" " * 200, every_s=0.05, most=count)
+    assert said.startswith(b"HTTP/1.1 400 ")  # all blanks are no JSON
+    assert b"the body is not JSON" in said
+    assert took > 2 * PACE.window_s
+
+
+async def test_a_refused_body_is_not_waited_for(api: Api) -> None:
+    said, took = await ask(api, "Content-Length: 100000", piece=b" ", every_s=0.02)
+    assert said.startswith(b"HTTP/1.1 401 ")
+    assert said.endswith(b"}}")  # the whole answer
+    assert took < PACE.linger_s + 2
+
+
+async def test_a_refused_body_that_comes_whole_is_taken(api: Api) -> None:
+    """Closing while it is on its way could cost the client the answer."""
+    said, _ = await ask(api, "Content-Length: 3000000", piece=b" " * 3_000_000, every_s=0, most=1)
+    assert said.startswith(b"HTTP/1.1 401 ")
+    assert said.endswith(b"}}")
