@@ -19,6 +19,7 @@ from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.events import WAKE
 from comfy_fleet.adapters.redis.worker import RqWorker
 from comfy_fleet.bootstrap import Stores, open_assets, open_secrets, open_stores
+from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.run import RunLimits
 from comfy_fleet.services.care import CareLimits
@@ -124,6 +125,7 @@ async def open_dispatcher(
                 gpu_faults=settings.quarantine_faults,
                 ooms=settings.quarantine_ooms,
                 oom_memory_s=settings.oom_memory_s,
+                free=ByPool.parse(settings.free_oom),
             ),
             now=time.monotonic,
         )

@@ -155,6 +155,12 @@ class NodeRegistry(Protocol):
     async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
         """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
 
+    async def models(self, name: str) -> Sequence[str]:
+        """Return the model files that jobs on a node used since it started or was freed, the latest first.
+
+        An unmodified ComfyUI does not tell which models are in its memory; these may be.
+        """
+
     async def release(self, name: str) -> Sequence[str]:
         """Have the jobs on a node given back to the queue; returns the runs that are asked for.
 
@@ -464,9 +470,25 @@ class RunStore(Protocol):
         """Note that the prompt has left the node; the node's lease ends here."""
 
     async def finish(
-        self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float | None
+        self,
+        claim: Claim,
+        status: JobStatus,
+        *,
+        error: JobError | None,
+        duration_s: float | None,
+        speed: float | None = None,
+        models: Sequence[str] = (),
     ) -> JobStatus:
-        """End the job and both leases; returns its final state (``canceling`` always ends ``canceled``)."""
+        """End the job and both leases; returns its final state (``canceling`` always ends ``canceled``).
+
+        Args:
+            claim: The run that ends here.
+            status: How.
+            error: Why, if it failed.
+            duration_s: What it took, for estimates.
+            speed: Natural logarithm of the node's speed in this run, see :mod:`comfy_fleet.domain.speed`.
+            models: The model files that it used.
+        """
 
     async def requeue(
         self,

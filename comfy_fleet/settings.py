@@ -9,6 +9,9 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from comfy_fleet.domain.by_pool import ByPool
+from comfy_fleet.domain.errors import BadInput
+
 FILES = Path(__file__).parent / "_files"  # inside a wheel
 SOURCE = Path(__file__).parent.parent  # inside a checkout
 
@@ -72,8 +75,15 @@ class Settings(BaseSettings):
     vram_reserve_gb: float | None = Field(
         None, ge=0, description="GPU memory in GiB that agents never count as available; else by card."
     )
-    free_idle_s: float = Field(
-        0.0, ge=0, description="A node that is idle this long unloads its models; 0: never."
+    free_idle_s: str = Field(
+        "0",
+        description="A node that is idle this many seconds unloads its models; 0: never. "
+        "Other pools after commas: `600,big=120,small=0`.",
+    )
+    free_oom: str = Field(
+        "1",
+        description="1: a node on which a job ran out of memory unloads its models; 0: it does not. "
+        "Other pools after commas: `1,big=0`.",
     )
 
     queue_depth: int = Field(1000, ge=1, description="Queued jobs before submits answer 429 queue_full.")
@@ -132,6 +142,19 @@ class Settings(BaseSettings):
         if not token:
             raise ValueError(f"agent_token_file {path} is empty")
         return token
+
+    @field_validator("free_idle_s", "free_oom", mode="before")
+    @classmethod
+    def _check_by_pool(cls, value: object, info: ValidationInfo) -> str:
+        """Refuse what :meth:`ByPool.parse` can't read."""
+        text = str(value)
+        try:
+            found = ByPool.parse(text, most=1 if info.field_name == "free_oom" else float("inf"))
+        except BadInput as error:
+            raise ValueError(str(error)) from error
+        if info.field_name == "free_oom" and {found.usual, *found.pools.values()} - {0.0, 1.0}:
+            raise ValueError(f"{text!r} must say 1 or 0 for each pool")
+        return text
 
     @property
     def workflows_dir(self) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.haproxy.controller import Controller
+from comfy_fleet.agent.host import HostAgent
 from comfy_fleet.agent.server import Agent
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.dispatch_main import open_dispatcher
@@ -66,6 +67,7 @@ class Fleet:
     settings: Settings
     stores: Stores
     controller: Controller
+    agent: Agent
     sims: dict[str, SimNode] = field(default_factory=dict)
     dispatchers: list[Running] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -145,9 +147,17 @@ async def until(condition: Callable[[], Any], *, what: str, timeout_s: float = 2
 
 @asynccontextmanager
 async def fleet_of(
-    redis_port: int, *names: str, dispatch: bool = True, sim: dict[str, Any] | None = None, **settings: Any
+    redis_port: int,
+    *names: str,
+    dispatch: bool = True,
+    sim: dict[str, Any] | None = None,
+    look: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[Fleet]:
-    """Start a fleet of simulated nodes; yields when all of them are up."""
+    """Start a fleet of simulated nodes; yields when all of them are up.
+
+    With ``look`` the agent also looks at the nodes, as the central one does.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config = Settings(
             redis_url=f"redis://127.0.0.1:{redis_port}/0",
@@ -164,9 +174,17 @@ async def fleet_of(
             },
         )
         async with AsyncExitStack() as stack, open_stores(config) as stores:
-            agent = Agent(RegistryNodes(stores), host="127.0.0.1", port=config.agent_port)
+            host = HostAgent("central", central=True)
+            agent = Agent(
+                RegistryNodes(stores),
+                host="127.0.0.1",
+                port=config.agent_port,
+                opinion=host.opinion if look else None,
+                on_nodes=host.follow if look else None,
+            )
             controller = Controller(config, stores.nodes)
-            fleet = Fleet(config, stores, controller, stack=stack)
+            fleet = Fleet(config, stores, controller, agent=agent, stack=stack)
+            fleet.tasks.append(asyncio.create_task(host.run()))
             for name in names:
                 await fleet.add_sim(name, **(sim or {}))
             stop = asyncio.Event()

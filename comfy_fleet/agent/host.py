@@ -21,6 +21,7 @@ from comfy_fleet.agent.judge import CPU, Judge, Seated, gpu_facts
 from comfy_fleet.agent.link import Answer
 from comfy_fleet.agent.probe import NodeProbe
 from comfy_fleet.agent.process import Process
+from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.gpu import Gpus, Nvml
 from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Trash
 from comfy_fleet.domain.node import Node, parse_url
@@ -81,7 +82,7 @@ class HostAgent:
         *,
         central: bool = False,
         policy: Policy | None = None,
-        free_idle_s: float = 0.0,
+        free_idle_s: ByPool | None = None,
         nvml: NvmlProbe | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -91,7 +92,7 @@ class HostAgent:
             host: Its host's name.
             central: Whether its nodes are those that have no agent of their own.
             policy: When a GPU drains.
-            free_idle_s: After so many idle seconds a node unloads its models; 0: never.
+            free_idle_s: After so many idle seconds a node unloads its models, by pool; 0: never.
             nvml: Reads the GPUs; None reads none.
             clock: Seconds, monotonic.
         """
@@ -101,13 +102,14 @@ class HostAgent:
         self.host = host
         self.address = ""
         self._central = central
-        self._free_idle_s = free_idle_s
+        self._free_idle_s = free_idle_s or ByPool()
         self._nvml = nvml
         self._clock = clock
         self._judge = Judge(policy)
         self._gpus = Gpus(why=Nvml.NO_DEVICE)
         self._instance = uuid4().hex
         self._joined: set[str] = set()
+        self._known: Mapping[str, Node] = {}
         self._refused: Mapping[str, str] = {}
         self._deleted: list[Trash] = []
         self._deleting = asyncio.Lock()
@@ -133,6 +135,7 @@ class HostAgent:
 
     def follow(self, nodes: Sequence[Node]) -> None:
         """Look after exactly these nodes: the central agent's."""
+        self._known = {node.name: node for node in nodes}
         wanted = {node.name: node.url for node in nodes}
         for name, member in list(self.members.items()):
             if wanted.get(name, "").rstrip("/") != member.probe.url:
@@ -209,6 +212,8 @@ class HostAgent:
 
     def take(self, answer: Answer) -> None:
         """Do what an answer of the API asks for."""
+        if not self._central:
+            self._known = {node.name: node for node in answer.nodes}
         for member in self.members.values():
             member.probe.queue = member.probe.queue.told(answer.asked.seen, answer.explained, answer.asked_at)
             if member.process is not None and member.name in answer.clear:
@@ -231,6 +236,7 @@ class HostAgent:
         facts: dict[str, Any] = {
             "url": probe.url,
             "gpu": member.gpu,
+            "weight": said.weight,
             "vram": dict(self._judge.facts(member.name)),
             "version": probe.version,
             "busy": probe.queue.busy,
@@ -251,6 +257,7 @@ class HostAgent:
             word=said.word,
             why=said.why[:500],
             weight=said.weight,
+            freed=f"{self._instance}.{probe.frees}" if probe.frees else "",
             boot=f"{self._instance}.{process.watch.restarts}" if process is not None and process.up else "",
             facts=facts,
         )
@@ -297,6 +304,7 @@ class HostAgent:
                 Seated(
                     gpu=CPU if member.on_cpu else member.gpu,
                     claim=Claim(node=member.name, pids=member.pids, counted=counted),
+                    speed=None if (known := self._known.get(member.name)) is None else known.pace,
                 )
             )
         self._judge.look(self._gpus, seated, now_s=self._clock())
@@ -330,10 +338,13 @@ class HostAgent:
 
     async def _free_if_idle(self, member: Member) -> None:
         probe = member.probe
-        if not self._free_idle_s or probe.freed or probe.busy_at is None or probe.queue.busy:
+        known = self._known.get(member.name)
+        if known is None or probe.freed or probe.busy_at is None or probe.queue.busy:
             return
-        if self._clock() - probe.busy_at >= self._free_idle_s:
+        idle_s = self._free_idle_s.of(known.pool)
+        if idle_s and self._clock() - probe.busy_at >= idle_s:
             await probe.free()
+            self.on_change()
 
     async def _delete(self, wanted: Sequence[Trash]) -> None:
         async with self._deleting:

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.vram import GIB, Claim, Device, Usage, usage
-from comfy_fleet.domain.vram_verdict import Judgement, Policy, State, judge
+from comfy_fleet.domain.vram_verdict import Judgement, Policy, State, judge, paced
 
 CPU = "cpu"
 """The GPU of nodes that compute on the host's processor: they share its memory."""
@@ -24,10 +24,12 @@ class Seated:
         gpu: As in its ``CUDA_VISIBLE_DEVICES``, or :data:`CPU`; None where nobody knows: it is judged by what
             it says itself.
         claim: What is known of its memory.
+        speed: Its measured speed, if its weight follows that.
     """
 
     gpu: str | None
     claim: Claim
+    speed: float | None = None
 
 
 class Judge:
@@ -67,7 +69,7 @@ class Judge:
                 nodes=len(members),
                 policy=HOST_POLICY if on_host else self._policy,
             )
-            said |= {one.claim.node: (judgement, use) for one in members}
+            said |= {one.claim.node: (paced(judgement, one.speed), use) for one in members}
         self._states, self._said = states, said
 
     def of(self, node: str) -> Judgement | None:

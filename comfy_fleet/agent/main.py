@@ -20,6 +20,7 @@ from comfy_fleet.agent.metrics import MetricsServer
 from comfy_fleet.agent.server import Agent
 from comfy_fleet.agent.source import HttpNodes, NodesSource, WithoutAgent
 from comfy_fleet.agent.supervisor import Supervision, Supervisor
+from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.host import Joining
 from comfy_fleet.domain.verdict import Word
@@ -162,7 +163,7 @@ async def run(
         f"{name}.central" if central else name,
         central=central,
         policy=_policy(settings),
-        free_idle_s=settings.free_idle_s,
+        free_idle_s=ByPool.parse(settings.free_idle_s),
         nvml=nvml,
     )
     link = Link(

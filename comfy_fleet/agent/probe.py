@@ -31,6 +31,7 @@ class NodeProbe:
         busy_at: When its queue was last seen busy, or it answered for the first time.
         version: Its version of ComfyUI.
         freed: Whether it was asked to unload its models since it last was busy.
+        frees: How often it was.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class NodeProbe:
         self.looked_at: float | None = None
         self.version = ""
         self.freed = False
+        self.frees = 0
         self._client = client
         self._clock = clock
         self._interrupted: dict[str, float] = {}
@@ -119,6 +121,7 @@ class NodeProbe:
         except httpx.HTTPError as error:
             logger.warning("node can't be freed", extra={"node": self.name, "reason": str(error)})
             return
+        self.frees += self.freed
         logger.info("models unloaded", extra={"node": self.name})
 
     async def _look_at_queue(self) -> None:

@@ -17,13 +17,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.source import NodesSource
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import NAME, Node
-from comfy_fleet.domain.verdict import Facts, Verdict, Word, both, verdict
+from comfy_fleet.domain.verdict import HEAVIEST, Facts, Verdict, Word, both, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ class Agent:
         if self._opinion is not None:
             seen = self._opinion(name) or Verdict(word=Word.HOLD, why="was not looked at yet")
             found = both(found, seen)
+        found = replace(found, weight=min(HEAVIEST, found.weight))
         if self._said.get(name) is not found.word:
             self._said[name] = found.word
             logger.info("agent says", extra={"node": name, "verdict": found.word.value, "why": found.why})

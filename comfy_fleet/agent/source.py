@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import httpx
 
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.job import DEFAULT_POOL
 from comfy_fleet.domain.node import Node
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,9 @@ def parse_nodes(body: Any) -> list[Node]:
                     cordoned=bool(row.get("cordoned", False)),
                     cordon_reason=str(row.get("cordon_reason") or ""),
                     agent=row.get("agent"),
+                    pool=str(row.get("pool") or DEFAULT_POOL),
+                    weight_by_gpu=bool(row.get("weight_by_gpu", False)),
+                    speed=None if row.get("speed") is None else float(row["speed"]),
                 )
             )
         except (BadInput, KeyError, TypeError, ValueError, AttributeError) as error:

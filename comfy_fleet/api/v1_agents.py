@@ -35,6 +35,7 @@ class ReportBody(BaseModel):
     why: str = Field("", max_length=500, description="The reason in words.")
     weight: int = Field(0, ge=0, le=256)
     boot: str = Field("", max_length=80, description="Changes with every start of its process.")
+    freed: str = Field("", max_length=80, description="Changes whenever its models were unloaded.")
     facts: dict[str, Any] = Field(default_factory=dict, description="Whatever else was seen.")
 
 
@@ -139,6 +140,8 @@ def _node(node: Node) -> dict[str, Any]:
         "url": node.url,
         "pool": node.pool,
         "weight": node.weight,
+        "weight_by_gpu": node.weight_by_gpu,
+        "speed": node.speed,
         "cordoned": node.cordoned,
         "cordon_reason": node.cordon_reason,
     }

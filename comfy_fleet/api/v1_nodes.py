@@ -197,6 +197,7 @@ def state(value: NodeState) -> dict[str, Any]:
         "work": [{"run": w.run, "job": w.job, "phase": w.phase} for w in value.work],
         "quarantined": value.quarantined,
         "weight_by_gpu": node.weight_by_gpu,
+        "speed": node.speed,
         "gpu": value.reading.gpu,
         "vram_bytes": value.reading.vram_bytes,
         "comfyui": value.reading.comfyui,
@@ -228,6 +229,7 @@ async def detail(request: Request, value: NodeState) -> dict[str, Any]:
         "pytorch": reading.pytorch,
         "python": reading.python,
         "read_at": reading.read_at or None,
+        "models": list(await d.nodes.models(value.node.name)),
         "errors": list(await d.nodes.errors(value.node.name)),
         "report": await d.hosts.report(value.node.name),
     }

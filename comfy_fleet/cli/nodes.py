@@ -102,12 +102,13 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "why": node.get("why"),
                 "cordoned": (node.get("cordon_reason") or "yes") if node.get("cordoned") else None,
                 "pool": node.get("pool"),
-                "weight": node.get("weight"),
+                "weight": _weight(node),
                 "ComfyUI": node.get("comfyui"),
                 "inventory": node.get("inventory"),
                 "read": f"{ago(node['read_at'], now)} ago" if node.get("read_at") else None,
                 "GPU": node.get("gpu"),
                 **_memory(node),
+                "models used": "\n".join(node.get("models") or ()) or None,
                 "zone": node.get("zone"),
                 "labels": ", ".join(f"{key}={value}" for key, value in labels.items()),
                 "agent": node.get("agent"),
@@ -126,6 +127,18 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
             for e in errors
         ]
         stdout().print(table(("<When", "<Job", "<Error", "Message"), rows, title="last errors"))
+
+
+def _weight(node: Mapping[str, Any]) -> str:
+    """Return a node's weight, what became of it, and why."""
+    told = str(node.get("weight") or "")
+    now = (node.get("report") or {}).get("weight")
+    if now and now != node.get("weight"):
+        told += f", now {now}"
+    if node.get("speed"):
+        told += f" (measured speed: {node['speed']:g} times what its GPU's model promises"
+        told += ")" if node.get("weight_by_gpu") else ", not used: the weight was set by hand)"
+    return told
 
 
 def _memory(node: Mapping[str, Any]) -> dict[str, Any]:

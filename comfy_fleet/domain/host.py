@@ -61,6 +61,7 @@ class NodeReport:
         why: The reason in words, empty with ``ready``.
         weight: Its weight with ``ready``.
         boot: Changes with every start of its process; empty if that can't be told.
+        freed: Changes whenever its models were unloaded.
         facts: Everything else that was seen, JSON-ready: memory by owner, process, version, queue.
     """
 
@@ -69,6 +70,7 @@ class NodeReport:
     why: str = ""
     weight: int = 0
     boot: str = ""
+    freed: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

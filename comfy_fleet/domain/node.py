@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.job import DEFAULT_POOL
 
+LIVE = ("cordoned", "cordon_reason", "speed")
+"""What of a node is no part of its registration: it changes while the fleet runs."""
+
 AGENT_DRAINS = "its agent says drain"
 """Why HAProxy gives a node no lease, if that is all that it knows; the agent's own words say more."""
 
@@ -29,6 +32,9 @@ class Node:
         cordon_reason: Who or what wanted that.
         simulated: True for the stand-in of :mod:`comfy_fleet.sim`.
         agent: ``HOST:PORT`` that answers HAProxy's agent-check for it; None means the central agent.
+        speed: Measured speed beside what its GPU's model promises, see :mod:`comfy_fleet.domain.speed`; None
+            while it was not measured. It counts where ``weight_by_gpu`` is true: a weight that somebody has
+            set stays what it is.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Node:
     simulated: bool = False
     agent: str | None = None
     added_at: float = 0.0
+    speed: float | None = field(default=None, compare=False)  # it changes with every run
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -55,6 +62,16 @@ class Node:
         # Both raise on what HAProxy could not use: one such node would keep it from every change.
         self.address  # noqa: B018
         self.agent_address  # noqa: B018
+
+    @property
+    def pace(self) -> float | None:
+        """The measured speed if the node's weight follows it; else None."""
+        return self.speed if self.weight_by_gpu else None
+
+    @property
+    def share(self) -> float:
+        """How much work it gets beside others while it is idle: its weight at its measured speed."""
+        return self.weight * (self.pace or 1.0)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -48,6 +48,11 @@ class Meter:
             steps=self._steps,
         )
 
+    @property
+    def all_cached(self) -> bool:
+        """Whether no node of the graph has anything to compute."""
+        return self._cached >= self._weights.keys()
+
     def cached(self, nodes: Iterable[str]) -> None:
         """Note nodes whose results are still there: they take no time."""
         known = {node for node in nodes if node in self._weights}

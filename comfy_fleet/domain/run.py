@@ -239,6 +239,11 @@ class Run:
         self._clock()
         return self._out
 
+    @property
+    def computed(self) -> bool:
+        """Whether the node had anything to compute, as far as it told: not all came from its cache."""
+        return not self._seen.meter.all_cached
+
     def next_tick(self) -> float | None:
         """Return the monotonic time at which a :class:`Tick` is wanted, or None."""
         times = [at for at in (self._ask_due(), self._deadline()) if at is not None and at < math.inf]

@@ -12,6 +12,9 @@ from enum import StrEnum
 
 from comfy_fleet.domain.node import Node
 
+HEAVIEST = 256
+"""HAProxy takes no weight beyond it."""
+
 
 class Word(StrEnum):
     """What an agent can say."""

@@ -20,9 +20,7 @@ said at once. Faults are treated alike.
 heat in it already.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, replace
 
 from comfy_fleet.domain.gpu import Gpu, Recovery, Throttle
 from comfy_fleet.domain.verdict import Verdict, Word
@@ -109,7 +107,7 @@ class Judgement:
 
     Attributes:
         word: ready, drain, down, or hold where nothing can be told.
-        weight: 1 to 100 percent of a node's own weight.
+        weight: Percent of a node's own weight: up to 100 for what heat leaves, up to 400 for a fast one.
         why: The reason in words; with ready only what lowers the weight.
         available_bytes: What the fleet's nodes on this GPU have together; None if unknown.
         foreign_bytes: What others hold; None if unknown.
@@ -137,7 +135,6 @@ def judge(
     *,
     now_s: float,
     nodes: int = 1,
-    speed: float | None = None,
     policy: Policy | None = None,
 ) -> tuple[Judgement, State]:
     """Decide whether the nodes on a GPU may get new jobs.
@@ -148,7 +145,6 @@ def judge(
         state: What the judgement before left; ``State()`` at first.
         now_s: Seconds on a clock that never goes back.
         nodes: How many fleet nodes share the GPU.
-        speed: Measured speed, 1.0 for the pool's fastest; None while nothing was measured.
         policy: Thresholds.
 
     Returns:
@@ -156,7 +152,7 @@ def judge(
     """
     policy = policy or Policy()
     trouble = _trouble(gpu, use, policy, nodes, taken=state.taken)
-    weight, slow = _weight(gpu, speed)
+    weight, slow = _weight(gpu)
     available = None
     if use.total is not None and use.certain and use.foreign is not None:
         available = max(0, use.total - use.foreign - policy.reserve(use.total, nodes))
@@ -192,20 +188,19 @@ def judge(
     return say(Word.READY, slow), State(seen=True)
 
 
-def relative_speed(own_s: Mapping[str, float], best_s: Mapping[str, float]) -> float | None:
-    """Compare a node's run times with the pool's best, kind by kind.
+def paced(judgement: Judgement, speed: float | None) -> Judgement:
+    """Return a judgement whose weight follows a node's measured speed as well.
 
     Args:
-        own_s: The node's median seconds for each kind of job.
-        best_s: The lowest such median of any node in the pool.
-
-    Returns:
-        0 to 1, 1.0 for the fastest; None if they have no kind in common.
+        judgement: What the GPU's state says.
+        speed: Measured speed, 1.0 where it is what the node's weight promises; None while it is not known.
     """
-    ratios = [
-        min(1.0, best_s[kind] / own) for kind, own in own_s.items() if own > 0 and best_s.get(kind, 0) > 0
-    ]
-    return median(ratios) if ratios else None
+    if speed is None:
+        return judgement
+    percent = max(1, round(100 * speed))
+    if judgement.weight < 100:  # it is hot
+        return replace(judgement, weight=min(judgement.weight, percent))
+    return replace(judgement, weight=percent)
 
 
 def _trouble(gpu: Gpu | None, use: Usage, policy: Policy, nodes: int, *, taken: bool) -> Verdict | None:
@@ -253,14 +248,12 @@ def _held(use: Usage, limit: int) -> str:
     return words
 
 
-def _weight(gpu: Gpu | None, speed: float | None) -> tuple[int, str]:
+def _weight(gpu: Gpu | None) -> tuple[int, str]:
     percent, why = 100, ""
-    if speed is not None and speed < 1:
-        percent, why = round(100 * speed), f"runs at {100 * speed:.0f} % of the fastest"
     for throttle in sorted(gpu.throttles or ()) if gpu is not None else ():
         if _HEAT_PERCENT[throttle] < percent:
             percent, why = _HEAT_PERCENT[throttle], f"throttled: {throttle}"
-    return max(1, percent), why
+    return percent, why
 
 
 def _gib(count: int) -> str:

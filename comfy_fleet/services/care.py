@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from comfy_fleet.domain import eligibility, inventory
+from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.eligibility import Needs, Wish, gib
 from comfy_fleet.domain.errors import FleetError, NodeError, NotFound
 from comfy_fleet.domain.graph import Graph
@@ -45,12 +46,14 @@ class CareLimits:
         gpu_faults: CUDA-like faults in a row.
         ooms: Jobs out of memory in a row, on the largest card that there is for them. Where a larger one is
             there, the card's size is the likelier reason, and it takes :data:`PATIENCE` times as many.
+        free: Whether a node on which a job ran out of memory is told to unload its models, by pool: 1 or 0.
         oom_memory_s: Seconds until a card that was too small may be tried again.
     """
 
     gpu_faults: int = 2
     ooms: int = 5
     oom_memory_s: float = 86400.0
+    free: ByPool = field(default_factory=lambda: ByPool(usual=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,13 +177,15 @@ class Care:
         return Next(placement=None, counts=True, error=replace(error, message=message))
 
     async def _memory(self, node: str) -> tuple[int, int]:
-        """Free a node; return its card's bytes and how many of them it could use; 0: unknown."""
+        """Free a node if its pool says so; return its card's bytes, and how many it had; 0: unknown."""
         total = self._atlas.vram_bytes(node)
         room = 0
         try:
             async with asyncio.timeout(ASK_S):
                 room = room_bytes(await self._nodes.system_stats(node))
-                await self._nodes.free(node)
+                state = self._atlas.states.get(node)
+                if state is None or self._limits.free.of(state.node.pool):
+                    await self._nodes.free(node)
         except (NodeError, TimeoutError) as error:
             logger.warning("node not freed", extra={"node": node, "error": str(error)})
         return max(total, room), min(room, total) if room and total else room or total

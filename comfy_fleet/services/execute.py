@@ -43,6 +43,7 @@ from comfy_fleet.domain.run import (
 )
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.care import Care
+from comfy_fleet.services.measure import Measure, Measured
 from comfy_fleet.services.outbox import Outbox
 from comfy_fleet.services.staging import StagingError, stage
 
@@ -65,6 +66,7 @@ class Tools:
         open_secret: Decrypts ``extra_data``.
         now: Monotonic seconds.
         care: Knows where a job goes after a failure.
+        measure: Learns from runs that succeed.
         safe: Whether this run's lease certainly still holds (its last confirmed beat is young enough).
     """
 
@@ -74,6 +76,7 @@ class Tools:
     limits: RunLimits
     open_secret: Callable[[bytes], Mapping[str, Any]]
     care: Care
+    measure: Measure
     now: Callable[[], float]
     safe: Callable[[str], bool]
 
@@ -103,6 +106,8 @@ class Execution:
         self._outbox = Outbox(tools.runs, claim, tools.now)
         self._graph: graphs.Graph = {}
         self._started = tools.now()
+        self._posted_at: float | None = None
+        self._took_s: float | None = None
         self._canceled = False
         self._released = False
         self._abandoned = False
@@ -210,6 +215,8 @@ class Execution:
             if self._abandoned:
                 raise LeaseLost(f"run {self.claim.run} was taken over")
             for action in machine.handle(event, self._tools.now()):
+                if isinstance(action, Left) and self._posted_at is not None and machine.computed:
+                    self._took_s = self._tools.now() - self._posted_at
                 if isinstance(action, Finish):
                     await self._end(action.verdict)
                     return
@@ -303,6 +310,7 @@ class Execution:
             logger.warning("lease too old to post", extra=self._extra)
             self._events.put_nowait(PostUnknown("the lease was too old to post safely"))
             return
+        self._posted_at = self._tools.now()
         answer = await self._tools.nodes.post_prompt(
             self.claim.node, graph=self._graph, run=self.claim.run, job=self.claim.job.id, extra_data=extra
         )
@@ -403,6 +411,7 @@ class Execution:
         end: JobStatus
         error: JobError | None
         took: float | None
+        measured = Measured()
         results = await asyncio.gather(*self._collecting.values(), return_exceptions=True)
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")
@@ -420,6 +429,7 @@ class Execution:
                 return
             case "succeeded":
                 end, error, took = JobStatus.SUCCEEDED, None, duration
+                measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
             case "canceled" if self._released and not self._canceled:
                 released = JobError(code="released", message=f"given back from node {self.claim.node}")
                 await self._requeue(released, counts=False)
@@ -441,7 +451,16 @@ class Execution:
                     await self._requeue(error, counts=verdict.counts, exclude=verdict.exclude_node)
                     return
                 end, took = JobStatus.FAILED, None
-        status = await self._persist(lambda: runs.finish(self.claim, end, error=error, duration_s=took))
+        status = await self._persist(
+            lambda: runs.finish(
+                self.claim,
+                end,
+                error=error,
+                duration_s=took,
+                speed=measured.speed,
+                models=measured.models,
+            )
+        )
         self._free()
         facts = {"status": str(status), "duration_s": round(duration, 3), "outputs": len(results)}
         if verdict.error:

@@ -20,6 +20,13 @@ from comfy_fleet.sim.wire import Line
 MAX_DEBT_S = 0.005
 
 
+class GpuFault(Exception):
+    """The GPU's context is broken."""
+
+
+_TORCH = {OutOfMemory: "torch.OutOfMemoryError", GpuFault: "torch.AcceleratorError"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """A posted prompt."""
@@ -46,6 +53,7 @@ class Memory:
         last_node: The node that runs.
         clock: The running prompt's time.
         debt: Seconds that the last prompt of a fixed length took too long.
+        broken: Whether the GPU's context is: nothing can be computed before a restart.
     """
 
     outputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -54,6 +62,7 @@ class Memory:
     last_node: str | None = None
     clock: Clock | None = None
     debt: float = 0.0
+    broken: bool = False
 
 
 class Execution:
@@ -202,11 +211,14 @@ class Execution:
         if faults.take("oom"):
             self._machine.vram.unload()
             raise OutOfMemory("Allocation on device 0 failed: asked for by a fault switch.")
+        self._memory.broken = faults.take("gpu_fault") or self._memory.broken
+        if self._memory.broken:
+            raise GpuFault("CUDA error: an illegal memory access was encountered")
         if faults.take("execution_error"):
             raise RuntimeError("Simulated execution error, asked for by a fault switch.")
 
     def _fail(self, node_id: str, info: ClassInfo, inputs: Mapping[str, Any], error: Exception) -> None:
-        kind = "torch.OutOfMemoryError" if isinstance(error, OutOfMemory) else _type_name(error)
+        kind = _TORCH.get(type(error)) or _type_name(error)
         tip = "The node ran out of GPU memory." if isinstance(error, OutOfMemory) else ""
         details = {
             "node_id": node_id,

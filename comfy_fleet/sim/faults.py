@@ -8,6 +8,7 @@ ALWAYS = -1
 COUNTED = (
     "oom",
     "execution_error",
+    "gpu_fault",
     "reject",
     "partial",
     "history_lost",
@@ -30,6 +31,8 @@ class Faults:
     Attributes:
         oom: Counted; the first node that runs is out of GPU memory.
         execution_error: Counted; the first node that runs raises a ``RuntimeError``.
+        gpu_fault: Counted; the first node that runs breaks the GPU's context, and every later prompt that
+            computes anything fails the same way, until the node starts anew.
         reject: Counted; ``POST /prompt`` answers 400 for a graph that is fine.
         partial: Counted; ``POST /prompt`` answers 200, but with errors of one node.
         history_lost: Counted; the prompt runs, but leaves no entry in ``/history``.
@@ -46,6 +49,7 @@ class Faults:
 
     oom: int = 0
     execution_error: int = 0
+    gpu_fault: int = 0
     reject: int = 0
     partial: int = 0
     history_lost: int = 0

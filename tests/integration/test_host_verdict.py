@@ -194,7 +194,7 @@ async def _no_trash(redis: Redis) -> bool:
 async def test_an_idle_node_unloads_its_models_once(redis: Redis, redis_port: int, tmp_path: Path) -> None:
     async with (
         SimNode(NodeOptions(name="g1", timing=SimTiming(job_s=2.0))) as sim,
-        host_of(redis_port, tmp_path, options=beside(sim), free_idle_s=0.8) as host,
+        host_of(redis_port, tmp_path, options=beside(sim), free_idle_s="0,default=0.8") as host,
     ):
         await host.said("g1", "ready")
         sim.vram.load("m.safetensors", 2**30)

@@ -6,6 +6,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
+from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.eligibility import GIB
 from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.inventory import Inventory, parse
@@ -81,10 +82,10 @@ class World:
     async def free(self, node: str) -> None:
         self.freed.append(node)
 
-    async def care(self) -> Care:
+    async def care(self, limits: CareLimits | None = None) -> Care:
         atlas = Atlas(cast(NodeRegistry, self), cast(InventoryStore, self))
         await atlas.look()
-        return Care(cast(NodeRegistry, self), cast(InventoryStore, self), self, atlas, CareLimits())
+        return Care(cast(NodeRegistry, self), cast(InventoryStore, self), self, atlas, limits or CareLimits())
 
 
 def claim(node: str, placement: Placement | None = None) -> Claim:
@@ -115,6 +116,14 @@ async def test_out_of_memory_goes_to_a_larger_card_for_free() -> None:
         False,
     )
     assert (world.oom, world.freed, world.strikes) == ({"p": 12 * GIB}, ["small"], [("small", "oom")])
+
+
+async def test_a_pool_may_keep_its_models_after_out_of_memory() -> None:
+    world = World()
+    care = await world.care(CareLimits(free=ByPool(usual=1, pools={"default": 0})))
+    found = await care.after(claim("small"), failed("out_of_memory"))
+    assert found is not None and found.placement is not None
+    assert world.freed == []
 
 
 async def test_out_of_memory_on_the_largest_card_is_the_end() -> None:

@@ -13,7 +13,7 @@ from comfy_fleet.agent.server import line
 from comfy_fleet.domain.gpu import Gpu, Recovery, Throttle
 from comfy_fleet.domain.verdict import Verdict, Word, both
 from comfy_fleet.domain.vram import GIB, Source, Usage
-from comfy_fleet.domain.vram_verdict import Judgement, Policy, State, judge, relative_speed
+from comfy_fleet.domain.vram_verdict import Judgement, Policy, State, judge, paced
 
 TOTAL = 24 * GIB
 FINE = Gpu(index=0, uuid="GPU-1")
@@ -173,30 +173,24 @@ def test_what_can_not_be_seen_keeps_nobody_out() -> None:
     [
         ((), None, 100),
         ((), 0.456, 46),
-        ((), 1.7, 100),
+        ((), 1.7, 170),
         ((), 0.0, 1),
         ((Throttle.SOFT_THERMAL,), None, 60),
         ((Throttle.SOFT_THERMAL, Throttle.HARD_THERMAL), None, 30),
         ((Throttle.SOFT_THERMAL,), 0.5, 50),  # the speed has the heat in it
         ((Throttle.HARD,), 0.9, 30),
+        ((Throttle.HARD,), 1.9, 30),
     ],
 )
 def test_the_weight_follows_heat_and_speed(
-    throttles: tuple[Throttle, ...], speed: float, weight: int
+    throttles: tuple[Throttle, ...], speed: float | None, weight: int
 ) -> None:
     gpu = replace(FINE, throttles=frozenset(throttles))
-    told, _ = judge(gpu, FREE, State(), now_s=0, speed=speed)
+    told, _ = judge(gpu, FREE, State(), now_s=0)
+    assert bool(told.why) == bool(throttles)
+    told = paced(told, speed)
     assert told.word is Word.READY
     assert told.weight == weight
-    assert bool(told.why) == (weight < 100)
-
-
-def test_speed_is_compared_kind_by_kind() -> None:
-    best = {"sdxl": 4.0, "flux": 20.0, "upscale": 1.0}
-    assert relative_speed({"sdxl": 8.0, "flux": 40.0}, best) == 0.5
-    assert relative_speed({"flux": 20.0}, best) == 1.0
-    assert relative_speed({"video": 100.0}, best) is None
-    assert relative_speed({"flux": 0.0}, best) is None
 
 
 @pytest.mark.parametrize(
@@ -238,9 +232,7 @@ GPUS = st.builds(
     st.sampled_from([(), (), (), (31,), (79,)]),
     st.frozensets(st.sampled_from(list(Throttle))),
 )
-STEPS = st.lists(
-    st.tuples(st.floats(0.01, 30), USES, st.none() | GPUS, st.none() | st.floats(0, 2)), max_size=60
-)
+STEPS = st.lists(st.tuples(st.floats(0.01, 30), USES, st.none() | GPUS), max_size=60)
 POLICIES = st.builds(
     Policy,
     need_bytes=st.none() | st.integers(0, 2 * TOTAL),
@@ -252,13 +244,13 @@ POLICIES = st.builds(
 
 @given(steps=STEPS, policy=POLICIES, nodes=st.integers(1, 4))
 def test_no_order_of_events_breaks_the_rules(
-    steps: list[tuple[float, Usage, Gpu | None, float | None]], policy: Policy, nodes: int
+    steps: list[tuple[float, Usage, Gpu | None]], policy: Policy, nodes: int
 ) -> None:
     state, now = State(), 0.0
     limit = policy.drain_at(TOTAL, nodes)
-    for pause, use, gpu, speed in steps:
+    for pause, use, gpu in steps:
         now += pause
-        told, state = judge(gpu, use, state, now_s=now, nodes=nodes, speed=speed, policy=policy)
+        told, state = judge(gpu, use, state, now_s=now, nodes=nodes, policy=policy)
         assert 1 <= told.weight <= 100
         assert told.verdict.word is told.word
         if told.word in (Word.DRAIN, Word.DOWN):
@@ -273,12 +265,12 @@ def test_no_order_of_events_breaks_the_rules(
 
 @given(steps=STEPS, policy=POLICIES)
 def test_it_never_flaps_faster_than_the_dwell(
-    steps: list[tuple[float, Usage, Gpu | None, float | None]], policy: Policy
+    steps: list[tuple[float, Usage, Gpu | None]], policy: Policy
 ) -> None:
     state, now, first_bad, was = State(), 0.0, None, Word.HOLD
-    for pause, use, gpu, speed in steps:
+    for pause, use, gpu in steps:
         now += pause
-        told, state = judge(gpu, use, state, now_s=now, speed=speed, policy=policy)
+        told, state = judge(gpu, use, state, now_s=now, policy=policy)
         if told.word in (Word.DRAIN, Word.DOWN) and was not in (Word.DRAIN, Word.DOWN):
             first_bad = now
         if told.word is Word.READY and first_bad is not None:

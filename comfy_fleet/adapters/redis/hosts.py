@@ -12,13 +12,13 @@ from comfy_fleet.adapters.redis.nodes import read_node
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, Conflict, StoreDown
 from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders, Trash
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.node import LIVE, Node
 
 FRESH_S = 10
 """How long a heartbeat is shown: agents send one every second, less often while the API is in trouble."""
 FORGET_S = 7 * 86400.0
 _TRIES = 5
-_LIVE = ("cordoned", "cordon_reason", "gpu", "device")
+_TOLD = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
 
 
 class RedisHosts:
@@ -54,6 +54,7 @@ class RedisHosts:
                     "word": report.word,
                     "why": report.why,
                     "boot": report.boot,
+                    "freed": report.freed,
                     "facts": orjson.dumps(dict(report.facts)).decode(),
                 }
                 for report in beat.nodes
@@ -66,7 +67,7 @@ class RedisHosts:
             "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks)
         )
         return Orders(
-            nodes=[read_node(raw, dict(zip(_LIVE, live, strict=True))) for raw, *live in nodes],
+            nodes=[read_node(raw, dict(zip(_TOLD, live, strict=True))) for raw, *live in nodes],
             explained=frozenset(run.decode() for run in explained),
             clear=frozenset(name.decode() for name in clear),
             delete=list(_trash(trash)),
@@ -90,7 +91,7 @@ class RedisHosts:
             known = None if raw is None else read_node(raw, {})
             node = joining.applied(host, known, now=now)
             static = asdict(node)
-            for live in ("cordoned", "cordon_reason"):
+            for live in LIVE:
                 static.pop(live)
             address, port = node.address
             answer = (

@@ -13,7 +13,8 @@ from comfy_fleet.adapters.redis.codec import to_dict
 from comfy_fleet.adapters.redis.events import WAKE, RedisEvents
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.node import AGENT_DRAINS, Node, NodeState, Reading, Work
+from comfy_fleet.domain.node import AGENT_DRAINS, LIVE, Node, NodeState, Reading, Work
+from comfy_fleet.domain.speed import speed_of
 from comfy_fleet.domain.weights import default_weight
 
 LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
@@ -30,7 +31,7 @@ class RedisNodeRegistry:
     async def add(self, node: Node) -> Node:
         """Register a node; raises Conflict if its name or URL is taken."""
         static = asdict(node)
-        for live in ("cordoned", "cordon_reason"):
+        for live in LIVE:
             static.pop(live)
         host, port = node.address
         raw = await self._scripts.call(
@@ -109,6 +110,11 @@ class RedisNodeRegistry:
     async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
         """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
         return [orjson.loads(raw) for raw in await self._redis.lrange(f"fleet:node:{name}:errors", 0, 9)]
+
+    async def models(self, name: str) -> Sequence[str]:
+        """Return the model files that jobs on a node used since it started or was freed, the latest first."""
+        raw = await self._redis.get(f"fleet:node:{name}:models")
+        return raw.decode().split("\n") if raw else []
 
     async def release(self, name: str) -> Sequence[str]:
         """Have the jobs on a node given back to the queue; returns the runs that are asked for.
@@ -216,6 +222,7 @@ def read_node(raw: bytes, live: Mapping[str, bytes]) -> Node:
         **static,
         cordoned=live.get("cordoned") == b"1",
         cordon_reason=live.get("cordon_reason", b"").decode(),
+        speed=speed_of(float(live.get("speed") or 0), int(live.get("speeds") or 0)),
     )
 
 

@@ -12,10 +12,12 @@ from comfy_fleet.adapters.redis import codec
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.speed import SHARE
 from comfy_fleet.ports import Beat, Claim, Held, Refused, Waiting
 
 PEEK = 64  # queued jobs looked at in each placement class
 BEAT_CHUNK = 250  # runs renewed in one call, so that no call holds the server for long
+MODELS = 16  # remembered for each node
 
 DEADLINE = JobError(code="deadline_exceeded", message="no node was free before the job's deadline")
 
@@ -123,14 +125,32 @@ class RedisRunStore:
         _check(claim, await self._scripts.call("left", claim.run, claim.token, data))
 
     async def finish(
-        self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float | None
+        self,
+        claim: Claim,
+        status: JobStatus,
+        *,
+        error: JobError | None,
+        duration_s: float | None,
+        speed: float | None = None,
+        models: Sequence[str] = (),
     ) -> JobStatus:
         """End the job and both leases."""
         done = replace(claim.job, run=claim.run, node=claim.node)
         result = codec.rq_success(done) if status is JobStatus.SUCCEEDED else codec.rq_failure(error)
         duration = "" if duration_s is None else f"{duration_s:.3f}"
+        measured = "" if speed is None else f"{speed:.6f}"
         answer = await self._scripts.call(
-            "finish", claim.run, claim.token, status, codec.dump_error(error), result, duration
+            "finish",
+            claim.run,
+            claim.token,
+            status,
+            codec.dump_error(error),
+            result,
+            duration,
+            SHARE,
+            measured,
+            MODELS,
+            *models[:MODELS],
         )
         return JobStatus(_check(claim, answer).decode())
 

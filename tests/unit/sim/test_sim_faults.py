@@ -57,6 +57,19 @@ async def test_always_never_ends_until_it_is_switched_off(sim: SimNode, client: 
     assert (await finish(client, "good"))["good"]["status"]["completed"]
 
 
+async def test_a_gpu_fault_lasts_until_the_node_starts_anew(sim: SimNode, client: NativeClient) -> None:
+    await switch(client, gpu_fault=1)
+    for index in range(2):
+        await client.post(picture(color=index), str(index))
+        await client.until(lambda index=index: client.finished(str(index)))  # type: ignore[misc]
+    errors = client.of("execution_error")
+    assert [error["exception_type"] for error in errors] == ["torch.AcceleratorError"] * 2
+    assert all(error["exception_message"].startswith("CUDA error: ") for error in errors)
+    await sim.restart()
+    async with NativeClient(sim.url, "again") as again:
+        assert (await finish(again, "good"))["good"]["status"]["completed"]
+
+
 async def test_reject(client: NativeClient) -> None:
     await switch(client, reject=1)
     refused = await client.post(picture())

@@ -1,6 +1,6 @@
 -- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
---   {central, reports: [{name, word, why, boot, facts}], seen: [RUN], leaving: [NODE], deleted: [TRASH]}
--- Returns {nodes {JSON, cordoned, reason, gpu, device}, explained runs, nodes that no run needs, trash,
+--   {central, reports: [{name, word, why, boot, freed, facts}], seen: [RUN], leaving: [NODE], deleted: [TRASH]}
+-- Returns {nodes {JSON, cordoned, reason, gpu, device, speed, speeds}, explained runs, nodes that no run needs, trash,
 --          nodes to be restarted}
 local host, ttl = ARGV[1], ARGV[2]
 local beat = cjson.decode(ARGV[4])
@@ -14,6 +14,10 @@ for _, report in ipairs(beat.reports) do
     if owner == host or (beat.central and not owner) then
       redis.call('HSET', key, 'agent_word', report.word, 'agent_why', report.why)
       redis.call('SET', 'fleet:report:' .. report.name, report.facts, 'EX', ttl)
+      if report.freed ~= '' and redis.call('HGET', key, 'freed') ~= report.freed then
+        redis.call('HSET', key, 'freed', report.freed)
+        unloaded(report.name)
+      end
       if report.boot ~= '' then
         local boot = redis.call('HGET', key, 'boot')
         if boot ~= report.boot then redis.call('HSET', key, 'boot', report.boot) end
@@ -28,11 +32,11 @@ for _, trash in ipairs(beat.deleted) do redis.call('ZREM', 'fleet:trash:' .. hos
 local nodes, explained, clear, restart = {}, {}, {}, {}
 for _, name in ipairs(redis.call('SMEMBERS', 'fleet:host:' .. host .. ':nodes')) do
   local f = redis.call('HMGET', 'fleet:node:' .. name, 'host', 'cordoned', 'cordon_reason',
-    'gpu', 'device', 'restart')
+    'gpu', 'device', 'speed', 'speeds', 'restart')
   local record = redis.call('HGET', 'fleet:nodes', name)
   if record and f[1] == host then
-    nodes[#nodes + 1] = { record, f[2] or '0', f[3] or '', f[4] or '', f[5] or '' }
-    if f[6] then restart[#restart + 1] = name end
+    nodes[#nodes + 1] = { record, f[2] or '0', f[3] or '', f[4] or '', f[5] or '', f[6] or '', f[7] or '' }
+    if f[8] then restart[#restart + 1] = name end
   else
     redis.call('SREM', 'fleet:host:' .. host .. ':nodes', name)
   end

@@ -13,8 +13,10 @@
 -- fleet:runs              zset    RUN -> when its lease ends
 -- fleet:run:RUN           hash    job, node, token, dispatcher, phase, manifest
 -- fleet:lease:NODE        string  the run that occupies the node
--- fleet:nodes             hash    NODE -> JSON;  fleet:node:NODE  hash  cordoned, verdict, counts
+-- fleet:nodes             hash    NODE -> JSON;  fleet:node:NODE  hash  cordoned, verdict, counts,
+--                                 speed (mean logarithm over speeds runs)
 -- fleet:node:NODE:runs    set     runs that still need it;  fleet:node:NODE:errors  list  the last ten, as JSON
+-- fleet:node:NODE:models  string  files that jobs used since it started or was freed, the latest first, one a line
 -- fleet:pool:POOL         set     its nodes
 -- fleet:inventory:HASH    string  what nodes have, packed;  fleet:inventory:HASH:nodes  set  whose it is
 -- fleet:reading:NODE      string  somebody asks the node what it has
@@ -139,9 +141,32 @@ local function forget_inventory(digest, node)
   if redis.call('EXISTS', key .. ':nodes') == 0 then redis.call('DEL', key) end
 end
 
+-- Nothing is in a node's memory any more: it has started, was freed, or ran out of memory.
+local function unloaded(node) redis.call('DEL', 'fleet:node:' .. node .. ':models') end
+
+-- A job on a node has used these models.  Returns whether an earlier one had used them all.
+local function used_models(node, most, models)
+  local key = 'fleet:node:' .. node .. ':models'
+  if #models == 0 then return true end
+  local had = redis.call('GET', key)
+  local new, rest, left, warm = {}, {}, {}, true
+  for _, model in ipairs(models) do new[model] = true end
+  for model in string.gmatch(had or '', '[^\n]+') do
+    if new[model] then new[model] = false else rest[#rest + 1] = model end
+  end
+  for _, model in ipairs(models) do
+    if new[model] then warm = false end
+    left[#left + 1] = model
+  end
+  for _, model in ipairs(rest) do left[#left + 1] = model end
+  redis.call('SET', key, table.concat(left, '\n', 1, math.min(most, #left)))
+  return warm
+end
+
 -- Its ComfyUI has started anew: what it has may be different, and a fault may be over.
 local function node_started(node)
   local key = 'fleet:node:' .. node
+  unloaded(node)
   redis.call('HINCRBY', key, 'starts', 1)
   redis.call('HSET', key, 'wanted', 1)
   redis.call('HDEL', key, 'strikes_oom', 'strikes_gpu', 'restart')

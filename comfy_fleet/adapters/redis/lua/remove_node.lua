@@ -11,6 +11,7 @@ local pool = redis.call('HGET', 'fleet:node:' .. node, 'pool')
 local digest = redis.call('HGET', 'fleet:node:' .. node, 'inventory')
 if digest then forget_inventory(digest, node) end
 redis.call('DEL', 'fleet:node:' .. node .. ':errors')
+unloaded(node)
 redis.call('HDEL', 'fleet:nodes', node)
 redis.call('DEL', 'fleet:node:' .. node)
 if pool then redis.call('SREM', 'fleet:pool:' .. pool, node) end

@@ -3,6 +3,7 @@
 local node, kind, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local key = 'fleet:node:' .. node
 if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return 0 end
+if kind == 'oom' then unloaded(node) end  -- ComfyUI does that by itself
 local count = redis.call('HINCRBY', key, 'strikes_' .. kind, 1)
 if count < limit or redis.call('HGET', key, 'cordoned') == '1' then return count end
 redis.call('HSET', key, 'cordoned', 1, 'cordon_reason', ARGV[4], 'quarantined', 1)

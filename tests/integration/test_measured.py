@@ -1,0 +1,151 @@
+"""What the fleet learns from runs that succeed: how fast a node is, and which models it has used."""
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.domain.eligibility import Wish
+from comfy_fleet.domain.host import Heartbeat, NodeReport
+from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.speed import ENOUGH
+from comfy_fleet.domain.verdict import Word
+from comfy_fleet.sim import SimTiming
+from tests.fleet import Fleet, fleet_of, until
+from tests.integration.test_dispatch import picture
+from tests.integration.test_eligibility import sampled, with_model
+
+FAST, SLOW = SimTiming(job_s=0.05), SimTiming(job_s=0.2)
+
+
+@pytest.fixture(autouse=True)
+def clean(redis: Redis) -> None:
+    """Every test begins with an empty database."""
+
+
+async def one_by_one(fleet: Fleet, numbers: range) -> Counter[str | None]:
+    """Run jobs one after another: each finds all nodes idle; returns how many each node ran."""
+    ended = [await fleet.ended((await fleet.submit(picture(number))).id) for number in numbers]
+    assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
+    return Counter(job.node for job in ended)
+
+
+def weight(fleet: Fleet, name: str) -> int:
+    """Return the weight that HAProxy is told."""
+    said = fleet.agent.answer(name)
+    return 0 if said is None else said.weight
+
+
+async def test_idle_nodes_share_the_work_by_their_measured_speed(redis_port: int) -> None:
+    async with fleet_of(redis_port, look=True) as fleet:
+        await fleet.add_sim("fast", timing=FAST, node={"weight_by_gpu": True})
+        await fleet.add_sim("slow", timing=SLOW, node={"weight_by_gpu": True})
+        for name in ("fast", "slow"):
+            await fleet.verdict(name)
+        await fleet.keeper()
+        before = await one_by_one(fleet, range(24))
+        assert min(before.values()) >= 8, before  # nothing was known of them: about half each
+        fast, slow = await fleet.state("fast"), await fleet.state("slow")
+        assert fast.node.speed and slow.node.speed, (fast, slow)
+        assert 2.5 <= fast.node.speed / slow.node.speed <= 4.5  # 4, and what each job costs besides
+        assert fast.node.weight == slow.node.weight  # by the card's model they are alike
+        await until(lambda: weight(fleet, "fast") >= 2 * weight(fleet, "slow") > 0, what="the agent knows")
+        await until(lambda: _weighs(fleet, "slow", weight(fleet, "slow")), what="HAProxy knows")
+        after = await one_by_one(fleet, range(100, 130))
+        assert after["fast"] >= 2 * after["slow"] > 0, after
+
+
+async def _weighs(fleet: Fleet, name: str, wanted: int) -> bool:
+    servers = await fleet.controller.broker.runtime.servers()
+    return any(server.name == name and server.weight == wanted for server in servers)
+
+
+async def test_a_weight_that_was_set_by_hand_stays(redis_port: int) -> None:
+    async with fleet_of(redis_port, look=True) as fleet:
+        await fleet.add_sim("fast", timing=FAST, node={"weight": 50})
+        await fleet.add_sim("slow", timing=SLOW, node={"weight": 50})
+        for name in ("fast", "slow"):
+            await fleet.verdict(name)
+        await fleet.keeper()
+        await one_by_one(fleet, range(20))
+        assert (await fleet.state("slow")).node.speed is not None
+        assert (weight(fleet, "fast"), weight(fleet, "slow")) == (50, 50)
+
+
+async def test_models_are_remembered_until_they_can_t_be_in_memory_any_more(
+    redis: Redis, redis_port: int
+) -> None:
+    models = {"checkpoints": {"m.safetensors": GB, "n.safetensors": GB}}
+    async with fleet_of(redis_port) as fleet:
+        sim = await fleet.add_sim("g1", models=models)
+        await fleet.verdict("g1")
+        known = await fleet.keeper()
+        nodes = fleet.stores.nodes
+
+        async def run(file: str, seed: int) -> None:
+            job = await fleet.send(known, sampled(file=file, seed=seed), Wish())
+            print("sent", job.id, job.placement)
+            e = await fleet.ended(job.id)
+            print(e)
+            assert e.status is JobStatus.SUCCEEDED
+
+        assert await nodes.models("g1") == []
+        await run("m.safetensors", 1)
+        await run("n.safetensors", 2)
+        assert await nodes.models("g1") == ["checkpoints/n.safetensors", "checkpoints/m.safetensors"]
+        await run("m.safetensors", 3)
+        assert await nodes.models("g1") == ["checkpoints/m.safetensors", "checkpoints/n.safetensors"]
+        await nodes.started("g1")
+        assert await nodes.models("g1") == []
+        await run("m.safetensors", 4)
+        await nodes.strike("g1", kind="oom", limit=9, reason="")
+        assert await nodes.models("g1") == []
+        await run("m.safetensors", 5)
+        report = NodeReport(name="g1", word=Word.READY)
+        said = Heartbeat(host="c", instance="1", central=True, nodes=[report])
+        await fleet.stores.hosts.beat(said, now=1)
+        assert await nodes.models("g1") != []
+        freed = replace(said, nodes=[replace(report, freed="1.1")])
+        await fleet.stores.hosts.beat(freed, now=2)
+        assert await nodes.models("g1") == []
+        await run("m.safetensors", 6)
+        await fleet.stores.hosts.beat(freed, now=3)  # the same as before: nothing new was unloaded
+        assert await nodes.models("g1") == ["checkpoints/m.safetensors"]
+        await nodes.remove("g1")
+        assert not await redis.exists("fleet:node:g1:models")
+        assert sim.stats.done == 6
+
+
+async def test_runs_that_load_a_model_say_nothing_about_the_gpu(redis_port: int) -> None:
+    timing = SimTiming(load_gb_per_s=5, step_s=0.01, vae_s=0.0)
+    async with fleet_of(redis_port) as fleet:
+        for name in ("a", "b"):
+            await fleet.add_sim(name, timing=timing, models=with_model(1), node={"weight_by_gpu": True})
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        for seed in range(26):
+            if seed == 20:
+                await fleet.sims["b"].restart()
+                await fleet.stores.nodes.started("b")
+            job = await fleet.send(known, sampled(seed=seed), Wish())
+            await fleet.ended(job.id)
+        for name in ("a", "b"):
+            speed = (await fleet.state(name)).node.speed
+            assert speed is not None and 0.7 <= speed <= 1.4, (name, speed)
+
+
+async def test_a_speed_counts_after_a_few_runs_and_ends_with_the_card(redis: Redis, redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        for runs, speed in ((ENOUGH - 1, None), (ENOUGH, 0.5)):
+            await redis.hset("fleet:node:g1", mapping={"speed": -0.6931, "speeds": runs})
+            assert (await fleet.state("g1")).node.speed == speed
+        await fleet.keeper()
+        await redis.hset("fleet:node:g1", "gpu", "another card")
+        await fleet.stores.nodes.want_reading("g1")
+        await until(partial(_no_speed, fleet), what="the speed is forgotten")
+
+
+async def _no_speed(fleet: Fleet) -> bool:
+    return (await fleet.state("g1")).node.speed is None
