@@ -133,6 +133,20 @@ async def test_a_stop_that_comes_with_news_is_not_lost(
     assert done, "it steers on for good"
 
 
+async def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    slow = tmp_path / "slow-haproxy"
+    slow.write_text('#!/bin/sh\nsleep 0.5\nexec haproxy "$@"\n')
+    slow.chmod(0o755)
+    controller = Controller(settings.model_copy(update={"haproxy_bin": str(slow)}), MemoryRegistry(many(1)))
+    writing = asyncio.create_task(controller._first_files(asyncio.Event()))
+    new = settings.run_dir / "broker.cfg.new"
+    await eventually("it writes", new.exists)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert not new.exists() and (settings.run_dir / "edge.cfg").exists()
+
+
 async def test_the_next_start_needs_no_registry(tmp_path: Path) -> None:
     async with TinyNode("g1") as node:
         registry = MemoryRegistry()

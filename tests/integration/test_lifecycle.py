@@ -246,3 +246,47 @@ async def test_adds_drains_and_removes_at_random_lose_nothing(redis_port: int, t
         ended = [await fleet.ended(job.id, timeout_s=40) for job in jobs]
         assert {(job.status, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, 0)}
         assert sum(sim.stats.done for sim in fleet.sims.values()) == 60
+
+
+async def test_a_broken_gpu_is_taken_out_with_its_reason_and_comes_back_after_a_restart(
+    redis_port: int, tmp_path: Path
+) -> None:
+    timing = SimTiming(job_s=0.05)
+    async with operated(
+        redis_port, tmp_path, "g1", "g2", sim={"timing": timing}, quarantine_faults=2
+    ) as world:
+        fleet = world.fleet
+        await fleet.sims["g1"].set_faults({"gpu_fault": 1})
+        jobs: list[str] = []
+
+        async def taken_out() -> bool:
+            jobs.append((await fleet.submit(picture(len(jobs)))).id)
+            await fleet.ended(jobs[-1])
+            return (await fleet.state("g1")).quarantined
+
+        await until(taken_out, what="g1 is quarantined")
+        jobs += [(await fleet.submit(picture(1000 + number))).id for number in range(4)]
+        ended = [await fleet.ended(job) for job in jobs]
+        assert {(job.status, job.node) for job in ended[-4:]} == {(JobStatus.SUCCEEDED, "g2")}
+        assert {job.status for job in ended} == {JobStatus.SUCCEEDED}  # none is lost
+        assert sum(job.attempt for job in ended) == 2  # two of them met the broken GPU
+        why = "quarantined: 2 GPU faults in a row, the last: CUDA error: an illegal memory access"
+        (row,) = [n for n in (await world.client.get("/api/v1/nodes")).json()["nodes"] if n["name"] == "g1"]
+        assert row["quarantined"] and row["cordon_reason"].startswith(why)
+        shown = " ".join((await world.cli("node", "show", "g1")).stdout.split())
+        assert "quarantined: 2 GPU faults" in shown and "gpu_fault" in shown
+        assert "quarantined" in (await world.cli("node", "ls")).stdout
+        done = fleet.sims["g1"].stats.done
+        await fleet.sims["g1"].crash()  # its ComfyUI is started anew
+        await fleet.verdict("g1", "down")
+        await fleet.sims["g1"].restart()
+        await fleet.verdict("g1")
+        state = await fleet.state("g1")
+        assert (state.node.cordoned, state.quarantined, state.reading.starts) == (False, False, 1)
+
+        async def works_again() -> bool:
+            jobs.append((await fleet.submit(picture(2000 + len(jobs)))).id)
+            assert (await fleet.ended(jobs[-1])).attempt == 0
+            return fleet.sims["g1"].stats.done > done
+
+        await until(works_again, what="g1 runs jobs again")

@@ -15,7 +15,7 @@ from comfy_fleet.domain.verdict import Word
 from comfy_fleet.sim import SimTiming
 from tests.fleet import Fleet, fleet_of, until
 from tests.integration.test_dispatch import picture
-from tests.integration.test_eligibility import sampled, with_model
+from tests.integration.test_eligibility import GB, sampled, with_model
 
 FAST, SLOW = SimTiming(job_s=0.05), SimTiming(job_s=0.2)
 
@@ -86,10 +86,7 @@ async def test_models_are_remembered_until_they_can_t_be_in_memory_any_more(
 
         async def run(file: str, seed: int) -> None:
             job = await fleet.send(known, sampled(file=file, seed=seed), Wish())
-            print("sent", job.id, job.placement)
-            e = await fleet.ended(job.id)
-            print(e)
-            assert e.status is JobStatus.SUCCEEDED
+            assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED
 
         assert await nodes.models("g1") == []
         await run("m.safetensors", 1)
@@ -119,7 +116,7 @@ async def test_models_are_remembered_until_they_can_t_be_in_memory_any_more(
 
 
 async def test_runs_that_load_a_model_say_nothing_about_the_gpu(redis_port: int) -> None:
-    timing = SimTiming(load_gb_per_s=5, step_s=0.01, vae_s=0.0)
+    timing = SimTiming(load_gb_per_s=2, step_s=1.5, vae_s=0.0)  # 0.1 s, and 0.5 s for the model
     async with fleet_of(redis_port) as fleet:
         for name in ("a", "b"):
             await fleet.add_sim(name, timing=timing, models=with_model(1), node={"weight_by_gpu": True})

@@ -221,7 +221,13 @@ class Controller:
         )
         addresses = {host: known[0] for host, known in found.items() if known}
         rendered = render(self._settings, self._nodes, pools, addresses=addresses)
-        return await asyncio.to_thread(apply, rendered, self._files, program=self._settings.haproxy_bin)
+        writing = asyncio.create_task(
+            asyncio.to_thread(apply, rendered, self._files, program=self._settings.haproxy_bin)
+        )
+        try:
+            return await asyncio.shield(writing)
+        finally:  # a thread can't be stopped: the next controller must not find it at work on the folder
+            await asyncio.wait({writing})
 
     # ---- the registry --------------------------------------------------------------------------------------
 
