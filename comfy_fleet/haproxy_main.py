@@ -47,4 +47,4 @@ async def _reload(controller: Controller) -> None:
         if not await controller.reload_edge():
             logger.info("edge unchanged")
     except ConfigError as error:
-        logger.error("edge not reloaded", extra={"reason": error.message})  # noqa: TRY400 - words, not a stack
+        logger.error("edge not reloaded", extra={"reason": error.message})

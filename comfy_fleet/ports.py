@@ -4,7 +4,7 @@ Everything is async; every id is a string; every time is Unix seconds. It is lon
 of what the inside may ask of the outside; each Protocol is short.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +190,7 @@ class NodeRegistry(Protocol):
             reason: Why it is cordoned then.
         """
 
-    def changes(self) -> AsyncIterator[None]:
+    def changes(self) -> AsyncGenerator[None, None]:
         """Yield whenever the registry changed, and now and then even if not."""
 
 

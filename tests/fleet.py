@@ -4,7 +4,6 @@ Everything but Redis and HAProxy lives in the test's own event loop.
 """
 
 import asyncio
-import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -204,6 +203,5 @@ async def fleet_of(
                 stop.set()
                 results = await asyncio.gather(*services, return_exceptions=True)
                 for result in results:
-                    if isinstance(result, Exception) and not isinstance(result, asyncio.CancelledError):
-                        with contextlib.suppress(Exception):
-                            print(f"service ended with {result!r}")  # noqa: T201
+                    if isinstance(result, Exception):
+                        raise result

@@ -315,7 +315,7 @@ class FileAssetStore:
         The pin keeps a concurrent delete of the same content from unlinking the file between both.
         """
         pin, final = f"pin:{asset.id}", self.file(asset)
-        while not await self._call("pin", asset.path, pin, repr(self._clock())):  # noqa: ASYNC110
+        while not await self._call("pin", asset.path, pin, repr(self._clock())):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.005)  # another process unlinks the file right now
         try:
             await asyncio.to_thread(_put, put, final)

@@ -154,7 +154,7 @@ class Child:
             async with asyncio.timeout(_KILLED_S):
                 status = await self._process.wait()
         except TimeoutError:
-            logger.error("child can't be ended", extra={"child": self.name, "pid": self.pid})  # noqa: TRY400
+            logger.error("child can't be ended", extra={"child": self.name, "pid": self.pid})
             return None
         self._kill_group()
         await self._finish_reading()
@@ -168,9 +168,8 @@ class Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None  # noqa: S101 - PIPE was asked for
         rest = b""
-        while chunk := await process.stdout.read(_LINE_LIMIT):
+        while process.stdout and (chunk := await process.stdout.read(_LINE_LIMIT)):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._take(line)

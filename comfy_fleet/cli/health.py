@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from comfy_fleet.settings import Settings
 
 _PATIENCE_S = 5.0
-_ANY = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked, not bound
 
 
 class Part(StrEnum):
@@ -68,8 +67,9 @@ async def _api(settings: "Settings") -> str | None:
     import httpx
 
     from comfy_fleet.adapters.haproxy.entries import join
+    from comfy_fleet.cli.up import ports
 
-    url = f"http://{join(_ANY.get(settings.api_host, settings.api_host), settings.api_port)}/api/v1/health"
+    url = f"http://{join(ports.asked(settings.api_host), settings.api_port)}/api/v1/health"
     async with httpx.AsyncClient(trust_env=False, timeout=_PATIENCE_S) as client:
         try:
             answer = await client.get(url)
@@ -99,7 +99,9 @@ async def _haproxy(settings: "Settings") -> str | None:
 async def _agent(settings: "Settings") -> str | None:
     import asyncio
 
-    host = _ANY.get(settings.agent_host, settings.agent_host)
+    from comfy_fleet.cli.up import ports
+
+    host = ports.asked(settings.agent_host)
     try:
         reader, writer = await asyncio.open_connection(host, settings.agent_port)
     except OSError as error:

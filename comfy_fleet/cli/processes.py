@@ -1,5 +1,6 @@
 """The fleet's processes: all of them on one machine (``up``), or each alone for systemd and containers."""
 
+import io
 import os
 import shlex
 import signal
@@ -177,5 +178,6 @@ def logging_as(process: str) -> "Settings":
 
     settings = load()
     logs.setup(process, level=settings.log_level, fmt=settings.log_format)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     return settings

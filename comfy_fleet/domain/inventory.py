@@ -28,17 +28,6 @@ class ProblemKind(StrEnum):
     NO_OUTPUTS = "no_outputs"
 
 
-NODE_DEPENDENT = frozenset(
-    {
-        ProblemKind.COMFYUI_TOO_OLD,
-        ProblemKind.UNKNOWN_CLASS,
-        ProblemKind.FILE_MISSING,
-        ProblemKind.VALUE_NOT_IN_LIST,
-    }
-)
-"""Kinds that another node may not have; the others are wrong everywhere."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One reason why a node can't run a graph; ``message`` is a sentence that names the way out.

@@ -38,7 +38,6 @@ class JobStatus(StrEnum):
 
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.CANCELED, JobStatus.FAILED, JobStatus.EXPIRED})
-LIVE = frozenset(JobStatus) - TERMINAL
 
 
 class OutputKind(StrEnum):

@@ -60,8 +60,7 @@ class Node:
                 details={"field": "weight", "value": self.weight},
             )
         # Both raise on what HAProxy could not use: one such node would keep it from every change.
-        self.address  # noqa: B018
-        self.agent_address  # noqa: B018
+        _ = self.address, self.agent_address
 
     @property
     def pace(self) -> float | None:

@@ -114,11 +114,6 @@ class OutputItem:
         """What makes it the same output."""
         return self.node_id, self.key, self.index
 
-    @property
-    def durable(self) -> bool:
-        """Whether another process can still read it: a frame's picture is in this one's memory only."""
-        return not isinstance(self.source, InlineBytes)
-
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict; of a frame's picture only its length."""
         match self.source:

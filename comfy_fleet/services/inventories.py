@@ -70,7 +70,7 @@ class NodeInventories:
     async def _follow(self) -> None:
         while True:
             try:
-                async with aclosing(self._registry.changes()) as changes:  # type: ignore[type-var]
+                async with aclosing(self._registry.changes()) as changes:
                     async for _ in changes:
                         await self._look()
             except Exception as error:  # Redis away: what is known stays good enough for a while

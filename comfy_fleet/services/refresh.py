@@ -71,7 +71,7 @@ class Keeper:
         try:
             while True:
                 try:
-                    async with aclosing(self._registry.changes()) as changes:  # type: ignore[type-var]
+                    async with aclosing(self._registry.changes()) as changes:
                         async for _ in changes:
                             states = await self._registry.states()
                             self._verdicts = {state.node.name: state.verdict for state in states}

@@ -16,7 +16,6 @@ from comfy_fleet.sim.run import Call, Result, Run
 from comfy_fleet.sim.values import Latent, Pictures
 
 TICK_S = 0.01  # how often the sleeping test nodes report
-LATENT_BYTES = 64 * 4  # a picture of 8 x 8 pixels is 4 channels of one 32-bit number
 
 
 async def save_image(run: Run, call: Call) -> Result:

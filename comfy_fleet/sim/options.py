@@ -152,5 +152,5 @@ def _sizes(files: Any, place: str) -> dict[str, int]:
     if isinstance(files, list):
         files = dict.fromkeys(files, DEFAULT_MODEL_GB)
     if not isinstance(files, dict):
-        raise ValueError(f"{place}: expected a list of files or an object of file: size in GB")  # noqa: TRY004
+        raise ValueError(f"{place}: expected a list of files or an object of file: size in GB")  # noqa: TRY004 - as above
     return {name: int(float(size) * GB) for name, size in files.items()}

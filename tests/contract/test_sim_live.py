@@ -4,6 +4,7 @@ import json
 import re
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image, ImageChops
+from PIL.PngImagePlugin import PngImageFile
 
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.comfyui_server import ComfyServer
@@ -175,7 +177,7 @@ async def test_a_partly_valid_graph_is_taken_with_errors(both: tuple[str, str]) 
         async with NativeClient(url, "twin-client") as client:
             answer = await client.post(graph)
             prompt_id = answer.json()["prompt_id"]
-            await client.until(lambda: client.finished(prompt_id))  # noqa: B023 - awaited right here
+            await client.until(partial(client.finished, prompt_id))
             entry = (await client.http.get(f"/history/{prompt_id}")).json()[prompt_id]
             seen.append(
                 (answer.status_code, answer.json()["node_errors"], entry["prompt"][4], list(entry["outputs"]))
@@ -250,8 +252,8 @@ async def test_an_upload_is_loaded_and_its_pixels_are_worked_on(both: tuple[str,
                 uploads.append(answer.json())
             entry = await client.run(graph)
             shown = entry["outputs"]["3"]["images"][0]
-            picture = Image.open(BytesIO((await client.http.get("/view", params=shown)).content))
-            assert json.loads(picture.text["prompt"])["3"]["class_type"] == "SaveImage"  # type: ignore[attr-defined]
+            picture = PngImageFile(BytesIO((await client.http.get("/view", params=shown)).content))
+            assert json.loads(picture.text["prompt"])["3"]["class_type"] == "SaveImage"
             pictures.append(picture.convert("RGB"))
     assert uploads[2:] == uploads[:2]
     # ComfyUI calculates with fractions and cuts them off at the end: one step of 255 may be lost.

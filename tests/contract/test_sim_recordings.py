@@ -20,6 +20,7 @@ import re
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,9 @@ async def _replay(node: SimNode, recording: dict[str, Any]) -> Replay:
                 await client.until(lambda: len(client.of("progress")) > 2)
             if path.startswith("/history"):
                 prompt_id = path.rpartition("/")[2]
-                await client.until(lambda wanted=prompt_id: client.finished(wanted))  # type: ignore[misc]
-            if path.startswith("/view"):
-                shown = json.dumps(client.of("executed"))
-                path = TEMPORARY.sub(lambda _, seen=shown: _temporary(seen), path)  # type: ignore[misc]
+                await client.until(partial(client.finished, prompt_id))
+            if TEMPORARY.search(path):
+                path = TEMPORARY.sub(_temporary(json.dumps(client.of("executed"))), path)
             replay.answers.append(
                 await client.http.request(request["method"], path, json=request.get("json"))
             )

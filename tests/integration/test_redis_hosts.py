@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -24,8 +25,8 @@ def hosts(stores: Stores) -> RedisHosts:
     return RedisHosts(stores.redis)
 
 
-async def beat(hosts: RedisHosts, host: str = "h1", **fields: object) -> Orders:
-    said = replace(Heartbeat(host=host, instance="i1"), **fields)  # type: ignore[arg-type]
+async def beat(hosts: RedisHosts, host: str = "h1", **fields: Any) -> Orders:
+    said = replace(Heartbeat(host=host, instance="i1"), **fields)
     return await hosts.beat(said, now=time.time())
 
 

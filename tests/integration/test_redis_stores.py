@@ -408,7 +408,7 @@ async def test_the_registry_refuses_twins_and_announces_changes(stores: Stores) 
         await stores.nodes.cordon("g9", reason="")
     await stores.nodes.report("g1", verdict="up", why="")
     assert (await stores.nodes.states())[0].verdict == "up"
-    await changes.aclose()  # type: ignore[attr-defined]
+    await changes.aclose()
 
 
 async def test_rq_sees_true_figures(stores: Stores, redis_port: int) -> None:

@@ -66,3 +66,19 @@ def test_the_holder_is_named_by_the_script_that_python_runs(tmp_path: Path) -> N
     assert str(ports.holder(8188, tmp_path)) == "python3 http.server (pid 7)"
     assert str(ports.holder(9000, tmp_path)) == "nginx (pid 8)"
     assert ports.holder(9001, tmp_path) is None  # connected, but nobody listens
+
+
+@pytest.mark.parametrize(
+    ("host", "there"),
+    [
+        ("0.0.0.0", "127.0.0.1"),
+        ("*", "127.0.0.1"),
+        ("", "127.0.0.1"),
+        ("::", "::1"),
+        ("0::0", "::1"),
+        ("10.0.0.7", "10.0.0.7"),
+        ("gpu1", "gpu1"),
+    ],
+)
+def test_what_listens_everywhere_is_asked_here(host: str, there: str) -> None:
+    assert ports.asked(host) == there

@@ -9,9 +9,7 @@ import pytest
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.graph import asset_reference, upload_candidates
 from comfy_fleet.domain.inventory import (
-    NODE_DEPENDENT,
     Inventory,
-    ProblemKind,
     parse,
     problems,
     requirements,
@@ -139,7 +137,6 @@ def test_unknown_classes_count_anywhere_and_inputs_only_where_an_output_reads_th
 
 def test_a_graph_without_outputs_is_a_problem() -> None:
     assert found({"n": {"class_type": "Load", "inputs": GOOD}}) == [("", "", "no_outputs")]
-    assert ProblemKind.NO_OUTPUTS not in NODE_DEPENDENT
 
 
 def test_requirements_name_classes_and_files() -> None:

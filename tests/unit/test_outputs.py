@@ -99,14 +99,12 @@ def test_no_shape_raises_and_every_item_survives_json(output: dict[str, Any]) ->
     assert len({item.id for item in items}) == len(items)
     for item in items:
         assert OutputItem.from_json(item.to_json()) == item
-        assert item.durable
 
 
 def test_a_frames_picture_stays_in_memory() -> None:
     item = frame_output("3", 1, "image/jpeg", b"12345")
     assert (item.id, item.name, item.kind) == (("3", "images", 1), "websocket_00002.jpg", OutputKind.IMAGE)
     assert item.source == InlineBytes(b"12345")
-    assert not item.durable
     stored = item.to_json()
     assert stored["source"] == {"bytes": 5}
     with pytest.raises(ValueError, match="came as a frame"):

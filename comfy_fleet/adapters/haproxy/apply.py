@@ -78,9 +78,7 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
             except ConfigError as error:
                 rejected = path.with_name(path.name + ".rejected")
                 new.replace(rejected)
-                logger.error(  # noqa: TRY400 - HAProxy's words are the reason, not our stack
-                    "configuration rejected", extra={"file": str(rejected), "reason": error.message}
-                )
+                logger.error("configuration rejected", extra={"file": str(rejected), "reason": error.message})
                 for left, _ in ready:
                     left.unlink()
                 raise

@@ -135,9 +135,7 @@ class HAProxy:
             try:
                 await self.start()
             except ConfigError as error:
-                logger.error(  # noqa: TRY400 - the message holds HAProxy's words
-                    "haproxy not started", extra={"haproxy": self.name, "reason": error.message}
-                )
+                logger.error("haproxy not started", extra={"haproxy": self.name, "reason": error.message})
 
     def reload(self) -> None:
         """Let the master start a worker with the new configuration; the old one ends with its last stream."""

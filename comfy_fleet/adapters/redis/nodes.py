@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -199,7 +199,7 @@ class RedisNodeRegistry:
         """Record what HAProxy says of a node; forgotten nodes stay forgotten."""
         await self._scripts.call("report_node", name, verdict, why)
 
-    async def changes(self) -> AsyncIterator[None]:
+    async def changes(self) -> AsyncGenerator[None, None]:
         """Yield at once, whenever the registry changed, and every few seconds."""
         async with self._events.channel(WAKE) as queue:
             yield

@@ -75,7 +75,7 @@ class Plan:
 
 def public_url(host: str, port: int) -> str:
     """Return the base URL for clients on this machine."""
-    name = "127.0.0.1" if host in ("0.0.0.0", "::", "*", "") else host  # noqa: S104 - not bound here
+    name = ports.asked(host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 

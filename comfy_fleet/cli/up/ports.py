@@ -1,6 +1,7 @@
 """Ports: draw free ones from the kernel, and tell who holds a taken one."""
 
 import contextlib
+import ipaddress
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,19 @@ class Holder:
 
     def __str__(self) -> str:
         return f"{self.program} (pid {self.pid})"
+
+
+def asked(host: str) -> str:
+    """Return where this machine reaches what listens on ``host``, which may mean all of its addresses."""
+    if host in ("", "*"):
+        return "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from comfy_fleet.sim.catalogue import FOLDERS, Catalogue
 from comfy_fleet.sim.files import Files, OutsideFolder, annotated
@@ -134,11 +135,11 @@ def test_a_caption_is_the_first_text_and_seed() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (400, 301)])
 def test_a_png_holds_the_pixels_and_the_texts(mode: str, size: tuple[int, int]) -> None:
     picture = Image.linear_gradient("L").resize(size).convert(mode)
-    back = Image.open(BytesIO(png(picture, {"prompt": {"1": "ä"}, "workflow": [1]})))
+    back = PngImageFile(BytesIO(png(picture, {"prompt": {"1": "ä"}, "workflow": [1]})))
     back.load()
     assert back.convert("RGBA").tobytes() == picture.convert("RGBA").tobytes()
-    assert json.loads(back.text["prompt"]) == {"1": "ä"}  # type: ignore[attr-defined]
-    assert back.text["workflow"] == "[1]"  # type: ignore[attr-defined]
+    assert json.loads(back.text["prompt"]) == {"1": "ä"}
+    assert back.text["workflow"] == "[1]"
 
 
 def test_previews_are_small() -> None:

@@ -127,7 +127,7 @@ async def test_the_clock_keeps_to_its_plan_whatever_happens_between() -> None:
     loop = asyncio.get_running_loop()
     clock = Clock(loop.time())
     for _ in range(5):
-        time.sleep(0.005)  # work that blocks  # noqa: ASYNC251
+        time.sleep(0.005)  # noqa: ASYNC251 - work that blocks the loop
         await clock.spend(0.02)
     assert loop.time() - clock.start == pytest.approx(0.1, abs=TOLERANCE_S)
     clock.interrupt()
