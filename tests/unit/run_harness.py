@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comfy_fleet.domain.outputs import OutputItem
+from comfy_fleet.domain.outputs import InlineBytes, OutputItem
 from comfy_fleet.domain.run import (
     Action,
     AskFailed,
@@ -25,6 +25,7 @@ from comfy_fleet.domain.run import (
     Interrupt,
     InterruptSent,
     Left,
+    Opened,
     PostAnswered,
     PostPrompt,
     PostUnknown,
@@ -40,6 +41,7 @@ from comfy_fleet.domain.run_messages import AskFailure, QueueState
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 LIMITS = RunLimits(silence_s=600, run_s=3600)
+RUN = "7c6bfcb2-dd89-4093-9184-675cc1c94f75"
 CANCEL, CLOSED, TICK = CancelRequested(), SocketClosed("reset"), Tick()
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
@@ -289,3 +291,46 @@ class World:
         if self.state == "pending" and not self.dead:
             self.state = "absent"
         self.at(self.latency_s, lambda: self.feed(InterruptSent(ok=not self.dead)))
+
+
+def machine(record: Mapping[str, Any], **options: Any) -> Run:
+    request = request_of(record)
+    return Run(
+        run_id=request["prompt_id"],
+        graph=request["prompt"],
+        limits=options.pop("limits", LIMITS),
+        now=0.0,
+        **options,
+    )
+
+
+def started(name: str = "success", **options: Any) -> tuple[Run, list[Frame | Binary]]:
+    """A run whose POST was accepted, and the frames that would come."""
+    record = recording(name)
+    run = machine(record, **options)
+    assert run.handle(Opened(), 0.0) == [PostPrompt()]
+    assert run.handle(accepted(request_of(record)["prompt_id"]), 0.01) == []
+    return run, events_of(record)
+
+
+def tick(run: Run) -> tuple[float, list[Any]]:
+    """Let time pass until the run wants to hear of it."""
+    at = run.next_tick()
+    assert at is not None
+    return at, run.handle(TICK, at)
+
+
+def files(items: Sequence[OutputItem]) -> set[tuple[str, str, int, str]]:
+    return {(*item.id, item.name) for item in items if not isinstance(item.source, InlineBytes)}
+
+
+def idle(run: str = RUN) -> Frame:
+    return Frame("executing", {"node": None, "prompt_id": run})
+
+
+def frame(type_: str, **data: Any) -> Frame:
+    return Frame(type_, {"prompt_id": RUN, **data})
+
+
+def is_idle(event: Frame | Binary) -> bool:
+    return isinstance(event, Frame) and event.type == "executing" and event.data["node"] is None

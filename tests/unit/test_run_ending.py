@@ -1,0 +1,149 @@
+"""The run machine and runs that have to end: cancels, silence, the longest time."""
+
+from dataclasses import replace
+
+import pytest
+
+from comfy_fleet.domain.run import (
+    AskHistory,
+    AskQueue,
+    DeletePending,
+    Finish,
+    HistoryAnswered,
+    Interrupt,
+    InterruptSent,
+    Opened,
+    QueueAnswered,
+)
+from tests.unit.run_harness import (
+    CANCEL,
+    LIMITS,
+    RUN,
+    Log,
+    accepted,
+    frame,
+    history_of,
+    idle,
+    machine,
+    recording,
+    started,
+    tick,
+)
+
+
+def test_cancel_before_the_post() -> None:
+    run = machine(recording("success"))
+    log = Log()
+    log.add(run.handle(CANCEL, 0.0))
+    log.check()
+    assert log.verdict.kind == "canceled"
+    assert run.handle(Opened(), 0.1) == []
+
+
+def test_cancel_while_posting_waits_for_the_answer() -> None:
+    run = machine(recording("success"))
+    run.handle(Opened(), 0.0)
+    log = Log()
+    assert log.add(run.handle(CANCEL, 0.1)) == []
+    assert log.add(run.handle(accepted(RUN), 0.2)) == [DeletePending(), Interrupt()]
+    assert log.add(run.handle(InterruptSent(ok=True), 0.3)) == [AskQueue()]
+    log.add(run.handle(InterruptSent(ok=True), 0.3))
+    assert log.add(run.handle(QueueAnswered("pending"), 0.4)) == [DeletePending()]
+    assert log.add(run.handle(InterruptSent(ok=True), 0.5)) == [AskQueue()]
+    assert log.add(run.handle(QueueAnswered("absent"), 0.6)) == [AskHistory()]
+    log.add(run.handle(HistoryAnswered(None), 0.7))
+    log.check()
+    assert log.verdict.kind == "canceled"
+
+
+def test_an_interrupt_that_was_not_heard_is_repeated() -> None:
+    run, frames = started("interrupted")
+    for event in frames[:8]:
+        run.handle(event, 0.1)
+    assert run.handle(CANCEL, 1.0) == [Interrupt()]
+    run.handle(InterruptSent(ok=True), 1.1)
+    at, actions = tick(run)
+    assert at == pytest.approx(3.0)
+    assert actions == [AskQueue()]
+    assert run.handle(QueueAnswered("running"), at) == [Interrupt()]
+
+
+def test_success_that_arrives_before_the_interrupt_is_told() -> None:
+    run, frames = started()
+    log = Log()
+    for event in frames[:7]:
+        log.add(run.handle(event, 0.1))
+    assert Interrupt() in log.add(run.handle(CANCEL, 0.2))
+    for event in frames[7:]:
+        log.add(run.handle(event, 0.3))
+    log.check()
+    assert log.verdict.kind == "succeeded"
+
+
+def test_a_silent_prompt_is_probed_then_interrupted() -> None:
+    limits = replace(LIMITS, silence_s=60)
+    run, frames = started(limits=limits)
+    run.handle(frames[3], 1.0)
+    log = Log()
+    at = 0.0
+    probes = 0
+    while not log.of(Interrupt):
+        at, actions = tick(run)
+        log.add(actions)
+        if AskQueue() in actions:
+            probes += 1
+            log.add(run.handle(QueueAnswered("running"), at))
+    assert at == pytest.approx(61)
+    assert probes >= 3
+    log.add(run.handle(frame("execution_interrupted"), at))
+    log.add(run.handle(idle(), at))
+    log.check()
+    verdict = log.verdict
+    assert verdict.error is not None
+    assert (verdict.kind, verdict.error.code, verdict.retryable) == ("timeout", "run_timeout", False)
+
+
+def test_waiting_in_the_nodes_queue_is_no_silence() -> None:
+    run, _ = started(limits=replace(LIMITS, silence_s=60))
+    at = 0.0
+    while at < 300:
+        at, actions = tick(run)
+        assert actions == [AskQueue()]
+        run.handle(QueueAnswered("pending"), at)
+
+
+def test_frames_keep_a_run_alive_until_its_longest_time() -> None:
+    run, frames = started(limits=replace(LIMITS, silence_s=10, run_s=100))
+    run.handle(frames[3], 1.0)
+    log = Log()
+    for second in range(2, 120):
+        log.add(run.handle(frame("progress", value=second, max=1000, node="1"), float(second)))
+        if log.of(Interrupt):
+            break
+    assert second == 101, "the clock runs from its start"
+
+
+def test_a_prompt_that_cannot_be_interrupted_is_given_up() -> None:
+    run, frames = started(limits=replace(LIMITS, silence_s=10, abort_s=5))
+    run.handle(frames[3], 0.0)
+    log = Log()
+    while not log.of(Finish):
+        at, actions = tick(run)
+        if AskQueue() in log.add(actions):
+            log.add(run.handle(QueueAnswered("running"), at))
+    log.check()
+    assert at == pytest.approx(15)
+    assert log.verdict.kind == "timeout"
+
+
+def test_lost_last_frames_are_found_out_by_probing() -> None:
+    run, frames = started()
+    log = Log()
+    for event in frames[:5]:
+        log.add(run.handle(event, 0.1))
+    at, actions = tick(run)
+    assert at == pytest.approx(15.1)
+    assert actions == [AskQueue()]
+    log.add(run.handle(QueueAnswered("absent"), at))
+    log.add(run.handle(HistoryAnswered(history_of(recording("success"))), at))
+    assert log.verdict.kind == "succeeded"
