@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import socket
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +31,11 @@ class Supervision:
 
     Attributes:
         checkout: The ComfyUI.
-        gpus: ``all``, ``cpu``, or GPUs by index or UUID, separated by commas.
-        per_gpu: How many on each.
+        gpus: ``all``, or GPUs by index or UUID, and ``cpu``, with commas. What is named twice gets two.
+        per_gpu: How many for each time that it is named.
         env: Variables for every one.
         overrides: More arguments by GPU, as it is named in ``gpus`` or by index.
         limits: When one is restarted.
-        names: Prefix of the names; None: the host's name and a dash.
         simulated: Whether they are stand-ins.
     """
 
@@ -45,7 +45,6 @@ class Supervision:
     env: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
-    names: str | None = None
     simulated: bool = False
 
 
@@ -100,17 +99,12 @@ class Supervisor:
         Raises:
             ConfigError: A GPU is not there.
         """
-        prefix = f"{self._host.host}-" if self._wanted.names is None else self._wanted.names
-        places = places_of(self._wanted.gpus, gpus)
-        slots = [
-            (place, f"{prefix}{place.label}" + (f"-{number}" if self._wanted.per_gpu > 1 else ""))
-            for place in places
-            for number in range(self._wanted.per_gpu)
-        ]
+        wanted = self._wanted
+        slots = slots_of(self._host.host, wanted.gpus, gpus, per_gpu=wanted.per_gpu)
         self._logs.mkdir(parents=True, exist_ok=True)
         self._folder.mkdir(parents=True, exist_ok=True)
-        ports = _ports(self._folder / "ports.json", [name for _, name in slots], self._address)
-        return [self._member(place, name, ports[name], join) for place, name in slots]
+        ports = _ports(self._folder / "ports.json", list(slots), self._address)
+        return [self._member(place, name, ports[name], join) for name, place in slots.items()]
 
     def _member(self, place: Place, name: str, port: int, join: Join) -> Member:
         wanted = self._wanted
@@ -153,18 +147,39 @@ class Supervisor:
                 group.create_task(process.run())
 
 
+def slots_of(host: str, wanted: str, gpus: Gpus, *, per_gpu: int = 1) -> dict[str, Place]:
+    """Return the nodes to run, by name, and where each computes.
+
+    Args:
+        host: The host's name: every node's name begins with it.
+        wanted: As in :class:`Supervision`.
+        gpus: What NVML saw.
+        per_gpu: How many for each time that a GPU is named.
+
+    Raises:
+        ConfigError: A GPU is not there, or none.
+    """
+    places = [place for place in places_of(wanted, gpus) for _ in range(per_gpu)]
+    several = {label for label, count in Counter(place.label for place in places).items() if count > 1}
+    slots: dict[str, Place] = {}
+    numbers: Counter[str] = Counter()
+    for place in places:
+        number = f"-{numbers[place.label]}" if place.label in several else ""
+        slots[f"{host}-{place.label}{number}"] = place
+        numbers[place.label] += 1
+    return slots
+
+
 def places_of(wanted: str, gpus: Gpus) -> list[Place]:
     """Return the GPUs to run on.
 
     Args:
-        wanted: ``all``, ``cpu``, or GPUs by index or UUID, separated by commas.
+        wanted: As in :class:`Supervision`.
         gpus: What NVML saw.
 
     Raises:
         ConfigError: One of them is not there, or none.
     """
-    if wanted == CPU:
-        return [Place(label="cpu0", device=None, called=frozenset({CPU}))]
     labels = _labels(gpus)
     if wanted == ALL:
         found = [
@@ -191,6 +206,8 @@ def _labels(gpus: Gpus) -> dict[str, str]:
 
 
 def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> Place:
+    if key == CPU:
+        return Place(label="cpu0", device=None, called=frozenset({CPU}))
     found = gpus.find(key)
     if found is None and gpus.why is Nvml.OK:
         there = ", ".join(f"{label.removeprefix('gpu')} ({device})" for device, label in labels.items())

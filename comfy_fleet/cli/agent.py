@@ -84,7 +84,10 @@ def agent(
     ] = None,
     gpus: Annotated[
         str,
-        typer.Option(help="all, cpu, or indices or UUIDs with commas.", rich_help_panel=_RUN),
+        typer.Option(
+            help="all, cpu, or indices or UUIDs with commas; what is named twice gets two.",
+            rich_help_panel=_RUN,
+        ),
     ] = "all",
     per_gpu: Annotated[int, typer.Option(min=1, help="ComfyUIs on each GPU.", rich_help_panel=_RUN)] = 1,
     python: Annotated[

@@ -79,7 +79,7 @@ def up(
 
     from comfy_fleet.adapters.comfyui.checkout import Checkout
     from comfy_fleet.cli.console import stdout
-    from comfy_fleet.cli.gpus import probe
+    from comfy_fleet.cli.gpus import Gpus, Nvml, probe
     from comfy_fleet.cli.up.fleet import Fleet, UpOptions, plan
     from comfy_fleet.cli.up.lock import DataLock
     from comfy_fleet.cli.up.nodes import cuda_visible
@@ -102,7 +102,7 @@ def up(
         ready_timeout_s=ready_timeout or (300 if home else 60),
         verbose=verbose,
     )
-    gpus = len(probe().gpus) if home else 0
+    gpus = probe() if home else Gpus(why=Nvml.NO_DEVICE)
     with DataLock(settings.data) as lock:
         planned = plan(settings, options, gpus=gpus, visible=cuda_visible())
         asyncio.run(Fleet(planned, options, stdout()).run(lock))

@@ -149,11 +149,12 @@ class Stage:
         """Start the real ComfyUI of the options, on the CPU, and return its URL."""
         assert self.options.comfyui is not None
         home = Checkout.find(self.options.comfyui, python=self.options.comfyui_python, custom_nodes=False)
-        plan = node_plans.comfyuis(home, ports.draw(1), data=self.folder, gpus=[])
-        process = plan.processes[0]
-        await self.child(process.name, process.argv, stage=_NODES, env=process.env, cwd=process.cwd)
-        await self.until_200(f"{plan.nodes[0].url}/system_stats")
-        return plan.nodes[0].url
+        (port,) = ports.draw(1)
+        launch = home.launch(port=port, folder=self.folder / "comfyui", gpu=None)
+        await self.child("comfyui", launch.argv, stage=_NODES, env=launch.env, cwd=launch.cwd)
+        url = f"http://127.0.0.1:{port}"
+        await self.until_200(f"{url}/system_stats")
+        return url
 
     async def proxy(self, node_url: str) -> "Served":
         """Start comfy-api-proxy in front of a node."""

@@ -24,8 +24,11 @@ from tests.integration.haproxy_kit import eventually
 SOURCE = Path(__file__).parents[2]
 
 MAIN = '''
-"""Takes ComfyUI's arguments and serves a simulated node; leaks memory while a file `leak` is there."""
-import argparse, sys, threading, time
+"""Takes ComfyUI's arguments and serves a simulated node; leaks memory while a file `leak` is there.
+
+Like a model that is loaded, a signal starves its event loop: SIGUSR1 by computing, SIGUSR2 by reading a file.
+"""
+import argparse, os, signal, sys, threading, time
 from pathlib import Path
 
 sys.path.insert(0, {source!r})
@@ -38,9 +41,18 @@ parser.add_argument("--port", type=int)
 parser.add_argument("--output-directory", type=Path)
 parser.add_argument("--job-s", type=float, default=0.0)
 parser.add_argument("--slow-start", type=float, default=0.0)
+parser.add_argument("--load-s", type=float, default=0.0)
 given, _ = parser.parse_known_args()
 folder = given.output_directory.parent
 held = []
+
+def load(number, _):
+    until = time.monotonic() + given.load_s
+    while time.monotonic() < until:
+        if number == signal.SIGUSR2:
+            with open(sys.executable, "rb", buffering=0) as weights:
+                while weights.read(2**20):
+                    pass
 
 def leak():
     while True:
@@ -49,6 +61,8 @@ def leak():
         time.sleep(0.02)
 
 threading.Thread(target=leak, daemon=True).start()
+signal.signal(signal.SIGUSR1, load)
+signal.signal(signal.SIGUSR2, load)
 time.sleep(given.slow_start)
 with (folder / "starts").open("a") as starts:
     starts.write("x")

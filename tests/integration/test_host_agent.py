@@ -92,7 +92,14 @@ async def test_a_frozen_comfyui_is_killed_and_started_again(
     async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, limits=limits)) as host:
         await host.said(NODE, "ready")
         pid = (await host.report(NODE))["pid"]
+        frozen_at = time.monotonic()
         os.kill(pid, signal.SIGSTOP)
+
+        async def told() -> bool:
+            return "frozen: silent" in (await host.api.stores.hosts.words(NODE))[1]
+
+        await eventually("the reason is told", told, within_s=20)
+        assert 1.5 <= time.monotonic() - frozen_at <= 6  # it was looked at up to half a second before
 
         async def again() -> bool:
             report = await host.report(NODE)
@@ -101,6 +108,26 @@ async def test_a_frozen_comfyui_is_killed_and_started_again(
         await eventually("another process answers", again, within_s=20)
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["computes", "reads"])
+async def test_a_model_load_that_starves_the_event_loop_is_not_frozen(
+    redis: Redis, redis_port: int, tmp_path: Path, number: signal.Signals
+) -> None:
+    supervision = cpu(tmp_path, "--load-s", "6", limits=Limits(frozen_s=2))
+    async with host_of(redis_port, tmp_path, supervision=supervision) as host:
+        await host.said(NODE, "ready")
+        pid = (await host.report(NODE))["pid"]
+        os.kill(pid, number)
+
+        async def silent(least_s: float, most_s: float) -> bool:
+            return least_s <= ((await host.report(NODE)).get("answered_s_ago") or 0.0) <= most_s
+
+        await eventually("it is silent for twice the limit", lambda: silent(4, 60))
+        await eventually("it answers again", lambda: silent(0, 1))
+        await host.said(NODE, "ready")
+        report = await host.report(NODE)
+        assert (report["pid"], report["restarts"], starts(tmp_path)) == (pid, 0, 1)
 
 
 async def test_a_leaking_comfyui_is_recycled_when_nobody_needs_it(

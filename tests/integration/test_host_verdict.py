@@ -2,6 +2,9 @@
 
 import asyncio
 import re
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,7 +20,7 @@ from comfy_fleet.domain.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
 from tests.factories import GRAPH
-from tests.integration.agent_kit import Host, host_of
+from tests.integration.agent_kit import SOURCE, Host, host_of
 from tests.integration.haproxy_kit import eventually
 from tests.integration.test_redis_stores import claim, submit
 
@@ -141,6 +144,37 @@ async def test_a_dead_agent_s_nodes_get_no_lease_within_five_seconds(
         assert time.monotonic() - died_at <= 5.0
         assert not await granted(host)
         assert "agent is silent" in (await host.state("g1")).why
+
+
+async def test_a_hung_agent_s_nodes_get_no_lease_within_five_seconds(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    async with (
+        SimNode(NodeOptions(name="g1")) as sim,
+        host_of(redis_port, tmp_path, haproxy=True) as host,  # without nodes of its own
+    ):
+        command = [sys.executable, "-m", "comfy_fleet", "agent", "--join", host.api.url, "--host", "h2"]
+        agent = subprocess.Popen(
+            [*command, "--port", "0", "--node", f"g1={sim.url}"], stderr=subprocess.DEVNULL, cwd=SOURCE
+        )
+        try:
+            await host.is_up("g1")
+            assert await granted(host)
+            last = hung_at = time.monotonic()
+            agent.send_signal(signal.SIGSTOP)  # its port still takes connections
+            while time.monotonic() < hung_at + 7:
+                if await granted(host):
+                    last = time.monotonic()
+                await asyncio.sleep(0.05)
+            assert last - hung_at <= 5.0, last - hung_at
+            assert (await host.state("g1")).verdict == "drain"
+            assert "agent is silent" in (await host.state("g1")).why
+            agent.send_signal(signal.SIGCONT)
+            await host.is_up("g1")
+            assert await granted(host)
+        finally:
+            agent.kill()
+            await asyncio.to_thread(agent.wait)
 
 
 async def test_the_central_agent_looks_at_nodes_that_are_known_by_url_only(

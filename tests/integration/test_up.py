@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.conftest import free_port
+from tests.integration.agent_kit import checkout
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -316,3 +317,48 @@ def test_a_port_is_free_again_after_the_end(tmp_path: Path) -> None:
         started.stop()
     with socket.create_server(("127.0.0.1", port), reuse_port=False):
         pass
+
+
+def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
+    home = checkout(tmp_path).home
+    data = tmp_path / "data"
+    argv = ("--comfyui", str(home), "--comfyui-python", sys.executable, "--nodes", "2")
+    with up(data, *argv, CUDA_VISIBLE_DEVICES="") as started:
+
+        def nodes() -> dict[str, Any]:
+            return {node["name"]: node for node in started.json("node", "ls")["nodes"]}
+
+        def all_up() -> bool:
+            return [node["verdict"] for node in nodes().values()] == ["up", "up"]
+
+        until(all_up, "both nodes are up")
+        first, second = sorted(nodes())
+        assert (first[-7:], second[-7:]) == ("-cpu0-0", "-cpu0-1")
+        assert first in started.log.read_text()
+        assert not nodes()[first]["simulated"]
+        urls = {name: node["url"] for name, node in nodes().items()}
+        (pid,) = [pid for pid, argv in processes_of(data).items() if "main.py" in argv and first in argv]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not all_up(), "it is seen to be gone")
+        until(all_up, "it has been started again")
+        job = started.json("submit", "image_card", "-p", "prompt=on an agent's node", "--wait")
+        assert job["node"] in urls
+        assert started.cli("node", "drain", first).returncode == 0
+        assert started.stop() == 0
+        assert processes_of(data) == {}
+    with up(data, *argv[:-1], "1", CUDA_VISIBLE_DEVICES="") as again:
+        (left,) = again.json("node", "ls")["nodes"]  # what runs no more is forgotten
+        assert left["name"] == first.removesuffix("-0")
+
+
+def test_a_comfyui_that_can_not_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+    home = checkout(tmp_path).home
+    (home / "main.py").write_text("raise SystemExit('no module named torch')\n")
+    told = fleet(
+        *("up", "--port", str(free_port()), "--data", str(tmp_path / "data")),
+        *("--comfyui", str(home), "--comfyui-python", sys.executable, "--nodes", "1"),
+        CUDA_VISIBLE_DEVICES="",
+    )
+    assert told.returncode == 1
+    assert "cpu0 ends again and again: ended with exit 1: no module named torch" in told.stderr
+    assert processes_of(tmp_path / "data") == {}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.agent.judge import CPU, Judge, Seated
-from comfy_fleet.agent.supervisor import Place, places_of
+from comfy_fleet.agent.supervisor import Place, places_of, slots_of
 from comfy_fleet.cli.agent import beside
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput, ConfigError
@@ -33,6 +33,17 @@ def test_of_a_divided_gpu_only_the_instances_are_used() -> None:
     parts = tuple(Gpu(index=index, uuid=f"MIG-{index}", parent="GPU-aa") for index in (0, 2))
     divided = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa", mig=True, instances=parts),))
     assert short(places_of("all", divided)) == [("gpu0m0", "MIG-0"), ("gpu0m2", "MIG-2")]
+
+
+def test_what_is_named_twice_gets_two_and_names_stay_the_same_for_the_others() -> None:
+    slots = slots_of("h", "0,1,GPU-aa,cpu", TWO)
+    assert {name: place.device for name, place in slots.items()} == {
+        "h-gpu0-0": "GPU-aa",
+        "h-gpu1": "GPU-bb",
+        "h-gpu0-1": "GPU-aa",
+        "h-cpu0": None,
+    }
+    assert list(slots_of("h", "1", TWO, per_gpu=2)) == ["h-gpu1-0", "h-gpu1-1"]
 
 
 def test_what_is_not_there_is_told_with_what_is() -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.agent.main import host_name
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.fleet import Plan, UpOptions, plan, public_url, reconcile
 from comfy_fleet.cli.up.lock import DataLock
 from comfy_fleet.cli.up.programs import OwnRedis
-from comfy_fleet.domain.errors import BadInput, Conflict
+from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict
+from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
 
@@ -38,8 +40,16 @@ def comfyui(tmp_path: Path) -> Path:
     return home
 
 
-def made(settings: Settings, options: UpOptions, *, gpus: int = 0, visible: str | None = None) -> Plan:
+NONE = Gpus(why=Nvml.NO_DRIVER)
+TWO = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa"), Gpu(index=1, uuid="GPU-bb")))
+
+
+def made(settings: Settings, options: UpOptions, *, gpus: Gpus = NONE, visible: str | None = None) -> Plan:
     return plan(settings, options, gpus=gpus, visible=visible)
+
+
+def after(argv: Sequence[str], flag: str) -> str:
+    return argv[argv.index(flag) + 1]
 
 
 def test_without_flags_there_are_three_simulated_nodes(settings: Settings) -> None:
@@ -84,46 +94,52 @@ def test_a_taken_port_is_refused_with_its_holder(settings: Settings) -> None:
     assert "--port" in str(caught.value.hint)
 
 
-def test_comfyui_runs_once_per_gpu_with_folders_of_its_own(settings: Settings, comfyui: Path) -> None:
-    home = Checkout.find(comfyui, python=None, args=["--lowvram"], custom_nodes=False)
-    planned = made(settings, UpOptions(comfyui=home), gpus=2)
-    first, second = planned.nodes.processes
-    assert [node.name for node in planned.nodes.nodes] == ["gpu-0", "gpu-1"]
-    assert not any(node.simulated for node in planned.nodes.nodes)
-    assert [one.env["CUDA_VISIBLE_DEVICES"] for one in (first, second)] == ["0", "1"]
-    assert first.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert first.argv[0] == str(comfyui / "venv/bin/python")
-    assert "--cpu" not in first.argv
-    assert {"--disable-all-custom-nodes", "--lowvram"} <= set(first.argv)
-    folders = [word for word in first.argv if "/gpu-0" in word]
-    assert len(folders) == 5  # output, input, user, temp, database
-    assert not set(folders) & set(second.argv)
-    assert (settings.data / "comfyui" / "gpu-1" / "output").is_dir()
+def test_an_agent_runs_a_comfyui_on_every_gpu(settings: Settings, comfyui: Path) -> None:
+    home = Checkout.find(comfyui, python=None, args=["--lowvram", "--a b"], custom_nodes=False)
+    planned = made(settings, UpOptions(comfyui=home), gpus=TWO)
+    assert planned.nodes.nodes == ()
+    assert planned.nodes.joining == (f"{host_name()}-gpu0", f"{host_name()}-gpu1")
+    (agent,) = planned.nodes.processes
+    assert after(agent.argv, "--comfyui") == str(comfyui)
+    assert after(agent.argv, "--python") == str(comfyui / "venv/bin/python")
+    assert after(agent.argv, "--gpus") == "GPU-aa,GPU-bb"
+    assert {"--no-custom-nodes", "--comfyui-args=--lowvram '--a b'"} <= set(agent.argv)
+    assert agent.env == {"FLEET_STOP_WAIT_S": "0"}
 
 
 def test_without_a_gpu_comfyui_runs_on_the_cpu(settings: Settings, comfyui: Path) -> None:
-    (comfyui / "comfy" / "cli_args.py").write_text("")  # an older version
     home = Checkout.find(comfyui, python=None)
     planned = made(settings, UpOptions(comfyui=home, nodes=3))
-    assert [node.name for node in planned.nodes.nodes] == ["cpu-0", "cpu-1", "cpu-2"]
-    assert all("--cpu" in process.argv for process in planned.nodes.processes)
-    assert all("--database-url" not in process.argv for process in planned.nodes.processes)
-    assert len(made(settings, UpOptions(comfyui=home)).nodes.nodes) == 1
+    assert planned.nodes.joining == tuple(f"{host_name()}-cpu0-{number}" for number in range(3))
+    assert after(planned.nodes.processes[0].argv, "--gpus") == "cpu,cpu,cpu"
+    assert not planned.node_ports
+    assert made(settings, UpOptions(comfyui=home)).nodes.joining == (f"{host_name()}-cpu0",)
+    nothing = made(settings, UpOptions(comfyui=home, nodes=0)).nodes
+    assert (nothing.joining, nothing.processes) == ((), ())
 
 
 def test_more_nodes_than_gpus_are_dealt_over_them(settings: Settings, comfyui: Path) -> None:
     home = Checkout.find(comfyui, python=None)
-    planned = made(settings, UpOptions(comfyui=home, nodes=3), gpus=8, visible="5,GPU-abc")
-    devices = [process.env["CUDA_VISIBLE_DEVICES"] for process in planned.nodes.processes]
-    assert devices == ["5", "GPU-abc", "5"]
+    planned = made(settings, UpOptions(comfyui=home, nodes=3), gpus=TWO, visible="1,GPU-aa")
+    assert after(planned.nodes.processes[0].argv, "--gpus") == "1,GPU-aa,1"
+    assert planned.nodes.joining == tuple(f"{host_name()}-gpu{name}" for name in ("1-0", "0", "1-1"))
+    with pytest.raises(ConfigError, match="no GPU 7"):
+        made(settings, UpOptions(comfyui=home), gpus=TWO, visible="7")
 
 
 @pytest.mark.parametrize(
-    ("count", "visible", "expected"),
-    [(2, None, ["0", "1"]), (2, "1", ["1"]), (2, "", []), (2, "-1", []), (4, " 3, 1 ", ["3", "1"])],
+    ("gpus", "visible", "expected"),
+    [
+        (TWO, None, ["GPU-aa", "GPU-bb"]),
+        (TWO, "1", ["1"]),
+        (TWO, "", []),
+        (TWO, "-1", []),
+        (TWO, " 3, 1 ", ["3", "1"]),
+        (NONE, "0", []),
+    ],
 )
-def test_visible_gpus(count: int, visible: str | None, expected: list[str]) -> None:
-    assert node_plans.visible_gpus(count, visible) == expected
+def test_visible_gpus(gpus: Gpus, visible: str | None, expected: list[str]) -> None:
+    assert node_plans.visible_gpus(gpus, visible) == expected
 
 
 @pytest.mark.parametrize("python", ["/no/such/python", "surely-no-such-python"])
@@ -204,6 +220,12 @@ async def test_nodes_of_the_last_start_are_kept_moved_or_removed() -> None:
     urls = {name: held.url.rsplit(":", 1)[1] for name, held in registry.held.items()}
     assert urls == {"same": "1", "moved": "20", "new": "5", "theirs": "4"}
     assert registry.added == ["moved", "new"]
+
+
+async def test_what_an_agent_will_register_stays_with_its_cordon() -> None:
+    registry = Registry(replace(node("h-gpu0", 1), cordoned=True), node("h-gpu1", 2))
+    await reconcile(registry, [], ["h-gpu0"])
+    assert {name: held.cordoned for name, held in registry.held.items()} == {"h-gpu0": True}
 
 
 async def test_a_cordon_moves_with_its_node() -> None:

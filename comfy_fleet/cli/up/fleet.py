@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,8 @@ from rich.status import Status
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.folders import private_folder
-from comfy_fleet.bootstrap import open_stores
+from comfy_fleet.agent.main import host_name
+from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.cli.console import SIMULATED, facts, span, table
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
@@ -25,6 +26,7 @@ from comfy_fleet.cli.up.lock import DataLock, read_note
 from comfy_fleet.cli.up.nodes import NodePlan
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy, wait_for_redis
 from comfy_fleet.cli.up.supervisor import Spec, Supervised, is_loud, stop_all
+from comfy_fleet.domain.gpu import Gpus
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
 
@@ -79,7 +81,7 @@ def public_url(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def plan(settings: Settings, options: UpOptions, *, gpus: int, visible: str | None) -> Plan:
+def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | None) -> Plan:
     """Decide what to run, without running anything.
 
     Args:
@@ -90,23 +92,24 @@ def plan(settings: Settings, options: UpOptions, *, gpus: int, visible: str | No
 
     Raises:
         Fail: The port is taken, or HAProxy is missing.
-        ConfigError: No Redis-compatible server is installed.
+        ConfigError: No Redis-compatible server is installed, or a GPU is not there.
         BadInput: A node's name or URL can't be used.
     """
     ports.require_free(settings.port, settings.host)
     haproxy = find_haproxy(settings.haproxy_bin)
-    devices = node_plans.visible_gpus(gpus, visible) if options.comfyui and gpus else []
+    devices = node_plans.visible_gpus(gpus, visible) if options.comfyui else []
     count = options.nodes
     if count is None:
         count = 0 if options.running else (max(1, len(devices)) if options.comfyui else 3)
     # The ports of the last start, where they are still free: nodes keep their URLs, and so their history.
     note = read_note(settings.run_dir / "up.json")
     api, lease, direct, agent, redis_port = inner = ports.draw(5, prefer=note.get("ports", []))
-    node_ports = ports.draw_block(count, prefer=next(iter(note.get("node_ports", [])), None))
+    simulated = 0 if options.comfyui else count
+    node_ports = ports.draw_block(simulated, prefer=next(iter(note.get("node_ports", [])), None))
     redis = OwnRedis.plan(settings.data, port=redis_port) if options.own_redis else None
     made = node_plans.running(options.running)
-    if options.comfyui:
-        made += node_plans.comfyuis(options.comfyui, node_ports, data=settings.data, gpus=devices)
+    if options.comfyui and count:
+        made += node_plans.comfyuis(options.comfyui, count, host=host_name(), gpus=gpus, devices=devices)
     elif count:
         made += node_plans.simulated(node_ports, data=settings.data, args=options.sim_args)
     ours = settings.model_copy(
@@ -148,24 +151,25 @@ class Roster(Protocol):
         """Keep new jobs away."""
 
 
-async def reconcile(registry: Roster, wanted: Sequence[Node]) -> None:
+async def reconcile(registry: Roster, wanted: Sequence[Node], joining: Collection[str] = ()) -> None:
     """Make the registry hold the wanted nodes; nodes that others added stay.
 
     Args:
         registry: Where nodes are registered.
         wanted: What this ``fleet up`` serves.
+        joining: Names of nodes that an agent will register, where they are not yet.
 
     Raises:
         Conflict: A name or URL belongs to a node that somebody else added.
     """
     by_name = {node.name: node for node in wanted}
-    kept = set()
+    kept = set(joining)
     cordons: dict[str, str] = {}
     for node in await registry.nodes():
         new = by_name.get(node.name)
         if new and (node.url, node.simulated) == (new.url, new.simulated):
             kept.add(node.name)
-        elif node.labels.get(node_plans.MANAGED) == node_plans.MANAGER:
+        elif node.name not in kept and node.labels.get(node_plans.MANAGED) == node_plans.MANAGER:
             await registry.remove(node.name, force=True)
             if node.cordoned:
                 cordons[node.name] = node.cordon_reason
@@ -184,6 +188,7 @@ class Fleet:
         self._options = options
         self._console = console
         self._children: list[Supervised] = []
+        self._nodes: Sequence[Node] = ()
         self._stopping = False
         self._ready = False
         self._told: dict[tuple[str, str], float] = {}
@@ -243,14 +248,20 @@ class Fleet:
             await self._child(Spec(name="redis", argv=self.plan.redis.argv, stage=_REDIS))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
-            await reconcile(stores.nodes, self.plan.nodes.nodes)
-        status.update("starting nodes, HAProxy, API and dispatcher")
+            await reconcile(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining)
+            status.update("starting nodes, HAProxy, API and dispatcher")
+            await self._start_parts()
+            await self._until_ready(status, stores)
+            self._nodes = await stores.nodes.nodes()
+
+    async def _start_parts(self) -> None:
+        settings = self.plan.settings
         specs = [
             Spec(
                 name=process.name,
                 argv=process.argv,
                 env={**self.plan.env, **process.env},
-                cwd=process.cwd,
+                stop_timeout_s=process.stop_timeout_s,
                 stage=_NODES,
             )
             for process in self.plan.nodes.processes
@@ -265,7 +276,6 @@ class Fleet:
             )
         for spec in specs:
             await self._child(spec)
-        await self._until_ready(status)
 
     async def _child(self, spec: Spec) -> None:
         logs = private_folder(self.plan.settings.data / "logs")
@@ -273,8 +283,9 @@ class Fleet:
         self._children.append(child)
         await child.start()
 
-    async def _until_ready(self, status: Status) -> None:
-        path = "/api/v1/ready" if self.plan.nodes.nodes else "/api/v1/health"
+    async def _until_ready(self, status: Status, stores: Stores) -> None:
+        wanted = self.plan.nodes
+        path = "/api/v1/ready" if wanted.nodes or wanted.joining else "/api/v1/health"
         deadline = time.monotonic() + self._options.ready_timeout_s
         why = "nothing answers yet"
         async with httpx.AsyncClient(base_url=self.plan.url, timeout=5, trust_env=False) as client:
@@ -288,6 +299,7 @@ class Fleet:
                     why = "the public port does not answer yet"
                 status.update(f"waiting until a job could run: {why}")
                 self._check_crashes()
+                await self._check_comfyuis(stores)
                 if time.monotonic() > deadline:
                     raise Fail(
                         f"not ready after {span(self._options.ready_timeout_s)}: {why}",
@@ -303,6 +315,16 @@ class Fleet:
                 raise Fail(
                     f"{child.spec.name} ends again and again: {last}",
                     hint=f"see {self.plan.settings.data / 'logs' / child.spec.name}.log",
+                )
+
+    async def _check_comfyuis(self, stores: Stores) -> None:
+        for name in self.plan.nodes.joining:
+            seen = await stores.hosts.report(name) or {}
+            if seen.get("phase") == "waiting" and int(seen.get("restarts", 0)) + 1 >= _GIVE_UP_AFTER:
+                _, why = await stores.hosts.words(name)
+                raise Fail(
+                    f"{name} ends again and again: {why}",
+                    hint=f"see {self.plan.settings.data / 'logs' / name}.log",
                 )
 
     def _echo(self, process: str, fields: Mapping[str, Any]) -> None:
@@ -327,13 +349,10 @@ class Fleet:
     def _say_ready(self, took_s: float) -> None:
         settings = self.plan.settings
         shown = self._console.print
-        simulated = any(node.simulated for node in self.plan.nodes.nodes)
+        simulated = any(node.simulated for node in self._nodes)
         shown(f"[bold green]The fleet is ready[/] at [bold]{self.plan.url}[/]  ({span(took_s)})")
         shown()
-        rows = [
-            (node.name, node.url, SIMULATED if node.simulated else "ComfyUI")
-            for node in self.plan.nodes.nodes
-        ]
+        rows = [(node.name, node.url, SIMULATED if node.simulated else "ComfyUI") for node in self._nodes]
         shown(table(["<Node", "URL", "What"], rows))
         shown()
         if simulated:

@@ -1,12 +1,15 @@
-"""Which nodes ``fleet up`` serves: simulated ones, ComfyUIs that it starts, or ComfyUIs that run already."""
+"""Which nodes ``fleet up`` serves: simulated ones, ComfyUIs that run already, or an agent's ComfyUIs."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.agent.supervisor import CPU, slots_of
+from comfy_fleet.domain.gpu import Gpus
 from comfy_fleet.domain.node import Node
 
 MANAGED = "managed-by"
@@ -21,35 +24,48 @@ class Process:
         name: Name of the process and of its log file.
         argv: Program and arguments.
         env: Variables on top of our own.
-        cwd: Folder to run in.
+        stop_timeout_s: How long it may take to end before it is killed.
     """
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    cwd: Path | None = None
+    stop_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodePlan:
-    """The nodes to register, and the processes that serve them (none for ComfyUIs that run already)."""
+    """The nodes, and the processes that serve them.
+
+    Attributes:
+        nodes: Nodes to register.
+        joining: Names of nodes that an agent among the processes registers.
+        processes: What to run; nothing for ComfyUIs that run already.
+    """
 
     nodes: tuple[Node, ...] = ()
+    joining: tuple[str, ...] = ()
     processes: tuple[Process, ...] = ()
 
     def __add__(self, other: "NodePlan") -> "NodePlan":
-        return NodePlan(nodes=self.nodes + other.nodes, processes=self.processes + other.processes)
+        return NodePlan(
+            nodes=self.nodes + other.nodes,
+            joining=self.joining + other.joining,
+            processes=self.processes + other.processes,
+        )
 
 
-def visible_gpus(count: int, visible: str | None) -> list[str]:
+def visible_gpus(gpus: Gpus, visible: str | None) -> list[str]:
     """Return one ``CUDA_VISIBLE_DEVICES`` entry per GPU that this process may use.
 
     Args:
-        count: GPUs that the driver sees.
+        gpus: GPUs that the driver sees.
         visible: This process's own ``CUDA_VISIBLE_DEVICES``, if it is set.
     """
+    if not gpus.gpus:
+        return []
     if visible is None:
-        return [str(index) for index in range(count)]
+        return [gpu.uuid or str(gpu.index) for gpu in gpus.usable() if not gpu.lost]
     return [entry.strip() for entry in visible.split(",") if entry.strip() not in ("", "-1")]
 
 
@@ -71,18 +87,29 @@ def simulated(ports: Sequence[int], *, data: Path, args: Sequence[str] = ()) -> 
     )
 
 
-def comfyuis(home: Checkout, ports: Sequence[int], *, data: Path, gpus: Sequence[str]) -> NodePlan:
-    """Return one ComfyUI process per port, dealt over the GPUs; on the CPU where there is none."""
-    names = [f"gpu-{index}" if gpus else f"cpu-{index}" for index in range(len(ports))]
-    processes = []
-    for index, (name, port) in enumerate(zip(names, ports, strict=True)):
-        gpu = gpus[index % len(gpus)] if gpus else None
-        launch = home.launch(port=port, folder=data / "comfyui" / name, gpu=gpu)
-        processes.append(Process(name=name, argv=launch.argv, env=launch.env, cwd=launch.cwd))
-    return NodePlan(
-        nodes=tuple(_node(name, port) for name, port in zip(names, ports, strict=True)),
-        processes=tuple(processes),
+def comfyuis(home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequence[str]) -> NodePlan:
+    """Return an agent that runs ComfyUIs, dealt over the GPUs; on the CPU where there is none.
+
+    Args:
+        home: What to run.
+        count: How many.
+        host: This machine's name: the nodes' names begin with it.
+        gpus: What NVML saw.
+        devices: Entries for ``CUDA_VISIBLE_DEVICES``.
+
+    Raises:
+        ConfigError: A device is not there.
+    """
+    dealt = ",".join(devices[number % len(devices)] if devices else CPU for number in range(count))
+    argv = fleet(
+        *("agent", "--host", host, "--port", "0", "--label", f"{MANAGED}={MANAGER}"),
+        *("--comfyui", str(home.home), "--python", home.python, "--gpus", dealt),
+        *(f"--comfyui-args={shlex.join(home.args)}",),
+        *(() if home.custom_nodes else ("--no-custom-nodes",)),
     )
+    # Stopped after the dispatcher, which has let its runs finish: nobody is left to collect what still runs.
+    agent = Process(name="host-agent", argv=argv, env={"FLEET_STOP_WAIT_S": "0"}, stop_timeout_s=20.0)
+    return NodePlan(joining=tuple(slots_of(host, dealt, gpus)), processes=(agent,))
 
 
 def running(specs: Sequence[str]) -> NodePlan:
