@@ -1,67 +1,13 @@
-"""One whole fleet, started as a user would, for all tests of this folder."""
+"""Whole fleets, one of each kind for all tests of this folder."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from tests.conftest import free_port
-
-START_S = 60.0
-
-
-@dataclass(frozen=True)
-class Up:
-    """A running ``fleet up``."""
-
-    url: str
-    data: Path
-    process: subprocess.Popen[bytes]
-
-
-def start_fleet(data: Path, *arguments: str, env: dict[str, str] | None = None) -> Up:
-    """Start ``fleet up`` and wait until a job could run."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "comfy_fleet",
-        "up",
-        "--port",
-        str(port),
-        "--data",
-        str(data),
-        *arguments,
-    ]
-    log = (data.parent / f"{data.name}.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(env or {})})
-    log.close()
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            if httpx.get(f"{url}/api/v1/ready").status_code == 200:
-                return Up(url, data, process)
-        except httpx.HTTPError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            said = (data.parent / f"{data.name}.log").read_text()
-            raise AssertionError(f"the fleet did not come up: {said[-3000:]}")
-        time.sleep(0.1)
-
-
-def stop_fleet(up: Up) -> None:
-    """Stop it as Ctrl-C would."""
-    up.process.send_signal(signal.SIGINT)
-    up.process.wait(30)
+from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.acceptance.wire import AGENT, ANN, BOB, KEYED_LIMIT, OPS
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +16,29 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up = start_fleet(tmp_path_factory.mktemp("acceptance") / "data", "--nodes", "2", "--job-seconds", "0.2")
     yield up
     stop_fleet(up)
+
+
+@pytest.fixture(scope="session")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A fleet of several users."""
+    folder = tmp_path_factory.mktemp("keyed")
+    keys = folder / "keys"
+    keys.write_text(f"ann {ANN}\nbob {BOB}\nops {OPS} admin\n")
+    env = {
+        "FLEET_KEYS_FILE": str(keys),
+        "FLEET_AGENT_TOKEN": AGENT,
+        "FLEET_MAX_BODY_BYTES": str(KEYED_LIMIT),
+        "FLEET_MAX_STREAMS": "2",
+        "FLEET_LOG_LEVEL": "debug",
+    }
+    up = start_fleet(folder / "data", "--nodes", "1", "--job-seconds", "0.2", env=env)
+    yield up
+    stop_fleet(up)
+
+
+@pytest.fixture(scope="session")
+def picture(fleet: Up) -> str:
+    answer = httpx.post(
+        f"{fleet.url}/api/v2/assets", files={"file": ("r", b"0123456789")}, data={"file_path": "r"}
+    )
+    return str(urlsplit(answer.json()["url"]).path)

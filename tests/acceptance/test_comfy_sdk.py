@@ -21,7 +21,7 @@ from comfy_sdk.exceptions import (
 )
 from PIL import Image
 
-from tests.acceptance.conftest import Up
+from tests.acceptance.up import Up
 from tests.sdk_source import unpack
 
 LIVE_TEST = "tests/integration/test_gateway_e2e.py"

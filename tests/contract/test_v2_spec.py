@@ -25,7 +25,7 @@ from blake3 import blake3
 from jsonschema import Draft202012Validator, FormatChecker
 from PIL import Image
 
-from tests.acceptance.conftest import Up, start_fleet, stop_fleet
+from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.sdk_source import unpack
 
 KEY, OTHER, AGENT = "ann-key-0123456789", "bob-key-0123456789", "agent-0123456789abc"

@@ -1,0 +1,62 @@
+"""A fleet of its own for tests: started and stopped as a user would."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import free_port
+
+START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Up:
+    """A running ``fleet up``."""
+
+    url: str
+    data: Path
+    process: subprocess.Popen[bytes]
+
+
+def start_fleet(data: Path, *arguments: str, env: dict[str, str] | None = None) -> Up:
+    """Start ``fleet up`` and wait until a job could run."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable,
+        "-m",
+        "comfy_fleet",
+        "up",
+        "--port",
+        str(port),
+        "--data",
+        str(data),
+        *arguments,
+    ]
+    log = (data.parent / f"{data.name}.log").open("wb")
+    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(env or {})})
+    log.close()
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            if httpx.get(f"{url}/api/v1/ready").status_code == 200:
+                return Up(url, data, process)
+        except httpx.HTTPError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            said = (data.parent / f"{data.name}.log").read_text()
+            raise AssertionError(f"the fleet did not come up: {said[-3000:]}")
+        time.sleep(0.1)
+
+
+def stop_fleet(up: Up) -> None:
+    """Stop it as Ctrl-C would."""
+    up.process.send_signal(signal.SIGINT)
+    up.process.wait(30)
