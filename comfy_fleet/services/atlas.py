@@ -121,6 +121,10 @@ class Atlas:
             self._able[placement] = found
         return found
 
+    def able_in(self, placement: Placement, pool: str) -> frozenset[str]:
+        """Return the nodes of one pool that may run jobs of a class."""
+        return self.able(placement) & self._pools.get(pool, frozenset())
+
     def pools_of(self, placement: Placement) -> tuple[str, ...]:
         """Return the pools that a placement class may use, in their order."""
         return placement.pools(self._pools)

@@ -39,6 +39,7 @@ MAX_WISH = 64  # names in X-Fleet-Nodes; more cost HAProxy milliseconds
 PARALLEL = 4  # lease requests of one placement class at a time
 HOT_S = 0.05  # how long a slot that we gave back may take to be free again
 HOT_GAP_S = 0.001
+SPILL_S = 0.02  # what another dispatcher may need from its lease to its claim
 LOOK_AGAIN_S = (0.1, 0.3)  # while jobs wait and every node is busy
 IDLE_LOOK_S = 2.0  # a lost wake-up must not matter
 PARK_LOOK_S = 0.25
@@ -107,6 +108,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._seekers: Counter[Placement] = Counter()
         self._known: set[Placement] = set()
+        self._first: dict[object, Placement] = {}  # who asks its first pool, or claims for a node of it
         self._busy_until: dict[Placement, float] = {}
         self._look = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -364,27 +366,61 @@ class Dispatcher:
 
     async def _seek_one(self, placement: Placement) -> bool:
         await self._atlas.learn([placement])
-        able = self._atlas.able(placement)
-        refused = False
-        for pool in self._atlas.pools_of(placement):  # the next one only if the one before has no free node
-            members = self._atlas.pools.get(pool, frozenset())
-            mine = able & members
-            if not mine:
-                continue
-            wish: Sequence[str] = ()
-            if len(mine) < len(members):
-                wish = self._by_weight(mine)
-            run = str(uuid4())
-            lease = await self._leases.lease(run=run, pool=pool, nodes=wish)
-            if not isinstance(lease, NoLease):
-                return await self._claim(lease, run, placement)
-            refused = True
-            if lease.why != "busy":
-                logger.warning("no lease", extra={"why": lease.why, "detail": lease.detail})
-        if refused:
-            self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
-            self._look_in(LOOK_AGAIN_S[1])
+        pools = [pool for pool in self._atlas.pools_of(placement) if self._atlas.able_in(placement, pool)]
+        if not pools:
+            return False
+        turn = object()
+        self._first[turn] = placement
+        try:
+            if granted := await self._ask(placement, pools[0]):
+                return await self._claim(*granted, placement)
+        finally:
+            del self._first[turn]
+        for at, pool in enumerate(pools[1:], 1):  # the next one only if the ones before have no free node
+            await asyncio.sleep(SPILL_S)
+            if granted := await self._ask(placement, pool):
+                granted = await self._rather(placement, pools[:at], granted)
+                return await self._claim(*granted, placement)
+        self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
+        self._look_in(LOOK_AGAIN_S[1])
         return False
+
+    async def _rather(
+        self, placement: Placement, pools: Sequence[str], granted: tuple[Lease, str]
+    ) -> tuple[Lease, str]:
+        """Return a node of the pools that refused before, if one is free by now; else what was granted.
+
+        Returns once those who asked the first pool at the same time have claimed what they came for.
+        """
+        lease, _ = granted
+        try:
+            for pool in pools:
+                if better := await self._ask(placement, pool):
+                    lease.release()
+                    return better
+            turns = {turn for turn, theirs in self._first.items() if theirs == placement}
+            while turns & self._first.keys():  # noqa: ASYNC110 - a few milliseconds
+                await asyncio.sleep(HOT_GAP_S)
+        except BaseException:
+            lease.release()
+            raise
+        return granted
+
+    async def _ask(self, placement: Placement, pool: str) -> tuple[Lease, str] | None:
+        """Ask a pool for a node that is able; returns the lease and its run's id."""
+        able = self._atlas.able_in(placement, pool)
+        if not able:
+            return None
+        wish: Sequence[str] = ()
+        if len(able) < len(self._atlas.pools[pool]):
+            wish = self._by_weight(able)
+        run = str(uuid4())
+        lease = await self._leases.lease(run=run, pool=pool, nodes=wish)
+        if not isinstance(lease, NoLease):
+            return lease, run
+        if lease.why != "busy":
+            logger.warning("no lease", extra={"why": lease.why, "detail": lease.detail})
+        return None
 
     async def _claim(self, lease: Lease, run: str, placement: Placement) -> bool:
         asked = self._now()
@@ -425,11 +461,22 @@ class Dispatcher:
         return False
 
     def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
-        """Return the placement classes that may use the node; the wanted one is first."""
+        """Return the placement classes that may use the node; the wanted one is first.
+
+        Jobs that would rather run in another pool stay out while that one is still asked for them.
+        """
         others = [
-            placement for placement in self._known if placement != wanted and self._able(placement, node)
+            placement
+            for placement in self._known
+            if placement != wanted
+            and self._able(placement, node)
+            and (not self._seekers[placement] or self._first_choice(placement, node))
         ]
         return [wanted, *others]
+
+    def _first_choice(self, placement: Placement, node: str) -> bool:
+        pools = (self._atlas.able_in(placement, pool) for pool in self._atlas.pools_of(placement))
+        return node in next(filter(None, pools), frozenset())
 
     def _able(self, placement: Placement, node: str) -> bool:
         return node in self._atlas.able(placement)

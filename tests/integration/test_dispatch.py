@@ -58,9 +58,7 @@ async def test_many_jobs_spread_and_each_runs_once(redis_port: int) -> None:
 
 
 @pytest.mark.parametrize("ticks", range(8))
-async def test_a_dispatcher_ends_also_when_it_is_stopped_while_it_wakes_up(
-    redis_port: int, ticks: int
-) -> None:
+async def test_a_dispatcher_ends_also_when_stopped_while_it_wakes_up(redis_port: int, ticks: int) -> None:
     async with fleet_of(redis_port) as fleet:
         (running,) = fleet.dispatchers
         await until(lambda: running.dispatcher._look._waiters, what="it has nothing to do")

@@ -125,6 +125,20 @@ async def test_jobs_spill_into_the_next_pool_when_the_first_is_full(redis_port: 
         assert {(await fleet.ended(job.id)).node for job in required} == {"big"}
 
 
+async def test_no_job_spills_while_the_first_pool_has_a_free_node(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.add_sim("big", node={"pool": "big"})
+        await fleet.add_sim("small")
+        for name in ("big", "small"):
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        for seed in range(20):
+            job = await fleet.send(known, picture(seed), Wish(pool="big", spill_to=("default",)))
+            for _ in range(3):  # several reasons to look for a node for the same job
+                fleet.dispatchers[0].dispatcher._start_seeker(job.placement)
+            assert (await fleet.ended(job.id)).node == "big"
+
+
 async def test_out_of_memory_goes_to_a_larger_card_and_is_remembered(redis_port: int) -> None:
     async with fleet_of(redis_port) as fleet:
         for name, size in (("small", 12), ("mid", 16), ("large", 24)):
