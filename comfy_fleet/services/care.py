@@ -25,6 +25,9 @@ from comfy_fleet.services.atlas import Atlas
 logger = logging.getLogger(__name__)
 
 PATIENCE = 4
+REST_S = 1.0
+"""Another program has taken memory: so long the agent needs to see it and HAProxy to hear of it. A job that
+runs out of memory ends at once, and the next one would be there before."""
 ASK_S = 3.0  # a node that has just failed may not answer; its job must not wait for it
 
 
@@ -64,11 +67,13 @@ class Next:
         placement: Where it goes; None: it has failed for good.
         counts: Whether the attempt counts.
         error: Why, in the words that the user reads if it ends here.
+        rest_s: How long its node should get no other job.
     """
 
     placement: Placement | None
     counts: bool
     error: JobError
+    rest_s: float = 0.0
 
 
 class Care:
@@ -154,6 +159,8 @@ class Care:
 
     async def _out_of_memory(self, claim: Claim, error: JobError) -> Next:
         total, room = await self._memory(claim.node)
+        shared = room < total * eligibility.CARD_TOLERANCE
+        rest_s = REST_S if shared else 0.0
         if room:
             await self._store.note_oom(claim.job.profile, room, ttl_s=int(self._limits.oom_memory_s))
         placement = claim.job.placement
@@ -165,14 +172,16 @@ class Care:
         if larger:
             # Each step to a strictly larger card is one of a few: it need not use an attempt up.
             grows = bool(total) and all(cards[name] > total for name in larger)
-            return Next(placement=moved, counts=not grows, error=error)
+            return Next(placement=moved, counts=not grows, error=error, rest_s=rest_s)
         if room and placement.above < room and any(size >= room for size in cards.values()):
             # Nothing larger, but another one of this size: it may be this node that is at fault. Once.
-            return Next(placement=moved, counts=True, error=error)
+            return Next(placement=moved, counts=True, error=error, rest_s=rest_s)
         where = f"{claim.node} ({gib(total)})" if total else claim.node
-        if room < total * eligibility.CARD_TOLERANCE:
+        if shared:
             message = f"out of memory on {where}, of which others hold {gib(total - room)}: {error.message}"
-            return Next(placement=placement, counts=True, error=replace(error, message=message))
+            return Next(
+                placement=placement, counts=True, error=replace(error, message=message), rest_s=rest_s
+            )
         message = f"out of memory on {where}, the largest node that can run it: {error.message}"
         return Next(placement=None, counts=True, error=replace(error, message=message))
 

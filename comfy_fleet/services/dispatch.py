@@ -229,8 +229,11 @@ class Dispatcher:
         for held in await self._runs.take_over(
             dispatcher=self.name, ttl_s=self._limits.lease_ttl_s, limit=TAKE_OVER_LIMIT
         ):
-            execution = Execution(self._tools, held.claim, None, on_free=self._freed)
+            execution = self._execution(held.claim, None)
             self._fly(execution, execution.resume(held), asked=asked)
+
+    def _execution(self, claim: Claim, lease: Lease | None) -> Execution:
+        return Execution(self._tools, claim, lease, on_free=self._freed, on_rest=self._rest)
 
     def _fly(self, execution: Execution, work: Coroutine[Any, Any, None], *, asked: float) -> None:
         run = execution.claim.run
@@ -283,6 +286,17 @@ class Dispatcher:
         placement = next((p for p in self._known if self._able(p, node)), None)
         if self._claiming and placement is not None:
             self._spawn(self._seek_again(node, placement))
+
+    def _rest(self, lease: Lease, seconds: float) -> None:
+        """Keep a node that no run has any more from new jobs for a while."""
+        self._spawn(self._hold(lease, seconds))
+
+    async def _hold(self, lease: Lease, seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            lease.release()
+        self._freed(lease.node)
 
     # -- asking for nodes -----------------------------------------------------------------------------
 
@@ -442,7 +456,7 @@ class Dispatcher:
                 "job claimed",
                 extra={"job_id": got.job.id, "run": run, "node": got.node, "attempt": got.attempt},
             )
-            execution = Execution(self._tools, got, lease, on_free=self._freed)
+            execution = self._execution(got, lease)
             self._fly(execution, execution.run(), asked=asked)
             if not got.behind:
                 self._known.difference_update(placements)

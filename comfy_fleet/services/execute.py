@@ -89,15 +89,23 @@ class Execution:
         claim: What was claimed.
         lease: The websocket that holds the node; None for a run that was taken over.
         on_free: Called once with the node's name, as soon as it can take another job.
+        on_rest: Called instead with the lease and seconds, if the node should get no job for so long.
     """
 
     def __init__(
-        self, tools: Tools, claim: Claim, lease: Lease | None, *, on_free: Callable[[str], None]
+        self,
+        tools: Tools,
+        claim: Claim,
+        lease: Lease | None,
+        *,
+        on_free: Callable[[str], None],
+        on_rest: Callable[[Lease, float], None],
     ) -> None:
         self.claim = claim
         self._tools = tools
         self._lease = lease
         self._on_free = on_free
+        self._on_rest = on_rest
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._collecting: dict[tuple[str, str, int], asyncio.Task[None]] = {}
@@ -284,11 +292,15 @@ class Execution:
         except Exception:
             logger.exception("run helper failed", extra=self._extra)
 
-    def _free(self) -> None:
-        """Let the node go; the lease in Redis has ended before."""
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None
+    def _free(self, rest_s: float = 0.0) -> None:
+        """Let the node go, now or after a rest; the lease in Redis has ended before."""
+        if self._lease is None:
+            return
+        lease, self._lease = self._lease, None
+        if rest_s:
+            self._on_rest(lease, rest_s)
+        else:
+            lease.release()
             self._on_free(self.claim.node)
 
     # -- talking to the node --------------------------------------------------------------------------
@@ -440,7 +452,9 @@ class Execution:
                 error = verdict.error or _lost("the run ended without a reason")
                 after = await self._persist(lambda: self._tools.care.after(self.claim, verdict))
                 if after is not None and after.placement is not None:
-                    await self._requeue(after.error, counts=after.counts, placement=after.placement)
+                    await self._requeue(
+                        after.error, counts=after.counts, placement=after.placement, rest_s=after.rest_s
+                    )
                     return
                 if after is not None:
                     error = after.error
@@ -468,7 +482,13 @@ class Execution:
         logger.info("job ended", extra={**self._extra, **facts})
 
     async def _requeue(
-        self, error: JobError, *, counts: bool, exclude: bool = False, placement: Placement | None = None
+        self,
+        error: JobError,
+        *,
+        counts: bool,
+        exclude: bool = False,
+        placement: Placement | None = None,
+        rest_s: float = 0.0,
     ) -> None:
         bust = frozenset(self._gone)
         status = await self._persist(
@@ -476,7 +496,7 @@ class Execution:
                 self.claim, counts=counts, exclude=exclude, reason=error, bust=bust, placement=placement
             )
         )
-        self._free()
+        self._free(rest_s)
         facts = {"status": str(status), "counts": counts, "excluded": exclude, "error": error.message}
         logger.warning("job given back", extra={**self._extra, **facts})
 

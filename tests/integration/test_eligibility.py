@@ -1,5 +1,6 @@
 """Jobs go to nodes that can run them: classes, files, pools, memory. Simulated nodes, a real broker."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from comfy_fleet.domain.eligibility import GIB, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow
 from comfy_fleet.domain.graph import check
 from comfy_fleet.domain.job import JobStatus, Placement
+from comfy_fleet.services.care import REST_S
 from comfy_fleet.sim import SimTiming
 from tests.fleet import fleet_of, until
 from tests.integration.test_dispatch import picture
@@ -169,6 +171,22 @@ async def test_out_of_memory_on_the_largest_card_fails_in_clear_words(redis_port
         assert "out of memory on large (24 GiB), the largest node that can run it" in failed.error.message
         errors = await fleet.stores.nodes.errors("large")
         assert [error["code"] for error in errors] == ["out_of_memory"]
+
+
+async def test_a_card_that_others_have_filled_is_no_sink_for_waiting_jobs(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.add_sim("shared", models=with_model(18), vram_bytes=24 * GIB, foreign_bytes=14 * GIB)
+        await fleet.add_sim("free", models=with_model(18), vram_bytes=24 * GIB, timing=SimTiming(job_s=0.3))
+        for name in fleet.sims:
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        # Nobody tells HAProxy here that the card is full: a job that fails at once makes room for the next.
+        jobs = [await fleet.send(known, sampled(seed=i), Wish(), profile=f"p{i}") for i in range(8)]
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.node) for job in ended} == {(JobStatus.SUCCEEDED, "free")}
+        tries = [start for start, _, _ in fleet.sims["shared"].stats.intervals]
+        assert tries, "nothing was tried there"
+        assert all(later - first >= REST_S for first, later in pairwise(tries))
 
 
 async def test_a_node_on_which_everything_fails_is_quarantined_until_it_restarts(redis_port: int) -> None:

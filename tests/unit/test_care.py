@@ -15,7 +15,7 @@ from comfy_fleet.domain.node import Node, NodeState, Reading
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry
 from comfy_fleet.services.atlas import Atlas
-from comfy_fleet.services.care import Care, CareLimits
+from comfy_fleet.services.care import REST_S, Care, CareLimits
 from tests.factories import GRAPH
 
 CARDS = {"small": 12, "mid": 16, "large": 24}
@@ -116,6 +116,7 @@ async def test_out_of_memory_goes_to_a_larger_card_for_free() -> None:
         False,
     )
     assert (world.oom, world.freed, world.strikes) == ({"p": 12 * GIB}, ["small"], [("small", "oom")])
+    assert found.rest_s == 0.0  # its card is too small for this job, not for the next one
 
 
 async def test_a_pool_may_keep_its_models_after_out_of_memory() -> None:
@@ -154,11 +155,13 @@ async def test_memory_that_others_hold_is_not_the_card_s_fault() -> None:
         True,
     )
     assert world.oom == {"p": 14 * GIB}
+    assert found.rest_s == REST_S  # until its agent has told HAProxy
     lone = World(one=24)
     lone.foreign["one"] = 10
     found = await (await lone.care()).after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement == Placement()  # once more, when there is room again
     assert "of which others hold 10 GiB" in found.error.message and found.counts
+    assert found.rest_s == REST_S
 
 
 async def test_a_silent_node_counts_with_its_whole_card() -> None:
