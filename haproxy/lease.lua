@@ -6,7 +6,7 @@
 -- A node is usable when it is up, has weight and has a free slot. Servers that were added through the
 -- Runtime API are missing in core.backends[...].servers on 2.6, so everything is asked through sample fetches,
 -- which look a server up by name at call time. No fetch tells that a server drains, which is why whoever drains
--- a server here also takes its weight away: agents answer "drain 0%", the controller sets weight 0 and drain.
+-- a server here also takes its weight away: agents answer "drain up 0%", the controller sets weight 0 and drain.
 --
 -- The bare name means this backend's server. "backend/server" would do for one fetch only: 2.6 writes a zero
 -- byte over the slash, into Lua's own string.

@@ -4,12 +4,13 @@ HAProxy opens a connection, sends ``NAME/`` (its ``agent-send``), and takes one 
 
 ==================== =====================================================================================
 ``ready up NN%``     gives: leases may come. NN is the node's weight: the server's own weight is 100
-``drain 0%``         takes: no new lease. The weight goes too, because the lease script sees only weights
+``drain up 0%``      takes: no new lease. The weight goes too, because the lease script sees only weights
 ``up``               neither: what an operator or the controller has ordered stays
 ``down 0% #WHY``     takes, and HAProxy shows the reason: the GPU is gone
 nothing              the name is unknown here, or nothing was ever heard: nothing changes
 ==================== =====================================================================================
 
+``up`` stands beside ``drain`` because HAProxy takes a server whose agent never said it for down.
 ``maxconn:N`` is never sent: zero means unlimited to HAProxy.
 """
 
@@ -39,7 +40,7 @@ def line(answer: Verdict) -> bytes:
         case Word.READY:
             return b"ready up %d%%\n" % answer.weight
         case Word.DRAIN:
-            return b"drain 0%\n"
+            return b"drain up 0%\n"
         case Word.HOLD:
             return b"up\n"
         case Word.DOWN:

@@ -75,7 +75,7 @@ async def test_it_answers_for_every_node_on_one_port(clock: Clock) -> None:
     try:
         assert await ask(agent, b"g1/") == b"ready up 100%\n"
         assert await ask(agent, b"g2\n") == b"ready up 37%\n"
-        assert await ask(agent, b"out/") == b"drain 0%\n"
+        assert await ask(agent, b"out/") == b"drain up 0%\n"
         for nonsense in (b"nobody/", b"/", b"\n", b"G1/", b"\xff\xfe/", b"x" * 200, b"g1/../x/"[3:]):
             assert await ask(agent, nonsense) == b"", nonsense
     finally:
@@ -112,7 +112,7 @@ async def test_old_knowledge_neither_gives_nor_takes_but_a_cordon_stays(clock: C
     assert await ask(agent, b"g1/") == b"ready up 100%\n"
     clock.now += 1
     assert await ask(agent, b"g1/") == b"up\n"
-    assert await ask(agent, b"out/") == b"drain 0%\n"
+    assert await ask(agent, b"out/") == b"drain up 0%\n"
     source.say(G1)
     await eventually("heard again", lambda: agent.answer("out") is None)
     assert await ask(agent, b"g1/") == b"ready up 100%\n"

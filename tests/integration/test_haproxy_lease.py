@@ -179,6 +179,19 @@ async def test_only_calls_that_the_fleet_makes_reach_a_node(tmp_path: Path) -> N
             assert answer.startswith(b"HTTP/1.1 400 "), (name, answer)
 
 
+async def test_a_node_that_is_drained_before_its_first_lease_is_not_down(
+    fleet: Broker, nodes: dict[str, TinyNode]
+) -> None:
+    new = Node(name="g3", url=nodes["g3"].url, cordoned=True, cordon_reason="not yet")
+    await fleet.registry.add(new)
+    await fleet.told("g3", "drain")
+    assert fleet.registry.told["g3"] == ("drain", "cordoned: not yet")
+    assert await fleet.grants(nodes="g3") is None
+    await fleet.registry.uncordon("g3")
+    await fleet.told("g3", "up")
+    assert await fleet.grants(nodes="g3") == "g3"
+
+
 async def test_nodes_come_drain_resume_and_go_under_an_open_tunnel(
     fleet: Broker, nodes: dict[str, TinyNode]
 ) -> None:
