@@ -2,7 +2,7 @@
 
 Every half second, and at once when the registry changes, it compares what HAProxy has with what it should
 have and gives the missing orders. That heals a restarted HAProxy, a lost order and an operator's slip in one
-way. The rendered files follow every change, so that the next start needs no registry at all.
+way. The rendered files follow every change a moment later, so that the next start needs no registry at all.
 """
 
 import asyncio
@@ -123,6 +123,8 @@ class Controller:
         self._map_stale = True  # the running map may differ from ours
         self._resolver = Resolver(time.monotonic)
         self._wake = asyncio.Event()
+        self._unwritten = asyncio.Event()  # the files may differ from the registry
+        self._writing = asyncio.Lock()
         self._trouble = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -149,6 +151,7 @@ class Controller:
                     asyncio.create_task(self.edge.keep(), name="keep edge"),
                     asyncio.create_task(self._watch(), name="watch registry"),
                     asyncio.create_task(self._steer(), name="steer broker"),
+                    asyncio.create_task(self._follow_with_files(), name="write files"),
                     asyncio.create_task(stop.wait(), name="stop"),
                 ]
                 if literal(self._settings.api_host) is None:
@@ -210,24 +213,43 @@ class Controller:
         if not stop.is_set():
             await self._write_files()
 
+    async def _follow_with_files(self) -> None:
+        """Write the files after changes: the running broker comes first, a new node waits for no check."""
+        while True:
+            await self._unwritten.wait()
+            self._unwritten.clear()
+            try:
+                await self._write_files()
+            except ConfigError:
+                pass  # already logged, and kept as .rejected; the running HAProxy follows the registry
+            except (FleetError, OSError) as error:
+                self._unwritten.set()
+                logger.warning("configuration not written", extra={"reason": str(error)})
+            await asyncio.sleep(self._poll_s)  # a thousand nodes that join are a few checks
+
     async def _write_files(self) -> frozenset[str]:
+        async with self._writing:
+            self._place()
+            entries = entries_of(self._nodes, self._pools, agent=self._agent)
+            found = await self._resolver.resolve(
+                [entry.host for entry in entries] + [entry.agent_host for entry in entries]
+            )
+            addresses = {host: known[0] for host, known in found.items() if known}
+            rendered = render(self._settings, self._nodes, self._pools, addresses=addresses)
+            writing = asyncio.create_task(
+                asyncio.to_thread(apply, rendered, self._files, program=self._settings.haproxy_bin)
+            )
+            try:
+                return await asyncio.shield(writing)
+            finally:  # a thread can't be stopped: the next controller must not find it at work on the folder
+                await asyncio.wait({writing})
+
+    def _place(self) -> None:
+        """Give every pool that has nodes a backend."""
         pools = pools_of(self._nodes, self._pools, slots=self._settings.pool_slots)
         if pools != self._pools:
             self._pools = pools
             self._map_stale = True
-        entries = entries_of(self._nodes, pools, agent=self._agent)
-        found = await self._resolver.resolve(
-            [entry.host for entry in entries] + [entry.agent_host for entry in entries]
-        )
-        addresses = {host: known[0] for host, known in found.items() if known}
-        rendered = render(self._settings, self._nodes, pools, addresses=addresses)
-        writing = asyncio.create_task(
-            asyncio.to_thread(apply, rendered, self._files, program=self._settings.haproxy_bin)
-        )
-        try:
-            return await asyncio.shield(writing)
-        finally:  # a thread can't be stopped: the next controller must not find it at work on the folder
-            await asyncio.wait({writing})
 
     # ---- the registry --------------------------------------------------------------------------------------
 
@@ -301,11 +323,8 @@ class Controller:
         self._nodes = nodes
         known = {node.name for node in nodes}
         self._seen = {name: seen for name, seen in self._seen.items() if name in known}
-        try:
-            await self._write_files()
-        except ConfigError:
-            # Already logged, and kept as .rejected. The running HAProxy still follows the registry.
-            return
+        self._place()
+        self._unwritten.set()
 
     async def _rows(self, entries: Mapping[str, Entry]) -> dict[str, Mapping[str, str]]:
         rows: dict[str, Mapping[str, str]] = {}
