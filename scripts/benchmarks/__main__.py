@@ -16,7 +16,18 @@ from comfy_fleet.cli.up.programs import find_haproxy
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.settings import SOURCE
 from scripts.benchmarks import machine, report
-from scripts.benchmarks.figures import cpu, gpus, latency, scaling, submits
+from scripts.benchmarks.figures import (
+    changes,
+    cpu,
+    foreign,
+    gpus,
+    kills,
+    latency,
+    memory,
+    scaling,
+    submits,
+    thousand,
+)
 from scripts.benchmarks.stage import BenchError, Options
 
 FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
@@ -25,6 +36,11 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "scaling": scaling.measure,
     "cpu": cpu.measure,
     "submits": submits.measure,
+    "foreign": foreign.measure,
+    "memory": memory.measure,
+    "changes": changes.measure,
+    "kills": kills.measure,
+    "thousand": thousand.measure,
 }
 DOCUMENT = SOURCE / "docs" / "benchmarks.md"
 KEPT = SOURCE / "docs" / "benchmarks.json"

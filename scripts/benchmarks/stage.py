@@ -106,14 +106,17 @@ class Stage:
         await made.start()
         return made
 
-    def check(self) -> None:
+    def check(self, but: Sequence[Supervised] = ()) -> None:
         """Say so when something crashed meanwhile.
+
+        Args:
+            but: What was killed on purpose.
 
         Raises:
             BenchError: A process ended by itself.
         """
         for child in self.children:
-            if child.crashes:
+            if child.crashes and child not in but:
                 last = child.last_lines[-1] if child.last_lines else "it said nothing"
                 raise BenchError(f"{child.spec.name} ended while it was measured: {last}")
 
@@ -126,17 +129,20 @@ class Stage:
         await wait_for_redis(plan.url, timeout_s=READY_S)
         return Served(url=plan.url, child=child)
 
-    async def sims(self, count: int, *, job_s: float | None = None, name: str = "sim") -> list[str]:
+    async def sims(
+        self, count: int, *, job_s: float | None = None, name: str = "sim", more: Sequence[str] = ()
+    ) -> list[str]:
         """Start simulated nodes in one process and return their URLs.
 
         Args:
             count: How many.
             name: Name of the process and of its folder.
             job_s: Every job takes exactly this long; None: as modelled, next to nothing for a trivial one.
+            more: More arguments for ``python -m comfy_fleet.sim``.
         """
         drawn = ports.draw_block(count)
         argv = [sys.executable, "-m", "comfy_fleet.sim", "--nodes", str(count), "--port", str(drawn[0])]
-        argv += ["--data", str(self.folder / name)]
+        argv += ["--data", str(self.folder / name), *more]
         if job_s is not None:
             argv += ["--job-seconds", str(job_s)]
         await self.child(name, argv, stage=_NODES, cwd=SOURCE)
@@ -167,9 +173,23 @@ class Stage:
         return Served(url=url, child=child)
 
     async def fleet(
-        self, nodes: Sequence[str], *, dispatchers: int = 1, queue_depth: int = 100_000
+        self,
+        nodes: Sequence[str],
+        *,
+        dispatchers: int = 1,
+        queue_depth: int = 100_000,
+        workflows: Path | None = None,
+        ready: bool = True,
     ) -> "Fleet":
-        """Start a fleet's processes in front of nodes and wait until a job could run."""
+        """Start a fleet's processes in front of nodes and wait until a job could run.
+
+        Args:
+            nodes: URLs; the n-th becomes ``node-n``.
+            dispatchers: How many.
+            queue_depth: Queued jobs before submits are refused.
+            workflows: Folder of stored workflows; None: the shipped ones.
+            ready: Whether to wait until a job could run; without a node that never comes.
+        """
         redis = await self.redis()
         public, api, lease, direct, agent = ports.draw(5)
         settings = Settings(
@@ -182,16 +202,18 @@ class Stage:
             direct_port=direct,
             agent_port=agent,
             queue_depth=queue_depth,
+            workflows=workflows,
         )
         env = {
-            f"FLEET_{name.upper()}": str(getattr(settings, name))
+            f"FLEET_{name.upper()}": str(value)
             for name in (
                 *("data", "redis_url", "haproxy_bin", "port", "api_port", "lease_port", "direct_port"),
-                *("agent_port", "queue_depth"),
+                *("agent_port", "queue_depth", "workflows"),
             )
+            if (value := getattr(settings, name)) is not None
         }
         env |= {"FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
-        made = Fleet(stage=self, settings=settings, redis=redis.child)
+        made = Fleet(stage=self, settings=settings, redis=redis.child, env=env)
         for number, url in enumerate(nodes, start=1):
             await made.add(f"node-{number}", url)
         made.agent = await self.child("agent", node_plans.fleet("agent"), stage=_PROXY, env=env)
@@ -200,7 +222,7 @@ class Stage:
         for number in range(1, dispatchers + 1):
             argv = node_plans.fleet("dispatch", "--name", f"dispatch-{number}")
             made.dispatchers.append(await self.child(f"dispatch-{number}", argv, stage=_DISPATCH, env=env))
-        await self.until_200(f"{made.url}/api/v1/ready")
+        await self.until_200(f"{made.url}/api/v1/{'ready' if ready else 'health'}")
         return made
 
     async def worker(self, number: int, node_url: str, redis_url: str) -> Supervised:
@@ -209,8 +231,15 @@ class Stage:
         env = {"BENCH_NODE": node_url}
         return await self.child(f"rq-{number}", argv, stage=_CLIENT, env=env, cwd=SOURCE)
 
-    async def until_200(self, url: str, timeout_s: float = READY_S) -> None:
+    async def until_200(
+        self, url: str, timeout_s: float = READY_S, *, but: Sequence[Supervised] = ()
+    ) -> None:
         """Wait until a URL answers 200.
+
+        Args:
+            url: It.
+            timeout_s: How long at most.
+            but: What was killed on purpose.
 
         Raises:
             BenchError: It does not in time, or a process of the stage ended.
@@ -219,7 +248,7 @@ class Stage:
         why = "nothing answers"
         async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
             while time.monotonic() < deadline:
-                self.check()
+                self.check(but)
                 try:
                     answer = await client.get(url)
                     if answer.status_code == 200:
@@ -251,6 +280,7 @@ class Fleet:
     stage: Stage
     settings: Settings
     redis: Supervised
+    env: Mapping[str, str] = field(default_factory=dict)
     agent: Supervised | None = None
     haproxy: Supervised | None = None
     api: Supervised | None = None
@@ -340,18 +370,21 @@ async def bounded(seconds: float, what: str) -> AsyncIterator[None]:
         raise BenchError(f"{what} took longer than {seconds:g} s") from error
 
 
-async def sim_intervals(urls: Sequence[str]) -> list[list[tuple[float, float]]]:
-    """Return when each simulated node computed, in Unix seconds."""
+async def sim_stats(urls: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the simulated nodes' own accounts (``/sim/stats``)."""
     async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
         answers = await asyncio.gather(*(client.get(f"{url}/sim/stats") for url in urls))
-    return [[(start, end) for start, end, _ in answer.json()["intervals"]] for answer in answers]
+    return [answer.json() for answer in answers]
+
+
+async def sim_intervals(urls: Sequence[str]) -> list[list[tuple[float, float]]]:
+    """Return when each simulated node computed, in Unix seconds."""
+    return [[(start, end) for start, end, _ in one["intervals"]] for one in await sim_stats(urls)]
 
 
 async def sim_done(urls: Sequence[str]) -> int:
     """Return how many prompts simulated nodes have finished."""
-    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
-        answers = await asyncio.gather(*(client.get(f"{url}/sim/stats") for url in urls))
-    return sum(answer.json()["done"] for answer in answers)
+    return sum(one["done"] for one in await sim_stats(urls))
 
 
 async def sim_reset(urls: Sequence[str]) -> None:
