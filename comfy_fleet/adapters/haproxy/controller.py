@@ -222,9 +222,11 @@ class Controller:
                 await self._write_files()
             except ConfigError:
                 pass  # already logged, and kept as .rejected; the running HAProxy follows the registry
-            except (FleetError, OSError) as error:
+            except Exception as error:  # a full disk, say: tried again, and this process goes on
                 self._unwritten.set()
-                logger.warning("configuration not written", extra={"reason": str(error)})
+                unexpected = not isinstance(error, FleetError | OSError)
+                facts = {"reason": str(error)}
+                logger.warning("configuration not written", extra=facts, exc_info=unexpected)
             await asyncio.sleep(self._poll_s)  # a thousand nodes that join are a few checks
 
     async def _write_files(self) -> frozenset[str]:
