@@ -214,11 +214,14 @@ class HostAgent:
         """Do what an answer of the API asks for."""
         if not self._central:
             self._known = {node.name: node for node in answer.nodes}
+        asked = {report.name: report.boot for report in answer.asked.nodes}
         for member in self.members.values():
             member.probe.queue = member.probe.queue.told(answer.asked.seen, answer.explained, answer.asked_at)
             if member.process is not None and member.name in answer.clear:
                 member.process.clear(answer.asked_at)
-            if member.process is not None and member.name in answer.restart:
+            # A process that came up while the question was under way is the restart that was wanted.
+            same = asked.get(member.name) == self._boot(member)
+            if member.process is not None and member.name in answer.restart and same:
                 member.process.recycle("an operator wants it restarted")
         self._joined |= answer.joined
         if answer.refused != self._refused:
@@ -258,9 +261,13 @@ class HostAgent:
             why=said.why[:500],
             weight=said.weight,
             freed=f"{self._instance}.{probe.frees}" if probe.frees else "",
-            boot=f"{self._instance}.{process.watch.restarts}" if process is not None and process.up else "",
+            boot=self._boot(member),
             facts=facts,
         )
+
+    def _boot(self, member: Member) -> str:
+        process = member.process
+        return f"{self._instance}.{process.watch.restarts}" if process is not None and process.up else ""
 
     def _why_no_gpus(self) -> str:
         if self._nvml is None:

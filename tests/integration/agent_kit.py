@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.agent.main import AgentOptions, run
 from comfy_fleet.agent.supervisor import Supervision
@@ -124,13 +125,18 @@ async def host_of(
     *,
     supervision: Supervision | None = None,
     haproxy: bool = False,
+    ask_nodes: bool = False,
     options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Host]:
-    """Run an API and a host's agent, with a broker on demand."""
+    """Run an API and a host's agent, with a broker on demand; ``ask_nodes`` through it what they have."""
     ports = ("port", "api_port", "lease_port", "direct_port", "agent_port")
     made = {**{name: free_port() for name in ports}, "stop_wait_s": 0.0, **settings}
-    async with running(redis_port, folder, **made) as api, httpx.AsyncClient(trust_env=False) as http:
+    async with (
+        NodeClient(f"http://127.0.0.1:{made['direct_port']}") as nodes,
+        running(redis_port, folder, info=nodes if ask_nodes else None, **made) as api,
+        httpx.AsyncClient(trust_env=False) as http,
+    ):
         stop = asyncio.Event()
         config = api.deps.settings
         wanted = AgentOptions(join=api.url, host="h1", port=0, supervision=supervision, **(options or {}))

@@ -1,94 +1,219 @@
-"""A real ComfyUI on the CPU under ``fleet agent``: jobs, kill -9, drain, files, the end."""
+"""Two real ComfyUIs on the CPU under ``fleet agent``: jobs, files, kill -9, drain, roll, the end."""
 
 import asyncio
+import itertools
+import logging
 import os
 import shlex
 import signal
+import subprocess
+import sys
 import time
-from functools import partial
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.comfyui.checkout import Checkout
-from comfy_fleet.agent.supervisor import Supervision
 from comfy_fleet.dispatch_main import open_dispatcher
-from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.job import Job, JobStatus
 from tests.comfyui_server import interpreter
-from tests.factories import GRAPH, new_job
+from tests.factories import new_job
 from tests.fleet import Running, until
-from tests.integration.agent_kit import Host, host_of
+from tests.integration.agent_kit import SOURCE, Host, host_of
 from tests.integration.haproxy_kit import eventually
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
-NODE = "h1-cpu0"
+logger = logging.getLogger(__name__)  # figures: --log-cli-level=INFO
+NODES = ("h1-cpu0-0", "h1-cpu0-1")
 START_S = 90.0
+COLORS = itertools.count(1)  # no two graphs are the same: nothing comes from a cache
 
 
-async def succeeds(host: Host, color: int) -> str:
-    """Run a job to its end; returns its id."""
-    graph = {**GRAPH, "1": {**GRAPH["1"], "inputs": {**GRAPH["1"]["inputs"], "color": color}}}
-    job = (await host.api.stores.jobs.submit(new_job(graph), idempotency=None, depth_limit=10)).job
+def blur(batch: int) -> dict[str, Any]:
+    """A graph that takes a CPU about half a second a picture, more where two run at once."""
+    size = {"width": 512, "height": 512, "batch_size": batch, "color": next(COLORS)}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "ImageBlur", "inputs": {"image": ["1", 0], "blur_radius": 31, "sigma": 5.0}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "t"}},
+    }
 
-    async def over() -> bool:
-        found = await host.api.stores.jobs.get(job.id)
+
+@dataclass
+class World:
+    """A host's agent, and a dispatcher."""
+
+    host: Host
+    agent: "subprocess.Popen[bytes]"
+    load: list[str] = field(default_factory=list)
+
+    async def submit(self, batch: int = 1) -> str:
+        new = new_job(blur(batch))
+        return (await self.host.api.stores.jobs.submit(new, idempotency=None, depth_limit=100)).job.id
+
+    async def job(self, job_id: str) -> Job:
+        found = await self.host.api.stores.jobs.get(job_id)
         assert found is not None
-        assert found.status is not JobStatus.FAILED, found.error
-        return found.status is JobStatus.SUCCEEDED
+        return found
 
-    await until(over, what="the job succeeds", timeout_s=60)
-    return job.id
+    async def succeeds(self, job_id: str, *, within_s: float = 60) -> Job:
+        async def over() -> bool:
+            found = await self.job(job_id)
+            assert found.status is not JobStatus.FAILED, found.error
+            return found.status is JobStatus.SUCCEEDED
+
+        await until(over, what="the job succeeds", timeout_s=within_s)
+        return await self.job(job_id)
+
+    async def runs(self, job_id: str) -> str:
+        """Wait until a job computes; returns the node."""
+
+        async def computes() -> bool:
+            node = (await self.job(job_id)).node
+            return node is not None and (await self.host.report(node)).get("busy") is True
+
+        await until(computes, what="the job runs", timeout_s=30)
+        return str((await self.job(job_id)).node)
+
+    @asynccontextmanager
+    async def loaded(self) -> AsyncIterator[list[str]]:
+        """Keep two jobs in the fleet; at the end every one of them must have succeeded, at its first try."""
+        jobs: list[str] = []
+
+        async def one_after_the_other() -> None:
+            while True:
+                jobs.append(await self.submit())
+                await self.succeeds(jobs[-1])
+
+        load = [asyncio.create_task(one_after_the_other()) for _ in range(2)]
+        try:
+            yield jobs
+        finally:
+            for task in load:
+                task.cancel()
+            ended = await asyncio.gather(*load, return_exceptions=True)
+        assert all(isinstance(error, asyncio.CancelledError) for error in ended), ended
+        done = [await self.succeeds(job_id) for job_id in jobs]
+        assert {job.attempt for job in done} <= {0, 1}
+
+    async def fleet(self, *argv: str) -> str:
+        """Run ``fleet ...``; returns what it said."""
+        command = [sys.executable, "-m", "comfy_fleet", *argv, "--api", self.host.api.url]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=SOURCE)
+        told, _ = await process.communicate()
+        assert process.returncode == 0, told.decode()
+        return told.decode()
 
 
-async def _taken_out(host: Host) -> bool:
-    return (await host.state(NODE)).verdict in ("drain", "down")
+@contextmanager
+def agent_of(api_url: str, home: Path, data: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run ``fleet agent`` with a ComfyUI checkout."""
+    python = os.environ.get("COMFYUI_PYTHON") or interpreter(home)
+    argv = ["agent", "--join", api_url, "--host", "h1", "--port", "0", "--gpus", "cpu", "--per-gpu", "2"]
+    argv += ["--comfyui", str(home), "--python", python, "--no-custom-nodes"]
+    argv.append(f"--comfyui-args={shlex.join(shlex.split(os.environ.get('COMFYUI_ARGS', '')))}")
+    environment = {**os.environ, "FLEET_DATA": str(data)}
+    with (data / "agent.log").open("wb") as log:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "comfy_fleet", *argv], env=environment, cwd=SOURCE, stderr=log
+        )
+    try:
+        yield agent
+    finally:
+        agent.kill()
+        agent.wait()
 
 
-async def test_a_real_comfyui_under_the_agent(
+async def test_two_real_comfyuis_under_an_agent(
     redis: Redis, redis_port: int, tmp_path: Path, comfyui_home: Path
 ) -> None:
-    python = os.environ.get("COMFYUI_PYTHON") or interpreter(comfyui_home)
-    args = shlex.split(os.environ.get("COMFYUI_ARGS", ""))
-    wanted = Supervision(
-        checkout=Checkout.find(comfyui_home, python=python, custom_nodes=False, args=args), gpus="cpu"
-    )
-    async with host_of(redis_port, tmp_path, supervision=wanted, haproxy=True) as host:
-        began = time.monotonic()
-        await host.is_up(NODE, within_s=START_S)
-        start_s = time.monotonic() - began
-        async with open_dispatcher(host.settings, host.api.stores, name="d1") as dispatcher:
-            stop = asyncio.Event()
-            running = Running(dispatcher, stop, asyncio.create_task(dispatcher.run(stop)))
-            first = await succeeds(host, 1)
-            outputs = tmp_path / "comfyui" / NODE / "output" / "fleet"
-            await eventually("its files are gone from the node", lambda: not (outputs / first).exists())
+    async with host_of(redis_port, tmp_path, haproxy=True, ask_nodes=True) as host:
+        with agent_of(host.api.url, comfyui_home, tmp_path) as agent:
+            began = time.monotonic()
+            for name in NODES:
+                await host.is_up(name, within_s=START_S)
+            start_s = time.monotonic() - began
+            async with open_dispatcher(host.settings, host.api.stores, name="d1") as dispatcher:
+                stop = asyncio.Event()
+                running = Running(dispatcher, stop, asyncio.create_task(dispatcher.run(stop)))
+                world = World(host, agent)
+                await _its_files_go(world, tmp_path)
+                await _a_killed_one_comes_back(world, start_s)
+                await _a_drain_waits_for_the_job(world)
+                await _a_roll_under_load_loses_nothing(world)
+                await running.end()
+            pids = [(await host.report(name))["pid"] for name in NODES]
+            agent.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(agent.wait, 20) == 0
+            for pid in pids:
+                with pytest.raises(ProcessLookupError):
+                    os.kill(pid, 0)
 
-            pid = (await host.report(NODE))["pid"]
-            killed_at = time.monotonic()
-            os.kill(pid, signal.SIGKILL)
-            await until(partial(_taken_out, host), what="HAProxy gives no lease", timeout_s=5)
-            await host.is_up(NODE, within_s=START_S)
-            back_s = time.monotonic() - killed_at
-            assert back_s <= start_s + 2, (back_s, start_s)
-            report = await host.report(NODE)
-            assert report["restarts"] == 1
-            assert report["pid"] != pid
-            await succeeds(host, 2)
 
-            await host.api.stores.nodes.cordon(NODE, reason="fans")
-            await host.is_up(NODE, "drain")
-            await host.said(NODE, "drain")
-            waiting = await host.api.stores.jobs.submit(new_job(), idempotency=None, depth_limit=10)
-            await host.api.stores.nodes.uncordon(NODE)
+async def _its_files_go(world: World, data: Path) -> None:
+    job = await world.succeeds(await world.submit())
+    assert job.outputs
+    outputs = data / "comfyui" / str(job.node) / "output" / "fleet" / job.id
+    await eventually("its files are gone from the node", lambda: not outputs.exists())
 
-            async def done() -> bool:
-                found = await host.api.stores.jobs.get(waiting.job.id)
-                return found is not None and found.status is JobStatus.SUCCEEDED
 
-            await until(done, what="the drained node's job runs after its return", timeout_s=30)
-            await running.end()
-        last = (await host.report(NODE))["pid"]
-    with pytest.raises(ProcessLookupError):
-        os.kill(last, 0)
+async def _a_killed_one_comes_back(world: World, start_s: float) -> None:
+    host = world.host
+    job = await world.submit(batch=6)
+    first = await world.runs(job)
+    pid = (await host.report(first))["pid"]
+    killed_at = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+
+    async def elsewhere() -> bool:
+        found = await world.job(job)
+        return found.status is JobStatus.RUNNING and found.node != first
+
+    await until(elsewhere, what="its job runs on the other one", timeout_s=10)
+    moved_s = time.monotonic() - killed_at
+    assert moved_s < 2.0, moved_s
+    await world.succeeds(job)
+    await host.is_up(first, within_s=START_S)
+    back_s = time.monotonic() - killed_at
+    # Both were started at once then, and one alone takes no longer.
+    assert back_s <= start_s + 2, (back_s, start_s)
+    report = await host.report(first)
+    assert (report["restarts"], report["pid"] != pid) == (1, True)
+    logger.info("killed: start %.1f s, job moved in %.2f s, back in %.1f s", start_s, moved_s, back_s)
+
+
+async def _a_drain_waits_for_the_job(world: World) -> None:
+    job = await world.submit(batch=6)
+    node = await world.runs(job)
+    began = time.monotonic()
+    await world.fleet("node", "drain", node, "--wait", "--timeout", "60", "--reason", "fans")
+    found = await world.job(job)
+    logger.info("drained in %.1f s", time.monotonic() - began)
+    assert (found.status, found.node) == (JobStatus.SUCCEEDED, node)
+    assert found.outputs
+    assert (await world.host.state(node)).why == "cordoned: fans"
+    others = [await world.succeeds(await world.submit()) for _ in range(2)]
+    assert node not in {one.node for one in others}
+    await world.fleet("node", "resume", node)
+    await world.host.is_up(node)
+
+
+async def _a_roll_under_load_loses_nothing(world: World) -> None:
+    host = world.host
+    before = {name: await host.report(name) for name in NODES}
+    began = time.monotonic()
+    async with world.loaded() as jobs:
+        told = await world.fleet("node", "roll", "--timeout", str(START_S))
+        assert told.splitlines() == [f"restarted {name} ({n} of 2)" for n, name in enumerate(NODES, start=1)]
+        logger.info("rolled in %.1f s under a load of %d jobs", time.monotonic() - began, len(jobs))
+    assert len(jobs) >= 4
+    for name in NODES:
+        report = await host.report(name)
+        assert report["pid"] != before[name]["pid"]
+        assert report["restarts"] == before[name]["restarts"] + 1
+        assert not (await host.state(name)).node.cordoned
