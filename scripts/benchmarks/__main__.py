@@ -24,6 +24,7 @@ from scripts.benchmarks.figures import (
     kills,
     latency,
     memory,
+    restarts,
     scaling,
     submits,
     thousand,
@@ -40,6 +41,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "memory": memory.measure,
     "changes": changes.measure,
     "kills": kills.measure,
+    "restarts": restarts.measure,
     "thousand": thousand.measure,
 }
 DOCUMENT = SOURCE / "docs" / "benchmarks.md"
@@ -60,7 +62,9 @@ def bench(
     ] = None,
     comfyui: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Measure latency over this ComfyUI instead of a simulated node."),
+        typer.Option(
+            metavar="DIR", help="Measure latency and restarts with this ComfyUI, no simulated node."
+        ),
     ] = None,
     comfyui_python: Annotated[str | None, typer.Option(metavar="PROGRAM", help="ComfyUI's Python.")] = None,
     bench_python: Annotated[

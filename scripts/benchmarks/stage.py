@@ -98,7 +98,9 @@ class Stage:
 
         def echo(process: str, fields: Mapping[str, Any]) -> None:
             if fields.get("level") in ("error", "critical") or "traceback" in fields:
-                self.warnings.append(f"{process}: {fields.get('msg')}")
+                trace = str(fields.get("traceback") or "").strip().splitlines()
+                reason = f" ({trace[-1][:200]})" if trace else ""
+                self.warnings.append(f"{process}: {fields.get('msg')}{reason}")
 
         spec = Spec(name=name, argv=tuple(argv), env=env or {}, cwd=cwd, stage=stage)
         made = Supervised(spec, logs=self.folder / "logs", echo=echo, backoff=self.options.backoff)
