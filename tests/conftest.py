@@ -13,7 +13,9 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from comfy_fleet.redis_server import program
-from tests.comfyui_server import comfyui_server as comfyui_server
+from tests.comfyui_server import comfyui_server
+
+__all__ = ["comfyui_server"]  # a fixture
 
 
 def free_port() -> int:

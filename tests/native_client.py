@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import websockets
@@ -24,7 +24,7 @@ class NativeClient:
         self._changed = asyncio.Event()
         self.http = httpx.AsyncClient(base_url=url, timeout=30)
 
-    async def __aenter__(self) -> "NativeClient":
+    async def __aenter__(self) -> Self:
         address = self._url.replace("http", "ws", 1)
         self.socket: ClientConnection = await websockets.connect(f"{address}/ws?clientId={self.client_id}")
         if self._flags is not None:

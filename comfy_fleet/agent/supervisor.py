@@ -128,7 +128,7 @@ class Supervisor:
             client_id=f"fleet-agent-{name}",
             limits=wanted.limits,
             gpu_busy=lambda: self._host.busy_gpu(place.device),
-            on_change=lambda: self._host.on_change(),
+            on_change=lambda: self._host.on_change(),  # noqa: PLW0108 - it is set later
         )
         self._processes.append(process)
         return Member(

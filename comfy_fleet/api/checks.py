@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
@@ -28,7 +28,7 @@ async def queue(request: Request) -> Response:
 
 @router.get("/workflows/{name}/check", summary="Can live nodes run a workflow?")
 async def check(
-    request: Request, name: str, node: str | None = Query(None, description="Only this node.")
+    request: Request, name: str, node: Annotated[str | None, Query(description="Only this node.")] = None
 ) -> Response:
     """Ask each node for its classes and files, and list what keeps it from running the workflow."""
     admin(request)

@@ -51,7 +51,7 @@ async def not_ready(d: ApiDeps) -> list[dict[str, str]]:
                 return await probe()
         except TimeoutError:
             return f"no answer within {_PATIENCE_S:g} s"
-        except Exception as error:  # whatever it is, it is why no job could run
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is why no job could run
             # Its text names sockets and addresses, and nobody needs a key to ask: that is for the log.
             logger.warning("part not ready", extra={"error": f"{type(error).__name__}: {error}"})
             return "does not answer; the API's log says why"

@@ -73,7 +73,7 @@ def examine(settings: Settings) -> list[Finding]:
     for check, look in looks:
         try:
             findings += look()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, too
             findings.append(
                 Finding(check=check, verdict=Verdict.FAIL, found=f"{type(error).__name__}: {error}")
             )

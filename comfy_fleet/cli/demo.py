@@ -126,7 +126,7 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
             # The demo needs a fleet of its own, whatever the shell is set to use otherwise.
             env={name: value for name, value in os.environ.items() if name != "FLEET_REDIS_URL"},
             start_new_session=True,
-            preexec_fn=None if keep else dies_with_parent(signal.SIGTERM),
+            preexec_fn=None if keep else dies_with_parent(signal.SIGTERM),  # noqa: PLW1509 - no thread runs yet
         )
     stay = False
     try:

@@ -74,7 +74,7 @@ async def _api(settings: "Settings") -> str | None:
         try:
             answer = await client.get(url)
         except httpx.HTTPError as error:
-            return f"nothing answers at {url} ({error or type(error).__name__})"
+            return f"nothing answers at {url} ({str(error) or type(error).__name__})"
     return None if answer.is_success else f"{url} answered {answer.status_code}"
 
 
@@ -90,7 +90,7 @@ async def _haproxy(settings: "Settings") -> str | None:
             try:
                 answer = await client.get("http://haproxy/health")
             except httpx.HTTPError as error:
-                return f"the {name} does not answer on {socket} ({error or type(error).__name__})"
+                return f"the {name} does not answer on {socket} ({str(error) or type(error).__name__})"
         if not answer.is_success:
             return f"the {name} answered {answer.status_code}"
     return None
@@ -123,9 +123,9 @@ async def _dispatch(settings: "Settings", name: str | None) -> str | None:
         try:
             async with asyncio.timeout(_PATIENCE_S * 0.6):
                 alive = await live_dispatchers(stores.redis)
-        except Exception as error:  # whatever Redis's client raises
+        except Exception as error:  # noqa: BLE001 - whatever Redis's client raises
             # Its runs go on without Redis for a while, and starting it again brings no Redis back.
-            typer.echo(f"unknown: Redis does not answer ({error or type(error).__name__})", err=True)
+            typer.echo(f"unknown: Redis does not answer ({str(error) or type(error).__name__})", err=True)
             return None
     here = socket.gethostname()
     if any(found == name if name else found.startswith(f"{here}.") for found in alive):

@@ -137,9 +137,8 @@ def events(
             if json_:
                 typer.echo(json.dumps({"event": kind, **data}, ensure_ascii=False))
             else:
-                console.print(
-                    f"{datetime.now():%H:%M:%S}  {_event(kind, data)}", markup=False, soft_wrap=True
-                )
+                now = datetime.now().astimezone()
+                console.print(f"{now:%H:%M:%S}  {_event(kind, data)}", markup=False, soft_wrap=True)
     raise typer.Exit(ENDED.get(status, 1))
 
 

@@ -274,7 +274,7 @@ def file_place(class_type: str, name: str, file: str) -> str:
     return f"{folder or f'{class_type}.{name}'}/{_slashed(file)}"
 
 
-def _slashed(value: str | int | float | bool) -> str | int | float | bool:
+def _slashed(value: str | float) -> str | float:
     return value.replace("\\", "/") if isinstance(value, str) else value
 
 

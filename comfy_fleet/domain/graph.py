@@ -229,10 +229,10 @@ def for_run(
             name: _replaced(value, (name,), places) if places else _copied(value)
             for name, value in node["inputs"].items()
         }
-        for name in inputs:
+        for name, value in inputs.items():
             # Newer nodes name inputs inside a group "group.input".
             if name.rpartition(".")[2] == "filename_prefix":
-                inputs[name] = f"{folder}/{_safe_prefix(_literal(graph, inputs[name]))}"
+                inputs[name] = f"{folder}/{_safe_prefix(_literal(graph, value))}"
         if node_id in bust:
             inputs[BUST_INPUT] = run_id
         result[node_id] = {**node, "inputs": inputs}

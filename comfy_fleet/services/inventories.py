@@ -73,7 +73,7 @@ class NodeInventories:
                 async with aclosing(self._registry.changes()) as changes:
                     async for _ in changes:
                         await self._look()
-            except Exception as error:  # Redis away: what is known stays good enough for a while
+            except Exception as error:  # noqa: BLE001 - Redis away: what is known is good enough
                 logger.warning("node registry unreachable", extra={"error": str(error)})
                 await asyncio.sleep(1)
 

@@ -79,7 +79,7 @@ class Keeper:
                             for state in states:
                                 if self._due(state):
                                     self._start(state.node.name)
-                except Exception as error:  # Redis away: what is known stays good enough for a while
+                except Exception as error:  # noqa: BLE001 - Redis away: what is known is good enough
                     logger.warning("nodes can't be kept fresh", extra={"error": str(error)})
                     await asyncio.sleep(1)
         finally:

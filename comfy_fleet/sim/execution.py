@@ -179,7 +179,7 @@ class Execution:
             details = {"node_id": node_id, "node_type": info.name, "executed": self._executed}
             self._message("execution_interrupted", details, broadcast=True)
             return False
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as in ComfyUI: any error of a node's is the prompt's
             self._fail(node_id, info, inputs, error)
             return False
         self._keep(node_id, result)

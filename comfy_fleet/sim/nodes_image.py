@@ -150,7 +150,7 @@ def flip(image: Pictures, flip_method: str) -> tuple[Pictures]:
 
 def rotate(image: Pictures, rotation: str) -> tuple[Pictures]:
     """Turn clockwise by ``90 degrees`` and so on."""
-    degrees = int(rotation.split()[0]) if rotation[0].isdigit() else 0
+    degrees = int(rotation.split(maxsplit=1)[0]) if rotation[0].isdigit() else 0
     return (tuple(picture.rotate(-degrees, expand=True) for picture in image),)
 
 

@@ -196,7 +196,7 @@ async def other(run: Run, call: Call) -> Result:
             drawn = run.machine.painter.generate(notes, 512, 512)
             made.append((drawn if kind == "IMAGE" else drawn.convert("L"),))
         else:
-            made.append(given.get(kind, empty.get(kind) if isinstance(kind, str) else None))
+            made.append(given.get(kind, empty.get(kind)))
     return Result(outputs=tuple(made))
 
 

@@ -48,8 +48,8 @@ def check(
         TypeError: The graph is no mapping of mappings; ComfyUI answers that with a 500.
     """
     outputs = []
-    for node_id in graph:
-        class_type = graph[node_id].get("class_type") if "class_type" in graph[node_id] else None
+    for node_id, node in graph.items():
+        class_type = node.get("class_type") if "class_type" in node else None
         if class_type is None:
             text = "Cannot execute because a node is missing the class_type property."
             return Verdict(error=_error("invalid_prompt", text, f"Node ID '#{node_id}'"))

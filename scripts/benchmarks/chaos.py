@@ -114,9 +114,7 @@ def chaos(
     console.print(f"seed {seed}: --seed {seed} chooses the same victims", highlight=False)
     with console.status("starting a fleet") as status:
         try:
-            account, found, warnings = asyncio.run(
-                _run(jobs, seconds, random.Random(seed), lambda line: status.update(line))
-            )
+            account, found, warnings = asyncio.run(_run(jobs, seconds, random.Random(seed), status.update))
         except BenchError as error:
             console.print(f"[red]{error}[/]", highlight=False)
             for note in getattr(error, "__notes__", ()):

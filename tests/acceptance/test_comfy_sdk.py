@@ -126,12 +126,12 @@ def test_errors_are_the_sdks_own_types(client: Comfy) -> None:
     with pytest.raises(InvalidWorkflow) as refused:
         client.submit(client.workflows.from_json(unknown))
     assert refused.value.details and "1" in refused.value.details["node_errors"]
+    missing = graph()
+    missing["3"] = {
+        "class_type": "LoadImage",
+        "inputs": {"image": {"__type": "core/ASSET", "info": {"id": str(uuid.uuid4())}}},
+    }
     with pytest.raises(MissingAsset):
-        missing = graph()
-        missing["3"] = {
-            "class_type": "LoadImage",
-            "inputs": {"image": {"__type": "core/ASSET", "info": {"id": str(uuid.uuid4())}}},
-        }
         client.submit(client.workflows.from_json(missing))
     with pytest.raises(ComfyError) as bad:
         list(client.list_jobs(metadata={"bad key!": "x"}))

@@ -18,7 +18,6 @@ import asyncio
 import json
 import re
 from base64 import b64decode
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,9 +64,9 @@ def read(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def replays() -> Iterator[dict[str, Replay]]:
+def replays() -> dict[str, Replay]:
     """Every recording, replayed."""
-    yield asyncio.run(_replay_all())
+    return asyncio.run(_replay_all())
 
 
 async def _replay_all() -> dict[str, Replay]:

@@ -15,7 +15,7 @@ from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.haproxy.entries import pools_of
 from comfy_fleet.adapters.haproxy.process import only_one
 from comfy_fleet.adapters.haproxy.render import Rendered, files, render
-from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
 from tests.integration.haproxy_kit import MemoryRegistry, TinyNode, eventually, make_settings, running
@@ -259,7 +259,7 @@ async def test_the_edge_reloads_and_the_broker_does_not(tmp_path: Path) -> None:
             async def new_worker() -> bool:
                 try:
                     return await fleet.controller.edge.runtime.pid() != worker
-                except Exception:
+                except (OSError, FleetError):
                     return False
 
             await eventually("a new worker answers", new_worker)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Self
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from tests.integration.haproxy_kit import TinyNode, eventually, make_settings
 class Elsewhere(TinyNode):
     """Answers on an address that nothing else in the test has."""
 
-    async def __aenter__(self) -> "Elsewhere":
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.2", self.port)
         return self
 

@@ -174,9 +174,9 @@ def test_networks_keep_redis_and_nodes_apart(path: Path) -> None:
     where = {name: set(service.get("networks", [])) for name, service in found.items()}
     assert where["haproxy"] == {"edge", "backend", "nodes"}
     assert all(where[name] == {"backend"} for name in ("redis", "api", "dispatch"))
-    for name in where:
+    for name, networks in where.items():
         if name.startswith("gpu-") or name == "central-agent":
-            assert where[name] == {"nodes"}, name
+            assert networks == {"nodes"}, name
         elif name.startswith(("comfyui-", "agent-")):
             assert found[name]["network_mode"] == f"service:gpu-{name[-1]}", name
     assert whole["networks"]["backend"]["internal"] is True

@@ -201,7 +201,7 @@ class Controller:
                 self._nodes = await self._registry.nodes()
                 self._known = True
                 break
-            except Exception as error:  # whatever the registry's adapter raises, this process goes on
+            except Exception as error:  # noqa: BLE001 - whatever the adapter raises, this process goes on
                 logger.warning("registry can't be read", extra={"reason": str(error)})
                 if self._files.broker.exists() and self._files.edge.exists():
                     self._stale = True
@@ -261,7 +261,7 @@ class Controller:
                 async for _ in self._registry.changes():
                     self._stale = True
                     self._wake.set()
-            except Exception as error:  # whatever the registry's adapter raises
+            except Exception as error:  # noqa: BLE001 - as above
                 logger.warning("registry can't be watched", extra={"reason": str(error)})
             await asyncio.sleep(1.0)
 

@@ -65,7 +65,8 @@ class Runtime:
                     writer.close()
         except (OSError, TimeoutError) as error:
             raise BrokerError(
-                f"HAProxy does not answer on {self._socket}: {error or 'timeout'}", details={"order": order}
+                f"HAProxy does not answer on {self._socket}: {str(error) or 'timeout'}",
+                details={"order": order},
             ) from error
         return answer.decode(errors="replace").strip()
 

@@ -101,7 +101,7 @@ class NvmlReader:
             return Gpus(why=Nvml.NO_BINDING)
         try:
             found = self._read(pynvml)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a driver's trouble has many classes; each is a finding
             lost = tuple(gpu for gpu in self._known.values() if gpu.lost)
             self._failed = Gpus(why=reason(error), error=str(error) or type(error).__name__, gpus=lost)
             self.close()

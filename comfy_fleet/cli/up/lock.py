@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
@@ -19,7 +19,7 @@ class DataLock:
         self.path = data / "run" / "up.json"
         self._file: IO[str] | None = None
 
-    def __enter__(self) -> "DataLock":
+    def __enter__(self) -> Self:
         """Take the lock.
 
         Raises:

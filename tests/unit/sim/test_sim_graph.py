@@ -1,4 +1,4 @@
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pytest
@@ -51,7 +51,7 @@ def test_a_long_chain_and_a_wide_one_get_keys() -> None:
     assert len(set(keys(dict(reversed(chain.items()))).values())) == 3000
 
 
-def order(graph: Graph, outputs: list[str], cached: Set[str] = frozenset()) -> list[str]:
+def order(graph: Graph, outputs: list[str], cached: AbstractSet[str] = frozenset()) -> list[str]:
     schedule = Schedule(
         graph,
         outputs,

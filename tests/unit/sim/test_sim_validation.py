@@ -1,6 +1,5 @@
 """What the recordings do not show; a live server shows the same (see the contract tests)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ from tests.unit.sim.graphs import Graph, node, text_to_image
 
 
 @pytest.fixture
-def catalogue() -> Iterator[Catalogue]:
-    yield Catalogue(builtin_models(), lambda _: [])
+def catalogue() -> Catalogue:
+    return Catalogue(builtin_models(), lambda _: [])
 
 
 def verdict(catalogue: Catalogue, graph: Graph) -> Verdict:
