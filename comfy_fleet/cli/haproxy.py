@@ -40,7 +40,7 @@ def render(
     """Print the configurations that the node registry leads to; changes nothing."""
     from comfy_fleet.cli.console import stderr
 
-    texts = _texts(_rendered(load(data=data), empty=empty))
+    texts = _texts(_rendered(_settings(data), empty=empty))
     if out is None:
         for name, text in texts.items():
             typer.echo(f"### {name}\n{text}")
@@ -62,7 +62,7 @@ def check(empty: Empty = False, data: Data = None) -> None:
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.up.programs import find_haproxy
 
-    settings = load(data=data)
+    settings = _settings(data)
     program = find_haproxy(settings.haproxy_bin)
     rendered = _rendered(settings, empty=empty)
     live_map = str(files(settings).pools)
@@ -122,6 +122,16 @@ def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
     return render_text(settings, nodes, pools_of(nodes, _slots(settings), slots=settings.pool_slots))
 
 
+def _settings(data: Path | None) -> "Settings":
+    """Return the settings; those of the ``fleet up`` that runs on the data folder, if one does."""
+    from comfy_fleet.cli.up.lock import held, read_note
+
+    settings = load(data=data)
+    if not held(settings.data):
+        return settings
+    return settings.model_copy(update=read_note(settings.run_dir / "up.json").get("settings", {}))
+
+
 def _slots(settings: "Settings") -> dict[str, int]:
     """Return the slots that pools have now: they keep them."""
     from comfy_fleet.adapters.haproxy.render import files
@@ -149,7 +159,7 @@ async def _nodes(settings: "Settings") -> Sequence["Node"]:
     except (RedisError, OSError) as error:
         raise Fail(
             f"Redis at {masked(settings.redis_url)} does not answer: {error}",
-            hint="set FLEET_REDIS_URL, or use --empty",
+            hint="set FLEET_REDIS_URL, name the folder of a running `fleet up` (--data DIR), or use --empty",
             code=Exit.UNREACHABLE,
         ) from error
 

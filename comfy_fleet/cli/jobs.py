@@ -95,7 +95,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "metadata": _words(metadata) if isinstance(metadata, dict) else metadata,
                 "parameters": _words(record.get("params") or {}),
                 "node": f"{node} {SIMULATED}" if node and record.get("simulated") else node,
-                "attempt": record.get("attempt"),
+                "failed attempts": record.get("attempt") or None,
                 "progress": _progress(progress) if record["status"] == "running" else None,
                 "submitted": f"{ago(record.get('created_at'), now)} ago",
                 "ran for": span(run_seconds(record)),

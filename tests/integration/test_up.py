@@ -207,6 +207,15 @@ def test_haproxy_can_be_looked_at(running: Up) -> None:
     assert {row["server"] for row in json.loads(told.stdout)} == {"sim-1", "sim-2"}
 
 
+def test_the_configurations_of_a_running_fleet_can_be_made_again(running: Up) -> None:
+    told = fleet("haproxy", "check", "--data", str(running.data))
+    assert (told.returncode, told.stdout) == (0, "broker.cfg: ok\nedge.cfg: ok\n"), told.stderr
+    made = fleet("haproxy", "render", "--data", str(running.data))
+    assert made.stdout.startswith("### broker.cfg\n")
+    assert f"bind '127.0.0.1:{running.port}'" in made.stdout.replace('"', "'")
+    assert "server sim-1 127.0.0.1:" in made.stdout
+
+
 def test_a_second_fleet_on_the_folder_is_refused(running: Up) -> None:
     told = fleet("up", "--port", str(free_port()), "--data", str(running.data))
     assert told.returncode == 8

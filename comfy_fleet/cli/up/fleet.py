@@ -74,6 +74,14 @@ class Plan:
         """Where the fleet answers, as seen from this machine."""
         return public_url(self.settings.host, self.settings.port)
 
+    @property
+    def found_by(self) -> dict[str, Any]:
+        """The settings by which other commands find the parts; a Redis that was named is theirs to name."""
+        names = ["host", "port", "api_port", "lease_port", "direct_port", "agent_port", "haproxy_bin"]
+        return {
+            name: getattr(self.settings, name) for name in (*names, *(["redis_url"] if self.redis else []))
+        }
+
 
 def public_url(host: str, port: int) -> str:
     """Return the base URL for clients on this machine."""
@@ -211,6 +219,7 @@ class Fleet:
                 "url": self.plan.url,
                 "ports": list(self.plan.ports),
                 "node_ports": list(self.plan.node_ports),
+                "settings": self.plan.found_by,
             }
         )
         started = time.monotonic()
