@@ -50,7 +50,7 @@ def test_every_command_and_option_exists(path: Path) -> None:
             if re.match(r"--?[a-z]", name) and name != "--help":
                 assert name in known, line
                 if not value and not known[name].is_flag:
-                    next(rest)  # its value may look like an option
+                    next(rest, None)  # its value may look like an option
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
