@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -23,11 +23,11 @@ from comfy_fleet.agent.probe import NodeProbe
 from comfy_fleet.agent.process import Process
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.gpu import Gpus, Nvml
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Trash
+from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat, Trash
 from comfy_fleet.domain.node import Node, parse_url
 from comfy_fleet.domain.supervise import Phase
 from comfy_fleet.domain.verdict import Verdict, Word, both
-from comfy_fleet.domain.vram import Claim
+from comfy_fleet.domain.vram import Claim, Counted, Device
 from comfy_fleet.domain.vram_verdict import Policy
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ class HostAgent:
         self._instance = uuid4().hex
         self._joined: set[str] = set()
         self._known: Mapping[str, Node] = {}
+        self._neighbours: tuple[float, Mapping[str, Seat]] | None = None
         self._refused: Mapping[str, str] = {}
         self._deleted: list[Trash] = []
         self._deleting = asyncio.Lock()
@@ -128,6 +129,12 @@ class HostAgent:
     def add(self, member: Member) -> None:
         """Look after one more node."""
         self.members[member.name] = member
+
+    async def look_at_gpus(self) -> Gpus:
+        """Look once, so that the first heartbeat can say where the nodes compute."""
+        if self._nvml is not None:
+            self._gpus = await self._nvml.look()
+        return self._gpus
 
     def speak_as(self, words: Callable[[str], Verdict | None]) -> None:
         """Report these words instead of the agent's own opinion: what HAProxy is really told."""
@@ -214,6 +221,7 @@ class HostAgent:
         """Do what an answer of the API asks for."""
         if not self._central:
             self._known = {node.name: node for node in answer.nodes}
+        self._neighbours = answer.asked_at, answer.neighbours
         asked = {report.name: report.boot for report in answer.asked.nodes}
         for member in self.members.values():
             member.probe.queue = member.probe.queue.told(answer.asked.seen, answer.explained, answer.asked_at)
@@ -262,7 +270,23 @@ class HostAgent:
             weight=said.weight,
             freed=f"{self._instance}.{probe.frees}" if probe.frees else "",
             boot=self._boot(member),
+            seat=self._seat(member),
             facts=facts,
+        )
+
+    def _seat(self, member: Member) -> Seat | None:
+        gpu = self._gpus.find(member.gpu) if member.gpu is not None and not member.on_cpu else None
+        if gpu is None or not gpu.uuid:
+            return None
+        claim = self._claim(member)
+        told = None if claim.told is None else claim.counted
+        return Seat(
+            gpu=gpu.uuid,
+            running=claim.running,
+            pids=tuple(sorted(claim.pids)),
+            own=None if told is None else told.own,
+            used=None if told is None else told.used,
+            age_s=0.0 if told is None else round(told.age_s, 3),
         )
 
     def _boot(self, member: Member) -> str:
@@ -282,8 +306,7 @@ class HostAgent:
             self._look_after(name)
         try:
             while True:
-                if self._nvml is not None:
-                    self._gpus = await self._nvml.look()
+                await self.look_at_gpus()
                 self._judge_all()
                 if not self._central and self._has_news():  # of a thousand nodes one always has
                     self.on_change()
@@ -298,23 +321,42 @@ class HostAgent:
                 await self._nvml.close()
 
     def _judge_all(self) -> None:
+        if self._neighbours is None and not self._central:
+            return  # whose memory it is can't be told before the API has said who else is here
         seated = []
         for member in self.members.values():
-            process = member.process
-            if process is not None:
-                member.pids = process.used.pids if process.pid is not None else frozenset()
-            rss = process.used.own_bytes if process is not None and member.on_cpu else None
-            counted = member.probe.stats.last(rss_bytes=rss)
-            if process is not None and not process.up:
-                counted = None
+            known = self._known.get(member.name)
             seated.append(
                 Seated(
                     gpu=CPU if member.on_cpu else member.gpu,
-                    claim=Claim(node=member.name, pids=member.pids, counted=counted),
-                    speed=None if (known := self._known.get(member.name)) is None else known.pace,
+                    claim=self._claim(member),
+                    speed=None if known is None else known.pace,
                 )
             )
-        self._judge.look(self._gpus, seated, now_s=self._clock())
+        self._judge.look(self._gpus, [*seated, *self._others()], now_s=self._clock())
+
+    def _claim(self, member: Member) -> Claim:
+        process = member.process
+        if process is not None:
+            member.pids = process.used.pids if process.pid is not None else frozenset()
+        rss = process.used.own_bytes if process is not None and member.on_cpu else None
+        counted = member.probe.stats.last(rss_bytes=rss)
+        if process is not None and not process.up:
+            counted = None
+        running = process is None or process.pid is not None
+        return Claim(node=member.name, pids=member.pids, counted=counted, running=running)
+
+    def _others(self) -> Iterator[Seated]:
+        """Yield the nodes of other agents on these GPUs, as the API last told of them."""
+        told_at, seats = self._neighbours or (0.0, {})
+        for name, seat in seats.items():
+            if name in self.members:
+                continue
+            age_s = seat.age_s + self._clock() - told_at
+            counted = Counted(device=Device.CARD, used=seat.used, own=seat.own, age_s=age_s)
+            pids = frozenset(seat.pids)
+            claim = Claim(node=name, pids=pids, counted=counted, running=seat.running, late=True)
+            yield Seated(gpu=seat.gpu, claim=claim)
 
     def _has_news(self) -> bool:
         said = {name: self._words(name) for name in self._told if name in self.members}

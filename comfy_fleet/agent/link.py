@@ -12,7 +12,7 @@ import httpx
 
 from comfy_fleet.agent.source import parse_nodes
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.host import Heartbeat, Joining, Trash
+from comfy_fleet.domain.host import Heartbeat, Joining, Seat, Trash
 from comfy_fleet.domain.node import Node
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Answer:
         clear: Those of the leaving nodes that no run needs.
         delete: Files to delete.
         restart: Nodes that an operator wants restarted.
+        neighbours: Nodes of other agents on this host's GPUs, by name.
     """
 
     asked: Heartbeat
@@ -48,6 +49,7 @@ class Answer:
     clear: frozenset[str] = frozenset()
     delete: Sequence[Trash] = ()
     restart: frozenset[str] = frozenset()
+    neighbours: Mapping[str, Seat] = field(default_factory=dict)
 
 
 class Link:
@@ -157,6 +159,7 @@ class Link:
             clear=frozenset(map(str, told.get("clear", ()))),
             delete=[Trash.parse(str(line)) for line in told.get("delete", ())],
             restart=frozenset(map(str, told.get("restart", ()))),
+            neighbours={str(name): _seat(one) for name, one in dict(told.get("neighbours", {})).items()},
         )
 
     def _failed(self, reason: str) -> None:
@@ -168,6 +171,13 @@ class Link:
         if self.trouble:
             logger.info("heartbeats arrive again", extra={"url": self._url})
         self.trouble = ""
+
+
+def _seat(told: Mapping[str, Any]) -> Seat:
+    try:
+        return Seat(**{**told, "pids": tuple(told.get("pids", ()))})
+    except TypeError as error:
+        raise ValueError(f"a neighbour's seat can't be read: {error}") from error
 
 
 def _message(reply: httpx.Response) -> str:

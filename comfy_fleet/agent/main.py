@@ -196,11 +196,12 @@ async def run(
         if options.metrics_port is not None:
             await metrics.start()
         host.address = f"[{address}]:{server.port}" if ":" in address else f"{address}:{server.port}"
+        gpus = await host.look_at_gpus()
         for node in options.beside:
             host.add(_beside(host, node, options))
-        if options.supervision is not None and nvml is not None:
+        if options.supervision is not None:
             supervisor = Supervisor(options.supervision, host, address=address, data=settings.data)
-            for member in supervisor.plan(await nvml.look(), lambda **more: _joining(host, options, **more)):
+            for member in supervisor.plan(gpus, lambda **more: _joining(host, options, **more)):
                 host.add(member)
             tasks.append(asyncio.create_task(supervisor.run(), name="supervisor"))
         tasks += [

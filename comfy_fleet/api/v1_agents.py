@@ -1,6 +1,7 @@
 """REST: GPU hosts. Their agents report here and learn what to do; operators look."""
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -14,7 +15,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import read, shown
 from comfy_fleet.domain.errors import BadInput, Conflict
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Trash
+from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat, Trash
 from comfy_fleet.domain.node import NAME, Node, check_name
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.ports import Hosts
@@ -23,6 +24,19 @@ router = APIRouter(tags=["hosts"])
 
 NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
 PromptId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class SeatBody(BaseModel):
+    """Where a node computes. All in bytes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    gpu: str = Field(min_length=1, max_length=100, description="The GPU's UUID.")
+    running: bool = True
+    pids: tuple[int, ...] = Field((), max_length=1000, description="Its processes.")
+    own: int | None = Field(None, ge=0, description="What it counts as its own.")
+    used: int | None = Field(None, ge=0, description="What anybody used of the card then.")
+    age_s: float = Field(0.0, ge=0, description="Seconds since it told that.")
 
 
 class ReportBody(BaseModel):
@@ -36,6 +50,7 @@ class ReportBody(BaseModel):
     weight: int = Field(0, ge=0, le=256)
     boot: str = Field("", max_length=80, description="Changes with every start of its process.")
     freed: str = Field("", max_length=80, description="Changes whenever its models were unloaded.")
+    seat: SeatBody | None = Field(None, description="For other agents that have a node on its GPU.")
     facts: dict[str, Any] = Field(default_factory=dict, description="Whatever else was seen.")
 
 
@@ -90,7 +105,7 @@ async def heartbeat(request: Request, host: str) -> Response:
         agent=body.agent,
         gpus=body.gpus,
         gpus_why=body.gpus_why,
-        nodes=[NodeReport(**report.model_dump()) for report in body.nodes],
+        nodes=[_report(report) for report in body.nodes],
         seen=body.seen,
         leaving=body.leaving,
         deleted=[Trash.parse(line) for line in body.deleted],
@@ -105,6 +120,7 @@ async def heartbeat(request: Request, host: str) -> Response:
             "clear": sorted(orders.clear),
             "delete": [str(trash) for trash in orders.delete],
             "restart": sorted(orders.restart),
+            "neighbours": {name: asdict(seat) for name, seat in orders.neighbours.items()},
         }
     )
 
@@ -132,6 +148,11 @@ async def _join(hosts: Hosts, host: str, node: JoiningBody, now: float) -> str:
     except (BadInput, Conflict) as error:
         return str(error)
     return ""
+
+
+def _report(body: ReportBody) -> NodeReport:
+    seat = None if body.seat is None else Seat(**body.seat.model_dump())
+    return NodeReport(**{**body.model_dump(), "seat": seat})
 
 
 def _node(node: Node) -> dict[str, Any]:

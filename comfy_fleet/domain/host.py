@@ -52,6 +52,27 @@ class Trash:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Where a node computes and what it holds there, for the other agents that have a node on that GPU.
+
+    Attributes:
+        gpu: The GPU's UUID: no other machine has one of that.
+        running: Whether it runs at all.
+        pids: Its processes, in the numbers that its agent sees.
+        own: Bytes that it counts as its own; None if it has not told.
+        used: Bytes of the card that anybody used when it told that; None if unknown.
+        age_s: Seconds since it told.
+    """
+
+    gpu: str
+    running: bool = True
+    pids: tuple[int, ...] = ()
+    own: int | None = None
+    used: int | None = None
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeReport:
     """What an agent says of one node.
 
@@ -62,6 +83,7 @@ class NodeReport:
         weight: Its weight with ``ready``.
         boot: Changes with every start of its process; empty if that can't be told.
         freed: Changes whenever its models were unloaded.
+        seat: Where it computes; None where no GPU of a known UUID is.
         facts: Everything else that was seen, JSON-ready: memory by owner, process, version, queue.
     """
 
@@ -71,6 +93,7 @@ class NodeReport:
     weight: int = 0
     boot: str = ""
     freed: str = ""
+    seat: Seat | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -165,6 +188,7 @@ class Orders:
         clear: Those of the leaving nodes that no run needs any more.
         delete: Files to delete.
         restart: Nodes that an operator wants restarted, until they were.
+        neighbours: Nodes of other agents on this host's GPUs, by name.
     """
 
     nodes: Sequence[Node] = ()
@@ -172,6 +196,7 @@ class Orders:
     clear: frozenset[str] = frozenset()
     delete: Sequence[Trash] = ()
     restart: frozenset[str] = frozenset()
+    neighbours: Mapping[str, Seat] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

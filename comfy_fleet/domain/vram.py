@@ -14,6 +14,10 @@ the driver does not list holds memory all the same. Our own is found in this ord
    count far below ComfyUI's own;
 3. else nothing, if it does not run, or if another node's processes are listed and its own are not;
 4. else it is unknown. Then only bounds can be told, and often they are enough.
+
+A node of another agent on the same GPU is no foreigner either. What it counts arrives a second or two late,
+and what it has taken since would look foreign. Its count came with the card's use at that instant: the
+smaller use counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,12 +91,14 @@ class Claim:
         pids: Its processes, children included; empty if nobody knows them.
         counted: Its own count; None if it never answered.
         running: False when it is known not to run: then it holds nothing.
+        late: Whether another agent told of it, by way of the API.
     """
 
     node: str
     pids: frozenset[int] = frozenset()
     counted: Counted | None = None
     running: bool = True
+    late: bool = False
 
     @property
     def told(self) -> int | None:
@@ -136,7 +142,7 @@ def usage(gpu: Gpu | None, claims: Sequence[Claim], *, context_bytes: int = CONT
 
     Args:
         gpu: What NVML saw; None, or one without memory, leaves it to the nodes' own counts.
-        claims: All fleet nodes on this GPU, of this or any other agent on the host.
+        claims: All fleet nodes on this GPU, of this or any other agent.
         context_bytes: What a process takes beside PyTorch's own count.
     """
     if gpu is None or gpu.memory is None:
@@ -145,7 +151,7 @@ def usage(gpu: Gpu | None, claims: Sequence[Claim], *, context_bytes: int = CONT
     bytes_by_pid = {pid: process.used for pid, process in listed.items()}
     own = {claim.node: found for claim in claims if (found := _listed(claim, bytes_by_pid)) is not None}
     by_process = {pid for claim in claims if claim.node in own for pid in claim.pids}
-    counted: list[Counted] = []
+    counted: list[Claim] = []
     for claim in claims:
         if claim.node in own:
             continue
@@ -153,13 +159,15 @@ def usage(gpu: Gpu | None, claims: Sequence[Claim], *, context_bytes: int = CONT
             own[claim.node] = 0
         elif claim.counted is not None and claim.told is not None:
             own[claim.node] = claim.told + context_bytes
-            counted.append(claim.counted)
+            counted.append(claim)
     used = gpu.memory.used
-    snapshots = [one for one in counted if one.used is not None]
-    if snapshots:
+    snapshots = [(one.late, one.counted.age_s, one.counted.used) for one in counted if one.counted]
+    soon = [(age_s, seen) for late, age_s, seen in snapshots if not late and seen is not None]
+    if soon:
         # The node told used and own at one instant. NVML's figure is of another one, and a model that is
         # loaded in between, at ten gigabytes a second, would look like somebody else's.
-        used = min(snapshots, key=lambda one: one.age_s).used or 0
+        used = min(soon)[1]
+    used = min([used, *(seen for late, _, seen in snapshots if late and seen is not None)])
     source = Source.COUNTED if counted else Source.PROCESSES
     if len(own) < len(claims):
         source, used = Source.BOUNDS, max(used, gpu.memory.used)

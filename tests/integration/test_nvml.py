@@ -8,7 +8,6 @@ import ctypes
 import json
 import os
 import pickle
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,26 +25,8 @@ from comfy_fleet.domain.vram import MIB, Claim, Source, usage
 from comfy_fleet.domain.vram_verdict import State, judge
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "tests" / "native" / "nvml_standin.c"
-LIBRARY = "libnvidia-ml.so.1"
 CARD = "gpu 0\nset total 24576\nset reserved 400\nset used 9000\n"
 UUID = "GPU-00000000-1111-2222-3333-444444444444"
-
-
-@pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of the stand-in, compiled with an option."""
-    compiler = shutil.which("cc") or pytest.fail("there is no C compiler: scripts/setup --tests")
-    built: dict[str, Path] = {}
-
-    def folder(option: str) -> Path:
-        if option not in built:
-            built[option] = tmp_path_factory.mktemp("nvml")
-            flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", option]
-            subprocess.run([compiler, *flags, "-o", built[option] / LIBRARY, SOURCE], check=True, timeout=60)
-        return built[option]
-
-    return folder
 
 
 class Watcher:
@@ -234,7 +215,7 @@ def test_without_a_library_or_a_binding() -> None:
         patch.setitem(sys.modules, "pynvml", None)
         assert NvmlReader().read().why is Nvml.NO_BINDING
     try:
-        ctypes.CDLL(LIBRARY)
+        ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         assert NvmlReader().read().why is Nvml.NO_LIBRARY
 

@@ -10,7 +10,7 @@ import pytest
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.host import HOST_LABEL, Heartbeat, Joining, NodeReport, Orders, Trash
+from comfy_fleet.domain.host import HOST_LABEL, Heartbeat, Joining, NodeReport, Orders, Seat, Trash
 from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.node import AGENT_DRAINS, Node
 from comfy_fleet.domain.verdict import Word
@@ -46,6 +46,25 @@ async def test_a_host_s_nodes_are_registered_and_moved_but_the_operator_s_word_s
     assert pools == [set(), {b"h1-gpu0"}]
     await stores.nodes.remove("h1-gpu0")
     assert (await beat(hosts)).nodes == []
+
+
+async def test_agents_hear_of_each_other_s_nodes_on_one_gpu(stores: Stores, hosts: RedisHosts) -> None:
+    async def sits(host: str, gpu: str, pid: int) -> Orders:
+        seat = Seat(gpu=gpu, pids=(pid,), own=5, used=9, age_s=0.25)
+        return await beat(hosts, host, nodes=[NodeReport(name=f"{host}-gpu0", word=Word.READY, seat=seat)])
+
+    for number in (1, 2, 3):
+        url = f"http://10.0.0.{number}:8188"
+        await hosts.join(f"h{number}", replace(G1, name=f"h{number}-gpu0", url=url), now=1.0)
+    assert (await sits("h1", "GPU-a", 100)).neighbours == {}
+    await sits("h3", "GPU-b", 300)
+    ((name, seat),) = (await sits("h2", "GPU-a", 200)).neighbours.items()
+    assert (name, replace(seat, age_s=0)) == ("h1-gpu0", Seat(gpu="GPU-a", pids=(100,), own=5, used=9))
+    assert 0.25 <= seat.age_s < 5
+    assert set((await sits("h1", "GPU-a", 100)).neighbours) == {"h2-gpu0"}
+    await stores.nodes.remove("h2-gpu0")
+    assert (await sits("h1", "GPU-a", 100)).neighbours == {}
+    assert await stores.redis.hkeys("fleet:gpu:GPU-a") == [b"h1-gpu0"]
 
 
 async def test_nobody_takes_another_s_name_or_url(stores: Stores, hosts: RedisHosts) -> None:

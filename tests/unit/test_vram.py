@@ -72,6 +72,29 @@ def test_a_model_that_is_loaded_between_two_readings_is_not_foreign() -> None:
     assert found.foreign == 0
 
 
+def test_a_node_of_another_agent_is_not_foreign_by_process_or_by_its_count() -> None:
+    mine = replace(NODE, counted=told(own=6, used=17))
+    theirs = Claim(node="g2", pids=frozenset({200}), counted=told(own=8, used=16), late=True)
+    listed = card(17, process(100, 6.5), process(200, 8.5))
+    assert usage(listed, [mine, theirs]).foreign == 2 * GIB
+    found = usage(card(17), [mine, theirs])
+    assert (found.source, found.foreign) == (Source.COUNTED, 16 * GIB - 14 * GIB - 2 * CONTEXT_BYTES)
+    stopped = replace(theirs, counted=None, running=False)
+    assert usage(card(17), [mine, stopped]).foreign == 11 * GIB - CONTEXT_BYTES
+    silent = replace(theirs, counted=told(own=8, used=17, age_s=30))
+    assert usage(card(17), [mine, silent]).certain is False
+
+
+def test_what_another_agent_s_node_has_just_loaded_is_not_foreign() -> None:
+    # It told 2 GiB; ten more have come since, and only our own node's answer shows them.
+    theirs = Claim(node="g2", counted=told(own=2, used=9, age_s=1.8), late=True)
+    mine = replace(NODE, counted=told(own=6, used=19, age_s=0.1))
+    assert usage(card(19), [mine, theirs]).foreign == 0
+    # A stranger is seen once both have told.
+    known = replace(theirs, counted=told(own=2, used=19, age_s=0.5))
+    assert usage(card(19), [mine, known]).foreign == 11 * GIB - 2 * CONTEXT_BYTES
+
+
 def test_without_any_count_only_bounds_are_known() -> None:
     for counted in (None, told(own=8, used=9, age_s=30)):
         found = usage(card(14), [replace(NODE, counted=counted)])

@@ -11,11 +11,13 @@ from comfy_fleet.adapters.redis.codec import to_dict
 from comfy_fleet.adapters.redis.nodes import read_node
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, Conflict, StoreDown
-from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders, Trash
+from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders, Seat, Trash
 from comfy_fleet.domain.node import LIVE, Node
 
 FRESH_S = 10
 """How long a heartbeat is shown: agents send one every second, less often while the API is in trouble."""
+SEATED_S = 60
+"""How long a node keeps its place on a GPU without a word: longer than its agent's restart takes."""
 FORGET_S = 7 * 86400.0
 _TRIES = 5
 _TOLD = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
@@ -55,6 +57,8 @@ class RedisHosts:
                     "why": report.why,
                     "boot": report.boot,
                     "freed": report.freed,
+                    "gpu": report.seat.gpu if report.seat else "",
+                    "seat": orjson.dumps(asdict(report.seat)).decode() if report.seat else "",
                     "facts": orjson.dumps(dict(report.facts)).decode(),
                 }
                 for report in beat.nodes
@@ -63,8 +67,8 @@ class RedisHosts:
             "leaving": list(beat.leaving),
             "deleted": [str(trash) for trash in beat.deleted],
         }
-        nodes, explained, clear, trash, restart = await self._scripts.call(
-            "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks)
+        nodes, explained, clear, trash, restart, neighbours = await self._scripts.call(
+            "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks), SEATED_S
         )
         return Orders(
             nodes=[read_node(raw, dict(zip(_TOLD, live, strict=True))) for raw, *live in nodes],
@@ -72,6 +76,7 @@ class RedisHosts:
             clear=frozenset(name.decode() for name in clear),
             delete=list(_trash(trash)),
             restart=frozenset(name.decode() for name in restart),
+            neighbours={name.decode(): _seat(raw, float(age)) for name, raw, age in neighbours},
         )
 
     async def join(self, host: str, joining: Joining, *, now: float) -> Node:
@@ -152,6 +157,11 @@ class RedisHosts:
         with store_errors():
             live = to_dict(await self._redis.hgetall(f"fleet:node:{node}"))
         return live.get("agent_word", b"").decode(), live.get("agent_why", b"").decode()
+
+
+def _seat(raw: bytes, age_s: float) -> Seat:
+    kept = orjson.loads(raw)
+    return Seat(**{**kept, "pids": tuple(kept["pids"]), "age_s": kept["age_s"] + age_s})
 
 
 def _trash(rows: Sequence[bytes]) -> Sequence[Trash]:

@@ -1,13 +1,16 @@
 -- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
---   {central, reports: [{name, word, why, boot, freed, facts}], seen: [RUN], leaving: [NODE], deleted: [TRASH]}
+--   {central, reports: [{name, word, why, boot, freed, gpu, seat, facts}], seen: [RUN], leaving: [NODE],
+--    deleted: [TRASH]}, then the seconds for which a seat is kept
 -- Returns {nodes {JSON, cordoned, reason, gpu, device, speed, speeds}, explained runs, nodes that no run needs, trash,
---          nodes to be restarted}
+--          nodes to be restarted, others' nodes on the same GPUs {name, seat, seconds since}}
 local host, ttl = ARGV[1], ARGV[2]
 local beat = cjson.decode(ARGV[4])
 redis.call('SET', 'fleet:host:' .. host, ARGV[3], 'EX', ttl)
 redis.call('ZADD', 'fleet:hosts', num(now()), host)
 
+local mine, gpus = {}, {}
 for _, report in ipairs(beat.reports) do
+  mine[report.name] = true
   local key = 'fleet:node:' .. report.name
   if redis.call('HEXISTS', 'fleet:nodes', report.name) == 1 then
     local owner = redis.call('HGET', key, 'host')
@@ -17,6 +20,11 @@ for _, report in ipairs(beat.reports) do
       if report.freed ~= '' and redis.call('HGET', key, 'freed') ~= report.freed then
         redis.call('HSET', key, 'freed', report.freed)
         unloaded(report.name)
+      end
+      if report.gpu ~= '' then
+        gpus[report.gpu] = true
+        redis.call('HSET', 'fleet:gpu:' .. report.gpu, report.name, num(now()) .. ' ' .. report.seat)
+        redis.call('EXPIRE', 'fleet:gpu:' .. report.gpu, ARGV[5])
       end
       if report.boot ~= '' then
         local boot = redis.call('HGET', key, 'boot')
@@ -47,4 +55,18 @@ end
 for _, name in ipairs(beat.leaving) do
   if redis.call('EXISTS', 'fleet:node:' .. name .. ':runs') == 0 then clear[#clear + 1] = name end
 end
-return { nodes, explained, clear, redis.call('ZRANGE', 'fleet:trash:' .. host, 0, 199), restart }
+local neighbours = {}
+for gpu in pairs(gpus) do
+  local seats = redis.call('HGETALL', 'fleet:gpu:' .. gpu)
+  for i = 1, #seats, 2 do
+    local name = seats[i]
+    local at, seat = seats[i + 1]:match('^(%S+) (.*)$')
+    local age = now() - tonumber(at)
+    if age > tonumber(ARGV[5]) or redis.call('HEXISTS', 'fleet:nodes', name) == 0 then
+      redis.call('HDEL', 'fleet:gpu:' .. gpu, name)
+    elseif not mine[name] then
+      neighbours[#neighbours + 1] = { name, seat, num(age) }
+    end
+  end
+end
+return { nodes, explained, clear, redis.call('ZRANGE', 'fleet:trash:' .. host, 0, 199), restart, neighbours }

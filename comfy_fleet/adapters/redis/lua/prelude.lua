@@ -24,6 +24,7 @@
 -- fleet:oom:PROFILE       string  bytes of the largest card on which it ran out of memory
 -- fleet:hosts             zset    HOST -> last heartbeat;  fleet:host:HOST  string  that heartbeat, for 10 s
 -- fleet:host:HOST:nodes   set     nodes that its agent registered
+-- fleet:gpu:UUID          hash    NODE -> when its agent told, and what it holds there, as JSON
 -- fleet:report:NODE       string  what an agent last saw of the node, for 10 s
 -- fleet:trash:HOST        zset    NODE JOB RUN -> when its files became useless: its agent deletes them
 -- fleet:job:ID:traces     set     NODE RUN: runs whose files stay on nodes until the job is final
