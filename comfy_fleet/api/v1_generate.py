@@ -17,7 +17,6 @@ from comfy_fleet.api.typed import Replay, answer, read, shown
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.job import Job, OutputKind
 from comfy_fleet.domain.workflow import Workflow
-from comfy_fleet.services.read import owned
 from comfy_fleet.services.submit import Wishes
 
 router = APIRouter(tags=["generate"])
@@ -92,7 +91,7 @@ async def result(
 
 async def _task(request: Request, task_id: str) -> Response:
     d = deps(request)
-    job = await owned(d.jobs, owner(request), task_id)
+    job = await v2_jobs.looked_up(request, task_id)
     return json_response(
         {
             "task_id": job.id,

@@ -113,7 +113,7 @@ async def list_jobs(request: Request) -> Response:
 @router.get("/jobs/{job_id}", summary="Show a job")
 async def get_job(request: Request, job_id: JobId) -> Response:
     """The same job as in Comfy API v2, with its parameters and an estimate."""
-    return json_response(await job(request, await owned(deps(request).jobs, owner(request), job_id)))
+    return json_response(await job(request, await v2_jobs.looked_up(request, job_id)))
 
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job")

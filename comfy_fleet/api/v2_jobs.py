@@ -19,7 +19,7 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, JobStatus, Metadata
 from comfy_fleet.ports import Idempotency
-from comfy_fleet.services.read import owned
+from comfy_fleet.services.read import owned, settled
 from comfy_fleet.services.submit import Wishes
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,15 @@ async def listing(request: Request, query: JobFilter, find: Any) -> dict[str, An
 
 
 async def get(request: Request) -> Response:
-    """``GET /jobs/{id}``."""
-    return await answer(request, await owned(deps(request).jobs, owner(request), request.path_params["id"]))
+    """``GET /jobs/{id}``; of a job that is just about to end, once it did."""
+    return await answer(request, await looked_up(request, request.path_params["id"]))
+
+
+async def looked_up(request: Request, job_id: str) -> Job:
+    """Return the caller's job, for those who look again and again."""
+    d = deps(request)
+    job = await owned(d.jobs, owner(request), job_id)
+    return await settled(job, jobs=d.jobs, events=d.events, estimator=d.estimator)
 
 
 async def answer(request: Request, job: Job) -> Response:

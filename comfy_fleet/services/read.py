@@ -1,14 +1,19 @@
 """Reading jobs: who may see which, and how long one will take."""
 
+import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable
+from statistics import median
 
 from comfy_fleet.domain import estimate
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import Job, JobStatus
-from comfy_fleet.ports import JobStore, NodeRegistry
+from comfy_fleet.ports import Events, JobStore, NodeRegistry
 
+MOMENT_S = 0.2
+"""A job that should end within this time is waited for when somebody asks how it is."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -66,6 +71,18 @@ class Estimator:
             own, await self._jobs.durations("*"), ahead=position - 1, busy=busy, nodes=up
         )
 
+    async def soon(self, job: Job) -> bool:
+        """Tell whether the job should end within a moment, as jobs of its own kind did."""
+        if job.status.terminal or not (own := await self._jobs.durations(job.profile)):
+            return False
+        if job.status is not JobStatus.QUEUED:
+            elapsed = self._clock() - (job.started_at or self._clock())
+            return abs(median(own) - elapsed) <= MOMENT_S  # one that is late may be late for long
+        if self._clock() - job.created_at > MOMENT_S:
+            return False
+        left = await self.seconds(job)
+        return left is not None and left <= MOMENT_S
+
     async def _up_and_busy(self) -> tuple[int, int]:
         at, up, busy = self._seen
         if self._monotonic() - at > 1.0:
@@ -74,3 +91,22 @@ class Estimator:
             busy = sum(s.run is not None for s in states)
             self._seen = (self._monotonic(), up, busy)
         return up, busy
+
+
+async def settled(job: Job, *, jobs: JobStore, events: Events, estimator: Estimator) -> Job:
+    """Return a job as it is, or as it ended if that was a matter of a moment.
+
+    Clients look, sleep, and look again: the official SDK half a second at first. Whoever looks just before
+    the end is told of it now and not at the next look.
+    """
+    if not await estimator.soon(job):
+        return job
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MOMENT_S), events.subscribe(job.id) as stream:
+            now = await jobs.get(job.id)  # it may have ended before anybody listened
+            if now is None or now.status.terminal:
+                return now or job
+            async for event in stream:
+                if event.type == "status" and JobStatus(event.data["status"]).terminal:
+                    break
+    return await jobs.get(job.id) or job

@@ -26,6 +26,7 @@ from scripts.benchmarks.figures import (
     memory,
     restarts,
     scaling,
+    sdk,
     submits,
     thousand,
 )
@@ -33,6 +34,7 @@ from scripts.benchmarks.stage import BenchError, Options
 
 FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "latency": latency.measure,
+    "sdk": sdk.measure,
     "gpus": gpus.measure,
     "scaling": scaling.measure,
     "cpu": cpu.measure,

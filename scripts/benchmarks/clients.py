@@ -1,10 +1,12 @@
 """Clients that submit one prompt and read its bytes, each in the fastest way that its server offers.
 
-All use httpx with connections kept open, so that what differs is the server and not the client.
+Beside them the official SDK, for what a user gets. All use httpx with connections kept open, so that what
+differs is the server and not the client.
 """
 
 import asyncio
 import json
+import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
@@ -13,6 +15,7 @@ from typing import Any, Protocol, Self
 from uuid import uuid4
 
 import httpx
+from comfy_sdk import AsyncComfy
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
@@ -226,6 +229,47 @@ class V2Client(_Http):
             if answer.status_code != 200 or job["status"] in ("failed", "canceled"):
                 raise TripFailed(f"{answer.status_code} {answer.text[:300]}")
             await asyncio.sleep(POLL_S)
+
+
+class SdkClient:
+    """What a user writes: the official SDK, unmodified.
+
+    Args:
+        base: Base URL of the fleet, or of comfy-api-proxy.
+        events: Follow the job's events; else ``run()``, which looks, sleeps and looks again.
+    """
+
+    def __init__(self, base: str, *, events: bool) -> None:
+        self.detours = 0
+        os.environ["COMFY_BASE_URL"] = base  # the only way to tell it; read when it is made
+        self._comfy = AsyncComfy()
+        self._events = events
+
+    async def __aenter__(self) -> Self:
+        await self._comfy.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._comfy.__aexit__(kind, error, trace)
+
+    async def trip(self) -> bytes:
+        """Submit a trivial graph and return the picture's bytes."""
+        workflow = self._comfy.workflows.from_json(trivial_graph())
+        async with asyncio.timeout(TRIP_S):
+            if self._events:
+                job = await self._comfy.submit(workflow)
+                async for _ in job.events():
+                    pass
+                await job.refresh()
+            else:
+                job = await self._comfy.run(workflow)
+            (output,) = job.get_outputs("2")
+            data = await output.to_bytes()
+        if not data.startswith(PNG):
+            raise TripFailed("no picture")
+        return data
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:

@@ -19,7 +19,7 @@ import uvloop
 from redis import Redis
 
 from comfy_fleet.settings import SOURCE
-from scripts.benchmarks.clients import BareClient, Client, LeaseClient, V2Client, trivial_graph
+from scripts.benchmarks.clients import BareClient, Client, LeaseClient, SdkClient, V2Client, trivial_graph
 from scripts.benchmarks.rawhttp import RawConnection
 from scripts.benchmarks.rq_node import QUEUE, picture
 from scripts.benchmarks.stage import BenchError
@@ -37,6 +37,8 @@ def client(spec: Mapping[str, Any]) -> Client:
             return LeaseClient(spec["lease"], spec["direct"])
         case "v2":
             return V2Client(spec["base"], events=spec["events"])
+        case "sdk":
+            return SdkClient(spec["base"], events=spec["events"])
     raise ValueError(f"no client is called {spec['kind']!r}")
 
 
