@@ -14,7 +14,6 @@ node too slow, 5xx, not JSON        ``error``        NodeError
 """
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -27,6 +26,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from comfy_fleet.adapters.comfyui.lenient import decode
 from comfy_fleet.domain.errors import NodeError, OutputGone
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run_messages import (
@@ -135,7 +135,7 @@ class NodeClient:
         if NODE not in response.headers and response.status in (502, 504):
             # HAProxy lost the node in between, or waited for it in vain.
             return PostUnknown(f"the broker answered {response.status}")
-        answer = _decode(response.content)
+        answer = decode(response.content)
         return PostAnswered(
             response.status,
             answer if isinstance(answer, dict) else None,
@@ -280,7 +280,7 @@ class NodeClient:
             return "unreachable"
         if NODE not in response.headers:
             return "node_down" if response.status == 503 else "error"
-        answer = _decode(response.content) if response.status == 200 else None
+        answer = decode(response.content) if response.status == 200 else None
         return answer if isinstance(answer, dict) else "error"
 
     async def _get(self, path: str, node: str) -> _Answer:
@@ -322,7 +322,7 @@ class NodeClient:
             raise NodeError(f"{path} on node {node}: {_words(error)}", details={"node": node}) from error
         if response.status != 200 or NODE not in response.headers:
             raise _refused(node, path, response.status, response.headers)
-        return _decode(response.content)
+        return decode(response.content)
 
 
 class _Form:
@@ -364,17 +364,6 @@ def _quoted(name: str) -> str:
 
 def _holds(rows: list[Any], run: str) -> bool:
     return any(isinstance(row, list) and len(row) > 1 and row[1] == run for row in rows)
-
-
-def _decode(content: bytes) -> Any:
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        return json.loads(content)  # nodes let NaN through, which only this one reads
-    except ValueError:
-        return None
 
 
 def _refused(node: str, path: str, status: int, headers: Mapping[str, str]) -> NodeError:

@@ -4,17 +4,15 @@ HAProxy chooses the node and names it in ``X-Fleet-Node`` of its ``101``, or ref
 """
 
 import contextlib
-import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 from urllib.parse import quote
 
-import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from comfy_fleet.adapters.comfyui.lenient import decode
 from comfy_fleet.domain.frames import frame_of
 from comfy_fleet.domain.run_messages import Binary, Frame
 from comfy_fleet.ports import NoLease
@@ -48,7 +46,7 @@ class WebsocketLease:
                 message = await self._connection.recv()
                 if isinstance(message, bytes):
                     yield Binary(message)
-                elif (frame := frame_of(_decode(message))) is not None:
+                elif (frame := frame_of(decode(message))) is not None:
                     yield frame
         except ConnectionClosed as error:
             self.close_reason = self.close_reason or str(error)
@@ -136,14 +134,3 @@ def _refusal(status: int, refused: str | None) -> NoLease:
     if status == 503 and refused in ("busy", "nodes"):
         return NoLease(why="busy", detail=f"503 {refused}")
     return NoLease(why="error", detail=f"{status} {refused or 'from a node that does not answer'}")
-
-
-def _decode(message: str) -> Any:
-    try:
-        return orjson.loads(message)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        return json.loads(message)  # nodes let NaN through, which only this one reads
-    except ValueError:
-        return None
