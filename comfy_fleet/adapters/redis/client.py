@@ -23,7 +23,7 @@ class _Direct(AbstractConnection):
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
         if check_health:
-            await self.check_health()  # type: ignore[no-untyped-call] # the library left it untyped
+            await self.check_health()  # type: ignore[no-untyped-call]  # the library left it untyped
         patience_s, self.socket_timeout = self.socket_timeout, None
         try:
             async with asyncio.timeout(patience_s):

@@ -74,7 +74,7 @@ class RedisEvents:
         if self._pump:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]  # the library left it untyped
 
     async def _read(self) -> None:
         while True:

@@ -119,7 +119,9 @@ async def _both(options: Options, name: str, what: Trace) -> dict[str, Outcome]:
         async def turn(http: httpx.AsyncClient, what: Trace, arrival: Arrival) -> str:
             return await _in_turn(http, nodes, what, arrival)
 
-        say: Callable[[str], None] = lambda line: options.say(f"{name}: {line}")  # noqa: E731
+        def say(line: str, name: str = name) -> None:
+            options.say(f"{name}: {line}")
+
         robin = await _run(nodes, what, turn, "round-robin", say)
         await sim_reset(nodes)
         fleet = await stage.fleet(nodes, workflows=workflows)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
@@ -61,7 +62,7 @@ async def test_a_gpu_fault_lasts_until_the_node_starts_anew(sim: SimNode, client
     await switch(client, gpu_fault=1)
     for index in range(2):
         await client.post(picture(color=index), str(index))
-        await client.until(lambda index=index: client.finished(str(index)))  # type: ignore[misc]
+        await client.until(partial(client.finished, str(index)))
     errors = client.of("execution_error")
     assert [error["exception_type"] for error in errors] == ["torch.AcceleratorError"] * 2
     assert all(error["exception_message"].startswith("CUDA error: ") for error in errors)
