@@ -127,7 +127,9 @@ async def granted(fleet: Fleet, node: str, pool: str = "default") -> bool:
         return False
 
 
-async def until(what: str, there: Callable[[], Awaitable[bool]], *, within_s: float = 30.0) -> float:
+async def until(
+    what: str, there: Callable[[], Awaitable[bool]], *, within_s: float = 30.0, every_s: float = LOOK_S
+) -> float:
     """Poll until something holds, and return when that was (monotonic seconds).
 
     Raises:
@@ -137,7 +139,7 @@ async def until(what: str, there: Callable[[], Awaitable[bool]], *, within_s: fl
     while not await there():
         if time.monotonic() > deadline:
             raise BenchError(f"waited {within_s:g} s in vain until {what}")
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(every_s)
     return time.monotonic()
 
 

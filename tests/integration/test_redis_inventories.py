@@ -199,3 +199,5 @@ async def test_a_weight_that_nobody_set_follows_the_gpu(stores: Stores) -> None:
         reading = Reading(gpu="cuda:0 NVIDIA H100 80GB HBM3 : native", device="cuda")
         await stores.inventories.save(name, inventory.parse({}), reading)
     assert {node.name: node.weight for node in await stores.nodes.nodes()} == {"auto": 200, "fixed": 7}
+    await stores.nodes.cordon("fixed", reason="fans")
+    assert await stores.nodes.nodes() == [state.node for state in await stores.nodes.states()]

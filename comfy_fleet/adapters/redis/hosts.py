@@ -8,7 +8,7 @@ import orjson
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.codec import to_dict
-from comfy_fleet.adapters.redis.nodes import read_node
+from comfy_fleet.adapters.redis.nodes import MOVING, read_node
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, Conflict, StoreDown
 from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders, Seat, Trash
@@ -20,7 +20,6 @@ SEATED_S = 60
 """How long a node keeps its place on a GPU without a word: longer than its agent's restart takes."""
 FORGET_S = 7 * 86400.0
 _TRIES = 5
-_TOLD = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
 
 
 class RedisHosts:
@@ -71,7 +70,7 @@ class RedisHosts:
             "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks), SEATED_S
         )
         return Orders(
-            nodes=[read_node(raw, dict(zip(_TOLD, live, strict=True))) for raw, *live in nodes],
+            nodes=[read_node(raw, dict(zip(MOVING, live, strict=True))) for raw, *live in nodes],
             explained=frozenset(run.decode() for run in explained),
             clear=frozenset(name.decode() for name in clear),
             delete=list(_trash(trash)),

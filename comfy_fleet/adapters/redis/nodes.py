@@ -18,6 +18,7 @@ from comfy_fleet.domain.speed import speed_of
 from comfy_fleet.domain.weights import default_weight
 
 LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
+MOVING = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")  # what read_node wants to know
 
 
 class RedisNodeRegistry:
@@ -59,7 +60,16 @@ class RedisNodeRegistry:
 
     async def nodes(self) -> Sequence[Node]:
         """Return all nodes by name."""
-        return [state.node for state in await self.states()]
+        static = {name.decode(): raw for name, raw in (await self._redis.hgetall("fleet:nodes")).items()}
+        names = sorted(static)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hmget(f"fleet:node:{name}", *MOVING)
+            rows = await pipe.execute()
+        return [
+            read_node(static[name], {field: value for field, value in zip(MOVING, row, strict=True) if value})
+            for name, row in zip(names, rows, strict=True)
+        ]
 
     async def states(self) -> Sequence[NodeState]:
         """Return all nodes with what is known of them, by name."""

@@ -9,6 +9,7 @@ from uuid import uuid4
 import httpx
 
 from comfy_fleet.bootstrap import open_stores
+from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.settings import SOURCE
 from scripts.benchmarks.hosts import StandInHost
 from scripts.benchmarks.operations import order, until
@@ -121,7 +122,10 @@ async def _all_up(fleet: Fleet, count: int, began: float, options: Options) -> f
 async def _add(fleet: Fleet, urls: list[str], options: Options) -> list[float]:
     """Add nodes one after the other, each awaited by a job; return how long each took."""
     nodes, took = f"{fleet.url}/api/v1/nodes", []
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=30) as http,
+        open_stores(fleet.settings) as stores,
+    ):
         # A job is only taken if a node could run it: this one could, but is drained.
         await order(http, "POST", nodes, {"name": "late-0", "url": urls[0], "pool": LATE})
         await order(http, "POST", f"{nodes}/late-0/drain")
@@ -129,7 +133,7 @@ async def _add(fleet: Fleet, urls: list[str], options: Options) -> list[float]:
         async def read() -> bool:
             return bool((await http.get(f"{nodes}/late-0")).json()["inventory"])
 
-        await until("the drained node is read", read)
+        await until("the drained node is read", read, within_s=60, every_s=1)
         for number, url in enumerate(urls[1:], start=1):
             options.say(f"node {number} of {len(urls) - 1} is added")
             name = f"late-{number}"
@@ -139,12 +143,13 @@ async def _add(fleet: Fleet, urls: list[str], options: Options) -> list[float]:
                 f"{fleet.url}/api/v1/workflows/image_card/jobs",
                 {"params": {"prompt": uuid4().hex}, "pool": LATE},
             )
-            state = f"{fleet.url}/api/v1/jobs/{job.json()['id']}"
+            job_id = str(job.json()["id"])
             at = time.time()
             async with StandInHost(fleet.url, f"late-{number}", {name: url}, pool=LATE):
 
-                async def ended(state: str = state) -> bool:
-                    return bool((await http.get(state)).json()["status"] == "succeeded")
+                async def ended(job_id: str = job_id) -> bool:
+                    found = await stores.jobs.get(job_id)
+                    return found is not None and found.status is JobStatus.SUCCEEDED
 
                 await until(f"the job on {name} succeeds", ended)
                 (account,) = await sim_stats([url])
