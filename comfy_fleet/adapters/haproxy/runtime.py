@@ -43,7 +43,10 @@ class Server:
 
 
 class Runtime:
-    """Orders to one HAProxy process."""
+    """Orders to one HAProxy process.
+
+    Every method raises :class:`BrokerError` if it does not answer, or refuses the order.
+    """
 
     def __init__(self, socket: Path) -> None:
         """Name the control socket; nothing is opened before the first order."""
