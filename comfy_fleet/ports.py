@@ -197,8 +197,19 @@ class NodeRegistry(Protocol):
 class Hosts(Protocol):
     """GPU hosts, as their agents tell of them. Times are Unix seconds."""
 
+    async def admit(self, host: str, instance: str) -> None:
+        """Let one start of an agent speak for a host.
+
+        Raises:
+            Conflict: Another one does.
+        """
+
     async def beat(self, beat: Heartbeat, *, now: float) -> Orders:
-        """Keep a heartbeat and return what its agent has to know."""
+        """Keep a heartbeat and return what its agent has to know.
+
+        Raises:
+            Conflict: Another agent speaks for the host.
+        """
 
     async def join(self, host: str, joining: Joining, *, now: float) -> Node:
         """Register a host's node, or move it; cordon, pool and counts stay.

@@ -51,6 +51,7 @@ class Process:
     """Keeps one ComfyUI running.
 
     Attributes:
+        spec: What is run.
         probe: What it says over HTTP.
         watch: Where it stands.
         used: What it used at the last look.
@@ -81,7 +82,7 @@ class Process:
         self.probe = probe
         self.watch = Watch()
         self.used = Used()
-        self._spec = spec
+        self.spec = spec
         self._limits = limits or Limits()
         self._gpu_busy = gpu_busy
         self._on_change = on_change
@@ -134,7 +135,7 @@ class Process:
 
     async def run(self) -> None:
         """Keep it running until canceled, then end it."""
-        listening = asyncio.create_task(self._pulse.run(), name=f"pulse of {self._spec.name}")
+        listening = asyncio.create_task(self._pulse.run(), name=f"pulse of {self.spec.name}")
         try:
             while True:
                 await self._tick()
@@ -228,9 +229,9 @@ class Process:
         logger.log(
             logging.WARNING if watch.phase is Phase.WAITING else logging.INFO,
             "comfyui process",
-            extra={"node": self._spec.name, "phase": watch.phase.value, "why": watch.why, "pid": self.pid},
+            extra={"node": self.spec.name, "phase": watch.phase.value, "why": watch.why, "pid": self.pid},
         )
         self._on_change()
 
     def _line(self, line: str) -> None:
-        self._log.emit(logging.LogRecord(self._spec.name, logging.INFO, "", 0, line, (), None))
+        self._log.emit(logging.LogRecord(self.spec.name, logging.INFO, "", 0, line, (), None))

@@ -34,7 +34,8 @@ class Supervision:
         gpus: ``all``, or GPUs by index or UUID, and ``cpu``, with commas. What is named twice gets two.
         per_gpu: How many for each time that it is named.
         env: Variables for every one.
-        overrides: More arguments by GPU, as it is named in ``gpus`` or by index.
+        envs: More variables by GPU, as it is named in ``gpus`` or by index.
+        overrides: More arguments by GPU, named likewise.
         limits: When one is restarted.
         simulated: Whether they are stand-ins.
     """
@@ -43,6 +44,7 @@ class Supervision:
     gpus: str = ALL
     per_gpu: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
+    envs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     simulated: bool = False
@@ -97,10 +99,14 @@ class Supervisor:
             join: Makes registrations.
 
         Raises:
-            ConfigError: A GPU is not there.
+            ConfigError: A GPU is not there, or one that runs nothing has arguments or variables of its own.
         """
         wanted = self._wanted
         slots = slots_of(self._host.host, wanted.gpus, gpus, per_gpu=wanted.per_gpu)
+        called = frozenset[str]().union(*(place.called for place in slots.values()))
+        for key in (*wanted.overrides, *wanted.envs):
+            if key not in called:
+                raise ConfigError(f"nothing runs on a GPU {key}; there are: {', '.join(sorted(called))}")
         self._logs.mkdir(parents=True, exist_ok=True)
         self._folder.mkdir(parents=True, exist_ok=True)
         ports = _ports(self._folder / "ports.json", list(slots), self._address)
@@ -110,6 +116,7 @@ class Supervisor:
         wanted = self._wanted
         folder = self._folder / name
         more = [arg for key in place.called for arg in wanted.overrides.get(key, ())]
+        variables = {name: value for key in place.called for name, value in wanted.envs.get(key, {}).items()}
         launch = wanted.checkout.launch(
             port=port, folder=folder, gpu=place.device, address=self._address, args=more
         )
@@ -120,7 +127,7 @@ class Supervisor:
             Spec(
                 name=name,
                 argv=launch.argv,
-                env={**launch.env, **wanted.env},
+                env={**launch.env, **wanted.env, **variables},
                 cwd=launch.cwd,
                 log=self._logs / f"{name}.log",
             ),
@@ -207,14 +214,16 @@ def _labels(gpus: Gpus) -> dict[str, str]:
 
 def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> Place:
     if key == CPU:
-        return Place(label="cpu0", device=None, called=frozenset({CPU}))
+        return Place(label="cpu0", device=None, called=frozenset({CPU, "cpu0"}))
     found = gpus.find(key)
     if found is None and gpus.why is Nvml.OK:
         there = ", ".join(f"{label.removeprefix('gpu')} ({device})" for device, label in labels.items())
         raise ConfigError(f"--gpus: there is no GPU {key}; there are: {there}")
     device = found.uuid or key if found is not None else key  # AMD's too: what the runtime makes of it
     label = labels.get(device, f"gpu{key.lower()}")
-    return Place(label=label, device=device, called=frozenset({key, label, device}))
+    return Place(
+        label=label, device=device, called=frozenset({key, label, label.removeprefix("gpu"), device})
+    )
 
 
 def _ports(path: Path, names: Sequence[str], address: str) -> dict[str, int]:

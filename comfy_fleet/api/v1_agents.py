@@ -95,6 +95,8 @@ async def heartbeat(request: Request, host: str) -> Response:
     check_name("host", host)
     d, body = deps(request), await read(request, HeartbeatBody)
     now = d.clock()
+    if body.join:  # before it moves another agent's nodes
+        await d.hosts.admit(host, body.instance)
     told = await asyncio.gather(*(_join(d.hosts, host, node, now) for node in body.join))
     refused = {node.name: why for node, why in zip(body.join, told, strict=True) if why}
     said = Heartbeat(

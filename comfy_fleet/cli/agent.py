@@ -107,7 +107,11 @@ def agent(
     ] = True,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="K=V", help="A variable for ComfyUI. Repeatable.", rich_help_panel=_RUN),
+        typer.Option(
+            metavar="[GPU:]K=V",
+            help="A variable for ComfyUI, on one GPU or on all. Repeatable.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     override: Annotated[
         list[str] | None,
@@ -251,11 +255,16 @@ def _supervision(
         if not colon or not gpu.strip():
             raise Fail(f"--override {spec!r} is not GPU:ARGS", code=Exit.USAGE)
         overrides[gpu.strip()] = tuple(shlex.split(more))
+    envs: dict[str, dict[str, str]] = {}
+    for name, value in pairs(env, "--env").items():
+        gpu, _, variable = name.rpartition(":")
+        envs.setdefault(gpu.strip(), {})[variable] = value
     return Supervision(
         checkout=Checkout.find(comfyui, python=python, args=args, custom_nodes=custom_nodes),
         gpus=gpus,
         per_gpu=per_gpu,
-        env=pairs(env, "--env"),
+        env=envs.pop("", {}),
+        envs=envs,
         overrides=overrides,
         limits=Limits(
             rss_bytes=None if max_memory is None else int(max_memory * 2**30),

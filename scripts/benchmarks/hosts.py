@@ -21,7 +21,7 @@ import uvloop
 
 from comfy_fleet.agent.link import Answer, Link
 from comfy_fleet.agent.server import Agent
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport
+from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat
 from comfy_fleet.domain.verdict import Verdict, Word
 
 _READY = Verdict(word=Word.READY, weight=100)
@@ -70,7 +70,13 @@ class StandInHost:
             agent=address,
             gpus=[_gpu(index) for index in range(len(self._nodes))],
             nodes=[
-                NodeReport(name=name, word=Word.READY, weight=100, facts=_facts(url))
+                NodeReport(
+                    name=name,
+                    word=Word.READY,
+                    weight=100,
+                    seat=Seat(gpu=f"GPU-{name}", pids=(4242, 4243), own=2**33, used=2**34),
+                    facts=_facts(url),
+                )
                 for name, url in self._nodes.items()
             ],
         )

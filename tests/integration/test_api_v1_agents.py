@@ -35,6 +35,9 @@ async def test_a_heartbeat_registers_nodes_and_gets_orders(
         first = await beat(api, join=[G1], nodes=[REPORT])
         assert first.status_code == 200, first.text
         assert first.json()["joined"] == ["h1-gpu0"]
+        twin = await beat(api, instance="i2", join=[{**G1, "url": "http://127.0.0.1:9999"}])
+        assert (twin.status_code, "speaks for host h1" in twin.text) == (409, True)
+        assert (await api.stores.nodes.get("h1-gpu0")).url == G1["url"]  # type: ignore[union-attr]
         second = await beat(api, join=[{**G1, "name": "other"}])
         assert (second.json()["joined"], list(second.json()["refused"])) == ([], ["other"])
         assert "one ComfyUI is one node" in second.json()["refused"]["other"]

@@ -14,6 +14,7 @@ from comfy_fleet.domain.host import HOST_LABEL, Heartbeat, Joining, NodeReport, 
 from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.node import AGENT_DRAINS, Node
 from comfy_fleet.domain.verdict import Word
+from tests.integration.haproxy_kit import eventually
 from tests.integration.test_redis_stores import claim, submit
 
 BROKEN = JobError(code="node_lost", message="gone")
@@ -65,6 +66,32 @@ async def test_agents_hear_of_each_other_s_nodes_on_one_gpu(stores: Stores, host
     await stores.nodes.remove("h2-gpu0")
     assert (await sits("h1", "GPU-a", 100)).neighbours == {}
     assert await stores.redis.hkeys("fleet:gpu:GPU-a") == [b"h1-gpu0"]
+
+
+async def test_one_agent_speaks_for_a_host_and_another_start_of_it_soon_does(
+    stores: Stores, hosts: RedisHosts
+) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    await beat(hosts)
+    with pytest.raises(Conflict, match="--host"):
+        await hosts.admit("h1", "i2")
+    report = NodeReport(name="h1-gpu0", word=Word.DRAIN, boot="2")
+    with pytest.raises(Conflict, match="speaks for host h1"):
+        await beat(hosts, instance="i2", nodes=[report])
+    assert await hosts.words("h1-gpu0") == ("", "")
+    await beat(hosts)
+    await beat(hosts, "h2", instance="i2")
+
+    async def silent() -> bool:
+        try:
+            await hosts.admit("h1", "i2")
+        except Conflict:
+            return False
+        return True
+
+    await eventually("the next start may speak", silent, within_s=5)
+    with pytest.raises(Conflict):
+        await beat(hosts)
 
 
 async def test_nobody_takes_another_s_name_or_url(stores: Stores, hosts: RedisHosts) -> None:

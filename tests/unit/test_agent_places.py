@@ -1,15 +1,20 @@
 """Which ComfyUIs run where, and under which names."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.agent.host import HostAgent
 from comfy_fleet.agent.judge import CPU, Judge, Seated
-from comfy_fleet.agent.supervisor import Place, places_of, slots_of
+from comfy_fleet.agent.supervisor import Place, Supervision, Supervisor, places_of, slots_of
 from comfy_fleet.cli.agent import beside
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput, ConfigError
 from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml, Process
+from comfy_fleet.domain.host import Joining
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.domain.vram import GIB, Claim, Counted, Device
 
@@ -44,6 +49,29 @@ def test_what_is_named_twice_gets_two_and_names_stay_the_same_for_the_others() -
         "h-cpu0": None,
     }
     assert list(slots_of("h", "1", TWO, per_gpu=2)) == ["h-gpu1-0", "h-gpu1-1"]
+
+
+def test_a_gpu_may_have_arguments_and_variables_of_its_own(tmp_path: Path) -> None:
+    def planned(**more: Any) -> dict[str, Any]:
+        home = tmp_path / "ComfyUI"
+        (home / "comfy").mkdir(parents=True, exist_ok=True)
+        (home / "comfy" / "cli_args.py").write_text("")
+        wanted = Supervision(checkout=Checkout(home=home, python="python3"), **more)
+        supervisor = Supervisor(wanted, HostAgent("h"), address="127.0.0.1", data=tmp_path)
+        join = partial(Joining, agent="127.0.0.1:1")
+        made = supervisor.plan(TWO, lambda *, cleans, **given: join(cleans=cleans, **given))
+        return {member.name: member.process.spec for member in made if member.process}
+
+    specs = planned(
+        env={"A": "all", "B": "all"}, envs={"1": {"B": "one"}}, overrides={"GPU-aa": ["--lowvram"]}
+    )
+    first, second = specs["h-gpu0"], specs["h-gpu1"]
+    assert (first.env["A"], first.env["B"], first.argv[-1]) == ("all", "all", "--lowvram")
+    assert (second.env["A"], second.env["B"]) == ("all", "one")
+    assert "--lowvram" not in second.argv
+    for more in ({"overrides": {"7": ["--lowvram"]}}, {"envs": {"7": {"A": "b"}}}):
+        with pytest.raises(ConfigError, match="GPU 7; there are: 0, 1, GPU-aa, GPU-bb, gpu0, gpu1"):
+            planned(**more)
 
 
 def test_what_is_not_there_is_told_with_what_is() -> None:

@@ -29,12 +29,24 @@ class RedisHosts:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._scripts = Scripts(redis)
 
+    async def admit(self, host: str, instance: str) -> None:
+        """Let one start of an agent speak for a host.
+
+        Raises:
+            Conflict: Another one does.
+        """
+        if not await self._scripts.call("host_admit", host, instance):
+            raise _taken(host)
+
     async def beat(self, beat: Heartbeat, *, now: float) -> Orders:
         """Keep a heartbeat and return what its agent has to know.
 
         Args:
             beat: What the agent said.
             now: Unix seconds.
+
+        Raises:
+            Conflict: Another agent speaks for the host.
         """
         record = {
             "host": beat.host,
@@ -66,9 +78,12 @@ class RedisHosts:
             "leaving": list(beat.leaving),
             "deleted": [str(trash) for trash in beat.deleted],
         }
-        nodes, explained, clear, trash, restart, neighbours = await self._scripts.call(
-            "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks), SEATED_S
+        told = await self._scripts.call(
+            "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks), SEATED_S, beat.instance
         )
+        if told == b"taken":
+            raise _taken(beat.host)
+        nodes, explained, clear, trash, restart, neighbours = told
         return Orders(
             nodes=[read_node(raw, dict(zip(MOVING, live, strict=True))) for raw, *live in nodes],
             explained=frozenset(run.decode() for run in explained),
@@ -156,6 +171,13 @@ class RedisHosts:
         with store_errors():
             live = to_dict(await self._redis.hgetall(f"fleet:node:{node}"))
         return live.get("agent_word", b"").decode(), live.get("agent_why", b"").decode()
+
+
+def _taken(host: str) -> Conflict:
+    return Conflict(
+        f"another agent speaks for host {host}: give each a --host of its own",
+        details={"field": "host", "value": host},
+    )
 
 
 def _seat(raw: bytes, age_s: float) -> Seat:

@@ -1,9 +1,10 @@
 -- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
 --   {central, reports: [{name, word, why, boot, freed, gpu, seat, facts}], seen: [RUN], leaving: [NODE],
---    deleted: [TRASH]}, then the seconds for which a seat is kept
--- Returns {nodes {JSON, cordoned, reason, gpu, device, speed, speeds}, explained runs, nodes that no run needs, trash,
+--    deleted: [TRASH]}, then the seconds for which a seat is kept, and the instance
+-- Returns 'taken' (another agent speaks for the host) or {nodes {JSON, cordoned, reason, gpu, device, speed, speeds}, explained runs, nodes that no run needs, trash,
 --          nodes to be restarted, others' nodes on the same GPUs {name, seat, seconds since}}
 local host, ttl = ARGV[1], ARGV[2]
+if not admitted(host, ARGV[6]) then return 'taken' end
 local beat = cjson.decode(ARGV[4])
 redis.call('SET', 'fleet:host:' .. host, ARGV[3], 'EX', ttl)
 redis.call('ZADD', 'fleet:hosts', num(now()), host)

@@ -23,6 +23,7 @@
 -- fleet:needs:KEY         string  what a placement class needs of a node, as JSON
 -- fleet:oom:PROFILE       string  bytes of the largest card on which it ran out of memory
 -- fleet:hosts             zset    HOST -> last heartbeat;  fleet:host:HOST  string  that heartbeat, for 10 s
+-- fleet:host:HOST:agent   string  which start of an agent speaks for it, for 2.5 s
 -- fleet:host:HOST:nodes   set     nodes that its agent registered
 -- fleet:gpu:UUID          hash    NODE -> when its agent told, and what it holds there, as JSON
 -- fleet:report:NODE       string  what an agent last saw of the node, for 10 s
@@ -40,6 +41,15 @@
 local QUEUE = 'fleet'
 local RQ_QUEUE = 'rq:queue:' .. QUEUE
 local FAR = 32503680000  -- the year 3000: RQ's own clean-up must never end a run of ours
+
+-- Tell whether this start of an agent speaks for its host; another one must have been silent for a while.
+local function admitted(host, instance)
+  local key = 'fleet:host:' .. host .. ':agent'
+  local holder = redis.call('GET', key)
+  if holder and holder ~= instance then return false end
+  redis.call('SET', key, instance, 'PX', 2500)
+  return true
+end
 
 local function now()
   local t = redis.call('TIME')
