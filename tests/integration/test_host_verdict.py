@@ -1,6 +1,7 @@
 """What keeps jobs from a node: foreign memory, work that nobody explains, an agent that died."""
 
 import asyncio
+import logging
 import re
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tests.integration.agent_kit import SOURCE, Host, host_of
 from tests.integration.haproxy_kit import eventually
 from tests.integration.test_redis_stores import claim, submit
 
+logger = logging.getLogger(__name__)  # figures: --log-cli-level=INFO
 SLOW = SimTiming(job_s=30)
 
 
@@ -166,6 +168,7 @@ async def test_a_hung_agent_s_nodes_get_no_lease_within_five_seconds(
                 if await granted(host):
                     last = time.monotonic()
                 await asyncio.sleep(0.05)
+            logger.info("hung agent: the last lease after %.2f s", last - hung_at)
             assert last - hung_at <= 5.0, last - hung_at
             assert (await host.state("g1")).verdict == "drain"
             assert "agent is silent" in (await host.state("g1")).why

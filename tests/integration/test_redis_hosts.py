@@ -94,6 +94,28 @@ async def test_one_agent_speaks_for_a_host_and_another_start_of_it_soon_does(
         await beat(hosts)
 
 
+async def test_a_gpu_fault_has_the_agent_restart_its_node_once(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+
+    async def boots(boot: str) -> Orders:
+        return await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Word.READY, boot=boot)])
+
+    async def breaks() -> None:
+        assert await stores.nodes.strike("h1-gpu0", kind="gpu", limit=1, reason="quarantined")
+
+    await boots("1")
+    await breaks()
+    assert (await boots("1")).restart == {"h1-gpu0"}
+    back = await boots("2")
+    assert (back.restart, back.nodes[0].cordoned) == (frozenset(), False)
+    await breaks()  # and the new process is no better
+    left = await boots("2")
+    assert (left.restart, left.nodes[0].cordoned) == (frozenset(), True)
+    await stores.nodes.uncordon("h1-gpu0")
+    await breaks()
+    assert (await boots("2")).restart == {"h1-gpu0"}
+
+
 async def test_nobody_takes_another_s_name_or_url(stores: Stores, hosts: RedisHosts) -> None:
     await stores.nodes.add(Node(name="hand", url="http://10.0.0.7:8188"))
     await hosts.join("h1", G1, now=1.0)

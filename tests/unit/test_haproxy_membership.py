@@ -14,6 +14,7 @@ from comfy_fleet.adapters.haproxy.membership import (
     Target,
     agent_silent,
     plan,
+    silence_s,
     verdict_of,
 )
 from comfy_fleet.adapters.haproxy.runtime import Server
@@ -150,6 +151,11 @@ def test_verdicts(node: Node, row: dict[str, str], silent: bool, told: tuple[str
 @pytest.mark.parametrize("status", ["", "INI", "L7OK", "* L7OK", "CHECKED", "L7STS"])
 def test_an_agent_that_answers_is_not_silent(status: str) -> None:
     assert agent_silent({"agent_status": status, "agent_desc": "x"}) == ""
+
+
+@pytest.mark.parametrize(("taken", "silent_s"), [("2001", 2.001), ("0", 0.0), ("", 0.0), (None, 0.0)])
+def test_a_check_that_timed_out_was_silent_all_the_while(taken: str | None, silent_s: float) -> None:
+    assert silence_s({} if taken is None else {"agent_duration": taken}) == silent_s
 
 
 @pytest.mark.parametrize("status", ["L4CON", "* L4CON", "L4TOUT", "L7TOUT", "L7RSP", "SOCKERR"])

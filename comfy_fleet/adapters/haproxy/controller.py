@@ -34,6 +34,7 @@ from comfy_fleet.adapters.haproxy.membership import (
     Target,
     agent_silent,
     plan,
+    silence_s,
     verdict_of,
 )
 from comfy_fleet.adapters.haproxy.process import HAProxy, only_one
@@ -348,7 +349,8 @@ class Controller:
             if not agent_silent(row):
                 seen.silent_since = None
             else:
-                seen.silent_since = now if seen.silent_since is None else seen.silent_since
+                if seen.silent_since is None:
+                    seen.silent_since = now - silence_s(row)
                 doubt.add(entry.agent_host)
             if row.get("status", "").startswith("DOWN"):
                 doubt.add(entry.host)

@@ -143,6 +143,15 @@ def agent_silent(row: Mapping[str, str]) -> str:
     return f"{reason}: {row['last_agt']}" if row.get("last_agt") else reason
 
 
+def silence_s(row: Mapping[str, str]) -> float:
+    """Return how long the agent's last check had waited when it ended, from a ``show stat`` row.
+
+    A process that is gone refuses at once. One that hangs has been silent for the check's whole timeout.
+    """
+    taken_ms = row.get("agent_duration", "")
+    return int(taken_ms) / 1000 if taken_ms.isdecimal() else 0.0
+
+
 def verdict_of(node: Node, row: Mapping[str, str], *, silent: bool) -> tuple[str, str]:
     """Say in the fleet's words what HAProxy thinks of a node.
 

@@ -189,7 +189,7 @@ class RedisNodeRegistry:
             raise _unknown(name)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(f"fleet:node:{name}", mapping={"cordoned": int(cordoned), "cordon_reason": reason})
-            pipe.hdel(f"fleet:node:{name}", "quarantined", "strikes_oom", "strikes_gpu")
+            pipe.hdel(f"fleet:node:{name}", "quarantined", "strikes_oom", "strikes_gpu", "renewed")
             pipe.publish(WAKE, "nodes")
             await pipe.execute()
         return replace(node, cordoned=cordoned, cordon_reason=reason)

@@ -241,7 +241,7 @@ local function end_job(id, status, err, result, at)
   if f[4] and redis.call('HEXISTS', 'fleet:nodes', f[4]) == 1 then
     local node = 'fleet:node:' .. f[4]
     redis.call('HINCRBY', node, status, 1)
-    if status == 'succeeded' then redis.call('HDEL', node, 'strikes_oom', 'strikes_gpu') end
+    if status == 'succeeded' then redis.call('HDEL', node, 'strikes_oom', 'strikes_gpu', 'renewed') end
     if status == 'failed' then note_error(f[4], id, err, at) end
   end
   discard(id, at)

@@ -7,5 +7,9 @@ if kind == 'oom' then unloaded(node) end  -- ComfyUI does that by itself
 local count = redis.call('HINCRBY', key, 'strikes_' .. kind, 1)
 if count < limit or redis.call('HGET', key, 'cordoned') == '1' then return count end
 redis.call('HSET', key, 'cordoned', 1, 'cordon_reason', ARGV[4], 'quarantined', 1)
+-- Only a new process cures a GPU fault. The node's agent starts one, unless the last one was no better.
+if kind == 'gpu' and redis.call('HEXISTS', key, 'host') == 1 and redis.call('HEXISTS', key, 'renewed') == 0 then
+  redis.call('HSET', key, 'restart', 1, 'renewed', 1)
+end
 redis.call('PUBLISH', 'fleet:wake', 'nodes')
 return -count
