@@ -135,6 +135,9 @@ class NodeRegistry(Protocol):
     async def states(self) -> Sequence[NodeState]:
         """Return all nodes with verdicts and leases."""
 
+    async def state(self, name: str) -> NodeState | None:
+        """Return a node with verdict and lease, or None."""
+
     async def cordon(self, name: str, *, reason: str) -> Node:
         """Keep new jobs away. Raises NotFound."""
 

@@ -116,6 +116,7 @@ async def drain_node(request: Request, name: str) -> Response:
     body = await read(request, DrainBody) if has_body else DrainBody()
     nodes = deps(request).nodes
     await nodes.cordon(_name(name), reason=body.reason)
+    await deps(request).inventories.look()  # jobs that wait for it say so from now on
     if body.requeue:
         asked = await nodes.release(name)
         logger.info("jobs given back", extra={"node": name, "runs": len(asked)})
@@ -127,6 +128,7 @@ async def resume_node(request: Request, name: str) -> Response:
     """Jobs may come again; ends a quarantine, too."""
     admin(request)
     await deps(request).nodes.uncordon(_name(name))
+    await deps(request).inventories.look()
     return json_response(state(await _state(request, name)))
 
 
@@ -237,10 +239,10 @@ async def detail(request: Request, value: NodeState) -> dict[str, Any]:
 
 async def _state(request: Request, name: str) -> NodeState:
     wanted = _name(name)
-    found = [s for s in await deps(request).nodes.states() if s.node.name == wanted]
-    if not found:
+    found = await deps(request).nodes.state(wanted)
+    if found is None:
         raise NotFound(f"no node {wanted!r}")
-    return found[0]
+    return found
 
 
 def _name(name: str) -> str:

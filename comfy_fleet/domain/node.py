@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import urlsplit
 
 from comfy_fleet.domain.errors import BadInput
@@ -72,7 +73,7 @@ class Node:
         """How much work it gets beside others while it is idle: its weight at its measured speed."""
         return self.weight * (self.pace or 1.0)
 
-    @property
+    @cached_property
     def address(self) -> tuple[str, int]:
         """Host and port.
 
@@ -81,7 +82,7 @@ class Node:
         """
         return parse_url(self.url)
 
-    @property
+    @cached_property
     def agent_address(self) -> tuple[str, int] | None:
         """Host and port of its own agent; None for the central one.
 

@@ -44,18 +44,13 @@ def told(reasons: Mapping[str, Sequence[str]]) -> str:
 
 
 def _out(state: NodeState) -> str:
-    node = state.node
-    if state.verdict == "down":
-        word = "down"
-    elif node.cordoned:
-        return (
-            f"node {node.name} is drained: {node.cordon_reason}"
-            if node.cordon_reason
-            else (f"node {node.name} is drained")
-        )
-    else:
+    node, said = state.node, []
+    if node.cordoned:  # it keeps jobs away even once the node is back: so it is told first
+        said.append(f"drained: {node.cordon_reason}" if node.cordon_reason else "drained")
+    if state.verdict == "down" or not node.cordoned:
         word = {"drain": "drained", "new": "new"}.get(state.verdict, state.verdict)
-    return f"node {node.name} is {word}: {state.why}" if state.why else f"node {node.name} is {word}"
+        said.append(f"{word}: {state.why}" if state.why else word)
+    return f"node {node.name} is {', and '.join(said)}"
 
 
 def _joined(parts: Sequence[str]) -> str:

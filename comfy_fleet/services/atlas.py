@@ -22,6 +22,11 @@ UNREAD_S = 10.0
 class Atlas:
     """Who can run what.
 
+    Attributes:
+        states: The nodes by name.
+        candidates: The same, as eligibility sees them.
+        unread: Nodes that were just added: they get no job before it is known what they have.
+
     Args:
         registry: Which nodes there are.
         store: What they have.
@@ -41,7 +46,9 @@ class Atlas:
         self._pools: Mapping[str, frozenset[str]] = {}
         self._seen: object = None
         self._clock = clock
-        self._unread: frozenset[str] = frozenset()
+        self._looks = 0
+        self._shown = 0
+        self.unread: frozenset[str] = frozenset()
 
     @property
     def inventories(self) -> Sequence[Inventory]:
@@ -54,13 +61,18 @@ class Atlas:
         return self._pools
 
     async def look(self) -> None:
-        """Read the registry, and inventories that are new."""
+        """Read the registry, and inventories that are new; nothing older than this call is shown after it."""
+        self._looks += 1
+        look = self._looks
         states = await self._registry.states()
         digests: dict[str, Inventory] = {}
         for digest in {state.reading.inventory for state in states} - {""}:
             found = self._digests.get(digest) or await self._store.load(digest)
             if found is not None:
                 digests[digest] = found
+        if look < self._shown:  # another look began later and was faster
+            return
+        self._shown = look
         self.states = {state.node.name: state for state in states}
         self._digests = digests
         seen = []
@@ -74,9 +86,9 @@ class Atlas:
             for state in states
             if digests and not state.reading.inventory and state.node.added_at > young
         )
-        if seen == self._seen and unread == self._unread:
+        if seen == self._seen and unread == self.unread:
             return
-        self._seen, self._unread = seen, unread
+        self._seen, self.unread = seen, unread
         self._able.clear()
         self.candidates = [
             Candidate(
@@ -117,7 +129,7 @@ class Atlas:
             needs = self.needs(placement)
             if needs is None:
                 return frozenset()
-            found = eligibility.able(placement, needs, self.candidates) - self._unread
+            found = eligibility.able(placement, needs, self.candidates) - self.unread
             self._able[placement] = found
         return found
 

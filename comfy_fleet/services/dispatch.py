@@ -380,7 +380,13 @@ class Dispatcher:
 
     async def _seek_one(self, placement: Placement) -> bool:
         await self._atlas.learn([placement])
-        pools = [pool for pool in self._atlas.pools_of(placement) if self._atlas.able_in(placement, pool)]
+        atlas = self._atlas
+        if any(
+            atlas.pools.get(pool, frozenset()) & atlas.unread and not atlas.able_in(placement, pool)
+            for pool in atlas.pools_of(placement)
+        ):
+            await atlas.look()  # before a pool is passed over: its nodes may have been read just now
+        pools = [pool for pool in atlas.pools_of(placement) if atlas.able_in(placement, pool)]
         if not pools:
             return False
         turn = object()

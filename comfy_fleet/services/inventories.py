@@ -25,6 +25,7 @@ from comfy_fleet.services.refresh import Keeper, NodeInfo
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # nodes that a refusal explains
+_RECENT_S = 1.0  # whether a node is busy is not announced
 _KEEP_NEEDS_S = 3600.0  # needs are written again that often, so that they outlive every job
 
 
@@ -72,13 +73,15 @@ class NodeInventories:
             try:
                 async with aclosing(self._registry.changes()) as changes:
                     async for _ in changes:
-                        await self._look()
+                        await self.look()
             except Exception as error:  # noqa: BLE001 - Redis away: what is known is good enough
                 logger.warning("node registry unreachable", extra={"error": str(error)})
                 await asyncio.sleep(1)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Read the registry now."""
         await self._atlas.look()
+        self._states = float("-inf"), ()  # who asks next sees what this look was for
         known = self._atlas.inventories
         if known != self._uploads_of:
             uploads: dict[str, frozenset[str]] = {}
@@ -90,7 +93,7 @@ class NodeInventories:
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
         if not self._atlas.states:
-            await self._look()
+            await self.look()
         return bool(self._atlas.states)
 
     def simulated(self, name: str | None) -> bool:
@@ -181,7 +184,7 @@ class NodeInventories:
         self._asked.update(dict.fromkeys(old, now))
         if old:
             await self.keeper.refresh(old, patience_s=self._patience_s)
-            await self._look()
+            await self.look()
 
     async def _keep(self, needs: Needs) -> None:
         now = self._clock()
@@ -222,8 +225,8 @@ class NodeInventories:
         """Say what a queued job waits for; None if it does not, or if a node is free for it."""
         if job.status is not JobStatus.QUEUED:
             return None
-        await self._atlas.learn([job.placement])
         states = await self._recent()
+        await self._atlas.learn([job.placement])
         able = self._atlas.able(job.placement)
         needs = self._atlas.needs(job.placement) or Needs()
         reasons = (
@@ -237,10 +240,14 @@ class NodeInventories:
         return waiting.waiting_for(able, states, reasons)
 
     async def _recent(self) -> Sequence[NodeState]:
-        at, states = self._states
-        if self._clock() - at > 1.0:
-            states = await self._registry.states()
-            self._states = (self._clock(), states)
+        """Return the nodes as they were a second ago or later; what is announced is there at once."""
+        known = self._states
+        if self._clock() - known[0] <= _RECENT_S:
+            return known[1]
+        at = self._clock()
+        states = await self._registry.states()
+        if self._states is known:  # nothing was announced meanwhile
+            self._states = at, states
         return states
 
     # -- for operators --------------------------------------------------------------------------------
@@ -248,12 +255,12 @@ class NodeInventories:
     async def refresh(self, name: str) -> bool:
         """Ask a node now; False if it did not answer in time."""
         answered = await self.keeper.refresh([name], patience_s=15.0)
-        await self._look()
+        await self.look()
         return name in answered
 
     async def inventories(self) -> Mapping[str, Candidate]:
         """Return every node with what it has, as it is now."""
-        await self._look()
+        await self.look()
         return {candidate.node.name: candidate for candidate in self._atlas.candidates}
 
 

@@ -161,4 +161,5 @@ class Keeper:
         return False
 
     async def _read_at(self, name: str) -> float | None:
-        return next((s.reading.read_at for s in await self._registry.states() if s.node.name == name), None)
+        state = await self._registry.state(name)
+        return None if state is None else state.reading.read_at

@@ -137,12 +137,17 @@ async def test_show_refresh_and_diff(redis_port: int, tmp_path: Path) -> None:
 
 async def test_a_waiting_job_says_what_it_waits_for(redis_port: int, tmp_path: Path) -> None:
     async with operated(redis_port, tmp_path, "g1") as world:
-        await world.cli("node", "drain", "g1", "--reason", "new driver")
+        drained = await world.cli("node", "drain", "g1", "--reason", "new driver")
+        assert drained.exit_code == 0, drained.output
         sent = await world.client.post("/api/v2/jobs", json={"workflow": picture(5)})
         assert sent.status_code == 201
         for face in ("v1", "v2"):
-            job = (await world.client.get(f"/api/{face}/jobs/{sent.json()['id']}")).json()
+            url = f"/api/{face}/jobs/{sent.json()['id']}"
+            job = (await world.client.get(url)).json()
             assert (job["status"], job["waiting_for"]) == ("queued", "node g1 is drained: new driver")
+        await world.client.post("/api/v1/nodes/g1/drain", json={"reason": "new fans"})
+        job = (await world.client.get(url)).json()  # at once, though the nodes were looked at just now
+        assert job["waiting_for"] == "node g1 is drained: new fans"
         await world.cli("node", "resume", "g1")
         ended = await world.fleet.ended(sent.json()["id"])
         assert ended.status is JobStatus.SUCCEEDED

@@ -100,7 +100,7 @@ async def inventories(world: World) -> AsyncIterator[NodeInventories]:
     async with asyncio.timeout(5):
         while made.keeper._asking or len(world.asked) < len(world.answers):
             await asyncio.sleep(0.001)
-    await made._look()
+    await made.look()
     try:
         yield made
     finally:
@@ -136,7 +136,7 @@ async def test_a_node_that_joins_later_takes_what_waits() -> None:
         assert await able(known, placement) == {"a"}
         world.answers |= {"new": ALL, "odd": classes("Odd")}
         await known.keeper.refresh(["new", "odd"], patience_s=5)
-        await known._look()
+        await known.look()
         assert await able(known, placement) == {"a", "new"}
 
 

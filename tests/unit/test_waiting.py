@@ -29,6 +29,10 @@ def test_drained_nodes_tell_why() -> None:
     assert waiting_for({"gpu-3"}, [drained], {}) == "node gpu-3 is drained: maintenance"
     by_agent = state("gpu-4", "drain", why="a foreign process holds 10 GiB")
     assert waiting_for({"gpu-4"}, [by_agent], {}) == ("node gpu-4 is drained: a foreign process holds 10 GiB")
+    gone = state("gpu-6", "down", why="connection refused", cordoned=True, cordon_reason="new driver")
+    assert waiting_for({"gpu-6"}, [gone], {}) == (
+        "node gpu-6 is drained: new driver, and down: connection refused"
+    )
     just_now = state("gpu-5", "up", cordoned=True)
     assert waiting_for({"gpu-5"}, [just_now], {}) == "node gpu-5 is drained"
 

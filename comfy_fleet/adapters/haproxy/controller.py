@@ -244,8 +244,10 @@ class Controller:
             )
             try:
                 return await asyncio.shield(writing)
-            finally:  # a thread can't be stopped: the next controller must not find it at work on the folder
-                await asyncio.wait({writing})
+            except asyncio.CancelledError:
+                # A thread can't be stopped: the next controller must not find it at work on the folder.
+                await asyncio.gather(writing, return_exceptions=True)
+                raise
 
     def _place(self) -> None:
         """Give every pool that has nodes a backend."""

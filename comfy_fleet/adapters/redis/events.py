@@ -27,7 +27,7 @@ class RedisEvents:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._queues: dict[str, set[asyncio.Queue[bytes]]] = defaultdict(set)
+        self._queues: dict[str, dict[asyncio.Queue[bytes], bytes | None]] = defaultdict(dict)
         self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
         self._pump: asyncio.Task[None] | None = None
         self._confirmed: dict[str, asyncio.Event] = {}
@@ -35,11 +35,19 @@ class RedisEvents:
         self._connecting = asyncio.Lock()  # two first subscriptions at once would open two connections
 
     @contextlib.asynccontextmanager
-    async def channel(self, name: str, *, size: int = 256) -> AsyncIterator[asyncio.Queue[bytes]]:
-        """Subscribe to a channel; the subscription is in force when the block begins."""
+    async def channel(
+        self, name: str, *, size: int = 256, only: bytes | None = None
+    ) -> AsyncIterator[asyncio.Queue[bytes]]:
+        """Subscribe to a channel; the subscription is in force when the block begins.
+
+        Args:
+            name: The channel.
+            size: Messages that wait for a slow reader.
+            only: The one message that is wanted: no flood of others can push it out.
+        """
         queue: asyncio.Queue[bytes] = asyncio.Queue(size)
         readers = self._queues[name]
-        readers.add(queue)
+        readers[queue] = only
         try:
             if name not in self._confirmed:
                 self._confirmed[name] = asyncio.Event()
@@ -54,7 +62,7 @@ class RedisEvents:
                     await self._confirmed[name].wait()
             yield queue
         finally:
-            readers.discard(queue)
+            readers.pop(queue, None)
             if not readers and self._queues.get(name) is readers:
                 del self._queues[name]
                 self._confirmed.pop(name, None)
@@ -99,7 +107,9 @@ class RedisEvents:
                 if event := self._confirmed.get(name):
                     event.set()
             elif message["type"] == "message":
-                for queue in tuple(self._queues.get(name, ())):
+                for queue, only in tuple(self._queues.get(name, {}).items()):
+                    if only is not None and message["data"] != only:
+                        continue
                     if queue.full():
                         queue.get_nowait()
                     queue.put_nowait(message["data"])

@@ -85,7 +85,7 @@ class RedisHosts:
             raise _taken(beat.host)
         nodes, explained, clear, trash, restart, neighbours = told
         return Orders(
-            nodes=[read_node(raw, dict(zip(MOVING, live, strict=True))) for raw, *live in nodes],
+            nodes=[_told(raw, live) for raw, *live in nodes],
             explained=frozenset(run.decode() for run in explained),
             clear=frozenset(name.decode() for name in clear),
             delete=list(_trash(trash)),
@@ -183,6 +183,10 @@ def _taken(host: str) -> Conflict:
 def _seat(raw: bytes, age_s: float) -> Seat:
     kept = orjson.loads(raw)
     return Seat(**{**kept, "pids": tuple(kept["pids"]), "age_s": kept["age_s"] + age_s})
+
+
+def _told(raw: bytes, live: Sequence[bytes]) -> Node:
+    return read_node(raw, dict(zip(MOVING, map(bytes.decode, live), strict=True)))
 
 
 def _trash(rows: Sequence[bytes]) -> Sequence[Trash]:

@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.codec import to_dict
 from comfy_fleet.adapters.redis.events import WAKE, RedisEvents
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import Conflict, NotFound
@@ -18,7 +17,11 @@ from comfy_fleet.domain.speed import speed_of
 from comfy_fleet.domain.weights import default_weight
 
 LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
-MOVING = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")  # what read_node wants to know
+MOVING = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
+"""What :func:`read_node` wants to know of what changes about a node."""
+LONGEST_PAUSE_S = 0.25  # between two looks at a registry that changes all the time
+Row = list[Any]
+"""What ``node_states.lua`` tells of one node."""
 
 
 class RedisNodeRegistry:
@@ -28,6 +31,7 @@ class RedisNodeRegistry:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._events = events
         self._scripts = Scripts(redis)
+        self._memo: dict[str, tuple[Row, NodeState]] = {}
 
     async def add(self, node: Node) -> Node:
         """Register a node; raises Conflict if its name or URL is taken."""
@@ -53,69 +57,57 @@ class RedisNodeRegistry:
 
     async def get(self, name: str) -> Node | None:
         """Return a node, or None."""
-        raw = await self._redis.hget("fleet:nodes", name)
-        if raw is None:
-            return None
-        return read_node(raw, to_dict(await self._redis.hgetall(f"fleet:node:{name}")))
+        state = await self.state(name)
+        return None if state is None else state.node
 
     async def nodes(self) -> Sequence[Node]:
         """Return all nodes by name."""
-        static = {name.decode(): raw for name, raw in (await self._redis.hgetall("fleet:nodes")).items()}
-        names = sorted(static)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hmget(f"fleet:node:{name}", *MOVING)
-            rows = await pipe.execute()
-        return [
-            read_node(static[name], {field: value for field, value in zip(MOVING, row, strict=True) if value})
-            for name, row in zip(names, rows, strict=True)
-        ]
+        return [state.node for state in await self.states()]
+
+    async def state(self, name: str) -> NodeState | None:
+        """Return a node with what is known of it, or None."""
+        rows = _rows(await self._scripts.call("node_states", name))
+        return self._read(rows[0]) if rows else None
 
     async def states(self) -> Sequence[NodeState]:
         """Return all nodes with what is known of them, by name."""
-        static = {name.decode(): raw for name, raw in (await self._redis.hgetall("fleet:nodes")).items()}
-        names = sorted(static)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hgetall(f"fleet:node:{name}")
-                pipe.get(f"fleet:lease:{name}")
-                pipe.smembers(f"fleet:node:{name}:runs")
-            raw = await pipe.execute()
-        leases = [lease.decode() if lease else None for lease in raw[1::3]]
-        needed = [sorted(run.decode() for run in runs) for runs in raw[2::3]]
-        work = await self._work([run for runs in needed for run in runs])
-        states = []
-        for name, live_raw, run, runs in zip(names, raw[::3], leases, needed, strict=True):
-            live = to_dict(live_raw)
-            found = tuple(work[run] for run in runs if run in work)
-            states.append(
-                NodeState(
-                    node=read_node(static[name], live),
-                    verdict=live.get("verdict", b"new").decode(),
-                    why=_why(live),
-                    run=run,
-                    job=work[run].job if run in work else None,
-                    done=int(live.get("succeeded", 0)),
-                    failed=int(live.get("failed", 0)),
-                    work=found,
-                    quarantined=live.get("quarantined") == b"1",
-                    reading=_reading(live),
-                )
-            )
+        rows = sorted(_rows(await self._scripts.call("node_states")), key=_name)
+        states = [self._read(row) for row in rows]
+        if len(self._memo) > len(rows):
+            self._memo = {row[0]: self._memo[row[0]] for row in rows}
         return states
 
-    async def _work(self, runs: Sequence[str]) -> dict[str | None, Work]:
-        if not runs:
-            return {}
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for run in runs:
-                pipe.hmget(f"fleet:run:{run}", "job", "phase")
-            rows = await pipe.execute()
-        return {
-            run: Work(run=run, job=job.decode(), phase=(phase or b"claimed").decode())
-            for run, (job, phase) in zip(runs, rows, strict=True)
-            if job
-        }
+    def _read(self, row: Row) -> NodeState:
+        """Return a row's node; the same object again if nothing has changed about it."""
+        had = self._memo.get(row[0])
+        if had is not None and had[0] == row:
+            return had[1]
+        name, record, pairs, lease, works = row[0], row[1], row[2] or [], row[3], row[4] or []
+        live = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        work = tuple(
+            sorted(
+                (
+                    Work(run=run, job=job, phase=phase)
+                    for run, job, phase in zip(works[::3], works[1::3], works[2::3], strict=True)
+                ),
+                key=lambda one: one.run,
+            )
+        )
+        run = lease or None
+        state = NodeState(
+            node=read_node(record, live),
+            verdict=live.get("verdict", "new"),
+            why=_why(live),
+            run=run,
+            job=next((one.job for one in work if one.run == run), None),
+            done=int(live.get("succeeded", 0)),
+            failed=int(live.get("failed", 0)),
+            work=work,
+            quarantined=live.get("quarantined") == "1",
+            reading=_reading(live),
+        )
+        self._memo[name] = row, state
+        return state
 
     async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
         """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
@@ -210,57 +202,69 @@ class RedisNodeRegistry:
         await self._scripts.call("report_node", name, verdict, why)
 
     async def changes(self) -> AsyncGenerator[None, None]:
-        """Yield at once, whenever the registry changed, and every few seconds."""
-        async with self._events.channel(WAKE) as queue:
-            yield
+        """Yield at once, whenever the registry changed, and every few seconds.
+
+        A thousand nodes that join are a few changes: who takes long to look at one gets the next one after a
+        pause, so that looking takes no more than a tenth of its time, and little of Redis'.
+        """
+        clock = asyncio.get_running_loop().time
+        async with self._events.channel(WAKE, size=1, only=b"nodes") as queue:
             while True:
+                began = clock()
+                yield
+                due = (done := clock()) + min(9 * (done - began), LONGEST_PAUSE_S)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_AGAIN_S):
-                        while await queue.get() != b"nodes":
-                            pass
-                while not queue.empty():  # a thousand nodes that join are a few changes
+                        await queue.get()
+                await asyncio.sleep(due - clock())
+                if not queue.empty():
                     queue.get_nowait()
-                yield
 
 
-def read_node(raw: bytes, live: Mapping[str, bytes]) -> Node:
+def read_node(raw: bytes | str, live: Mapping[str, str]) -> Node:
     """Return a node from its record and what changes about it."""
     static = orjson.loads(raw)
     if static.get("weight_by_gpu") and live.get("gpu"):
-        static["weight"] = default_weight(live["gpu"].decode(), live.get("device", b"").decode())
+        static["weight"] = default_weight(live["gpu"], live.get("device", ""))
     return Node(
         **static,
-        cordoned=live.get("cordoned") == b"1",
-        cordon_reason=live.get("cordon_reason", b"").decode(),
+        cordoned=live.get("cordoned") == "1",
+        cordon_reason=live.get("cordon_reason", ""),
         speed=speed_of(float(live.get("speed") or 0), int(live.get("speeds") or 0)),
     )
 
 
-def _reading(live: Mapping[str, bytes]) -> Reading:
-    def text(field: str) -> str:
-        return live.get(field, b"").decode()
+def _rows(answer: bytes) -> list[Row]:
+    rows: list[Row] = orjson.loads(answer)
+    return rows or []  # Lua writes an empty list as an empty object
 
+
+def _name(row: Row) -> str:
+    return str(row[0])
+
+
+def _reading(live: Mapping[str, str]) -> Reading:
     return Reading(
-        inventory=text("inventory"),
-        comfyui=text("comfyui"),
-        pytorch=text("pytorch"),
-        python=text("python"),
-        gpu=text("gpu"),
-        device=text("device"),
+        inventory=live.get("inventory", ""),
+        comfyui=live.get("comfyui", ""),
+        pytorch=live.get("pytorch", ""),
+        python=live.get("python", ""),
+        gpu=live.get("gpu", ""),
+        device=live.get("device", ""),
         vram_bytes=int(live.get("vram", 0)),
         read_at=float(live.get("read", 0)),
         changed_at=float(live.get("changed", 0)),
-        wanted=live.get("wanted") == b"1",
+        wanted=live.get("wanted") == "1",
         starts=int(live.get("starts", 0)),
     )
 
 
-def _why(live: Mapping[str, bytes]) -> str:
+def _why(live: Mapping[str, str]) -> str:
     """Return why a node gets no jobs; if HAProxy only knows that its agent said so, the agent knows why."""
-    why = live.get("why", b"").decode()
-    if why != AGENT_DRAINS or live.get("agent_word") not in (b"drain", b"down"):
+    why = live.get("why", "")
+    if why != AGENT_DRAINS or live.get("agent_word") not in ("drain", "down"):
         return why
-    return live.get("agent_why", b"").decode() or why
+    return live.get("agent_why") or why
 
 
 def _unknown(name: str) -> NotFound:

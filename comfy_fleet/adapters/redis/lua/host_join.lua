@@ -6,18 +6,19 @@ local key = 'fleet:node:' .. node
 local had = redis.call('HGET', 'fleet:nodes', node)
 if had and redis.call('HGET', key, 'host') ~= host then return 'owner' end
 if (had or '') ~= ARGV[7] then return 'changed' end
-for _, name in ipairs(redis.call('HKEYS', 'fleet:nodes')) do
-  if name ~= node and redis.call('HGET', 'fleet:node:' .. name, 'url') == url then return 'url ' .. name end
-end
+local other = redis.call('HGET', 'fleet:urls', url)
+if other and other ~= node then return 'url ' .. other end
 redis.call('SADD', 'fleet:host:' .. host .. ':nodes', node)
 redis.call('HSET', key, 'host', host, 'cleans', ARGV[6])
 if had == ARGV[5] then return 'same' end
 if had then
-  local pool = redis.call('HGET', key, 'pool')
-  if pool then redis.call('SREM', 'fleet:pool:' .. pool, node) end
+  local was = redis.call('HMGET', key, 'pool', 'url')
+  if was[1] then redis.call('SREM', 'fleet:pool:' .. was[1], node) end
+  if was[2] then redis.call('HDEL', 'fleet:urls', was[2]) end
 else
   redis.call('HSET', key, 'cordoned', 0)
 end
+redis.call('HSET', 'fleet:urls', url, node)
 redis.call('HSET', 'fleet:nodes', node, ARGV[5])
 redis.call('HSET', key, 'url', url, 'pool', ARGV[4])
 redis.call('SADD', 'fleet:pool:' .. ARGV[4], node)

@@ -7,8 +7,9 @@ for _, run in ipairs(redis.call('SMEMBERS', runs)) do
 end
 local run = redis.call('GET', 'fleet:lease:' .. node) or redis.call('SRANDMEMBER', runs)
 if run and ARGV[2] ~= '1' then return run end
-local pool = redis.call('HGET', 'fleet:node:' .. node, 'pool')
-local digest = redis.call('HGET', 'fleet:node:' .. node, 'inventory')
+local had = redis.call('HMGET', 'fleet:node:' .. node, 'pool', 'inventory', 'url')
+local pool, digest = had[1], had[2]
+if had[3] then redis.call('HDEL', 'fleet:urls', had[3]) end
 if digest then forget_inventory(digest, node) end
 redis.call('DEL', 'fleet:node:' .. node .. ':errors')
 unloaded(node)
