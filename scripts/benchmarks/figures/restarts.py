@@ -18,11 +18,10 @@ from comfy_fleet.cli.up import ports
 from scripts.benchmarks import standin_comfyui
 from scripts.benchmarks.operations import all_ended, audit, granted, kill, order, until
 from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Options, Stage, bounded
+from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
 from scripts.benchmarks.stats import Spread, median
 
 KILLS = 4
-STARTS = 3
 EXTRA_S = 2.0  # beyond its own start-up
 ELSEWHERE_S = 2.0
 START_S, JOB_S = 2.0, 1.5  # of the stand-in
@@ -52,44 +51,36 @@ async def measure(options: Options) -> Result:
             await fleet.until_up(len(NODES))
             checkout = Checkout.find(home, python=python, custom_nodes=False)
             starts = []
-            for number in range(STARTS):
-                options.say(f"start {number + 1} of {STARTS} by hand")
-                starts.append(await _start(checkout, stage.folder / f"by-hand-{number}", http))
             for number in range(kills):
-                options.say(f"kill {number + 1} of {kills}")
+                options.say(f"start {number + 1} of {kills} by hand")
+                starts.append(await _start(checkout, stage.folder / f"by-hand-{number}", http))
+                options.say(f"kill {number + 1} of {kills} of an idle one")
+                back.append(await _kill_idle(fleet, stores, NODES[number % len(NODES)]))
+                await fleet.until_up(len(NODES))
+            for number in range(kills):
+                options.say(f"kill {number + 1} of {kills} of one that computes")
                 answer = await order(http, "POST", f"{fleet.url}/api/v2/jobs", {"workflow": _graph()})
                 ids.append(answer.json()["id"])
-                first = await _computes(http, stores, ids[-1], but=None)
-                pid = (await stores.hosts.report(first) or {}).get("pid")
-                if pid is None:
-                    raise BenchError(f"the agent does not say which process {first} is")
-                kill(int(pid))
-                killed_at = time.monotonic()
-                await _computes(http, stores, ids[-1], but=first)
-                elsewhere.append(time.monotonic() - killed_at)
-                taken_at = await until(
-                    f"{first} takes jobs again", partial(granted, fleet, first), within_s=UP_S
-                )
-                back.append(taken_at - killed_at)
+                elsewhere.append(await _kill_computing(http, stores, ids[-1]))
                 await all_ended(http, fleet.url, ids, within_s=60, tell=lambda _: None)
                 await fleet.until_up(len(NODES))
             records = await all_ended(http, fleet.url, ids, within_s=60, tell=lambda _: None)
         stage.check()
     found = audit(ids, records, done=0)
-    start_s = median(starts)
-    again, moved = Spread.of(back), Spread.of(elsewhere)
+    beyond = [took - start for took, start in zip(back, starts, strict=True)]
+    again, moved, late = Spread.of(back), Spread.of(elsewhere), Spread.of(beyond)
     what = "ComfyUI on the CPU" if options.comfyui else f"a stand-in that takes {START_S:g} s to start"
     return Result(
         name="restarts",
         title="A killed ComfyUI under its agent",
         verdicts=[
             Verdict(
-                figure="kill -9 of a supervised ComfyUI → takes jobs again",
-                target=f"< its own start + {EXTRA_S:g} s, every time",
-                ours=f"median {again.p50:.2f} s, most {again.most:.2f} s of {again.count}",
-                baseline=f"its own start {start_s:.2f} s",
-                ratio=again.p50 / start_s,
-                met=again.most < start_s + EXTRA_S,
+                figure="kill -9 of a supervised ComfyUI → takes jobs again, beyond its own start",
+                target=f"< {EXTRA_S:g} s, every time",
+                ours=f"median {late.p50:.2f} s, most {late.most:.2f} s of {late.count}",
+                baseline=f"its own start {median(starts):.2f} s",
+                ratio=None,
+                met=late.most < EXTRA_S,
             ),
             Verdict(
                 figure="kill -9 of a supervised ComfyUI → its job computes elsewhere, a node being free",
@@ -106,14 +97,16 @@ async def measure(options: Options) -> Result:
             for name, one in (
                 ("its own start, by hand, until it answers", Spread.of(starts)),
                 ("kill → a lease is given on it", again),
+                ("the same without the start before it", late),
                 ("kill → its job computes on the other one", moved),
             )
         ],
         notes=[
-            f"`fleet agent --comfyui` runs two processes of {what}; one of them is killed while it computes "
-            "the only job, the other one is free. Leases are asked for every few milliseconds; that the job "
-            "computes is seen in the other one's queue. The starts by hand are of the same program on the "
-            "same machine, while both others idle.",
+            f"`fleet agent --comfyui` runs two processes of {what}. In turn the same program is started by "
+            "hand, beside both, and one of the two is killed while it is idle; leases on it are asked for "
+            "every few milliseconds. Each time counts against the start just before it.",
+            "Then one is killed while it computes the only job, the other one being free; that the job "
+            "computes there is seen in that one's queue.",
         ],
         data={"starts_s": starts, "back_s": back, "elsewhere_s": elsewhere},
         quick=options.quick,
@@ -122,7 +115,7 @@ async def measure(options: Options) -> Result:
 
 def _graph() -> dict[str, Any]:
     """A graph that computes for a second or two on a CPU, and is never equal to an earlier one."""
-    picture = {"width": 1536, "height": 1536, "batch_size": 1, "color": uuid4().int % (1 << 24)}
+    picture = {"width": 1024, "height": 1024, "batch_size": 1, "color": uuid4().int % (1 << 24)}
     graph: dict[str, Any] = {"1": {"class_type": "EmptyImage", "inputs": picture}}
     for number in range(2, 6):
         inputs = {"image": [str(number - 1), 0], "blur_radius": 31, "sigma": 10.0}
@@ -149,6 +142,34 @@ async def _start(checkout: Checkout, folder: Path, http: httpx.AsyncClient) -> f
         return await until("it answers", answers, within_s=UP_S) - began
     finally:
         await child.stop()
+
+
+async def _kill_idle(fleet: Fleet, stores: Stores, node: str) -> float:
+    """Kill an idle node; return after how many seconds HAProxy gives a lease on it again."""
+    kill(await _pid(stores, node))
+    killed_at = time.monotonic()
+
+    async def noticed() -> bool:
+        return not await granted(fleet, node)
+
+    await until(f"no lease is given on {node}", noticed)
+    return await until(f"{node} takes jobs again", partial(granted, fleet, node), within_s=UP_S) - killed_at
+
+
+async def _kill_computing(http: httpx.AsyncClient, stores: Stores, job_id: str) -> float:
+    """Kill the node that computes a job; return after how many seconds another one computes it."""
+    first = await _computes(http, stores, job_id, but=None)
+    kill(await _pid(stores, first))
+    killed_at = time.monotonic()
+    await _computes(http, stores, job_id, but=first)
+    return time.monotonic() - killed_at
+
+
+async def _pid(stores: Stores, node: str) -> int:
+    pid = (await stores.hosts.report(node) or {}).get("pid")
+    if pid is None:
+        raise BenchError(f"the agent does not say which process {node} is")
+    return int(pid)
 
 
 async def _computes(http: httpx.AsyncClient, stores: Stores, job_id: str, *, but: str | None) -> str:
