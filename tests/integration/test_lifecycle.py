@@ -74,15 +74,13 @@ async def test_drain_waits_for_outputs_and_says_what_still_runs(redis_port: int,
 
 
 async def test_requeue_gives_the_job_to_another_node_at_once(redis_port: int, tmp_path: Path) -> None:
-    timing = SimTiming(job_s=2)
+    timing = SimTiming(job_s=60)  # whoever waits for its end gives up before
     async with operated(redis_port, tmp_path, "g1", sim={"timing": timing}) as world:
         job = await busy(world.fleet, "g1")
         await world.fleet.add_sim("g2")
         await world.fleet.verdict("g2")
-        began = asyncio.get_running_loop().time()
-        done = await world.cli("node", "drain", "g1", "--requeue", "--wait", "--timeout", "10")
+        done = await world.cli("node", "drain", "g1", "--requeue", "--wait", "--timeout", "15")
         assert done.exit_code == 0, done.output
-        assert asyncio.get_running_loop().time() - began < 1.5
         ended = await world.fleet.ended(job)
         assert (ended.status, ended.node, ended.attempt) == (JobStatus.SUCCEEDED, "g2", 0)
         assert world.fleet.sims["g1"].stats.interrupted == 1

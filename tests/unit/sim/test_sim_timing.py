@@ -6,64 +6,86 @@ import time
 import httpx
 import pytest
 
-from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
+from comfy_fleet.sim import NodeOptions, SimNode, SimTiming, execution
+from comfy_fleet.sim.execution import MAX_DEBT_S
 from comfy_fleet.sim.run import Clock, Interrupted
 from tests.native_client import NativeClient
 from tests.unit.sim.graphs import node, picture, text_to_image
 
-TOLERANCE_S = 0.05  # this machine may be busy; nothing here ends early
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> list[Clock]:
+    """The clocks of all prompts: what the model says they take, however busy this machine is."""
+    made: list[Clock] = []
+
+    class Kept(Clock):
+        def __init__(self, start: float) -> None:
+            super().__init__(start)
+            made.append(self)
+
+    monkeypatch.setattr(execution, "Clock", Kept)
+    return made
 
 
-async def busy_s(sim: SimNode) -> float:
+def modelled_s(clock: Clock) -> float:
+    return clock.due - clock.start
+
+
+def busy_s(sim: SimNode) -> float:
     start, end, _ = sim.stats.intervals[-1]
     return end - start
 
 
-async def test_a_fixed_job_time_is_kept_whatever_the_graph() -> None:
+async def test_a_fixed_job_time_is_kept_whatever_the_graph(clocks: list[Clock]) -> None:
     options = NodeOptions(timing=SimTiming(job_s=0.1))
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
         for graph in (picture(), text_to_image(), text_to_image(width=512, height=512)):
+            late = sim.engine._memory.debt
             await client.run(graph)
-            assert await busy_s(sim) == pytest.approx(0.1, abs=TOLERANCE_S)
+            assert modelled_s(clocks[-1]) == pytest.approx(0.1)
+            assert busy_s(sim) >= 0.099 - late  # the wait is a real one
         assert client.of("progress")[-1]["value"] == 4
         repeated = picture()
         await client.run(repeated)
         await client.run(repeated)  # all of it from the cache
-        assert await busy_s(sim) < 0.05
+        assert modelled_s(clocks[-1]) == 0
         stats = (await client.http.get("/sim/stats")).json()
         assert stats["done"] == 5
         assert stats["busy_s"] == pytest.approx(sum(end - start for start, end, _ in stats["intervals"]))
 
 
-async def test_many_fixed_jobs_do_not_drift() -> None:
+async def test_fixed_jobs_do_not_drift(clocks: list[Clock]) -> None:
     options = NodeOptions(timing=SimTiming(job_s=0.02))
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
-        for _ in range(25):
-            await client.post(picture())
-        await client.until(lambda: sim.stats.done == 25)
-        mean = sim.stats.busy_s / 25
-        assert mean == pytest.approx(0.02, abs=0.002)
+        for _ in range(5):
+            ended = asyncio.get_running_loop().time()
+            await client.run(picture())
+        late = sim.engine._memory.debt
+        assert 0 <= late <= MAX_DEBT_S
+        await client.run(picture())
+        began = clocks[-1].start + late  # what the one before took too long is taken off this one
+        assert began >= ended
 
 
-async def test_loading_and_steps_take_their_time() -> None:
+async def test_loading_and_steps_take_their_time(clocks: list[Clock]) -> None:
     timing = SimTiming(load_gb_per_s=200, step_s=1, vae_s=0.0)
     async with SimNode(NodeOptions(timing=timing)) as sim, NativeClient(sim.url, "c") as client:
         await client.run(text_to_image(seed=1))
-        first = await busy_s(sim)
         await client.run(text_to_image(seed=2))
-        second = await busy_s(sim)
+        assert busy_s(sim) >= 4 * 256 * 256 / 1e6 - 0.001
         await client.run(text_to_image(seed=3, steps=2))
-        shorter = await busy_s(sim)
-    assert first - second == pytest.approx((12.3 + 8.04 + 0.34) / 200 + 0.05, abs=TOLERANCE_S)
-    assert second == pytest.approx(4 * 256 * 256 / 1e6, abs=TOLERANCE_S)
-    assert shorter < second - 0.05
+    first, second, shorter = map(modelled_s, clocks)
+    loading = (12.3 + 8.04 + 0.34) / 200
+    assert first - second == pytest.approx(loading + 0.05)  # and the prompt is encoded only once
+    assert second == pytest.approx(4 * 256 * 256 / 1e6)
+    assert shorter == pytest.approx(second / 2)
 
 
-async def test_scale_changes_everything_and_node_time_is_added() -> None:
+async def test_scale_changes_everything_and_node_time_is_added(clocks: list[Clock]) -> None:
     timing = SimTiming(node_s=0.1, scale=0.5)
     async with SimNode(NodeOptions(timing=timing)) as sim, NativeClient(sim.url, "c") as client:
         await client.run(picture())
-        assert await busy_s(sim) == pytest.approx(0.1, abs=TOLERANCE_S)
+        assert modelled_s(clocks[-1]) == pytest.approx(0.1)
 
 
 async def test_what_is_loaded_shows_in_the_system_stats() -> None:
@@ -103,10 +125,9 @@ async def test_an_interrupt_ends_a_long_wait_at_once() -> None:
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
         await client.post(picture(), "p")
         await client.until(lambda: bool(client.of("executing")))
-        start = time.monotonic()
         await client.http.post("/interrupt", json={"prompt_id": "p"})
         await client.until(lambda: client.finished("p"))
-        assert time.monotonic() - start < 2
+        assert busy_s(sim) < 20
         assert sim.stats.interrupted == 1
 
 
@@ -129,7 +150,8 @@ async def test_the_clock_keeps_to_its_plan_whatever_happens_between() -> None:
     for _ in range(5):
         time.sleep(0.005)  # noqa: ASYNC251 - work that blocks the loop
         await clock.spend(0.02)
-    assert loop.time() - clock.start == pytest.approx(0.1, abs=TOLERANCE_S)
+    assert modelled_s(clock) == pytest.approx(0.1)
+    assert loop.time() >= clock.due - 0.001
     clock.interrupt()
     with pytest.raises(Interrupted):
         await clock.spend(1)
