@@ -26,6 +26,7 @@ WATCH_S = 30.0
 TARGET_CORES, TARGET_S = 1.0, 1.0
 LATE = "late"  # pool of the nodes that are added
 JOIN_S = 240.0
+REST_S = 3.0  # between a removal and the next node: each is added to a fleet at rest
 
 
 async def measure(options: Options) -> Result:
@@ -155,5 +156,5 @@ async def _add(fleet: Fleet, urls: list[str], options: Options) -> list[float]:
                 (account,) = await sim_stats([url])
                 took.append(account["intervals"][0][0] - at)
                 await order(http, "DELETE", f"{nodes}/{name}?force=true")
-            await asyncio.sleep(1)
+            await asyncio.sleep(REST_S)
     return took
