@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     pool_slots: int = Field(16, ge=1, le=256, description="Pools that can be made without a reload.")
 
     keys_file: Path | None = Field(
-        None, description="Lines `NAME KEY`: API keys; without it only loopback is served."
+        None,
+        description="API keys, one a line: `NAME KEY`, or `NAME KEY admin` for who may change nodes. "
+        "Without it only loopback is served.",
     )
     secret_file: Path | None = Field(
         None, description="Key that encrypts partner keys at rest; made in `data` when unset."

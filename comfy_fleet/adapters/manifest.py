@@ -88,6 +88,7 @@ class _Parameter(_Table):
     off: _Effect | None = None
     accept: list[str] | None = None
     max_bytes: int | None = Field(None, ge=1)
+    role: Literal["prompt", "negative_prompt", "style", "seed"] | None = None
     target: _Target | None = None
     targets: list[_Target] | None = None
 
@@ -274,6 +275,7 @@ class _Resolver:
             off=self.effect(f"parameters.{name}.off", read.off),
             accept=accept or (("image/*",) if type_ is ParameterType.IMAGE else ()),
             max_bytes=read.max_bytes or (MAX_FILE_BYTES if type_ in FILES else None),
+            role=read.role or "",
         )
 
     def choices(self, key: str, read: _Parameter) -> tuple[Choice, ...]:
@@ -356,6 +358,9 @@ class _Resolver:
                 say(f"{key}.{name}: has no meaning for type {kind.value!r}")
         if read.min is not None and read.max is not None and read.min > read.max:
             say(f"{key}: min {read.min} is above max {read.max}")
+        others = (other for name, other in self.manifest.parameters.items() if name != parameter.name)
+        if parameter.role and any(other.role == parameter.role for other in others):
+            say(f"{key}.role: another parameter is {parameter.role!r} already")
         if not parameter.targets and not self.acts(parameter):
             say(f"{key}: it sets nothing; give it a target, or title a node '${parameter.name}'")
         if parameter.default is not None and not parameter.required:

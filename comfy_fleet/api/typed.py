@@ -29,7 +29,15 @@ async def read(request: Request, model: type[M]) -> M:
     Raises:
         HttpError: 400 if it is no JSON object, 413 if it is too large, 422 if a field is wrong.
     """
-    body = await read_object(request, deps(request).settings.max_body_bytes)
+    return checked(await read_object(request, deps(request).settings.max_body_bytes), model)
+
+
+def checked(body: dict[str, Any], model: type[M]) -> M:
+    """Return an object as a model.
+
+    Raises:
+        HttpError: 422 if a field is wrong.
+    """
     try:
         return model.model_validate(body)
     except ValidationError as error:

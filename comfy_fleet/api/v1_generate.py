@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,6 +14,7 @@ from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import Replay, answer, read, shown
+from comfy_fleet.api.where import WhereBody, where
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.job import Job, OutputKind
 from comfy_fleet.domain.workflow import Workflow
@@ -23,7 +24,7 @@ router = APIRouter(tags=["generate"])
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
-class GenerateBody(BaseModel):
+class GenerateBody(WhereBody):
     """A picture from a prompt. Further fields are parameters of the workflow."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -59,6 +60,7 @@ async def generate(request: Request) -> Response:
             Wishes(
                 priority=v2_jobs.priority(body.priority),
                 metadata=v2_jobs.metadata(body.metadata),
+                where=where(body),
                 idempotency=replay.idempotency,
             ),
         )
@@ -130,10 +132,10 @@ def _params(body: GenerateBody, workflow: Workflow) -> dict[str, Any]:
     Raises:
         InvalidParameter: The size is none, or the workflow has no such parameter.
     """
-    params: dict[str, Any] = {"prompt": body.prompt, **(body.model_extra or {})}
-    for name in ("style", "negative_prompt", "seed"):
+    params: dict[str, Any] = dict(body.model_extra or {})
+    for name in ("prompt", "style", "negative_prompt", "seed"):
         if (value := getattr(body, name)) is not None:
-            params[name] = value
+            params[workflow.name_for(name)] = value
     if body.size is not None:
         match = _SIZE.fullmatch(body.size)
         if match is None:

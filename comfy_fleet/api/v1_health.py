@@ -69,8 +69,11 @@ def node_probe(nodes: NodeRegistry) -> Probe:
             return "no node is known: add one with `fleet node add NAME URL`"
         if any(s.verdict == "up" and not s.node.cordoned for s in states):
             return None
-        return "no node is up: " + ", ".join(
-            f"{s.node.name} is {'drained' if s.node.cordoned else s.why or s.verdict}" for s in states[:5]
+        # Nobody needs a key to ask this: the reasons, which name other people's programs, are for operators.
+        words = {"drain": "drained"}
+        return "no node is up (`fleet node ls` says why): " + ", ".join(
+            f"{s.node.name} is {'drained' if s.node.cordoned else words.get(s.verdict, s.verdict)}"
+            for s in states[:5]
         )
 
     return probe

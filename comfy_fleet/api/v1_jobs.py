@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,10 +13,9 @@ from comfy_fleet.api import events, v2_jobs, wire
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import Replay, answer, read, shown
-from comfy_fleet.domain.eligibility import Wish
-from comfy_fleet.domain.errors import BadInput, NotFound
+from comfy_fleet.api.where import WhereBody, where
+from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import Job
-from comfy_fleet.domain.node import check_name
 from comfy_fleet.domain.workflow import Workflow, json_schema
 from comfy_fleet.services.read import owned
 from comfy_fleet.services.submit import Wishes
@@ -25,7 +24,7 @@ router = APIRouter(tags=["jobs"])
 JobId = Annotated[str, Path(description="The job's id.")]
 
 
-class NewJobBody(BaseModel):
+class NewJobBody(WhereBody):
     """A job from a stored workflow."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -34,15 +33,6 @@ class NewJobBody(BaseModel):
     priority: int | None = Field(None, description="-1,000,000 to 1,000,000; higher goes first.")
     metadata: dict[str, str] | str | None = Field(None, description="Up to 16 labels, or a text of 1 KiB.")
     deadline_s: float | None = Field(None, description="It must start within this many seconds, or expires.")
-    pool: str | None = Field(None, max_length=63, description="The pool that it must run in.")
-    prefer_pool: str | None = Field(None, max_length=63, description="The pool that is asked first.")
-    spill_to: list[str] = Field(
-        default_factory=list, max_length=16, description="With `pool`: pools that are asked next."
-    )
-    zone: str = Field("", max_length=64, description="The zone that it must run in.")
-    labels: dict[str, str] = Field(
-        default_factory=dict, max_length=16, description="Labels that the node must carry."
-    )
 
 
 @router.get("/workflows", summary="List stored workflows")
@@ -93,7 +83,7 @@ async def run_workflow(request: Request, name: str) -> Response:
                 priority=v2_jobs.priority(body.priority),
                 metadata=v2_jobs.metadata(body.metadata),
                 deadline_s=v2_jobs.deadline_s(body.deadline_s),
-                where=_where(body),
+                where=where(body),
                 idempotency=replay.idempotency,
             ),
         )
@@ -161,28 +151,6 @@ async def job(request: Request, value: Job) -> dict[str, Any]:
         "params": dict(value.params),
         "estimated_wait_time_sec": await d.estimator.seconds(value),
     }
-
-
-def _where(body: NewJobBody) -> Wish:
-    """Read pools, zone and labels.
-
-    Raises:
-        BadInput: A pool's name is none, or they contradict each other.
-    """
-    for pool in (body.pool, body.prefer_pool, *body.spill_to):
-        if pool is not None:
-            check_name("pool", pool)
-    if body.pool is not None and body.prefer_pool is not None:
-        raise BadInput("pool and prefer_pool exclude each other: name one", details={"field": "pool"})
-    if body.spill_to and body.pool is None:
-        raise BadInput("spill_to needs pool", details={"field": "spill_to"})
-    return Wish(
-        pool=body.pool,
-        prefer=body.prefer_pool,
-        spill_to=tuple(body.spill_to),
-        zone=body.zone,
-        labels=body.labels,
-    )
 
 
 def workflow(value: Workflow) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from comfy_fleet.api.body import idempotency_key, read_object
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
+from comfy_fleet.api.where import where_in
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, JobStatus, Metadata
 from comfy_fleet.ports import Idempotency
@@ -54,6 +55,7 @@ async def create(request: Request) -> Response:
             metadata=metadata(body.get("metadata")),
             partner_key=_partner_key(body.get("extra_data")),
             deadline_s=deadline_s(body.get("deadline_s")),
+            where=where_in(body),
             idempotency=Idempotency(scope=f"v2:{who}", key=key) if key is not None else None,
         ),
     )

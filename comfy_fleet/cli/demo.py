@@ -200,11 +200,11 @@ def one_prompt(client: "Client", console: "Console", out: Path) -> None:
     Raises:
         Fail: The job did not succeed.
     """
-    from comfy_fleet.cli.submit import mark_simulated, save_outputs, say_end, watch
+    from comfy_fleet.cli.submit import save_outputs, say_end, watch
 
     workflow = default_workflow()
     console.print(f"[bold]One prompt[/] to the workflow {workflow}: “{FIRST}”")
-    job = mark_simulated(client, watch(client, submit_prompt(client, workflow, FIRST)))
+    job = watch(client, submit_prompt(client, workflow, FIRST))
     say_end(job, save_outputs(client, job, out))
     if job["status"] != "succeeded":
         raise Fail(f"the first job ended {job['status']}", hint="see the line above", code=Exit.JOB_FAILED)
@@ -213,7 +213,7 @@ def one_prompt(client: "Client", console: "Console", out: Path) -> None:
 def a_handful(client: "Client", console: "Console", out: Path, *, count: int) -> bool:
     """Run many prompts at once, show the table, and return whether all succeeded."""
     from comfy_fleet.cli.console import SIMULATED, span, table
-    from comfy_fleet.cli.submit import mark_simulated, progress_bar, run_seconds, save_outputs
+    from comfy_fleet.cli.submit import progress_bar, run_seconds, save_outputs
 
     workflow = default_workflow()
     console.print(f"\n[bold]{count} prompts at once[/]")
@@ -226,7 +226,7 @@ def a_handful(client: "Client", console: "Console", out: Path, *, count: int) ->
             show(f"{index} of {count} done", index / count)
             for _ in client.follow(job_id, timeout_s=600):
                 pass
-            jobs.append(mark_simulated(client, client.job(job_id)))
+            jobs.append(client.job(job_id))
     wall_s = time.monotonic() - started
     rows = []
     for prompt, job in zip(prompts, jobs, strict=True):

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import typer
 
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
-from comfy_fleet.cli.submit import ENDED, mark_simulated, pairs, run_seconds
+from comfy_fleet.cli.submit import ENDED, pairs, run_seconds
 
 app = typer.Typer(help="List, show, follow and cancel jobs.", no_args_is_help=True)
 
@@ -73,7 +73,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
     from comfy_fleet.cli.console import SIMULATED, ago, facts, print_json, size, span, stdout, table
 
     with Client(api, key) as client:
-        record = mark_simulated(client, client.job(job))
+        record = client.job(job)
     if json_:
         print_json(record)
         return

@@ -60,6 +60,18 @@ def submit(
     metadata: Annotated[
         list[str] | None, typer.Option("--metadata", metavar="K=V", help="A label on the job. Repeatable.")
     ] = None,
+    pool: Annotated[str | None, typer.Option(help="The pool that it must run in.")] = None,
+    prefer_pool: Annotated[
+        str | None, typer.Option(help="The pool that is asked first, before all others.")
+    ] = None,
+    spill_to: Annotated[
+        list[str] | None, typer.Option(metavar="POOL", help="With --pool: asked next. Repeatable.")
+    ] = None,
+    zone: Annotated[str | None, typer.Option(help="The zone that it must run in.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="K=V", help="A label that the node must carry. Repeatable."),
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Sending the same key again makes no second job.")
     ] = None,
@@ -77,8 +89,16 @@ def submit(
 
     labels = pairs(metadata or [], "--metadata")
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    extra = {"priority": priority, "metadata": labels or None}
-    extra = {name: value for name, value in extra.items() if value is not None}
+    extra: dict[str, Any] = {
+        "priority": priority,
+        "metadata": labels,
+        "pool": pool,
+        "prefer_pool": prefer_pool,
+        "spill_to": spill_to,
+        "zone": zone,
+        "labels": pairs(label or [], "--label"),
+    }
+    extra = {name: value for name, value in extra.items() if value not in (None, [], {})}
     with Client(api, key) as client:
         if workflow is not None and (workflow.endswith(".json") or "/" in workflow):
             if parameter or image:
@@ -104,7 +124,7 @@ def submit(
                 stdout().print(job_id)
                 stderr().print(f"[dim]follow it:[/] fleet job events {job_id}")
             return
-        job = mark_simulated(client, watch(client, job_id, quiet=json_, timeout_s=timeout))
+        job = watch(client, job_id, quiet=json_, timeout_s=timeout)
         saved = save_outputs(client, job, out) if out and job["status"] == "succeeded" else []
         if json_:
             print_json({**job, "files": [str(path) for path in saved]} if out else job)
@@ -324,17 +344,6 @@ def say_end(job: Mapping[str, Any], saved: Sequence[Path]) -> None:
         if seed:
             words = ", ".join(f"{name} {value}" for name, value in seed.items())
             console.print(f"  {words}", markup=False, soft_wrap=True)
-
-
-def mark_simulated(client: "Client", job: dict[str, Any]) -> dict[str, Any]:
-    """Return a job with ``simulated`` set if a simulated node ran it."""
-    if "simulated" not in job and job.get("node"):
-        try:
-            node = client.get(f"/api/v1/nodes/{quote(str(job['node']), safe='')}")
-        except Fail:
-            return job  # the node has been removed since
-        job["simulated"] = bool(node.get("simulated"))
-    return job
 
 
 def run_seconds(job: Mapping[str, Any]) -> float | None:

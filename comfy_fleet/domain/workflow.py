@@ -120,6 +120,8 @@ class Parameter:
         off: For ``boolean``: what false does besides.
         accept: For files: content types, e.g. ``image/png`` or ``image/*``.
         max_bytes: For files: largest size.
+        role: What it is to who does not know this workflow, where its name does not say so; see
+            :meth:`Workflow.name_for`.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Parameter:
     off: Effect = NO_EFFECT
     accept: tuple[str, ...] = ()
     max_bytes: int | None = None
+    role: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +206,13 @@ class Workflow:
     def parameter(self, name: str) -> Parameter | None:
         """Return a parameter by name."""
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
+
+    def name_for(self, role: str) -> str:
+        """Return the name of the parameter that plays a role: one that says so, else the one called so.
+
+        Callers that don't know the workflow speak of ``negative_prompt``, whatever its author calls it.
+        """
+        return next((parameter.name for parameter in self.parameters if parameter.role == role), role)
 
 
 def version_of(graph: Graph, manifest: Mapping[str, Any]) -> str:

@@ -226,6 +226,7 @@ def test_the_manifest_wins_over_titles(tmp_path: Path) -> None:
         ("[parameters.x]\ntarget = { title = 'No', input = 'txt' }", "has no input 'txt'"),
         ("[parameters.x]\ntarget = { title = 'No', input = 'clip' }", "comes from node 4"),
         ("[parameters.x]\ntarget = { title = '$prompt', input = 'text' }", "belongs to parameter"),
+        ("[parameters.prompt]\nrole = 'colour'", "parameters.prompt.role"),
         ("[parameters.prompt]\nmin = 1", "parameters.prompt.min: has no meaning for type 'string'"),
         ("[parameters.prompt]\ndefault = 5", "parameters.prompt.default: parameter 'prompt' must be text"),
         ("[parameters.prompt]\nmax_length = 3\ndefault = 'long'", "at most 3 characters"),

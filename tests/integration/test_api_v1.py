@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.worker import RqWorker
 from comfy_fleet.domain.job import JobError, JobStatus
+from tests.factories import GRAPH
 from tests.integration.api_kit import Api, running
 from tests.integration.test_api_v2_assets import upload
 from tests.integration.test_api_v2_jobs import code
@@ -336,3 +337,34 @@ async def test_events_work_here_too(api: Api) -> None:
     await api.client.post(f"/api/v1/jobs/{task}/cancel")
     answer = await api.client.get(f"/api/v1/jobs/{task}/events")
     assert answer.text == 'event: status\ndata: {"status":"canceled","queue_position":null}\n\n'
+
+
+async def test_every_face_says_where_a_job_may_run(api: Api) -> None:
+    here = {"pool": "default", "spill_to": ["other"], "labels": {"gpu": "none"}}
+    graph = {"workflow": GRAPH}
+    for url, body in (
+        ("/api/v1/generate", {"prompt": "x"}),
+        ("/api/v1/workflows/image_card/jobs", {"params": {"prompt": "x"}}),
+        ("/api/v2/jobs", graph),
+    ):
+        told = await api.client.post(url, json={**body, **here})
+        assert told.status_code == 422, told.text
+        assert "has no label gpu=none" in told.json()["error"]["message"]
+        for wrong, field in (
+            ({"pool": "default", "prefer_pool": "default"}, "pool"),
+            ({"spill_to": ["default"]}, "spill_to"),
+            ({"labels": ["gpu"]}, "labels"),
+            ({"zone": 7}, "zone"),
+        ):
+            refused = await api.client.post(url, json={**body, **wrong})
+            assert refused.status_code in (400, 422), (url, wrong, refused.text)
+            assert refused.json()["error"]["details"]["field"] == field
+        taken = await api.client.post(url, json={**body, "pool": "default"})
+        assert taken.status_code in (201, 202), taken.text
+
+
+async def test_readiness_tells_nobody_s_business(api: Api) -> None:
+    for state in await api.stores.nodes.states():
+        await api.stores.nodes.report(state.node.name, verdict="drain", why="train.py 4242 holds 9 GiB")
+    told = (await api.client.get("/api/v1/ready")).text
+    assert "is drained" in told and "train.py" not in told

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -490,3 +491,27 @@ async def _relay(port: int, reader: asyncio.StreamReader, writer: asyncio.Stream
         target.close()
 
     await asyncio.gather(copy(reader, back), copy(there, writer))
+
+
+async def test_no_flood_of_other_messages_hides_a_change_of_the_nodes(stores: Stores) -> None:
+    async with aclosing(stores.nodes.changes()) as changes:
+        await anext(changes)
+        await stores.redis.publish("fleet:wake", "nodes")
+        for number in range(600):  # more than wait for a slow reader
+            await stores.redis.publish("fleet:wake", f"job {number}")
+        async with asyncio.timeout(2):  # long before it would look by itself
+            await anext(changes)
+
+
+async def test_nodes_are_the_same_objects_until_something_about_them_changes(stores: Stores) -> None:
+    for name in ("a", "b"):
+        await stores.nodes.add(Node(name=name, url=f"http://{name}:1"))
+    before = await stores.nodes.states()
+    await stores.nodes.cordon("b", reason="x")
+    after = await stores.nodes.states()
+    assert after[0] is before[0] and after[1] is not before[1]
+    assert after[1].node.cordoned and (await stores.nodes.state("b")) is after[1]
+    await stores.nodes.remove("a")
+    assert [state.node.name for state in await stores.nodes.states()] == ["b"]
+    assert await stores.nodes.state("a") is None
+    await stores.nodes.add(Node(name="c", url="http://a:1"))  # the address is free again

@@ -17,6 +17,7 @@ from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.job import Placement
 from comfy_fleet.domain.node import Node, NodeState, Reading
 from comfy_fleet.ports import InventoryStore, NodeRegistry
+from comfy_fleet.services.atlas import Atlas
 from comfy_fleet.services.inventories import NodeInventories
 from tests.factories import GRAPH
 
@@ -226,3 +227,26 @@ async def test_any_node_asks_when_it_knows_none() -> None:
     assert not await known.any_node()
     world.answers["a"] = ALL
     assert await known.any_node()
+
+
+async def test_a_look_that_took_long_shows_nothing_older_than_a_later_one() -> None:
+    slow, states = asyncio.Event(), [[node_state("old")], [node_state("new")]]
+
+    class Registry:
+        async def states(self) -> list[NodeState]:
+            found = states.pop(0)
+            if found[0].node.name == "old":
+                await slow.wait()
+            return found
+
+    atlas = Atlas(cast(NodeRegistry, Registry()), cast(InventoryStore, World()))
+    first = asyncio.create_task(atlas.look())
+    await asyncio.sleep(0)
+    await atlas.look()
+    slow.set()
+    await first
+    assert list(atlas.states) == ["new"]
+
+
+def node_state(name: str) -> NodeState:
+    return NodeState(node=Node(name=name, url=f"http://{name}:1"))

@@ -176,3 +176,14 @@ def test_the_schema_says_what_binding_checks() -> None:
     assert properties["style"]["enum"] == ["a", "b"]
     assert properties["style"]["oneOf"] == [{"const": "a", "title": "A!"}, {"const": "b", "title": "b"}]
     assert properties["photo"]["x-fleet-accept"] == ["image/*"]
+
+
+def test_a_role_finds_a_parameter_under_another_name() -> None:
+    parameters = (
+        Parameter(name="avoid", type=ParameterType.STRING, role="negative_prompt"),
+        Parameter(name="prompt", type=ParameterType.STRING),
+    )
+    workflow = Workflow(name="w", graph={}, version="v", parameters=parameters)
+    assert workflow.name_for("negative_prompt") == "avoid"
+    assert workflow.name_for("prompt") == "prompt"
+    assert workflow.name_for("seed") == "seed"
