@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from comfy_fleet.domain.errors import BadInput
@@ -73,7 +73,7 @@ class Node:
         """How much work it gets beside others while it is idle: its weight at its measured speed."""
         return self.weight * (self.pace or 1.0)
 
-    @cached_property
+    @property
     def address(self) -> tuple[str, int]:
         """Host and port.
 
@@ -82,7 +82,7 @@ class Node:
         """
         return parse_url(self.url)
 
-    @cached_property
+    @property
     def agent_address(self) -> tuple[str, int] | None:
         """Host and port of its own agent; None for the central one.
 
@@ -185,6 +185,7 @@ def check_name(what: str, value: str) -> str:
     return value
 
 
+@lru_cache(maxsize=4096)  # a thousand nodes are looked at twice a second
 def parse_url(url: str) -> tuple[str, int]:
     """Split ``http://HOST[:PORT]`` into host and port (default 8188).
 
