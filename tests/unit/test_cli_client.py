@@ -26,6 +26,7 @@ DONE: dict[str, Any] = {
     "completed_at": "2030-01-01T00:00:03Z",
     "workflow": "image_card",
     "node": "sim-1",
+    "simulated": True,
     "params": {"seed": 42},
     "outputs": [
         {"name": "../../evil\\card.png", "type": "image", "size_bytes": 4, "url": "http://x/files/a"}
@@ -274,7 +275,6 @@ def test_waiting_ends_with_the_jobs_own_exit_code(
         "error": {"code": "boom", "message": "it broke"} if expected == 4 else None,
     }
     canned.on("GET", f"/api/v1/jobs/{JOB}", job)
-    canned.on("GET", "/api/v1/nodes/sim-1", {"name": "sim-1", "simulated": True})
     canned.on("GET", "/files/a", b"PNG!")
     result = run(canned, "submit", "image_card", "--out", str(tmp_path))
     assert result.exit_code == expected, result.output
@@ -282,6 +282,32 @@ def test_waiting_ends_with_the_jobs_own_exit_code(
     assert "seed 42" in result.stdout
     assert ("7f3d2c1b-card.png" in result.stdout) == (status == "succeeded")
     assert ("boom: it broke" in result.stdout) == (expected == 4)
+
+
+def test_a_job_says_where_it_may_run(canned: Canned) -> None:
+    canned.on("POST", "/api/v1/workflows/image_card/jobs", {"id": JOB, "status": "queued"}, 201)
+    where = (
+        "--pool",
+        "big",
+        "--spill-to",
+        "small",
+        "--spill-to",
+        "cpu",
+        "--zone",
+        "a",
+        "--label",
+        "gpu=h100",
+    )
+    result = run(canned, "submit", "image_card", *where)
+    assert result.exit_code == 0, result.output
+    (body,) = canned.bodies("POST", "/api/v1/workflows/image_card/jobs")
+    assert body == {
+        "params": {},
+        "pool": "big",
+        "spill_to": ["small", "cpu"],
+        "zone": "a",
+        "labels": {"gpu": "h100"},
+    }
 
 
 def test_a_graph_in_a_file_goes_as_it_is(canned: Canned, tmp_path: Path) -> None:
