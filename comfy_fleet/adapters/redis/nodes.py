@@ -20,6 +20,7 @@ LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
 MOVING = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
 """What :func:`read_node` wants to know of what changes about a node."""
 LONGEST_PAUSE_S = 0.25  # between two looks at a registry that changes all the time
+CREDIT_S = 0.5  # pauses that need not be made yet: one new node is a few changes
 Row = list[Any]
 """What ``node_states.lua`` tells of one node."""
 
@@ -204,19 +205,23 @@ class RedisNodeRegistry:
     async def changes(self) -> AsyncGenerator[None, None]:
         """Yield at once, whenever the registry changed, and every few seconds.
 
-        A thousand nodes that join are a few changes: who takes long to look at one gets the next one after a
-        pause, so that looking takes no more than a tenth of its time, and little of Redis'.
+        A thousand nodes that join are a few changes: looking takes no more than a tenth of the looker's time,
+        and little of Redis'. The few changes that one new node brings are seen at once all the same.
         """
         clock = asyncio.get_running_loop().time
+        owed_s, settled_at = 0.0, clock()  # the pause that past looks have cost and that was not made yet
         async with self._events.channel(WAKE, size=1, only=b"nodes") as queue:
             while True:
                 began = clock()
                 yield
-                due = (done := clock()) + min(9 * (done - began), LONGEST_PAUSE_S)
+                done = clock()
+                owed_s = max(0.0, owed_s - (began - settled_at)) + 9 * (done - began)
+                owed_s, settled_at = min(owed_s, CREDIT_S + LONGEST_PAUSE_S), done
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_AGAIN_S):
                         await queue.get()
-                await asyncio.sleep(due - clock())
+                pause_s = owed_s - (clock() - settled_at) - CREDIT_S
+                await asyncio.sleep(pause_s)
                 if not queue.empty():
                     queue.get_nowait()
 
