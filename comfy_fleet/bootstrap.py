@@ -1,5 +1,6 @@
 """The only place where adapters meet services."""
 
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -63,3 +64,13 @@ def open_assets(settings: Settings, stores: Stores) -> FileAssetStore:
 def open_secrets(settings: Settings) -> SecretBox:
     """Return what encrypts partner keys at rest."""
     return SecretBox.open(settings.secret_file or settings.data / "secret.key")
+
+
+def calm_collector() -> None:
+    """Let the garbage collector look less often, and not at what the start has made.
+
+    For processes that make thousands of short-lived objects a second, nearly all of which die without it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)

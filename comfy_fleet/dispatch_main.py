@@ -18,7 +18,7 @@ from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.events import WAKE
 from comfy_fleet.adapters.redis.worker import RqWorker
-from comfy_fleet.bootstrap import Stores, open_assets, open_secrets, open_stores
+from comfy_fleet.bootstrap import Stores, calm_collector, open_assets, open_secrets, open_stores
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.run import RunLimits
@@ -37,6 +37,7 @@ def serve(settings: Settings, *, name: str | None = None) -> None:
     The first signal stops claiming and waits for the runs in flight, at most ``stop_wait_s``; what is left
     then is handed over to the next dispatcher, which adopts it. A second signal hands over at once.
     """
+    calm_collector()
     uvloop.run(_serve(settings, name))
 
 

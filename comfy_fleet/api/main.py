@@ -24,7 +24,7 @@ from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.v1_health import node_probe
-from comfy_fleet.bootstrap import Stores, open_assets, open_secrets, open_stores
+from comfy_fleet.bootstrap import Stores, calm_collector, open_assets, open_secrets, open_stores
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.read import Estimator
@@ -181,4 +181,5 @@ async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None
 
 def serve(settings: Settings) -> None:
     """Run the API process."""
+    calm_collector()
     uvloop.run(run(settings))

@@ -10,7 +10,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -358,7 +358,7 @@ class Dispatcher:
                 run = str(uuid4())
                 lease = await self._leases.lease(run=run, pool=pool, nodes=(node,))
                 if not isinstance(lease, NoLease):
-                    await self._claim(lease, run, placement)
+                    await self._claim(lease, run, placement, seekers=0)
                     return
                 if lease.why != "busy":
                     break
@@ -393,14 +393,14 @@ class Dispatcher:
         self._first[turn] = placement
         try:
             if granted := await self._ask(placement, pools[0]):
-                return await self._claim(*granted, placement)
+                return await self._claim(*granted, placement, seekers=1)
         finally:
             del self._first[turn]
         for at, pool in enumerate(pools[1:], 1):  # the next one only if the ones before have no free node
             await asyncio.sleep(SPILL_S)
             if granted := await self._ask(placement, pool):
                 granted = await self._rather(placement, pools[:at], granted)
-                return await self._claim(*granted, placement)
+                return await self._claim(*granted, placement, seekers=1)
         self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
         self._look_in(LOOK_AGAIN_S[1])
         return False
@@ -442,7 +442,18 @@ class Dispatcher:
             logger.warning("no lease", extra={"why": lease.why, "detail": lease.detail})
         return None
 
-    async def _claim(self, lease: Lease, run: str, placement: Placement) -> bool:
+    async def _claim(self, lease: Lease, run: str, placement: Placement, *, seekers: int) -> bool:
+        """Take the best job for a leased node.
+
+        Args:
+            lease: Holds the node.
+            run: Its run's id.
+            placement: Whose job was sought; another one that is able may be better.
+            seekers: How many of the placement's seekers we are ourselves.
+
+        Returns:
+            Whether more jobs wait than others are seeking nodes for.
+        """
         asked = self._now()
         placements = self._fitting(lease.node, placement)
         try:
@@ -462,10 +473,12 @@ class Dispatcher:
                 "job claimed",
                 extra={"job_id": got.job.id, "run": run, "node": got.node, "attempt": got.attempt},
             )
-            execution = self._execution(got, lease)
-            self._fly(execution, execution.run(), asked=asked)
             if not got.behind:
                 self._known.difference_update(placements)
+            sought = sum(self._seekers[one] for one in placements) - seekers
+            got = replace(got, behind=max(0, got.behind - sought))
+            execution = self._execution(got, lease)
+            self._fly(execution, execution.run(), asked=asked)
             return got.behind > 0
         if got.why == "leased" and got.run is not None:
             # HAProxy forgot a tunnel (a reload, a restart): keep this one open in its stead, so that the slot
