@@ -261,13 +261,19 @@ class Execution:
             case Left():
                 if self.claim.behind or not await self._collected(action.items):
                     manifest = [item.to_json() for item in action.items]
-                    with contextlib.suppress(StoreDown):  # then the node stays leased until the end
-                        await self._tools.runs.left(self.claim, manifest)
-                        self._free()
+                    with contextlib.suppress(StoreDown):  # then nobody can claim it before the end
+                        await self._leave(manifest)
                 if self.claim.behind:  # the node's next job first: fetching would take the loop from it
                     asyncio.get_running_loop().call_later(YIELD_S, self._hasten.set)
                 for item in action.items:
                     self._collect(item, delay_s=LINGER_S if self.claim.behind else 0.0)
+
+    async def _leave(self, manifest: list[dict[str, Any]]) -> None:
+        """Give the node back in Redis and in HAProxy at once: both must have it free before a next claim."""
+        writing = asyncio.create_task(self._tools.runs.left(self.claim, manifest))
+        await asyncio.sleep(0)  # Redis first: a claim that came sooner would find the node taken
+        self._free()
+        await writing
 
     async def _collected(self, items: tuple[OutputItem, ...]) -> bool:
         """Whether all outputs are stored; waits a moment for small ones."""
