@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.up.programs import find_haproxy
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.settings import SOURCE
@@ -98,7 +99,7 @@ def bench(
     for name in only or FIGURES:
         try:
             result = asyncio.run(_measure(name, options, console))
-        except (BenchError, FleetError) as error:
+        except (BenchError, Fail, FleetError) as error:
             failed = True
             console.print(f"[red]{name}: {error}[/]", highlight=False)
             for note in getattr(error, "__notes__", ()):

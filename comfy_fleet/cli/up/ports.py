@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import os
+import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from comfy_fleet.cli.exits import Exit, Fail
 
+_LOWEST, _CLIENTS = 10_240, 32_768
 _LISTEN = "0A"  # TCP_LISTEN in the `st` column of /proc/net/tcp
 
 
@@ -86,6 +88,9 @@ def draw(count: int, *, prefer: Iterable[int] = ()) -> list[int]:
 def draw_block(count: int, *, prefer: int | None = None) -> list[int]:
     """Return ``count`` consecutive ports that are free on loopback now.
 
+    They lie below those that the kernel gives to clients (Linux: from 32768), whose connections stay for a
+    minute after their end and would break every row.
+
     Args:
         count: How many.
         prefer: First port to try.
@@ -96,7 +101,7 @@ def draw_block(count: int, *, prefer: int | None = None) -> list[int]:
     if count == 0:
         return []
     for attempt in range(100):
-        first = prefer if attempt == 0 and prefer else draw(1)[0]
+        first = prefer if attempt == 0 and prefer else _LOWEST + secrets.randbelow(_CLIENTS - _LOWEST)
         block = range(first, first + count)
         if block.stop <= 65536 and all(is_free(port) for port in block):
             return list(block)
