@@ -4,7 +4,6 @@ Every process is a child of this one and ends with it, whatever happens.
 """
 
 import asyncio
-import random
 import shutil
 import sys
 import tempfile
@@ -32,8 +31,6 @@ from scripts.benchmarks.processes import command, descendants
 _NODES, _REDIS, _PROXY, _API, _DISPATCH, _CLIENT = range(6)
 READY_S = 60.0
 POLL_S = 0.05
-_MANY = 100
-_LOW_PORTS = (10_000, 30_000)
 
 
 class BenchError(Exception):
@@ -145,9 +142,7 @@ class Stage:
             job_s: Every job takes exactly this long; None: as modelled, next to nothing for a trivial one.
             more: More arguments for ``python -m comfy_fleet.sim``.
         """
-        # The kernel gives out the ports above for connections: there are never a thousand free ones in a row.
-        low = random.randrange(*_LOW_PORTS) if count > _MANY else None
-        drawn = ports.draw_block(count, prefer=low)
+        drawn = ports.draw_block(count)
         argv = [sys.executable, "-m", "comfy_fleet.sim", "--nodes", str(count), "--port", str(drawn[0])]
         argv += ["--data", str(self.folder / name), *more]
         if job_s is not None:
