@@ -1,6 +1,7 @@
 """Bodies that trickle, stall, or that nobody reads, on a real connection."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -37,9 +38,11 @@ async def ask(
     sending = asyncio.create_task(send())
     try:
         said = b""
-        async with asyncio.timeout(10):
-            while chunk := await reader.read(65536):
-                said += chunk
+        # Closed while more comes in, the connection may also end with a reset.
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(10):
+                while chunk := await reader.read(65536):
+                    said += chunk
         return said, time.monotonic() - began
     finally:
         sending.cancel()
