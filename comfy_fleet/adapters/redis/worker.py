@@ -48,6 +48,7 @@ class RqWorker:
         self._stop = stop
         self._cancel = cancel
         self._birth = _stamp()
+        self._version = version("rq")  # reads a file: not at every beat
 
     async def beat(self, *, busy: int, done: int) -> None:
         """Tell that the dispatcher lives."""
@@ -58,7 +59,7 @@ class RqWorker:
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "ip_address": "",
-            "version": version("rq"),
+            "version": self._version,
             "python_version": platform.python_version(),
             "state": "busy" if busy else "idle",
             "successful_job_count": done,
