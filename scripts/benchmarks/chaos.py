@@ -9,9 +9,7 @@ was ever accepted must have ended, once, and every output of those that succeede
 import asyncio
 import json
 import logging
-import os
 import random
-import signal
 import sys
 import time
 from collections import Counter
@@ -28,6 +26,7 @@ from rich.table import Table
 
 from comfy_fleet.cli.up.supervisor import Backoff, Supervised
 from scripts.benchmarks.clients import PNG, trivial_graph
+from scripts.benchmarks.operations import FINAL, kill
 from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
 from scripts.benchmarks.stats import Spread
 
@@ -37,7 +36,6 @@ LOAD = 0.6  # share of the nodes' capacity that is submitted, so that a backlog 
 KILL_GAP_S = (0.5, 2.5)
 SETTLE_S = 90.0
 BROKEN = ("refused", "missing", "unfinished", "twice", "unreadable", "changed", "leases")
-FINAL = ("succeeded", "failed", "canceled", "expired")
 
 
 @dataclass(kw_only=True)
@@ -134,12 +132,8 @@ async def _run(
     account = Account()
     options = Options(bench_python=Path(sys.executable), say=say, backoff=Backoff(first_s=0.1, longest_s=1.0))
     async with Stage(options) as stage, bounded(max(seconds, jobs * JOB_S) + SETTLE_S + 120, "this run"):
-        urls = []
-        sims = []
-        for number in range(1, NODES + 1):
-            urls += await stage.sims(1, job_s=JOB_S, name=f"sim-{number}")
-            sims.append(stage.children[-1])
-        fleet = await stage.fleet(urls, dispatchers=2)
+        sims = await stage.sims_apart(NODES, job_s=JOB_S)
+        fleet = await stage.fleet([sim.url for sim in sims], dispatchers=2)
         await fleet.until_up(NODES)
         rate = min(jobs / seconds, LOAD * NODES / JOB_S)
         submitting = asyncio.create_task(_submit(fleet.url, jobs, rate, account))
@@ -147,7 +141,7 @@ async def _run(
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             await asyncio.sleep(rng.uniform(*KILL_GAP_S))
-            _kill(fleet, sims, rng, account)
+            _kill(fleet, [sim.child for sim in sims], rng, account)
             say(
                 f"{end - time.monotonic():.0f} s left; {account.kills.total()} kills, "
                 f"{len(account.accepted)} jobs accepted, {len(account.ended)} ended"
@@ -183,7 +177,7 @@ def _kill(fleet: Fleet, sims: Sequence[Supervised], rng: random.Random, account:
         victims |= {name: pids[0] for name, pids in below.items() if pids}
     name = rng.choice(sorted(victims))
     try:
-        os.kill(victims[name], signal.SIGKILL)
+        kill(victims[name])
     except ProcessLookupError:
         return
     account.kills[name] += 1

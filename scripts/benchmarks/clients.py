@@ -154,22 +154,24 @@ class LeaseClient(BareClient):
     async def trip(self) -> bytes:
         """Submit a trivial graph and return the picture's bytes."""
         run = str(uuid4())
+        async with asyncio.timeout(TRIP_S), await self._open(run) as socket:
+            assert socket.response is not None
+            node = {"X-Fleet-Node": socket.response.headers["X-Fleet-Node"]}
+            return await self._run(socket, run, self._node, node)
+
+    async def _open(self, run: str) -> ClientConnection:
+        """Ask until a lease is given."""
         url = f"{self._lease}/ws?clientId={run}"
         pool = {"X-Fleet-Pool": self._pool}
-        async with asyncio.timeout(TRIP_S):
-            while True:
-                opening = connect(url, additional_headers=pool, proxy=None, compression=None, max_size=None)
-                try:
-                    socket = await opening
-                    break
-                except InvalidStatus as refused:
-                    if refused.response.status_code != 503:
-                        raise
-                    await asyncio.sleep(LEASE_AGAIN_S)
-            async with socket:
-                assert socket.response is not None
-                node = {"X-Fleet-Node": socket.response.headers["X-Fleet-Node"]}
-                return await self._run(socket, run, self._node, node)
+        while True:
+            try:
+                return await connect(
+                    url, additional_headers=pool, proxy=None, compression=None, max_size=None
+                )
+            except InvalidStatus as refused:
+                if refused.response.status_code != 503:
+                    raise
+            await asyncio.sleep(LEASE_AGAIN_S)
 
 
 class V2Client(_Http):

@@ -20,9 +20,10 @@ from redis import Redis
 
 from comfy_fleet.settings import SOURCE
 from scripts.benchmarks.clients import BareClient, Client, LeaseClient, SdkClient, V2Client, trivial_graph
+from scripts.benchmarks.operations import submit
 from scripts.benchmarks.rawhttp import RawConnection
 from scripts.benchmarks.rq_node import QUEUE, picture
-from scripts.benchmarks.stage import BenchError
+from scripts.benchmarks.stage import BenchError, Stage
 
 WARM_UP = 5
 REPORT_EVERY = 10
@@ -99,10 +100,7 @@ async def submit_all(bases: Sequence[str], jobs: int, at_once: int) -> dict[str,
         async def work() -> None:
             for number in numbers:
                 index = number % len(bases)
-                answer = await http.post(f"{bases[index]}/api/v2/jobs", json={"workflow": trivial_graph()})
-                if answer.status_code != 201:
-                    raise BenchError(f"a submit was answered {answer.status_code}: {answer.text[:300]}")
-                ids[index].append(answer.json()["id"])
+                ids[index].append(await submit(http, bases[index]))
 
         started = time.time()
         await asyncio.gather(*(work() for _ in range(at_once)))
@@ -213,6 +211,25 @@ async def load(name: str, arguments: Mapping[str, Any], tell: Callable[[int], No
             process.kill()
             await process.wait()
         errors.cancel()
+
+
+async def in_turn(stage: Stage, ways: Mapping[str, Mapping[str, Any]], rounds: int) -> dict[str, Any]:
+    """Compare ways by their :func:`trips`: returns seconds and detours by way.
+
+    Args:
+        stage: Where they lead.
+        ways: What :func:`client` makes, by name.
+        rounds: Trips of each.
+
+    Raises:
+        BenchError: A trip failed, or a process of the stage ended meanwhile.
+    """
+    say = stage.options.say
+    measured: dict[str, Any] = await load(
+        "trips", {"clients": ways, "rounds": rounds}, lambda done: say(f"round {done} of {rounds}")
+    )
+    stage.check()
+    return measured
 
 
 LOADS: Mapping[str, Callable[..., Any]] = {

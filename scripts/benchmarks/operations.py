@@ -6,7 +6,8 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,26 @@ async def submit(http: httpx.AsyncClient, base: str) -> str:
     return str(answer.json()["id"])
 
 
-async def submit_evenly(http: httpx.AsyncClient, base: str, jobs: int, rate: float) -> list[str]:
-    """Submit trivial jobs, so many a second, and return their ids."""
-    ids = []
-    began = time.monotonic()
-    for number in range(jobs):
-        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        ids.append(await submit(http, base))
-    return ids
+@asynccontextmanager
+async def submitting(
+    http: httpx.AsyncClient, base: str, jobs: int, rate: float
+) -> AsyncIterator[asyncio.Task[list[str]]]:
+    """Submit trivial jobs meanwhile, so many a second; the task returns their ids and ends with the block."""
+
+    async def work() -> list[str]:
+        ids = []
+        began = time.monotonic()
+        for number in range(jobs):
+            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+            ids.append(await submit(http, base))
+        return ids
+
+    task = asyncio.create_task(work())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def all_ended(

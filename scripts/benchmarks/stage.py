@@ -153,6 +153,14 @@ class Stage:
             await self.until_200(f"{url}/system_stats")
         return urls
 
+    async def sims_apart(self, count: int, *, job_s: float | None = None) -> list["Served"]:
+        """Start simulated nodes as :meth:`sims` does, each in a process of its own."""
+        made = []
+        for number in range(1, count + 1):
+            (url,) = await self.sims(1, job_s=job_s, name=f"sim-{number}")
+            made.append(Served(url=url, child=self.children[-1]))
+        return made
+
     async def comfyui(self) -> str:
         """Start the real ComfyUI of the options, on the CPU, and return its URL."""
         assert self.options.comfyui is not None

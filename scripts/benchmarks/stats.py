@@ -7,6 +7,9 @@ from dataclasses import dataclass
 Interval = tuple[float, float]
 """Start and end, in seconds of any one clock."""
 
+TIMES = ("times", "median s", "least s", "most s")
+"""Heads of the columns that :meth:`Spread.row` fills."""
+
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the nearest-rank percentile: a value that was really measured, never one in between.
@@ -73,6 +76,22 @@ class Spread:
             least=min(values),
             most=max(values),
         )
+
+    def words(self) -> str:
+        """Say it of values in seconds that must all stay below a bound."""
+        return f"median {self.p50:.2f} s, most {self.most:.2f} s of {self.count}"
+
+    def row(self, digits: int = 2) -> list[str]:
+        """Return the cells below :data:`TIMES`, of values in seconds."""
+        return [str(self.count), *(f"{value:.{digits}f}" for value in (self.p50, self.least, self.most))]
+
+    def words_ms(self, digits: int = 0) -> str:
+        """Say it in milliseconds, of values in seconds whose tail counts; the digits are the median's."""
+        return f"{self.p50 * 1000:.{digits}f} ms, p99 {self.p99 * 1000:.0f} ms"
+
+    def row_ms(self, digits: int = 2) -> list[str]:
+        """Return median, p99 and least in milliseconds, of values in seconds."""
+        return [f"{value * 1000:.{digits}f}" for value in (self.p50, self.p99, self.least)]
 
 
 def covered(intervals: Iterable[Interval]) -> float:

@@ -58,11 +58,6 @@ class Trace:
     needs: Sequence[Need]
     arrivals: Sequence[Arrival]
 
-    @property
-    def lasts_s(self) -> float:
-        """When the last job is submitted."""
-        return self.arrivals[-1].at_s
-
 
 def draw(seed: int, *, jobs: int, workflows: int, job_s: float) -> Trace:
     """Draw a trace.

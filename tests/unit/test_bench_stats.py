@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.benchmarks.stats import Spread, computing, covered, median, percentile
+from scripts.benchmarks.stats import TIMES, Spread, computing, covered, median, percentile
 
 values = st.lists(st.floats(min_value=0, max_value=1e6), min_size=1, max_size=200)
 
@@ -48,6 +48,26 @@ def test_nothing_measured_is_an_error_and_not_a_zero() -> None:
 def test_a_spread_names_its_ends() -> None:
     spread = Spread.of([2.0, 9.0, 4.0])
     assert (spread.count, spread.least, spread.p50, spread.p99, spread.most) == (3, 2, 4, 9, 9)
+
+
+def test_a_spread_of_seconds_is_said_and_fills_its_columns() -> None:
+    spread = Spread.of([0.12, 0.5678, 0.3])
+    assert spread.words() == "median 0.30 s, most 0.57 s of 3"
+    assert dict(zip(TIMES, spread.row(), strict=True)) == {
+        "times": "3",
+        "median s": "0.30",
+        "least s": "0.12",
+        "most s": "0.57",
+    }
+    assert spread.row(3) == ["3", "0.300", "0.120", "0.568"]
+
+
+def test_a_spread_of_seconds_is_said_in_milliseconds() -> None:
+    spread = Spread.of([0.00812, 0.0456, 0.0129])
+    assert spread.words_ms() == "13 ms, p99 46 ms"
+    assert spread.words_ms(1) == "12.9 ms, p99 46 ms"
+    assert spread.row_ms() == ["12.90", "45.60", "8.12"]
+    assert spread.row_ms(1) == ["12.9", "45.6", "8.1"]
 
 
 def test_overlaps_count_once() -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import httpx
 
-from scripts.benchmarks.operations import all_ended, audit, order, submit_evenly
+from scripts.benchmarks.operations import all_ended, audit, order, submitting
 from scripts.benchmarks.report import Result, Verdict
 from scripts.benchmarks.stage import Options, Stage, bounded, sim_stats
 
@@ -35,8 +35,7 @@ async def measure(options: Options) -> Result:
         async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
             # About as fast as the changes last, so that there is work all the while.
             rate = jobs / (changes * sum(GAP_S) / 2)
-            submitting = asyncio.create_task(submit_evenly(http, fleet.url, jobs, rate))
-            try:
+            async with submitting(http, fleet.url, jobs, rate) as submitted:
                 for number in range(changes):
                     kind = chance.choice(KINDS)
                     if len(usable) <= FEWEST:
@@ -63,10 +62,7 @@ async def measure(options: Options) -> Result:
                         body = {"reason": "benchmark", "requeue": kind != "drain"}
                         await order(http, "POST", f"{nodes}/{name}/drain", body)
                     await asyncio.sleep(chance.uniform(*GAP_S))
-                ids = await submitting
-            finally:
-                submitting.cancel()
-                await asyncio.gather(submitting, return_exceptions=True)
+                ids = await submitted
             records = await all_ended(
                 http, fleet.url, ids, within_s=90, tell=lambda n: options.say(f"{n} of {jobs} jobs read")
             )

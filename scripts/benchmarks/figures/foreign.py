@@ -11,8 +11,8 @@ from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.settings import SOURCE
 from scripts.benchmarks.operations import granted, replace_file, until
 from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded, pid_of
-from scripts.benchmarks.stats import Spread
+from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
+from scripts.benchmarks.stats import TIMES, Spread
 
 GPUS = 4
 ROUNDS = 3
@@ -29,17 +29,15 @@ async def measure(options: Options) -> Result:
     rounds = options.some(ROUNDS, 1)
     late: list[float] = []
     async with Stage(options) as stage, bounded(300, "the figure of foreign memory"):
-        nodes, pids = [], []
-        for number in range(1, GPUS + 1):
-            nodes += await stage.sims(1, name=f"sim-{number}")
-            pids.append(pid_of(stage.children[-1]))
+        sims = await stage.sims_apart(GPUS)
+        pids = [sim.pid for sim in sims]
         fleet = await stage.fleet([], ready=False)
         scenario = stage.folder / "scenario"
         replace_file(scenario, _gpus(pids, taken=None))
         library = await asyncio.to_thread(_compile, stage.folder)
         argv = ["agent", "--join", fleet.api_url, "--host", "h1", "--port", "0"]
-        for number, url in enumerate(nodes):
-            argv += ["--node", f"g{number}={url}@{number}"]
+        for number, sim in enumerate(sims):
+            argv += ["--node", f"g{number}={sim.url}@{number}"]
         env = {**fleet.env, "LD_LIBRARY_PATH": str(library), "NVML_STANDIN": str(scenario)}
         await stage.child("agent-h1", node_plans.fleet(*argv), stage=3, env=env)
         for number in range(rounds):
@@ -58,22 +56,14 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure="foreign process takes memory → no new lease",
                 target=f"≤ {TARGET_S:g} s, every time",
-                ours=f"median {spread.p50:.2f} s, most {spread.most:.2f} s of {spread.count}",
+                ours=spread.words(),
                 baseline="ComfyUI itself would go on",
                 ratio=None,
                 met=spread.most <= TARGET_S,
             )
         ],
-        columns=["what", "times", "median s", "least s", "most s"],
-        rows=[
-            [
-                "memory taken → last lease given",
-                str(spread.count),
-                f"{spread.p50:.3f}",
-                f"{spread.least:.3f}",
-                f"{spread.most:.3f}",
-            ]
-        ],
+        columns=["what", *TIMES],
+        rows=[["memory taken → last lease given", *spread.row(3)]],
         notes=[
             f"`fleet agent` beside {GPUS} simulated nodes, over the real NVML binding and a stand-in of "
             f"NVIDIA's library compiled from C. Each GPU has {TOTAL_MIB // 1024} GiB, of which its node "

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 
 from comfy_fleet.bootstrap import Stores, open_stores
-from scripts.benchmarks.operations import all_ended, audit, kill, submit_evenly, until
+from scripts.benchmarks.operations import all_ended, audit, kill, submitting, until
 from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Options, Stage, bounded, pid_of, sim_stats
-from scripts.benchmarks.stats import Spread
+from scripts.benchmarks.stage import BenchError, Options, Stage, bounded, sim_stats
+from scripts.benchmarks.stats import TIMES, Spread
 
 NODES = 4
 JOB_S = 0.4
@@ -43,10 +43,8 @@ async def measure(options: Options) -> Result:
     killed: list[Killed] = []
     accounts: list[dict[str, Any]] = []
     async with Stage(options) as stage, bounded(300, "the figure of killed nodes"):
-        urls, sims = [], []
-        for number in range(1, NODES + 1):
-            urls += await stage.sims(1, job_s=JOB_S, name=f"sim-{number}")
-            sims.append(stage.children[-1])
+        sims = await stage.sims_apart(NODES, job_s=JOB_S)
+        urls, children = [sim.url for sim in sims], [sim.child for sim in sims]
         fleet = await stage.fleet(urls)
         await fleet.until_up(NODES)
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
@@ -54,29 +52,25 @@ async def measure(options: Options) -> Result:
             httpx.AsyncClient(trust_env=False, timeout=30, limits=limits) as http,
             open_stores(fleet.settings) as stores,
         ):
-            submitting = asyncio.create_task(submit_evenly(http, fleet.url, jobs, rate))
-            try:
+            async with submitting(http, fleet.url, jobs, rate) as submitted:
                 for number in range(kills):
                     options.say(f"kill {number + 1} of {kills}")
                     victim = number % NODES
                     began = time.monotonic()
                     job, run = await _works(http, stores, f"node-{victim + 1}", urls[victim])
                     accounts += await sim_stats([urls[victim]])  # they die with it
-                    at = kill(pid_of(sims[victim]))
+                    at = kill(sims[victim].pid)
                     killed.append(Killed(job=job, run=run, node=f"node-{victim + 1}", at=at))
-                    await stage.until_200(f"{urls[victim]}/system_stats", but=sims)
+                    await stage.until_200(f"{urls[victim]}/system_stats", but=children)
                     await fleet.until_up(NODES)
                     await asyncio.sleep(max(0.0, began + ROUND_S - time.monotonic()))
-                ids = await submitting
-            finally:
-                submitting.cancel()
-                await asyncio.gather(submitting, return_exceptions=True)
+                ids = await submitted
             records = await all_ended(
                 http, fleet.url, ids, within_s=60, tell=lambda n: options.say(f"{n} of {jobs} jobs read")
             )
             ends = [await stores.jobs.get(one.job) for one in killed]
         accounts += await sim_stats(urls)
-        stage.check(but=sims)
+        stage.check(but=children)
     found = audit(ids, records, sum(one["done"] for one in accounts))
     started = {run: start for one in accounts for start, _, run in one["intervals"]}
     took = []
@@ -94,22 +88,14 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure=f"kill -9 of 1 node of {NODES} → its job runs elsewhere",
                 target=f"< {TARGET_S:g} s, every time; 0 lost",
-                ours=f"median {spread.p50:.2f} s, most {spread.most:.2f} s of {spread.count}; {found}",
+                ours=f"{spread.words()}; {found}",
                 baseline="ComfyUI's own queue dies with it",
                 ratio=None,
                 met=spread.most < TARGET_S and found.clean,
             )
         ],
-        columns=["what", "times", "median s", "least s", "most s"],
-        rows=[
-            [
-                "kill → its job computes on another node",
-                str(spread.count),
-                f"{spread.p50:.3f}",
-                f"{spread.least:.3f}",
-                f"{spread.most:.3f}",
-            ]
-        ],
+        columns=["what", *TIMES],
+        rows=[["kill → its job computes on another node", *spread.row(3)]],
         notes=[
             f"{jobs} jobs of {JOB_S} s at {LOAD:.0%} of what {NODES} simulated nodes can do, each node a "
             f"process of its own; every {ROUND_S:g} s one of them is killed while a job computes on it, "

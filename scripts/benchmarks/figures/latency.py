@@ -3,7 +3,7 @@
 from typing import Any
 
 from scripts.benchmarks.clients import POLL_S
-from scripts.benchmarks.loads import load
+from scripts.benchmarks.loads import in_turn
 from scripts.benchmarks.report import Result, Verdict
 from scripts.benchmarks.stage import Options, Stage, bounded
 from scripts.benchmarks.stats import Spread
@@ -19,7 +19,7 @@ async def measure(options: Options) -> Result:
         node = await stage.comfyui() if options.comfyui else (await stage.sims(1))[0]
         proxy = await stage.proxy(node)
         fleet = await stage.fleet([node])
-        clients: dict[str, dict[str, Any]] = {
+        ways: dict[str, dict[str, Any]] = {
             BARE: {"kind": "bare", "node": node},
             PROXY: {"kind": "v2", "base": proxy.url, "events": True},
             PROXY_POLL: {"kind": "v2", "base": proxy.url, "events": False},
@@ -31,12 +31,7 @@ async def measure(options: Options) -> Result:
             FLEET: {"kind": "v2", "base": fleet.url, "events": True},
             FLEET_POLL: {"kind": "v2", "base": fleet.url, "events": False},
         }
-        measured = await load(
-            "trips",
-            {"clients": clients, "rounds": rounds},
-            lambda done: options.say(f"round {done} of {rounds}"),
-        )
-        stage.check()
+        measured = await in_turn(stage, ways, rounds)
     spread = {name: Spread.of(value["seconds"]) for name, value in measured.items()}
     detours = {name: value["detours"] for name, value in measured.items()}
     ours = min((spread[name] for name in (FLEET, FLEET_POLL)), key=lambda one: one.p50)
@@ -52,23 +47,15 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure="submit → bytes read, p50",
                 target="below comfy-api-proxy",
-                ours=f"{ours.p50 * 1000:.1f} ms, p99 {ours.p99 * 1000:.0f} ms",
-                baseline=f"{name} {theirs.p50 * 1000:.1f} ms, p99 {theirs.p99 * 1000:.0f} ms; "
-                f"bare {bare.p50 * 1000:.1f} ms",
+                ours=ours.words_ms(1),
+                baseline=f"{name} {theirs.words_ms(1)}; bare {bare.p50 * 1000:.1f} ms",
                 ratio=ours.p50 / theirs.p50,
                 met=ours.p50 < theirs.p50,
             )
         ],
         columns=["way", "p50 ms", "p99 ms", "least ms", "times bare", "detours"],
         rows=[
-            [
-                one,
-                f"{spread[one].p50 * 1000:.2f}",
-                f"{spread[one].p99 * 1000:.2f}",
-                f"{spread[one].least * 1000:.2f}",
-                f"{spread[one].p50 / bare.p50:.2f}",
-                str(detours[one]),
-            ]
+            [one, *spread[one].row_ms(), f"{spread[one].p50 / bare.p50:.2f}", str(detours[one])]
             for one in order
         ],
         notes=[

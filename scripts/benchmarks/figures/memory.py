@@ -12,8 +12,9 @@ from uuid import uuid4
 import httpx
 
 from scripts.benchmarks import trace
+from scripts.benchmarks.operations import FINAL, order
 from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Options, Stage, bounded, sim_reset, sim_stats
+from scripts.benchmarks.stage import Options, Stage, bounded, sim_reset, sim_stats
 from scripts.benchmarks.stats import median
 from scripts.benchmarks.trace import Arrival, Trace
 
@@ -214,14 +215,11 @@ async def _in_turn(http: httpx.AsyncClient, nodes: Sequence[str], what: Trace, a
 async def _through(http: httpx.AsyncClient, base: str, what: Trace, arrival: Arrival) -> str:
     """Submit a job to the fleet and wait for its end."""
     url = f"{base}/api/v1/workflows/{what.needs[arrival.workflow].name}/jobs"
-    answer = await http.post(url, json={"params": {"seed": arrival.seed}})
-    if answer.status_code != 201:
-        raise BenchError(f"a submit was answered {answer.status_code}: {answer.text[:300]}")
-    job = answer.json()
+    job = (await order(http, "POST", url, {"params": {"seed": arrival.seed}})).json()
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         found = (await http.get(f"{base}/api/v1/jobs/{job['id']}")).json()
-        if found["status"] in ("succeeded", "failed", "canceled", "expired"):
+        if found["status"] in FINAL:
             return str(found["status"])
         await asyncio.sleep(POLL_S)
     return "unfinished"

@@ -19,7 +19,7 @@ from scripts.benchmarks import standin_comfyui
 from scripts.benchmarks.operations import all_ended, audit, granted, kill, order, until
 from scripts.benchmarks.report import Result, Verdict
 from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
-from scripts.benchmarks.stats import Spread, median
+from scripts.benchmarks.stats import TIMES, Spread, median
 
 KILLS = 4
 EXTRA_S = 2.0  # beyond its own start-up
@@ -77,7 +77,7 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure="kill -9 of a supervised ComfyUI → takes jobs again, beyond its own start",
                 target=f"< {EXTRA_S:g} s, every time",
-                ours=f"median {late.p50:.2f} s, most {late.most:.2f} s of {late.count}",
+                ours=late.words(),
                 baseline=f"its own start {median(starts):.2f} s",
                 ratio=None,
                 met=late.most < EXTRA_S,
@@ -85,15 +85,15 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure="kill -9 of a supervised ComfyUI → its job computes elsewhere, a node being free",
                 target=f"< {ELSEWHERE_S:g} s, every time; 0 lost",
-                ours=f"median {moved.p50:.2f} s, most {moved.most:.2f} s of {moved.count}; {found.lost} lost",
+                ours=f"{moved.words()}; {found.lost} lost",
                 baseline="ComfyUI's own queue dies with it",
                 ratio=None,
                 met=moved.most < ELSEWHERE_S and not found.lost and not found.failed,
             ),
         ],
-        columns=["what", "times", "median s", "least s", "most s"],
+        columns=["what", *TIMES],
         rows=[
-            [name, str(one.count), f"{one.p50:.2f}", f"{one.least:.2f}", f"{one.most:.2f}"]
+            [name, *one.row()]
             for name, one in (
                 ("its own start, by hand, until it answers", Spread.of(starts)),
                 ("kill → a lease is given on it", again),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scripts.benchmarks.loads import load
+from scripts.benchmarks.loads import in_turn
 from scripts.benchmarks.report import Result, Verdict
 from scripts.benchmarks.stage import Options, Stage, bounded
 from scripts.benchmarks.stats import Spread
@@ -19,23 +19,14 @@ async def measure(options: Options) -> Result:
         (node,) = await stage.sims(1, job_s=JOB_S)
         proxy = await stage.proxy(node)
         fleet = await stage.fleet([node])
-        clients: dict[str, dict[str, Any]] = {
+        ways: dict[str, dict[str, Any]] = {
             PROXY_RUN: {"kind": "sdk", "base": proxy.url, "events": False},
             PROXY_EVENTS: {"kind": "sdk", "base": proxy.url, "events": True},
             RUN: {"kind": "sdk", "base": fleet.url, "events": False},
             EVENTS: {"kind": "sdk", "base": fleet.url, "events": True},
         }
-        measured = await load(
-            "trips",
-            {"clients": clients, "rounds": rounds},
-            lambda done: options.say(f"round {done} of {rounds}"),
-        )
-        stage.check()
+        measured = await in_turn(stage, ways, rounds)
     spread = {name: Spread.of(value["seconds"]) for name, value in measured.items()}
-
-    def words(name: str) -> str:
-        return f"{spread[name].p50 * 1000:.0f} ms, p99 {spread[name].p99 * 1000:.0f} ms"
-
     return Result(
         name="sdk",
         title="With the official SDK",
@@ -43,17 +34,14 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure=f"comfy-sdk `run()` of a job of {JOB_S:g} s, p50",
                 target="below comfy-api-proxy",
-                ours=words(RUN),
-                baseline=f"comfy-api-proxy {words(PROXY_RUN)}",
+                ours=spread[RUN].words_ms(),
+                baseline=f"comfy-api-proxy {spread[PROXY_RUN].words_ms()}",
                 ratio=spread[RUN].p50 / spread[PROXY_RUN].p50,
                 met=spread[RUN].p50 < spread[PROXY_RUN].p50,
             )
         ],
         columns=["way", "p50 ms", "p99 ms", "least ms"],
-        rows=[
-            [name, f"{one.p50 * 1000:.1f}", f"{one.p99 * 1000:.1f}", f"{one.least * 1000:.1f}"]
-            for name, one in spread.items()
-        ],
+        rows=[[name, *one.row_ms(1)] for name, one in spread.items()],
         notes=[
             f"{rounds} trips each over a simulated node whose jobs take {JOB_S:g} s, one at a time, the ways "
             "in turn, with comfy-sdk from PyPI as it is: submit, wait, read the picture's bytes.",

@@ -52,15 +52,7 @@ async def measure(options: Options) -> Result:
             )
         ],
         columns=["way", "submits/s", "p50 ms", "p99 ms"],
-        rows=[
-            [
-                name,
-                f"{rate[name]:.0f}",
-                f"{spread[name].p50 * 1000:.2f}",
-                f"{spread[name].p99 * 1000:.2f}",
-            ]
-            for name in (API, EDGE, RQ)
-        ],
+        rows=[[name, f"{rate[name]:.0f}", *spread[name].row_ms()[:2]] for name in (API, EDGE, RQ)],
         notes=[
             f"Median of {ROUNDS} rounds of {seconds} s. Fleet: {AT_ONCE} connections kept open, a client "
             "process of its own, jobs only queue because the one node is cordoned; each submit is validated "

@@ -77,7 +77,7 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure=f"a node added to {count} → its first job computes",
                 target=f"< {TARGET_S:g} s, every time",
-                ours=f"median {spread.p50:.2f} s, most {spread.most:.2f} s of {spread.count}",
+                ours=spread.words(),
                 baseline="",
                 ratio=None,
                 met=spread.most < TARGET_S,
