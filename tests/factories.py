@@ -1,6 +1,7 @@
 """Small values for tests."""
 
 import time
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ GRAPH: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test"}},
 }
+GB = 10**9
 
 
 def new_job(graph: dict[str, Any] | None = None, **fields: Any) -> NewJob:
@@ -27,3 +29,44 @@ def new_job(graph: dict[str, Any] | None = None, **fields: Any) -> NewJob:
         "expires_in_s": 3600.0,
     }
     return NewJob(**{**defaults, **fields})
+
+
+def picture(color: int, **save: Any) -> dict[str, Any]:
+    """A small graph of its own for every colour, so that nothing comes from a cache."""
+    return {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": color},
+        },
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "t", **save}},
+    }
+
+
+def sampled(size: int = 256, *, file: str = "m.safetensors", seed: int = 0) -> dict[str, Any]:
+    """A graph that loads a checkpoint."""
+    sampler = {"seed": seed, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
+    links = {"model": ["1", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["2", 0]}
+    inputs: dict[str, tuple[str, dict[str, Any]]] = {
+        "1": ("CheckpointLoaderSimple", {"ckpt_name": file}),
+        "2": ("EmptyLatentImage", {"width": size, "height": size, "batch_size": 1}),
+        "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a cat"}),
+        "4": ("KSampler", {**links, **sampler, "denoise": 1.0}),
+        "5": ("VAEDecode", {"samples": ["4", 0], "vae": ["1", 2]}),
+        "6": ("SaveImage", {"images": ["5", 0], "filename_prefix": "t"}),
+    }
+    return {key: {"class_type": name, "inputs": values} for key, (name, values) in inputs.items()}
+
+
+def with_model(size_gb: float, name: str = "m.safetensors") -> dict[str, Any]:
+    """What a simulated node has: one checkpoint of a size."""
+    return {"checkpoints": {name: int(size_gb * GB)}}
+
+
+def bare_checkout(folder: Path, *, main: str = "", database: bool = False) -> Path:
+    """Make a folder that looks like a checkout of ComfyUI; newer ones know ``--database-url``."""
+    home = folder / "ComfyUI"
+    (home / "comfy").mkdir(parents=True, exist_ok=True)
+    (home / "main.py").write_text(main)
+    known = 'parser.add_argument("--database-url")' if database else ""
+    (home / "comfy" / "cli_args.py").write_text(known)
+    return home

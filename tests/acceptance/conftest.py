@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.acceptance.up import Up, keyed_fleet, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, KEYED_LIMIT, OPS
 
 
@@ -22,18 +22,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A fleet of several users."""
     folder = tmp_path_factory.mktemp("keyed")
-    keys = folder / "keys"
-    keys.write_text(f"ann {ANN}\nbob {BOB}\nops {OPS} admin\n")
+    keys = f"ann {ANN}\nbob {BOB}\nops {OPS} admin\n"
     env = {
-        "FLEET_KEYS_FILE": str(keys),
-        "FLEET_AGENT_TOKEN": AGENT,
         "FLEET_MAX_BODY_BYTES": str(KEYED_LIMIT),
         "FLEET_MAX_STREAMS": "2",
         "FLEET_LOG_LEVEL": "debug",
     }
-    up = start_fleet(folder / "data", "--nodes", "1", "--job-seconds", "0.2", env=env)
-    yield up
-    stop_fleet(up)
+    with keyed_fleet(folder, keys, AGENT, "--job-seconds", "0.2", **env) as up:
+        yield up
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,3 +62,14 @@ def stop_fleet(up: Up) -> None:
     """Stop it as Ctrl-C would."""
     up.process.send_signal(signal.SIGINT)
     up.process.wait(30)
+
+
+@contextmanager
+def keyed_fleet(folder: Path, keys: str, agents: str, *arguments: str, **env: str) -> Iterator[Up]:
+    """Run a node for the users in ``keys``, whose agents show the token ``agents``."""
+    named = folder / "keys"
+    named.write_text(keys)
+    wanted = {"FLEET_KEYS_FILE": str(named), "FLEET_AGENT_TOKEN": agents, **env}
+    up = start_fleet(folder / "data", "--nodes", "1", *arguments, env=wanted)
+    yield up
+    stop_fleet(up)

@@ -21,7 +21,7 @@ import yaml
 from blake3 import blake3
 from PIL import Image
 
-from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.acceptance.up import Up, keyed_fleet
 from tests.contract.openapi import Contract
 from tests.sdk_source import unpack
 
@@ -41,17 +41,10 @@ def contract(tmp_path_factory: pytest.TempPathFactory) -> Contract:
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("spec")
-    keys = folder / "keys"
-    keys.write_text(f"ann {KEY}\nbob {OTHER}\n")
-    env = {
-        "FLEET_KEYS_FILE": str(keys),
-        "FLEET_AGENT_TOKEN": AGENT,
-        "FLEET_QUEUE_DEPTH": str(DEPTH),
-        "FLEET_MAX_STREAMS": str(STREAMS),
-    }
-    up = start_fleet(folder / "data", "--nodes", "1", "--sim-args", "--previews", env=env)
-    yield up
-    stop_fleet(up)
+    env = {"FLEET_QUEUE_DEPTH": str(DEPTH), "FLEET_MAX_STREAMS": str(STREAMS)}
+    keys = f"ann {KEY}\nbob {OTHER}\n"
+    with keyed_fleet(folder, keys, AGENT, "--sim-args", "--previews", **env) as up:
+        yield up
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from comfy_fleet.domain.node import NodeState
 from comfy_fleet.domain.supervise import Limits
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
+from tests.factories import bare_checkout
 from tests.integration.api_kit import Api, running
 from tests.integration.haproxy_kit import eventually
 
@@ -75,10 +76,7 @@ serve(SimOptions(**place, timing=timing))
 
 def checkout(folder: Path, *args: str) -> Checkout:
     """Make a folder that looks like a ComfyUI checkout."""
-    home = folder / "ComfyUI"
-    (home / "comfy").mkdir(parents=True, exist_ok=True)
-    (home / "comfy" / "cli_args.py").write_text("")
-    (home / "main.py").write_text(MAIN.format(source=str(SOURCE)))
+    home = bare_checkout(folder, main=MAIN.format(source=str(SOURCE)))
     return Checkout.find(home, python=sys.executable, args=args)
 
 

@@ -165,3 +165,22 @@ async def running(
                 served.should_exit = True
                 await serving
     sock.close()
+
+
+def code(answer: Any) -> tuple[int, str]:
+    """Check the form of an error and return its status and code."""
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "details"}
+    assert error["message"]
+    return answer.status_code, error["code"]
+
+
+async def upload(api: Api, data: bytes, name: str = "a.png", **more: Any) -> httpx.Response:
+    """Send a picture as an asset."""
+    headers = more.pop("headers", {})
+    return await api.client.post(
+        "/api/v2/assets",
+        data={"content_type": "image/png", "file_path": name, **more},
+        files={"file": ("whatever", data, "image/png")},
+        headers=headers,
+    )

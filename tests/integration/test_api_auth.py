@@ -11,8 +11,7 @@ from comfy_fleet.api.auth import Keys
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.settings import Settings
 from tests.factories import GRAPH
-from tests.integration.api_kit import Api, running
-from tests.integration.test_api_v2_jobs import code
+from tests.integration.api_kit import Api, code, running
 
 ANN, BOB, OPS, AGENT = "ann-key-0123456789", "bob-key-0123456789", "ops-key-0123456789", "agent-0123456789abc"
 

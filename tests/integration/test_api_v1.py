@@ -11,9 +11,7 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.redis.worker import RqWorker
 from comfy_fleet.domain.job import JobError, JobStatus
 from tests.factories import GRAPH
-from tests.integration.api_kit import Api, running
-from tests.integration.test_api_v2_assets import upload
-from tests.integration.test_api_v2_jobs import code
+from tests.integration.api_kit import Api, code, running, upload
 
 
 @pytest.fixture

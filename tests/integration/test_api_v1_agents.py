@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.integration.api_kit import Api, running
-from tests.integration.test_redis_stores import claim, submit
+from tests.integration.redis_kit import claim, submit
 
 TOKEN = "agents-token-0123456789"
 BEAT: dict[str, Any] = {"instance": "i1", "version": "1"}
@@ -37,7 +37,8 @@ async def test_a_heartbeat_registers_nodes_and_gets_orders(
         assert first.json()["joined"] == ["h1-gpu0"]
         twin = await beat(api, instance="i2", join=[{**G1, "url": "http://127.0.0.1:9999"}])
         assert (twin.status_code, "speaks for host h1" in twin.text) == (409, True)
-        assert (await api.stores.nodes.get("h1-gpu0")).url == G1["url"]  # type: ignore[union-attr]
+        kept = await api.stores.nodes.get("h1-gpu0")
+        assert kept is not None and kept.url == G1["url"]
         second = await beat(api, join=[{**G1, "name": "other"}])
         assert (second.json()["joined"], list(second.json()["refused"])) == ([], ["other"])
         assert "one ComfyUI is one node" in second.json()["refused"]["other"]

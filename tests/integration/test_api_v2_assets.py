@@ -7,15 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from blake3 import blake3
 from comfy_low.models import Asset as SdkAsset
 from redis.asyncio import Redis
 
 from tests.factories import GRAPH
-from tests.integration.api_kit import Api, running
-from tests.integration.test_api_v2_jobs import code
+from tests.integration.api_kit import Api, code, running, upload
 
 LOAD: dict[str, Any] = {
     "1": {"class_type": "LoadImage", "inputs": {"image": ""}},
@@ -27,16 +25,6 @@ LOAD: dict[str, Any] = {
 async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
     async with running(redis_port, tmp_path) as started:
         yield started
-
-
-async def upload(api: Api, data: bytes, name: str = "a.png", **more: Any) -> httpx.Response:
-    headers = more.pop("headers", {})
-    return await api.client.post(
-        "/api/v2/assets",
-        data={"content_type": "image/png", "file_path": name, **more},
-        files={"file": ("whatever", data, "image/png")},
-        headers=headers,
-    )
 
 
 def hash_of(data: bytes) -> str:

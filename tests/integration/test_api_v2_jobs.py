@@ -14,7 +14,7 @@ from comfy_fleet.adapters.secrets import SecretBox
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.services.atlas import Atlas
 from tests.factories import GRAPH
-from tests.integration.api_kit import Api, running
+from tests.integration.api_kit import Api, code, running
 
 
 @pytest.fixture
@@ -27,13 +27,6 @@ async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Ap
 async def ready(api: Api) -> Api:
     await api.add_node()
     return api
-
-
-def code(answer: Any) -> tuple[int, str]:
-    error = answer.json()["error"]
-    assert set(error) == {"code", "message", "details"}
-    assert error["message"]
-    return answer.status_code, error["code"]
 
 
 async def test_a_job_from_submit_to_end(ready: Api) -> None:

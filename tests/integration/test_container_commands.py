@@ -24,6 +24,7 @@ from comfy_fleet.redis_server import program
 from tests.comfyui_server import interpreter
 from tests.conftest import free_port
 from tests.container_files import COMPOSE, DOCKER, FLEET, IMAGES, STACK, last, services, stages
+from tests.factories import bare_checkout
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -58,10 +59,7 @@ class Host:
         names = ("redis", "port", "api_port", "lease_port", "direct_port", "agent_port", "node")
         self.ports = {name: free_port() for name in names}
         self.beside_port = free_port()  # in its container the node's own agent has the usual one
-        self.home = folder / "comfyui"
-        (self.home / "comfy").mkdir(parents=True)
-        (self.home / "main.py").write_text(MAIN)
-        (self.home / "comfy" / "cli_args.py").write_text('parser.add_argument("--database-url")\n')
+        self.home = bare_checkout(folder, main=MAIN, database=True)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def environment(self, service: str) -> dict[str, str]:
@@ -335,10 +333,7 @@ def test_the_nodes_entry_point_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_the_nodes_arguments(tmp_path: Path) -> None:
     """Flags that this ComfyUI does not know are left out; the command's arguments come last, so they win."""
-    home = tmp_path / "home"
-    (home / "comfy").mkdir(parents=True)
-    (home / "comfy" / "cli_args.py").write_text("")
-    (home / "main.py").write_text("import os, sys; print(os.getcwd()); print(*sys.argv[1:], sep='\\n')")
+    home = bare_checkout(tmp_path, main="import os, sys; print(os.getcwd()); print(*sys.argv[1:], sep='\\n')")
     (tmp_path / "nodes").mkdir()
     environment = {
         "PATH": os.environ["PATH"],

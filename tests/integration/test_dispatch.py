@@ -4,26 +4,14 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.sim import SimTiming
-from tests.factories import GRAPH
+from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until
-
-
-def picture(color: int, **save: Any) -> dict[str, Any]:
-    """A small graph of its own for every colour, so that nothing comes from a cache."""
-    return {
-        "1": {
-            "class_type": "EmptyImage",
-            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": color},
-        },
-        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "t", **save}},
-    }
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Jobs go to nodes that can run them: classes, files, pools, memory. Simulated nodes, a real broker."""
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -12,29 +11,8 @@ from comfy_fleet.domain.graph import check
 from comfy_fleet.domain.job import JobStatus, Placement
 from comfy_fleet.services.care import REST_S
 from comfy_fleet.sim import SimTiming
+from tests.factories import picture, sampled, with_model
 from tests.fleet import fleet_of, until
-from tests.integration.test_dispatch import picture
-
-GB = 10**9
-
-
-def sampled(size: int = 256, *, file: str = "m.safetensors", seed: int = 0) -> dict[str, Any]:
-    """A graph that loads a checkpoint."""
-    sampler = {"seed": seed, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
-    links = {"model": ["1", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["2", 0]}
-    inputs: dict[str, tuple[str, dict[str, Any]]] = {
-        "1": ("CheckpointLoaderSimple", {"ckpt_name": file}),
-        "2": ("EmptyLatentImage", {"width": size, "height": size, "batch_size": 1}),
-        "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a cat"}),
-        "4": ("KSampler", {**links, **sampler, "denoise": 1.0}),
-        "5": ("VAEDecode", {"samples": ["4", 0], "vae": ["1", 2]}),
-        "6": ("SaveImage", {"images": ["5", 0], "filename_prefix": "t"}),
-    }
-    return {key: {"class_type": name, "inputs": values} for key, (name, values) in inputs.items()}
-
-
-def with_model(size_gb: float, name: str = "m.safetensors") -> dict[str, Any]:
-    return {"checkpoints": {name: int(size_gb * GB)}}
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from tests.conftest import free_port
 from tests.factories import GRAPH
 from tests.integration.agent_kit import SOURCE, Host, host_of
 from tests.integration.haproxy_kit import eventually
-from tests.integration.test_redis_stores import claim, submit
+from tests.integration.redis_kit import claim, submit
 
 logger = logging.getLogger(__name__)  # figures: --log-cli-level=INFO
 SLOW = SimTiming(job_s=30)

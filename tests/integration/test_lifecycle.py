@@ -18,10 +18,10 @@ from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.cli.app import build
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.sim import SimTiming
+from tests.factories import picture
 from tests.fleet import Fleet, fleet_of, until
 from tests.integration.agent_kit import cpu, host_of
 from tests.integration.api_kit import object_info, running
-from tests.integration.test_dispatch import picture
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,8 @@ from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.speed import ENOUGH
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.sim import SimTiming
+from tests.factories import GB, picture, sampled, with_model
 from tests.fleet import Fleet, fleet_of, until
-from tests.integration.test_dispatch import picture
-from tests.integration.test_eligibility import GB, sampled, with_model
 
 FAST, SLOW = SimTiming(job_s=0.05), SimTiming(job_s=0.2)
 

@@ -15,7 +15,7 @@ from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.node import AGENT_DRAINS, Node
 from comfy_fleet.domain.verdict import Word
 from tests.integration.haproxy_kit import eventually
-from tests.integration.test_redis_stores import claim, submit
+from tests.integration.redis_kit import claim, submit
 
 BROKEN = JobError(code="node_lost", message="gone")
 G1 = Joining(name="h1-gpu0", url="http://10.0.0.1:8188", agent="10.0.0.1:8193", cleans=True)

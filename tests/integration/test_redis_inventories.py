@@ -1,11 +1,8 @@
 """Inventories, needs and what failures taught, on a real Redis."""
 
-import gzip
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import orjson
 import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack, unpack
@@ -17,13 +14,7 @@ from comfy_fleet.domain.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.node import Node, NodeState, Reading
 from comfy_fleet.ports import Claim, Refused
 from tests.factories import new_job
-
-INFO = Path(__file__).parents[1] / "data" / "object_info_0.3.64.json.gz"
-
-
-def object_info() -> dict[str, Any]:
-    info: dict[str, Any] = orjson.loads(gzip.decompress(INFO.read_bytes()))
-    return info
+from tests.integration.api_kit import object_info
 
 
 async def add(stores: Stores, name: str, **fields: Any) -> None:

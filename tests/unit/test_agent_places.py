@@ -17,6 +17,7 @@ from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml, Process
 from comfy_fleet.domain.host import Joining
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.domain.vram import GIB, Claim, Counted, Device
+from tests.factories import bare_checkout
 
 TWO = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa"), Gpu(index=1, uuid="GPU-bb")))
 NONE = Gpus(why=Nvml.NO_LIBRARY)
@@ -53,9 +54,7 @@ def test_what_is_named_twice_gets_two_and_names_stay_the_same_for_the_others() -
 
 def test_a_gpu_may_have_arguments_and_variables_of_its_own(tmp_path: Path) -> None:
     def planned(**more: Any) -> dict[str, Any]:
-        home = tmp_path / "ComfyUI"
-        (home / "comfy").mkdir(parents=True, exist_ok=True)
-        (home / "comfy" / "cli_args.py").write_text("")
+        home = bare_checkout(tmp_path)
         wanted = Supervision(checkout=Checkout(home=home, python="python3"), **more)
         supervisor = Supervisor(wanted, HostAgent("h"), address="127.0.0.1", data=tmp_path)
         join = partial(Joining, agent="127.0.0.1:1")

@@ -5,15 +5,12 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
+from tests.factories import bare_checkout
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    folder = tmp_path / "ComfyUI"
-    (folder / "comfy").mkdir(parents=True)
-    (folder / "main.py").write_text("")
-    (folder / "comfy" / "cli_args.py").write_text('parser.add_argument("--database-url")')
-    return folder
+    return bare_checkout(tmp_path, database=True)
 
 
 def test_everyone_has_folders_and_a_gpu_of_its_own(home: Path, tmp_path: Path) -> None:
@@ -32,8 +29,8 @@ def test_everyone_has_folders_and_a_gpu_of_its_own(home: Path, tmp_path: Path) -
     assert (tmp_path / "g2" / "output").is_dir()
 
 
-def test_on_the_cpu_with_an_older_version(home: Path, tmp_path: Path) -> None:
-    (home / "comfy" / "cli_args.py").write_text("")
+def test_on_the_cpu_with_an_older_version(tmp_path: Path) -> None:
+    home = bare_checkout(tmp_path)
     launch = Checkout.find(home, python="python3").launch(port=8200, folder=tmp_path / "c", gpu=None)
     assert launch.argv[-1] == "--cpu"
     assert launch.env == {}

@@ -20,6 +20,7 @@ from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict
 from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
+from tests.factories import bare_checkout
 
 
 @pytest.fixture
@@ -29,10 +30,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def comfyui(tmp_path: Path) -> Path:
-    home = tmp_path / "ComfyUI"
-    (home / "comfy").mkdir(parents=True)
-    (home / "main.py").write_text("")
-    (home / "comfy" / "cli_args.py").write_text('parser.add_argument("--database-url")')
+    home = bare_checkout(tmp_path, database=True)
     python = home / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\n")

@@ -1,0 +1,71 @@
+"""Short words for what tests do with the stores."""
+
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.job import (
+    Job,
+    JobError,
+    Output,
+    OutputKind,
+    Placement,
+)
+from comfy_fleet.domain.node import Node
+from comfy_fleet.ports import Claim, Refused
+from tests.factories import new_job
+
+BROKEN = JobError(code="node_lost", message="gone")
+
+
+async def submit(stores: Stores, **fields: Any) -> Job:
+    """Put a job into the queue."""
+    return (await stores.jobs.submit(new_job(**fields), idempotency=None, depth_limit=1000)).job
+
+
+async def add_nodes(stores: Stores, *names: str) -> None:
+    """Register nodes by these names."""
+    for index, name in enumerate(names):
+        await stores.nodes.add(Node(name=name, url=f"http://127.0.0.1:{9000 + index}"))
+
+
+async def claim(
+    stores: Stores, node: str = "g1", placement: Placement | None = None, ttl: float = 5
+) -> Claim:
+    """Start the next job on a node, as a dispatcher does."""
+    got = await stores.runs.claim(
+        node=node,
+        placements=[placement or Placement()],
+        run=str(uuid4()),
+        token=uuid4().hex,
+        dispatcher="d1",
+        ttl_s=ttl,
+    )
+    assert isinstance(got, Claim), got
+    return got
+
+
+async def refused(stores: Stores, node: str = "g1") -> Refused:
+    """Try the same and return why it was refused."""
+    got = await stores.runs.claim(
+        node=node, placements=[Placement()], run=str(uuid4()), token="t", dispatcher="d1", ttl_s=5
+    )
+    assert isinstance(got, Refused)
+    return got
+
+
+def output(index: int = 0, **fields: Any) -> Output:
+    """Return an output with these facts."""
+    base = Output(
+        asset_id=str(uuid4()),
+        node_id="2",
+        key="images",
+        index=index,
+        name="a.png",
+        kind=OutputKind.IMAGE,
+        content_type="image/png",
+        size_bytes=3,
+        hash="blake3:00",
+    )
+    return replace(base, **fields)

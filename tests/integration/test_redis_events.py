@@ -1,0 +1,71 @@
+"""Events of jobs over Redis: their order, and a server that comes late."""
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from comfy_fleet.adapters.redis.client import subscriber
+from comfy_fleet.adapters.redis.events import RedisEvents
+from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.job import (
+    JobStatus,
+    Progress,
+)
+from tests.conftest import free_port
+from tests.integration.redis_kit import add_nodes, claim, output, submit
+
+
+async def test_events_come_in_order_with_the_run(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    async with stores.events.subscribe(job.id) as events:
+        got = await claim(stores)
+        await stores.runs.progress(got, Progress(value=0.1, nodes_done=0, nodes_total=2))
+        await stores.runs.output(got, output())
+        await stores.runs.output(replace(got), output(asset_id="again"))  # the same place: no second output
+        await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=None)
+        seen = []
+        async for event in events:
+            seen.append(event)
+            if event.type == "status" and event.data["status"] == "succeeded":
+                break
+    assert [e.type for e in seen] == ["status", "progress", "output", "status"]
+    assert [e.seq for e in seen] == sorted(e.seq for e in seen)
+    assert {e.run for e in seen} == {got.run}
+
+
+async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
+    redis: Any, redis_port: int
+) -> None:
+    # The first subscription meets a closed port; the server comes later.
+    port = free_port()
+    listening = subscriber(f"redis://127.0.0.1:{port}/0")
+    events = RedisEvents(listening)
+
+    async def first() -> bytes:
+        async with events.channel("news") as queue:
+            return await queue.get()
+
+    reading = asyncio.create_task(first())
+    await asyncio.sleep(0.1)
+    server = await asyncio.start_server(partial(_relay, redis_port), "127.0.0.1", port)
+    async with asyncio.timeout(15):
+        while not reading.done():
+            await redis.publish("news", "good")
+            await asyncio.sleep(0.05)
+    assert await reading == b"good"
+    await events.close()
+    await listening.aclose()
+    server.close()
+
+
+async def _relay(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    there, back = await asyncio.open_connection("127.0.0.1", port)
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(4096):
+            target.write(data)
+        target.close()
+
+    await asyncio.gather(copy(reader, back), copy(there, writer))

@@ -1,0 +1,61 @@
+"""RQ's own view of the records: true figures, and nothing of it that is run."""
+
+import asyncio
+import json
+
+import redis as sync_redis
+from rq import Queue
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from comfy_fleet.adapters.redis.codec import HANDLER
+from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.job import (
+    JobStatus,
+)
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, refused, submit
+
+
+async def test_rq_sees_true_figures(stores: Stores, redis_port: int) -> None:
+    await add_nodes(stores, "g1", "g2", "g3")
+    jobs = [await submit(stores) for _ in range(4)]
+    ok, bad, _running = await claim(stores, "g1"), await claim(stores, "g2"), await claim(stores, "g3")
+    await stores.runs.finish(ok, JobStatus.SUCCEEDED, error=None, duration_s=1)
+    await stores.runs.finish(bad, JobStatus.FAILED, error=BROKEN, duration_s=None)
+
+    def look() -> None:
+        with sync_redis.Redis(port=redis_port) as connection:
+            queue = Queue("fleet", connection=connection, serializer=JSONSerializer)
+            assert Queue.all(connection=connection) == [queue]
+            for _ in range(2):  # counting runs RQ's clean-up: it must not touch a run
+                assert queue.count == 1
+                assert queue.started_job_registry.count == 1
+                assert queue.finished_job_registry.count == 1
+                assert queue.failed_job_registry.count == 1
+            finished = RqJob.fetch(ok.job.id, connection=connection, serializer=JSONSerializer)
+            assert finished.get_status() == "finished"
+            assert finished.return_value() == {"job": ok.job.id, "run": ok.run, "node": "g1"}
+            assert finished.func_name == HANDLER
+            assert finished.args == [ok.job.id]
+            assert finished.started_at and finished.ended_at and finished.ended_at >= finished.started_at
+            failed = RqJob.fetch(bad.job.id, connection=connection, serializer=JSONSerializer)
+            result = failed.latest_result()
+            assert result is not None and result.exc_string is not None
+            assert "node_lost: gone" in result.exc_string
+            assert (
+                RqJob.fetch(jobs[3].id, connection=connection, serializer=JSONSerializer).get_status()
+                == "queued"
+            )
+
+    await asyncio.to_thread(look)
+
+
+async def test_a_foreign_handler_in_rqs_record_is_never_run(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    await stores.redis.hset(f"rq:job:{job.id}", "data", json.dumps(["os.system", None, ["true"], {}]))
+    assert (await refused(stores)).why == "empty"
+    ended = await stores.jobs.get(job.id)
+    assert ended and ended.status is JobStatus.FAILED
+    assert ended.error and "handler" in ended.error.message
+    assert await stores.runs.lease_of("g1") is None
