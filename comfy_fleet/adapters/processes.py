@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import logging.handlers
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _LINE_LIMIT = 64 * 1024  # a longer line is cut into pieces of this size
 _KILLED_S = 5.0  # one that still lives so long after SIGKILL hangs in the kernel: in a driver, on a dead disk
+_LOG_BYTES = 20 * 2**20
 _DRAIN_S = 1.0  # how long to read on after the child's end, if a grandchild holds its pipe
 
 
@@ -194,6 +196,36 @@ class Child:
     def _log_line(self, line: str) -> None:
         if line:
             logger.info("child says", extra={"child": self.name, "line": line})
+
+
+class LogFile:
+    """A file that keeps the last 20 to 40 MB of what a child says, the older part as ``NAME.1``.
+
+    Args:
+        path: The file; it is made when the first line comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
+        )
+
+    def write(self, line: str) -> None:
+        """Add a line."""
+        self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, line, (), None))
+
+    def close(self) -> None:
+        """Close it."""
+        self._handler.close()
+
+
+def end_of(status: int) -> str:
+    """Return how a child ended, in words: ``exit 3``, ``SIGKILL``, ``signal 65``."""
+    if status >= 0:
+        return f"exit {status}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-status).name
+    return f"signal {-status}"
 
 
 def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:

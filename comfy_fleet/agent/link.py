@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from comfy_fleet.agent.source import parse_nodes
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.host import Heartbeat, Joining, Seat, Trash
 from comfy_fleet.domain.node import Node
@@ -88,7 +89,7 @@ class Link:
         self._compose = compose
         self._take = take
         self._every_s = every_s
-        self._again_s = again_s
+        self._backoff = Backoff(first_s=again_s, longest_s=_LONGEST_PAUSE_S)
         self._transport = transport
         self._clock = clock
         self._jitter = jitter
@@ -126,7 +127,7 @@ class Link:
                     self._nodes.put_nowait(answer.nodes)
                 pause = self._every_s
                 if failures:
-                    pause = min(_LONGEST_PAUSE_S, self._again_s * 2 ** min(failures - 1, 10))
+                    pause = self._backoff.pause_s(failures)
                     pause *= 0.5 + self._jitter() / 2
                 try:
                     async with asyncio.timeout(pause):

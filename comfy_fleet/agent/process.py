@@ -1,16 +1,14 @@
 """A ComfyUI process of the agent's own: started, watched, restarted, recycled."""
 
 import asyncio
-import contextlib
 import logging
-import logging.handlers
 import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from comfy_fleet.adapters.processes import Child
+from comfy_fleet.adapters.processes import Child, LogFile, end_of
 from comfy_fleet.agent.probe import NodeProbe
 from comfy_fleet.agent.procfs import Used, used
 from comfy_fleet.agent.pulse import Pulse
@@ -23,7 +21,6 @@ TICK_S = 0.1
 _READ_EVERY_S = 0.5  # how often /proc is read
 _READ_RATE = 20 * 2**20  # bytes a second from a disk that count as much as a second of computing
 _BUSY_GPU = 5  # percent
-_LOG_BYTES = 20 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +85,13 @@ class Process:
         self._on_change = on_change
         self._clock = clock
         self._pulse = Pulse(probe.url, client_id, clock=clock)
-        self._log = logging.handlers.RotatingFileHandler(
-            spec.log, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
-        )
+        self._log = LogFile(spec.log)
         self._child = Child(
             spec.name,
             spec.argv,
             env=spec.env,
             cwd=spec.cwd,
-            on_line=self._line,
+            on_line=self._log.write,
             stop_timeout_s=spec.stop_timeout_s,
         )
         self._effort = 0.0
@@ -215,10 +210,7 @@ class Process:
         status = self._child.returncode
         if status is None:
             return ""
-        words = f"ended with exit {status}"
-        if status < 0:
-            with contextlib.suppress(ValueError):
-                words = f"ended by {signal.Signals(-status).name}"
+        words = f"ended {'with' if status >= 0 else 'by'} {end_of(status)}"
         last = next((line for line in reversed(self._child.last_lines) if line.strip()), "")
         return f"{words}: {last.strip()[:160]}" if last else words
 
@@ -232,6 +224,3 @@ class Process:
             extra={"node": self.spec.name, "phase": watch.phase.value, "why": watch.why, "pid": self.pid},
         )
         self._on_change()
-
-    def _line(self, line: str) -> None:
-        self._log.emit(logging.LogRecord(self.spec.name, logging.INFO, "", 0, line, (), None))

@@ -8,6 +8,10 @@ that keeps the processor busy and stays silent is given up only after a much lon
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from comfy_fleet.domain.backoff import Backoff
+
+BACKOFF = Backoff(first_s=0.2, longest_s=60.0)
+
 
 class Phase(StrEnum):
     """Where a process stands."""
@@ -41,8 +45,7 @@ class Limits:
         rss_bytes: Host memory of its own (files that it maps don't count) from which on it is recycled; None:
             any.
         jobs: Jobs after which it is recycled; 0: any number.
-        first_pause_s: Pause after the first crash; doubles with every crash in a row.
-        longest_pause_s: At most so long.
+        backoff: Pauses after crashes in a row.
         steady_s: A process that was up so long starts over at the first pause.
     """
 
@@ -51,13 +54,8 @@ class Limits:
     hung_s: float = 600.0
     rss_bytes: int | None = None
     jobs: int = 0
-    first_pause_s: float = 0.2
-    longest_pause_s: float = 60.0
+    backoff: Backoff = BACKOFF
     steady_s: float = 60.0
-
-    def pause_s(self, crashes: int) -> float:
-        """Return the pause after the n-th crash in a row (1-based)."""
-        return float(min(self.longest_pause_s, self.first_pause_s * 2 ** (min(crashes, 20) - 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,7 @@ def step(watch: Watch, look: Look, limits: Limits) -> tuple[Watch, Order | None]
         case Phase.STOPPED:
             return _start(watch, look), Order.START
         case Phase.WAITING:
-            if look.now - watch.since < limits.pause_s(watch.crashes):
+            if look.now - watch.since < limits.backoff.pause_s(watch.crashes):
                 return watch, None
             return _start(watch, look), Order.START
         case Phase.STOPPING:

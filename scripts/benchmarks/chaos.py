@@ -24,7 +24,8 @@ from redis.asyncio import Redis
 from rich.console import Console
 from rich.table import Table
 
-from comfy_fleet.cli.up.supervisor import Backoff, Supervised
+from comfy_fleet.cli.up.supervisor import Supervised
+from comfy_fleet.domain.backoff import Backoff
 from scripts.benchmarks.clients import PNG, trivial_graph
 from scripts.benchmarks.operations import FINAL, kill
 from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded

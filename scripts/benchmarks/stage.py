@@ -23,7 +23,8 @@ from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy, wait_for_redis
-from comfy_fleet.cli.up.supervisor import Backoff, Spec, Supervised, stop_all
+from comfy_fleet.cli.up.supervisor import BACKOFF, Spec, Supervised, stop_all
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import SOURCE, Settings
 from scripts.benchmarks.processes import command, descendants
@@ -54,7 +55,7 @@ class Options:
     comfyui: Path | None = None
     comfyui_python: str | None = None
     quick: bool = False
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: Backoff = BACKOFF
     say: Callable[[str], None] = field(default=lambda _: None)
 
     def some(self, full: int, quick: int) -> int:

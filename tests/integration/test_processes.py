@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from comfy_fleet.adapters.processes import Child
+from comfy_fleet.adapters.processes import Child, LogFile, end_of
 from comfy_fleet.domain.errors import ConfigError
 
 
@@ -121,3 +121,19 @@ async def test_a_killed_parent_takes_its_children_along() -> None:
     while alive(pid) and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     assert not alive(pid)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(0, "exit 0"), (3, "exit 3"), (-9, "SIGKILL"), (-65, "signal 65")]
+)
+def test_an_end_is_said_in_words(status: int, words: str) -> None:
+    assert end_of(status) == words
+
+
+def test_a_log_file_is_there_from_the_first_line_on(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "child.log")
+    assert not (tmp_path / "child.log").exists()
+    for line in ("50 % of {all}", "that's all"):
+        log.write(line)
+    log.close()
+    assert (tmp_path / "child.log").read_text() == "50 % of {all}\nthat's all\n"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.cli.up.supervisor import Backoff, Spec, Supervised, is_loud, parse_line, stop_all
+from comfy_fleet.cli.up.supervisor import Spec, Supervised, is_loud, parse_line, stop_all
+from comfy_fleet.domain.backoff import Backoff
 
-QUICK = Backoff(first_s=0.01, longest_s=0.02, steady_s=60)
+QUICK = Backoff(first_s=0.01, longest_s=0.02)
 
 
 def spec(name: str, code: str, *, stage: int = 0) -> Spec:
@@ -28,11 +29,6 @@ async def until(condition: Any, timeout_s: float = 20) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)
-
-
-def test_the_wait_doubles_up_to_its_limit() -> None:
-    backoff = Backoff(first_s=0.5, longest_s=10)
-    assert [backoff.delay_s(n) for n in (1, 2, 3, 4, 5, 6, 1000)] == [0.5, 1, 2, 4, 8, 10, 10]
 
 
 async def test_a_crashing_child_is_started_again_and_its_end_is_told(tmp_path: Path) -> None:

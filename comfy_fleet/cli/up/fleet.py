@@ -6,7 +6,7 @@ import secrets
 import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -266,13 +266,7 @@ class Fleet:
     async def _start_parts(self) -> None:
         settings = self.plan.settings
         specs = [
-            Spec(
-                name=process.name,
-                argv=process.argv,
-                env={**self.plan.env, **process.env},
-                stop_timeout_s=process.stop_timeout_s,
-                stage=_NODES,
-            )
+            replace(process, env={**self.plan.env, **process.env}, stage=_NODES)
             for process in self.plan.nodes.processes
         ]
         parts = (("haproxy", _PROXY), ("agent", _PROXY), ("api", _API), ("dispatch", _DISPATCH))

@@ -3,34 +3,18 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.agent.supervisor import CPU, slots_of
+from comfy_fleet.cli.up.supervisor import Spec
 from comfy_fleet.domain.gpu import Gpus
 from comfy_fleet.domain.node import Node
 
 MANAGED = "managed-by"
 MANAGER = "fleet-up"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """A process to keep running.
-
-    Attributes:
-        name: Name of the process and of its log file.
-        argv: Program and arguments.
-        env: Variables on top of our own.
-        stop_timeout_s: How long it may take to end before it is killed.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    stop_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +24,13 @@ class NodePlan:
     Attributes:
         nodes: Nodes to register.
         joining: Names of nodes that an agent among the processes registers.
-        processes: What to run; nothing for ComfyUIs that run already.
+        processes: What to run, at the stage and with the variables that the fleet gives them; nothing for
+            ComfyUIs that run already.
     """
 
     nodes: tuple[Node, ...] = ()
     joining: tuple[str, ...] = ()
-    processes: tuple[Process, ...] = ()
+    processes: tuple[Spec, ...] = ()
 
     def __add__(self, other: "NodePlan") -> "NodePlan":
         return NodePlan(
@@ -83,7 +68,7 @@ def simulated(ports: Sequence[int], *, data: Path, args: Sequence[str] = ()) -> 
     )
     return NodePlan(
         nodes=tuple(_node(f"sim-{index}", port, simulated=True) for index, port in enumerate(ports, start=1)),
-        processes=(Process(name="sim", argv=argv),),
+        processes=(Spec(name="sim", argv=argv),),
     )
 
 
@@ -108,7 +93,7 @@ def comfyuis(home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequ
         *(() if home.custom_nodes else ("--no-custom-nodes",)),
     )
     # Stopped after the dispatcher, which has let its runs finish: nobody is left to collect what still runs.
-    agent = Process(name="host-agent", argv=argv, env={"FLEET_STOP_WAIT_S": "0"}, stop_timeout_s=20.0)
+    agent = Spec(name="host-agent", argv=argv, env={"FLEET_STOP_WAIT_S": "0"}, stop_timeout_s=20.0)
     return NodePlan(joining=tuple(slots_of(host, dealt, gpus)), processes=(agent,))
 
 

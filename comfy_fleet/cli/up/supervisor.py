@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
-import logging.handlers
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,30 +11,13 @@ from typing import Any
 
 import orjson
 
-from comfy_fleet.adapters.processes import Child
+from comfy_fleet.adapters.processes import Child, LogFile, end_of
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import ConfigError
 
-_LOG_BYTES = 20 * 1024 * 1024
+BACKOFF = Backoff(first_s=0.2, longest_s=10.0)
+_STEADY_S = 20.0  # a child that ran so long starts over at the first pause
 _LOUD = ("warning", "error", "critical")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backoff:
-    """How long to wait before a crashed child is started again.
-
-    Attributes:
-        first_s: After the first crash.
-        longest_s: At most.
-        steady_s: A child that ran this long starts over at ``first_s``.
-    """
-
-    first_s: float = 0.2
-    longest_s: float = 10.0
-    steady_s: float = 20.0
-
-    def delay_s(self, crashes: int) -> float:
-        """Return the wait after the n-th crash in a row (1-based)."""
-        return float(min(self.longest_s, self.first_s * 2 ** (min(crashes, 20) - 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +55,7 @@ class Supervised:
         *,
         logs: Path,
         echo: Callable[[str, Mapping[str, Any]], None],
-        backoff: Backoff | None = None,
+        backoff: Backoff = BACKOFF,
     ) -> None:
         """Describe it; nothing runs before :meth:`start`.
 
@@ -82,15 +63,13 @@ class Supervised:
             spec: What to run.
             logs: Folder for its log file.
             echo: Gets the process's name and the fields of every line that it logs.
-            backoff: When to start it again.
+            backoff: How long to wait before it is started again.
         """
         self.spec = spec
         self.crashes = 0
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff
         self._echo = echo
-        self._log = logging.handlers.RotatingFileHandler(
-            logs / f"{spec.name}.log", maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
-        )
+        self._log = LogFile(logs / f"{spec.name}.log")
         self._child = Child(
             spec.name,
             spec.argv,
@@ -139,10 +118,10 @@ class Supervised:
             started = clock()
             status = await self._child.wait()
             lived_s = clock() - started
-            self.crashes = 1 if lived_s >= self._backoff.steady_s else self.crashes + 1
-            wait_s = self._backoff.delay_s(self.crashes)
+            self.crashes = 1 if lived_s >= _STEADY_S else self.crashes + 1
+            wait_s = self._backoff.pause_s(self.crashes)
             self._write(
-                _fields(self.spec.name, "error", "ended by itself", status=_words(status), again_in_s=wait_s)
+                _fields(self.spec.name, "error", "ended by itself", status=end_of(status), again_in_s=wait_s)
             )
             await asyncio.sleep(wait_s)
             while True:
@@ -158,8 +137,7 @@ class Supervised:
             self._write(parse_line(self.spec.name, line))
 
     def _write(self, fields: dict[str, Any]) -> None:
-        line = orjson.dumps(fields, default=str).decode()
-        self._log.emit(logging.LogRecord(self.spec.name, logging.INFO, "", 0, line, (), None))
+        self._log.write(orjson.dumps(fields, default=str).decode())
         self._echo(self.spec.name, fields)
 
 
@@ -187,11 +165,3 @@ def is_loud(fields: Mapping[str, Any]) -> bool:
 def _fields(process: str, level: str, message: str, **more: object) -> dict[str, Any]:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return {"ts": now, "level": level, "process": process, "logger": "fleet.up", "msg": message, **more}
-
-
-def _words(status: int) -> str:
-    if status >= 0:
-        return f"exit {status}"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-status).name
-    return f"signal {-status}"
