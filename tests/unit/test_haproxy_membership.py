@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.haproxy.entries import Entry
+from comfy_fleet.adapters.haproxy.first_answer import Given
 from comfy_fleet.adapters.haproxy.membership import (
     Add,
     Drain,
     Move,
     MoveAgent,
+    Open,
     Retire,
     Target,
     agent_silent,
@@ -103,6 +105,34 @@ def test_drain_means_state_and_weight(state: dict[str, Any], due: bool) -> None:
 def test_nothing_but_an_agent_brings_a_server_back() -> None:
     assert plan({"g1": target()}, [server(drain=True, weight=0), direct()]) == []
     assert plan({"g1": target()}, [server(maint=True), direct()]) == []
+
+
+READY = {"g1": Given(agent=("10.0.0.9", 9), percent=40)}
+
+
+def test_a_ready_that_haproxy_has_not_heard_is_passed_on() -> None:
+    new = server(maint=True)
+    assert plan({"g1": target()}, [new, direct()], READY) == [Open(server=new, percent=40)]
+    assert plan({"g1": target()}, [new, direct()]) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "state"),
+    [
+        ({"drain": True}, {}),
+        ({}, {"maint": False}),  # HAProxy has heard it, too
+        ({}, {"maint": False, "drain": True, "weight": 0}),  # and something else since
+        ({}, {"agent_host": "10.0.0.8"}),
+        ({}, {"agent_port": 10}),
+        ({"addresses": ("10.0.0.2",)}, {}),  # the agent spoke of the node at its old address
+        ({"agent_addresses": ("10.0.0.8",)}, {}),
+        ({"backend": "be_pool_2"}, {}),
+    ],
+)
+def test_a_ready_opens_nothing_else(wanted: dict[str, Any], state: dict[str, Any]) -> None:
+    servers = [server(**{"maint": True, **state}), direct()]
+    assert not [step for step in plan({"g1": target(**wanted)}, servers, READY) if isinstance(step, Open)]
+    assert plan({}, servers, READY) == [Retire(server=servers[0])]
 
 
 NODE = Node(name="g1", url="http://h:1")

@@ -23,12 +23,14 @@ from comfy_fleet.adapters.haproxy.entries import (
     parse_map,
     pools_of,
 )
+from comfy_fleet.adapters.haproxy.first_answer import WINDOW_S, FirstAnswers
 from comfy_fleet.adapters.haproxy.follow import follow_api
 from comfy_fleet.adapters.haproxy.membership import (
     Add,
     Drain,
     Move,
     MoveAgent,
+    Open,
     Retire,
     Step,
     Target,
@@ -84,6 +86,7 @@ class Controller:
         *,
         poll_s: float = 0.5,
         agent_grace_s: float = 2.0,
+        first_answer_s: float = WINDOW_S,
     ) -> None:
         """Describe the controller; nothing starts before :meth:`run`.
 
@@ -92,6 +95,7 @@ class Controller:
             registry: The nodes, and where verdicts are reported.
             poll_s: How often HAProxy is asked.
             agent_grace_s: How long an agent may be silent before its nodes get no leases any more.
+            first_answer_s: How long a new node's agent is asked directly, and its ready is passed on.
         """
         self.ready = asyncio.Event()
         self._settings = settings
@@ -124,6 +128,7 @@ class Controller:
         self._map_stale = True  # the running map may differ from ours
         self._resolver = Resolver(time.monotonic)
         self._wake = asyncio.Event()
+        self._first = FirstAnswers(self._wake.set, window_s=first_answer_s)
         self._unwritten = asyncio.Event()  # the files may differ from the registry
         self._writing = asyncio.Lock()
         self._trouble = ""
@@ -176,6 +181,7 @@ class Controller:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await self._first.stop()
                 await self.edge.stop()
                 await self.broker.stop()
 
@@ -314,8 +320,11 @@ class Controller:
             if server.backend == DIRECT or server.backend.startswith("be_pool_")
         ]
         again = False
-        for step in plan(targets, ours):
+        steps = plan(targets, ours, self._first.ready())
+        for step in steps:
             again |= await self._do(step)
+        if opened := {step.server.name for step in steps if isinstance(step, Open)}:
+            rows |= await self._rows({name: entry for name, entry in entries.items() if name in opened})
         await self._report(entries, targets, rows)
         if again:
             self._wake.set()
@@ -377,6 +386,7 @@ class Controller:
         runtime = self.broker.runtime
         match step:
             case Retire(server=server):
+                self._first.forget(server.name)
                 gone = await runtime.retire(server)
                 facts = {"node": server.name, "backend": server.backend}
                 if gone:
@@ -386,7 +396,11 @@ class Controller:
                 return gone
             case Add(entry=entry, address=address, agent=agent):
                 await runtime.add(entry, address, agent)
+                self._first.ask(entry, agent)
                 logger.info("server added", extra={"node": entry.name, "backend": entry.backend})
+            case Open(server=server, percent=percent):
+                await runtime.open(server, percent)
+                logger.info("server opened", extra={"node": server.name, "backend": server.backend})
             case Move(server=server, address=address, port=port):
                 await runtime.move(server, address, port)
                 logger.info("server moved", extra={"node": server.name, "address": address, "port": port})

@@ -1,12 +1,14 @@
 """What has to change in a running HAProxy so that it agrees with the registry. Pure: no socket, no clock.
 
-The controller only ever takes leases away; only an agent's ``ready`` gives them.
+The controller only ever takes leases away; only an agent's ``ready`` gives them. It may hear the first one
+before HAProxy does, and then passes it on as it was said.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from comfy_fleet.adapters.haproxy.entries import DIRECT, Entry
+from comfy_fleet.adapters.haproxy.first_answer import Given
 from comfy_fleet.adapters.haproxy.runtime import Server
 from comfy_fleet.domain.node import AGENT_DRAINS, Node
 
@@ -69,10 +71,21 @@ class Drain:
     server: Server
 
 
-Step = Retire | Add | Move | MoveAgent | Drain
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """Pass on a ``ready`` that HAProxy has not heard yet."""
+
+    server: Server
+    percent: int
 
 
-def plan(targets: Mapping[str, Target], servers: Iterable[Server]) -> list[Step]:
+Step = Retire | Add | Move | MoveAgent | Drain | Open
+_NOTHING: Mapping[str, Given] = {}
+
+
+def plan(
+    targets: Mapping[str, Target], servers: Iterable[Server], given: Mapping[str, Given] = _NOTHING
+) -> list[Step]:
     """Return the steps from what HAProxy has to what it should have.
 
     A node that changes its pool is first retired from the old one: two entries would be two slots. Its direct
@@ -81,6 +94,7 @@ def plan(targets: Mapping[str, Target], servers: Iterable[Server]) -> list[Step]
     Args:
         targets: What should be, by name.
         servers: What is, of all lease backends and the direct one.
+        given: What the agents of new servers have given, by name.
     """
     lease: dict[str, list[Server]] = {}
     direct: dict[str, Server] = {}
@@ -96,7 +110,7 @@ def plan(targets: Mapping[str, Target], servers: Iterable[Server]) -> list[Step]
             if target is None or server.backend != target.entry.backend:
                 steps.append(Retire(server=server))
             else:
-                steps += _corrections(target, server)
+                steps += _corrections(target, server) or _opening(target, server, given.get(name))
     for name, server in direct.items():
         target = targets.get(name)
         if target is not None and name in lease:
@@ -122,6 +136,18 @@ def _corrections(target: Target, server: Server) -> list[Step]:
     if target.drain and not server.maint and not (server.drain and server.weight == 0):
         steps.append(Drain(server=server))
     return steps
+
+
+def _opening(target: Target, server: Server, given: Given | None) -> list[Step]:
+    """Return the step that a ``ready`` allows: only for who waits for just this agent's first word.
+
+    A server that is out of maintenance has heard its agent itself, perhaps something else by now.
+    """
+    if given is None or target.drain or not server.maint:
+        return []
+    if given.agent != (server.agent_host, server.agent_port):
+        return []
+    return [Open(server=server, percent=given.percent)]
 
 
 def _moves(target: Target, server: Server) -> list[Step]:

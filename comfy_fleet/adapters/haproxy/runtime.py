@@ -163,6 +163,18 @@ class Runtime:
         await self.order(f"set server {server.backend}/{server.name} state drain")
         await self.order(f"set weight {server.backend}/{server.name} 0")
 
+    async def open(self, server: Server, percent: int) -> None:
+        """Do what HAProxy does when an agent says ``ready up NN%``, and in an order that opens it last.
+
+        Args:
+            server: In maintenance, waiting for its agent's first ready.
+            percent: The weight that the agent said, in percent of the server's own.
+        """
+        name = f"{server.backend}/{server.name}"
+        await self.order(f"set weight {name} {percent}%")
+        await self.order(f"set server {name} agent up")  # without it, it would leave maintenance down
+        await self.order(f"set server {name} state ready")
+
     async def move(self, server: Server, address: str, port: int) -> None:
         """Point a server somewhere else; open connections stay where they are."""
         order = f"set server {server.backend}/{server.name} addr {address} port {port}"
