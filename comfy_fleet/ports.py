@@ -80,6 +80,9 @@ class JobStore(Protocol):
             IdempotencyKeyReuse: The key made another job, or (replay) the same key came with another body.
         """
 
+    async def made_by(self, idempotency: Idempotency) -> str | None:
+        """Return the id of the job that a key has made, or None."""
+
     async def get(self, job_id: str) -> Job | None:
         """Return the job with outputs, progress and error, or None."""
 

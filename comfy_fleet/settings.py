@@ -5,6 +5,7 @@
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -129,6 +130,21 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line to log."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        """Refuse what no client could connect to; the value is not shown, it may hold a password."""
+        example = "it must look like redis://HOST:PORT/0, rediss://HOST:PORT/0 or unix:///PATH?db=0"
+        try:
+            parts = urlsplit(value)
+            found = parts.path if parts.scheme == "unix" else parts.hostname
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"{error}; {example}") from None
+        if parts.scheme not in ("redis", "rediss", "unix") or not found or port == 0:
+            raise ValueError(example)
+        return value
 
     @field_validator("agent_token")
     @classmethod

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,7 +33,9 @@ class GenerateBody(WhereBody):
     size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, e.g. 512x512.")
     style: str | None = Field(None, description="One of the workflow's styles.")
     negative_prompt: str | None = Field(None, description="What not to draw.")
-    seed: int | None = Field(None, description="-1 or nothing draws one.")
+    seed: Annotated[int | float | None, WithJsonSchema({"type": ["integer", "null"]})] = Field(
+        None, description="-1 or nothing draws one."
+    )  # JSON numbers that no integer holds come as floats: the workflow names its own limits
     workflow: str | None = Field(None, description="Stored workflow; the operator's choice when left out.")
     priority: int | None = Field(None, description="-1,000,000 to 1,000,000; higher goes first.")
     metadata: dict[str, str] | str | None = Field(None, description="Up to 16 labels, or a text of 1 KiB.")
@@ -146,5 +148,12 @@ def _params(body: GenerateBody, workflow: Workflow) -> dict[str, Any]:
         if workflow.parameter("size") is not None:
             params["size"] = body.size
         else:
-            params |= {"width": int(match[1]), "height": int(match[2])}
+            sides = {"width": int(match[1]), "height": int(match[2])}
+            for name, value in sides.items():
+                if params.get(name, value) != value:
+                    raise InvalidParameter(
+                        f"size {body.size} contradicts {name} {str(params[name])[:40]}: send one of them",
+                        details={"parameter": name, "value": str(params[name])[:40], "limit": value},
+                    )
+            params |= sides
     return params

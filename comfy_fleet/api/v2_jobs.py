@@ -17,7 +17,7 @@ from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.where import where_in
-from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
+from comfy_fleet.domain.errors import BadInput, FleetError, InvalidWorkflow, StoreDown, key_reused
 from comfy_fleet.domain.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, JobStatus, Metadata
 from comfy_fleet.ports import Idempotency
 from comfy_fleet.services.read import owned, settled
@@ -36,7 +36,21 @@ _RESERVED = ("webhook_url", "inputs")
 
 async def create(request: Request) -> Response:
     """``POST /jobs``: check a graph, write the job, answer 201 once it is durable."""
-    d, who, key = deps(request), owner(request), idempotency_key(request)
+    key = idempotency_key(request)
+    once = Idempotency(scope=f"v2:{owner(request)}", key=key) if key is not None else None
+    try:
+        return await _create(request, once)
+    except StoreDown:
+        raise
+    except FleetError:
+        # The contract refuses any later request with a key that made a job, also one that is wrong itself.
+        if once is not None and (job_id := await deps(request).jobs.made_by(once)):
+            raise key_reused(job_id) from None
+        raise
+
+
+async def _create(request: Request, once: Idempotency | None) -> Response:
+    d, who = deps(request), owner(request)
     body = await read_object(request, d.settings.max_body_bytes)
     if found := [name for name in _RESERVED if body.get(name) is not None]:
         raise InvalidWorkflow(
@@ -56,7 +70,7 @@ async def create(request: Request) -> Response:
             partner_key=_partner_key(body.get("extra_data")),
             deadline_s=deadline_s(body.get("deadline_s")),
             where=where_in(body),
-            idempotency=Idempotency(scope=f"v2:{who}", key=key) if key is not None else None,
+            idempotency=once,
         ),
     )
     position = done.position or await d.jobs.position(done.job)

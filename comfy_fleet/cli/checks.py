@@ -288,6 +288,15 @@ def port_findings(settings: Settings) -> list[Finding]:
         return [
             Finding(check="Port", verdict=Verdict.OK, found=f"{settings.port} is free, the others are drawn")
         ]
+    if why := ports.unusable(settings.host):
+        return [
+            Finding(
+                check="Port",
+                verdict=Verdict.FAIL,
+                found=f"address {settings.host} can't be used: {why}",
+                do="set FLEET_HOST to an address of this machine; 0.0.0.0 for all",
+            )
+        ]
     by = ports.holder(settings.port)
     return [
         Finding(

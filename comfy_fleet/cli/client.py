@@ -52,6 +52,8 @@ class Client:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Fail(f"--api {url!r} is no http(s) URL", hint="e.g. http://127.0.0.1:8188", code=Exit.USAGE)
+        if key and not (key.isascii() and key.isprintable()):
+            raise Fail("--key: an API key is printable ASCII without line breaks", code=Exit.USAGE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(
             base_url=self.url,

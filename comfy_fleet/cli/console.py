@@ -1,6 +1,7 @@
 """What commands print: tables for people, JSON for programs, and times and sizes in words."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -116,6 +117,12 @@ def span(seconds: float | None) -> str:
     if hours < 48:
         return f"{hours}h {minutes}m" if minutes else f"{hours}h"
     return f"{hours // 24}d {hours % 24}h"
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Return a key that sorts names as people number them: ``sim-2`` before ``sim-10``."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def size(count: float) -> str:

@@ -12,8 +12,10 @@ LOOK_S = 0.2
 
 
 def nodes_of(answer: Any) -> list[dict[str, Any]]:
-    """Return the nodes in a listing."""
-    return list(answer["nodes"])
+    """Return the nodes in a listing, ``gpu-2`` before ``gpu-10``."""
+    from comfy_fleet.cli.console import natural
+
+    return sorted(answer["nodes"], key=lambda node: natural(str(node["name"])))
 
 
 def state(node: Mapping[str, Any]) -> str:

@@ -17,6 +17,8 @@ from comfy_fleet.cli.options import Data
 if TYPE_CHECKING:
     from comfy_fleet.settings import Settings
 
+_FLAGS = {"redis_url": "--redis"}  # settings whose flag has another name
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -165,10 +167,10 @@ def load(**flags: Any) -> "Settings":
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        name = f"--{place}" if flags.get(place) is not None else f"FLEET_{place.upper()}"
-        raise Fail(
-            f"{name}: {first['msg']}", hint="see docs/reference/settings.md", code=Exit.USAGE
-        ) from None
+        flag = _FLAGS.get(place, f"--{place.replace('_', '-')}")
+        name = flag if flags.get(place) is not None else f"FLEET_{place.upper()}"
+        what = str(first["msg"]).removeprefix("Value error, ")  # pydantic's own words before ours
+        raise Fail(f"{name}: {what}", hint="see docs/reference/settings.md", code=Exit.USAGE) from None
     return settings.model_copy(update={"data": settings.data.expanduser().absolute()})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,7 +89,11 @@ def submit(
     from comfy_fleet.cli.console import print_json, stderr, stdout
 
     labels = pairs(metadata or [], "--metadata")
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    if out:
+        _folder(out)  # before a GPU works for pictures that could not be saved
+    if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise Fail("--idempotency-key must be 1 to 255 printable ASCII characters", code=Exit.USAGE)
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
     extra: dict[str, Any] = {
         "priority": priority,
         "metadata": labels,
@@ -135,9 +140,9 @@ def submit(
 
 def default_workflow() -> str:
     """Return the workflow that runs when none is named."""
-    from comfy_fleet.settings import Settings
+    from comfy_fleet.cli.processes import load
 
-    return Settings().default_workflow
+    return load().default_workflow
 
 
 def read_graph(path: Path) -> dict[str, Any]:
@@ -161,13 +166,15 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     """Split ``K=V`` strings.
 
     Raises:
-        Fail: One has no ``=`` or no name.
+        Fail: One has no ``=`` or no name, or a name comes twice.
     """
-    made = {}
+    made: dict[str, str] = {}
     for text in given:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise Fail(f"{option} {text!r} is not NAME=VALUE", code=Exit.USAGE)
+        if name in made:
+            raise Fail(f"{option} {name} is given twice", code=Exit.USAGE)
         made[name] = value
     return made
 
@@ -189,6 +196,15 @@ def parameters(client: "Client", name: str, given: Sequence[str], images: Sequen
             raise Fail(
                 f"workflow {name} has no parameter {wanted!r}",
                 hint=f"it has: {', '.join(properties) or 'none'}",
+                code=Exit.USAGE,
+            )
+    for wanted in files:
+        if wanted in typed:
+            raise Fail(f"{wanted} is given twice: with -p and with --image", code=Exit.USAGE)
+        if properties[wanted].get("x-fleet-type") not in ("image", "asset"):
+            raise Fail(
+                f"parameter {wanted!r} of workflow {name} takes no file",
+                hint=f"-p {wanted}=VALUE; for text from a file: -p {wanted}=@FILE",
                 code=Exit.USAGE,
             )
     values = {wanted: typed_value(wanted, text, properties[wanted]) for wanted, text in typed.items()}
@@ -214,6 +230,8 @@ def typed_value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
             return Path(text[1:]).expanduser().read_text(encoding="utf-8")
         except OSError as error:
             raise Fail(f"-p {name}: can't read {text[1:]}: {error.strerror}", code=Exit.USAGE) from error
+        except UnicodeDecodeError:
+            raise Fail(f"-p {name}: {text[1:]} is no UTF-8 text", code=Exit.USAGE) from None
     try:
         if kind == "integer":
             return int(text)
@@ -304,10 +322,7 @@ def save_outputs(client: "Client", job: Mapping[str, Any], folder: Path) -> list
     Raises:
         Fail: One can't be fetched or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Fail(f"can't make {folder}: {error.strerror}") from error
+    _folder(folder)
     saved: list[Path] = []
     for output in job.get("outputs") or []:
         # The name comes from a node: only its last part, only harmless characters.
@@ -319,6 +334,15 @@ def save_outputs(client: "Client", job: Mapping[str, Any], folder: Path) -> list
         client.download(str(output["url"]), target)
         saved.append(target)
     return saved
+
+
+def _folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Fail(f"can't write in {folder}: {error.strerror}", code=Exit.USAGE) from error
 
 
 def say_end(job: Mapping[str, Any], saved: Sequence[Path]) -> None:

@@ -111,6 +111,14 @@ class IdempotencyKeyReuse(Conflict):
     code = "idempotency_key_reuse"
 
 
+def key_reused(job_id: str) -> IdempotencyKeyReuse:
+    """Return the error for a key that has made a job."""
+    return IdempotencyKeyReuse(
+        f"this Idempotency-Key has made job {job_id} already: read that job, or use a new key",
+        details={"job_id": job_id},
+    )
+
+
 class IdempotencyConflict(Conflict):
     """A request with the same key is being worked on right now."""
 

@@ -58,7 +58,11 @@ class Estimator:
         self._seen = (float("-inf"), 0, 0)
 
     async def seconds(self, job: Job) -> float | None:
-        """Return the seconds until the job is done, None when nobody can know, 0 when it is."""
+        """Return the seconds until the job is done, in whole ms; None when nobody can know, 0 when it is."""
+        left = await self._seconds(job)
+        return None if left is None else round(left, 3)
+
+    async def _seconds(self, job: Job) -> float | None:
         if job.status.terminal:
             return 0.0
         own = await self._jobs.durations(job.profile)

@@ -224,6 +224,11 @@ async def test_idempotency_keys_are_single_use(ready: Api) -> None:
     for refused in (a for a in answers if a.status_code != 201):
         assert code(refused) == (422, "idempotency_key_reuse")
         assert refused.json()["error"]["details"]["job_id"] == made[0].json()["id"]
+    bodies: tuple[Any, ...] = ({"workflow": {}}, {"webhook_url": "x"}, [])
+    for late in bodies:  # wrong themselves, and the key is used
+        refused = await ready.client.post("/api/v2/jobs", json=late, headers=send["headers"])
+        assert code(refused) == (422, "idempotency_key_reuse")
+        assert refused.json()["error"]["details"]["job_id"] == made[0].json()["id"]
     for key in (b"", b"x" * 256, "ü".encode()):
         answer = await ready.client.post(
             "/api/v2/jobs", json={"workflow": GRAPH}, headers={b"Idempotency-Key": key}

@@ -419,3 +419,29 @@ def test_status_says_why_not_and_exits_1(canned: Canned) -> None:
 
 def test_app_is_a_typer() -> None:
     assert isinstance(build(), typer.Typer)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["-p", "prompt=a", "-p", "prompt=b"], "prompt is given twice"),
+        (["-p", "face=a", "--image", "face=/dev/null"], "face is given twice"),
+        (["--image", "prompt=/dev/null"], "'prompt' of workflow portrait takes no file"),
+        (["-p", "prompt=@{binary}"], "is no UTF-8 text"),
+        (["-p", "prompt=x", "--out", "/proc/none"], "can't write in /proc/none"),
+        (["-p", "prompt=x", "--idempotency-key", "schlüssel"], "printable ASCII"),
+        (["-p", "prompt=x", "--idempotency-key", "a\nb"], "printable ASCII"),
+        (["-p", "prompt=x", "--key", "schlüssel"], "an API key is printable ASCII"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_a_job_is_made(
+    canned: Canned, tmp_path: Path, argv: list[str], says: str
+) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe\x00")
+    canned.on("GET", "/api/v1/workflows/portrait", {"parameters": SCHEMA})
+    result = run(canned, "submit", "portrait", *(word.replace("{binary}", str(binary)) for word in argv))
+    assert isinstance(result.exception, Fail), result.output
+    assert says in result.exception.message
+    assert result.exception.exit is Exit.USAGE
+    assert not [seen for seen in canned.seen if seen[0] == "POST"]

@@ -38,6 +38,7 @@ def comfyui(tmp_path: Path) -> Path:
     return home
 
 
+NOW = 1_800_000_000.0
 NONE = Gpus(why=Nvml.NO_DRIVER)
 TWO = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa"), Gpu(index=1, uuid="GPU-bb")))
 
@@ -181,6 +182,35 @@ def test_the_shown_url_can_be_opened_here(host: str, url: str) -> None:
     assert public_url(host, 1) == url
 
 
+@pytest.mark.parametrize(
+    ("running", "what"),
+    [
+        (["a=http://10.0.0.1:1", "a=http://10.0.0.1:2"], "name a"),
+        (["a=http://10.0.0.1:1", "b=http://10.0.0.1:1/"], "URL http://10.0.0.1:1"),
+        (["sim-2=http://10.0.0.1:1"], "name sim-2"),
+    ],
+)
+def test_nodes_that_are_one_are_refused_before_anything_starts(
+    settings: Settings, running: list[str], what: str
+) -> None:
+    with pytest.raises(Fail, match=what) as caught:
+        made(settings, UpOptions(nodes=2, running=running))
+    assert caught.value.exit is Exit.USAGE
+
+
+def test_what_the_api_would_refuse_is_refused_before_anything_starts(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="API keys are needed"):
+        made(settings.model_copy(update={"host": "0.0.0.0"}), UpOptions())
+    with pytest.raises(ConfigError, match="keys_file"):
+        made(settings.model_copy(update={"keys_file": settings.data / "none"}), UpOptions())
+
+
+def test_an_address_that_is_not_here_is_no_taken_port(settings: Settings) -> None:
+    with pytest.raises(Fail, match=r"address 192\.0\.2\.1 can't be used") as caught:
+        made(settings.model_copy(update={"host": "192.0.2.1"}), UpOptions())
+    assert caught.value.exit is Exit.USAGE
+
+
 class Registry:
     """Just the part of the registry that reconciling needs."""
 
@@ -214,25 +244,26 @@ def node(name: str, port: int, *, ours: bool = True) -> Node:
 
 async def test_nodes_of_the_last_start_are_kept_moved_or_removed() -> None:
     registry = Registry(node("same", 1), node("moved", 2), node("gone", 3), node("theirs", 4, ours=False))
-    await reconcile(registry, [node("same", 1), node("moved", 20), node("new", 5)])
+    await reconcile(registry, [node("same", 1), node("moved", 20), node("new", 5)], now=NOW)
     urls = {name: held.url.rsplit(":", 1)[1] for name, held in registry.held.items()}
     assert urls == {"same": "1", "moved": "20", "new": "5", "theirs": "4"}
     assert registry.added == ["moved", "new"]
+    assert registry.held["new"].added_at == NOW
 
 
 async def test_what_an_agent_will_register_stays_with_its_cordon() -> None:
     registry = Registry(replace(node("h-gpu0", 1), cordoned=True), node("h-gpu1", 2))
-    await reconcile(registry, [], ["h-gpu0"])
+    await reconcile(registry, [], ["h-gpu0"], now=NOW)
     assert {name: held.cordoned for name, held in registry.held.items()} == {"h-gpu0": True}
 
 
 async def test_a_cordon_moves_with_its_node() -> None:
     registry = Registry(replace(node("a", 1), cordoned=True, cordon_reason="new driver"))
-    await reconcile(registry, [node("a", 2)])
+    await reconcile(registry, [node("a", 2)], now=NOW)
     held = registry.held["a"]
     assert (held.url, held.cordoned, held.cordon_reason) == ("http://127.0.0.1:2", True, "new driver")
 
 
 async def test_a_name_that_somebody_else_uses_is_refused() -> None:
     with pytest.raises(Conflict):
-        await reconcile(Registry(node("a", 1, ours=False)), [node("a", 2)])
+        await reconcile(Registry(node("a", 1, ours=False)), [node("a", 2)], now=NOW)

@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from comfy_fleet.cli.console import SIMULATED, ago, facts, size, span, table
+from comfy_fleet.cli.console import SIMULATED, ago, facts, natural, size, span, table
 from comfy_fleet.cli.node_state import COLUMNS, row, state
 from comfy_fleet.cli.up.programs import masked
 
@@ -99,3 +99,8 @@ def test_a_cordon_goes_before_the_verdict() -> None:
 )
 def test_passwords_are_masked(url: str, shown: str) -> None:
     assert masked(url) == shown
+
+
+def test_numbered_names_stand_in_the_order_of_their_numbers() -> None:
+    names = ["sim-10", "sim-2", "b", "sim-1", "2", "10", ""]
+    assert sorted(names, key=natural) == ["", "2", "10", "b", "sim-1", "sim-2", "sim-10"]

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis import codec
 from comfy_fleet.adapters.redis.scripts import Scripts
-from comfy_fleet.domain.errors import BadInput, IdempotencyKeyReuse, NotFound, QueueFull
+from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.ports import Idempotency, Submitted
 
@@ -32,10 +32,7 @@ class RedisJobStore:
 
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; see the port."""
-        key = ""
-        if idempotency:
-            digest = hashlib.sha256(idempotency.key.encode()).hexdigest()
-            key = f"{idempotency.scope}:{digest}"
+        key = _scoped(idempotency) if idempotency else ""
         what = f"workflow {new.workflow}" if new.workflow else "graph"
         answer = await self._scripts.call(
             "submit",
@@ -69,14 +66,16 @@ class RedisJobStore:
             return Submitted(job=_fresh(new, float(answer[1])), position=int(answer[2]) or None)
         job_id = new.id if outcome == b"again" else answer[1].decode()
         if outcome == b"used":
-            raise IdempotencyKeyReuse(
-                f"this Idempotency-Key has made job {job_id} already: read that job, or use a new key",
-                details={"job_id": job_id},
-            )
+            raise key_reused(job_id)
         job = await self.get(job_id)
         if job is None:
             raise NotFound(f"job {job_id} is past its retention", details={"job_id": job_id})
         return Submitted(job=job, replayed=outcome == b"replay")
+
+    async def made_by(self, idempotency: Idempotency) -> str | None:
+        """Return the id of the job that a key has made, or None."""
+        seen = await self._redis.get(f"fleet:idem:{_scoped(idempotency)}")
+        return seen.decode().split(" ")[0] if seen else None
 
     async def get(self, job_id: str) -> Job | None:
         """Return a job, or None."""
@@ -151,6 +150,11 @@ class RedisJobStore:
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile (``*`` for all), newest first."""
         return [float(raw) for raw in await self._redis.lrange(f"fleet:durations:{profile}", 0, 49)]
+
+
+def _scoped(idempotency: Idempotency) -> str:
+    """Return a key as Redis keeps it: of any length and any characters."""
+    return f"{idempotency.scope}:{hashlib.sha256(idempotency.key.encode()).hexdigest()}"
 
 
 def _fresh(new: NewJob, created_at: float) -> Job:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import shlex
 import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -17,8 +18,9 @@ from rich.status import Status
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.agent.main import host_name
+from comfy_fleet.api.auth import Keys
 from comfy_fleet.bootstrap import Stores, open_stores
-from comfy_fleet.cli.console import SIMULATED, facts, span, table
+from comfy_fleet.cli.console import SIMULATED, facts, natural, span, table
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
@@ -100,10 +102,12 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
 
     Raises:
         Fail: The port is taken, or HAProxy is missing.
-        ConfigError: No Redis-compatible server is installed, or a GPU is not there.
+        ConfigError: No Redis-compatible server is installed, a GPU is not there, or API keys are wrong or
+            missing where they are needed.
         BadInput: A node's name or URL can't be used.
     """
     ports.require_free(settings.port, settings.host)
+    Keys.load(settings)  # the API would refuse to start, again and again
     haproxy = find_haproxy(settings.haproxy_bin)
     devices = node_plans.visible_gpus(gpus, visible) if options.comfyui else []
     count = options.nodes
@@ -120,6 +124,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         made += node_plans.comfyuis(options.comfyui, count, host=host_name(), gpus=gpus, devices=devices)
     elif count:
         made += node_plans.simulated(node_ports, data=settings.data, args=options.sim_args)
+    _require_distinct(made.nodes)
     ours = settings.model_copy(
         update={
             "haproxy_bin": haproxy,
@@ -143,6 +148,21 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     return Plan(settings=ours, env=env, redis=redis, nodes=made, ports=inner, node_ports=node_ports)
 
 
+def _require_distinct(nodes: Sequence[Node]) -> None:
+    """Refuse two nodes of one name or at one URL, before anything is started.
+
+    Raises:
+        Fail: There are such.
+    """
+    for what, values in (("name", [n.name for n in nodes]), ("URL", [n.url for n in nodes])):
+        if twice := next((value for value in values if values.count(value) > 1), None):
+            raise Fail(
+                f"two nodes have the {what} {twice}",
+                hint="each --node [NAME=]URL is one ComfyUI, with a name of its own",
+                code=Exit.USAGE,
+            )
+
+
 class Roster(Protocol):
     """The part of the node registry that :func:`reconcile` needs."""
 
@@ -159,13 +179,16 @@ class Roster(Protocol):
         """Keep new jobs away."""
 
 
-async def reconcile(registry: Roster, wanted: Sequence[Node], joining: Collection[str] = ()) -> None:
+async def reconcile(
+    registry: Roster, wanted: Sequence[Node], joining: Collection[str] = (), *, now: float
+) -> None:
     """Make the registry hold the wanted nodes; nodes that others added stay.
 
     Args:
         registry: Where nodes are registered.
         wanted: What this ``fleet up`` serves.
         joining: Names of nodes that an agent will register, where they are not yet.
+        now: Unix seconds: when nodes that are new were added.
 
     Raises:
         Conflict: A name or URL belongs to a node that somebody else added.
@@ -183,7 +206,7 @@ async def reconcile(registry: Roster, wanted: Sequence[Node], joining: Collectio
                 cordons[node.name] = node.cordon_reason
     for node in wanted:
         if node.name not in kept:
-            await registry.add(node)
+            await registry.add(replace(node, added_at=now))
             if node.name in cordons:  # an operator's word holds for the name, wherever it listens now
                 await registry.cordon(node.name, reason=cordons[node.name])
 
@@ -257,7 +280,7 @@ class Fleet:
             await self._child(Spec(name="redis", argv=self.plan.redis.argv, stage=_REDIS))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
-            await reconcile(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining)
+            await reconcile(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, now=time.time())
             status.update("starting nodes, HAProxy, API and dispatcher")
             await self._start_parts()
             await self._until_ready(status, stores)
@@ -355,20 +378,25 @@ class Fleet:
         simulated = any(node.simulated for node in self._nodes)
         shown(f"[bold green]The fleet is ready[/] at [bold]{self.plan.url}[/]  ({span(took_s)})")
         shown()
-        rows = [(node.name, node.url, SIMULATED if node.simulated else "ComfyUI") for node in self._nodes]
-        shown(table(["<Node", "URL", "What"], rows))
+        nodes = sorted(self._nodes, key=lambda node: natural(node.name))
+        rows = [(node.name, node.url, SIMULATED if node.simulated else "ComfyUI") for node in nodes]
+        if rows:
+            shown(table(["<Node", "URL", "What"], rows))
+        else:
+            shown("no nodes yet: `fleet node add NAME URL`, or an agent on a GPU host adds its own")
         shown()
         if simulated:
             shown(f"[magenta]{SIMULATED}[/] nodes draw test pictures; real ones: --comfyui DIR, --node URL")
         elsewhere = "" if settings.port == 8188 else f"export FLEET_API_URL={self.plan.url}; "
         example = f'fleet submit {settings.default_workflow} -p prompt="a red fox" --wait'
+        usual = settings.data == Path(".fleet").absolute()
+        down = "fleet down" if usual else f"fleet down --data {shlex.quote(str(settings.data))}"
         shown(
             facts(
                 {
                     "try": elsewhere + example,
                     "data": f"{settings.data} (logs/ has one file per process)",
-                    "stop": "Ctrl-C, or `fleet down`"
-                    + ("" if settings.data == Path(".fleet").absolute() else f" --data {settings.data}"),
+                    "stop": f"Ctrl-C, or `{down}`",
                 }
             )
         )

@@ -53,13 +53,30 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+def unusable(host: str) -> str | None:
+    """Return why nothing on this machine can listen on ``host``, whatever the port; None if it can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        try:
+            sock.bind((host, 0))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
 def require_free(port: int, host: str = "127.0.0.1") -> None:
     """Make sure that a server could listen there.
 
     Raises:
-        Fail: It can't; the message says who does.
+        Fail: It can't; the message says who does, or what is wrong with the address.
     """
     if not is_free(port, host):
+        if why := unusable(host):
+            raise Fail(
+                f"address {host} can't be used: {why}",
+                hint="name an address of this machine: --host ADDRESS, 0.0.0.0 for all",
+                code=Exit.USAGE,
+            )
         raise Fail(
             f"port {port} is taken by {holder(port) or 'a process that this user may not see'}",
             hint="stop it, or use another port: --port N",
