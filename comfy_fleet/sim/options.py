@@ -78,7 +78,7 @@ class NodeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SimOptions:
-    """A process that hosts simulated nodes (``python -m comfy_fleet.sim``).
+    """A process that hosts simulated nodes (``fleet sim``).
 
     Attributes:
         nodes: How many.

@@ -141,14 +141,12 @@ class Stage:
             count: How many.
             name: Name of the process and of its folder.
             job_s: Every job takes exactly this long; None: as modelled, next to nothing for a trivial one.
-            more: More arguments for ``python -m comfy_fleet.sim``.
+            more: More arguments for ``fleet sim``.
         """
         drawn = ports.draw_block(count)
-        argv = [sys.executable, "-m", "comfy_fleet.sim", "--nodes", str(count), "--port", str(drawn[0])]
-        argv += ["--data", str(self.folder / name), *more]
-        if job_s is not None:
-            argv += ["--job-seconds", str(job_s)]
-        await self.child(name, argv, stage=_NODES, cwd=SOURCE)
+        args = [*more, *(() if job_s is None else ("--job-seconds", str(job_s)))]
+        (process,) = node_plans.simulated(drawn, data=self.folder / name, args=args).processes
+        await self.child(name, process.argv, stage=_NODES, cwd=SOURCE)
         urls = [f"http://127.0.0.1:{port}" for port in drawn]
         for url in urls:
             await self.until_200(f"{url}/system_stats")

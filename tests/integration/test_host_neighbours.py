@@ -10,6 +10,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from comfy_fleet.cli.up.nodes import fleet
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.conftest import free_port
 from tests.integration.agent_kit import SOURCE, Host, host_of
@@ -87,19 +88,8 @@ async def test_by_process(
         nodes = {}
         for name in NAMES:
             port = free_port()
-            argv = [
-                "--nodes",
-                "1",
-                "--port",
-                str(port),
-                "--name-prefix",
-                name,
-                "--data",
-                str(tmp_path / name),
-            ]
-            child = subprocess.Popen(
-                [sys.executable, "-m", "comfy_fleet.sim", *argv], stdout=subprocess.DEVNULL, cwd=SOURCE
-            )
+            argv = fleet("sim", "--port", str(port), "--name-prefix", name, "--data", str(tmp_path / name))
+            child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, cwd=SOURCE)
             stack.callback(child.wait)
             stack.callback(child.kill)
             nodes[name] = child.pid, f"http://127.0.0.1:{port}"

@@ -1,24 +1,26 @@
-"""``python -m comfy_fleet.sim`` as a process."""
+"""``fleet sim`` as a process."""
 
 import asyncio
 import json
 import signal
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from comfy_fleet.cli.app import build
+from comfy_fleet.cli.exits import Exit
+from comfy_fleet.cli.up.nodes import fleet
 from comfy_fleet.sim import BadFault, SimOptions, nodes
-from comfy_fleet.sim.__main__ import parse
 from tests.unit.sim.graphs import picture
 
 
 async def start(*arguments: str) -> tuple[asyncio.subprocess.Process, dict[str, str]]:
     """Start nodes on free ports and return their URLs by name."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "comfy_fleet.sim", "--port", "0", *arguments, stdout=asyncio.subprocess.PIPE
+        *fleet("sim", "--port", "0", *arguments), stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     urls = {}
@@ -58,22 +60,25 @@ async def test_a_crash_may_take_the_process_with_it() -> None:
 
 async def test_a_wrong_option_is_named(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "comfy_fleet.sim", "--faults", '{"nope": 1}', stderr=asyncio.subprocess.PIPE
+        *fleet("sim", "--faults", '{"nope": 1}'), stderr=asyncio.subprocess.PIPE
     )
     _, complaint = await process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == Exit.USAGE
     assert b"no fault is called 'nope'" in complaint
 
 
-def test_the_command_line_becomes_options() -> None:
-    options = parse(
-        ["--nodes", "5", "--vram-gib", "80", "--scale", "0.5", "--job-seconds", "1", "--previews"]
-    )
+def test_the_command_line_becomes_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[SimOptions] = []
+    monkeypatch.setattr("comfy_fleet.sim.server.serve", served.append)
+    monkeypatch.setattr("comfy_fleet.cli.sim.logging_as", lambda _: None)
+    wanted = ["--nodes", "5", "--vram-gib", "80", "--scale", "0.5", "--job-seconds", "1", "--previews"]
+    for arguments in (wanted, []):
+        assert CliRunner().invoke(build(), ["sim", *arguments]).exit_code == 0
+    options, plain = served
     assert (options.nodes, options.vram_gib, options.previews) == (5, 80.0, True)
     assert (options.timing.scale, options.timing.job_s) == (0.5, 1.0)
-    assert parse([]) == SimOptions()
-    with pytest.raises(SystemExit):
-        parse(["--scale", "-1"])
+    assert plain == SimOptions()
+    assert CliRunner().invoke(build(), ["sim", "--scale", "-1"]).exit_code == Exit.USAGE
 
 
 async def test_fifty_nodes_start_in_one_process() -> None:
