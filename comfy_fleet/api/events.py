@@ -95,18 +95,20 @@ async def _left(receive: Receive) -> None:
 
 def frame(seen: Seen, job: Job, to: Links) -> bytes:
     """Return one event as it goes over the wire."""
-    data: dict[str, Any]
     match seen:
         case Alive():
             return b": still here\n\n"
         case Status():
-            name, data = "status", {"status": seen.status.value, "queue_position": seen.queue_position}
+            return _event("status", {"status": seen.status.value, "queue_position": seen.queue_position})
         case Progress():
-            name, data = "progress", wire.progress(seen)
+            return _event("progress", wire.progress(seen))
         case Preview():
-            name, data = "preview", dict(seen.data)
+            return _event("preview", dict(seen.data))
         case Output():
-            name, data = "output", wire.output(seen, job.id, job.expires_at, to)
+            return _event("output", wire.output(seen, job.id, job.expires_at, to))
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))
 
 

@@ -116,17 +116,6 @@ class OutputItem:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict; of a frame's picture only its length."""
-        match self.source:
-            case FileRef():
-                source: dict[str, Any] = {
-                    "filename": self.source.filename,
-                    "subfolder": self.source.subfolder,
-                    "type": self.source.type,
-                }
-            case InlineText():
-                source = {"text": self.source.text}
-            case InlineBytes():
-                source = {"bytes": len(self.source.data)}
         return {
             "node_id": self.node_id,
             "key": self.key,
@@ -135,7 +124,7 @@ class OutputItem:
             "kind": str(self.kind),
             "content_type": self.content_type,
             "temporary": self.temporary,
-            "source": source,
+            "source": _source_json(self.source),
         }
 
     @classmethod
@@ -168,6 +157,16 @@ class OutputItem:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an output: {error!r} is missing or wrong") from error
+
+
+def _source_json(source: Source) -> dict[str, Any]:
+    match source:
+        case FileRef():
+            return {"filename": source.filename, "subfolder": source.subfolder, "type": source.type}
+        case InlineText():
+            return {"text": source.text}
+        case InlineBytes():
+            return {"bytes": len(source.data)}
 
 
 def content_type_of(name: str) -> str:
