@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.agent.listen import listen, port_of
 from comfy_fleet.domain.host import Heartbeat
 from comfy_fleet.domain.verdict import Word
 
@@ -105,9 +105,7 @@ class MetricsServer:
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        if self._server is not None and self._server.sockets:
-            return int(self._server.sockets[0].getsockname()[1])
-        return self._port
+        return port_of(self._server, self._port)
 
     async def start(self) -> None:
         """Listen.
@@ -115,14 +113,9 @@ class MetricsServer:
         Raises:
             ConfigError: The port is taken.
         """
-        try:
-            self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=_HEAD_LIMIT)
-        except OSError as error:
-            raise ConfigError(
-                f"the agent can't listen on {self._host}:{self._port}: {error.strerror or error}; "
-                "name a free port: --metrics-port",
-                details={"port": self._port},
-            ) from error
+        opening = asyncio.start_server(self._serve, self._host, self._port, limit=_HEAD_LIMIT)
+        way_out = "name a free port: --metrics-port"
+        self._server = await listen(opening, self._host, self._port, way_out=way_out)
         logger.info("metrics served", extra={"host": self._host, "port": self.port})
 
     async def stop(self) -> None:

@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
+from comfy_fleet.agent.listen import listen, port_of
 from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.source import NodesSource
-from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import NAME, Node
 from comfy_fleet.domain.verdict import HEAVIEST, Facts, Verdict, Word, both, verdict
 
@@ -94,9 +94,7 @@ class Agent:
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        if self._server is not None and self._server.sockets:
-            return int(self._server.sockets[0].getsockname()[1])
-        return self._port
+        return port_of(self._server, self._port)
 
     async def start(self) -> None:
         """Listen, and begin to follow the source.
@@ -105,14 +103,9 @@ class Agent:
             ConfigError: The port is taken.
         """
         loop = asyncio.get_running_loop()
-        try:
-            self._server = await loop.create_server(lambda: _Question(self), self._host, self._port)
-        except OSError as error:
-            raise ConfigError(
-                f"the agent can't listen on {self._host}:{self._port}: {error.strerror or error}; "
-                "set FLEET_AGENT_PORT to a free port",
-                details={"port": self._port},
-            ) from error
+        opening = loop.create_server(lambda: _Question(self), self._host, self._port)
+        way_out = "set FLEET_AGENT_PORT to a free port"
+        self._server = await listen(opening, self._host, self._port, way_out=way_out)
         self._listener = asyncio.create_task(self._follow(), name="agent's nodes")
         logger.info("agent listens", extra={"host": self._host, "port": self.port})
 

@@ -1,5 +1,6 @@
 """Typed REST bodies: parsed by the same strict reader as everything else, shown on the OpenAPI page."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import orjson
@@ -76,13 +77,32 @@ class Replay:
             return None
         return Idempotency(scope=self._scope, key=self._key, fingerprint=self._fingerprint, replay=True)
 
-    async def begin(self) -> bytes | None:
-        """Return the earlier answer's body, or None: then answer, and call :meth:`end`.
+    async def answer(
+        self, status: int, make: Callable[[], Awaitable[tuple[dict[str, Any], bool]]]
+    ) -> Response:
+        """Return the earlier answer, or make one and remember it.
+
+        Args:
+            status: Of a request that succeeds.
+            make: Returns what to answer, and whether the job was there already.
 
         Raises:
             IdempotencyKeyReuse: The key came with another body.
             IdempotencyConflict: A request with this key is on its way.
         """
+        kept = await self._begin()
+        if kept is not None:
+            return _json(kept, status, replayed=True)
+        made: bytes | None = None
+        try:
+            content, replayed = await make()
+            made = orjson.dumps(content)
+        finally:
+            await self._end(made)
+        return _json(made, status, replayed=replayed)
+
+    async def _begin(self) -> bytes | None:
+        """Return the earlier answer's body, or None: then :meth:`_end` has to follow."""
         if self._key is None:
             return None
         if (kept := await self._recall()) is not None:
@@ -96,7 +116,7 @@ class Replay:
             await self._replays.end(self._scope, self._key, answer=None)
         return kept
 
-    async def end(self, body: bytes | None) -> None:
+    async def _end(self, body: bytes | None) -> None:
         """Remember an answer; None releases the key."""
         if self._key is not None:
             answer = None if body is None else (self._fingerprint, body)
@@ -111,7 +131,7 @@ class Replay:
         return kept[1]
 
 
-def answer(body: bytes, status: int, *, replayed: bool) -> Response:
+def _json(body: bytes, status: int, *, replayed: bool) -> Response:
     """Return a JSON answer that may be a replay."""
     headers = {"Idempotency-Replayed": "true"} if replayed else None
     return Response(body, status, headers, media_type="application/json")

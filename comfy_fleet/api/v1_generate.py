@@ -3,7 +3,6 @@
 import re
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
@@ -13,7 +12,7 @@ from comfy_fleet.api import v2_jobs
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import Replay, answer, read, shown
+from comfy_fleet.api.typed import Replay, read, shown
 from comfy_fleet.api.where import WhereBody, where
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.job import Job, OutputKind
@@ -49,11 +48,8 @@ async def generate(request: Request) -> Response:
     if not body.prompt.strip():
         raise HttpError(400, "invalid_request", "prompt must not be empty", details={"field": "prompt"})
     replay = Replay(request, who, body)
-    kept = await replay.begin()
-    if kept is not None:
-        return answer(kept, 202, replayed=True)
-    made: bytes | None = None
-    try:
+
+    async def submit() -> tuple[dict[str, Any], bool]:
         workflow = d.catalog.get(body.workflow or d.settings.generate_workflow)
         done = await d.submitter.stored(
             who,
@@ -66,17 +62,15 @@ async def generate(request: Request) -> Response:
                 idempotency=replay.idempotency,
             ),
         )
-        made = orjson.dumps(
-            {
-                "task_id": done.job.id,
-                "status": done.job.status.value,
-                "estimated_wait_time_sec": await d.estimator.seconds(done.job),
-                "status_url": links(request).status(done.job.id),
-            }
-        )
-    finally:
-        await replay.end(made)
-    return answer(made, 202, replayed=done.replayed)
+        task = {
+            "task_id": done.job.id,
+            "status": done.job.status.value,
+            "estimated_wait_time_sec": await d.estimator.seconds(done.job),
+            "status_url": links(request).status(done.job.id),
+        }
+        return task, done.replayed
+
+    return await replay.answer(202, submit)
 
 
 @router.get("/status/{task_id}", summary="Ask about a task")

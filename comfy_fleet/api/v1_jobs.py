@@ -12,7 +12,7 @@ from starlette.responses import Response
 from comfy_fleet.api import events, v2_jobs, wire
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import Replay, answer, read, shown
+from comfy_fleet.api.typed import Replay, read, shown
 from comfy_fleet.api.where import WhereBody, where
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import Job
@@ -70,11 +70,8 @@ async def run_workflow(request: Request, name: str) -> Response:
     d, who = deps(request), owner(request)
     body = await read(request, NewJobBody)
     replay = Replay(request, who, body)
-    kept = await replay.begin()
-    if kept is not None:
-        return answer(kept, 201, replayed=True)
-    made: bytes | None = None
-    try:
+
+    async def submit() -> tuple[dict[str, Any], bool]:
         done = await d.submitter.stored(
             who,
             _name(name),
@@ -87,10 +84,9 @@ async def run_workflow(request: Request, name: str) -> Response:
                 idempotency=replay.idempotency,
             ),
         )
-        made = orjson.dumps(await job(request, done.job))
-    finally:
-        await replay.end(made)
-    return answer(made, 201, replayed=done.replayed)
+        return await job(request, done.job), done.replayed
+
+    return await replay.answer(201, submit)
 
 
 @router.get("/jobs", summary="List jobs")

@@ -43,6 +43,14 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def print_answer(value: Any, words: str | Text, *, json_: bool) -> None:
+    """Print what a command did: in words for people, or what the API answered for programs."""
+    if json_:
+        print_json(value)
+    else:
+        stdout().print(words)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
     """Return a table that fits 80 columns.
 

@@ -31,7 +31,7 @@ def cordon_host(
 ) -> None:
     """Keep new jobs away from every node of a host."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json, stdout
+    from comfy_fleet.cli.console import print_answer
 
     with Client(api, key, timeout_s=60) as client:
         mine = [node for node in nodes_of(client.get("/api/v1/nodes")) if host in hosts_of(node)]
@@ -43,10 +43,7 @@ def cordon_host(
         deadline = time.monotonic() + timeout
         for name in names if wait else ():
             wait_for(client, name, deadline - time.monotonic(), drained, "empty", tell=still_working)
-    if json_:
-        print_json({"host": host, "nodes": names})
-    else:
-        stdout().print(f"drained {', '.join(names)}")
+    print_answer({"host": host, "nodes": names}, f"drained {', '.join(names)}", json_=json_)
 
 
 def roll(

@@ -146,14 +146,11 @@ def events(
 def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """Cancel a job: a queued one ends at once, a running one is interrupted."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json, stdout, styled
+    from comfy_fleet.cli.console import print_answer, styled
 
     with Client(api, key) as client:
         record = client.post(f"/api/v1/jobs/{quote(job, safe='')}/cancel")
-    if json_:
-        print_json(record)
-    else:
-        stdout().print(styled(record["status"]))
+    print_answer(record, styled(record["status"]), json_=json_)
 
 
 def _words(pairs_: dict[str, Any]) -> str:

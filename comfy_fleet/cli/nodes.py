@@ -44,7 +44,7 @@ def add(
 ) -> None:
     """Add a ComfyUI server; it gets jobs as soon as HAProxy finds it healthy."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json, stdout
+    from comfy_fleet.cli.console import print_answer
 
     body: dict[str, Any] = {"name": name, "url": url, "pool": pool, "zone": zone}
     body["labels"] = pairs(label or [], "--label")
@@ -56,10 +56,7 @@ def add(
         node = client.post("/api/v1/nodes", body)
         if wait:
             node = wait_for(client, name, wait, lambda node: node.get("verdict") == "up", "up")
-    if json_:
-        print_json(node)
-    else:
-        stdout().print(f"added {name}")
+    print_answer(node, f"added {name}", json_=json_)
 
 
 @app.command("ls")
@@ -175,7 +172,7 @@ def drain(
 ) -> None:
     """Keep new jobs away from a node; the job that runs there finishes."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json, stdout
+    from comfy_fleet.cli.console import print_answer
 
     body: dict[str, Any] = {"reason": reason}
     if requeue:
@@ -184,25 +181,19 @@ def drain(
         node = client.post(f"{path(name)}/drain", body)
         if wait:
             node = wait_for(client, name, timeout, drained, "empty", tell=still_working)
-    if json_:
-        print_json(node)
-    else:
-        busy = "" if drained(node or {}) else f" ({still_working(node)} still)"
-        stdout().print(f"drained {name}{busy}")
+    busy = "" if drained(node) else f" ({still_working(node)} still)"
+    print_answer(node, f"drained {name}{busy}", json_=json_)
 
 
 @app.command()
 def resume(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """Let jobs come to a drained node again."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json, stdout
+    from comfy_fleet.cli.console import print_answer
 
     with Client(api, key) as client:
         node = client.post(f"{path(name)}/resume")
-    if json_:
-        print_json(node)
-    else:
-        stdout().print(f"resumed {name}")
+    print_answer(node, f"resumed {name}", json_=json_)
 
 
 @app.command()
@@ -227,14 +218,12 @@ def rm(
 def refresh(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """Read a node's classes, model files and versions again, e.g. after models were added."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json, stdout
+    from comfy_fleet.cli.console import print_answer
 
     with Client(api, key) as client:
         node = client.post(f"{path(name)}/refresh")
-    if json_:
-        print_json(node)
-    else:
-        stdout().print(f"read {name}: ComfyUI {node.get('comfyui')}, inventory {node.get('inventory')}")
+    words = f"read {name}: ComfyUI {node.get('comfyui')}, inventory {node.get('inventory')}"
+    print_answer(node, words, json_=json_)
 
 
 @app.command()
