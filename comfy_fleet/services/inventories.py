@@ -66,17 +66,18 @@ class NodeInventories:
 
     async def run(self) -> None:
         """Keep nodes and inventories fresh until canceled."""
-        await asyncio.gather(self.keeper.run(), self._follow())
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                async with aclosing(self._registry.changes()) as changes:
-                    async for _ in changes:
-                        await self.look()
-            except Exception as error:  # noqa: BLE001 - Redis away: what is known is good enough
-                logger.warning("node registry unreachable", extra={"error": str(error)})
-                await asyncio.sleep(1)
+        try:
+            while True:
+                try:
+                    async with aclosing(self._registry.changes()) as changes:
+                        async for _ in changes:
+                            await self.look()
+                            self.keeper.follow(self._atlas.states.values())
+                except Exception as error:  # noqa: BLE001 - Redis away: what is known is good enough
+                    logger.warning("node registry unreachable", extra={"error": str(error)})
+                    await asyncio.sleep(1)
+        finally:
+            await self.keeper.stop()
 
     async def look(self) -> None:
         """Read the registry now."""

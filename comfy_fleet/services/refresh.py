@@ -7,8 +7,7 @@ graph it refused), and now and then. Any number of processes may do this: the st
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ AT_ONCE = 8  # nodes that are asked side by side
 READING_S = 20  # a process that asks and dies holds a node so long
 RETRY_S = 5.0
 POLL_S = 0.05
+NEW_AGAIN_S = (0.05, 0.1, 0.2)  # how soon a node that just joined is asked again
 
 
 class NodeInfo(Protocol):
@@ -66,26 +66,24 @@ class Keeper:
         self._asking: dict[str, asyncio.Task[bool]] = {}
         self._limit = asyncio.Semaphore(AT_ONCE)
 
-    async def run(self) -> None:
-        """Keep all nodes fresh until canceled."""
-        try:
-            while True:
-                try:
-                    async with aclosing(self._registry.changes()) as changes:
-                        async for _ in changes:
-                            states = await self._registry.states()
-                            self._verdicts = {state.node.name: state.verdict for state in states}
-                            self._tried = {n: at for n, at in self._tried.items() if n in self._verdicts}
-                            for state in states:
-                                if self._due(state):
-                                    self._start(state.node.name)
-                except Exception as error:  # noqa: BLE001 - Redis away: what is known is good enough
-                    logger.warning("nodes can't be kept fresh", extra={"error": str(error)})
-                    await asyncio.sleep(1)
-        finally:
-            for task in self._asking.values():
-                task.cancel()
-            await asyncio.gather(*self._asking.values(), return_exceptions=True)
+    def follow(self, states: Collection[NodeState]) -> None:
+        """Ask those nodes that are due; to be called whenever the registry was read.
+
+        Args:
+            states: All nodes.
+        """
+        self._verdicts = {state.node.name: state.verdict for state in states}
+        self._tried = {name: at for name, at in self._tried.items() if name in self._verdicts}
+        for state in states:
+            if self._due(state):
+                self._start(state.node.name)
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        tasks = list(self._asking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self, names: Sequence[str], *, patience_s: float) -> frozenset[str]:
         """Ask nodes now, and wait for the answers; returns who has answered in time.
@@ -121,7 +119,17 @@ class Keeper:
         self._asking.pop(name, None)
 
     async def _fetch(self, name: str) -> bool:
-        """Ask one node; False if it did not answer."""
+        """Ask one node, a new one more than once; False if it did not answer."""
+        for pause_s in NEW_AGAIN_S:
+            if await self._fetch_once(name):
+                return True
+            # HAProxy is just being told of it. Whoever joins with many others is asked when it is up.
+            if self._verdicts.get(name) != "new" or len(self._asking) > AT_ONCE:
+                return False
+            await asyncio.sleep(pause_s)
+        return await self._fetch_once(name)
+
+    async def _fetch_once(self, name: str) -> bool:
         try:
             async with self._limit:
                 if not await self._store.claim(name, ttl_s=READING_S):

@@ -19,6 +19,7 @@ from comfy_fleet.domain.node import Node, NodeState, Reading
 from comfy_fleet.ports import InventoryStore, NodeRegistry
 from comfy_fleet.services.atlas import Atlas
 from comfy_fleet.services.inventories import NodeInventories
+from comfy_fleet.services.refresh import AT_ONCE, NEW_AGAIN_S
 from tests.factories import GRAPH
 
 
@@ -34,6 +35,8 @@ class World:
         self.fields: dict[str, dict[str, Any]] = {}
         self.vram: dict[str, int] = {}
         self.asked: list[str] = []
+        self.verdicts: dict[str, str] = {}
+        self.missing: dict[str, int] = {}  # so many questions come too early
         self.changed = asyncio.Event()
         self.now = time.time()
         self.readings: dict[str, Reading] = {}
@@ -47,7 +50,7 @@ class World:
         return [
             NodeState(
                 node=Node(name=name, url=f"http://{name}:1", **self.fields.get(name, {})),
-                verdict="up",
+                verdict=self.verdicts.get(name, "up"),
                 reading=self.readings.get(name, Reading()),
             )
             for name in sorted(self.answers)
@@ -65,6 +68,9 @@ class World:
 
     async def object_info(self, node: str) -> Mapping[str, Any]:
         self.asked.append(node)
+        if self.missing.get(node, 0) > 0:
+            self.missing[node] -= 1
+            raise NodeError("HAProxy does not know it yet")
         answer = self.answers[node]
         if answer is None:
             raise NodeError("down")
@@ -139,6 +145,58 @@ async def test_a_node_that_joins_later_takes_what_waits() -> None:
         await known.keeper.refresh(["new", "odd"], patience_s=5)
         await known.look()
         assert await able(known, placement) == {"a", "new"}
+
+
+async def idle(known: NodeInventories) -> None:
+    async with asyncio.timeout(10):
+        while known.keeper._asking:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(("verdict", "asked"), [("new", 3), ("up", 1), ("drain", 1)])
+async def test_a_node_that_just_joined_is_read_without_another_word(verdict: str, asked: int) -> None:
+    world = World(old=ALL)
+    async with inventories(world) as known:
+        world.missing["new"] = 2
+        world.verdicts["new"] = verdict
+        world.answers["new"] = ALL
+        world.changed.set()
+        await asyncio.wait_for(_asked(world, "new"), 10)
+        await idle(known)
+        assert world.asked.count("new") == asked
+        assert ("new" in world.readings) == (verdict == "new")
+
+
+async def _asked(world: World, name: str) -> None:
+    while name not in world.asked:
+        await asyncio.sleep(0.001)
+
+
+async def test_a_node_that_joins_and_stays_away_is_left_alone() -> None:
+    world = World(old=ALL)
+    async with inventories(world) as known:
+        world.missing["new"] = 1000
+        world.verdicts["new"] = "new"
+        world.answers["new"] = ALL
+        world.changed.set()
+        await asyncio.wait_for(_asked(world, "new"), 10)
+        await idle(known)
+        assert world.asked.count("new") == len(NEW_AGAIN_S) + 1
+
+
+async def test_many_that_join_together_are_asked_once_each_until_they_are_up() -> None:
+    world = World(old=ALL)
+    names = [f"n{number}" for number in range(5 * AT_ONCE)]
+    async with inventories(world) as known:
+        world.missing |= dict.fromkeys(names, 1000)
+        world.verdicts |= dict.fromkeys(names, "new")
+        world.answers |= dict.fromkeys(names, ALL)
+        world.changed.set()
+        await asyncio.wait_for(_asked(world, names[-1]), 10)
+        await idle(known)
+        counts = [world.asked.count(name) for name in names]
+        assert min(counts) == 1
+        assert counts[: 4 * AT_ONCE] == [1] * (4 * AT_ONCE)
 
 
 async def test_nodes_that_cant_be_asked_decide_by_themselves() -> None:

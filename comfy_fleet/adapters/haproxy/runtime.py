@@ -3,8 +3,9 @@
 import asyncio
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from comfy_fleet.adapters.haproxy.entries import DIRECT, Entry, join, lease_options
@@ -13,6 +14,15 @@ from comfy_fleet.domain.errors import BrokerError
 _TIMEOUT_S = 5.0
 _ADMIN_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # forced, inherited, name not resolved (by DNS, at start)
 _ADMIN_DRAIN = 0x08 | 0x10  # forced, inherited
+_STATE = (
+    *("be_name", "srv_name", "srv_addr", "srv_port", "srv_admin_state", "srv_uweight"),
+    *("srv_agent_addr", "srv_agent_port"),
+)
+STAT = (
+    *("svname", "status", "weight", "scur", "stot", "check_desc", "last_chk"),
+    *("agent_status", "agent_desc", "agent_duration", "last_agt"),
+)
+"""The columns of ``show stat`` that somebody here asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,7 @@ class Runtime:
     def __init__(self, socket: Path) -> None:
         """Name the control socket; nothing is opened before the first order."""
         self._socket = str(socket)
+        self._servers: dict[tuple[str, ...], Server] = {}  # as told by the last look: most stay as they were
 
     async def ask(self, order: str) -> str:
         """Send one order and return the answer, without blank lines around it.
@@ -107,13 +118,22 @@ class Runtime:
             raise BrokerError(
                 "HAProxy's `show servers state` is not as expected", details={"lines": lines[:3]}
             )
-        names = lines[1][1:].split()
-        return [_server(dict(zip(names, line.split(), strict=True))) for line in lines[2:] if line]
+        fields = _picked(lines[1][1:].split(), _STATE)
+        known = self._servers
+        self._servers = {}
+        servers = []
+        for line in lines[2:]:
+            if line:
+                facts = fields(line.split())
+                server = self._servers[facts] = known.get(facts) or _server(*facts)
+                servers.append(server)
+        return servers
 
     async def stats(self, backend: str) -> list[dict[str, str]]:
-        """Return the ``show stat`` rows of a backend's servers, by column name."""
-        text = await self.ask(f"show stat {backend} 4 -1")
-        return list(csv.DictReader(io.StringIO(text.removeprefix("# "))))
+        """Return the ``show stat`` rows of a backend's servers: what :data:`STAT` names of each."""
+        rows = csv.reader(io.StringIO((await self.ask(f"show stat {backend} 4 -1")).removeprefix("# ")))
+        fields = _picked(next(rows, []), STAT)
+        return [dict(zip(STAT, fields(row), strict=True)) for row in rows]
 
     async def add(self, entry: Entry, address: str, agent: str) -> None:
         """Make a server in its lease backend and in the direct one. It gets leases once its agent says ready.
@@ -199,16 +219,36 @@ class Runtime:
                 await self.order(f"set map {path} {pool} {backend}")
 
 
-def _server(row: Mapping[str, str]) -> Server:
-    admin = int(row["srv_admin_state"])
+def _picked(columns: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[str]], tuple[str, ...]]:
+    """Return what picks some columns out of a row; there are a thousand rows of a hundred columns.
+
+    Raises:
+        BrokerError: A column is missing.
+    """
+    if missing := set(wanted) - set(columns):
+        raise BrokerError(f"HAProxy does not tell {', '.join(sorted(missing))}", details={"has": columns})
+    return itemgetter(*map(columns.index, wanted))
+
+
+def _server(
+    backend: str,
+    name: str,
+    address: str,
+    port: str,
+    admin_state: str,
+    weight: str,
+    agent_address: str,
+    agent_port: str,
+) -> Server:
+    admin = int(admin_state)
     return Server(
-        backend=row["be_name"],
-        name=row["srv_name"],
-        host="" if row["srv_addr"] == "-" else row["srv_addr"],
-        port=int(row["srv_port"]),
+        backend=backend,
+        name=name,
+        host="" if address == "-" else address,
+        port=int(port),
         maint=bool(admin & _ADMIN_MAINT),
         drain=bool(admin & _ADMIN_DRAIN),
-        weight=int(row["srv_uweight"]),
-        agent_host="" if row["srv_agent_addr"] == "-" else row["srv_agent_addr"],
-        agent_port=int(row["srv_agent_port"]),
+        weight=int(weight),
+        agent_host="" if agent_address == "-" else agent_address,
+        agent_port=int(agent_port),
     )
