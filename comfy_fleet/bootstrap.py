@@ -58,7 +58,13 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
 
 def open_assets(settings: Settings, stores: Stores) -> FileAssetStore:
     """Return the asset store of this fleet's data folder."""
-    return FileAssetStore(stores.redis, settings.files_dir, clock=time.time, new_id=lambda: str(uuid4()))
+    return FileAssetStore(
+        stores.redis,
+        settings.files_dir,
+        clock=time.time,
+        new_id=lambda: str(uuid4()),
+        retention_s=settings.upload_retention_s,
+    )
 
 
 def open_secrets(settings: Settings) -> SecretBox:

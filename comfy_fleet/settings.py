@@ -113,6 +113,12 @@ class Settings(BaseSettings):
     retention_s: float = Field(
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
     )
+    upload_retention_s: float = Field(
+        30 * 86400.0,
+        ge=0,
+        description="How long an upload without `expires_in` stays; always as long as the jobs that used it. "
+        "0: until it is deleted.",
+    )
     max_body_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
     rate_limit: int = Field(
         0, ge=0, description="Requests in 10 s that one address may make before 429; 0: any number."

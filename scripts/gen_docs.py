@@ -133,7 +133,7 @@ def setting_default(info: FieldInfo) -> str:
     if info.default is None:
         return "unset"
     value = info.default
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    return f"`{value:.15g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def values(info: FieldInfo) -> str:

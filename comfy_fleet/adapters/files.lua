@@ -93,6 +93,7 @@ if op == 'copy' then
     local old = record(there)
     if old and old.tags == (r.tags or old.tags) then
       -- asking for the bytes again makes them stay longer, never shorter
+      if old.expires_at and r.renews then redis.call('HSET', 'fleet:asset:' .. there, 'renews', '1') end
       if old.expires_at and (not r.expires_at or tonumber(r.expires_at) > tonumber(old.expires_at)) then
         if r.expires_at then
           redis.call('HSET', 'fleet:asset:' .. there, 'expires_at', r.expires_at)

@@ -54,6 +54,7 @@ class FileAssetStore:
         root: The folder; made when it is missing.
         clock: Unix seconds.
         new_id: Draws a UUID.
+        retention_s: How long an upload stays whose client named no time; 0: until it is deleted.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class FileAssetStore:
         *,
         clock: Callable[[], float],
         new_id: Callable[[], str],
+        retention_s: float = 0.0,
     ) -> None:
         self._redis = redis
         self._root = root
         self._clock = clock
         self._new_id = new_id
+        self._retention_s = retention_s
         self._script = redis.register_script(_SCRIPT)
         for folder in ("tmp", "blobs", "jobs"):
             private_folder(root / folder)
@@ -148,8 +151,11 @@ class FileAssetStore:
         record = {"id": self._new_id(), "created_at": repr(now)}
         if tags:
             record["tags"] = _tags(tags)
-        if expires_in_s is not None:
-            record["expires_at"] = repr(now + expires_in_s)
+        ends, renews = self._end(now, expires_in_s)
+        if ends is not None:
+            record["expires_at"] = repr(ends)
+        if renews:
+            record["renews"] = "1"
         outcome, *rest = await self._call("copy", owner, hash_, file_path or "", orjson.dumps(record))
         if outcome == "none":
             raise missing
@@ -296,6 +302,7 @@ class FileAssetStore:
         expires_in_s: float | None,
     ) -> Asset:
         now, digest = self._clock(), hash_.removeprefix("blake3:")
+        ends, renews = self._end(now, expires_in_s)
         return Asset(
             id=self._new_id(),
             owner=owner,
@@ -305,9 +312,16 @@ class FileAssetStore:
             file_path=file_path,
             path=f"blobs/{digest[:2]}/{digest}",
             created_at=now,
-            expires_at=None if expires_in_s is None else now + expires_in_s,
+            expires_at=ends,
             tags=tags,
+            renews=renews,
         )
+
+    def _end(self, now: float, expires_in_s: float | None) -> tuple[float | None, bool]:
+        """Return when an upload ends, and whether that was our choice."""
+        if expires_in_s is not None:
+            return now + expires_in_s, False
+        return (now + self._retention_s, True) if self._retention_s else (None, False)
 
     async def _place(self, asset: Asset, put: Callable[[Path], object]) -> bool:
         """Put a shared file into its place and add its record; True if the bytes are new to the owner.
@@ -439,6 +453,8 @@ def _record(asset: Asset) -> dict[str, str]:
         record["job_id"] = asset.job_id
     if asset.tags:
         record["tags"] = _tags(asset.tags)
+    if asset.renews:
+        record["renews"] = "1"
     return record
 
 
@@ -459,6 +475,7 @@ def _asset(record: dict[str, str]) -> Asset:
         expires_at=float(record["expires_at"]) if "expires_at" in record else None,
         job_id=record.get("job_id"),
         tags=tuple(orjson.loads(record["tags"])) if record.get("tags") else (),
+        renews="renews" in record,
     )
 
 

@@ -13,6 +13,7 @@ class Asset:
         path: Where the bytes are, relative to the store's root; never derived from user input.
         job_id: The job that produced it; None for uploads.
         expires_at: Unix seconds, or None if it stays.
+        renews: Whether its end was the fleet's choice: then it stays as long as each job that used it.
     """
 
     id: str
@@ -26,3 +27,4 @@ class Asset:
     expires_at: float | None = None
     job_id: str | None = None
     tags: tuple[str, ...] = ()
+    renews: bool = False

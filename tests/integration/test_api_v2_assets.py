@@ -4,6 +4,7 @@ import asyncio
 import copy
 import resource
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,41 @@ async def test_parallel_uploads_of_one_file(api: Api) -> None:
     answers = await asyncio.gather(*(upload(api, b"same" * 1000) for _ in range(12)))
     assert sorted({a.status_code for a in answers}) in ([200, 201], [201])
     assert sum(a.json()["created_new"] for a in answers) == 1
+
+
+async def test_an_upload_stays_as_long_as_the_jobs_that_used_it(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    async with running(redis_port, tmp_path, upload_retention_s=0.05, retention_s=3600.0) as api:
+        await api.add_node()
+        ours, unused = await upload(api, b"x", "a"), await upload(api, b"y", "b")
+        client = (await upload(api, b"z", "c", expires_in="60")).json()
+        graph = copy.deepcopy(LOAD)
+        graph["1"]["inputs"]["image"] = {"__type": "core/ASSET", "info": {"id": ours.json()["id"]}}
+        graph["3"] = {"class_type": "LoadImage", "inputs": {"image": "c"}}
+        job = await api.submit(graph)
+        async with asyncio.timeout(10):
+            while not await api.assets.sweep():  # what no job used
+                await asyncio.sleep(0.01)
+        assert (await api.client.get(f"/api/v2/assets/{unused.json()['id']}")).status_code == 404
+
+        claim = await api.claim(job["id"])
+        assert await api.assets.sweep() == 0
+        await api.finish(claim)
+        kept = (await api.client.get(f"/api/v2/assets/{ours.json()['id']}")).json()
+        done = (await api.client.get(f"/api/v2/jobs/{job['id']}")).json()
+        assert kept["expires_at"] == done["expires_at"]
+        assert await api.assets.sweep() == 0
+        asset = (await api.client.get(f"/api/v2/assets/{client['id']}")).json()
+        assert asset["expires_at"] == client["expires_at"]  # the client's own word
+
+
+async def test_uploads_end_by_themselves_unless_the_operator_wants_to_keep_them(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    async with running(redis_port, tmp_path / "usual") as api:
+        asset = (await upload(api, b"x")).json()
+        created, ends = (datetime.fromisoformat(asset[name]) for name in ("created_at", "expires_at"))
+        assert ends - created == timedelta(days=30)
+    async with running(redis_port, tmp_path / "kept", upload_retention_s=0) as api:
+        assert (await upload(api, b"x")).json()["expires_at"] is None

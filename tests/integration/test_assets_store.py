@@ -135,6 +135,33 @@ async def test_from_hash_extends_retention_and_never_shortens(store: FileAssetSt
     assert await store.get(asset.id) is None
 
 
+async def test_an_upload_without_an_end_gets_the_fleets(redis: Redis, tmp_path: Path, clock: Clock) -> None:
+    store = FileAssetStore(redis, tmp_path, clock=clock, new_id=lambda: str(uuid4()), retention_s=1000)
+    ours, _ = await put(store, b"x")
+    theirs, _ = await put(store, b"y", name="b.png", expires_in_s=100)
+    assert (ours.expires_at, ours.renews) == (clock.now + 1000, True)
+    assert (theirs.expires_at, theirs.renews) == (clock.now + 100, False)
+    assert await store.get(ours.id) == ours
+    clock.now += 500
+    again, fresh = await store.from_hash(owner="ann", hash_=ours.hash, file_path="a.png")
+    assert (again.id, again.expires_at, fresh) == (ours.id, clock.now + 1000, False)
+    assert await store.sweep() == 1  # theirs
+    clock.now += 999
+    assert await store.sweep() == 0
+    clock.now += 2
+    assert await store.sweep() == 1
+    assert files(tmp_path) == []
+
+
+async def test_asking_for_the_bytes_again_makes_a_clients_end_the_fleets(
+    redis: Redis, tmp_path: Path, clock: Clock
+) -> None:
+    store = FileAssetStore(redis, tmp_path, clock=clock, new_id=lambda: str(uuid4()), retention_s=1000)
+    asset, _ = await put(store, b"x", expires_in_s=100)
+    again, _ = await store.from_hash(owner="ann", hash_=asset.hash, file_path="a.png")
+    assert (again.id, again.expires_at, again.renews) == (asset.id, clock.now + 1000, True)
+
+
 async def test_newest_upload_of_a_name_wins(store: FileAssetStore, clock: Clock) -> None:
     await put(store, b"old")
     clock.now += 1

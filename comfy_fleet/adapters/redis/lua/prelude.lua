@@ -32,7 +32,7 @@
 -- fleet:job:ID:traces     set     NODE RUN: runs whose files stay on nodes until the job is final
 -- fleet:idem:SCOPE:HASH   string  JOB FINGERPRINT, 24 h
 -- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
--- fleet:asset:ID:jobs     set     live jobs that need the asset
+-- fleet:asset:ID:jobs     set     live jobs that need the asset;  fleet:asset:ID and fleet:asset:expiry: files.lua
 -- fleet:events:ID         channel everything that happens to a job
 -- fleet:wake              channel "job PLACEMENT", "free", "nodes", "cancel RUN", "release RUN"
 -- rq:*                    RQ 2.12's own layout, kept true so that `rq info` and Job.fetch work
@@ -217,6 +217,17 @@ local function discard(id, at)
   redis.call('DEL', key)
 end
 
+-- A job that ends needs an asset no longer; it stays as long as the job's record, unless its client said when it ends.
+local function let_go(asset, id, expires)
+  local key = 'fleet:asset:' .. asset
+  redis.call('SREM', key .. ':jobs', id)
+  local f = redis.call('HMGET', key, 'renews', 'expires_at')
+  if f[1] and f[2] and tonumber(f[2]) < expires then
+    redis.call('HSET', key, 'expires_at', num(expires))
+    redis.call('ZADD', 'fleet:asset:expiry', num(expires), asset)
+  end
+end
+
 -- The one way in which a job becomes final.
 local function end_job(id, status, err, result, at)
   local key = jobkey(id)
@@ -227,7 +238,7 @@ local function end_job(id, status, err, result, at)
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
   redis.call('DEL', key .. ':secret', key .. ':preview')
   redis.call('ZADD', 'fleet:expiring', num(expires), id)
-  for asset in string.gmatch(f[2] or '', '%S+') do redis.call('SREM', 'fleet:asset:' .. asset .. ':jobs', id) end
+  for asset in string.gmatch(f[2] or '', '%S+') do let_go(asset, id, expires) end
   local rq = RQ_END[status]
   redis.call('HSET', 'rq:job:' .. id, 'status', rq[1], 'ended_at', iso(at), 'last_heartbeat', iso(at))
   redis.call('ZADD', rq[2] .. QUEUE, num(expires), id)
