@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import orjson
 import uvloop
@@ -129,4 +131,6 @@ async def open_dispatcher(
                 free=ByPool.parse(settings.free_oom),
             ),
             now=time.monotonic,
+            new_id=lambda: str(uuid4()),
+            chance=random.random,
         )

@@ -6,6 +6,7 @@ busy anyway.
 """
 
 import re
+from collections.abc import Callable, Mapping
 
 DEFAULT = 100
 
@@ -40,3 +41,15 @@ def default_weight(gpu: str, device: str = "cuda") -> int:
         return 5
     name = gpu.upper()
     return next((weight for pattern, weight in _BY_MODEL if re.search(pattern, name)), DEFAULT)
+
+
+def drawn(shares: Mapping[str, float], chance: Callable[[], float]) -> list[str]:
+    """Return nodes at random, the greater a share the sooner: each place is drawn by the shares left over.
+
+    The lots of a weighted draw without repetition (Efraimidis and Spirakis, 2006).
+
+    Args:
+        shares: Above 0, by node.
+        chance: Returns a random number from 0 to 1.
+    """
+    return sorted(shares, key=lambda name: chance() ** (1 / shares[name]), reverse=True)

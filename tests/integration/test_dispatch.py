@@ -49,8 +49,8 @@ async def test_many_jobs_spread_and_each_runs_once(redis_port: int) -> None:
 async def test_a_dispatcher_ends_also_when_stopped_while_it_wakes_up(redis_port: int, ticks: int) -> None:
     async with fleet_of(redis_port) as fleet:
         (running,) = fleet.dispatchers
-        await until(lambda: running.dispatcher._look._waiters, what="it has nothing to do")
-        running.dispatcher._look.set()
+        await until(lambda: running.dispatcher._seekers._look._waiters, what="it has nothing to do")
+        running.dispatcher._seekers._look.set()
         for _ in range(ticks):
             await asyncio.sleep(0)
         async with asyncio.timeout(3):

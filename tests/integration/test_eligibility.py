@@ -115,7 +115,7 @@ async def test_no_job_spills_while_the_first_pool_has_a_free_node(redis_port: in
         for seed in range(20):
             job = await fleet.send(known, picture(seed), Wish(pool="big", spill_to=("default",)))
             for _ in range(3):  # several reasons to look for a node for the same job
-                fleet.dispatchers[0].dispatcher._start_seeker(job.placement)
+                fleet.dispatchers[0].dispatcher._seekers.wanted(job.placement)
             assert (await fleet.ended(job.id)).node == "big"
 
 

@@ -1,8 +1,12 @@
-"""Weights by GPU model."""
+"""Weights by GPU model, and the draw by weight."""
+
+from collections import Counter
+from itertools import permutations
+from random import Random
 
 import pytest
 
-from comfy_fleet.domain.weights import DEFAULT, default_weight
+from comfy_fleet.domain.weights import DEFAULT, default_weight, drawn
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,22 @@ def test_known_cards(gpu: str, weight: int) -> None:
 
 def test_a_cpu_is_the_slowest() -> None:
     assert default_weight("cpu", "cpu") == 5
+
+
+def test_every_order_is_as_likely_as_drawing_by_what_is_left() -> None:
+    shares = {"a": 100.0, "b": 50.0, "c": 12.5}
+    chance, draws = Random(1), 20_000
+    seen = Counter(tuple(drawn(shares, chance.random)) for _ in range(draws))
+    for order in permutations(shares):
+        left, likely = sum(shares.values()), 1.0
+        for name in order:
+            likely *= shares[name] / left
+            left -= shares[name]
+        deviation = (likely * (1 - likely) / draws) ** 0.5
+        assert abs(seen[order] / draws - likely) < 4 * deviation, order
+
+
+@pytest.mark.parametrize("lot", [0.0, 0.5])
+def test_equal_lots_leave_nobody_out(lot: float) -> None:
+    assert sorted(drawn({"a": 256.0, "b": 0.1}, lambda: lot)) == ["a", "b"]
+    assert drawn({}, lambda: lot) == []

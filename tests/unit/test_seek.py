@@ -1,0 +1,256 @@
+"""Which nodes are asked for, and what is claimed for them; store, registry and HAProxy are played."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from random import Random
+from typing import Any, Literal, cast
+
+import pytest
+
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.job import Job, JobStatus, Placement
+from comfy_fleet.domain.node import Node, NodeState
+from comfy_fleet.ports import Claim, InventoryStore, Lease, Leases, NodeRegistry, NoLease, Refused, RunStore
+from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.services.seek import HOT_S, MAX_WISH, PARALLEL, Seekers
+from tests.fleet import until
+
+ANY = Placement()
+
+
+class Granted:
+    """A lease on a node."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.released = False
+
+    def release(self) -> None:
+        self.released = True
+
+
+class World:
+    """Nodes that are free, jobs that wait, and what was asked and claimed."""
+
+    def __init__(self, *nodes: str, jobs: int = 0, pools: dict[str, str] | None = None) -> None:
+        self.pools = pools or dict.fromkeys(nodes, "default")
+        self.free = list(self.pools)
+        self.jobs = jobs
+        self.time = 0.0
+        self.on_ask: Callable[[str], None] = lambda pool: None
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+        self.offered: list[Sequence[Placement]] = []
+        self.granted: list[Granted] = []
+        self.claims: list[Claim] = []
+        self.taken: list[tuple[str, str]] = []
+        self.refusal: Refused | Exception | None = None
+        self.no_lease: Literal["busy", "error"] = "busy"
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.ids = count()
+        self.atlas = Atlas(cast(NodeRegistry, self), cast(InventoryStore, self))
+
+    @asynccontextmanager
+    async def seekers(self) -> AsyncIterator[Seekers]:
+        await self.atlas.look()
+        yield Seekers(
+            self.atlas,
+            cast(RunStore, self),
+            cast(Leases, self),
+            name="d1",
+            lease_ttl_s=5,
+            now=lambda: self.time,
+            new_id=lambda: f"id-{next(self.ids)}",
+            chance=Random(1).random,
+            spawn=self.spawn,
+            on_claim=lambda claim, lease, asked: self.claims.append(claim),
+            on_taken=lambda lease, run: self.taken.append((lease.node, run)),
+        )
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def idle(self) -> None:
+        await until(lambda: not self.tasks, what="nobody seeks")
+
+    async def states(self) -> list[NodeState]:
+        return [NodeState(node=Node(name=n, url=f"http://{n}:1", pool=p)) for n, p in self.pools.items()]
+
+    async def lease(self, *, run: str, pool: str, nodes: Sequence[str] = ()) -> Lease | NoLease:
+        self.asked.append((pool, tuple(nodes)))
+        self.time += 0.002
+        self.on_ask(pool)
+        await asyncio.sleep(0)
+        able = nodes or [name for name, where in self.pools.items() if where == pool]
+        name = next((name for name in able if name in self.free), None)
+        if name is None:
+            return NoLease(why=self.no_lease, detail="")
+        self.free.remove(name)
+        self.granted.append(Granted(name))
+        return cast(Lease, self.granted[-1])
+
+    async def claim(
+        self, *, node: str, placements: Sequence[Placement], run: str, **_: Any
+    ) -> Claim | Refused:
+        self.offered.append(placements)
+        if isinstance(self.refusal, Exception):
+            raise self.refusal
+        if self.refusal or not self.jobs:
+            return self.refusal or Refused(why="empty")
+        self.jobs -= 1
+        job = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
+        return Claim(job=job, graph=b"{}", run=run, node=node, token="t", attempt=0, behind=self.jobs)
+
+
+async def test_one_wake_up_fills_all_nodes_and_asks_for_no_more_than_jobs_wait() -> None:
+    for nodes, jobs, claimed in ((6, 20, 6), (6, 3, 3)):
+        world = World(*(f"g{i}" for i in range(nodes)), jobs=jobs)
+        async with world.seekers() as seekers:
+            seekers.wanted(ANY)
+            await world.idle()
+        assert len({claim.node for claim in world.claims}) == len(world.claims) == claimed
+        runs = {claim.run for claim in world.claims}
+        assert len(runs) == claimed
+        idle = [lease for lease in world.granted if lease.node not in {claim.node for claim in world.claims}]
+        assert all(lease.released for lease in idle)
+
+
+async def test_a_class_asks_for_a_few_nodes_at_a_time() -> None:
+    world = World("g1", jobs=20)
+    async with world.seekers() as seekers:
+        for _ in range(9):
+            seekers.wanted(ANY)
+        assert len(world.tasks) == PARALLEL
+
+
+async def test_only_able_nodes_are_wished_and_none_is_named_where_all_are_able() -> None:
+    world = World(*(f"g{i}" for i in range(MAX_WISH + 20)))
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        seekers.wanted(Placement(without=frozenset({"g1"})))
+        await world.idle()
+    (_, none), (_, named) = sorted(world.asked, key=lambda asked: len(asked[1]))
+    assert none == () and len(set(named)) == MAX_WISH and "g1" not in named
+    assert named != tuple(sorted(named))
+
+
+async def test_a_freed_node_is_asked_for_by_name_while_its_jobs_wait() -> None:
+    world = World("g1", "g2", jobs=1)
+    async with world.seekers() as seekers:
+        seekers.freed("g1")  # nothing waits, as far as we know
+        assert not world.tasks
+        seekers.wanted(ANY)
+        await world.idle()
+        seekers.freed("g1")  # that was the last one
+        assert not world.tasks
+        world.free, world.jobs = [], 1
+        seekers.wanted(ANY)
+        await world.idle()
+        world.asked.clear()
+        world.on_ask = lambda pool: world.free.extend(["g1"] * (len(world.asked) == 4))
+        seekers.freed("g1")  # HAProxy sees it a little later
+        await world.idle()
+    assert world.asked == [("default", ("g1",))] * 4
+    assert world.claims[-1].node == "g1" and len(world.claims) == 2
+
+
+@pytest.mark.parametrize("why", ["busy", "error"])
+async def test_a_freed_node_that_stays_busy_is_left_to_the_next_look(why: Literal["busy", "error"]) -> None:
+    world = World("g1", jobs=1)
+    world.free, world.no_lease = [], why
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+        world.asked.clear()
+        seekers.freed("g1")
+        await world.idle()
+        assert seekers._look.is_set()
+    assert len(world.asked) == (1 if why == "error" else HOT_S / 0.002)
+
+
+async def test_a_busy_class_is_not_asked_for_again_at_once_unless_something_changes() -> None:
+    world = World("g1", jobs=2)
+    world.free = []
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+        seekers.wanted(ANY)
+        assert not world.tasks and len(world.asked) == 1
+        world.free = ["g1"]
+        seekers.look_again()
+        assert seekers._look.is_set()
+        seekers.wanted(ANY)
+        await world.idle()
+    assert len(world.claims) == 1
+
+
+async def test_a_node_of_a_later_pool_is_taken_only_while_the_first_has_none() -> None:
+    pools = {"big": "big", "small": "default"}
+    spilling = Placement(pool="big", spill=("default",))
+    world = World(pools=pools, jobs=1)
+    world.free = ["small"]
+    async with world.seekers() as seekers:
+        seekers.wanted(spilling)
+        await world.idle()
+        assert [claim.node for claim in world.claims] == ["small"]
+        world.jobs, world.free = 1, ["small"]
+        seekers.look_again()
+        seekers.wanted(spilling)
+        world.on_ask = lambda pool: world.free.extend(["big"] * (pool == "default"))
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["small", "big"]
+    assert [lease.released for lease in world.granted if lease.node == "small"] == [False, True]
+
+
+async def test_a_node_is_offered_to_all_classes_that_may_use_it_but_for_those_with_a_better_one() -> None:
+    world = World(pools={"big": "big", "small": "default"}, jobs=9)
+    world.free = []
+    elsewhere, spilling = (
+        Placement(without=frozenset({"small"})),
+        Placement(pool="big", spill=("default",)),
+    )
+    async with world.seekers() as seekers:
+        for placement in (Placement(pool="default"), elsewhere, spilling):
+            seekers._known.add(placement)
+        assert seekers._fitting("small", ANY) == [ANY, *(seekers._known - {elsewhere, ANY})]
+        seekers.wanted(spilling)
+        assert spilling not in seekers._fitting("small", ANY)
+        assert spilling in seekers._fitting("big", ANY)
+
+
+async def test_a_lease_on_a_node_that_a_run_has_is_handed_on_to_be_kept() -> None:
+    world = World("g1", jobs=1)
+    world.refusal = Refused(why="leased", run="r")
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert world.taken == [("g1", "r")] and not world.granted[0].released
+
+
+@pytest.mark.parametrize("refusal", [Refused(why="cordoned"), Refused(why="empty"), StoreDown("gone")])
+async def test_a_lease_without_a_claim_is_given_back(refusal: Refused | Exception) -> None:
+    world = World("g1", jobs=1)
+    world.refusal = refusal
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert world.granted[0].released and not world.claims
+
+
+async def test_nothing_is_claimed_after_a_stop() -> None:
+    world = World("g1", "g2", jobs=9)
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        seekers.stop()
+        await world.idle()
+        acts: list[Callable[[], None]] = [lambda: seekers.wanted(ANY), lambda: seekers.freed("g1")]
+        for act in acts:
+            act()
+            assert not world.tasks
+    assert not world.asked
