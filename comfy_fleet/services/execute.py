@@ -1,22 +1,23 @@
 """Carry out one claimed run: the hands of the state machine in :mod:`comfy_fleet.domain.run`.
 
-The machine decides; this module posts, asks, fetches and writes. Every write is fenced by the claim's token:
-whoever gets :class:`LeaseLost` stops at once and touches nothing on the node any more.
+The machine decides; this module posts and asks, has outputs collected and the end written. Every write is
+fenced by the claim's token: whoever gets :class:`LeaseLost` stops at once and touches nothing on the node any
+more.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
 from comfy_fleet.domain import graph as graphs
-from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, StoreDown
-from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement
-from comfy_fleet.domain.outputs import FileRef, InlineText, OutputItem
+from comfy_fleet.domain.errors import LeaseLost, StoreDown
+from comfy_fleet.domain.job import JobError, JobStatus
+from comfy_fleet.domain.outputs import OutputItem
 from comfy_fleet.domain.run import (
     Action,
     AskFailed,
@@ -43,19 +44,15 @@ from comfy_fleet.domain.run import (
 )
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.care import Care
+from comfy_fleet.services.collect import Collector
+from comfy_fleet.services.ending import Ending, GivenBack, node_lost
 from comfy_fleet.services.measure import Measure, Measured
 from comfy_fleet.services.outbox import Outbox
 from comfy_fleet.services.staging import StagingError, stage
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-FETCH_TRIES = 5
 NOTE_AFTER_S = 0.1
-LINGER_S = 0.05  # small outputs are here sooner; then one write ends the run and frees the node
-YIELD_S = 0.01
-FETCH_GAP_S = 0.2  # grows with every try
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +105,9 @@ class Execution:
         self._on_rest = on_rest
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._collecting: dict[tuple[str, str, int], asyncio.Task[None]] = {}
-        self._hasten = asyncio.Event()
-        self._gone: set[str] = set()
         self._outbox = Outbox(tools.runs, claim, tools.now)
+        self._outputs = Collector(claim, runs=tools.runs, nodes=tools.nodes, assets=tools.assets)
+        self._ending = Ending(claim, runs=tools.runs, care=tools.care)
         self._graph: graphs.Graph = {}
         self._started = tools.now()
         self._posted_at: float | None = None
@@ -142,8 +138,7 @@ class Execution:
     def abandon(self) -> None:
         """Stop at once: another dispatcher has taken the run over."""
         self._abandoned = True
-        for task in (*self._tasks, *self._collecting.values()):
-            task.cancel()
+        self._cancel_tasks()
         self._events.put_nowait(Tick())
 
     async def run(self) -> None:
@@ -164,8 +159,12 @@ class Execution:
             if self._timer:
                 self._timer.cancel()
             self._outbox.close()
-            for task in (*self._tasks, *self._collecting.values()):
-                task.cancel()
+            self._cancel_tasks()
+
+    def _cancel_tasks(self) -> None:
+        self._outputs.cancel()
+        for task in self._tasks:
+            task.cancel()
 
     async def _fresh(self) -> None:
         graph = orjson.loads(self.claim.graph)
@@ -173,7 +172,7 @@ class Execution:
             error = JobError(
                 code="invalid_workflow", message=f"node {self.claim.node} lacks what it needs now"
             )
-            await self._requeue(error, counts=False, placement=elsewhere)
+            await self._give_back(GivenBack(error=error, counts=False, placement=elsewhere))
             return
         machine = self._new_machine(graph, adopted=False, accepted=False)
         try:
@@ -194,10 +193,9 @@ class Execution:
             try:
                 items = tuple(OutputItem.from_json(item) for item in held.manifest)
             except ValueError as error:
-                await self._requeue(_lost(str(error)), counts=False)
+                await self._give_back(GivenBack(error=node_lost(str(error)), counts=False))
                 return
-            for item in items:
-                self._collect(item)
+            self._outputs.add(items)
             await self._end(Verdict(kind="succeeded"))
             return
         graph = orjson.loads(self.claim.graph)
@@ -256,17 +254,13 @@ class Execution:
             case ShowPreview():
                 self._outbox.preview(action)
             case Collect():
-                # With others waiting, the node's next job comes first; a run that goes on is not held up.
-                self._collect(action.item, delay_s=LINGER_S if self.claim.behind else 0.0)
+                self._outputs.add([action.item])
             case Left():
-                if self.claim.behind or not await self._collected(action.items):
+                if self.claim.behind or not await self._outputs.stored(action.items):
                     manifest = [item.to_json() for item in action.items]
                     with contextlib.suppress(StoreDown):  # then nobody can claim it before the end
                         await self._leave(manifest)
-                if self.claim.behind:  # the node's next job first: fetching would take the loop from it
-                    asyncio.get_running_loop().call_later(YIELD_S, self._hasten.set)
-                for item in action.items:
-                    self._collect(item, delay_s=LINGER_S if self.claim.behind else 0.0)
+                self._outputs.left(action.items)
 
     async def _leave(self, manifest: list[dict[str, Any]]) -> None:
         """Give the node back in Redis and in HAProxy at once: both must have it free before a next claim."""
@@ -274,16 +268,6 @@ class Execution:
         await asyncio.sleep(0)  # Redis first: a claim that came sooner would find the node taken
         self._free()
         await writing
-
-    async def _collected(self, items: tuple[OutputItem, ...]) -> bool:
-        """Whether all outputs are stored; waits a moment for small ones."""
-        for item in items:
-            self._collect(item)
-        pending = [task for task in self._collecting.values() if not task.done()]
-        if pending:
-            _, rest = await asyncio.wait(pending, timeout=LINGER_S)
-            return not rest
-        return True
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._watched(work))
@@ -352,164 +336,41 @@ class Execution:
     async def _tell(self, order: Callable[[], Awaitable[bool]]) -> None:
         self._events.put_nowait(InterruptSent(await order()))
 
-    # -- outputs --------------------------------------------------------------------------------------
-
-    def _collect(self, item: OutputItem, *, delay_s: float = 0.0) -> None:
-        if item.id not in self._collecting:
-            self._collecting[item.id] = asyncio.create_task(self._fetch(item, delay_s))
-
-    async def _fetch(self, item: OutputItem, delay_s: float) -> None:
-        """Store one output and commit it. Raises OutputGone or NodeError when it can't be had."""
-        job = self.claim.job
-        if delay_s:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await self._hasten.wait()
-        for attempt in range(1, FETCH_TRIES + 1):
-            try:
-                async with self._content(item) as chunks:
-                    asset = await self._tools.assets.add_output(
-                        owner=job.owner,
-                        job_id=job.id,
-                        chunks=chunks,
-                        name=item.name,
-                        content_type=item.content_type,
-                        expires_at=job.expires_at,
-                    )
-                break
-            except OutputGone:
-                self._gone.add(item.node_id)
-                raise
-            except NodeError:
-                if attempt == FETCH_TRIES:
-                    raise
-                await asyncio.sleep(FETCH_GAP_S * attempt)
-        output = Output(
-            asset_id=asset.id,
-            node_id=item.node_id,
-            key=item.key,
-            index=item.index,
-            name=item.name,
-            kind=item.kind,
-            content_type=item.content_type,
-            size_bytes=asset.size_bytes,
-            hash=asset.hash,
-            temporary=item.temporary,
-        )
-        await self._tools.runs.output(self.claim, output)
-
-    @contextlib.asynccontextmanager
-    async def _content(self, item: OutputItem) -> AsyncIterator[AsyncIterator[bytes]]:
-        match item.source:
-            case FileRef():
-                async with self._tools.nodes.view(self.claim.node, item.source) as chunks:
-                    yield chunks
-            case InlineText():
-                yield _once(item.source.text.encode())
-            case _:
-                yield _once(item.source.data)
-
     # -- the end --------------------------------------------------------------------------------------
 
-    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write until Redis answers: a finished GPU minute must not be lost to a restart of Redis."""
-        gap = 0.1
-        while True:
-            try:
-                return await write()
-            except StoreDown as error:
-                logger.warning("end not written yet", extra={**self._extra, "error": str(error)})
-                await asyncio.sleep(gap)
-                gap = min(gap * 2, 2.0)
-
     async def _end(self, verdict: Verdict) -> None:
-        runs = self._tools.runs
-        duration = self._tools.now() - self._started
+        duration_s = self._tools.now() - self._started
         self._outbox.close()
-        end: JobStatus
-        error: JobError | None
-        took: float | None
-        measured = Measured()
-        results = await asyncio.gather(*self._collecting.values(), return_exceptions=True)
+        broken = await self._outputs.settled()
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")
-        for result in results:
-            if isinstance(result, LeaseLost):
-                raise result
-        broken = [result for result in results if isinstance(result, BaseException)]
-        match verdict.kind:
-            case "succeeded" if broken:
-                logger.warning("outputs can't be read", extra={**self._extra, "error": str(broken[0])})
-                await self._requeue(
-                    JobError(code="output_lost", message=f"an output can't be read: {broken[0]}"),
-                    counts=not self._released,
-                )
-                return
-            case "succeeded":
-                end, error, took = JobStatus.SUCCEEDED, None, duration
-                measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
-            case "canceled" if self._released and not self._canceled:
-                released = JobError(code="released", message=f"given back from node {self.claim.node}")
-                await self._requeue(released, counts=False)
-                return
-            case "canceled":
-                end, error, took = JobStatus.CANCELED, None, None
-            case _:
-                error = verdict.error or _lost("the run ended without a reason")
-                after = await self._persist(lambda: self._tools.care.after(self.claim, verdict))
-                if after is not None and after.placement is not None:
-                    await self._requeue(
-                        after.error, counts=after.counts, placement=after.placement, rest_s=after.rest_s
-                    )
-                    return
-                if after is not None:
-                    error = after.error
-                elif self._released and verdict.kind == "lost":
-                    await self._requeue(error, counts=False)
-                    return
-                elif verdict.exclude_node or verdict.retryable or verdict.kind == "lost":
-                    await self._requeue(error, counts=verdict.counts, exclude=verdict.exclude_node)
-                    return
-                end, took = JobStatus.FAILED, None
-        status = await self._persist(
-            lambda: runs.finish(
-                self.claim,
-                end,
-                error=error,
-                duration_s=took,
-                speed=measured.speed,
-                models=measured.models,
-            )
+        end = await self._ending.decide(
+            verdict, broken=broken, released=self._released, canceled=self._canceled
         )
+        if isinstance(end, GivenBack):
+            await self._give_back(end)
+            return
+        measured = Measured()
+        if end.status is JobStatus.SUCCEEDED:
+            measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
+        status = await self._ending.finish(end, measured=measured, duration_s=duration_s)
         self._free()
-        facts = {"status": str(status), "duration_s": round(duration, 3), "outputs": len(results)}
+        facts = {
+            "status": str(status),
+            "duration_s": round(duration_s, 3),
+            "outputs": len(self._outputs),
+        }
         if verdict.error:
             facts["error"] = verdict.error.message
         logger.info("job ended", extra={**self._extra, **facts})
 
-    async def _requeue(
-        self,
-        error: JobError,
-        *,
-        counts: bool,
-        exclude: bool = False,
-        placement: Placement | None = None,
-        rest_s: float = 0.0,
-    ) -> None:
-        bust = frozenset(self._gone)
-        status = await self._persist(
-            lambda: self._tools.runs.requeue(
-                self.claim, counts=counts, exclude=exclude, reason=error, bust=bust, placement=placement
-            )
-        )
-        self._free(rest_s)
-        facts = {"status": str(status), "counts": counts, "excluded": exclude, "error": error.message}
+    async def _give_back(self, back: GivenBack) -> None:
+        status = await self._ending.give_back(back, bust=frozenset(self._outputs.gone))
+        self._free(back.rest_s)
+        facts = {
+            "status": str(status),
+            "counts": back.counts,
+            "excluded": back.exclude,
+            "error": back.error.message,
+        }
         logger.warning("job given back", extra={**self._extra, **facts})
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
-
-
-def _lost(message: str) -> JobError:
-    return JobError(code="node_lost", message=message)

@@ -129,6 +129,20 @@ async def test_a_class_asks_for_a_few_nodes_at_a_time() -> None:
         assert len(world.tasks) == PARALLEL
 
 
+async def test_a_claim_tells_how_many_jobs_wait_that_nobody_seeks_a_node_for() -> None:
+    world = World("g1", "g2", "g3", jobs=2)
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        seekers.wanted(ANY)
+        await world.idle()
+    assert [claim.behind for claim in world.claims] == [0, 0] and len(world.asked) == 2
+    world = World("g1", jobs=4)
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert [claim.behind for claim in world.claims] == [3]
+
+
 async def test_only_able_nodes_are_wished_and_none_is_named_where_all_are_able() -> None:
     world = World(*(f"g{i}" for i in range(MAX_WISH + 20)))
     async with world.seekers() as seekers:

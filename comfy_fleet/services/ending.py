@@ -1,0 +1,163 @@
+"""End a run: decide from its verdict whether the job is over or goes back to its queue, and write that."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.job import JobError, JobStatus, Placement
+from comfy_fleet.domain.run import Verdict
+from comfy_fleet.ports import Claim, RunStore
+from comfy_fleet.services.care import Care
+from comfy_fleet.services.measure import Measured
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+WRITE_GAP_S = (0.1, 2.0)  # the first and the longest, while Redis is away
+
+
+@dataclass(frozen=True, kw_only=True)
+class Over:
+    """The job is over.
+
+    Attributes:
+        status: How.
+        error: Why, if it failed.
+    """
+
+    status: JobStatus
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenBack:
+    """The job goes back to its queue; if its attempts are used up, it ends there.
+
+    Attributes:
+        error: Why, in the words that the user reads if it ends here.
+        counts: Whether the attempt counts.
+        exclude: Whether the node must not get it again.
+        placement: Where it goes from now on; None: where it came from.
+        rest_s: How long its node should get no other job.
+    """
+
+    error: JobError
+    counts: bool
+    exclude: bool = False
+    placement: Placement | None = None
+    rest_s: float = 0.0
+
+
+class Ending:
+    """Ends one run.
+
+    Args:
+        claim: The run.
+        runs: Where its end is written.
+        care: Knows where a job goes after a failure.
+    """
+
+    def __init__(self, claim: Claim, *, runs: RunStore, care: Care) -> None:
+        self._claim = claim
+        self._runs = runs
+        self._care = care
+        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+
+    async def decide(
+        self, verdict: Verdict, *, broken: Sequence[BaseException], released: bool, canceled: bool
+    ) -> Over | GivenBack:
+        """Return what becomes of the job.
+
+        Args:
+            verdict: How the run ended.
+            broken: Why outputs can't be had; empty if all of them are stored.
+            released: The run was to be taken off its node.
+            canceled: The job was to be canceled.
+        """
+        match verdict.kind:
+            case "succeeded" if broken:
+                logger.warning("outputs can't be read", extra={**self._extra, "error": str(broken[0])})
+                lost = JobError(code="output_lost", message=f"an output can't be read: {broken[0]}")
+                return GivenBack(error=lost, counts=not released)
+            case "succeeded":
+                return Over(status=JobStatus.SUCCEEDED)
+            case "canceled" if released and not canceled:
+                message = f"given back from node {self._claim.node}"
+                return GivenBack(error=JobError(code="released", message=message), counts=False)
+            case "canceled":
+                return Over(status=JobStatus.CANCELED)
+            case _:
+                return await self._failed(verdict, released=released)
+
+    async def _failed(self, verdict: Verdict, *, released: bool) -> Over | GivenBack:
+        error = verdict.error or node_lost("the run ended without a reason")
+        after = await self._persist(lambda: self._care.after(self._claim, verdict))
+        if after is not None:
+            if after.placement is None:
+                return Over(status=JobStatus.FAILED, error=after.error)
+            return GivenBack(
+                error=after.error, counts=after.counts, placement=after.placement, rest_s=after.rest_s
+            )
+        if released and verdict.kind == "lost":
+            return GivenBack(error=error, counts=False)
+        if verdict.exclude_node or verdict.retryable or verdict.kind == "lost":
+            return GivenBack(error=error, counts=verdict.counts, exclude=verdict.exclude_node)
+        return Over(status=JobStatus.FAILED, error=error)
+
+    async def finish(self, end: Over, *, measured: Measured, duration_s: float) -> JobStatus:
+        """Write that the job is over; returns its final state.
+
+        Args:
+            end: How.
+            measured: What the run tells of its node.
+            duration_s: What it took; counts only if it succeeded.
+        """
+        took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
+        return await self._persist(
+            lambda: self._runs.finish(
+                self._claim,
+                end.status,
+                error=end.error,
+                duration_s=took_s,
+                speed=measured.speed,
+                models=measured.models,
+            )
+        )
+
+    async def give_back(self, back: GivenBack, *, bust: frozenset[str]) -> JobStatus:
+        """Write that the job goes back; returns its state.
+
+        Args:
+            back: Why, and where to.
+            bust: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
+        """
+        return await self._persist(
+            lambda: self._runs.requeue(
+                self._claim,
+                counts=back.counts,
+                exclude=back.exclude,
+                reason=back.error,
+                bust=bust,
+                placement=back.placement,
+            )
+        )
+
+    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write until Redis answers: a finished GPU minute must not be lost to a restart of Redis."""
+        gap, longest = WRITE_GAP_S
+        while True:
+            try:
+                return await write()
+            except StoreDown as error:
+                logger.warning("end not written yet", extra={**self._extra, "error": str(error)})
+                await asyncio.sleep(gap)
+                gap = min(gap * 2, longest)
+
+
+def node_lost(message: str) -> JobError:
+    """Return the error of a run that is lost."""
+    return JobError(code="node_lost", message=message)

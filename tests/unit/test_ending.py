@@ -1,0 +1,178 @@
+"""What becomes of a job when its run ends, and that it is written; store and care are played."""
+
+from typing import Any, cast
+
+import pytest
+
+from comfy_fleet.domain.errors import LeaseLost, NodeError, StoreDown
+from comfy_fleet.domain.job import Job, JobError, JobStatus, Placement
+from comfy_fleet.domain.run import Verdict
+from comfy_fleet.ports import Claim, RunStore
+from comfy_fleet.services import ending
+from comfy_fleet.services.care import Care, Next
+from comfy_fleet.services.ending import Ending, GivenBack, Over
+from comfy_fleet.services.measure import Measured
+
+JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
+CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
+BOOM = JobError(code="node_execution_error", message="boom")
+BIGGER = Placement(above=1)
+
+
+class World:
+    """What care advises, what was written, and how often Redis is away before."""
+
+    def __init__(self, advice: Next | None = None) -> None:
+        self.advice = advice
+        self.away = 0
+        self.written: list[dict[str, Any]] = []
+        self.ending = Ending(CLAIM, runs=cast(RunStore, self), care=cast(Care, self))
+
+    async def after(self, claim: Claim, verdict: Verdict) -> Next | None:
+        assert claim is CLAIM
+        self._answer()
+        return self.advice
+
+    async def finish(self, claim: Claim, status: JobStatus, **fields: Any) -> JobStatus:
+        self._answer()
+        self.written.append({"status": status, **fields})
+        return status
+
+    async def requeue(self, claim: Claim, **fields: Any) -> JobStatus:
+        self._answer()
+        self.written.append(fields)
+        return JobStatus.QUEUED
+
+    def _answer(self) -> None:
+        self.away -= 1
+        if self.away >= 0:
+            raise StoreDown("Redis is away")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "WRITE_GAP_S", (0.001, 0.004))
+
+
+async def decided(
+    verdict: Verdict, *, lost: Exception | None = None, ordered: str = "", advice: Next | None = None
+) -> Over | GivenBack:
+    return await World(advice).ending.decide(
+        verdict,
+        broken=[lost] if lost else [],
+        released="release" in ordered,
+        canceled="cancel" in ordered,
+    )
+
+
+@pytest.mark.parametrize("ordered", ["", "release", "cancel", "release and cancel"])
+async def test_a_success_is_one_whatever_was_ordered(ordered: str) -> None:
+    assert await decided(Verdict(kind="succeeded"), ordered=ordered) == Over(status=JobStatus.SUCCEEDED)
+
+
+@pytest.mark.parametrize("released", [False, True])
+async def test_a_success_without_its_outputs_is_run_again(released: bool) -> None:
+    found = await decided(
+        Verdict(kind="succeeded"), lost=NodeError("404"), ordered="release" if released else ""
+    )
+    assert isinstance(found, GivenBack)
+    assert (found.error.code, found.error.message) == ("output_lost", "an output can't be read: 404")
+    assert (found.counts, found.exclude, found.placement) == (not released, False, None)
+
+
+@pytest.mark.parametrize("ordered", ["cancel", "release and cancel", ""])
+async def test_a_canceled_job_is_over(ordered: str) -> None:
+    found = await decided(Verdict(kind="canceled"), lost=NodeError("404"), ordered=ordered)
+    assert found == Over(status=JobStatus.CANCELED)
+
+
+async def test_a_run_that_was_only_taken_off_its_node_costs_nothing() -> None:
+    found = await decided(Verdict(kind="canceled"), ordered="release")
+    assert isinstance(found, GivenBack) and not found.counts
+    assert found.error == JobError(code="released", message="given back from node g1")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        (Verdict(kind="failed", error=BOOM, counts=True), Over(status=JobStatus.FAILED, error=BOOM)),
+        (Verdict(kind="timeout", error=BOOM, counts=True), Over(status=JobStatus.FAILED, error=BOOM)),
+        (
+            Verdict(kind="failed", error=BOOM, counts=True, retryable=True),
+            GivenBack(error=BOOM, counts=True),
+        ),
+        (
+            Verdict(kind="rejected", error=BOOM, exclude_node=True),
+            GivenBack(error=BOOM, counts=False, exclude=True),
+        ),
+        (Verdict(kind="lost", error=BOOM, counts=True), GivenBack(error=BOOM, counts=True)),
+    ],
+)
+async def test_a_failure_is_repeated_where_that_can_help(
+    verdict: Verdict, expected: Over | GivenBack
+) -> None:
+    assert await decided(verdict) == expected
+
+
+async def test_a_run_that_was_lost_while_it_was_taken_off_its_node_costs_nothing() -> None:
+    lost = Verdict(kind="lost", error=BOOM, counts=True)
+    assert await decided(lost, ordered="release") == GivenBack(error=BOOM, counts=False)
+    failed = Verdict(kind="failed", error=BOOM, counts=True, retryable=True)
+    assert await decided(failed, ordered="release") == GivenBack(error=BOOM, counts=True)
+
+
+async def test_a_failure_without_a_reason_has_one() -> None:
+    found = await decided(Verdict(kind="lost"))
+    assert found.error is not None and found.error.code == "node_lost"
+
+
+async def test_what_care_knows_comes_first() -> None:
+    worse = JobError(code="out_of_memory", message="too large")
+    verdict = Verdict(kind="failed", error=BOOM, counts=True, retryable=True)
+    moved = Next(placement=BIGGER, counts=False, error=worse, rest_s=3)
+    back = GivenBack(error=worse, counts=False, placement=BIGGER, rest_s=3)
+    for ordered in ("", "release"):
+        assert await decided(verdict, advice=moved, ordered=ordered) == back
+    last = Next(placement=None, counts=True, error=worse)
+    assert await decided(verdict, advice=last) == Over(status=JobStatus.FAILED, error=worse)
+
+
+@pytest.mark.parametrize(
+    ("status", "duration_s"),
+    [(JobStatus.SUCCEEDED, 2.5), (JobStatus.FAILED, None), (JobStatus.CANCELED, None)],
+)
+async def test_only_a_success_says_how_long_a_job_takes(status: JobStatus, duration_s: float | None) -> None:
+    world = World()
+    measured = Measured(speed=0.1, models=["vae/a"])
+    end = Over(status=status, error=BOOM)
+    assert await world.ending.finish(end, measured=measured, duration_s=2.5) is status
+    assert world.written == [
+        {"status": status, "error": BOOM, "duration_s": duration_s, "speed": 0.1, "models": ["vae/a"]}
+    ]
+
+
+async def test_an_end_is_written_as_soon_as_redis_is_back() -> None:
+    world = World(Next(placement=BIGGER, counts=True, error=BOOM, rest_s=1))
+    world.away = 5
+    verdict = Verdict(kind="failed", error=BOOM)
+    back = await world.ending.decide(verdict, broken=[], released=False, canceled=False)
+    assert isinstance(back, GivenBack) and not world.written
+    world.away = 5
+    assert await world.ending.give_back(back, bust=frozenset({"7"})) is JobStatus.QUEUED
+    facts = {"counts": True, "exclude": False, "reason": BOOM, "placement": BIGGER, "bust": frozenset({"7"})}
+    assert world.written == [facts]
+    world.away = 5
+    end = Over(status=JobStatus.SUCCEEDED)
+    assert await world.ending.finish(end, measured=Measured(), duration_s=1) is JobStatus.SUCCEEDED
+    assert len(world.written) == 2
+
+
+async def test_whoever_lost_the_run_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+
+    async def stale(claim: Claim, **fields: Any) -> JobStatus:
+        raise LeaseLost("another dispatcher has it")
+
+    monkeypatch.setattr(world, "requeue", stale)
+    with pytest.raises(LeaseLost):
+        await world.ending.give_back(GivenBack(error=BOOM, counts=True), bust=frozenset())
