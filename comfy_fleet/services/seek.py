@@ -129,6 +129,7 @@ class Seekers:
         self._timer = loop.call_at(due, self._look.set)
 
     def _start(self, placement: Placement) -> bool:
+        """Start a seeker, unless enough of them seek or all nodes were busy just now; returns whether."""
         self._known.add(placement)
         if (
             not self._claiming
@@ -173,6 +174,7 @@ class Seekers:
     # -- asking for nodes -----------------------------------------------------------------------------
 
     async def _seek_one(self, placement: Placement) -> bool:
+        """Take one node, of the first pool that has a free one; returns whether to go on seeking."""
         await self._atlas.learn([placement])
         atlas = self._atlas
         if any(
@@ -303,6 +305,7 @@ class Seekers:
         return [wanted, *others]
 
     def _first_choice(self, placement: Placement, node: str) -> bool:
+        """Whether a node is in the first of a class's pools that has any able node."""
         pools = (self._atlas.able_in(placement, pool) for pool in self._atlas.pools_of(placement))
         return node in next(filter(None, pools), frozenset())
 
