@@ -137,7 +137,8 @@ def test_numbers_are_finite_numbers(value: Any) -> None:
 
 def test_limits_are_named() -> None:
     steps = parameter("steps", "integer", minimum=4, maximum=20, multiple_of=4)
-    assert put(16, steps).values == {"steps": 16}
+    for value in (4, 16, 20):
+        assert put(value, steps).values == {"steps": value}
     for value, limit in ((3, 4), (21, 20), (10, 4)):
         details = refused(value, steps)
         assert (details["parameter"], details["value"], details["limit"]) == ("steps", value, limit)
@@ -164,12 +165,20 @@ def test_texts_have_lengths() -> None:
     assert refused("123456", text)["limit"] == 5
     assert refused(None, text)["limit"] == "required"
     assert refused("x" * 100_001, parameter("text", "string"))["limit"] == 100_000
+    assert put("12345", text).values == {"text": "12345"}
     assert put(" ok ", text).values == {"text": " ok "}
 
 
 def test_unknown_names_are_refused_with_the_near_ones() -> None:
-    details = refused(1, parameter("steps", "integer"), name="step")
+    known = parameter("steps", "integer"), parameter("text", "string")
+    details = refused(1, *known, name="step")
     assert (details["parameter"], details["limit"]) == ("step", ["steps"])
+    assert refused(1, *known, name="colour")["limit"] == ["steps", "text"]
+
+
+def test_a_long_number_is_told_by_its_size() -> None:
+    assert refused(10**30, parameter("steps", "integer"))["value"] == "a number of 100 bits"
+    assert refused(float("inf"), parameter("cfg", "number"))["value"] == "inf"
 
 
 def test_all_problems_come_at_once() -> None:
@@ -177,6 +186,10 @@ def test_all_problems_come_at_once() -> None:
     with pytest.raises(InvalidParameter) as caught:
         bind(flow, {"steps": "x", "foo": 1}, draw_seed=lambda: 0)
     assert [e["parameter"] for e in caught.value.details["errors"]] == ["foo", "steps", "cfg"]
+    with pytest.raises(InvalidParameter) as caught:
+        bind(flow, {f"x{n}": 1 for n in range(9)}, draw_seed=lambda: 0)
+    assert len(caught.value.details["errors"]) == 10
+    assert str(caught.value).count("; it takes") == 5  # a sentence that can still be read
 
 
 @pytest.mark.parametrize("value", [UUID, {"__type": "core/ASSET", "info": {"id": UUID, "hash": "x"}}])
@@ -203,6 +216,8 @@ def test_files_are_checked_by_type_and_size() -> None:
     with pytest.raises(InvalidParameter, match="takes image/png or video") as caught:
         check_file(photo, content_type="image/svg+xml", size_bytes=1)
     assert caught.value.details["parameter"] == "photo"
+    with pytest.raises(InvalidParameter, match="takes image/png"):
+        check_file(photo, content_type="image/pnm", size_bytes=1)
     with pytest.raises(InvalidParameter, match="at most 10 bytes"):
         check_file(photo, content_type="image/png", size_bytes=11)
 
@@ -233,6 +248,16 @@ def test_a_choice_sets_its_value_and_does_what_it_says() -> None:
     assert toon.values == {"style": "toon", "text": "a {} fox", "steps": 5}
     for value in ("nope", 1.5, ["toon"], True):
         assert refused(value, STYLE)["limit"] == ["plain", "toon", "bare"]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "text"),
+    [("{}", "a {} fox"), ("fixed", "fixed"), ("{}, like {}", "a {} fox, like {}")],
+)
+def test_a_text_goes_into_the_first_hole_and_is_dropped_without_one(wrap: str, text: str) -> None:
+    on = parameter("tiled", "boolean", default=True, on=Effect(wrap={"text": wrap}))
+    bound = bind(workflow(on, parameter("text", "string")), {"text": "a {} fox"}, draw_seed=lambda: 0)
+    assert bound.graph["3"]["inputs"]["text"] == text
 
 
 def test_a_bypassed_node_is_gone_and_its_readers_get_its_input() -> None:

@@ -11,6 +11,7 @@ from comfy_fleet.domain.eligibility import (
     Needs,
     Wish,
     able,
+    file_place,
     gib,
     needs_of,
     sentences,
@@ -79,18 +80,54 @@ def test_what_no_node_has_is_a_need() -> None:
     assert needs.choices == {("VAELoader", "vae_name", "ae.safetensors")}
 
 
+def test_needs_name_files_with_slashes_whoever_wrote_them() -> None:
+    graph = check({**GRAPH, "1": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "sub\\gone.gguf"}}})
+    needs = needs_of(graph, Wish(), [FULL])
+    assert needs.choices == {("UnetLoaderGGUF", "unet_name", "sub/gone.gguf")}
+
+
+def test_what_was_declared_is_a_need_on_alike_nodes_too() -> None:
+    wish = Wish(zone="a", labels={"rack": "7", "gpu": "h100"}, comfyui=">=0.4", vram_bytes=GIB)
+    assert needs_of(GRAPH, wish, [FULL]) == Needs(
+        zone="a", labels=(("gpu", "h100"), ("rack", "7")), comfyui=">=0.4", vram_bytes=GIB
+    )
+
+
+@pytest.mark.parametrize("more", [{"image_upload": True}, {"remote": {"route": "/x"}}, {"multiselect": True}])
+def test_open_values_tell_no_nodes_apart(more: dict[str, Any]) -> None:
+    known = inventory.parse({"X": {"input": {"required": {"v": [["a"], more]}}, "output_node": True}})
+    graph = check({"1": {"class_type": "X", "inputs": {"v": "b"}}})
+    assert needs_of(graph, Wish(), [known]) == Needs()
+    assert why_not(Needs(choices=frozenset({("X", "v", "b")})), candidate("a", known)) == []
+
+
 def test_reasons_name_the_node_s_lack() -> None:
     needs = needs_of(GRAPH, Wish(), [FULL, NO_CLASS, NO_VAE])
     assert why_not(needs, candidate("a", FULL)) == []
     assert why_not(needs, candidate("b", NO_CLASS)) == ["has no class `UnetLoaderGGUF`"]
     assert why_not(needs, candidate("c", NO_VAE)) == ["`vae/ae.safetensors` missing"]
     assert why_not(needs, candidate("d")) == []  # decides by itself
+    four = [candidate("a", FULL), candidate("b", NO_CLASS), candidate("c", NO_VAE), candidate("d")]
+    assert able(Placement(), needs, four) == {"a", "d"}
 
 
 def test_sentences_tell_each_lack_once() -> None:
     twice = check({**GRAPH, "5": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "flux/dev.gguf"}}})
     assert sentences(inventory.problems(twice, NO_CLASS)) == ["has no class `UnetLoaderGGUF`"]
     assert "`vae/ae.safetensors` missing" in sentences(inventory.problems(GRAPH, NO_VAE))
+
+
+@pytest.mark.parametrize(
+    ("class_type", "field", "place"),
+    [
+        ("VAELoader", "vae_name", "vae/a.pt"),
+        ("CLIPVisionLoader", "clip_name", "clip_vision/a.pt"),  # not where texts' encoders are
+        ("CLIPLoader", "clip_name", "text_encoders/a.pt"),
+        ("Odd", "thing", "Odd.thing/a.pt"),
+    ],
+)
+def test_a_file_is_told_with_its_folder(class_type: str, field: str, place: str) -> None:
+    assert file_place(class_type, field, "a.pt") == place
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Work that nobody explains: two looks, and an answer that came after the second."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,16 @@ def test_it_takes_two_looks_and_an_answer_to_a_question_after_the_second() -> No
     assert not queue.look([RUN], 10.5).orphans
     queue = queue.look([RUN], 10.5).told(["r1"], [], 10.6)
     assert queue.orphans == (RUN,)
+
+
+def test_one_look_is_not_enough_whenever_the_fleet_was_asked() -> None:
+    assert not Queue().look([RUN], 10.0).told(["r1"], [], 10.6).orphans
+    assert Queue().look([RUN], 10.0).look([RUN], 10.5).told(["r1"], [], 10.5).orphans == (RUN,)
+
+
+def test_a_prompt_that_waited_and_runs_now_is_told_as_running() -> None:
+    queue = Queue().look([replace(RUN, running=False)], 1.0).look([RUN], 2.0)
+    assert queue.told(["r1"], [], 2.0).orphans == (RUN,)
 
 
 def test_a_run_explains_it_as_long_as_it_is_known() -> None:

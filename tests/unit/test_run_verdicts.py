@@ -34,6 +34,7 @@ def test_recorded_histories() -> None:
             {"status_str": "new", "completed": True, "messages": [1, "ab", ["x"], ["execution_error", 3]]},
             True,
         ),
+        ({"status_str": "error", "completed": True}, False),
     ],
 )
 def test_odd_histories(status: Any, success: bool | None) -> None:
@@ -42,6 +43,17 @@ def test_odd_histories(status: Any, success: bool | None) -> None:
     assert past.error is None
     assert len(past.items) == 1
     assert read_history({"status": status, "outputs": None}).items == ()
+
+
+def test_whatever_comes_after_an_interrupt_it_was_one() -> None:
+    messages = [["execution_interrupted", {}], ["execution_cached", {"nodes": []}]]
+    assert read_history({"status": {"status_str": "error", "messages": messages}}).interrupted
+
+
+def test_a_page_in_place_of_an_answer_is_cut() -> None:
+    error = rejected(PostAnswered(502, None, "<html>" + "x" * 9000)).error
+    assert error is not None
+    assert len(error.message) < 600
 
 
 def test_a_class_that_newer_servers_name_apart() -> None:
@@ -53,6 +65,21 @@ def test_a_class_that_newer_servers_name_apart() -> None:
     verdict = rejected(PostAnswered(400, body))
     assert verdict.error is not None
     assert (verdict.error.message, verdict.error.node_id) == ("Nope. ?", "12")
+
+
+def test_what_a_node_says_of_itself_counts_more_than_what_is_said_of_the_whole() -> None:
+    defect = {"type": "value_not_in_list", "message": "no", "details": "x", "extra_info": {"input_name": "a"}}
+    body = {
+        "error": {"type": "t", "message": "m", "details": "Node ID '#9'", "extra_info": {"node_id": "12"}},
+        "node_errors": {"3": {"class_type": "KSampler", "errors": [defect]}},
+    }
+    mine = {"3": [{"field": "a", "reason": "value_not_in_list", "message": "no: x"}]}
+    assert node_errors(body) == mine
+    assert list(node_errors({"error": body["error"]})) == ["12"]
+    verdict = rejected(PostAnswered(400, body))
+    assert verdict.error is not None
+    assert (verdict.error.node_id, verdict.error.class_type) == ("3", "KSampler")
+    assert verdict.retryable  # another node may take it
 
 
 @pytest.mark.parametrize(
@@ -71,6 +98,9 @@ def test_an_error_without_anything() -> None:
     assert verdict.error is not None
     assert verdict.error.message
     assert (verdict.error.code, verdict.error.traceback) == ("node_execution_error", None)
+    bare = failed({"exception_type": "KeyError"}).error
+    assert bare is not None
+    assert (bare.message, bare.details) == ("KeyError", {"exception_type": "KeyError"})
     text = failed({"exception_message": "x", "traceback": "one line"}).error
     assert text is not None
     assert text.traceback == "one line"
@@ -82,6 +112,11 @@ def test_an_error_without_anything() -> None:
         ("ValueError", "the word memory is out of place", "node_execution_error"),
         ("NotAnOutOfMemoryErrorReally", "", "node_execution_error"),
         ("OutOfMemoryError", "", "out_of_memory"),
+        (
+            "RuntimeError",
+            "cuda runtime error (2) : out of memory at THCStorage.cu:58",
+            "out_of_memory",
+        ),
         ("RuntimeError", "MPS backend out of memory (MPS allocated: 9 GB)", "out_of_memory"),
     ],
 )

@@ -10,6 +10,7 @@ from comfy_fleet.domain.run_verdicts import failed
     [
         ("RuntimeError", "CUDA error: an illegal memory access was encountered"),
         ("torch.AcceleratorError", "CUDA error: unspecified launch failure"),
+        ("torch.AcceleratorError", "something that no version has said yet"),
         ("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
         ("RuntimeError", "CUDA error: uncorrectable ECC error encountered"),
         ("RuntimeError", "No CUDA GPUs are available"),
@@ -43,3 +44,5 @@ def test_an_assertion_is_the_graph_s_own_doing() -> None:
 def test_others_are_told_apart(type_: str, message: str, code: str) -> None:
     verdict = failed({"exception_type": type_, "exception_message": message})
     assert verdict.error and verdict.error.code == code
+    # Memory may be free elsewhere, and the card is sound; the same graph fails the same way everywhere.
+    assert (verdict.retryable, verdict.exclude_node) == (code == "out_of_memory", False)

@@ -39,6 +39,25 @@ def test_crashes_in_a_row_are_waited_out_longer_each_time() -> None:
     assert step(watch, Look(now=111.5, running=False), LIMITS)[1] is Order.START
 
 
+def test_a_crash_of_a_start_is_one_more_however_long_the_process_before_was_up() -> None:
+    watch, _ = step(UP, Look(now=110.0, running=False), LIMITS)
+    assert watch.why == "ended by itself"
+    watch, _ = step(watch, Look(now=111.0, running=False), LIMITS)
+    watch, _ = step(watch, Look(now=190.0, running=False, ended="exit 1"), LIMITS)
+    assert (watch.phase, watch.crashes) == (Phase.WAITING, 2)
+
+
+def test_the_work_of_a_process_counts_from_its_own_start() -> None:
+    watch, _ = step(replace(UP, effort=5000.0), Look(now=110.0, running=False), LIMITS)
+    watch, _ = step(watch, Look(now=111.0, running=False), LIMITS)
+    watch, _ = step(watch, Look(now=112.0, running=True, ready=True, heard_at=112.0), LIMITS)
+    for second in range(1, 120):  # it loads a model, as the one before it did
+        watch, order = step(
+            watch, Look(now=112.0 + second, running=True, ready=True, heard_at=112.0, effort=second), LIMITS
+        )
+        assert order is None, second
+
+
 def test_a_long_steady_time_forgives_earlier_crashes() -> None:
     watch, _ = step(replace(UP, crashes=7), Look(now=160.0, running=False), LIMITS)
     assert watch.crashes == 1
@@ -79,7 +98,7 @@ def test_busy_but_silent_for_very_long_is_hung() -> None:
     [(replace(WELL, rss_bytes=11 * 2**30), "host memory"), (replace(WELL, jobs=5), "after 5 jobs")],
 )
 def test_a_worn_process_is_recycled_once_nobody_needs_it(look: Look, why: str) -> None:
-    watch, order = step(UP, look, LIMITS)
+    watch, order = step(replace(UP, crashes=3), look, LIMITS)
     assert (watch.phase, order) == (Phase.LEAVING, None)
     assert why in watch.why
     assert step(watch, replace(look, now=111.0), LIMITS)[1] is None  # HAProxy has not heard it yet

@@ -97,6 +97,42 @@ def test_between_the_thresholds_everything_stays_as_it_is() -> None:
     assert words(follow([(0, over), (1, below), (11, below)])) == ["drain", "drain", "ready"]
 
 
+SMALL = Policy(need_bytes=10, reserve_bytes=0, dwell_s=1.0)
+"""Of a card of 100 bytes: drains at 90, returns below 85."""
+
+
+@pytest.mark.parametrize(
+    ("foreign", "policy", "word"),
+    [
+        (85, SMALL, "drain"),
+        (84, SMALL, "ready"),
+        (1, replace(SMALL, need_bytes=98), "drain"),  # drains at 2: the way back is half as long, not none
+        (0, replace(SMALL, need_bytes=98), "ready"),
+    ],
+)
+def test_the_way_back_ends_at_the_second_threshold(foreign: int, policy: Policy, word: str) -> None:
+    card = Usage(total=100, foreign=90, source=Source.PROCESSES)
+    less = replace(card, foreign=foreign)
+    assert words(follow([(0, card), (1, less), (9, less)], policy=policy))[-1] == word
+
+
+def test_a_card_that_has_just_too_little_says_so() -> None:
+    empty = Usage(total=100, foreign=0, source=Source.PROCESSES)
+    (told,) = follow([(0, empty)], policy=replace(SMALL, need_bytes=100))
+    assert (told.word, "are too little" in told.why) == (Word.DRAIN, True)
+
+
+def test_nothing_is_available_beyond_what_there_is() -> None:
+    (told,) = follow([(0, replace(FREE, foreign=TOTAL))])
+    assert told.available_bytes == 0
+
+
+def test_only_ready_has_a_weight_and_only_the_others_a_reason() -> None:
+    warm = Judgement(word=Word.READY, weight=60, why="throttled: software thermal")
+    assert warm.verdict == Verdict(word=Word.READY, weight=60)
+    assert replace(warm, word=Word.DRAIN, why="full").verdict == Verdict(word=Word.DRAIN, why="full")
+
+
 def test_more_nodes_on_a_card_leave_less_for_models() -> None:
     one, _ = judge(FINE, FREE, State(), now_s=0, nodes=1)
     three, _ = judge(FINE, FREE, State(), now_s=0, nodes=3)
@@ -121,6 +157,7 @@ def test_a_lost_gpu_is_down_and_comes_back_after_the_dwell() -> None:
         (replace(FINE, recovery=Recovery.REBOOT), "a reboot"),
         (replace(FINE, remap_failed=True), "spare memory rows"),
         (replace(FINE, ecc_uncorrected=2), "2 uncorrected"),
+        (replace(FINE, ecc_uncorrected=1), "1 uncorrected"),
     ],
 )
 def test_faults_drain_and_say_why(gpu: Gpu, why: str) -> None:
