@@ -8,15 +8,12 @@ import pytest
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.agent.host import HostAgent
-from comfy_fleet.agent.judge import CPU, Judge, Seated
 from comfy_fleet.agent.supervisor import Place, Supervision, Supervisor, places_of, slots_of
 from comfy_fleet.cli.agent import beside
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput, ConfigError
-from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml, Process
+from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.host import Joining
-from comfy_fleet.domain.verdict import Word
-from comfy_fleet.domain.vram import GIB, Claim, Counted, Device
 from tests.factories import bare_checkout
 
 TWO = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa"), Gpu(index=1, uuid="GPU-bb")))
@@ -79,44 +76,6 @@ def test_what_is_not_there_is_told_with_what_is() -> None:
     with pytest.raises(ConfigError, match="--gpus cpu"):
         places_of("all", NONE)
     assert short(places_of("0", NONE)) == [("gpu0", "0")]  # AMD: NVML knows nothing of it
-
-
-def claim(node: str, pid: int) -> Claim:
-    return Claim(node=node, pids=frozenset({pid}))
-
-
-def test_nodes_on_one_gpu_share_its_budget() -> None:
-    memory = Memory(total=24 * GIB, used=20 * GIB, free=4 * GIB)
-    processes = (Process(pid=1, used=10 * GIB), Process(pid=2, used=10 * GIB))
-    gpus = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa", memory=memory, processes=processes),))
-    judge = Judge()
-    seats = [Seated(gpu="GPU-aa", claim=claim("a", 1)), Seated(gpu="0", claim=claim("b", 2))]
-    judge.look(gpus, seats, now_s=0)
-    for name in ("a", "b"):
-        said = judge.of(name)
-        assert said is not None
-        assert (said.word, said.foreign_bytes) == (Word.READY, 0)
-    assert judge.facts("a")["own"] == 10 * GIB
-    assert judge.of("nobody") is None
-    assert judge.facts("nobody") == {}
-
-
-def test_a_gpu_that_vanished_takes_its_node_down() -> None:
-    judge = Judge()
-    judge.look(TWO, [Seated(gpu="GPU-cc", claim=claim("a", 1))], now_s=0)
-    said = judge.of("a")
-    assert said is not None
-    assert said.word is Word.DOWN
-
-
-@pytest.mark.parametrize(("used", "word"), [(10, Word.READY), (15.5, Word.DRAIN)])
-def test_a_node_on_the_cpu_needs_little_of_the_host_s_memory(used: float, word: Word) -> None:
-    counted = Counted(device=Device.HOST, total=16 * GIB, used=int(used * GIB), own=GIB // 4)
-    judge = Judge()
-    judge.look(NONE, [Seated(gpu=CPU, claim=Claim(node="a", counted=counted))], now_s=0)
-    said = judge.of("a")
-    assert said is not None
-    assert said.word is word
 
 
 def test_comfyuis_that_run_already_are_read() -> None:

@@ -1,5 +1,6 @@
 """Where jobs go after failures, and what becomes of nodes; registry, store and nodes are played."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -7,15 +8,15 @@ import orjson
 import pytest
 
 from comfy_fleet.domain.by_pool import ByPool
-from comfy_fleet.domain.eligibility import GIB
-from comfy_fleet.domain.errors import NodeError, NotFound
+from comfy_fleet.domain.eligibility import GIB, Needs
+from comfy_fleet.domain.errors import NodeError, NotFound, StoreDown
 from comfy_fleet.domain.inventory import Inventory, parse
 from comfy_fleet.domain.job import Job, JobError, JobStatus, Placement
 from comfy_fleet.domain.node import Node, NodeState, Reading
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry
 from comfy_fleet.services.atlas import Atlas
-from comfy_fleet.services.care import REST_S, Care, CareLimits
+from comfy_fleet.services.care import PATIENCE, REST_S, Care, CareLimits
 from tests.factories import GRAPH
 
 CARDS = {"small": 12, "mid": 16, "large": 24}
@@ -30,13 +31,18 @@ class World:
         self.has: dict[str, Inventory] = {}
         self.changed_at = 0.0
         self.strikes: list[tuple[str, str]] = []
+        self.limits: list[int] = []
         self.wanted: list[str] = []
         self.freed: list[str] = []
         self.oom: dict[str, int] = {}
         self.silent = False
+        self.hangs = False
+        self.away = False
         self.needs_kept: dict[str, Any] = {}
 
     async def states(self) -> list[NodeState]:
+        if self.away:
+            raise StoreDown("away")
         return [
             NodeState(
                 node=Node(name=name, url=f"http://{name}:1"),
@@ -51,6 +57,7 @@ class World:
 
     async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
         self.strikes.append((name, kind))
+        self.limits.append(limit)
         return len(self.strikes) >= limit
 
     async def want_reading(self, name: str) -> None:
@@ -72,6 +79,8 @@ class World:
         return self.oom[profile]
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.silent:
             raise NodeError("no answer")
         total = self.cards[node] * GIB
@@ -116,6 +125,7 @@ async def test_out_of_memory_goes_to_a_larger_card_for_free() -> None:
         False,
     )
     assert (world.oom, world.freed, world.strikes) == ({"p": 12 * GIB}, ["small"], [("small", "oom")])
+    assert world.limits == [5 * PATIENCE]  # the card's size is the likelier reason
     assert found.rest_s == 0.0  # its card is too small for this job, not for the next one
 
 
@@ -131,11 +141,12 @@ async def test_out_of_memory_on_the_largest_card_is_the_end() -> None:
     world = World()
     found = await (await world.care()).after(claim("large"), failed("out_of_memory"))
     assert found is not None and found.placement is None
+    assert world.limits == [5]
     assert found.error.message == "out of memory on large (24 GiB), the largest node that can run it: boom"
 
 
 async def test_another_card_of_the_same_size_gets_one_try() -> None:
-    world = World(one=24, two=24)
+    world = World(one=24, two=24, three=24)
     care = await world.care()
     found = await care.after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
@@ -162,6 +173,51 @@ async def test_memory_that_others_hold_is_not_the_card_s_fault() -> None:
     assert found is not None and found.placement == Placement()  # once more, when there is room again
     assert "of which others hold 10 GiB" in found.error.message and found.counts
     assert found.rest_s == REST_S
+
+
+async def test_a_little_that_others_hold_changes_nothing() -> None:
+    world = World(one=24, two=24)
+    world.foreign["two"] = 1
+    tried = Placement(without=frozenset({"one"}), above=24 * GIB)
+    found = await (await world.care()).after(claim("two", tried), failed("out_of_memory"))
+    assert found is not None and (found.placement, found.rest_s) == (None, 0.0)
+    assert "the largest node that can run it" in found.error.message
+
+
+async def test_an_attempt_counts_where_not_every_card_left_is_larger() -> None:
+    world = World(one=24, two=24, big=48)
+    world.foreign["one"] = 10
+    found = await (await world.care()).after(claim("one"), failed("out_of_memory"))
+    assert found is not None and found.placement is not None and found.counts
+
+
+async def test_what_was_learnt_of_a_larger_card_is_kept() -> None:
+    found = await (await World().care()).after(
+        claim("small", Placement(above=16 * GIB)), failed("out_of_memory")
+    )
+    assert found is not None and found.placement is not None
+    assert found.placement.above == 16 * GIB
+
+
+async def test_cards_of_unknown_size_may_be_larger_and_teach_nothing() -> None:
+    world = World(one=24, new=0)
+    found = await (await world.care()).after(claim("one"), failed("out_of_memory"))
+    assert found is not None and found.placement is not None
+    assert (found.placement.without, found.counts) == (frozenset({"one"}), True)
+    world = World(new=0, big=24)
+    world.silent = True
+    found = await (await world.care()).after(claim("new"), failed("out_of_memory"))
+    assert found is not None and found.placement is not None
+    assert (found.placement.above, found.counts, world.oom) == (0, True, {})
+
+
+async def test_a_job_does_not_wait_for_a_node_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfy_fleet.services.care.ASK_S", 0.01)
+    world = World()
+    world.hangs = True
+    found = await (await world.care()).after(claim("small"), failed("out_of_memory"))
+    assert found is not None and found.placement is not None
+    assert (found.placement.above, world.freed) == (12 * GIB, [])
 
 
 async def test_a_silent_node_counts_with_its_whole_card() -> None:
@@ -200,7 +256,7 @@ async def test_other_failures_are_nothing_special() -> None:
     assert await care.after(claim("mid"), Verdict(kind="succeeded")) is None
 
 
-@pytest.mark.parametrize(("changed_at", "moves"), [(50.0, False), (150.0, True)])
+@pytest.mark.parametrize(("changed_at", "moves"), [(50.0, False), (100.0, False), (150.0, True)])
 async def test_only_nodes_that_changed_since_are_looked_at(changed_at: float, moves: bool) -> None:
     world = World()
     good = {name: {"input": {}, "output_node": True} for name in ("EmptyImage", "SaveImage")}
@@ -214,3 +270,32 @@ async def test_only_nodes_that_changed_since_are_looked_at(changed_at: float, mo
     if moved is not None:
         assert world.needs_kept[moved.needs].classes == {"EmptyImage"}
         assert care._atlas.able(moved) == {"large", "mid"}
+
+
+async def test_a_job_keeps_its_needs_and_gets_those_that_came() -> None:
+    world = World()
+    world.has = {"small": parse({"SaveImage": {"output_node": True}})}
+    world.changed_at = 150.0
+    world.needs_kept["k"] = Needs(classes=frozenset({"Rare"}), choices=frozenset({("Rare", "x", "a.pt")}))
+    moved = await (await world.care()).misfit(claim("small", Placement(needs="k")), GRAPH)
+    assert moved is not None
+    kept = world.needs_kept[moved.needs]
+    assert (kept.classes, kept.choices) == ({"Rare", "EmptyImage"}, {("Rare", "x", "a.pt")})
+
+
+async def test_a_node_whose_limits_changed_is_named_where_needs_can_not_say_it() -> None:
+    world = World()
+    narrow = {"input": {"required": {"width": ["INT", {"max": 8}]}}, "output": ["IMAGE"]}
+    world.has = {"small": parse({"EmptyImage": narrow, "SaveImage": {"output_node": True}})}
+    world.changed_at = 150.0
+    moved = await (await world.care()).misfit(claim("small"), GRAPH)
+    assert moved == Placement(without=frozenset({"small"}))
+
+
+async def test_while_redis_is_away_the_last_that_was_known_of_the_nodes_counts() -> None:
+    world = World()
+    care = await world.care()
+    world.away = True
+    found = await care.after(claim("small"), failed("out_of_memory"))
+    assert found is not None and found.placement is not None
+    assert found.placement.above == 12 * GIB

@@ -166,7 +166,7 @@ def test_uploads_are_found_by_name_and_their_annotation_is_taken_off() -> None:
     graph = g.check(
         {
             "1": load("a b.png"),
-            "2": load("sub/b.png [input]"),
+            "2": load("sub/b.png  [input]"),
             "5": load(["1", 0]),
             "6": load(g.asset_reference("x")),
             "7": load("e.png", "Other"),
@@ -255,6 +255,10 @@ def test_a_run_gets_its_own_graph_and_the_original_stays() -> None:
         ("nul\0\nline", "nul__line"),
         ("tail/ ", "tail"),
         ("50% off", "50_ off"),
+        ("x" * 100, "x" * 80),
+        ("/".join(("a" * 70, "b" * 70, "c" * 70)), "/".join(("b" * 70, "c" * 70))),
+        ("/".join(("a" * 80, "b" * 80)), "b" * 80),  # 161 characters
+        ("/".join(("a" * 79, "b" * 80)), "/".join(("a" * 79, "b" * 80))),
     ],
 )
 def test_prefixes_stay_below_the_runs_folder(prefix: str, expected: str) -> None:
@@ -300,6 +304,8 @@ def test_the_profile_follows_classes_and_cost_but_not_content() -> None:
     assert g.profile(sampler()) == g.profile({"9": sampler(seed=2)["1"]})
     assert g.profile(sampler()) != g.profile(sampler(steps=21))
     assert g.profile(sampler()) != g.profile({**sampler(), "2": sampler()["1"]})
+    other = {"class_type": "VAEDecode", "inputs": {}}
+    assert g.profile({**sampler(), "2": other}) == g.profile({"0": other, **sampler()})
     assert g.profile(sampler()).startswith("graph:")
 
 

@@ -1,0 +1,107 @@
+"""What a host's agent makes of its GPUs and of the nodes on them."""
+
+from dataclasses import replace
+
+import pytest
+
+from comfy_fleet.agent.judge import CPU, Judge, Seated
+from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml, Process
+from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.vram import GIB, Claim, Counted, Device
+from comfy_fleet.domain.vram_verdict import Judgement, Policy
+
+NONE = Gpus(why=Nvml.NO_LIBRARY)
+
+
+def claim(node: str, pid: int) -> Claim:
+    return Claim(node=node, pids=frozenset({pid}))
+
+
+def card(used: float, *processes: Process) -> Gpus:
+    memory = Memory(total=24 * GIB, used=int(used * GIB), free=int((24 - used) * GIB))
+    return Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa", memory=memory, processes=processes),))
+
+
+def process(pid: int, gib: float) -> Process:
+    return Process(pid=pid, used=int(gib * GIB))
+
+
+def said(judge: Judge, node: str) -> Judgement:
+    judgement = judge.of(node)
+    assert judgement is not None
+    return judgement
+
+
+def test_nodes_on_one_gpu_share_its_budget() -> None:
+    judge = Judge()
+    seats = [Seated(gpu="GPU-aa", claim=claim("a", 1)), Seated(gpu="0", claim=claim("b", 2))]
+    judge.look(card(20, process(1, 12), process(2, 8)), seats, now_s=0)
+    for name, own in (("a", 12), ("b", 8)):
+        assert (said(judge, name).word, said(judge, name).foreign_bytes) == (Word.READY, 0)
+        facts = judge.facts(name)
+        assert (facts["own"], facts["own_all"]) == (own * GIB, 20 * GIB)
+        assert facts["available"] == 24 * GIB - Policy().reserve(24 * GIB, 2)
+    assert judge.of("nobody") is None
+    assert judge.facts("nobody") == {}
+
+
+def test_who_else_is_on_a_gpu_is_told_up_to_eight() -> None:
+    judge = Judge()
+    others = [process(pid, 0.1) for pid in range(10, 30)]
+    judge.look(card(4, process(1, 2), *others), [Seated(gpu="0", claim=claim("a", 1))], now_s=0)
+    assert len(judge.facts("a")["others"]) == 8
+
+
+@pytest.mark.parametrize("why", [Nvml.OK, Nvml.LOST_DEVICE])
+def test_a_gpu_that_vanished_takes_its_node_down(why: Nvml) -> None:
+    judge = Judge()
+    judge.look(replace(card(0), why=why), [Seated(gpu="GPU-cc", claim=claim("a", 1))], now_s=0)
+    assert said(judge, "a").word is Word.DOWN
+
+
+def test_without_nvml_no_gpu_has_vanished() -> None:
+    counted = Counted(total=24 * GIB, used=2 * GIB, own=GIB)
+    judge = Judge()
+    judge.look(NONE, [Seated(gpu="GPU-cc", claim=Claim(node="a", counted=counted))], now_s=0)
+    assert said(judge, "a").word is Word.READY
+
+
+def test_nodes_of_which_nobody_knows_the_gpu_are_judged_one_by_one() -> None:
+    free = Claim(node="free", counted=Counted(total=24 * GIB, used=2 * GIB, own=GIB))
+    full = Claim(node="full", counted=Counted(total=24 * GIB, used=23 * GIB, own=GIB))
+    judge = Judge()
+    judge.look(NONE, [Seated(gpu=None, claim=free), Seated(gpu=None, claim=full)], now_s=0)
+    assert (said(judge, "free").word, said(judge, "full").word) == (Word.READY, Word.DRAIN)
+
+
+def test_a_drained_gpu_stays_so_for_the_dwell_time_from_one_look_to_the_next() -> None:
+    judge = Judge(Policy(dwell_s=10))
+    seats = [Seated(gpu="0", claim=claim("a", 1))]
+    told = []
+    for now, used in ((0, 23), (1, 1), (10.9, 1), (11.1, 1)):
+        judge.look(card(used, process(1, 1)), seats, now_s=now)
+        told.append(said(judge, "a").word)
+    assert told == [Word.DRAIN, Word.DRAIN, Word.DRAIN, Word.READY]
+
+
+def test_a_node_s_weight_follows_its_speed_and_not_its_neighbour_s() -> None:
+    judge = Judge()
+    slow, other = Seated(gpu="0", claim=claim("slow", 1), speed=0.5), Seated(gpu="0", claim=claim("b", 2))
+    judge.look(card(0), [slow, other], now_s=0)
+    assert (said(judge, "slow").weight, said(judge, "b").weight) == (50, 100)
+
+
+def test_what_cuda_takes_for_a_node_is_its_own() -> None:
+    judge = Judge(Policy(context_bytes=2 * GIB))
+    counted = Counted(total=24 * GIB, used=10 * GIB, own=8 * GIB)
+    judge.look(card(10), [Seated(gpu="0", claim=Claim(node="a", counted=counted))], now_s=0)
+    assert (judge.facts("a")["own"], judge.facts("a")["foreign"]) == (10 * GIB, 0)
+
+
+@pytest.mark.parametrize(("used", "word"), [(10, Word.READY), (15.5, Word.DRAIN)])
+def test_a_node_on_the_cpu_needs_little_of_the_host_s_memory(used: float, word: Word) -> None:
+    counted = Counted(device=Device.HOST, total=16 * GIB, used=int(used * GIB), own=GIB // 4)
+    judge = Judge(Policy(need_bytes=12 * GIB, reserve_bytes=8 * GIB))  # what is meant for cards
+    judge.look(NONE, [Seated(gpu=CPU, claim=Claim(node="a", counted=counted))], now_s=0)
+    assert said(judge, "a").word is word
+    assert judge.facts("a")["available"] == (16 * GIB - (int(used * GIB) - GIB // 4))
