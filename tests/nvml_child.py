@@ -13,21 +13,27 @@ from typing import Any
 from comfy_fleet.adapters.nvml import NvmlProbe, NvmlReader
 
 
-async def lag(probe: NvmlProbe) -> tuple[Any, float]:
-    """Look, and measure how long the event loop was held up meanwhile."""
-    worst = 0.0
+async def ticks(probe: NvmlProbe) -> tuple[Any, int]:
+    """Look, and count how often the event loop got round to something else meanwhile."""
+    count = 0
 
     async def tick() -> None:
-        nonlocal worst
+        nonlocal count
         while True:
-            before = time.perf_counter()
             await asyncio.sleep(0.005)
-            worst = max(worst, time.perf_counter() - before - 0.005)
+            count += 1
 
     ticking = asyncio.create_task(tick())
     found = await probe.look()
     ticking.cancel()
-    return found, worst
+    return found, count
+
+
+def cost_s(reader: NvmlReader) -> float:
+    """Look, and return the processor's seconds that it took, however busy this machine is."""
+    before = time.process_time()
+    reader.read()
+    return time.process_time() - before
 
 
 async def main() -> None:
@@ -38,9 +44,9 @@ async def main() -> None:
             case "look":
                 answer: Any = reader.read()
             case "probe":
-                answer = await lag(probe)
-            case "times":
-                answer = [reader.read().took_s for _ in range(200)]
+                answer = await ticks(probe)
+            case "costs":
+                answer = [cost_s(reader) for _ in range(200)]
             case "close":
                 await probe.close()
                 answer = None

@@ -30,7 +30,9 @@ MAIN = '''
 
 Like a model that is loaded, a signal starves its event loop: SIGUSR1 by computing, SIGUSR2 by reading a file.
 """
-import argparse, os, signal, sys, threading, time
+import time
+born = time.time()
+import argparse, os, signal, sys, threading
 from pathlib import Path
 
 sys.path.insert(0, {source!r})
@@ -65,6 +67,7 @@ def leak():
 threading.Thread(target=leak, daemon=True).start()
 signal.signal(signal.SIGUSR1, load)
 signal.signal(signal.SIGUSR2, load)
+(folder / "born").write_text(repr(born))
 time.sleep(given.slow_start)
 with (folder / "starts").open("a") as starts:
     starts.write("x")

@@ -184,7 +184,13 @@ async def test_an_api_that_is_away_is_503_in_the_envelope(edge: Edge) -> None:
 async def test_a_restart_of_the_api_is_waited_for(edge: Edge) -> None:
     await edge.api.__aexit__()
     asked = asyncio.create_task(edge.http.get("/api/v1/jobs"))
-    await asyncio.sleep(0.2)  # it has met a closed port by now
+    runtime = Runtime(files(edge.settings).edge_socket)
+
+    async def met_a_closed_port() -> bool:
+        return any(int(row["wretr"] or 0) for row in await runtime.stats("be_api"))
+
+    await eventually("HAProxy has met a closed port", met_a_closed_port)
+    assert not asked.done()
     await edge.api.__aenter__()
     assert (await asked).status_code == 200
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from tests.integration.haproxy_kit import eventually
 pytestmark = pytest.mark.timeout(120)  # several waits of 20 s may add up before one says why
 
 NODE = "h1-cpu0"
-IMPORTS_S = 5.0  # what Python takes to load the stand-in, at most
 
 
 def starts(folder: Path, name: str = NODE) -> int:
@@ -80,9 +80,10 @@ async def test_a_killed_comfyui_takes_jobs_again_within_its_start_and_two_second
         assert (await host.report(NODE))["restarts"] == 1
         assert starts(tmp_path) == 2
         # How long its own start took, on this machine and as busy as it is now.
-        serving_at = (tmp_path / "comfyui" / NODE / "starts").stat().st_mtime
-        assert took_s < (serving_at - killed_at) + 1.5, (took_s, serving_at - killed_at)
-        assert serving_at - killed_at < 1.5 + 0.5 + IMPORTS_S
+        own = tmp_path / "comfyui" / NODE
+        start_s = (own / "starts").stat().st_mtime - float((own / "born").read_text())
+        assert start_s >= 1.5
+        assert took_s <= start_s + 2.0, (took_s, start_s)  # what operators are promised
 
 
 async def test_a_frozen_comfyui_is_killed_and_started_again(
@@ -92,14 +93,15 @@ async def test_a_frozen_comfyui_is_killed_and_started_again(
     async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, limits=limits)) as host:
         await host.said(NODE, "ready")
         pid = (await host.report(NODE))["pid"]
-        frozen_at = time.monotonic()
         os.kill(pid, signal.SIGSTOP)
 
         async def told() -> bool:
             return "frozen: silent" in (await host.api.stores.hosts.words(NODE))[1]
 
-        await eventually("the reason is told", told, within_s=20)
-        assert 1.5 <= time.monotonic() - frozen_at <= 6  # it was looked at up to half a second before
+        await eventually("the reason is told", told, within_s=20)  # without the limit: after 30 s
+        why = (await host.api.stores.hosts.words(NODE))[1]
+        (silent_s,) = re.findall(r"without progress for (\d+) s", why)
+        assert int(silent_s) >= 2
 
         async def again() -> bool:
             report = await host.report(NODE)
@@ -196,7 +198,7 @@ async def test_the_job_of_a_killed_comfyui_runs_elsewhere_within_two_seconds(
                 return await runs_on() not in (None, first)
 
             await eventually("it runs elsewhere", elsewhere)
-            assert time.monotonic() - killed_at < 2.0
+            assert time.monotonic() - killed_at < 2.0  # what operators are promised
 
             async def done() -> bool:
                 found = await stores.jobs.get(job.id)

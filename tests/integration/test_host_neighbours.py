@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -75,9 +76,21 @@ async def knows(host: Host, own: float) -> None:
 
 
 async def stays_ready(host: Host) -> None:
-    for _ in range(30):
-        assert [(await host.api.stores.hosts.words(name))[0] for name in NAMES] == ["ready", "ready"]
-        await asyncio.sleep(0.1)
+    """Both are ready at every one of several heartbeats of both agents."""
+
+    async def beats() -> dict[str, float]:
+        return {seen.host: seen.seen_at for seen in await host.api.stores.hosts.hosts(now=time.time())}
+
+    for _ in range(3):
+        before = await beats()
+
+        async def again(before: dict[str, float] = before) -> bool:
+            words = [(await host.api.stores.hosts.words(name))[0] for name in NAMES]
+            assert words == ["ready", "ready"]
+            now = await beats()
+            return all(now[f"{name}-host"] > before[f"{name}-host"] for name in NAMES)
+
+        await eventually("both have told again", again)
 
 
 async def test_by_process(

@@ -289,9 +289,9 @@ def test_xids_are_heard_and_kept(watch: Callable[..., Watcher]) -> None:
 def test_a_driver_that_hangs_holds_nothing_up(watch: Callable[..., Watcher]) -> None:
     watcher = watch()
     watcher.set(CARD + "delay 400\n")
-    found, lag_s = watcher.ask("probe")
+    found, ticks = watcher.ask("probe")
     assert found.why is Nvml.SILENT
-    assert lag_s < 0.1
+    assert ticks >= 5, "the event loop stood still"
     again, _ = watcher.ask("probe")  # does not wait as long as the first
     assert again.why is Nvml.SILENT
     watcher.set(CARD)
@@ -325,7 +325,7 @@ def test_the_cost_of_a_look(watch: Callable[..., Watcher]) -> None:
     )
     watcher.look(text)
     assert (
-        statistics.median(watcher.ask("times")) < 0.05
+        statistics.median(watcher.ask("costs")) < 0.05
     )  # a few ms of Python for 8 GPUs; the driver's own extra
 
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import pytest
 
 from comfy_fleet.agent.link import Answer, Link
 from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Trash
 from comfy_fleet.domain.verdict import Word
 
+timeout = asyncio.timeout  # the real one
 JOB = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
 TRASH = Trash(node="g1", job=JOB, run=JOB)
 BEAT = Heartbeat(
@@ -34,14 +36,12 @@ class Api:
         self.replies = list(replies)
         self.asked: list[httpx.Request] = []
         self.taken: list[Answer] = []
-        self.times: list[float] = []
 
     def compose(self) -> tuple[Heartbeat, Sequence[Joining]]:
         return BEAT, [JOIN]
 
     def handle(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
-        self.times.append(asyncio.get_running_loop().time())
         return self.replies.pop(0) if self.replies else httpx.Response(200, json=WELL)
 
     def link(self, **more: Any) -> Link:
@@ -58,7 +58,7 @@ class Api:
 async def until(api: Api, answers: int, link: Link) -> None:
     running = asyncio.create_task(link.run())
     try:
-        async with asyncio.timeout(10):
+        async with timeout(10):
             while len(api.taken) < answers:
                 await asyncio.sleep(0.001)
     finally:
@@ -85,13 +85,33 @@ async def test_everything_goes_out_and_comes_back() -> None:
     assert [node.name for node in await anext(link.watch())] == ["g1"]
 
 
-async def test_pauses_grow_while_the_api_is_away_and_shrink_when_it_is_back() -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that a link makes, none of which is waited for."""
+    made: list[float] = []
+
+    def at_once(pause: float) -> asyncio.Timeout:
+        made.append(pause)
+        return timeout(0)
+
+    monkeypatch.setattr(asyncio, "timeout", at_once)
+    return made
+
+
+async def test_pauses_grow_while_the_api_is_away_and_shrink_when_it_is_back(pauses: list[float]) -> None:
     away = [httpx.Response(503, json={"error": {"message": "no redis"}}) for _ in range(3)]
-    api = Api(*away, httpx.Response(200, text="nonsense"), httpx.Response(200, json=[]))
-    await until(api, 2, api.link(every_s=0.01, again_s=0.02, jitter=lambda: 1.0))
-    pauses = [b - a for a, b in zip(api.times, api.times[1:], strict=False)]
-    assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08, 0.16, 0.32), strict=False))
-    assert pauses[5] < 0.3
+    nonsense = httpx.Response(200, text="nonsense"), httpx.Response(200, json=[])
+    api = Api(*away, *nonsense, httpx.Response(200, json=WELL), httpx.Response(503))
+    await until(api, 2, api.link(every_s=1.0, again_s=0.25, jitter=lambda: 1.0))
+    assert pauses[:7] == [0.25, 0.5, 1.0, 2.0, 4.0, 1.0, 0.25]
+
+
+async def test_no_pause_is_longer_than_a_limit_and_none_is_like_another_agent_s(pauses: list[float]) -> None:
+    api = Api(*(httpx.Response(503) for _ in range(20)))
+    drawn = iter([0.0, 0.5] + [1.0] * 18)
+    await until(api, 1, api.link(again_s=0.25, jitter=lambda: next(drawn)))
+    assert pauses[:3] == [0.125, 0.375, 1.0]
+    assert set(pauses[8:20]) == {15.0}
 
 
 async def test_news_is_sent_at_once() -> None:

@@ -37,7 +37,6 @@ async def test_a_crashing_child_is_started_again_and_its_end_is_told(tmp_path: P
     await child.start()
     try:
         await until(lambda: child.crashes >= 3)
-        assert "going down" in child.last_lines or child.pid
     finally:
         await child.stop()
     ends = [fields for fields in heard if fields["msg"] == "ended by itself"]

@@ -25,11 +25,13 @@ class Store:
         self.job = job
         self.place = 3
         self.down = False
+        self.refused = 0
         self.events: asyncio.Queue[JobEvent] = asyncio.Queue()
         self.subscribed = 0
 
     async def get(self, job_id: str) -> Job | None:
         if self.down:
+            self.refused += 1
             raise StoreDown("away")
         return self.job
 
@@ -156,7 +158,7 @@ async def test_a_restart_of_the_store_is_outlived() -> None:
     seen, task, _ = start(store)
     await until(lambda: seen)
     store.down = True
-    await asyncio.sleep(0.1)  # several looks fail
+    await until(lambda: store.refused >= 3)
     assert not task.done()
     store.down = False
     store.set(status=JobStatus.CANCELED, seq=4)
