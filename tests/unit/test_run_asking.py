@@ -6,6 +6,7 @@ from comfy_fleet.domain.run import (
     AskFailed,
     AskHistory,
     AskQueue,
+    Binary,
     Finish,
     Frame,
     HistoryAnswered,
@@ -17,6 +18,7 @@ from tests.unit.run_harness import (
     LIMITS,
     TICK,
     Log,
+    frame,
     history_of,
     recording,
     started,
@@ -181,3 +183,51 @@ def test_pictures_on_a_broken_websocket_are_lost(gone: str, counts: bool) -> Non
     log.add(run.handle(HistoryAnswered(history_of(record)), at))
     log.check()
     assert (log.verdict.kind, log.verdict.counts) == ("lost", counts)
+
+
+def test_an_error_between_two_503_begins_the_count_anew() -> None:
+    run, frames = started()
+    run.handle(frames[3], 0.1)
+    run.handle(CLOSED, 0.2)
+    run.handle(AskFailed("queue", "node_down"), 0.3)
+    log = Log()
+    for kind in ("error", "node_down"):
+        at, _ = tick(run)
+        log.add(run.handle(AskFailed("queue", kind), at))
+    assert log.of(Finish) == []
+
+
+def test_later_frames_do_not_put_off_the_question_after_the_end() -> None:
+    run, frames = started()
+    for event in frames[:13]:
+        run.handle(event, 1.0)
+    assert run.next_tick() == pytest.approx(1.0 + LIMITS.settle_s)
+    run.handle(frame("progress_state", nodes={}), 1.5)
+    assert run.next_tick() == pytest.approx(1.0 + LIMITS.settle_s)
+
+
+def test_a_picture_after_the_end_belongs_to_another_prompt() -> None:
+    run, frames = started("preview_and_ws_image")
+    for event in frames:
+        if isinstance(event, Frame) and event.type == "execution_start":
+            continue
+        run.handle(event, 0.1)
+    assert run.handle(Binary(b"\0\0\0\x01\0\0\0\x01\xff\xd8\xff123"), 0.2) == []
+
+
+def test_a_frame_that_tells_nothing_new_is_not_reported() -> None:
+    run, frames = started()
+    for event in frames[:7]:
+        run.handle(event, 0.1)
+    assert run.handle(frames[6], 0.2) == []
+
+
+def test_an_old_server_s_history_says_less_than_the_error_that_was_seen() -> None:
+    run, frames = started()
+    run.handle(frames[3], 0.1)
+    run.handle(frame("execution_error", exception_type="ValueError", exception_message="no"), 0.2)
+    run.handle(CLOSED, 0.3)
+    run.handle(QueueAnswered("absent"), 0.4)
+    log = Log()
+    log.add(run.handle(HistoryAnswered({"outputs": {}}), 0.5))
+    assert (log.verdict.kind, log.verdict.error and log.verdict.error.message) == ("failed", "no")

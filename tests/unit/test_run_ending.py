@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from comfy_fleet.domain.run import (
+    AskFailed,
     AskHistory,
     AskQueue,
     DeletePending,
@@ -17,6 +18,7 @@ from comfy_fleet.domain.run import (
 )
 from tests.unit.run_harness import (
     CANCEL,
+    CLOSED,
     LIMITS,
     RUN,
     Log,
@@ -147,3 +149,95 @@ def test_lost_last_frames_are_found_out_by_probing() -> None:
     log.add(run.handle(QueueAnswered("absent"), at))
     log.add(run.handle(HistoryAnswered(history_of(recording("success"))), at))
     assert log.verdict.kind == "succeeded"
+
+
+def test_time_in_the_nodes_queue_is_not_the_jobs() -> None:
+    run, frames = started(limits=replace(LIMITS, run_s=100))
+    at = 0.0
+    while at < 90:
+        at, _ = tick(run)
+        run.handle(QueueAnswered("pending"), at)
+    run.handle(frames[3], 95.0)
+    for second in range(96, 195):
+        assert Interrupt() not in run.handle(
+            frame("progress", value=second, max=1000, node="1"), float(second)
+        ), second
+    assert Interrupt() in run.handle(frame("progress", value=196, max=1000, node="1"), 195.0)
+
+
+def test_a_cancel_waits_for_a_deaf_node_as_long_as_for_a_silent_one() -> None:
+    run, frames = started(limits=replace(LIMITS, silence_s=60, abort_s=5))
+    run.handle(frames[3], 0.0)
+    log = Log()
+    log.add(run.handle(CANCEL, 1.0))
+    assert run.handle(CANCEL, 2.0) == [], "it is on its way"
+    while not log.of(Finish):
+        at, actions = tick(run)
+        if AskQueue() in log.add(actions):
+            log.add(run.handle(QueueAnswered("running"), at))
+    log.check()
+    assert at == pytest.approx(61)
+    assert log.verdict.kind == "canceled"
+
+
+def test_no_clock_runs_against_an_interrupted_prompt_while_haproxy_is_away() -> None:
+    run, frames = started(limits=replace(LIMITS, silence_s=10, abort_s=5))
+    run.handle(frames[3], 0.0)
+    log = Log()
+    at = 0.0
+    while at < 60:
+        at, actions = tick(run)
+        if AskQueue() in log.add(actions):
+            log.add(run.handle(AskFailed("queue", "unreachable"), at))
+    assert log.of(Interrupt, Finish) == [Interrupt()]
+    at, actions = tick(run)
+    assert actions == [AskQueue()]
+    log.add(run.handle(QueueAnswered("absent"), at))
+    log.add(run.handle(HistoryAnswered(None), at))
+    assert log.verdict.kind == "timeout"
+
+
+def test_how_soon_a_prompt_that_stays_is_asked_about_again() -> None:
+    waits, _ = started()
+    waits.handle(CANCEL, 0.1)
+    waits.handle(InterruptSent(ok=True), 0.2)
+    assert waits.handle(QueueAnswered("pending"), 0.4) == [DeletePending()]
+    assert waits.next_tick() == pytest.approx(0.4 + LIMITS.poll_s)
+
+    deaf, frames = started()
+    deaf.handle(frames[3], 0.1)
+    deaf.handle(CANCEL, 1.0)
+    assert deaf.next_tick() == pytest.approx(1.0 + LIMITS.nag_s)
+    deaf.handle(InterruptSent(ok=False), 1.1)
+    assert deaf.next_tick() == pytest.approx(1.1 + LIMITS.poll_s), "the interrupt did not get there"
+
+    unheard, frames = started()
+    unheard.handle(frames[3], 0.1)
+    unheard.handle(CLOSED, 0.2)
+    unheard.handle(CANCEL, 0.3)
+    assert unheard.handle(QueueAnswered("running"), 0.4) == [Interrupt()]
+    assert unheard.next_tick() == pytest.approx(0.4 + LIMITS.poll_s), "no frame will tell"
+
+
+def test_an_end_that_frames_tell_twice_is_looked_up() -> None:
+    run, frames = started()
+    log = Log()
+    log.add(run.handle(frame("execution_interrupted"), 0.1))
+    for event in frames:
+        log.add(run.handle(event, 0.2))
+    assert log.of(Finish) == []
+    assert log.actions[-1] == AskHistory()
+    log.add(run.handle(HistoryAnswered(history_of(recording("success"))), 0.3))
+    log.check()
+    assert log.verdict.kind == "succeeded"
+
+
+def test_somebody_elses_interrupt_costs_no_attempt_though_history_names_none() -> None:
+    run, frames = started()
+    run.handle(frames[3], 0.1)
+    run.handle(frame("execution_interrupted"), 0.2)
+    run.handle(CLOSED, 0.3)
+    run.handle(QueueAnswered("absent"), 0.4)
+    log = Log()
+    log.add(run.handle(HistoryAnswered({"outputs": {}, "status": {"status_str": "error"}}), 0.5))
+    assert (log.verdict.kind, log.verdict.counts) == ("lost", False)

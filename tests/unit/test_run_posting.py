@@ -19,6 +19,7 @@ from comfy_fleet.domain.run import (
     QueueAnswered,
 )
 from tests.unit.run_harness import (
+    CANCEL,
     CLOSED,
     RUN,
     Log,
@@ -134,3 +135,43 @@ def test_a_post_without_an_answer_may_have_arrived() -> None:
     for event in events_of(record):
         log.add(run.handle(event, 0.3))
     assert log.verdict.kind == "succeeded"
+
+
+def test_an_answer_that_comes_after_it_was_given_up_changes_nothing() -> None:
+    run = machine(recording("success"))
+    run.handle(Opened(), 0.0)
+    run.handle(PostUnknown("timeout"), 0.1)
+    assert run.handle(PostAnswered(400, {"error": "plain"}), 0.2) == []
+    assert run.phase is Phase.POSTING
+
+
+def test_a_cancel_during_the_post_counts_more_than_a_partly_valid_graph() -> None:
+    run = machine(recording("success"))
+    run.handle(Opened(), 0.0)
+    log = Log()
+    assert log.add(run.handle(CANCEL, 0.1)) == []
+    body = {"prompt_id": RUN, "node_errors": {"7": {"errors": [], "class_type": "X"}}}
+    assert log.add(run.handle(PostAnswered(200, body), 0.2)) == [DeletePending(), Interrupt()]
+    log.add(run.handle(InterruptSent(ok=True), 0.3))
+    log.add(run.handle(QueueAnswered("absent"), 0.4))
+    log.add(run.handle(HistoryAnswered(None), 0.5))
+    log.check()
+    assert log.verdict.kind == "canceled"
+
+
+def test_nothing_is_pushed_out_before_the_answer_to_the_post() -> None:
+    record = recording("success")
+    run = machine(record)
+    run.handle(Opened(), 0.0)
+    run.handle(events_of(record)[3], 0.1)
+    assert run.phase is Phase.RUNNING
+    assert run.handle(CANCEL, 0.2) == []
+    assert run.handle(accepted(RUN), 0.3) == [Interrupt()]
+
+
+def test_pictures_that_nobody_heard_during_the_post_are_given_up_at_once() -> None:
+    record = recording("preview_and_ws_image")
+    run = machine(record)
+    run.handle(Opened(), 0.0)
+    assert run.handle(CLOSED, 0.1) == []
+    assert run.handle(accepted(request_of(record)["prompt_id"]), 0.2)[:2] == [DeletePending(), Interrupt()]
