@@ -270,6 +270,35 @@ async def test_a_new_pool_and_a_move_need_no_reload(fleet: Broker, nodes: dict[s
     assert nodes["g3"].most_tunnels == 1
 
 
+async def test_a_node_that_is_removed_and_added_again_under_its_tunnel_comes_back(
+    fleet: Broker, nodes: dict[str, TinyNode]
+) -> None:
+    _, tunnel = await fleet.lease(nodes="g1")
+    await fleet.registry.remove("g1")
+    await eventually("g1 leaves", lambda: _leaves(fleet, "g1"))
+    await fleet.registry.add(Node(name="g1", url=nodes["g1"].url))
+    await fleet.told("g1", "new")
+    assert await echoes(tunnel)
+    assert await fleet.grants(nodes="g1") is None
+    await tunnel.close()
+    await fleet.told("g1", "up")
+    assert await fleet.grants(nodes="g1") == "g1"
+    assert nodes["g1"].most_tunnels == 1
+
+
+async def _leaves(fleet: Broker, name: str) -> bool:
+    servers = await fleet.controller.broker.runtime.servers()
+    return any(server.maint for server in servers if server.name == name)
+
+
+async def test_servers_from_the_file_are_kept(tmp_path: Path, nodes: dict[str, TinyNode]) -> None:
+    registry = MemoryRegistry([Node(name="g1", url=nodes["g1"].url, agent=f"127.0.0.1:{free_port()}")])
+    async with running(tmp_path, registry) as fleet:
+        await fleet.told("g1", "new")
+        servers = await fleet.controller.broker.runtime.servers()
+        assert [(s.maint, s.asks) for s in servers if s.name == "g1"] == [(False, False), (True, True)]
+
+
 async def test_more_pools_than_slots_are_told(tmp_path: Path) -> None:
     registry = MemoryRegistry(
         [Node(name=f"n{n}", url=f"http://127.0.0.1:{free_port()}", pool=f"p{n}") for n in range(5)]

@@ -40,6 +40,7 @@ def server(name: str = "g1", backend: str = "be_pool_1", **more: Any) -> Server:
         "weight": 100,
         "agent_host": "10.0.0.9",
         "agent_port": 9,
+        "asks": True,
         **more,
     }
     return Server(name=name, backend=backend, **fields)
@@ -71,6 +72,12 @@ def test_a_node_that_changes_pools_is_never_in_two() -> None:
     assert plan(wanted, [server(), direct()]) == [Retire(server=server())]
     assert plan(wanted, [direct()]) == [Retire(server=direct())]
     assert plan(wanted, []) == [Add(entry=wanted["g1"].entry, address="10.0.0.1", agent="10.0.0.9")]
+
+
+def test_a_node_that_comes_back_while_it_leaves_is_made_anew() -> None:
+    leaving = server(maint=True, asks=False)
+    assert plan({"g1": target()}, [leaving, direct()]) == [Retire(server=leaving)]
+    assert plan({"g1": target()}, [server(asks=False), direct()]) == []  # an operator's doing
 
 
 def test_half_a_node_is_made_anew() -> None:

@@ -88,8 +88,9 @@ def plan(
 ) -> list[Step]:
     """Return the steps from what HAProxy has to what it should have.
 
-    A node that changes its pool is first retired from the old one: two entries would be two slots. Its direct
-    server goes last, because whoever still holds the lease needs it.
+    A node that changes its pool is first retired from the old one: two entries would be two slots. So is one
+    that left and came back before its last connection was gone. Its direct server goes last, because whoever
+    still holds the lease needs it.
 
     Args:
         targets: What should be, by name.
@@ -107,7 +108,7 @@ def plan(
     for name, found in lease.items():
         target = targets.get(name)
         for server in found:
-            if target is None or server.backend != target.entry.backend:
+            if target is None or server.backend != target.entry.backend or _leaving(server):
                 steps.append(Retire(server=server))
             else:
                 steps += _corrections(target, server) or _opening(target, server, given.get(name))
@@ -124,6 +125,11 @@ def plan(
         if name not in lease and name not in direct and target.addresses and target.agent_addresses
     ]
     return steps
+
+
+def _leaving(server: Server) -> bool:
+    """Return whether a server was told to go: its node has come back since, and gets another one."""
+    return server.maint and not server.asks
 
 
 def _corrections(target: Target, server: Server) -> list[Step]:

@@ -14,9 +14,10 @@ from comfy_fleet.domain.errors import BrokerError
 _TIMEOUT_S = 5.0
 _ADMIN_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # forced, inherited, name not resolved (by DNS, at start)
 _ADMIN_DRAIN = 0x08 | 0x10  # forced, inherited
+_CHECK_ENABLED = 0x04
 _STATE = (
     *("be_name", "srv_name", "srv_addr", "srv_port", "srv_admin_state", "srv_uweight"),
-    *("srv_agent_addr", "srv_agent_port"),
+    *("srv_agent_addr", "srv_agent_port", "srv_agent_state"),
 )
 STAT = (
     *("svname", "status", "weight", "scur", "stot", "check_desc", "last_chk"),
@@ -39,6 +40,7 @@ class Server:
         weight: Its weight at the moment.
         agent_host: Address of its agent.
         agent_port: Port of its agent; 0 without one.
+        asks: Whether it asks its agent.
     """
 
     backend: str
@@ -50,6 +52,7 @@ class Server:
     weight: int
     agent_host: str
     agent_port: int
+    asks: bool
 
 
 class Runtime:
@@ -239,6 +242,7 @@ def _server(
     weight: str,
     agent_address: str,
     agent_port: str,
+    agent_state: str,
 ) -> Server:
     admin = int(admin_state)
     return Server(
@@ -251,4 +255,5 @@ def _server(
         weight=int(weight),
         agent_host="" if agent_address == "-" else agent_address,
         agent_port=int(agent_port),
+        asks=bool(int(agent_state) & _CHECK_ENABLED),
     )
