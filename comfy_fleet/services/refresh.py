@@ -121,15 +121,17 @@ class Keeper:
     async def _fetch(self, name: str) -> bool:
         """Ask one node, a new one more than once; False if it did not answer."""
         for pause_s in NEW_AGAIN_S:
+            verdict = self._verdicts.get(name)  # it may have come up while it was asked too early
             if await self._fetch_once(name):
                 return True
             # HAProxy is just being told of it. Whoever joins with many others is asked when it is up.
-            if self._verdicts.get(name) != "new" or len(self._asking) > AT_ONCE:
+            if verdict != "new" or len(self._asking) > AT_ONCE:
                 return False
             await asyncio.sleep(pause_s)
         return await self._fetch_once(name)
 
     async def _fetch_once(self, name: str) -> bool:
+        verdict = self._verdicts.get(name, "")
         try:
             async with self._limit:
                 if not await self._store.claim(name, ttl_s=READING_S):
@@ -140,7 +142,7 @@ class Keeper:
                 outcome = await self._store.save(name, parsed, reading_of(stats))
         except FleetError as error:
             # A node that is down keeps its last inventory; it is asked again soon.
-            self._tried[name] = self._clock(), self._verdicts.get(name, "")
+            self._tried[name] = self._clock(), verdict
             if not isinstance(error, StoreDown):
                 await self._give_back(name)
             logger.debug("no inventory", extra={"node": name, "error": str(error)})

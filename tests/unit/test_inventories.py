@@ -172,6 +172,35 @@ async def _asked(world: World, name: str) -> None:
         await asyncio.sleep(0.001)
 
 
+class ComesUpMeanwhile(World):
+    """A node was asked too early, and is up when the answer to that arrives."""
+
+    known: NodeInventories
+
+    async def object_info(self, node: str) -> Mapping[str, Any]:
+        if node == "new" and self.missing.get(node):
+            self.verdicts[node] = "up"
+            self.changed.set()
+            async with asyncio.timeout(5):
+                while self.known.keeper._verdicts[node] != "up":
+                    await asyncio.sleep(0.001)
+        return await super().object_info(node)
+
+
+async def test_a_node_that_comes_up_while_it_is_asked_too_early_is_asked_again() -> None:
+    world = ComesUpMeanwhile(old=ALL)
+    async with inventories(world) as known:
+        world.known = known
+        world.missing["new"] = 1
+        world.verdicts["new"] = "new"
+        world.answers["new"] = ALL
+        world.changed.set()
+        await asyncio.wait_for(_asked(world, "new"), 10)
+        await idle(known)
+        assert world.asked.count("new") == 2
+        assert "new" in world.readings
+
+
 async def test_a_node_that_joins_and_stays_away_is_left_alone() -> None:
     world = World(old=ALL)
     async with inventories(world) as known:
