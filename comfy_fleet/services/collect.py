@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 
+from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone
 from comfy_fleet.domain.job import Output
 from comfy_fleet.domain.outputs import FileRef, InlineText, OutputItem
@@ -88,26 +89,7 @@ class Collector:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
                     await self._hasten.wait()
-        job = self._claim.job
-        for attempt in range(1, FETCH_TRIES + 1):
-            try:
-                async with self._content(item) as chunks:
-                    asset = await self._assets.add_output(
-                        owner=job.owner,
-                        job_id=job.id,
-                        chunks=chunks,
-                        name=item.name,
-                        content_type=item.content_type,
-                        expires_at=job.expires_at,
-                    )
-                break
-            except OutputGone:
-                self.gone.add(item.node_id)
-                raise
-            except NodeError:
-                if attempt == FETCH_TRIES:
-                    raise
-                await asyncio.sleep(FETCH_GAP_S * attempt)
+        asset = await self._store(item)
         output = Output(
             asset_id=asset.id,
             node_id=item.node_id,
@@ -121,6 +103,29 @@ class Collector:
             temporary=item.temporary,
         )
         await self._runs.output(self._claim, output)
+
+    async def _store(self, item: OutputItem) -> Asset:
+        """Store an output's bytes, trying again while its node may still give them."""
+        job, attempt = self._claim.job, 1
+        while True:
+            try:
+                async with self._content(item) as chunks:
+                    return await self._assets.add_output(
+                        owner=job.owner,
+                        job_id=job.id,
+                        chunks=chunks,
+                        name=item.name,
+                        content_type=item.content_type,
+                        expires_at=job.expires_at,
+                    )
+            except OutputGone:
+                self.gone.add(item.node_id)
+                raise
+            except NodeError:
+                if attempt == FETCH_TRIES:
+                    raise
+                await asyncio.sleep(FETCH_GAP_S * attempt)
+                attempt += 1
 
     @contextlib.asynccontextmanager
     async def _content(self, item: OutputItem) -> AsyncIterator[AsyncIterator[bytes]]:

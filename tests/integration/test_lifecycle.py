@@ -139,15 +139,16 @@ async def test_a_waiting_job_says_what_it_waits_for(redis_port: int, tmp_path: P
         assert drained.exit_code == 0, drained.output
         sent = await world.client.post("/api/v2/jobs", json={"workflow": picture(5)})
         assert sent.status_code == 201
+        job_id = sent.json()["id"]
         for face in ("v1", "v2"):
-            url = f"/api/{face}/jobs/{sent.json()['id']}"
-            job = (await world.client.get(url)).json()
+            job = (await world.client.get(f"/api/{face}/jobs/{job_id}")).json()
             assert (job["status"], job["waiting_for"]) == ("queued", "node g1 is drained: new driver")
         await world.client.post("/api/v1/nodes/g1/drain", json={"reason": "new fans"})
-        job = (await world.client.get(url)).json()  # at once, though the nodes were looked at just now
+        # At once, though the nodes were looked at just now.
+        job = (await world.client.get(f"/api/v2/jobs/{job_id}")).json()
         assert job["waiting_for"] == "node g1 is drained: new fans"
         await world.cli("node", "resume", "g1")
-        ended = await world.fleet.ended(sent.json()["id"])
+        ended = await world.fleet.ended(job_id)
         assert ended.status is JobStatus.SUCCEEDED
         job = (await world.client.get(f"/api/v1/jobs/{ended.id}")).json()
         assert job["waiting_for"] is None

@@ -149,7 +149,8 @@ async def test_requeue_counts_attempts_and_drops_outputs_of_the_lost_run(stores:
         now = await stores.jobs.get(job.id)
         assert now is not None
         assert now.outputs == () or wanted == "failed"
-    assert now is not None and now.error == BROKEN
+    ended = await stores.jobs.get(job.id)
+    assert ended is not None and ended.error == BROKEN
     assert await stores.jobs.position(behind) == 1
 
 

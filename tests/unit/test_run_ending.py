@@ -15,6 +15,7 @@ from comfy_fleet.domain.run import (
     InterruptSent,
     Opened,
     QueueAnswered,
+    Run,
 )
 from tests.unit.run_harness import (
     CANCEL,
@@ -125,16 +126,22 @@ def test_frames_keep_a_run_alive_until_its_longest_time() -> None:
     assert second == 101, "the clock runs from its start"
 
 
-def test_a_prompt_that_cannot_be_interrupted_is_given_up() -> None:
-    run, frames = started(limits=replace(LIMITS, silence_s=10, abort_s=5))
-    run.handle(frames[3], 0.0)
-    log = Log()
+def deaf_until_the_end(run: Run, log: Log) -> float:
+    """Say that the prompt runs whenever that is asked; return when the run gave up."""
+    at = 0.0
     while not log.of(Finish):
         at, actions = tick(run)
         if AskQueue() in log.add(actions):
             log.add(run.handle(QueueAnswered("running"), at))
     log.check()
-    assert at == pytest.approx(15)
+    return at
+
+
+def test_a_prompt_that_cannot_be_interrupted_is_given_up() -> None:
+    run, frames = started(limits=replace(LIMITS, silence_s=10, abort_s=5))
+    run.handle(frames[3], 0.0)
+    log = Log()
+    assert deaf_until_the_end(run, log) == pytest.approx(15)
     assert log.verdict.kind == "timeout"
 
 
@@ -171,12 +178,7 @@ def test_a_cancel_waits_for_a_deaf_node_as_long_as_for_a_silent_one() -> None:
     log = Log()
     log.add(run.handle(CANCEL, 1.0))
     assert run.handle(CANCEL, 2.0) == [], "it is on its way"
-    while not log.of(Finish):
-        at, actions = tick(run)
-        if AskQueue() in log.add(actions):
-            log.add(run.handle(QueueAnswered("running"), at))
-    log.check()
-    assert at == pytest.approx(61)
+    assert deaf_until_the_end(run, log) == pytest.approx(61)
     assert log.verdict.kind == "canceled"
 
 

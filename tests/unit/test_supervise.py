@@ -73,6 +73,7 @@ def test_silent_and_without_progress_is_frozen() -> None:
 
 def test_a_load_that_starves_the_event_loop_is_not_frozen() -> None:
     watch = UP
+    order: Order | None = None
     for second in range(1, 120):
         look = replace(WELL, now=100.0 + second, heard_at=100.0, effort=5.0 + 0.8 * second)
         watch, order = step(watch, look, LIMITS)
@@ -86,6 +87,7 @@ def test_a_load_that_starves_the_event_loop_is_not_frozen() -> None:
 
 def test_busy_but_silent_for_very_long_is_hung() -> None:
     watch = UP
+    order: Order | None = None
     for second in range(1, 601):
         look = replace(WELL, now=100.0 + second, heard_at=100.0, effort=5.0 + second)
         watch, order = step(watch, look, LIMITS)
