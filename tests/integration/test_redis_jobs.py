@@ -42,6 +42,8 @@ async def test_depth_limit_refuses_and_leaves_the_key_free(stores: Stores) -> No
     assert full.value.retry_after_s >= 1
     again = await stores.jobs.submit(new_job(), idempotency=key, depth_limit=2)
     assert again.job.status is JobStatus.QUEUED
+    (kept,) = await stores.redis.keys("fleet:idem:*")
+    assert 86_000 < await stores.redis.ttl(kept) <= 86_400
 
 
 async def test_idempotency_keys_are_single_use_or_replay(stores: Stores) -> None:

@@ -7,8 +7,10 @@ import pytest
 
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.node import Node
-from tests.integration.redis_kit import add_nodes
+from comfy_fleet.domain.inventory import parse
+from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.node import Node, Reading
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit
 
 
 async def test_the_registry_refuses_twins_and_announces_changes(stores: Stores) -> None:
@@ -31,6 +33,73 @@ async def test_the_registry_refuses_twins_and_announces_changes(stores: Stores) 
     await stores.nodes.report("g1", verdict="up", why="")
     assert (await stores.nodes.states())[0].verdict == "up"
     await changes.aclose()
+
+
+async def test_nothing_of_a_removed_node_comes_back_with_its_name(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores)
+    run = await claim(stores)
+    with pytest.raises(Conflict, match=run.run):
+        await stores.nodes.remove("g1")
+    await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1, models=["m"])
+    await stores.nodes.remove("g1")
+    assert await stores.redis.smembers("fleet:pool:default") == set()
+    await add_nodes(stores, "g1")
+    assert await stores.nodes.models("g1") == []
+    assert await stores.redis.smembers("fleet:pool:default") == {b"g1"}
+
+
+async def test_a_node_can_be_removed_from_under_its_run(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores)
+    run = await claim(stores)
+    await stores.nodes.remove("g1", force=True)
+    assert await stores.nodes.get("g1") is None
+    again = await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+    assert again is JobStatus.QUEUED
+
+
+async def test_a_node_has_started_when_it_was_down_and_answers(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+
+    async def starts(*verdicts: str) -> int:
+        for verdict in verdicts:
+            await stores.nodes.report("g1", verdict=verdict, why="")
+        state = await stores.nodes.state("g1")
+        assert state is not None
+        return state.reading.starts
+
+    assert await starts("new", "up", "drain", "up") == 0
+    assert await starts("down", "new") == 0  # HAProxy has forgotten it: nobody knows how it is
+    assert await starts("down", "down", "drain") == 1
+    assert await starts("down", "up") == 2
+
+
+async def test_a_start_forgives_what_happened_before_it(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    for _ in range(2):
+        assert not await stores.nodes.strike("g1", kind="oom", limit=2, reason="too often")
+        await stores.nodes.started("g1")
+    assert not await stores.nodes.strike("g1", kind="oom", limit=2, reason="too often")
+    assert await stores.nodes.strike("g1", kind="oom", limit=2, reason="too often")
+    node = await stores.nodes.get("g1")
+    assert node is not None and (node.cordoned, node.cordon_reason) == (True, "too often")
+
+
+async def test_a_node_s_speed_is_its_card_s(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+
+    async def read(gpu: str = "L4", vram_bytes: int = 5) -> str:
+        reading = Reading(gpu=gpu, comfyui="1", vram_bytes=vram_bytes)
+        return await stores.inventories.save("g1", parse({"A": {}}), reading)
+
+    assert await read() == "changed"
+    await stores.redis.hset("fleet:node:g1", mapping={"speed": "0.5", "speeds": 30})
+    assert await read() == "same"
+    assert await stores.redis.hexists("fleet:node:g1", "speed")
+    assert await read(vram_bytes=6) == "changed"
+    await read(gpu="L40S")
+    assert not await stores.redis.hexists("fleet:node:g1", "speed")
 
 
 async def test_no_flood_of_other_messages_hides_a_change_of_the_nodes(stores: Stores) -> None:

@@ -2,12 +2,17 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 
 import redis as sync_redis
+from hypothesis import given
+from hypothesis import strategies as st
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from comfy_fleet.adapters.redis import codec
 from comfy_fleet.adapters.redis.codec import HANDLER
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.job import (
@@ -48,6 +53,24 @@ async def test_rq_sees_true_figures(stores: Stores, redis_port: int) -> None:
             )
 
     await asyncio.to_thread(look)
+
+
+async def test_what_is_given_back_stands_in_front_for_rq_too(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    first, second = await submit(stores), await submit(stores)
+    await stores.runs.requeue(await claim(stores), counts=False, exclude=False, reason=BROKEN)
+    waiting = await stores.redis.lrange("rq:queue:fleet", 0, -1)
+    assert waiting == [first.id.encode(), second.id.encode()]
+
+
+PRELUDE = (Path(codec.__file__).parent / "lua" / "prelude.lua").read_text()
+
+
+@given(st.integers(0, 4_000_000_000))
+def test_every_second_is_written_as_rq_writes_it(redis_port: int, at: int) -> None:
+    with sync_redis.Redis(port=redis_port) as connection:
+        written = connection.eval(PRELUDE + "return iso(tonumber(ARGV[1]))", 0, at)
+    assert written == datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.000000Z").encode()
 
 
 async def test_a_foreign_handler_in_rqs_record_is_never_run(stores: Stores) -> None:

@@ -249,7 +249,6 @@ local function end_job(id, status, err, result, at)
     entry[#entry + 1] = result
   end
   redis.call(unpack(entry))
-  redis.call('HINCRBY', 'fleet:stats', status, 1)
   if f[4] and redis.call('HEXISTS', 'fleet:nodes', f[4]) == 1 then
     local node = 'fleet:node:' .. f[4]
     redis.call('HINCRBY', node, status, 1)

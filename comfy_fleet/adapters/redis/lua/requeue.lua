@@ -27,7 +27,6 @@ redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'enqueued_at', iso(now()
 enqueue(id, placement, f[4], true)
 local deadline = redis.call('HGET', key, 'deadline')
 if deadline then redis.call('ZADD', 'fleet:deadlines', deadline, id) end
-redis.call('HINCRBY', 'fleet:stats', 'requeued', 1)
 publish_status(id, 'queued', nil, nil)
 redis.call('PUBLISH', 'fleet:wake', 'job ' .. placement)
 return 'queued'

@@ -47,6 +47,5 @@ redis.call('HSET', 'rq:job:' .. id, 'created_at', iso(at), 'enqueued_at', iso(at
   'last_heartbeat', '', 'worker_name', '', 'success_callback_name', '', 'failure_callback_name', '')
 redis.call('SADD', 'rq:queues', RQ_QUEUE)
 enqueue(id, ARGV[8], rank, false)
-redis.call('HINCRBY', 'fleet:stats', 'submitted', 1)
 redis.call('PUBLISH', 'fleet:wake', 'job ' .. ARGV[8])
 return { 'ok', num(at), place_of(id, ARGV[8]) }

@@ -1,0 +1,215 @@
+"""Leases in Redis, where runs of one node or one dispatcher overlap, and what is told of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+from comfy_fleet.adapters.redis.runs import MODELS
+from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.job import JobError, JobStatus, Placement
+from comfy_fleet.domain.speed import SHARE
+from comfy_fleet.ports import Claim
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, submit
+
+
+@asynccontextmanager
+async def heard(stores: Stores) -> AsyncIterator[asyncio.Queue[bytes]]:
+    """What is told to whoever waits for news."""
+    async with stores.events.channel("fleet:wake") as queue:
+        yield queue
+
+
+async def told(queue: "asyncio.Queue[bytes]", what: bytes) -> None:
+    async with asyncio.timeout(5):
+        while await queue.get() != what:
+            pass
+
+
+async def test_a_run_that_has_left_its_node_frees_nothing_of_the_next_one(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores)
+    await submit(stores)
+    first = await claim(stores)
+    await stores.runs.left(first, [])
+    second = await claim(stores)
+    await stores.runs.left(first, [])  # as who adopts it may say again
+    assert await stores.runs.lease_of("g1") == second.run
+    await stores.runs.finish(first, JobStatus.SUCCEEDED, error=None, duration_s=1)
+    assert await stores.runs.lease_of("g1") == second.run
+    await stores.runs.requeue(second, counts=False, exclude=False, reason=BROKEN)
+    assert await stores.runs.lease_of("g1") is None
+
+
+async def test_a_beat_keeps_a_lease_from_others(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores)
+    held = await claim(stores, ttl=-1)
+    assert (await stores.runs.beat("d1", [held], ttl_s=5)).lost == frozenset()
+    assert await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=10) == []
+
+
+async def test_no_more_runs_are_taken_over_than_asked_for(stores: Stores) -> None:
+    await add_nodes(stores, "g1", "g2", "g3")
+    for node in ("g1", "g2", "g3"):
+        await submit(stores)
+        await claim(stores, node, ttl=-1)
+    taken = await stores.runs.take_over(dispatcher="d2", ttl_s=-1, limit=2)
+    assert len(taken) == 2
+    assert len({held.claim.run for held in taken}) == 2
+
+
+async def test_the_oldest_job_goes_first_whatever_its_placement(stores: Stores) -> None:
+    await add_nodes(stores, "g1", "g2")
+    first = await submit(stores, placement=Placement(pool="p"))
+    second = await submit(stores, placement=Placement(pool="q"))
+
+    async def next_on(node: str) -> Claim:
+        got = await stores.runs.claim(
+            node=node,
+            placements=[Placement(pool="q"), Placement(pool="p")],
+            run=str(uuid4()),
+            token="t",
+            dispatcher="d1",
+            ttl_s=5,
+        )
+        assert isinstance(got, Claim)
+        return got
+
+    one, two = await next_on("g1"), await next_on("g2")
+    assert [(one.job.id, one.behind), (two.job.id, two.behind)] == [(first.id, 1), (second.id, 0)]
+
+
+async def test_a_leftover_in_the_queue_stops_nobody(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    await stores.redis.zadd("fleet:queue:default", {"ghost": 1})
+    assert (await claim(stores)).job.id == job.id
+    assert await stores.redis.exists("fleet:queue:default") == 0
+
+
+async def test_a_second_run_shows_nothing_of_the_first_but_its_start(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    first = await claim(stores)
+    await stores.runs.output(first, output())
+    await stores.runs.requeue(first, counts=False, exclude=False, reason=BROKEN)
+    waits = await stores.jobs.get(job.id)
+    assert waits is not None
+    assert (waits.status, waits.node, waits.run, waits.progress) == (JobStatus.QUEUED, None, None, None)
+    assert waits.outputs == ()
+    again = (await claim(stores)).job
+    assert again.started_at == first.job.started_at is not None
+
+
+async def test_a_job_keeps_its_deadline_wherever_it_goes(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores, deadline_at=4e9, profile="big")
+
+    async def deadlines() -> list[Any]:
+        return [*await stores.redis.zrange("fleet:deadlines", 0, -1)]
+
+    first = await claim(stores)
+    assert await deadlines() == []  # it runs: nobody ends it
+    await stores.runs.requeue(first, counts=False, exclude=False, reason=BROKEN)
+    assert await deadlines() == [job.id.encode()]
+    await stores.redis.hset("fleet:node:g1", "vram", 5)
+    await stores.inventories.note_oom("big", 5, ttl_s=60)
+    moved = await stores.runs.claim(
+        node="g1", placements=[Placement()], run="r", token="t", dispatcher="d", ttl_s=5
+    )
+    assert not isinstance(moved, Claim)
+    assert [one.placement for one in await stores.runs.waiting()] == [Placement(above=5)]
+    assert await deadlines() == [job.id.encode()]
+
+
+async def test_who_waits_is_told(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    async with heard(stores) as news:
+        await submit(stores)
+        await told(news, b"job default")
+        run = await claim(stores)
+        await stores.nodes.release("g1")
+        await told(news, b"release " + run.run.encode())
+        await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+        await told(news, b"job default")
+        again = await claim(stores)
+        await stores.jobs.request_cancel(again.job.id)
+        await told(news, b"cancel " + again.run.encode())
+        await stores.nodes.report("g1", verdict="up", why="")
+        await told(news, b"free")
+
+
+async def test_what_an_operator_wishes_is_no_error_of_the_node(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores)
+    wish = JobError(code="released", message="drained")
+    await stores.runs.requeue(await claim(stores), counts=False, exclude=False, reason=wish)
+    assert await stores.nodes.errors("g1") == []
+    await stores.runs.requeue(await claim(stores), counts=False, exclude=False, reason=BROKEN)
+    assert [error["code"] for error in await stores.nodes.errors("g1")] == ["node_lost"]
+
+
+async def test_a_canceled_job_has_neither_an_error_nor_a_result(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    for status, error in ((JobStatus.FAILED, BROKEN), (JobStatus.SUCCEEDED, None)):
+        job = await submit(stores)
+        run = await claim(stores)
+        await stores.jobs.request_cancel(job.id)
+        assert await stores.runs.finish(run, status, error=error, duration_s=1) is JobStatus.CANCELED
+        ended = await stores.jobs.get(job.id)
+        assert ended is not None and ended.error is None
+        results: Any = await stores.redis.xrange(f"rq:results:{job.id}")
+        assert [set(result) for _, result in results] == [{b"type"}]
+
+
+async def test_only_the_latest_durations_are_kept(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    for number in range(52):
+        await submit(stores, profile="p")
+        await stores.runs.finish(
+            await claim(stores), JobStatus.SUCCEEDED, error=None, duration_s=float(number)
+        )
+    assert await stores.jobs.durations("p") == [float(number) for number in range(51, 1, -1)]
+    assert await stores.redis.llen("fleet:durations:p") == 50
+
+
+async def test_a_preview_is_kept_for_a_minute(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    await stores.runs.preview(await claim(stores), {"data_base64": "AA=="})
+    assert 0 < await stores.redis.ttl(f"fleet:job:{job.id}:preview") <= 60
+
+
+async def test_the_mean_speed_of_a_node_follows_its_warm_runs(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+
+    async def ran(speed: float, *models: str) -> tuple[float, int]:
+        await submit(stores)
+        await stores.runs.finish(
+            await claim(stores), JobStatus.SUCCEEDED, error=None, duration_s=1, speed=speed, models=models
+        )
+        mean, count = await stores.redis.hmget("fleet:node:g1", "speed", "speeds")
+        return float(mean or 0), int(count or 0)
+
+    assert await ran(9.0, "a") == (0.0, 0)  # it had to load the model
+    assert await ran(1.0, "a") == (1.0, 1)
+    assert await ran(0.0, "a") == (0.5, 2)  # of a few runs the mean
+    assert await ran(9.0, "a", "b") == (0.5, 2)
+    for _ in range(40):
+        mean, _ = await ran(0.0)
+    assert mean < 0.01
+    after, _ = await ran(1.0)
+    assert after - mean > 0.9 * SHARE  # of many runs the late ones count more
+    assert after - mean < 1.1 * SHARE
+
+
+async def test_no_more_models_are_remembered_than_fit(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    for names in (["old"], [f"m{number}" for number in range(MODELS)]):
+        await submit(stores)
+        await stores.runs.finish(
+            await claim(stores), JobStatus.SUCCEEDED, error=None, duration_s=1, models=names
+        )
+    assert await stores.nodes.models("g1") == [f"m{number}" for number in range(MODELS)]
