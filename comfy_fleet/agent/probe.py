@@ -125,6 +125,7 @@ class NodeProbe:
         logger.info("models unloaded", extra={"node": self.name})
 
     async def _look_at_queue(self) -> None:
+        began_at = self._clock()  # a slow answer tells what was true then
         try:
             answer = await self._client.get(f"{self.url}/queue", timeout=_TIMEOUT_S)
             answer.raise_for_status()
@@ -133,7 +134,7 @@ class NodeProbe:
             return
         self._heard()
         now = self.looked_at = self._clock()
-        self.queue = self.queue.look(prompts, now)
+        self.queue = self.queue.look(prompts, began_at)
         if prompts or self.busy_at is None:
             self.busy_at = now
             self.freed = False

@@ -2,9 +2,10 @@
 
 A dispatcher that dies gives its slot back while the GPU still computes; a person may have posted a prompt
 past the fleet. ComfyUI runs one prompt at a time, so such a node must get no lease. A prompt counts as an
-orphan when it was seen at two looks some time apart and the fleet, asked after the second look, knows no run
-of its id. One look is not enough: the record of a run that has just ended goes a moment before its prompt
-leaves the queue. A run whose lease has expired still explains its prompt: another dispatcher will adopt it.
+orphan when it was seen, the fleet was asked and knew no run of its id, and a look that began some time after
+the question still saw it. That last look counts: a run that ends between a look and the question explains
+nothing any more, and its prompt is gone too. Without it every job that ended at such a moment drained its
+node. A run whose lease has expired still explains its prompt: another dispatcher will adopt it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,30 +32,28 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Sighted:
-    """A prompt and since when it was seen.
+    """A prompt and when it was seen.
 
     Attributes:
-        first_at: Monotonic seconds of the first look that saw it.
-        last_at: The same of the last one.
-        asked_at: When the last answered question about it was sent; None: never.
-        explained: What that answer said.
+        last_at: Monotonic seconds when the last look that saw it began.
+        denied_at: When the first of the answered questions was sent since which no run explains it;
+            None: a run does, or nobody was asked.
     """
 
     prompt: Prompt
-    first_at: float
     last_at: float
-    asked_at: float | None = None
-    explained: bool = False
+    denied_at: float | None = None
+
+    def told(self, explained: bool, asked_at: float) -> "Sighted":
+        """Take in an answer to a question that was sent at ``asked_at``."""
+        if explained:
+            return replace(self, denied_at=None)
+        return self if self.denied_at is not None else replace(self, denied_at=asked_at)
 
     @property
     def orphan(self) -> bool:
         """Whether no run explains it."""
-        return (
-            self.asked_at is not None
-            and not self.explained
-            and self.last_at - self.first_at >= APART_S
-            and self.asked_at >= self.first_at + APART_S
-        )
+        return self.denied_at is not None and self.last_at >= self.denied_at + APART_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +63,13 @@ class Queue:
     prompts: Mapping[str, Sighted] = field(default_factory=dict)
 
     def look(self, prompts: Iterable[Prompt], now: float) -> "Queue":
-        """Take in what the queue holds now."""
+        """Take in what the queue held at a look that began at ``now``."""
         seen: dict[str, Sighted] = {}
         for prompt in prompts:
             known = self.prompts.get(prompt.id)
-            if known is None:
-                seen[prompt.id] = Sighted(prompt=prompt, first_at=now, last_at=now)
-            else:
-                seen[prompt.id] = replace(known, prompt=prompt, last_at=now)
+            seen[prompt.id] = replace(
+                known or Sighted(prompt=prompt, last_at=now), prompt=prompt, last_at=now
+            )
         return Queue(prompts=seen)
 
     def told(self, asked: Iterable[str], explained: Iterable[str], asked_at: float) -> "Queue":
@@ -79,7 +77,7 @@ class Queue:
         known, answered = frozenset(explained), frozenset(asked)
         return Queue(
             prompts={
-                id_: replace(one, asked_at=asked_at, explained=id_ in known) if id_ in answered else one
+                id_: one.told(id_ in known, asked_at) if id_ in answered else one
                 for id_, one in self.prompts.items()
             }
         )

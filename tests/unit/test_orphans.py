@@ -1,6 +1,5 @@
-"""Work that nobody explains: two looks, and an answer that came after the second."""
+"""Work that nobody explains: an answer that knows no run of it, and a look after the question."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,41 +9,49 @@ from comfy_fleet.domain.orphans import Prompt, Queue, read_queue
 RUN = Prompt(id="r1", ours=True)
 
 
-def test_it_takes_two_looks_and_an_answer_to_a_question_after_the_second() -> None:
+def test_it_takes_an_answer_and_a_look_some_time_after_the_question() -> None:
     queue = Queue().look([RUN], 10.0)
     assert queue.busy
+    queue = queue.told(["r1"], [], 10.1)
     assert not queue.orphans
-    queue = queue.told(["r1"], [], 10.1)  # asked too early: its run may have been claimed meanwhile
-    assert not queue.look([RUN], 10.5).orphans
-    queue = queue.look([RUN], 10.5).told(["r1"], [], 10.6)
-    assert queue.orphans == (RUN,)
+    queue = queue.look([RUN], 10.5)
+    assert not queue.orphans
+    assert queue.look([RUN], 10.6).orphans == (RUN,)
 
 
-def test_one_look_is_not_enough_whenever_the_fleet_was_asked() -> None:
-    assert not Queue().look([RUN], 10.0).told(["r1"], [], 10.6).orphans
-    assert Queue().look([RUN], 10.0).look([RUN], 10.5).told(["r1"], [], 10.5).orphans == (RUN,)
+def test_a_run_that_ended_between_look_and_question_leaves_no_orphan() -> None:
+    # Seen for as long as it ran; the fleet, asked right after its end, knows it no longer.
+    queue = Queue().look([RUN], 10.0).look([RUN], 10.5).look([RUN], 11.0).told(["r1"], [], 11.1)
+    assert not queue.orphans
+    assert not queue.told(["r1"], [], 12.1).orphans  # no look has come in since
+    assert not queue.look([], 11.5).orphans
 
 
-def test_a_prompt_that_waited_and_runs_now_is_told_as_running() -> None:
-    queue = Queue().look([replace(RUN, running=False)], 1.0).look([RUN], 2.0)
-    assert queue.told(["r1"], [], 2.0).orphans == (RUN,)
+def test_questions_that_go_on_do_not_put_it_off() -> None:
+    queue = Queue().look([RUN], 10.0).told(["r1"], [], 10.1).look([RUN], 10.4).told(["r1"], [], 10.5)
+    assert queue.look([RUN], 10.7).orphans == (RUN,)
 
 
 def test_a_run_explains_it_as_long_as_it_is_known() -> None:
-    queue = Queue().look([RUN], 1.0).look([RUN], 2.0).told(["r1"], ["r1"], 2.0)
+    queue = Queue().look([RUN], 1.0).told(["r1"], ["r1"], 1.1).look([RUN], 2.0)
     assert not queue.orphans
-    assert queue.look([RUN], 3.0).told(["r1"], [], 3.0).orphans == (RUN,)
+    assert queue.told(["r1"], [], 3.0).look([RUN], 3.5).orphans == (RUN,)
+
+
+def test_an_answer_that_explains_it_begins_anew() -> None:
+    queue = Queue().look([RUN], 1.0).told(["r1"], [], 1.1).told(["r1"], ["r1"], 1.2).look([RUN], 2.0)
+    assert not queue.orphans
+    assert not queue.told(["r1"], [], 2.1).look([RUN], 2.5).orphans
 
 
 def test_a_prompt_that_left_is_forgotten() -> None:
-    queue = Queue().look([RUN], 1.0).look([], 2.0)
+    queue = Queue().look([RUN], 1.0).told(["r1"], [], 1.1).look([], 2.0)
     assert not queue.busy
-    again = queue.look([RUN], 3.0).told(["r1"], [], 3.0)
-    assert not again.orphans
+    assert not queue.look([RUN], 3.0).orphans
 
 
 def test_an_answer_about_others_says_nothing() -> None:
-    queue = Queue().look([RUN], 1.0).look([RUN], 2.0).told(["other"], [], 2.0)
+    queue = Queue().look([RUN], 1.0).told(["other"], [], 1.1).look([RUN], 2.0)
     assert not queue.orphans
 
 
