@@ -159,9 +159,7 @@ async def test_a_cordon_that_comes_right_after_the_opening_wins(tmp_path: Path, 
         await closed(fleet, agent)
 
 
-async def test_a_later_drain_of_the_agents_counts_and_so_does_its_ready(
-    tmp_path: Path, node: TinyNode
-) -> None:
+async def test_whatever_the_agent_says_later_counts(tmp_path: Path, node: TinyNode) -> None:
     registry = MemoryRegistry()
     async with TalkingAgent() as agent, patient(tmp_path, registry) as fleet:
         await registry.add(Node(name="g1", url=node.url, agent=agent.address))
@@ -173,6 +171,9 @@ async def test_a_later_drain_of_the_agents_counts_and_so_does_its_ready(
         agent.then = DRAIN
         await fleet.told("g1", "drain")
         assert await fleet.grants(nodes="g1") is None
+        agent.then = b"down 0% #gone\n"
+        await fleet.told("g1", "down")
+        assert registry.told["g1"] == ("down", "gone")
         agent.then = b"ready up 7%\n"
         await fleet.told("g1", "up")
         assert await fleet.grants(nodes="g1") == "g1"

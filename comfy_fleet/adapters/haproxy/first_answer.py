@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from comfy_fleet.adapters.haproxy.entries import Entry
+from comfy_fleet.domain.verdict import HEAVIEST
 
 WINDOW_S = 0.5
 """So long after a server was added HAProxy asks by itself (its ``agent-inter``)."""
@@ -19,7 +20,6 @@ _PAUSES_S = (0.03, 0.06, 0.12)
 _AT_ONCE = 32  # a thousand nodes that join together leave the rest to HAProxy
 _LONGEST = 80  # bytes of an answer that gives
 _GIVES = re.compile(rb"ready up ([1-9][0-9]{0,2})%\r?\n")
-_HEAVIEST = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def given_by(line: bytes) -> int | None:
     any other is for HAProxy to find out.
     """
     found = _GIVES.fullmatch(line)
-    if found is None or int(found[1]) > _HEAVIEST:
+    if found is None or int(found[1]) > HEAVIEST:
         return None
     return int(found[1])
 
