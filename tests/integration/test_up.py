@@ -292,7 +292,7 @@ def test_down_stops_it(tmp_path: Path) -> None:
         assert processes_of(data) == {}
 
 
-def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+def test_wrong_keys_are_refused_before_anything_starts(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("only-a-name\n")
     told = fleet(
@@ -300,8 +300,23 @@ def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: P
         FLEET_KEYS_FILE=str(keys),
     )
     assert told.returncode == 1
-    assert "api ends again and again" in told.stderr
+    assert told.stderr.startswith("error: keys_file")
     assert "line 1" in told.stderr
+    left = {path.name for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert left == {"up.json"}  # the lock: nothing was started that would leave a log
+
+
+def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("no key\n")
+    secret.chmod(0o600)
+    told = fleet(
+        *("up", "--nodes", "0", "--port", str(free_port()), "--data", str(tmp_path / "data")),
+        FLEET_SECRET_FILE=str(secret),
+    )
+    assert told.returncode == 1
+    assert "ends again and again" in told.stderr
+    assert "secret_file" in told.stderr
     assert processes_of(tmp_path / "data") == {}
 
 
