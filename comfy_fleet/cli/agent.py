@@ -1,7 +1,6 @@
 """``fleet agent``: beside the ComfyUIs of one GPU host, or the central one."""
 
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.options import Data
+from comfy_fleet.cli.options import Data, words
 
 if TYPE_CHECKING:
     from comfy_fleet.agent.main import Beside
@@ -171,7 +170,7 @@ def agent(
         host=None if host is None else check_name("host", host),
         advertise=advertise,
         port=port,
-        pool=pool,
+        pool=None if pool is None else check_name("pool", pool),
         weight=weight,
         zone=zone,
         labels=pairs(label or [], "--label"),
@@ -184,7 +183,7 @@ def agent(
         else _supervision(
             comfyui,
             python=python,
-            args=shlex.split(comfyui_args),
+            args=words(comfyui_args, "--comfyui-args"),
             custom_nodes=custom_nodes,
             gpus=gpus,
             per_gpu=per_gpu,
@@ -202,19 +201,21 @@ def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]
     """Read ``NAME=URL[@GPU]``, with folders by name.
 
     Raises:
-        Fail: One of them has another form, or a folder belongs to none of them.
+        Fail: One of them has another form, a name comes twice, or a folder belongs to none of them.
         BadInput: A name or URL can't be used.
     """
     from comfy_fleet.agent.main import Beside
     from comfy_fleet.domain.node import check_name, parse_url
 
-    found = []
+    found: list[Beside] = []
     for spec in specs:
         match = re.fullmatch(r"(?P<name>[^=]+)=(?P<url>https?://[^@]+)(?:@(?P<gpu>.+))?", spec)
         if match is None:
             raise Fail(f"--node {spec!r} is not NAME=URL or NAME=URL@GPU", code=Exit.USAGE)
         name, url = check_name("node", match["name"]), match["url"].rstrip("/")
         parse_url(url)
+        if name in {one.name for one in found}:
+            raise Fail(f"--node {name} is named twice", code=Exit.USAGE)
         output, input_ = outputs.pop(name, None), inputs.pop(name, None)
         found.append(
             Beside(
@@ -254,7 +255,7 @@ def _supervision(
         gpu, colon, more = spec.partition(":")
         if not colon or not gpu.strip():
             raise Fail(f"--override {spec!r} is not GPU:ARGS", code=Exit.USAGE)
-        overrides[gpu.strip()] = tuple(shlex.split(more))
+        overrides[gpu.strip()] = tuple(words(more, "--override"))
     envs: dict[str, dict[str, str]] = {}
     for name, value in pairs(env, "--env").items():
         gpu, _, variable = name.rpartition(":")

@@ -1,9 +1,10 @@
 """``fleet node`` for many nodes at once: a whole host, a rolling restart."""
 
-import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum, auto
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -11,10 +12,17 @@ import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.node_state import drained, nodes_of, path, still_working, wait_for
-from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key, words
 
 BACK_S = 0.2  # how often a node that restarts is looked at
 MISSED_S = 8.0  # a restart that was too quick for HAProxy's checks is believed after this
+
+
+class Restarts(Enum):
+    """Who restarts a node, where no command does."""
+
+    AGENT = auto()
+    NOBODY = auto()
 
 
 def cordon_host(
@@ -78,9 +86,11 @@ def roll(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import stderr, stdout
 
-    if restart_command and wait_restart:
+    if restart_command is not None and wait_restart:
         raise Fail("either --restart-command CMD or --wait-restart", code=Exit.USAGE)
-    by = "nobody" if wait_restart else restart_command or ""
+    by: Restarts | Sequence[str] = Restarts.NOBODY if wait_restart else Restarts.AGENT
+    if restart_command is not None:
+        by = _command(restart_command)
     with Client(api, key, timeout_s=60) as client:
         chosen = [
             node
@@ -92,6 +102,8 @@ def roll(
             chosen.remove(node)
         if not chosen:
             raise Fail("no node to restart", hint="fleet node ls", code=Exit.NOT_FOUND)
+        if by is Restarts.AGENT:
+            _agents_run(client, chosen)
         size = parallel or (len(chosen) if zone else 1)
         done = 0
         for batch in _batches(chosen, size):
@@ -108,8 +120,52 @@ def hosts_of(node: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for name in (labels.get("host"), address) if name)
 
 
-def _restart(client: Any, batch: Sequence[Mapping[str, Any]], by: str, drain_s: float, back_s: float) -> None:
-    """Restart some nodes; ``by`` is a command, empty for their agents, or ``nobody``."""
+def _command(text: str) -> list[str]:
+    """Return a restart command in words. It is looked at before any node is drained.
+
+    Raises:
+        Fail: It is empty, or its program is not there.
+    """
+    found = words(text, "--restart-command")
+    if not found:
+        raise Fail("--restart-command is empty", code=Exit.USAGE)
+    if "{" not in found[0] and shutil.which(found[0]) is None:
+        raise Fail(f"--restart-command: there is no program {found[0]}", code=Exit.USAGE)
+    return found
+
+
+def _agents_run(client: Any, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that agents can restart all of these nodes.
+
+    Raises:
+        Fail: One of them runs without.
+    """
+    for node in nodes:
+        name = str(node["name"])
+        if not (client.get(path(name)).get("report") or {}).get("pid"):
+            raise Fail(
+                f"no agent runs node {name}: nothing was restarted",
+                hint="say who does: --restart-command or --wait-restart; or choose nodes by --pool or --zone",
+                code=Exit.REFUSED,
+            )
+
+
+def _restart(
+    client: Any,
+    batch: Sequence[Mapping[str, Any]],
+    by: Restarts | Sequence[str],
+    drain_s: float,
+    back_s: float,
+) -> None:
+    """Restart some nodes.
+
+    Args:
+        client: The API.
+        batch: The nodes.
+        by: Who restarts them, or a command in words.
+        drain_s: How long their jobs may take.
+        back_s: How long they may take to come back.
+    """
     names = [str(node["name"]) for node in batch]
     for name in names:
         client.post(f"{path(name)}/drain", {"reason": "rolling restart"})
@@ -117,33 +173,37 @@ def _restart(client: Any, batch: Sequence[Mapping[str, Any]], by: str, drain_s: 
     try:
         for name in names:
             wait_for(client, name, deadline - time.monotonic(), drained, "empty", tell=still_working)
-    except Fail:
+    except (Fail, KeyboardInterrupt):
         for name in names:  # nothing was restarted yet: as it was before
             client.post(f"{path(name)}/resume")
         raise
     starts = {name: int(client.get(path(name)).get("starts") or 0) for name in names}
     for node in batch:
-        if not by:
+        if by is Restarts.AGENT:
             client.post(f"{path(str(node['name']))}/restart")
-        elif by != "nobody":
+        elif not isinstance(by, Restarts):
             _run(by, node)
     for name in names:
-        _wait_back(client, name, starts[name], back_s, ordered=by not in ("", "nobody"))
+        _wait_back(client, name, starts[name], back_s, ordered=not isinstance(by, Restarts))
         client.post(f"{path(name)}/resume")
     for name in names:
         wait_for(client, name, back_s, lambda node: node.get("verdict") == "up", "up")
 
 
-def _run(command: str, node: Mapping[str, Any]) -> None:
+def _run(command: Sequence[str], node: Mapping[str, Any]) -> None:
     url = str(node.get("url") or "")
     values = {"name": str(node["name"]), "url": url, "host": urlsplit(url).hostname or ""}
-    words = shlex.split(command)
+    argv = list(command)
     for place, value in values.items():
-        words = [word.replace("{" + place + "}", value) for word in words]
+        argv = [word.replace("{" + place + "}", value) for word in argv]
     try:
-        ended = subprocess.run(words, check=False, capture_output=True, text=True)
+        ended = subprocess.run(argv, check=False, capture_output=True, text=True)
     except OSError as error:
-        raise Fail(f"{words[0]} can't be run: {error.strerror}", code=Exit.USAGE) from error
+        raise Fail(
+            f"{argv[0]} can't be run: {error.strerror}",
+            hint=f"{node['name']} stays drained; fleet node resume {node['name']}",
+            code=Exit.USAGE,
+        ) from error
     if ended.returncode:
         last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
         raise Fail(

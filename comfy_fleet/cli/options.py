@@ -1,9 +1,12 @@
 """Options that many commands share."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
 
 DEFAULT_API = "http://127.0.0.1:8188"
 
@@ -24,3 +27,15 @@ Data = Annotated[
     Path | None,
     typer.Option("--data", metavar="DIR", help="The fleet's folder.", show_default="FLEET_DATA or .fleet"),
 ]
+
+
+def words(text: str, option: str) -> list[str]:
+    """Split what stands in an option as a shell would.
+
+    Raises:
+        Fail: A quote is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise Fail(f"{option} {text!r} can't be split into words: {error}", code=Exit.USAGE) from error

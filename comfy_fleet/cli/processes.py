@@ -2,7 +2,6 @@
 
 import io
 import os
-import shlex
 import signal
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.options import Data
+from comfy_fleet.cli.options import Data, words
 
 if TYPE_CHECKING:
     from comfy_fleet.settings import Settings
@@ -90,9 +89,12 @@ def up(
     home = None
     if comfyui:
         home = Checkout.find(
-            comfyui, python=comfyui_python, args=shlex.split(comfyui_args), custom_nodes=custom_nodes
+            comfyui,
+            python=comfyui_python,
+            args=words(comfyui_args, "--comfyui-args"),
+            custom_nodes=custom_nodes,
         )
-    extra = shlex.split(sim_args)
+    extra = words(sim_args, "--sim-args")
     if job_seconds is not None:
         extra += ["--job-seconds", str(job_seconds)]
     options = UpOptions(

@@ -219,7 +219,9 @@ async def test_agents_restart_what_they_run_in_turn(redis_port: int, tmp_path: P
 async def test_a_node_without_an_agent_can_t_be_ordered_to_restart(redis_port: int, tmp_path: Path) -> None:
     async with operated(redis_port, tmp_path, "g1") as world:
         refused = await world.cli("node", "roll")
-        assert "no agent runs node g1" in str(refused.exception)
+        assert "no agent runs node g1: nothing was restarted" in str(refused.exception)
+        (state,) = await world.fleet.stores.nodes.states()
+        assert not state.node.cordoned
 
 
 async def test_adds_drains_and_removes_at_random_lose_nothing(redis_port: int, tmp_path: Path) -> None:
