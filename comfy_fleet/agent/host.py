@@ -386,13 +386,9 @@ class HostAgent:
             await asyncio.sleep(max(LOOK_S, len(self.members) / _PROBES_PER_S))
 
     async def _free_if_idle(self, member: Member) -> None:
-        probe = member.probe
         known = self._known.get(member.name)
-        if known is None or probe.freed or probe.busy_at is None or probe.queue.busy:
-            return
-        idle_s = self._free_idle_s.of(known.pool)
-        if idle_s and self._clock() - probe.busy_at >= idle_s:
-            await probe.free()
+        idle_s = self._free_idle_s.of(known.pool) if known is not None else 0
+        if idle_s and await member.probe.free_if_idle(idle_s):
             self.on_change()
 
     async def _delete(self, wanted: Sequence[Trash]) -> None:

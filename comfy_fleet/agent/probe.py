@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 2.0
 _INTERRUPT_EVERY_S = 3.0
+_NEWEST_AGAIN_S = 0.5
 _QUEUE_EVERY_S = 0.45  # whole graphs come with it: less often than memory
 
 
@@ -28,7 +29,7 @@ class NodeProbe:
         queue: What it works on, and which of it nobody explains.
         stats: What it says of its memory.
         heard_at: When it last answered; None: never.
-        busy_at: When its queue was last seen busy, or it answered for the first time.
+        busy_at: When it was last known to work, or it answered for the first time.
         version: Its version of ComfyUI.
         freed: Whether it was asked to unload its models since it last was busy.
         frees: How often it was.
@@ -64,12 +65,15 @@ class NodeProbe:
         self._clock = clock
         self._interrupted: dict[str, float] = {}
         self._asked_at: float | None = None
+        self._newest: str | None = None
+        self._newest_at = -_NEWEST_AGAIN_S
 
     def restarted(self) -> None:
         """Forget what a restart of the ComfyUI makes untrue."""
         self.queue = Queue()
         self.heard_at = self.busy_at = self.looked_at = self._asked_at = None
         self.freed = False
+        self._newest = None
 
     async def look(self) -> None:
         """Look once. Never raises for what the node does."""
@@ -108,7 +112,44 @@ class NodeProbe:
                 logger.warning("orphan can't be taken off the node", extra={**facts, "reason": str(error)})
         self._interrupted = {id_: at for id_, at in self._interrupted.items() if id_ in self.queue.prompts}
 
-    async def free(self) -> None:
+    async def free_if_idle(self, idle_s: float) -> bool:
+        """Ask it to unload its models, once, if it did nothing for so long; returns whether it was asked.
+
+        Most prompts are over between two looks at the queue, but none ends without an entry in the history.
+
+        Args:
+            idle_s: Seconds.
+        """
+        if self.busy_at is None or self.queue.busy:
+            return False
+        now, known = self._clock(), self._newest
+        idle_since = self._newest_at if known is None else max(self.busy_at, self._newest_at)
+        if now - idle_since < (_NEWEST_AGAIN_S if known is None else idle_s):
+            return False
+        self._newest_at, self._newest = now, await self._newest_prompt()
+        if known is None or self._newest is None:  # it has just become idle, or does not say
+            return False
+        if self._newest != known:
+            self.busy_at, self.freed = now, False
+            return False
+        if self.freed:
+            return False
+        await self._free()
+        return self.freed
+
+    async def _newest_prompt(self) -> str | None:
+        """Return the prompt that ended last; empty if there was none, None if it does not say."""
+        try:
+            answer = await self._client.get(
+                f"{self.url}/history", params={"max_items": 1}, timeout=_TIMEOUT_S
+            )
+            answer.raise_for_status()
+            entries = answer.json()
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+            return None
+        return next(reversed(entries), "") if isinstance(entries, dict) else None
+
+    async def _free(self) -> None:
         """Ask it to unload its models, unless something is on it. It does so between two prompts only."""
         await self._look_at_queue()
         if self.queue.busy or self.looked_at is None:
@@ -138,6 +179,8 @@ class NodeProbe:
         if prompts or self.busy_at is None:
             self.busy_at = now
             self.freed = False
+            if prompts:
+                self._newest = None
 
     async def _look_at_stats(self) -> None:
         try:
