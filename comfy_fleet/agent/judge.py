@@ -58,9 +58,7 @@ class Judge:
         for key, members in groups.items():
             gpu = _find(gpus, members[0].gpu)
             use = usage(gpu, [one.claim for one in members], context_bytes=self._policy.context_bytes)
-            on_host = all(
-                one.claim.counted is not None and one.claim.counted.device is Device.HOST for one in members
-            )
+            on_host = {one.claim.counted.device for one in members if one.claim.counted} == {Device.HOST}
             judgement, states[key] = judge(
                 gpu,
                 use,

@@ -44,7 +44,7 @@ class Source(StrEnum):
     STATS = "ComfyUI's /system_stats"
     HOST = "the host's memory"
     UNSEEN = "ComfyUI's /system_stats, which can't see other programs here"
-    BOUNDS = "NVML, own memory unknown"
+    BOUNDS = "own memory partly unknown"
     NONE = "nothing"
 
 
@@ -204,7 +204,7 @@ def _from_counts(claims: Sequence[Claim], context_bytes: int) -> Usage:
         for claim in claims
         if claim.running and claim.counted is not None and claim.counted.fresh
     }
-    if not told or any(claim.running and claim.node not in told for claim in claims):
+    if not told:
         return Usage()
     newest = min(told.values(), key=lambda one: one.age_s)
     context = context_bytes if newest.device is Device.CARD else 0
@@ -214,9 +214,12 @@ def _from_counts(claims: Sequence[Claim], context_bytes: int) -> Usage:
         # memory that its own models hold is no reason to take it out.
         return Usage(total=newest.total, foreign=0, own=own, source=Source.UNSEEN)
     foreign = max(0, newest.used - sum(own.values()))
+    source = Source.HOST if newest.device is Device.HOST else Source.STATS
+    if any(claim.running and claim.node not in told for claim in claims):
+        source = Source.BOUNDS  # one that starts, or does not answer, may hold all of the rest
     return Usage(
         total=newest.total,
         foreign=foreign if newest.total is None else min(newest.total, foreign),
         own=own,
-        source=Source.HOST if newest.device is Device.HOST else Source.STATS,
+        source=source,
     )

@@ -137,9 +137,14 @@ def test_old_or_missing_answers_tell_nothing() -> None:
     assert usage(None, [NODE]) == Usage()
     assert usage(None, [Claim(node="g1", counted=told(own=1, used=2, age_s=60))]) == Usage()
     both = [Claim(node="g1", counted=told(own=1, used=2)), Claim(node="g2")]
-    assert usage(None, both).source is Source.NONE
     assert usage(None, [both[0], replace(both[1], running=False)]).source is Source.STATS
     assert usage(None, [replace(both[1], running=False)]).source is Source.NONE
+
+
+def test_a_neighbour_that_starts_may_hold_what_the_others_don_t() -> None:
+    both = [Claim(node="g1", counted=told(own=4, used=10, total=16)), Claim(node="g2")]
+    found = usage(None, both)
+    assert (found.source, found.foreign, found.certain) == (Source.BOUNDS, 6 * GIB - CONTEXT_BYTES, False)
 
 
 def test_a_host_s_memory_needs_the_process_s_own() -> None:
