@@ -147,6 +147,15 @@ async def test_an_agent_s_reason_is_shown_where_haproxy_knows_none(stores: Store
     await beat(hosts, "center", central=True, nodes=said)
     assert {s.node.name: s.why for s in await stores.nodes.states()}["far"] == "far is full"
     assert await hosts.words("far") == ("drain", "far is full")
+    await stores.nodes.report("h1-gpu0", verdict="down", why="Connection refused")
+    assert await _why(stores, "h1-gpu0") == "h1-gpu0 is full (Connection refused)"
+    await stores.redis.delete("fleet:report:h1-gpu0")  # in time: the agent is gone
+    assert await _why(stores, "h1-gpu0") == "Connection refused"
+    held = NodeReport(name="h1-gpu0", word=Word.HOLD, why="whose memory it is can't be told")
+    await beat(hosts, nodes=[held])
+    assert await _why(stores, "h1-gpu0") == "Connection refused"
+    await stores.nodes.report("h1-gpu0", verdict="drain", why=AGENT_DRAINS)
+    assert await _why(stores, "h1-gpu0") == held.why  # it has not given back what it took before
     await stores.nodes.report("h1-gpu0", verdict="drain", why="cordoned: fans")
     assert {s.node.name: s.why for s in await stores.nodes.states()}["h1-gpu0"] == "cordoned: fans"
 
@@ -243,3 +252,9 @@ async def test_the_order_to_restart_is_told_until_it_was_done(stores: Stores, ho
     assert (await beat(hosts, nodes=[replace(said, boot="a.1")])).restart == frozenset()
     with pytest.raises(NotFound):
         await stores.nodes.want_restart("nobody")
+
+
+async def _why(stores: Stores, name: str) -> str:
+    state = await stores.nodes.state(name)
+    assert state is not None
+    return state.why

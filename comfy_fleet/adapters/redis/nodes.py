@@ -265,11 +265,20 @@ def _reading(live: Mapping[str, str]) -> Reading:
 
 
 def _why(live: Mapping[str, str]) -> str:
-    """Return why a node gets no jobs; if HAProxy only knows that its agent said so, the agent knows why."""
-    why = live.get("why", "")
-    if why != AGENT_DRAINS or live.get("agent_word") not in ("drain", "down"):
-        return why
-    return live.get("agent_why") or why
+    """Return why a node gets no jobs.
+
+    If HAProxy only knows that its agent said so, the agent knows why; one that neither gives nor takes has
+    not given back what it took before. And where ComfyUI does not answer HAProxy, an agent that drained it
+    and still speaks knows more: that it starts, or how it ended.
+    """
+    why, seen = live.get("why", ""), live.get("agent_why", "")
+    word = live.get("agent_word")
+    if seen and why == AGENT_DRAINS and word in ("drain", "down", "hold"):
+        return seen
+    speaks = "agent_gone" not in live and live.get("cordoned") != "1"
+    if seen and live.get("verdict") == "down" and word == "drain" and speaks:
+        return f"{seen} ({why})"
+    return why
 
 
 def _unknown(name: str) -> NotFound:

@@ -14,7 +14,17 @@ for _, name in ipairs(names) do
         work[i + 1], work[i + 2], work[i + 3] = run, f[1], f[2] or 'claimed'
       end
     end
-    rows[#rows + 1] = { name, record, redis.call('HGETALL', 'fleet:node:' .. name),
+    local live = redis.call('HGETALL', 'fleet:node:' .. name)
+    for i = 1, #live, 2 do
+      if live[i] == 'verdict' then
+        -- What its agent said last explains nothing if that is gone, too.
+        if live[i + 1] == 'down' and redis.call('EXISTS', 'fleet:report:' .. name) == 0 then
+          live[#live + 1], live[#live + 2] = 'agent_gone', '1'
+        end
+        break
+      end
+    end
+    rows[#rows + 1] = { name, record, live,
       redis.call('GET', 'fleet:lease:' .. name) or '', work }
   end
 end
