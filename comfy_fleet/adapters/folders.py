@@ -1,6 +1,15 @@
-"""Folders that only the fleet's user may look into: prompts, pictures and keys lie there."""
+"""Folders that only the fleet's user may look into: prompts, pictures and keys lie there.
 
+Some of them belong to one process at a time.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from comfy_fleet.domain.errors import ConfigError
 
 
 def private_folder(path: Path) -> Path:
@@ -16,3 +25,32 @@ def private_folder(path: Path) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
     path.mkdir(exist_ok=True)  # says so if it is a file
     return path
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, who: str, instead: str) -> Iterator[None]:
+    """Hold a folder's lock, which dies with this process.
+
+    Args:
+        path: The lock file; it says which process has the folder.
+        who: What kind of process works there.
+        instead: What the operator can do besides stopping the other one.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    private_folder(path.parent)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ConfigError(
+                f"another {who} (pid {file.read().strip() or 'unknown'}) works on {path.parent}; "
+                f"stop it, or {instead}",
+                details={"path": str(path)},
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

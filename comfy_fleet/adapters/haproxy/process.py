@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import orjson
 
-from comfy_fleet.adapters.folders import private_folder
+from comfy_fleet.adapters.folders import locked
 from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.adapters.processes import Child
 from comfy_fleet.domain.errors import BrokerError, ConfigError
@@ -21,6 +20,9 @@ logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 _LEVELS = {"[ALERT]": logging.WARNING, "[WARNING]": logging.INFO, "[NOTICE]": logging.DEBUG}
+_NO_NEWS = "remains in forced drain mode."
+"""HAProxy says so, twice, at every agent-check that drains a server which the controller has drained."""
+
 _STEADY_S = 30.0  # after this long alive, an end is taken for a new failure
 
 
@@ -31,21 +33,8 @@ def only_one(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: Another process holds it.
     """
-    private_folder(folder)
-    path = folder / "haproxy.lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise ConfigError(
-                f"another `fleet haproxy run` (pid {file.read().strip() or 'unknown'}) works on {folder}; "
-                "stop it, or set FLEET_DATA to another folder",
-                details={"path": str(path)},
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    lock = folder / "haproxy.lock"
+    with locked(lock, who="`fleet haproxy run`", instead="set FLEET_DATA to another folder"):
         yield
 
 
@@ -175,7 +164,7 @@ class HAProxy:
         return "; ".join(words[-3:]) or f"exit status {self._child.returncode}"
 
     def _said(self, line: str) -> None:
-        if not line.strip():
+        if not line.strip() or line.rstrip().endswith(_NO_NEWS):
             return
         extra: dict[str, object] = {"haproxy": self.name}
         if line.startswith("{"):

@@ -1,0 +1,33 @@
+"""What HAProxy says becomes lines of our log, if it is news."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from comfy_fleet.adapters.haproxy.process import HAProxy
+
+
+@pytest.fixture
+def haproxy(tmp_path: Path) -> HAProxy:
+    where = {"config": tmp_path / "broker.cfg", "socket": tmp_path / "broker.sock"}
+    return HAProxy("broker", "haproxy", **where, reloads=False, on_start=lambda: None)
+
+
+def said(haproxy: HAProxy, caplog: pytest.LogCaptureFixture, *lines: str) -> list[str]:
+    with caplog.at_level(logging.DEBUG):
+        for line in lines:
+            haproxy._said(line)
+    return [str(record.__dict__["line"]) for record in caplog.records]
+
+
+def test_a_drained_server_is_no_news_at_every_check(
+    haproxy: HAProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [
+        "Server be_pool_1/g1 enters drain state. 0 active and 0 backup servers left.",
+        "[WARNING]  (22838) : CLI : Server be_pool_1/g1 remains in forced drain mode.",
+        "Server be_pool_1/g1 remains in forced drain mode.",
+        "Server be_pool_1/g1 is UP (leaving forced drain).",
+    ]
+    assert said(haproxy, caplog, *lines) == [lines[0], lines[3]]
