@@ -146,7 +146,7 @@ class Link:
         }
         reply = await client.post(self._url, json=body)
         if reply.is_error:
-            raise ValueError(f"{reply.status_code}: {_message(reply)}")
+            raise ValueError(self._refusal(reply))
         told: Any = reply.json()
         if not isinstance(told, dict):
             raise ValueError("the answer is no object")  # noqa: TRY004 - one way to fail for all nonsense
@@ -162,6 +162,12 @@ class Link:
             restart=frozenset(map(str, told.get("restart", ()))),
             neighbours={str(name): _seat(one) for name, one in dict(told.get("neighbours", {})).items()},
         )
+
+    def _refusal(self, reply: httpx.Response) -> str:
+        if reply.status_code != httpx.codes.UNAUTHORIZED:
+            return f"{reply.status_code}: {_message(reply)}"
+        which = "does not know this token" if self._headers else "wants the agents' token"
+        return f"401: the API {which}: --token, or FLEET_AGENT_TOKEN as the API has it"
 
     def _failed(self, reason: str) -> None:
         if reason != self.trouble:

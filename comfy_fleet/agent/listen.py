@@ -1,6 +1,8 @@
 """Ports that an agent listens on."""
 
 import asyncio
+import errno
+import socket
 from collections.abc import Awaitable
 
 from comfy_fleet.domain.errors import ConfigError
@@ -13,14 +15,18 @@ async def listen(opening: Awaitable[asyncio.Server], host: str, port: int, *, wa
         opening: Makes it.
         host: Address that it listens on.
         port: Port that it listens on.
-        way_out: What to do if it can't, for the message.
+        way_out: What to do if the port is taken, for the message.
 
     Raises:
-        ConfigError: The port is taken.
+        ConfigError: The port is taken, or the address is not this machine's.
     """
     try:
         return await opening
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            way_out = (
+                "that is no address of this machine: --advertise, or the central agent's FLEET_AGENT_HOST"
+            )
         raise ConfigError(
             f"the agent can't listen on {host}:{port}: {error.strerror or error}; {way_out}",
             details={"port": port},

@@ -1,6 +1,7 @@
 """The process ``fleet agent``: the central one, or the one of a GPU host."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import signal
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from comfy_fleet.adapters.folders import locked
 from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.agent.cleaner import Folders
 from comfy_fleet.agent.host import HostAgent, Member
@@ -149,10 +151,12 @@ async def run(
         hurry: Ends it without waiting for them.
 
     Raises:
-        ConfigError: A port is taken, or a GPU or program is not there.
+        ConfigError: A port is taken, a GPU or program is not there, or another agent works on the folder.
     """
     api_host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
     api_url = options.join or f"http://{api_host}:{settings.api_port}"
+    if urlsplit(api_url).scheme not in ("http", "https"):
+        raise ConfigError(f"--join {api_url} must look like http://HOST:PORT or https://HOST")
     token = options.token or settings.agent_token
     name = options.host or host_name()
     central = options.central
@@ -192,6 +196,7 @@ async def run(
     await server.start()
     supervisor: Supervisor | None = None
     tasks: list[asyncio.Task[None]] = []
+    alone = contextlib.ExitStack()
     try:
         if options.metrics_port is not None:
             await metrics.start()
@@ -199,7 +204,21 @@ async def run(
         gpus = await host.look_at_gpus()
         for node in options.beside:
             host.add(_beside(host, node, options))
+            for folder in (node.output, node.input):
+                if folder is not None and not folder.is_dir():
+                    logger.warning(
+                        "folder is not there: its files are not deleted",
+                        extra={"node": node.name, "folder": str(folder)},
+                    )
         if options.supervision is not None:
+            # Two would start two ComfyUIs on one GPU, in one folder, with one database.
+            alone.enter_context(
+                locked(
+                    settings.data / "comfyui" / "agent.lock",
+                    who="`fleet agent --comfyui`",
+                    instead="give this one another --data",
+                )
+            )
             supervisor = Supervisor(options.supervision, host, address=address, data=settings.data)
             for member in supervisor.plan(gpus, lambda **more: _joining(host, options, **more)):
                 host.add(member)
@@ -223,6 +242,7 @@ async def run(
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.stop()
         await metrics.stop()
+        alone.close()
 
 
 async def _wait(stop: asyncio.Event) -> None:

@@ -104,7 +104,7 @@ class Agent:
         """
         loop = asyncio.get_running_loop()
         opening = loop.create_server(lambda: _Question(self), self._host, self._port)
-        way_out = "set FLEET_AGENT_PORT to a free port"
+        way_out = "name a free port: --port or FLEET_AGENT_PORT"
         self._server = await listen(opening, self._host, self._port, way_out=way_out)
         self._listener = asyncio.create_task(self._follow(), name="agent's nodes")
         logger.info("agent listens", extra={"host": self._host, "port": self.port})

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 ALL = "all"
 CPU = "cpu"
+_KEY = re.compile(r"[0-9]{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{1,80}")
+"""What a GPU may be called where NVML can't say which there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +202,10 @@ def places_of(wanted: str, gpus: Gpus) -> list[Place]:
                 f"{gpus.why.what_to_do or 'see nvidia-smi'}. To run on the CPU: --gpus cpu"
             )
         return found
-    return [_place(key.strip(), gpus, labels) for key in wanted.split(",") if key.strip()]
+    keys = [key.strip() for key in wanted.split(",") if key.strip()]
+    if not keys:
+        raise ConfigError(f"--gpus {wanted!r} names no GPU; say all, cpu, or indices or UUIDs with commas")
+    return [_place(key, gpus, labels) for key in keys]
 
 
 def _labels(gpus: Gpus) -> dict[str, str]:
@@ -219,8 +225,10 @@ def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> Place:
     if found is None and gpus.why is Nvml.OK:
         there = ", ".join(f"{label.removeprefix('gpu')} ({device})" for device, label in labels.items())
         raise ConfigError(f"--gpus: there is no GPU {key}; there are: {there}")
+    if found is None and not _KEY.fullmatch(key):
+        raise ConfigError(f"--gpus: {key!r} is neither an index nor a UUID; say all, cpu, or such as 0,2")
     device = found.uuid or key if found is not None else key  # AMD's too: what the runtime makes of it
-    label = labels.get(device, f"gpu{key.lower()}")
+    label = labels.get(device, f"gpu{re.sub('[^a-z0-9]+', '-', key.lower().removeprefix('gpu-'))[:12]}")
     return Place(
         label=label, device=device, called=frozenset({key, label, label.removeprefix("gpu"), device})
     )

@@ -127,6 +127,12 @@ async def test_a_taken_port_is_told(clock: Clock) -> None:
     await first.stop()
 
 
+@pytest.mark.parametrize("address", ["192.0.2.1", "nowhere.invalid"])
+async def test_an_address_of_another_machine_is_told_as_such(clock: Clock, address: str) -> None:
+    with pytest.raises(ConfigError, match="no address of this machine: --advertise"):
+        await Agent(Told(), reach=Trusting(), host=address, port=0, clock=clock).start()
+
+
 async def test_run_ends_with_stop() -> None:
     agent = Agent(Told(G1), reach=Trusting(), host="127.0.0.1", port=0)
     stop = asyncio.Event()

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.agent.main import AgentOptions, run
 from comfy_fleet.dispatch_main import open_dispatcher
+from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.supervise import Limits
+from comfy_fleet.settings import Settings
 from tests.factories import GRAPH, new_job
 from tests.fleet import Running
 from tests.integration.agent_kit import Host, checkout, cpu, host_of
@@ -41,9 +44,9 @@ async def test_one_command_starts_and_registers_comfyuis_and_nothing_is_left_aft
         assert first.node.url != second.node.url
         assert first.node.agent == second.node.agent
         assert first.node.labels == {"host": "h1"}
+        await eventually("both have told their memory", lambda: _seen_by(host, "ComfyUI's /system_stats"))
         report = await host.report(f"{NODE}-0")
         assert (report["phase"], report["restarts"], report["busy"]) == ("up", 0, False)
-        assert report["vram"]["source"] == "ComfyUI's /system_stats"
         assert report["version"]
         pid = report["pid"]
         os.kill(pid, 0)
@@ -53,6 +56,30 @@ async def test_one_command_starts_and_registers_comfyuis_and_nothing_is_left_aft
     async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, per_gpu=2)) as host:
         await host.said(f"{NODE}-0", "ready")
         assert (await host.state(f"{NODE}-0")).node.url == url  # name and port stay
+
+
+async def _seen_by(host: Host, source: str) -> bool:
+    return bool((await host.report(f"{NODE}-0"))["vram"]["source"] == source)
+
+
+async def test_a_second_agent_on_the_same_folder_starts_nothing(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path)) as host:
+        await host.said(NODE, "ready")
+        ports = (tmp_path / "comfyui" / "ports.json").read_text()
+        second = AgentOptions(join=host.api.url, host="h2", port=0, supervision=cpu(tmp_path))
+        with pytest.raises(ConfigError, match=rf"pid {os.getpid()}\) works on .*--data"):
+            await run(host.settings, second, asyncio.Event())
+        assert starts(tmp_path) == 1
+        assert (tmp_path / "comfyui" / "ports.json").read_text() == ports
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "127.0.0.1:8188"])
+async def test_a_url_that_is_none_is_told_before_anything_starts(tmp_path: Path, url: str) -> None:
+    options = AgentOptions(join=url, host="h1", port=0, advertise="127.0.0.1", supervision=cpu(tmp_path))
+    with pytest.raises(ConfigError, match="must look like http"):
+        await run(Settings(data=tmp_path), options, asyncio.Event())
 
 
 async def test_a_killed_comfyui_takes_jobs_again_within_its_start_and_two_seconds(

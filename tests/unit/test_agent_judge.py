@@ -105,3 +105,14 @@ def test_a_node_on_the_cpu_needs_little_of_the_host_s_memory(used: float, word: 
     judge.look(NONE, [Seated(gpu=CPU, claim=Claim(node="a", counted=counted))], now_s=0)
     assert said(judge, "a").word is word
     assert judge.facts("a")["available"] == (16 * GIB - (int(used * GIB) - GIB // 4))
+
+
+def test_a_neighbour_that_starts_takes_nobody_out() -> None:
+    counted = Counted(device=Device.HOST, total=16 * GIB, used=10 * GIB, own=GIB // 4)
+    judge = Judge()
+    seats = [Seated(gpu=CPU, claim=Claim(node="a", counted=counted)), Seated(gpu=CPU, claim=Claim(node="b"))]
+    for now_s in (0, 600):
+        judge.look(Gpus(why=Nvml.NO_LIBRARY), seats, now_s=now_s)
+        said = judge.of("a")
+        assert said is not None
+        assert said.word is Word.READY

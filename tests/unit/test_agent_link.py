@@ -126,3 +126,17 @@ async def test_news_is_sent_at_once() -> None:
             await asyncio.sleep(0.001)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_wrong_token_is_told_in_the_agent_s_words() -> None:
+    refused = httpx.Response(401, json={"error": {"code": "unauthorized", "message": "send an API key"}})
+    for token, words in (("old", "does not know this token"), (None, "wants the agents' token")):
+        link = Api(refused).link(token=token)
+        running = asyncio.create_task(link.run())
+        async with asyncio.timeout(5):
+            while not link.trouble:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert words in link.trouble
+        assert "FLEET_AGENT_TOKEN" in link.trouble

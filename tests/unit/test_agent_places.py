@@ -76,6 +76,20 @@ def test_what_is_not_there_is_told_with_what_is() -> None:
     with pytest.raises(ConfigError, match="--gpus cpu"):
         places_of("all", NONE)
     assert short(places_of("0", NONE)) == [("gpu0", "0")]  # AMD: NVML knows nothing of it
+    amd = "GPU-4f1a2b3c4d5e6f70"
+    assert short(places_of(amd, NONE)) == [("gpu4f1a2b3c4d5e", amd)]
+
+
+@pytest.mark.parametrize("text", ["", " ", ","])
+def test_no_gpu_at_all_is_told(text: str) -> None:
+    with pytest.raises(ConfigError, match="names no GPU"):
+        places_of(text, TWO)
+
+
+@pytest.mark.parametrize("text", ["bananas", "-1", "0;rm", "all,0", "0-3"])
+def test_what_can_be_no_gpu_starts_nothing(text: str) -> None:
+    with pytest.raises(ConfigError, match="neither an index nor a UUID"):
+        places_of(text, NONE)
 
 
 def test_comfyuis_that_run_already_are_read() -> None:
@@ -91,5 +105,7 @@ def test_comfyuis_that_run_already_are_read() -> None:
         beside(["http://10.0.0.1:8188"], {}, {})
     with pytest.raises(Fail, match="g2"):
         beside([], {"g2": "/srv"}, {})
+    with pytest.raises(Fail, match="g1 is named twice"):
+        beside(["g1=http://10.0.0.1:8188", "g1=http://10.0.0.2:8188"], {}, {})
     with pytest.raises(BadInput):
         beside(["g1=https://10.0.0.1"], {}, {})
