@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 2.0
 _INTERRUPT_EVERY_S = 3.0
 _NEWEST_AGAIN_S = 0.5
+_NEWEST_SHARE = 0.1  # of the idle time: how late a short prompt may be noticed
 _QUEUE_EVERY_S = 0.45  # whole graphs come with it: less often than memory
 
 
@@ -123,16 +124,14 @@ class NodeProbe:
         if self.busy_at is None or self.queue.busy:
             return False
         now, known = self._clock(), self._newest
-        idle_since = self._newest_at if known is None else max(self.busy_at, self._newest_at)
-        if now - idle_since < (_NEWEST_AGAIN_S if known is None else idle_s):
+        if now - self._newest_at < (_NEWEST_AGAIN_S if known is None else idle_s * _NEWEST_SHARE):
             return False
         self._newest_at, self._newest = now, await self._newest_prompt()
         if known is None or self._newest is None:  # it has just become idle, or does not say
             return False
         if self._newest != known:
             self.busy_at, self.freed = now, False
-            return False
-        if self.freed:
+        if self.freed or now - self.busy_at < idle_s:
             return False
         await self._free()
         return self.freed
