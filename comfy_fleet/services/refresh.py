@@ -23,7 +23,7 @@ AT_ONCE = 8  # nodes that are asked side by side
 READING_S = 20  # a process that asks and dies holds a node so long
 RETRY_S = 5.0
 POLL_S = 0.05
-NEW_AGAIN_S = (0.05, 0.1, 0.2)  # how soon a node that just joined is asked again
+NEW_AGAIN_S = (0.05, 0.05, 0.1, 0.2)  # how soon a node that just joined is asked again
 
 
 class NodeInfo(Protocol):

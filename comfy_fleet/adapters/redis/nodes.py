@@ -20,7 +20,7 @@ LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
 MOVING = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
 """What :func:`read_node` wants to know of what changes about a node."""
 LONGEST_PAUSE_S = 0.25  # between two looks at a registry that changes all the time
-CREDIT_S = 0.5  # pauses that need not be made yet: one new node is a few changes
+CREDIT_S = 1.0  # pauses that need not be made yet: one new node is three changes within half a second
 Row = list[Any]
 """What ``node_states.lua`` tells of one node."""
 
