@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from comfy_fleet.adapters.manifest import resolve
-from comfy_fleet.domain.errors import BadInput, ConfigError, FleetError, NotFound
+from comfy_fleet.domain.errors import BadInput, ConfigError, FleetError, NotFound, WorkflowBroken
 from comfy_fleet.domain.graph import check
 from comfy_fleet.domain.node import NAME
 from comfy_fleet.domain.workflow import Workflow
@@ -63,7 +63,7 @@ class WorkflowCatalog:
 
         Raises:
             NotFound: No such workflow; details list those that there are.
-            ConfigError: It has never been readable since this process started.
+            WorkflowBroken: It has never been readable since this process started.
         """
         entry = self._entry(name) if NAME.fullmatch(name) else None
         if entry is None:
@@ -73,7 +73,9 @@ class WorkflowCatalog:
                 details={"field": "workflow", "workflows": have},
             )
         if entry.workflow is None:
-            raise entry.error or ConfigError(f"workflow {name} can't be read")
+            raise WorkflowBroken(
+                f"stored workflow {name} can't be used: {entry.error}", details={"field": "workflow"}
+            )
         return entry.workflow
 
     def errors(self) -> dict[str, ConfigError]:

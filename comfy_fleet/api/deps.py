@@ -12,6 +12,7 @@ from comfy_fleet.api.auth import Caller, Keys
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.incoming import Pace
 from comfy_fleet.api.links import Links
+from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.ports import AssetStore, Events, Hosts, JobStore, NodeRegistry, Replays
 from comfy_fleet.services.inventories import NodeInventories
@@ -37,10 +38,13 @@ class Catalog(Protocol):
     """The stored workflows."""
 
     def get(self, name: str) -> Workflow:
-        """Return a workflow; raises NotFound."""
+        """Return a workflow; raises NotFound, WorkflowBroken."""
 
     def list(self) -> Sequence[Workflow]:
         """Return all of them by name."""
+
+    def errors(self) -> Mapping[str, ConfigError]:
+        """Return what is wrong with the files of which."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,9 @@ class NewJobBody(WhereBody):
 
 @router.get("/workflows", summary="List stored workflows")
 async def list_workflows(request: Request) -> Response:
-    """Every stored workflow with its parameters' names."""
+    """Every stored workflow with its parameters' names; `broken` says whose files can't be used, and why."""
     owner(request)
+    catalog = deps(request).catalog
     found = [
         {
             "name": w.name,
@@ -47,9 +48,10 @@ async def list_workflows(request: Request) -> Response:
             "version": w.version,
             "parameters": [p.name for p in w.parameters],
         }
-        for w in deps(request).catalog.list()
+        for w in catalog.list()
     ]
-    return json_response({"workflows": found})
+    broken = {name: str(error) for name, error in catalog.errors().items()}
+    return json_response({"workflows": found, "broken": broken})
 
 
 @router.get("/workflows/{name}", summary="Show a stored workflow")

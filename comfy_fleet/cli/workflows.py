@@ -18,6 +18,8 @@ Name = Annotated[str, typer.Argument(help="The workflow's name.")]
 @app.command("ls")
 def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """List the stored workflows."""
+    from rich.markup import escape
+
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_json, stderr, stdout, table
 
@@ -30,10 +32,16 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
         (workflow["name"], workflow.get("title"), _first_sentence(workflow.get("description") or ""))
         for workflow in answer["workflows"]
     ]
-    if not rows:
+    broken: dict[str, str] = answer.get("broken") or {}
+    if rows:
+        stdout().print(table(["<Workflow", "Title", "Description"], rows))
+    elif not broken:
         stderr().print("no workflows; put one into workflows/NAME/workflow.json")
-        return
-    stdout().print(table(["<Workflow", "Title", "Description"], rows))
+    listed = {row[0] for row in rows}
+    for name, why in broken.items():
+        stderr().print(f"[bold red]broken:[/] {escape(name)}: {escape(why)}", soft_wrap=True)
+        if name in listed:
+            stderr().print(f"  its last good version is served meanwhile: {escape(name)}", soft_wrap=True)
 
 
 @app.command()

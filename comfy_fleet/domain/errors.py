@@ -93,6 +93,12 @@ class Conflict(FleetError):
     code = "conflict"
 
 
+class WorkflowBroken(Conflict):
+    """The stored workflow's files can't be used; the message names file and key."""
+
+    code = "workflow_broken"
+
+
 class HashMismatch(Conflict):
     """The declared hash is not the hash of the bytes that came."""
 

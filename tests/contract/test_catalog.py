@@ -9,7 +9,7 @@ import pytest
 
 from comfy_fleet.adapters.catalog import WorkflowCatalog, load
 from comfy_fleet.domain.binding import bind
-from comfy_fleet.domain.errors import ConfigError, NotFound
+from comfy_fleet.domain.errors import ConfigError, NotFound, WorkflowBroken
 
 GRAPH: dict[str, Any] = {
     "1": {
@@ -102,7 +102,7 @@ def test_a_workflow_that_never_worked_says_why_and_one_that_is_gone_is_gone(tmp_
     folder = write(tmp_path, "w", graph="[]")
     catalog = WorkflowCatalog(tmp_path)
     assert catalog.names() == []
-    with pytest.raises(ConfigError, match=r"w/workflow\.json"):
+    with pytest.raises(WorkflowBroken, match=r"workflow w can't be used: w/workflow\.json"):
         catalog.get("w")
     (folder / "workflow.json").unlink()
     with pytest.raises(NotFound):

@@ -34,6 +34,27 @@ async def test_workflows_tell_their_parameters(api: Api) -> None:
         assert (await api.client.get(f"/api/v1/workflows/{name}")).status_code == 404
 
 
+async def test_a_workflow_whose_files_are_broken_says_why_wherever_it_is_named(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    folder = tmp_path / "workflows" / "card"
+    folder.mkdir(parents=True)
+    (folder / "workflow.json").write_text("{ half a fi")
+    async with running(redis_port, tmp_path / "data", workflows=tmp_path / "workflows") as api:
+        await api.add_node(info=False)
+        listed = (await api.client.get("/api/v1/workflows")).json()
+        assert listed["workflows"] == []
+        assert "card/workflow.json is not JSON" in listed["broken"]["card"]
+        answers = [
+            await api.client.get("/api/v1/workflows/card"),
+            await api.client.post("/api/v1/workflows/card/jobs", json={}),
+            await api.client.post("/api/v1/generate", json={"prompt": "x", "workflow": "card"}),
+        ]
+        for answer in answers:
+            assert code(answer) == (409, "workflow_broken")
+            assert "card/workflow.json is not JSON" in answer.json()["error"]["message"]
+
+
 async def test_a_stored_workflow_becomes_a_job(api: Api) -> None:
     answer = await api.client.post(
         "/api/v1/workflows/image_card/jobs",

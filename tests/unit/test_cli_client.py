@@ -445,3 +445,15 @@ def test_what_can_not_work_is_refused_before_a_job_is_made(
     assert says in result.exception.message
     assert result.exception.exit is Exit.USAGE
     assert not [seen for seen in canned.seen if seen[0] == "POST"]
+
+
+def test_broken_workflows_are_named_beside_those_that_work(canned: Canned) -> None:
+    good = {"name": "card", "title": "Card", "description": "", "version": "v", "parameters": []}
+    broken = {"face": "face/workflow.toml: no node has title '[x]'", "card": "card/workflow.json is not JSON"}
+    canned.on("GET", "/api/v1/workflows", {"workflows": [good], "broken": broken})
+    result = run(canned, "workflow", "ls")
+    assert result.exit_code == 0
+    assert "broken: face: face/workflow.toml: no node has title '[x]'" in result.stderr
+    assert result.stderr.count("last good version") == 1
+    canned.on("GET", "/api/v1/workflows", {"workflows": [], "broken": {}})
+    assert "no workflows" in run(canned, "workflow", "ls").stderr
