@@ -63,6 +63,7 @@ class Process:
         limits: Limits | None = None,
         gpu_busy: Callable[[], int | None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
+        turn: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Describe it; nothing runs before :meth:`run`.
@@ -74,6 +75,7 @@ class Process:
             limits: When it is restarted.
             gpu_busy: Percent of the time in which its GPU computes, if that is known.
             on_change: Called whenever it comes into another phase.
+            turn: Whether it may be recycled now.
             clock: Seconds, monotonic.
         """
         self.probe = probe
@@ -83,6 +85,7 @@ class Process:
         self._limits = limits or Limits()
         self._gpu_busy = gpu_busy
         self._on_change = on_change
+        self._turn = turn
         self._clock = clock
         self._pulse = Pulse(probe.url, client_id, clock=clock)
         self._log = LogFile(spec.log)
@@ -192,6 +195,7 @@ class Process:
             rss_bytes=self.used.own_bytes,
             jobs=self._pulse.jobs,
             needed=self.probe.queue.busy or self._clear_at is None,
+            turn=self._turn(),
         )
 
     def _read_usage(self, now: float) -> None:

@@ -18,7 +18,7 @@ from comfy_fleet.agent.process import Process, Spec
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.gpu import Gpus, Nvml
 from comfy_fleet.domain.host import Joining
-from comfy_fleet.domain.supervise import Limits
+from comfy_fleet.domain.supervise import Limits, Phase
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ class Supervisor:
             limits=wanted.limits,
             gpu_busy=lambda: self._host.busy_gpu(place.device),
             on_change=lambda: self._host.on_change(),  # noqa: PLW0108 - it is set later
+            turn=lambda: self._turn(name),
         )
         self._processes.append(process)
         return Member(
@@ -149,6 +150,11 @@ class Supervisor:
             joining=join(name=name, url=url, cleans=True, simulated=wanted.simulated),
             folders=Folders(output=folder / "output", input=folder / "input"),
         )
+
+    def _turn(self, name: str) -> bool:
+        """Tell whether a process may be recycled: one of a host at a time."""
+        away = (Phase.LEAVING, Phase.STOPPING, Phase.STARTING)
+        return not any(one.watch.phase in away for one in self._processes if one.spec.name != name)
 
     async def run(self) -> None:
         """Keep them running until canceled, then end them all at once."""

@@ -72,6 +72,7 @@ class Look:
         rss_bytes: Host memory of its own; None if it can't be told.
         jobs: Prompts that it has finished since it was started.
         needed: Whether anything runs on it, or a run still fetches its files.
+        turn: Whether it may be recycled now. Those of one host wear alike: all would go at once.
     """
 
     now: float
@@ -83,6 +84,7 @@ class Look:
     rss_bytes: int | None = None
     jobs: int = 0
     needed: bool = True
+    turn: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,9 @@ class Watch:
 
 IDLE_RATE = 0.05
 """Seconds of work a second below which a process counts as idle: threads that only wait wake up, too."""
+
+_LEAKS_ON = 1.2
+"""So far beyond its limit of host memory nobody waits for a turn."""
 
 SETTLE_S = 2.0
 """HAProxy has heard ``drain`` by then, and who was granted a lease before has claimed a job."""
@@ -189,7 +194,8 @@ def _kill(watch: Watch, look: Look, why: str, limits: Limits) -> tuple[Watch, Or
 def _worn(look: Look, limits: Limits) -> str:
     if limits.rss_bytes is not None and look.rss_bytes is not None and look.rss_bytes > limits.rss_bytes:
         held, limit = look.rss_bytes / 2**30, limits.rss_bytes / 2**30
-        return f"holds {held:.1f} GiB of host memory, the limit is {limit:.1f}"
-    if limits.jobs and look.jobs >= limits.jobs:
+        if look.turn or held > limit * _LEAKS_ON:
+            return f"holds {held:.1f} GiB of host memory, the limit is {limit:.1f}"
+    if limits.jobs and look.jobs >= limits.jobs and look.turn:
         return f"is recycled after {look.jobs} jobs"
     return ""

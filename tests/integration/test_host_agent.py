@@ -192,6 +192,34 @@ async def test_a_comfyui_is_recycled_after_so_many_jobs_but_not_while_it_works(
         assert (await host.report(NODE))["jobs"] == 0
 
 
+async def test_worn_comfyuis_of_one_host_are_recycled_one_after_the_other(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    names = [f"{NODE}-{n}" for n in (0, 1)]
+    supervision = cpu(tmp_path, "--slow-start", "1", limits=Limits(jobs=2), per_gpu=2)
+    async with host_of(redis_port, tmp_path, supervision=supervision) as host:
+        for name in names:
+            await host.said(name, "ready")
+        for name in names:
+            await _two_jobs(host, (await host.state(name)).node.url)
+        away: list[int] = []
+
+        async def both_came_back() -> bool:
+            words = [(await host.api.stores.hosts.words(name))[0] for name in names]
+            away.append(words.count("drain"))
+            return all(starts(tmp_path, name) == 2 for name in names) and not away[-1]
+
+        await eventually("both were recycled", both_came_back, within_s=60)
+        assert max(away) == 1, away
+
+
+async def _two_jobs(host: Host, url: str) -> None:
+    for seed in range(2):
+        graph = {**GRAPH, "1": {**GRAPH["1"], "inputs": {**GRAPH["1"]["inputs"], "color": seed}}}
+        answer = await host.http.post(f"{url}/prompt", json={"prompt": graph, "client_id": "x"})
+        assert answer.status_code == 200, answer.text
+
+
 async def test_the_job_of_a_killed_comfyui_runs_elsewhere_within_two_seconds(
     redis: Redis, redis_port: int, tmp_path: Path
 ) -> None:

@@ -121,3 +121,12 @@ def test_only_what_is_up_can_be_recycled_by_hand() -> None:
     assert UP.recycle("because", 1.0).phase is Phase.LEAVING
     starting = replace(UP, phase=Phase.STARTING)
     assert starting.recycle("because", 1.0) is starting
+
+
+def test_a_worn_process_waits_for_its_turn_but_not_while_it_leaks_on() -> None:
+    done = replace(WELL, jobs=5, turn=False)
+    assert step(UP, done, LIMITS)[0].phase is Phase.UP
+    assert step(UP, replace(done, turn=True), LIMITS)[0].phase is Phase.LEAVING
+    leaking = replace(WELL, rss_bytes=11 * 2**30, turn=False)
+    assert step(UP, leaking, LIMITS)[0].phase is Phase.UP
+    assert step(UP, replace(leaking, rss_bytes=13 * 2**30), LIMITS)[0].phase is Phase.LEAVING
