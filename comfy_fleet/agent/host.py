@@ -252,6 +252,7 @@ class HostAgent:
             "version": probe.version,
             "busy": probe.queue.busy,
             "orphans": [prompt.id for prompt in probe.queue.orphans],
+            "trouble": probe.trouble[:300],
             "answered_s_ago": None if probe.heard_at is None else round(now - probe.heard_at, 1),
             "cleans": member.folders is not None,
         }

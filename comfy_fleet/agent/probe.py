@@ -31,6 +31,7 @@ class NodeProbe:
         stats: What it says of its memory.
         heard_at: When it last answered; None: never.
         busy_at: When it was last known to work, or it answered for the first time.
+        trouble: Why it did not answer when it was last asked; empty: it did.
         version: Its version of ComfyUI.
         freed: Whether it was asked to unload its models since it last was busy.
         frees: How often it was.
@@ -59,6 +60,7 @@ class NodeProbe:
         self.heard_at: float | None = None
         self.busy_at: float | None = None
         self.looked_at: float | None = None
+        self.trouble = ""
         self.version = ""
         self.freed = False
         self.frees = 0
@@ -184,8 +186,10 @@ class NodeProbe:
     async def _look_at_stats(self) -> None:
         try:
             await self.stats.ask()
-        except NodeError:
+        except NodeError as error:
+            self.trouble = error.message
             return
+        self.trouble = ""
         self._heard()
         self.version = self.stats.version
 

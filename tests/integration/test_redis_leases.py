@@ -197,6 +197,7 @@ async def test_the_mean_speed_of_a_node_follows_its_warm_runs(stores: Stores) ->
     assert await ran(1.0, "a") == (1.0, 1)
     assert await ran(0.0, "a") == (0.5, 2)  # of a few runs the mean
     assert await ran(9.0, "a", "b") == (0.5, 2)
+    mean = 1.0
     for _ in range(40):
         mean, _ = await ran(0.0)
     assert mean < 0.01

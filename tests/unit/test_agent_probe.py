@@ -1,4 +1,4 @@
-"""What an agent makes of a node's answers: whether it was idle for so long that its models may go."""
+"""What an agent makes of a node's answers: why there is none, and whether its models may go."""
 
 from collections.abc import AsyncIterator
 
@@ -108,3 +108,23 @@ async def test_one_that_does_not_tell_its_history_is_left_alone(node: ComfyUI, p
     node.history = None
     await idle(node, probe, 2 * IDLE_S)
     assert node.frees() == 0
+
+
+async def test_it_says_why_a_node_did_not_answer_until_it_does() -> None:
+    alive = False
+
+    def node(request: httpx.Request) -> httpx.Response:
+        if not alive:
+            raise httpx.ConnectError("Connection refused")
+        if request.url.path == "/queue":
+            return httpx.Response(200, json={"queue_running": [], "queue_pending": []})
+        device = {"name": "cpu", "type": "cpu", "vram_total": 1, "vram_free": 1}
+        return httpx.Response(200, json={"system": {"comfyui_version": "0.3.64"}, "devices": [device]})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(node)) as client:
+        probe = NodeProbe("g1", "http://10.0.0.1:8188", client)
+        await probe.look()
+        assert (probe.heard_at, "Connection refused" in probe.trouble) == (None, True)
+        alive = True
+        await probe.look()
+        assert (probe.heard_at is not None, probe.trouble, probe.version) == (True, "", "0.3.64")
