@@ -90,6 +90,7 @@ class Agent:
         self._server: asyncio.Server | None = None
         self._listener: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
+        self._questions: set[asyncio.Transport] = set()
 
     @property
     def port(self) -> int:
@@ -103,16 +104,18 @@ class Agent:
             ConfigError: The port is taken.
         """
         loop = asyncio.get_running_loop()
-        opening = loop.create_server(lambda: _Question(self), self._host, self._port)
+        opening = loop.create_server(lambda: _Question(self, self._questions), self._host, self._port)
         way_out = "name a free port: --port or FLEET_AGENT_PORT"
         self._server = await listen(opening, self._host, self._port, way_out=way_out)
         self._listener = asyncio.create_task(self._follow(), name="agent's nodes")
         logger.info("agent listens", extra={"host": self._host, "port": self.port})
 
     async def stop(self) -> None:
-        """Stop listening and following."""
+        """Stop listening and following; who still asks gets no answer."""
         if self._server is not None:
             self._server.close()
+        for transport in tuple(self._questions):
+            transport.abort()  # closing a server leaves its connections as they are
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
@@ -174,13 +177,15 @@ class Agent:
 class _Question(asyncio.Protocol):
     """One agent-check: a name in, a line out. Without a task: a fleet asks hundreds of times a second."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, open_: set[asyncio.Transport]) -> None:
         self._agent = agent
+        self._open = open_
         self._text = b""
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class, only by methods
+        self._open.add(self._transport)
         self._timer = asyncio.get_running_loop().call_later(_QUESTION_TIMEOUT_S, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -198,5 +203,6 @@ class _Question(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._open.discard(self._transport)
         if self._timer is not None:
             self._timer.cancel()

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_low import ComfyLow
+from comfy_low import ComfyLow, errors
 from comfy_sdk import AsyncComfy, Comfy, Preview, Progress, StatusChange
 from comfy_sdk.exceptions import (
     ComfyError,
-    IdempotencyKeyReuse,
     InvalidWorkflow,
     MissingAsset,
-    WorkflowFormatUi,
 )
 from PIL import Image
 
@@ -142,13 +140,11 @@ def test_the_low_level_face(fleet: Up) -> None:
     low = ComfyLow(fleet.url, "any")
     key = str(uuid.uuid4())
     job = low.post_jobs(graph(), idempotency_key=key)
-    with pytest.raises(Exception, match="Idempotency-Key") as reuse:
+    with pytest.raises(errors.IdempotencyKeyReuse, match="Idempotency-Key") as reuse:
         low.post_jobs(graph(), idempotency_key=key)
-    assert getattr(reuse.value, "details", {})["job_id"] == job.id
-    with pytest.raises(Exception, match="format") as editor:
+    assert reuse.value.details and reuse.value.details["job_id"] == job.id
+    with pytest.raises(errors.WorkflowFormatUi, match="format"):
         low.post_jobs({"nodes": [], "links": [], "last_node_id": 0})
-    assert type(editor.value).__name__ == WorkflowFormatUi.__name__
-    assert IdempotencyKeyReuse.__name__ == type(reuse.value).__name__
     low.close()
 
 

@@ -1,6 +1,7 @@
 """The agent's answers on its port, and how it learns of its nodes."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 import httpx
@@ -131,6 +132,24 @@ async def test_a_taken_port_is_told(clock: Clock) -> None:
 async def test_an_address_of_another_machine_is_told_as_such(clock: Clock, address: str) -> None:
     with pytest.raises(ConfigError, match="no address of this machine: --advertise"):
         await Agent(Told(), reach=Trusting(), host=address, port=0, clock=clock).start()
+
+
+async def test_who_still_asks_when_it_stops_is_not_kept(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.agent.server._QUESTION_TIMEOUT_S", 3600.0)
+    agent = Agent(Told(G1), reach=Trusting(), host="127.0.0.1", port=0, clock=clock)
+    await agent.start()
+    await agent.heard()
+    reader, writer = await asyncio.open_connection("127.0.0.1", agent.port)
+    writer.write(b"g1")  # a name without its end
+    await eventually("it was heard", lambda: bool(agent._questions))
+    await agent.stop()
+    with contextlib.suppress(ConnectionResetError):
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+    assert not agent._questions
+    writer.close()
 
 
 async def test_run_ends_with_stop() -> None:

@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
+from comfy_sdk import AsyncComfy
+from comfy_sdk.exceptions import Unauthorized
 from redis.asyncio import Redis
 
 from comfy_fleet.api.auth import Keys
@@ -124,6 +125,13 @@ def test_keys_stay_out_of_memory_and_repr(tmp_path: Path) -> None:
     assert ANN not in repr(vars(keys))
 
 
-async def test_the_sdk_shows_its_key(api: Api) -> None:
-    async with httpx.AsyncClient(base_url=api.url, headers=bearer(ANN)) as client:
-        assert (await client.get("/api/v2/jobs")).json() == {"jobs": [], "next_cursor": None}
+async def test_the_sdk_shows_its_key(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFY_BASE_URL", api.url)
+    for key, who in ((ANN, "ann"), (BOB, "bob")):
+        async with AsyncComfy(api_key=key) as client:
+            job = await client.submit(client.workflows.from_json(GRAPH))
+        record = await api.stores.jobs.get(job.id)
+        assert record is not None and record.owner == who
+    async with AsyncComfy(api_key="wrong") as client:
+        with pytest.raises(Unauthorized):
+            await client.submit(client.workflows.from_json(GRAPH))

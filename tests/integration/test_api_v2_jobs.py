@@ -321,7 +321,7 @@ async def test_keyless_fleets_are_out_of_reach_for_web_pages(ready: Api) -> None
     assert (await post(Authorization="Bearer whatever")).status_code == 201
 
 
-async def test_redis_away_is_an_upstream_error(
+async def test_a_defect_is_an_upstream_error_that_tells_no_secret(
     ready: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(*args: object, **kwargs: object) -> None:

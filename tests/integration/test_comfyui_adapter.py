@@ -231,7 +231,13 @@ async def test_a_node_that_breaks_off_leaves_the_post_open(tmp_path: Path) -> No
         node.freeze()
         posting = asyncio.create_task(fleet.nodes.post_prompt("g1", graph=graph(), run=str(uuid4()), job="j"))
         asking = asyncio.create_task(fleet.nodes.queue_state("g1", str(uuid4())))
-        await asyncio.sleep(0.1)
+
+        async def under_way() -> bool:
+            rows = await fleet.broker.controller.broker.runtime.stats("be_direct")
+            calls = [int(row["scur"]) for row in rows if row["svname"] == "g1"]
+            return calls == [2] and sum(one._busy for one in node._server._connections) >= 2
+
+        await eventually("the node has both", under_way)
         assert not posting.done()
         await node.crash()
         assert isinstance(await posting, PostUnknown)

@@ -150,7 +150,10 @@ class Host:
         else:
             assert words[0] == "fleet"
             argv, env = self.argv(service, words[1:]), self.environment(service)
-        return subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False, env=env)
+        try:
+            return subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False, env=env)
+        except subprocess.TimeoutExpired:  # to the engine one that failed: it asks again
+            return subprocess.CompletedProcess(argv, 1, "", "no answer within 10 s")
 
     def healthy(self, service: str, within_s: float = 30) -> None:
         deadline = time.monotonic() + within_s

@@ -274,13 +274,16 @@ async def test_only_nodes_that_changed_since_are_looked_at(changed_at: float, mo
 
 async def test_a_job_keeps_its_needs_and_gets_those_that_came() -> None:
     world = World()
-    world.has = {"small": parse({"SaveImage": {"output_node": True}})}
+    loader = {"input": {"required": {"vae_name": [["b.pt"]]}}, "output_node": True}
+    world.has = {"small": parse({"VAELoader": loader})}
     world.changed_at = 150.0
     world.needs_kept["k"] = Needs(classes=frozenset({"Rare"}), choices=frozenset({("Rare", "x", "a.pt")}))
-    moved = await (await world.care()).misfit(claim("small", Placement(needs="k")), GRAPH)
+    graph = {**GRAPH, "3": {"class_type": "VAELoader", "inputs": {"vae_name": "a.pt"}}}
+    moved = await (await world.care()).misfit(claim("small", Placement(needs="k")), graph)
     assert moved is not None
     kept = world.needs_kept[moved.needs]
-    assert (kept.classes, kept.choices) == ({"Rare", "EmptyImage"}, {("Rare", "x", "a.pt")})
+    assert kept.classes == {"Rare", "EmptyImage", "SaveImage"}
+    assert kept.choices == {("Rare", "x", "a.pt"), ("VAELoader", "vae_name", "a.pt")}
 
 
 async def test_a_node_whose_limits_changed_is_named_where_needs_can_not_say_it() -> None:
