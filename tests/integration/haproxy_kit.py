@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import contextlib
+import csv
 import hashlib
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.adapters.haproxy.controller import Controller
+from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.agent import Agent
 from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.node import Node, NodeState
@@ -50,6 +53,12 @@ async def raw_request(port: int, method: str, path: str, *headers: str, body: by
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
     return answer
+
+
+async def counted(runtime: Runtime, proxy: str, column: str, *, kind: int = 4) -> int:
+    """Sum a column of HAProxy's statistics up: of a backend's servers, or with kind 1 of a frontend."""
+    told = await runtime.ask(f"show stat {proxy} {kind} -1")
+    return sum(int(row[column] or 0) for row in csv.DictReader(io.StringIO(told.removeprefix("# "))))
 
 
 class TinyNode:

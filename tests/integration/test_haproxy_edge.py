@@ -18,6 +18,7 @@ from comfy_fleet.settings import Settings
 from tests.integration.haproxy_kit import (
     MemoryRegistry,
     TinyNode,
+    counted,
     eventually,
     make_settings,
     raw_request,
@@ -187,7 +188,7 @@ async def test_a_restart_of_the_api_is_waited_for(edge: Edge) -> None:
     runtime = Runtime(files(edge.settings).edge_socket)
 
     async def met_a_closed_port() -> bool:
-        return any(int(row["wretr"] or 0) for row in await runtime.stats("be_api"))
+        return await counted(runtime, "be_api", "wretr") > 0
 
     await eventually("HAProxy has met a closed port", met_a_closed_port)
     assert not asked.done()

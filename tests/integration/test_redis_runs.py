@@ -184,6 +184,13 @@ async def test_overdue_jobs_expire_and_are_never_claimed(stores: Stores) -> None
     ended = await stores.jobs.get(job.id)
     assert ended and ended.status is JobStatus.EXPIRED
     assert ended.error and ended.error.code == "deadline_exceeded"
+    await submit(stores)
+    runs = (await claim(stores)).job
+    await stores.redis.zadd("fleet:deadlines", {runs.id: 1})  # a leftover
+    assert await stores.runs.overdue(10) == 0
+    still = await stores.jobs.get(runs.id)
+    assert still is not None and still.status is JobStatus.RUNNING
+    assert await stores.redis.exists("fleet:deadlines") == 0
 
 
 async def test_secrets_live_apart_and_die_with_the_job(stores: Stores) -> None:
