@@ -47,6 +47,46 @@ async def test_a_host_s_nodes_are_registered_and_moved_but_the_operator_s_word_s
     assert pools == [set(), {b"h1-gpu0"}]
     await stores.nodes.remove("h1-gpu0")
     assert (await beat(hosts)).nodes == []
+    assert await stores.redis.exists("fleet:host:h1:nodes") == 0
+
+
+async def test_the_address_that_a_node_left_is_free(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=5.0)
+    await hosts.join("h1", replace(G1, url="http://10.0.0.1:9999"), now=6.0)
+    taken = await hosts.join("h2", replace(G1, name="h2-gpu0"), now=7.0)
+    assert taken.url == G1.url
+
+
+async def test_the_central_agent_says_nothing_of_a_node_that_has_its_own(
+    stores: Stores, hosts: RedisHosts
+) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Word.READY)])
+    await beat(hosts, "center", central=True, nodes=[NodeReport(name="h1-gpu0", word=Word.DRAIN, why="no")])
+    assert await hosts.words("h1-gpu0") == ("ready", "")
+
+
+async def test_the_first_that_is_heard_of_a_process_is_no_restart(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    for boot, starts in (("a", 0), ("a", 0), ("b", 1)):
+        await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Word.READY, boot=boot)])
+        (state,) = await stores.nodes.states()
+        assert state.reading.starts == starts
+
+
+async def test_a_neighbour_that_fell_silent_holds_nothing(stores: Stores, hosts: RedisHosts) -> None:
+    seat = Seat(gpu="GPU-a", pids=(1,), own=5, used=9)
+    for number in (1, 2):
+        joining = replace(G1, name=f"h{number}-gpu0", url=f"http://10.0.0.{number}:8188")
+        await hosts.join(f"h{number}", joining, now=1.0)
+    reports = [[NodeReport(name=f"h{number}-gpu0", word=Word.READY, seat=seat)] for number in (1, 2)]
+    await beat(hosts, "h1", nodes=reports[0])
+    assert set((await beat(hosts, "h2", nodes=reports[1])).neighbours) == {"h1-gpu0"}
+    raw = await stores.redis.hget("fleet:gpu:GPU-a", "h1-gpu0")
+    assert isinstance(raw, bytes)
+    await stores.redis.hset("fleet:gpu:GPU-a", "h1-gpu0", b"1.0 " + raw.partition(b" ")[2])  # long ago
+    assert (await beat(hosts, "h2", nodes=reports[1])).neighbours == {}
+    assert await stores.redis.hkeys("fleet:gpu:GPU-a") == [b"h2-gpu0"]
 
 
 async def test_agents_hear_of_each_other_s_nodes_on_one_gpu(stores: Stores, hosts: RedisHosts) -> None:
@@ -104,6 +144,9 @@ async def test_a_gpu_fault_has_the_agent_restart_its_node_once(stores: Stores, h
         assert await stores.nodes.strike("h1-gpu0", kind="gpu", limit=1, reason="quarantined")
 
     await boots("1")
+    assert await stores.nodes.strike("h1-gpu0", kind="oom", limit=1, reason="quarantined")
+    assert (await boots("1")).restart == frozenset()  # a new process would have no more memory
+    await stores.nodes.uncordon("h1-gpu0")
     await breaks()
     assert (await boots("1")).restart == {"h1-gpu0"}
     back = await boots("2")

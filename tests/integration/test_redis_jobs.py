@@ -61,10 +61,11 @@ async def test_idempotency_keys_are_single_use_or_replay(stores: Stores) -> None
     assert await stores.jobs.depth() == 2
 
 
-async def test_a_repeated_submit_of_the_same_id_is_one_job(stores: Stores) -> None:
+@pytest.mark.parametrize("key", [None, Idempotency(scope="s", key="k")])
+async def test_a_repeated_submit_of_the_same_id_is_one_job(stores: Stores, key: Idempotency | None) -> None:
     new = new_job()
     for _ in range(2):  # as after a lost reply
-        await stores.jobs.submit(new, idempotency=Idempotency(scope="s", key="k"), depth_limit=10)
+        await stores.jobs.submit(new, idempotency=key, depth_limit=10)
     assert await stores.jobs.depth() == 1
 
 

@@ -60,6 +60,15 @@ async def test_no_more_runs_are_taken_over_than_asked_for(stores: Stores) -> Non
     assert len({held.claim.run for held in taken}) == 2
 
 
+async def test_a_run_whose_job_is_gone_holds_no_node(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    await stores.runs.left(await claim(stores, ttl=-1), [])
+    await stores.redis.delete(f"fleet:job:{job.id}")
+    assert await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=10) == []
+    assert await stores.redis.exists("fleet:runs", "fleet:node:g1:runs") == 0
+
+
 async def test_the_oldest_job_goes_first_whatever_its_placement(stores: Stores) -> None:
     await add_nodes(stores, "g1", "g2")
     first = await submit(stores, placement=Placement(pool="p"))

@@ -42,7 +42,7 @@ if not best then return { 'empty' } end
 
 local key = jobkey(best)
 dequeue(best, class)
-redis.call('HSET', key, 'status', 'running', 'run', run, 'token', token, 'node', node)
+redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
 redis.call('HSETNX', key, 'started', num(at))
 redis.call('HDEL', key, 'progress')
 redis.call('SET', 'fleet:lease:' .. node, run)

@@ -234,7 +234,6 @@ local function end_job(id, status, err, result, at)
   local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node')
   local expires = at + tonumber(f[1])
   redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
-  redis.call('HDEL', key, 'token')
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
   redis.call('DEL', key .. ':secret', key .. ':preview')
   redis.call('ZADD', 'fleet:expiring', num(expires), id)

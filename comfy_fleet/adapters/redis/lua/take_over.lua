@@ -12,7 +12,6 @@ for i, run in ipairs(expired) do
     if r[2] then redis.call('SREM', 'fleet:node:' .. r[2] .. ':runs', run) end
   else
     redis.call('HSET', key, 'token', token, 'dispatcher', ARGV[1])
-    redis.call('HSET', jobkey(r[1]), 'token', token)
     redis.call('HSET', 'rq:job:' .. r[1], 'worker_name', ARGV[1])
     redis.call('ZADD', 'fleet:runs', num(at + tonumber(ARGV[2])), run)
     out[#out + 1] = { run, token, r[1], r[2], r[3], r[4] or '[]', redis.call('HGETALL', jobkey(r[1])),
