@@ -61,6 +61,10 @@ def sim(
 
     logging_as("sim")
     try:
+        wanted = json.loads(faults)
+    except ValueError as error:
+        raise Fail(f"--faults is not JSON: {error}", code=Exit.USAGE) from error
+    try:
         options = SimOptions(
             nodes=nodes,
             host=host,
@@ -79,10 +83,12 @@ def sim(
             object_info=object_info,
             data=data,
             previews=previews,
-            faults=json.loads(faults),
+            faults=wanted,
         )
         serve(options)
     except (ValueError, BadFault) as error:
         raise Fail(str(error), code=Exit.USAGE) from error
     except OSError as error:
+        if error.filename is not None:  # a file or folder, and no socket
+            raise Fail(f"can't use {error.filename}: {error.strerror}", code=Exit.USAGE) from error
         raise Fail(f"can't listen on {host}:{port}: {error.strerror}", hint="use another --port") from error

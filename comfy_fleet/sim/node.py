@@ -1,7 +1,6 @@
 """One simulated node: a port, and behind it an engine that can be made to fail."""
 
 import asyncio
-import json
 import logging
 import os
 import random
@@ -18,7 +17,7 @@ from comfy_fleet.sim.faults import BadFault, Faults
 from comfy_fleet.sim.files import Files
 from comfy_fleet.sim.memory import Vram
 from comfy_fleet.sim.messages import Request, Response
-from comfy_fleet.sim.options import Models, NodeOptions, builtin_models
+from comfy_fleet.sim.options import Models, NodeOptions, builtin_models, read_json
 from comfy_fleet.sim.pictures import Painter
 from comfy_fleet.sim.run import Machine
 from comfy_fleet.sim.wire import Server, Socket
@@ -59,7 +58,7 @@ class SimNode:
         self.catalogue = Catalogue(
             self.models,
             self.files.list_uploaded,
-            None if extra is None else json.loads(extra.read_text()),
+            None if extra is None else read_json(extra),
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None

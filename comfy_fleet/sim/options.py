@@ -108,6 +108,10 @@ class SimOptions:
     previews: bool = False
     faults: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.port and self.port + self.nodes - 1 > 65535:
+            raise ValueError(f"{self.nodes} ports from {self.port} on end above 65535: begin lower")
+
     def node(self, index: int) -> NodeOptions:
         """Return the options of the node with this index, counted from 1."""
         name = f"{self.name_prefix}-{index}"
@@ -128,6 +132,19 @@ def builtin_models() -> Models:
     return read_models(Path(__file__).with_name("models.json"))
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: It is no JSON; the message names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
 def read_models(path: Path, node: str = "") -> Models:
     """Read model files from JSON.
 
@@ -141,7 +158,7 @@ def read_models(path: Path, node: str = "") -> Models:
     Raises:
         ValueError: The file's content has another form; the message names the place.
     """
-    content = json.loads(path.read_text())
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object of folders")  # noqa: TRY004 - the caller reads one kind
     own = content.pop("nodes", {}).get(node, {})

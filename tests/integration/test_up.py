@@ -306,6 +306,15 @@ def test_wrong_keys_are_refused_before_anything_starts(tmp_path: Path) -> None:
     assert left == {"up.json"}  # the lock: nothing was started that would leave a log
 
 
+def test_a_wrong_option_for_the_simulated_nodes_is_told_in_words(tmp_path: Path) -> None:
+    told = fleet(
+        *("up", "--nodes", "1", "--port", str(free_port()), "--data", str(tmp_path / "data")),
+        *("--sim-args", "--no-such-option"),
+    )
+    assert told.returncode == 1
+    assert "sim ends again and again: No such option: --no-such-option" in told.stderr
+
+
 def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("no key\n")

@@ -34,6 +34,7 @@ from comfy_fleet.settings import Settings
 
 _GIVE_UP_AFTER = 3  # crashes in a row before the fleet was ever ready: it won't start by waiting
 _SAY_AGAIN_S = 10.0  # the same line of the same process comes on the terminal this often at most
+_FRAME = " │╭╮╰╯─"  # around the errors of the command line's own
 _REDIS, _NODES, _PROXY, _API, _DISPATCH = range(5)  # stages; the last is stopped first
 
 
@@ -337,7 +338,8 @@ class Fleet:
     def _check_crashes(self) -> None:
         for child in self._children:
             if child.crashes >= _GIVE_UP_AFTER:
-                last = child.last_lines[-1] if child.last_lines else "it said nothing"
+                told = [words for line in child.last_lines if (words := line.strip(_FRAME))]
+                last = told[-1] if told else "it said nothing"
                 raise Fail(
                     f"{child.spec.name} ends again and again: {last}",
                     hint=f"see {self.plan.settings.data / 'logs' / child.spec.name}.log",

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from comfy_fleet.cli.app import build
-from comfy_fleet.cli.exits import Exit
+from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up.nodes import fleet
 from comfy_fleet.sim import BadFault, SimOptions, nodes
 from tests.unit.sim.graphs import picture
@@ -71,6 +71,41 @@ async def test_a_wrong_option_is_named(tmp_path: Path) -> None:
     _, complaint = await process.communicate()
     assert process.returncode == Exit.USAGE
     assert b"no fault is called 'nope'" in complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--faults", "nope"], "--faults is not JSON"),
+        (["--models", "{none}"], "can't use {none}: No such file"),
+        (["--models", "{broken}"], "{broken} is not JSON"),
+        (["--object-info", "{none}"], "can't use {none}: No such file"),
+        (["--object-info", "{broken}"], "{broken} is not JSON"),
+        (["--data", "{broken}/x"], "can't use {broken}/x"),
+        (["--port", "65535", "--nodes", "2"], "2 ports from 65535 on end above 65535"),
+    ],
+)
+def test_what_is_wrong_is_named_and_is_no_port_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    places = {"{none}": str(tmp_path / "none"), "{broken}": str(tmp_path / "broken")}
+    (tmp_path / "broken").write_text("{ half a fi")
+
+    def filled(text: str) -> str:
+        for name, path in places.items():
+            text = text.replace(name, path)
+        return text
+
+    async def never(options: SimOptions) -> None:
+        async with nodes(options):
+            pytest.fail("it started")
+
+    monkeypatch.setattr("comfy_fleet.sim.server.serve", lambda options: asyncio.run(never(options)))
+    monkeypatch.setattr("comfy_fleet.cli.sim.logging_as", lambda _: None)
+    told = CliRunner().invoke(build(), ["sim", "--port", "0", *map(filled, arguments)])
+    assert isinstance(told.exception, Fail), told.output
+    assert filled(says) in told.exception.message
+    assert told.exception.exit is Exit.USAGE
 
 
 def test_the_command_line_becomes_options(monkeypatch: pytest.MonkeyPatch) -> None:
