@@ -241,7 +241,9 @@ def failure(answer: httpx.Response, path: str) -> Fail:
     if hint is None and (wait := answer.headers.get("Retry-After")):
         hint = f"try again in {wait} s"
     for node, problems in _node_errors(details):
-        message += f"\n  node {node}: {problems}"
+        # Some messages name the node themselves, with its class.
+        named = problems.startswith((f"node {node} ", f"node {node}:"))
+        message += f"\n  {problems}" if named else f"\n  node {node}: {problems}"
     return Fail(message or f"{answer.status_code}", hint=hint, code=exit_code)
 
 

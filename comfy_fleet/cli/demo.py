@@ -31,6 +31,7 @@ HANDFUL = (
     "a bicycle grown over with ivy",
     "a whale above the clouds",
 )
+_NOT_OURS = frozenset({"FLEET_REDIS_URL", "FLEET_KEYS_FILE", "FLEET_HOST", "FLEET_PUBLIC_URL"})
 _START_S = {False: 90.0, True: 600.0}
 
 
@@ -62,12 +63,15 @@ def demo(
     ] = None,
 ) -> None:
     """Start a fleet, run a prompt and then a handful at once, show who made what, and stop."""
+    from comfy_fleet.adapters.comfyui.checkout import Checkout
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, stdout
     from comfy_fleet.cli.gpus import probe
     from comfy_fleet.cli.up import ports
     from comfy_fleet.cli.up.lock import held
 
+    if comfyui:
+        Checkout.find(comfyui, python=comfyui_python)
     console = stdout()
     data, out = data.expanduser().absolute(), out.expanduser()
     if not held(data):
@@ -124,7 +128,7 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
             stdout=log,
             stderr=subprocess.STDOUT,
             # The demo needs a fleet of its own, whatever the shell is set to use otherwise.
-            env={name: value for name, value in os.environ.items() if name != "FLEET_REDIS_URL"},
+            env={name: value for name, value in os.environ.items() if name not in _NOT_OURS},
             start_new_session=True,
             preexec_fn=None if keep else dies_with_parent(signal.SIGTERM),  # noqa: PLW1509 - no thread runs yet
         )

@@ -37,7 +37,10 @@ def demo(tmp_path: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
 
 
 def test_pictures_spread_over_simulated_nodes_and_nothing_stays(tmp_path: Path) -> None:
-    told = demo(tmp_path)
+    # What a shell is set to for a fleet elsewhere is not for the demo's own.
+    told = demo(
+        tmp_path, FLEET_KEYS_FILE="/nowhere", FLEET_HOST="192.0.2.1", FLEET_REDIS_URL="redis://192.0.2.1"
+    )
     assert told.returncode == 0, told.stdout + told.stderr
     assert told.stdout.count("SIMULATED") >= 8  # the start, the first picture, every row
     pictures = list((tmp_path / "pictures").glob("*.png"))
@@ -47,6 +50,14 @@ def test_pictures_spread_over_simulated_nodes_and_nothing_stays(tmp_path: Path) 
     assert spread is not None
     assert len(spread[1].split(", ")) == 3
     assert processes_of(tmp_path / "data") == {}
+
+
+def test_a_folder_without_a_comfyui_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    told = demo(tmp_path, COMFYUI_HOME=str(tmp_path))
+    assert told.returncode == 2
+    assert "holds no ComfyUI" in told.stderr
+    assert "Starting" not in told.stdout
+    assert not (tmp_path / "data").exists()
 
 
 def test_another_server_on_the_port_is_named(tmp_path: Path) -> None:

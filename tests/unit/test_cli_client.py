@@ -181,7 +181,11 @@ def test_retry_after_is_the_hint(canned: Canned) -> None:
 
 
 def test_problems_of_a_graph_are_told_per_node(canned: Canned) -> None:
-    details = {"12": [{"field": "model", "message": "model is not connected"}], "13": [{"reason": "odd"}]}
+    details = {
+        "12": [{"field": "model", "message": "model is not connected"}],
+        "13": [{"reason": "odd"}],
+        "1": [{"message": "node 1 (VAELoader): no such file"}],
+    }
     canned.on("GET", "/x", error("invalid_workflow", "the graph is wrong", node_errors=details), 422)
     with Client(canned.url) as client, pytest.raises(Fail) as caught:
         client.get("/x")
@@ -189,6 +193,7 @@ def test_problems_of_a_graph_are_told_per_node(canned: Canned) -> None:
         "the graph is wrong",
         "  node 12: model is not connected",
         "  node 13: odd",
+        "  node 1 (VAELoader): no such file",
     ]
 
 
