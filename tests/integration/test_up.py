@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ def test_status_and_listings_say_simulated(running: Up) -> None:
 def test_every_log_line_is_json_and_one_grep_tells_a_jobs_story(running: Up) -> None:
     job = running.json("submit", "image_card", "-p", "prompt=a story", "--wait")
     # The line may still be on its way from the child's pipe into the file.
-    until(lambda: _lines_about(running, job["id"], "dispatch"), "the dispatcher's lines about the job")
+    for process in ("api", "dispatch"):
+        until(partial(_lines_about, running, job["id"], process), f"the lines of {process} about the job")
     for log in (running.data / "logs").glob("*.log"):
         for line in log.read_text().splitlines():
             assert {"ts", "level", "process", "msg"} <= json.loads(line).keys(), (log, line)

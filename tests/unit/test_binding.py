@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -323,5 +324,9 @@ def test_xml_that_is_not(text: str, why: str) -> None:
 
 
 @given(st.text(alphabet="<>/&;!?[]ab 'x\n", max_size=60))
-def test_any_text_is_answered(text: str) -> None:
-    assert xml_text.defect(text) is None or xml_text.defect(text)
+def test_any_text_is_answered_and_what_is_taken_can_be_read(text: str) -> None:
+    why = xml_text.defect(text)
+    if why is None:
+        assert len(ElementTree.fromstring(f"<all>{text}</all>")) > 0
+    else:
+        assert why

@@ -16,6 +16,7 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "haproxy/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+LINK, SETTING = r"\]\(([^)\s]+)\)", r"\bFLEET_[A-Z_]+[A-Z]\b"
 ELSEWHERE = {"FLEET_TEST_WORKERS"}  # read by a script, not by the package
 
 
@@ -27,8 +28,11 @@ def commands(text: str) -> list[str]:
     return [line.strip() for line in lines if re.match(r"\s*(?:\.venv/bin/)?fleet [a-z]", line)]
 
 
-def test_there_are_commands_to_look_at() -> None:
+def test_there_is_something_to_look_at() -> None:
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
     assert len([line for path in DOCUMENTS for line in commands(path.read_text())]) > 60
+    assert len(re.findall(LINK, text)) > 20
+    assert len(set(re.findall(SETTING, text))) > 20
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -55,7 +59,7 @@ def test_every_command_and_option_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_leads_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+    for target in re.findall(LINK, path.read_text()):
         place, _, anchor = target.partition("#")
         if "://" in place:
             continue
@@ -73,5 +77,5 @@ def test_every_setting_that_is_named_exists() -> None:
     known = {f"FLEET_{name.upper()}" for name in Settings.model_fields} | ELSEWHERE
     known |= set(re.findall(r"\bFLEET_[A-Z_]+\b", docker + code))
     for path in DOCUMENTS:
-        for name in re.findall(r"\bFLEET_[A-Z_]+[A-Z]\b", path.read_text()):
+        for name in re.findall(SETTING, path.read_text()):
             assert name in known, (path.name, name)
