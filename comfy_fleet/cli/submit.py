@@ -129,7 +129,14 @@ def submit(
                 stdout().print(job_id)
                 stderr().print(f"[dim]follow it:[/] fleet job events {job_id}")
             return
-        job = watch(client, job_id, quiet=json_, timeout_s=timeout)
+        try:
+            job = watch(client, job_id, quiet=json_, timeout_s=timeout)
+        except KeyboardInterrupt:
+            raise Fail(
+                f"interrupted; job {job_id} goes on",
+                hint=f"fleet job events {job_id}, or stop it: fleet job cancel {job_id}",
+                code=Exit.INTERRUPTED,
+            ) from None
         saved = save_outputs(client, job, out) if out and job["status"] == "succeeded" else []
         if json_:
             print_json({**job, "files": [str(path) for path in saved]} if out else job)

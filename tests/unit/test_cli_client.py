@@ -462,3 +462,16 @@ def test_broken_workflows_are_named_beside_those_that_work(canned: Canned) -> No
     assert result.stderr.count("last good version") == 1
     canned.on("GET", "/api/v1/workflows", {"workflows": [], "broken": {}})
     assert "no workflows" in run(canned, "workflow", "ls").stderr
+
+
+def test_an_interrupted_wait_says_which_job_goes_on(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    canned.on("POST", "/api/v1/workflows/image_card/jobs", {"id": JOB, "status": "queued"}, 201)
+    monkeypatch.setattr("comfy_fleet.cli.submit.watch", interrupted)
+    result = run(canned, "submit", "image_card", "--wait")
+    assert isinstance(result.exception, Fail), result.output
+    assert JOB in result.exception.message
+    assert f"fleet job cancel {JOB}" in str(result.exception.hint)
+    assert result.exception.exit is Exit.INTERRUPTED
