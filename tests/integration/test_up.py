@@ -372,10 +372,15 @@ def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
         assert first in started.log.read_text()
         assert not nodes()[first]["simulated"]
         urls = {name: node["url"] for name, node in nodes().items()}
-        (pid,) = [pid for pid, argv in processes_of(data).items() if "main.py" in argv and first in argv]
+
+        def of_first() -> list[int]:
+            return [pid for pid, argv in processes_of(data).items() if "main.py" in argv and first in argv]
+
+        (pid,) = of_first()
         os.kill(pid, signal.SIGKILL)
-        until(lambda: not all_up(), "it is seen to be gone")
-        until(all_up, "it has been started again")
+        # A busy machine may not get to see it gone: it is back in a second or two.
+        until(lambda: of_first() not in ([], [pid]), "it has been started again")
+        until(all_up, "both nodes are up again")
         job = started.json("submit", "image_card", "-p", "prompt=on an agent's node", "--wait")
         assert job["node"] in urls
         assert started.cli("node", "drain", first).returncode == 0
