@@ -24,6 +24,7 @@ PARALLEL = 4  # lease requests of one placement class at a time
 HOT_S = 0.05  # how long a slot that we gave back may take to be free again
 HOT_GAP_S = 0.001
 SPILL_S = 0.02  # what another dispatcher may need from its lease to its claim
+FASTER = 2.0  # a node with so many times the share is worth a moment's wait
 LOOK_AGAIN_S = (0.1, 0.3)  # while jobs wait and every node is busy
 IDLE_LOOK_S = 2.0  # a lost wake-up must not matter
 
@@ -189,6 +190,7 @@ class Seekers:
         self._first[turn] = placement
         try:
             if granted := await self._ask(placement, pools[0]):
+                await self._yield_to_faster(placement, pools[0], granted[0])
                 return await self._claim(*granted, placement, seekers=1)
         finally:
             del self._first[turn]
@@ -200,6 +202,24 @@ class Seekers:
         self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
         self._look_in(LOOK_AGAIN_S[1])
         return False
+
+    async def _yield_to_faster(self, placement: Placement, pool: str, lease: Lease) -> None:
+        """Let another dispatcher claim first that may have been given a much faster node for the same job.
+
+        Every dispatcher hears of a job, and the one that asks second gets what is left.
+        """
+        states = self._atlas.states
+        ours = states.get(lease.node)
+        if ours is None or not any(
+            states[name].verdict == "up" and states[name].node.share >= FASTER * ours.node.share
+            for name in self._atlas.able_in(placement, pool)
+        ):
+            return
+        try:
+            await asyncio.sleep(SPILL_S)
+        except BaseException:
+            lease.release()
+            raise
 
     async def _rather(
         self, placement: Placement, pools: Sequence[str], granted: tuple[Lease, str]

@@ -4,11 +4,14 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.ports import Claim, Refused
 from comfy_fleet.sim import SimTiming
 from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until
@@ -65,6 +68,34 @@ async def test_two_dispatchers_share_the_nodes(redis_port: int) -> None:
         for job in jobs:
             assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED
         assert sum(sim.stats.done for sim in fleet.sims.values()) == 30
+
+
+async def test_a_second_dispatcher_takes_no_job_to_a_slow_node_while_the_fast_one_is_free(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = RedisRunStore.claim
+
+    async def unhurried(self: RedisRunStore, *, node: str, **rest: Any) -> Claim | Refused:
+        if node == "fast":
+            await asyncio.sleep(0.005)  # its dispatcher is a process of its own, and has other things to do
+        return await claim(self, node=node, **rest)
+
+    monkeypatch.setattr(RedisRunStore, "claim", unhurried)
+    async with fleet_of(redis_port) as fleet:
+        await fleet.dispatcher("d2")
+        await fleet.add_sim("fast", node={"weight": 256})
+        await fleet.add_sim("slow", node={"weight": 1})
+        for name in fleet.sims:
+            await fleet.verdict(name)
+        for running in fleet.dispatchers:
+            atlas = running.dispatcher._atlas
+            await until(
+                lambda atlas=atlas: [s.verdict for s in atlas.states.values()] == ["up", "up"],
+                what="the dispatchers know both nodes",
+            )
+        for number in range(20):
+            job = await fleet.submit(picture(number))
+            assert (await fleet.ended(job.id)).node == "fast"
 
 
 async def test_cancel_of_a_running_job_interrupts_it(redis_port: int) -> None:

@@ -49,6 +49,8 @@ class World:
         self.no_lease: Literal["busy", "error"] = "busy"
         self.tasks: set[asyncio.Task[None]] = set()
         self.ids = count()
+        self.weights: dict[str, int] = {}
+        self.verdicts: dict[str, str] = {}
         self.atlas = Atlas(cast(NodeRegistry, self), cast(InventoryStore, self))
 
     @asynccontextmanager
@@ -80,7 +82,13 @@ class World:
         await until(lambda: not self.tasks, what="nobody seeks")
 
     async def states(self) -> list[NodeState]:
-        return [NodeState(node=Node(name=n, url=f"http://{n}:1", pool=p)) for n, p in self.pools.items()]
+        return [
+            NodeState(
+                node=Node(name=n, url=f"http://{n}:1", pool=p, weight=self.weights.get(n, 100)),
+                verdict=self.verdicts.get(n, "new"),
+            )
+            for n, p in self.pools.items()
+        ]
 
     async def lease(self, *, run: str, pool: str, nodes: Sequence[str] = ()) -> Lease | NoLease:
         self.asked.append((pool, tuple(nodes)))
@@ -220,6 +228,58 @@ async def test_a_node_of_a_later_pool_is_taken_only_while_the_first_has_none() -
         await world.idle()
     assert [claim.node for claim in world.claims] == ["small", "big"]
     assert [lease.released for lease in world.granted if lease.node == "small"] == [False, True]
+
+
+async def test_whoever_was_given_a_much_faster_node_claims_before_who_got_a_slow_one() -> None:
+    world = World("fast", "slow", jobs=1)
+    world.weights, world.verdicts = {"fast": 100, "slow": 7}, {"fast": "up", "slow": "up"}
+    world.free = ["slow"]  # another dispatcher has just been given the fast one, for the same job
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await until(lambda: world.granted, what="a node is granted")
+        assert not world.offered
+        world.jobs = 0  # and claims it now
+        await world.idle()
+        assert world.offered and world.granted[0].released and not world.claims
+        world.jobs, world.free = (
+            1,
+            ["slow"],
+        )  # the fast one is at work: a job that is left goes to the slow one
+        seekers.wanted(ANY)
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["slow"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"),
+    [
+        ({"fast": 100, "slow": 60}, "up"),
+        ({"fast": 100, "slow": 7}, "drain"),
+        ({"fast": 7, "slow": 100}, "up"),
+    ],
+)
+async def test_nobody_waits_for_a_node_that_is_not_much_faster_or_takes_no_jobs(
+    weights: dict[str, int], verdict: str
+) -> None:
+    world = World("fast", "slow", jobs=1)
+    world.weights, world.verdicts = weights, {"fast": verdict, "slow": "up"}
+    world.free = ["slow"]
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await until(lambda: world.granted, what="a node is granted")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert [claim.node for claim in world.claims] == ["slow"]
+
+
+async def test_a_slow_node_is_given_back_if_the_wait_for_a_faster_one_is_cut_short() -> None:
+    world = World("fast", "slow", jobs=1)
+    world.weights, world.verdicts = {"fast": 100, "slow": 7}, {"fast": "up", "slow": "up"}
+    world.free = ["slow"]
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await until(lambda: world.granted, what="a node is granted")
+    assert world.granted[0].released and not world.offered
 
 
 async def test_a_node_is_offered_to_all_classes_that_may_use_it_but_for_those_with_a_better_one() -> None:
