@@ -87,12 +87,11 @@ async def test_a_second_dispatcher_takes_no_job_to_a_slow_node_while_the_fast_on
         await fleet.add_sim("slow", node={"weight": 1})
         for name in fleet.sims:
             await fleet.verdict(name)
-        for running in fleet.dispatchers:
-            atlas = running.dispatcher._atlas
-            await until(
-                lambda atlas=atlas: [s.verdict for s in atlas.states.values()] == ["up", "up"],
-                what="the dispatchers know both nodes",
-            )
+        atlases = [running.dispatcher._atlas for running in fleet.dispatchers]
+        await until(
+            lambda: all([s.verdict for s in atlas.states.values()] == ["up", "up"] for atlas in atlases),
+            what="the dispatchers know both nodes",
+        )
         for number in range(20):
             job = await fleet.submit(picture(number))
             assert (await fleet.ended(job.id)).node == "fast"
