@@ -84,7 +84,10 @@ class EventStream(Response):
         async with contextlib.aclosing(seen):
             async for one in seen:
                 body = frame(one, self._job, self._links)
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                last = isinstance(one, Status) and one.status.terminal  # the end comes with it, not after it
+                await send({"type": "http.response.body", "body": body, "more_body": not last})
+                if last:
+                    return
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -255,6 +255,7 @@ class Execution:
                 self._outbox.preview(action)
             case Collect():
                 self._outputs.add([action.item])
+                await asyncio.sleep(0)  # it is asked for now, not after all frames that came with this one
             case Left():
                 if self.claim.behind or not await self._outputs.stored(action.items):
                     manifest = [item.to_json() for item in action.items]
