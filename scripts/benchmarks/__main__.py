@@ -69,7 +69,9 @@ def bench(
             metavar="DIR", help="Measure latency and restarts with this ComfyUI, no simulated node."
         ),
     ] = None,
-    comfyui_python: Annotated[str | None, typer.Option(metavar="PROGRAM", help="ComfyUI's Python.")] = None,
+    comfyui_python: Annotated[
+        str | None, typer.Option(metavar="PROGRAM", envvar="COMFYUI_PYTHON", help="ComfyUI's Python.")
+    ] = None,
     bench_python: Annotated[
         Path, typer.Option(metavar="PROGRAM", help="The Python that has comfy-api-proxy.")
     ] = SOURCE / ".venv-bench" / "bin" / "python",

@@ -143,7 +143,7 @@ async def test_a_clear_word_is_not_asked_for_again(said: bytes) -> None:
     async with talking(said, b"ready up 100%\n") as agent:
         first = FirstAnswers(lambda: None, window_s=60.0)
         first.ask(entry(agent.port), "127.0.0.1")
-        await until(lambda: not first.asking)
+        await until(lambda: not first._tasks)
         assert not first.ready()
         assert len(agent.heard) == 1
 
@@ -152,7 +152,7 @@ async def test_an_agent_without_a_word_is_not_asked_for_ever() -> None:
     async with talking(b"") as agent:
         first = FirstAnswers(lambda: None, window_s=60.0)
         first.ask(entry(agent.port), "127.0.0.1")
-        await until(lambda: not first.asking)
+        await until(lambda: not first._tasks)
         assert not first.ready()
         assert 2 <= len(agent.heard) <= 5
 
@@ -163,7 +163,7 @@ async def test_nobody_there_and_one_that_hangs() -> None:
         first = FirstAnswers(lambda: None, window_s=0.2)
         first.ask(entry(agent.port), "127.0.0.1")
         first.ask(entry(1, "g2"), "127.0.0.1")
-        await until(lambda: not first.asking)
+        await until(lambda: not first._tasks)
         assert not first.ready()
 
 
@@ -180,7 +180,7 @@ async def test_a_node_that_left_meanwhile_is_forgotten() -> None:
         first.forget("g1")
         agent.open.set()
         await until(lambda: not agent.answering)
-        assert not first.asking
+        assert not first._tasks
         assert not first.ready()
 
 

@@ -70,11 +70,6 @@ class FirstAnswers:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._given: dict[str, tuple[float, Given]] = {}
 
-    @property
-    def asking(self) -> bool:
-        """Whether an answer is still waited for."""
-        return bool(self._tasks)
-
     def ask(self, entry: Entry, agent: str) -> None:
         """Begin to ask; what an agent said of a server of this name before is forgotten.
 

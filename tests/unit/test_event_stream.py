@@ -1,0 +1,57 @@
+"""How a job's event stream ends on the wire."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from starlette.types import Message
+
+from comfy_fleet.api import events
+from comfy_fleet.api.deps import ApiDeps
+from comfy_fleet.api.links import Links
+from comfy_fleet.domain.job import Job, JobStatus
+from comfy_fleet.services.watch import Alive, Seen, Status
+
+
+async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
+    """Return what a stream sends for what is seen of its job."""
+
+    async def watch(*_: Any, **__: Any) -> AsyncGenerator[Seen, None]:
+        for one in seen:
+            yield one
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    monkeypatch.setattr(events, "watch", watch)
+    job = Job(id="j", owner="me", status=JobStatus.QUEUED, created_at=0, expires_at=9, graph_hash="h")
+    deps = cast(ApiDeps, SimpleNamespace(streams=Counter(), jobs=None, events=None, closing=None))
+    stream = events.EventStream(deps, "me", job, cast(Links, None))
+    await stream({"type": "http"}, receive, send)
+    assert not deps.streams
+    return sent
+
+
+@pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED])
+async def test_the_end_comes_with_the_last_status(monkeypatch: pytest.MonkeyPatch, status: JobStatus) -> None:
+    start, *bodies = await told(monkeypatch, Status(status=JobStatus.RUNNING), Alive(), Status(status=status))
+    assert start["status"] == 200
+    assert [body.get("more_body", False) for body in bodies] == [True, True, False]
+    assert status.value.encode() in bodies[-1]["body"]
+
+
+async def test_a_stream_that_is_cut_short_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, *bodies = await told(monkeypatch, Status(status=JobStatus.RUNNING))
+    assert [(bool(body["body"]), body.get("more_body", False)) for body in bodies] == [
+        (True, True),
+        (False, False),
+    ]
