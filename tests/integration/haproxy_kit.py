@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,12 +62,34 @@ async def counted(runtime: Runtime, proxy: str, column: str, *, kind: int = 4) -
     return sum(int(row[column] or 0) for row in csv.DictReader(io.StringIO(told.removeprefix("# "))))
 
 
-class TinyNode:
+class Listening(ABC):
+    """A server on a port that the kernel chose; started again, it takes the same one."""
+
+    def __init__(self) -> None:
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    @abstractmethod
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection."""
+
+    async def hang_up(self, writer: asyncio.StreamWriter) -> None:
+        """Close a connection."""
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+class TinyNode(Listening):
     """An HTTP server that says who it is, and holds websockets open."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
-        self.port = 0
         self.tunnels = 0
         self.most_tunnels = 0
         self.requests: list[dict[str, Any]] = []
@@ -75,11 +98,6 @@ class TinyNode:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
@@ -95,9 +113,7 @@ class TinyNode:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            await self.hang_up(writer)
             self._writers.discard(writer)
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

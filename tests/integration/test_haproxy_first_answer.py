@@ -5,48 +5,41 @@ that takes leases was opened by the first answer, however slow the machine is.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Self
 
 import pytest
 
 from comfy_fleet.domain.node import Node
-from tests.integration.haproxy_kit import Broker, MemoryRegistry, TinyNode, eventually, running
+from tests.integration.haproxy_kit import Broker, Listening, MemoryRegistry, TinyNode, eventually, running
 
 PATIENT_S = 30.0
 READY, HOLD, DRAIN = b"ready up 40%\n", b"up\n", b"drain up 0%\n"
 
 
-class TalkingAgent:
+class TalkingAgent(Listening):
     """Says one thing to its first question, another one to all that follow, and counts them."""
 
     def __init__(self, first: bytes = READY, then: bytes = b"") -> None:
+        super().__init__()
         self.first = first
         self.then = then
         self.asked: list[str] = []
         self.answered = 0
         self.open = asyncio.Event()  # only the first question waits for it
         self.open.set()
-        self.port = 0
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._answer, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
         self.open.set()
         await eventually("no question is open", lambda: self.answered == len(self.asked))
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         said = self.then if self.asked else self.first
         first = not self.asked
         self.asked.append("")
@@ -59,9 +52,7 @@ class TalkingAgent:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            await self.hang_up(writer)
             self.answered += 1
 
 
