@@ -537,6 +537,9 @@ class RunStore(Protocol):
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""
 
+    async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
+        """Return those of some nodes that a run occupies."""
+
     async def secret(self, claim: Claim) -> bytes | None:
         """Return the encrypted ``extra_data`` of the claimed job."""
 

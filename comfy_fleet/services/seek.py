@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from comfy_fleet.domain.job import Placement
@@ -23,8 +24,9 @@ MAX_WISH = 64  # names in X-Fleet-Nodes; more cost HAProxy milliseconds
 PARALLEL = 4  # lease requests of one placement class at a time
 HOT_S = 0.05  # how long a slot that we gave back may take to be free again
 HOT_GAP_S = 0.001
-SPILL_S = 0.02  # what another dispatcher may need from its lease to its claim
-FASTER = 2.0  # a node with so many times the share is worth a moment's wait
+FASTER = 2.0  # a node with so many times the share is rather taken
+RATHER_S = 0.25  # for asking about nodes that are rather taken: one of them may be frozen
+RATHER_GAPS_S = (0.001, 0.002, 0.004, *[0.008] * 7)  # whoever was granted one claims for it within these
 LOOK_AGAIN_S = (0.1, 0.3)  # while jobs wait and every node is busy
 IDLE_LOOK_S = 2.0  # a lost wake-up must not matter
 
@@ -75,7 +77,6 @@ class Seekers:
         self._claiming = True
         self._seekers: Counter[Placement] = Counter()
         self._known: set[Placement] = set()  # whose jobs wait, as far as we have heard
-        self._first: dict[object, Placement] = {}  # who asks its first pool, or claims for a node of it
         self._busy_until: dict[Placement, float] = {}
         self._look = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -186,72 +187,79 @@ class Seekers:
         pools = [pool for pool in atlas.pools_of(placement) if atlas.able_in(placement, pool)]
         if not pools:
             return False
-        turn = object()
-        self._first[turn] = placement
-        try:
-            if granted := await self._ask(placement, pools[0]):
-                await self._yield_to_faster(placement, pools[0], granted[0])
-                return await self._claim(*granted, placement, seekers=1)
-        finally:
-            del self._first[turn]
-        for at, pool in enumerate(pools[1:], 1):  # the next one only if the ones before have no free node
-            await asyncio.sleep(SPILL_S)
+        for at, pool in enumerate(pools):  # a later one only if the ones before have no free node
             if granted := await self._ask(placement, pool):
-                granted = await self._rather(placement, pools[:at], granted)
+                rather = {earlier: atlas.able_in(placement, earlier) for earlier in pools[:at]}
+                rather[pool] = self._faster(placement, pool, granted[0].node)
+                granted = await self._rather(rather, granted)
                 return await self._claim(*granted, placement, seekers=1)
         self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
         self._look_in(LOOK_AGAIN_S[1])
         return False
 
-    async def _yield_to_faster(self, placement: Placement, pool: str, lease: Lease) -> None:
-        """Let another dispatcher claim first that may have been given a much faster node for the same job.
-
-        Every dispatcher hears of a job, and the one that asks second gets what is left.
-        """
+    def _faster(self, placement: Placement, pool: str, node: str) -> frozenset[str]:
+        """Return the able nodes of a pool that have a much larger share than one of them."""
         states = self._atlas.states
-        ours = states.get(lease.node)
-        if ours is None or not any(
-            states[name].verdict == "up" and states[name].node.share >= FASTER * ours.node.share
-            for name in self._atlas.able_in(placement, pool)
-        ):
-            return
-        try:
-            await asyncio.sleep(SPILL_S)
-        except BaseException:
-            lease.release()
-            raise
+        if node not in states:
+            return frozenset()
+        enough = FASTER * states[node].node.share
+        return frozenset(
+            name for name in self._atlas.able_in(placement, pool) if states[name].node.share >= enough
+        )
 
     async def _rather(
-        self, placement: Placement, pools: Sequence[str], granted: tuple[Lease, str]
+        self, better: Mapping[str, frozenset[str]], granted: tuple[Lease, str]
     ) -> tuple[Lease, str]:
-        """Return a node of the pools that refused before, if one is free by now; else what was granted.
+        """Return one of the better nodes if one is free by now; else what was granted.
 
-        Returns once those who asked the first pool at the same time have claimed what they came for.
+        A better node that HAProxy refuses and that no run has was granted a moment ago, to another seeker or
+        another dispatcher, perhaps for the same job: returns once that one has claimed what it came for.
+
+        Args:
+            better: By pool.
+            granted: A lease, and its run's id.
         """
         lease, _ = granted
+        found = None
         try:
-            for pool in pools:
-                if better := await self._ask(placement, pool):
-                    lease.release()
-                    return better
-            turns = {turn for turn, theirs in self._first.items() if theirs == placement}
-            while turns & self._first.keys():  # noqa: ASYNC110 - a few milliseconds
-                await asyncio.sleep(HOT_GAP_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RATHER_S):
+                    found = await self._once_decided(better)
         except BaseException:
             lease.release()
             raise
-        return granted
+        if found is None:
+            return granted
+        lease.release()
+        return found
+
+    async def _once_decided(self, wanted: Mapping[str, Iterable[str]]) -> tuple[Lease, str] | None:
+        """Return one of the nodes, or None once all of them are at work or it takes too long."""
+        states = self._atlas.states
+        pools = {pool: [n for n in names if states[n].verdict == "up"] for pool, names in wanted.items()}
+        for gap in RATHER_GAPS_S:
+            occupied = await self._runs.occupied(list(chain.from_iterable(pools.values())))
+            pools = {pool: [n for n in names if n not in occupied] for pool, names in pools.items()}
+            if not any(pools.values()):
+                break
+            for pool, names in pools.items():
+                if names and (found := await self._ask_for(pool, names)):
+                    return found
+            await asyncio.sleep(gap)
+        return None
 
     async def _ask(self, placement: Placement, pool: str) -> tuple[Lease, str] | None:
         """Ask a pool for a node that is able; returns the lease and its run's id."""
         able = self._atlas.able_in(placement, pool)
         if not able:
             return None
-        wish: Sequence[str] = ()
-        if len(able) < len(self._atlas.pools[pool]):
-            states = self._atlas.states
-            shares = {name: states[name].node.share if name in states else 1.0 for name in able}
-            wish = drawn(shares, self._chance)[:MAX_WISH]  # as HAProxy itself would share
+        return await self._ask_for(pool, able if len(able) < len(self._atlas.pools[pool]) else ())
+
+    async def _ask_for(self, pool: str, able: Collection[str]) -> tuple[Lease, str] | None:
+        """Ask a pool for one of the able nodes, or for any; returns the lease and its run's id."""
+        states = self._atlas.states
+        shares = {name: states[name].node.share if name in states else 1.0 for name in able}
+        wish = drawn(shares, self._chance)[:MAX_WISH]  # as HAProxy itself would share
         run = self._new_id()
         lease = await self._leases.lease(run=run, pool=pool, nodes=wish)
         if not isinstance(lease, NoLease):

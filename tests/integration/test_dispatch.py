@@ -77,7 +77,7 @@ async def test_a_second_dispatcher_takes_no_job_to_a_slow_node_while_the_fast_on
 
     async def unhurried(self: RedisRunStore, *, node: str, **rest: Any) -> Claim | Refused:
         if node == "fast":
-            await asyncio.sleep(0.005)  # its dispatcher is a process of its own, and has other things to do
+            await asyncio.sleep(0.02)  # its dispatcher is a process of its own, and has other things to do
         return await claim(self, node=node, **rest)
 
     monkeypatch.setattr(RedisRunStore, "claim", unhurried)

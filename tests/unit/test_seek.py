@@ -14,7 +14,7 @@ from comfy_fleet.domain.job import Job, JobStatus, Placement
 from comfy_fleet.domain.node import Node, NodeState
 from comfy_fleet.ports import Claim, InventoryStore, Lease, Leases, NodeRegistry, NoLease, Refused, RunStore
 from comfy_fleet.services.atlas import Atlas
-from comfy_fleet.services.seek import HOT_S, MAX_WISH, PARALLEL, Seekers
+from comfy_fleet.services.seek import HOT_S, MAX_WISH, PARALLEL, RATHER_GAPS_S, Seekers
 from tests.fleet import until
 
 ANY = Placement()
@@ -49,6 +49,9 @@ class World:
         self.no_lease: Literal["busy", "error"] = "busy"
         self.tasks: set[asyncio.Task[None]] = set()
         self.ids = count()
+        self.occupying: set[str] = set()
+        self.looked = 0
+        self.frozen: str | None = ""
         self.weights: dict[str, int] = {}
         self.verdicts: dict[str, str] = {}
         self.atlas = Atlas(cast(NodeRegistry, self), cast(InventoryStore, self))
@@ -85,7 +88,7 @@ class World:
         return [
             NodeState(
                 node=Node(name=n, url=f"http://{n}:1", pool=p, weight=self.weights.get(n, 100)),
-                verdict=self.verdicts.get(n, "new"),
+                verdict=self.verdicts.get(n, "up"),
             )
             for n, p in self.pools.items()
         ]
@@ -97,11 +100,18 @@ class World:
         await asyncio.sleep(0)
         able = nodes or [name for name, where in self.pools.items() if where == pool]
         name = next((name for name in able if name in self.free), None)
+        if name == self.frozen:
+            await asyncio.sleep(60)
         if name is None:
             return NoLease(why=self.no_lease, detail="")
         self.free.remove(name)
         self.granted.append(Granted(name))
         return cast(Lease, self.granted[-1])
+
+    async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
+        self.looked += 1
+        await asyncio.sleep(0)
+        return frozenset(nodes) & self.occupying
 
     async def claim(
         self, *, node: str, placements: Sequence[Placement], run: str, **_: Any
@@ -112,6 +122,7 @@ class World:
         if self.refusal or not self.jobs:
             return self.refusal or Refused(why="empty")
         self.jobs -= 1
+        self.occupying.add(node)
         job = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
         return Claim(job=job, graph=b"{}", run=run, node=node, token="t", attempt=0, behind=self.jobs)
 
@@ -212,42 +223,84 @@ async def test_a_busy_class_is_not_asked_for_again_at_once_unless_something_chan
     assert len(world.claims) == 1
 
 
-async def test_a_node_of_a_later_pool_is_taken_only_while_the_first_has_none() -> None:
-    pools = {"big": "big", "small": "default"}
-    spilling = Placement(pool="big", spill=("default",))
-    world = World(pools=pools, jobs=1)
+SPILLING = Placement(pool="big", spill=("default",))
+POOLS = {"big": "big", "small": "default"}
+UNEQUAL = {"fast": 100, "slow": 7}
+
+
+async def test_a_node_of_a_later_pool_is_taken_at_once_while_the_first_pool_is_at_work() -> None:
+    world = World(pools=POOLS, jobs=1)
+    world.free, world.occupying = ["small"], {"big"}
+    async with world.seekers() as seekers:
+        seekers.wanted(SPILLING)
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["small"]
+    assert (len(world.asked), world.looked) == (2, 1)
+
+
+async def test_a_node_of_a_later_pool_is_given_back_if_one_of_the_first_became_free() -> None:
+    world = World(pools=POOLS, jobs=1)
     world.free = ["small"]
     async with world.seekers() as seekers:
-        seekers.wanted(spilling)
-        await world.idle()
-        assert [claim.node for claim in world.claims] == ["small"]
-        world.jobs, world.free = 1, ["small"]
-        seekers.look_again()
-        seekers.wanted(spilling)
         world.on_ask = lambda pool: world.free.extend(["big"] * (pool == "default"))
+        seekers.wanted(SPILLING)
         await world.idle()
-    assert [claim.node for claim in world.claims] == ["small", "big"]
-    assert [lease.released for lease in world.granted if lease.node == "small"] == [False, True]
+    assert [claim.node for claim in world.claims] == ["big"]
+    assert [(lease.node, lease.released) for lease in world.granted] == [("small", True), ("big", False)]
 
 
-async def test_whoever_was_given_a_much_faster_node_claims_before_who_got_a_slow_one() -> None:
-    world = World("fast", "slow", jobs=1)
-    world.weights, world.verdicts = {"fast": 100, "slow": 7}, {"fast": "up", "slow": "up"}
-    world.free = ["slow"]  # another dispatcher has just been given the fast one, for the same job
+async def test_a_much_faster_node_that_is_free_is_taken_instead() -> None:
+    world = World("slow", "fast", jobs=1)
+    world.weights = UNEQUAL
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
-        await until(lambda: world.granted, what="a node is granted")
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["fast"]
+    assert [(lease.node, lease.released) for lease in world.granted] == [("slow", True), ("fast", False)]
+
+
+@pytest.mark.parametrize(
+    ("pools", "wish"), [({"fast": "default", "slow": "default"}, ANY), (POOLS, SPILLING)]
+)
+async def test_whoever_was_given_a_better_node_claims_before_who_got_the_other(
+    pools: dict[str, str], wish: Placement
+) -> None:
+    better, ours = pools
+    world = World(pools=pools, jobs=1)
+    world.weights = UNEQUAL
+    world.free = [ours]  # another dispatcher has just been given the better one, for the same job
+    async with world.seekers() as seekers:
+        seekers.wanted(wish)
+        await until(lambda: world.looked > 2, what="it waits for the other one")
         assert not world.offered
-        world.jobs = 0  # and claims it now
+        world.occupying, world.jobs = {better}, 0  # which claims now
         await world.idle()
         assert world.offered and world.granted[0].released and not world.claims
-        world.jobs, world.free = (
-            1,
-            ["slow"],
-        )  # the fast one is at work: a job that is left goes to the slow one
+        world.jobs, world.free, world.looked = 1, [ours], 0
+        seekers.wanted(wish)  # the better one is at work: a job that is left goes to the other
+        await world.idle()
+    assert [claim.node for claim in world.claims] == [ours] and world.looked == 1
+
+
+async def test_a_better_node_that_is_kept_for_no_run_is_not_waited_for_long() -> None:
+    world = World("fast", "slow", jobs=1)
+    world.weights, world.free = UNEQUAL, ["slow"]
+    async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert [claim.node for claim in world.claims] == ["slow"]
+    assert [claim.node for claim in world.claims] == ["slow"] and world.looked == len(RATHER_GAPS_S)
+
+
+async def test_a_better_node_that_does_not_answer_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("comfy_fleet.services.seek.RATHER_S", 0.01)
+    world = World("slow", "fast", jobs=1)
+    world.weights, world.frozen = UNEQUAL, "fast"
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["slow"] and not world.granted[0].released
 
 
 @pytest.mark.parametrize(
@@ -258,24 +311,20 @@ async def test_whoever_was_given_a_much_faster_node_claims_before_who_got_a_slow
         ({"fast": 7, "slow": 100}, "up"),
     ],
 )
-async def test_nobody_waits_for_a_node_that_is_not_much_faster_or_takes_no_jobs(
+async def test_nobody_asks_for_a_node_that_is_not_much_faster_or_takes_no_jobs(
     weights: dict[str, int], verdict: str
 ) -> None:
-    world = World("fast", "slow", jobs=1)
-    world.weights, world.verdicts = weights, {"fast": verdict, "slow": "up"}
-    world.free = ["slow"]
+    world = World("slow", "fast", jobs=1)
+    world.weights, world.verdicts = weights, {"fast": verdict}
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
-        await until(lambda: world.granted, what="a node is granted")
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert [claim.node for claim in world.claims] == ["slow"]
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["slow"] and len(world.asked) == 1
 
 
 async def test_a_slow_node_is_given_back_if_the_wait_for_a_faster_one_is_cut_short() -> None:
     world = World("fast", "slow", jobs=1)
-    world.weights, world.verdicts = {"fast": 100, "slow": 7}, {"fast": "up", "slow": "up"}
-    world.free = ["slow"]
+    world.weights, world.free = UNEQUAL, ["slow"]
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await until(lambda: world.granted, what="a node is granted")

@@ -216,6 +216,13 @@ class RedisRunStore:
         raw = await self._redis.get(f"fleet:lease:{node}")
         return raw.decode() if raw else None
 
+    async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
+        """Return those of some nodes that a run occupies."""
+        if not nodes:
+            return frozenset()
+        runs = await self._redis.mget([f"fleet:lease:{node}" for node in nodes])
+        return frozenset(node for node, run in zip(nodes, runs, strict=True) if run)
+
     async def secret(self, claim: Claim) -> bytes | None:
         """Return the encrypted ``extra_data`` of the claimed job."""
         secret: bytes | None = await self._redis.get(f"fleet:job:{claim.job.id}:secret")
