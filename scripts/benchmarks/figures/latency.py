@@ -65,7 +65,7 @@ async def measure(options: Options) -> Result:
             "All clients use httpx with connections kept open; websockets are opened for each prompt.",
             f"Unless polled (every {POLL_S * 1000:g} ms) v2 clients follow the job's event stream. A detour "
             "is a stream that ended or fell silent before the job's end, after which the client polled.",
-            f"The bare client that is told its node by HAProxy is {to_lease_ms:.1f} ms faster than {name}. The "
+            f"The bare client that HAProxy tells its node is {to_lease_ms:.1f} ms faster than {name}. The "
             "rest of the fleet's time goes into what that client leaves out: a record that survives every "
             "process, the queue, a claim that no other dispatcher can make, and the picture's own copy.",
         ],
