@@ -187,6 +187,16 @@ class Connection(asyncio.Protocol):
         else:
             self._socket.receive(data)
 
+    def eof_received(self) -> bool:
+        """Close with a client that ended its side; a frozen node learns of it when it goes on."""
+        if self._line.frozen:
+            self._start(self._end_later())
+        return self._line.frozen
+
+    async def _end_later(self) -> None:
+        await self._line.opened()
+        self.abort()
+
     # httptools' side
 
     def on_url(self, url: bytes) -> None:

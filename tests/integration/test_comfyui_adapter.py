@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -45,13 +45,21 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Flee
         yield fleet
 
 
-@pytest.fixture
-def fleet(shared: Fleet) -> Iterator[Fleet]:
-    """The shared fleet, whole again."""
+@pytest_asyncio.fixture(loop_scope="module")
+async def fleet(shared: Fleet) -> AsyncIterator[Fleet]:
+    """The shared fleet, whole again: HAProxy learns of a slot's end when it gets to it."""
     yield shared
     for sim in shared.sims.values():
         assert sim.alive
         sim.clear_faults()
+
+    async def whole() -> bool:
+        rows = await shared.broker.controller.broker.runtime.stats(_backend(shared))
+        facts = {row["svname"]: (row["status"], row["scur"]) for row in rows}
+        idle = [await _idle(shared, name) for name in shared.sims]
+        return all(idle) and all(facts[name] == ("UP", "0") for name in shared.sims)
+
+    await eventually("every node is up, free and idle", whole)
 
 
 def _as_the_ports_ask_for(fleet: Fleet) -> tuple[Leases, NodeApi]:
@@ -125,14 +133,16 @@ async def _idle(fleet: Fleet, node: str) -> bool:
     return not fleet.sims[node].engine.running and not fleet.sims[node].engine.pending
 
 
-async def test_cancel_frees_the_node(fleet: Fleet) -> None:
-    async def cancel(events: asyncio.Queue[Event], run: str) -> None:
-        await eventually("it runs", lambda: bool(fleet.sims["g1"].engine.running))
-        events.put_nowait(CancelRequested())
+async def test_cancel_frees_the_node(tmp_path: Path) -> None:
+    async with a_fleet(tmp_path, job_s=30) as fleet:
 
-    done = await carry(fleet, graph(), meanwhile=cancel)
-    assert kind(done) == "canceled"
-    assert await _idle(fleet, "g1")
+        async def cancel(events: asyncio.Queue[Event], run: str) -> None:
+            await eventually("it runs", lambda: bool(fleet.sims["g1"].engine.running))
+            events.put_nowait(CancelRequested())
+
+        done = await carry(fleet, graph(), meanwhile=cancel)
+        assert kind(done) == "canceled"
+        assert await _idle(fleet, "g1")
 
 
 async def test_cancel_of_a_prompt_that_waits_behind_another(tmp_path: Path) -> None:
@@ -153,7 +163,7 @@ async def test_cancel_of_a_prompt_that_waits_behind_another(tmp_path: Path) -> N
 
 
 async def test_a_dead_haproxy_is_survived(tmp_path: Path) -> None:
-    async with a_fleet(tmp_path, job_s=0.5) as fleet:
+    async with a_fleet(tmp_path, job_s=2) as fleet:
 
         async def kill(_: asyncio.Queue[Event], run: str) -> None:
             await eventually("it runs", lambda: bool(fleet.sims["g1"].engine.running))
@@ -169,8 +179,12 @@ async def test_a_dead_haproxy_is_survived(tmp_path: Path) -> None:
 # Calls ----------------------------------------------------------------------------------------------------
 
 
-async def test_questions_about_a_run(fleet: Fleet) -> None:
-    run = str(uuid4())
+async def test_questions_about_a_run(tmp_path: Path) -> None:
+    async with a_fleet(tmp_path, job_s=30) as fleet:
+        await _ask_about_a_run(fleet, str(uuid4()))
+
+
+async def _ask_about_a_run(fleet: Fleet, run: str) -> None:
     assert await fleet.nodes.queue_state("g1", run) == QueueAnswered("absent")
     assert await fleet.nodes.history("g1", run) == HistoryAnswered(None)
     extra: dict[str, Any] = {"extra_pnginfo": {"workflow": {}}}
@@ -179,13 +193,20 @@ async def test_questions_about_a_run(fleet: Fleet) -> None:
     assert answer.status == 200
     assert answer.body is not None
     assert (answer.body["prompt_id"], answer.body["node_errors"]) == (run, {})
-    assert await fleet.nodes.queue_state("g1", run) == QueueAnswered("running")
+
+    async def it_is(state: str) -> None:
+        async def so() -> bool:
+            told = await fleet.nodes.queue_state("g1", run)
+            assert isinstance(told, QueueAnswered)
+            return told.state == state
+
+        await eventually(f"it is {state}", so)
+
+    await it_is("running")
     assert await fleet.nodes.queue_state("g2", run) == QueueAnswered("absent"), "calls are pinned"
-
-    async def over() -> bool:
-        return await fleet.nodes.queue_state("g1", run) == QueueAnswered("absent")
-
-    await eventually("it is over", over)
+    assert await fleet.nodes.history("g1", run) == HistoryAnswered(None)
+    assert await fleet.nodes.interrupt("g1", run)
+    await it_is("absent")
     history = await fleet.nodes.history("g1", run)
     assert isinstance(history, HistoryAnswered)
     assert history.entry is not None
@@ -395,7 +416,8 @@ async def test_a_slot_comes_back_at_once_even_from_a_frozen_node(fleet: Fleet) -
         rows = await fleet.broker.controller.broker.runtime.stats(_backend(fleet))
         return any(row["svname"] == "g1" and row["scur"] == "0" for row in rows)
 
-    await eventually("the slot is free", free, within_s=2)
+    # Whoever waits for the node, or for HAProxy's own patience, waits for 20 s or more.
+    await eventually("the slot is free", free, within_s=10)
     with contextlib.suppress(TimeoutError):
         fleet.sims["g1"].thaw()
 
