@@ -57,17 +57,23 @@ async def test_a_dispatcher_ends_also_when_stopped_while_it_wakes_up(redis_port:
         running.dispatcher._seekers._look.set()
         for _ in range(ticks):
             await asyncio.sleep(0)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             await running.end()
 
 
 async def test_two_dispatchers_share_the_nodes(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=0.02)}) as fleet:
         await fleet.dispatcher("d2")
+        both = [running.dispatcher for running in fleet.dispatchers]
         jobs = [await fleet.submit(picture(i)) for i in range(30)]
+        async with asyncio.timeout(40):
+            while not all(dispatcher.done for dispatcher in both):  # both work, sooner or later
+                await fleet.ended(jobs[-1].id)
+                jobs += [await fleet.submit(picture(len(jobs) + i)) for i in range(10)]
         for job in jobs:
             assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED
-        assert sum(sim.stats.done for sim in fleet.sims.values()) == 30
+        assert sum(sim.stats.done for sim in fleet.sims.values()) == len(jobs)
+        await until(lambda: sum(one.done for one in both) == len(jobs), what="each job is one dispatcher's")
 
 
 async def test_a_second_dispatcher_takes_no_job_to_a_slow_node_while_the_fast_one_is_free(
@@ -103,12 +109,15 @@ async def test_cancel_of_a_running_job_interrupts_it(redis_port: int) -> None:
         await until(lambda: fleet.sims["g1"].engine.running, what="the prompt runs")
         canceling = await fleet.stores.jobs.request_cancel(job.id)
         assert canceling and canceling.status is JobStatus.CANCELING
-        assert (await fleet.ended(job.id, timeout_s=5)).status is JobStatus.CANCELED
+        assert (await fleet.ended(job.id)).status is JobStatus.CANCELED  # it would have run for longer
         assert await fleet.stores.runs.lease_of("g1") is None
 
 
 async def test_a_killed_node_loses_no_job(redis_port: int) -> None:
-    async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=0.5)}) as fleet:
+    async with fleet_of(redis_port) as fleet:
+        for name, job_s in (("g1", 30.0), ("g2", 0.2)):
+            await fleet.add_sim(name, timing=SimTiming(job_s=job_s))
+            await fleet.verdict(name)
         jobs = [await fleet.submit(picture(i)) for i in range(4)]
         await until(lambda: fleet.sims["g1"].engine.running, what="g1 works")
         await fleet.sims["g1"].stop()
@@ -185,9 +194,12 @@ async def test_a_cordoned_node_finishes_its_job_and_gets_no_other(redis_port: in
 
 async def test_nodes_come_and_go_while_jobs_run(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1", sim={"timing": SimTiming(job_s=0.05)}) as fleet:
-        jobs = [await fleet.submit(picture(i)) for i in range(40)]
+        jobs = [await fleet.submit(picture(i)) for i in range(20)]
         await fleet.add_sim("g2", timing=SimTiming(job_s=0.05))
-        await until(lambda: fleet.sims["g2"].stats.done >= 3, what="g2 works too")
+        async with asyncio.timeout(40):
+            while fleet.sims["g2"].stats.done < 3:  # however long it takes to join, jobs run meanwhile
+                await fleet.ended(jobs[-10].id)
+                jobs.append(await fleet.submit(picture(len(jobs))))
         await fleet.stores.nodes.cordon("g1", reason="leaves")
 
         async def idle() -> bool:
@@ -197,7 +209,7 @@ async def test_nodes_come_and_go_while_jobs_run(redis_port: int) -> None:
         await fleet.stores.nodes.remove("g1")
         ended = [await fleet.ended(job.id) for job in jobs]
         assert {(job.status, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, 0)}
-        assert sum(sim.stats.done for sim in fleet.sims.values()) == 40
+        assert sum(sim.stats.done for sim in fleet.sims.values()) == len(jobs)
 
 
 async def test_a_killed_broker_loses_nothing_and_books_nothing_twice(redis_port: int) -> None:
@@ -244,7 +256,7 @@ async def test_an_idle_fleet_asks_for_nothing(redis_port: int) -> None:
 
 
 async def test_a_long_run_tells_its_progress(redis_port: int) -> None:
-    async with fleet_of(redis_port, "g1", sim={"timing": SimTiming()}) as fleet:
+    async with fleet_of(redis_port, "g1", dispatch=False, sim={"timing": SimTiming()}) as fleet:
         graph = picture(5)
         graph["3"] = {
             "class_type": "SimWork",
@@ -254,6 +266,7 @@ async def test_a_long_run_tells_its_progress(redis_port: int) -> None:
         job = await fleet.submit(graph)
         seen = []
         async with fleet.stores.events.subscribe(job.id) as events:
+            await fleet.dispatcher()  # nothing was told before
             async for event in events:
                 if event.type == "progress":
                     seen.append(event.data)
