@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import mortal
+
 START_S = 90.0
 
 
@@ -75,7 +77,7 @@ def comfyui_server(comfyui_home: Path, tmp_path_factory: pytest.TempPathFactory)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command(comfyui_home, folder, port), cwd=folder, env=environment, stdout=log, stderr=log
+            mortal(command(comfyui_home, folder, port)), cwd=folder, env=environment, stdout=log, stderr=log
         )
     try:
         _wait_until_it_answers(server, process)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,16 +15,28 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from comfy_fleet.redis_server import program
+from tests.children import mortal
 from tests.comfyui_server import comfyui_server
 
 __all__ = ["comfyui_server"]  # a fixture
 
 
+_HELD: deque[socket.socket] = deque()
+
+
 def free_port() -> int:
-    """Ask the kernel for a port that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Ask the kernel for a port that is free, and that it gives to nobody else who lets it choose.
+
+    A socket that is bound and does not listen keeps it: servers, which set SO_REUSEADDR, may listen there all
+    the same. A port that is only looked up is drawn again by another test before its server listens.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    _HELD.append(sock)
+    if len(_HELD) > 300:  # more than any test uses
+        _HELD.popleft().close()
+    return int(sock.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +58,9 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     port = free_port()
     command = [program(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([*command, "--save", "", "--appendonly", "no"], stdout=log, stderr=log)
+        server = subprocess.Popen(
+            mortal([*command, "--save", "", "--appendonly", "no"]), stdout=log, stderr=log
+        )
     client = sync_redis.Redis(port=port)
     deadline = time.monotonic() + 10
     while True:

@@ -74,7 +74,9 @@ class Fleet:
 
     async def add_sim(self, name: str, *, node: dict[str, Any] | None = None, **options: Any) -> SimNode:
         options.setdefault("timing", SimTiming(scale=0))
-        sim = await self.stack.enter_async_context(SimNode(NodeOptions(name=name, **options)))
+        sim = await self.stack.enter_async_context(
+            SimNode(NodeOptions(name=name, **options), port=free_port())
+        )
         self.sims[name] = sim
         fields = {"added_at": time.time(), **(node or {})}
         await self.stores.nodes.add(Node(name=name, url=sim.url, simulated=True, **fields))

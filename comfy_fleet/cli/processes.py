@@ -81,6 +81,7 @@ def up(
     from comfy_fleet.adapters.comfyui.checkout import Checkout
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.gpus import Gpus, Nvml, probe
+    from comfy_fleet.cli.up import ports
     from comfy_fleet.cli.up.fleet import Fleet, UpOptions, plan
     from comfy_fleet.cli.up.lock import DataLock
     from comfy_fleet.cli.up.nodes import cuda_visible
@@ -109,7 +110,8 @@ def up(
     gpus = probe() if home else Gpus(why=Nvml.NO_DEVICE)
     with DataLock(settings.data) as lock:
         planned = plan(settings, options, gpus=gpus, visible=cuda_visible())
-        asyncio.run(Fleet(planned, options, stdout()).run(lock))
+        with ports.kept(planned.ports):
+            asyncio.run(Fleet(planned, options, stdout()).run(lock))
 
 
 def down(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import mortal
 from tests.conftest import free_port
 from tests.integration.test_up import processes_of
 
@@ -89,10 +90,12 @@ def test_keep_leaves_it_running_and_a_second_one_is_refused(tmp_path: Path) -> N
 def test_an_interrupted_demo_takes_its_fleet_along(tmp_path: Path, number: signal.Signals) -> None:
     data = tmp_path / "data"
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "comfy_fleet", "demo", "--port", str(free_port())),
-            *("--data", str(data), "--out", str(tmp_path / "pictures")),
-        ],
+        mortal(
+            [
+                *(sys.executable, "-m", "comfy_fleet", "demo", "--port", str(free_port())),
+                *("--data", str(data), "--out", str(tmp_path / "pictures")),
+            ]
+        ),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment(),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.children import mortal
 from tests.conftest import free_port
 
 START_S = 60.0
@@ -42,7 +43,7 @@ def start_fleet(data: Path, *arguments: str, env: dict[str, str] | None = None) 
         *arguments,
     ]
     log = (data.parent / f"{data.name}.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(env or {})})
+    process = subprocess.Popen(mortal(command), stdout=log, stderr=log, env={**os.environ, **(env or {})})
     log.close()
     deadline = time.monotonic() + START_S
     while True:

@@ -28,6 +28,7 @@ from comfy_fleet.domain.inventory import ProblemKind, parse, problems
 from comfy_fleet.domain.workflow import ParameterType, Workflow, json_schema
 from comfy_fleet.services.check import check_workflow
 from comfy_fleet.settings import packaged
+from tests.children import mortal
 from tests.conftest import free_port
 
 RECORDED = "0.3.64"
@@ -246,7 +247,7 @@ def comfy(comfyui_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         command += [f"--{kind}-directory", str(folder / kind)]
     command += ["--database-url", "sqlite:///:memory:"]
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=comfyui_home, stdout=log, stderr=log)
+        server = subprocess.Popen(mortal(command), cwd=comfyui_home, stdout=log, stderr=log)
     comfy = Comfy(f"http://127.0.0.1:{port}")
     try:
         deadline = time.monotonic() + 50

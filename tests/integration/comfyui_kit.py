@@ -33,6 +33,7 @@ from comfy_fleet.domain.run import (
     Verdict,
 )
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
+from tests.conftest import free_port
 from tests.integration.haproxy_kit import Broker, MemoryRegistry, eventually, running
 
 LIMITS = RunLimits(silence_s=20, run_s=60, poll_s=0.1, probe_s=0.3, settle_s=0.2, nag_s=0.3)
@@ -66,7 +67,7 @@ async def a_fleet(data: Path, *, job_s: float = 0.15) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         sims = {
             name: await stack.enter_async_context(
-                SimNode(NodeOptions(name=name, timing=SimTiming(job_s=job_s)))
+                SimNode(NodeOptions(name=name, timing=SimTiming(job_s=job_s)), port=free_port())
             )
             for name in ("g1", "g2")
         }

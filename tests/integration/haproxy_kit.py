@@ -66,7 +66,7 @@ class Listening(ABC):
     """A server on a port that the kernel chose; started again, it takes the same one."""
 
     def __init__(self) -> None:
-        self.port = 0
+        self.port = free_port()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)

@@ -13,6 +13,7 @@ from comfy_fleet.agent.source import parse_nodes
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode
+from tests.conftest import free_port
 from tests.integration.haproxy_kit import eventually
 
 
@@ -210,7 +211,7 @@ def test_a_row_that_can_t_be_read_is_left_out() -> None:
 
 
 async def test_a_node_gets_nothing_before_it_has_answered_once(clock: Clock) -> None:
-    async with SimNode(NodeOptions(name="late")) as sim:
+    async with SimNode(NodeOptions(name="late"), port=free_port()) as sim:
         url = sim.url
         await sim.crash()
         agent = Agent(Told(Node(name="late", url=url)), host="127.0.0.1", port=0, clock=clock)

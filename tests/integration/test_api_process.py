@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
+from tests.children import mortal
 from tests.conftest import free_port
 from tests.factories import GRAPH
 from tests.fleet import until
@@ -28,7 +29,7 @@ async def test_it_ends_with_zero_though_streams_are_open(
     async with open_stores(Settings(redis_url=settings["FLEET_REDIS_URL"])) as stores:
         await stores.nodes.add(Node(name="g1", url="http://127.0.0.1:9"))
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "comfy_fleet", "api"], env=env, stderr=log)
+        process = subprocess.Popen(mortal([sys.executable, "-m", "comfy_fleet", "api"]), env=env, stderr=log)
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
 

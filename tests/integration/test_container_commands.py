@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from comfy_fleet.redis_server import program
+from tests.children import mortal
 from tests.comfyui_server import interpreter
 from tests.conftest import free_port
 from tests.container_files import COMPOSE, DOCKER, FLEET, IMAGES, STACK, last, services, stages
@@ -116,13 +117,16 @@ class Host:
             argv = self.argv(service)
         with (self.folder / f"{service}-{copy}.log").open("ab") as log:
             self.running[f"{service}-{copy}"] = subprocess.Popen(
-                argv, stdout=log, stderr=log, env=self.environment(service)
+                mortal(argv), stdout=log, stderr=log, env=self.environment(service)
             )
 
     def start_node(self) -> None:
         with (self.folder / "node.log").open("ab") as log:
             self.running["node"] = subprocess.Popen(
-                [str(DOCKER / "comfyui" / "entrypoint")], stdout=log, stderr=log, env=self.node_environment()
+                mortal([str(DOCKER / "comfyui" / "entrypoint")]),
+                stdout=log,
+                stderr=log,
+                env=self.node_environment(),
             )
 
     def node_environment(self) -> dict[str, str]:
@@ -380,7 +384,7 @@ def test_a_real_comfyui_starts_by_the_entry_point(comfyui_home: Path, tmp_path: 
     script = check.replace("/usr/local/bin/health.py", shlex.quote(str(DOCKER / "comfyui" / "health.py")))
     with (tmp_path / "log").open("wb") as log:
         node = subprocess.Popen(
-            [str(DOCKER / "comfyui" / "entrypoint")], stdout=log, stderr=log, env=environment
+            mortal([str(DOCKER / "comfyui" / "entrypoint")]), stdout=log, stderr=log, env=environment
         )
     try:
         deadline = time.monotonic() + 90

@@ -18,6 +18,7 @@ from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.supervise import Limits
 from comfy_fleet.settings import Settings
+from tests.children import mortal
 from tests.factories import GRAPH, new_job
 from tests.fleet import Running
 from tests.integration.agent_kit import Host, checkout, cpu, host_of
@@ -272,7 +273,7 @@ async def test_no_comfyui_outlives_its_agent(
         command = [sys.executable, "-m", "comfy_fleet", "agent", "--join", api.url, "--host", "h1"]
         command += ["--port", "0", "--comfyui", str(home), "--python", sys.executable, "--gpus", "cpu"]
         environment = {**os.environ, "FLEET_AGENT_TOKEN": "agents-token-01", "FLEET_DATA": str(tmp_path)}
-        agent = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        agent = subprocess.Popen(mortal(command), env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
         try:
 
             async def ready() -> bool:

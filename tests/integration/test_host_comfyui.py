@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.dispatch_main import open_dispatcher
 from comfy_fleet.domain.job import Job, JobStatus
+from tests.children import mortal
 from tests.comfyui_server import interpreter
 from tests.factories import new_job
 from tests.fleet import Running, until
@@ -131,7 +132,7 @@ def agent_of(api_url: str, home: Path, data: Path) -> Iterator["subprocess.Popen
     environment = {**os.environ, "FLEET_DATA": str(data), "FLEET_LOG_FORMAT": "json"}
     with (data / "agent.log").open("wb") as log:
         agent = subprocess.Popen(
-            [sys.executable, "-m", "comfy_fleet", *argv], env=environment, cwd=SOURCE, stderr=log
+            mortal([sys.executable, "-m", "comfy_fleet", *argv]), env=environment, cwd=SOURCE, stderr=log
         )
     try:
         yield agent

@@ -19,6 +19,7 @@ from websockets.exceptions import InvalidStatus
 from comfy_fleet.agent.main import AgentOptions, Beside, run
 from comfy_fleet.domain.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
+from tests.children import mortal
 from tests.conftest import free_port
 from tests.factories import GRAPH
 from tests.integration.agent_kit import SOURCE, Host, host_of
@@ -157,7 +158,9 @@ async def test_a_hung_agent_s_nodes_get_no_lease_within_five_seconds(
     ):
         command = [sys.executable, "-m", "comfy_fleet", "agent", "--join", host.api.url, "--host", "h2"]
         agent = subprocess.Popen(
-            [*command, "--port", "0", "--node", f"g1={sim.url}"], stderr=subprocess.DEVNULL, cwd=SOURCE
+            mortal([*command, "--port", "0", "--node", f"g1={sim.url}"]),
+            stderr=subprocess.DEVNULL,
+            cwd=SOURCE,
         )
         try:
             await host.is_up("g1")

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.children import mortal
 from tests.conftest import free_port
 from tests.integration.agent_kit import checkout
 
@@ -72,7 +73,7 @@ class Up:
         self.log = data.with_name(f"{data.name}-{time.monotonic_ns()}.log")
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                command("up", "--port", str(port), "--data", str(data), *argv),
+                mortal(command("up", "--port", str(port), "--data", str(data), *argv)),
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=environment(**env),

@@ -28,6 +28,18 @@ def test_drawn_ports_are_distinct_and_free() -> None:
     assert all(map(ports.is_free, drawn))
 
 
+def test_kept_ports_are_drawn_by_nobody_else_and_can_be_listened_on() -> None:
+    drawn = ports.draw(300)
+    with ports.kept(drawn):
+        others = set(ports.draw(300)) | set(ports.draw(300)) | set(ports.draw(300))
+        assert not others & set(drawn)
+        assert ports.is_free(drawn[0])
+        with socket.create_server(("127.0.0.1", drawn[0])), ports.kept(drawn[:1]):
+            assert not ports.is_free(drawn[0])
+    again = {port for _ in range(100) for port in ports.draw(300)}
+    assert again & set(drawn)  # without being kept they would have come again
+
+
 def test_preferred_ports_come_first_unless_they_are_taken() -> None:
     one, two, taken = ports.draw(3)
     with socket.create_server(("127.0.0.1", taken)):

@@ -5,6 +5,7 @@ import ipaddress
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,23 @@ def draw(count: int, *, prefer: Iterable[int] = ()) -> list[int]:
             if port not in chosen:
                 chosen.append(port)
     return chosen
+
+
+@contextlib.contextmanager
+def kept(chosen: Iterable[int]) -> Iterator[None]:
+    """Keep ports of loopback from programs that let the kernel choose, as long as this lasts.
+
+    A drawn port is anybody's until its server listens, and again whenever that server is started anew. A
+    socket that is bound and does not listen keeps it, and a server may listen beside it on Linux: servers set
+    SO_REUSEADDR. Elsewhere nothing is kept.
+    """
+    with contextlib.ExitStack() as sockets:
+        for port in chosen if sys.platform == "linux" else ():
+            sock = sockets.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):  # taken since it was drawn: its server will say so
+                sock.bind(("127.0.0.1", port))
+        yield
 
 
 def draw_block(count: int, *, prefer: int | None = None) -> list[int]:
