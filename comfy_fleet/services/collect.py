@@ -9,6 +9,7 @@ from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone
 from comfy_fleet.domain.job import Output
 from comfy_fleet.domain.outputs import FileRef, InlineText, OutputItem
 from comfy_fleet.ports import AssetStore, Claim, NodeApi, RunStore
+from comfy_fleet.services.insist import insist
 
 FETCH_TRIES = 5
 FETCH_GAP_S = 0.2  # grows with every try
@@ -39,6 +40,7 @@ class Collector:
         self._assets = assets
         self._tasks: dict[tuple[str, str, int], asyncio.Task[None]] = {}
         self._hasten = asyncio.Event()
+        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
         self.gone: set[str] = set()
 
     def __len__(self) -> int:
@@ -89,7 +91,7 @@ class Collector:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
                     await self._hasten.wait()
-        asset = await self._store(item)
+        asset = await insist(lambda: self._store(item), extra=self._extra)
         output = Output(
             asset_id=asset.id,
             node_id=item.node_id,
@@ -102,7 +104,7 @@ class Collector:
             hash=asset.hash,
             temporary=item.temporary,
         )
-        await self._runs.output(self._claim, output)
+        await insist(lambda: self._runs.output(self._claim, output), extra=self._extra)
 
     async def _store(self, item: OutputItem) -> Asset:
         """Store an output's bytes, trying again while its node may still give them."""

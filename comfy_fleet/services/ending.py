@@ -1,23 +1,17 @@
 """End a run: decide from its verdict whether the job is over or goes back to its queue, and write that."""
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, RunStore
 from comfy_fleet.services.care import Care
+from comfy_fleet.services.insist import insist
 from comfy_fleet.services.measure import Measured
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-WRITE_GAP_S = (0.1, 2.0)  # the first and the longest, while Redis is away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +89,7 @@ class Ending:
 
     async def _failed(self, verdict: Verdict, *, released: bool) -> Over | GivenBack:
         error = verdict.error or node_lost("the run ended without a reason")
-        after = await self._persist(lambda: self._care.after(self._claim, verdict))
+        after = await insist(lambda: self._care.after(self._claim, verdict), extra=self._extra)
         if after is not None:
             if after.placement is None:
                 return Over(status=JobStatus.FAILED, error=after.error)
@@ -117,7 +111,7 @@ class Ending:
             duration_s: What it took; counts only if it succeeded.
         """
         took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
-        return await self._persist(
+        return await insist(
             lambda: self._runs.finish(
                 self._claim,
                 end.status,
@@ -125,7 +119,8 @@ class Ending:
                 duration_s=took_s,
                 speed=measured.speed,
                 models=measured.models,
-            )
+            ),
+            extra=self._extra,
         )
 
     async def give_back(self, back: GivenBack, *, bust: frozenset[str]) -> JobStatus:
@@ -135,7 +130,7 @@ class Ending:
             back: Why, and where to.
             bust: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
         """
-        return await self._persist(
+        return await insist(
             lambda: self._runs.requeue(
                 self._claim,
                 counts=back.counts,
@@ -143,19 +138,9 @@ class Ending:
                 reason=back.error,
                 bust=bust,
                 placement=back.placement,
-            )
+            ),
+            extra=self._extra,
         )
-
-    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write until Redis answers: a finished GPU minute must not be lost to a restart of Redis."""
-        gap, longest = WRITE_GAP_S
-        while True:
-            try:
-                return await write()
-            except StoreDown as error:
-                logger.warning("end not written yet", extra={**self._extra, "error": str(error)})
-                await asyncio.sleep(gap)
-                gap = min(gap * 2, longest)
 
 
 def node_lost(message: str) -> JobError:

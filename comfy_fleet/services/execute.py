@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from comfy_fleet.domain import graph as graphs
-from comfy_fleet.domain.errors import LeaseLost, StoreDown
+from comfy_fleet.domain.errors import ConfigError, LeaseLost, StoreDown
 from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.outputs import OutputItem
 from comfy_fleet.domain.run import (
@@ -46,6 +46,7 @@ from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.care import Care
 from comfy_fleet.services.collect import Collector
 from comfy_fleet.services.ending import Ending, GivenBack, node_lost
+from comfy_fleet.services.insist import insist
 from comfy_fleet.services.measure import Measure, Measured
 from comfy_fleet.services.outbox import Outbox
 from comfy_fleet.services.staging import StagingError, stage
@@ -109,6 +110,7 @@ class Execution:
         self._outputs = Collector(claim, runs=tools.runs, nodes=tools.nodes, assets=tools.assets)
         self._ending = Ending(claim, runs=tools.runs, care=tools.care)
         self._graph: graphs.Graph = {}
+        self._partner: Mapping[str, Any] | None = None
         self._started = tools.now()
         self._posted_at: float | None = None
         self._took_s: float | None = None
@@ -177,6 +179,11 @@ class Execution:
         machine = self._new_machine(graph, adopted=False, accepted=False)
         try:
             self._graph = await self._prepare(graph)
+            self._partner = await self._open_secret()
+        except ConfigError as error:
+            problem = JobError(code="internal_error", message=str(error))
+            await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
+            return
         except StagingError as error:
             logger.warning("staging failed", extra={**self._extra, "error": str(error)})
             problem = JobError(code="missing_asset" if error.fatal else "node_lost", message=str(error))
@@ -304,10 +311,24 @@ class Execution:
             graph, job_id=job.id, run_id=self.claim.run, replacements=replacements, bust=job.bust
         )
 
+    async def _open_secret(self) -> Mapping[str, Any] | None:
+        """Return the decrypted ``extra_data``. Raises ConfigError if it was sealed under another key."""
+        if not self.claim.job.has_secret:
+            return None
+        secret = await insist(lambda: self._tools.runs.secret(self.claim), extra=self._extra)
+        return self._tools.open_secret(secret) if secret else None
+
     async def _post(self) -> None:
-        runs = self._tools.runs
-        secret = await runs.secret(self.claim) if self.claim.job.has_secret else None
-        extra = dict(self._tools.open_secret(secret)) if secret else None
+        try:
+            await self._post_prompt()
+        except LeaseLost:
+            raise
+        except Exception as error:
+            # Whatever it was: the machine waits for an answer, and a second one changes nothing.
+            self._events.put_nowait(PostUnknown(f"{type(error).__name__}: {error}"))
+            raise
+
+    async def _post_prompt(self) -> None:
         if not self._tools.safe(self.claim.run):
             # Posting now could start the job a second time beside whoever took it over.
             logger.warning("lease too old to post", extra=self._extra)
@@ -315,14 +336,18 @@ class Execution:
             return
         self._posted_at = self._tools.now()
         answer = await self._tools.nodes.post_prompt(
-            self.claim.node, graph=self._graph, run=self.claim.run, job=self.claim.job.id, extra_data=extra
+            self.claim.node,
+            graph=self._graph,
+            run=self.claim.run,
+            job=self.claim.job.id,
+            extra_data=self._partner,
         )
         self._events.put_nowait(answer)
         if not isinstance(answer, PostUnknown) and answer.status == 200:
             logger.info("prompt accepted", extra=self._extra)
             # Only matters to who takes the run over; most short runs are over by then.
             await asyncio.sleep(NOTE_AFTER_S)
-            await runs.accepted(self.claim)
+            await self._tools.runs.accepted(self.claim)
 
     async def _read_frames(self, lease: Lease) -> None:
         async for frame in lease.frames():

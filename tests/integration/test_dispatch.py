@@ -7,10 +7,16 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.redis.runs import RedisRunStore
+from comfy_fleet.bootstrap import open_secrets
+from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.run import PostUnknown
+from comfy_fleet.domain.run_messages import PostAnswered
 from comfy_fleet.ports import Claim, Refused
 from comfy_fleet.sim import SimTiming
 from tests.factories import GRAPH, picture
@@ -279,3 +285,50 @@ async def test_a_long_run_tells_its_progress(redis_port: int) -> None:
         assert {data["steps"] for data in working} == {20}
         done = await fleet.job(job.id)
         assert done.progress is not None and done.progress.nodes_total == 3
+
+
+async def test_a_job_whose_partner_key_can_t_be_read_at_once_runs_all_the_same(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, away = RedisRunStore.secret, 2
+
+    async def secret(self: RedisRunStore, claim: Claim) -> bytes | None:
+        nonlocal away
+        away -= 1
+        if away >= 0:
+            raise StoreDown("Redis is away")
+        return await read(self, claim)
+
+    monkeypatch.setattr(RedisRunStore, "secret", secret)
+    async with fleet_of(redis_port, "g1") as fleet:
+        sealed = open_secrets(fleet.settings).seal(b'{"api_key_comfy_org": "key"}')
+        job = await fleet.submit(GRAPH, secret=sealed)
+        done = await fleet.ended(job.id)
+        assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 0)
+
+
+async def test_a_job_whose_partner_key_nobody_can_decrypt_fails_and_says_why(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        sealed = Fernet(Fernet.generate_key()).encrypt(b"{}")
+        failed = await fleet.ended((await fleet.submit(GRAPH, secret=sealed)).id)
+        assert failed.status is JobStatus.FAILED
+        assert failed.error is not None and "secret_file" in failed.error.message
+        assert (await fleet.ended((await fleet.submit(GRAPH)).id)).status is JobStatus.SUCCEEDED
+
+
+async def test_a_post_that_breaks_in_our_own_hands_is_taken_for_one_without_an_answer(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post, broken = NodeClient.post_prompt, 1
+
+    async def breaks(self: NodeClient, node: str, **what: Any) -> PostAnswered | PostUnknown:
+        nonlocal broken
+        broken -= 1
+        if broken >= 0:
+            raise RuntimeError("a defect")
+        return await post(self, node, **what)
+
+    monkeypatch.setattr(NodeClient, "post_prompt", breaks)
+    async with fleet_of(redis_port, "g1") as fleet:
+        done = await fleet.ended((await fleet.submit(GRAPH)).id)
+        assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 0)

@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from comfy_fleet.domain.asset import Asset
-from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone
+from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, StoreDown
 from comfy_fleet.domain.job import Job, JobStatus, Output, OutputKind
 from comfy_fleet.domain.outputs import FileRef, InlineBytes, InlineText, OutputItem, Source
 from comfy_fleet.ports import AssetStore, Claim, NodeApi, RunStore
-from comfy_fleet.services import collect
+from comfy_fleet.services import collect, insist
 from comfy_fleet.services.collect import FETCH_TRIES, Collector
 from tests.fleet import until
 
@@ -42,6 +42,7 @@ class World:
         self.stored: dict[str, bytes] = {}
         self.committed: list[Output] = []
         self.lease_lost = False
+        self.away = 0
         claim = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0, behind=behind)
         self.collector = Collector(
             claim, runs=cast(RunStore, self), nodes=cast(NodeApi, self), assets=cast(AssetStore, self)
@@ -64,6 +65,7 @@ class World:
     async def add_output(self, *, chunks: AsyncIterator[bytes], name: str, **facts: Any) -> Asset:
         assert (facts["owner"], facts["job_id"], facts["expires_at"]) == ("o", "j", 9)
         data = b"".join([chunk async for chunk in chunks])
+        self._answer()
         self.stored[name] = data
         return Asset(
             id=f"a-{name}", owner="o", hash="blake3:0", size_bytes=len(data),
@@ -71,14 +73,21 @@ class World:
         )  # fmt: skip
 
     async def output(self, claim: Claim, output: Output) -> None:
+        self._answer()
         if self.lease_lost:
             raise LeaseLost("another dispatcher has it")
         self.committed.append(output)
+
+    def _answer(self) -> None:
+        self.away -= 1
+        if self.away >= 0:
+            raise StoreDown("Redis is away")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "FETCH_GAP_S", 0.001)
+    monkeypatch.setattr(insist, "GAP_S", (0.001, 0.004))
 
 
 async def test_files_texts_and_pictures_from_frames_are_stored_and_committed() -> None:
@@ -91,6 +100,17 @@ async def test_files_texts_and_pictures_from_frames_are_stored_and_committed() -
     assert world.asked == ["a.png"]
     output = next(output for output in world.committed if output.name == "a.png")
     assert (output.asset_id, output.node_id, output.size_bytes) == ("a-a.png", "n-a.png", 4)
+
+
+@pytest.mark.parametrize("away", [1, FETCH_TRIES + 3])
+async def test_an_output_outlives_a_restart_of_redis(away: int) -> None:
+    world = World()
+    world.files = {"a.png": b"file"}
+    world.away = away
+    world.collector.add([item("a.png"), item("b.png", InlineBytes(b"frame"))])
+    assert await world.collector.settled() == []
+    assert world.stored == {"a.png": b"file", "b.png": b"frame"}
+    assert {output.name for output in world.committed} == {"a.png", "b.png"}
 
 
 async def test_what_is_named_twice_is_fetched_once() -> None:

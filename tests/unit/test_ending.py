@@ -8,7 +8,7 @@ from comfy_fleet.domain.errors import LeaseLost, NodeError, StoreDown
 from comfy_fleet.domain.job import Job, JobError, JobStatus, Placement
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, RunStore
-from comfy_fleet.services import ending
+from comfy_fleet.services import insist
 from comfy_fleet.services.care import Care, Next
 from comfy_fleet.services.ending import Ending, GivenBack, Over
 from comfy_fleet.services.measure import Measured
@@ -51,7 +51,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ending, "WRITE_GAP_S", (0.001, 0.004))
+    monkeypatch.setattr(insist, "GAP_S", (0.001, 0.004))
 
 
 async def decided(

@@ -9,7 +9,7 @@ import orjson
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis import codec
-from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.speed import SHARE
@@ -31,14 +31,15 @@ class RedisRunStore:
 
     async def waiting(self) -> Sequence[Waiting]:
         """Return the placement classes that have queued jobs, best head first."""
-        classes = [raw.decode() for raw in await self._redis.smembers("fleet:placements")]
-        if not classes:
-            return []
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for name in classes:
-                pipe.zcard(f"fleet:queue:{name}")
-                pipe.zrange(f"fleet:queue:{name}", 0, 0, withscores=True)
-            raw = await pipe.execute()
+        with store_errors():
+            classes = [raw.decode() for raw in await self._redis.smembers("fleet:placements")]
+            if not classes:
+                return []
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in classes:
+                    pipe.zcard(f"fleet:queue:{name}")
+                    pipe.zrange(f"fleet:queue:{name}", 0, 0, withscores=True)
+                raw = await pipe.execute()
         found = [
             Waiting(placement=Placement.parse(name), count=count, head_score=heads[0][1])
             for name, count, heads in zip(classes, raw[::2], raw[1::2], strict=True)
@@ -169,7 +170,8 @@ class RedisRunStore:
         if exclude and placement is None:
             wanted = claim.job.placement
             moved = replace(wanted, without=wanted.without | {claim.node})
-            members = await self._redis.smembers(f"fleet:pool:{wanted.pool}")
+            with store_errors():
+                members = await self._redis.smembers(f"fleet:pool:{wanted.pool}")
             give_up = not moved.able(raw.decode() for raw in members)
             key = moved.key
         answer = await self._scripts.call(
@@ -213,19 +215,22 @@ class RedisRunStore:
 
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""
-        raw = await self._redis.get(f"fleet:lease:{node}")
+        with store_errors():
+            raw = await self._redis.get(f"fleet:lease:{node}")
         return raw.decode() if raw else None
 
     async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
         """Return those of some nodes that a run occupies."""
         if not nodes:
             return frozenset()
-        runs = await self._redis.mget([f"fleet:lease:{node}" for node in nodes])
+        with store_errors():
+            runs = await self._redis.mget([f"fleet:lease:{node}" for node in nodes])
         return frozenset(node for node, run in zip(nodes, runs, strict=True) if run)
 
     async def secret(self, claim: Claim) -> bytes | None:
         """Return the encrypted ``extra_data`` of the claimed job."""
-        secret: bytes | None = await self._redis.get(f"fleet:job:{claim.job.id}:secret")
+        with store_errors():
+            secret: bytes | None = await self._redis.get(f"fleet:job:{claim.job.id}:secret")
         return secret
 
     async def overdue(self, limit: int) -> int:
@@ -235,12 +240,11 @@ class RedisRunStore:
 
     async def forgettable(self, limit: int) -> Sequence[str]:
         """Return ids of jobs that are past their retention."""
-        seconds, micros = await self._redis.time()
-        top = f"{seconds}.{micros:06d}"
-        return [
-            raw.decode()
-            for raw in await self._redis.zrangebyscore("fleet:expiring", "-inf", top, start=0, num=limit)
-        ]
+        with store_errors():
+            seconds, micros = await self._redis.time()
+            top = f"{seconds}.{micros:06d}"
+            ids = await self._redis.zrangebyscore("fleet:expiring", "-inf", top, start=0, num=limit)
+        return [raw.decode() for raw in ids]
 
     async def forget(self, job_id: str) -> None:
         """Remove every trace of a job from the store."""
