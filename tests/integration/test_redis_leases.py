@@ -69,6 +69,33 @@ async def test_a_run_whose_job_is_gone_holds_no_node(stores: Stores) -> None:
     assert await stores.redis.exists("fleet:runs", "fleet:node:g1:runs") == 0
 
 
+async def test_a_run_whose_job_is_gone_gives_its_node_back(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await stores.redis.hset("fleet:node:g1", "cleans", 1)
+    before = set(await stores.redis.keys("*"))
+    job = await submit(stores)
+    await claim(stores, ttl=-1)
+    await stores.redis.delete(f"fleet:job:{job.id}")
+    assert await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=10) == []
+    runs = {
+        key for key in await stores.redis.keys("*") if b":run" in key or b":lease" in key or b"exec" in key
+    }
+    assert runs <= before
+    assert not await stores.redis.exists(f"fleet:job:{job.id}:traces", "rq:wip:fleet")
+    await submit(stores)
+    await claim(stores)
+
+
+async def test_a_run_that_nobody_knows_holds_no_node(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await stores.redis.set("fleet:lease:g1", "nobody")
+    await stores.nodes.remove("g1")
+    await add_nodes(stores, "g1")
+    await stores.redis.set("fleet:lease:g1", "nobody")
+    await submit(stores)
+    assert (await claim(stores)).run == await stores.runs.lease_of("g1")
+
+
 async def test_the_oldest_job_goes_first_whatever_its_placement(stores: Stores) -> None:
     await add_nodes(stores, "g1", "g2")
     first = await submit(stores, placement=Placement(pool="p"))

@@ -50,6 +50,26 @@ async def test_nothing_of_a_removed_node_comes_back_with_its_name(stores: Stores
     assert await stores.redis.smembers("fleet:pool:default") == {b"g1"}
 
 
+async def test_an_order_to_a_node_that_was_just_removed_leaves_nothing(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(await stores.redis.keys("*"))
+    read = stores.nodes.get
+
+    async def then_removed(name: str) -> Node | None:
+        found = await read(name)
+        await stores.nodes.remove(name)
+        return found
+
+    monkeypatch.setattr(stores.nodes, "get", then_removed)
+    await add_nodes(stores, "g1")
+    with pytest.raises(NotFound):
+        await stores.nodes.cordon("g1", reason="too late")
+    with pytest.raises(NotFound):
+        await stores.nodes.want_restart("g1")
+    assert set(await stores.redis.keys("*")) == before
+
+
 async def test_a_node_can_be_removed_from_under_its_run(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     await submit(stores)

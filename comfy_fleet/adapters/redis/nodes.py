@@ -10,7 +10,7 @@ import orjson
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.events import WAKE, RedisEvents
-from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.node import AGENT_DRAINS, LIVE, Node, NodeState, Reading, Work
 from comfy_fleet.domain.speed import speed_of
@@ -112,11 +112,13 @@ class RedisNodeRegistry:
 
     async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
         """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
-        return [orjson.loads(raw) for raw in await self._redis.lrange(f"fleet:node:{name}:errors", 0, 9)]
+        with store_errors():
+            return [orjson.loads(raw) for raw in await self._redis.lrange(f"fleet:node:{name}:errors", 0, 9)]
 
     async def models(self, name: str) -> Sequence[str]:
         """Return the model files that jobs on a node used since it started or was freed, the latest first."""
-        raw = await self._redis.get(f"fleet:node:{name}:models")
+        with store_errors():
+            raw = await self._redis.get(f"fleet:node:{name}:models")
         return raw.decode().split("\n") if raw else []
 
     async def release(self, name: str) -> Sequence[str]:
@@ -150,9 +152,8 @@ class RedisNodeRegistry:
         Raises:
             NotFound: No such node.
         """
-        if await self.get(name) is None:
+        if not await self._scripts.call("want_restart", name):
             raise _unknown(name)
-        await self._redis.hset(f"fleet:node:{name}", "restart", 1)
 
     async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
         """Count a failure that is the node's fault; with ``limit`` in a row it is cordoned.
@@ -178,13 +179,8 @@ class RedisNodeRegistry:
 
     async def _mark(self, name: str, cordoned: bool, reason: str) -> Node:
         node = await self.get(name)
-        if node is None:
+        if node is None or not await self._scripts.call("cordon", name, int(cordoned), reason):
             raise _unknown(name)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(f"fleet:node:{name}", mapping={"cordoned": int(cordoned), "cordon_reason": reason})
-            pipe.hdel(f"fleet:node:{name}", "quarantined", "strikes_oom", "strikes_gpu", "renewed")
-            pipe.publish(WAKE, "nodes")
-            await pipe.execute()
         return replace(node, cordoned=cordoned, cordon_reason=reason)
 
     async def remove(self, name: str, *, force: bool = False) -> None:

@@ -4,7 +4,7 @@
 local node, run, token, who, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return { 'removed' } end
 if redis.call('HGET', 'fleet:node:' .. node, 'cordoned') == '1' then return { 'cordoned' } end
-local holder = redis.call('GET', 'fleet:lease:' .. node)
+local holder = holder_of(node)
 if holder then return { 'leased', holder } end
 
 local at = now()

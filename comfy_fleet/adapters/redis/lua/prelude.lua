@@ -132,6 +132,14 @@ local function drop_run(run, id, node)
   redis.call('ZREM', 'rq:executions:' .. id, run)
 end
 
+-- The run that occupies a node, or nil.  One that nobody knows holds nothing.
+local function holder_of(node)
+  local run = redis.call('GET', 'fleet:lease:' .. node)
+  if run and redis.call('EXISTS', 'fleet:run:' .. run) == 1 then return run end
+  if run then redis.call('DEL', 'fleet:lease:' .. node) end
+  return nil
+end
+
 local RQ_END = { succeeded = { 'finished', 'rq:finished:', 1 }, failed = { 'failed', 'rq:failed:', 2 },
   expired = { 'failed', 'rq:failed:', 2 }, canceled = { 'canceled', 'rq:canceled:', 3 } }
 

@@ -5,7 +5,7 @@ local runs = 'fleet:node:' .. node .. ':runs'
 for _, run in ipairs(redis.call('SMEMBERS', runs)) do
   if redis.call('EXISTS', 'fleet:run:' .. run) == 0 then redis.call('SREM', runs, run) end
 end
-local run = redis.call('GET', 'fleet:lease:' .. node) or redis.call('SRANDMEMBER', runs)
+local run = holder_of(node) or redis.call('SRANDMEMBER', runs)
 if run and ARGV[2] ~= '1' then return run end
 local had = redis.call('HMGET', 'fleet:node:' .. node, 'pool', 'inventory', 'url')
 local pool, digest = had[1], had[2]

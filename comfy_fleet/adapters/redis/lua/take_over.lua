@@ -7,9 +7,11 @@ for i, run in ipairs(expired) do
   local token = ARGV[2 + i]
   local key = 'fleet:run:' .. run
   local r = redis.call('HMGET', key, 'job', 'node', 'phase', 'manifest')
-  if not r[1] or redis.call('EXISTS', jobkey(r[1])) == 0 then
+  if not r[1] then
     redis.call('ZREM', 'fleet:runs', run)
-    if r[2] then redis.call('SREM', 'fleet:node:' .. r[2] .. ':runs', run) end
+  elseif redis.call('EXISTS', jobkey(r[1])) == 0 then
+    drop_run(run, r[1], r[2])  -- nobody could end it, and it would hold its node for ever
+    discard(r[1], at)
   else
     redis.call('HSET', key, 'token', token, 'dispatcher', ARGV[1])
     redis.call('HSET', 'rq:job:' .. r[1], 'worker_name', ARGV[1])
