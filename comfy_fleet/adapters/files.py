@@ -263,7 +263,8 @@ class FileAssetStore:
         Returns:
             False if another live job still needs one of the outputs: ask again later.
         """
-        ids = [_text(i) for i in await self._redis.hvals(f"fleet:asset:job:{job_id}")]
+        with store_errors():
+            ids = [_text(i) for i in await self._redis.hvals(f"fleet:asset:job:{job_id}")]
         outcomes = [await self._drop(asset_id, "") for asset_id in ids]
         if "held" in outcomes:
             return False
@@ -273,11 +274,12 @@ class FileAssetStore:
     async def sweep(self, limit: int = 1000) -> int:
         """Remove uploads past their end, and what processes that died left behind; returns how many."""
         now = self._clock()
-        ends = await self._redis.zrangebyscore("fleet:asset:expiry", "-inf", now, start=0, num=limit)
+        with store_errors():
+            ends = await self._redis.zrangebyscore("fleet:asset:expiry", "-inf", now, start=0, num=limit)
+            pins = await self._redis.zrangebyscore(
+                "fleet:blob:pins", "-inf", now - _PIN_TTL_S, start=0, num=limit
+            )
         removed = sum([await self._drop(_text(i), "") == "gone" for i in ends])
-        pins = await self._redis.zrangebyscore(
-            "fleet:blob:pins", "-inf", now - _PIN_TTL_S, start=0, num=limit
-        )
         for member in pins:
             path, _, pin = _text(member).partition("\0")
             if await self._call("unpin", path, pin):

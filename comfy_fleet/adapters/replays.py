@@ -8,6 +8,8 @@ import hashlib
 
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.scripts import store_errors
+
 _MARK_S = 60
 _KEEP_S = 86400
 
@@ -20,11 +22,15 @@ class RedisReplays:
 
     async def begin(self, scope: str, key: str) -> bool:
         """See :meth:`comfy_fleet.ports.Replays.begin`."""
-        return bool(await self._redis.set(f"fleet:replay:mark:{_id(scope, key)}", "1", nx=True, ex=_MARK_S))
+        with store_errors():
+            return bool(
+                await self._redis.set(f"fleet:replay:mark:{_id(scope, key)}", "1", nx=True, ex=_MARK_S)
+            )
 
     async def recall(self, scope: str, key: str) -> tuple[str, bytes] | None:
         """See :meth:`comfy_fleet.ports.Replays.recall`."""
-        kept = await self._redis.get(f"fleet:replay:{_id(scope, key)}")
+        with store_errors():
+            kept = await self._redis.get(f"fleet:replay:{_id(scope, key)}")
         if kept is None:
             return None
         fingerprint, _, body = (kept if isinstance(kept, bytes) else kept.encode()).partition(b"\0")
@@ -32,13 +38,14 @@ class RedisReplays:
 
     async def end(self, scope: str, key: str, *, answer: tuple[str, bytes] | None) -> None:
         """See :meth:`comfy_fleet.ports.Replays.end`."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            if answer is not None:
-                pipe.set(
-                    f"fleet:replay:{_id(scope, key)}", b"\0".join((answer[0].encode(), answer[1])), ex=_KEEP_S
-                )
-            pipe.delete(f"fleet:replay:mark:{_id(scope, key)}")
-            await pipe.execute()
+        name = _id(scope, key)
+        with store_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                if answer is not None:
+                    kept = b"\0".join((answer[0].encode(), answer[1]))
+                    pipe.set(f"fleet:replay:{name}", kept, ex=_KEEP_S)
+                pipe.delete(f"fleet:replay:mark:{name}")
+                await pipe.execute()
 
 
 def _id(scope: str, key: str) -> str:

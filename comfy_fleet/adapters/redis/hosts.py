@@ -106,7 +106,8 @@ class RedisHosts:
             BadInput: A name or address can't be used.
         """
         for _ in range(_TRIES):
-            raw = await self._redis.hget("fleet:nodes", joining.name)
+            with store_errors():
+                raw = await self._redis.hget("fleet:nodes", joining.name)
             known = None if raw is None else read_node(raw, {})
             node = joining.applied(host, known, now=now)
             static = asdict(node)

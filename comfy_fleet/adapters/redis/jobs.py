@@ -9,7 +9,7 @@ import orjson
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis import codec
-from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.ports import Idempotency, Submitted
@@ -74,7 +74,8 @@ class RedisJobStore:
 
     async def made_by(self, idempotency: Idempotency) -> str | None:
         """Return the id of the job that a key has made, or None."""
-        seen = await self._redis.get(f"fleet:idem:{_scoped(idempotency)}")
+        with store_errors():
+            seen = await self._redis.get(f"fleet:idem:{_scoped(idempotency)}")
         return seen.decode().split(" ")[0] if seen else None
 
     async def get(self, job_id: str) -> Job | None:
@@ -82,11 +83,12 @@ class RedisJobStore:
         return (await self._load([job_id]))[0]
 
     async def _load(self, ids: Sequence[str]) -> list[Job | None]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hgetall(f"fleet:job:{job_id}")
-                pipe.hgetall(f"fleet:job:{job_id}:outputs")
-            raw = await pipe.execute()
+        with store_errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.hgetall(f"fleet:job:{job_id}")
+                    pipe.hgetall(f"fleet:job:{job_id}:outputs")
+                raw = await pipe.execute()
         return [
             codec.load_job(job_id, codec.to_dict(record), outputs) if record else None
             for job_id, record, outputs in zip(ids, raw[::2], raw[1::2], strict=True)
@@ -94,7 +96,8 @@ class RedisJobStore:
 
     async def graph(self, job: Job) -> bytes:
         """Return the graph as submitted; raises NotFound past retention."""
-        graph: bytes | None = await self._redis.get(f"fleet:graph:{job.graph_hash}")
+        with store_errors():
+            graph: bytes | None = await self._redis.get(f"fleet:graph:{job.graph_hash}")
         if graph is None:
             raise NotFound(f"job {job.id} is past its retention", details={"job_id": job.id})
         return graph
@@ -110,7 +113,10 @@ class RedisJobStore:
         found: list[Job] = []
         skip = 0
         while True:
-            rows = await self._redis.zrevrangebyscore(key, top, "-inf", start=skip, num=PAGE, withscores=True)
+            with store_errors():
+                rows = await self._redis.zrevrangebyscore(
+                    key, top, "-inf", start=skip, num=PAGE, withscores=True
+                )
             skip += len(rows)
             # Within one score Redis sorts by id, downwards here: what the last page showed is left out.
             fresh = [
@@ -140,16 +146,19 @@ class RedisJobStore:
 
     async def depth(self) -> int:
         """Return how many jobs wait."""
-        return int(await self._redis.llen("rq:queue:fleet"))
+        with store_errors():
+            return int(await self._redis.llen("rq:queue:fleet"))
 
     async def preview(self, job_id: str) -> Mapping[str, Any] | None:
         """Return the latest preview of a running job."""
-        data = await self._redis.get(f"fleet:job:{job_id}:preview")
+        with store_errors():
+            data = await self._redis.get(f"fleet:job:{job_id}:preview")
         return dict(orjson.loads(data)) if data else None
 
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile (``*`` for all), newest first."""
-        return [float(raw) for raw in await self._redis.lrange(f"fleet:durations:{profile}", 0, 49)]
+        with store_errors():
+            return [float(raw) for raw in await self._redis.lrange(f"fleet:durations:{profile}", 0, 49)]
 
 
 def _scoped(idempotency: Idempotency) -> str:

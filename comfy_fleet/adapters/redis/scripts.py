@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from comfy_fleet.domain.errors import StoreDown
@@ -55,6 +55,8 @@ def store_errors() -> Iterator[None]:
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise StoreDown(f"Redis does not answer: {error}", retry_after_s=2) from error
     except ResponseError as error:
-        if str(error).split(" ")[0] not in ("LOADING", "MISCONF", "READONLY", "OOM", "BUSY"):
+        # redis-py takes the code off a message that it has a class for.
+        known = isinstance(error, OutOfMemoryError | ReadOnlyError)
+        if not known and str(error).split(" ")[0] not in ("MISCONF", "BUSY", "NOREPLICAS"):
             raise
         raise StoreDown(f"Redis can't write now: {error}", retry_after_s=5) from error

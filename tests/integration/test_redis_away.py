@@ -1,0 +1,97 @@
+"""What the stores say while Redis is away, or is there and can't write."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from comfy_fleet.adapters.redis.events import RedisEvents
+from comfy_fleet.adapters.redis.jobs import RedisJobStore
+from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
+from comfy_fleet.adapters.redis.runs import RedisRunStore
+from comfy_fleet.adapters.replays import RedisReplays
+from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.job import Job, JobFilter, JobStatus
+from comfy_fleet.ports import Claim, Idempotency
+from tests.conftest import free_port
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit
+
+JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
+CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
+
+CALLS: list[Callable[[RedisJobStore, RedisRunStore, RedisNodeRegistry, RedisReplays], Awaitable[object]]] = [
+    lambda jobs, runs, nodes, replays: jobs.get("j"),
+    lambda jobs, runs, nodes, replays: jobs.graph(JOB),
+    lambda jobs, runs, nodes, replays: jobs.find(JobFilter(owner=None, limit=5)),
+    lambda jobs, runs, nodes, replays: jobs.depth(),
+    lambda jobs, runs, nodes, replays: jobs.preview("j"),
+    lambda jobs, runs, nodes, replays: jobs.durations("*"),
+    lambda jobs, runs, nodes, replays: jobs.made_by(Idempotency(scope="s", key="k")),
+    lambda jobs, runs, nodes, replays: runs.waiting(),
+    lambda jobs, runs, nodes, replays: runs.lease_of("g1"),
+    lambda jobs, runs, nodes, replays: runs.occupied(["g1"]),
+    lambda jobs, runs, nodes, replays: runs.secret(CLAIM),
+    lambda jobs, runs, nodes, replays: runs.forgettable(5),
+    lambda jobs, runs, nodes, replays: runs.requeue(CLAIM, counts=True, exclude=True, reason=BROKEN),
+    lambda jobs, runs, nodes, replays: nodes.states(),
+    lambda jobs, runs, nodes, replays: nodes.errors("g1"),
+    lambda jobs, runs, nodes, replays: nodes.models("g1"),
+    lambda jobs, runs, nodes, replays: nodes.cordon("g1", reason=""),
+    lambda jobs, runs, nodes, replays: replays.begin("s", "k"),
+    lambda jobs, runs, nodes, replays: replays.recall("s", "k"),
+    lambda jobs, runs, nodes, replays: replays.end("s", "k", answer=None),
+]
+
+
+@pytest.fixture
+async def nowhere() -> AsyncIterator[Redis]:
+    client = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    yield client
+    await client.aclose()
+
+
+async def test_every_call_says_that_the_store_is_down(nowhere: Redis) -> None:
+    stores = (
+        RedisJobStore(nowhere, ageing_s=1),
+        RedisRunStore(nowhere),
+        RedisNodeRegistry(nowhere, RedisEvents(nowhere)),
+        RedisReplays(nowhere),
+    )
+    for call in CALLS:
+        with pytest.raises(StoreDown):
+            await call(*stores)
+
+
+async def test_a_server_that_is_full_is_down_for_writers(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores)
+    run = await claim(stores)
+    await stores.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StoreDown, match="maxmemory"):
+            await submit(stores)
+        with pytest.raises(StoreDown, match="maxmemory"):
+            await stores.runs.requeue(run, counts=True, exclude=False, reason=BROKEN)
+    finally:
+        await stores.redis.config_set("maxmemory", 0)
+    assert await stores.runs.requeue(run, counts=True, exclude=False, reason=BROKEN) is JobStatus.QUEUED
+
+
+async def test_a_server_that_may_not_write_is_down_for_writers(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await stores.redis.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(StoreDown, match="replica"):
+            await submit(stores)
+    finally:
+        await stores.redis.config_set("min-replicas-to-write", 0)
+    await stores.redis.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(StoreDown, match="read only"):
+            await submit(stores)
+    finally:
+        await stores.redis.replicaof("NO", "ONE")
+    await submit(stores)
