@@ -46,6 +46,10 @@ Place: TypeAlias = tuple[str, Path]
 ASSET_TYPE = "core/ASSET"
 BUST_INPUT = "fleet_run"
 
+PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAudio"})
+"""Output nodes that write a file under a name of their own and hand nothing on. From the cache they would
+give a file that an earlier job wrote, with that job's whole graph in its metadata."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AssetReference:
@@ -142,20 +146,26 @@ def upload_candidates(
     Raises:
         InvalidWorkflow: One names a file outside the node's input folder. ComfyUI joins such a name to its
             folder and opens what comes out, so it would read any picture on the node's machine; and what
-            lies in ``output`` and ``temp`` (``name [output]``) may be another user's.
+            lies in ``output`` and ``temp`` (``name [output]``) may be another user's. Or a number or an
+            object of another kind stands there.
     """
     known = UPLOADS if uploads is None else uploads
     found = []
     for node_id, node in graph.items():
         for name in sorted(known.get(node["class_type"], ())):
             value = node["inputs"].get(name)
+            if isinstance(value, int | float) or (
+                isinstance(value, dict) and value.get("__type", ASSET_TYPE) != ASSET_TYPE
+            ):
+                raise _bad_file(node_id, name)
             if not isinstance(value, str) or not value:
                 continue
             file, _, folder = value.rpartition(" [") if value.endswith("]") else (value, "", "input]")
             if _leaves_folder(value) or folder in ("output]", "temp]"):
                 raise _bad_file(node_id, name)
-            file = file if folder == "input]" else value
-            found.append(NamedUpload(node_id=node_id, input=name, name=file.strip()))
+            # The blank before an annotation is ComfyUI's; others belong to the name.
+            file = file.rstrip() if value.endswith("[input]") else value
+            found.append(NamedUpload(node_id=node_id, input=name, name=file))
     return tuple(found)
 
 
@@ -212,9 +222,9 @@ def for_run(
         job_id: Letters, digits, ``-`` and ``_``.
         run_id: The same.
         replacements: What stands at a place instead: the staged name of an asset or an upload.
-        bust: Nodes that must not come from the cache though they have no file prefix. They get an
-            input ``fleet_run`` that no class declares: ComfyUI leaves it out of validation and call, but
-            counts it in the cache's key.
+        bust: Nodes that must not come from the cache though they have no file prefix; :data:`PREVIEWS`
+            never do. They get an input ``fleet_run`` that no class declares: ComfyUI leaves it out of
+            validation and call, but counts it in the cache's key.
     """
     if not (_SAFE_ID.fullmatch(job_id) and _SAFE_ID.fullmatch(run_id)):
         raise ValueError("job_id and run_id must consist of letters, digits, '-' and '_'")
@@ -233,7 +243,7 @@ def for_run(
             # Newer nodes name inputs inside a group "group.input".
             if name.rpartition(".")[2] == "filename_prefix":
                 inputs[name] = f"{folder}/{_safe_prefix(_literal(graph, value))}"
-        if node_id in bust:
+        if node_id in bust or node["class_type"] in PREVIEWS:
             inputs[BUST_INPUT] = run_id
         result[node_id] = {**node, "inputs": inputs}
     return result
@@ -245,6 +255,8 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # ComfyUI fills in %width% and the like, its editor %date:yyyy-MM-dd% and %Node.input%.
 _TOKEN = re.compile(r"(%[A-Za-z][^%/\\\x00-\x1f\x7f]{0,80}%)")
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*%\ud800-\udfff]')
+# ``GET /view`` gives no file whose name holds two dots in a row, wherever they stand.
+_DOTS = re.compile(r"\.{2,}")
 
 
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
@@ -260,7 +272,8 @@ def _leaves_folder(name: str) -> bool:
 
 def _bad_file(node_id: str, name: str) -> InvalidWorkflow:
     message = (
-        f"{name} must be the name of an uploaded file, without '..', not absolute, and no [output] or [temp]"
+        f"{name} must be the name of an uploaded file, without '..', not absolute, and no [output] or [temp],"
+        f" or a {ASSET_TYPE} object"
     )
     return InvalidWorkflow(
         f"node {node_id}: {message}",
@@ -307,18 +320,22 @@ def _literal(graph: Graph, value: object) -> str:
     """Return a prefix's text; of a link only where the other end is a node that holds a fixed text."""
     if is_link(value):
         value = graph[value[0]]["inputs"].get("value")
+    if isinstance(value, int | float):
+        return str(value)  # as ComfyUI does with what is to be a text
     return value if isinstance(value, str) else ""
 
 
 def _safe_prefix(original: str) -> str:
-    """Make a relative path of at most 160 characters that can't leave its folder on any host."""
+    """Make a relative path that stays in its folder: at most 160 characters, and 160 bytes a name."""
     parts = []
     for part in original.replace("\\", "/").split("/"):
         pieces = _TOKEN.split(part)
         pieces[::2] = [_UNSAFE.sub("_", piece) for piece in pieces[::2]]
         # Windows drops dots and blanks at a name's end, and ".." is nothing but them.
-        if name := "".join(pieces).strip()[:80].rstrip(". "):
-            parts.append(name)
+        # File systems take names of 255 bytes, and a counter and an extension follow.
+        short = "".join(pieces).strip()[:80].encode()[:160].decode(errors="ignore")
+        if name := short.rstrip(". "):
+            parts.append(_DOTS.sub("_", name))
     while len("/".join(parts)) > 160:
         parts.pop(0)
     return "/".join(parts) or "output"

@@ -226,9 +226,12 @@ def _file(node_id: str, key: str, index: int, entry: Mapping[Any, Any]) -> Outpu
     if not isinstance(filename, str) or not filename:
         return None
     subfolder, type_ = entry.get("subfolder"), entry.get("type")
+    # ``/view`` drops folders from a file's name: they belong to the subfolder.
+    folders, _, base = filename.rpartition("/")
+    inside = [part for part in (subfolder if isinstance(subfolder, str) else "", folders) if part]
     ref = FileRef(
-        filename=filename,
-        subfolder=subfolder if isinstance(subfolder, str) else "",
+        filename=base or filename,
+        subfolder="/".join(inside),
         type=type_ if isinstance(type_, str) and type_ else "output",
     )
     # A node on Windows separates folders with a backslash.

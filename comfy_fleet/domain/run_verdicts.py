@@ -88,6 +88,9 @@ def rejected(answer: PostAnswered) -> Verdict:
     else:
         message = f"the node answered POST /prompt with {answer.status}: {answer.text[:500] or 'no text'}"
     first = next(iter(errors), None)
+    if first is not None and (told := errors[first][0]["message"]) not in message:
+        # "Prompt outputs failed validation" alone would leave the user to look for what was meant.
+        message = f"{message}. Node {first}: {told}"
     return Verdict(
         kind="rejected",
         error=JobError(

@@ -79,11 +79,8 @@ def _kind(value: object) -> str:
 
 
 def _is_editor_format(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("nodes"), list)
-        and any(key in value for key in ("links", "last_node_id", "last_link_id", "version"))
-    )
+    # In a graph every value is a node, and a node an object.
+    return isinstance(value, dict) and isinstance(value.get("nodes"), list)
 
 
 def _refuse_editor_format(graph: Mapping[Any, Any]) -> None:

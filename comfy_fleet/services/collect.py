@@ -120,11 +120,13 @@ class Collector:
                         content_type=item.content_type,
                         expires_at=job.expires_at,
                     )
-            except OutputGone:
+            except OutputGone as error:
                 self.gone.add(item.node_id)
+                error.details["node_id"] = item.node_id
                 raise
-            except NodeError:
+            except NodeError as error:
                 if attempt == FETCH_TRIES:
+                    error.details["node_id"] = item.node_id
                     raise
                 await asyncio.sleep(FETCH_GAP_S * attempt)
                 attempt += 1

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.domain.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, RunStore
@@ -75,7 +76,11 @@ class Ending:
         match verdict.kind:
             case "succeeded" if broken:
                 logger.warning("outputs can't be read", extra={**self._extra, "error": str(broken[0])})
-                lost = JobError(code="output_lost", message=f"an output can't be read: {broken[0]}")
+                lost = JobError(
+                    code="output_lost",
+                    message=f"an output can't be read: {broken[0]}",
+                    node_id=broken[0].details.get("node_id") if isinstance(broken[0], FleetError) else None,
+                )
                 return GivenBack(error=lost, counts=not released)
             case "succeeded":
                 return Over(status=JobStatus.SUCCEEDED)

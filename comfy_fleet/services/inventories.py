@@ -200,6 +200,8 @@ class NodeInventories:
         best = min(bad, key=lambda name: len(bad[name].problems) or 1000)
         errors: dict[str, list[dict[str, Any]]] = {}
         for problem in bad[best].problems:
+            if not problem.node_id:
+                continue  # it is about the whole graph
             errors.setdefault(problem.node_id, []).append(
                 {
                     "field": problem.field or "class_type",
@@ -209,10 +211,14 @@ class NodeInventories:
                 }
             )
         told = {name: found.sentences() for name, found in sorted(bad.items())}
-        alike = len({tuple(found) for found in told.values()}) == 1 and len(told) > 1
-        words = ", ".join(told[best][:3]) if alike else waiting.told(told)
+        of_graph = {problem.message for problem in bad[best].problems}.issuperset
+        alike = len({tuple(found) for found in told.values()}) == 1
+        words = waiting.told(told)
+        if alike and (len(told) > 1 or of_graph(told[best])):
+            # What is wrong with the graph itself is said of the graph, not of the nodes.
+            words = ("" if of_graph(told[best][:1]) else "every node ") + ", ".join(told[best][:3])
         return InvalidWorkflow(
-            f"no node can run this workflow: {'every node ' if alike else ''}{words}",
+            f"no node can run this workflow: {words}",
             details={
                 "field": "workflow",
                 "node_errors": errors,

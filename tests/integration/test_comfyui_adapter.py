@@ -294,6 +294,10 @@ async def test_files_that_are_not_there(fleet: Fleet) -> None:
     with pytest.raises(OutputGone, match=r"g1 has no output file 'gone\.png'"):
         async with fleet.nodes.view("g1", FileRef("gone.png")):
             pass
+    for status, ref in ((400, FileRef("a..b.png")), (403, FileRef("x.png", "../../.."))):
+        with pytest.raises(OutputGone, match=rf"g1 answers {status} for output file '{ref.filename}'"):
+            async with fleet.nodes.view("g1", ref):
+                pass
     with pytest.raises(NodeError) as caught:
         async with fleet.nodes.view("nobody", FileRef("gone.png")):
             pass

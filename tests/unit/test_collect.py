@@ -174,7 +174,8 @@ async def test_what_cannot_be_had_is_told() -> None:
     world.problems = {"gone.png": [OutputGone("404")], "bad.png": [NodeError("broke off")] * FETCH_TRIES}
     world.collector.add([item("gone.png"), item("bad.png"), item("good.png")])
     broken = await world.collector.settled()
-    assert {str(error) for error in broken} == {"404", "broke off"}
+    told = {(str(error), error.details["node_id"]) for error in broken if isinstance(error, NodeError)}
+    assert told == {("404", "n-gone.png"), ("broke off", "n-bad.png")}
     assert world.asked.count("gone.png") == 1  # asking again would not bring it back
     assert world.collector.gone == {"n-gone.png"}
     assert [output.name for output in world.committed] == ["good.png"]

@@ -73,10 +73,13 @@ async def test_a_success_is_one_whatever_was_ordered(ordered: str) -> None:
 @pytest.mark.parametrize("released", [False, True])
 async def test_a_success_without_its_outputs_is_run_again(released: bool) -> None:
     found = await decided(
-        Verdict(kind="succeeded"), lost=NodeError("404"), ordered="release" if released else ""
+        Verdict(kind="succeeded"),
+        lost=NodeError("404", details={"node_id": "9"}),
+        ordered="release" if released else "",
     )
     assert isinstance(found, GivenBack)
     assert (found.error.code, found.error.message) == ("output_lost", "an output can't be read: 404")
+    assert found.error.node_id == "9"
     assert (found.counts, found.exclude, found.placement) == (not released, False, None)
 
 

@@ -47,6 +47,7 @@ def test_what_is_no_graph_at_all(graph: object) -> None:
         {"last_node_id": 3, "nodes": [{"id": 1, "type": "KSampler"}], "version": 0.4},
         {"workflow": {"nodes": [], "links": [], "version": 0.4}},
         {"prompt": SMALL, "extra": {"nodes": [], "links": []}},
+        {"nodes": [{"id": 1, "type": "KSampler"}]},
     ],
 )
 def test_the_editors_format_is_told_apart(graph: object) -> None:
@@ -173,6 +174,7 @@ def test_uploads_are_found_by_name_and_their_annotation_is_taken_off() -> None:
             "8": load(""),
             "9": load("strange [1].png"),
             "10": load("strange [1]"),
+            "11": load(" a.png "),
         }
     )
     assert [(u.node_id, u.name) for u in g.upload_candidates(graph)] == [
@@ -180,6 +182,7 @@ def test_uploads_are_found_by_name_and_their_annotation_is_taken_off() -> None:
         ("2", "sub/b.png"),
         ("9", "strange [1].png"),
         ("10", "strange [1]"),
+        ("11", " a.png "),
     ]
     assert [u.node_id for u in g.upload_candidates(graph, {"Other": frozenset({"image"})})] == ["7"]
 
@@ -259,9 +262,15 @@ def test_a_run_gets_its_own_graph_and_the_original_stays() -> None:
         ("/".join(("a" * 70, "b" * 70, "c" * 70)), "/".join(("b" * 70, "c" * 70))),
         ("/".join(("a" * 80, "b" * 80)), "b" * 80),  # 161 characters
         ("/".join(("a" * 79, "b" * 80)), "/".join(("a" * 79, "b" * 80))),
+        ("\N{EURO SIGN}" * 80, "\N{EURO SIGN}" * 53),  # 159 bytes
+        ("wait... what/v1..2", "wait_ what/v1_2"),
+        ("%a..b%", "%a_b%"),
+        (7, "7"),
+        (0.5, "0.5"),
+        (None, "output"),
     ],
 )
-def test_prefixes_stay_below_the_runs_folder(prefix: str, expected: str) -> None:
+def test_prefixes_stay_below_the_runs_folder(prefix: object, expected: str) -> None:
     graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": prefix}}}
     assert run(graph)["1"]["inputs"]["filename_prefix"] == f"fleet/J/R/{expected}"
 
@@ -275,6 +284,8 @@ def test_no_prefix_at_all_leaves_the_runs_folder(prefix: str) -> None:
     assert len(parts) > 3
     assert all(part.strip(". ") and not set(part) & set('\\\0\n<>"|?*') for part in parts[3:])
     assert len(made) <= 10 + 160
+    assert ".." not in made
+    assert max(len(part.encode()) for part in parts) <= 160
     json.dumps(made).encode()
 
 
@@ -289,6 +300,28 @@ def test_a_linked_prefix_becomes_a_text_of_the_run() -> None:
     )
     assert made["3"]["inputs"]["filename_prefix"] == "fleet/J/R/series/a"
     assert made["4"]["inputs"]["format.filename_prefix"] == "fleet/J/R/output"
+
+
+def test_a_preview_never_comes_from_an_earlier_job() -> None:
+    made = run(
+        {
+            "1": {"class_type": "EmptyImage", "inputs": {"width": 8}},
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+            "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+        }
+    )
+    assert {node_id: node["inputs"].get(g.BUST_INPUT) for node_id, node in made.items()} == {
+        "1": None,
+        "2": "R",
+        "3": None,
+    }
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True, {"__type": "core/OTHER", "info": {"id": "x"}}])
+def test_an_upload_is_a_name_or_an_asset(value: object) -> None:
+    graph = g.check({"5": {"class_type": "LoadImage", "inputs": {"image": value}}})
+    with pytest.raises(InvalidWorkflow, match="or a core/ASSET object"):
+        g.upload_candidates(graph)
 
 
 @pytest.mark.parametrize(("job", "run_id"), [("a/b", "r"), ("j", ".."), ("", "r")])

@@ -265,6 +265,22 @@ async def test_every_node_lacks_the_same() -> None:
             await known.placement(check(GRAPH), Wish())
 
 
+async def test_what_is_wrong_with_the_graph_is_not_said_of_the_nodes() -> None:
+    fault = "node 2 (SaveImage): input 'filename_prefix' is missing"
+    graph = check({**GRAPH, "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}})
+    have = classes("EmptyImage", "SaveImage")
+    have["EmptyImage"]["output_node"] = False
+    have["SaveImage"]["input"]["required"] = {"filename_prefix": ["STRING", {}]}
+    for world in (World(a=have, b=have), World(a=have)):
+        async with inventories(world) as known:
+            with pytest.raises(InvalidWorkflow) as caught:
+                await known.placement(graph, Wish())
+            assert caught.value.message == f"no node can run this workflow: {fault}"
+            with pytest.raises(InvalidWorkflow, match=r"workflow: the graph has no output node") as caught:
+                await known.placement(check({"1": GRAPH["1"]}), Wish())
+            assert caught.value.details["node_errors"] == {}
+
+
 async def test_pools_are_wanted_preferred_or_spilled_into() -> None:
     world = World(a=ALL, b=ALL, c=classes("Odd"))
     world.fields = {"b": {"pool": "big"}, "c": {"pool": "odd"}}

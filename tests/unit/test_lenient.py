@@ -17,6 +17,12 @@ def test_a_node_may_send_what_json_lacks() -> None:
     assert decode(b"[Infinity]") == [math.inf]
 
 
+def test_half_a_character_becomes_a_question_mark() -> None:
+    assert decode('{"text": ["\\ud83d\\ude42 \\ud800"], "\\udcff": NaN}')["text"] == [
+        "\N{SLIGHTLY SMILING FACE} ?"
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "<html>", b"\xff\xfe", '{"a": 1'])
 def test_what_is_no_json_is_none(text: str | bytes) -> None:
     assert decode(text) is None

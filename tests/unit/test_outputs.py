@@ -83,6 +83,8 @@ def test_flags_numbers_and_cameras_are_no_outputs() -> None:
 
 
 def test_an_odd_reference_is_read_with_defaults() -> None:
+    (item,) = find_outputs("1", {"images": [file("b/a.png", "sub")]})
+    assert (item.name, item.source) == ("a.png", FileRef(filename="a.png", subfolder="sub/b", type="output"))
     (item,) = find_outputs("1", {"images": [{"filename": "sub\\a.png", "subfolder": None, "type": 3}]})
     assert item.source == FileRef("sub\\a.png")
     assert item.name == "a.png"

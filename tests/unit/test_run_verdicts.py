@@ -79,7 +79,21 @@ def test_what_a_node_says_of_itself_counts_more_than_what_is_said_of_the_whole()
     verdict = rejected(PostAnswered(400, body))
     assert verdict.error is not None
     assert (verdict.error.node_id, verdict.error.class_type) == ("3", "KSampler")
+    assert verdict.error.message == "m. Node ID '#9'. Node 3: no: x"
     assert verdict.retryable  # another node may take it
+
+
+def test_the_message_says_what_a_node_found_once() -> None:
+    defect = {"type": "custom_validation_failed", "message": "Invalid image file: a.png", "details": ""}
+    error = {"type": "t", "message": "Prompt outputs failed validation", "details": ""}
+    body = {"error": error, "node_errors": {"1": {"class_type": "LoadImage", "errors": [defect]}}}
+    verdict = rejected(PostAnswered(400, body))
+    assert verdict.error is not None
+    assert verdict.error.message == "Prompt outputs failed validation. Node 1: Invalid image file: a.png"
+    error["details"] = "Invalid image file: a.png"
+    verdict = rejected(PostAnswered(400, body))
+    assert verdict.error is not None
+    assert verdict.error.message == "Prompt outputs failed validation. Invalid image file: a.png"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ what happens                        a question       anything else
 HAProxy does not answer             ``unreachable``  NodeError
 HAProxy answers 503 by itself       ``node_down``    NodeError
 node too slow, 5xx, not JSON        ``error``        NodeError
-404 from the node on ``/view``      (none)           OutputGone
+400, 403, 404 from it on ``/view``  (none)           OutputGone
 ==================================  ===============  ==================================
 """
 
@@ -175,7 +175,7 @@ class NodeClient:
         """Stream a file.
 
         Raises:
-            OutputGone: The node has no such file.
+            OutputGone: The node has no such file, or gives no file of such a name.
             NodeError: The node could not be asked, or broke off; also while reading.
         """
         params = {"filename": ref.filename, "subfolder": ref.subfolder, "type": ref.type}
@@ -184,8 +184,9 @@ class NodeClient:
             async with self._open().get(
                 self._at("/view", params), headers={NODE: node}, timeout=_SEND, allow_redirects=False
             ) as response:
-                if response.status == 404 and NODE in response.headers:
-                    raise OutputGone(f"node {node} has no {ref.type} file {ref.filename!r}", details=facts)
+                if NODE in response.headers and response.status in (400, 403, 404):
+                    why = "has no" if response.status == 404 else f"answers {response.status} for"
+                    raise OutputGone(f"node {node} {why} {ref.type} file {ref.filename!r}", details=facts)
                 if response.status != 200:
                     raise _refused(node, "/view", response.status, response.headers)
                 yield response.content.iter_chunked(CHUNK_BYTES)

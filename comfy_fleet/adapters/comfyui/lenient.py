@@ -7,12 +7,17 @@ import orjson
 
 
 def decode(text: bytes | str) -> Any:
-    """Return the value; None if it is no JSON. Nodes let NaN through, which only the slower reader takes."""
+    """Return the value; None if it is no JSON.
+
+    Nodes let NaN through, and halves of characters (``"\\udcff"``) from file names and cut texts. Only the
+    slower reader takes them. A question mark is left of the halves: nobody could write them again.
+    """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(text)
-    except ValueError:
+        whole = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
+        return json.loads(whole)
+    except (ValueError, RecursionError):
         return None
