@@ -21,7 +21,7 @@ from tests.comfyui_server import comfyui_server
 __all__ = ["comfyui_server"]  # a fixture
 
 
-_HELD: deque[socket.socket] = deque()
+_HELD: deque[int] = deque()  # descriptors: nobody closes them at the end but the system
 
 
 def free_port() -> int:
@@ -33,10 +33,11 @@ def free_port() -> int:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", 0))
-    _HELD.append(sock)
+    port = int(sock.getsockname()[1])
+    _HELD.append(sock.detach())
     if len(_HELD) > 300:  # more than any test uses
-        _HELD.popleft().close()
-    return int(sock.getsockname()[1])
+        os.close(_HELD.popleft())
+    return port
 
 
 @pytest.fixture(autouse=True)

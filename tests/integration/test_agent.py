@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from typing import cast
 
 import httpx
 import pytest
 
 from comfy_fleet.agent import Agent, HttpNodes
 from comfy_fleet.agent.reach import Reach
+from comfy_fleet.agent.server import _Question
 from comfy_fleet.agent.source import parse_nodes
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import Node
@@ -90,7 +92,12 @@ async def test_a_name_may_come_in_pieces(clock: Clock) -> None:
     await agent.heard()
     reader, writer = await asyncio.open_connection("127.0.0.1", agent.port)
     writer.write(b"g")
-    await asyncio.sleep(0.02)
+
+    def heard() -> bool:
+        questions = [cast(_Question, transport.get_protocol()) for transport in agent._questions]
+        return [question._text for question in questions] == [b"g"]
+
+    await eventually("the first piece was heard", heard)
     writer.write(b"2/")
     assert await reader.read() == b"ready up 37%\n"
     writer.close()

@@ -72,8 +72,8 @@ async def test_a_body_that_stalls_is_given_up(api: Api) -> None:
 
 async def test_a_slow_body_that_keeps_its_pace_is_read_to_its_end(api: Api) -> None:
     count = 50
-    headers = KEY, f"Content-Length: {count * 200}", "Connection: close"
-    said, took = await ask(api, *headers, piece=b" " * 200, every_s=0.05, most=count)
+    headers = KEY, f"Content-Length: {count * 1000}", "Connection: close"
+    said, took = await ask(api, *headers, piece=b" " * 1000, every_s=0.05, most=count)
     assert said.startswith(b"HTTP/1.1 400 ")  # all blanks are no JSON
     assert b"the body is not JSON" in said
     assert took > 2 * PACE.window_s
@@ -88,8 +88,13 @@ async def test_a_refused_body_is_not_waited_for(redis_port: int, redis: Redis, t
     assert said.endswith(b"}}")  # the whole answer
 
 
-async def test_a_refused_body_that_comes_whole_is_taken(api: Api) -> None:
+async def test_a_refused_body_that_comes_whole_is_taken(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
     """Closing while it is on its way could cost the client the answer."""
-    said, _ = await ask(api, "Content-Length: 3000000", piece=b" " * 3_000_000, every_s=0, most=1)
+    (tmp_path / "keys").write_text("ann ann-key-0123456789\n")
+    patient = replace(PACE, linger_s=3600.0)
+    async with running(redis_port, tmp_path, pace=patient, keys_file=tmp_path / "keys") as api:
+        said, _ = await ask(api, "Content-Length: 3000000", piece=b" " * 3_000_000, every_s=0, most=1)
     assert said.startswith(b"HTTP/1.1 401 ")
     assert said.endswith(b"}}")

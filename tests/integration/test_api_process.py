@@ -48,7 +48,7 @@ async def test_it_ends_with_zero_though_streams_are_open(
                 process.send_signal(number)
                 async for _ in lines:  # ends by itself
                     pass
-        assert process.wait(5) == 0
+        assert process.wait(20) == 0
     finally:
         process.kill()
         process.wait()
