@@ -15,7 +15,7 @@ from comfy_fleet.domain.asset import Asset
 
 _CHUNK = 256 * 1024
 _AT_ONCE = 1024 * 1024  # one hop to a thread is the quickest way for a picture
-_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_RANGE = re.compile(r"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 # What a browser shows without ever running it.
 _INLINE = re.compile(r"(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)(;.*)?")
 

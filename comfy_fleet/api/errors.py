@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import (
@@ -131,7 +132,18 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
         404: f"there is nothing at {request.url.path[:200]}",
         405: f"{request.method} is not possible at {request.url.path[:200]}",
     }.get(error.status_code, str(error.detail))
-    return envelope(error.status_code, code, message, headers=error.headers)
+    headers = {"Allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers
+    return envelope(error.status_code, code, message, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return what is possible at a path: several routes may share it."""
+    routes = [*request.scope["router"].routes, *request.app.routes]
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def on_invalid_request(request: Request, error: RequestValidationError) -> Response:

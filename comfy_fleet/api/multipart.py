@@ -8,11 +8,13 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from comfy_fleet.api.body import refuse_encoding
 from comfy_fleet.api.errors import HttpError
 
 _MAX_FIELD = 64 * 1024
 _MAX_PARTS = 64
 _MAX_HEADER = 8 * 1024
+_AS_THEY_ARE = ("", "binary", "8bit", "7bit")  # RFC 7578, 4.7: nobody should send others
 
 
 def _bad(message: str, field: str | None = None) -> HttpError:
@@ -27,10 +29,11 @@ class Form:
         limit: Most bytes of the whole body.
 
     Raises:
-        HttpError: 422 unless the request announces ``multipart/form-data`` with a boundary.
+        HttpError: 422 unless the request announces ``multipart/form-data`` with a boundary; 413; 415.
     """
 
     def __init__(self, request: Request, limit: int) -> None:
+        refuse_encoding(request)
         kind, options = parse_options_header(request.headers.get("content-type"))
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 256:
@@ -138,6 +141,10 @@ class Form:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        encoding = self._headers.get(b"content-transfer-encoding", b"").decode("latin-1").strip()
+        if encoding.lower() not in _AS_THEY_ARE:
+            words = f"Content-Transfer-Encoding {encoding[:40]} is not taken: send the bytes as they are"
+            raise _bad(f"{self._name}: {words}", self._name)
         if self._name == "file":
             self._files += 1
             if self._files > 1:

@@ -20,7 +20,7 @@ from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.services.submit import Wishes
 
 router = APIRouter(tags=["generate"])
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 class GenerateBody(WhereBody):

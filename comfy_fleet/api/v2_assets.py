@@ -58,7 +58,7 @@ async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
             raise _invalid("file_path", "is missing")
         kind = form.one("content_type") or form.file_type or mimetypes.guess_type(path)[0]
         expires_in = form.one("expires_in")
-        if expires_in is not None and not re.fullmatch(r"\d{1,9}", expires_in):
+        if expires_in is not None and not re.fullmatch(r"[0-9]{1,9}", expires_in):
             raise _invalid("expires_in", "must be a whole number of seconds")
         expected = form.one("expected_hash")
         asset, fresh = await d.assets.keep(
@@ -155,7 +155,10 @@ def _file_path(path: str) -> str:
         or "\\" in path
         or any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in path)
     ):
-        raise _invalid("file_path", "must be a relative path of at most 1024 bytes without '..' and '\\'")
+        raise _invalid(
+            "file_path",
+            "must be a relative path of at most 1024 bytes without '..', '\\', '//' and control characters",
+        )
     return path
 
 

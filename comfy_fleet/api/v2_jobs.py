@@ -268,7 +268,7 @@ def wanted(request: Request, who: str) -> JobFilter:
                     raise _query("status", f"{word[:40]!r} is none of {', '.join(JobStatus)}")
                 statuses.add(JobStatus(word))
         elif key == "limit":
-            if not re.fullmatch(r"\d{1,6}", value) or not 1 <= int(value) <= 100:
+            if not re.fullmatch(r"[0-9]{1,6}", value) or not 1 <= int(value) <= 100:
                 raise _query("limit", "must be a whole number from 1 to 100")
             limit = int(value)
         elif key == "cursor":

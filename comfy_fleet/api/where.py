@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed import checked
 from comfy_fleet.domain.eligibility import Wish
 from comfy_fleet.domain.errors import BadInput
@@ -30,15 +31,18 @@ def where(body: WhereBody) -> Wish:
     """Return what a body says.
 
     Raises:
-        BadInput: A pool's name is none, or they contradict each other.
+        HttpError: 422: a pool's name is none, or they contradict each other.
     """
-    for pool in (body.pool, body.prefer_pool, *body.spill_to):
-        if pool is not None:
-            check_name("pool", pool)
+    if body.pool is not None:
+        _check_pool("pool", body.pool)
+    if body.prefer_pool is not None:
+        _check_pool("prefer_pool", body.prefer_pool)
+    for pool in body.spill_to:
+        _check_pool("spill_to", pool)
     if body.pool is not None and body.prefer_pool is not None:
-        raise BadInput("pool and prefer_pool exclude each other: name one", details={"field": "pool"})
+        raise _wrong("pool and prefer_pool exclude each other: name one", "pool")
     if body.spill_to and body.pool is None:
-        raise BadInput("spill_to needs pool", details={"field": "spill_to"})
+        raise _wrong("spill_to needs pool", "spill_to")
     return Wish(
         pool=body.pool,
         prefer=body.prefer_pool,
@@ -52,8 +56,18 @@ def where_in(body: dict[str, Any]) -> Wish:
     """Return what a body says that may hold anything else besides.
 
     Raises:
-        HttpError: 422: a field has another form.
-        BadInput: See :func:`where`.
+        HttpError: 422: a field has another form, or see :func:`where`.
     """
     given = {name: body[name] for name in WhereBody.model_fields if body.get(name) is not None}
     return where(checked(given, WhereBody)) if given else Wish()
+
+
+def _check_pool(field: str, pool: str) -> None:
+    try:
+        check_name(field, pool)
+    except BadInput as error:
+        raise _wrong(error.message, field) from None
+
+
+def _wrong(message: str, field: str) -> HttpError:
+    return HttpError(422, "invalid_request", message, details={"field": field})

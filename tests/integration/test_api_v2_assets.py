@@ -75,6 +75,24 @@ async def test_fields_may_come_after_the_file(api: Api) -> None:
     assert (await api.client.get(answer.json()["url"])).content == b"ab\r\n--B-\r\nc"
 
 
+@pytest.mark.parametrize(
+    ("encoding", "status"), [("base64", 422), ("quoted-printable", 422), ("Binary", 201)]
+)
+async def test_parts_are_taken_as_they_are(api: Api, encoding: str, status: int) -> None:
+    form = (
+        b'--B\r\nContent-Disposition: form-data; name="file_path"\r\n\r\na.txt\r\n'
+        b'--B\r\nContent-Disposition: form-data; name="file"\r\n'
+        b"Content-Transfer-Encoding: " + encoding.encode() + b"\r\n\r\nREFUQQ==\r\n--B--\r\n"
+    )
+    answer = await api.client.post(
+        "/api/v2/assets", content=form, headers={"Content-Type": "multipart/form-data; boundary=B"}
+    )
+    assert answer.status_code == status
+    if status == 422:
+        assert answer.json()["error"]["details"] == {"field": "file"}
+        assert encoding in answer.json()["error"]["message"]
+
+
 def peak_kib(*, anew: bool = False) -> int:
     """The most memory that this process, the API's as well, has had since it was asked ``anew``."""
     if anew:
@@ -118,6 +136,7 @@ async def test_an_upload_never_stands_in_memory(api: Api, tmp_path: Path) -> Non
         ({"expires_in": "59"}, (422, "invalid_request")),
         ({"expires_in": "604801"}, (422, "invalid_request")),
         ({"expires_in": "soon"}, (422, "invalid_request")),
+        ({"expires_in": "\N{ARABIC-INDIC DIGIT NINE}" * 3}, (422, "invalid_request")),
         ({"tags": ["a b"]}, (422, "invalid_request")),
     ],
 )
@@ -201,11 +220,13 @@ async def test_ranges(api: Api) -> None:
     assert await get(Range="bytes=-3") == (206, b"789", "bytes 7-9/10")
     assert await get(Range="bytes=-30") == (206, b"0123456789", "bytes 0-9/10")
     assert await get(Range="bytes=5-100") == (206, b"56789", "bytes 5-9/10")
+    assert await get(Range="Bytes=2-4") == (206, b"234", "bytes 2-4/10")
     for whole in ("bytes=4-2", "bytes=0-1,3-4", "bytes=-", "lines=1-2", "x", "bytes=0-" + "9" * 5000):
         assert (await get(Range=whole))[:2] == (200, b"0123456789")
-    answer = await api.client.get(url, headers={"Range": "bytes=10-"})
-    assert code(answer) == (416, "range_not_satisfiable")
-    assert answer.headers["content-range"] == "bytes */10"
+    for beyond in ("bytes=10-", "bytes=99999999999999999999-"):
+        answer = await api.client.get(url, headers={"Range": beyond})
+        assert code(answer) == (416, "range_not_satisfiable")
+        assert answer.headers["content-range"] == "bytes */10"
     assert (await get(Range="bytes=-0"))[0] == 416
 
     etag = f'"{hash_of(b"0123456789")}"'

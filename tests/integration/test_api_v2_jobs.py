@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gzip
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,35 @@ async def test_bodies_have_a_limit(redis_port: int, redis: Redis, tmp_path: Path
         assert code(await api.client.post("/api/v2/jobs", content=chunked())) == (413, "payload_too_large")
 
 
+@pytest.mark.parametrize("path", ["/api/v2/jobs", "/api/v2/assets", "/api/v1/generate"])
+async def test_compressed_bodies_are_refused_by_name(ready: Api, path: str) -> None:
+    body = gzip.compress(b'{"workflow": {}}')
+    headers = {"Content-Encoding": "gzip", "Content-Type": "multipart/form-data; boundary=B"}
+    answer = await ready.client.post(path, content=body, headers=headers)
+    assert code(answer) == (415, "unsupported_media_type")
+    assert answer.json()["error"]["details"] == {"field": "Content-Encoding"}
+    assert answer.headers["accept-encoding"] == "identity"
+    plain = await ready.client.post(path, content=b"", headers={"Content-Encoding": "identity"})
+    assert plain.status_code in (400, 422)
+
+
+async def test_an_idempotency_key_comes_only_once(ready: Api) -> None:
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=headers)
+    assert code(answer) == (400, "invalid_request")
+    assert answer.json()["error"]["details"] == {"field": "Idempotency-Key"}
+
+
 async def test_unknown_routes_and_methods_get_the_envelope(api: Api) -> None:
     assert code(await api.client.get("/nothing")) == (404, "not_found")
     assert code(await api.client.get("/api/v2/jobs/")) == (404, "not_found")
-    assert code(await api.client.put("/api/v2/jobs")) == (405, "method_not_allowed")
+    for path, methods in (
+        ("/api/v2/jobs", "GET, HEAD, POST"),
+        ("/api/v2/assets/x", "DELETE, GET, HEAD"),
+        ("/api/v1/nodes/x", "DELETE, GET"),
+    ):
+        answer = await api.client.put(path)
+        assert (code(answer), answer.headers["allow"]) == ((405, "method_not_allowed"), methods)
     for path in ("x", "00000000-0000-0000-0000-000000000000", "x:outputs", "%00", "..%2f.."):
         assert (await api.client.get(f"/api/v2/jobs/{path}")).status_code == 404
 
