@@ -26,6 +26,7 @@ _PR_SET_PDEATHSIG = 1
 _LINE_LIMIT = 64 * 1024  # a longer line is cut into pieces of this size
 _KILLED_S = 5.0  # one that still lives so long after SIGKILL hangs in the kernel: in a driver, on a dead disk
 _LOG_BYTES = 20 * 2**20
+_LOOK_S = 0.1  # how late an end may be noticed where a grandchild holds the child's pipe
 _DRAIN_S = 1.0  # how long to read on after the child's end, if a grandchild holds its pipe
 
 
@@ -123,7 +124,7 @@ class Child:
         """
         if self._process is None:
             raise RuntimeError(f"{self.name} was not started")
-        status = await self._process.wait()
+        status = await _end(self._process)
         await self._finish_reading()
         return status
 
@@ -148,13 +149,13 @@ class Child:
             self.send_signal(self._stop_signal)
             try:
                 async with asyncio.timeout(self._stop_timeout_s):
-                    await self._process.wait()
+                    await _end(self._process)
             except TimeoutError:
                 logger.warning("child killed", extra={"child": self.name, "pid": self.pid})
                 self._kill_group()
         try:
             async with asyncio.timeout(_KILLED_S):
-                status = await self._process.wait()
+                status = await _end(self._process)
         except TimeoutError:
             logger.error("child can't be ended", extra={"child": self.name, "pid": self.pid})
             return None
@@ -196,6 +197,15 @@ class Child:
     def _log_line(self, line: str) -> None:
         if line:
             logger.info("child says", extra={"child": self.name, "line": line})
+
+
+async def _end(process: asyncio.subprocess.Process) -> int:
+    """Wait for a process's end; asyncio's own waiting goes on for as long as anybody holds its pipe."""
+    while process.returncode is None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await process.wait()
+    return process.returncode
 
 
 class LogFile:

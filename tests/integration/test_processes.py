@@ -74,6 +74,45 @@ async def test_stop_kills_a_child_that_does_not_listen_and_what_it_started() -> 
     await until_dead(int(lines[0]))
 
 
+PARENT = """
+import subprocess, sys, time
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(0); time.sleep(60)"
+grandchild = subprocess.Popen([sys.executable, "-u", "-c", deaf])
+print(grandchild.pid)
+time.sleep(60)
+"""
+
+
+async def parent() -> tuple[Child, int]:
+    """Start a child whose own child is deaf and writes into the same pipe."""
+    lines: list[str] = []
+    child = Child("parent", python(PARENT), on_line=lines.append)
+    await child.start()
+    async with asyncio.timeout(10):
+        while len(lines) < 2:
+            await asyncio.sleep(0.01)
+    return child, max(map(int, lines))
+
+
+async def test_what_an_obedient_child_leaves_behind_is_killed_too() -> None:
+    child, grandchild = await parent()
+    async with asyncio.timeout(8):  # less than a deaf one gets
+        assert await child.stop() == -signal.SIGTERM
+    await until_dead(grandchild)
+
+
+async def test_an_end_is_noticed_though_somebody_else_holds_the_pipe() -> None:
+    child, grandchild = await parent()
+    waiting = asyncio.create_task(child.wait())
+    await asyncio.sleep(0)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    async with asyncio.timeout(30):  # the pipe is closed after 60 s
+        assert await waiting == -signal.SIGKILL
+    await child.stop()
+    await until_dead(grandchild)
+
+
 async def test_a_child_can_be_started_again_but_not_twice() -> None:
     child = Child("again", python("import time; time.sleep(60)"))
     await child.start()
