@@ -28,7 +28,8 @@ SOURCE = Path(__file__).parents[2]
 MAIN = '''
 """Takes ComfyUI's arguments and serves a simulated node; leaks memory while a file `leak` is there.
 
-Like a model that is loaded, a signal starves its event loop: SIGUSR1 by computing, SIGUSR2 by reading a file.
+Like a model that is loaded, a signal starves its event loop: SIGUSR1 by computing, SIGUSR2 by reading a file,
+both until a file `loaded` is there.
 """
 import time
 born = time.time()
@@ -45,14 +46,12 @@ parser.add_argument("--port", type=int)
 parser.add_argument("--output-directory", type=Path)
 parser.add_argument("--job-s", type=float, default=0.0)
 parser.add_argument("--slow-start", type=float, default=0.0)
-parser.add_argument("--load-s", type=float, default=0.0)
 given, _ = parser.parse_known_args()
 folder = given.output_directory.parent
 held = []
 
 def load(number, _):
-    until = time.monotonic() + given.load_s
-    while time.monotonic() < until:
+    while not (folder / "loaded").exists():
         if number == signal.SIGUSR2:
             with open(sys.executable, "rb", buffering=0) as weights:
                 while weights.read(2**20):

@@ -136,13 +136,15 @@ async def test_a_stop_that_comes_with_news_is_not_lost(
 async def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     slow = tmp_path / "slow-haproxy"
-    slow.write_text('#!/bin/sh\nsleep 0.5\nexec haproxy "$@"\n')
+    go = tmp_path / "go"
+    slow.write_text(f'#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\nexec haproxy "$@"\n')
     slow.chmod(0o755)
     controller = Controller(settings.model_copy(update={"haproxy_bin": str(slow)}), MemoryRegistry(many(1)))
     writing = asyncio.create_task(controller._first_files(asyncio.Event()))
     new = settings.run_dir / "broker.cfg.new"
     await eventually("it writes", new.exists)
     writing.cancel()
+    go.touch()
     await asyncio.gather(writing, return_exceptions=True)
     assert not new.exists() and (settings.run_dir / "edge.cfg").exists()
 
@@ -167,12 +169,12 @@ async def test_the_next_start_needs_no_registry(tmp_path: Path) -> None:
 
 async def test_a_taken_port_is_told_in_haproxys_words(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", settings.port))
-        taken.listen()
-        with pytest.raises(ConfigError, match=rf"edge.*{settings.port}"):
-            async with running(tmp_path, MemoryRegistry(), settings=settings):
-                pass
+    with (
+        socket.create_server(("127.0.0.1", settings.port)),
+        pytest.raises(ConfigError, match=rf"edge.*{settings.port}"),
+    ):
+        async with running(tmp_path, MemoryRegistry(), settings=settings):
+            pass
     assert not list(settings.run_dir.glob("*.pid"))
 
 

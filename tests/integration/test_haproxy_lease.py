@@ -229,7 +229,7 @@ async def test_nodes_come_drain_resume_and_go_under_an_open_tunnel(
     await eventually("g3 is gone", lambda: _absent(fleet, "g3"))
     assert (await fleet.call("g3")).status_code == 503
     # The running HAProxy comes first, the file follows.
-    await eventually("the file follows", lambda: _unwritten(fleet, "g3"), within_s=2)
+    await eventually("the file follows", lambda: _unwritten(fleet, "g3"))
     assert fleet.controller.broker.pid == pid
 
 

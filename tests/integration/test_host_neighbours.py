@@ -12,12 +12,12 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from comfy_fleet.cli.up.nodes import fleet
+from comfy_fleet.domain.vram import CONTEXT_BYTES, GIB
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.conftest import free_port
 from tests.integration.agent_kit import SOURCE, Host, host_of
 from tests.integration.haproxy_kit import eventually
 
-GIB = 2**30
 NAMES = ("g1", "g2")
 
 
@@ -57,6 +57,9 @@ async def two_agents(
         try:
             for name in urls:
                 await host.said(name, "ready")
+            # Each has heard of the other: until then the other's memory is a stranger's. Both know them from
+            # their own count, which is nothing beside what CUDA takes.
+            await knows(host, 2 * CONTEXT_BYTES / GIB)
             yield host
         finally:
             for agent in agents:
@@ -85,8 +88,8 @@ async def stays_ready(host: Host) -> None:
         before = await beats()
 
         async def again(before: dict[str, float] = before) -> bool:
-            words = [(await host.api.stores.hosts.words(name))[0] for name in NAMES]
-            assert words == ["ready", "ready"]
+            words = [await host.api.stores.hosts.words(name) for name in NAMES]
+            assert words == [("ready", "")] * 2
             now = await beats()
             return all(now[f"{name}-host"] > before[f"{name}-host"] for name in NAMES)
 

@@ -53,7 +53,7 @@ async def operated(redis_port: int, folder: Path, *names: str, **options: Any) -
         yield Operated(fleet, api.client, api.url)
 
 
-async def busy(fleet: Fleet, name: str, *, job_s: float = 30) -> str:
+async def busy(fleet: Fleet, name: str) -> str:
     """Have a node work; returns the job."""
     job = await fleet.submit(picture(1))
     await until(lambda: fleet.sims[name].engine.running, what=f"{name} works")
@@ -61,12 +61,14 @@ async def busy(fleet: Fleet, name: str, *, job_s: float = 30) -> str:
 
 
 async def test_drain_waits_for_outputs_and_says_what_still_runs(redis_port: int, tmp_path: Path) -> None:
-    timing = SimTiming(job_s=1.5)
+    timing = SimTiming(job_s=1)
     async with operated(redis_port, tmp_path, "g1", sim={"timing": timing}) as world:
         job = await busy(world.fleet, "g1")
+        await world.fleet.dispatchers[0].kill()  # what it left behind stays until another one is there
         late = await world.cli("node", "drain", "g1", "--wait", "--timeout", "0.2")
         assert late.exit_code != 0 and late.exception is not None
         assert f"node g1 is not empty after 0.2 s: job {job[:8]}" in str(late.exception)
+        await world.fleet.dispatcher("d2")
         done = await world.cli("node", "drain", "g1", "--wait", "--timeout", "20")
         assert done.exit_code == 0 and done.stdout.startswith("drained g1\n")
         assert (await world.fleet.job(job)).status is JobStatus.SUCCEEDED  # its outputs are here
@@ -88,7 +90,7 @@ async def test_requeue_gives_the_job_to_another_node_at_once(redis_port: int, tm
 
 
 async def test_rm_refuses_while_work_is_on_it_and_forced_requeues(redis_port: int, tmp_path: Path) -> None:
-    timing = SimTiming(job_s=5)
+    timing = SimTiming(job_s=60)  # as above
     async with operated(redis_port, tmp_path, "g1", sim={"timing": timing}) as world:
         job = await busy(world.fleet, "g1")
         refused = await world.cli("node", "rm", "g1")
@@ -101,7 +103,7 @@ async def test_rm_refuses_while_work_is_on_it_and_forced_requeues(redis_port: in
 
 
 async def test_a_forced_rm_of_a_dead_node_costs_no_attempt(redis_port: int, tmp_path: Path) -> None:
-    timing = SimTiming(job_s=30)
+    timing = SimTiming(job_s=60)
     async with operated(redis_port, tmp_path, "g1", sim={"timing": timing}) as world:
         job = await busy(world.fleet, "g1")
         await world.fleet.add_sim("g2")
@@ -109,12 +111,12 @@ async def test_a_forced_rm_of_a_dead_node_costs_no_attempt(redis_port: int, tmp_
         world.fleet.sims["g1"].freeze()
         answer = await world.client.delete("/api/v1/nodes/g1?force=true")
         assert answer.status_code == 204
-        ended = await world.fleet.ended(job)
+        ended = await world.fleet.ended(job, timeout_s=40)  # some 15 s until nothing can come of it any more
         assert (ended.status, ended.node, ended.attempt) == (JobStatus.SUCCEEDED, "g2", 0)
 
 
 async def test_show_refresh_and_diff(redis_port: int, tmp_path: Path) -> None:
-    async with operated(redis_port, tmp_path, "g1", "g2", sim={"timing": SimTiming(job_s=3)}) as world:
+    async with operated(redis_port, tmp_path, "g1", "g2", sim={"timing": SimTiming(job_s=60)}) as world:
         fleet = world.fleet
         fleet.sims["g2"].models = {**fleet.sims["g2"].models}
         fleet.sims["g2"].catalogue._models = {**fleet.sims["g2"].models, "vae": {"new.safetensors": 1}}

@@ -288,12 +288,11 @@ def test_xids_are_heard_and_kept(watch: Callable[..., Watcher]) -> None:
 
 def test_a_driver_that_hangs_holds_nothing_up(watch: Callable[..., Watcher]) -> None:
     watcher = watch()
-    watcher.set(CARD + "delay 400\n")
+    watcher.set(CARD + "hang 1\n")
     found, ticks = watcher.ask("probe")
     assert found.why is Nvml.SILENT
-    assert ticks >= 5, "the event loop stood still"
-    again, _ = watcher.ask("probe")  # does not wait as long as the first
-    assert again.why is Nvml.SILENT
+    assert ticks >= 2, "the event loop stood still"  # one that does may still be woken once
+    assert watcher.ask("probe")[0].why is Nvml.SILENT
     watcher.set(CARD)
     deadline = time.monotonic() + 10
     while watcher.ask("probe")[0].why is not Nvml.OK:

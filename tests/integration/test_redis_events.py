@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pytest
+
 from comfy_fleet.adapters.redis.client import subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.bootstrap import Stores
@@ -13,6 +15,7 @@ from comfy_fleet.domain.job import (
     Progress,
 )
 from tests.conftest import free_port
+from tests.integration.haproxy_kit import eventually
 from tests.integration.redis_kit import add_nodes, claim, output, submit
 
 
@@ -36,9 +39,8 @@ async def test_events_come_in_order_with_the_run(stores: Stores) -> None:
 
 
 async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
-    redis: Any, redis_port: int
+    redis: Any, redis_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The first subscription meets a closed port; the server comes later.
     port = free_port()
     listening = subscriber(f"redis://127.0.0.1:{port}/0")
     events = RedisEvents(listening)
@@ -48,7 +50,7 @@ async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
             return await queue.get()
 
     reading = asyncio.create_task(first())
-    await asyncio.sleep(0.1)
+    await eventually("it has met a closed port", lambda: "event connection lost" in caplog.text)
     server = await asyncio.start_server(partial(_relay, redis_port), "127.0.0.1", port)
     async with asyncio.timeout(15):
         while not reading.done():
@@ -58,6 +60,18 @@ async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
     await events.close()
     await listening.aclose()
     server.close()
+
+
+async def test_a_reader_that_wants_one_message_gets_no_other(stores: Stores) -> None:
+    async with (
+        stores.events.channel("news", size=1, only=b"good") as few,
+        stores.events.channel("news") as all_,
+    ):
+        for message in ("bad", "good", "bad", "good", "bad"):
+            await stores.redis.publish("news", message)
+        async with asyncio.timeout(15):
+            assert [await all_.get() for _ in range(5)][-1] == b"bad"
+        assert (few.get_nowait(), few.empty()) == (b"good", True)
 
 
 async def _relay(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

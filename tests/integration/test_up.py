@@ -274,7 +274,7 @@ def test_a_stop_leaves_nothing_behind_and_the_next_start_goes_on(
 
 def test_kill_9_takes_everything_along_and_loses_no_job(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with up(data, "--nodes", "1", "--job-seconds", "3") as first:
+    with up(data, "--nodes", "1", "--job-seconds", "60") as first:  # longer than a few command lines take
         running, queued = (first.json("submit", "image_card", "-p", f"prompt={n}") for n in (1, 2))
         until(lambda: first.json("job", "show", running["id"])["status"] == "running", "the job runs")
         first.stop(signal.SIGKILL)

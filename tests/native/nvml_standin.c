@@ -4,7 +4,7 @@
  * a GPU or restart the driver while a process watches. Memory in MiB; -1 means "not available".
  *
  *   init CODE                 every call fails with CODE (9: the driver is gone)
- *   delay MS                  every reading of memory takes so long
+ *   hang 1                    no reading of memory ends before this line is gone
  *   gpu N                     a GPU; lines after it, and before the next, speak of it
  *   mig N                     an instance on the GPU above; the following lines speak of it
  *   set KEY VALUE             a reading; what is not set is "not supported"
@@ -37,7 +37,7 @@ typedef struct Device {
 } Device;
 
 static Device devices[GPUS * (MIGS + 1)]; /* GPU n at n, its instance m at GPUS + n * MIGS + m */
-static int init_code, delay_ms, initialised;
+static int init_code, hangs, initialised;
 static struct timespec seen;
 static ino_t seen_inode;
 
@@ -54,14 +54,14 @@ static void load(void) {
     for (int i = 0; i < GPUS * (MIGS + 1); i++) delivered[i] = devices[i].delivered;
     memset(devices, 0, sizeof devices);
     for (int i = 0; i < GPUS * (MIGS + 1); i++) devices[i].delivered = delivered[i];
-    init_code = delay_ms = 0;
+    init_code = hangs = 0;
     char line[128], key[16], kind;
     Device *at = NULL;
     long number;
     int gpu = 0, pid;
     while (fgets(line, sizeof line, file)) {
         if (sscanf(line, "init %ld", &number) == 1) init_code = (int)number;
-        else if (sscanf(line, "delay %ld", &number) == 1) delay_ms = (int)number;
+        else if (sscanf(line, "hang %ld", &number) == 1) hangs = (int)number;
         else if (sscanf(line, "gpu %ld", &number) == 1) {
             gpu = (int)number;
             at = &devices[gpu];
@@ -178,7 +178,7 @@ int nvmlDeviceGetUUID(Device *device, char *out, unsigned size) {
 }
 
 static int memory(Device *device, long *total, long *used, long *reserved) {
-    if (delay_ms) usleep((useconds_t)delay_ms * 1000);
+    for (; hangs; load()) usleep(1000);
     int code = get(device, "total", total);
     if (!code) code = get(device, "used", used);
     *reserved = 0;

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from comfy_fleet.cli.up import supervisor
 from comfy_fleet.cli.up.supervisor import Spec, Supervised, is_loud, parse_line, stop_all
 from comfy_fleet.domain.backoff import Backoff
 
-QUICK = Backoff(first_s=0.01, longest_s=0.02)
+QUICK = Backoff(first_s=0.01, longest_s=0.03)
 
 
 def spec(name: str, code: str, *, stage: int = 0) -> Spec:
@@ -41,9 +42,24 @@ async def test_a_crashing_child_is_started_again_and_its_end_is_told(tmp_path: P
         await child.stop()
     ends = [fields for fields in heard if fields["msg"] == "ended by itself"]
     assert ends[0]["status"] == "exit 3"
+    assert [fields["again_in_s"] for fields in ends[:3]] == [0.01, 0.02, 0.03]
     assert all(is_loud(fields) for fields in ends)
     logged = [json.loads(line) for line in (tmp_path / "crasher.log").read_text().splitlines()]
     assert [fields["msg"] for fields in logged][:2] == ["going down", "ended by itself"]
+
+
+async def test_one_that_ran_for_long_is_started_again_as_soon_as_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_STEADY_S", 0.0)  # as long as that
+    heard: list[Mapping[str, Any]] = []
+    child = supervised(spec("crasher", "raise SystemExit(3)"), tmp_path, heard)
+    await child.start()
+    try:
+        await until(lambda: len(heard) >= 3)
+    finally:
+        await child.stop()
+    assert [fields["again_in_s"] for fields in heard[:3]] == [0.01] * 3
 
 
 async def test_a_signal_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from comfy_fleet.domain.run import (
 from tests.unit.run_harness import (
     CANCEL,
     CLOSED,
+    LIMITS,
     RUN,
+    TICK,
     Log,
     accepted,
     events_of,
@@ -175,3 +177,30 @@ def test_pictures_that_nobody_heard_during_the_post_are_given_up_at_once() -> No
     run.handle(Opened(), 0.0)
     assert run.handle(CLOSED, 0.1) == []
     assert run.handle(accepted(request_of(record)["prompt_id"]), 0.2)[:2] == [DeletePending(), Interrupt()]
+
+
+def test_a_canceled_post_without_an_answer_is_waited_for_from_when_it_was_given_up() -> None:
+    run = machine(recording("success"))
+    run.handle(Opened(), 0.0)
+    assert run.handle(CANCEL, 100.0) == []
+    log = Log()
+    assert log.add(run.handle(PostUnknown("timeout"), 500.0)) == [AskQueue()]
+    at = 500.0 + LIMITS.silence_s
+    assert run.next_tick() == at  # the node does not answer
+    assert log.add(run.handle(TICK, at - 0.1)) == []
+    log.add(run.handle(TICK, at))
+    log.check()
+    assert log.verdict.kind == "canceled"
+
+
+def test_a_post_without_an_answer_whose_pictures_nobody_heard_is_not_waited_for_without_end() -> None:
+    run = machine(recording("preview_and_ws_image"))
+    run.handle(Opened(), 0.0)
+    run.handle(CLOSED, 0.1)
+    log = Log()
+    assert log.add(run.handle(PostUnknown("timeout"), 500.0)) == [AskQueue()]
+    at = 500.0 + LIMITS.silence_s
+    assert run.next_tick() == at
+    log.add(run.handle(TICK, at))
+    log.check()
+    assert (log.verdict.kind, log.verdict.counts) == ("lost", False)
