@@ -1,5 +1,7 @@
 """Short words for what tests do with the stores."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -53,6 +55,17 @@ async def refused(stores: Stores, node: str = "g1") -> Refused:
     )
     assert isinstance(got, Refused)
     return got
+
+
+@asynccontextmanager
+async def wakes(stores: Stores) -> AsyncIterator[list[bytes]]:
+    """Yield a list that has, after the block, all that was called out to dispatchers and agents in it."""
+    heard: list[bytes] = []
+    async with stores.events.channel("fleet:wake") as queue:
+        yield heard
+        await stores.redis.publish("fleet:wake", "the end")
+        while (said := await queue.get()) != b"the end":
+            heard.append(said)
 
 
 def output(index: int = 0, **fields: Any) -> Output:

@@ -9,13 +9,13 @@ import pytest
 
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.errors import Conflict, NotFound
+from comfy_fleet.domain.errors import Conflict, NotFound, StoreDown
 from comfy_fleet.domain.host import HOST_LABEL, Heartbeat, Joining, NodeReport, Orders, Seat, Trash
 from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.node import AGENT_DRAINS, Node
 from comfy_fleet.domain.verdict import Word
 from tests.integration.haproxy_kit import eventually
-from tests.integration.redis_kit import claim, submit
+from tests.integration.redis_kit import claim, submit, wakes
 
 BROKEN = JobError(code="node_lost", message="gone")
 G1 = Joining(name="h1-gpu0", url="http://10.0.0.1:8188", agent="10.0.0.1:8193", cleans=True)
@@ -48,6 +48,55 @@ async def test_a_host_s_nodes_are_registered_and_moved_but_the_operator_s_word_s
     await stores.nodes.remove("h1-gpu0")
     assert (await beat(hosts)).nodes == []
     assert await stores.redis.exists("fleet:host:h1:nodes") == 0
+
+
+def overtaken(hosts: RedisHosts, monkeypatch: pytest.MonkeyPatch, *pools: str) -> None:
+    """Let another API move G1 into these pools, one at a time, each after ours has read what is there."""
+    read, left, twin = hosts._redis.hget, list(pools), RedisHosts(hosts._redis)
+
+    async def then_moved(key: str, field: str) -> Any:
+        raw = await read(key, field)
+        monkeypatch.setattr(hosts._redis, "hget", read)
+        if left:
+            await twin.join("h1", replace(G1, pool=left.pop(0)), now=2.0)
+            monkeypatch.setattr(hosts._redis, "hget", then_moved)
+        return raw
+
+    monkeypatch.setattr(hosts._redis, "hget", then_moved)
+
+
+async def test_a_join_undoes_nothing_that_came_between(
+    stores: Stores, hosts: RedisHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    overtaken(hosts, monkeypatch, "video")
+    moved = await hosts.join("h1", replace(G1, url="http://10.0.0.1:9999"), now=3.0)
+    assert (moved.pool, moved.url) == ("video", "http://10.0.0.1:9999")
+    assert await stores.nodes.get("h1-gpu0") == moved
+    assert await stores.redis.smembers("fleet:pool:video") == {b"h1-gpu0"}
+
+
+async def test_a_join_that_is_always_overtaken_is_put_off(
+    stores: Stores, hosts: RedisHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    overtaken(hosts, monkeypatch, *(f"p{number}" for number in range(9)))
+    with pytest.raises(StoreDown, match="changes all the time"):
+        await hosts.join("h1", replace(G1, url="http://10.0.0.1:9999"), now=3.0)
+    node = await stores.nodes.get("h1-gpu0")
+    assert node is not None and node.url == G1.url
+
+
+async def test_a_node_that_joins_again_as_it_is_wakes_nobody(stores: Stores, hosts: RedisHosts) -> None:
+    async with wakes(stores) as heard:
+        await hosts.join("h1", G1, now=1.0)
+    assert heard == [b"nodes"]
+    async with wakes(stores) as heard:
+        await hosts.join("h1", G1, now=2.0)
+    assert heard == []
+    async with wakes(stores) as heard:
+        await hosts.join("h1", replace(G1, cleans=False, pool="video"), now=3.0)
+    assert heard == [b"nodes"]
 
 
 async def test_the_address_that_a_node_left_is_free(stores: Stores, hosts: RedisHosts) -> None:

@@ -10,7 +10,7 @@ from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.inventory import parse
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.node import Node, Reading
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit, wakes
 
 
 async def test_the_registry_refuses_twins_and_announces_changes(stores: Stores) -> None:
@@ -94,6 +94,26 @@ async def test_a_node_has_started_when_it_was_down_and_answers(stores: Stores) -
     assert await starts("down", "new") == 0  # HAProxy has forgotten it: nobody knows how it is
     assert await starts("down", "down", "drain") == 1
     assert await starts("down", "up") == 2
+
+
+async def test_a_verdict_wakes_who_has_to_know_of_it(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+
+    async def heard(verdict: str, name: str = "g1") -> list[bytes]:
+        async with wakes(stores) as called:
+            await stores.nodes.report(name, verdict=verdict, why="")
+        return called
+
+    assert await heard("drain") == [b"nodes"]  # it answers: it is to be read
+    assert await heard("drain") == []
+    assert await heard("up") == [b"free", b"nodes"]
+    assert await heard("up") == [b"free"]
+    assert await heard("down") == []
+    assert await heard("up") == [b"free", b"nodes"]  # it has started anew
+    await stores.inventories.save("g1", parse({"A": {}}), Reading(gpu="L4", comfyui="1", vram_bytes=5))
+    assert await heard("drain") == []
+    assert await heard("up") == [b"free"]
+    assert await heard("up", "nobody") == []
 
 
 async def test_a_start_forgives_what_happened_before_it(stores: Stores) -> None:

@@ -113,6 +113,15 @@ def test_a_neighbour_that_starts_takes_nobody_out() -> None:
     seats = [Seated(gpu=CPU, claim=Claim(node="a", counted=counted)), Seated(gpu=CPU, claim=Claim(node="b"))]
     for now_s in (0, 600):
         judge.look(Gpus(why=Nvml.NO_LIBRARY), seats, now_s=now_s)
-        said = judge.of("a")
-        assert said is not None
-        assert said.word is Word.READY
+        assert said(judge, "a").word is Word.READY
+
+
+def test_a_card_is_judged_as_a_card_whatever_one_of_its_nodes_computes_on() -> None:
+    counted = Counted(total=24 * GIB, used=10 * GIB, own=0)
+    judge = Judge(Policy(need_bytes=12 * GIB, reserve_bytes=8 * GIB))
+    seats = [
+        Seated(gpu="0", claim=Claim(node="card", counted=counted)),
+        Seated(gpu="0", claim=Claim(node="host", counted=replace(counted, device=Device.HOST))),
+    ]
+    judge.look(NONE, seats, now_s=0)
+    assert said(judge, "card").word is Word.DRAIN
