@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
@@ -192,7 +193,9 @@ def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
     )
     try:
         with contextlib.closing(client):
-            info = client.info()
+            info: dict[Any, Any] = dict(client.info())
+            with contextlib.suppress(redis.ResponseError):  # a hosted one may keep it to itself
+                info |= client.config_get("appendfsync")
     except redis.RedisError as error:
         if asked:
             return [
@@ -214,7 +217,7 @@ def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
 
 
 def redis_state(info: dict[str, str], place: str) -> list[Finding]:
-    """Judge what ``INFO`` says."""
+    """Judge what ``INFO`` and ``CONFIG GET appendfsync`` say."""
     kind = "Valkey" if "valkey_version" in info else "Redis"
     shown = info.get("valkey_version") or info.get("redis_version", "?")
     version = version_in(info.get("redis_version", ""), r"(\d+)\.(\d+)\.(\d+)")
@@ -228,7 +231,16 @@ def redis_state(info: dict[str, str], place: str) -> list[Finding]:
                 do="upgrade to Redis 6.2 or newer, or Valkey",
             )
         ]
-    if info.get("aof_enabled") == "1":
+    if info.get("aof_enabled") == "1" and info.get("appendfsync") == "everysec":
+        findings.append(
+            Finding(
+                check="Redis AOF",
+                verdict=Verdict.WARN,
+                found="appendfsync is everysec: while the disk is slow a crash of Redis loses accepted jobs",
+                do="CONFIG SET appendfsync always, and the same in redis.conf",
+            )
+        )
+    elif info.get("aof_enabled") == "1":
         findings.append(Finding(check="Redis AOF", verdict=Verdict.OK, found="the append-only file is on"))
     else:
         findings.append(

@@ -60,6 +60,8 @@ GOOD = {"redis_version": "7.0.15", "aof_enabled": "1", "maxmemory_policy": "noev
     [
         ({}, {}),
         ({"aof_enabled": "0"}, {"Redis AOF": Verdict.WARN}),
+        ({"appendfsync": "everysec"}, {"Redis AOF": Verdict.WARN}),
+        ({"appendfsync": "always"}, {}),
         ({"maxmemory_policy": "allkeys-lru"}, {"Redis eviction": Verdict.FAIL}),
         ({"redis_version": "6.0.16"}, {"Redis server": Verdict.FAIL}),
         ({"redis_version": ""}, {"Redis server": Verdict.FAIL}),

@@ -249,6 +249,7 @@ def test_redis_keeps_what_it_accepted() -> None:
         redis = services(path)["redis"]
         words = redis["command"]
         assert words[words.index("--appendonly") + 1] == "yes"
+        assert words[words.index("--appendfsync") + 1] == "always"
         assert words[words.index("--maxmemory-policy") + 1] == "noeviction"
         assert redis["volumes"] == ["redis:/data"]
 

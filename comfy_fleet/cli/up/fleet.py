@@ -225,6 +225,7 @@ class Fleet:
         self._ready = False
         self._told: dict[tuple[str, str], float] = {}
         self._stop = asyncio.Event()
+        self._syncing: asyncio.Task[None] | None = None
 
     async def run(self, lock: DataLock) -> None:
         """Start everything, say where it is, serve until a signal comes, and stop everything.
@@ -266,6 +267,9 @@ class Fleet:
             self._stopping = True
             with self._console.status("stopping"):
                 await stop_all(self._children)
+            if self._syncing:
+                self._syncing.cancel()
+                await asyncio.gather(self._syncing, return_exceptions=True)
             self._console.print("stopped; queue and files stay in", end=" ")
             self._console.print(str(self.plan.settings.data), markup=False, soft_wrap=True)
 
@@ -279,6 +283,7 @@ class Fleet:
         settings = self.plan.settings
         if self.plan.redis:
             await self._child(Spec(name="redis", argv=self.plan.redis.argv, stage=_REDIS))
+            self._syncing = asyncio.create_task(self._sync(self.plan.redis))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
             await reconcile(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, now=time.time())
@@ -286,6 +291,15 @@ class Fleet:
             await self._start_parts()
             await self._until_ready(status, stores)
             self._nodes = await stores.nodes.nodes()
+
+    async def _sync(self, redis: OwnRedis) -> None:
+        while True:
+            try:
+                await redis.sync()
+            except OSError as error:
+                facts = {"level": "warning", "msg": "Redis' data not synced to the disk", "error": str(error)}
+                self._echo("redis", facts)
+            await asyncio.sleep(1)
 
     async def _start_parts(self) -> None:
         settings = self.plan.settings

@@ -1,0 +1,93 @@
+"""The Redis of `fleet up`: what it has answered outlives it, however slow the disk is."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.cli.up import programs
+from comfy_fleet.cli.up.programs import OwnRedis, sync_files, wait_for_redis
+
+SLOW_DISK = Path(__file__).parents[1] / "native" / "slow_disk.c"
+WRITING_S = 1.25  # a sync begins within the first second and takes 1.5 s: it is under way then
+
+
+@asynccontextmanager
+async def started(plan: OwnRedis, **env: str) -> AsyncIterator[tuple[subprocess.Popen[bytes], Redis]]:
+    """Run it; whatever is left of it in the end is killed."""
+    server = subprocess.Popen(plan.argv, env=os.environ | env, stdout=subprocess.DEVNULL)
+    try:
+        await wait_for_redis(plan.url, timeout_s=10)
+        client = Redis.from_url(plan.url)
+        yield server, client
+        await client.aclose()
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def slow_disk(tmp_path: Path) -> Path:
+    """What makes a process's disk slow, once it is preloaded."""
+    compiler = shutil.which("cc") or pytest.fail("there is no C compiler: scripts/setup --tests")
+    made = tmp_path / "slow_disk.so"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", made, SLOW_DISK], check=True, timeout=60)
+    return made
+
+
+async def test_what_it_has_answered_outlives_kill_9_while_the_disk_is_slow(
+    tmp_path: Path, slow_disk: Path
+) -> None:
+    plan = OwnRedis.plan(tmp_path, port=1234)
+    answered = 0
+    async with started(plan, LD_PRELOAD=str(slow_disk)) as (server, client):
+        until = time.monotonic() + WRITING_S
+        while time.monotonic() < until:
+            await client.set(f"key-{answered}", "1")
+            answered += 1
+        server.kill()
+        server.wait()
+    async with started(plan) as (_, client):
+        assert await client.dbsize() == answered > 0
+
+
+async def test_its_file_reaches_the_disk_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def fdatasync(file: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    monkeypatch.setattr(programs, "_SYNC_S", 0.01)
+    plan = OwnRedis.plan(tmp_path, port=1234)
+    async with started(plan) as (_, client):
+        await client.set("a", "1")
+        syncing = asyncio.create_task(plan.sync())
+        async with asyncio.timeout(5):
+            while not synced:
+                await asyncio.sleep(0.01)
+        syncing.cancel()
+        written = [str(path) for path in plan.folder.rglob("*.aof") if path.stat().st_size]
+        assert written and set(written) <= set(synced)
+
+
+def test_the_one_file_of_an_older_redis_is_synced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fdatasync", lambda file: synced.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+    )
+    sync_files(tmp_path)
+    (tmp_path / "appendonly.aof").write_text("x")
+    sync_files(tmp_path)
+    assert synced == [str(tmp_path / "appendonly.aof")]
