@@ -1,32 +1,49 @@
 """``python -m scripts.benchmarks.chaos``: kill -9 at random while a fleet works, then count the jobs.
 
 Two dispatchers, one API, both HAProxy processes and their controller, Redis with AOF and four simulated
-nodes, each started again when it dies. A client submits all the while, with an idempotency key for each job,
-and repeats a submit that got no answer, as a careful client does. When the killing is over, every job that
-was ever accepted must have ended, once, and every output of those that succeeded must be readable.
+nodes, each started again when it dies. Now and then a dispatcher is only stopped, for longer than its leases
+last, and wakes up as if nothing had been. A client submits all the while, with an idempotency key for each
+job, and repeats a submit that got no answer, as a careful client does; some jobs have an input file, and some
+are canceled. When the killing is over, every job that was ever accepted must have ended, once, every picture
+must be there and be the job's own, no job may have been computed twice at a time, and Redis must hold nothing
+that only something at work has.
 """
 
 import asyncio
+import contextlib
+import io
 import json
 import logging
+import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
-from redis.asyncio import Redis
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from comfy_fleet.cli.up.supervisor import Supervised
 from comfy_fleet.domain.backoff import Backoff
-from scripts.benchmarks.clients import PNG, trivial_graph
+from scripts.benchmarks.aftermath import (
+    BROKEN,
+    Colour,
+    Expected,
+    Findings,
+    Spell,
+    jobs_of_runs,
+    look,
+    overlapping,
+)
+from scripts.benchmarks.clients import trivial_graph
 from scripts.benchmarks.operations import FINAL, kill
 from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
 from scripts.benchmarks.stats import Spread
@@ -36,7 +53,10 @@ JOB_S = 0.3
 LOAD = 0.6  # share of the nodes' capacity that is submitted, so that a backlog can be worked off
 KILL_GAP_S = (0.5, 2.5)
 SETTLE_S = 90.0
-BROKEN = ("refused", "missing", "unfinished", "twice", "unreadable", "changed", "leases")
+FREEZE = 0.4  # share of the strikes at a dispatcher that only stop it
+FREEZE_S = (1.0, 9.0)  # its leases last 5 s
+UPLOADS, CANCELS = 5, 10  # every so-manieth job has an input file, or is canceled
+CANCEL_S = 3.0  # at the latest so long after it was accepted
 
 
 @dataclass(kw_only=True)
@@ -45,6 +65,8 @@ class Account:
 
     Attributes:
         accepted: When each job was accepted, by id, on this process's monotonic clock.
+        expected: What must become of it.
+        spells: What nodes told of their runs.
         ended: When it was first seen in a final state, and which.
         changed: Jobs that were seen in two final states.
         kills: By victim.
@@ -53,6 +75,8 @@ class Account:
     """
 
     accepted: dict[str, float] = field(default_factory=dict)
+    expected: dict[str, Expected] = field(default_factory=dict)
+    spells: set[Spell] = field(default_factory=set)
     ended: dict[str, tuple[float, str]] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
@@ -66,38 +90,6 @@ class Account:
         before = self.ended.setdefault(job_id, (time.monotonic(), status))
         if before[1] != status:
             self.changed.append(f"{job_id}: {before[1]}, then {status}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What is left when everything has settled; all but the last two must be empty.
-
-    Attributes:
-        refused: Jobs that were never accepted, though the killing was over.
-        missing: Accepted jobs that nobody knows any more.
-        unfinished: Jobs that have not ended.
-        twice: Jobs whose end was written more than once, or that stand in two registries.
-        unreadable: Outputs of succeeded jobs that can't be read.
-        changed: Jobs that were seen in two final states.
-        leases: Nodes that are still leased although nothing runs.
-        states: Jobs by final state.
-        reasons: Failed jobs by error code.
-    """
-
-    refused: Sequence[str]
-    missing: Sequence[str]
-    unfinished: Sequence[str]
-    twice: Sequence[str]
-    unreadable: Sequence[str]
-    changed: Sequence[str]
-    leases: Sequence[str]
-    states: Mapping[str, int]
-    reasons: Mapping[str, int]
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing was lost, doubled or left behind."""
-        return not any(getattr(self, name) for name in BROKEN)
 
 
 def chaos(
@@ -121,7 +113,7 @@ def chaos(
             raise typer.Exit(1) from None
     _show(console, account, found, warnings)
     if json_file:
-        content = {"seed": seed, "kills": account.kills, "findings": asdict(found), "errors": warnings}
+        content = {"seed": seed, "kills": account.kills, "findings": vars(found), "errors": warnings}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
     if not found.clean:
         raise typer.Exit(1)
@@ -137,16 +129,19 @@ async def _run(
         fleet = await stage.fleet([sim.url for sim in sims], dispatchers=2)
         await fleet.until_up(NODES)
         rate = min(jobs / seconds, LOAD * NODES / JOB_S)
-        submitting = asyncio.create_task(_submit(fleet.url, jobs, rate, account))
-        watching = asyncio.create_task(_watch(fleet.url, account))
+        nodes = [sim.url for sim in sims]
+        submitting = asyncio.create_task(_submit(fleet.url, jobs, rate, rng.randrange(1 << 32), account))
+        watching = asyncio.gather(_watch(fleet.url, account), _overhear(nodes, account))
+        frozen: set[asyncio.Task[None]] = set()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             await asyncio.sleep(rng.uniform(*KILL_GAP_S))
-            _kill(fleet, [sim.child for sim in sims], rng, account)
+            _strike(fleet, [sim.child for sim in sims], rng, account, frozen)
             say(
                 f"{end - time.monotonic():.0f} s left; {account.kills.total()} kills, "
                 f"{len(account.accepted)} jobs accepted, {len(account.ended)} ended"
             )
+        await asyncio.gather(*frozen)
         say("no more kills; waiting until every job has ended")
         late_s = max(0.0, jobs / rate - seconds)
         settled = time.monotonic() + late_s + SETTLE_S
@@ -161,11 +156,25 @@ async def _run(
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         say("reading every job and output")
-        return account, await _find(fleet, account, jobs), Counter(stage.warnings)
+        found = Findings()
+        if len(account.accepted) < jobs:
+            found.refused = [f"{jobs - len(account.accepted)} of {jobs} jobs"]
+        await look(fleet, account.expected, found)
+        found.changed = account.changed
+        ran = jobs_of_runs(stage.folder.glob("sim-*"))
+        found.overlapping = overlapping(account.spells, ran)
+        found.again = len(ran) - len(set(ran.values()))
+        return account, found, Counter(stage.warnings)
 
 
-def _kill(fleet: Fleet, sims: Sequence[Supervised], rng: random.Random, account: Account) -> None:
-    """Kill one process; whatever is being started again just now is spared."""
+def _strike(
+    fleet: Fleet,
+    sims: Sequence[Supervised],
+    rng: random.Random,
+    account: Account,
+    frozen: set[asyncio.Task[None]],
+) -> None:
+    """Kill one process, or stop it for a while; whatever is being started again just now is spared."""
     victims: dict[str, int] = {
         child.spec.name: child.pid for child in (*sims, *fleet.dispatchers, fleet.redis) if child.pid
     }
@@ -177,39 +186,88 @@ def _kill(fleet: Fleet, sims: Sequence[Supervised], rng: random.Random, account:
         # Of a master and its worker the first is the master; the worker dies with it.
         victims |= {name: pids[0] for name, pids in below.items() if pids}
     name = rng.choice(sorted(victims))
+    freezes, freeze_s = rng.random() < FREEZE, rng.uniform(*FREEZE_S)
     try:
-        kill(victims[name])
+        if name.startswith("dispatch") and freezes:
+            os.kill(victims[name], signal.SIGSTOP)
+            task = asyncio.create_task(_thaw(victims[name], freeze_s))
+            frozen.add(task)
+            task.add_done_callback(frozen.discard)
+            name += ", stopped"
+        else:
+            kill(victims[name])
     except ProcessLookupError:
         return
     account.kills[name] += 1
 
 
-async def _submit(base: str, jobs: int, rate: float, account: Account) -> None:
-    """Submit jobs evenly, each until it is accepted."""
+async def _thaw(pid: int, after_s: float) -> None:
+    try:
+        await asyncio.sleep(after_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
+            os.kill(pid, signal.SIGCONT)
 
-    async def one(http: httpx.AsyncClient, number: int) -> None:
-        key = {"Idempotency-Key": f"chaos-{number}"}
-        body = {"workflow": trivial_graph()}
+
+async def _submit(base: str, jobs: int, rate: float, seed: int, account: Account) -> None:
+    """Submit jobs evenly, each until it is accepted."""
+    rng = random.Random(seed)
+
+    async def answered(send: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+        """Send until there is an answer that says something."""
         while True:
             try:
-                answer = await http.post(f"{base}/api/v2/jobs", json=body, headers=key)
+                answer = await send()
             except httpx.HTTPError:
                 account.repeats += 1
             else:
-                found = _accepted(answer)
-                if found:
-                    account.accepted[found] = time.monotonic()
-                    return
-                if answer.status_code in (429, 502, 503, 504):
-                    account.repeats += 1
-                else:
-                    account.rejected[f"{answer.status_code} {answer.text[:120]}"] += 1
+                if answer.status_code not in (429, 500, 502, 503, 504):
+                    return answer
+                if answer.status_code == 500:
+                    account.rejected[f"500 {answer.text[:120]}"] += 1
+                account.repeats += 1
             await asyncio.sleep(0.3)
+
+    async def one(http: httpx.AsyncClient, number: int) -> None:
+        graph, expected = _job(number, rng)
+        name = graph["1"]["inputs"].get("image")
+        if name is not None:
+            files = {"file": (name, _picture(expected.colour), "image/png")}
+            what = {"file_path": name}
+            await answered(lambda: http.post(f"{base}/api/v2/assets", data=what, files=files))
+        key = {"Idempotency-Key": f"chaos-{number}"}
+        url = f"{base}/api/v2/jobs"
+        while True:
+            answer = await answered(lambda: http.post(url, json={"workflow": graph}, headers=key))
+            if found := _accepted(answer):
+                break
+            account.rejected[f"{answer.status_code} {answer.text[:120]}"] += 1
+            await asyncio.sleep(0.3)
+        account.accepted[found], account.expected[found] = time.monotonic(), expected
+        if expected.canceled:
+            await asyncio.sleep(rng.uniform(0, CANCEL_S))
+            await answered(lambda: http.post(f"{url}/{found}/cancel"))
 
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http, asyncio.TaskGroup() as group:
         for number in range(jobs):
             group.create_task(one(http, number))
             await asyncio.sleep(1 / rate)
+
+
+def _job(number: int, rng: random.Random) -> tuple[dict[str, Any], Expected]:
+    """Return a graph that makes a picture of one colour, and what must become of it."""
+    graph = trivial_graph()
+    colour = int(graph["1"]["inputs"]["color"])
+    if number % UPLOADS == 0:
+        graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"chaos-{number}-{rng.random()}.png"}}
+    rgb = (colour >> 16, colour >> 8 & 255, colour & 255)
+    return graph, Expected(colour=rgb, canceled=number % CANCELS == 1)
+
+
+def _picture(colour: Colour) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    return file.getvalue()
 
 
 def _accepted(answer: httpx.Response) -> str | None:
@@ -245,61 +303,18 @@ async def _watch(base: str, account: Account) -> None:
             await asyncio.sleep(0.5)
 
 
-async def _find(fleet: Fleet, account: Account, jobs: int) -> Findings:
-    missing, unfinished, twice, unreadable = [], [], [], []
-    refused = [f"{jobs - len(account.accepted)} of {jobs} jobs"] if len(account.accepted) < jobs else []
-    states: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    store: Any = Redis.from_url(fleet.settings.redis_url)
-    async with httpx.AsyncClient(trust_env=False, timeout=10) as http, store:
-        for job_id in account.accepted:
-            answer = await http.get(f"{fleet.url}/api/v2/jobs/{job_id}")
-            if answer.status_code != 200:
-                missing.append(f"{job_id}: {answer.status_code}")
-                continue
-            job = answer.json()
-            states[job["status"]] += 1
-            if job["status"] not in FINAL:
-                unfinished.append(f"{job_id}: {job['status']}")
-                continue
-            account.saw(job_id, job["status"])
-            if job["status"] == "failed":
-                reasons[(job["error"] or {}).get("code", "no reason")] += 1
-            ends = await store.xlen(f"rq:results:{job_id}")
-            places = [
-                name
-                for name in ("finished", "failed", "canceled", "wip")
-                if await store.zscore(f"rq:{name}:fleet", job_id) is not None
-            ]
-            if await store.lpos("rq:queue:fleet", job_id) is not None:
-                places.append("queue")
-            if ends != 1 or len(places) != 1:
-                twice.append(f"{job_id}: ended {ends} times, stands in {places}")
-            if job["status"] == "succeeded":
-                unreadable += await _unreadable(http, job)
-        leases = [key.decode() async for key in store.scan_iter("fleet:lease:*")]
-    return Findings(
-        refused=refused,
-        missing=missing,
-        unfinished=unfinished,
-        twice=twice,
-        unreadable=unreadable,
-        changed=account.changed,
-        leases=leases,
-        states=dict(states),
-        reasons=dict(reasons),
-    )
-
-
-async def _unreadable(http: httpx.AsyncClient, job: Mapping[str, Any]) -> list[str]:
-    if not job["outputs"]:
-        return [f"{job['id']}: succeeded without an output"]
-    broken = []
-    for output in job["outputs"]:
-        answer = await http.get(output["url"])
-        if answer.status_code != 200 or not answer.content.startswith(PNG):
-            broken.append(f"{job['id']}: {output['name']}: {answer.status_code}")
-    return broken
+async def _overhear(nodes: Sequence[str], account: Account) -> None:
+    """Ask the nodes again and again what they have computed: whoever is killed forgets it."""
+    async with httpx.AsyncClient(trust_env=False, timeout=1) as http:
+        while True:
+            for node in nodes:
+                with contextlib.suppress(httpx.HTTPError, ValueError):
+                    told = (await http.get(f"{node}/sim/stats")).json()
+                    account.spells |= {
+                        Spell(run=run, node=node, start=start, end=end)
+                        for start, end, run in told["intervals"]
+                    }
+            await asyncio.sleep(0.25)
 
 
 def _show(console: Console, account: Account, found: Findings, warnings: Counter[str]) -> None:
@@ -316,7 +331,8 @@ def _show(console: Console, account: Account, found: Findings, warnings: Counter
         table.add_row(f"ended as {state}" if state in FINAL else f"still {state}", str(count))
     for reason, count in sorted(found.reasons.items()):
         table.add_row(f"  failed: {reason}", str(count))
-    table.add_row("submits repeated without an answer", str(account.repeats))
+    table.add_row("runs that kills cost", str(found.again))
+    table.add_row("requests repeated without an answer", str(account.repeats))
     for name in BROKEN:
         count = len(getattr(found, name))
         table.add_row(f"[{'red' if count else 'green'}]{name}[/]", str(count))
