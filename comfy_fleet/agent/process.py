@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ TICK_S = 0.1
 _READ_EVERY_S = 0.5  # how often /proc is read
 _READ_RATE = 20 * 2**20  # bytes a second from a disk that count as much as a second of computing
 _BUSY_GPU = 5  # percent
+# How Python tells of it, and what ComfyUI calls the thread that runs prompts.
+_WORKER_DIED = re.compile(r"Exception in thread .*\(prompt_worker\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ class Process:
             spec.argv,
             env=spec.env,
             cwd=spec.cwd,
-            on_line=self._log.write,
+            on_line=self._on_line,
             stop_timeout_s=spec.stop_timeout_s,
         )
         self._effort = 0.0
@@ -102,6 +105,7 @@ class Process:
         self._read_at: float | None = None
         self._clear_at: float | None = None
         self._failed = ""
+        self._broken = ""
 
     @property
     def up(self) -> bool:
@@ -173,7 +177,7 @@ class Process:
         self._pulse.restarted()
         self._effort = self._cpu_and_disk = 0.0
         self._read_at = self._clear_at = None
-        self._failed = ""
+        self._failed = self._broken = ""
         try:
             await self._child.start()
         except ConfigError as error:  # e.g. its Python is being upgraded just now
@@ -189,6 +193,7 @@ class Process:
             now=now,
             running=running,
             ended="" if running else self._failed or self._how_it_ended(),
+            broken=self._broken,
             ready=ready,
             heard_at=max(heard, default=None),
             effort=self._effort,
@@ -197,6 +202,11 @@ class Process:
             needed=self.probe.queue.busy or self._clear_at is None,
             turn=self._turn(),
         )
+
+    def _on_line(self, line: str) -> None:
+        self._log.write(line)
+        if _WORKER_DIED.match(line):
+            self._broken = "the thread that runs its prompts died; its log says why"
 
     def _read_usage(self, now: float) -> None:
         pid = self._child.pid

@@ -254,7 +254,7 @@ def _text(node_id: str, key: str, index: int, text: str) -> OutputItem:
         node_id=node_id,
         key=key,
         index=index,
-        name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', key) or 'text'}_{index + 1:05}.txt",
+        name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', key)[:80] or 'text'}_{index + 1:05}.txt",
         kind=OutputKind.TEXT,
         content_type="text/plain",
         source=InlineText(text),

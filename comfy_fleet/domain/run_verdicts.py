@@ -12,6 +12,9 @@ from comfy_fleet.domain.job import JobError
 from comfy_fleet.domain.outputs import OutputItem, find_outputs
 from comfy_fleet.domain.run_messages import PostAnswered, Verdict
 
+MAX_MESSAGE, MAX_TRACE = 4096, 32_768
+"""Characters of an error that a job keeps: every list of jobs carries them. A traceback's end tells most."""
+
 # Frames with this exception are notes about one blocked node; the prompt goes on.
 BLOCKED = "ExecutionBlocked"
 
@@ -95,7 +98,7 @@ def rejected(answer: PostAnswered) -> Verdict:
         kind="rejected",
         error=JobError(
             code="invalid_workflow" if invalid else "internal_error",
-            message=message,
+            message=message[:MAX_MESSAGE],
             node_id=first,
             class_type=_class_of(body, first),
             details={"node_errors": errors} if invalid else {"status": answer.status},
@@ -140,15 +143,17 @@ def failed(data: Mapping[str, Any]) -> Verdict:
     )
     blamed = bool(_ASSERT.search(message))
     code = "out_of_memory" if out_of_memory else "gpu_fault" if fault else "node_execution_error"
-    trace = data.get("traceback")
+    lines = data.get("traceback")
+    trace = "".join(str(line) for line in _list(lines)) or _text(lines) or ""
     return Verdict(
         kind="failed",
         error=JobError(
             code=code,
-            message=message or type_ or "the node reported an error without a message",
+            message=message[:MAX_MESSAGE] or type_ or "the node reported an error without a message",
             node_id=_text(data.get("node_id")),
             class_type=_text(data.get("node_type")),
-            traceback="".join(str(line) for line in _list(trace)) or _text(trace),
+            traceback=("".join(str(line) for line in _list(trace)) or _text(trace) or "")[-MAX_TRACE:]
+            or None,
             details={"exception_type": type_} if type_ else {},
         ),
         counts=True,

@@ -3,6 +3,8 @@
 *Frozen* means: neither HTTP nor the websocket answers, and nothing else shows progress. A model load
 starves ComfyUI's event loop for a minute while its process computes or reads: that is not frozen. A process
 that keeps the processor busy and stays silent is given up only after a much longer limit.
+
+*Broken* means: the thread that runs prompts has died. ComfyUI answers everything then, and runs nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -73,11 +75,13 @@ class Look:
         jobs: Prompts that it has finished since it was started.
         needed: Whether anything runs on it, or a run still fetches its files.
         turn: Whether it may be recycled now. Those of one host wear alike: all would go at once.
+        broken: Why it can do no work any more though it lives and answers; empty if it can.
     """
 
     now: float
     running: bool
     ended: str = ""
+    broken: str = ""
     ready: bool = False
     heard_at: float | None = None
     effort: float = 0.0
@@ -143,6 +147,8 @@ def step(watch: Watch, look: Look, limits: Limits) -> tuple[Watch, Order | None]
             return _start(replace(watch, crashes=0), look), Order.START
     if not look.running:
         return _ended(watch, look, limits), None
+    if look.broken:
+        return _kill(watch, look, look.broken, limits)
     if look.effort - watch.effort >= IDLE_RATE * max(look.now - watch.effort_at, 0.1):
         watch = replace(watch, effort=look.effort, effort_at=look.now)
     if watch.phase is Phase.STARTING:

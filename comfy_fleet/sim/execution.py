@@ -1,6 +1,7 @@
 """One prompt's way through a node: order, cache, frames and what can go wrong."""
 
 import asyncio
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -208,6 +209,10 @@ class Execution:
         if faults.take("crash_mid_run"):
             self._on_crash()
             await asyncio.get_running_loop().create_future()  # until the crash cancels this task
+        if faults.take("worker_dies"):
+            sys.stderr.write("Exception in thread Thread-1 (prompt_worker):\n")
+            sys.stderr.flush()
+            await asyncio.get_running_loop().create_future()  # until the node stops
         if faults.take("oom"):
             self._machine.vram.unload()
             raise OutOfMemory("Allocation on device 0 failed: asked for by a fault switch.")

@@ -15,6 +15,7 @@ COUNTED = (
     "drop_last",
     "close_sockets",
     "crash_mid_run",
+    "worker_dies",
 )
 
 
@@ -39,6 +40,8 @@ class Faults:
         drop_last: Counted; the frames from ``execution_success`` on are not sent.
         close_sockets: Counted; all websockets are dropped after the first ``executing``.
         crash_mid_run: Counted; the node dies after the first ``executing``.
+        worker_dies: Counted; the thread that runs prompts dies with the first node that runs: the prompt stays
+            in the queue for ever, and so does every later one.
         history_lag_s: Seconds between ``execution_success`` and the entry in the history. On a real server
             it is short, but long enough for a client to ask in vain.
         restart_after_s: A node that died comes back after this many seconds, empty; None: never.
@@ -56,6 +59,7 @@ class Faults:
     drop_last: int = 0
     close_sockets: int = 0
     crash_mid_run: int = 0
+    worker_dies: int = 0
     history_lag_s: float = 0.0
     restart_after_s: float | None = None
     exit_process: bool = False

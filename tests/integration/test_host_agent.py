@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
@@ -140,6 +141,39 @@ async def test_a_frozen_comfyui_is_killed_and_started_again(
         await eventually("another process answers", again, within_s=20)
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+async def test_a_comfyui_whose_worker_died_is_killed_and_its_job_runs_elsewhere(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, per_gpu=2), haproxy=True) as host:
+        for name in (f"{NODE}-0", f"{NODE}-1"):
+            await host.is_up(name)
+        url = (await host.state(f"{NODE}-0")).node.url
+        pid = (await host.report(f"{NODE}-0"))["pid"]
+        async with httpx.AsyncClient() as client:
+            assert (await client.post(f"{url}/sim/faults", json={"worker_dies": 1})).status_code == 200
+        stores = host.api.stores
+        await stores.nodes.cordon(f"{NODE}-1", reason="the other one gets it first")
+        async with open_dispatcher(host.settings, stores, name="d1") as dispatcher:
+            stop = asyncio.Event()
+            running_ = Running(dispatcher, stop, asyncio.create_task(dispatcher.run(stop)))
+            job = (await stores.jobs.submit(new_job(), idempotency=None, depth_limit=10)).job
+
+            async def told() -> bool:
+                return "runs its prompts died" in (await host.api.stores.hosts.words(f"{NODE}-0"))[1]
+
+            await eventually("the reason is told", told, within_s=20)  # its silence: after 600 s
+            await stores.nodes.uncordon(f"{NODE}-1")
+
+            async def done() -> bool:
+                found = await stores.jobs.get(job.id)
+                return found is not None and found.status is JobStatus.SUCCEEDED
+
+            await eventually("the job succeeds", done, within_s=20)
+            await host.is_up(f"{NODE}-0")
+            assert (await host.report(f"{NODE}-0"))["pid"] != pid
+            await running_.end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["computes", "reads"])

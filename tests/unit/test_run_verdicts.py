@@ -140,6 +140,13 @@ def test_out_of_memory_is_told_apart(type_: str, message: str, code: str) -> Non
     assert error.code == code
 
 
+def test_an_error_of_any_length_is_kept_in_part() -> None:
+    verdict = failed({"exception_message": "m" * 10**6, "traceback": ["a" * 10**6, "the end"]})
+    assert verdict.error is not None and verdict.error.traceback is not None
+    assert (len(verdict.error.message), len(verdict.error.traceback)) == (4096, 32_768)
+    assert verdict.error.traceback.endswith("the end")
+
+
 def test_lost_and_timed_out() -> None:
     gone, late = lost("why", counts=True), timed_out("why")
     assert (gone.kind, gone.counts, gone.retryable) == ("lost", True, True)

@@ -71,6 +71,14 @@ def test_silent_and_without_progress_is_frozen() -> None:
     assert watch.why.startswith("frozen")
 
 
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.UP, Phase.LEAVING])
+def test_one_that_answers_but_can_run_nothing_is_killed(phase: Phase) -> None:
+    watch, order = step(
+        replace(UP, phase=phase), replace(WELL, broken="its worker died", needed=True), LIMITS
+    )
+    assert (watch.phase, watch.why, order) == (Phase.WAITING, "its worker died", Order.KILL)
+
+
 def test_a_load_that_starves_the_event_loop_is_not_frozen() -> None:
     watch = UP
     order: Order | None = None
