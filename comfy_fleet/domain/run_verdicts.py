@@ -152,8 +152,7 @@ def failed(data: Mapping[str, Any]) -> Verdict:
             message=message[:MAX_MESSAGE] or type_ or "the node reported an error without a message",
             node_id=_text(data.get("node_id")),
             class_type=_text(data.get("node_type")),
-            traceback=("".join(str(line) for line in _list(trace)) or _text(trace) or "")[-MAX_TRACE:]
-            or None,
+            traceback=trace[-MAX_TRACE:] or None,
             details={"exception_type": type_} if type_ else {},
         ),
         counts=True,

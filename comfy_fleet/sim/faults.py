@@ -40,8 +40,8 @@ class Faults:
         drop_last: Counted; the frames from ``execution_success`` on are not sent.
         close_sockets: Counted; all websockets are dropped after the first ``executing``.
         crash_mid_run: Counted; the node dies after the first ``executing``.
-        worker_dies: Counted; the thread that runs prompts dies with the first node that runs: the prompt stays
-            in the queue for ever, and so does every later one.
+        worker_dies: Counted; the thread that runs prompts dies with the first node that runs: the prompt
+            stays in the queue for ever, and so does every later one.
         history_lag_s: Seconds between ``execution_success`` and the entry in the history. On a real server
             it is short, but long enough for a client to ask in vain.
         restart_after_s: A node that died comes back after this many seconds, empty; None: never.
