@@ -3,15 +3,22 @@
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
 
+from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.agent.host import HostAgent, Member
 from comfy_fleet.agent.link import Answer
 from comfy_fleet.agent.probe import NodeProbe
 from comfy_fleet.agent.process import Process, Spec
+from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml
+from comfy_fleet.domain.gpu import Process as OnGpu
+from comfy_fleet.domain.host import Seat
 from comfy_fleet.domain.supervise import Phase, Watch
+from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.vram import GIB
 
 UP = Watch(phase=Phase.UP, restarts=0)
 
@@ -42,3 +49,28 @@ def test_one_order_to_restart_restarts_once(tmp_path: Path, client: httpx.AsyncC
         assert process.watch.phase is Phase.UP
     host.take(Answer(asked=host.heartbeat(), asked_at=0.0, restart=frozenset({"g1"})))
     assert process.watch.phase is Phase.LEAVING
+
+
+class Card:
+    """A GPU on which two processes hold 7 and 9 GiB."""
+
+    async def look(self) -> Gpus:
+        memory = Memory(total=24 * GIB, used=16 * GIB, free=8 * GIB)
+        held = OnGpu(pid=1, used=7 * GIB), OnGpu(pid=2, used=9 * GIB)
+        return Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa", memory=memory, processes=held),))
+
+
+@pytest.mark.parametrize(("neighbour", "word"), [(True, Word.READY), (False, Word.DRAIN)])
+async def test_whose_memory_it_is_is_not_told_before_the_api_has_said_who_else_is_there(
+    client: httpx.AsyncClient, neighbour: bool, word: Word
+) -> None:
+    host = HostAgent("h1", nvml=cast(NvmlProbe, Card()))
+    host.add(Member(probe=NodeProbe("g1", "http://127.0.0.1:1", client), gpu="0", pids=frozenset({1})))
+    await host.look_at_gpus()
+    host._judge_all()
+    assert host.opinion("g1") is None
+    seats = {"g2": Seat(gpu="GPU-aa", pids=(2,))} if neighbour else {}
+    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, neighbours=seats))
+    host._judge_all()
+    said = host.opinion("g1")
+    assert said is not None and said.word is word
