@@ -25,6 +25,19 @@ from comfy_fleet.services.atlas import Atlas
 logger = logging.getLogger(__name__)
 
 PATIENCE = 4
+REFUSALS = 2
+"""So many nodes with the same classes that find the same kind of fault in a graph speak for all of them."""
+_OF_THE_GRAPH = frozenset(
+    {
+        "bad_link",
+        "invalid_input_type",
+        "missing_input",
+        "return_type_mismatch",
+        "value_bigger_than_max",
+        "value_smaller_than_min",
+    }
+)
+"""Faults that a node finds by its classes alone; others may be due to the files in its own folders."""
 REST_S = 1.0
 """Another program has taken memory: so long the agent needs to see it and HAProxy to hear of it. A job that
 runs out of memory ends at once, and the next one would be there before."""
@@ -142,8 +155,19 @@ class Care:
         with contextlib.suppress(NotFound):  # it was removed meanwhile
             await self._registry.want_reading(claim.node)
         moved = _without(claim.job.placement, claim.node)
+        alike = self._alike(claim.node)
+        if len(alike & moved.without) >= REFUSALS and _is_of_the_graph(error):
+            moved = replace(moved, without=moved.without | alike)
         left = await self._able(moved)
         return Next(placement=moved if left else None, counts=counts, error=error)
+
+    def _alike(self, node: str) -> frozenset[str]:
+        """Return the nodes with the same inventory."""
+        state = self._atlas.states.get(node)
+        digest = state.reading.inventory if state else ""
+        return frozenset(
+            name for name, other in self._atlas.states.items() if digest and other.reading.inventory == digest
+        )
 
     async def _gpu_fault(self, claim: Claim, error: JobError) -> Next:
         await self._strike(
@@ -214,3 +238,9 @@ class Care:
 
 def _without(placement: Placement, node: str) -> Placement:
     return replace(placement, without=placement.without | {node})
+
+
+def _is_of_the_graph(error: JobError) -> bool:
+    by_node = error.details.get("node_errors")
+    defects = [defect for found in by_node.values() for defect in found] if isinstance(by_node, dict) else []
+    return any(defect.get("reason") in _OF_THE_GRAPH for defect in defects)

@@ -29,6 +29,7 @@ class World:
         self.cards = cards or CARDS
         self.foreign: dict[str, int] = {}
         self.has: dict[str, Inventory] = {}
+        self.digest = ""
         self.changed_at = 0.0
         self.strikes: list[tuple[str, str]] = []
         self.limits: list[int] = []
@@ -48,7 +49,7 @@ class World:
                 node=Node(name=name, url=f"http://{name}:1"),
                 reading=Reading(
                     vram_bytes=size * GIB,
-                    inventory=name if name in self.has else "",
+                    inventory=name if name in self.has else self.digest,
                     changed_at=self.changed_at,
                 ),
             )
@@ -248,6 +249,30 @@ async def test_a_refusal_has_the_node_read_again() -> None:
     found = await care.after(claim("mid", last), failed("invalid_workflow", exclude=True))
     assert found is not None and found.placement is None  # nobody is left
     assert await care.after(claim("gone"), failed("invalid_workflow", exclude=True)) is not None
+
+
+@pytest.mark.parametrize(
+    ("reason", "digest", "left"),
+    [
+        ("return_type_mismatch", "same", None),
+        ("custom_validation_failed", "same", {"a", "b"}),  # a file in the node's own input folder, perhaps
+        ("return_type_mismatch", "", {"a", "b"}),
+    ],
+)
+async def test_two_alike_nodes_that_refuse_a_graph_speak_for_all(
+    reason: str, digest: str, left: set[str] | None
+) -> None:
+    world = World(a=8, b=8, c=8, d=8)
+    world.digest = digest
+    care = await world.care()
+    details = {"node_errors": {"1": [{"field": "x", "reason": reason, "message": "no"}]}}
+    error = JobError(code="invalid_workflow", message="no", details=details)
+    verdict = Verdict(kind="rejected", error=error, counts=False, retryable=True, exclude_node=True)
+    first = await care.after(claim("a"), verdict)
+    assert first is not None and first.placement is not None and first.placement.without == {"a"}
+    second = await care.after(claim("b", first.placement), verdict)
+    assert second is not None
+    assert (second.placement.without if second.placement else None) == left
 
 
 async def test_other_failures_are_nothing_special() -> None:
