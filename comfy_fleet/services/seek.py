@@ -27,6 +27,7 @@ HOT_GAP_S = 0.001
 FASTER = 2.0  # a node with so many times the share is rather taken
 RATHER_S = 0.25  # for asking about nodes that are rather taken: one of them may be frozen
 RATHER_GAPS_S = (0.001, 0.002, 0.004, *[0.008] * 7)  # whoever was granted one claims for it within these
+IN_VAIN_S = 0.5  # a node that is not to be had is not waited for again so soon
 LOOK_AGAIN_S = (0.1, 0.3)  # while jobs wait and every node is busy
 IDLE_LOOK_S = 2.0  # a lost wake-up must not matter
 
@@ -78,6 +79,7 @@ class Seekers:
         self._seekers: Counter[Placement] = Counter()
         self._known: set[Placement] = set()  # whose jobs wait, as far as we have heard
         self._busy_until: dict[Placement, float] = {}
+        self._vain_until: dict[str, float] = {}
         self._look = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -220,32 +222,39 @@ class Seekers:
             granted: A lease, and its run's id.
         """
         lease, _ = granted
-        found = None
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RATHER_S):
-                    found = await self._once_decided(better)
+            found = await self._once_decided(better)
         except BaseException:
             lease.release()
             raise
         if found is None:
             return granted
         lease.release()
+        self.look_again()  # whoever wanted that one was told that it is busy
         return found
 
     async def _once_decided(self, wanted: Mapping[str, Iterable[str]]) -> tuple[Lease, str] | None:
         """Return one of the nodes, or None once all of them are at work or it takes too long."""
-        states = self._atlas.states
-        pools = {pool: [n for n in names if states[n].verdict == "up"] for pool, names in wanted.items()}
-        for gap in RATHER_GAPS_S:
-            occupied = await self._runs.occupied(list(chain.from_iterable(pools.values())))
-            pools = {pool: [n for n in names if n not in occupied] for pool, names in pools.items()}
-            if not any(pools.values()):
-                break
-            for pool, names in pools.items():
-                if names and (found := await self._ask_for(pool, names)):
-                    return found
-            await asyncio.sleep(gap)
+        states, now = self._atlas.states, self._now()
+        self._vain_until = {name: until for name, until in self._vain_until.items() if now < until}
+        left = {
+            pool: [n for n in names if states[n].verdict == "up" and n not in self._vain_until]
+            for pool, names in wanted.items()
+        }
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RATHER_S):
+                for gap in RATHER_GAPS_S:
+                    occupied = await self._runs.occupied(list(chain.from_iterable(left.values())))
+                    for pool, names in left.items():
+                        left[pool] = [name for name in names if name not in occupied]
+                    if not any(left.values()):
+                        return None
+                    for pool, names in left.items():
+                        if names and (found := await self._ask_for(pool, names, fastest_first=True)):
+                            return found
+                    await asyncio.sleep(gap)
+        # No run has them, and HAProxy does not grant them: their dispatcher or they themselves froze, say.
+        self._vain_until |= dict.fromkeys(chain.from_iterable(left.values()), self._now() + IN_VAIN_S)
         return None
 
     async def _ask(self, placement: Placement, pool: str) -> tuple[Lease, str] | None:
@@ -255,13 +264,17 @@ class Seekers:
             return None
         return await self._ask_for(pool, able if len(able) < len(self._atlas.pools[pool]) else ())
 
-    async def _ask_for(self, pool: str, able: Collection[str]) -> tuple[Lease, str] | None:
+    async def _ask_for(
+        self, pool: str, able: Collection[str], *, fastest_first: bool = False
+    ) -> tuple[Lease, str] | None:
         """Ask a pool for one of the able nodes, or for any; returns the lease and its run's id."""
         states = self._atlas.states
         shares = {name: states[name].node.share if name in states else 1.0 for name in able}
-        wish = drawn(shares, self._chance)[:MAX_WISH]  # as HAProxy itself would share
+        wish = drawn(shares, self._chance)  # as HAProxy itself would share
+        if fastest_first:
+            wish.sort(key=shares.__getitem__, reverse=True)
         run = self._new_id()
-        lease = await self._leases.lease(run=run, pool=pool, nodes=wish)
+        lease = await self._leases.lease(run=run, pool=pool, nodes=wish[:MAX_WISH])
         if not isinstance(lease, NoLease):
             return lease, run
         if lease.why != "busy":
@@ -282,6 +295,9 @@ class Seekers:
         Returns:
             Whether more jobs wait than others are seeking nodes for.
         """
+        if not self._claiming:
+            lease.release()
+            return False
         asked = self._now()
         placements = self._fitting(lease.node, placement)
         try:

@@ -14,8 +14,9 @@ from comfy_fleet.domain.job import Job, JobStatus, Placement
 from comfy_fleet.domain.node import Node, NodeState
 from comfy_fleet.ports import Claim, InventoryStore, Lease, Leases, NodeRegistry, NoLease, Refused, RunStore
 from comfy_fleet.services.atlas import Atlas
-from comfy_fleet.services.seek import HOT_S, MAX_WISH, PARALLEL, RATHER_GAPS_S, Seekers
+from comfy_fleet.services.seek import HOT_S, IN_VAIN_S, MAX_WISH, PARALLEL, RATHER_GAPS_S, Seekers
 from tests.fleet import until
+
 
 ANY = Placement()
 
@@ -34,7 +35,10 @@ class Granted:
 class World:
     """Nodes that are free, jobs that wait, and what was asked and claimed."""
 
-    def __init__(self, *nodes: str, jobs: int = 0, pools: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *nodes: str, jobs: int = 0, pools: dict[str, str] | None = None, seed: int = 1
+    ) -> None:
+        self.chance = Random(seed).random
         self.pools = pools or dict.fromkeys(nodes, "default")
         self.free = list(self.pools)
         self.jobs = jobs
@@ -67,7 +71,7 @@ class World:
             lease_ttl_s=5,
             now=lambda: self.time,
             new_id=lambda: f"id-{next(self.ids)}",
-            chance=Random(1).random,
+            chance=self.chance,
             spawn=self.spawn,
             on_claim=lambda claim, lease, asked: self.claims.append(claim),
             on_taken=lambda lease, run: self.taken.append((lease.node, run)),
@@ -301,6 +305,64 @@ async def test_a_better_node_that_does_not_answer_is_not_waited_for_long(
         seekers.wanted(ANY)
         await world.idle()
     assert [claim.node for claim in world.claims] == ["slow"] and not world.granted[0].released
+
+
+async def test_of_the_better_nodes_the_fastest_is_taken() -> None:
+    for seed in range(8):
+        world = World("slow", "middle", "fast", jobs=1, seed=seed)
+        world.weights = {"slow": 10, "middle": 40, "fast": 100}
+        async with world.seekers() as seekers:
+            seekers.wanted(ANY)
+            await world.idle()
+        assert [claim.node for claim in world.claims] == ["fast"]
+        assert all(lease.released for lease in world.granted if lease.node != "fast")
+
+
+async def test_a_better_node_that_is_not_to_be_had_costs_only_the_first_job_a_wait() -> None:
+    world = World("fast", "slow-1", "slow-2", "slow-3", jobs=3)
+    world.weights = {"fast": 100, "slow-1": 7, "slow-2": 7, "slow-3": 7}
+    world.free = ["slow-1"]
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await until(lambda: world.claims, what="the first job has its node")
+        world.looked, world.free = 0, ["slow-2"]
+        seekers.look_again()
+        seekers.wanted(ANY)
+        await world.idle()
+        assert world.looked <= 2  # nothing is left to wait for
+        world.time += IN_VAIN_S
+        world.free = ["slow-3", "fast"]
+        world.asked.clear()
+        seekers.look_again()
+        seekers.wanted(ANY)
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["slow-1", "slow-2", "fast"]
+
+
+async def test_who_was_refused_the_node_that_is_given_back_may_ask_again_at_once() -> None:
+    world = World(pools=POOLS, jobs=1)
+    world.free = ["small"]
+    async with world.seekers() as seekers:
+
+        def on_ask(pool: str) -> None:
+            if pool == "default":
+                world.free.append("big")
+                seekers._busy_until[ANY] = 1e9  # somebody else was refused a moment ago
+
+        world.on_ask = on_ask
+        seekers.wanted(SPILLING)
+        await world.idle()
+        assert [claim.node for claim in world.claims] == ["big"]
+        assert ANY not in seekers._busy_until and seekers._look.is_set()
+
+
+async def test_a_node_that_was_granted_before_a_stop_is_given_back() -> None:
+    world = World("g1", jobs=1)
+    async with world.seekers() as seekers:
+        world.on_ask = lambda pool: seekers.stop()
+        seekers.wanted(ANY)
+        await world.idle()
+    assert world.granted[0].released and not world.offered
 
 
 @pytest.mark.parametrize(
