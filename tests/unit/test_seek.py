@@ -17,7 +17,6 @@ from comfy_fleet.services.atlas import Atlas
 from comfy_fleet.services.seek import HOT_S, IN_VAIN_S, MAX_WISH, PARALLEL, RATHER_GAPS_S, Seekers
 from tests.fleet import until
 
-
 ANY = Placement()
 
 
