@@ -160,6 +160,17 @@ async def test_who_still_asks_when_it_stops_is_not_kept(
     writer.close()
 
 
+async def test_a_question_without_an_end_is_given_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfy_fleet.agent.server._QUESTION_TIMEOUT_S", 0.05)
+    agent = Agent(Told(G1), reach=Trusting(), host="127.0.0.1", port=0, clock=clock)
+    await agent.start()
+    await agent.heard()
+    with contextlib.suppress(ConnectionResetError):
+        assert await ask(agent, b"g1") == b""
+    await eventually("nobody asks", lambda: not agent._questions)
+    await agent.stop()
+
+
 async def test_run_ends_with_stop() -> None:
     agent = Agent(Told(G1), reach=Trusting(), host="127.0.0.1", port=0)
     stop = asyncio.Event()

@@ -188,7 +188,7 @@ async def test_bad_prompts(api: Api, body: dict[str, Any], expected: tuple[int, 
     assert (await api.client.get("/api/v1/result")).status_code == 422
 
 
-async def test_replay(api: Api, redis_port: int, tmp_path: Path) -> None:
+async def test_replay(api: Api, redis: Redis, redis_port: int, tmp_path: Path) -> None:
     body = {"prompt": "a fox"}
     key = {"Idempotency-Key": "k1"}
     first = await api.client.post("/api/v1/generate", json=body, headers=key)
@@ -198,6 +198,8 @@ async def test_replay(api: Api, redis_port: int, tmp_path: Path) -> None:
     again = await api.client.post("/api/v1/generate", json=body, headers=key)
     assert (again.status_code, again.content) == (202, first.content)  # the same answer, whatever came since
     assert again.headers["idempotency-replayed"] == "true"
+    (kept,) = await redis.keys("fleet:replay:*")
+    assert 86_000 < await redis.ttl(kept) <= 86_400  # a day
     other = await api.client.post("/api/v1/generate", json={"prompt": "b"}, headers=key)
     assert code(other) == (422, "idempotency_key_reuse")
     async with running(redis_port, tmp_path) as restarted:

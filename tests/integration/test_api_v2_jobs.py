@@ -342,6 +342,7 @@ async def test_keyless_fleets_are_out_of_reach_for_web_pages(ready: Api) -> None
 
     assert code(await post(Origin="https://evil.example")) == (403, "forbidden")
     assert code(await post(Host="evil.example")) == (403, "forbidden")
+    assert code(await post(**{"Host": "evil.example", "X-Forwarded-Host": "localhost"})) == (403, "forbidden")
     assert code(await post(Origin="null")) == (403, "forbidden")
     assert (await post(Origin=ready.url)).status_code == 201
     assert (await post(Authorization="Bearer whatever")).status_code == 201

@@ -1,6 +1,7 @@
 """The asset store on a real Redis and a real folder."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -107,6 +108,22 @@ async def test_broken_upload_keeps_nothing(store: FileAssetStore, tmp_path: Path
         await store.upload(owner="ann", chunks=broken(), content_type="a/b", file_path="f")
     assert files(tmp_path) == []
     assert await redis.keys("*") == []
+
+
+async def test_an_upload_is_on_the_disk_before_it_has_a_record_and_an_output_is_not_waited_for(
+    store: FileAssetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
+        assert files(tmp_path / "blobs") == []
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    await put(store, b"an upload")
+    assert synced == [b"an upload"]
+    await add(store, JOB, b"an output")
+    assert synced == [b"an upload"]
 
 
 async def test_from_hash_is_the_owners_only(store: FileAssetStore) -> None:

@@ -363,6 +363,8 @@ async def test_leases_that_cannot_be_had(fleet: Fleet) -> None:
     node = await LeaseClient(fleet.sims["g1"].url.replace("http", "ws")).lease(run="r", pool="p")
     assert isinstance(node, NoLease)
     assert "names no node" in node.detail
+    connections = fleet.sims["g1"]._server._connections
+    await eventually("its websocket is closed", lambda: not [one for one in connections if one._socket])
 
 
 async def test_a_frozen_node_gives_no_lease_and_keeps_no_slot(fleet: Fleet) -> None:

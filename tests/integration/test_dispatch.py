@@ -14,7 +14,7 @@ from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.bootstrap import open_secrets
 from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.job import JobStatus, Placement
 from comfy_fleet.domain.run import PostUnknown
 from comfy_fleet.domain.run_messages import PostAnswered
 from comfy_fleet.ports import Claim, Refused
@@ -244,9 +244,12 @@ async def test_priority_decides_who_is_next(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1", dispatch=False) as fleet:
         low = await fleet.submit(picture(1), priority=-3)
         normal = await fleet.submit(picture(2))
+        elsewhere = Placement(without=frozenset({"g9"}))  # waits in a queue of its own
+        below = await fleet.submit(picture(4), priority=-1, placement=elsewhere)
+        above = await fleet.submit(picture(5), priority=1, placement=elsewhere)
         high = await fleet.submit(picture(3), priority=3)
         await fleet.dispatcher()
-        ended = [await fleet.ended(job.id) for job in (high, normal, low)]
+        ended = [await fleet.ended(job.id) for job in (high, above, normal, below, low)]
         starts = [job.started_at or 0 for job in ended]
         assert starts == sorted(starts)
 
