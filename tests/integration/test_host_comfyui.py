@@ -153,6 +153,7 @@ async def test_two_real_comfyuis_under_an_agent(
                 running = Running(dispatcher, stop, asyncio.create_task(dispatcher.run(stop)))
                 world = World(host, tmp_path)
                 await _its_files_go(world)
+                await _names_and_previews_are_its_own(world)
                 await _a_killed_one_comes_back(world)
                 await _a_drain_waits_for_the_job(world)
                 await _a_roll_under_load_loses_nothing(world)
@@ -170,6 +171,31 @@ async def _its_files_go(world: World) -> None:
     assert job.outputs
     outputs = world.data / "comfyui" / str(job.node) / "output" / "fleet" / job.id
     await eventually("its files are gone from the node", lambda: not outputs.exists())
+
+
+async def _names_and_previews_are_its_own(world: World) -> None:
+    """Of what equal graphs share in the cache nobody gets a file of another's, whatever they call theirs."""
+    source = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": next(COLORS)},
+    }
+    assets = world.host.api.deps.assets
+    submit = world.host.api.stores.jobs.submit
+    for prefix in ("wait... what", "\N{EURO SIGN}" * 200, "../../up", 7):
+        graph = {
+            "1": source,
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+            "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": prefix}},
+        }
+        sent = [await submit(new_job(graph), idempotency=None, depth_limit=100) for _ in range(4)]
+        for one in sent:
+            job = await world.succeeds(one.job.id)
+            assert {output.node_id for output in job.outputs} == {"2", "3"}
+            for output in job.outputs:
+                asset = await assets.get(output.asset_id)
+                assert asset is not None
+                # ComfyUI writes the graph into its pictures, and its prefixes name the job.
+                assert job.id.encode() in assets.file(asset).read_bytes(), (prefix, output.node_id)
 
 
 async def _a_killed_one_comes_back(world: World) -> None:
