@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,9 +116,11 @@ class Event:
     data: Any
 
 
-def events(fleet: Up, job_id: str) -> tuple[httpx.Response, list[Event]]:
-    """Read a stream to its end."""
-    found = []
+def events(
+    fleet: Up, job_id: str, first: Callable[[], object] = lambda: None
+) -> tuple[httpx.Response, list[Event]]:
+    """Read a stream to its end; once it has told something, call ``first``."""
+    found: list[Event] = []
     with httpx.stream(
         "GET", f"{fleet.url}/api/v2/jobs/{job_id}/events", headers=bearer(KEY), timeout=30
     ) as answer:
@@ -129,6 +131,8 @@ def events(fleet: Up, job_id: str) -> tuple[httpx.Response, list[Event]]:
                 name = line[7:]
             elif line.startswith("data: "):
                 found.append(Event(name, json.loads(line[6:])))
+                if len(found) == 1:
+                    first()
     return answer, found
 
 
@@ -181,15 +185,17 @@ def test_a_failure_tells_where(contract: Contract, client: httpx.Client) -> None
 
 def test_the_stream_follows_its_catalog(contract: Contract, client: httpx.Client, fleet: Up) -> None:
     catalog = contract.operations["getJobEvents"]["x-sse-events"]
+    before = submit(contract, client, sleeping(60))
+    poll(contract, client, before["id"], "running")
     job = submit(contract, client, drawing(12))
-    answer, found = events(fleet, job["id"])
+    answer, found = events(fleet, job["id"], lambda: client.post(before["urls"]["cancel"]))
     contract.check("getJobEvents", answer, 200)
     assert answer.headers["content-type"].startswith("text/event-stream")
     for event in found:
         assert not catalog[event.name].get("x-sse-not-yet-emitted")
         contract.valid({"$ref": catalog[event.name]["schema"]}, event.data)
     assert {event.name for event in found} == {"status", "progress", "preview", "output"}
-    assert found[0].name == "status"  # the snapshot first
+    assert (found[0].name, found[0].data["status"]) == ("status", "queued")  # the snapshot first
     assert (found[-1].name, found[-1].data["status"]) == ("status", "succeeded")  # and the end last
     values = [event.data["value"] for event in found if event.name == "progress"]
     assert values == sorted(values)

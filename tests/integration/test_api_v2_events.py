@@ -142,7 +142,7 @@ async def test_progress_is_throttled_and_ends_on_the_newest(api: Api) -> None:
 
 
 async def test_queue_positions_move(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    patient = Pace(reread_s=3600)  # a look at the whole record would bring the position along
+    patient = Pace(reread_s=3600, alive_s=3600)  # whatever else it looks for would bring the position along
     monkeypatch.setattr("comfy_fleet.services.watch.Pace", lambda: patient)
     first, second = await api.submit(GRAPH), await api.submit(GRAPH)
     async with following(api, second) as stream:
