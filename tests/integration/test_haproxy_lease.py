@@ -365,8 +365,24 @@ async def test_a_killed_broker_comes_back_with_the_same_nodes(fleet: Broker) -> 
     await eventually("g1 is granted again", lambda: _granted_safely(fleet, "g1"))
 
 
-async def _granted_safely(fleet: Broker, name: str) -> bool:
+async def test_a_killed_broker_gets_a_pool_that_no_file_has_yet(
+    fleet: Broker, nodes: dict[str, TinyNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing() -> frozenset[str]:
+        return frozenset()
+
+    monkeypatch.setattr(fleet.controller, "_write_files", nothing)
+    await fleet.registry.add(Node(name="g3", url=nodes["g3"].url, pool="video"))
+    await fleet.told("g3", "up")
+    pid = fleet.controller.broker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await eventually("another process answers", lambda: fleet.controller.broker.pid != pid)
+    await eventually("g3 is granted again", lambda: _granted_safely(fleet, "g3", "video"))
+
+
+async def _granted_safely(fleet: Broker, name: str, pool: str = "default") -> bool:
     try:
-        return await fleet.grants(nodes=name) == name
+        return await fleet.grants(nodes=name, pool=pool) == name
     except OSError:
         return False

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -25,6 +27,7 @@ from tests.fleet import Running
 from tests.integration.agent_kit import Host, checkout, cpu, host_of
 from tests.integration.api_kit import running
 from tests.integration.haproxy_kit import eventually
+from tests.integration.redis_kit import claim, submit
 
 pytestmark = pytest.mark.timeout(120)  # several waits of 20 s may add up before one says why
 
@@ -56,7 +59,12 @@ async def test_one_command_starts_and_registers_comfyuis_and_nothing_is_left_aft
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, per_gpu=2)) as host:
-        await host.said(f"{NODE}-0", "ready")
+
+        async def again() -> bool:
+            report = await host.report(f"{NODE}-0")
+            return report.get("phase") == "up" and report["pid"] != pid
+
+        await eventually("it runs again", again)
         assert (await host.state(f"{NODE}-0")).node.url == url  # name and port stay
 
 
@@ -308,6 +316,48 @@ async def test_the_job_of_a_killed_comfyui_runs_elsewhere_within_two_seconds(
                 await eventually("it succeeds", done)
             finally:
                 await running_.end()
+
+
+@pytest.mark.parametrize("hurries", [False, True])
+async def test_an_agent_that_is_to_end_lets_what_runs_end_first_unless_it_is_hurried(
+    redis: Redis, redis_port: int, tmp_path: Path, hurries: bool
+) -> None:
+    async with running(redis_port, tmp_path, stop_wait_s=60.0) as api, httpx.AsyncClient() as http:
+        supervision = cpu(tmp_path, "--job-s", "600")
+        options = AgentOptions(join=api.url, host="h1", port=0, supervision=supervision)
+        stop, hurry = asyncio.Event(), asyncio.Event()
+        agent = asyncio.create_task(run(api.deps.settings, options, stop, hurry=hurry))
+        hosts = api.stores.hosts
+
+        async def said(word: str, why: str) -> bool:
+            return await hosts.words(NODE) == (word, why)
+
+        async def busy() -> bool:
+            return (await hosts.report(NODE) or {}).get("busy") is True
+
+        async def beat_after(at: float) -> bool:
+            (host,) = await hosts.hosts(now=time.time())
+            return host.seen_at > at
+
+        await eventually("it is ready", lambda: said("ready", ""))
+        await submit(api.stores)
+        run_ = (await claim(api.stores, NODE, ttl=60)).run
+        url = (await api.stores.nodes.nodes())[0].url
+        extra = {"fleet": {"job": str(uuid4()), "run": run_}}
+        body = {"prompt": GRAPH, "prompt_id": run_, "client_id": "x", "extra_data": extra}
+        assert (await http.post(f"{url}/prompt", json=body)).is_success
+        await eventually("it is seen to work", busy)
+        stop.set()
+        await eventually("no job may come", lambda: said("drain", "its agent is stopping"))
+        for _ in range(2):  # it lives, and waits
+            (before,) = await hosts.hosts(now=time.time())
+            await eventually("another heartbeat", partial(beat_after, before.seen_at))
+        if hurries:
+            hurry.set()
+        else:
+            await http.post(f"{url}/interrupt", json={"prompt_id": run_})
+        async with asyncio.timeout(40):  # less than it would wait for the prompt
+            await agent
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -4,6 +4,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -15,10 +16,11 @@ from comfy_fleet.agent.probe import NodeProbe
 from comfy_fleet.agent.process import Process, Spec
 from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml
 from comfy_fleet.domain.gpu import Process as OnGpu
-from comfy_fleet.domain.host import Seat
+from comfy_fleet.domain.host import Seat, Trash
 from comfy_fleet.domain.supervise import Phase, Watch
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.domain.vram import GIB
+from tests.fleet import until
 
 UP = Watch(phase=Phase.UP, restarts=0)
 
@@ -74,3 +76,14 @@ async def test_whose_memory_it_is_is_not_told_before_the_api_has_said_who_else_i
     host._judge_all()
     said = host.opinion("g1")
     assert said is not None and said.word is word
+
+
+async def test_what_was_deleted_is_told_until_the_api_has_heard_it() -> None:
+    host = HostAgent("h1")
+    trash = Trash(node="g1", job=str(uuid4()), run=str(uuid4()))
+    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, delete=[trash]))
+    await until(lambda: host.heartbeat().deleted == [trash], what="it is told")
+    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, delete=[trash]))  # on its way meanwhile
+    assert host.heartbeat().deleted == [trash]
+    host.take(Answer(asked=host.heartbeat(), asked_at=0.0))
+    assert host.heartbeat().deleted == []

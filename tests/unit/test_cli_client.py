@@ -367,7 +367,10 @@ def test_pairs_keep_further_equal_signs() -> None:
 
 def test_draining_waits_until_the_node_is_empty(canned: Canned) -> None:
     canned.on("POST", "/api/v1/nodes/a/drain", {"name": "a", "run": "r"})
-    busy = iter([{"name": "a", "run": "r"}, {"name": "a", "run": None}])
+    fetched = [{"job": JOB, "phase": "left"}]  # the prompt has left the node, its outputs are still there
+    busy = iter(
+        [{"name": "a", "run": "r"}, {"name": "a", "run": None, "work": fetched}, {"name": "a", "run": None}]
+    )
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         canned.on("GET", "/once", next(busy))
@@ -378,6 +381,7 @@ def test_draining_waits_until_the_node_is_empty(canned: Canned) -> None:
     assert result.exit_code == 0, result.output
     assert "drained a" in result.stdout
     assert "still" not in result.stdout
+    assert list(busy) == []
     assert canned.bodies("POST", "/api/v1/nodes/a/drain") == [{"reason": "new driver"}]
 
 
