@@ -40,7 +40,7 @@ async def test_it_ends_with_zero_though_streams_are_open(
                 except httpx.ConnectError:
                     return False
 
-            await until(up, what="the API serves")
+            await until(up, what="the API serves", timeout_s=50)
             job = (await client.post("/api/v2/jobs", json={"workflow": GRAPH})).json()
             async with client.stream("GET", job["urls"]["events"]) as stream:
                 lines = stream.aiter_lines()

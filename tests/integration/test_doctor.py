@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from comfy_fleet.cli.up.programs import find_haproxy
+from tests.conftest import free_port
 
 
 def doctor(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +30,7 @@ def findings(told: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]
 
 
 def test_a_good_machine_passes_and_every_part_is_looked_at(tmp_path: Path) -> None:
-    told = doctor("--data", str(tmp_path), "--json")
+    told = doctor("--data", str(tmp_path), "--json", FLEET_PORT=str(free_port()))
     found = findings(told)
     assert told.returncode == 0, told.stdout
     assert {"Python", "HAProxy", "HAProxy Lua", "HAProxy metrics", "Redis program", "Redis server"} <= set(
