@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.ports import Lease, RunStore
 
 logger = logging.getLogger(__name__)
@@ -59,13 +60,19 @@ class Parking:
     async def _parked(self, lease: Lease, run: str) -> None:
         try:
             closed = asyncio.create_task(_drain(lease))
-            while not closed.done() and await self._runs.lease_of(lease.node) == run:
+            while not closed.done() and await self._has(lease.node, run):
                 await asyncio.wait({closed}, timeout=LOOK_S)
             closed.cancel()
         finally:
             self._taken.discard(lease.node)
             lease.release()
             self._on_free(lease.node)
+
+    async def _has(self, node: str, run: str) -> bool:
+        try:
+            return await self._runs.lease_of(node) == run
+        except StoreDown:  # nobody can tell now
+            return True
 
 
 async def _drain(lease: Lease) -> None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.ports import Lease, RunStore
 from comfy_fleet.services import parking
 from comfy_fleet.services.parking import Parking
@@ -108,3 +109,24 @@ async def test_a_stop_lets_a_resting_node_go_without_asking_for_it() -> None:
     world.tasks[0].cancel()
     await asyncio.gather(*world.tasks, return_exceptions=True)
     assert lease.over.is_set() and world.free == []
+
+
+async def test_a_lease_is_kept_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, lease = World(), Granted("g1")
+    read, away = world.lease_of, 3
+
+    async def lease_of(node: str) -> str | None:
+        nonlocal away
+        away -= 1
+        if away >= 0:
+            raise StoreDown("Redis is away")
+        return await read(node)
+
+    monkeypatch.setattr(world, "lease_of", lease_of)
+    world.runs["g1"] = "r"
+    world.parking.park(cast(Lease, lease), "r")
+    await until(lambda: world.looks > 2, what="Redis is back")
+    assert not lease.over.is_set()
+    world.runs.clear()
+    await world.over()
+    assert world.free == ["g1"]
