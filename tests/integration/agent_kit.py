@@ -31,10 +31,11 @@ MAIN = '''
 Like a model that is loaded, a signal starves its event loop: SIGUSR1 by computing, SIGUSR2 by reading a file,
 both until a file `loaded` is there.
 """
-import time
-born = time.time()
-import argparse, os, signal, sys, threading
+import argparse, os, signal, socket, sys, threading, time
 from pathlib import Path
+
+ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # from boot to our start
+born = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 sys.path.insert(0, {source!r})
 from comfy_fleet.sim.options import SimOptions, SimTiming
@@ -63,7 +64,13 @@ def leak():
             held.append(bytearray(b"x") * 8_000_000)
         time.sleep(0.02)
 
+def answer():
+    while socket.socket().connect_ex((given.listen, given.port)):
+        time.sleep(0.01)
+    (folder / "own").write_text(f"{{born}} {{time.time()}}")
+
 threading.Thread(target=leak, daemon=True).start()
+threading.Thread(target=answer, daemon=True).start()
 signal.signal(signal.SIGUSR1, load)
 signal.signal(signal.SIGUSR2, load)
 (folder / "born").write_text(repr(born))

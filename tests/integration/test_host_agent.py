@@ -116,10 +116,10 @@ async def test_a_killed_comfyui_takes_jobs_again_within_its_start_and_two_second
         took_s = time.time() - killed_at
         assert (await host.report(NODE))["restarts"] == 1
         assert starts(tmp_path) == 2
-        # How long its own start took, on this machine and as busy as it is now.
-        own = tmp_path / "comfyui" / NODE
-        start_s = (own / "starts").stat().st_mtime - float((own / "born").read_text())
-        assert start_s >= 1.5
+        # How long its own start took, from the first instruction to its open port, as busy as all is now.
+        born, open_ = map(float, (tmp_path / "comfyui" / NODE / "own").read_text().split())
+        start_s = open_ - born
+        assert born > killed_at - 0.1 and start_s >= 1.5  # the kernel counts in hundredths
         assert took_s <= start_s + 2.0, (took_s, start_s)  # what operators are promised
 
 
