@@ -187,6 +187,21 @@ async def test_a_frozen_node_accepts_and_answers_nothing_until_it_thaws(
     await asyncio.wait_for(await client.socket.ping(), 5)
 
 
+async def test_a_frozen_node_learns_only_later_that_a_client_has_gone(
+    sim: SimNode, client: NativeClient
+) -> None:
+    await switch(client, freeze=True)
+    reader, writer = await asyncio.open_connection(sim.host, sim.port)
+    writer.write_eof()
+    for _ in range(3):  # answered even then, and after the end of the other connection was seen
+        await client.http.get("/sim/faults")
+    assert not reader.at_eof()
+    await switch(client, freeze=False)
+    async with asyncio.timeout(20):
+        assert await reader.read() == b""
+    writer.close()
+
+
 async def test_a_freeze_may_end_by_itself(sim: SimNode, client: NativeClient) -> None:
     await switch(client, freeze=0.1)
     start = time.monotonic()
