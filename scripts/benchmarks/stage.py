@@ -71,6 +71,7 @@ class Stage:
         self.children: list[Supervised] = []
         self.warnings: list[str] = []
         self.folder = Path()
+        self._syncing: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="fleet-bench-"))
@@ -84,6 +85,9 @@ class Stage:
             for line, count in Counter(self.warnings).most_common(5):
                 error.add_note(f"{count} x {line}")
         await stop_all(self.children)
+        for task in self._syncing:
+            task.cancel()
+        await asyncio.gather(*self._syncing, return_exceptions=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def child(
@@ -129,6 +133,7 @@ class Stage:
         """Start a Redis with AOF as the fleet runs its own, and wait until it answers."""
         plan = OwnRedis.plan(self.folder / name, port=ports.draw(1)[0])
         child = await self.child(name, plan.argv, stage=_REDIS)
+        self._syncing.append(asyncio.create_task(plan.sync()))
         await wait_for_redis(plan.url, timeout_s=READY_S)
         return Served(url=plan.url, child=child)
 

@@ -57,7 +57,7 @@ async def measure(options: Options) -> Result:
             f"Median of {ROUNDS} rounds of {seconds} s. Fleet: {AT_ONCE} connections kept open, a client "
             "process of its own, jobs only queue because the one node is cordoned; each submit is validated "
             "against the node's classes and in Redis when it is answered.",
-            "rq.Queue.enqueue: a bare loop in one process on the same Redis (append-only file, fsync every "
+            "rq.Queue.enqueue: a bare loop in one process on the same Redis (append-only file, synced every "
             "second): no HTTP, no validation, no idempotency.",
         ],
         data={"rates": rates, "latency": {name: vars(one) for name, one in spread.items()}},
