@@ -549,6 +549,9 @@ class RunStore(Protocol):
     async def forgettable(self, limit: int) -> Sequence[str]:
         """Return ids of jobs that are past their retention."""
 
+    async def postpone(self, job_id: str, *, seconds: float) -> None:
+        """Let a job that can't be forgotten yet be forgettable again so much later."""
+
     async def forget(self, job_id: str) -> None:
         """Remove every trace of a job from the store; its files are gone already."""
 

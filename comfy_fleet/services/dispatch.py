@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 TAKE_OVER_LIMIT = 32
 UPKEEP_LIMIT = 200
+HELD_S = 60.0  # until a job that could not be forgotten is looked at again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +296,9 @@ class Dispatcher:
                 logger.info("jobs expired in the queue", extra={"count": expired})
             for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
                 if not await self._assets.forget_job(job_id):
-                    continue  # a live job still needs one of its outputs
+                    # A live job still needs one of its outputs. Those behind it must not wait for that.
+                    await self._runs.postpone(job_id, seconds=HELD_S)
+                    continue
                 await self._runs.forget(job_id)  # files first: a crash in between repeats both
                 logger.info("job forgotten", extra={"job_id": job_id})
             await asyncio.sleep(max(1.0, self._limits.beat_s))

@@ -109,6 +109,25 @@ async def test_a_second_dispatcher_takes_no_job_to_a_slow_node_while_the_fast_on
             assert (await fleet.ended(job.id)).node == "fast"
 
 
+async def test_a_job_that_is_still_needed_keeps_no_other_from_being_forgotten(
+    redis_port: int, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.services.dispatch.UPKEEP_LIMIT", 1)
+    async with fleet_of(redis_port, "g1") as fleet:
+        needed, other = [await fleet.ended((await fleet.submit(picture(i))).id) for i in range(2)]
+        await fleet.stores.nodes.cordon("g1", reason="a job waits")
+        waits = await fleet.submit(picture(3))
+        assets = fleet.dispatchers[0].dispatcher._assets
+        await assets.hold(owner=needed.owner, asset_ids=[needed.outputs[0].asset_id], job_id=waits.id)
+        await redis.zadd("fleet:expiring", {needed.id: 1, other.id: 2})
+
+        async def forgotten() -> bool:
+            return await fleet.stores.jobs.get(other.id) is None
+
+        await until(forgotten, what="the other one is forgotten")
+        assert (await fleet.job(needed.id)).outputs == needed.outputs
+
+
 async def test_cancel_of_a_running_job_interrupts_it(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1", sim={"timing": SimTiming(job_s=30)}) as fleet:
         job = await fleet.submit(GRAPH)

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from comfy_fleet.adapters.redis.runs import MODELS
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.job import JobError, JobStatus, Placement
@@ -58,6 +60,19 @@ async def test_no_more_runs_are_taken_over_than_asked_for(stores: Stores) -> Non
     taken = await stores.runs.take_over(dispatcher="d2", ttl_s=-1, limit=2)
     assert len(taken) == 2
     assert len({held.claim.run for held in taken}) == 2
+
+
+async def test_a_record_that_nobody_can_read_holds_up_no_other_run(
+    stores: Stores, caplog: pytest.LogCaptureFixture
+) -> None:
+    await add_nodes(stores, "g1", "g2")
+    broken, whole = await submit(stores), await submit(stores)
+    for node in ("g1", "g2"):
+        await claim(stores, node, ttl=-1)
+    await stores.redis.hset(f"fleet:job:{broken.id}", "status", "??")
+    taken = await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=10)
+    assert [held.claim.job.id for held in taken] == [whole.id]
+    assert [record.__dict__["job_id"] for record in caplog.records] == [broken.id]
 
 
 async def test_a_run_whose_job_is_gone_holds_no_node(stores: Stores) -> None:

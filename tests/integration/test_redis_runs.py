@@ -218,7 +218,13 @@ async def test_forgetting_leaves_nothing_behind(stores: Stores) -> None:
     assert await stores.redis.exists("fleet:asset:a1:jobs") == 0
     await asyncio.sleep(0.03)
     assert await stores.runs.forgettable(10) == [job.id]
+    await stores.runs.postpone(job.id, seconds=60)
+    assert await stores.runs.forgettable(10) == []
+    await stores.runs.postpone(job.id, seconds=-60)
+    assert await stores.runs.forgettable(10) == [job.id]
     await stores.runs.forget(job.id)
+    await stores.runs.postpone(job.id, seconds=-60)
+    assert await stores.runs.forgettable(10) == []
     assert await stores.jobs.get(job.id) is None
     assert await stores.jobs.graph(twin)
     await stores.jobs.request_cancel(twin.id)

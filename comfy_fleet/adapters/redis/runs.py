@@ -1,5 +1,6 @@
 """Jobs as dispatchers work on them: claim, beat, finish, requeue (port ``RunStore``)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,6 +15,8 @@ from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.speed import SHARE
 from comfy_fleet.ports import Beat, Claim, Held, Refused, Waiting
+
+logger = logging.getLogger(__name__)
 
 PEEK = 64  # queued jobs looked at in each placement class
 BEAT_CHUNK = 250  # runs renewed in one call, so that no call holds the server for long
@@ -200,7 +203,12 @@ class RedisRunStore:
         for run, token, job_id, node, phase, manifest, record, graph in await self._scripts.call(
             "take_over", dispatcher, ttl_s, *tokens
         ):
-            job = codec.load_job(job_id.decode(), codec.to_dict(record))
+            try:
+                job = codec.load_job(job_id.decode(), codec.to_dict(record))
+                left = orjson.loads(manifest)
+            except (ValueError, KeyError, TypeError):  # the others' runs must not wait for this one
+                logger.exception("a run can't be taken over", extra={"job_id": job_id.decode()})
+                continue
             claim = Claim(
                 job=job,
                 graph=graph,
@@ -210,7 +218,7 @@ class RedisRunStore:
                 attempt=job.attempt,
                 cancel_requested=job.cancel_requested,
             )
-            held.append(Held(claim=claim, phase=phase.decode(), manifest=orjson.loads(manifest)))
+            held.append(Held(claim=claim, phase=phase.decode(), manifest=left))
         return held
 
     async def lease_of(self, node: str) -> str | None:
@@ -245,6 +253,12 @@ class RedisRunStore:
             top = f"{seconds}.{micros:06d}"
             ids = await self._redis.zrangebyscore("fleet:expiring", "-inf", top, start=0, num=limit)
         return [raw.decode() for raw in ids]
+
+    async def postpone(self, job_id: str, *, seconds: float) -> None:
+        """Let a job that can't be forgotten yet be forgettable again so much later."""
+        with store_errors():
+            now, _ = await self._redis.time()
+            await self._redis.zadd("fleet:expiring", {job_id: now + seconds}, xx=True)
 
     async def forget(self, job_id: str) -> None:
         """Remove every trace of a job from the store."""
