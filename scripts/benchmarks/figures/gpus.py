@@ -25,17 +25,22 @@ TARGET = 0.98
 AT_ONCE = 16  # connections of the client that submits
 PROXY_POLL_S = 0.1
 LOOK_S = 0.25
+BATCHES = 3  # of the fleet's: its share is within 0.01 of the target, which is what two batches differ by
 
 
 async def measure(options: Options) -> Result:
-    """Measure; about two minutes."""
+    """Measure; about three minutes."""
     jobs = options.some(400, 60)
     used: dict[str, Computing] = {}
     async with Stage(options) as stage, bounded(600, "the figure of the GPUs' time"):
         nodes = await stage.sims(NODES, job_s=JOB_S)
         fleet = await stage.fleet(nodes)
         await fleet.until_up(NODES)
-        used["fleet"] = await fleet_batch(fleet.url, nodes, jobs, options.say)
+        batches = [
+            await fleet_batch(fleet.url, nodes, jobs, options.say) for _ in range(options.some(BATCHES, 1))
+        ]
+        batches.sort(key=lambda one: one.share)
+        used["fleet"] = batches[len(batches) // 2]
         stage.check()
 
         redis = await stage.redis("redis-rq")
@@ -68,7 +73,7 @@ async def measure(options: Options) -> Result:
             Verdict(
                 figure=f"share of time that {NODES} GPUs compute, {jobs} jobs of {JOB_S} s",
                 target=f"≥ {TARGET}",
-                ours=f"{ours.share:.3f}",
+                ours=f"{ours.share:.3f} ({', '.join(f'{one.share:.3f}' for one in batches)})",
                 baseline=f"stock RQ {rq.share:.3f}; {best} {used[best].share:.3f}"
                 if best != "stock RQ worker per node"
                 else f"stock RQ {rq.share:.3f}",
@@ -93,6 +98,7 @@ async def measure(options: Options) -> Result:
             "nodes counted them. Share: computing time over nodes x window, the window from the first start "
             "to the last end over all nodes; the second share counts from the first submit. Gap: median idle "
             "time between two jobs of a node.",
+            f"The fleet ran {len(batches)} such batches, the others one each; shown is its median.",
             f"Stock RQ: one SimpleWorker (no fork) bound to each node, which posts and polls /history every "
             f"{rq_node.POLL_S} s, then reads the picture.",
             "comfy-api-proxy: the client deals the jobs out in turn, which is perfect for jobs of one length "
