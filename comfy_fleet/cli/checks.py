@@ -231,26 +231,22 @@ def redis_state(info: dict[str, str], place: str) -> list[Finding]:
                 do="upgrade to Redis 6.2 or newer, or Valkey",
             )
         ]
-    if info.get("aof_enabled") == "1" and info.get("appendfsync") == "everysec":
+    risk, setting = "", ""
+    if info.get("aof_enabled") != "1":
+        risk, setting = "the append-only file is off:", "appendonly yes"
+    elif info.get("appendfsync") == "everysec":
+        risk, setting = "appendfsync is everysec: while the disk is slow", "appendfsync always"
+    if risk:
         findings.append(
             Finding(
                 check="Redis AOF",
                 verdict=Verdict.WARN,
-                found="appendfsync is everysec: while the disk is slow a crash of Redis loses accepted jobs",
-                do="CONFIG SET appendfsync always, and the same in redis.conf",
+                found=f"{risk} a crash of Redis loses accepted jobs",
+                do=f"CONFIG SET {setting}, and the same in redis.conf",
             )
         )
-    elif info.get("aof_enabled") == "1":
-        findings.append(Finding(check="Redis AOF", verdict=Verdict.OK, found="the append-only file is on"))
     else:
-        findings.append(
-            Finding(
-                check="Redis AOF",
-                verdict=Verdict.WARN,
-                found="the append-only file is off: a crash of Redis loses accepted jobs",
-                do="CONFIG SET appendonly yes, and the same in redis.conf",
-            )
-        )
+        findings.append(Finding(check="Redis AOF", verdict=Verdict.OK, found="the append-only file is on"))
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         findings.append(

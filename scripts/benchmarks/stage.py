@@ -133,7 +133,8 @@ class Stage:
         """Start a Redis with AOF as the fleet runs its own, and wait until it answers."""
         plan = OwnRedis.plan(self.folder / name, port=ports.draw(1)[0])
         child = await self.child(name, plan.argv, stage=_REDIS)
-        self._syncing.append(asyncio.create_task(plan.sync()))
+        syncing = plan.sync(lambda error: self.warnings.append(f"{name}: {error}"))
+        self._syncing.append(asyncio.create_task(syncing))
         await wait_for_redis(plan.url, timeout_s=READY_S)
         return Served(url=plan.url, child=child)
 

@@ -58,12 +58,16 @@ async def test_what_it_has_answered_outlives_kill_9_while_the_disk_is_slow(
         assert await client.dbsize() == answered > 0
 
 
-async def test_its_file_reaches_the_disk_once_a_second(
+async def test_its_file_reaches_the_disk_again_and_again_whatever_the_disk_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
+    refused = [OSError("the disk is ill")]
+    told: list[OSError] = []
 
     def fdatasync(file: int) -> None:
+        if refused:
+            raise refused.pop()
         synced.append(str(Path(f"/proc/self/fd/{file}").readlink()))
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
@@ -71,13 +75,14 @@ async def test_its_file_reaches_the_disk_once_a_second(
     plan = OwnRedis.plan(tmp_path, port=1234)
     async with started(plan) as (_, client):
         await client.set("a", "1")
-        syncing = asyncio.create_task(plan.sync())
+        syncing = asyncio.create_task(plan.sync(told.append))
         async with asyncio.timeout(5):
             while not synced:
                 await asyncio.sleep(0.01)
         syncing.cancel()
         written = [str(path) for path in plan.folder.rglob("*.aof") if path.stat().st_size]
         assert written and set(written) <= set(synced)
+        assert [str(error) for error in told] == ["the disk is ill"]  # and it was tried again
 
 
 def test_the_one_file_of_an_older_redis_is_synced_too(

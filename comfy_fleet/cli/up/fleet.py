@@ -283,7 +283,7 @@ class Fleet:
         settings = self.plan.settings
         if self.plan.redis:
             await self._child(Spec(name="redis", argv=self.plan.redis.argv, stage=_REDIS))
-            self._syncing = asyncio.create_task(self._sync(self.plan.redis))
+            self._syncing = asyncio.create_task(self.plan.redis.sync(self._not_synced))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
             await reconcile(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, now=time.time())
@@ -292,14 +292,9 @@ class Fleet:
             await self._until_ready(status, stores)
             self._nodes = await stores.nodes.nodes()
 
-    async def _sync(self, redis: OwnRedis) -> None:
-        while True:
-            try:
-                await redis.sync()
-            except OSError as error:
-                facts = {"level": "warning", "msg": "Redis' data not synced to the disk", "error": str(error)}
-                self._echo("redis", facts)
-            await asyncio.sleep(1)
+    def _not_synced(self, error: OSError) -> None:
+        facts = {"level": "warning", "msg": "Redis' data not synced to the disk", "error": str(error)}
+        self._echo("redis", facts)
 
     async def _start_parts(self) -> None:
         settings = self.plan.settings

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +70,18 @@ class OwnRedis:
         argv += ["--bind", "127.0.0.1", "--port", str(port)]
         return cls(argv=tuple(argv), url=f"redis://127.0.0.1:{port}/0", folder=folder)
 
-    async def sync(self) -> None:
-        """Bring what Redis has written onto the disk, once a second, until canceled."""
+    async def sync(self, on_error: Callable[[OSError], None]) -> None:
+        """Bring what Redis has written onto the disk, once a second, until canceled.
+
+        Args:
+            on_error: Called when the disk refuses; it is tried again.
+        """
         while True:
             await asyncio.sleep(_SYNC_S)
-            await asyncio.to_thread(sync_files, self.folder)
+            try:
+                await asyncio.to_thread(sync_files, self.folder)
+            except OSError as error:
+                on_error(error)
 
 
 def sync_files(folder: Path) -> None:
