@@ -528,7 +528,7 @@ class Run:
     def _judge(self, past: verdicts.Past) -> None:
         """Judge by the history entry, which knows best."""
         seen = self._seen
-        if past.success is False or (past.success is None and seen.error is not None):
+        if past.success is False or (seen.error is not None and not past.told):
             if past.error is None and (past.interrupted or seen.interrupted):
                 self._stopped()
             else:

@@ -36,20 +36,26 @@ class Past:
     """What a history entry says.
 
     Attributes:
-        success: True and False as it says; None if it says neither (very old servers).
+        success: How it ended: as its messages tell, else as its status says; None if neither does.
+        told: Whether the messages tell how it ended.
         error: The ``execution_error`` message's data, if there is one.
         interrupted: Whether it was interrupted.
         items: Its outputs, by node and key.
     """
 
     success: bool | None
+    told: bool = False
     error: Mapping[str, Any] | None = None
     interrupted: bool = False
     items: tuple[OutputItem, ...] = field(default=())
 
 
 def read_history(entry: Mapping[str, Any]) -> Past:
-    """Read a value of ``GET /history/ID``."""
+    """Read a value of ``GET /history/ID``.
+
+    Its ``status_str`` can't be relied on: a dependency cycle that appears while the prompt runs ends it with
+    an ``execution_error``, and ComfyUI still writes "success".
+    """
     outputs = entry.get("outputs")
     items = tuple(
         item
@@ -60,18 +66,26 @@ def read_history(entry: Mapping[str, Any]) -> Past:
     if not isinstance(status, Mapping):
         return Past(success=None, items=items)
     error: Mapping[str, Any] | None = None
-    interrupted = False
+    interrupted, ends = False, set[bool]()
     for message in _list(status.get("messages")):
         if not isinstance(message, Sequence) or isinstance(message, str) or len(message) != 2:
             continue
         name, data = message
-        if name == "execution_error" and isinstance(data, Mapping):
-            error = data
-        interrupted = interrupted or name == "execution_interrupted"
+        match name:
+            case "execution_error" if isinstance(data, Mapping) and data.get("exception_type") != BLOCKED:
+                error = data
+                ends.add(False)
+            case "execution_interrupted":
+                interrupted = True
+                ends.add(False)
+            case "execution_success":
+                ends.add(True)
+    if ends:
+        return Past(success=ends == {True}, told=True, error=error, interrupted=interrupted, items=items)
     success = {"success": True, "error": False}.get(str(status.get("status_str")))
     if success is None and isinstance(status.get("completed"), bool):
         success = bool(status["completed"])
-    return Past(success=success, error=error, interrupted=interrupted, items=items)
+    return Past(success=success, items=items)
 
 
 def rejected(answer: PostAnswered) -> Verdict:

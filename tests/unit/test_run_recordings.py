@@ -1,6 +1,8 @@
 """The run machine against every recording of a real ComfyUI."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +18,17 @@ from comfy_fleet.domain.run import (
     Phase,
     PostAnswered,
     QueueAnswered,
+    Run,
     ShowPreview,
 )
 from comfy_fleet.domain.run_verdicts import read_history
 from tests.unit.run_harness import (
     CANCEL,
+    CLOSED,
+    LIMITS,
     Log,
     files,
+    frame,
     history_of,
     idle,
     machine,
@@ -31,6 +37,7 @@ from tests.unit.run_harness import (
     tick,
 )
 
+DATA = Path(__file__).parents[1] / "data"
 SUCCESSES = ["success", "cached_rerun", "extra_pnginfo", "flags", "preview_and_ws_image", "sleep_progress"]
 
 
@@ -39,8 +46,8 @@ def test_recorded_success(name: str) -> None:
     record = recording(name)
     run, frames = started(name)
     log = Log()
-    for frame in frames:
-        log.add(run.handle(frame, 0.02))
+    for event in frames:
+        log.add(run.handle(event, 0.02))
     log.check()
     assert log.verdict.kind == "succeeded"
     assert log.of(AskQueue, AskHistory) == [], "the frames were complete: nothing had to be asked"
@@ -71,8 +78,8 @@ def test_recorded_picture_that_exists_as_a_frame_only() -> None:
     run, frames = started("preview_and_ws_image")
     assert run.sockets_only
     log = Log()
-    for frame in frames:
-        log.add(run.handle(frame, 0.02))
+    for event in frames:
+        log.add(run.handle(event, 0.02))
     by_node = {item.node_id: item for item in log.left}
     assert by_node["2"].temporary
     picture = by_node["3"]
@@ -87,8 +94,8 @@ def test_recorded_error_then_confirmed() -> None:
     record = recording("error_execution")
     run, frames = started("error_execution")
     log = Log()
-    for frame in frames:
-        log.add(run.handle(frame, 0.02))
+    for event in frames:
+        log.add(run.handle(event, 0.02))
     assert run.phase is Phase.RUNNING
     at, actions = tick(run)
     assert at == pytest.approx(1.02)
@@ -107,8 +114,8 @@ def test_recorded_error_then_confirmed() -> None:
 def test_recorded_error_with_its_last_frame() -> None:
     run, frames = started("error_execution")
     log = Log()
-    for frame in [*frames, idle("0436bfd2-fc43-4b8d-814a-ce84c2d8ffb0")]:
-        log.add(run.handle(frame, 0.02))
+    for event in [*frames, idle("0436bfd2-fc43-4b8d-814a-ce84c2d8ffb0")]:
+        log.add(run.handle(event, 0.02))
     assert log.verdict.kind == "failed"
     assert log.of(AskQueue, AskHistory) == []
 
@@ -116,8 +123,8 @@ def test_recorded_error_with_its_last_frame() -> None:
 def test_recorded_interrupt_by_somebody_else_is_a_lost_run_that_does_not_count() -> None:
     run, frames = started("interrupted")
     log = Log()
-    for frame in [*frames, idle("4877f1f3-b305-481e-9c47-2744ee81c17b")]:
-        log.add(run.handle(frame, 0.02))
+    for event in [*frames, idle("4877f1f3-b305-481e-9c47-2744ee81c17b")]:
+        log.add(run.handle(event, 0.02))
     log.check()
     assert (log.verdict.kind, log.verdict.counts, log.verdict.exclude_node) == ("lost", False, False)
 
@@ -125,8 +132,8 @@ def test_recorded_interrupt_by_somebody_else_is_a_lost_run_that_does_not_count()
 def test_recorded_interrupt_that_we_asked_for() -> None:
     run, frames = started("interrupted")
     log = Log()
-    for frame in frames[:-1]:
-        log.add(run.handle(frame, 0.02))
+    for event in frames[:-1]:
+        log.add(run.handle(event, 0.02))
     assert log.add(run.handle(CANCEL, 0.5)) == [Interrupt()]
     log.add(run.handle(InterruptSent(ok=True), 0.6))
     log.add(run.handle(frames[-1], 0.7))
@@ -134,6 +141,56 @@ def test_recorded_interrupt_that_we_asked_for() -> None:
     log.add(run.handle(idle("4877f1f3-b305-481e-9c47-2744ee81c17b"), 0.8))
     log.check()
     assert (log.verdict.kind, log.verdict.counts) == ("canceled", False)
+
+
+CYCLE = json.loads((DATA / "error_cycle_while_running_0.33.0.json").read_text())
+"""A dependency cycle that appeared while it ran: an ``execution_error``, and "success" as its status."""
+
+
+def without_frames(messages: list[Any]) -> Log:
+    """Take a run over whose prompt has left its node; return what came of it."""
+    entry = {**CYCLE["history"], "status": {**CYCLE["history"]["status"], "messages": messages}}
+    run = Run(
+        run_id=CYCLE["prompt_id"],
+        graph=entry["prompt"][2],
+        limits=LIMITS,
+        now=0.0,
+        adopted=True,
+        accepted=True,
+    )
+    log = Log()
+    log.add(run.handle(Opened(), 0.0))
+    log.add(run.handle(QueueAnswered("absent"), 0.1))
+    log.add(run.handle(HistoryAnswered(entry), 0.2))
+    log.check()
+    return log
+
+
+def test_recorded_error_that_history_calls_a_success() -> None:
+    assert CYCLE["history"]["status"]["status_str"] == "success"
+    verdict = without_frames(CYCLE["history"]["status"]["messages"]).verdict
+    assert verdict.error is not None
+    assert (verdict.kind, verdict.counts, verdict.retryable) == ("failed", True, False)
+    assert (verdict.error.node_id, verdict.error.message) == ("2", "Dependency cycle detected")
+
+
+def test_interrupt_that_history_calls_a_success() -> None:
+    verdict = without_frames([["execution_interrupted", {"node_id": "2"}]]).verdict
+    assert (verdict.kind, verdict.counts) == ("lost", False)
+
+
+def test_error_that_was_seen_before_the_websocket_broke() -> None:
+    """Only messages that tell how it ended know better than the frame."""
+    for messages, kind in (([], "failed"), ([["execution_success", {}]], "succeeded")):
+        run, frames = started("success")
+        run.handle(frames[3], 0.1)
+        run.handle(frame("execution_error", exception_type="ValueError", exception_message="no"), 0.2)
+        run.handle(CLOSED, 0.3)
+        run.handle(QueueAnswered("absent"), 0.4)
+        log = Log()
+        status = {"status_str": "success", "completed": True, "messages": messages}
+        log.add(run.handle(HistoryAnswered({"outputs": {}, "status": status}), 0.5))
+        assert log.verdict.kind == kind
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,25 @@ def test_odd_histories(status: Any, success: bool | None) -> None:
     assert read_history({"status": status, "outputs": None}).items == ()
 
 
+@pytest.mark.parametrize("status", ["success", "error", "new"])
+@pytest.mark.parametrize(
+    ("messages", "success"),
+    [
+        ([["execution_error", {"exception_type": "X"}]], False),
+        ([["execution_start", {}], ["execution_error", {}], ["execution_cached", {}]], False),
+        ([["execution_interrupted", {}]], False),
+        ([["execution_interrupted", None]], False),
+        ([["execution_success", {}], ["execution_error", {}]], False),
+        ([["execution_start", {}], ["execution_success", {}]], True),
+        ([["execution_error", {"exception_type": "ExecutionBlocked"}], ["execution_success", {}]], True),
+    ],
+)
+def test_how_it_ended_stands_in_the_messages(messages: Any, success: bool, status: str) -> None:
+    entry = {"status": {"status_str": status, "completed": status == "success", "messages": messages}}
+    past = read_history(entry)
+    assert (past.success, past.told) == (success, True)
+
+
 def test_whatever_comes_after_an_interrupt_it_was_one() -> None:
     messages = [["execution_interrupted", {}], ["execution_cached", {"nodes": []}]]
     assert read_history({"status": {"status_str": "error", "messages": messages}}).interrupted
