@@ -495,6 +495,7 @@ class RunStore(Protocol):
         duration_s: float | None,
         speed: float | None = None,
         models: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> JobStatus:
         """End the job and both leases; returns its final state (``canceling`` always ends ``canceled``).
 
@@ -505,6 +506,7 @@ class RunStore(Protocol):
             duration_s: What it took, for estimates.
             speed: Natural logarithm of the node's speed in this run, see :mod:`comfy_fleet.domain.speed`.
             models: The model files that it used.
+            progress: How far it came; None: as far as the record says.
         """
 
     async def requeue(
@@ -516,6 +518,7 @@ class RunStore(Protocol):
         reason: JobError,
         bust: frozenset[str] = frozenset(),
         placement: Placement | None = None,
+        progress: Progress | None = None,
     ) -> JobStatus:
         """Give the job back to its place in the queue, or end it when its attempts are used up.
 
@@ -526,6 +529,7 @@ class RunStore(Protocol):
             reason: What the job fails with if this was the last attempt.
             bust: Nodes that must not answer from ComfyUI's cache in the next run.
             placement: Where it goes from now on; with it ``exclude`` does not count.
+            progress: How far it came, kept if it ends here; None: as far as the record says.
         """
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:

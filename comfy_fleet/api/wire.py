@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.asset import Asset
-from comfy_fleet.domain.job import Job, JobError, Output, Progress
+from comfy_fleet.domain.job import Attempt, Job, JobError, Output, Progress
 
 _URL_S = 86400.0  # what is promised for URLs of assets that never end
 
@@ -44,14 +44,20 @@ def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool
         "node": value.node,
         "simulated": simulated,
         "attempt": value.attempt,
+        "attempts": [attempt(one) for one in value.attempts],
         "waiting_for": value.waiting_for,
     }
 
 
 def list_item(value: Job, links: Links, *, simulated: bool) -> dict[str, Any]:
-    """Return a job in a list; the SDK reads ``create_time``, ``update_time`` and ``deployment_id`` there."""
+    """Return a job in a list, without its attempts.
+
+    The SDK reads ``create_time``, ``update_time`` and ``deployment_id`` there.
+    """
+    found = job(value, links, queue_position=None, simulated=simulated)
+    del found["attempts"]
     return {
-        **job(value, links, queue_position=None, simulated=simulated),
+        **found,
         "create_time": time(value.created_at),
         "update_time": time(value.completed_at or value.started_at or value.created_at),
         "deployment_id": None,
@@ -69,6 +75,19 @@ def progress(value: Progress) -> dict[str, Any]:
         "step": value.step,
         "steps": value.steps,
         "message": value.message,
+    }
+
+
+def attempt(value: Attempt) -> dict[str, Any]:
+    """Return a run of a job that is over."""
+    error = value.error
+    return {
+        "run": value.run,
+        "node": value.node,
+        "started_at": time(value.started_at),
+        "ended_at": time(value.ended_at),
+        "counted": value.counted,
+        "error": {"code": error.code, "message": error.message} if error else None,
     }
 
 

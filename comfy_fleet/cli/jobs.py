@@ -11,6 +11,8 @@ from comfy_fleet.cli.submit import ENDED, pairs, run_seconds
 
 app = typer.Typer(help="List, show, follow and cancel jobs.", no_args_is_help=True)
 
+ATTEMPT_COLUMNS = ["<Attempt on", "<Started", ">Took", "<Counted", "Why it ended"]
+
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 
 
@@ -103,6 +105,10 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
             }
         )
     )
+    attempts = record.get("attempts") or []
+    if len(attempts) > 1 or any(one.get("error") for one in attempts):
+        console.print()
+        console.print(table(ATTEMPT_COLUMNS, [attempt_row(one) for one in attempts]))
     if outputs := record.get("outputs"):
         console.print()
         rows = [
@@ -151,6 +157,20 @@ def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
     with Client(api, key) as client:
         record = client.post(f"/api/v1/jobs/{quote(job, safe='')}/cancel")
     print_answer(record, styled(record["status"]), json_=json_)
+
+
+def attempt_row(attempt: dict[str, Any]) -> tuple[str | None, ...]:
+    """Return a run that is over as cells of :data:`ATTEMPT_COLUMNS`."""
+    from comfy_fleet.cli.console import parse_time, span
+
+    started, ended = parse_time(attempt.get("started_at")), parse_time(attempt.get("ended_at"))
+    return (
+        attempt.get("node"),
+        f"{started.astimezone():%m-%d %H:%M:%S}" if started else None,
+        span((ended - started).total_seconds()) if started and ended else None,
+        "yes" if attempt.get("counted") else "no",
+        _error(attempt.get("error")),
+    )
 
 
 def _words(pairs_: dict[str, Any]) -> str:

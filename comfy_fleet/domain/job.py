@@ -81,6 +81,11 @@ class Progress:
         name = self.current_node_class or f"node {self.current_node}"
         return f"{name} {self.step}/{self.steps}" if self.steps and self.steps > 1 else name
 
+    @classmethod
+    def complete(cls, nodes: int) -> "Progress":
+        """Return the progress of a run that has succeeded."""
+        return cls(value=1.0, nodes_done=nodes, nodes_total=nodes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
@@ -117,7 +122,7 @@ class JobError:
 
     Codes: ``node_execution_error``, ``out_of_memory``, ``invalid_workflow``, ``node_lost``,
     ``output_lost``, ``run_timeout``, ``deadline_exceeded``, ``gpu_fault``,
-    ``missing_asset``, ``released``, ``internal_error``.
+    ``missing_asset``, ``released``, ``node_busy``, ``internal_error``.
     """
 
     code: str
@@ -126,6 +131,28 @@ class JobError:
     class_type: str | None = None
     traceback: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One run of a job that is over. Times are Unix seconds.
+
+    Attributes:
+        run: The run's id.
+        node: Where it ran.
+        started_at: When the job was claimed for the node.
+        ended_at: When the run was written off, one way or the other.
+        counted: Whether it counts towards ``max_attempts``.
+        error: Why it did not succeed: code and message, both shortened. None for a success, and for a run
+            that was canceled.
+    """
+
+    run: str
+    node: str
+    started_at: float
+    ended_at: float
+    counted: bool = False
+    error: JobError | None = None
 
 
 ANY_POOL = "*"
@@ -247,7 +274,8 @@ class Job:
     """A job as the record in Redis has it. Times are Unix seconds.
 
     Attributes:
-        attempt: Attempts that counted so far (see :mod:`comfy_fleet.domain.retry`).
+        attempt: Attempts that counted so far.
+        attempts: The runs that are over, oldest first; of very many only the last.
         run: The current or last run's id.
         node: The node of that run.
         seq: Sequence number of its last event.
@@ -274,6 +302,7 @@ class Job:
     completed_at: float | None = None
     deadline_at: float | None = None
     attempt: int = 0
+    attempts: tuple[Attempt, ...] = ()
     max_attempts: int = 3
     run: str | None = None
     node: str | None = None

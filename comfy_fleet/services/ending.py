@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from comfy_fleet.domain.errors import FleetError
-from comfy_fleet.domain.job import JobError, JobStatus, Placement
+from comfy_fleet.domain.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, RunStore
 from comfy_fleet.services.care import Care
@@ -107,13 +107,16 @@ class Ending:
             return GivenBack(error=error, counts=verdict.counts, exclude=verdict.exclude_node)
         return Over(status=JobStatus.FAILED, error=error)
 
-    async def finish(self, end: Over, *, measured: Measured, duration_s: float) -> JobStatus:
+    async def finish(
+        self, end: Over, *, measured: Measured, duration_s: float, progress: Progress | None
+    ) -> JobStatus:
         """Write that the job is over; returns its final state.
 
         Args:
             end: How.
             measured: What the run tells of its node.
             duration_s: What it took; counts only if it succeeded.
+            progress: How far it came, as far as this dispatcher saw.
         """
         took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
         return await insist(
@@ -124,16 +127,20 @@ class Ending:
                 duration_s=took_s,
                 speed=measured.speed,
                 models=measured.models,
+                progress=progress,
             ),
             extra=self._extra,
         )
 
-    async def give_back(self, back: GivenBack, *, bust: frozenset[str]) -> JobStatus:
+    async def give_back(
+        self, back: GivenBack, *, bust: frozenset[str], progress: Progress | None
+    ) -> JobStatus:
         """Write that the job goes back; returns its state.
 
         Args:
             back: Why, and where to.
             bust: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
+            progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
         """
         return await insist(
             lambda: self._runs.requeue(
@@ -143,6 +150,7 @@ class Ending:
                 reason=back.error,
                 bust=bust,
                 placement=back.placement,
+                progress=progress,
             ),
             extra=self._extra,
         )

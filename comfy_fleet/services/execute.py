@@ -16,7 +16,7 @@ import orjson
 
 from comfy_fleet.domain import graph as graphs
 from comfy_fleet.domain.errors import ConfigError, LeaseLost, StoreDown
-from comfy_fleet.domain.job import JobError, JobStatus
+from comfy_fleet.domain.job import JobError, JobStatus, Progress
 from comfy_fleet.domain.outputs import OutputItem
 from comfy_fleet.domain.run import (
     Action,
@@ -110,6 +110,7 @@ class Execution:
         self._outputs = Collector(claim, runs=tools.runs, nodes=tools.nodes, assets=tools.assets)
         self._ending = Ending(claim, runs=tools.runs, care=tools.care)
         self._graph: graphs.Graph = {}
+        self._progress: Progress | None = None
         self._partner: Mapping[str, Any] | None = None
         self._started = tools.now()
         self._posted_at: float | None = None
@@ -203,6 +204,7 @@ class Execution:
                 await self._give_back(GivenBack(error=node_lost(str(error)), counts=False))
                 return
             self._outputs.add(items)
+            self._progress = Progress.complete(len(orjson.loads(self.claim.graph)))
             await self._end(Verdict(kind="succeeded"))
             return
         graph = orjson.loads(self.claim.graph)
@@ -257,6 +259,7 @@ class Execution:
             case DeletePending():
                 self._spawn(self._tell(lambda: nodes.delete_pending(node, run)))
             case Report():
+                self._progress = action.progress
                 self._outbox.progress(action.progress)
             case ShowPreview():
                 self._outbox.preview(action)
@@ -379,7 +382,9 @@ class Execution:
         measured = Measured()
         if end.status is JobStatus.SUCCEEDED:
             measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
-        status = await self._ending.finish(end, measured=measured, duration_s=duration_s)
+        status = await self._ending.finish(
+            end, measured=measured, duration_s=duration_s, progress=self._progress
+        )
         self._free()
         facts = {
             "status": str(status),
@@ -391,7 +396,9 @@ class Execution:
         logger.info("job ended", extra={**self._extra, **facts})
 
     async def _give_back(self, back: GivenBack) -> None:
-        status = await self._ending.give_back(back, bust=frozenset(self._outputs.gone))
+        status = await self._ending.give_back(
+            back, bust=frozenset(self._outputs.gone), progress=self._progress
+        )
         self._free(back.rest_s)
         facts = {
             "status": str(status),

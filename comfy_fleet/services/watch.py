@@ -128,6 +128,7 @@ class _Watcher:
         self._status: JobStatus | None = None
         self._position: int | None = None
         self._outputs: set[str] = set()
+        self._shown: Progress | None = None
         self._progress = _Throttle(pace.progress_s)
         self._preview = _Throttle(pace.progress_s)
         self._told_at = self._position_at = self._read_at = monotonic()
@@ -160,6 +161,8 @@ class _Watcher:
             self._run = event.run
             if status.terminal and whole:
                 self.done = True
+                if (last := self._progress.waiting) is not None:  # the whole of it, before the end
+                    yield self._told(last)
                 yield self._told(Status(status=status))
             elif status.terminal:
                 async for seen in self._reread():  # outputs that were missed come before the end
@@ -208,6 +211,8 @@ class _Watcher:
         self._seq = max(self._seq, job.seq)
         self._run = job.run
         if job.status.terminal:
+            if not first and job.progress is not None and job.progress != self._shown:
+                yield self._told(job.progress)
             for output in self._fresh(job.outputs):
                 yield self._told(output)
             yield self._told(Status(status=job.status))
@@ -239,6 +244,8 @@ class _Watcher:
 
     def _told(self, seen: Seen) -> Seen:
         self._told_at = self._monotonic()
+        if isinstance(seen, Progress):
+            self._shown = seen
         return seen
 
 

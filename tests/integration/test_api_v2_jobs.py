@@ -12,7 +12,7 @@ from comfy_low.models import Job as SdkJob
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.secrets import SecretBox
-from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.job import JobError, JobStatus, Progress
 from comfy_fleet.services.atlas import Atlas
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running
@@ -53,6 +53,28 @@ async def test_a_job_from_submit_to_end(ready: Api) -> None:
     picture = await ready.client.get(got["outputs"][0]["url"])
     assert picture.content == b"picture"
     assert picture.headers["content-type"] == "image/png"
+
+
+async def test_every_face_tells_of_all_progress_and_attempts(ready: Api) -> None:
+    job = await ready.submit(GRAPH)
+    first = await ready.claim(job["id"])
+    gone = JobError(code="node_lost", message="the node went down")
+    await ready.stores.runs.requeue(first, counts=True, exclude=False, reason=gone)
+    claim = await ready.claim(job["id"])
+    await ready.stores.runs.progress(claim, Progress(value=0.75, nodes_done=1, nodes_total=2))
+    await ready.finish(claim)
+    for version in ("v1", "v2"):
+        got = (await ready.client.get(f"/api/{version}/jobs/{job['id']}")).json()
+        assert (got["progress"]["value"], got["progress"]["nodes_done"]) == (1.0, 2)
+        lost, done = got["attempts"]
+        assert lost.items() >= {"run": first.run, "node": "g1", "counted": True}.items()
+        assert lost["error"] == {"code": "node_lost", "message": "the node went down"}
+        assert got["created_at"] <= lost["started_at"] <= lost["ended_at"] <= done["started_at"]
+        assert (done["run"], done["counted"], done["error"]) == (claim.run, False, None)
+        (listed,) = (await ready.client.get(f"/api/{version}/jobs")).json()["jobs"]
+        assert listed["progress"] == got["progress"] and "attempts" not in listed
+    for task in (f"status/{job['id']}", f"result?task_id={job['id']}"):
+        assert (await ready.client.get(f"/api/v1/{task}")).json()["progress"] == 1.0
 
 
 async def test_workflow_comes_back_as_it_was_sent(ready: Api) -> None:

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from comfy_fleet.cli.console import SIMULATED, ago, facts, natural, size, span, table
+from comfy_fleet.cli.jobs import ATTEMPT_COLUMNS, attempt_row
 from comfy_fleet.cli.node_state import COLUMNS, row, state
 from comfy_fleet.cli.up.programs import masked
 
@@ -104,3 +105,21 @@ def test_passwords_are_masked(url: str, shown: str) -> None:
 def test_numbered_names_stand_in_the_order_of_their_numbers() -> None:
     names = ["sim-10", "sim-2", "b", "sim-1", "2", "10", ""]
     assert sorted(names, key=natural) == ["", "2", "10", "b", "sim-1", "sim-2", "sim-10"]
+
+
+def test_attempts_fit_80_columns() -> None:
+    lost = {"code": "node_lost", "message": "the node went down " * 10}
+    attempt = {
+        "run": "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b",
+        "node": "a-host-of-ours-gpu-12",
+        "started_at": "2030-01-01T12:00:00.000Z",
+        "ended_at": "2030-01-01T12:03:20.000Z",
+        "counted": True,
+        "error": lost,
+    }
+    done = {**attempt, "node": "sim-1", "counted": False, "error": None}
+    lines = printed(table(ATTEMPT_COLUMNS, [attempt_row(attempt), attempt_row(done)]))
+    assert max(map(len, lines)) <= 80
+    assert "a-host-of-ours-gpu-12" in lines[1] and "3m 20s" in lines[1] and " yes " in lines[1]
+    assert "node_lost:" in lines[1]
+    assert lines[-1].split()[0] == "sim-1" and lines[-1].split()[-1] == "no"

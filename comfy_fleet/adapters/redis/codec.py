@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from comfy_fleet.domain.job import (
+    Attempt,
     Job,
     JobError,
     JobStatus,
@@ -22,6 +23,8 @@ from comfy_fleet.domain.job import (
 
 HANDLER = "comfy_fleet.run_prompt"
 """The only function that a job of ours may name; RQ's own workers have nothing to import under it."""
+MAX_REASON = 300
+"""Characters of an error's message that a job keeps of each attempt."""
 
 
 def reference(job_id: str) -> bytes:
@@ -85,6 +88,43 @@ def dump_error(error: JobError | None) -> str:
     return orjson.dumps({**asdict(error), "details": dict(error.details)}).decode() if error else ""
 
 
+def dump_progress(progress: Progress | None) -> str:
+    """Return a progress snapshot as JSON, or an empty string."""
+    return orjson.dumps(asdict(progress)).decode() if progress else ""
+
+
+def dump_reason(error: JobError | None) -> str:
+    """Return what an attempt keeps of its error, as JSON; or an empty string."""
+    if error is None:
+        return ""
+    message = error.message
+    if len(message) > MAX_REASON:
+        message = f"{message[: MAX_REASON - 1]}…"
+    return orjson.dumps({"code": error.code, "message": message}).decode()
+
+
+def _load_progress(record: Mapping[str, bytes], status: JobStatus) -> Progress | None:
+    """Return how far a job is. One that has succeeded is through, also if its record tells of less."""
+    found = Progress(**orjson.loads(record["progress"])) if record.get("progress") else None
+    if status is JobStatus.SUCCEEDED and (found is None or found.value < 1):
+        return Progress.complete(found.nodes_total if found else 0)
+    return found
+
+
+def _load_attempts(data: bytes) -> tuple[Attempt, ...]:
+    return tuple(
+        Attempt(
+            run=one["run"],
+            node=one["node"],
+            started_at=one["started"],
+            ended_at=one["ended"],
+            counted=one["counted"],
+            error=JobError(**one["error"]) if "error" in one else None,
+        )
+        for one in orjson.loads(data)
+    )
+
+
 def _time(record: Mapping[str, bytes], field: str) -> float | None:
     return float(record[field]) if record.get(field) else None
 
@@ -96,10 +136,11 @@ def load_job(job_id: str, record: Mapping[str, bytes], outputs: Mapping[bytes, b
         return record[field].decode() if record.get(field) else None
 
     metadata: Metadata = orjson.loads(record.get("metadata", b"null"))
+    status = JobStatus(record["status"].decode())
     return Job(
         id=job_id,
         owner=record["owner"].decode(),
-        status=JobStatus(record["status"].decode()),
+        status=status,
         created_at=float(record["created"]),
         expires_at=float(record["expires"]),
         graph_hash=record["graph"].decode(),
@@ -115,11 +156,12 @@ def load_job(job_id: str, record: Mapping[str, bytes], outputs: Mapping[bytes, b
         completed_at=_time(record, "completed"),
         deadline_at=_time(record, "deadline"),
         attempt=int(record.get("attempt", 0)),
+        attempts=_load_attempts(record.get("attempts", b"[]")),
         max_attempts=int(record.get("max_attempts", 3)),
         run=text("run"),
         node=text("node"),
         cancel_requested=record.get("cancel") == b"1",
-        progress=Progress(**orjson.loads(record["progress"])) if record.get("progress") else None,
+        progress=_load_progress(record, status),
         outputs=tuple(load_output(data) for _, data in sorted((outputs or {}).items())),
         error=JobError(**orjson.loads(record["error"])) if record.get("error") else None,
         seq=int(record.get("seq", 0)),

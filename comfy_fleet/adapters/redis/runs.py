@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -108,7 +108,7 @@ class RedisRunStore:
 
     async def progress(self, claim: Claim, progress: Progress) -> None:
         """Store and publish a progress snapshot."""
-        await self._note(claim, "progress", orjson.dumps(asdict(progress)))
+        await self._note(claim, "progress", codec.dump_progress(progress))
 
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
         """Store and publish a preview."""
@@ -118,7 +118,7 @@ class RedisRunStore:
         """Commit one output."""
         await self._note(claim, "output", codec.dump_output(output), codec.output_field(output))
 
-    async def _note(self, claim: Claim, kind: str, data: bytes, field: str = "") -> None:
+    async def _note(self, claim: Claim, kind: str, data: bytes | str, field: str = "") -> None:
         _check(
             claim, await self._scripts.call("note", claim.run, claim.token, claim.job.id, kind, data, field)
         )
@@ -137,6 +137,7 @@ class RedisRunStore:
         duration_s: float | None,
         speed: float | None = None,
         models: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> JobStatus:
         """End the job and both leases."""
         done = replace(claim.job, run=claim.run, node=claim.node)
@@ -154,6 +155,8 @@ class RedisRunStore:
             SHARE,
             measured,
             MODELS,
+            codec.dump_progress(progress),
+            codec.dump_reason(error),
             *models[:MODELS],
         )
         return JobStatus(_check(claim, answer).decode())
@@ -167,6 +170,7 @@ class RedisRunStore:
         reason: JobError,
         bust: frozenset[str] = frozenset(),
         placement: Placement | None = None,
+        progress: Progress | None = None,
     ) -> JobStatus:
         """Give the job back, or end it when no attempt or no node is left."""
         key, give_up = "" if placement is None else placement.key, False
@@ -187,6 +191,8 @@ class RedisRunStore:
             codec.rq_failure(reason),
             int(give_up),
             "\n".join(sorted(claim.job.bust | bust)),
+            codec.dump_progress(progress),
+            codec.dump_reason(reason),
         )
         return JobStatus(_check(claim, answer).decode())
 

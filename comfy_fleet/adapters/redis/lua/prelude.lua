@@ -43,6 +43,8 @@ local QUEUE = 'fleet'
 local RQ_QUEUE = 'rq:queue:' .. QUEUE
 local FAR = 32503680000  -- the year 3000: RQ's own clean-up must never end a run of ours
 
+local MAX_ATTEMPTS = 20  -- kept in a job's record; of more the last
+
 -- Tell whether this start of an agent speaks for its host; another one must have been silent for a while.
 local function admitted(host, instance)
   local key = 'fleet:host:' .. host .. ':agent'
@@ -264,6 +266,19 @@ local function end_job(id, status, err, result, at)
   end
   discard(id, at)
   publish_status(id, status, f[3], f[4])
+end
+
+-- A run is over: keep what became of it in its job's record.
+-- err: why, as JSON {code, message}, or '';  counted: whether it uses one of the job's attempts up.
+local function note_attempt(run, id, node, since, err, counted, at)
+  local key = jobkey(id)
+  local had = redis.call('HGET', key, 'attempts')
+  local all = had and cjson.decode(had) or {}
+  local one = { run = run, node = node, started = tonumber(since) or at, ended = at, counted = counted }
+  if err ~= '' then one.error = cjson.decode(err) end
+  all[#all + 1] = one
+  while #all > MAX_ATTEMPTS do table.remove(all, 1) end
+  redis.call('HSET', key, 'attempts', cjson.encode(all))
 end
 
 -- Whether this token still owns the run; a writer that does not must touch nothing.
