@@ -37,7 +37,7 @@ class Stores:
 @asynccontextmanager
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     """Connect to Redis; connections are made on first use and mended when they break."""
-    redis = connect(settings.redis_url)
+    redis = connect(settings.redis_url, connections=settings.redis_connections, wait_s=settings.redis_wait_s)
     listening = subscriber(settings.redis_url)
     events = RedisEvents(listening)
     try:

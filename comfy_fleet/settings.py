@@ -29,6 +29,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLEET_", extra="forbid", frozen=True)
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey, with AOF switched on.")
+    redis_connections: int = Field(
+        128, ge=4, description="Connections to Redis that each process may use; further calls wait for one."
+    )
+    redis_wait_s: float = Field(
+        5.0, gt=0, description="How long a call waits for a free connection to Redis before it is given up."
+    )
     data: Path = Field(
         Path(".fleet"), description="Folder for files, rendered configurations, sockets and logs."
     )
@@ -120,6 +126,15 @@ class Settings(BaseSettings):
         "0: until it is deleted.",
     )
     max_body_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
+    max_requests: int = Field(
+        128,
+        ge=1,
+        description="Requests that the API works on at once. Eight times as many wait for their turn; "
+        "the others are answered 503 `busy`.",
+    )
+    request_wait_s: float = Field(
+        8.0, gt=0, description="How long a request waits for its turn before it is answered 503 `busy`."
+    )
     rate_limit: int = Field(
         0, ge=0, description="Requests in 10 s that one address may make before 429; 0: any number."
     )

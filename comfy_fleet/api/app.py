@@ -32,14 +32,15 @@ from comfy_fleet.api import (
     v2_assets,
     v2_jobs,
 )
+from comfy_fleet.api.admission import OPEN_PATHS, Admission
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.incoming import Incoming
 from comfy_fleet.domain.errors import FleetError
 
 logger = logging.getLogger(__name__)
 
-# These say nothing about anybody's work, and the edge's health checks show no key.
-OPEN_PATHS = frozenset({"/health", "/api/v2/health", "/api/v1/health", "/api/v1/ready", "/metrics"})
+_BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+"""Nothing reads a body of these, so their work need not wait for it."""
 
 
 def create_app(deps: ApiDeps) -> ASGIApp:
@@ -90,6 +91,7 @@ class Front:
         self.typed = typed
         self.deps = deps
         self.figures = figures
+        self.admission = Admission(deps.settings)
         public = deps.settings.public_url
         self._public_host = urlsplit(public).hostname if public else None
 
@@ -106,12 +108,14 @@ class Front:
         status, finished = 0, False
         began = time.perf_counter()
         headers = Headers(scope=scope)
-        incoming = Incoming(receive, headers, self.deps.pace)
+        ticket = self.admission.ticket(scope["method"], scope["path"])
+        incoming = Incoming(receive, headers, self.deps.pace, ticket.enter)
 
         async def sending(message: Message) -> None:
             nonlocal status, finished
             if message["type"] == "http.response.start":
                 status = message["status"]
+                ticket.leave()
                 if not incoming.ended:  # refused before it was read: the rest of it is nobody's
                     message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             elif message["type"] == "http.response.body":
@@ -128,6 +132,8 @@ class Front:
             if scope["path"] not in OPEN_PATHS:
                 keys.guard(scope["method"], headers, public_host=self._public_host)
                 scope["caller"] = keys.caller(headers)
+            if incoming.ended or scope["method"] in _BODILESS:
+                await ticket.enter()
             await self.app(scope, incoming, sending)
         except FleetError as error:
             await errors.fleet_error(error)(scope, incoming, sending)
@@ -142,6 +148,7 @@ class Front:
             elif not finished:
                 raise  # the connection breaks off, so that nobody takes the answer for whole
         finally:
+            ticket.leave()
             endpoint = scope.get("endpoint")
             handler = getattr(endpoint, "__name__", "none")
             streaming = handler in ("stream", "job_events")

@@ -26,6 +26,7 @@ from comfy_fleet.domain.errors import (
     NotFound,
     QueueFull,
     StoreDown,
+    StoreRefuses,
     WorkflowFormatUi,
 )
 
@@ -61,10 +62,15 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (IdempotencyKeyReuse, 422),  # the contract's choice, though it is a conflict
     (Conflict, 409),
     (QueueFull, 429),
-    (StoreDown, 500),  # whether a job was written may be unknown, and only a 5xx of this code says so
     (Busy, 503),
     (NodeError, 502),
 )
+
+_STORE_DOWN = (
+    "the fleet's store does not answer: try again later. What was asked may have been done: list before "
+    "submitting again, or submit with the same Idempotency-Key"
+)
+_STORE_REFUSES = "the fleet's store takes nothing now, and nothing was done: try again later"
 
 _HTTP_CODES = {
     400: "invalid_request",
@@ -100,6 +106,14 @@ def fleet_error(error: FleetError) -> Response:
     if status == 500:
         logger.error("request failed", extra={"code": error.code, "error": error.message})
         return unexpected()
+    if isinstance(error, StoreDown):  # its text names addresses and settings: that is for the log
+        logger.warning("request not served", extra={"code": error.code, "error": error.message})
+        return envelope(
+            status,
+            error.code,
+            _STORE_REFUSES if isinstance(error, StoreRefuses) else _STORE_DOWN,
+            headers={"Retry-After": str(error.retry_after_s)},
+        )
     if isinstance(error, AssetInUse):  # the contract: never say which hold it is
         return envelope(409, error.code, "the asset is in use")
     headers = None

@@ -6,6 +6,7 @@ satisfies it for ever. What such a client would hold here is a task, a connectio
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -34,13 +35,22 @@ class Pace:
 class Incoming:
     """ASGI's ``receive`` for one request, with a :class:`Pace`.
 
+    Args:
+        receive: The server's.
+        headers: The request's.
+        pace: How slowly the body may come.
+        whole: Called once the whole body is here; what it raises, the reader gets.
+
     Attributes:
         ended: Whether the whole body was read, or the client is gone.
     """
 
-    def __init__(self, receive: Receive, headers: Headers, pace: Pace) -> None:
+    def __init__(
+        self, receive: Receive, headers: Headers, pace: Pace, whole: Callable[[], Awaitable[None]]
+    ) -> None:
         self._receive = receive
         self._pace = pace
+        self._whole = whole
         self._waited_s = 0.0
         self._came = 0
         self.ended = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
@@ -65,6 +75,8 @@ class Incoming:
         if self._came >= self._pace.window_bytes:
             self._waited_s, self._came = 0.0, 0
         self.ended = not message.get("more_body", False)
+        if self.ended and message["type"] == "http.request":
+            await self._whole()
         return message
 
     async def discard(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import secrets
 import signal
 import socket
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 10  # requests in flight get this long after SIGTERM
 SWEEP_S = 60.0
 _BACKLOG = 2048
+_MOST_FILES = 65_536
 
 
 def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
@@ -182,4 +184,6 @@ async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None
 def serve(settings: Settings) -> None:
     """Run the API process."""
     calm_collector()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # the usual 1024 are few for streams and uploads
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _MOST_FILES) if most >= 0 else _MOST_FILES, most))
     uvloop.run(run(settings))

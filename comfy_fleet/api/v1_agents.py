@@ -1,6 +1,7 @@
 """REST: GPU hosts. Their agents report here and learn what to do; operators look."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from comfy_fleet.ports import Hosts
 router = APIRouter(tags=["hosts"])
 
 NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
+_JOINS = 16  # nodes that are registered side by side
 PromptId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -97,7 +99,7 @@ async def heartbeat(request: Request, host: str) -> Response:
     now = d.clock()
     if body.join:  # before it moves another agent's nodes
         await d.hosts.admit(host, body.instance)
-    told = await asyncio.gather(*(_join(d.hosts, host, node, now) for node in body.join))
+    told = await _join_all(d.hosts, host, body.join, now)
     refused = {node.name: why for node, why in zip(body.join, told, strict=True) if why}
     said = Heartbeat(
         host=host,
@@ -141,6 +143,25 @@ async def list_hosts(request: Request) -> Response:
             ]
         }
     )
+
+
+async def _join_all(hosts: Hosts, host: str, joining: Sequence[JoiningBody], now: float) -> list[str]:
+    """Register nodes, a few at a time; returns for each why it can't be, or nothing.
+
+    Raises:
+        StoreDown: Redis was away for some. The others are registered; who asks again completes it.
+    """
+    places = asyncio.Semaphore(_JOINS)
+
+    async def one(node: JoiningBody) -> str:
+        async with places:
+            return await _join(hosts, host, node, now)
+
+    told = await asyncio.gather(*map(one, joining), return_exceptions=True)
+    for outcome in told:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in told if isinstance(outcome, str)]
 
 
 async def _join(hosts: Hosts, host: str, node: JoiningBody, now: float) -> str:

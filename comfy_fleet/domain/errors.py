@@ -15,7 +15,9 @@ FleetError
 │   └── IdempotencyConflict  the same key is being worked on right now
 ├── Busy                  try again later (carries ``retry_after_s``)
 │   ├── QueueFull         the configured depth is reached
-│   └── NoNodes           no node is known at all
+│   ├── NoNodes           no node is known at all
+│   └── StoreDown         Redis does not answer: what was asked may have been done
+│       └── StoreRefuses  Redis answers and takes nothing: nothing was done
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
 ├── ConfigError           a setting, file or program of the operator's is wrong
 ├── BrokerError           HAProxy refused an order or could not be asked
@@ -158,9 +160,13 @@ class NoNodes(Busy):
 
 
 class StoreDown(Busy):
-    """Redis does not answer, or is still loading; what was asked may or may not have been done."""
+    """Redis does not answer; what was asked may or may not have been done."""
 
     code = "store_unavailable"
+
+
+class StoreRefuses(StoreDown):
+    """Redis takes nothing now (full, a replica, loading, busy), or was not asked; nothing was done."""
 
 
 class LeaseLost(FleetError):

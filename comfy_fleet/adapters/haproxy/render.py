@@ -16,13 +16,16 @@ from comfy_fleet.settings import Settings
 
 _SOCKET_PATH_LIMIT = 90  # sun_path holds 108 bytes, and HAProxy binds PATH.PID.tmp first
 _ANSWER_TIMEOUT_S = 600
+_SMALL_BODY_BYTES = 8192  # with the head it fits into one buffer (tune.bufsize is 16384)
+_REQUESTS = 4
+"""So many times as many requests as the API works on may be on their way to it."""
 
 _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
     (400, "invalid_request", "The request is not valid HTTP.", None),
     (408, "request_timeout", "The request took too long to arrive.", None),
     (500, "internal_error", "The edge failed.", None),
     (502, "bad_gateway", "The API broke off its answer.", 1),
-    (503, "unavailable", "The API can't be reached right now; try again.", 1),
+    (503, "unavailable", "The API can't be reached, or has too much to do, right now; try again.", 1),
     (504, "gateway_timeout", "The API took too long to answer.", 1),
 )
 
@@ -200,6 +203,8 @@ def _edge(settings: Settings, places: Files) -> dict[str, Any]:
         "api_address": join(settings.api_host, settings.api_port),
         "answer_timeout_s": _ANSWER_TIMEOUT_S,
         "max_body_bytes": limit,
+        "small_body_bytes": _SMALL_BODY_BYTES,
+        "api_requests": _REQUESTS * settings.max_requests,
         "rate_limit": settings.rate_limit,
         "errors": [
             {"status": status, "body": envelope(code, message), "retry_after_s": retry_after_s}

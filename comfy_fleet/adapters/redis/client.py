@@ -2,12 +2,20 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any, cast
 
 from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from comfy_fleet.turns import NoTurn, Turns
+
+CONNECTIONS = 128
+WAIT_S = 5.0
 
 
 class _Direct(AbstractConnection):
@@ -53,20 +61,76 @@ _DIRECT: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-def connect(url: str, *, max_connections: int = 128) -> Redis:
+class NoConnection(RedisConnectionError):
+    """Every connection was in use for too long; the server was not asked."""
+
+
+class _Client(Redis):
+    """A client whose callers wait in line for one of its connections.
+
+    redis-py's pools either refuse at once whoever finds none free, or wait on a condition, which before
+    Python 3.13 loses its wake-up if the one woken was canceled; and a release that is canceled while it
+    waits for the pool's lock loses the connection. A line in front of an unlimited pool has none of these.
+    """
+
+    turns: Turns
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        await _turn(self.turns)
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        finally:
+            self.turns.give()
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        made = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        made.turns = self.turns
+        return made
+
+
+class _Pipeline(Pipeline):
+    turns: Turns
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        await _turn(self.turns)
+        try:
+            return await super().execute(raise_on_error)
+        finally:
+            self.turns.give()
+
+
+async def _turn(turns: Turns) -> None:
+    try:
+        await turns.take()
+    except NoTurn:
+        raise NoConnection(
+            f"all {turns.places} connections to Redis are in use (FLEET_REDIS_CONNECTIONS)"
+        ) from None
+
+
+def connect(url: str, *, connections: int = CONNECTIONS, wait_s: float = WAIT_S) -> Redis:
     """Return a client that retries a lost connection for about two seconds.
 
     Every script is safe to repeat: a claim whose answer got lost is a run lease that nobody beats, and is
     taken over when it expires.
+
+    Args:
+        url: Where Redis is.
+        connections: Most connections at once.
+        wait_s: How long a call waits for a free one, before it raises :class:`NoConnection`.
     """
-    redis = Redis.from_url(
-        url,
-        max_connections=max_connections,
-        socket_timeout=10,
-        socket_connect_timeout=3,
-        health_check_interval=30,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.8), 4),
+    redis = cast(
+        _Client,
+        _Client.from_url(
+            url,
+            max_connections=2**31,  # the line is the limit; without a number the pool has one of its own
+            socket_timeout=10,
+            socket_connect_timeout=3,
+            health_check_interval=30,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.8), 4),
+        ),
     )
+    redis.turns = Turns(connections, wait_s=wait_s)
     pool = redis.connection_pool  # which class it uses is the URL's choice
     pool.connection_class = _DIRECT[pool.connection_class]
     return redis

@@ -7,11 +7,12 @@ from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.adapters.redis.client import NoConnection
+from comfy_fleet.domain.errors import StoreDown, StoreRefuses
 
 Arg = str | bytes | int | float
 
@@ -47,16 +48,25 @@ class Scripts:
                 return await self._redis.evalsha(sha, 0, *args)
 
 
+_REFUSALS = frozenset(
+    {"BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
+)
+
+
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn what redis-py raises while the server is away into StoreDown."""
+    """Turn what redis-py raises while the server is away, or takes nothing, into StoreDown."""
     try:
         yield
+    except NoConnection as error:
+        raise StoreRefuses(str(error), retry_after_s=1) from error
+    except BusyLoadingError as error:
+        raise StoreRefuses(f"Redis is still loading its data: {error}", retry_after_s=2) from error
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise StoreDown(f"Redis does not answer: {error}", retry_after_s=2) from error
     except ResponseError as error:
-        # redis-py takes the code off a message that it has a class for.
+        # redis-py takes the code off a message that it has a class for; a script's own refusals keep it.
         known = isinstance(error, OutOfMemoryError | ReadOnlyError)
-        if not known and str(error).split(" ")[0] not in ("MISCONF", "BUSY", "NOREPLICAS"):
+        if not known and _REFUSALS.isdisjoint(str(error).replace(":", " ").split(" ", 3)[:3]):
             raise
-        raise StoreDown(f"Redis can't write now: {error}", retry_after_s=5) from error
+        raise StoreRefuses(f"Redis can't write now: {error}", retry_after_s=5) from error

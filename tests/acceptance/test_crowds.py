@@ -1,0 +1,107 @@
+"""Many at once: whoever can't be served is told to come again, and what was accepted ends."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.acceptance.wire import Answer, parsed, port_of, refused, still_well
+from tests.factories import picture
+
+DEPTH = 100
+PAUSE_MS = 500  # as a slow disk makes Redis wait
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """Two nodes that need no time, behind a short queue."""
+    folder = tmp_path_factory.mktemp("crowded") / "data"
+    up = start_fleet(folder, "--nodes", "2", "--job-seconds", "0", env={"FLEET_QUEUE_DEPTH": str(DEPTH)})
+    yield up
+    stop_fleet(up)
+
+
+async def all_at_once(up: Up, requests: list[bytes]) -> list[Answer]:
+    """Open a connection for each request, and have all of them reach Redis while it is slow for a moment."""
+    streams = [await asyncio.open_connection("127.0.0.1", port_of(up)) for _ in requests]
+    for (_, writer), request in zip(streams, requests, strict=True):
+        writer.write(request[:-1])
+        await writer.drain()
+    async with Redis(unix_socket_path=str(up.data / "redis" / "redis.sock")) as redis:
+        await redis.client_pause(PAUSE_MS)
+    for (_, writer), request in zip(streams, requests, strict=True):
+        writer.write(request[-1:])
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Answer:
+        answer = parsed(await reader.read())
+        writer.close()
+        return answer
+
+    return await asyncio.gather(*(one(*stream) for stream in streams))
+
+
+def request(up: Up, method: str, path: str, body: object = None) -> bytes:
+    data = b"" if body is None else json.dumps(body).encode()
+    lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port_of(up)}", "Connection: close"]
+    if data:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
+
+
+def submits(up: Up, count: int) -> list[bytes]:
+    return [request(up, "POST", "/api/v2/jobs", {"workflow": picture(color)}) for color in range(count)]
+
+
+def in_order(answers: list[Answer]) -> list[dict[str, Any]]:
+    """Hold answers against what a crowd may be told; return those that succeeded."""
+    served = []
+    for answer in answers:
+        if answer.status in (200, 201):
+            served.append(json.loads(answer.body))
+        else:
+            refused(answer, 429, 503)
+            assert int(answer.headers["retry-after"]) >= 1
+    return served
+
+
+def all_end(up: Up, jobs: list[dict[str, Any]]) -> None:
+    deadline = time.monotonic() + 120
+    with httpx.Client(base_url=up.url) as client:
+        for job in jobs:
+            while not (seen := client.get(f"/api/v2/jobs/{job['id']}").json())["completed_at"]:
+                assert time.monotonic() < deadline, seen
+                time.sleep(0.05)
+            assert seen["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("count", [100, 400, 800])
+def test_submits_at_once_are_accepted_or_told_to_come_again(crowded: Up, count: int) -> None:
+    answers = asyncio.run(all_at_once(crowded, submits(crowded, count)))
+    accepted = in_order(answers)
+    assert accepted, Counter(answer.status for answer in answers)
+    all_end(crowded, accepted)
+    still_well(crowded)
+
+
+def test_lists_and_looks_at_once_are_answered_or_told_to_come_again(crowded: Up) -> None:
+    lists = [request(crowded, "GET", "/api/v2/jobs?limit=100")] * 200
+    looks = [request(crowded, "GET", "/api/v1/nodes")] * 100
+    assert in_order(asyncio.run(all_at_once(crowded, lists + looks)))
+    still_well(crowded)
+
+
+def test_cancels_and_health_checks_are_not_turned_away_by_a_crowd(crowded: Up) -> None:
+    job = httpx.post(f"{crowded.url}/api/v2/jobs", json={"workflow": picture(1)}).json()
+    health = [request(crowded, "GET", "/health")] * 20
+    cancels = [request(crowded, "POST", f"/api/v1/jobs/{job['id']}/cancel")] * 20
+    crowd = submits(crowded, 400)
+    answers = asyncio.run(all_at_once(crowded, [*crowd, *health, *cancels]))
+    assert [answer.raw for answer in answers[len(crowd) :] if answer.status != 200] == []
+    all_end(crowded, in_order(answers[: len(crowd)]))

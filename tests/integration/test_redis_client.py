@@ -1,0 +1,61 @@
+"""The client's own line: calls wait for a connection instead of failing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.client import connect
+from comfy_fleet.adapters.redis.scripts import store_errors
+from comfy_fleet.domain.errors import StoreRefuses
+
+CONNECTIONS = 4
+
+
+@pytest.fixture
+async def client(redis: Redis, redis_port: int) -> AsyncIterator[Redis]:
+    made = connect(f"redis://127.0.0.1:{redis_port}/0", connections=CONNECTIONS, wait_s=5)
+    yield made
+    await made.aclose()
+
+
+async def one_call(client: Redis, number: int) -> None:
+    await client.incr("calls")
+    async with client.pipeline(transaction=number % 2 == 0) as pipe:
+        pipe.incr("calls")
+        await pipe.execute()
+
+
+async def test_more_calls_than_connections_wait_for_each_other(client: Redis, redis: Redis) -> None:
+    await asyncio.gather(*(one_call(client, number) for number in range(300)))
+    assert await redis.get("calls") == b"600"
+    own = [line for line in await redis.client_list() if line["addr"]]
+    assert len(own) <= CONNECTIONS + 1
+
+
+async def test_a_call_that_finds_no_connection_in_time_was_not_made(redis: Redis, redis_port: int) -> None:
+    client = connect(f"redis://127.0.0.1:{redis_port}/0", connections=1, wait_s=0.05)
+    holder: asyncio.Future[Any] = asyncio.ensure_future(client.blpop(["never"], timeout=5))
+    while not any(line["cmd"] == "blpop" for line in await redis.client_list()):
+        await asyncio.sleep(0.01)
+    with pytest.raises(StoreRefuses, match="FLEET_REDIS_CONNECTIONS"), store_errors():
+        await client.incr("calls")
+    await redis.rpush("never", "x")
+    await holder
+    assert await client.get("calls") is None
+    await client.aclose()
+
+
+async def test_canceled_calls_keep_no_connection(client: Redis) -> None:
+    async def hurried(number: int) -> None:
+        try:
+            async with asyncio.timeout(0.0002 * (number % 40)):
+                for _ in range(20):
+                    await one_call(client, number)
+        except TimeoutError:
+            pass
+
+    await asyncio.gather(*map(hurried, range(200)))
+    await asyncio.gather(*(one_call(client, number) for number in range(2 * CONNECTIONS)))
