@@ -5,13 +5,16 @@ across all processes. Fields come from ``extra``; ``job_id`` is on every line th
 """
 
 import logging
+import re
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+# What moves a terminal's cursor, ends a line or turns its direction: C0, C1, separators, bidirectional marks.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SECRET = ("api_key", "authorization", "token", "secret", "password")
 
 
@@ -23,7 +26,7 @@ def setup(process: str, *, level: str = "info", fmt: str = "auto") -> None:
         level: Least severe line to show.
         fmt: ``json``, ``text``, or ``auto`` (text on a terminal).
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr(sys.stderr)
     text = fmt == "text" or (fmt == "auto" and sys.stderr.isatty())
     handler.setFormatter(TextFormatter(process) if text else JsonFormatter(process))
     root = logging.getLogger()
@@ -33,6 +36,20 @@ def setup(process: str, *, level: str = "info", fmt: str = "auto") -> None:
     logging.getLogger("python_multipart").setLevel("ERROR")
     for noisy in ("httpx", "httpcore", "websockets", "uvicorn.access", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes lines, and loses those that can't be written, on a full disk say: work goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing where nothing can be said; logging would try to print a traceback for every line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def one_line(text: str) -> str:
+    """Return text with its control characters shown as escapes, such as ``\\n`` and ``\\x1b``."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -77,5 +94,8 @@ class TextFormatter(logging.Formatter):
         """Return the line."""
         when = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         facts = "".join(f" {key}={value}" for key, value in fields(record).items())
-        line = f"{when} {record.levelname.lower():7} {self.process}: {record.getMessage()}{facts}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = one_line(f"{when} {record.levelname.lower():7} {self.process}: {record.getMessage()}{facts}")
+        if not record.exc_info:
+            return line
+        trace = self.formatException(record.exc_info).split("\n")
+        return "\n".join([line, *map(one_line, trace)])

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from comfy_fleet.domain.ends import reason_of
 from comfy_fleet.domain.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _LINE_LIMIT = 64 * 1024  # a longer line is cut into pieces of this size
 _KILLED_S = 5.0  # one that still lives so long after SIGKILL hangs in the kernel: in a driver, on a dead disk
+RUNS_AGAIN = "runs again"  # what is logged of whatever had ended by itself, with `after_s`
 _LOG_BYTES = 20 * 2**20
 _LOOK_S = 0.1  # how late an end may be noticed where a grandchild holds the child's pipe
 _DRAIN_S = 1.0  # how long to read on after the child's end, if a grandchild holds its pipe
@@ -198,6 +200,11 @@ class Child:
         if line:
             logger.info("child says", extra={"child": self.name, "line": line})
 
+    @property
+    def reason(self) -> str:
+        """Why it ended, in words; empty while it runs or never ran."""
+        return "" if self.returncode is None else reason_of(self.returncode, self.last_lines)
+
 
 async def _end(process: asyncio.subprocess.Process) -> int:
     """Wait for a process's end; asyncio's own waiting goes on for as long as anybody holds its pipe."""
@@ -211,31 +218,45 @@ async def _end(process: asyncio.subprocess.Process) -> int:
 class LogFile:
     """A file that keeps the last 20 to 40 MB of what a child says, the older part as ``NAME.1``.
 
+    What can't be written, on a full disk say, is lost; the child goes on.
+
     Args:
         path: The file; it is made when the first line comes.
+        on_trouble: Gets the error when a line is the first that can't be written, and None when one can
+            be again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
-        )
+    def __init__(self, path: Path, *, on_trouble: Callable[[OSError | None], None] | None = None) -> None:
+        self._handler = _Rotating(path)
+        self._on_trouble = on_trouble or (lambda _: None)
+        self._failing = False
 
     def write(self, line: str) -> None:
         """Add a line."""
-        self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, line, (), None))
+        try:
+            self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, line, (), None))
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                self._on_trouble(error)
+        else:
+            if self._failing:
+                self._failing = False
+                self._on_trouble(None)
 
     def close(self) -> None:
         """Close it."""
-        self._handler.close()
+        with contextlib.suppress(OSError):
+            self._handler.close()
 
 
-def end_of(status: int) -> str:
-    """Return how a child ended, in words: ``exit 3``, ``SIGKILL``, ``signal 65``."""
-    if status >= 0:
-        return f"exit {status}"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-status).name
-    return f"signal {-status}"
+class _Rotating(logging.handlers.RotatingFileHandler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Let the caller see it; logging would print a traceback for every line."""
+        raise  # noqa: PLE0704 - called while the error is handled
 
 
 def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from comfy_fleet.adapters.processes import Child, LogFile, end_of
+from comfy_fleet.adapters.processes import RUNS_AGAIN, Child, LogFile
 from comfy_fleet.agent.probe import NodeProbe
 from comfy_fleet.agent.procfs import Used, used
 from comfy_fleet.agent.pulse import Pulse
+from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.supervise import SETTLE_S, Limits, Look, Order, Phase, Watch, step
 
@@ -91,7 +92,7 @@ class Process:
         self._turn = turn
         self._clock = clock
         self._pulse = Pulse(probe.url, client_id, clock=clock)
-        self._log = LogFile(spec.log)
+        self._log = LogFile(spec.log, on_trouble=self._log_trouble)
         self._child = Child(
             spec.name,
             spec.argv,
@@ -106,6 +107,7 @@ class Process:
         self._clear_at: float | None = None
         self._failed = ""
         self._broken = ""
+        self._down_at: float | None = None
 
     @property
     def up(self) -> bool:
@@ -203,6 +205,13 @@ class Process:
             turn=self._turn(),
         )
 
+    def _log_trouble(self, error: OSError | None) -> None:
+        if error is None:
+            logger.warning("log is written again", extra={"node": self.spec.name})
+        else:
+            facts = {"node": self.spec.name, "reason": error.strerror or str(error)}
+            logger.error("log can't be written, its lines are lost", extra=facts)
+
     def _on_line(self, line: str) -> None:
         self._log.write(line)
         if _WORKER_DIED.match(line):
@@ -224,17 +233,24 @@ class Process:
         status = self._child.returncode
         if status is None:
             return ""
-        words = f"ended {'with' if status >= 0 else 'by'} {end_of(status)}"
-        last = next((line for line in reversed(self._child.last_lines) if line.strip()), "")
-        return f"{words}: {last.strip()[:160]}" if last else words
+        reason, words = self._child.reason, end_of(status)
+        if status < 0 or reason == words:
+            return reason
+        return f"ended with {words}: {reason}"
 
     def _become(self, watch: Watch) -> None:
         before, self.watch = self.watch, watch
         if watch.phase is before.phase:
             return
+        if watch.phase is Phase.WAITING and self._down_at is None:
+            self._down_at = self._clock()
         logger.log(
             logging.WARNING if watch.phase is Phase.WAITING else logging.INFO,
             "comfyui process",
             extra={"node": self.spec.name, "phase": watch.phase.value, "why": watch.why, "pid": self.pid},
         )
+        if watch.phase is Phase.UP and self._down_at is not None:
+            after_s = round(self._clock() - self._down_at, 1)
+            logger.info(RUNS_AGAIN, extra={"node": self.spec.name, "after_s": after_s})
+            self._down_at = None
         self._on_change()

@@ -57,6 +57,11 @@ class Keys:
         """Whether no key is needed."""
         return not self._keys
 
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The names that have a key, in the order of the file."""
+        return tuple(key.caller.owner for key in self._keys)
+
     @classmethod
     def load(cls, settings: Settings) -> "Keys":
         """Read ``keys_file``: lines ``NAME KEY`` or ``NAME KEY admin``, ``#`` begins a comment.

@@ -15,7 +15,7 @@ from typing import Any
 
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
-from comfy_fleet.cli.up import ports
+from comfy_fleet.cli.up import ports, public_port
 from comfy_fleet.cli.up.lock import held
 from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, find_haproxy, masked
 from comfy_fleet.domain.errors import FleetError
@@ -305,13 +305,16 @@ def port_findings(settings: Settings) -> list[Finding]:
                 do="set FLEET_HOST to an address of this machine; 0.0.0.0 for all",
             )
         ]
-    by = ports.holder(settings.port)
+    free = public_port.next_free(settings.port, settings.host)
+    named = "FLEET_PORT" in os.environ
     return [
         Finding(
             check="Port",
             verdict=Verdict.WARN,
-            found=f"{settings.port} is taken by {by or 'a process that this user may not see'}",
-            do="stop it, or use another: fleet up --port N",
+            found=f"{settings.port} is taken by {ports.held_by(settings.port)}",
+            do=f"use another: fleet up --port {free}"
+            if named
+            else f"nothing: fleet up takes {free} instead, or what --port N names",
         )
     ]
 

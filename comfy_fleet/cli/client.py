@@ -1,6 +1,7 @@
 """Talk to the fleet's HTTP API. Every failure becomes a :class:`Fail` with a hint and an exit code."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.up.lock import running
 
+USUAL_URL = "http://127.0.0.1:8188"
 _STATUS_EXIT = {
     400: Exit.USAGE,
     401: Exit.REFUSED,
@@ -34,6 +37,12 @@ _HINTS = {
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
+def usual_url() -> str:
+    """Return where a fleet answers whose address nobody named: that of the data folder, if one runs there."""
+    data = Path(os.environ.get("FLEET_DATA") or ".fleet").expanduser().absolute()
+    return str(running(data).get("url") or USUAL_URL)
+
+
 class Client:
     """The fleet, as a client sees it. Use it as a context manager."""
 
@@ -41,14 +50,14 @@ class Client:
         """Prepare a connection; nothing is sent yet.
 
         Args:
-            url: Where the fleet answers, e.g. ``http://127.0.0.1:8188``.
+            url: Where the fleet answers, e.g. ``http://127.0.0.1:8188``; empty: :func:`usual_url`.
             key: API key.
             timeout_s: How long a plain request may take.
 
         Raises:
             Fail: The URL is none.
         """
-        self.url = url.rstrip("/")
+        self.url = (url or usual_url()).rstrip("/")
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Fail(f"--api {url!r} is no http(s) URL", hint="e.g. http://127.0.0.1:8188", code=Exit.USAGE)

@@ -45,7 +45,12 @@ def demo(
     nodes: Annotated[
         int | None, typer.Option(min=1, help="Nodes.", show_default="3, or one ComfyUI per GPU")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The public port.")] = 8188,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="The public port.", show_default="8188, or the next that is free"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path(
         ".fleet/demo-pictures"
     ),
@@ -67,16 +72,21 @@ def demo(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, stdout
     from comfy_fleet.cli.gpus import probe
-    from comfy_fleet.cli.up import ports
+    from comfy_fleet.cli.up import public_port
     from comfy_fleet.cli.up.lock import held
 
     if comfyui:
         Checkout.find(comfyui, python=comfyui_python)
     console = stdout()
     data, out = data.expanduser().absolute(), out.expanduser()
-    if not held(data):
-        ports.require_free(port)
-    argv = ["--port", str(port), "--data", str(data), "--no-custom-nodes"]
+    if held(data):
+        raise Fail(
+            f"a demo runs on {data} already", hint=f"stop it: fleet down --data {data}", code=Exit.REFUSED
+        )
+    chosen = public_port.choose(port or 8188, "127.0.0.1", named="--port" if port else "")
+    if chosen.why:
+        console.print(chosen.why, markup=False, soft_wrap=True)
+    argv = ["--port", str(chosen.number), "--data", str(data), "--no-custom-nodes"]
     if comfyui:
         wanted = nodes or len(probe().gpus) or 3
         argv += ["--comfyui", str(comfyui)]
@@ -88,7 +98,10 @@ def demo(
         console.print(f"Starting {wanted} [magenta]{SIMULATED}[/] nodes ...")
     argv += ["--nodes", str(wanted)]
     started = time.monotonic()
-    with running_fleet(argv, data, keep=keep) as process, Client(f"http://127.0.0.1:{port}") as client:
+    with (
+        running_fleet(argv, data, keep=keep) as process,
+        Client(f"http://127.0.0.1:{chosen.number}") as client,
+    ):
         await_ready(process, client, data, console, timeout_s=_START_S[bool(comfyui)])
         console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s at {client.url}\n")
         one_prompt(client, console, out)
@@ -111,13 +124,8 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
         keep: Whether it stays after a good end.
     """
     from comfy_fleet.adapters.processes import dies_with_parent
-    from comfy_fleet.cli.up.lock import held
     from comfy_fleet.cli.up.nodes import fleet
 
-    if held(data):
-        raise Fail(
-            f"a demo runs on {data} already", hint=f"stop it: fleet down --data {data}", code=Exit.REFUSED
-        )
     if (data / "run" / "up.json").exists():  # only ever a fleet's own folder
         shutil.rmtree(data)
     private_folder(data / "logs")

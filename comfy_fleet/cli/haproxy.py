@@ -124,12 +124,10 @@ def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
 
 def _settings(data: Path | None) -> "Settings":
     """Return the settings; those of the ``fleet up`` that runs on the data folder, if one does."""
-    from comfy_fleet.cli.up.lock import held, read_note
+    from comfy_fleet.cli.up.lock import running
 
     settings = load(data=data)
-    if not held(settings.data):
-        return settings
-    return settings.model_copy(update=read_note(settings.run_dir / "up.json").get("settings", {}))
+    return settings.model_copy(update=running(settings.data).get("settings", {}))
 
 
 def _slots(settings: "Settings") -> dict[str, int]:

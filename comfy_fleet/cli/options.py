@@ -8,12 +8,17 @@ import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
 
-DEFAULT_API = "http://127.0.0.1:8188"
+DEFAULT_API = ""
+"""Nothing was named: :func:`comfy_fleet.cli.client.usual_url` says which fleet is meant."""
 
 Api = Annotated[
     str,
     typer.Option(
-        "--api", envvar="FLEET_API_URL", help="Where the fleet answers.", metavar="URL", show_default=True
+        "--api",
+        envvar="FLEET_API_URL",
+        help="Where the fleet answers.",
+        metavar="URL",
+        show_default="that of `fleet up` on FLEET_DATA or .fleet; else http://127.0.0.1:8188",
     ),
 ]
 Key = Annotated[

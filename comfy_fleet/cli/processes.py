@@ -55,7 +55,13 @@ def up(
         str, typer.Option(metavar="ARGS", help="More arguments for the simulated nodes; see fleet sim.")
     ] = "",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="The public port.", show_default="FLEET_PORT or 8188")
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="The public port.",
+            show_default="FLEET_PORT, else 8188 or the next that is free",
+        ),
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="The public address.", show_default="FLEET_HOST or 127.0.0.1")
@@ -82,9 +88,10 @@ def up(
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.gpus import Gpus, Nvml, probe
     from comfy_fleet.cli.up import ports
-    from comfy_fleet.cli.up.fleet import Fleet, UpOptions, plan
+    from comfy_fleet.cli.up.fleet import Fleet
     from comfy_fleet.cli.up.lock import DataLock
     from comfy_fleet.cli.up.nodes import cuda_visible
+    from comfy_fleet.cli.up.plan import UpOptions, plan
 
     settings = load(data=data, port=port, host=host, redis_url=redis)
     home = None
@@ -103,6 +110,7 @@ def up(
         running=node or (),
         comfyui=home,
         own_redis=redis is None and "FLEET_REDIS_URL" not in os.environ,
+        port_named=port_named(port),
         sim_args=extra,
         ready_timeout_s=ready_timeout or (300 if home else 60),
         verbose=verbose,
@@ -112,6 +120,13 @@ def up(
         planned = plan(settings, options, gpus=gpus, visible=cuda_visible())
         with ports.kept(planned.ports):
             asyncio.run(Fleet(planned, options, stdout()).run(lock))
+
+
+def port_named(port: int | None) -> str:
+    """Return what names the public port, for messages; empty if nothing does: any port will do then."""
+    if port is not None:
+        return "--port"
+    return "FLEET_PORT" if "FLEET_PORT" in os.environ else ""
 
 
 def down(

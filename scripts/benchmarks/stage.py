@@ -124,8 +124,7 @@ class Stage:
         """
         for child in self.children:
             if child.crashes and child not in but:
-                last = child.last_lines[-1] if child.last_lines else "it said nothing"
-                raise BenchError(f"{child.spec.name} ended while it was measured: {last}")
+                raise BenchError(f"{child.spec.name} ended while it was measured: {child.reason}")
 
     # -- parts ----------------------------------------------------------------------------------------
 

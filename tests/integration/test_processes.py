@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from comfy_fleet.adapters.processes import Child, LogFile, end_of
+from comfy_fleet.adapters.processes import Child, LogFile
+from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
 
 

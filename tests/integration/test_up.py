@@ -1,5 +1,6 @@
 """`fleet up` as an operator meets it: real processes, real Redis and HAProxy, simulated nodes."""
 
+import contextlib
 import json
 import os
 import re
@@ -247,6 +248,48 @@ def test_a_killed_process_comes_back(running: Up, name: str) -> None:
     assert told.returncode == 0, told.stderr
     job = running.json("submit", "image_card", "-p", f"prompt=after {name}", "--wait", "--timeout", "40")
     assert job["status"] == "succeeded"
+    process = name.split(maxsplit=1)[0]
+    until(lambda: re.search(rf"info {process}: runs again .*after_s=", running.log.read_text()), "it is said")
+    # One line each, with a time and a reason, and nothing of what it said about others before its end.
+    assert re.search(
+        rf"^\d\d:\d\d:\d\d error {process}: ended by itself: "
+        r"killed by signal SIGKILL \(perhaps out of memory\) status=SIGKILL again_in_s=[0-9.]+$",
+        running.log.read_text(),
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.parametrize("name", ["edge", "broker"])
+def test_a_killed_haproxy_comes_back_and_its_log_is_no_reason(running: Up, name: str) -> None:
+    httpx.get(f"{running.url}/api/v1/jobs", headers={"Host": "no host"})  # the edge logs what is refused
+    before = len(running.log.read_text())
+    config = f"{name}.cfg"
+    worst = max(pid for pid, words in processes_of(running.data).items() if config in words)  # the worker
+    os.kill(worst, signal.SIGKILL)
+
+    def told() -> str:
+        said = running.log.read_text()[before:]
+        return said if f"haproxy={name} after_s=" in said else ""
+
+    said = until(told, f"{name} runs again")
+    ended = next(line for line in said.splitlines() if f"haproxy={name} status=" in line)
+    assert "haproxy ended: killed by signal SIGKILL (perhaps out of memory)" in ended
+    assert '{"' not in said
+    assert running.cli("status", "--wait", "30").returncode == 0
+
+
+def test_what_an_operator_orders_is_no_alert(running: Up) -> None:
+    before = len(running.log.read_text())
+    try:
+        for name in ("sim-1", "sim-2"):
+            assert running.cli("node", "drain", name, "--wait", "--timeout", "20").returncode == 0
+        log = running.data / "logs" / "haproxy.log"
+        until(lambda: "has no server available" in log.read_text(), "HAProxy has said it")
+    finally:
+        for name in ("sim-1", "sim-2"):
+            assert running.cli("node", "resume", name).returncode == 0
+    assert running.cli("status", "--wait", "30").returncode == 0
+    assert "ALERT" not in running.log.read_text()[before:]
 
 
 def _other(running: Up, name: str, before: int) -> bool:
@@ -408,3 +451,52 @@ def test_a_comfyui_that_can_not_start_ends_the_start_with_its_reason(tmp_path: P
     assert told.returncode == 1
     assert "cpu0 ends again and again: ended with exit 1: no module named torch" in told.stderr
     assert processes_of(tmp_path / "data") == {}
+
+
+def test_a_taken_default_port_is_no_hindrance(tmp_path: Path) -> None:
+    log, argv = tmp_path / "up.log", ("up", "--nodes", "1", "--job-seconds", "0.1")
+    taken = contextlib.ExitStack()
+    with contextlib.suppress(OSError):  # somebody has it anyway
+        taken.enter_context(socket.create_server(("127.0.0.1", 8188)))
+
+    @contextmanager
+    def started() -> Iterator[list[str]]:
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                mortal(command(*argv)), stdout=out, stderr=out, env=environment(), cwd=tmp_path
+            )
+        try:
+            until(lambda: "Ctrl-C" in log.read_text() or process.poll() is not None, "it is ready", 60)
+            assert process.poll() is None, log.read_text()
+            yield log.read_text().splitlines()
+        finally:
+            process.terminate()
+            process.wait(40)
+
+    def here(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*argv), capture_output=True, text=True, check=False, env=environment(), cwd=tmp_path
+        )
+
+    with taken, started() as told:
+        first = re.fullmatch(
+            r"port 8188 is taken by .+; the fleet takes port (\d+): (http://127\.0\.0\.1:\1)", told[0]
+        )
+        assert first, told
+        assert f"The fleet is ready at {first[2]}" in told[1]
+        assert any(f"export FLEET_API_URL={first[2]};" in line for line in told)
+        # Commands in the same place find it without being told.
+        assert first[2] in here("status").stdout
+        assert here("submit", "image_card", "-p", "prompt=x", "--wait").returncode == 0
+    with started() as again:
+        assert again[0].startswith(f"the fleet stays at port {first[1]}, as at the last start")
+        assert again[0].endswith(first[2])
+
+
+def test_a_named_port_that_is_a_nodes_is_told_in_these_words(tmp_path: Path) -> None:
+    port = free_port()
+    node = f"http://127.0.0.1:{port}"
+    told = fleet("up", "--port", str(port), "--node", node, "--data", str(tmp_path / "data"))
+    assert told.returncode == 2
+    assert f"--port {port} is the port of --node node-1 (127.0.0.1:{port})" in told.stderr
+    assert "stop" not in told.stderr

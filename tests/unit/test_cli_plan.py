@@ -13,9 +13,10 @@ from comfy_fleet.agent.main import host_name
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
-from comfy_fleet.cli.up.fleet import Plan, UpOptions, plan, public_url, reconcile
 from comfy_fleet.cli.up.lock import DataLock
+from comfy_fleet.cli.up.plan import Plan, UpOptions, plan, public_url
 from comfy_fleet.cli.up.programs import OwnRedis
+from comfy_fleet.cli.up.roster import reconcile
 from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict
 from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.node import Node

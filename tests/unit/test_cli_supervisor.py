@@ -3,15 +3,20 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from comfy_fleet.adapters.processes import LogFile
 from comfy_fleet.cli.up import supervisor
-from comfy_fleet.cli.up.supervisor import Spec, Supervised, is_loud, parse_line, stop_all
+from comfy_fleet.cli.up.supervisor import LogTrouble, Spec, Supervised, is_loud, parse_line, stop_all
+from comfy_fleet.cli.up.terminal import line_of
 from comfy_fleet.domain.backoff import Backoff
 
 QUICK = Backoff(first_s=0.01, longest_s=0.03)
@@ -75,7 +80,7 @@ async def test_a_signal_is_named(tmp_path: Path) -> None:
 async def test_a_stopped_child_stays_stopped(tmp_path: Path) -> None:
     child = supervised(spec("sleeper", "print('up', flush=True); import time; time.sleep(60)"), tmp_path)
     await child.start()
-    await until(lambda: child.last_lines)
+    await until((tmp_path / "sleeper.log").exists)
     pid = child.pid
     assert pid
     await child.stop()
@@ -99,7 +104,7 @@ async def test_stages_end_from_the_highest_to_the_lowest(tmp_path: Path) -> None
     ]
     for child in children:
         await child.start()
-    await until(lambda: all(child.last_lines for child in children))
+    await until(lambda: all((tmp_path / f"{child.spec.name}.log").exists() for child in children))
     await stop_all(children)
     assert order.read_text().split() == ["dispatch", "api", "redis"]
 
@@ -115,3 +120,53 @@ def test_our_own_lines_keep_their_fields() -> None:
     line = '{"level": "warning", "process": "api", "msg": "queue full", "job_id": "j1"}'
     assert parse_line("x", line) == json.loads(line)
     assert is_loud(parse_line("x", line))
+
+
+async def test_a_part_says_that_it_runs_again_and_how_long_it_was_away(tmp_path: Path) -> None:
+    heard: list[Mapping[str, Any]] = []
+    code = "import os, time; print('it is ready', flush=True); time.sleep(60)"
+    child = supervised(replace(spec("api", code), ready="is ready"), tmp_path, heard)
+    await child.start()
+    try:
+        await until(lambda: heard)
+        assert [fields["msg"] for fields in heard] == ["it is ready"]  # the first start is no return
+        child.kill()
+        await until(lambda: any(fields["msg"] == "runs again" for fields in heard))
+    finally:
+        await child.stop()
+    (ended,) = [fields for fields in heard if fields["msg"] == "ended by itself"]
+    assert ended["reason"] == "killed by signal SIGKILL (perhaps out of memory)"
+    back = heard[-1]
+    assert back["after_s"] >= 0
+    assert is_loud(back)
+
+
+async def test_a_full_disk_is_said_once_for_all_logs_and_its_end_too(tmp_path: Path) -> None:
+    heard: list[Mapping[str, Any]] = []
+    trouble = LogTrouble(lambda _, fields: heard.append(fields))
+    logs = [LogFile(Path("/dev/full"), on_trouble=partial(trouble.of, name)) for name in ("api", "dispatch")]
+    for log in logs * 3:
+        log.write("x" * 10_000)
+    assert [(fields["level"], fields["reason"]) for fields in heard] == [("error", "No space left on device")]
+    trouble.of("api", None)
+    assert len(heard) == 1  # the other one still can't be written
+    trouble.of("dispatch", None)
+    assert heard[-1]["msg"] == "logs are written again"
+    for log in logs:
+        log.close()
+
+
+def test_a_line_for_people_has_a_time_a_reason_and_no_escapes() -> None:
+    made = {
+        "ts": "2026-01-01T00:00:00.000+00:00",
+        "level": "error",
+        "process": "api",
+        "msg": "ended by itself",
+    }
+    line = line_of("api", {**made, "reason": "exit 3", "again_in_s": 0.2, "path": "a\n\x1b[2J"})
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d error api: ended by itself: exit 3 again_in_s=0\.2 path=a\\n\\x1b\[2J", line
+    )
+    assert re.match(
+        r"\d\d:\d\d:\d\d info redis: Ready", line_of("redis", {"msg": "Ready", "ts": "yesterday"})
+    )

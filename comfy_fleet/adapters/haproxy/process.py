@@ -12,7 +12,8 @@ import orjson
 
 from comfy_fleet.adapters.folders import locked
 from comfy_fleet.adapters.haproxy.runtime import Runtime
-from comfy_fleet.adapters.processes import Child
+from comfy_fleet.adapters.processes import RUNS_AGAIN, Child
+from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import BrokerError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ _POLL_S = 0.02
 _LEVELS = {"[ALERT]": logging.WARNING, "[WARNING]": logging.INFO, "[NOTICE]": logging.DEBUG}
 _NO_NEWS = "remains in forced drain mode."
 """HAProxy says so, twice, at every agent-check that drains a server which the controller has drained."""
+
+_ORDERED = "has no server available!"
+"""An alert to HAProxy, and what an operator orders who drains a pool; what ails a node, its verdict says."""
 
 _STEADY_S = 30.0  # after this long alive, an end is taken for a new failure
 
@@ -96,7 +100,7 @@ class HAProxy:
         if not self._child.running:
             await self._child.wait()
             raise ConfigError(
-                f"HAProxy ({self.name}) did not start: {self._last_words()}",
+                f"HAProxy ({self.name}) did not start: {self._why_not()}",
                 details={"status": self._child.returncode},
             )
         self._on_start()
@@ -113,18 +117,23 @@ class HAProxy:
         """Start it again whenever it ends, with growing pauses; runs until it is cancelled."""
         clock = asyncio.get_running_loop().time
         pause = 0.1
+        down_at: float | None = None
         while True:
             since = clock()
             status = await self._child.wait()
-            logger.error(
-                "haproxy ended", extra={"haproxy": self.name, "status": status, "reason": self._last_words()}
-            )
+            down_at = down_at or clock()
+            facts = {"haproxy": self.name, "status": end_of(status), "reason": self._child.reason}
+            logger.error("haproxy ended", extra=facts)
             pause = 0.1 if clock() - since > _STEADY_S else min(pause * 2, 5.0)
             await asyncio.sleep(pause)
             try:
                 await self.start()
             except ConfigError as error:
                 logger.error("haproxy not started", extra={"haproxy": self.name, "reason": error.message})
+            else:
+                after_s = round(clock() - down_at, 1)
+                logger.info(RUNS_AGAIN, extra={"haproxy": self.name, "after_s": after_s})
+                down_at = None
 
     def reload(self) -> None:
         """Let the master start a worker with the new configuration; the old one ends with its last stream."""
@@ -159,9 +168,9 @@ class HAProxy:
                 break
         self._pid_file.unlink(missing_ok=True)
 
-    def _last_words(self) -> str:
-        words = [line for line in self._child.last_lines if "ALERT" in line] or list(self._child.last_lines)
-        return "; ".join(words[-3:]) or f"exit status {self._child.returncode}"
+    def _why_not(self) -> str:
+        words = [line for line in self._child.last_lines if "ALERT" in line]
+        return "; ".join(words[-3:]) or self._child.reason
 
     def _said(self, line: str) -> None:
         if not line.strip() or line.rstrip().endswith(_NO_NEWS):
@@ -176,6 +185,8 @@ class HAProxy:
             return
         # HAProxy warns of good news, too: a server that comes up is the day's work.
         level = next((level for tag, level in _LEVELS.items() if line.startswith(tag)), logging.INFO)
+        if line.rstrip().endswith(_ORDERED):
+            level = logging.INFO
         logger.log(level, "haproxy says", extra=extra | {"line": line})
 
 

@@ -73,6 +73,14 @@ def read_note(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def running(data: Path) -> dict[str, Any]:
+    """Return what the fleet that runs on the folder now has noted, or nothing if none does."""
+    note = read_note(data / "run" / "up.json")
+    pid = note.get("pid")
+    # The lock is looked at last: whoever starts at this moment must not find it held by a question.
+    return note if isinstance(pid, int) and runs(pid) and held(data) else {}
+
+
 def held(data: Path) -> bool:
     """Return whether a process holds the folder now."""
     try:

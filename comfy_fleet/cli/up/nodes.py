@@ -68,7 +68,7 @@ def simulated(ports: Sequence[int], *, data: Path, args: Sequence[str] = ()) -> 
     )
     return NodePlan(
         nodes=tuple(_node(f"sim-{index}", port, simulated=True) for index, port in enumerate(ports, start=1)),
-        processes=(Spec(name="sim", argv=argv),),
+        processes=(Spec(name="sim", argv=argv, ready="sim-1 http"),),
     )
 
 
@@ -93,7 +93,13 @@ def comfyuis(home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequ
         *(() if home.custom_nodes else ("--no-custom-nodes",)),
     )
     # Stopped after the dispatcher, which has let its runs finish: nobody is left to collect what still runs.
-    agent = Spec(name="host-agent", argv=argv, env={"FLEET_STOP_WAIT_S": "0"}, stop_timeout_s=20.0)
+    agent = Spec(
+        name="host-agent",
+        argv=argv,
+        env={"FLEET_STOP_WAIT_S": "0"},
+        stop_timeout_s=20.0,
+        ready="agent listens",
+    )
     return NodePlan(joining=tuple(slots_of(host, dealt, gpus)), processes=(agent,))
 
 

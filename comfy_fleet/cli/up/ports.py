@@ -73,16 +73,26 @@ def require_free(port: int, host: str = "127.0.0.1") -> None:
     """
     if not is_free(port, host):
         if why := unusable(host):
-            raise Fail(
-                f"address {host} can't be used: {why}",
-                hint="name an address of this machine: --host ADDRESS, 0.0.0.0 for all",
-                code=Exit.USAGE,
-            )
+            raise no_such_address(host, why)
         raise Fail(
-            f"port {port} is taken by {holder(port) or 'a process that this user may not see'}",
-            hint="stop it, or use another port: --port N",
+            f"port {port} is taken by {held_by(port)}",
+            hint="use another port: --port N; without one the next that is free is taken",
             code=Exit.REFUSED,
         )
+
+
+def no_such_address(host: str, why: str) -> Fail:
+    """Return the failure for an address that nothing on this machine can listen on."""
+    return Fail(
+        f"address {host} can't be used: {why}",
+        hint="name an address of this machine: --host ADDRESS, 0.0.0.0 for all",
+        code=Exit.USAGE,
+    )
+
+
+def held_by(port: int) -> str:
+    """Return who listens on a taken port, in words."""
+    return str(holder(port) or "a process that this user may not see")
 
 
 def draw(count: int, *, prefer: Iterable[int] = ()) -> list[int]:

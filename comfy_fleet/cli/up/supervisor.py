@@ -11,8 +11,9 @@ from typing import Any
 
 import orjson
 
-from comfy_fleet.adapters.processes import Child, LogFile, end_of
+from comfy_fleet.adapters.processes import RUNS_AGAIN, Child, LogFile
 from comfy_fleet.domain.backoff import Backoff
+from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
 
 BACKOFF = Backoff(first_s=0.2, longest_s=10.0)
@@ -31,6 +32,7 @@ class Spec:
         cwd: Folder to run in.
         stop_timeout_s: How long it may take to end before it is killed.
         stage: Stages are stopped from the highest to the lowest.
+        ready: Part of the line by which it tells that it works.
     """
 
     name: str
@@ -39,6 +41,29 @@ class Spec:
     cwd: Path | None = None
     stop_timeout_s: float = 10.0
     stage: int = 0
+    ready: str | None = None
+
+
+class LogTrouble:
+    """Says once that log files can't be written, however many they are, and once that they can again."""
+
+    def __init__(self, say: Callable[[str, Mapping[str, Any]], None]) -> None:
+        self._say = say
+        self._failing: set[str] = set()
+
+    def of(self, process: str, error: OSError | None) -> None:
+        """Take in what happened to a process's log file; no error: it is written again."""
+        if error is None:
+            self._failing.discard(process)
+            if not self._failing:
+                self._say("logs", _fields("logs", "warning", "logs are written again"))
+            return
+        if not self._failing:
+            reason = error.strerror or str(error)
+            self._say(
+                "logs", _fields("logs", "error", "logs can't be written, lines are lost", reason=reason)
+            )
+        self._failing.add(process)
 
 
 class Supervised:
@@ -47,6 +72,7 @@ class Supervised:
     Attributes:
         spec: What to run.
         crashes: How often it ended by itself without having run steadily in between.
+        reason: Why it did the last time, in words.
     """
 
     def __init__(
@@ -55,6 +81,7 @@ class Supervised:
         *,
         logs: Path,
         echo: Callable[[str, Mapping[str, Any]], None],
+        trouble: LogTrouble | None = None,
         backoff: Backoff = BACKOFF,
     ) -> None:
         """Describe it; nothing runs before :meth:`start`.
@@ -63,13 +90,17 @@ class Supervised:
             spec: What to run.
             logs: Folder for its log file.
             echo: Gets the process's name and the fields of every line that it logs.
+            trouble: Told when its log file can't be written.
             backoff: How long to wait before it is started again.
         """
         self.spec = spec
         self.crashes = 0
+        self.reason = ""
+        self._down_at: float | None = None
         self._backoff = backoff
         self._echo = echo
-        self._log = LogFile(logs / f"{spec.name}.log")
+        trouble = trouble or LogTrouble(echo)
+        self._log = LogFile(logs / f"{spec.name}.log", on_trouble=lambda error: trouble.of(spec.name, error))
         self._child = Child(
             spec.name,
             spec.argv,
@@ -84,11 +115,6 @@ class Supervised:
     def pid(self) -> int | None:
         """Process id, or None while it does not run."""
         return self._child.pid if self._child.running else None
-
-    @property
-    def last_lines(self) -> list[str]:
-        """The end of its output, as messages."""
-        return [parse_line(self.spec.name, line)["msg"] for line in self._child.last_lines if line.strip()]
 
     async def start(self) -> None:
         """Start it, and start it again whenever it ends.
@@ -118,11 +144,12 @@ class Supervised:
             started = clock()
             status = await self._child.wait()
             lived_s = clock() - started
+            self.reason = self._child.reason
+            self._down_at = self._down_at or clock()
             self.crashes = 1 if lived_s >= _STEADY_S else self.crashes + 1
             wait_s = self._backoff.pause_s(self.crashes)
-            self._write(
-                _fields(self.spec.name, "error", "ended by itself", status=end_of(status), again_in_s=wait_s)
-            )
+            facts = {"status": end_of(status), "reason": self.reason, "again_in_s": wait_s}
+            self._write(_fields(self.spec.name, "error", "ended by itself", **facts))
             await asyncio.sleep(wait_s)
             while True:
                 try:
@@ -133,8 +160,13 @@ class Supervised:
                     await asyncio.sleep(self._backoff.longest_s)
 
     def _line(self, line: str) -> None:
-        if line.strip():
-            self._write(parse_line(self.spec.name, line))
+        if not line.strip():
+            return
+        self._write(parse_line(self.spec.name, line))
+        if self._down_at is not None and self.spec.ready is not None and self.spec.ready in line:
+            after_s = round(asyncio.get_running_loop().time() - self._down_at, 1)
+            self._down_at = None
+            self._write(_fields(self.spec.name, "info", RUNS_AGAIN, after_s=after_s))
 
     def _write(self, fields: dict[str, Any]) -> None:
         self._log.write(orjson.dumps(fields, default=str).decode())
@@ -159,7 +191,7 @@ def parse_line(process: str, line: str) -> dict[str, Any]:
 
 def is_loud(fields: Mapping[str, Any]) -> bool:
     """Return whether a line belongs on the terminal."""
-    return fields.get("level") in _LOUD
+    return fields.get("level") in _LOUD or fields.get("msg") == RUNS_AGAIN
 
 
 def _fields(process: str, level: str, message: str, **more: object) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Decide what ``fleet up`` runs, without running anything."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.agent.main import host_name
+from comfy_fleet.api.auth import Keys
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.up import nodes as node_plans
+from comfy_fleet.cli.up import ports, public_port
+from comfy_fleet.cli.up.lock import read_note
+from comfy_fleet.cli.up.nodes import NodePlan
+from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy
+from comfy_fleet.cli.up.public_port import PublicPort
+from comfy_fleet.domain.gpu import Gpus
+from comfy_fleet.domain.node import Node
+from comfy_fleet.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpOptions:
+    """What the operator asked for.
+
+    Attributes:
+        nodes: How many nodes to start; None: three simulated, or one ComfyUI per GPU.
+        running: ComfyUIs that run already, as URL or ``NAME=URL``.
+        comfyui: ComfyUI to start processes of; None starts simulated nodes.
+        own_redis: Whether to run a Redis of the fleet's own.
+        port_named: What named the public port, ``--port`` or ``FLEET_PORT``; empty: any port will do.
+        sim_args: More arguments for ``fleet sim``.
+        ready_timeout_s: How long the start may take.
+        verbose: Show all log lines, not only warnings.
+    """
+
+    nodes: int | None = None
+    running: Sequence[str] = ()
+    comfyui: Checkout | None = None
+    own_redis: bool = True
+    port_named: str = "--port"
+    sim_args: Sequence[str] = ()
+    ready_timeout_s: float = 60.0
+    verbose: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that will run."""
+
+    settings: Settings
+    env: Mapping[str, str]
+    redis: OwnRedis | None
+    nodes: NodePlan
+    port: PublicPort
+    owners: Sequence[str] = ()
+    ports: Sequence[int] = ()
+    node_ports: Sequence[int] = ()
+
+    @property
+    def url(self) -> str:
+        """Where the fleet answers, as seen from this machine."""
+        return public_url(self.settings.host, self.settings.port)
+
+    @property
+    def found_by(self) -> dict[str, Any]:
+        """The settings by which other commands find the parts; a Redis that was named is theirs to name."""
+        names = ["host", "port", "api_port", "lease_port", "direct_port", "agent_port", "haproxy_bin"]
+        return {
+            name: getattr(self.settings, name) for name in (*names, *(["redis_url"] if self.redis else []))
+        }
+
+
+def public_url(host: str, port: int) -> str:
+    """Return the base URL for clients on this machine."""
+    name = ports.asked(host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | None) -> Plan:
+    """Decide what to run, without running anything.
+
+    Args:
+        settings: With the flags of the command line applied; ``data`` absolute.
+        options: What the operator asked for.
+        gpus: GPUs that the driver sees.
+        visible: This process's ``CUDA_VISIBLE_DEVICES``.
+
+    Raises:
+        Fail: The port is taken, or HAProxy is missing.
+        ConfigError: No Redis-compatible server is installed, a GPU is not there, or API keys are wrong or
+            missing where they are needed.
+        BadInput: A node's name or URL can't be used.
+    """
+    # The ports of the last start, where they are still free: the fleet and its nodes keep their URLs.
+    note = read_note(settings.run_dir / "up.json")
+    made = node_plans.running(options.running)
+    port = public_port.choose(
+        settings.port,
+        settings.host,
+        named=options.port_named,
+        nodes=made.nodes,
+        kept=note.get("instead"),
+    )
+    keys = Keys.load(settings)  # the API would refuse to start, again and again
+    haproxy = find_haproxy(settings.haproxy_bin)
+    devices = node_plans.visible_gpus(gpus, visible) if options.comfyui else []
+    count = options.nodes
+    if count is None:
+        count = 0 if options.running else (max(1, len(devices)) if options.comfyui else 3)
+    api, lease, direct, agent, redis_port = inner = ports.draw(5, prefer=note.get("ports", []))
+    simulated = 0 if options.comfyui else count
+    node_ports = ports.draw_block(simulated, prefer=next(iter(note.get("node_ports", [])), None))
+    redis = OwnRedis.plan(settings.data, port=redis_port) if options.own_redis else None
+    if options.comfyui and count:
+        made += node_plans.comfyuis(options.comfyui, count, host=host_name(), gpus=gpus, devices=devices)
+    elif count:
+        made += node_plans.simulated(node_ports, data=settings.data, args=options.sim_args)
+    _require_distinct(made.nodes)
+    ours = settings.model_copy(
+        update={
+            "port": port.number,
+            "haproxy_bin": haproxy,
+            "redis_url": redis.url if redis else settings.redis_url,
+            "api_port": api,
+            "lease_port": lease,
+            "direct_port": direct,
+            "agent_port": agent,
+        }
+    )
+    env = {
+        f"FLEET_{name.upper()}": str(getattr(ours, name))
+        for name in (
+            *("data", "redis_url", "haproxy_bin", "host", "port", "log_level"),
+            *("api_host", "api_port", "lease_port", "direct_port", "agent_port", "broker_host"),
+        )
+    }
+    env |= {"FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+    if settings.agent_token is None:
+        env["FLEET_AGENT_TOKEN"] = secrets.token_urlsafe(24)  # API and agent need one where keys are set
+    return Plan(
+        settings=ours,
+        env=env,
+        redis=redis,
+        nodes=made,
+        port=port,
+        owners=keys.owners,
+        ports=inner,
+        node_ports=node_ports,
+    )
+
+
+def _require_distinct(nodes: Sequence[Node]) -> None:
+    """Refuse two nodes of one name or at one URL, before anything is started.
+
+    Raises:
+        Fail: There are such.
+    """
+    for what, values in (("name", [n.name for n in nodes]), ("URL", [n.url for n in nodes])):
+        if twice := next((value for value in values if values.count(value) > 1), None):
+            raise Fail(
+                f"two nodes have the {what} {twice}",
+                hint="each --node [NAME=]URL is one ComfyUI, with a name of its own",
+                code=Exit.USAGE,
+            )

@@ -1,0 +1,103 @@
+"""Which public port a fleet takes: the one that was named, else the default or the next one that is free."""
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.up import ports
+from comfy_fleet.domain.node import Node
+
+_NEXT = 100  # so many ports are looked at before the kernel is asked for one
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicPort:
+    """The port that was chosen.
+
+    Attributes:
+        number: The port.
+        why: Why it is not the default, in words; empty if it is, or if it was named.
+    """
+
+    number: int
+    why: str = ""
+
+
+def choose(
+    port: int, host: str, *, named: str, nodes: Sequence[Node] = (), kept: int | None = None
+) -> PublicPort:
+    """Choose the public port.
+
+    Args:
+        port: The port that was named, or the default.
+        host: Where the fleet listens.
+        named: What named the port, ``--port`` or ``FLEET_PORT``; empty: nothing did, and another will do.
+        nodes: ComfyUIs that run already: theirs is never taken, also while they are away.
+        kept: The port that the last start took instead of the default: clients know it by now.
+
+    Raises:
+        Fail: The address can't be used, or the named port is taken.
+    """
+    if named:
+        if node := _node_at(port, host, nodes):
+            raise Fail(
+                f"{named} {port} is the port of {_words(node)}: the fleet needs one of its own",
+                hint="another port for the fleet: --port N; without one it takes the next that is free",
+                code=Exit.USAGE,
+            )
+        ports.require_free(port, host)
+        return PublicPort(number=port)
+    if why := ports.unusable(host):
+        raise ports.no_such_address(host, why)
+    node = _node_at(port, host, nodes)
+    free = node is None and ports.is_free(port, host)
+    if kept is not None and kept != port and _suits(kept, host, nodes):
+        back = f"; `fleet up --port {port}` takes {port} again" if free else ""
+        return PublicPort(number=kept, why=f"the fleet stays at port {kept}, as at the last start{back}")
+    if free:
+        return PublicPort(number=port)
+    taken = f"is that of {_words(node)}" if node else f"is taken by {ports.held_by(port)}"
+    number = next_free(port, host, nodes)
+    return PublicPort(number=number, why=f"port {port} {taken}; the fleet takes port {number}")
+
+
+def next_free(port: int, host: str, nodes: Sequence[Node] = ()) -> int:
+    """Return the next port above ``port`` that is free and no node's."""
+    above = range(port + 1, min(port + 1 + _NEXT, 65536))
+    found = next((number for number in above if _suits(number, host, nodes)), None)
+    return ports.draw(1)[0] if found is None else found
+
+
+def _suits(port: int, host: str, nodes: Sequence[Node]) -> bool:
+    return _node_at(port, host, nodes) is None and ports.is_free(port, host)
+
+
+def _node_at(port: int, host: str, nodes: Sequence[Node]) -> Node | None:
+    """Return the node whose ComfyUI has the port on this machine, or would have it if it ran."""
+    return next((node for node in nodes if node.address[1] == port and _in_the_way(node, host)), None)
+
+
+def _in_the_way(node: Node, host: str) -> bool:
+    name, port = node.address
+    here = [address for address in _addresses(name) if ports.unusable(str(address)) is None]
+    if not here:
+        return False  # another machine's
+    ours = _addresses(ports.asked(host))
+    everywhere = host in ("", "*") or any(address.is_unspecified for address in _addresses(host))
+    # A ComfyUI that listens on all addresses is in the way under whichever name it was given.
+    return everywhere or bool({*here} & {*ours}) or not ports.is_free(port, host)
+
+
+def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    with contextlib.suppress(OSError, UnicodeError):
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
+    return []
+
+
+def _words(node: Node) -> str:
+    host, port = node.address
+    return f"--node {node.name} ({f'[{host}]' if ':' in host else host}:{port})"

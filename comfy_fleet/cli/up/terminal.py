@@ -1,0 +1,124 @@
+"""What ``fleet up`` says on its terminal: where the fleet is, and what its processes have to tell."""
+
+import contextlib
+import os
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from comfy_fleet.cli.client import USUAL_URL
+from comfy_fleet.cli.console import SIMULATED, facts, natural, span, table
+from comfy_fleet.cli.up.plan import Plan
+from comfy_fleet.cli.up.supervisor import is_loud
+from comfy_fleet.domain.node import Node
+from comfy_fleet.logs import one_line
+
+_SAY_AGAIN_S = 10.0  # the same line of the same process comes on the terminal this often at most
+_SHOWN_FIRST = frozenset({"ts", "level", "process", "logger", "msg", "traceback", "reason"})
+_PARTS = ("haproxy", "node")  # fields that name a part of a process
+
+
+class Terminal:
+    """The terminal of a running fleet.
+
+    Attributes:
+        stopping: Set once the fleet stops: its processes have nothing more to tell.
+    """
+
+    def __init__(self, console: Console, *, verbose: bool) -> None:
+        self.stopping = False
+        self._console = console
+        self._verbose = verbose
+        self._ready = False
+        self._told: dict[tuple[object, ...], float] = {}
+
+    def echo(self, process: str, fields: Mapping[str, Any]) -> None:
+        """Show a log line of a process, if it belongs here now."""
+        if not (self._verbose or self._matters(process, fields)):
+            return
+        self._print(line_of(process, fields), markup=False, soft_wrap=True, style="dim")
+
+    def say(self, words: str) -> None:
+        """Show words as they are."""
+        self._print(words, markup=False, soft_wrap=True)
+
+    def _print(self, *what: Any, **how: Any) -> None:
+        # A full disk behind a redirected stdout is no reason to end, nor to stop reading what processes say.
+        with contextlib.suppress(OSError):
+            self._console.print(*what, **how)
+
+    def _matters(self, process: str, fields: Mapping[str, Any]) -> bool:
+        if self.stopping or not is_loud(fields):
+            return False
+        if not self._ready and fields.get("level") == "warning":
+            return False  # while everything starts, everybody misses somebody
+        now = time.monotonic()
+        key = (process, fields.get("msg"), *(fields.get(part) for part in _PARTS))
+        if now - self._told.get(key, float("-inf")) < _SAY_AGAIN_S:
+            return False
+        self._told[key] = now
+        return True
+
+    def ready(self, planned: Plan, nodes: Sequence[Node], took_s: float) -> None:
+        """Say that a job could run now, and where."""
+        self._ready = True
+        settings = planned.settings
+        shown = self._print
+        shown(f"[bold green]The fleet is ready[/] at [bold]{planned.url}[/]  ({span(took_s)})")
+        shown()
+        rows = [
+            (node.name, node.url, SIMULATED if node.simulated else "ComfyUI")
+            for node in sorted(nodes, key=lambda node: natural(node.name))
+        ]
+        if rows:
+            shown(table(["<Node", "URL", "What"], rows))
+        else:
+            shown("no nodes yet: `fleet node add NAME URL`, or an agent on a GPU host adds its own")
+        shown()
+        if any(node.simulated for node in nodes):
+            shown(f"[magenta]{SIMULATED}[/] nodes draw test pictures; real ones: --comfyui DIR, --node URL")
+        usual = settings.data == Path(".fleet").absolute()
+        down = "fleet down" if usual else f"fleet down --data {shlex.quote(str(settings.data))}"
+        shown(
+            facts(
+                {
+                    "try": example(planned),
+                    "data": f"{settings.data} (logs/ has one file per process)",
+                    "stop": f"Ctrl-C, or `{down}`",
+                }
+            )
+        )
+
+
+def line_of(process: str, fields: Mapping[str, Any]) -> str:
+    """Return a log line for people: ``15:04:05 error api: ended by itself: REASON again_in_s=0.2``."""
+    when = datetime.now().astimezone()
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        when = datetime.fromisoformat(fields["ts"]).astimezone()
+    why = f": {fields['reason']}" if fields.get("reason") else ""
+    more = "".join(f" {key}={value}" for key, value in fields.items() if key not in _SHOWN_FIRST)
+    return one_line(
+        f"{when:%H:%M:%S} {fields.get('level', 'info')} {process}: {fields.get('msg')}{why}{more}"
+    )
+
+
+def example(planned: Plan) -> str:
+    """Return a command line that works when it is pasted into another terminal of this machine.
+
+    A key is read from its file there: none is ever shown.
+    """
+    settings = planned.settings
+    line = f'fleet submit {settings.default_workflow} -p prompt="a red fox" --wait'
+    if planned.owners and settings.keys_file:
+        find = f'{{ sub(/#.*/, "") }} $1 == "{planned.owners[0]}" {{ print $2; exit }}'
+        line = (
+            f"export FLEET_API_KEY=$(awk '{find}' {shlex.quote(str(settings.keys_file.absolute()))}); {line}"
+        )
+    if planned.url != USUAL_URL or os.environ.get("FLEET_API_URL", planned.url) != planned.url:
+        line = f"export FLEET_API_URL={planned.url}; {line}"
+    return line

@@ -1,0 +1,63 @@
+"""Log lines: one line each, whatever stands in them, and no noise where they can't be written."""
+
+import io
+import json
+import logging
+import sys
+
+import pytest
+
+from comfy_fleet import logs
+
+EVIL = "a\nb\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028c\u202etxt\u2066"
+
+
+def record(**extra: object) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": "job ended", "levelname": "INFO", "created": 0.0, **extra})
+
+
+@pytest.mark.parametrize("where", ["msg", "fact"])
+def test_text_lines_show_control_characters_as_escapes(where: str) -> None:
+    line = logs.TextFormatter("api").format(record(**{where: EVIL}))
+    assert line.isprintable()
+    assert r"a\nb\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028c\u202etxt\u2066" in line
+
+
+def test_a_traceback_keeps_its_lines_and_nothing_else_of_the_kind() -> None:
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        made = record(exc_info=sys.exc_info())
+    line = logs.TextFormatter("api").format(made)
+    assert "Traceback" in line
+    assert all(part.isprintable() for part in line.split("\n"))
+
+
+def test_json_lines_are_one_line() -> None:
+    line = logs.JsonFormatter("api").format(record(fact=EVIL))
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert json.loads(line)["fact"] == EVIL
+
+
+class Full(io.StringIO):
+    """A file on a full disk."""
+
+    def write(self, text: str, /) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_what_can_not_be_written_is_lost_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, root = io.StringIO(), logging.getLogger()
+    before, level = root.handlers[:], root.level
+    monkeypatch.setattr(sys, "stderr", Full())
+    try:
+        logs.setup("api", fmt="json")
+        monkeypatch.setattr(sys, "stderr", heard)  # where logging complains
+        logging.getLogger("x").error("lost")
+        assert heard.getvalue() == ""
+        logging.getLogger("x").error("%d is no number", "one")  # a defect of ours is still told
+        assert "Logging error" in heard.getvalue()
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
