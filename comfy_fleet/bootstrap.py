@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
@@ -56,6 +57,16 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         await redis.aclose()
 
 
+@asynccontextmanager
+async def open_beats(settings: Settings) -> AsyncIterator[RedisRunStore]:
+    """Connect to Redis once more, for what must never wait behind other work: the renewal of leases."""
+    redis = connect(settings.redis_url, max_connections=2)
+    try:
+        yield RedisRunStore(redis)
+    finally:
+        await redis.aclose()
+
+
 def open_assets(settings: Settings, stores: Stores) -> FileAssetStore:
     """Return the asset store of this fleet's data folder."""
     return FileAssetStore(
@@ -64,7 +75,13 @@ def open_assets(settings: Settings, stores: Stores) -> FileAssetStore:
         clock=time.time,
         new_id=lambda: str(uuid4()),
         retention_s=settings.upload_retention_s,
+        disk=open_disk(settings),
     )
+
+
+def open_disk(settings: Settings) -> Disk:
+    """Return the disk of this fleet's data folder, which :func:`open_assets` has made."""
+    return Disk(settings.files_dir, floor_bytes=settings.disk_floor_bytes, shown=str(settings.data))
 
 
 def open_secrets(settings: Settings) -> SecretBox:

@@ -20,11 +20,19 @@ from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.events import WAKE
 from comfy_fleet.adapters.redis.worker import RqWorker
-from comfy_fleet.bootstrap import Stores, calm_collector, open_assets, open_secrets, open_stores
+from comfy_fleet.bootstrap import (
+    Stores,
+    calm_collector,
+    open_assets,
+    open_beats,
+    open_secrets,
+    open_stores,
+)
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.run import RunLimits
 from comfy_fleet.services.care import CareLimits
+from comfy_fleet.services.collect import OutputLimits
 from comfy_fleet.services.dispatch import Dispatcher, DispatchLimits
 from comfy_fleet.settings import Settings
 
@@ -107,10 +115,11 @@ async def open_dispatcher(
             while True:
                 yield (await queue.get()).decode()
 
-    async with NodeClient(settings.direct_url) as nodes:
+    async with NodeClient(settings.direct_url) as nodes, open_beats(settings) as beats:
         yield Dispatcher(
             name=name or f"{socket.gethostname()}.{os.getpid()}",
             runs=stores.runs,
+            beats=beats,
             registry=stores.nodes,
             inventories=stores.inventories,
             leases=LeaseClient(settings.lease_url, silence_s=settings.silence_s),
@@ -119,6 +128,12 @@ async def open_dispatcher(
             open_secret=open_secret,
             wakes=wakes,
             run_limits=RunLimits(silence_s=settings.silence_s, run_s=settings.run_timeout_s),
+            output_limits=OutputLimits(
+                outputs=settings.max_outputs,
+                output_bytes=settings.max_output_bytes,
+                job_bytes=settings.max_job_bytes,
+                output_s=settings.output_timeout_s,
+            ),
             limits=DispatchLimits(
                 lease_ttl_s=settings.lease_ttl_s,
                 beat_s=settings.beat_s,

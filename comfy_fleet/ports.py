@@ -337,6 +337,13 @@ class AssetStore(Protocol):
     ) -> Asset:
         """Store one output of a job in the job's own folder. The same bytes twice are one file."""
 
+    def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
+        """Look whether so many bytes more may be stored; outputs of running jobs may use more of the disk.
+
+        Raises:
+            NoRoom: The disk is too full. Whatever stores bytes raises it too, and keeps nothing then.
+        """
+
     async def get(self, asset_id: str) -> Asset | None:
         """Return a record; the caller checks the owner."""
 
@@ -366,6 +373,19 @@ class AssetStore(Protocol):
 
     def file(self, asset: Asset) -> Path:
         """Return where the bytes are on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A file on its way from a node.
+
+    Attributes:
+        chunks: Its bytes as they come.
+        length: How many there will be, if the node said so.
+    """
+
+    chunks: AsyncIterator[bytes]
+    length: int | None = None
 
 
 class Replays(Protocol):
@@ -482,6 +502,9 @@ class RunStore(Protocol):
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output; the same (node, key, index) twice is one output."""
+
+    async def waits(self, claim: Claim, why: str | None) -> None:
+        """Note what a run waits for on the fleet's own side, or that it goes on."""
 
     async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
         """Note that the prompt has left the node; the node's lease ends here."""
@@ -627,11 +650,12 @@ class NodeApi(Protocol):
     async def delete_pending(self, node: str, run: str) -> bool:
         """Delete this run from the node's queue; False if the node could not be told."""
 
-    def view(self, node: str, ref: FileRef) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def view(self, node: str, ref: FileRef) -> AbstractAsyncContextManager[Content]:
         """Stream a file.
 
         Raises:
             OutputGone: The node has no such file.
+            OutputRefused: The node gives no file of such a name or place.
             NodeError: The node could not be asked, or broke off; also while reading.
         """
 

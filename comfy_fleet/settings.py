@@ -125,6 +125,22 @@ class Settings(BaseSettings):
         description="How long an upload without `expires_in` stays; always as long as the jobs that used it. "
         "0: until it is deleted.",
     )
+    disk_floor_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Free space on the disk of `data` below which submits and uploads are refused; unset: "
+        "512 MB, or a tenth of a smaller disk. Running jobs may use half of it; Redis needs the rest.",
+    )
+    max_outputs: int = Field(
+        1000, ge=1, description="Outputs of one job; a run that makes more ends `failed`, `output_limit`."
+    )
+    max_output_bytes: int = Field(10**9, ge=1, description="Bytes of one output; the same beyond.")
+    max_job_bytes: int = Field(
+        4 * 10**9, ge=1, description="Bytes of all outputs of one job; the same beyond."
+    )
+    output_timeout_s: float = Field(
+        1800.0, gt=0, description="Longest time that one output may take from its node; the same beyond."
+    )
     max_body_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
     max_requests: int = Field(
         128,

@@ -9,6 +9,7 @@ final name by a rename, whole or not at all, and goes with its last record. ``fi
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ import orjson
 from blake3 import blake3
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.asset_record import dump_asset, dump_tags, load_asset
+from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.domain.asset import Asset
@@ -55,6 +58,7 @@ class FileAssetStore:
         clock: Unix seconds.
         new_id: Draws a UUID.
         retention_s: How long an upload stays whose client named no time; 0: until it is deleted.
+        disk: Knows how much room there is; the root's own with the usual floor if None.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class FileAssetStore:
         clock: Callable[[], float],
         new_id: Callable[[], str],
         retention_s: float = 0.0,
+        disk: Disk | None = None,
     ) -> None:
         self._redis = redis
         self._root = root
@@ -74,10 +79,16 @@ class FileAssetStore:
         self._script = redis.register_script(_SCRIPT)
         for folder in ("tmp", "blobs", "jobs"):
             private_folder(root / folder)
+        self._disk = disk or Disk(root)
+
+    def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
+        """See :meth:`comfy_fleet.ports.AssetStore.check_room`."""
+        self._disk.check(size_bytes, output=output)
 
     @asynccontextmanager
     async def receive(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[_Staged]:
         """See :meth:`comfy_fleet.ports.AssetStore.receive`. The bytes are synced to the disk."""
+        self.check_room()
         async with self._staged(chunks, sync=True) as staged:
             yield staged
 
@@ -147,10 +158,11 @@ class FileAssetStore:
         missing = BlobNotFound("no bytes with this hash", details={"hash": hash_})
         if not HASH.fullmatch(hash_):
             raise missing
+        self.check_room()
         now = self._clock()
         record = {"id": self._new_id(), "created_at": repr(now)}
         if tags:
-            record["tags"] = _tags(tags)
+            record["tags"] = dump_tags(tags)
         ends, renews = self._end(now, expires_in_s)
         if ends is not None:
             record["expires_at"] = repr(ends)
@@ -174,10 +186,9 @@ class FileAssetStore:
             tags=tags,
             expires_in_s=expires_in_s,
         )
-        try:
-            await self._place(asset, lambda final: self._link(self.file(found), final))
-        except FileNotFoundError:
-            raise missing from None
+        if not self.file(found).is_file():
+            raise missing
+        await self._place(asset, lambda final: self._link(self.file(found), final))
         return asset, True
 
     async def has_hash(self, *, owner: str, hash_: str) -> bool:
@@ -214,8 +225,9 @@ class FileAssetStore:
                 expires_at=expires_at,
                 job_id=job_id,
             )
-            _move(staged.temp, self.file(asset))
-            _, there = await self._call("add", orjson.dumps(_record(asset)))
+            with self._disk.writing():
+                _move(staged.temp, self.file(asset))
+            _, there = await self._call("add", orjson.dumps(dump_asset(asset)))
         if there != asset.id:
             return await self.get(there) or asset
         return asset
@@ -226,7 +238,7 @@ class FileAssetStore:
             return None
         with store_errors():
             raw: dict[Any, Any] = await self._redis.hgetall(f"fleet:asset:{asset_id}")
-        return _asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None
+        return load_asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None
 
     async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.AssetStore.by_path`; only uploads have names of their own."""
@@ -334,8 +346,8 @@ class FileAssetStore:
         while not await self._call("pin", asset.path, pin, repr(self._clock())):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.005)  # another process unlinks the file right now
         try:
-            await asyncio.to_thread(_put, put, final)
-            fresh, _ = await self._call("add", orjson.dumps(_record(asset)), pin)
+            await asyncio.to_thread(self._put, put, final)
+            fresh, _ = await self._call("add", orjson.dumps(dump_asset(asset)), pin)
         except BaseException:
             if await self._call("unpin", asset.path, pin):
                 await self._unlink(asset.path)
@@ -367,16 +379,18 @@ class FileAssetStore:
 
         def flush(last: bool) -> None:
             nonlocal file
-            file = file or temp.open("xb")
-            for part in buffer:
-                hasher.update(part)
-                file.write(part)
-            buffer.clear()
-            if last:
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-                file.close()
+            self._disk.check(buffered, output=not sync)
+            with self._disk.writing():
+                file = file or temp.open("xb")
+                for part in buffer:
+                    hasher.update(part)
+                    file.write(part)
+                buffer.clear()
+                if last:
+                    file.flush()
+                    if sync:
+                        os.fsync(file.fileno())
+                    file.close()
 
         try:
             async for chunk in chunks:
@@ -393,7 +407,8 @@ class FileAssetStore:
             yield _Staged(temp=temp, hash=f"blake3:{hasher.hexdigest()}", size_bytes=size)
         finally:
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):  # what it could not write it raises again
+                    file.close()
             temp.unlink(missing_ok=True)
 
     def _job_folder(self, job_id: str) -> str:
@@ -401,22 +416,22 @@ class FileAssetStore:
             raise NotFound(f"no job {job_id}")
         return f"jobs/{job_id}"
 
+    def _put(self, put: Callable[[Path], object], final: Path) -> None:
+        with self._disk.writing():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            put(final)
+
     def _link(self, source: Path, final: Path) -> None:
         """Give the same bytes a second name, by a hard link where the file system has them."""
         temp = self._root / "tmp" / self._new_id()
         try:
-            temp.hardlink_to(source)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            shutil.copyfile(source, temp)
-        temp.replace(final)
-        temp.unlink(missing_ok=True)  # replacing a link by its twin leaves both
-
-
-def _put(put: Callable[[Path], object], final: Path) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    put(final)
+            try:
+                temp.hardlink_to(source)
+            except OSError:
+                shutil.copyfile(source, temp)
+            temp.replace(final)
+        finally:
+            temp.unlink(missing_ok=True)  # replacing a link by its twin leaves both
 
 
 def _move(temp: Path, final: Path) -> None:
@@ -435,50 +450,6 @@ def _sweep_temp(folder: Path, before: float) -> int:
         except FileNotFoundError:
             continue
     return count
-
-
-def _record(asset: Asset) -> dict[str, str]:
-    """Every field as text, the way Redis keeps it."""
-    record = {
-        "id": asset.id,
-        "owner": asset.owner,
-        "hash": asset.hash,
-        "size_bytes": str(asset.size_bytes),
-        "content_type": asset.content_type,
-        "file_path": asset.file_path,
-        "path": asset.path,
-        "created_at": repr(asset.created_at),
-    }
-    if asset.expires_at is not None:
-        record["expires_at"] = repr(asset.expires_at)
-    if asset.job_id is not None:
-        record["job_id"] = asset.job_id
-    if asset.tags:
-        record["tags"] = _tags(asset.tags)
-    if asset.renews:
-        record["renews"] = "1"
-    return record
-
-
-def _tags(tags: tuple[str, ...]) -> str:
-    return orjson.dumps(sorted(set(tags))).decode()
-
-
-def _asset(record: dict[str, str]) -> Asset:
-    return Asset(
-        id=record["id"],
-        owner=record["owner"],
-        hash=record["hash"],
-        size_bytes=int(record["size_bytes"]),
-        content_type=record["content_type"],
-        file_path=record["file_path"],
-        path=record["path"],
-        created_at=float(record["created_at"]),
-        expires_at=float(record["expires_at"]) if "expires_at" in record else None,
-        job_id=record.get("job_id"),
-        tags=tuple(orjson.loads(record["tags"])) if record.get("tags") else (),
-        renews="renews" in record,
-    )
 
 
 def _text(value: Any) -> str:

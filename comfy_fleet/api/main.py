@@ -24,8 +24,8 @@ from comfy_fleet.adapters.replays import RedisReplays
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
-from comfy_fleet.api.v1_health import node_probe
-from comfy_fleet.bootstrap import Stores, calm_collector, open_assets, open_secrets, open_stores
+from comfy_fleet.api.v1_health import disk_probe, node_probe
+from comfy_fleet.bootstrap import Stores, calm_collector, open_assets, open_disk, open_secrets, open_stores
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.read import Estimator
@@ -105,7 +105,13 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
         writer.close()
         return None
 
-    return {"redis": redis, "nodes": node_probe(stores.nodes), "dispatcher": dispatcher, "broker": broker}
+    return {
+        "redis": redis,
+        "disk": disk_probe(open_disk(settings)),
+        "nodes": node_probe(stores.nodes),
+        "dispatcher": dispatcher,
+        "broker": broker,
+    }
 
 
 async def _sweep(assets: FileAssetStore) -> None:

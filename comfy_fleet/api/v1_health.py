@@ -9,8 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import comfy_fleet
+from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.api.deps import ApiDeps, Probe, deps
 from comfy_fleet.api.json import json_response
+from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.ports import NodeRegistry
 
 logger = logging.getLogger(__name__)
@@ -75,5 +77,18 @@ def node_probe(nodes: NodeRegistry) -> Probe:
             f"{s.node.name} is {'drained' if s.node.cordoned else words.get(s.verdict, s.verdict)}"
             for s in states[:5]
         )
+
+    return probe
+
+
+def disk_probe(disk: Disk) -> Probe:
+    """Return a probe that is content while the fleet's own disk takes new jobs."""
+
+    async def probe() -> str | None:
+        try:
+            await asyncio.to_thread(disk.probe)
+        except NoRoom as error:
+            return error.message
+        return None
 
     return probe

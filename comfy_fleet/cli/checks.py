@@ -4,21 +4,21 @@ import contextlib
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from comfy_fleet.adapters.disk import FULL, Disk
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
 from comfy_fleet.cli.up import ports, public_port
 from comfy_fleet.cli.up.lock import held
 from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, find_haproxy, masked
-from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.domain.errors import FleetError, NoRoom
+from comfy_fleet.domain.room import size_text
 from comfy_fleet.redis_server import program
 from comfy_fleet.settings import Settings
 
@@ -28,7 +28,8 @@ STRICT_HAPROXY = (3, 2)  # from here on maxconn is kept strictly, also with seve
 OLDEST_REDIS = (6, 2)
 FILES_PER_NODE = 8  # descriptors of dispatcher and broker for one leased node, with room to spare
 ENOUGH_FILES = 4096
-LOW_DISK_BYTES = 2 * 1024**3
+LOW_DISK_BYTES = 2 * 10**9
+_MAKE_ROOM = "make room, or shorten FLEET_RETENTION_S"
 
 
 class Verdict(StrEnum):
@@ -323,29 +324,31 @@ def data_folder(settings: Settings) -> list[Finding]:
     """Check whether the data folder can be written, and has room."""
     data = settings.data
     existing = next(folder for folder in (data, *data.parents) if folder.exists())
+    disk = Disk(existing, floor_bytes=settings.disk_floor_bytes, shown=str(data))
     try:
-        with tempfile.NamedTemporaryFile(dir=existing):
-            pass
-    except OSError as error:
+        disk.probe()
+        room = disk.room()
+    except NoRoom as error:
+        full = not isinstance(error.__cause__, OSError) or error.__cause__.errno in FULL
         return [
             Finding(
                 check="Data folder",
                 verdict=Verdict.FAIL,
-                found=f"{existing} can't be written: {error.strerror}",
-                do="name another folder: --data DIR, or FLEET_DATA",
+                found=f"{error.message}; submits and uploads are refused" if full else error.message,
+                do=_MAKE_ROOM if full else "name another folder: --data DIR, or FLEET_DATA",
             )
         ]
-    free = shutil.disk_usage(existing).free
-    if free < LOW_DISK_BYTES:
+    left = size_text(room.free_bytes)
+    if room.free_bytes < max(LOW_DISK_BYTES, 2 * room.floor_bytes):
         return [
             Finding(
                 check="Data folder",
                 verdict=Verdict.WARN,
-                found=f"{data} has {free / 2**30:.1f} GiB left",
-                do="make room, or shorten FLEET_RETENTION_S",
+                found=f"{data} has {left} left; below {size_text(room.floor_bytes)} submits are refused",
+                do=_MAKE_ROOM,
             )
         ]
-    return [Finding(check="Data folder", verdict=Verdict.OK, found=f"{data}, {free / 2**30:.0f} GiB free")]
+    return [Finding(check="Data folder", verdict=Verdict.OK, found=f"{data}, {left} free")]
 
 
 def open_files(limits: tuple[int, int]) -> Finding:

@@ -16,13 +16,16 @@ FleetError
 ├── Busy                  try again later (carries ``retry_after_s``)
 │   ├── QueueFull         the configured depth is reached
 │   ├── NoNodes           no node is known at all
+│   ├── NoRoom            the fleet's own disk is full, or can't be written
 │   └── StoreDown         Redis does not answer: what was asked may have been done
 │       └── StoreRefuses  Redis answers and takes nothing: nothing was done
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
 ├── ConfigError           a setting, file or program of the operator's is wrong
 ├── BrokerError           HAProxy refused an order or could not be asked
+├── OutputLimit           a run's outputs are more, or larger, than the operator allows
 └── NodeError             a ComfyUI node could not be asked
-    └── OutputGone        the node does not have this output (any more)
+    ├── OutputGone        the node does not have this output (yet, or any more)
+    └── OutputRefused     the node will never give this output away
 """
 
 from collections.abc import Mapping
@@ -169,6 +172,15 @@ class StoreRefuses(StoreDown):
     """Redis takes nothing now (full, a replica, loading, busy), or was not asked; nothing was done."""
 
 
+class NoRoom(Busy):
+    """The fleet's own disk is full or can't be written; nothing was kept of what was to be stored."""
+
+    code = "insufficient_storage"
+
+    def __init__(self, message: str, *, retry_after_s: int = 10) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
 class LeaseLost(FleetError):
     """Another dispatcher owns this run now; whoever sees this touches nothing more."""
 
@@ -196,6 +208,19 @@ class NodeError(FleetError):
 
 
 class OutputGone(NodeError):
-    """The node does not have this output any more: only another run can bring it back."""
+    """The node does not have this output: not yet, or only another run can bring it back."""
 
     code = "output_lost"
+
+
+class OutputRefused(NodeError):
+    """The node will not give this output away, however often it is computed: its name or place forbids it."""
+
+    code = "output_lost"
+    retryable = False
+
+
+class OutputLimit(FleetError):
+    """A run's outputs pass one of the operator's limits; ``details["limit"]`` is the setting's name."""
+
+    code = "output_limit"

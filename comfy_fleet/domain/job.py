@@ -121,7 +121,7 @@ class JobError:
     """Why a job did not succeed.
 
     Codes: ``node_execution_error``, ``out_of_memory``, ``invalid_workflow``, ``node_lost``,
-    ``output_lost``, ``run_timeout``, ``deadline_exceeded``, ``gpu_fault``,
+    ``output_lost``, ``output_limit``, ``run_timeout``, ``deadline_exceeded``, ``gpu_fault``,
     ``missing_asset``, ``released``, ``node_busy``, ``internal_error``.
     """
 
@@ -279,7 +279,7 @@ class Job:
         run: The current or last run's id.
         node: The node of that run.
         seq: Sequence number of its last event.
-        waiting_for: While queued, what it waits for, in words.
+        waiting_for: What it waits for, in words: while queued a node, at its end room for its outputs.
         has_secret: Whether encrypted ``extra_data`` was submitted with it.
         bust: Nodes whose cached outputs named files that are gone; they must run anew.
     """

@@ -26,6 +26,7 @@ from comfy_fleet.ports import (
 )
 from comfy_fleet.services.atlas import Atlas
 from comfy_fleet.services.care import Care, CareLimits
+from comfy_fleet.services.collect import OutputLimits
 from comfy_fleet.services.execute import Execution, Tools
 from comfy_fleet.services.measure import Measure
 from comfy_fleet.services.parking import Parking
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 TAKE_OVER_LIMIT = 32
 UPKEEP_LIMIT = 200
+TRANSFERS = 64  # of outputs, for all runs of the process
 HELD_S = 60.0  # until a job that could not be forgotten is looked at again
 
 
@@ -52,6 +54,8 @@ class Dispatcher:
 
     Args:
         name: Unique; RQ's worker name.
+        beats: The same store as ``runs`` over a connection of its own: no run's lease is renewed late because
+            others have much to write.
         wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``).
         forget_files: Deletes a forgotten job's files.
         now: Monotonic seconds.
@@ -64,6 +68,7 @@ class Dispatcher:
         *,
         name: str,
         runs: RunStore,
+        beats: RunStore,
         registry: NodeRegistry,
         inventories: InventoryStore,
         leases: Leases,
@@ -72,6 +77,7 @@ class Dispatcher:
         open_secret: Callable[[bytes], Mapping[str, Any]],
         wakes: Callable[[], AsyncIterator[str]],
         run_limits: RunLimits,
+        output_limits: OutputLimits,
         limits: DispatchLimits,
         care: CareLimits,
         now: Callable[[], float],
@@ -80,6 +86,7 @@ class Dispatcher:
     ) -> None:
         self.name = name
         self._runs = runs
+        self._beats = beats
         self._registry = registry
         self._assets = assets
         self._wakes = wakes
@@ -92,6 +99,8 @@ class Dispatcher:
             nodes=nodes,
             assets=assets,
             limits=run_limits,
+            output_limits=output_limits,
+            slots=asyncio.Semaphore(TRANSFERS),
             open_secret=open_secret,
             measure=Measure(self._atlas),
             care=Care(registry, inventories, nodes, self._atlas, care),
@@ -169,9 +178,13 @@ class Dispatcher:
         while True:
             try:
                 await work()
+            except StoreDown as error:  # known well enough, and perhaps the disk of the log is full
+                logger.warning(
+                    "dispatcher waits for Redis", extra={"loop": work.__name__, "error": str(error)}
+                )
             except Exception:
                 logger.exception("dispatcher loop failed", extra={"loop": work.__name__})
-                await asyncio.sleep(0.2 + 0.8 * self._chance())
+            await asyncio.sleep(0.2 + 0.8 * self._chance())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -192,7 +205,7 @@ class Dispatcher:
             started = self._now()
             claims = [execution.claim for execution in self.flying.values()]
             try:
-                beat = await self._runs.beat(self.name, claims, ttl_s=self._limits.lease_ttl_s)
+                beat = await self._beats.beat(self.name, claims, ttl_s=self._limits.lease_ttl_s)
             except StoreDown:
                 if self._stopping:
                     self.hurry()  # stopping, and nothing can be written: waiting would gain nothing

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.domain.errors import FleetError, OutputLimit, OutputRefused
 from comfy_fleet.domain.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, RunStore
@@ -73,14 +73,20 @@ class Ending:
             released: The run was to be taken off its node.
             canceled: The job was to be canceled.
         """
+        for error in broken:
+            # The next run would make them again; a run is stopped early for it, so this is no cancel.
+            if isinstance(error, OutputLimit) and not canceled:
+                return Over(status=JobStatus.FAILED, error=_about(error, "output_limit", str(error)))
         match verdict.kind:
+            case "succeeded" if broken and canceled:
+                return Over(status=JobStatus.CANCELED)
             case "succeeded" if broken:
                 logger.warning("outputs can't be read", extra={**self._extra, "error": str(broken[0])})
-                lost = JobError(
-                    code="output_lost",
-                    message=f"an output can't be read: {broken[0]}",
-                    node_id=broken[0].details.get("node_id") if isinstance(broken[0], FleetError) else None,
-                )
+                for error in broken:
+                    if isinstance(error, OutputRefused):
+                        why = f"an output can't be read, and computing it again would not help: {error}"
+                        return Over(status=JobStatus.FAILED, error=_about(error, "output_lost", why))
+                lost = _about(broken[0], "output_lost", f"an output can't be read: {broken[0]}")
                 return GivenBack(error=lost, counts=not released)
             case "succeeded":
                 return Over(status=JobStatus.SUCCEEDED)
@@ -154,6 +160,11 @@ class Ending:
             ),
             extra=self._extra,
         )
+
+
+def _about(error: BaseException, code: str, message: str) -> JobError:
+    details = error.details if isinstance(error, FleetError) else {}
+    return JobError(code=code, message=message, node_id=details.get("node_id"), details=details)
 
 
 def node_lost(message: str) -> JobError:

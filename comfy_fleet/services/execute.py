@@ -44,7 +44,7 @@ from comfy_fleet.domain.run import (
 )
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.care import Care
-from comfy_fleet.services.collect import Collector
+from comfy_fleet.services.collect import Collector, OutputLimits
 from comfy_fleet.services.ending import Ending, GivenBack, node_lost
 from comfy_fleet.services.insist import insist
 from comfy_fleet.services.measure import Measure, Measured
@@ -65,6 +65,8 @@ class Tools:
         now: Monotonic seconds.
         care: Knows where a job goes after a failure.
         measure: Learns from runs that succeed.
+        output_limits: What an operator allows one job's outputs.
+        slots: Transfers of outputs that the process may have under way.
         safe: Whether this run's lease certainly still holds (its last confirmed beat is young enough).
     """
 
@@ -72,6 +74,8 @@ class Tools:
     nodes: NodeApi
     assets: AssetStore
     limits: RunLimits
+    output_limits: OutputLimits
+    slots: asyncio.Semaphore
     open_secret: Callable[[bytes], Mapping[str, Any]]
     care: Care
     measure: Measure
@@ -107,7 +111,14 @@ class Execution:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox = Outbox(tools.runs, claim, tools.now)
-        self._outputs = Collector(claim, runs=tools.runs, nodes=tools.nodes, assets=tools.assets)
+        self._outputs = Collector(
+            claim,
+            runs=tools.runs,
+            nodes=tools.nodes,
+            assets=tools.assets,
+            limits=tools.output_limits,
+            slots=tools.slots,
+        )
         self._ending = Ending(claim, runs=tools.runs, care=tools.care)
         self._graph: graphs.Graph = {}
         self._progress: Progress | None = None
@@ -118,6 +129,7 @@ class Execution:
         self._canceled = False
         self._released = False
         self._abandoned = False
+        self._settling = False
         self._timer: asyncio.TimerHandle | None = None
         self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
 
@@ -126,6 +138,8 @@ class Execution:
         if not self._canceled:
             self._canceled = True
             self._events.put_nowait(CancelRequested())
+            if self._settling:  # the machine is done; outputs may wait for room for hours
+                self._outputs.cancel()
 
     def release(self) -> None:
         """Take the run off its node, and give its job back to the queue; safe to call again."""
@@ -265,10 +279,12 @@ class Execution:
                 self._outbox.preview(action)
             case Collect():
                 self._outputs.add([action.item])
+                if self._outputs.over is not None:
+                    self._events.put_nowait(CancelRequested())  # nobody will get the rest
                 await asyncio.sleep(0)  # it is asked for now, not after all frames that came with this one
             case Left():
                 if self.claim.behind or not await self._outputs.stored(action.items):
-                    manifest = [item.to_json() for item in action.items]
+                    manifest = [item.to_json() for item in self._outputs.unsafe(action.items)]
                     with contextlib.suppress(StoreDown):  # then nobody can claim it before the end
                         await self._leave(manifest)
                 self._outputs.left(action.items)
@@ -370,6 +386,9 @@ class Execution:
     async def _end(self, verdict: Verdict) -> None:
         duration_s = self._tools.now() - self._started
         self._outbox.close()
+        self._settling = True
+        if self._canceled:
+            self._outputs.cancel()
         broken = await self._outputs.settled()
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")

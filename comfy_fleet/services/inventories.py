@@ -229,9 +229,9 @@ class NodeInventories:
     # -- what it waits for ----------------------------------------------------------------------------
 
     async def waiting_for(self, job: Job) -> str | None:
-        """Say what a queued job waits for; None if it does not, or if a node is free for it."""
+        """Say what a job waits for; None if it does not, or if a node is free for it."""
         if job.status is not JobStatus.QUEUED:
-            return None
+            return job.waiting_for
         states = await self._recent()
         await self._atlas.learn([job.placement])
         able = self._atlas.able(job.placement)

@@ -117,6 +117,7 @@ class Submitter:
             WorkflowFormatUi: It is the editor's format.
             MissingAsset: It refers to an asset that this owner doesn't have.
             NoNodes: No node is known at all.
+            NoRoom: The fleet's own disk is too full for another job's outputs.
             QueueFull: Too many jobs wait.
             IdempotencyKeyReuse: The key has made a job.
         """
@@ -154,6 +155,7 @@ class Submitter:
         workflow: Workflow | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Submitted:
+        self._assets.check_room()
         uploads = await self._uploads(owner, checked)
         where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
         placement = await self._inventories.placement(checked, where)

@@ -138,8 +138,8 @@ async def carry(
 
     async def fetch(item: OutputItem) -> None:
         assert isinstance(item.source, FileRef)
-        async with fleet.nodes.view(node, item.source) as chunks:
-            done.content[item.id] = b"".join([chunk async for chunk in chunks])
+        async with fleet.nodes.view(node, item.source) as content:
+            done.content[item.id] = b"".join([chunk async for chunk in content.chunks])
 
     reader = asyncio.create_task(read())
     if meanwhile is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import pytest_asyncio
 
 from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.comfyui.lease import LeaseClient, WebsocketLease
-from comfy_fleet.domain.errors import NodeError, OutputGone
+from comfy_fleet.domain.errors import NodeError, OutputGone, OutputRefused
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run import (
     AskFailed,
@@ -281,9 +282,10 @@ async def test_files_in_and_out(fleet: Fleet, tmp_path: Path) -> None:
         "g1", name="b.bin", subfolder="", content=chunks(), content_type="application/octet-stream"
     )
     async with fleet.nodes.view("g1", stored) as content:
-        assert b"".join([chunk async for chunk in content]) == path.read_bytes()
+        assert content.length == path.stat().st_size
+        assert b"".join([chunk async for chunk in content.chunks]) == path.read_bytes()
     async with fleet.nodes.view("g1", streamed) as content:
-        assert b"".join([chunk async for chunk in content]) == b"one two"
+        assert b"".join([chunk async for chunk in content.chunks]) == b"one two"
     with pytest.raises(FileNotFoundError):
         await fleet.nodes.upload(
             "g1", name="x", subfolder="", content=tmp_path / "missing", content_type="image/png"
@@ -295,13 +297,27 @@ async def test_files_that_are_not_there(fleet: Fleet) -> None:
         async with fleet.nodes.view("g1", FileRef("gone.png")):
             pass
     for status, ref in ((400, FileRef("a..b.png")), (403, FileRef("x.png", "../../.."))):
-        with pytest.raises(OutputGone, match=rf"g1 answers {status} for output file '{ref.filename}'"):
+        with pytest.raises(OutputRefused, match=rf"g1 answers {status} for output file '{ref.filename}'"):
             async with fleet.nodes.view("g1", ref):
                 pass
     with pytest.raises(NodeError) as caught:
         async with fleet.nodes.view("nobody", FileRef("gone.png")):
             pass
-    assert not isinstance(caught.value, OutputGone)
+    assert not isinstance(caught.value, OutputGone | OutputRefused)
+
+
+async def test_what_goes_wrong_with_the_fleets_own_files_is_no_fault_of_the_node(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"data")
+    ref = await fleet.nodes.upload("g1", name="a.bin", subfolder="", content=path, content_type="x/y")
+    for local in (OSError(errno.ENOSPC, "No space left on device"), TimeoutError("ours")):
+        with pytest.raises(type(local)) as caught:  # noqa: PT012 - in mid-stream
+            async with fleet.nodes.view("g1", ref) as content:
+                async for _ in content.chunks:
+                    raise local
+        assert caught.value is local
 
 
 async def test_a_node_that_dies_while_it_sends_a_file(tmp_path: Path) -> None:
@@ -313,7 +329,7 @@ async def test_a_node_that_dies_while_it_sends_a_file(tmp_path: Path) -> None:
         node.slow(bytes_per_s=400_000)
         with pytest.raises(NodeError, match=r"reading 'l\.bin' from node g1"):  # noqa: PT012 - in mid-stream
             async with fleet.nodes.view("g1", ref) as content:
-                async for _ in content:
+                async for _ in content.chunks:
                     await node.crash()
 
 

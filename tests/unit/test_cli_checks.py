@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.cli import checks
 from comfy_fleet.cli.checks import Verdict
 from comfy_fleet.cli.gpus import Gpu, Gpus, Memory, Nvml
@@ -121,6 +122,15 @@ def test_a_data_folder_that_can_not_be_written_fails(tmp_path: Path) -> None:
     (bad,) = checks.data_folder(Settings(data=Path("/proc/fleet")))
     assert (good.verdict, bad.verdict) == (Verdict.OK, Verdict.FAIL)
     assert not (tmp_path / "not").exists()
+
+
+def test_a_full_disk_fails_in_readable_sizes(tmp_path: Path) -> None:
+    (full,) = checks.data_folder(Settings(data=tmp_path, disk_floor_bytes=10**18))
+    assert full.verdict is Verdict.FAIL and "make room" in full.do
+    assert f"left at {tmp_path}, needs 1000000 TB" in full.found and "GiB" not in full.found
+    free = Disk(tmp_path).room().free_bytes
+    (low,) = checks.data_folder(Settings(data=tmp_path, disk_floor_bytes=free * 2 // 3))
+    assert low.verdict is Verdict.WARN and "submits are refused" in low.found
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from comfy_fleet.domain.errors import LeaseLost, NodeError, StoreDown
+from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, OutputLimit, OutputRefused, StoreDown
 from comfy_fleet.domain.job import Job, JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, RunStore
@@ -82,6 +82,34 @@ async def test_a_success_without_its_outputs_is_run_again(released: bool) -> Non
     assert (found.error.code, found.error.message) == ("output_lost", "an output can't be read: 404")
     assert found.error.node_id == "9"
     assert (found.counts, found.exclude, found.placement) == (not released, False, None)
+
+
+async def test_what_its_node_never_gives_away_is_not_computed_again() -> None:
+    refused = OutputRefused("node g1 answers 400 for output file 'a..b.png'", details={"node_id": "9"})
+    found = await World().ending.decide(
+        Verdict(kind="succeeded"), broken=[OutputGone("404"), refused], released=False, canceled=False
+    )
+    assert isinstance(found, Over) and found.status is JobStatus.FAILED and found.error is not None
+    assert (found.error.code, found.error.node_id) == ("output_lost", "9")
+    assert "'a..b.png'" in found.error.message and "would not help" in found.error.message
+
+
+@pytest.mark.parametrize("kind", ["succeeded", "canceled", "failed", "lost"])
+async def test_a_limit_ends_a_job_under_its_name(kind: Any) -> None:
+    limit = OutputLimit("too many", details={"limit": "max_outputs", "value": 3, "node_id": "9"})
+    verdict = Verdict(kind=kind, error=BOOM, counts=True, retryable=True)
+    found = await World().ending.decide(verdict, broken=[limit], released=False, canceled=False)
+    error = JobError(code="output_limit", message="too many", node_id="9", details=limit.details)
+    assert found == Over(status=JobStatus.FAILED, error=error)
+    found = await World().ending.decide(
+        Verdict(kind="canceled"), broken=[limit], released=False, canceled=True
+    )
+    assert found == Over(status=JobStatus.CANCELED)
+
+
+async def test_a_job_that_is_canceled_while_its_outputs_are_collected_is_not_run_again() -> None:
+    found = await decided(Verdict(kind="succeeded"), lost=NodeError("404"), ordered="cancel")
+    assert found == Over(status=JobStatus.CANCELED)
 
 
 @pytest.mark.parametrize("ordered", ["cancel", "release and cancel", ""])

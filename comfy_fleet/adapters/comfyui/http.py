@@ -9,7 +9,8 @@ what happens                        a question       anything else
 HAProxy does not answer             ``unreachable``  NodeError
 HAProxy answers 503 by itself       ``node_down``    NodeError
 node too slow, 5xx, not JSON        ``error``        NodeError
-400, 403, 404 from it on ``/view``  (none)           OutputGone
+404 from it on ``/view``            (none)           OutputGone
+400, 403 from it on ``/view``       (none)           OutputRefused
 ==================================  ===============  ==================================
 """
 
@@ -27,7 +28,7 @@ import orjson
 from yarl import URL
 
 from comfy_fleet.adapters.comfyui.lenient import decode
-from comfy_fleet.domain.errors import NodeError, OutputGone
+from comfy_fleet.domain.errors import NodeError, OutputGone, OutputRefused
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run_messages import (
     AskFailed,
@@ -37,6 +38,7 @@ from comfy_fleet.domain.run_messages import (
     PostUnknown,
     QueueAnswered,
 )
+from comfy_fleet.ports import Content
 
 NODE = "X-Fleet-Node"
 JOB = "X-Fleet-Job"
@@ -171,29 +173,46 @@ class NodeClient:
         return await self._tell(node, "/queue", {"delete": [run]})
 
     @asynccontextmanager
-    async def view(self, node: str, ref: FileRef) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Stream a file.
+    async def view(self, node: str, ref: FileRef) -> AsyncIterator[Content]:
+        """Stream a file. What the caller raises meanwhile is its own and passes through.
 
         Raises:
-            OutputGone: The node has no such file, or gives no file of such a name.
+            OutputGone: The node has no such file.
+            OutputRefused: The node gives no file of such a name or place.
             NodeError: The node could not be asked, or broke off; also while reading.
         """
         params = {"filename": ref.filename, "subfolder": ref.subfolder, "type": ref.type}
         facts = {"node": node, **params}
+
+        def broken(error: Exception) -> NodeError:
+            return NodeError(f"reading {ref.filename!r} from node {node}: {_words(error)}", details=facts)
+
+        async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+            content = response.content.iter_chunked(CHUNK_BYTES)
+            while True:
+                try:
+                    chunk = await anext(content)
+                except StopAsyncIteration:
+                    return
+                except _BROKEN as error:
+                    raise broken(error) from error
+                yield chunk
+
         try:
-            async with self._open().get(
+            response = await self._open().get(
                 self._at("/view", params), headers={NODE: node}, timeout=_SEND, allow_redirects=False
-            ) as response:
-                if NODE in response.headers and response.status in (400, 403, 404):
-                    why = "has no" if response.status == 404 else f"answers {response.status} for"
-                    raise OutputGone(f"node {node} {why} {ref.type} file {ref.filename!r}", details=facts)
-                if response.status != 200:
-                    raise _refused(node, "/view", response.status, response.headers)
-                yield response.content.iter_chunked(CHUNK_BYTES)
+            )
         except _BROKEN as error:
-            raise NodeError(
-                f"reading {ref.filename!r} from node {node}: {_words(error)}", details=facts
-            ) from error
+            raise broken(error) from error
+        async with response:
+            what = f"{ref.type} file {ref.filename!r}"
+            if NODE in response.headers and response.status == 404:
+                raise OutputGone(f"node {node} has no {what}", details=facts)
+            if NODE in response.headers and response.status in (400, 403):
+                raise OutputRefused(f"node {node} answers {response.status} for {what}", details=facts)
+            if response.status != 200:
+                raise _refused(node, "/view", response.status, response.headers)
+            yield Content(chunks=chunks(response), length=response.content_length)
 
     # Everything else --------------------------------------------------------------------------------------
 

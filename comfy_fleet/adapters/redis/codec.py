@@ -165,6 +165,7 @@ def load_job(job_id: str, record: Mapping[str, bytes], outputs: Mapping[bytes, b
         outputs=tuple(load_output(data) for _, data in sorted((outputs or {}).items())),
         error=JobError(**orjson.loads(record["error"])) if record.get("error") else None,
         seq=int(record.get("seq", 0)),
+        waiting_for=text("waits"),
         has_secret=record.get("has_secret") == b"1",
         bust=frozenset((text("bust") or "").split("\n")) - {""},
     )

@@ -123,6 +123,10 @@ class RedisRunStore:
             claim, await self._scripts.call("note", claim.run, claim.token, claim.job.id, kind, data, field)
         )
 
+    async def waits(self, claim: Claim, why: str | None) -> None:
+        """Note what a run waits for on the fleet's own side, or that it goes on."""
+        await self._note(claim, "waits", (why or "").encode(errors="replace"))
+
     async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
         """Note that the prompt has left the node."""
         data = orjson.dumps([dict(item) for item in manifest])

@@ -1,10 +1,14 @@
 -- Something happened in a run: keep it for late readers and tell the others.
--- ARGV: run, token, job, kind (progress | preview | output), data as JSON, output field or ''
+-- ARGV: run, token, job, kind (progress | preview | output | waits),
+--       data as JSON (waits: as text, or ''), output field or ''
 -- Returns 1, or 0 if the lease is gone.
 local run, id, kind, data = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
 if not owned(run, ARGV[2]) then return 0 end
 local key = jobkey(id)
-if kind == 'progress' then
+if kind == 'waits' then
+  if data == '' then redis.call('HDEL', key, 'waits') else redis.call('HSET', key, 'waits', data) end
+  return 1  -- the record has it for who asks
+elseif kind == 'progress' then
   redis.call('HSET', key, 'progress', data)
 elseif kind == 'preview' then
   redis.call('SET', key .. ':preview', data, 'EX', 60)

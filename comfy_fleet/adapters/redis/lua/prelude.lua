@@ -245,6 +245,7 @@ local function end_job(id, status, err, result, at)
   local expires = at + tonumber(f[1])
   redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
+  redis.call('HDEL', key, 'waits')
   redis.call('DEL', key .. ':secret', key .. ':preview')
   redis.call('ZADD', 'fleet:expiring', num(expires), id)
   for asset in string.gmatch(f[2] or '', '%S+') do let_go(asset, id, expires) end

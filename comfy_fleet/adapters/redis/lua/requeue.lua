@@ -23,7 +23,7 @@ if ARGV[7] == '1' or (ARGV[3] == '1' and attempt >= tonumber(f[2])) then
 end
 note_error(r[2], id, ARGV[5], at)
 redis.call('HSET', key, 'status', 'queued', 'last_error', ARGV[5], 'bust', ARGV[8])
-redis.call('HDEL', key, 'run', 'node', 'progress')
+redis.call('HDEL', key, 'run', 'node', 'progress', 'waits')
 redis.call('DEL', key .. ':outputs', key .. ':preview')
 if placement == '' then placement = f[3] else redis.call('HSET', key, 'placement', placement) end
 redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'enqueued_at', iso(at), 'worker_name', '')

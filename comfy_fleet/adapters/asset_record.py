@@ -1,0 +1,51 @@
+"""How an asset's record stands in Redis: a hash of texts."""
+
+import orjson
+
+from comfy_fleet.domain.asset import Asset
+
+
+def dump_asset(asset: Asset) -> dict[str, str]:
+    """Return every field as text, the way Redis keeps it."""
+    record = {
+        "id": asset.id,
+        "owner": asset.owner,
+        "hash": asset.hash,
+        "size_bytes": str(asset.size_bytes),
+        "content_type": asset.content_type,
+        "file_path": asset.file_path,
+        "path": asset.path,
+        "created_at": repr(asset.created_at),
+    }
+    if asset.expires_at is not None:
+        record["expires_at"] = repr(asset.expires_at)
+    if asset.job_id is not None:
+        record["job_id"] = asset.job_id
+    if asset.tags:
+        record["tags"] = dump_tags(asset.tags)
+    if asset.renews:
+        record["renews"] = "1"
+    return record
+
+
+def dump_tags(tags: tuple[str, ...]) -> str:
+    """Return tags the way Redis keeps them."""
+    return orjson.dumps(sorted(set(tags))).decode()
+
+
+def load_asset(record: dict[str, str]) -> Asset:
+    """Read :func:`dump_asset` back."""
+    return Asset(
+        id=record["id"],
+        owner=record["owner"],
+        hash=record["hash"],
+        size_bytes=int(record["size_bytes"]),
+        content_type=record["content_type"],
+        file_path=record["file_path"],
+        path=record["path"],
+        created_at=float(record["created_at"]),
+        expires_at=float(record["expires_at"]) if "expires_at" in record else None,
+        job_id=record.get("job_id"),
+        tags=tuple(orjson.loads(record["tags"])) if record.get("tags") else (),
+        renews="renews" in record,
+    )

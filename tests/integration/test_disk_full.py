@@ -1,0 +1,202 @@
+"""The fleet's own full disk: finished work is kept until there is room, and nothing new is taken before that.
+
+A quota takes the part of the full disk: the same free space is enough or not, as the floor says, and a limit
+on the size of files makes the writing itself fail.
+"""
+
+import resource
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.disk import Disk
+from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.domain.errors import NoRoom
+from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.services import collect
+from tests.factories import GRAPH, picture
+from tests.fleet import fleet_of, until
+from tests.integration.api_kit import code, running, upload
+
+NEVER = 10**18  # a floor that no disk reaches
+
+
+@pytest.fixture(autouse=True)
+def clean(redis: Redis) -> None:
+    """Every test begins with an empty database."""
+
+
+def files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+class Quota:
+    """Fills every disk of this process, and makes room again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        look = Disk.room
+
+        def room(disk: Disk) -> object:
+            disk._floor_bytes = NEVER if self.full else 0
+            return look(disk)
+
+        monkeypatch.setattr(Disk, "room", room)
+        monkeypatch.setattr(collect, "ROOM_GAP_S", 0.02)
+
+
+@pytest.fixture
+def quota(monkeypatch: pytest.MonkeyPatch) -> Quota:
+    return Quota(monkeypatch)
+
+
+async def test_a_run_waits_for_room_and_is_not_run_again(redis_port: int, quota: Quota) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        quota.full = True
+        job = await fleet.submit(GRAPH)
+
+        async def waits() -> bool:
+            return "disk is full" in ((await fleet.job(job.id)).waiting_for or "")
+
+        await until(waits, what="the job says that it waits for room")
+        assert (await fleet.job(job.id)).status is JobStatus.RUNNING
+
+        async def free() -> bool:
+            return await fleet.stores.runs.lease_of("g1") is None
+
+        await until(free, what="its node works for others meanwhile")
+        quota.full = False
+        done = await fleet.ended(job.id)
+        assert (done.status, done.attempt, len(done.outputs)) == (JobStatus.SUCCEEDED, 0, 1)
+        assert (done.waiting_for, fleet.sims["g1"].stats.done) == (None, 1)
+
+
+async def test_a_run_that_waits_for_room_can_be_canceled_and_others_go_on(
+    redis_port: int, quota: Quota
+) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        quota.full = True
+        job = await fleet.submit(GRAPH)
+
+        async def waits() -> bool:
+            return (await fleet.job(job.id)).waiting_for is not None
+
+        await until(waits, what="it waits for room")
+        other = await fleet.submit(picture(5))
+        await until(lambda: fleet.sims["g1"].stats.done == 2, what="the other one runs")
+        await fleet.stores.jobs.request_cancel(job.id)
+        assert (await fleet.ended(job.id)).status is JobStatus.CANCELED
+        quota.full = False
+        assert (await fleet.ended(other.id)).status is JobStatus.SUCCEEDED
+
+
+async def test_a_run_that_waits_for_room_outlives_its_dispatcher(redis_port: int, quota: Quota) -> None:
+    async with fleet_of(redis_port, "g1") as fleet:
+        quota.full = True
+        job = await fleet.submit(GRAPH)
+
+        async def waits() -> bool:
+            return (await fleet.job(job.id)).waiting_for is not None
+
+        await until(waits, what="it waits for room")
+        await fleet.dispatchers[0].kill()
+        await fleet.dispatcher("d2")
+        await until(lambda: fleet.dispatchers[1].dispatcher.flying, what="it is taken over")
+        quota.full = False
+        done = await fleet.ended(job.id)
+        assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 0)
+        assert fleet.sims["g1"].stats.done == 1
+
+
+async def test_a_full_disk_refuses_what_is_new_on_every_route_and_lets_room_be_made(
+    redis_port: int, tmp_path: Path, quota: Quota
+) -> None:
+    async with running(redis_port, tmp_path) as api:
+        await api.add_node()
+        kept = (await upload(api, b"old")).json()
+        hash_ = kept["hash"]
+        first = await api.submit(GRAPH)
+        quota.full = True
+        refusals = [
+            await api.client.post("/api/v2/jobs", json={"workflow": GRAPH}),
+            await api.client.post("/api/v1/generate", json={"prompt": "a fox"}),
+            await api.client.post("/api/v1/workflows/image_card/jobs", json={"params": {"prompt": "a fox"}}),
+            await upload(api, b"new"),
+            await upload(api, b"new", headers={"Idempotency-Key": "k"}),
+            await api.client.post("/api/v2/assets/from-hash", json={"hash": hash_, "file_path": "b.png"}),
+        ]
+        words = ""
+        for answer in refusals:
+            assert code(answer) == (503, "insufficient_storage")
+            assert int(answer.headers["Retry-After"]) >= 1
+            words = answer.json()["error"]["message"]
+            assert words.startswith("the fleet's disk is full: ") and f" left at {tmp_path}, needs " in words
+        ready = await api.client.get("/api/v1/ready")
+        assert ready.status_code == 503
+        assert {"part": "disk", "why": words} in ready.json()["reasons"]
+        assert (await api.client.get("/api/v2/jobs")).status_code == 200
+        assert (await api.client.post(f"/api/v2/jobs/{first['id']}/cancel")).status_code < 300
+        assert (await api.client.delete(f"/api/v2/assets/{kept['id']}")).status_code == 204
+        quota.full = False
+        assert (await upload(api, b"new", headers={"Idempotency-Key": "k"})).status_code == 201
+        await api.submit(GRAPH)
+        assert "disk" not in (await api.client.get("/api/v1/ready")).text
+    assert not files(tmp_path / "files" / "tmp")
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """Let this process write no larger files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [200_000, 3_000_000], ids=["one write", "several writes"])
+async def test_a_write_that_fails_leaves_nothing_behind(redis: Redis, tmp_path: Path, size: int) -> None:
+    disk = Disk(tmp_path, floor_bytes=0)
+    store = FileAssetStore(redis, tmp_path, clock=lambda: 1e9, new_id=lambda: str(uuid4()), disk=disk)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(size // 1000):
+            yield bytes(1000)
+
+    with files_of_at_most(100_000):
+        with pytest.raises(NoRoom, match="the fleet's disk is full"):
+            await store.add_output(
+                owner="o",
+                job_id=str(uuid4()),
+                chunks=chunks(),
+                name="a.bin",
+                content_type="x/y",
+                expires_at=2e9,
+            )
+        with pytest.raises(NoRoom, match="the fleet's disk is full"):
+            await store.upload(owner="o", chunks=chunks(), content_type="x/y", file_path="a.bin")
+    assert not files(tmp_path)
+    assert not [key async for key in redis.scan_iter("fleet:asset*")]
+
+
+async def test_an_upload_ends_where_it_would_pass_the_floor(redis: Redis, tmp_path: Path) -> None:
+    free = Disk(tmp_path).room().free_bytes
+    disk = Disk(tmp_path, floor_bytes=free - 64 * 2**20)  # others may write here meanwhile
+    store = FileAssetStore(redis, tmp_path, clock=lambda: 1e9, new_id=lambda: str(uuid4()), disk=disk)
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield bytes(2**20)
+
+    with pytest.raises(NoRoom, match="left at"):
+        await store.upload(owner="o", chunks=chunks(), content_type="x/y", file_path="a.bin")
+    assert 1 < sent <= 1024
+    assert not files(tmp_path)
