@@ -60,7 +60,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
 @asynccontextmanager
 async def open_beats(settings: Settings) -> AsyncIterator[RedisRunStore]:
     """Connect to Redis once more, for what must never wait behind other work: the renewal of leases."""
-    redis = connect(settings.redis_url, max_connections=2)
+    redis = connect(settings.redis_url, connections=2)
     try:
         yield RedisRunStore(redis)
     finally:
