@@ -109,6 +109,7 @@ class HostAgent:
         self._gpus = Gpus(why=Nvml.NO_DEVICE)
         self._instance = uuid4().hex
         self._joined: set[str] = set()
+        self._store = ""
         self._known: Mapping[str, Node] = {}
         self._neighbours: tuple[float, Mapping[str, Seat]] | None = None
         self._refused: Mapping[str, str] = {}
@@ -231,6 +232,12 @@ class HostAgent:
             same = asked.get(member.name) == self._boot(member)
             if member.process is not None and member.name in answer.restart and same:
                 member.process.recycle("an operator wants it restarted")
+        if answer.store and answer.store != self._store:
+            if self._store and self._joined:
+                logger.warning("the fleet's store was emptied: nodes are registered again")
+                self._joined.clear()
+                self.on_change()
+            self._store = answer.store
         self._joined |= answer.joined
         if answer.refused != self._refused:
             for name, why in answer.refused.items():

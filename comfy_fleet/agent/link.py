@@ -39,6 +39,7 @@ class Answer:
         delete: Files to delete.
         restart: Nodes that an operator wants restarted.
         neighbours: Nodes of other agents on this host's GPUs, by name.
+        store: Tells the fleet's store from one that was emptied; empty if the API does not say.
     """
 
     asked: Heartbeat
@@ -51,6 +52,7 @@ class Answer:
     delete: Sequence[Trash] = ()
     restart: frozenset[str] = frozenset()
     neighbours: Mapping[str, Seat] = field(default_factory=dict)
+    store: str = ""
 
 
 class Link:
@@ -161,6 +163,7 @@ class Link:
             delete=[Trash.parse(str(line)) for line in told.get("delete", ())],
             restart=frozenset(map(str, told.get("restart", ()))),
             neighbours={str(name): _seat(one) for name, one in dict(told.get("neighbours", {})).items()},
+            store=str(told.get("store", "")),
         )
 
     def _refusal(self, reply: httpx.Response) -> str:

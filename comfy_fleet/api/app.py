@@ -22,6 +22,7 @@ from comfy_fleet.api import (
     checks,
     errors,
     events,
+    front_page,
     metrics,
     reference,
     v1_agents,
@@ -75,7 +76,7 @@ def create_app(deps: ApiDeps) -> ASGIApp:
     )
     app.state.deps = deps
     app.state.metrics = figures = metrics.Metrics()
-    app.router.routes[:0] = [*metrics.routes, *reference.routes]
+    app.router.routes[:0] = [*metrics.routes, *reference.routes, *front_page.routes]
     for face in (v1_generate, v1_jobs, v1_nodes, v1_agents, v1_health, checks):
         app.include_router(face.router, prefix="/api/v1")
     # The hot path goes past the layers that only the typed routes need.

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from comfy_fleet.api.json import json_response
+from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.errors import (
     AssetInUse,
     BadInput,
@@ -142,9 +143,12 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
     code = _HTTP_CODES.get(
         error.status_code, "invalid_request" if error.status_code < 500 else "upstream_error"
     )
+    path = request.url.path
+    if error.status_code == 404 and not path.startswith(("/api/v1/", "/api/v2/")):
+        return envelope(404, code, NOTHING_HERE, WHERE_INSTEAD)
     message = {
-        404: f"there is nothing at {request.url.path[:200]}",
-        405: f"{request.method} is not possible at {request.url.path[:200]}",
+        404: f"there is nothing at {path[:200]}; see {WHERE_INSTEAD['docs']}",
+        405: f"{request.method} is not possible at {path[:200]}",
     }.get(error.status_code, str(error.detail))
     headers = {"Allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers
     return envelope(error.status_code, code, message, headers=headers)

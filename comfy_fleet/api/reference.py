@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+CSP = "default-src 'none'; style-src 'unsafe-inline'"
+
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
 h1{font-size:1.6rem}
@@ -31,7 +33,7 @@ async def page(request: Request) -> Response:
     """``GET /api/v1/docs``."""
     return HTMLResponse(
         render(request.app.openapi()),
-        headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
+        headers={"Content-Security-Policy": CSP},
     )
 
 

@@ -125,6 +125,7 @@ async def heartbeat(request: Request, host: str) -> Response:
             "delete": [str(trash) for trash in orders.delete],
             "restart": sorted(orders.restart),
             "neighbours": {name: asdict(seat) for name, seat in orders.neighbours.items()},
+            "store": orders.store,
         }
     )
 

@@ -189,6 +189,7 @@ class Orders:
         delete: Files to delete.
         restart: Nodes that an operator wants restarted, until they were.
         neighbours: Nodes of other agents on this host's GPUs, by name.
+        store: Tells the store from one that was emptied, whose nodes have to be registered anew.
     """
 
     nodes: Sequence[Node] = ()
@@ -197,6 +198,7 @@ class Orders:
     delete: Sequence[Trash] = ()
     restart: frozenset[str] = frozenset()
     neighbours: Mapping[str, Seat] = field(default_factory=dict)
+    store: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

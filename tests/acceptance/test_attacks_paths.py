@@ -27,8 +27,8 @@ COMFYUI = ["prompt", "view", "system_stats", "ws", "userdata", "queue", "interru
 FORBIDDEN_PATHS = [
     *(f"/{path}" for path in COMFYUI),
     *(f"/api/{path}" for path in COMFYUI),
-    "/",
     "*",
+    "/.",
     "/metrics",
     "/haproxy?stats",
     "/api/v1",
@@ -66,6 +66,18 @@ FORBIDDEN_PATHS = [
 def test_nothing_but_the_api_answers(fleet: Up, path: str) -> None:
     assert refused(ask(fleet, "GET", path), 404)["code"] == "not_found"
     assert refused(ask(fleet, "POST", path, body=b"{}"), 404, 405)
+
+
+def test_the_page_at_the_root_runs_nothing_and_tells_nothing(fleet: Up) -> None:
+    page = httpx.get(f"{fleet.url}/")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'"
+    assert "comfy_fleet" in page.text
+    assert "sim-1" not in page.text
+    assert "<script" not in page.text
+    assert httpx.get(f"{fleet.url}/?x=<script>alert(1)</script>").text == page.text
+    assert refused(ask(fleet, "POST", "/", body=b"{}"), 405)["code"] == "method_not_allowed"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """REST: stored workflows, generate, replay, nodes, readiness, the OpenAPI page."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ async def test_workflows_tell_their_parameters(api: Api) -> None:
     }
     for name in ("nope", "..", "%2e%2e%2fetc", "a b"):
         assert (await api.client.get(f"/api/v1/workflows/{name}")).status_code == 404
+
+
+async def test_the_root_says_what_this_is_and_everything_else_where_to_go(api: Api) -> None:
+    page = await api.client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    for link in re.findall(r'href="([^"]+)"', page.text):
+        assert (await api.client.get(f"/{link}")).status_code in (200, 503), link
+    assert (await api.client.head("/")).status_code == 200
+    assert code(await api.client.post("/")) == (405, "method_not_allowed")
+    for path in ("/prompt", "/api/object_info", "/ws", "/system_stats", "/api/v1", "/no/such/thing"):
+        for method in ("GET", "POST"):
+            answer = await api.client.request(method, path)
+            assert code(answer) == (404, "not_found")
+            assert "comfy_fleet" in answer.json()["error"]["message"]
+            assert answer.json()["error"]["details"]["docs"] == "/api/v1/docs"
+    ours = await api.client.get("/api/v1/no-such-thing")
+    assert ours.json()["error"]["message"] == "there is nothing at /api/v1/no-such-thing; see /api/v1/docs"
 
 
 async def test_a_workflow_whose_files_are_broken_says_why_wherever_it_is_named(

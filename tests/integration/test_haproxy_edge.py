@@ -102,12 +102,13 @@ async def test_only_whole_public_paths_pass(edge: Edge) -> None:
         "/docs",
         "/openapi.json",
         "/health",
+        "/",
     ):
         answer = await edge.raw(path)
         assert answer.startswith(b"HTTP/1.1 200 "), (path, answer)
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == path
     for path in (
-        "/",
+        "/.",
         "/metrics",
         "/api/v1",
         "/api/v3/jobs",
@@ -127,6 +128,17 @@ async def test_only_whole_public_paths_pass(edge: Edge) -> None:
         "/prompt",
     ):
         assert error_of(await edge.raw(path)) == (404, "not_found"), path
+
+
+@pytest.mark.parametrize("path", ["/prompt", "/api/object_info", "/ws", "/upload/image", "/no/such/thing"])
+async def test_clients_of_comfyui_learn_where_they_are(edge: Edge, path: str) -> None:
+    for method in ("GET", "POST"):
+        reply = await edge.http.request(method, path)
+        assert reply.status_code == 404
+        error = reply.json()["error"]
+        assert "comfy_fleet" in error["message"]
+        assert error["details"] == {"api": ["/api/v1", "/api/v2"], "docs": "/api/v1/docs"}
+    assert edge.api.requests == []
 
 
 async def test_what_only_the_fleet_may_say_is_stripped(edge: Edge) -> None:

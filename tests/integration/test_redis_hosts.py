@@ -350,3 +350,14 @@ async def _why(stores: Stores, name: str) -> str:
     state = await stores.nodes.state(name)
     assert state is not None
     return state.why
+
+
+async def test_a_store_that_was_emptied_says_so(stores: Stores, hosts: RedisHosts) -> None:
+    first = await stores.nodes.store_id()
+    assert first
+    assert [await stores.nodes.store_id(), (await beat(hosts)).store] == [first, first]
+    await stores.redis.flushall()
+    second = (await beat(hosts)).store
+    assert second
+    assert second != first
+    assert await stores.nodes.store_id() == second

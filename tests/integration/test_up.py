@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from tests.children import mortal
 from tests.conftest import free_port
@@ -500,3 +501,18 @@ def test_a_named_port_that_is_a_nodes_is_told_in_these_words(tmp_path: Path) -> 
     assert told.returncode == 2
     assert f"--port {port} is the port of --node node-1 (127.0.0.1:{port})" in told.stderr
     assert "stop" not in told.stderr
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_an_emptied_redis_gets_its_nodes_back(tmp_path: Path, real: bool) -> None:
+    data = tmp_path / "data"
+    argv = ["--nodes", "1", "--job-seconds", "0.1"]
+    if real:
+        argv = ["--nodes", "1", "--comfyui", str(checkout(tmp_path).home), "--comfyui-python", sys.executable]
+    with up(data, *argv, CUDA_VISIBLE_DEVICES="") as started:
+        note = json.loads((data / "run" / "up.json").read_text())
+        with contextlib.closing(redis.Redis.from_url(note["settings"]["redis_url"])) as store:
+            store.flushall()
+            until(lambda: store.hlen("fleet:nodes"), "its node is registered again")
+        job = started.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
+        assert job["status"] == "succeeded"

@@ -16,7 +16,7 @@ from comfy_fleet.agent.probe import NodeProbe
 from comfy_fleet.agent.process import Process, Spec
 from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml
 from comfy_fleet.domain.gpu import Process as OnGpu
-from comfy_fleet.domain.host import Seat, Trash
+from comfy_fleet.domain.host import Joining, Seat, Trash
 from comfy_fleet.domain.supervise import Phase, Watch
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.domain.vram import GIB
@@ -87,3 +87,24 @@ async def test_what_was_deleted_is_told_until_the_api_has_heard_it() -> None:
     assert host.heartbeat().deleted == [trash]
     host.take(Answer(asked=host.heartbeat(), asked_at=0.0))
     assert host.heartbeat().deleted == []
+
+
+def test_nodes_are_registered_again_in_a_store_that_was_emptied_and_only_there(
+    client: httpx.AsyncClient,
+) -> None:
+    host = HostAgent("h1")
+    joining = Joining(name="g1", url="http://127.0.0.1:1", agent="127.0.0.1:2")
+    host.add(Member(probe=NodeProbe("g1", "http://127.0.0.1:1", client), joining=joining))
+
+    def answer(store: str, *joined: str) -> Answer:
+        return Answer(asked=host.heartbeat(), asked_at=0.0, store=store, joined=frozenset(joined))
+
+    assert host.compose()[1] == [joining]
+    host.take(answer("first", "g1"))
+    for store in ("first", "", "first"):  # an operator removed it; an older API says nothing of its store
+        host.take(answer(store))
+        assert host.compose()[1] == []
+    host.take(answer("second"))
+    assert host.compose()[1] == [joining]
+    host.take(answer("second", "g1"))
+    assert host.compose()[1] == []

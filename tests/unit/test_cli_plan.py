@@ -1,5 +1,6 @@
 """What `fleet up` decides to run, without running it."""
 
+import asyncio
 import itertools
 import socket
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.lock import DataLock
 from comfy_fleet.cli.up.plan import Plan, UpOptions, plan, public_url
 from comfy_fleet.cli.up.programs import OwnRedis
-from comfy_fleet.cli.up.roster import reconcile
-from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict
+from comfy_fleet.cli.up.roster import keep, reconcile
+from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict, StoreDown
 from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
@@ -218,6 +219,12 @@ class Registry:
     def __init__(self, *nodes: Node) -> None:
         self.held = {node.name: node for node in nodes}
         self.added: list[str] = []
+        self.store = "first"
+
+    async def store_id(self) -> str:
+        if not self.store:
+            raise StoreDown("Redis does not answer", retry_after_s=1)
+        return self.store
 
     async def nodes(self) -> Sequence[Node]:
         return list(self.held.values())
@@ -268,3 +275,41 @@ async def test_a_cordon_moves_with_its_node() -> None:
 async def test_a_name_that_somebody_else_uses_is_refused() -> None:
     with pytest.raises(Conflict):
         await reconcile(Registry(node("a", 1, ours=False)), [node("a", 2)], now=NOW)
+
+
+async def test_an_emptied_store_gets_its_nodes_back_and_a_removed_one_stays_removed() -> None:
+    ours = [node("a", 1), node("b", 2)]
+    registry = Registry(*ours)
+    said: list[tuple[str, str]] = []
+    keeping = asyncio.create_task(
+        keep(registry, ours, (), lambda *words: said.append(words), every_s=0.001, clock=lambda: NOW)
+    )
+
+    async def looked() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0.002)
+
+    try:
+        await looked()
+        await registry.remove("b", force=True)  # an operator's wish
+        registry.store = ""  # away for a moment
+        await looked()
+        registry.store = "first"
+        await looked()
+        assert set(registry.held) == {"a"}
+        registry.held.clear()
+        registry.store = "second"
+        async with asyncio.timeout(10):
+            while not said:
+                await looked()
+        assert set(registry.held) == {"a", "b"}
+        assert registry.held["b"].added_at == NOW
+        registry.held = {"a": node("a", 1, ours=False)}
+        registry.held["a"] = replace(registry.held["a"], url="http://127.0.0.1:9")
+        registry.store = "third"
+        async with asyncio.timeout(10):
+            while len(said) < 2:
+                await looked()
+        assert said[1] == ("nodes not registered again", "node a exists already")
+    finally:
+        keeping.cancel()

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from comfy_fleet.adapters.haproxy.entries import backend_of, entries_of, join, lease_options
+from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import Node, check_name
 from comfy_fleet.settings import Settings
@@ -210,7 +211,7 @@ def _edge(settings: Settings, places: Files) -> dict[str, Any]:
             {"status": status, "body": envelope(code, message), "retry_after_s": retry_after_s}
             for status, code, message, retry_after_s in _ERRORS
         ],
-        "not_found": envelope("not_found", "There is nothing at this path."),
+        "not_found": envelope("not_found", NOTHING_HERE, WHERE_INSTEAD),
         "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
         "bad_method": envelope("method_not_allowed", "This method is not possible here."),
         "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
@@ -218,9 +219,9 @@ def _edge(settings: Settings, places: Files) -> dict[str, Any]:
     }
 
 
-def envelope(code: str, message: str) -> str:
+def envelope(code: str, message: str, details: Mapping[str, Any] | None = None) -> str:
     """Return an error as every face tells it, for a single-quoted word of the configuration."""
-    text = json.dumps({"error": {"code": code, "message": message, "details": None}})
+    text = json.dumps({"error": {"code": code, "message": message, "details": details}})
     return text.replace("'", "\\u0027")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+from uuid import uuid4
 
 import orjson
 from redis.asyncio import Redis
@@ -79,11 +80,13 @@ class RedisHosts:
             "deleted": [str(trash) for trash in beat.deleted],
         }
         told = await self._scripts.call(
-            "host_beat", beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks), SEATED_S, beat.instance
+            "host_beat",
+            *(beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks), SEATED_S, beat.instance),
+            uuid4().hex,
         )
         if told == b"taken":
             raise _taken(beat.host)
-        nodes, explained, clear, trash, restart, neighbours = told
+        nodes, explained, clear, trash, restart, neighbours, store = told
         return Orders(
             nodes=[_told(raw, live) for raw, *live in nodes],
             explained=frozenset(run.decode() for run in explained),
@@ -91,6 +94,7 @@ class RedisHosts:
             delete=list(_trash(trash)),
             restart=frozenset(name.decode() for name in restart),
             neighbours={name.decode(): _seat(raw, float(age)) for name, raw, age in neighbours},
+            store=store.decode(),
         )
 
     async def join(self, host: str, joining: Joining, *, now: float) -> Node:

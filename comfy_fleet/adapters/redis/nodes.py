@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
+from uuid import uuid4
 
 import orjson
 from redis.asyncio import Redis
@@ -55,6 +56,10 @@ class RedisNodeRegistry:
                 details={"field": "url", "value": node.url, "node": answer},
             )
         return node
+
+    async def store_id(self) -> str:
+        """Return what tells this store from one that was emptied."""
+        return str((await self._scripts.call("store_id", uuid4().hex)).decode())
 
     async def get(self, name: str) -> Node | None:
         """Return a node, or None."""

@@ -19,7 +19,7 @@ from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up.lock import DataLock
 from comfy_fleet.cli.up.plan import Plan, UpOptions
 from comfy_fleet.cli.up.programs import wait_for_redis
-from comfy_fleet.cli.up.roster import reconcile
+from comfy_fleet.cli.up.roster import keep, reconcile
 from comfy_fleet.cli.up.supervisor import LogTrouble, Spec, Supervised, stop_all
 from comfy_fleet.cli.up.terminal import Terminal
 from comfy_fleet.domain.node import Node
@@ -47,7 +47,7 @@ class Fleet:
         self._nodes: Sequence[Node] = ()
         self._stopping = False
         self._stop = asyncio.Event()
-        self._syncing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self, lock: DataLock) -> None:
         """Start everything, say where it is, serve until a signal comes, and stop everything.
@@ -91,9 +91,9 @@ class Fleet:
             self._stopping = self._terminal.stopping = True
             with self._console.status("stopping"):
                 await stop_all(self._children)
-            if self._syncing:
-                self._syncing.cancel()
-                await asyncio.gather(self._syncing, return_exceptions=True)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             self._terminal.say(f"stopped; queue and files stay in {self.plan.settings.data}")
 
     def _on_signal(self) -> None:
@@ -110,14 +110,22 @@ class Fleet:
                     name="redis", argv=self.plan.redis.argv, stage=_REDIS, ready="Ready to accept connections"
                 )
             )
-            self._syncing = asyncio.create_task(self.plan.redis.sync(self._not_synced))
+            self._tasks.append(asyncio.create_task(self.plan.redis.sync(self._not_synced)))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
             await reconcile(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, now=time.time())
+            self._tasks.append(asyncio.create_task(self._keep_nodes()))
             status.update("starting nodes, HAProxy, API and dispatcher")
             await self._start_parts()
             await self._until_ready(status, stores)
             self._nodes = await stores.nodes.nodes()
+
+    async def _keep_nodes(self) -> None:
+        async with open_stores(self.plan.settings) as stores:
+            await keep(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, self._say_of_nodes)
+
+    def _say_of_nodes(self, message: str, reason: str) -> None:
+        self._terminal.echo("fleet", {"level": "warning", "msg": message, "reason": reason})
 
     def _not_synced(self, error: OSError) -> None:
         facts = {"level": "warning", "msg": "Redis' data not synced to the disk", "error": str(error)}

@@ -1,15 +1,24 @@
 """Keep the nodes of ``fleet up`` in the registry."""
 
-from collections.abc import Collection, Sequence
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from comfy_fleet.cli.up.nodes import MANAGED, MANAGER
+from comfy_fleet.domain.errors import Conflict, FleetError
 from comfy_fleet.domain.node import Node
+
+LOOK_EVERY_S = 2.0
 
 
 class Roster(Protocol):
-    """The part of the node registry that :func:`reconcile` needs."""
+    """The part of the node registry that is needed here."""
+
+    async def store_id(self) -> str:
+        """Return what tells this store from one that was emptied."""
 
     async def nodes(self) -> Sequence[Node]:
         """Return all nodes."""
@@ -54,3 +63,48 @@ async def reconcile(
             await registry.add(replace(node, added_at=now))
             if node.name in cordons:  # an operator's word holds for the name, wherever it listens now
                 await registry.cordon(node.name, reason=cordons[node.name])
+
+
+async def keep(
+    registry: Roster,
+    wanted: Sequence[Node],
+    joining: Collection[str],
+    say: Callable[[str, str], None],
+    *,
+    every_s: float = LOOK_EVERY_S,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Put the nodes back whenever the store was emptied; one that an operator removed stays removed.
+
+    Args:
+        registry: Where nodes are registered; :func:`reconcile` was called already.
+        wanted: As for :func:`reconcile`.
+        joining: As for :func:`reconcile`.
+        say: Gets a message, and a reason if it is bad news.
+        every_s: How often the store is looked at.
+        clock: Unix seconds.
+    """
+    known = ""
+    while True:
+        with contextlib.suppress(FleetError):  # Redis is away: its own watcher says so
+            found = await registry.store_id()
+            if known and found != known:
+                await _put_back(registry, wanted, joining, say, now=clock())
+            known = found
+        await asyncio.sleep(every_s)
+
+
+async def _put_back(
+    registry: Roster,
+    wanted: Sequence[Node],
+    joining: Collection[str],
+    say: Callable[[str, str], None],
+    *,
+    now: float,
+) -> None:
+    try:
+        await reconcile(registry, wanted, joining, now=now)
+    except Conflict as error:  # somebody was quicker; trying again would not help
+        say("nodes not registered again", str(error))
+    else:
+        say("the store was emptied: nodes are registered again", "")

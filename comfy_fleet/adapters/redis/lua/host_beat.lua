@@ -1,8 +1,8 @@
 -- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
 --   {central, reports: [{name, word, why, boot, freed, gpu, seat, facts}], seen: [RUN], leaving: [NODE],
---    deleted: [TRASH]}, then the seconds for which a seat is kept, and the instance
+--    deleted: [TRASH]}, then the seconds for which a seat is kept, the instance, and an id for an empty store
 -- Returns 'taken' (another agent speaks for the host) or {nodes {JSON, cordoned, reason, gpu, device, speed, speeds}, explained runs, nodes that no run needs, trash,
---          nodes to be restarted, others' nodes on the same GPUs {name, seat, seconds since}}
+--          nodes to be restarted, others' nodes on the same GPUs {name, seat, seconds since}, the store's id}
 local host, ttl = ARGV[1], ARGV[2]
 if not admitted(host, ARGV[6]) then return 'taken' end
 local beat = cjson.decode(ARGV[4])
@@ -70,4 +70,5 @@ for gpu in pairs(gpus) do
     end
   end
 end
-return { nodes, explained, clear, redis.call('ZRANGE', 'fleet:trash:' .. host, 0, 199), restart, neighbours }
+return { nodes, explained, clear, redis.call('ZRANGE', 'fleet:trash:' .. host, 0, 199), restart, neighbours,
+  store_id(ARGV[7]) }

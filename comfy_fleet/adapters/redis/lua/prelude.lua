@@ -34,6 +34,7 @@
 -- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
 -- fleet:asset:ID:jobs     set     live jobs that need the asset;  fleet:asset:ID and fleet:asset:expiry: files.lua
 -- fleet:events:ID         channel everything that happens to a job
+-- fleet:store             string  drawn when the store was first used: one that was emptied has another
 -- fleet:wake              channel "job PLACEMENT", "free", "nodes", "cancel RUN", "release RUN"
 -- rq:*                    RQ 2.12's own layout, kept true so that `rq info` and Job.fetch work
 --
@@ -52,6 +53,12 @@ local function admitted(host, instance)
   if holder and holder ~= instance then return false end
   redis.call('SET', key, instance, 'PX', 2500)
   return true
+end
+
+-- Return what tells this store from one that was emptied; the candidate if it was.
+local function store_id(candidate)
+  redis.call('SET', 'fleet:store', candidate, 'NX')
+  return redis.call('GET', 'fleet:store')
 end
 
 local function now()
