@@ -142,6 +142,19 @@ class Settings(BaseSettings):
         1800.0, gt=0, description="Longest time that one output may take from its node; the same beyond."
     )
     max_body_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
+    max_json_bytes: int = Field(
+        16 * 1024 * 1024,
+        gt=0,
+        description="Largest JSON body with a graph, or of an agent's heartbeat. Pictures inside a graph "
+        "fit; larger files are uploaded as assets.",
+    )
+    max_json_values: int = Field(
+        500_000, gt=0, description="Most values, lists and objects included, in such a body."
+    )
+    max_params_bytes: int = Field(4 * 1024 * 1024, gt=0, description="Largest JSON body of any other kind.")
+    max_params_values: int = Field(
+        10_000, gt=0, description="Most values, lists and objects included, in a JSON body of any other kind."
+    )
     max_requests: int = Field(
         128,
         ge=1,

@@ -1,17 +1,53 @@
 """Request bodies in, with limits."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.settings import Settings
 
-MAX_JSON_BYTES = 16 * 1024 * 1024
-"""Most bytes of a JSON body: parsed it takes up to thirty times as much memory, and the loop's time.
-Pictures inside a graph fit; larger files are uploaded as assets."""
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLimits:
+    """How much JSON is taken: parsed it needs up to thirty times as much memory, and the loop's time.
+
+    Attributes:
+        size: Most bytes of a body.
+        values: Most values in it, lists and objects included.
+        size_name: Where the operator sets ``size``; empty: nowhere.
+        values_name: The same of ``values``.
+    """
+
+    size: int
+    values: int
+    size_name: str = ""
+    values_name: str = ""
+
+
+def graph_limits(settings: Settings) -> JsonLimits:
+    """Return the limits of bodies that carry graphs, with pictures in them perhaps, or a host's nodes."""
+    return _limits(settings, settings.max_json_bytes, settings.max_json_values, "JSON")
+
+
+def params_limits(settings: Settings) -> JsonLimits:
+    """Return the limits of all other bodies."""
+    return _limits(settings, settings.max_params_bytes, settings.max_params_values, "PARAMS")
+
+
+def _limits(settings: Settings, size: int, values: int, name: str) -> JsonLimits:
+    least = min(size, settings.max_body_bytes)
+    return JsonLimits(
+        size=least,
+        values=values,
+        size_name=f"FLEET_MAX_{name}_BYTES" if least == size else "FLEET_MAX_BODY_BYTES",
+        values_name=f"FLEET_MAX_{name}_VALUES",
+    )
 
 
 def refuse_encoding(request: Request) -> None:
@@ -31,14 +67,16 @@ def refuse_encoding(request: Request) -> None:
         )
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """Read a whole body of at most ``limit`` bytes.
+async def read_body(request: Request, limit: int, *, name: str = "") -> bytes:
+    """Read a whole body of at most ``limit`` bytes, which the operator sets as ``name``.
 
     Raises:
         HttpError: 413 ``payload_too_large``, before anything is read if the length is announced; 415.
     """
     refuse_encoding(request)
-    too_large = HttpError(413, "payload_too_large", f"the body is larger than {limit} bytes")
+    too_large = HttpError(
+        413, "payload_too_large", f"the body is larger than {limit} bytes" + (f" ({name})" if name else "")
+    )
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise too_large
@@ -52,14 +90,19 @@ async def read_body(request: Request, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """Read a JSON object of at most ``limit`` bytes and :data:`MAX_JSON_BYTES`.
+async def read_object(request: Request, limits: JsonLimits) -> dict[str, Any]:
+    """Read a JSON object within limits.
 
     Raises:
-        HttpError: 413 if it is larger; 415 if it is compressed; 400 if it is no JSON (NaN and invalid UTF-8
-            are none), too deep, or no object.
+        HttpError: 413 if it is larger or has more values; 415 if it is compressed; 400 if it is no JSON (NaN
+            and invalid UTF-8 are none), too deep, or no object.
     """
-    body = await read_body(request, min(limit, MAX_JSON_BYTES))
+    body = await read_body(request, limits.size, name=limits.size_name)
+    if _has_more_values(body, limits.values):
+        named = f" ({limits.values_name})" if limits.values_name else ""
+        raise HttpError(
+            413, "payload_too_large", f"the body has more than {limits.values} JSON values{named}"
+        )
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -70,6 +113,27 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
         )
         raise HttpError(400, "invalid_request", f"the body must be a JSON object, not {kind}")
     return value
+
+
+def _has_more_values(body: bytes, most: int) -> bool:
+    """Tell whether a text of JSON has more values, before any of them is made.
+
+    Each value but the outermost is the first of a list or an object, or follows a comma. Counting bytes takes
+    milliseconds for what takes seconds to parse and check; texts, whose bytes don't count, are cut out only
+    where they could matter.
+    """
+    if _marks(body) <= most:
+        return False
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # what is left are the ends of texts
+    if body.count(b'"') > 4 * most:  # a value brings two texts at most, its key and itself
+        return True
+    return _marks(b'"'.join(body.split(b'"')[::2])) > most
+
+
+def _marks(text: bytes) -> int:
+    empty = text.count(b"[]") + text.count(b"{}")
+    return text.count(b",") + text.count(b"[") + text.count(b"{") - empty
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -9,12 +9,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.body import idempotency_key, read_object
+from comfy_fleet.api.body import JsonLimits, idempotency_key, params_limits, read_object
 from comfy_fleet.api.deps import deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.errors import IdempotencyConflict, IdempotencyKeyReuse
 from comfy_fleet.ports import Idempotency
 
+_SHOWN = 20  # wrong fields that a refusal lists
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -24,13 +25,13 @@ def shown(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-async def read(request: Request, model: type[M]) -> M:
-    """Read a body as a model.
+async def read(request: Request, model: type[M], limits: JsonLimits | None = None) -> M:
+    """Read a body as a model, within the limits for parameters if no others are given.
 
     Raises:
         HttpError: 400 if it is no JSON object, 413 if it is too large, 422 if a field is wrong.
     """
-    return checked(await read_object(request, deps(request).settings.max_body_bytes), model)
+    return checked(await read_object(request, limits or params_limits(deps(request).settings)), model)
 
 
 def checked(body: dict[str, Any], model: type[M]) -> M:
@@ -51,7 +52,7 @@ def checked(body: dict[str, Any], model: type[M]) -> M:
             422,
             "invalid_request",
             f"{first['field']}: {first['message']}",
-            details={"field": first["field"], "errors": problems},
+            details={"field": first["field"], "errors": problems[:_SHOWN]},
         ) from None
 
 

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api.auth import is_loopback
+from comfy_fleet.api.body import graph_limits
 from comfy_fleet.api.deps import admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
@@ -95,7 +96,8 @@ async def heartbeat(request: Request, host: str) -> Response:
     """Keep what the agent saw, register its nodes, and answer with its orders. For agents only."""
     _agents_only(request)
     check_name("host", host)
-    d, body = deps(request), await read(request, HeartbeatBody)
+    d = deps(request)
+    body = await read(request, HeartbeatBody, graph_limits(d.settings))
     now = d.clock()
     if body.join:  # before it moves another agent's nodes
         await d.hosts.admit(host, body.instance)

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from comfy_fleet.adapters.files import HASH
 from comfy_fleet.api import content, wire
-from comfy_fleet.api.body import idempotency_key, read_object
+from comfy_fleet.api.body import JsonLimits, idempotency_key, read_object
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
@@ -20,7 +20,7 @@ from comfy_fleet.services.read import is_id
 
 MIN_EXPIRES_S, MAX_EXPIRES_S = 60, 604_800  # the contract's bounds
 MAX_TAGS = 32
-_SMALL_BODY = 64 * 1024
+_SMALL_BODY = JsonLimits(size=64 * 1024, values=1000)
 _TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(;[\x20-\x7e]{1,200})?")
 _TAG = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 

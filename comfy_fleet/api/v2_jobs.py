@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from comfy_fleet.api import wire
-from comfy_fleet.api.body import idempotency_key, read_object
+from comfy_fleet.api.body import graph_limits, idempotency_key, read_object
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
@@ -51,7 +51,7 @@ async def create(request: Request) -> Response:
 
 async def _create(request: Request, once: Idempotency | None) -> Response:
     d, who = deps(request), owner(request)
-    body = await read_object(request, d.settings.max_body_bytes)
+    body = await read_object(request, graph_limits(d.settings))
     if found := [name for name in _RESERVED if body.get(name) is not None]:
         raise InvalidWorkflow(
             f"{found[0]} is reserved and not taken yet: leave it out", details={"field": found[0]}

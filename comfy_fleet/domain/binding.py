@@ -26,6 +26,9 @@ from comfy_fleet.domain.workflow import (
 
 MAX_TEXT = 100_000
 """Characters of a text whose parameter sets no limit."""
+_SHOWN_NAME = 80
+MAX_UNKNOWN = 20
+"""Names that are no parameters, and that are told one by one what they could have meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,14 @@ def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[
         InvalidParameter: Details carry ``parameter``, ``value`` and ``limit`` of the first problem, and
             ``errors`` with all of them (and each one's ``message``).
     """
-    problems: list[_Problem] = [
-        _unknown(workflow, name, values[name]) for name in values if not _known(workflow, name)
-    ]
+    strange = [name for name in values if not _known(workflow, name)]
+    if len(strange) > MAX_UNKNOWN:  # looking for what each of them could have meant takes its time
+        raise InvalidParameter(
+            f"{len(strange)} of the {len(values)} values are no parameters of workflow {workflow.name!r}; "
+            f"it takes {', '.join(parameter.name for parameter in workflow.parameters) or 'none'}",
+            details={"parameter": strange[0][:_SHOWN_NAME], "value": None, "limit": MAX_UNKNOWN},
+        )
+    problems: list[_Problem] = [_unknown(workflow, name, values[name]) for name in strange]
     used: dict[str, Any] = {}
     for parameter in workflow.parameters:
         try:
@@ -181,6 +189,7 @@ def _known(workflow: Workflow, name: str) -> bool:
 
 def _unknown(workflow: Workflow, name: str, value: object) -> _Problem:
     names = [parameter.name for parameter in workflow.parameters]
+    name = name if len(name) <= _SHOWN_NAME else name[:_SHOWN_NAME] + "…"
     near = difflib.get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"it takes {', '.join(names) or 'none'}"
     return _Problem(name, value, near or names, f"is unknown to workflow {workflow.name!r}; {hint}")

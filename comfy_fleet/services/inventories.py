@@ -25,6 +25,7 @@ from comfy_fleet.services.refresh import Keeper, NodeInfo
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # nodes that a refusal explains
+_LARGE_NODES = 500  # graphs of more nodes are compared with what the nodes have in a thread
 _RECENT_S = 1.0  # whether a node is busy is not announced
 _KEEP_NEEDS_S = 3600.0  # needs are written again that often, so that they outlive every job
 
@@ -125,12 +126,12 @@ class NodeInventories:
         if not await self.any_node():
             return Placement(pool=wish.pool or wish.prefer or DEFAULT_POOL)
         wanted = self._pools(wish)
-        needs, bad = self._judge(graph, wish, wanted)
+        needs, bad = await self._judged(graph, wish, wanted)
         if bad and len(bad) == len(self._members(wanted)):
             # Before refusing make sure that this is how things are now: a model may have been added.
             await self._settle(bad)
             wanted = self._pools(wish)
-            needs, bad = self._judge(graph, wish, wanted)
+            needs, bad = await self._judged(graph, wish, wanted)
             if bad and len(bad) == len(self._members(wanted)):
                 raise self._refusal(bad)
         # What needs can't say (an input's range, one that is missing) is about these very nodes.
@@ -158,6 +159,14 @@ class NodeInventories:
     def _members(self, wanted: Placement) -> list[Candidate]:
         pools = self._atlas.pools_of(wanted)
         return [candidate for candidate in self._atlas.candidates if candidate.node.pool in pools]
+
+    async def _judged(
+        self, graph: Graph, wish: Wish, wanted: Placement
+    ) -> tuple[Needs, dict[str, "_Unable"]]:
+        """Judge a graph, a large one in a thread: nothing that is read there changes, it is replaced."""
+        if len(graph) <= _LARGE_NODES:
+            return self._judge(graph, wish, wanted)
+        return await asyncio.to_thread(self._judge, graph, wish, wanted)
 
     def _judge(self, graph: Graph, wish: Wish, wanted: Placement) -> tuple[Needs, dict[str, "_Unable"]]:
         """Return the needs, and the nodes that can't run it; a graph is checked once for nodes alike."""

@@ -3,24 +3,33 @@
 What this refuses costs no GPU second; what it accepts is durable.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from blake3 import blake3
 
 from comfy_fleet.domain import binding, graph
 from comfy_fleet.domain.eligibility import GIB, Wish
-from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, MissingAsset, NoNodes, StoreDown
+from comfy_fleet.domain.errors import Busy, FleetError, InvalidWorkflow, MissingAsset, NoNodes, StoreDown
 from comfy_fleet.domain.graph import Graph
 from comfy_fleet.domain.job import Metadata, NewJob, Placement
 from comfy_fleet.domain.workflow import Requires, Workflow
 from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
 from comfy_fleet.services.read import is_id
+from comfy_fleet.turns import NoTurn, Turns
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LARGE_BYTES = 256 * 1024
+"""Graphs of more bytes of JSON are checked in a thread: everybody else's requests go on meanwhile."""
+LARGE_AT_ONCE = 2
+LARGE_LINE = 16
+LARGE_WAIT_S = 10.0
 
 
 class Inventories(Protocol):
@@ -108,6 +117,7 @@ class Submitter:
         self._clock = clock
         self._new_id = new_id
         self._draw_seed = draw_seed
+        self._large = Turns(LARGE_AT_ONCE, wait_s=LARGE_WAIT_S, line=LARGE_LINE)
 
     async def graph(self, owner: str, workflow: object, wishes: Wishes) -> Submitted:
         """Submit a graph as it is.
@@ -116,13 +126,24 @@ class Submitter:
             InvalidWorkflow: Its structure is wrong, or no node can run it; per-node details.
             WorkflowFormatUi: It is the editor's format.
             MissingAsset: It refers to an asset that this owner doesn't have.
+            Busy: Several large graphs are being checked already.
             NoNodes: No node is known at all.
             NoRoom: The fleet's own disk is too full for another job's outputs.
             QueueFull: Too many jobs wait.
             IdempotencyKeyReuse: The key has made a job.
         """
-        checked = graph.check(workflow)
-        return await self._submit(owner, checked, wishes, profile=graph.profile(checked))
+        if not _is_large(workflow):
+            checked, profile = _checked(workflow)
+            return await self._submit(owner, checked, wishes, profile=profile)
+        try:
+            await self._large.take()
+        except NoTurn:
+            raise Busy("several large graphs are being checked already: try again", retry_after_s=2) from None
+        try:
+            checked, profile = await asyncio.to_thread(_checked, workflow)
+            return await self._submit(owner, checked, wishes, profile=profile, large=True)
+        finally:
+            self._large.give()
 
     async def stored(self, owner: str, name: str, params: Mapping[str, Any], wishes: Wishes) -> Submitted:
         """Submit a stored workflow with parameters.
@@ -154,9 +175,10 @@ class Submitter:
         profile: str,
         workflow: Workflow | None = None,
         params: Mapping[str, Any] | None = None,
+        large: bool = False,
     ) -> Submitted:
         self._assets.check_room()
-        uploads = await self._uploads(owner, checked)
+        uploads = await self._uploads(owner, checked, large=large)
         where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
         placement = await self._inventories.placement(checked, where)
         if not await self._inventories.any_node():
@@ -223,10 +245,10 @@ class Submitter:
         logger.info("job accepted", extra={"job_id": new.id, **facts})
         return done
 
-    async def _uploads(self, owner: str, checked: Graph) -> dict[str, str]:
+    async def _uploads(self, owner: str, checked: Graph, *, large: bool) -> dict[str, str]:
         """Return which asset goes where: ``core/ASSET`` objects, then files that inputs name."""
         found: dict[str, str] = {}
-        for reference in graph.asset_references(checked):
+        for reference in await _worked(large, lambda: list(graph.asset_references(checked))):
             asset = await self._assets.get(reference.asset_id)
             if asset is None or asset.owner != owner:
                 raise MissingAsset(
@@ -240,11 +262,28 @@ class Submitter:
                     },
                 )
             found[place(reference.node_id, reference.path)] = asset.id
-        for named in graph.upload_candidates(checked, self._inventories.uploads()):
+        known = self._inventories.uploads()
+        for named in await _worked(large, lambda: list(graph.upload_candidates(checked, known))):
             asset = await self._assets.by_path(owner=owner, file_path=named.name)
             if asset is not None:
                 found[place(named.node_id, (named.input,))] = asset.id
         return found
+
+
+def _is_large(workflow: object) -> bool:
+    try:
+        return len(orjson.dumps(workflow)) > LARGE_BYTES
+    except TypeError:  # it is refused for what it is
+        return True
+
+
+def _checked(workflow: object) -> tuple[Graph, str]:
+    checked = graph.check(workflow)
+    return checked, graph.profile(checked)
+
+
+async def _worked(large: bool, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if large else work()
 
 
 def place(node_id: str, path: tuple[str | int, ...]) -> str:
