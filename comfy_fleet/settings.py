@@ -3,6 +3,8 @@
 ``docs/reference/settings.md`` is generated from the fields below.
 """
 
+import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -15,6 +17,14 @@ from comfy_fleet.domain.errors import BadInput
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
 SOURCE = Path(__file__).parent.parent  # inside a checkout
+
+
+WARNED = "FLEET_WARNED"
+"""Variables that a parent process has warned of already, with commas; its children need not."""
+_OF_COMMANDS = ("FLEET_API_URL", "FLEET_API_KEY")
+_OF_COMPOSE = ("GPU_HOST", "IMAGE", "PUBLISH", "SECRETS", "TAG", "WORKFLOWS_DIR")  # docker/ reads them
+_FOR_TESTS = "FLEET_TEST_"
+_ALIKE = 0.7  # of 1: from here on a name is taken for a slip of the pen
 
 
 def packaged(folder: str) -> Path:
@@ -253,3 +263,30 @@ class Settings(BaseSettings):
     def direct_url(self) -> str:
         """HTTP base of the broker's pinned frontend."""
         return f"http://{self.broker_host}:{self.direct_port}"
+
+
+def unknown(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the ``FLEET_*`` variables that nothing here reads, each with the name that may be meant.
+
+    Args:
+        environ: The environment; those that :data:`WARNED` names are left out.
+    """
+    usual = {*(f"FLEET_{name.upper()}" for name in Settings.model_fields), *_OF_COMMANDS}
+    known = {*usual, WARNED, *(f"FLEET_{name}" for name in _OF_COMPOSE)}
+    told = environ.get(WARNED, "").split(",")
+    found = sorted(
+        name
+        for name in environ
+        if name.startswith("FLEET_")
+        and name.upper() not in known
+        and not name.startswith(_FOR_TESTS)
+        and name not in told
+    )
+    return {name: _alike(name, usual) for name in found}
+
+
+def _alike(name: str, usual: Iterable[str]) -> str | None:
+    # The common beginning would make everything look alike.
+    words = {one.removeprefix("FLEET_"): one for one in sorted(usual)}
+    near = difflib.get_close_matches(name.upper().removeprefix("FLEET_"), words, n=1, cutoff=_ALIKE)
+    return words[near[0]] if near else None

@@ -1,6 +1,7 @@
 """The fleet's processes: all of them on one machine (``up``), or each alone for systemd and containers."""
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -93,6 +94,7 @@ def up(
     from comfy_fleet.cli.up.nodes import cuda_visible
     from comfy_fleet.cli.up.plan import UpOptions, plan
 
+    keep_private()
     settings = load(data=data, port=port, host=host, redis_url=redis)
     home = None
     if comfyui:
@@ -193,12 +195,25 @@ def load(**flags: Any) -> "Settings":
     return settings.model_copy(update={"data": settings.data.expanduser().absolute()})
 
 
-def logging_as(process: str) -> "Settings":
-    """Return the settings, with this process's logs going to stderr as they say."""
-    from comfy_fleet import logs
+def keep_private() -> None:
+    """Let nobody but this user read what this process and its children will write, wherever it lies.
 
+    For the fleet's own processes: prompts, pictures, keys and logs are theirs. Commands that save a picture
+    where their user wants it leave the umask alone.
+    """
+    os.umask(0o077)
+
+
+def logging_as(process: str) -> "Settings":
+    """Begin one of the fleet's own processes: return the settings, and send logs to stderr as they say."""
+    from comfy_fleet import logs
+    from comfy_fleet.cli.variables import unread
+
+    keep_private()
     settings = load()
     logs.setup(process, level=settings.log_level, fmt=settings.log_format)
+    for sentence in unread():
+        logging.getLogger(__name__).warning("variable not read", extra={"reason": sentence})
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     return settings

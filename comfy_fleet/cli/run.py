@@ -18,7 +18,10 @@ _BY_ERROR: tuple[tuple[type[FleetError], Exit], ...] = (
 def main() -> NoReturn:
     """Run ``fleet`` with the process's arguments and exit."""
     from comfy_fleet.cli.app import build
+    from comfy_fleet.cli.variables import is_service, warn_on_terminal
 
+    if not is_service(sys.argv[1:]):
+        warn_on_terminal()
     try:
         build()(prog_name="fleet")
     except Fail as error:

@@ -334,6 +334,15 @@ def test_kill_9_takes_everything_along_and_loses_no_job(tmp_path: Path) -> None:
             assert followed.returncode == 0, (followed.stdout, second.log.read_text())
 
 
+def test_an_unknown_variable_is_warned_of_once_and_not_by_every_child(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with up(data, "--nodes", "1", "--verbose", FLEET_BOGUS="1", FLEET_QUEUE_DEPTH="7") as started:
+        assert started.log.read_text().count("FLEET_BOGUS") == 1
+        assert "warning: nothing reads" in started.log.read_text().splitlines()[0]
+        for log in (data / "logs").glob("*.log"):
+            assert "nothing reads" not in log.read_text(), log
+
+
 def test_down_stops_it(tmp_path: Path) -> None:
     data = tmp_path / "data"
     assert fleet("down", "--data", str(data)).returncode == 7
@@ -501,6 +510,30 @@ def test_a_named_port_that_is_a_nodes_is_told_in_these_words(tmp_path: Path) -> 
     assert told.returncode == 2
     assert f"--port {port} is the port of --node node-1 (127.0.0.1:{port})" in told.stderr
     assert "stop" not in told.stderr
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_what_it_writes_is_for_its_user_alone_also_in_a_folder_that_others_may_read(
+    tmp_path: Path, real: bool
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o755)
+    argv = ["--nodes", "1", "--job-seconds", "0.1"]
+    if real:
+        argv = ["--nodes", "1", "--comfyui", str(checkout(tmp_path).home), "--comfyui-python", sys.executable]
+    with up(data, *argv, CUDA_VISIBLE_DEVICES="") as started:
+        job = started.json("submit", "image_card", "-p", "prompt=x", "--wait", "--timeout", "40")
+        assert job["status"] == "succeeded"
+        status = {pid: Path(f"/proc/{pid}/status").read_text() for pid in processes_of(data)}
+        assert len(status) >= 7
+        assert {pid for pid, told in status.items() if "Umask:\t0077" not in told} == set()
+        modes = {path: path.lstat().st_mode for path in data.rglob("*")}
+        assert len(modes) > 10
+        assert {str(path): oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
+    picture = tmp_path / "picture"
+    picture.touch()
+    assert picture.stat().st_mode & 0o044  # this process's own umask hides nothing
 
 
 @pytest.mark.parametrize("real", [False, True])

@@ -1,0 +1,37 @@
+"""Warn of ``FLEET_*`` variables that nothing reads: a slip of the pen would go unnoticed otherwise."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+_SERVICES = (("api",), ("dispatch",), ("agent",), ("sim",), ("haproxy", "run"))
+
+
+def is_service(argv: Sequence[str]) -> bool:
+    """Return whether a command line starts one of the fleet's own processes: these warn in their logs."""
+    words = tuple(word for word in argv if not word.startswith("-"))
+    return any(words[: len(service)] == service for service in _SERVICES)
+
+
+def unread() -> Iterator[str]:
+    """Yield a sentence for each variable that nothing reads; this process's children won't say it again."""
+    from comfy_fleet.settings import WARNED, unknown
+
+    found = unknown(os.environ)
+    if found:
+        told = os.environ.get(WARNED)
+        os.environ[WARNED] = ",".join([*([told] if told else []), *found])
+    for name, meant in found.items():
+        help_ = f"did you mean {meant}?" if meant else "the settings are in docs/reference/settings.md"
+        yield f"nothing reads {name}; {help_}"
+
+
+def warn_on_terminal() -> None:
+    """Warn on stderr."""
+    from comfy_fleet.cli.console import stderr
+
+    if "_FLEET_COMPLETE" in os.environ:  # a shell asks what could come next
+        return
+    for sentence in unread():
+        console = stderr()
+        console.print("[bold yellow]warning:[/]", end=" ")
+        console.print(sentence, markup=False, soft_wrap=True)
