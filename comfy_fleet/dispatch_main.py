@@ -30,6 +30,7 @@ from comfy_fleet.bootstrap import (
 )
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.domain.run import RunLimits
 from comfy_fleet.services.care import CareLimits
 from comfy_fleet.services.collect import OutputLimits
@@ -145,6 +146,7 @@ async def open_dispatcher(
                 oom_memory_s=settings.oom_memory_s,
                 free=ByPool.parse(settings.free_oom),
             ),
+            files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
             now=time.monotonic,
             new_id=lambda: str(uuid4()),
             chance=random.random,

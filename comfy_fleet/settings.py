@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.file_check import FilePolicy
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
 SOURCE = Path(__file__).parent.parent  # inside a checkout
@@ -179,6 +180,17 @@ class Settings(BaseSettings):
     )
     max_streams: int = Field(64, ge=1, description="Event streams that one caller may hold open.")
 
+    deny_classes: str = Field(
+        "",
+        description="Node classes that no job may use, after commas; `-NAME` allows one that is denied "
+        "as shipped.",
+    )
+    free_paths: str = Field(
+        "",
+        description="Inputs that may name any file on a node, after commas: `CLASS.input`. All others must "
+        "stay in their folder.",
+    )
+
     default_workflow: str = Field(
         "image_card", description="What `fleet submit` and the demo run when nothing is named."
     )
@@ -220,6 +232,16 @@ class Settings(BaseSettings):
         if not token:
             raise ValueError(f"agent_token_file {path} is empty")
         return token
+
+    @field_validator("free_paths")
+    @classmethod
+    def _check_free_paths(cls, value: str) -> str:
+        """Refuse what :meth:`FilePolicy.parse` can't read."""
+        try:
+            FilePolicy.parse("", value)
+        except BadInput as error:
+            raise ValueError(str(error)) from error
+        return value
 
     @field_validator("free_idle_s", "free_oom", mode="before")
     @classmethod

@@ -34,18 +34,24 @@ class Folders:
 
 
 def delete(trash: Trash, folders: Folders) -> None:
-    """Delete ``output/fleet/JOB/RUN`` and ``input/fleet/JOB``. What can't be deleted is logged and stays."""
-    with _inside(folders.output, "fleet", trash.job) as job:
-        if job is not None:
-            _remove(trash, trash.run, job)
-    with _inside(folders.output, "fleet") as fleet:
-        if fleet is not None:
-            with contextlib.suppress(OSError):  # another run's files are still in it, or it is gone
-                os.rmdir(trash.job, dir_fd=fleet)
-    if folders.input is not None:
-        with _inside(folders.input, "fleet") as fleet:
+    """Delete ``fleet/JOB/RUN`` in the output and input folders. What can't be deleted is logged and stays."""
+    for folder in filter(None, (folders.output, folders.input)):
+        with _inside(folder, "fleet", trash.job) as job:
+            if job is not None:
+                _remove(trash, trash.run, job)
+                if folder == folders.input:
+                    _remove_files(job)
+        with _inside(folder, "fleet") as fleet:
             if fleet is not None:
-                _remove(trash, trash.job, fleet)
+                with contextlib.suppress(OSError):  # another run's files are still in it, or it is gone
+                    os.rmdir(trash.job, dir_fd=fleet)
+
+
+def _remove_files(folder: int) -> None:
+    """Remove what lies beside the runs' folders: earlier versions staged a job's inputs there."""
+    for name in os.listdir(folder):
+        with contextlib.suppress(OSError):  # a folder, or gone
+            os.unlink(name, dir_fd=folder)
 
 
 def _remove(trash: Trash, name: str, parent: int) -> None:

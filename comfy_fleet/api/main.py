@@ -27,6 +27,7 @@ from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.v1_health import disk_probe, node_probe
 from comfy_fleet.bootstrap import Stores, calm_collector, open_assets, open_disk, open_secrets, open_stores
 from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.read import Estimator
 from comfy_fleet.services.submit import Limits, Submitter
@@ -61,6 +62,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
             retention_s=settings.retention_s,
             max_attempts=settings.max_attempts,
         ),
+        files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
         clock=time.time,
         new_id=lambda: str(uuid4()),
         draw_seed=lambda: secrets.randbits(53),  # every JSON reader keeps 53 bits

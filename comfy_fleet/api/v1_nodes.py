@@ -87,7 +87,7 @@ async def diff_nodes(request: Request, names: str = "") -> Response:
         raise NotFound(f"no node {min(unknown)[:80]!r}")
     have = {
         name: candidate.inventory
-        for name, candidate in (await d.inventories.inventories()).items()
+        for name, candidate in (await d.inventories.by_node()).items()
         if candidate.inventory is not None and (not wanted or name in wanted)
     }
     chosen = {name: s for name, s in states.items() if not wanted or name in wanted}

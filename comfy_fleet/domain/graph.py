@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from comfy_fleet.domain.errors import InvalidWorkflow, MissingAsset
+from comfy_fleet.domain.errors import MissingAsset
+from comfy_fleet.domain.file_access import KNOWN, STAGING, Use, Uses, names_prefix
 from comfy_fleet.domain.structure import MAX_NODES, Graph, check, is_link
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "BUST_INPUT",
     "COSTLY",
     "MAX_NODES",
-    "UPLOADS",
     "AssetReference",
     "Graph",
     "NamedUpload",
@@ -34,8 +33,10 @@ __all__ = [
     "copied",
     "for_run",
     "is_link",
+    "place_name",
     "profile",
-    "upload_candidates",
+    "texts",
+    "texts_in",
 ]
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -45,10 +46,6 @@ Place: TypeAlias = tuple[str, Path]
 
 ASSET_TYPE = "core/ASSET"
 BUST_INPUT = "fleet_run"
-
-PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAudio"})
-"""Output nodes that write a file under a name of their own and hand nothing on. From the cache they would
-give a file that an earlier job wrote, with that job's whole graph in its metadata."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +72,21 @@ class AssetReference:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedUpload:
-    """An input that names an uploaded file, as ``LoadImage`` does.
+    """A text that names an uploaded file, as in ``LoadImage``.
 
     Attributes:
+        path: Where it stands in the node's inputs.
         name: The file's name without ComfyUI's annotation, e.g. ``photo.png`` of ``photo.png [input]``.
     """
 
     node_id: str
-    input: str
+    path: Path
     name: str
 
     @property
     def place(self) -> Place:
         """Key for the replacements of :func:`for_run`."""
-        return self.node_id, (self.input,)
+        return self.node_id, self.path
 
 
 def asset_references(graph: Graph) -> tuple[AssetReference, ...]:
@@ -117,56 +115,30 @@ def asset_reference(asset_id: str) -> dict[str, Any]:
     return {"__type": ASSET_TYPE, "info": {"id": asset_id}}
 
 
-UPLOADS: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "LoadImage": frozenset({"image"}),
-        "LoadImageMask": frozenset({"image"}),
-        "LoadImageOutput": frozenset({"image"}),
-        "LoadAudio": frozenset({"audio"}),
-        "LoadVideo": frozenset({"file"}),
-        "Load3D": frozenset({"model_file"}),
-        "Load3DAnimation": frozenset({"model_file"}),
-        "VHS_LoadVideo": frozenset({"video"}),
-        "VHS_LoadAudioUpload": frozenset({"audio"}),
-    }
-)
-"""Inputs that name uploaded files, by class: what is known without asking a node."""
-
-
-def upload_candidates(
-    graph: Graph, uploads: Mapping[str, frozenset[str]] | None = None
-) -> tuple[NamedUpload, ...]:
-    """Find the inputs that name an uploaded file.
-
-    Args:
-        graph: A checked graph.
-        uploads: Such inputs by class, from :attr:`comfy_fleet.domain.inventory.Inventory.uploads`;
-            :data:`UPLOADS` when no node's inventory is known.
-
-    Raises:
-        InvalidWorkflow: One names a file outside the node's input folder. ComfyUI joins such a name to its
-            folder and opens what comes out, so it would read any picture on the node's machine; and what
-            lies in ``output`` and ``temp`` (``name [output]``) may be another user's. Or a number or an
-            object of another kind stands there.
-    """
-    known = UPLOADS if uploads is None else uploads
-    found = []
+def texts(graph: Graph) -> Iterator[tuple[str, Path, str]]:
+    """Walk every text inside the inputs, but for those of asset references: node id, path, text."""
     for node_id, node in graph.items():
-        for name in sorted(known.get(node["class_type"], ())):
-            value = node["inputs"].get(name)
-            if isinstance(value, int | float) or (
-                isinstance(value, dict) and value.get("__type", ASSET_TYPE) != ASSET_TYPE
-            ):
-                raise _bad_file(node_id, name)
-            if not isinstance(value, str) or not value:
-                continue
-            file, _, folder = value.rpartition(" [") if value.endswith("]") else (value, "", "input]")
-            if _leaves_folder(value) or folder in ("output]", "temp]"):
-                raise _bad_file(node_id, name)
-            # The blank before an annotation is ComfyUI's; others belong to the name.
-            file = file.rstrip() if value.endswith("[input]") else value
-            found.append(NamedUpload(node_id=node_id, input=name, name=file))
-    return tuple(found)
+        for name, value in node["inputs"].items():
+            for path, text in texts_in((name,), value):
+                yield node_id, path, text
+
+
+def texts_in(path: Path, value: object) -> Iterator[tuple[Path, str]]:
+    """Walk every text inside a value that stands at ``path``, but for those of asset references."""
+    # check() has limited the depth, so this recursion ends.
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict) and value.get("__type") != ASSET_TYPE:
+        for key, inner in value.items():
+            yield from texts_in((*path, key), inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from texts_in((*path, index), inner)
+
+
+def place_name(node_id: str, path: Path) -> str:
+    """Return a place as :attr:`NewJob.uploads` names it: ``NODE/INPUT[/KEY ...]``."""
+    return "/".join([node_id, *map(str, path)])
 
 
 def copied(graph: Graph) -> Graph:
@@ -210,6 +182,7 @@ def for_run(
     run_id: str,
     replacements: Mapping[Place, str] | None = None,
     bust: frozenset[str] = frozenset(),
+    saves: Mapping[str, Uses] = KNOWN,
 ) -> Graph:
     """Return the graph as one run posts it.
 
@@ -222,13 +195,14 @@ def for_run(
         job_id: Letters, digits, ``-`` and ``_``.
         run_id: The same.
         replacements: What stands at a place instead: the staged name of an asset or an upload.
-        bust: Nodes that must not come from the cache though they have no file prefix; :data:`PREVIEWS`
-            never do. They get an input ``fleet_run`` that no class declares: ComfyUI leaves it out of
-            validation and call, but counts it in the cache's key.
+        bust: Nodes that must not come from the cache though they have no file prefix. They get an input
+            ``fleet_run`` that no class declares: ComfyUI leaves it out of validation and call, but counts
+            it in the cache's key.
+        saves: What the inputs of each class name.
     """
     if not (_SAFE_ID.fullmatch(job_id) and _SAFE_ID.fullmatch(run_id)):
         raise ValueError("job_id and run_id must consist of letters, digits, '-' and '_'")
-    folder = f"fleet/{job_id}/{run_id}"
+    folder = f"{STAGING}/{job_id}/{run_id}"
     by_node: dict[str, dict[Path, str]] = {}
     for (node_id, path), value in (replacements or {}).items():
         by_node.setdefault(node_id, {})[path] = value
@@ -239,11 +213,8 @@ def for_run(
             name: _replaced(value, (name,), places) if places else _copied(value)
             for name, value in node["inputs"].items()
         }
-        for name, value in inputs.items():
-            # Newer nodes name inputs inside a group "group.input".
-            if name.rpartition(".")[2] == "filename_prefix":
-                inputs[name] = f"{folder}/{_safe_prefix(_literal(graph, value))}"
-        if node_id in bust or node["class_type"] in PREVIEWS:
+        inputs.update(_saved_below(folder, graph, inputs, saves.get(node["class_type"], {})))
+        if node_id in bust:
             inputs[BUST_INPUT] = run_id
         result[node_id] = {**node, "inputs": inputs}
     return result
@@ -251,37 +222,29 @@ def for_run(
 
 # ----------------------------------------------------------------------------------------------------
 
+
+def _saved_below(folder: str, graph: Graph, inputs: Mapping[str, Any], uses: Uses) -> dict[str, str]:
+    """Return the inputs that say where a node saves, so that they lie in a folder; also those left out."""
+    # Without a value the class takes its own default, which is the same for every job.
+    left_out = [name for name in uses if name not in inputs and "." not in name]
+    targets = [name for name in (*inputs, *left_out) if uses.get(name) is Use.TARGET]
+    found = {}
+    for name in (*inputs, *left_out):
+        # Newer nodes name inputs inside a group "group.input".
+        if names_prefix(name) or uses.get(name) in (Use.PREFIX, Use.TARGET):
+            path = _safe_prefix(_literal(graph, inputs.get(name)))
+            # A prefix that is joined to a folder can't make folders in it.
+            joined = targets and name not in targets
+            found[name] = path.rpartition("/")[2] if joined else f"{folder}/{path}"
+    return found
+
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # ComfyUI fills in %width% and the like, its editor %date:yyyy-MM-dd% and %Node.input%.
 _TOKEN = re.compile(r"(%[A-Za-z][^%/\\\x00-\x1f\x7f]{0,80}%)")
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*%\ud800-\udfff]')
 # ``GET /view`` gives no file whose name holds two dots in a row, wherever they stand.
 _DOTS = re.compile(r"\.{2,}")
-
-
-_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
-
-
-def _leaves_folder(name: str) -> bool:
-    return (
-        ".." in re.split(r"[/\\]", name)
-        or _ABSOLUTE.match(name) is not None
-        or not all(char.isprintable() for char in name)
-    )
-
-
-def _bad_file(node_id: str, name: str) -> InvalidWorkflow:
-    message = (
-        f"{name} must be the name of an uploaded file, without '..', not absolute, and no [output] or [temp],"
-        f" or a {ASSET_TYPE} object"
-    )
-    return InvalidWorkflow(
-        f"node {node_id}: {message}",
-        details={
-            "field": "workflow",
-            "node_errors": {node_id: [{"field": name, "reason": "bad_path", "message": message}]},
-        },
-    )
 
 
 def _objects(graph: Graph) -> Iterator[tuple[str, Path, dict[str, Any]]]:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 from typing import Any
 
+from comfy_fleet.domain import file_access
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.file_access import Use, Uses
 from comfy_fleet.domain.graph import ASSET_TYPE, Graph, is_link
 
 
@@ -70,13 +71,22 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassInfo:
-    """One node class."""
+    """One node class.
+
+    Attributes:
+        files: What its inputs name, as :func:`comfy_fleet.domain.file_access.uses` tells.
+        keeps_graph: It may write the graph into files under names of its own.
+        shows_files: It tells of files though it may be no output node, even from the cache.
+    """
 
     name: str
     required: Mapping[str, InputSpec] = field(default_factory=dict)
     optional: Mapping[str, InputSpec] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     output_node: bool = False
+    files: Uses = field(default_factory=dict)
+    keeps_graph: bool = False
+    shows_files: bool = False
 
     def input(self, name: str) -> InputSpec | None:
         """Return an input's specification; None if the class doesn't declare it."""
@@ -94,19 +104,6 @@ class Inventory:
 
     classes: Mapping[str, ClassInfo]
     version: str = ""
-
-    @cached_property
-    def uploads(self) -> Mapping[str, frozenset[str]]:
-        """Inputs that name uploaded files, by class, as :func:`..graph.upload_candidates` takes them."""
-        return {
-            info.name: names
-            for info in self.classes.values()
-            if (
-                names := frozenset(
-                    name for name, spec in (*info.required.items(), *info.optional.items()) if spec.upload
-                )
-            )
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,27 +237,33 @@ def _class_info(name: str, body: Mapping[str, Any]) -> ClassInfo:
     inputs = body.get("input")
     inputs = inputs if isinstance(inputs, Mapping) else {}
     outputs = body.get("output")
+    files = file_access.uses(name, body)
     return ClassInfo(
         name=name,
-        required=_specs(inputs.get("required")),
-        optional=_specs(inputs.get("optional")),
+        required=_specs(inputs.get("required"), files),
+        optional=_specs(inputs.get("optional"), files),
         # An enumeration as output type is a list of its values.
         outputs=tuple(item if isinstance(item, str) else "COMBO" for item in outputs)
         if isinstance(outputs, list)
         else (),
         output_node=body.get("output_node") is True,
+        files=files,
+        keeps_graph=file_access.keeps_graph(body, files),
+        shows_files=body.get("has_intermediate_output") is True,
     )
 
 
-def _specs(group: object) -> dict[str, InputSpec]:
+def _specs(group: object, files: Uses) -> dict[str, InputSpec]:
     if not isinstance(group, Mapping):
         return {}
     return {
-        name: _spec(declared) for name, declared in group.items() if isinstance(declared, list) and declared
+        name: _spec(name, declared, files.get(name))
+        for name, declared in group.items()
+        if isinstance(declared, list) and declared
     }
 
 
-def _spec(declared: list[Any]) -> InputSpec:
+def _spec(name: str, declared: list[Any], use: Use | None) -> InputSpec:
     kind = declared[0]
     extra = declared[1] if len(declared) > 1 and isinstance(declared[1], Mapping) else {}
     options: tuple[Any, ...] | None = None
@@ -268,6 +271,9 @@ def _spec(declared: list[Any]) -> InputSpec:
         options, kind = tuple(kind), "COMBO"
     elif kind == "COMBO" and isinstance(extra.get("options"), list):
         options = tuple(extra["options"])
+    if options is not None:
+        folders = use is Use.PATH and file_access.names_folder(name)
+        options = tuple(option for option in options if not _is_ours(option, folders=folders))
     return InputSpec(
         type=kind if isinstance(kind, str) else "*",
         options=options,
@@ -275,9 +281,16 @@ def _spec(declared: list[Any]) -> InputSpec:
         maximum=_limit(extra.get("max")),
         step=_limit(extra.get("step")),
         default=extra.get("default"),
-        upload=any(key.endswith("_upload") and value for key, value in extra.items()),
+        upload=use is Use.FILE,
         remote=bool(extra.get("remote")),
         multiselect=bool(extra.get("multiselect")),
+    )
+
+
+def _is_ours(option: object, *, folders: bool) -> bool:
+    """Tell whether an option is what jobs have put into the node's folders: no choice of anybody."""
+    return isinstance(option, str) and (
+        file_access.is_staged(option) or (folders and file_access.in_staging(option))
     )
 
 

@@ -15,7 +15,8 @@ import re
 from typing import Any
 
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.graph import UPLOADS, Graph, is_link
+from comfy_fleet.domain.file_access import KNOWN, Use
+from comfy_fleet.domain.graph import Graph, is_link
 from comfy_fleet.domain.selector import check_target, title_of
 from comfy_fleet.domain.workflow import Parameter, ParameterType, Target
 
@@ -69,7 +70,7 @@ def declared(graph: Graph) -> tuple[Parameter, ...]:
 
 def type_of(class_type: str, input_: str, value: object) -> ParameterType:
     """Return the parameter type that fits an exported value."""
-    if input_ in UPLOADS.get(class_type, ()):
+    if KNOWN.get(class_type, {}).get(input_) is Use.FILE:
         return ParameterType.IMAGE if class_type.startswith("LoadImage") else ParameterType.ASSET
     if isinstance(value, bool):
         return ParameterType.BOOLEAN

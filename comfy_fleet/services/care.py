@@ -16,6 +16,7 @@ from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.eligibility import Needs, Wish, gib
 from comfy_fleet.domain.errors import FleetError, NodeError, NotFound
 from comfy_fleet.domain.graph import Graph
+from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.job import JobError, Placement
 from comfy_fleet.domain.readings import room_bytes
 from comfy_fleet.domain.run import Verdict
@@ -126,16 +127,24 @@ class Care:
             return await self._rejected(claim, error, counts=verdict.counts)
         return None
 
+    def inventory(self, node: str) -> Inventory | None:
+        """Return what a node has; None if that is not known."""
+        return self._atlas.inventory(node)
+
+    def changed(self, claim: Claim) -> Inventory | None:
+        """Return what a job's node has, if the job was checked before that was known; else None."""
+        node = self._atlas.states.get(claim.node)
+        if node is None or node.reading.changed_at <= claim.job.created_at:
+            return None
+        return self._atlas.inventory(claim.node)
+
     async def misfit(self, claim: Claim, graph: Graph) -> Placement | None:
         """Return where a job belongs that its node can't run after all, or None if it can.
 
         A job was checked against the nodes when it came. Only a node that has changed since is looked at.
         """
-        node = self._atlas.states.get(claim.node)
-        known = self._atlas.inventory(claim.node)
-        if node is None or known is None or node.reading.changed_at <= claim.job.created_at:
-            return None
-        if not inventory.problems(graph, known):
+        known = self.changed(claim)
+        if known is None or not inventory.problems(graph, known):
             return None
         placement = claim.job.placement
         await self._atlas.learn([placement])

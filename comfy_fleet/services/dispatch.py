@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.domain.job import Placement
 from comfy_fleet.domain.run import RunLimits
 from comfy_fleet.ports import (
@@ -58,6 +59,7 @@ class Dispatcher:
             others have much to write.
         wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``).
         forget_files: Deletes a forgotten job's files.
+        files: Which files graphs may name.
         now: Monotonic seconds.
         new_id: Makes run ids and fencing tokens.
         chance: Random numbers from 0 to 1; they spread load.
@@ -80,6 +82,7 @@ class Dispatcher:
         output_limits: OutputLimits,
         limits: DispatchLimits,
         care: CareLimits,
+        files: FilePolicy,
         now: Callable[[], float],
         new_id: Callable[[], str],
         chance: Callable[[], float],
@@ -104,6 +107,7 @@ class Dispatcher:
             open_secret=open_secret,
             measure=Measure(self._atlas),
             care=Care(registry, inventories, nodes, self._atlas, care),
+            files=files,
             now=now,
             safe=self._safe,
         )

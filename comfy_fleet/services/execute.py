@@ -14,8 +14,10 @@ from typing import Any
 
 import orjson
 
+from comfy_fleet.domain import file_check
 from comfy_fleet.domain import graph as graphs
-from comfy_fleet.domain.errors import ConfigError, LeaseLost, StoreDown
+from comfy_fleet.domain.errors import ConfigError, InvalidWorkflow, LeaseLost, StoreDown
+from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.domain.job import JobError, JobStatus, Progress
 from comfy_fleet.domain.outputs import OutputItem
 from comfy_fleet.domain.run import (
@@ -49,7 +51,7 @@ from comfy_fleet.services.ending import Ending, GivenBack, node_lost
 from comfy_fleet.services.insist import insist
 from comfy_fleet.services.measure import Measure, Measured
 from comfy_fleet.services.outbox import Outbox
-from comfy_fleet.services.staging import StagingError, stage
+from comfy_fleet.services.staging import StagingError, asset_places, stage
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Tools:
         measure: Learns from runs that succeed.
         output_limits: What an operator allows one job's outputs.
         slots: Transfers of outputs that the process may have under way.
+        files: Which files graphs may name.
         safe: Whether this run's lease certainly still holds (its last confirmed beat is young enough).
     """
 
@@ -79,6 +82,7 @@ class Tools:
     open_secret: Callable[[bytes], Mapping[str, Any]]
     care: Care
     measure: Measure
+    files: FilePolicy
     now: Callable[[], float]
     safe: Callable[[str], bool]
 
@@ -193,8 +197,15 @@ class Execution:
             return
         machine = self._new_machine(graph, adopted=False, accepted=False)
         try:
+            if (unseen := self._tools.care.changed(self.claim)) is not None:
+                assets = asset_places(graph, self.claim.job.uploads)
+                file_check.check(graph, [unseen], policy=self._tools.files, assets=assets)
             self._graph = await self._prepare(graph)
             self._partner = await self._open_secret()
+        except InvalidWorkflow as error:
+            problem = JobError(code="invalid_workflow", message=str(error), details=error.details)
+            await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
+            return
         except ConfigError as error:
             problem = JobError(code="internal_error", message=str(error))
             await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
@@ -326,8 +337,14 @@ class Execution:
         """Stage the job's files on the node and return the graph to post."""
         job = self.claim.job
         replacements = await stage(graph, self.claim, nodes=self._tools.nodes, assets=self._tools.assets)
+        inventory = self._tools.care.inventory(self.claim.node)
         return graphs.for_run(
-            graph, job_id=job.id, run_id=self.claim.run, replacements=replacements, bust=job.bust
+            graph,
+            job_id=job.id,
+            run_id=self.claim.run,
+            replacements=replacements,
+            bust=job.bust | file_check.reruns(graph, inventory),
+            saves=file_check.saves(graph, inventory),
         )
 
     async def _open_secret(self) -> Mapping[str, Any] | None:

@@ -15,7 +15,7 @@ from comfy_fleet.domain import eligibility, inventory, waiting
 from comfy_fleet.domain.eligibility import Candidate, Needs, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow
 from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.inventory import Problem
+from comfy_fleet.domain.inventory import Inventory, Problem
 from comfy_fleet.domain.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
 from comfy_fleet.domain.node import NodeState
 from comfy_fleet.ports import InventoryStore, NodeRegistry
@@ -59,8 +59,6 @@ class NodeInventories:
         self._recheck_s = recheck_s
         self._patience_s = patience_s
         self._clock = clock
-        self._uploads: Mapping[str, frozenset[str]] | None = None
-        self._uploads_of: object = None
         self._kept: dict[str, float] = {}
         self._asked: dict[str, float] = {}
         self._states: tuple[float, Sequence[NodeState]] = (float("-inf"), ())
@@ -84,13 +82,6 @@ class NodeInventories:
         """Read the registry now."""
         await self._atlas.look()
         self._states = float("-inf"), ()  # who asks next sees what this look was for
-        known = self._atlas.inventories
-        if known != self._uploads_of:
-            uploads: dict[str, frozenset[str]] = {}
-            for one in known:
-                for class_type, names in one.uploads.items():
-                    uploads[class_type] = uploads.get(class_type, frozenset()) | names
-            self._uploads, self._uploads_of = (uploads if known else None), known
 
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
@@ -103,9 +94,9 @@ class NodeInventories:
         state = self._atlas.states.get(name or "")
         return state is not None and state.node.simulated
 
-    def uploads(self) -> Mapping[str, frozenset[str]] | None:
-        """Return which inputs name uploaded files, by class; None while no inventory is known."""
-        return self._uploads
+    def inventories(self) -> Sequence[Inventory]:
+        """Return what is known of the nodes, each inventory once."""
+        return self._atlas.inventories
 
     @property
     def known(self) -> frozenset[str]:
@@ -274,7 +265,7 @@ class NodeInventories:
         await self.look()
         return name in answered
 
-    async def inventories(self) -> Mapping[str, Candidate]:
+    async def by_node(self) -> Mapping[str, Candidate]:
         """Return every node with what it has, as it is now."""
         await self.look()
         return {candidate.node.name: candidate for candidate in self._atlas.candidates}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from comfy_fleet.domain import graph as graphs
 from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.domain.file_access import STAGING
 from comfy_fleet.ports import AssetStore, Claim, NodeApi
 
 
@@ -20,8 +21,9 @@ async def stage(
 ) -> dict[graphs.Place, str]:
     """Upload every asset that the job needs; return what stands where in the graph to post.
 
-    The files lie below ``input/fleet/JOB/`` under names made from their content: nothing that a user
-    named reaches the node's disk, and a second attempt on the same node writes the same files.
+    The files lie in ``input/fleet/JOB/RUN/`` under names made from their content: nothing that a user named
+    reaches the node's disk. Nobody else knows the run's id, and a class that lists ``input/fleet`` and the
+    folders in it, as loaders of folders do, finds no file there.
 
     Raises:
         StagingError: A file is gone, or the node did not take it.
@@ -38,10 +40,9 @@ def asset_places(graph: graphs.Graph, uploads: Mapping[str, str]) -> dict[graphs
     """Return which asset goes where: references in the graph, and file names that the submit resolved."""
     places: dict[graphs.Place, str] = {ref.place: ref.asset_id for ref in graphs.asset_references(graph)}
     if uploads:
-        for node_id, node in graph.items():
-            for name, value in node["inputs"].items():
-                if isinstance(value, str) and (asset_id := uploads.get(f"{node_id}/{name}")):
-                    places[node_id, (name,)] = asset_id
+        for node_id, path, _ in graphs.texts(graph):
+            if asset_id := uploads.get(graphs.place_name(node_id, path)):
+                places[node_id, path] = asset_id
     return places
 
 
@@ -54,7 +55,7 @@ async def _stage_one(asset_id: str, claim: Claim, *, nodes: NodeApi, assets: Ass
         ref = await nodes.upload(
             claim.node,
             name=f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}",
-            subfolder=f"fleet/{claim.job.id}",
+            subfolder=f"{STAGING}/{claim.job.id}/{claim.run}",
             content=assets.file(asset),
             content_type=asset.content_type,
         )

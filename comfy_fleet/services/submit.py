@@ -5,17 +5,19 @@ What this refuses costs no GPU second; what it accepts is durable.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import orjson
 from blake3 import blake3
 
-from comfy_fleet.domain import binding, graph
+from comfy_fleet.domain import binding, file_check, graph
 from comfy_fleet.domain.eligibility import GIB, Wish
 from comfy_fleet.domain.errors import Busy, FleetError, InvalidWorkflow, MissingAsset, NoNodes, StoreDown
-from comfy_fleet.domain.graph import Graph
+from comfy_fleet.domain.file_check import FilePolicy
+from comfy_fleet.domain.graph import Graph, Place
+from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.job import Metadata, NewJob, Placement
 from comfy_fleet.domain.workflow import Requires, Workflow
 from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
@@ -38,8 +40,8 @@ class Inventories(Protocol):
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
 
-    def uploads(self) -> Mapping[str, frozenset[str]] | None:
-        """Return which inputs name uploaded files, by class; None while no inventory is known."""
+    def inventories(self) -> Sequence[Inventory]:
+        """Return what is known of the nodes, each inventory once."""
 
     async def placement(self, graph: Graph, wish: Wish) -> Placement:
         """Return what a node must have for the graph; raises InvalidWorkflow if none can run it."""
@@ -90,6 +92,7 @@ class Submitter:
     """Turns graphs and stored workflows into jobs.
 
     Args:
+        files: Which files graphs may name.
         clock: Unix seconds.
         new_id: Draws a job's UUID.
         draw_seed: Draws a seed for parameters that want one.
@@ -104,6 +107,7 @@ class Submitter:
         catalog: Catalog,
         sealer: Sealer,
         limits: Limits,
+        files: FilePolicy,
         clock: Callable[[], float],
         new_id: Callable[[], str],
         draw_seed: Callable[[], int],
@@ -114,6 +118,7 @@ class Submitter:
         self._catalog = catalog
         self._sealer = sealer
         self._limits = limits
+        self._files = files
         self._clock = clock
         self._new_id = new_id
         self._draw_seed = draw_seed
@@ -123,7 +128,8 @@ class Submitter:
         """Submit a graph as it is.
 
         Raises:
-            InvalidWorkflow: Its structure is wrong, or no node can run it; per-node details.
+            InvalidWorkflow: Its structure is wrong, it names files that may be somebody else's, or no node
+                can run it; per-node details.
             WorkflowFormatUi: It is the editor's format.
             MissingAsset: It refers to an asset that this owner doesn't have.
             Busy: Several large graphs are being checked already.
@@ -178,7 +184,12 @@ class Submitter:
         large: bool = False,
     ) -> Submitted:
         self._assets.check_room()
-        uploads = await self._uploads(owner, checked, large=large)
+        inventories = self._inventories.inventories()
+        assets = await self._uploads(owner, checked, inventories, large=large)
+        await _worked(
+            large, lambda: file_check.check(checked, inventories, policy=self._files, assets=assets)
+        )
+        uploads = {graph.place_name(*at): asset_id for at, asset_id in assets.items()}
         where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
         placement = await self._inventories.placement(checked, where)
         if not await self._inventories.any_node():
@@ -245,10 +256,12 @@ class Submitter:
         logger.info("job accepted", extra={"job_id": new.id, **facts})
         return done
 
-    async def _uploads(self, owner: str, checked: Graph, *, large: bool) -> dict[str, str]:
+    async def _uploads(
+        self, owner: str, checked: Graph, inventories: Sequence[Inventory], *, large: bool
+    ) -> dict[Place, str]:
         """Return which asset goes where: ``core/ASSET`` objects, then files that inputs name."""
-        found: dict[str, str] = {}
-        for reference in await _worked(large, lambda: list(graph.asset_references(checked))):
+        found: dict[Place, str] = {}
+        for reference in await _worked(large, lambda: graph.asset_references(checked)):
             asset = await self._assets.get(reference.asset_id)
             if asset is None or asset.owner != owner:
                 raise MissingAsset(
@@ -261,12 +274,14 @@ class Submitter:
                         "id": reference.asset_id[:80],
                     },
                 )
-            found[place(reference.node_id, reference.path)] = asset.id
-        known = self._inventories.uploads()
-        for named in await _worked(large, lambda: list(graph.upload_candidates(checked, known))):
-            asset = await self._assets.by_path(owner=owner, file_path=named.name)
-            if asset is not None:
-                found[place(named.node_id, (named.input,))] = asset.id
+            found[reference.place] = asset.id
+        by_name: dict[str, str | None] = {}
+        for named in await _worked(large, lambda: file_check.named_uploads(checked, inventories)):
+            if named.name not in by_name:
+                asset = await self._assets.by_path(owner=owner, file_path=named.name)
+                by_name[named.name] = asset.id if asset else None
+            if (asset_id := by_name[named.name]) is not None:
+                found[named.place] = asset_id
         return found
 
 
@@ -284,11 +299,6 @@ def _checked(workflow: object) -> tuple[Graph, str]:
 
 async def _worked(large: bool, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if large else work()
-
-
-def place(node_id: str, path: tuple[str | int, ...]) -> str:
-    """Return a place in a graph as :attr:`NewJob.uploads` names it: ``NODE/INPUT[/KEY ...]``."""
-    return "/".join([node_id, *map(str, path)])
 
 
 def _wish(requires: Requires, asked: Wish) -> Wish:

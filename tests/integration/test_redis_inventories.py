@@ -10,6 +10,7 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain import inventory
 from comfy_fleet.domain.eligibility import GIB, Needs
 from comfy_fleet.domain.errors import Conflict, NotFound
+from comfy_fleet.domain.file_access import Use
 from comfy_fleet.domain.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.node import Node, NodeState, Reading
 from comfy_fleet.ports import Claim, Refused
@@ -36,7 +37,8 @@ def test_a_real_server_s_classes_are_read_back_whole() -> None:
     digest, packed = pack(parsed)
     back = unpack(packed)
     assert back.classes.keys() == parsed.classes.keys()
-    assert back.uploads == parsed.uploads
+    assert back.classes["LoadImage"].files == parsed.classes["LoadImage"].files == {"image": Use.FILE}
+    assert [name for name, info in back.classes.items() if info.keeps_graph] == ["PreviewImage"]
     assert back.classes["KSampler"] == parsed.classes["KSampler"]
     assert back.classes["VAELoader"] == parsed.classes["VAELoader"]
     assert pack(back)[0] == digest

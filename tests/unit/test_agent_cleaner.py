@@ -29,10 +29,13 @@ def fill(folder: Path) -> Path:
     return folder
 
 
-def test_a_run_s_outputs_and_a_job_s_inputs_go_and_the_rest_stays(folders: Folders, tmp_path: Path) -> None:
+def test_a_run_s_outputs_and_inputs_go_and_the_rest_stays(folders: Folders) -> None:
     assert folders.input is not None
     mine = fill(folders.output / "fleet" / JOB / RUN)
-    staged = fill(folders.input / "fleet" / JOB)
+    staged = fill(folders.input / "fleet" / JOB / RUN)
+    of_an_earlier_version = folders.input / "fleet" / JOB / "a.png"
+    of_an_earlier_version.write_bytes(b"x")
+    staged_for_another = fill(folders.input / "fleet" / JOB / OTHER)
     another_run, another_job = (
         fill(folders.output / "fleet" / JOB / OTHER),
         fill(folders.output / "fleet" / OTHER / RUN),
@@ -40,10 +43,13 @@ def test_a_run_s_outputs_and_a_job_s_inputs_go_and_the_rest_stays(folders: Folde
     delete(TRASH, folders)
     assert not mine.exists()
     assert not staged.exists()
+    assert not of_an_earlier_version.exists()
+    assert staged_for_another.exists()
     assert another_run.exists()
     assert another_job.exists()
     assert (folders.output / "keep.png").exists()
     delete(Trash(node="g1", job=JOB, run=OTHER), folders)
+    assert not (folders.input / "fleet" / JOB).exists()
     assert not (folders.output / "fleet" / JOB).exists()  # the last one takes the job's folder along
     delete(TRASH, folders)  # twice is no harm
 

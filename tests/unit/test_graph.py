@@ -160,64 +160,6 @@ def test_a_malformed_asset_reference_names_its_place(info: object) -> None:
     assert caught.value.details["node_id"] == "7"
 
 
-def test_uploads_are_found_by_name_and_their_annotation_is_taken_off() -> None:
-    def load(value: object, class_type: str = "LoadImage") -> dict[str, Any]:
-        return {"class_type": class_type, "inputs": {"image": value}}
-
-    graph = g.check(
-        {
-            "1": load("a b.png"),
-            "2": load("sub/b.png  [input]"),
-            "5": load(["1", 0]),
-            "6": load(g.asset_reference("x")),
-            "7": load("e.png", "Other"),
-            "8": load(""),
-            "9": load("strange [1].png"),
-            "10": load("strange [1]"),
-            "11": load(" a.png "),
-        }
-    )
-    assert [(u.node_id, u.name) for u in g.upload_candidates(graph)] == [
-        ("1", "a b.png"),
-        ("2", "sub/b.png"),
-        ("9", "strange [1].png"),
-        ("10", "strange [1]"),
-        ("11", " a.png "),
-    ]
-    assert [u.node_id for u in g.upload_candidates(graph, {"Other": frozenset({"image"})})] == ["7"]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../secret.png",
-        "a/../../secret.png",
-        "..",
-        "../output/fleet/x.png [input]",
-        "..\\secret.png [output]",
-        "a\\..\\..\\b.png",
-        "/etc/motd.png",
-        "\\\\host\\share.png",
-        "C:\\x.png",
-        "c:x.png [temp]",
-        "x.png [temp]",
-        "fleet/job/run/x.png [output]",
-        "a\0.png",
-        "a\n.png",
-    ],
-)
-def test_uploads_stay_inside_the_nodes_folders(name: str) -> None:
-    graph = g.check({"5": {"class_type": "LoadImage", "inputs": {"image": name}}})
-    with pytest.raises(InvalidWorkflow, match="node 5: image") as caught:
-        g.upload_candidates(graph)
-    (defect,) = caught.value.details["node_errors"]["5"]
-    assert (defect["field"], defect["reason"]) == ("image", "bad_path")
-    (kept,) = g.upload_candidates(
-        g.check({"5": {"class_type": "LoadImage", "inputs": {"image": "a..b/x..png"}}})
-    )
-    assert kept.name == "a..b/x..png"
-
-
 def run(graph: Any, **options: Any) -> g.Graph:
     return g.for_run(g.check(graph), job_id="J", run_id="R", **options)
 
@@ -302,26 +244,23 @@ def test_a_linked_prefix_becomes_a_text_of_the_run() -> None:
     assert made["4"]["inputs"]["format.filename_prefix"] == "fleet/J/R/output"
 
 
-def test_a_preview_never_comes_from_an_earlier_job() -> None:
+def test_a_folder_of_its_own_is_the_runs_and_its_prefix_a_plain_name() -> None:
     made = run(
         {
-            "1": {"class_type": "EmptyImage", "inputs": {"width": 8}},
-            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
-            "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+            "1": {
+                "class_type": "SaveImageDataSetToFolder",
+                "inputs": {"folder_name": "../../ds", "filename_prefix": "../a/b", "mode": "overwrite"},
+            },
+            "2": {"class_type": "SaveImageTextDataSetToFolder", "inputs": {"filename_prefix": "x"}},
+            "3": {"class_type": "SaveLoRA", "inputs": {"prefix": ["4", 0]}},
+            "4": {"class_type": "PrimitiveString", "inputs": {"value": "/etc/passwd"}},
+            "5": {"class_type": "Other", "inputs": {"folder_name": "kept", "prefix": "kept"}},
         }
     )
-    assert {node_id: node["inputs"].get(g.BUST_INPUT) for node_id, node in made.items()} == {
-        "1": None,
-        "2": "R",
-        "3": None,
-    }
-
-
-@pytest.mark.parametrize("value", [5, 1.5, True, {"__type": "core/OTHER", "info": {"id": "x"}}])
-def test_an_upload_is_a_name_or_an_asset(value: object) -> None:
-    graph = g.check({"5": {"class_type": "LoadImage", "inputs": {"image": value}}})
-    with pytest.raises(InvalidWorkflow, match="or a core/ASSET object"):
-        g.upload_candidates(graph)
+    assert made["1"]["inputs"] == {"folder_name": "fleet/J/R/ds", "filename_prefix": "b", "mode": "overwrite"}
+    assert made["2"]["inputs"] == {"folder_name": "fleet/J/R/output", "filename_prefix": "x"}
+    assert made["3"]["inputs"] == {"prefix": "fleet/J/R/etc/passwd"}
+    assert made["5"]["inputs"] == {"folder_name": "kept", "prefix": "kept"}
 
 
 @pytest.mark.parametrize(("job", "run_id"), [("a/b", "r"), ("j", ".."), ("", "r")])

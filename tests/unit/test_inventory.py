@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.graph import asset_reference, upload_candidates
+from comfy_fleet.domain.file_check import named_uploads
+from comfy_fleet.domain.graph import asset_reference
 from comfy_fleet.domain.inventory import (
     Inventory,
     parse,
@@ -124,7 +125,7 @@ def test_uploads_remote_and_open_lists_are_no_needs() -> None:
         f=("Empty", {"ckpt": "m.ckpt", "open": "anything", "many": "x,y"}),
     )
     assert found(made) == [("f", "ckpt", "file_missing")]
-    assert [u.node_id for u in upload_candidates(made, INVENTORY.uploads)] == ["a"]
+    assert [u.node_id for u in named_uploads(made, [INVENTORY])] == ["a"]
 
 
 def test_unknown_classes_count_anywhere_and_inputs_only_where_an_output_reads_them() -> None:
@@ -184,7 +185,7 @@ def test_recorded_refusals_of_a_real_server_are_foreseen() -> None:
     sampler = inventory.classes["KSampler"]
     assert sampler.required["steps"].minimum == 1
     assert sampler.required["sampler_name"].options
-    assert inventory.uploads["LoadImage"] == {"image"}
+    assert inventory.classes["LoadImage"].required["image"].upload
 
 
 def _body(recording: Any) -> Any:

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.eligibility import Needs
+from comfy_fleet.domain.file_access import Use
 from comfy_fleet.domain.inventory import ClassInfo, InputSpec, Inventory
 from comfy_fleet.domain.node import Reading
 
@@ -22,6 +23,7 @@ NEEDS_S = 30 * 86400
 """How long needs outlive the last job that was submitted with them; without them a node decides by itself."""
 
 _FLAGS = ("remote", "multiselect")
+_CLASS_FLAGS = ("output_node", "keeps_graph", "shows_files")
 
 
 class RedisInventories:
@@ -102,8 +104,9 @@ def unpack(packed: bytes) -> Inventory:
 
 def _class(info: ClassInfo, lists: dict[bytes, int] | None) -> dict[str, Any]:
     raw: dict[str, Any] = {"outputs": list(info.outputs)} if info.outputs else {}
-    if info.output_node:
-        raw["output_node"] = True
+    raw |= {flag: True for flag in _CLASS_FLAGS if getattr(info, flag)}
+    if info.files:
+        raw["files"] = dict(info.files)
     for group in ("required", "optional"):
         specs: Mapping[str, InputSpec] = getattr(info, group)
         if specs:
@@ -129,7 +132,7 @@ def _spec(spec: InputSpec, lists: dict[bytes, int] | None) -> dict[str, Any]:
 
 
 def _class_of(name: str, raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -> ClassInfo:
-    groups = {
+    groups: dict[str, Any] = {
         group: {
             input_: InputSpec(
                 **{**spec, "options": lists[spec["options"]]} if "options" in spec else spec,
@@ -141,6 +144,7 @@ def _class_of(name: str, raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -
     return ClassInfo(
         name=name,
         outputs=tuple(raw.get("outputs", ())),
-        output_node=raw.get("output_node", False),
+        files={input_: Use(use) for input_, use in raw.get("files", {}).items()},
+        **{flag: raw.get(flag, False) for flag in _CLASS_FLAGS},
         **groups,
     )

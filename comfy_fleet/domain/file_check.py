@@ -1,0 +1,262 @@
+"""Which files a graph may name on a node: those of the job's owner, and those that the operator put there.
+
+One user's uploads, previews and results lie on the same disk as everybody's. What an input names is known
+from :mod:`comfy_fleet.domain.file_access`; here its values are judged. What a custom node makes of a text
+that looks like no path is its own affair: users who must not see each other need pools of their own.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy_fleet.domain import file_access
+from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
+from comfy_fleet.domain.file_access import DENIED, KNOWN, PREVIEWS, Use, Uses
+from comfy_fleet.domain.graph import ASSET_TYPE, Graph, NamedUpload, Path, Place, is_link, texts_in
+from comfy_fleet.domain.inventory import ClassInfo, InputSpec, Inventory, same_value
+
+_STRICTEST = (Use.FILE, Use.TARGET, Use.PREFIX, Use.PATH, Use.SHOWN, None, Use.TEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePolicy:
+    """The operator's exceptions.
+
+    Attributes:
+        denied: Classes that no job may use, and why.
+        free: Inputs, as ``CLASS.input``, that may name any file on the node.
+    """
+
+    denied: Mapping[str, str] = field(default_factory=lambda: DENIED)
+    free: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, deny: str, free: str) -> "FilePolicy":
+        """Read the settings: class names after commas, ``-NAME`` for one that is allowed after all.
+
+        Raises:
+            BadInput: An entry of ``free`` does not look like ``CLASS.input``.
+        """
+        denied = dict(DENIED)
+        for name in filter(None, map(str.strip, deny.split(","))):
+            if name.startswith("-"):
+                denied.pop(name[1:].strip(), None)
+            else:
+                denied.setdefault(name, "this fleet's operator does not allow it")
+        inputs = frozenset(filter(None, map(str.strip, free.split(","))))
+        for entry in inputs:
+            class_type, dot, name = entry.partition(".")
+            if not (class_type and dot and name):
+                raise BadInput(f"{entry!r} must look like CLASS.input, e.g. VHS_LoadVideoPath.video")
+        return cls(denied=denied, free=inputs)
+
+
+OPEN = FilePolicy(denied={})
+
+
+def check(
+    graph: Graph,
+    inventories: Sequence[Inventory],
+    *,
+    policy: FilePolicy,
+    assets: Collection[Place] = (),
+) -> None:
+    """Refuse a graph that names files which may be somebody else's.
+
+    Args:
+        graph: A checked graph.
+        inventories: What is known of the nodes; what any of them says of an input counts.
+        policy: The operator's exceptions.
+        assets: Places whose value is replaced by a file of the job's owner.
+
+    Raises:
+        InvalidWorkflow: ``details["node_errors"]`` lists ``{field, reason, message}`` by node id. Reasons:
+            ``class_denied``, ``bad_path``, ``linked_path``.
+    """
+    known = _Known(inventories)
+    errors: dict[str, list[dict[str, str]]] = {}
+    for node_id, node in graph.items():
+        class_type = node["class_type"]
+        if class_type in policy.denied:
+            why = policy.denied[class_type]
+            message = f"class {class_type} may not be used: {why} (FLEET_DENY_CLASSES)"
+            errors[node_id] = [{"field": "class_type", "reason": "class_denied", "message": message}]
+            continue
+        settled = {path for place, path in assets if place == node_id} if assets else set()
+        for name, value in node["inputs"].items():
+            if f"{class_type}.{name}" in policy.free:
+                continue
+            if found := _defect(name, value, known.input(class_type, name), settled):
+                reason, message = found
+                message += f"; an operator may allow any value (FLEET_FREE_PATHS={class_type}.{name})"
+                errors.setdefault(node_id, []).append({"field": name, "reason": reason, "message": message})
+    if errors:
+        node_id, defects = next(iter(errors.items()))
+        rest = sum(map(len, errors.values())) - 1
+        raise InvalidWorkflow(
+            f"node {node_id}: {defects[0]['message']}" + (f" (and {rest} more)" if rest else ""),
+            details={"field": "workflow", "node_errors": errors},
+        )
+
+
+def named_uploads(graph: Graph, inventories: Sequence[Inventory]) -> tuple[NamedUpload, ...]:
+    """Find the texts that may name a file which the job's owner has uploaded, at any depth of an input."""
+    known = _Known(inventories)
+    found = []
+    for node_id, node in graph.items():
+        for name, value in node["inputs"].items():
+            if known.input(node["class_type"], name).use is not Use.FILE or is_link(value):
+                continue
+            for path, text in texts_in((name,), value):
+                # The blank before the annotation is ComfyUI's; others belong to the name.
+                file = text.removesuffix("[input]").rstrip() if text.endswith(" [input]") else text
+                # An object holds other texts, too: modes, colors.
+                if file and (len(path) == 1 or file_access.has_extension(file)):
+                    found.append(NamedUpload(node_id=node_id, path=path, name=file))
+    return tuple(found)
+
+
+def saves(graph: Graph, inventory: Inventory | None) -> Mapping[str, Uses]:
+    """Return what the inputs of a graph's classes name, on the node that runs it."""
+    known = {} if inventory is None else inventory.classes
+    return {
+        name: {**(known[name].files if name in known else {}), **KNOWN.get(name, {})}
+        for name in {node["class_type"] for node in graph.values()}
+    }
+
+
+def reruns(graph: Graph, inventory: Inventory | None) -> frozenset[str]:
+    """Return the nodes of a graph that must not be answered from ComfyUI's cache.
+
+    Those are the ones that write the graph into their files. A node that only shows files on its way runs
+    anew where that costs nothing but itself: where every node that reads it runs anew in any case.
+    """
+    infos = {
+        node_id: None if inventory is None else inventory.classes.get(node["class_type"])
+        for node_id, node in graph.items()
+    }
+    found = {
+        node_id
+        for node_id, info in infos.items()
+        if (info.keeps_graph if info else graph[node_id]["class_type"] in PREVIEWS)
+    }
+    anew = found | {node_id for node_id, info in infos.items() if _is_saved(graph[node_id], info)}
+    shown = {node_id for node_id, info in infos.items() if info and info.shows_files} - anew
+    readers: dict[str, set[str]] = {node_id: set() for node_id in shown}
+    for node_id, node in graph.items():
+        for value in node["inputs"].values():
+            if is_link(value) and value[0] in readers:
+                readers[value[0]].add(node_id)
+    while cheap := {node_id for node_id in shown if readers[node_id] and readers[node_id] <= anew}:
+        found |= cheap
+        anew |= cheap
+        shown -= cheap
+    return frozenset(found)
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Input:
+    """What all nodes together say of an input.
+
+    Attributes:
+        specs: How it is declared; empty where no node declares it.
+    """
+
+    use: Use | None
+    specs: tuple[InputSpec, ...] = ()
+
+    @property
+    def free_text(self) -> bool:
+        """Whether a line of text may stand here that is no path."""
+        kinds = [spec.type for spec in self.specs]
+        return not kinds or any(
+            kind in ("*", "COMFY_MATCHTYPE_V3") or "STRING" in kind.split(",") for kind in kinds
+        )
+
+    def offers(self, text: str) -> bool:
+        return any(same_value(text, option) for spec in self.specs for option in spec.options or ())
+
+
+class _Known:
+    def __init__(self, inventories: Sequence[Inventory]) -> None:
+        self._inventories = inventories
+        self._infos: dict[str, list[ClassInfo]] = {}
+        self._inputs: dict[tuple[str, str], _Input] = {}
+
+    def input(self, class_type: str, name: str) -> _Input:
+        found = self._inputs.get((class_type, name))
+        if found is None:
+            found = self._inputs[class_type, name] = self._read(class_type, name)
+        return found
+
+    def _read(self, class_type: str, name: str) -> _Input:
+        infos = self._infos.get(class_type)
+        if infos is None:
+            infos = [info for one in self._inventories if (info := one.classes.get(class_type))]
+            self._infos[class_type] = infos
+        if (use := KNOWN.get(class_type, {}).get(name)) is None:
+            named = [_use_of(info, name) for info in infos] or [_by_name(name)]
+            use = min(named, key=_STRICTEST.index)
+        return _Input(use=use, specs=tuple(spec for info in infos if (spec := info.input(name))))
+
+
+def _use_of(info: ClassInfo, name: str) -> Use | None:
+    if name in info.files:
+        return info.files[name]
+    # A member of a group that grows stands there without what is counted.
+    return info.files.get(name.rpartition(".")[0] + ".") if "." in name else None
+
+
+def _by_name(name: str) -> Use | None:
+    if file_access.names_prefix(name):
+        return Use.PREFIX
+    return Use.PATH if file_access.names_path(name) else None
+
+
+def _is_saved(node: Mapping[str, Any], info: ClassInfo | None) -> bool:
+    found = info.files if info else KNOWN.get(node["class_type"], {})
+    return any(
+        file_access.names_prefix(name) or found.get(name) in (Use.PREFIX, Use.TARGET)
+        for name in node["inputs"]
+    )
+
+
+def _defect(name: str, value: object, found: _Input, settled: Collection[Path]) -> tuple[str, str] | None:
+    """Return why a value may not stand here, as reason and message."""
+    use = found.use
+    if use in (Use.TEXT, Use.PREFIX, Use.TARGET):
+        return None
+    if is_link(value):
+        if use in (Use.FILE, Use.PATH):
+            return "linked_path", f"{name} names a file or a folder: it must be given as a value, not linked"
+        return None
+    if use is Use.FILE and (
+        isinstance(value, int | float)
+        or (isinstance(value, dict) and value.get("__type", ASSET_TYPE) != ASSET_TYPE)
+    ):
+        return "bad_path", _bad_file(name)
+    for path, text in texts_in((name,), value):
+        if path in settled or found.offers(text):
+            continue
+        if use is not None:
+            bad = file_access.leaves_folder(text)
+        else:
+            bad = file_access.names_foreign(text) or (
+                not found.free_text and "\n" not in text and file_access.leaves_folder(text)
+            )
+        if bad:
+            return "bad_path", _bad_file(name) if use is Use.FILE else (
+                f"{name} must stay in its folder: no '..', not absolute, not below {file_access.STAGING}/,"
+                " and no [output] or [temp]"
+            )
+    return None
+
+
+def _bad_file(name: str) -> str:
+    return (
+        f"{name} must be the name of an uploaded file, without '..', not absolute, not below"
+        f" {file_access.STAGING}/, and no [output] or [temp], or a {ASSET_TYPE} object"
+    )
