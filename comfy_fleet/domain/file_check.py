@@ -74,6 +74,9 @@ def check(
             ``class_denied``, ``bad_path``, ``linked_path``.
     """
     known = _Known(inventories)
+    settled: dict[str, set[Path]] = {}
+    for at, path in assets:
+        settled.setdefault(at, set()).add(path)
     errors: dict[str, list[dict[str, str]]] = {}
     for node_id, node in graph.items():
         class_type = node["class_type"]
@@ -82,11 +85,10 @@ def check(
             message = f"class {class_type} may not be used: {why} (FLEET_DENY_CLASSES)"
             errors[node_id] = [{"field": "class_type", "reason": "class_denied", "message": message}]
             continue
-        settled = {path for place, path in assets if place == node_id} if assets else set()
         for name, value in node["inputs"].items():
             if f"{class_type}.{name}" in policy.free:
                 continue
-            if found := _defect(name, value, known.input(class_type, name), settled):
+            if found := _defect(name, value, known.input(class_type, name), settled.get(node_id, ())):
                 reason, message = found
                 message += f"; an operator may allow any value (FLEET_FREE_PATHS={class_type}.{name})"
                 errors.setdefault(node_id, []).append({"field": name, "reason": reason, "message": message})
