@@ -1,72 +1,40 @@
-"""Outputs of a run: finding them in what a node returned, and naming their kind.
+"""Outputs of a run: finding them in what a node returned.
 
-ComfyUI's nodes return a dict of lists for the user interface. Any list of ``{filename, subfolder, type}``
-names files, whatever its key (``images``, ``gifs``, ``audio``, ``3d``, ...), and any list of strings is
-text. Flags and numbers (``animated: [true]``) describe other outputs and are none themselves.
+ComfyUI's nodes return a dict of lists for the user interface: files as ``{filename, subfolder, type}``, texts
+as strings, under any key (``images``, ``gifs``, ``audio``, ``3d``, ``text``, ...), and beside them what only
+the editor needs. Nothing that could be a result is dropped because of its shape.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from comfy_fleet.domain.clip import clean
 from comfy_fleet.domain.job import OutputKind
+from comfy_fleet.domain.media import MODELS, content_type_of, extension_of, kind_of
 
-UNKNOWN_TYPE = "application/octet-stream"
-
-# The standard library's mimetypes reads the machine's own tables; a job's outputs must not depend on them.
-_TYPES = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".webp": "image/webp",
-    ".gif": "image/gif",
-    ".avif": "image/avif",
-    ".bmp": "image/bmp",
-    ".tif": "image/tiff",
-    ".tiff": "image/tiff",
-    ".exr": "image/x-exr",
-    ".svg": "image/svg+xml",
-    ".mp4": "video/mp4",
-    ".m4v": "video/mp4",
-    ".webm": "video/webm",
-    ".mkv": "video/x-matroska",
-    ".mov": "video/quicktime",
-    ".avi": "video/x-msvideo",
-    ".flac": "audio/flac",
-    ".mp3": "audio/mpeg",
-    ".wav": "audio/wav",
-    ".ogg": "audio/ogg",
-    ".opus": "audio/ogg",
-    ".m4a": "audio/mp4",
-    ".txt": "text/plain",
-    ".csv": "text/csv",
-    ".md": "text/markdown",
-    ".srt": "text/plain",
-    ".json": "application/json",
-    ".glb": "model/gltf-binary",
-    ".gltf": "model/gltf+json",
-    ".obj": "model/obj",
-    ".stl": "model/stl",
-    ".latent": UNKNOWN_TYPE,
-    ".safetensors": UNKNOWN_TYPE,
-}
-_KINDS = {
-    "image": OutputKind.IMAGE,
-    "video": OutputKind.VIDEO,
-    "audio": OutputKind.AUDIO,
-    "text": OutputKind.TEXT,
-}
-_LATENT = frozenset({".latent", ".safetensors"})
+MAX_INLINE_BYTES = 64 * 1024
+"""Longer texts are files like any other: they never go through the store of records."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
-    """A file on the node, as ``GET /view`` wants it; ``type`` is ``output``, ``temp`` or ``input``."""
+    """A file on the node, as ``GET /view`` wants it.
+
+    Attributes:
+        filename: Its name.
+        subfolder: Where it is below the folder of its type.
+        type: ``output``, ``temp`` or ``input``.
+        or_type: Where else it may be, if its node does not tell.
+    """
 
     filename: str
     subfolder: str = ""
     type: str = "output"
+    or_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +42,11 @@ class InlineText:
     """Text that the node returned itself."""
 
     text: str
+
+    @property
+    def long(self) -> bool:
+        """Whether it is too long for a record."""
+        return len(self.text) > MAX_INLINE_BYTES or len(self.text.encode()) > MAX_INLINE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +88,7 @@ class OutputItem:
         return self.node_id, self.key, self.index
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dict; of a frame's picture only its length."""
+        """Return a JSON-ready dict; of a frame's picture and of a long text only the length."""
         return {
             "node_id": self.node_id,
             "key": self.key,
@@ -139,12 +112,17 @@ class OutputItem:
             where: Source
             if "filename" in source:
                 where = FileRef(
-                    filename=source["filename"], subfolder=source["subfolder"], type=source["type"]
+                    filename=source["filename"],
+                    subfolder=source["subfolder"],
+                    type=source["type"],
+                    or_type=source.get("or_type", ""),
                 )
             elif "text" in source:
                 where = InlineText(source["text"])
             else:
-                raise ValueError(f"output {value['name']!r} came as a frame and can't be read again")
+                raise ValueError(
+                    f"output {value['name']!r} was in one process's memory only and is lost with it"
+                )
             return cls(
                 node_id=value["node_id"],
                 key=value["key"],
@@ -162,48 +140,68 @@ class OutputItem:
 def _source_json(source: Source) -> dict[str, Any]:
     match source:
         case FileRef():
-            return {"filename": source.filename, "subfolder": source.subfolder, "type": source.type}
+            named = {"filename": source.filename, "subfolder": source.subfolder, "type": source.type}
+            return {**named, "or_type": source.or_type} if source.or_type else named
+        case InlineText() if source.long:
+            return {"bytes": len(source.text)}
         case InlineText():
             return {"text": source.text}
         case InlineBytes():
             return {"bytes": len(source.data)}
 
 
-def content_type_of(name: str) -> str:
-    """Return the MIME type that a file name stands for; ``application/octet-stream`` if unknown."""
-    return _TYPES.get(_extension(name), UNKNOWN_TYPE)
+def find_outputs(node_id: str, output: object, *, run: str = "") -> tuple[OutputItem, ...]:
+    """Return what a node's output dict names, in its own order.
 
-
-def kind_of(name: str, content_type: str) -> OutputKind:
-    """Return the normalised kind: by MIME type, latents by extension, else ``file`` (3D models are files)."""
-    if _extension(name) in _LATENT:
-        return OutputKind.LATENT
-    return _KINDS.get(content_type.partition("/")[0], OutputKind.FILE)
-
-
-def find_outputs(node_id: str, output: object) -> tuple[OutputItem, ...]:
-    """Return what a node's output dict names, in its own order; nothing for shapes that name nothing.
+    - An object with a ``filename`` is a file, under whatever key.
+    - A string is a text; of a list that holds nothing but single characters it is one text: ComfyUI makes
+      such a list of a string that a node returned bare. Lists inside lists count as if they were not nested.
+    - A string can also name a 3D file (:func:`_named_model`).
+    - Whatever else there is under a key is a document: a number is a text, anything larger is JSON.
+    - Beside files, documents and fingerprints describe these files, and are no outputs. Nor is null.
 
     Args:
         node_id: The node that returned it.
         output: ``executed``'s ``output``, or a value of a history entry's ``outputs``: anything at all,
             ``None`` (a cached node without output) included.
+        run: The run's id: files below its own folder may be named by a bare string.
     """
     if not isinstance(output, Mapping):
         return ()
+    by_key = [(str(key), _leaves(value), value) for key, value in output.items()]
+    named = {
+        (id_, index): ref
+        for id_, (_, leaves, _) in enumerate(by_key)
+        for index, leaf in enumerate(leaves)
+        if (ref := _file_ref(leaf)) is not None
+    }
+    known = set(named.values())
+    models = False
+    for id_, (key, leaves, _) in enumerate(by_key):
+        for index, leaf in enumerate(leaves):
+            if isinstance(leaf, str) and key != "text" and extension_of(leaf) in MODELS:
+                models = models or key == RESULT
+                ref = _named_model(leaf, run)
+                if ref is not None and ref not in known:
+                    named[id_, index] = ref
+    beside = bool(named) or models
+    node_id = _short(node_id)
     found: list[OutputItem] = []
-    for key, value in output.items():
-        entries = value if isinstance(value, list | tuple) else [value]
-        texts = bool(entries) and all(isinstance(entry, str) for entry in entries)
-        for index, entry in enumerate(entries):
-            if isinstance(entry, Mapping):
-                item = _file(node_id, str(key), index, entry)
-            elif isinstance(entry, str) and (texts or key == "text"):
-                item = _text(node_id, str(key), index, entry)
-            else:
-                item = None
-            if item is not None:
-                found.append(item)
+    for id_, (key, leaves, value) in enumerate(by_key):
+        name = _short(key)
+        notes = beside and all(isinstance(leaf, str) and _FINGERPRINT.fullmatch(leaf) for leaf in leaves)
+        rest: list[tuple[int, Any]] = []
+        for index, leaf in enumerate(leaves):
+            if (id_, index) in named:
+                found.append(_file(node_id, name, index, named[id_, index]))
+            elif isinstance(leaf, str):
+                if not notes:
+                    found.append(_text(node_id, name, index, leaf))
+            elif leaf not in (None, {}) and not (isinstance(leaf, Mapping) and "filename" in leaf):
+                rest.append((index, leaf))
+        if rest and not beside and key not in NOTES:
+            whole = value if len(rest) == len(leaves) else [leaf for _, leaf in rest]
+            found.append(_document(node_id, name, rest[0][0], whole))
     return tuple(found)
 
 
@@ -211,7 +209,7 @@ def frame_output(node_id: str, index: int, content_type: str, data: bytes) -> Ou
     """Return a picture that came as a websocket frame, e.g. from ``SaveImageWebsocket``."""
     extension = {"image/jpeg": "jpg", "image/webp": "webp"}.get(content_type, "png")
     return OutputItem(
-        node_id=node_id,
+        node_id=_short(node_id),
         key="images",
         index=index,
         name=f"websocket_{index + 1:05}.{extension}",
@@ -221,7 +219,40 @@ def frame_output(node_id: str, index: int, content_type: str, data: bytes) -> Ou
     )
 
 
-def _file(node_id: str, key: str, index: int, entry: Mapping[Any, Any]) -> OutputItem | None:
+RESULT = "result"
+"""Where ComfyUI's 3D nodes name their file by a bare string, beside a camera and a background."""
+
+NOTES = frozenset({"animated", "dims", "histogram", "input_bboxes"})
+"""What ComfyUI's own nodes tell its editor only."""
+
+_FINGERPRINT = re.compile(r"(?:[a-z0-9]+:)?[0-9a-f]{16,128}", re.IGNORECASE)
+_PREVIEW = re.compile(r"(preview[a-z0-9]*(?:_[a-z0-9]+)*)_[0-9a-f]{32}\.[a-z0-9]{1,8}")
+_MAX_KEY = 100  # of node ids and keys: records and lists carry them
+_MAX_NAME = 200
+_MAX_PATH = 1024
+
+
+def _leaves(value: object) -> list[Any]:
+    """Return what a key holds, as one flat list; a text that ComfyUI took apart is put together again."""
+    leaves: list[Any] = []
+    stack = [iter(value if isinstance(value, list | tuple) else [value])]
+    while stack:
+        for entry in stack[-1]:
+            if isinstance(entry, list | tuple):
+                stack.append(iter(entry))
+                break
+            leaves.append(entry)
+        else:
+            stack.pop()
+    if len(leaves) > 1 and all(isinstance(leaf, str) and len(leaf) == 1 for leaf in leaves):
+        return ["".join(leaves)]
+    return leaves
+
+
+def _file_ref(entry: object) -> FileRef | None:
+    """Read ``{filename, subfolder, type}``; None for anything else."""
+    if not isinstance(entry, Mapping):
+        return None
     filename = entry.get("filename")
     if not isinstance(filename, str) or not filename:
         return None
@@ -229,13 +260,36 @@ def _file(node_id: str, key: str, index: int, entry: Mapping[Any, Any]) -> Outpu
     # ``/view`` drops folders from a file's name: they belong to the subfolder.
     folders, _, base = filename.rpartition("/")
     inside = [part for part in (subfolder if isinstance(subfolder, str) else "", folders) if part]
-    ref = FileRef(
-        filename=base or filename,
-        subfolder="/".join(inside),
-        type=type_ if isinstance(type_, str) and type_ else "output",
+    return FileRef(
+        filename=clean(base or filename)[:_MAX_PATH],
+        subfolder=clean("/".join(inside))[:_MAX_PATH],
+        type=clean(type_)[:_MAX_KEY] if isinstance(type_, str) and type_ else "output",
     )
+
+
+def _named_model(text: str, run: str) -> FileRef | None:
+    """Return the 3D file that a bare string names, if this run may have made it; else None.
+
+    The string can be the user's own (``Preview3D`` hands on the path that it was given), so it counts only
+    where nobody else's file can be meant: below the run's own folder, or under a random name that such a node
+    draws. Which of ComfyUI's folders the latter are in is not told; ``Preview3D`` alone uses ``output``.
+    """
+    path = text.replace("\\", "/")
+    parts = path.split("/")
+    if len(path) > _MAX_PATH or any(part in ("", ".", "..") for part in parts) or not path.isprintable():
+        return None
+    if len(parts) > 3 and parts[0] == "fleet" and run and parts[2] == run:
+        return FileRef(filename=parts[-1], subfolder="/".join(parts[:-1]))
+    made = _PREVIEW.fullmatch(path)
+    if made is None:
+        return None
+    first, second = ("output", "temp") if made[1] == "preview3d" else ("temp", "output")
+    return FileRef(filename=path, type=first, or_type=second)
+
+
+def _file(node_id: str, key: str, index: int, ref: FileRef) -> OutputItem:
     # A node on Windows separates folders with a backslash.
-    name = re.split(r"[/\\]", filename)[-1] or filename
+    name = _short_name(re.split(r"[/\\]", ref.filename)[-1] or ref.filename)
     content_type = content_type_of(name)
     return OutputItem(
         node_id=node_id,
@@ -244,23 +298,50 @@ def _file(node_id: str, key: str, index: int, entry: Mapping[Any, Any]) -> Outpu
         name=name,
         kind=kind_of(name, content_type),
         content_type=content_type,
-        temporary=ref.type == "temp",
+        temporary=ref.type == "temp" or bool(ref.or_type),
         source=ref,
     )
 
 
-def _text(node_id: str, key: str, index: int, text: str) -> OutputItem:
+def _text(
+    node_id: str, key: str, index: int, text: str, extension: str = "txt", content_type: str = "text/plain"
+) -> OutputItem:
+    name = f"{re.sub(r'[^A-Za-z0-9_-]+', '_', key)[:80] or 'text'}_{index + 1:05}.{extension}"
     return OutputItem(
         node_id=node_id,
         key=key,
         index=index,
-        name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', key)[:80] or 'text'}_{index + 1:05}.txt",
-        kind=OutputKind.TEXT,
-        content_type="text/plain",
-        source=InlineText(text),
+        name=name,
+        kind=kind_of(name, content_type),
+        content_type=content_type,
+        source=InlineText(clean(text)),
     )
 
 
-def _extension(name: str) -> str:
-    dot = name.rfind(".")
-    return name[dot:].lower() if dot >= 0 else ""
+def _document(node_id: str, key: str, index: int, value: Any) -> OutputItem:
+    """Return a number as a text, and anything else as JSON."""
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    try:
+        if isinstance(value, bool | int | float):
+            return _text(node_id, key, index, json.dumps(value))
+        written = json.dumps(value, ensure_ascii=False, indent=2)
+    except (RecursionError, TypeError, ValueError) as error:
+        return _text(node_id, key, index, f"a result that can't be written down: {type(error).__name__}")
+    return _text(node_id, key, index, written, "json", "application/json")
+
+
+def _short(key: str) -> str:
+    """Return a node's id or a key in a length that records can carry; different ones stay different."""
+    key = clean(key)
+    if len(key) <= _MAX_KEY:
+        return key
+    return f"{key[: _MAX_KEY - 17]}~{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def _short_name(name: str) -> str:
+    """Return a file name of at most so many characters, with its extension."""
+    if len(name) <= _MAX_NAME:
+        return name
+    extension = extension_of(name)[:16]
+    return name[: _MAX_NAME - len(extension)] + extension

@@ -380,7 +380,7 @@ class Run:
         self._asking, self._down_since = None, None
         if entry is not None:
             self.phase = Phase.LEFT
-            self._judge(verdicts.read_history(entry))
+            self._judge(verdicts.read_history(entry, self._id))
         elif self._seen.idle or self._seen.ended:
             # It is written before the last frame is sent; anything else is a server in trouble.
             self._tries += 1

@@ -8,12 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from comfy_fleet.domain.clip import clean, clip
 from comfy_fleet.domain.job import JobError
 from comfy_fleet.domain.outputs import OutputItem, find_outputs
 from comfy_fleet.domain.run_messages import PostAnswered, Verdict
 
 MAX_MESSAGE, MAX_TRACE = 4096, 32_768
 """Characters of an error that a job keeps: every list of jobs carries them. A traceback's end tells most."""
+MAX_NAME, MAX_DEFECT = 128, 512
+"""Characters of a name (a node's id, a class, a field) and of what is wrong with one input."""
+MAX_DEFECTS = 32
+"""Faults of a graph that a job keeps; how many there were besides is told."""
 
 # Frames with this exception are notes about one blocked node; the prompt goes on.
 BLOCKED = "ExecutionBlocked"
@@ -50,8 +55,8 @@ class Past:
     items: tuple[OutputItem, ...] = field(default=())
 
 
-def read_history(entry: Mapping[str, Any]) -> Past:
-    """Read a value of ``GET /history/ID``.
+def read_history(entry: Mapping[str, Any], run: str = "") -> Past:
+    """Read a value of ``GET /history/ID``, of this run.
 
     Its ``status_str`` can't be relied on: a dependency cycle that appears while the prompt runs ends it with
     an ``execution_error``, and ComfyUI still writes "success".
@@ -60,7 +65,7 @@ def read_history(entry: Mapping[str, Any]) -> Past:
     items = tuple(
         item
         for node_id, output in (outputs.items() if isinstance(outputs, Mapping) else ())
-        for item in find_outputs(str(node_id), output)
+        for item in find_outputs(str(node_id), output, run=run)
     )
     status = entry.get("status")
     if not isinstance(status, Mapping):
@@ -93,6 +98,8 @@ def rejected(answer: PostAnswered) -> Verdict:
     body = answer.body or {}
     error = body.get("error")
     errors = node_errors(body)
+    left_out = _count(body) - sum(map(len, errors.values()))
+    more = {"node_errors_left_out": left_out} if left_out > 0 else {}
     invalid = answer.status in (200, 400)
     if isinstance(error, Mapping) and error.get("message"):
         message = ". ".join(
@@ -112,10 +119,10 @@ def rejected(answer: PostAnswered) -> Verdict:
         kind="rejected",
         error=JobError(
             code="invalid_workflow" if invalid else "internal_error",
-            message=message[:MAX_MESSAGE],
+            message=clip(message, MAX_MESSAGE),
             node_id=first,
             class_type=_class_of(body, first),
-            details={"node_errors": errors} if invalid else {"status": answer.status},
+            details={"node_errors": errors, **more} if invalid else {"status": answer.status},
         ),
         counts=False,
         exclude_node=True,
@@ -125,13 +132,13 @@ def rejected(answer: PostAnswered) -> Verdict:
 
 
 def node_errors(body: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """Translate ComfyUI's validation errors to ``{node_id: [{field, reason, message}]}``."""
+    """Translate the first of ComfyUI's validation errors to ``{node_id: [{field, reason, message}]}``."""
     found: dict[str, list[dict[str, str]]] = {}
     by_node = body.get("node_errors")
     for node_id, entry in by_node.items() if isinstance(by_node, Mapping) else ():
         for error in _list(entry.get("errors") if isinstance(entry, Mapping) else None):
-            if isinstance(error, Mapping):
-                found.setdefault(str(node_id), []).append(_defect(error))
+            if isinstance(error, Mapping) and sum(map(len, found.values())) < MAX_DEFECTS:
+                found.setdefault(clip(str(node_id), MAX_NAME), []).append(_defect(error))
     top = body.get("error")
     if not found and isinstance(top, Mapping):
         # A class that is not installed is told about the whole prompt: "Node ID '#12'".
@@ -141,10 +148,18 @@ def node_errors(body: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
         if node_id is None and match:
             node_id = match[1]
         if node_id is not None:
-            reason = str(top.get("type") or "invalid_prompt")
-            message = str(top.get("message") or reason)
-            found[str(node_id)] = [{"field": "class_type", "reason": reason, "message": message}]
+            reason = clip(str(top.get("type") or "invalid_prompt"), MAX_NAME)
+            message = clip(str(top.get("message") or reason), MAX_DEFECT)
+            found[clip(str(node_id), MAX_NAME)] = [
+                {"field": "class_type", "reason": reason, "message": message}
+            ]
     return found
+
+
+def _count(body: Mapping[str, Any]) -> int:
+    by_node = body.get("node_errors")
+    entries = by_node.values() if isinstance(by_node, Mapping) else ()
+    return sum(len(_list(entry.get("errors"))) for entry in entries if isinstance(entry, Mapping))
 
 
 def failed(data: Mapping[str, Any]) -> Verdict:
@@ -158,16 +173,16 @@ def failed(data: Mapping[str, Any]) -> Verdict:
     blamed = bool(_ASSERT.search(message))
     code = "out_of_memory" if out_of_memory else "gpu_fault" if fault else "node_execution_error"
     lines = data.get("traceback")
-    trace = "".join(str(line) for line in _list(lines)) or _text(lines) or ""
+    trace = "".join(str(line) for line in _list(lines)) or (lines if isinstance(lines, str) else "")
     return Verdict(
         kind="failed",
         error=JobError(
             code=code,
-            message=message[:MAX_MESSAGE] or type_ or "the node reported an error without a message",
+            message=clip(message or type_, MAX_MESSAGE) or "the node reported an error without a message",
             node_id=_text(data.get("node_id")),
             class_type=_text(data.get("node_type")),
-            traceback=trace[-MAX_TRACE:] or None,
-            details={"exception_type": type_} if type_ else {},
+            traceback=clean(trace[-MAX_TRACE:]) or None,
+            details={"exception_type": clip(type_, MAX_NAME)} if type_ else {},
         ),
         counts=True,
         exclude_node=fault and not blamed,
@@ -194,9 +209,9 @@ def _defect(error: Mapping[str, Any]) -> dict[str, str]:
     reason = str(error.get("type") or "invalid")
     message = ": ".join(str(part) for part in (error.get("message"), error.get("details")) if part)
     return {
-        "field": str(name or ""),
-        "reason": _REASONS.get(reason, reason),
-        "message": message or reason,
+        "field": clip(str(name or ""), MAX_NAME),
+        "reason": clip(_REASONS.get(reason, reason), MAX_NAME),
+        "message": clip(message or reason, MAX_DEFECT),
     }
 
 
@@ -211,4 +226,4 @@ def _list(value: object) -> Sequence[Any]:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return clip(value, MAX_NAME) if isinstance(value, str) and value else None

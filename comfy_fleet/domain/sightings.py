@@ -146,7 +146,7 @@ class Sightings:
         node = data.get("node")
         if isinstance(node, str):
             self._executed.add(node)
-            for item in find_outputs(node, data.get("output")):
+            for item in find_outputs(node, data.get("output"), run=self._id):
                 self.items.setdefault(item.id, item)
 
     def _show(self, node: str, display: object) -> None:

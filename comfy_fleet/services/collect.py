@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.errors import (
@@ -186,7 +186,8 @@ class Collector:
 
     async def _collect(self, item: OutputItem) -> None:
         """Store one output and commit it. Raises NodeError or OutputLimit when it can't be had."""
-        if self._claim.behind and isinstance(item.source, FileRef):
+        # A long text exists nowhere else, and no record of the run can hold it.
+        if self._claim.behind and not (isinstance(item.source, InlineText) and item.source.long):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
                     await self._hasten.wait()
@@ -316,14 +317,24 @@ class Collector:
             what = f"the job's outputs are larger than {size_text(most)} together"
             raise self._refuse("max_job_bytes", most, what, item.node_id)
 
+    async def _view(self, stack: contextlib.AsyncExitStack, ref: FileRef) -> Content:
+        """Open a file, in the one folder or the other where its node did not say in which."""
+        node = self._claim.node
+        try:
+            return await stack.enter_async_context(self._nodes.view(node, ref))
+        except OutputGone:
+            if not ref.or_type:
+                raise
+            return await stack.enter_async_context(self._nodes.view(node, replace(ref, type=ref.or_type)))
+
     @contextlib.asynccontextmanager
     async def _content(self, item: OutputItem) -> AsyncIterator[Content]:
         match item.source:
             case FileRef():
-                async with self._nodes.view(self._claim.node, item.source) as content:
-                    yield content
+                async with contextlib.AsyncExitStack() as stack:
+                    yield await self._view(stack, item.source)
             case InlineText():
-                data = item.source.text.encode(errors="replace")
+                data = item.source.text.encode()
                 yield Content(chunks=_once(data), length=len(data))
             case _:
                 yield Content(chunks=_once(item.source.data), length=len(item.source.data))

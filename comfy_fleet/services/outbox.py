@@ -3,10 +3,13 @@
 import asyncio
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
 
+from comfy_fleet.domain.clip import clip
 from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.job import Progress
 from comfy_fleet.domain.run import ShowPreview
+from comfy_fleet.domain.run_verdicts import MAX_NAME
 from comfy_fleet.ports import Claim, RunStore
 
 EVERY_S = 0.5  # twice a second is what the faces promise
@@ -25,7 +28,9 @@ class Outbox:
 
     def progress(self, progress: Progress) -> None:
         """Take note of a snapshot; an older one that was not written is dropped."""
-        self._progress = progress
+        # Ids are the node's word, which can be of any length.
+        node = progress.current_node
+        self._progress = replace(progress, current_node=clip(node, MAX_NAME)) if node else progress
         self._kick()
 
     def preview(self, preview: ShowPreview) -> None:
@@ -53,7 +58,7 @@ class Outbox:
                     await self._runs.progress(self._claim, progress)
                 if preview:
                     data = {
-                        "node_id": preview.node_id or "",
+                        "node_id": clip(preview.node_id or "", MAX_NAME),
                         "content_type": preview.content_type,
                         "data_base64": b64encode(preview.data).decode(),
                     }

@@ -77,7 +77,12 @@ class World:
                 await self.slow[ref.filename].wait()
             if problems := self.problems.get(ref.filename):
                 raise problems.pop(0)
-            data = self.files[ref.filename]
+            if ref.or_type or ref.filename not in self.files:
+                if f"{ref.type}/{ref.filename}" not in self.files:
+                    raise OutputGone("404")
+                data = self.files[f"{ref.type}/{ref.filename}"]
+            else:
+                data = self.files[ref.filename]
 
             async def chunks() -> AsyncIterator[bytes]:
                 for start in range(0, len(data), 1000):
@@ -282,6 +287,15 @@ async def test_a_lost_preview_is_told_where_no_real_output_is(other: str) -> Non
     elif other == "a lost output":
         world.collector.add([item("real.png")])
     assert await world.collector.settled()
+
+
+@pytest.mark.parametrize("where", ["output", "temp"])
+async def test_a_file_whose_folder_is_not_told_is_looked_for_in_both(where: str) -> None:
+    world = World()
+    world.files = {f"{where}/a.glb": b"1"}
+    world.collector.add([item("a.glb", FileRef("a.glb", "", "output", "temp"))])
+    assert await world.collector.settled() == []
+    assert len(world.committed) == 1
 
 
 async def test_what_is_refused_by_its_name_is_asked_for_once() -> None:

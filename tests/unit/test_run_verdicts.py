@@ -4,8 +4,17 @@ from typing import Any
 
 import pytest
 
+from comfy_fleet.adapters.redis.codec import dump_error
 from comfy_fleet.domain.run_messages import PostAnswered
-from comfy_fleet.domain.run_verdicts import failed, lost, node_errors, read_history, rejected, timed_out
+from comfy_fleet.domain.run_verdicts import (
+    MAX_DEFECTS,
+    failed,
+    lost,
+    node_errors,
+    read_history,
+    rejected,
+    timed_out,
+)
 from tests.unit.run_harness import history_of, recording
 
 FILE = {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}
@@ -170,3 +179,29 @@ def test_lost_and_timed_out() -> None:
     gone, late = lost("why", counts=True), timed_out("why")
     assert (gone.kind, gone.counts, gone.retryable) == ("lost", True, True)
     assert (late.kind, late.counts, late.retryable) == ("timeout", True, False)
+
+
+def test_a_refusal_with_very_many_faults_is_a_small_record() -> None:
+    fault = {
+        "type": "value_not_in_list",
+        "message": "m" * 5000,
+        "details": "d" * 5000,
+        "extra_info": {"input_name": "i" * 5000},
+    }
+    errors = {f"{n}" + "x" * 5000: {"errors": [fault, fault], "class_type": "c" * 5000} for n in range(2000)}
+    body = {"error": {"type": "t", "message": "w" * 9000, "details": "d" * 9000}, "node_errors": errors}
+    error = rejected(PostAnswered(400, body, "")).error
+    assert error is not None
+    assert sum(len(found) for found in error.details["node_errors"].values()) == MAX_DEFECTS
+    assert error.details["node_errors_left_out"] == 4000 - MAX_DEFECTS
+    assert len(dump_error(error)) < 65_536
+
+
+def test_an_error_with_very_long_or_broken_names_is_a_small_record() -> None:
+    long = "\ud83d" + "x" * 100_000
+    names = ("exception_type", "exception_message", "node_id", "node_type")
+    error = failed({**dict.fromkeys(names, long), "traceback": [long]}).error
+    assert error is not None and error.traceback is not None
+    assert error.message.endswith("…") and len(dump_error(error)) < 65_536
+    error = failed({**dict.fromkeys(names, "\ud83d"), "traceback": "\ud83d"}).error
+    assert dump_error(error)
