@@ -6,6 +6,7 @@ import signal
 
 import uvloop
 
+from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.domain.errors import ConfigError
@@ -18,9 +19,10 @@ def serve(settings: Settings) -> None:
     """Run both HAProxy processes until SIGTERM or SIGINT. SIGHUP renders the edge again and reloads it.
 
     Raises:
-        ConfigError: HAProxy is missing, a port is taken, a configuration is refused, or another controller
-            works on the same folder.
+        ConfigError: HAProxy is missing or too old, a port is taken, a configuration is refused, or another
+            controller works on the same folder.
     """
+    build.require(settings.haproxy_bin)
     uvloop.run(_serve(settings))
 
 

@@ -12,20 +12,19 @@ from enum import StrEnum
 from typing import Any
 
 from comfy_fleet.adapters.disk import FULL, Disk
+from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
 from comfy_fleet.cli.up import ports, public_port
 from comfy_fleet.cli.up.lock import held
-from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, find_haproxy, masked
+from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, OLDEST_REDIS, find_haproxy, masked
 from comfy_fleet.domain.errors import FleetError, NoRoom
 from comfy_fleet.domain.room import size_text
 from comfy_fleet.redis_server import program
 from comfy_fleet.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
-OLDEST_HAPROXY = (2, 6)
 STRICT_HAPROXY = (3, 2)  # from here on maxconn is kept strictly, also with several threads
-OLDEST_REDIS = (6, 2)
 FILES_PER_NODE = 8  # descriptors of dispatcher and broker for one leased node, with room to spare
 ENOUGH_FILES = 4096
 LOW_DISK_BYTES = 2 * 10**9
@@ -105,52 +104,30 @@ def haproxy(name: str) -> list[Finding]:
                 check="HAProxy", verdict=Verdict.FAIL, found=error.message, do=f"as root: {INSTALL_HAPROXY}"
             )
         ]
-    told = subprocess.run([path, "-vv"], capture_output=True, text=True, timeout=10, check=False)
-    return haproxy_build(told.stdout + told.stderr, path)
+    try:
+        return haproxy_build(build.look(path), path)
+    except FleetError as error:
+        return [Finding(check="HAProxy", verdict=Verdict.FAIL, found=str(error))]
 
 
-def haproxy_build(text: str, path: str) -> list[Finding]:
+def haproxy_build(made: build.Build, path: str) -> list[Finding]:
     """Judge what ``haproxy -vv`` says."""
-    version = version_in(text, r"HAProxy version (\d+)\.(\d+)(?:\.(\d+))?")
-    if version is None:
-        return [
-            Finding(
-                check="HAProxy",
-                verdict=Verdict.FAIL,
-                found=f"{path} does not say its version",
-                do="set FLEET_HAPROXY_BIN to HAProxy's program",
-            )
-        ]
-    words = ".".join(map(str, version))
-    if version[:2] < OLDEST_HAPROXY:
-        first = Finding(
-            check="HAProxy",
-            verdict=Verdict.FAIL,
-            found=f"{words} is too old",
-            do="install HAProxy 2.6 or newer",
-        )
-    else:
-        threads = (
-            "" if version[:2] >= STRICT_HAPROXY else "; the broker uses one thread (it must, before 3.2)"
-        )
-        first = Finding(check="HAProxy", verdict=Verdict.OK, found=f"{words} at {path}{threads}")
-    lua = Finding(check="HAProxy Lua", verdict=Verdict.OK, found="built in")
-    if not re.search(r"\+LUA\b|USE_LUA=1", text):
-        lua = Finding(
-            check="HAProxy Lua",
-            verdict=Verdict.FAIL,
-            found="this build has no Lua, which chooses among the able nodes",
-            do="use the distribution's package, or build with USE_LUA=1",
-        )
-    metrics = Finding(check="HAProxy metrics", verdict=Verdict.OK, found="Prometheus exporter built in")
-    if not re.search(r"prometheus-exporter|\+PROMEX\b", text):
-        metrics = Finding(
-            check="HAProxy metrics",
-            verdict=Verdict.FAIL,
-            found="this build has no Prometheus exporter, which the configuration uses",
-            do="use the distribution's package, or build with USE_PROMEX=1",
-        )
-    return [first, lua, metrics]
+    strict = made.version[:2] >= STRICT_HAPROXY
+    threads = "" if strict else "; the broker uses one thread (it must, before 3.2)"
+    faults = made.faults()
+    if (first := faults.get("HAProxy")) is not None:
+        return [Finding(check="HAProxy", verdict=Verdict.FAIL, found=f"{path}: {first[0]}", do=first[1])]
+    fine = {
+        "HAProxy": f"{made.words} at {path}{threads}",
+        "HAProxy Lua": "built in",
+        "HAProxy metrics": "Prometheus exporter built in",
+    }
+    return [
+        Finding(check=check, verdict=Verdict.FAIL, found=faults[check][0], do=faults[check][1])
+        if check in faults
+        else Finding(check=check, verdict=Verdict.OK, found=found)
+        for check, found in fine.items()
+    ]
 
 
 def redis_program() -> Finding:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.options import Data, Json
-from comfy_fleet.cli.processes import load, logging_as
+from comfy_fleet.cli.options import NAME_ITS_FOLDER, Data, Json
+from comfy_fleet.cli.processes import load, load_running, logging_as
 
 if TYPE_CHECKING:
     from comfy_fleet.adapters.haproxy.render import Rendered
@@ -40,7 +40,7 @@ def render(
     """Print the configurations that the node registry leads to; changes nothing."""
     from comfy_fleet.cli.console import stderr
 
-    texts = _texts(_rendered(_settings(data), empty=empty))
+    texts = _texts(_rendered(load_running(data), empty=empty))
     if out is None:
         for name, text in texts.items():
             typer.echo(f"### {name}\n{text}")
@@ -62,7 +62,7 @@ def check(empty: Empty = False, data: Data = None) -> None:
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.up.programs import find_haproxy
 
-    settings = _settings(data)
+    settings = load_running(data)
     program = find_haproxy(settings.haproxy_bin)
     rendered = _rendered(settings, empty=empty)
     live_map = str(files(settings).pools)
@@ -122,14 +122,6 @@ def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
     return render_text(settings, nodes, pools_of(nodes, _slots(settings), slots=settings.pool_slots))
 
 
-def _settings(data: Path | None) -> "Settings":
-    """Return the settings; those of the ``fleet up`` that runs on the data folder, if one does."""
-    from comfy_fleet.cli.up.lock import running
-
-    settings = load(data=data)
-    return settings.model_copy(update=running(settings.data).get("settings", {}))
-
-
 def _slots(settings: "Settings") -> dict[str, int]:
     """Return the slots that pools have now: they keep them."""
     from comfy_fleet.adapters.haproxy.render import files
@@ -146,18 +138,17 @@ def _texts(rendered: "Rendered") -> dict[str, str]:
 
 
 async def _nodes(settings: "Settings") -> Sequence["Node"]:
-    from redis.exceptions import RedisError
-
     from comfy_fleet.bootstrap import open_stores
     from comfy_fleet.cli.up.programs import masked
+    from comfy_fleet.domain.errors import Busy
 
     try:
         async with open_stores(settings) as stores:
             return await stores.nodes.nodes()
-    except (RedisError, OSError) as error:
+    except Busy as error:  # the store is away, or takes nothing
         raise Fail(
-            f"Redis at {masked(settings.redis_url)} does not answer: {error}",
-            hint="set FLEET_REDIS_URL, name the folder of a running `fleet up` (--data DIR), or use --empty",
+            f"Redis at {masked(settings.redis_url)}: {error}",
+            hint=f"{NAME_ITS_FOLDER}, or FLEET_REDIS_URL; --empty needs no Redis",
             code=Exit.UNREACHABLE,
         ) from error
 
@@ -189,7 +180,5 @@ async def _servers(settings: "Settings") -> list[dict[str, Any]]:
                     }
                 )
     except BrokerError as error:
-        raise Fail(
-            str(error), hint="is it running? name its folder: --data DIR", code=Exit.UNREACHABLE
-        ) from error
+        raise Fail(str(error), hint=NAME_ITS_FOLDER, code=Exit.UNREACHABLE) from error
     return found

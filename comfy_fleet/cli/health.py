@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.options import Data
+from comfy_fleet.cli.options import NAME_ITS_FOLDER, Data
 
 if TYPE_CHECKING:
     from comfy_fleet.settings import Settings
@@ -42,11 +42,11 @@ def health(
     """
     import asyncio
 
-    from comfy_fleet.cli.processes import load
+    from comfy_fleet.cli.processes import load_running
 
-    why = asyncio.run(_ask(part, load(data=data), name))
+    why = asyncio.run(_ask(part, load_running(data), name))
     if why is not None:
-        raise Fail(f"{part}: {why}", code=Exit.FAILED)
+        raise Fail(f"{part}: {why}", hint=NAME_ITS_FOLDER, code=Exit.FAILED)
     typer.echo("ok")
 
 

@@ -34,6 +34,10 @@ Data = Annotated[
 ]
 
 
+NAME_ITS_FOLDER = "is it running? name its folder: --data DIR"
+"""The hint where what `fleet up` runs is not found."""
+
+
 def words(text: str, option: str) -> list[str]:
     """Split what stands in an option as a shell would.
 

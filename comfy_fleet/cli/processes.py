@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.options import Data, words
+from comfy_fleet.cli.options import NAME_ITS_FOLDER, Data, words
 
 if TYPE_CHECKING:
     from comfy_fleet.settings import Settings
@@ -142,7 +142,7 @@ def down(
     folder = load(data=data).data
     pid = read_note(folder / "run" / "up.json").get("pid")
     if not held(folder) or not isinstance(pid, int):
-        raise Fail(f"no fleet runs on {folder}", hint="name its folder: --data DIR", code=Exit.NOT_FOUND)
+        raise Fail(f"no fleet runs on {folder}", hint=NAME_ITS_FOLDER, code=Exit.NOT_FOUND)
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError:
@@ -193,6 +193,14 @@ def load(**flags: Any) -> "Settings":
         what = str(first["msg"]).removeprefix("Value error, ")  # pydantic's own words before ours
         raise Fail(f"{name}: {what}", hint="see docs/reference/settings.md", code=Exit.USAGE) from None
     return settings.model_copy(update={"data": settings.data.expanduser().absolute()})
+
+
+def load_running(data: Path | None) -> "Settings":
+    """Return the settings of the ``fleet up`` that runs on a data folder; those of the shell if none does."""
+    from comfy_fleet.cli.up.lock import running
+
+    settings = load(data=data)
+    return settings.model_copy(update=running(settings.data).get("settings", {}))
 
 
 def keep_private() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.up import programs
 from comfy_fleet.cli.up.programs import OwnRedis, sync_files, wait_for_redis
 
@@ -96,3 +97,27 @@ def test_the_one_file_of_an_older_redis_is_synced_too(
     (tmp_path / "appendonly.aof").write_text("x")
     sync_files(tmp_path)
     assert synced == [str(tmp_path / "appendonly.aof")]
+
+
+@pytest.mark.parametrize(
+    ("version", "fine"), [("6.0.16", False), ("6.2.0", True), ("10.0.1", True), ("", True)]
+)
+async def test_a_redis_that_is_too_old_is_told_at_once(version: str, fine: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            words = []
+            for _ in range(int(line[1:])):
+                size = int((await reader.readline())[1:])
+                words.append((await reader.readexactly(size + 2))[:-2].upper())
+            info = f"redis_version:{version}\r\n".encode()
+            bulk = b"$%d\r\n%s\r\n" % (len(info), info)
+            writer.write({b"PING": b"+PONG\r\n", b"INFO": bulk}.get(words[0], b"+OK\r\n"))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        if fine:
+            await programs.wait_for_redis(url, timeout_s=10)
+        else:
+            with pytest.raises(Fail, match=r"version 6\.0\.16, which is too old"):
+                await programs.wait_for_redis(url, timeout_s=10)

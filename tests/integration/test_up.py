@@ -217,6 +217,25 @@ def test_haproxy_can_be_looked_at(running: Up) -> None:
     assert {row["server"] for row in json.loads(told.stdout)} == {"sim-1", "sim-2"}
 
 
+@pytest.mark.parametrize(
+    "argv", [("haproxy", "check"), ("haproxy", "render"), ("haproxy", "show"), ("health", "api"), ("down",)]
+)
+def test_a_fleet_that_is_not_found_is_looked_for_where_the_hint_says(
+    running: Up, tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    lost = fleet(*argv, "--data", str(tmp_path), FLEET_REDIS_URL="redis://127.0.0.1:1/0", FLEET_API_PORT="1")
+    assert lost.returncode != 0
+    assert "--data DIR" in lost.stderr
+    if argv != ("down",):
+        assert fleet(*argv, "--data", str(running.data)).returncode == 0
+
+
+@pytest.mark.parametrize("part", ["api", "dispatch", "haproxy", "agent"])
+def test_the_health_of_its_parts_can_be_asked_by_its_folder(running: Up, part: str) -> None:
+    told = fleet("health", part, "--data", str(running.data))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "ok\n", "")
+
+
 def test_the_configurations_of_a_running_fleet_can_be_made_again(running: Up) -> None:
     told = fleet("haproxy", "check", "--data", str(running.data))
     assert (told.returncode, told.stdout) == (0, "broker.cfg: ok\nedge.cfg: ok\n"), told.stderr
@@ -374,6 +393,19 @@ def test_a_wrong_option_for_the_simulated_nodes_is_told_in_words(tmp_path: Path)
     )
     assert told.returncode == 1
     assert "sim ends again and again: No such option: --no-such-option" in told.stderr
+
+
+def test_a_program_that_is_too_old_is_told_before_anything_starts(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", str(free_port())
+    program = tmp_path / "haproxy"
+    program.write_text("#!/bin/sh\necho 'HA-Proxy version 2.2.9-2+deb11u6 2023/12/29'\n")
+    program.chmod(0o755)
+    for argv in (("up", "--nodes", "0", "--port", port, "--data", str(data)), ("haproxy", "run")):
+        told = fleet(*argv, FLEET_HAPROXY_BIN=str(program), FLEET_DATA=str(data), FLEET_LOG_FORMAT="text")
+        assert told.returncode == 1
+        assert "HAProxy 2.2.9 is too old; install HAProxy 2.6 or newer" in told.stderr
+        assert "again and again" not in told.stderr
+    assert processes_of(data) == {}
 
 
 def test_a_process_that_can_not_start_ends_the_start_with_its_reason(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.adapters.disk import Disk
+from comfy_fleet.adapters.haproxy.build import Build
 from comfy_fleet.cli import checks
 from comfy_fleet.cli.checks import Verdict
 from comfy_fleet.cli.gpus import Gpu, Gpus, Memory, Nvml
@@ -29,20 +30,23 @@ def test_an_old_python_fails() -> None:
 
 
 def test_debians_haproxy_is_fine() -> None:
-    assert set(verdicts(checks.haproxy_build(BUILD_26, "/usr/sbin/haproxy")).values()) == {Verdict.OK}
+    assert set(verdicts(checks.haproxy_build(Build.read(BUILD_26), "/usr/sbin/haproxy")).values()) == {
+        Verdict.OK
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "failed"),
     [
         (BUILD_26.replace("2.6.12", "2.4.0"), "HAProxy"),
+        ("HA-Proxy version 2.2.9-2+deb11u6 2023/12/29\nFeature list : -LUA", "HAProxy"),
         (BUILD_26.replace("+LUA", "-LUA"), "HAProxy Lua"),
         (BUILD_26.replace("prometheus-exporter", ""), "HAProxy metrics"),
         ("nginx", "HAProxy"),
     ],
 )
 def test_what_haproxy_lacks_fails_and_says_what_to_do(text: str, failed: str) -> None:
-    findings = checks.haproxy_build(text, "/x")
+    findings = checks.haproxy_build(Build.read(text), "/x")
     assert [finding.check for finding in findings if finding.verdict is Verdict.FAIL] == [failed]
     assert all(finding.do for finding in findings if finding.verdict is Verdict.FAIL)
 

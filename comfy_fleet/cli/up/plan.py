@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
+from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.agent.main import host_name
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.cli.exits import Exit, Fail
@@ -105,6 +106,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     )
     keys = Keys.load(settings)  # the API would refuse to start, again and again
     haproxy = find_haproxy(settings.haproxy_bin)
+    build.require(haproxy)
     devices = node_plans.visible_gpus(gpus, visible) if options.comfyui else []
     count = options.nodes
     if count is None:

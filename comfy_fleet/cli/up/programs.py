@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from comfy_fleet.redis_server import program
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on an ordinary user's PATH on Debian
 _SYNC_S = 1.0
 _SOCKET_LIMIT = 100  # a unix socket's path has at most 107 bytes
+OLDEST_REDIS = (6, 2)
 INSTALL_HAPROXY = "apt-get update && apt-get install -y haproxy"
 
 
@@ -99,10 +101,10 @@ async def wait_for_redis(url: str, *, timeout_s: float) -> None:
     """Wait until Redis answers and has loaded its data.
 
     Raises:
-        Fail: It does not within ``timeout_s``.
+        Fail: It does not within ``timeout_s``, or is too old.
     """
     from redis.asyncio import Redis
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisError, ResponseError
 
     deadline = asyncio.get_running_loop().time() + timeout_s
     client = Redis.from_url(url, retry=None)
@@ -118,7 +120,15 @@ async def wait_for_redis(url: str, *, timeout_s: float) -> None:
                     ) from error
                 await asyncio.sleep(0.05)
             else:
-                return
+                break
+        with contextlib.suppress(ResponseError):  # an account of its own may not be allowed to ask
+            told = str((await client.info("server")).get("redis_version", ""))
+            if told and tuple(map(int, re.findall(r"\d+", told)[:2])) < OLDEST_REDIS:
+                needed = ".".join(map(str, OLDEST_REDIS))
+                raise Fail(
+                    f"Redis at {masked(url)} is version {told}, which is too old",
+                    hint=f"install Redis {needed} or newer, or Valkey",
+                )
     finally:
         await client.aclose()
 
