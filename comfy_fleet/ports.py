@@ -673,6 +673,9 @@ class NodeApi(Protocol):
     async def object_info(self, node: str) -> Mapping[str, Any]:
         """Return every node class with its inputs. Raises NodeError."""
 
+    async def node_replacements(self, node: str) -> Mapping[str, Any]:
+        """Return the classes that it replaces by others; empty if it knows of none. Raises NodeError."""
+
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
 

@@ -1,7 +1,6 @@
 """REST for operators: how full the queue is, and whether live nodes can run a stored workflow."""
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from starlette.responses import Response
 from comfy_fleet.api.deps import NodeFacts, admin, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import NodeError, NotFound
-from comfy_fleet.domain.inventory import parse
+from comfy_fleet.domain.inventory import Problem, parse
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.services.check import check_workflow
 
@@ -45,15 +44,19 @@ async def check(
 async def _look(facts: NodeFacts, limit: asyncio.Semaphore, node: str, workflow: Workflow) -> dict[str, Any]:
     async with limit:
         try:
-            stats, info = await asyncio.gather(facts.system_stats(node), facts.object_info(node))
+            stats, info, replaced = await asyncio.gather(
+                facts.system_stats(node), facts.object_info(node), facts.node_replacements(node)
+            )
         except NodeError as error:
             problem = {"kind": "unreachable", "message": str(error)}
             return {"node": node, "comfyui": "", "ok": False, "problems": [problem]}
         version = str((stats.get("system") or {}).get("comfyui_version") or "")
-        problems = await asyncio.to_thread(_problems, workflow, info, version)
-    ok = all(problem["only_with"] for problem in problems)  # a choice that nobody has to make
-    return {"node": node, "comfyui": version, "ok": ok, "problems": problems}
+        problems = await asyncio.to_thread(
+            lambda: check_workflow(workflow, parse(info, replacements=replaced, version=version))
+        )
+    ok = all(problem.only_with for problem in problems)  # a choice that nobody has to make
+    return {"node": node, "comfyui": version, "ok": ok, "problems": [_shown(one) for one in problems]}
 
 
-def _problems(workflow: Workflow, info: Mapping[str, Any], version: str) -> list[dict[str, Any]]:
-    return [asdict(problem) for problem in check_workflow(workflow, parse(info, version=version))]
+def _shown(problem: Problem) -> dict[str, Any]:
+    return {name: value for name, value in asdict(problem).items() if name != "doubtful"}

@@ -64,8 +64,8 @@ def _files(known: Inventory) -> frozenset[str]:
     return frozenset(
         file_place(info.name, name, option)
         for info in known.classes.values()
-        for name, spec in (*info.required.items(), *info.optional.items())
-        if spec.options is not None and not spec.upload and not spec.remote
-        for option in spec.options
+        for name, spec in info.everything()
+        if spec.closed
+        for option in spec.choices
         if looks_like_file(option)
     )

@@ -13,7 +13,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from comfy_fleet.domain.graph import Graph, is_link
+from comfy_fleet.domain.graph import Graph
+from comfy_fleet.domain.inputs import alike, unwrapped
 from comfy_fleet.domain.inventory import (
     ClassInfo,
     Inventory,
@@ -21,7 +22,6 @@ from comfy_fleet.domain.inventory import (
     ProblemKind,
     looks_like_file,
     reached,
-    same_value,
     version_allows,
 )
 from comfy_fleet.domain.job import Placement
@@ -131,15 +131,19 @@ class Candidate:
     vram_bytes: int = 0
 
 
-def needs_of(graph: Graph, wish: Wish, inventories: Sequence[Inventory]) -> Needs:
+def needs_of(
+    graph: Graph, wish: Wish, inventories: Sequence[Inventory], *, near: Sequence[Inventory] | None = None
+) -> Needs:
     """Return what tells apart the nodes that can run a checked graph from those that can't.
 
-    Linked values, uploads, ``remote`` enumerations and open values are no needs.
+    Linked values, uploads, ``remote`` enumerations and open values are no needs. A value that a class may
+    take though it is not listed is one if a node lists it: that one is the safer choice.
 
     Args:
         graph: The graph.
         wish: What was declared besides.
         inventories: The different inventories of the fleet.
+        near: Those of the nodes that the job may go to by its pools; all of them if None.
     """
     classes = {
         node["class_type"]
@@ -152,13 +156,23 @@ def needs_of(graph: Graph, wish: Wish, inventories: Sequence[Inventory]) -> Need
     choices: set[Choice] = set()
     for node_id in visited:
         node = graph[node_id]
-        infos = [info for known in inventories if (info := known.classes.get(node["class_type"]))]
-        for name, value in node["inputs"].items():
-            if not isinstance(value, str | int | float | bool) or is_link(value):
+        class_type = node["class_type"]
+        infos = [info for known in inventories if (info := known.classes.get(class_type))]
+        for name, given in node["inputs"].items():
+            value = unwrapped(given)
+            if not isinstance(value, str | int | float | bool):
                 continue
+            lacking = [info for info in infos if offers(info, name, value) is False]
             # Nobody may have it now: whoever gets it may take the job.
-            if any(offers(info, name, value) is False for info in infos):
-                choices.add((node["class_type"], name, _slashed(value)))
+            if lacking and (
+                not any(info.may_take(name, spec, value) for info in lacking for spec in info.possible(name))
+                or any(
+                    offers(known.classes[class_type], name, value)
+                    for known in (inventories if near is None else near)
+                    if class_type in known.classes
+                )
+            ):
+                choices.add((class_type, name, alike(value) if isinstance(value, str) else value))
     return Needs(
         classes=frozenset(classes),
         choices=frozenset(choices),
@@ -170,11 +184,12 @@ def needs_of(graph: Graph, wish: Wish, inventories: Sequence[Inventory]) -> Need
 
 
 def offers(info: ClassInfo, name: str, value: object) -> bool | None:
-    """Tell whether an enumeration offers a value; None where the input is no closed enumeration."""
-    spec = info.input(name)
-    if spec is None or spec.options is None or spec.upload or spec.remote or spec.multiselect:
-        return None
-    return any(same_value(value, option) for option in spec.options)
+    """Tell whether an enumeration offers a value; None where the input is no closed enumeration.
+
+    An input inside a group offers what it offers with any value of the group.
+    """
+    specs = [spec for spec in info.possible(name) if spec.closed and not spec.multiselect]
+    return any(spec.offers(value) for spec in specs) if specs else None
 
 
 def why_not(needs: Needs, candidate: Candidate) -> list[str]:
@@ -271,11 +286,7 @@ def _lacks(class_type: str, name: str, value: object) -> str:
 def file_place(class_type: str, name: str, file: str) -> str:
     """Return where a model file belongs, as far as its input tells: ``vae/ae.safetensors``."""
     folder = _FOLDERS_BY_CLASS.get(class_type) or _FOLDERS.get(name)
-    return f"{folder or f'{class_type}.{name}'}/{_slashed(file)}"
-
-
-def _slashed(value: str | float) -> str | float:
-    return value.replace("\\", "/") if isinstance(value, str) else value
+    return f"{folder or f'{class_type}.{name}'}/{alike(file)}"
 
 
 def _texts(value: object) -> list[str]:

@@ -13,7 +13,8 @@ from comfy_fleet.domain import file_access
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.file_access import DENIED, KNOWN, PREVIEWS, Use, Uses
 from comfy_fleet.domain.graph import ASSET_TYPE, Graph, NamedUpload, Path, Place, is_link, texts_in
-from comfy_fleet.domain.inventory import ClassInfo, InputSpec, Inventory, same_value
+from comfy_fleet.domain.inputs import InputSpec
+from comfy_fleet.domain.inventory import ClassInfo, Inventory
 
 _STRICTEST = (Use.FILE, Use.TARGET, Use.PREFIX, Use.PATH, Use.SHOWN, None, Use.TEXT)
 
@@ -179,7 +180,7 @@ class _Input:
         )
 
     def offers(self, text: str) -> bool:
-        return any(same_value(text, option) for spec in self.specs for option in spec.options or ())
+        return any(spec.options is not None and spec.offers(text) for spec in self.specs)
 
 
 class _Known:

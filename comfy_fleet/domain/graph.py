@@ -8,7 +8,7 @@ Nothing here changes a graph that it was given.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -33,6 +33,7 @@ __all__ = [
     "copied",
     "for_run",
     "is_link",
+    "part",
     "place_name",
     "profile",
     "texts",
@@ -146,6 +147,11 @@ def copied(graph: Graph) -> Graph:
     return {node_id: {**node, "inputs": _copied(node["inputs"])} for node_id, node in graph.items()}
 
 
+def part(graph: Graph, wanted: Collection[str]) -> Graph:
+    """Return the graph with these nodes alone."""
+    return {node_id: node for node_id, node in graph.items() if node_id in wanted}
+
+
 def classes(graph: Graph) -> frozenset[str]:
     """Return the node classes that the graph uses."""
     return frozenset(node["class_type"] for node in graph.values())
@@ -216,7 +222,9 @@ def for_run(
         inputs.update(_saved_below(folder, graph, inputs, saves.get(node["class_type"], {})))
         if node_id in bust:
             inputs[BUST_INPUT] = run_id
-        result[node_id] = {**node, "inputs": inputs}
+        meta = node.get("_meta")
+        # A server that replaces the class by another one copies this, and fails where it is missing.
+        result[node_id] = {**node, "inputs": inputs, "_meta": meta if isinstance(meta, dict) else {}}
     return result
 
 

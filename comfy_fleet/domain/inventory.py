@@ -1,20 +1,46 @@
 """What a node can run: its classes, their inputs and its files, as ``/object_info`` lists them.
 
-Facts (ComfyUI 0.3.64): an enumeration is ``[["a", "b"], {...}]`` or ``["COMBO", {"options": ["a", "b"]}]``,
-model files included; a link into an enumeration is not checked; only nodes that an output node reads are
-validated, but every node's class must exist; inputs that a class does not declare are ignored.
+Facts (ComfyUI 0.3.64 and 0.33): a link into an enumeration is not checked; only nodes that an output node
+reads are validated, but every node's class must exist; inputs that a class does not declare are ignored. A
+class may check inputs by itself: ComfyUI then looks neither at their lists nor at their limits, and
+``/object_info`` does not say so (see :data:`OWN_CHECKS`).
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from comfy_fleet.domain import file_access
+from comfy_fleet.domain import inputs as declared
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.file_access import Use, Uses
+from comfy_fleet.domain.file_access import Uses
 from comfy_fleet.domain.graph import ASSET_TYPE, Graph, is_link
+from comfy_fleet.domain.inputs import Inputs, InputSpec, alike, unwrapped
+
+OWN_CHECKS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "CustomCombo": frozenset({"choice", "index"}),
+        "FluxProUltraImageNode": frozenset({"aspect_ratio"}),
+        "Load3D": frozenset({"model_file", "image", "width", "height"}),
+        "Load3DAdvanced": frozenset({"model_file", "viewport_state", "width", "height"}),
+        "LoadAudio": frozenset({"audio"}),
+        "LoadImage": frozenset({"image"}),
+        "LoadImageMask": frozenset({"image"}),
+        "LoadImageOutput": frozenset({"image"}),
+        "LoadLatent": frozenset({"latent"}),
+        "LoadVideo": frozenset({"file"}),
+        "ModelAttentionBackend": frozenset({"attention"}),
+        "SelectCLIPDevice": frozenset({"device"}),
+        "SelectModelDevice": frozenset({"device"}),
+        "SelectVAEDevice": frozenset({"device"}),
+        "WebcamCapture": frozenset({"image"}),
+    }
+)
+"""Inputs that classes of ComfyUI 0.3.64 and 0.33 check by themselves (``VALIDATE_INPUTS``), by class. For
+node packs' classes it can't be known."""
 
 
 class ProblemKind(StrEnum):
@@ -26,6 +52,8 @@ class ProblemKind(StrEnum):
     FILE_MISSING = "file_missing"
     VALUE_NOT_IN_LIST = "value_not_in_list"
     OUT_OF_RANGE = "out_of_range"
+    WRONG_TYPE = "invalid_input_type"
+    BAD_LINK = "bad_link"
     NO_OUTPUTS = "no_outputs"
 
 
@@ -34,6 +62,7 @@ class Problem:
     """One reason why a node can't run a graph; ``message`` is a sentence that names the way out.
 
     Attributes:
+        doubtful: The node may take it all the same: it is asked where no node is without doubt.
         only_with: For stored workflows: the choice that meets it, e.g. ``lora = illustration``; empty
             where every job does.
     """
@@ -44,53 +73,39 @@ class Problem:
     class_type: str = ""
     field: str = ""
     value: Any = None
+    doubtful: bool = False
     only_with: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputSpec:
-    """What a class wants of one input.
+class ClassInfo(Inputs):
+    """One node class, with the inputs that it declares.
 
     Attributes:
-        type: ``INT``, ``FLOAT``, ``STRING``, ``BOOLEAN``, ``COMBO`` or the name of a linked type.
-        options: The values of an enumeration; None where it is open (filled by the editor at run time).
-        upload: It names a file that is uploaded with the job: never something a node must have.
-        remote: Its values come from elsewhere: nothing can be said about them.
-    """
-
-    type: str
-    options: tuple[Any, ...] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    step: float | None = None
-    default: Any = None
-    upload: bool = False
-    remote: bool = False
-    multiselect: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassInfo:
-    """One node class.
-
-    Attributes:
+        outputs: The types of what it hands on.
+        output_node: Whether it runs without being read.
+        pack: Whether it comes from a node pack: it may check inputs by itself.
         files: What its inputs name, as :func:`comfy_fleet.domain.file_access.uses` tells.
         keeps_graph: It may write the graph into files under names of its own.
         shows_files: It tells of files though it may be no output node, even from the cache.
     """
 
     name: str
-    required: Mapping[str, InputSpec] = field(default_factory=dict)
-    optional: Mapping[str, InputSpec] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     output_node: bool = False
+    pack: bool = False
     files: Uses = field(default_factory=dict)
     keeps_graph: bool = False
     shows_files: bool = False
 
-    def input(self, name: str) -> InputSpec | None:
-        """Return an input's specification; None if the class doesn't declare it."""
-        return self.required.get(name) or self.optional.get(name)
+    def may_take(self, name: str, spec: InputSpec, value: object) -> bool:
+        """Tell whether the class may take a value of this input that its list or its limits exclude.
+
+        A model file that a node does not have is missing there, unless the class is known to take others.
+        """
+        if name in OWN_CHECKS.get(self.name, ()):
+            return True
+        return (self.pack or spec.fillable) and not looks_like_file(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +134,14 @@ class Requirements:
     files: frozenset[tuple[str, str, str]]
 
 
-def parse(object_info: object, *, version: str = "") -> Inventory:
+def parse(object_info: object, *, replacements: object = None, version: str = "") -> Inventory:
     """Read the body of ``GET /object_info``. What can't be read is left open, never refused.
+
+    Args:
+        object_info: The body.
+        replacements: The body of ``GET /node_replacements``: classes that the node replaces by itself count
+            as classes that it has.
+        version: ComfyUI's version.
 
     Raises:
         ConfigError: It is no object of classes at all.
@@ -130,14 +151,19 @@ def parse(object_info: object, *, version: str = "") -> Inventory:
     classes = {
         name: _class_info(name, body) for name, body in object_info.items() if isinstance(body, Mapping)
     }
-    return Inventory(classes=classes, version=version)
+    return Inventory(classes={**_replaced(replacements, classes), **classes}, version=version)
 
 
 def problems(graph: Graph, inventory: Inventory) -> list[Problem]:
-    """Return everything that keeps a node with this inventory from running a checked graph.
+    """Return everything that certainly keeps a node with this inventory from running a checked graph."""
+    return [problem for problem in findings(graph, inventory) if not problem.doubtful]
+
+
+def findings(graph: Graph, inventory: Inventory) -> list[Problem]:
+    """Return what speaks against running a checked graph on a node with this inventory, doubts included.
 
     Linked values, uploaded files, ``core/ASSET`` references and what the class doesn't declare are left
-    out. ``/`` and ``\\`` in file names count as the same.
+    out. Other spellings of a name on the node count as that name; :func:`spelled` writes the node's own.
     """
     found = [
         Problem(
@@ -157,8 +183,28 @@ def problems(graph: Graph, inventory: Inventory) -> list[Problem]:
     for node_id, node in graph.items():
         info = inventory.classes.get(node["class_type"])
         if info is not None and node_id in visited:
-            found.extend(_input_problems(node_id, node["inputs"], info))
+            found.extend(_input_findings(node_id, node["inputs"], info))
     return found
+
+
+def spelled(graph: Graph, inventory: Inventory) -> Graph:
+    """Return a graph that names everything as a node with this inventory does.
+
+    Nodes on Windows and on Linux list the same file with other slashes, and take no spelling but their own.
+    """
+    result: Graph = {}
+    for node_id, node in graph.items():
+        info = inventory.classes.get(node["class_type"])
+        if info is not None:
+            laid_out = info.laid_out(node["inputs"])
+            inputs = {
+                name: value if (spec := laid_out.input(name)) is None else declared.spelled(value, spec)
+                for name, value in node["inputs"].items()
+            }
+            result[node_id] = {**node, "inputs": inputs}
+        else:
+            result[node_id] = node
+    return result
 
 
 def requirements(graph: Graph, inventory: Inventory) -> Requirements:
@@ -174,10 +220,11 @@ def requirements(graph: Graph, inventory: Inventory) -> Requirements:
         info = inventory.classes.get(node["class_type"])
         if info is None or node_id not in visited:
             continue
+        laid_out = info.laid_out(node["inputs"])
         for name, value in node["inputs"].items():
-            spec = info.input(name)
+            spec = laid_out.input(name)
             if spec and spec.options is not None and not spec.upload and looks_like_file(value):
-                files.add((info.name, name, _slashed(value)))
+                files.add((info.name, name, alike(value)))
     return Requirements(
         classes=frozenset(node["class_type"] for node in graph.values()), files=frozenset(files)
     )
@@ -232,70 +279,56 @@ def looks_like_file(value: object) -> bool:
 
 # ----------------------------------------------------------------------------------------------------
 
+_PACKS = "custom_nodes"
+
 
 def _class_info(name: str, body: Mapping[str, Any]) -> ClassInfo:
-    inputs = body.get("input")
-    inputs = inputs if isinstance(inputs, Mapping) else {}
     outputs = body.get("output")
+    module = body.get("python_module")
     files = file_access.uses(name, body)
+    inputs = declared.read(body.get("input"), files)
     return ClassInfo(
         name=name,
-        required=_specs(inputs.get("required"), files),
-        optional=_specs(inputs.get("optional"), files),
+        required=inputs.required,
+        optional=inputs.optional,
         # An enumeration as output type is a list of its values.
         outputs=tuple(item if isinstance(item, str) else "COMBO" for item in outputs)
         if isinstance(outputs, list)
         else (),
         output_node=body.get("output_node") is True,
+        pack=isinstance(module, str) and module.startswith(_PACKS),
         files=files,
         keeps_graph=file_access.keeps_graph(body, files),
         shows_files=body.get("has_intermediate_output") is True,
     )
 
 
-def _specs(group: object, files: Uses) -> dict[str, InputSpec]:
-    if not isinstance(group, Mapping):
-        return {}
-    return {
-        name: _spec(name, declared, files.get(name))
-        for name, declared in group.items()
-        if isinstance(declared, list) and declared
-    }
+def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[str, ClassInfo]:
+    """Return the classes that a node lacks and replaces on ``POST /prompt``, with what it asks of them.
 
-
-def _spec(name: str, declared: list[Any], use: Use | None) -> InputSpec:
-    kind = declared[0]
-    extra = declared[1] if len(declared) > 1 and isinstance(declared[1], Mapping) else {}
-    options: tuple[Any, ...] | None = None
-    if isinstance(kind, list):
-        options, kind = tuple(kind), "COMBO"
-    elif kind == "COMBO" and isinstance(extra.get("options"), list):
-        options = tuple(extra["options"])
-    if options is not None:
-        folders = use is Use.PATH and file_access.names_folder(name)
-        options = tuple(option for option in options if not _is_ours(option, folders=folders))
-    return InputSpec(
-        type=kind if isinstance(kind, str) else "*",
-        options=options,
-        minimum=_limit(extra.get("min")),
-        maximum=_limit(extra.get("max")),
-        step=_limit(extra.get("step")),
-        default=extra.get("default"),
-        upload=use is Use.FILE,
-        remote=bool(extra.get("remote")),
-        multiselect=bool(extra.get("multiselect")),
-    )
-
-
-def _is_ours(option: object, *, folders: bool) -> bool:
-    """Tell whether an option is what jobs have put into the node's folders: no choice of anybody."""
-    return isinstance(option, str) and (
-        file_access.is_staged(option) or (folders and file_access.in_staging(option))
-    )
-
-
-def _limit(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    As the node does: the first entry of a class counts; what the mapping does not name is dropped.
+    """
+    found: dict[str, ClassInfo] = {}
+    for name, entries in replacements.items() if isinstance(replacements, Mapping) else ():
+        entry = entries[0] if isinstance(entries, list) and entries else None
+        new = classes.get(str(entry.get("new_node_id"))) if isinstance(entry, Mapping) else None
+        if name in classes or new is None or entry is None:
+            continue
+        given: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        for item in entry.get("input_mapping") or ():
+            target = str(item.get("new_id")) if isinstance(item, Mapping) else ""
+            if target and "set_value" in item:
+                given[target] = item["set_value"]
+            elif target and "old_id" in item:
+                given[target] = ["", 0]
+                names[str(item["old_id"])] = target
+        laid_out = new.laid_out(given)
+        if laid_out.required.keys() <= given.keys():
+            # An input that the mapping names and the graph does not give is an error of the node's.
+            required = {old: laid_out.input(target) or InputSpec(type="*") for old, target in names.items()}
+            found[name] = replace(new, name=name, required=required, optional={})
+    return found
 
 
 def reached(graph: Graph, inventory: Inventory) -> set[str]:
@@ -314,69 +347,95 @@ def reached(graph: Graph, inventory: Inventory) -> set[str]:
     return found
 
 
-def _input_problems(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) -> Iterator[Problem]:
-    for name in info.required:
-        # Newer nodes send the members of a group as "group.member" and nothing under the group's own name.
-        if name not in inputs and not any(given.startswith(name + ".") for given in inputs):
-            yield Problem(
-                kind=ProblemKind.MISSING_INPUT,
-                node_id=node_id,
-                class_type=info.name,
-                field=name,
-                message=f"node {node_id} ({info.name}): input {name!r} is missing",
-            )
-    for name, value in inputs.items():
-        spec = info.input(name)
-        if spec is None or isinstance(value, list) or _is_asset(value) or spec.upload or spec.remote:
+def _input_findings(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) -> Iterator[Problem]:
+    laid_out = info.laid_out(inputs)
+    where = f"node {node_id} ({info.name})"
+
+    def problem(
+        kind: ProblemKind, name: str, message: str, *, value: Any = None, doubtful: bool = False
+    ) -> Problem:
+        return Problem(
+            kind=kind,
+            node_id=node_id,
+            class_type=info.name,
+            field=name,
+            value=value,
+            message=f"{where}: {message}",
+            doubtful=doubtful,
+        )
+
+    for name, spec in laid_out.required.items():
+        if name in inputs or (
+            declared.is_group(spec) and any(given.startswith(name + ".") for given in inputs)
+        ):
             continue
-        where = f"node {node_id} ({info.name}): {name}"
-        if spec.options is not None and not spec.multiselect:
-            if any(same_value(value, option) for option in spec.options):
-                continue
+        yield problem(ProblemKind.MISSING_INPUT, name, f"input {name!r} is missing")
+    for name, given in inputs.items():
+        found = laid_out.input(name)
+        if found is None or is_link(given) or _is_asset(given) or found.upload or found.remote:
+            continue
+        if isinstance(given, list):
+            message = f'{name} holds a bare list: write {{"{declared.WRAPPER}": [...]}}'
+            yield problem(ProblemKind.BAD_LINK, name, message, value=given)
+            continue
+        value = unwrapped(given)
+        try:
+            number = _number(value, found.type)
+        except (TypeError, ValueError, OverflowError):
+            message = f"{name} must be a number ({found.type}), not {_shown(value)}"
+            yield problem(ProblemKind.WRONG_TYPE, name, message, value=value)
+            continue
+        if number is not None and _outside(number, found):
+            message = f"{name}: {value} is not between {found.minimum} and {found.maximum}"
+            doubtful = info.may_take(name, found, value)
+            yield problem(ProblemKind.OUT_OF_RANGE, name, message, value=value, doubtful=doubtful)
+        for missing in _unlisted(value, found, required=name in laid_out.required):
             # Not only where other options are files: VAELoader offers "pixel_space" with an empty folder.
-            is_file = looks_like_file(value)
-            yield Problem(
-                kind=ProblemKind.FILE_MISSING if is_file else ProblemKind.VALUE_NOT_IN_LIST,
-                node_id=node_id,
-                class_type=info.name,
-                field=name,
-                value=value,
-                message=f"{where}: file {value!r} is not on the node"
+            is_file = looks_like_file(missing)
+            yield problem(
+                ProblemKind.FILE_MISSING if is_file else ProblemKind.VALUE_NOT_IN_LIST,
+                name,
+                f"{name}: file {missing!r} is not on the node"
                 if is_file
-                else f"{where}: {value!r} is none of {_some(spec.options)}",
-            )
-        elif _outside(value, spec):
-            yield Problem(
-                kind=ProblemKind.OUT_OF_RANGE,
-                node_id=node_id,
-                class_type=info.name,
-                field=name,
-                value=value,
-                message=f"{where}: {value} is not between {spec.minimum} and {spec.maximum}",
+                else f"{name}: {_shown(missing)} is none of {_some(found.choices)}",
+                value=missing,
+                doubtful=info.may_take(name, found, missing),
             )
 
 
-def _outside(value: object, spec: InputSpec) -> bool:
-    if spec.type not in ("INT", "FLOAT") or isinstance(value, bool) or not isinstance(value, int | float):
-        return False
+def _number(value: Any, type_: str) -> float | None:
+    """Return what ComfyUI makes of a value for a number; None where the input is none.
+
+    Raises:
+        TypeError: It makes nothing of it (nor does it with ValueError or OverflowError).
+    """
+    if type_ == "INT":
+        return int(value)
+    return float(value) if type_ == "FLOAT" else None
+
+
+def _outside(value: float, spec: InputSpec) -> bool:
     return (spec.minimum is not None and value < spec.minimum) or (
         spec.maximum is not None and value > spec.maximum
     )
 
 
+def _unlisted(value: Any, spec: InputSpec, *, required: bool) -> list[Any]:
+    """Return those of an input's values that its list does not have."""
+    if spec.multiselect:
+        return [item for item in value if not spec.offers(item)] if isinstance(value, list) else []
+    # An optional group is left out of the call, if its value is none of its own.
+    listed = spec.options is not None or (required and spec.branches is not None)
+    return [] if not listed or spec.offers(value) else [value]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
 def _is_asset(value: object) -> bool:
     return isinstance(value, Mapping) and value.get("__type") == ASSET_TYPE
-
-
-def _slashed(value: str) -> str:
-    return value.replace("\\", "/")
-
-
-def same_value(value: object, option: object) -> bool:
-    """Tell whether an enumeration offers a value by this option; slashes and backslashes are equal."""
-    if isinstance(value, str) and isinstance(option, str):
-        return value == option or _slashed(value) == _slashed(option)
-    return value == option and isinstance(value, bool) == isinstance(option, bool)
 
 
 def _some(options: tuple[Any, ...]) -> str:

@@ -1,7 +1,7 @@
 """Whether a graph is a graph: the defects that can be seen without knowing any node class."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias, TypeGuard, cast
 
 from comfy_fleet.domain.errors import InvalidWorkflow, WorkflowFormatUi
@@ -26,8 +26,19 @@ def is_link(value: object) -> TypeGuard[list[Any]]:
     )
 
 
-def check(graph: object, *, max_nodes: int = MAX_NODES) -> Graph:
+def check(
+    graph: object, *, max_nodes: int = MAX_NODES, read: Callable[[Graph], Collection[str]] | None = None
+) -> Graph:
     """Return ``graph`` typed, if its structure is sound; whether a node can run it is not asked here.
+
+    What a node holds beside its class and its inputs is nobody's to check: what JSON can't carry of it (the
+    NaN that pictures' metadata have under ``is_changed``) is left out of the result.
+
+    Args:
+        graph: What came.
+        max_nodes: More are refused.
+        read: Returns the nodes that some output reads: only their links are looked at, as ComfyUI does. None:
+            all are.
 
     Raises:
         WorkflowFormatUi: It is the editor's own format.
@@ -48,14 +59,22 @@ def check(graph: object, *, max_nodes: int = MAX_NODES) -> Graph:
             f"the workflow has {len(graph)} nodes; at most {max_nodes} are taken",
             details={"field": "workflow", "limit": max_nodes, "node_errors": {}},
         )
+    shapes = {node_id: list(_node_defects(node_id, node)) for node_id, node in graph.items()}
+    sound = not any(shapes.values())
+    whole = cast(Graph, graph)
+    looked_at = set(read(whole)) if read is not None and sound else graph.keys()
     errors: dict[str, list[dict[str, str]]] = {}
     for node_id, node in graph.items():
-        if found := list(_node_defects(graph, node_id, node)):
+        found = [*shapes[node_id], *(_link_defects(graph, node) if node_id in looked_at else ())]
+        if found:
             errors[str(node_id)] = [
                 {"field": field, "reason": reason, "message": message} for field, reason, message in found
             ]
     if not errors:
-        for node_id, field in _cycle(cast(Graph, graph)):
+        part = (
+            whole if read is None else {node_id: whole[node_id] for node_id in whole if node_id in looked_at}
+        )
+        for node_id, field in _cycle(part):
             errors[node_id] = [
                 {"field": field, "reason": "cycle", "message": f"{field} closes a circle of links"}
             ]
@@ -67,7 +86,9 @@ def check(graph: object, *, max_nodes: int = MAX_NODES) -> Graph:
             f"node {node_id}: {defects[0]['message']}{more}",
             details={"field": "workflow", "node_errors": errors},
         )
-    return cast(Graph, graph)
+    if all(_carried(node) is node for node in whole.values()):
+        return whole
+    return {node_id: _carried(node) for node_id, node in whole.items()}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -107,7 +128,23 @@ def _refuse_editor_format(graph: Mapping[Any, Any]) -> None:
                 )
 
 
-def _node_defects(graph: Mapping[Any, Any], node_id: object, node: object) -> Iterator[tuple[str, str, str]]:
+def _carried(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a node without what JSON can't carry beside its inputs; a title is kept."""
+    lost = {key for key, value in node.items() if key != "inputs" and _bad_json({key: value})}
+    if not lost:
+        return node
+    kept = {key: value for key, value in node.items() if key not in lost}
+    title = _title(node)
+    return {**kept, "_meta": {"title": title}} if "_meta" in lost and title is not None else kept
+
+
+def _title(node: Mapping[str, Any]) -> str | None:
+    meta = node.get("_meta")
+    title = meta.get("title") if isinstance(meta, dict) else None
+    return title if isinstance(title, str) else None
+
+
+def _node_defects(node_id: object, node: object) -> Iterator[tuple[str, str, str]]:
     if not isinstance(node_id, str) or not node_id:
         yield "id", "bad_value", "a node's id must be a string that is not empty"
     elif _bad_text(node_id):
@@ -125,15 +162,23 @@ def _node_defects(graph: Mapping[Any, Any], node_id: object, node: object) -> It
         yield "inputs", "missing_inputs", "inputs is missing; a node without inputs has an empty object"
     elif not isinstance(inputs, dict):
         yield "inputs", "not_an_object", f"inputs must be an object, not {_kind(inputs)}"
-    for key, value in node.items():
-        if key != "inputs" and (why := _bad_json(value)):
-            yield str(key), "bad_value", f"{key} {why}"
-    if not isinstance(inputs, dict):
-        return
-    for name, value in inputs.items():
+    if isinstance(class_type, str) and _bad_text(class_type):
+        yield "class_type", "bad_value", "class_type holds text that is not valid Unicode"
+    if _bad_text(_title(node) or ""):
+        yield (
+            "_meta",
+            "bad_value",
+            "the title holds text that is not valid Unicode",
+        )  # it may name a parameter
+    for name, value in inputs.items() if isinstance(inputs, dict) else ():
         if why := _bad_json({name: value}):
             yield str(name), "bad_value", f"{name} {why}"
-        elif defect := _link_defect(graph, value):
+
+
+def _link_defects(graph: Mapping[Any, Any], node: object) -> Iterator[tuple[str, str, str]]:
+    inputs = node.get("inputs") if isinstance(node, dict) else None
+    for name, value in inputs.items() if isinstance(inputs, dict) else ():
+        if (defect := _link_defect(graph, value)) and not _bad_json(value):
             yield str(name), *defect
 
 
@@ -218,5 +263,5 @@ def _cycle(graph: Graph) -> list[tuple[str, str]]:
 
 def _sources(graph: Graph, node_id: str) -> Iterator[tuple[str, str]]:
     for name, value in graph[node_id]["inputs"].items():
-        if is_link(value):
+        if is_link(value) and value[0] in graph:
             yield name, value[0]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from comfy_fleet.domain import eligibility
 from comfy_fleet.domain.eligibility import Candidate, Needs
-from comfy_fleet.domain.inventory import Inventory
+from comfy_fleet.domain.graph import Graph
+from comfy_fleet.domain.inventory import Inventory, reached
 from comfy_fleet.domain.job import Placement
 from comfy_fleet.domain.node import NodeState
 from comfy_fleet.ports import InventoryStore, NodeRegistry
@@ -140,6 +141,18 @@ class Atlas:
     def pools_of(self, placement: Placement) -> tuple[str, ...]:
         """Return the pools that a placement class may use, in their order."""
         return placement.pools(self._pools)
+
+    def read(self, graph: Graph, node: str | None = None) -> frozenset[str]:
+        """Return the nodes of a graph that some output reads, directly or not: nothing else is ever run.
+
+        Args:
+            graph: Its shape is sound; its links need not be.
+            node: The node that runs it; None, or one that is not known: whichever can run it may.
+        """
+        known = None if node is None else self.inventory(node)
+        classes = {entry["class_type"] for entry in graph.values()}
+        may = [known] if known else [one for one in self.inventories if classes <= one.classes.keys()]
+        return frozenset().union(*(reached(graph, one) for one in may)) if may else frozenset(graph)
 
     def inventory(self, node: str) -> Inventory | None:
         """Return what a node has; None if that is not known."""

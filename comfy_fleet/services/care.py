@@ -7,7 +7,7 @@ and the job goes to a larger one. A node on which every job fails is taken out u
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ from comfy_fleet.domain import eligibility, inventory
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.eligibility import Needs, Wish, gib
 from comfy_fleet.domain.errors import FleetError, NodeError, NotFound
-from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.inventory import Inventory
+from comfy_fleet.domain.graph import Graph, check, part
+from comfy_fleet.domain.inventory import Inventory, spelled
 from comfy_fleet.domain.job import JobError, Placement
 from comfy_fleet.domain.readings import room_bytes
 from comfy_fleet.domain.run import Verdict
@@ -138,6 +138,13 @@ class Care:
             return None
         return self._atlas.inventory(claim.node)
 
+    def unseen(self, claim: Claim) -> Sequence[Inventory] | None:
+        """Return by which inventories a job has to be checked anew; None if it was checked by its node's."""
+        if self._atlas.inventory(claim.node) is None:
+            return self._atlas.inventories  # by itself it may read what no other node does
+        changed = self.changed(claim)
+        return None if changed is None else [changed]
+
     async def misfit(self, claim: Claim, graph: Graph) -> Placement | None:
         """Return where a job belongs that its node can't run after all, or None if it can.
 
@@ -159,6 +166,18 @@ class Care:
         if claim.node in self._atlas.able(moved):  # something that needs can't say, such as an input's range
             moved = _without(moved, claim.node)
         return moved
+
+    def fitted(self, claim: Claim, graph: Graph) -> Graph:
+        """Return a job's graph as its node is sent it: what some output reads, named as the node names it.
+
+        Raises:
+            InvalidWorkflow: The node reads what no node did when the job came, and that is not sound.
+        """
+        made = part(graph, self._atlas.read(graph, claim.node))
+        if self.unseen(claim) is not None:
+            check(made)
+        known = self._atlas.inventory(claim.node)
+        return spelled(made, known) if known else made
 
     async def _rejected(self, claim: Claim, error: JobError, *, counts: bool) -> Next:
         with contextlib.suppress(NotFound):  # it was removed meanwhile

@@ -195,11 +195,17 @@ class Execution:
             )
             await self._give_back(GivenBack(error=error, counts=False, placement=elsewhere))
             return
+        try:
+            graph = self._tools.care.fitted(self.claim, graph)
+        except InvalidWorkflow as error:
+            problem = JobError(code=error.code, message=str(error), details=error.details)
+            await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
+            return
         machine = self._new_machine(graph, adopted=False, accepted=False)
         try:
-            if (unseen := self._tools.care.changed(self.claim)) is not None:
+            if (unseen := self._tools.care.unseen(self.claim)) is not None:
                 assets = asset_places(graph, self.claim.job.uploads)
-                file_check.check(graph, [unseen], policy=self._tools.files, assets=assets)
+                file_check.check(graph, unseen, policy=self._tools.files, assets=assets)
             self._graph = await self._prepare(graph)
             self._partner = await self._open_secret()
         except InvalidWorkflow as error:
@@ -233,6 +239,8 @@ class Execution:
             await self._end(Verdict(kind="succeeded"))
             return
         graph = orjson.loads(self.claim.graph)
+        with contextlib.suppress(InvalidWorkflow):  # it runs already
+            graph = self._tools.care.fitted(self.claim, graph)
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
 
     def _new_machine(self, graph: graphs.Graph, *, adopted: bool, accepted: bool) -> Run:

@@ -98,6 +98,10 @@ class NodeInventories:
         """Return what is known of the nodes, each inventory once."""
         return self._atlas.inventories
 
+    def read(self, graph: Graph) -> frozenset[str]:
+        """Return the nodes of a graph that some output reads; all of them while no inventory is known."""
+        return self._atlas.read(graph)
+
     @property
     def known(self) -> frozenset[str]:
         """The nodes whose inventory is known."""
@@ -161,14 +165,20 @@ class NodeInventories:
 
     def _judge(self, graph: Graph, wish: Wish, wanted: Placement) -> tuple[Needs, dict[str, "_Unable"]]:
         """Return the needs, and the nodes that can't run it; a graph is checked once for nodes alike."""
-        checked = {id(one): inventory.problems(graph, one) for one in self._atlas.inventories}
+        checked = {id(one): inventory.findings(graph, one) for one in self._atlas.inventories}
         differ = any(checked.values())
-        needs = eligibility.needs_of(graph, wish, self._atlas.inventories if differ else ())
-        bad: dict[str, _Unable] = {}
+        needs = eligibility.needs_of(graph, wish, ())
         if not differ and not needs.key:
-            return needs, bad  # as it is with most jobs: nothing to ask a thousand nodes about
-        for candidate in self._members(wanted):
-            problems = checked.get(id(candidate.inventory), []) if candidate.inventory else []
+            return needs, {}  # as it is with most jobs: nothing to ask a thousand nodes about
+        members = self._members(wanted)
+        if differ:
+            near = {id(one): one for candidate in members if (one := candidate.inventory)}
+            known = self._atlas.inventories
+            needs = eligibility.needs_of(graph, wish, known, near=list(near.values()))
+        bad: dict[str, _Unable] = {}
+        for candidate in members:
+            found = checked.get(id(candidate.inventory), []) if candidate.inventory else []
+            problems = [problem for problem in found if not problem.doubtful]
             reasons = eligibility.why_not(needs, candidate)
             if problems or reasons:
                 bad[candidate.node.name] = _Unable(candidate, problems, reasons)

@@ -32,6 +32,9 @@ class NodeInfo(Protocol):
     async def object_info(self, node: str) -> Mapping[str, Any]:
         """Return every node class with its inputs. Raises NodeError."""
 
+    async def node_replacements(self, node: str) -> Mapping[str, Any]:
+        """Return the classes that it replaces by others; empty if it knows of none. Raises NodeError."""
+
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
 
@@ -138,7 +141,8 @@ class Keeper:
                     return await self._others_answer(name)
                 stats = await self._ask.system_stats(name)
                 answer = await self._ask.object_info(name)
-                parsed = await asyncio.to_thread(inventory.parse, answer)
+                replaced = await self._ask.node_replacements(name)
+                parsed = await asyncio.to_thread(inventory.parse, answer, replacements=replaced)
                 outcome = await self._store.save(name, parsed, reading_of(stats))
         except FleetError as error:
             # A node that is down keeps its last inventory; it is asked again soon.

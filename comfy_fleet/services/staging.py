@@ -26,9 +26,13 @@ async def stage(
     folders in it, as loaders of folders do, finds no file there.
 
     Raises:
-        StagingError: A file is gone, or the node did not take it.
+        StagingError: A file is gone, or the node did not take it, or nobody has looked whose it is.
     """
     places = asset_places(graph, claim.job.uploads)
+    if unchecked := set(places.values()) - set(claim.job.uploads.values()):
+        raise StagingError(
+            f"asset {min(unchecked)} was not part of the job when it was submitted", fatal=True
+        )
     staged = {
         asset_id: await _stage_one(asset_id, claim, nodes=nodes, assets=assets)
         for asset_id in sorted(set(places.values()))

@@ -43,6 +43,9 @@ class Inventories(Protocol):
     def inventories(self) -> Sequence[Inventory]:
         """Return what is known of the nodes, each inventory once."""
 
+    def read(self, graph: Graph) -> frozenset[str]:
+        """Return the nodes of a graph that some output reads; nobody looks at the others."""
+
     async def placement(self, graph: Graph, wish: Wish) -> Placement:
         """Return what a node must have for the graph; raises InvalidWorkflow if none can run it."""
 
@@ -139,14 +142,14 @@ class Submitter:
             IdempotencyKeyReuse: The key has made a job.
         """
         if not _is_large(workflow):
-            checked, profile = _checked(workflow)
+            checked, profile = self._checked(workflow)
             return await self._submit(owner, checked, wishes, profile=profile)
         try:
             await self._large.take()
         except NoTurn:
             raise Busy("several large graphs are being checked already: try again", retry_after_s=2) from None
         try:
-            checked, profile = await asyncio.to_thread(_checked, workflow)
+            checked, profile = await asyncio.to_thread(self._checked, workflow)
             return await self._submit(owner, checked, wishes, profile=profile, large=True)
         finally:
             self._large.give()
@@ -165,7 +168,7 @@ class Submitter:
             await self._check_file(owner, workflow, parameter_name, value)
         return await self._submit(
             owner,
-            graph.check(bound.graph),
+            graph.check(bound.graph, read=self._inventories.read),
             wishes,
             profile=workflow.name,
             workflow=workflow,
@@ -185,10 +188,9 @@ class Submitter:
     ) -> Submitted:
         self._assets.check_room()
         inventories = self._inventories.inventories()
-        assets = await self._uploads(owner, checked, inventories, large=large)
-        await _worked(
-            large, lambda: file_check.check(checked, inventories, policy=self._files, assets=assets)
-        )
+        read = await _worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
+        assets = await self._uploads(owner, read, inventories, large=large)
+        await _worked(large, lambda: file_check.check(read, inventories, policy=self._files, assets=assets))
         uploads = {graph.place_name(*at): asset_id for at, asset_id in assets.items()}
         where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
         placement = await self._inventories.placement(checked, where)
@@ -256,6 +258,10 @@ class Submitter:
         logger.info("job accepted", extra={"job_id": new.id, **facts})
         return done
 
+    def _checked(self, workflow: object) -> tuple[Graph, str]:
+        checked = graph.check(workflow, read=self._inventories.read)
+        return checked, graph.profile(checked)
+
     async def _uploads(
         self, owner: str, checked: Graph, inventories: Sequence[Inventory], *, large: bool
     ) -> dict[Place, str]:
@@ -290,11 +296,6 @@ def _is_large(workflow: object) -> bool:
         return len(orjson.dumps(workflow)) > LARGE_BYTES
     except TypeError:  # it is refused for what it is
         return True
-
-
-def _checked(workflow: object) -> tuple[Graph, str]:
-    checked = graph.check(workflow)
-    return checked, graph.profile(checked)
 
 
 async def _worked(large: bool, work: Callable[[], T]) -> T:

@@ -47,6 +47,9 @@ class Info:
             raise NodeError(f"{node} does not answer")
         return self.answers[node]
 
+    async def node_replacements(self, node: str) -> Mapping[str, Any]:
+        return {}
+
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         return {"system": {"comfyui_version": "0.3.64"}}
 

@@ -9,7 +9,7 @@ import pytest
 
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.eligibility import GIB, Needs
-from comfy_fleet.domain.errors import NodeError, NotFound, StoreDown
+from comfy_fleet.domain.errors import InvalidWorkflow, NodeError, NotFound, StoreDown
 from comfy_fleet.domain.inventory import Inventory, parse
 from comfy_fleet.domain.job import Job, JobError, JobStatus, Placement
 from comfy_fleet.domain.node import Node, NodeState, Reading
@@ -327,3 +327,31 @@ async def test_while_redis_is_away_the_last_that_was_known_of_the_nodes_counts()
     found = await care.after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert found.placement.above == 12 * GIB
+
+
+SAVE = {"input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING"]}}, "output_node": True}
+CLASSES: dict[str, Any] = {
+    "EmptyImage": {"input": {}, "output": ["IMAGE"]},
+    "SaveImage": SAVE,
+    "Loose": {"input": {}},
+}
+
+
+async def test_what_a_changed_node_would_read_is_checked_before_it_is_posted() -> None:
+    graph = {**GRAPH, "9": {"class_type": "Loose", "inputs": {"x": ["77", 0]}}}
+    reads_all = {**CLASSES, "Loose": {"input": {}, "output_node": True}}
+    world = World()
+    world.has = {"small": parse(CLASSES), "large": parse(reads_all)}
+    world.changed_at = 150.0
+    care = await world.care()
+    assert care.fitted(claim("small"), graph).keys() == GRAPH.keys()
+    assert care.unseen(claim("small")) == [world.has["small"]]
+    with pytest.raises(InvalidWorkflow):
+        care.fitted(claim("large"), graph)
+    with pytest.raises(InvalidWorkflow):  # it is not known what it has, so it may read what any other does
+        care.fitted(claim("mid"), graph)
+    assert len(care.unseen(claim("mid")) or ()) == 2
+    del world.has["large"]
+    assert (await world.care()).fitted(claim("mid"), graph).keys() == GRAPH.keys()
+    world.changed_at = 50.0
+    assert (await world.care()).unseen(claim("small")) is None

@@ -294,3 +294,46 @@ def test_another_model_is_another_profile_and_another_lora_is_not() -> None:
 
     assert g.profile(loaded("a.sft", "x.sft")) != g.profile(loaded("b.sft", "x.sft"))
     assert g.profile(loaded("a.sft", "x.sft")) == g.profile(loaded("a.sft", "y.sft"))
+
+
+# -- what nobody reads, and what nobody needs ----------------------------------------------------------
+
+
+def test_links_of_nodes_that_no_output_reads_are_not_looked_at() -> None:
+    lost = {"class_type": "ImageInvert", "inputs": {"image": ["77", 0]}}
+    ring = {"class_type": "ImageInvert", "inputs": {"image": ["8", 0]}}
+    graph = {**SMALL, "7": lost, "8": ring}
+    assert reasons(graph) == {"7": [("image", "unknown_node")]}
+    assert reasons({**SMALL, "8": ring}) == {"8": [("image", "cycle")]}
+    assert g.check(graph, read=lambda _: SMALL) is graph
+    with pytest.raises(InvalidWorkflow, match="links to node '77'"):
+        g.check(graph, read=lambda _: [*SMALL, "7"])
+    with pytest.raises(InvalidWorkflow, match="circle"):
+        g.check(graph, read=lambda _: [*SMALL, "8"])
+    # A node without inputs kills a server's prompt thread, read or not.
+    with pytest.raises(InvalidWorkflow, match="inputs is missing"):
+        g.check({**SMALL, "9": {"class_type": "X"}}, read=lambda _: SMALL)
+
+
+@pytest.mark.parametrize(
+    "value", [[float("nan")], float("inf"), {"a": [float("-inf")]}, 2**70, "\udfff", {"\udfff": 1}]
+)
+@pytest.mark.parametrize("key", ["is_changed", "widgets", "_meta"])
+def test_what_json_can_not_carry_beside_the_inputs_is_left_out(key: str, value: object) -> None:
+    graph = {**SMALL, "1": {**SMALL["1"], key: value}}
+    checked = g.check(graph)
+    assert checked == {**SMALL, "1": {name: found for name, found in SMALL["1"].items() if name != key}}
+    assert g.check(checked) is checked
+    assert reasons({"1": {"class_type": "A", "inputs": {key: value}}})["1"][0][1] == "bad_value"
+
+
+def test_a_title_is_kept_when_something_beside_it_is_left_out() -> None:
+    node = {"class_type": "A", "inputs": {}, "_meta": {"title": "$prompt", "x": float("nan")}}
+    assert g.check({"1": node}) == {"1": {**node, "_meta": {"title": "$prompt"}}}
+
+
+@pytest.mark.parametrize("meta", [None, "x", {"title": "y"}])
+def test_what_is_posted_has_the_object_that_a_server_copies_on_replacing_a_class(meta: object) -> None:
+    node = {"class_type": "A", "inputs": {}} | ({} if meta is None else {"_meta": meta})
+    made = g.for_run({"1": node}, job_id="j", run_id="r")
+    assert made["1"]["_meta"] == (meta if isinstance(meta, dict) else {})

@@ -62,6 +62,9 @@ class World:
             await self.changed.wait()
             self.changed.clear()
 
+    async def node_replacements(self, node: str) -> Mapping[str, Any]:
+        return {}
+
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         device = {"type": "cuda", "vram_total": self.vram.get(node, 0)}
         return {"system": {"comfyui_version": "0.3.64"}, "devices": [device]}

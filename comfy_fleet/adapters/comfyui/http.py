@@ -259,6 +259,21 @@ class NodeClient:
         """Return every node class with its inputs. Raises NodeError."""
         return await self._object(node, "/object_info")
 
+    async def node_replacements(self, node: str) -> Mapping[str, Any]:
+        """Return the classes that the node replaces by others; empty where it says nothing usable of them.
+
+        Raises:
+            NodeError: It did not answer.
+        """
+        try:
+            answer = await self._call(node, "GET", "/node_replacements")
+        except NodeError as error:
+            # Older versions do not know it, and an entry of a node pack may break it.
+            if error.details.get("status", 503) in (502, 503, 504):
+                raise
+            return {}
+        return answer if isinstance(answer, dict) else {}
+
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
         return await self._object(node, "/system_stats")

@@ -16,14 +16,16 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.eligibility import Needs
 from comfy_fleet.domain.file_access import Use
-from comfy_fleet.domain.inventory import ClassInfo, InputSpec, Inventory
+from comfy_fleet.domain.inputs import Growth, Inputs, InputSpec
+from comfy_fleet.domain.inventory import ClassInfo, Inventory
 from comfy_fleet.domain.node import Reading
 
 NEEDS_S = 30 * 86400
 """How long needs outlive the last job that was submitted with them; without them a node decides by itself."""
 
-_FLAGS = ("remote", "multiselect")
-_CLASS_FLAGS = ("output_node", "keeps_graph", "shows_files")
+_FLAGS = ("remote", "multiselect", "fillable")
+_LIMITS = ("minimum", "maximum", "step", "default")
+_CLASS_FLAGS = ("output_node", "keeps_graph", "shows_files", "pack")
 
 
 class RedisInventories:
@@ -107,16 +109,21 @@ def _class(info: ClassInfo, lists: dict[bytes, int] | None) -> dict[str, Any]:
     raw |= {flag: True for flag in _CLASS_FLAGS if getattr(info, flag)}
     if info.files:
         raw["files"] = dict(info.files)
-    for group in ("required", "optional"):
-        specs: Mapping[str, InputSpec] = getattr(info, group)
-        if specs:
-            raw[group] = {name: _spec(spec, lists) for name, spec in specs.items()}
-    return raw
+    return {**raw, **_inputs(info, lists)}
+
+
+def _inputs(inputs: Inputs, lists: dict[bytes, int] | None) -> dict[str, Any]:
+    groups = {"required": inputs.required, "optional": inputs.optional}
+    return {
+        group: {name: _spec(spec, lists) for name, spec in specs.items()}
+        for group, specs in groups.items()
+        if specs
+    }
 
 
 def _spec(spec: InputSpec, lists: dict[bytes, int] | None) -> dict[str, Any]:
     raw: dict[str, Any] = {"type": spec.type}
-    for field in ("minimum", "maximum", "step", "default"):
+    for field in _LIMITS:
         if (value := getattr(spec, field)) is not None:
             raw[field] = value
     if spec.upload:
@@ -128,23 +135,48 @@ def _spec(spec: InputSpec, lists: dict[bytes, int] | None) -> dict[str, Any]:
             raw["options"] = list(spec.options)
         else:
             raw["options"] = lists.setdefault(orjson.dumps(list(spec.options)), len(lists))
+    if spec.branches is not None:
+        raw["branches"] = {key: _inputs(inner, lists) for key, inner in spec.branches.items()}
+    if spec.slot is not None:
+        raw["slot"] = _inputs(spec.slot, lists)
+    if spec.growth is not None:
+        grown = spec.growth
+        raw["growth"] = {"names": grown.names, "least": grown.least, "spec": _spec(grown.spec, lists)}
     return raw
 
 
 def _class_of(name: str, raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -> ClassInfo:
-    groups: dict[str, Any] = {
-        group: {
-            input_: InputSpec(
-                **{**spec, "options": lists[spec["options"]]} if "options" in spec else spec,
-            )
-            for input_, spec in raw.get(group, {}).items()
-        }
-        for group in ("required", "optional")
-    }
+    inputs = _inputs_of(raw, lists)
     return ClassInfo(
         name=name,
         outputs=tuple(raw.get("outputs", ())),
         files={input_: Use(use) for input_, use in raw.get("files", {}).items()},
         **{flag: raw.get(flag, False) for flag in _CLASS_FLAGS},
-        **groups,
+        required=inputs.required,
+        optional=inputs.optional,
+    )
+
+
+def _inputs_of(raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -> Inputs:
+    required, optional = (
+        {name: _spec_of(spec, lists) for name, spec in raw.get(group, {}).items()}
+        for group in ("required", "optional")
+    )
+    return Inputs(required=required, optional=optional)
+
+
+def _spec_of(raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -> InputSpec:
+    branches, slot, grown = raw.get("branches"), raw.get("slot"), raw.get("growth")
+    return InputSpec(
+        type=raw["type"],
+        upload=raw.get("upload", False),
+        options=lists[raw["options"]] if "options" in raw else None,
+        branches=None
+        if branches is None
+        else {key: _inputs_of(inner, lists) for key, inner in branches.items()},
+        slot=None if slot is None else _inputs_of(slot, lists),
+        growth=None
+        if grown is None
+        else Growth(names=tuple(grown["names"]), least=grown["least"], spec=_spec_of(grown["spec"], lists)),
+        **{field: raw[field] for field in (*_LIMITS, *_FLAGS) if field in raw},
     )

@@ -1,0 +1,68 @@
+"""What is posted to a node: what was checked, as that node spells it. Simulated nodes, a real broker."""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.domain.eligibility import Wish
+from comfy_fleet.domain.errors import InvalidWorkflow
+from comfy_fleet.domain.graph import check
+from comfy_fleet.domain.job import Job, JobStatus, Placement
+from comfy_fleet.sim import SimNode
+from tests.factories import GRAPH, sampled, with_model
+from tests.fleet import fleet_of
+
+
+@pytest.fixture(autouse=True)
+def clean(redis: Redis) -> None:
+    """Every test begins with an empty database."""
+
+
+def posted(sim: SimNode, job: Job) -> dict[str, Any]:
+    """Return the graph of the job's prompt as the node has it in its history."""
+    entries = (entry["prompt"][2] for entry in sim.engine.history.values())
+    return next(
+        graph
+        for graph in entries
+        if any(f"fleet/{job.id}/" in str(node["inputs"].get("filename_prefix")) for node in graph.values())
+    )
+
+
+@pytest.mark.parametrize("wanted", ["sub/m.safetensors", "sub\\m.safetensors"])
+async def test_each_node_gets_the_spelling_that_it_lists(redis_port: int, wanted: str) -> None:
+    async with fleet_of(redis_port) as fleet:
+        spellings = {"linux": "sub/m.safetensors", "windows": "sub\\m.safetensors"}
+        for name, spelling in spellings.items():
+            await fleet.add_sim(name, models=with_model(1, spelling))
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        for name, spelling in spellings.items():
+            other = Placement(without=frozenset(spellings) - {name})
+            job = await fleet.submit(sampled(file=wanted), placement=other)
+            done = await fleet.ended(job.id)
+            assert (done.status, done.node, done.attempt) == (JobStatus.SUCCEEDED, name, 0)
+            graph = posted(fleet.sims[name], done)
+            assert graph["1"]["inputs"]["ckpt_name"] == spelling
+        assert (await known.placement(check(sampled(file=wanted)), Wish())).needs == ""
+
+
+async def test_what_no_output_reads_is_neither_checked_nor_posted(redis_port: int) -> None:
+    orphans = {
+        "7": {"class_type": "ImageInvert", "inputs": {"image": ["77", 0]}},
+        "8": {"class_type": "ImageInvert", "inputs": {"image": ["9", 0]}},
+        "9": {"class_type": "ImageInvert", "inputs": {"image": ["8", 0]}},
+        "10": {"class_type": "ImageScale", "inputs": {"crop": "nonsense"}},
+    }
+    async with fleet_of(redis_port, "a") as fleet:
+        known = await fleet.keeper()
+        graph = check({**GRAPH, **orphans}, read=known.read)
+        job = await fleet.submit(graph, placement=await known.placement(graph, Wish()))
+        done = await fleet.ended(job.id)
+        assert done.status is JobStatus.SUCCEEDED
+        assert posted(fleet.sims["a"], done).keys() == GRAPH.keys()
+        # What is read stays refused, by an undeclared input as well: it would kill the prompt thread.
+        for name, link in (("images", "77"), ("undeclared", "77"), ("undeclared", "8")):
+            save = {"class_type": "SaveImage", "inputs": {**GRAPH["2"]["inputs"], name: [link, 0]}}
+            with pytest.raises(InvalidWorkflow):
+                check({**GRAPH, **orphans, "2": save}, read=known.read)
