@@ -128,7 +128,9 @@ async def open_dispatcher(
             assets=open_assets(settings, stores),
             open_secret=open_secret,
             wakes=wakes,
-            run_limits=RunLimits(silence_s=settings.silence_s, run_s=settings.run_timeout_s),
+            run_limits=RunLimits(
+                silence_s=settings.silence_s, run_s=settings.run_timeout_s, pending_s=settings.pending_s
+            ),
             output_limits=OutputLimits(
                 outputs=settings.max_outputs,
                 output_bytes=settings.max_output_bytes,

@@ -118,6 +118,12 @@ class Settings(BaseSettings):
     )
     run_timeout_s: float = Field(3600.0, gt=0, description="Longest time one run may take on a node.")
     silence_s: float = Field(600.0, gt=0, description="Longest time a run may show no sign of progress.")
+    pending_s: float = Field(
+        10.0,
+        gt=0,
+        description="Longest time a job waits in a node's own queue, behind work that is not the fleet's, "
+        "before it goes back to the fleet's; it goes sooner if another node is free.",
+    )
     quarantine_faults: int = Field(
         2, ge=1, description="GPU faults in a row after which a node gets no jobs until it was restarted."
     )

@@ -167,7 +167,8 @@ class HostAgent:
             said.append(Verdict(word=Word.DRAIN, why=member.process.watch.why))
         if member.probe.queue.orphans:
             first = member.probe.queue.orphans[0].id
-            said.append(Verdict(word=Word.DRAIN, why=f"works on {first[:80]}, which no run explains"))
+            why = f"works on {first[:80]}, which no run explains; if that does not end, restart its ComfyUI"
+            said.append(Verdict(word=Word.DRAIN, why=why))
         judgement = self._judge.of(name)
         if judgement is not None:
             said.append(judgement.verdict)

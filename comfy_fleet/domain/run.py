@@ -9,6 +9,8 @@ The rules, which come from what ComfyUI was seen to do:
 - After a success the frames suffice if none can be missing; otherwise the history entry completes them.
 - HAProxy's silence says nothing about a node. Its 503, twice, says that the node is gone.
 - Whoever wants a prompt off its node keeps at it until it has left: the node is not free before.
+- A node has one job of the fleet's at a time. A prompt that waits there waits for somebody else's, or for a
+  prompt thread that is dead. It is deleted and runs elsewhere, unless it begins before that.
 
 This module is longer than others because the rules only make sense next to each other. What answers and
 errors mean is in :mod:`comfy_fleet.domain.run_verdicts`, what frames tell in
@@ -36,10 +38,12 @@ from comfy_fleet.domain.run_messages import (
     Event,
     Finish,
     Frame,
+    FreeElsewhere,
     HistoryAnswered,
     Interrupt,
     InterruptSent,
     Left,
+    LookElsewhere,
     Opened,
     PostAnswered,
     PostPrompt,
@@ -67,10 +71,12 @@ __all__ = [
     "Event",
     "Finish",
     "Frame",
+    "FreeElsewhere",
     "HistoryAnswered",
     "Interrupt",
     "InterruptSent",
     "Left",
+    "LookElsewhere",
     "Opened",
     "Phase",
     "PostAnswered",
@@ -88,7 +94,7 @@ __all__ = [
 
 FRAME_OUTPUTS = frozenset({"SaveImageWebsocket"})
 
-Abort: TypeAlias = Literal["cancel", "timeout", "rejected", "frames"]
+Abort: TypeAlias = Literal["cancel", "timeout", "rejected", "frames", "behind"]
 
 
 class Phase(StrEnum):
@@ -110,7 +116,8 @@ class RunLimits:
         silence_s: Without any sign of progress. On an open websocket only frames are signs (and waiting
             in the node's queue); without one, so is the node's answer that the prompt runs.
         run_s: In all, from the moment the prompt started.
-        poll_s: Between two questions while there is no websocket.
+        pending_s: In the node's own queue, before the prompt is taken back.
+        poll_s: Between two questions while there is no websocket, or while the prompt has not begun.
         probe_s: Without a frame on an open websocket before the queue is asked.
         settle_s: Between a final frame and the last ``executing {node: null}``.
         nag_s: Between two interrupts of a prompt that does not stop.
@@ -123,6 +130,7 @@ class RunLimits:
 
     silence_s: float
     run_s: float
+    pending_s: float = 10.0
     poll_s: float = 1.0
     probe_s: float = 15.0
     settle_s: float = 1.0
@@ -186,6 +194,10 @@ class Run:
         self._broker_gone = False
         self._given: set[tuple[str, str, int]] = set()
 
+        self._pending_since: float | None = None
+        self._elsewhere = False  # whether another node was free while it waited
+        self._deleted = False  # whether the node has confirmed that it took the prompt out of its queue
+
         self._abort: Abort | None = None
         self._abort_until = math.inf
         self._overdue = ""
@@ -232,11 +244,11 @@ class Run:
                     self._on_failure(event.what, event.kind)
             case CancelRequested():
                 self._on_cancel()
+            case FreeElsewhere():
+                self._on_free_elsewhere()
             case InterruptSent():
                 self._on_interrupt_sent(event.ok)
-            case Tick():
-                pass
-        self._clock()
+        self._clock()  # all that a Tick is for
         return self._out
 
     @property
@@ -307,6 +319,9 @@ class Run:
             self.phase = Phase.RUNNING
             self._since = self._now  # time in the node's queue is not the job's
             self._sign()
+            if self._abort == "behind":  # it began before it was taken back
+                self._abort = None
+            self._watch()
 
     # Frames -----------------------------------------------------------------------------------------------
 
@@ -339,7 +354,7 @@ class Run:
             self._give()
 
     def _on_closed(self, reason: str) -> None:
-        self._socket = False
+        self._socket = self._deleted = False
         # What came before `execution_success` is all there is: frames are in order.
         self._broken = self._broken or not self._seen.success
         if self.phase is Phase.OPEN:
@@ -373,12 +388,15 @@ class Run:
                 self._begin_abort("frames")
             elif self._abort is not None:
                 self._push_out(pending=state == "pending")
+            elif self.phase is Phase.ACCEPTED:  # not if a frame has told meanwhile that it runs
+                self._wait_behind()
             else:
                 self._watch()
 
     def _on_history(self, entry: Mapping[str, Any] | None) -> None:
         self._asking, self._down_since = None, None
         if entry is not None:
+            self._running()
             self.phase = Phase.LEFT
             self._judge(verdicts.read_history(entry, self._id))
         elif self._seen.idle or self._seen.ended:
@@ -394,12 +412,15 @@ class Run:
                 self._schedule("queue", self._limits.poll_s)
             else:
                 self._give_up("the node never got the prompt")
+        elif self._abort == "behind" and self._unbegun:
+            self._finish(verdicts.withdrawn(self._now - (self._pending_since or self._since)))
         else:
             self._give_up("the node does not know the prompt any more")
 
     def _on_failure(self, what: str, kind: str) -> None:
         self._asking = None
         if kind == "node_down":
+            self._deleted = False
             if self._down_since is None:
                 self._down_since = self._now
             if self._now - self._down_since >= self._limits.down_s:
@@ -429,6 +450,8 @@ class Run:
             self._schedule("queue", self._limits.poll_s)
         elif self._seen.ended:
             self._schedule("queue", self._limits.settle_s)
+        elif self.phase is Phase.ACCEPTED:
+            self._schedule("queue", self._limits.poll_s)
         else:
             self._schedule("queue", self._limits.probe_s, lazy=True)
 
@@ -449,10 +472,12 @@ class Run:
     def _deadline(self) -> float | None:
         if self.phase in (Phase.OPEN, Phase.DONE) or not self._answered:
             return None
+        silent = self._sign_at + self._limits.silence_s
+        if self._abort == "behind":
+            return max(silent, self._abort_until)
         if self._abort is not None:
             return self._abort_until
-        silent = self._sign_at + self._limits.silence_s
-        if self.phase in (Phase.ACCEPTED, Phase.RUNNING):
+        if self.phase is Phase.RUNNING:
             return min(silent, self._since + self._limits.run_s)
         return silent
 
@@ -462,6 +487,8 @@ class Run:
             self._judge_by_frames()
         elif self._abort is not None or self.phase is Phase.POSTING:
             self._give_up("the node gave no usable answer")
+        elif self.phase is Phase.ACCEPTED:
+            self._take_back()
         else:
             silent = self._now >= self._sign_at + limits.silence_s
             self._overdue = (
@@ -474,6 +501,29 @@ class Run:
     def _sign(self) -> None:
         self._sign_at = self._now
         self._down_since = None
+
+    # Waiting for others' work -----------------------------------------------------------------------------
+
+    def _wait_behind(self) -> None:
+        """Go on with a prompt that waits in the node's queue: behind nothing of ours."""
+        if self._pending_since is None:
+            self._pending_since = self._now
+        if self._elsewhere or self._now - self._pending_since >= self._limits.pending_s:
+            self._take_back()
+        else:
+            self._out.append(LookElsewhere())
+            self._watch()
+
+    def _on_free_elsewhere(self) -> None:
+        # It is deleted only right after the node said that it waits: so nearly all that begin are left alone.
+        if self.phase is Phase.ACCEPTED and self._abort is None:
+            self._elsewhere = True
+            self._schedule("queue", 0)
+
+    def _take_back(self) -> None:
+        """Begin to delete the prompt from the node's queue; if it begins all the same, it goes on."""
+        self._abort, self._abort_until = "behind", self._now + self._limits.abort_s
+        self._push_out(pending=True)
 
     # Getting a prompt off the node ------------------------------------------------------------------------
 
@@ -506,6 +556,7 @@ class Run:
         if self._abort is None or self.phase not in (Phase.ACCEPTED, Phase.RUNNING):
             return
         if self.phase is Phase.ACCEPTED and ok:
+            self._deleted = self._deleted or self._abort == "behind"
             self._schedule("queue", 0)
         elif not ok:
             self._schedule("queue", self._limits.poll_s)
@@ -588,6 +639,14 @@ class Run:
                 self._finish(verdicts.lost(why, counts=accepted and not self._broker_gone))
             case _:
                 self._finish(verdicts.lost(why, counts=accepted))
+
+    @property
+    def _unbegun(self) -> bool:
+        """Whether a prompt that is no longer on the node has certainly not begun there.
+
+        Either the node has confirmed the deletion and was there ever since, or the websocket would have told.
+        """
+        return self._deleted or not self._broken
 
     @property
     def _frames_lost(self) -> bool:

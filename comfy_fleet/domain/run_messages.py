@@ -111,6 +111,11 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class FreeElsewhere:
+    """Another node that is able to run the job is free."""
+
+
+@dataclass(frozen=True, slots=True)
 class InterruptSent:
     """The last :class:`Interrupt` or :class:`DeletePending` was answered (``ok``) or failed."""
 
@@ -133,6 +138,7 @@ Event: TypeAlias = (
     | HistoryAnswered
     | AskFailed
     | CancelRequested
+    | FreeElsewhere
     | InterruptSent
     | Tick
 )
@@ -168,6 +174,14 @@ class Interrupt:
 @dataclass(frozen=True, slots=True)
 class DeletePending:
     """Delete the prompt from the node's queue: harmless if it runs already."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookElsewhere:
+    """The prompt waits behind work that is not the fleet's: tell of another node that is free.
+
+    Answered by :class:`FreeElsewhere`, or not at all; given out again for as long as it waits.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +252,7 @@ Action: TypeAlias = (
     | AskHistory
     | Interrupt
     | DeletePending
+    | LookElsewhere
     | Report
     | ShowPreview
     | Collect

@@ -20,6 +20,8 @@ MAX_NAME, MAX_DEFECT = 128, 512
 MAX_DEFECTS = 32
 """Faults of a graph that a job keeps; how many there were besides is told."""
 
+NODE_BUSY = "node_busy"
+
 # Frames with this exception are notes about one blocked node; the prompt goes on.
 BLOCKED = "ExecutionBlocked"
 
@@ -194,6 +196,12 @@ def failed(data: Mapping[str, Any]) -> Verdict:
 def lost(message: str, *, counts: bool, code: str = "node_lost") -> Verdict:
     """Return the verdict on a prompt about which nothing can be learnt any more."""
     return Verdict(kind="lost", error=JobError(code=code, message=message), counts=counts, retryable=True)
+
+
+def withdrawn(waited_s: float) -> Verdict:
+    """Return the verdict on a prompt that was taken back before it had begun."""
+    message = f"it waited {waited_s:.0f} s on its node behind a prompt that is not the fleet's"
+    return lost(message, counts=False, code=NODE_BUSY)
 
 
 def timed_out(message: str) -> Verdict:

@@ -134,6 +134,13 @@ class Atlas:
             self._able[placement] = found
         return found
 
+    async def free(self, placement: Placement, *, besides: str) -> bool:
+        """Look whether a node, other than one, may run a job of a class and has nothing to do."""
+        await self.look()
+        await self.learn([placement])
+        others = (self.states[name] for name in self.able(placement) - {besides})
+        return any(one.verdict == "up" and not one.node.cordoned and one.run is None for one in others)
+
     def able_in(self, placement: Placement, pool: str) -> frozenset[str]:
         """Return the nodes of one pool that may run jobs of a class."""
         return self.able(placement) & self._pools.get(pool, frozenset())

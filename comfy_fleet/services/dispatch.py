@@ -109,6 +109,7 @@ class Dispatcher:
             care=Care(registry, inventories, nodes, self._atlas, care),
             files=files,
             now=now,
+            elsewhere=lambda claim: self._atlas.free(claim.job.placement, besides=claim.node),
             safe=self._safe,
         )
         self.flying: dict[str, Execution] = {}

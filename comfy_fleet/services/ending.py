@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from comfy_fleet.domain.errors import FleetError, OutputLimit, OutputRefused
 from comfy_fleet.domain.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.run import Verdict
+from comfy_fleet.domain.run_verdicts import NODE_BUSY
 from comfy_fleet.ports import Claim, RunStore
 from comfy_fleet.services.care import Care
 from comfy_fleet.services.insist import insist
 from comfy_fleet.services.measure import Measured
 
 logger = logging.getLogger(__name__)
+
+BUSY_REST_S = 3.0
+"""A node that works for others gets no job for so long: its agent sees that, and HAProxy hears of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,8 @@ class Ending:
             return GivenBack(
                 error=after.error, counts=after.counts, placement=after.placement, rest_s=after.rest_s
             )
+        if error.code == NODE_BUSY:
+            return GivenBack(error=error, counts=False, rest_s=BUSY_REST_S)
         if released and verdict.kind == "lost":
             return GivenBack(error=error, counts=False)
         if verdict.exclude_node or verdict.retryable or verdict.kind == "lost":

@@ -30,9 +30,11 @@ from comfy_fleet.domain.run import (
     DeletePending,
     Event,
     Finish,
+    FreeElsewhere,
     Interrupt,
     InterruptSent,
     Left,
+    LookElsewhere,
     Opened,
     PostPrompt,
     PostUnknown,
@@ -65,6 +67,7 @@ class Tools:
     Attributes:
         open_secret: Decrypts ``extra_data``.
         now: Monotonic seconds.
+        elsewhere: Tells whether another node could run a claimed job now.
         care: Knows where a job goes after a failure.
         measure: Learns from runs that succeed.
         output_limits: What an operator allows one job's outputs.
@@ -84,6 +87,7 @@ class Tools:
     measure: Measure
     files: FilePolicy
     now: Callable[[], float]
+    elsewhere: Callable[[Claim], Awaitable[bool]]
     safe: Callable[[str], bool]
 
 
@@ -291,6 +295,8 @@ class Execution:
                 self._spawn(self._tell(lambda: nodes.interrupt(node, run)))
             case DeletePending():
                 self._spawn(self._tell(lambda: nodes.delete_pending(node, run)))
+            case LookElsewhere():
+                self._spawn(self._look_elsewhere())
             case Report():
                 self._progress = action.progress
                 self._outbox.progress(action.progress)
@@ -405,6 +411,11 @@ class Execution:
 
     async def _tell(self, order: Callable[[], Awaitable[bool]]) -> None:
         self._events.put_nowait(InterruptSent(await order()))
+
+    async def _look_elsewhere(self) -> None:
+        with contextlib.suppress(StoreDown):
+            if await self._tools.elsewhere(self.claim):
+                self._events.put_nowait(FreeElsewhere())
 
     # -- the end --------------------------------------------------------------------------------------
 

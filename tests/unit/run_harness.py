@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from comfy_fleet.domain.outputs import InlineBytes, OutputItem
 from comfy_fleet.domain.run import (
@@ -21,10 +21,12 @@ from comfy_fleet.domain.run import (
     Event,
     Finish,
     Frame,
+    FreeElsewhere,
     HistoryAnswered,
     Interrupt,
     InterruptSent,
     Left,
+    LookElsewhere,
     Opened,
     PostAnswered,
     PostPrompt,
@@ -41,6 +43,7 @@ from comfy_fleet.domain.run_messages import AskFailure, QueueState
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 LIMITS = RunLimits(silence_s=600, run_s=3600)
+Tell: TypeAlias = Literal["ok", "answer lost", "not heard"]
 RUN = "7c6bfcb2-dd89-4093-9184-675cc1c94f75"
 CANCEL, CLOSED, TICK = CancelRequested(), SocketClosed("reset"), Tick()
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
@@ -148,6 +151,9 @@ class World:
         deliver: Says when a frame arrives: delays after it was sent, none if it is lost.
         post: What becomes of the POST: the answer, or PostUnknown with or without the prompt on the node.
         faults: What becomes of a question: None is answered truthfully.
+        tells: What becomes of an order to delete.
+        free_elsewhere: Whether another node is free.
+        began: How often the prompt began.
     """
 
     run: Run
@@ -157,6 +163,8 @@ class World:
     post: PostAnswered | PostUnknown
     deliver: Callable[[int], Sequence[float]] = lambda _: (0.0,)
     faults: Callable[[], AskFailure | None] = lambda: None
+    tells: Callable[[], Tell] = lambda: "ok"
+    free_elsewhere: Callable[[], bool] = lambda: False
     reached: bool = True
     pending_s: float = 0.02
     beat_s: float = 0.01
@@ -173,6 +181,7 @@ class World:
         self._entry: Mapping[str, Any] | None = None
         self._generation = 0
         self._started_at = 0.0
+        self.began = 0
         self.socket = True
 
     def at(self, in_s: float, what: Callable[[], None]) -> None:
@@ -220,19 +229,28 @@ class World:
                 self.at(self.latency_s, self._interrupt)
             case DeletePending():
                 self.at(self.latency_s, self._delete)
+            case LookElsewhere():
+                if self.free_elsewhere():
+                    self._reply(FreeElsewhere())
             case _:
                 pass
+
+    def _reply(self, event: Event) -> None:
+        """Answer whoever has the run now; one that has died by then hears nothing."""
+        asker = self.run
+        self.at(self.latency_s, lambda: self.feed(event) if self.run is asker else None)
 
     def _posted(self) -> None:
         clean = isinstance(self.post, PostAnswered) and self.post.status == 200
         if not self.dead and (clean or (isinstance(self.post, PostUnknown) and self.reached)):
             self.state = "pending"
             self.at(self.pending_s, self._start)
-        self.at(self.latency_s, lambda: self.feed(self.post))
+        self._reply(self.post)
 
     def _start(self) -> None:
         if self.state == "pending" and not self.dead:
             self.state = "running"
+            self.began += 1
             self._started_at = self.now
             self._generation += 1
             self._send(0, self._generation, self.script, self.history)
@@ -265,7 +283,7 @@ class World:
             answer = QueueAnswered(self.state)
         else:
             answer = HistoryAnswered(self._entry)
-        self.at(self.latency_s, lambda: self.feed(answer))
+        self._reply(answer)
 
     def _interrupt(self) -> None:
         heard = self.now - self._started_at >= self.deaf_s
@@ -285,12 +303,19 @@ class World:
                 },
             }
             self._send(0, self._generation, script, entry)
-        self.at(self.latency_s, lambda: self.feed(InterruptSent(ok=not self.dead)))
+        self._reply(InterruptSent(ok=not self.dead))
 
     def _delete(self) -> None:
-        if self.state == "pending" and not self.dead:
+        tell = "not heard" if self.dead else self.tells()
+        if self.state == "pending" and tell != "not heard":
             self.state = "absent"
-        self.at(self.latency_s, lambda: self.feed(InterruptSent(ok=not self.dead)))
+        self._reply(InterruptSent(ok=tell == "ok"))
+
+    def take_over(self, run: Run) -> None:
+        """Let another dispatcher go on with the run; answers to the old one get nowhere."""
+        self.socket = False
+        self.run, self.log = run, Log()
+        self.feed(Opened())
 
 
 def machine(record: Mapping[str, Any], **options: Any) -> Run:

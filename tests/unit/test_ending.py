@@ -7,6 +7,7 @@ import pytest
 from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, OutputLimit, OutputRefused, StoreDown
 from comfy_fleet.domain.job import Job, JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.run import Verdict
+from comfy_fleet.domain.run_verdicts import withdrawn
 from comfy_fleet.ports import Claim, RunStore
 from comfy_fleet.services import insist
 from comfy_fleet.services.care import Care, Next
@@ -151,6 +152,13 @@ async def test_a_run_that_was_lost_while_it_was_taken_off_its_node_costs_nothing
     assert await decided(lost, ordered="release") == GivenBack(error=BOOM, counts=False)
     failed = Verdict(kind="failed", error=BOOM, counts=True, retryable=True)
     assert await decided(failed, ordered="release") == GivenBack(error=BOOM, counts=True)
+
+
+async def test_a_node_that_works_for_others_rests_until_that_is_known() -> None:
+    found = await decided(withdrawn(3))
+    assert isinstance(found, GivenBack)
+    assert (found.counts, found.exclude, found.placement) == (False, False, None)
+    assert found.rest_s >= 2
 
 
 async def test_a_failure_without_a_reason_has_one() -> None:

@@ -1,5 +1,6 @@
 """The run machine and runs that have to end: cancels, silence, the longest time."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -107,7 +108,7 @@ def test_a_silent_prompt_is_probed_then_interrupted() -> None:
 
 
 def test_waiting_in_the_nodes_queue_is_no_silence() -> None:
-    run, _ = started(limits=replace(LIMITS, silence_s=60))
+    run, _ = started(limits=replace(LIMITS, silence_s=60, pending_s=math.inf))
     at = 0.0
     while at < 300:
         at, actions = tick(run)
@@ -159,7 +160,7 @@ def test_lost_last_frames_are_found_out_by_probing() -> None:
 
 
 def test_time_in_the_nodes_queue_is_not_the_jobs() -> None:
-    run, frames = started(limits=replace(LIMITS, run_s=100))
+    run, frames = started(limits=replace(LIMITS, run_s=100, pending_s=math.inf))
     at = 0.0
     while at < 90:
         at, _ = tick(run)
