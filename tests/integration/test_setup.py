@@ -46,7 +46,9 @@ echo "apt-get $*" >> "$CALLS"
 [ -z "${APT_FAILS:-}" ] || exit 100
 for package in "$@"; do
   case "$package" in
-    haproxy | gcc) cp "$BIN/later/$package" "$BIN/${package/gcc/cc}" ;;
+    haproxy) cp "$BIN/later/haproxy" "$BIN/haproxy" ;;
+    gcc) cp "$BIN/later/true" "$BIN/cc" ;;
+    redis-tools) cp "$BIN/later/true" "$BIN/redis-cli" ;;
     python3 | python3.11) cp "$BIN/later/python" "$BIN/$package" ;;
     python3.11-venv) echo > "$BIN/venv-module" ;;
   esac
@@ -75,7 +77,7 @@ class Machine:
             shutil.copy(ROOT / name, self.project)
         for name in ORDINARY:
             (self.bin / name).symlink_to(shutil.which(name) or pytest.fail(f"there is no {name}"))
-        for name, body in (("haproxy", HAPROXY), ("gcc", "true"), ("python", PYTHON)):
+        for name, body in (("haproxy", HAPROXY), ("true", "true"), ("python", PYTHON)):
             self._write(self.bin / "later" / name, f"#!/usr/bin/env bash\n{body}\n")
         self.calls.write_text("")
 
@@ -308,14 +310,17 @@ def test_another_python_can_be_named(machine: Machine, tmp_path: Path) -> None:
 # ---- arguments ---------------------------------------------------------------------------------------------
 
 
-def test_only_the_tests_want_a_compiler(machine: Machine) -> None:
+def test_only_the_tests_want_a_compiler_and_redis_cli(machine: Machine) -> None:
     machine.has(*WHOLE, "apt-get")
     assert machine.setup(uid="0").returncode == 0
     assert not installed(machine)
     assert machine.setup("--tests", uid="0").returncode == 0
-    assert installed(machine) == ["apt-get install -y -qq --no-install-recommends gcc libc6-dev"]
+    assert installed(machine) == [
+        "apt-get install -y -qq --no-install-recommends gcc libc6-dev",
+        "apt-get install -y -qq --no-install-recommends redis-tools",
+    ]
     assert machine.setup("--tests", uid="0").returncode == 0
-    assert len(installed(machine)) == 1
+    assert len(installed(machine)) == 2
 
 
 def test_help_changes_nothing(machine: Machine) -> None:
