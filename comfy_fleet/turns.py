@@ -3,6 +3,8 @@
 import asyncio
 from types import TracebackType
 
+from comfy_fleet.timeouts import Timeout
+
 
 class NoTurn(Exception):
     """The line was too long, or nobody left in time."""
@@ -37,7 +39,7 @@ class Turns:
             raise NoTurn
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with Timeout(self._wait_s):
                 await self._free.acquire()
         except TimeoutError:
             raise NoTurn from None

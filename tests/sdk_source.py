@@ -12,7 +12,7 @@ def unpack(folder: Path) -> Path:
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     subprocess.run([*download, "--no-build-isolation", "--dest", folder, SDK], check=True)
     (archive,) = folder.glob("comfy_sdk-*.tar.gz")
-    # Not by `tarfile`, whose safe filter Debian 12's Python 3.11.2 lacks and later ones warn about leaving out.
+    # Not by `tarfile`: Python 3.11.2 lacks its safe filter, and later ones warn where it is left out.
     subprocess.run(["tar", "-xzf", archive, "-C", folder], check=True)
     (source,) = (path for path in folder.iterdir() if path.is_dir())
     return source

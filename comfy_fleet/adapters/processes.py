@@ -20,6 +20,7 @@ from pathlib import Path
 
 from comfy_fleet.domain.ends import reason_of
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -150,13 +151,13 @@ class Child:
         if self.running:
             self.send_signal(self._stop_signal)
             try:
-                async with asyncio.timeout(self._stop_timeout_s):
+                async with Timeout(self._stop_timeout_s):
                     await _end(self._process)
             except TimeoutError:
                 logger.warning("child killed", extra={"child": self.name, "pid": self.pid})
                 self._kill_group()
         try:
-            async with asyncio.timeout(_KILLED_S):
+            async with Timeout(_KILLED_S):
                 status = await _end(self._process)
         except TimeoutError:
             logger.error("child can't be ended", extra={"child": self.name, "pid": self.pid})
@@ -210,7 +211,7 @@ async def _end(process: asyncio.subprocess.Process) -> int:
     """Wait for a process's end; asyncio's own waiting goes on for as long as anybody holds its pipe."""
     while process.returncode is None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_S):
+            async with Timeout(_LOOK_S):
                 await process.wait()
     return process.returncode
 

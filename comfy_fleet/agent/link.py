@@ -15,6 +15,7 @@ from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.host import Heartbeat, Joining, Seat, Trash
 from comfy_fleet.domain.node import Node
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Link:
                     pause = self._backoff.pause_s(failures)
                     pause *= 0.5 + self._jitter() / 2
                 try:
-                    async with asyncio.timeout(pause):
+                    async with Timeout(pause):
                         await self._soon.wait()
                 except TimeoutError:
                     pass

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from comfy_fleet.agent.listen import listen, port_of
 from comfy_fleet.domain.host import Heartbeat
 from comfy_fleet.domain.verdict import Word
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class MetricsServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
+            async with Timeout(_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
                 status, kind, body = self._answer(head.split(b"\r\n", 1)[0].decode("ascii", "replace"))
                 length = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close"

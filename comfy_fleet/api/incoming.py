@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.timeouts import Timeout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Incoming:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with asyncio.timeout(self._pace.window_s - self._waited_s):
+            async with Timeout(self._pace.window_s - self._waited_s):
                 message = await self._receive()
         except TimeoutError:
             raise HttpError(408, "request_timeout", "the body comes too slowly") from None
@@ -82,6 +83,6 @@ class Incoming:
     async def discard(self) -> None:
         """Read what is left, for a moment."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._pace.linger_s):
+            async with Timeout(self._pace.linger_s):
                 while not self.ended:
                     self.ended = not (await self._receive()).get("more_body", False)

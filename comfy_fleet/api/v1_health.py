@@ -14,6 +14,7 @@ from comfy_fleet.api.deps import ApiDeps, Probe, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.ports import NodeRegistry
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
@@ -49,7 +50,7 @@ async def not_ready(d: ApiDeps) -> list[dict[str, str]]:
 
     async def ask(probe: Probe) -> str | None:
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with Timeout(_PATIENCE_S):
                 return await probe()
         except TimeoutError:
             return f"no answer within {_PATIENCE_S:g} s"

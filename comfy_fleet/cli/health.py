@@ -7,6 +7,7 @@ import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.options import NAME_ITS_FOLDER, Data
+from comfy_fleet.timeouts import Timeout
 
 if TYPE_CHECKING:
     from comfy_fleet.settings import Settings
@@ -51,11 +52,10 @@ def health(
 
 
 async def _ask(part: Part, settings: "Settings", name: str | None) -> str | None:
-    import asyncio
 
     probes = {Part.API: _api, Part.HAPROXY: _haproxy, Part.AGENT: _agent}
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with Timeout(_PATIENCE_S):
             if part is Part.DISPATCH:
                 return await _dispatch(settings, name)
             return await probes[part](settings)
@@ -113,7 +113,6 @@ async def _agent(settings: "Settings") -> str | None:
 
 
 async def _dispatch(settings: "Settings", name: str | None) -> str | None:
-    import asyncio
     import socket
 
     from comfy_fleet.adapters.redis.worker import live_dispatchers
@@ -121,7 +120,7 @@ async def _dispatch(settings: "Settings", name: str | None) -> str | None:
 
     async with open_stores(settings) as stores:
         try:
-            async with asyncio.timeout(_PATIENCE_S * 0.6):
+            async with Timeout(_PATIENCE_S * 0.6):
                 alive = await live_dispatchers(stores.redis)
         except Exception as error:  # noqa: BLE001 - whatever Redis's client raises
             # Its runs go on without Redis for a while, and starting it again brings no Redis back.

@@ -4,7 +4,6 @@ Running out of memory is a normal day: the node is told to free its memory, the 
 and the job goes to a larger one. A node on which every job fails is taken out until it has been restarted.
 """
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from comfy_fleet.domain.readings import room_bytes
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry
 from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class Care:
         total = self._atlas.vram_bytes(node)
         room = 0
         try:
-            async with asyncio.timeout(ASK_S):
+            async with Timeout(ASK_S):
                 room = room_bytes(await self._nodes.system_stats(node))
                 state = self._atlas.states.get(node)
                 if state is None or self._limits.free.of(state.node.pool):

@@ -26,6 +26,7 @@ from comfy_fleet.domain.outputs import FileRef, InlineText, OutputItem
 from comfy_fleet.domain.room import size_text
 from comfy_fleet.ports import AssetStore, Claim, Content, NodeApi, RunStore
 from comfy_fleet.services.insist import Said, insist
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class Collector:
         # A long text exists nowhere else, and no record of the run can hold it.
         if self._claim.behind and not (isinstance(item.source, InlineText) and item.source.long):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LINGER_S):
+                async with Timeout(LINGER_S):
                     await self._hasten.wait()
         asset = await self._kept(item)
         output = Output(
@@ -265,7 +266,7 @@ class Collector:
     async def _transfer(self, item: OutputItem, size: "_Size") -> Asset:
         """Store an output's bytes within the time that it may take, once there is a slot."""
         async with self._own_slots, self._slots:
-            patience = asyncio.timeout(self._limits.output_s)
+            patience = Timeout(self._limits.output_s)
             try:
                 async with patience:
                     return await self._fetch(item, size)

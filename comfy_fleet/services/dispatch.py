@@ -32,6 +32,7 @@ from comfy_fleet.services.execute import Execution, Tools
 from comfy_fleet.services.measure import Measure
 from comfy_fleet.services.parking import Parking
 from comfy_fleet.services.seek import Seekers
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class Dispatcher:
 
     async def _land(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.stop_wait_s):
+            async with Timeout(self._limits.stop_wait_s):
                 while self.flying and not self._hurried:
                     self._over.clear()
                     await self._over.wait()

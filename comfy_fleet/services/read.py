@@ -1,6 +1,5 @@
 """Reading jobs: who may see which, and how long one will take."""
 
-import asyncio
 import contextlib
 import re
 import time
@@ -11,6 +10,7 @@ from comfy_fleet.domain import estimate
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import Job, JobStatus
 from comfy_fleet.ports import Events, JobStore, NodeRegistry
+from comfy_fleet.timeouts import Timeout
 
 MOMENT_S = 0.2
 """A job that should end within this time is waited for when somebody asks how it is."""
@@ -106,7 +106,7 @@ async def settled(job: Job, *, jobs: JobStore, events: Events, estimator: Estima
     if not await estimator.soon(job):
         return job
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(MOMENT_S), events.subscribe(job.id) as stream:
+        async with Timeout(MOMENT_S), events.subscribe(job.id) as stream:
             now = await jobs.get(job.id)  # it may have ended before anybody listened
             if now is None or now.status.terminal:
                 return now or job

@@ -17,6 +17,7 @@ from comfy_fleet.domain.job import Placement
 from comfy_fleet.domain.weights import drawn
 from comfy_fleet.ports import Claim, Lease, Leases, NoLease, RunStore
 from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Seekers:
                 soonest, latest = LOOK_AGAIN_S
                 self._look_in(soonest + (latest - soonest) * self._chance())
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(IDLE_LOOK_S):
+                async with Timeout(IDLE_LOOK_S):
                     await self._look.wait()
             self._look.clear()
 
@@ -242,7 +243,7 @@ class Seekers:
             for pool, names in wanted.items()
         }
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RATHER_S):
+            async with Timeout(RATHER_S):
                 for gap in RATHER_GAPS_S:
                     occupied = await self._runs.occupied(list(chain.from_iterable(left.values())))
                     for pool, names in left.items():

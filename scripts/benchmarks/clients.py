@@ -19,6 +19,8 @@ from comfy_sdk import AsyncComfy
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from comfy_fleet.timeouts import Timeout
+
 POLL_S = 0.002  # between two looks at a job, where a client polls
 LEASE_AGAIN_S = 0.001
 STREAM_S = 2.0  # an event stream that says nothing for this long is given up for polling
@@ -154,7 +156,7 @@ class LeaseClient(BareClient):
     async def trip(self) -> bytes:
         """Submit a trivial graph and return the picture's bytes."""
         run = str(uuid4())
-        async with asyncio.timeout(TRIP_S), await self._open(run) as socket:
+        async with Timeout(TRIP_S), await self._open(run) as socket:
             assert socket.response is not None
             node = {"X-Fleet-Node": socket.response.headers["X-Fleet-Node"]}
             return await self._run(socket, run, self._node, node)
@@ -189,7 +191,7 @@ class V2Client(_Http):
 
     async def trip(self) -> bytes:
         """Submit a trivial graph and return the picture's bytes."""
-        async with asyncio.timeout(TRIP_S):
+        async with Timeout(TRIP_S):
             job = await self.post(f"{self._base}/api/v2/jobs", {"workflow": trivial_graph()})
             url = None
             if self._events:
@@ -259,7 +261,7 @@ class SdkClient:
     async def trip(self) -> bytes:
         """Submit a trivial graph and return the picture's bytes."""
         workflow = self._comfy.workflows.from_json(trivial_graph())
-        async with asyncio.timeout(TRIP_S):
+        async with Timeout(TRIP_S):
             if self._events:
                 job = await self._comfy.submit(workflow)
                 async for _ in job.events():

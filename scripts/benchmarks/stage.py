@@ -27,6 +27,7 @@ from comfy_fleet.cli.up.supervisor import BACKOFF, Spec, Supervised, stop_all
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import SOURCE, Settings
+from comfy_fleet.timeouts import Timeout
 from scripts.benchmarks.processes import command, descendants
 
 _NODES, _REDIS, _PROXY, _API, _DISPATCH, _CLIENT = range(6)
@@ -378,7 +379,7 @@ async def bounded(seconds: float, what: str) -> AsyncIterator[None]:
         BenchError: It took longer.
     """
     try:
-        async with asyncio.timeout(seconds):
+        async with Timeout(seconds):
             yield
     except TimeoutError as error:
         raise BenchError(f"{what} took longer than {seconds:g} s") from error

@@ -45,6 +45,7 @@ from comfy_fleet.adapters.haproxy.resolve import Resolver
 from comfy_fleet.domain.errors import ConfigError, FleetError, NotFound
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ class Controller:
                     self._stale = True
                     return  # the files of the last run are the truth until the registry is back
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with Timeout(pause):
                     await stop.wait()
             pause = min(pause * 2, 5.0)
         if not stop.is_set():
@@ -293,7 +294,7 @@ class Controller:
                     unexpected = not isinstance(error, FleetError | OSError)
                     logger.warning("steering failed", extra={"reason": str(error)}, exc_info=unexpected)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_s):
+                async with Timeout(self._poll_s):
                     await self._wake.wait()
 
     async def _tick(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from comfy_fleet.adapters.haproxy.entries import Entry
 from comfy_fleet.domain.verdict import HEAVIEST
+from comfy_fleet.timeouts import Timeout
 
 WINDOW_S = 0.5
 """So long after a server was added HAProxy asks by itself (its ``agent-inter``)."""
@@ -115,7 +116,7 @@ class FirstAnswers:
                 if left_s <= 0:
                     return
                 try:
-                    async with asyncio.timeout(left_s):
+                    async with Timeout(left_s):
                         said = await question(name, agent)
                 except (OSError, TimeoutError):
                     return

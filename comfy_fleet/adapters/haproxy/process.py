@@ -15,6 +15,7 @@ from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.adapters.processes import RUNS_AGAIN, Child
 from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import BrokerError, ConfigError
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class HAProxy:
         await self._child.start()
         self._pid_file.write_text(str(self._child.pid))
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
+            async with Timeout(_START_TIMEOUT_S):
                 while not await self._answers():
                     if not self._child.running:
                         break
@@ -162,7 +163,7 @@ class HAProxy:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5.0):
+                async with Timeout(5.0):
                     while _is_ours(pid, self._config):  # noqa: ASYNC110 - not our child: nothing to wait on
                         await asyncio.sleep(_POLL_S)
                 break

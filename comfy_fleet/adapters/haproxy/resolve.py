@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Collection, Iterable
 
 from comfy_fleet.adapters.haproxy.entries import literal
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Resolver:
         if (known and not doubt) or self._clock() - asked < _AGAIN_S:
             return known
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
+            async with Timeout(_TIMEOUT_S):
                 found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, TimeoutError, UnicodeError) as error:
             logger.warning("host not resolved", extra={"host": host, "reason": str(error) or "timeout"})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from comfy_fleet.adapters.haproxy.entries import DIRECT, Entry, join, lease_options
 from comfy_fleet.domain.errors import BrokerError
+from comfy_fleet.timeouts import Timeout
 
 _TIMEOUT_S = 5.0
 _ADMIN_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # forced, inherited, name not resolved (by DNS, at start)
@@ -73,7 +74,7 @@ class Runtime:
             BrokerError: HAProxy can't be reached, or does not answer.
         """
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
+            async with Timeout(_TIMEOUT_S):
                 reader, writer = await asyncio.open_unix_connection(self._socket)
                 try:
                     writer.write(order.encode() + b"\n")

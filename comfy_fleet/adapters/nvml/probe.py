@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from comfy_fleet.adapters.nvml.reader import NvmlReader
 from comfy_fleet.domain.gpu import Gpus, Nvml
+from comfy_fleet.timeouts import Timeout
 
 _MOMENT_S = 0.05
 
@@ -36,7 +37,7 @@ class NvmlProbe:
         try:
             # A cancelled caller must not cancel the look: another one would start beside it.
             patience_s = _MOMENT_S if self._silent else self._timeout_s
-            async with asyncio.timeout(patience_s):
+            async with Timeout(patience_s):
                 found = await asyncio.shield(looking)
         except TimeoutError:
             self._silent = True

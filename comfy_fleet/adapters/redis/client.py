@@ -1,6 +1,5 @@
 """Connections to Redis: one retrying pool for commands, one patient connection for subscriptions."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from comfy_fleet.timeouts import Timeout
 from comfy_fleet.turns import NoTurn, Turns
 
 CONNECTIONS = 128
@@ -34,7 +34,7 @@ class _Direct(AbstractConnection):
             await self.check_health()  # type: ignore[no-untyped-call]  # the library left it untyped
         patience_s, self.socket_timeout = self.socket_timeout, None
         try:
-            async with asyncio.timeout(patience_s):
+            async with Timeout(patience_s):
                 await super().send_packed_command(command, check_health=False)
         except TimeoutError:
             raise RedisTimeoutError("Timeout writing to socket") from None

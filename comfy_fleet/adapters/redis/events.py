@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from comfy_fleet.domain.job import JobEvent
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class RedisEvents:
             if self._pump is None:
                 self._pump = asyncio.create_task(self._read(), name="events")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
+                async with Timeout(5):
                     await self._confirmed[name].wait()
             yield queue
         finally:

@@ -16,6 +16,7 @@ from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.node import AGENT_DRAINS, LIVE, Node, NodeState, Reading, Work
 from comfy_fleet.domain.speed import speed_of
 from comfy_fleet.domain.weights import default_weight
+from comfy_fleet.timeouts import Timeout
 
 LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
 MOVING = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
@@ -219,7 +220,7 @@ class RedisNodeRegistry:
                 owed_s = max(0.0, owed_s - (began - settled_at)) + 9 * (done - began)
                 owed_s, settled_at = min(owed_s, CREDIT_S + LONGEST_PAUSE_S), done
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN_S):
+                    async with Timeout(LOOK_AGAIN_S):
                         await queue.get()
                 pause_s = owed_s - (clock() - settled_at) - CREDIT_S
                 await asyncio.sleep(pause_s)
