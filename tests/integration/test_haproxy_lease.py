@@ -127,6 +127,24 @@ async def test_a_503_of_haproxys_own_has_no_node(fleet: Broker, nodes: dict[str,
     await fleet.told("g1", "up")
 
 
+async def test_looks_at_a_node_that_is_away_fill_no_log_but_a_jobs_calls_are_told(
+    fleet: Broker, nodes: dict[str, TinyNode], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await nodes["g1"].__aexit__()
+    port, node = fleet.settings.direct_port, "X-Fleet-Node: g1"
+    for path in ("/system_stats", "/object_info", "/queue"):
+        assert (await raw_request(port, "GET", path, node)).startswith(b"HTTP/1.1 503 ")
+    await raw_request(port, "POST", "/prompt", node, "X-Fleet-Job: j1", "Content-Length: 0")
+
+    def told() -> list[tuple[str, str]]:
+        records = [vars(record) for record in caplog.records if record.msg == "haproxy request"]
+        return [(record["path"], record.get("job_id", "")) for record in records]
+
+    await eventually("the job's call is told", lambda: ("/prompt", "j1") in told())
+    assert told() == [("/prompt", "j1")]
+
+
 ALLOWED = [
     ("POST", "/prompt"),
     ("GET", "/queue"),

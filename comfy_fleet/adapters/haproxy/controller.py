@@ -39,6 +39,7 @@ from comfy_fleet.adapters.haproxy.membership import (
     silence_s,
     verdict_of,
 )
+from comfy_fleet.adapters.haproxy.pool_news import PoolNews
 from comfy_fleet.adapters.haproxy.process import HAProxy, only_one
 from comfy_fleet.adapters.haproxy.render import files, render
 from comfy_fleet.adapters.haproxy.resolve import Resolver
@@ -133,6 +134,7 @@ class Controller:
         self._unwritten = asyncio.Event()  # the files may differ from the registry
         self._writing = asyncio.Lock()
         self._trouble = ""
+        self._pool_news = PoolNews()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until ``stop`` is set, then stop both processes.
@@ -444,3 +446,5 @@ class Controller:
                 await self._registry.report(node.name, verdict=verdict, why=why)
             seen.told = told
             logger.info("node verdict", extra={"node": node.name, "verdict": verdict, "why": why})
+        told_of = ((node, self._seen[node.name].told) for node in self._nodes)
+        self._pool_news.tell([(node, told[1], told[2]) for node, told in told_of if told is not None])

@@ -20,7 +20,7 @@ from comfy_fleet.logs import one_line
 
 _SAY_AGAIN_S = 10.0  # the same line of the same process comes on the terminal this often at most
 _SHOWN_FIRST = frozenset({"ts", "level", "process", "logger", "msg", "traceback", "reason"})
-_PARTS = ("haproxy", "node")  # fields that name a part of a process
+_PARTS = ("haproxy", "node", "pool")  # fields that name a part of a process
 
 
 class Terminal:
