@@ -89,7 +89,8 @@ def check(
         for name, value in node["inputs"].items():
             if f"{class_type}.{name}" in policy.free:
                 continue
-            if found := _defect(name, value, known.input(class_type, name), settled.get(node_id, ())):
+            declared = known.input(class_type, name)
+            if found := _defect(name, value, declared, settled.get(node_id, ()), graph):
                 reason, message = found
                 message += f"; an operator may allow any value (FLEET_FREE_PATHS={class_type}.{name})"
                 errors.setdefault(node_id, []).append({"field": name, "reason": reason, "message": message})
@@ -227,14 +228,16 @@ def _is_saved(node: Mapping[str, Any], info: ClassInfo | None) -> bool:
     )
 
 
-def _defect(name: str, value: object, found: _Input, settled: Collection[Path]) -> tuple[str, str] | None:
+def _defect(
+    name: str, value: object, found: _Input, settled: Collection[Path], graph: Graph
+) -> tuple[str, str] | None:
     """Return why a value may not stand here, as reason and message."""
     use = found.use
     if use in (Use.TEXT, Use.PREFIX, Use.TARGET):
         return None
+    if use in (Use.FILE, Use.PATH) and _holds_link(value, graph):
+        return "linked_path", f"{name} names a file or a folder: it must be given as a value, not linked"
     if is_link(value):
-        if use in (Use.FILE, Use.PATH):
-            return "linked_path", f"{name} names a file or a folder: it must be given as a value, not linked"
         return None
     if use is Use.FILE and (
         isinstance(value, int | float)
@@ -256,6 +259,15 @@ def _defect(name: str, value: object, found: _Input, settled: Collection[Path]) 
                 " and no [output] or [temp]"
             )
     return None
+
+
+def _holds_link(value: object, graph: Graph) -> bool:
+    """Tell whether a value is a link or holds one: ComfyUI unwraps ``{"__value__": [node id, slot]}``."""
+    if is_link(value):
+        return value[0] in graph
+    if isinstance(value, dict):
+        return any(_holds_link(inner, graph) for inner in value.values())
+    return isinstance(value, list) and any(_holds_link(inner, graph) for inner in value)
 
 
 def _bad_file(name: str) -> str:

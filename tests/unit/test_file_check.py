@@ -140,7 +140,8 @@ def test_no_input_that_names_files_leads_to_somebody_elses(class_type: str, name
 
 @pytest.mark.parametrize(("class_type", "name", "known"), READERS)
 def test_no_such_input_takes_its_value_from_another_node(class_type: str, name: str, known: str) -> None:
-    assert refused(one(class_type, **{name: ["text", 0]}), KNOWN_OF[known]) == [(name, "linked_path")]
+    for value in (["text", 0], {"__value__": ["text", 0]}, {"image": [["text", 0]]}):
+        assert refused(one(class_type, **{name: value}), KNOWN_OF[known]) == [(name, "linked_path")]
 
 
 def test_objects_of_the_editors_widgets_are_looked_into() -> None:
