@@ -34,6 +34,7 @@ AT_ONCE = 8  # of one run: more would only make each of them slower
 FETCH_TRIES = 5
 FETCH_GAP_S = 0.2  # grows with every try
 LATE_S = 3.0  # some nodes name a file first and have it written by another thread
+LATE_PREVIEW_S = 1.0  # the same for a preview beside real outputs, which would not be missed
 LINGER_S = 0.05  # small outputs are here sooner; then one write ends the run and frees the node
 YIELD_S = 0.01
 ROOM_GAP_S = 1.0  # between two looks at a full disk
@@ -251,7 +252,8 @@ class Collector:
             except OutputGone as error:
                 error.details["node_id"] = item.node_id
                 if late_until is None:
-                    late_until = loop.time() + LATE_S
+                    spare = item.temporary and any(not other.temporary for other in self._items.values())
+                    late_until = loop.time() + (LATE_PREVIEW_S if spare else LATE_S)
                 if loop.time() >= late_until:
                     self.gone.add(item.node_id)
                     raise

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from comfy_fleet.domain.errors import FleetError, OutputLimit, OutputRefused
+from comfy_fleet.domain.errors import FleetError, OutputGone, OutputLimit, OutputRefused
 from comfy_fleet.domain.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.domain.run_verdicts import NODE_BUSY
@@ -87,7 +87,7 @@ class Ending:
             case "succeeded" if broken:
                 logger.warning("outputs can't be read", extra={**self._extra, "error": str(broken[0])})
                 for error in broken:
-                    if isinstance(error, OutputRefused):
+                    if self._never(error):
                         why = f"an output can't be read, and computing it again would not help: {error}"
                         return Over(status=JobStatus.FAILED, error=_about(error, "output_lost", why))
                 lost = _about(broken[0], "output_lost", f"an output can't be read: {broken[0]}")
@@ -101,6 +101,12 @@ class Ending:
                 return Over(status=JobStatus.CANCELED)
             case _:
                 return await self._failed(verdict, released=released)
+
+    def _never(self, error: BaseException) -> bool:
+        """Whether another run would change nothing: the name is refused, or the node has run anew already."""
+        if isinstance(error, OutputGone):
+            return error.details.get("node_id") in self._claim.job.bust
+        return isinstance(error, OutputRefused)
 
     async def _failed(self, verdict: Verdict, *, released: bool) -> Over | GivenBack:
         error = verdict.error or node_lost("the run ended without a reason")

@@ -135,6 +135,7 @@ async def turns() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "FETCH_GAP_S", 0.001)
     monkeypatch.setattr(collect, "LATE_S", 0.02)
+    monkeypatch.setattr(collect, "LATE_PREVIEW_S", 0.01)
     monkeypatch.setattr(collect, "ROOM_GAP_S", 0.001)
     monkeypatch.setattr(insist, "GAP_S", (0.001, 0.004))
 

@@ -1,5 +1,6 @@
 """What becomes of a job when its run ends, and that it is written; store and care are played."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -93,6 +94,15 @@ async def test_what_its_node_never_gives_away_is_not_computed_again() -> None:
     assert isinstance(found, Over) and found.status is JobStatus.FAILED and found.error is not None
     assert (found.error.code, found.error.node_id) == ("output_lost", "9")
     assert "'a..b.png'" in found.error.message and "would not help" in found.error.message
+
+
+async def test_what_is_lost_again_though_its_node_ran_anew_is_not_computed_a_third_time() -> None:
+    gone = OutputGone("404", details={"node_id": "9"})
+    for bust, kind in (({"9"}, Over), ({"7"}, GivenBack), (set[str](), GivenBack)):
+        claim = replace(CLAIM, job=replace(JOB, bust=frozenset(bust)))
+        ending = Ending(claim, runs=cast(RunStore, World()), care=cast(Care, World()))
+        found = await ending.decide(Verdict(kind="succeeded"), broken=[gone], released=False, canceled=False)
+        assert isinstance(found, kind) and found.error is not None and found.error.code == "output_lost"
 
 
 @pytest.mark.parametrize("kind", ["succeeded", "canceled", "failed", "lost"])
