@@ -1,4 +1,5 @@
-"""Delete what finished jobs left in a node's output and input folders: two folders by id, nothing else.
+"""Delete what finished jobs left in a node's folders: two of them by id, and copies by the names that
+``Preview3D`` drew; nothing else.
 
 Every step goes through the descriptor of the folder before and follows no link, so that nothing that a
 custom node or a graph may have put there leads out of it. ``temp`` is never touched: ComfyUI's cache names
@@ -34,7 +35,11 @@ class Folders:
 
 
 def delete(trash: Trash, folders: Folders) -> None:
-    """Delete ``fleet/JOB/RUN`` in the output and input folders. What can't be deleted is logged and stays."""
+    """Delete ``fleet/JOB/RUN`` in the output and input folders, and strays. What can't be deleted stays."""
+    with _inside(folders.output) as output:
+        for name in trash.strays if output is not None else ():
+            with contextlib.suppress(OSError):  # a folder, or gone
+                os.unlink(name, dir_fd=output)
     for folder in filter(None, (folders.output, folders.input)):
         with _inside(folder, "fleet", trash.job) as job:
             if job is not None:

@@ -59,6 +59,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         sealer=open_secrets(settings),
         limits=Limits(
             depth=settings.queue_depth,
+            outputs=settings.max_outputs,
             retention_s=settings.retention_s,
             max_attempts=settings.max_attempts,
         ),

@@ -12,6 +12,8 @@ from comfy_fleet.domain.verdict import Word
 HOST_LABEL = "host"
 """Every node that an agent registers carries its host's name under this label."""
 
+STRAY = re.compile(r"preview3d_[0-9a-f]{32}\.[a-z0-9]{1,8}")
+"""Under such a random name ComfyUI's ``Preview3D`` leaves a copy in the root of ``output``."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -23,32 +25,37 @@ class Trash:
         node: Where they lie.
         job: The job: its inputs were staged in ``input/fleet/JOB``.
         run: The run: its outputs are in ``output/fleet/JOB/RUN``.
+        strays: Files in ``output`` itself, by names as :data:`STRAY` has them.
     """
 
     node: str
     job: str
     run: str
+    strays: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("node", self.node)
         for what, value in (("job", self.job), ("run", self.run)):
             if not _ID.fullmatch(value):
                 raise BadInput(f"{what} {value[:80]!r} is no UUID", details={"field": what})
+        for name in self.strays:
+            if not STRAY.fullmatch(name):
+                raise BadInput(f"{name[:80]!r} is no name that Preview3D draws", details={"field": "strays"})
 
     @classmethod
     def parse(cls, text: str) -> "Trash":
-        """Read ``NODE JOB RUN``.
+        """Read ``NODE JOB RUN [STRAY ...]``.
 
         Raises:
             BadInput: It is something else.
         """
         words = text.split(" ")
-        if len(words) != 3:
+        if len(words) < 3:
             raise BadInput(f"{text[:80]!r} is not NODE JOB RUN", details={"field": "delete"})
-        return cls(node=words[0], job=words[1], run=words[2])
+        return cls(node=words[0], job=words[1], run=words[2], strays=tuple(words[3:]))
 
     def __str__(self) -> str:
-        return f"{self.node} {self.job} {self.run}"
+        return " ".join((self.node, self.job, self.run, *self.strays))
 
 
 @dataclass(frozen=True, kw_only=True)

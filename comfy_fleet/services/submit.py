@@ -13,6 +13,7 @@ import orjson
 from blake3 import blake3
 
 from comfy_fleet.domain import binding, file_check, graph
+from comfy_fleet.domain.batches import certain_files
 from comfy_fleet.domain.eligibility import GIB, Wish
 from comfy_fleet.domain.errors import Busy, FleetError, InvalidWorkflow, MissingAsset, NoNodes, StoreDown
 from comfy_fleet.domain.file_check import FilePolicy
@@ -87,6 +88,7 @@ class Limits:
     """The operator's limits for new jobs; times in seconds."""
 
     depth: int
+    outputs: int
     retention_s: float
     max_attempts: int
 
@@ -187,6 +189,7 @@ class Submitter:
         large: bool = False,
     ) -> Submitted:
         self._assets.check_room()
+        await _worked(large, lambda: self._check_count(checked))
         inventories = self._inventories.inventories()
         read = await _worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
         assets = await self._uploads(owner, read, inventories, large=large)
@@ -224,6 +227,24 @@ class Submitter:
             max_attempts=self._limits.max_attempts,
         )
         return await self._write(new, wishes.idempotency)
+
+    def _check_count(self, checked: Graph) -> None:
+        """Refuse a graph that certainly makes more files than a job may have."""
+        count, node_id = certain_files(checked)
+        most = self._limits.outputs
+        if count <= most or node_id is None:
+            return
+        message = f"the workflow makes at least {count} outputs, a job may have {most} (FLEET_MAX_OUTPUTS)"
+        fault = {"field": "batch_size", "reason": "too_many_outputs", "message": message}
+        raise InvalidWorkflow(
+            f"node {node_id}: batch_size: {message}",
+            details={
+                "field": "workflow",
+                "limit": "max_outputs",
+                "value": most,
+                "node_errors": {node_id: [fault]},
+            },
+        )
 
     async def _check_file(self, owner: str, workflow: Workflow, name: str, value: str) -> None:
         asset = await self._assets.get(value) if is_id(value) else None

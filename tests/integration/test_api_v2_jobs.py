@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.secrets import SecretBox
 from comfy_fleet.domain.job import JobError, JobStatus, Progress
 from comfy_fleet.services.atlas import Atlas
-from tests.factories import GRAPH
+from tests.factories import GRAPH, picture
 from tests.integration.api_kit import Api, code, running
 
 
@@ -387,3 +387,19 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def test_a_graph_that_certainly_makes_too_many_outputs_is_refused(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    graph = picture(1)
+    graph["1"]["inputs"]["batch_size"] = 30
+    async with running(redis_port, tmp_path, max_outputs=20) as api:
+        await api.add_node()
+        answer = await api.client.post("/api/v2/jobs", json={"workflow": graph})
+        assert code(answer) == (422, "invalid_workflow")
+        error = answer.json()["error"]
+        assert "at least 30 outputs, a job may have 20 (FLEET_MAX_OUTPUTS)" in error["message"]
+        assert error["details"]["node_errors"]["1"][0]["field"] == "batch_size"
+        graph["1"]["inputs"]["batch_size"] = 20
+        await api.submit(graph)

@@ -15,7 +15,7 @@ from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.node import AGENT_DRAINS, Node
 from comfy_fleet.domain.verdict import Word
 from tests.integration.haproxy_kit import eventually
-from tests.integration.redis_kit import claim, submit, wakes
+from tests.integration.redis_kit import claim, output, submit, wakes
 
 BROKEN = JobError(code="node_lost", message="gone")
 G1 = Joining(name="h1-gpu0", url="http://10.0.0.1:8188", agent="10.0.0.1:8193", cleans=True)
@@ -288,6 +288,29 @@ async def test_files_may_go_when_the_job_is_final_and_not_before(stores: Stores,
     assert (await beat(hosts, deleted=wanted[:1])).delete == wanted[1:]
     assert (await beat(hosts, deleted=wanted)).delete == []
     assert await stores.redis.keys("fleet:job:*:traces") == []
+
+
+async def test_copies_that_preview3d_left_may_go_with_their_run(stores: Stores, hosts: RedisHosts) -> None:
+    await hosts.join("h1", G1, now=1.0)
+    job = await submit(stores)
+    first = await claim(stores, "h1-gpu0")
+    await stores.runs.output(first, output(name=f"preview3d_{'f' * 32}.glb"))
+    await stores.runs.requeue(first, counts=True, exclude=False, reason=BROKEN)
+    last = await claim(stores, "h1-gpu0")
+    names = [
+        f"preview3d_{'a' * 32}.glb",
+        "a.png",
+        f"preview3d_{'b' * 31}.glb",
+        f"preview3d_{'c' * 32}.glb x",
+        f"preview3d_advanced_{'d' * 32}.glb",
+        f"preview3d_{'0' * 32}.usdz",
+    ]
+    for index, name in enumerate(names):
+        await stores.runs.output(last, output(index, name=name))
+    await stores.runs.finish(last, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
+    gone = {trash.run: set(trash.strays) for trash in (await beat(hosts)).delete}
+    assert gone == {first.run: set(), last.run: {names[0], names[5]}}
+    assert {trash.job for trash in (await beat(hosts)).delete} == {job.id}
 
 
 async def test_a_cancelled_job_s_files_may_go(stores: Stores, hosts: RedisHosts) -> None:

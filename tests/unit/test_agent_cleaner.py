@@ -54,6 +54,18 @@ def test_a_run_s_outputs_and_inputs_go_and_the_rest_stays(folders: Folders) -> N
     delete(TRASH, folders)  # twice is no harm
 
 
+def test_strays_go_by_their_name_only(folders: Folders) -> None:
+    mine, other = f"preview3d_{'a' * 32}.glb", f"preview3d_{'b' * 32}.glb"
+    for name in (mine, other):
+        (folders.output / name).write_bytes(b"x")
+    folder = folders.output / f"preview3d_{'c' * 32}.glb"
+    folder.mkdir()
+    trash = Trash(node="g1", job=JOB, run=RUN, strays=(mine, folder.name, f"preview3d_{'d' * 32}.glb"))
+    delete(trash, folders)
+    assert not (folders.output / mine).exists()
+    assert (folders.output / other).exists() and folder.exists() and (folders.output / "keep.png").exists()
+
+
 @pytest.mark.parametrize("link", ["fleet", f"fleet/{JOB}", f"fleet/{JOB}/{RUN}"])
 def test_a_link_leads_nowhere(folders: Folders, tmp_path: Path, link: str) -> None:
     target = tmp_path / "precious"

@@ -13,6 +13,9 @@ OTHER = "1c9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a22"
 def test_trash_is_read_as_it_is_written() -> None:
     trash = Trash(node="g1", job=ID, run=OTHER)
     assert Trash.parse(str(trash)) == trash
+    strays = (f"preview3d_{'a' * 32}.glb", f"preview3d_{'0' * 32}.usdz")
+    trash = Trash(node="g1", job=ID, run=OTHER, strays=strays)
+    assert Trash.parse(str(trash)) == trash
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,10 @@ def test_trash_is_read_as_it_is_written() -> None:
         f"g1 {ID.upper()}X {ID}",
         f"g1  {ID} {ID}",
         f"g1 {ID} {ID}\n",
+        f"g1 {ID} {ID} keep.png",
+        f"g1 {ID} {ID} ../preview3d_{'a' * 32}.glb",
+        f"g1 {ID} {ID} preview3d_{'a' * 31}.glb",
+        f"g1 {ID} {ID} preview3d_{'a' * 32}.glb/x",
     ],
 )
 def test_what_could_name_another_folder_is_refused(text: str) -> None:

@@ -28,7 +28,7 @@
 -- fleet:host:HOST:nodes   set     nodes that its agent registered
 -- fleet:gpu:UUID          hash    NODE -> when its agent told, and what it holds there, as JSON
 -- fleet:report:NODE       string  what an agent last saw of the node, for 10 s
--- fleet:trash:HOST        zset    NODE JOB RUN -> when its files became useless: its agent deletes them
+-- fleet:trash:HOST        zset    NODE JOB RUN [STRAY ...] -> when its files became useless: its agent deletes them
 -- fleet:job:ID:traces     set     NODE RUN: runs whose files stay on nodes until the job is final
 -- fleet:idem:SCOPE:HASH   string  JOB FINGERPRINT, 24 h
 -- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
@@ -219,15 +219,27 @@ local function above_of(placement)
   return tonumber(string.match(placement, '^[^:]*:[^:]*:[^:]*:[^:]*:(%d+)$') or 0)
 end
 
+-- Names of the copies that Preview3D put into the root of a node's output folder, each after a blank.
+local function strays(id)
+  local names = ''
+  for _, output in ipairs(redis.call('HVALS', jobkey(id) .. ':outputs')) do
+    local name = string.match(output, '"name":"(preview3d_%x+%.%w+)"')
+    if name and #string.match(name, '_(%x+)%.') == 32 then names = names .. ' ' .. name end
+  end
+  return names
+end
+
 -- The job is final: the agents beside its nodes may delete what its runs left there.
 local function discard(id, at)
   local key = jobkey(id) .. ':traces'
+  local last = redis.call('HGET', jobkey(id), 'run')  -- whose outputs the job has
   for _, trace in ipairs(redis.call('SMEMBERS', key)) do
     local node, run = string.match(trace, '^(%S+) (%S+)$')
     local host = redis.call('HGET', 'fleet:node:' .. node, 'host')
     if host then
       local trash = 'fleet:trash:' .. host
-      redis.call('ZADD', trash, num(at), node .. ' ' .. id .. ' ' .. run)
+      local more = run == last and strays(id) or ''
+      redis.call('ZADD', trash, num(at), node .. ' ' .. id .. ' ' .. run .. more)
       redis.call('ZREMRANGEBYSCORE', trash, '-inf', num(at - 604800))  -- of a host that never came back
     end
   end
