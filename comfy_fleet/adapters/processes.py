@@ -9,8 +9,9 @@ the *thread* that forked: start children from the thread that lives as long as t
 import asyncio
 import contextlib
 import ctypes
+import errno
+import io
 import logging
-import logging.handlers
 import os
 import signal
 import sys
@@ -217,29 +218,29 @@ async def _end(process: asyncio.subprocess.Process) -> int:
 
 
 class LogFile:
-    """A file that keeps the last 20 to 40 MB of what a child says, the older part as ``NAME.1``.
+    """A file that keeps the last 20 to 40 MiB of what a child says, the older part as ``NAME.1``.
 
-    What can't be written, on a full disk say, is lost; the child goes on.
+    What can't be written, on a full disk say, is lost as whole lines; the child goes on.
 
     Args:
         path: The file; it is made when the first line comes.
-        on_trouble: Gets the error when a line is the first that can't be written, and None when one can
-            be again.
+        on_trouble: Gets the error of every line that can't be written, and None when one can be again.
     """
 
     def __init__(self, path: Path, *, on_trouble: Callable[[OSError | None], None] | None = None) -> None:
-        self._handler = _Rotating(path)
+        self._path = path
         self._on_trouble = on_trouble or (lambda _: None)
+        self._file: io.FileIO | None = None
+        self._size = 0
         self._failing = False
 
     def write(self, line: str) -> None:
         """Add a line."""
         try:
-            self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, line, (), None))
+            self._append(f"{line}\n".encode(errors="backslashreplace"))
         except OSError as error:
-            if not self._failing:
-                self._failing = True
-                self._on_trouble(error)
+            self._failing = True
+            self._on_trouble(error)
         else:
             if self._failing:
                 self._failing = False
@@ -247,17 +248,23 @@ class LogFile:
 
     def close(self) -> None:
         """Close it."""
-        with contextlib.suppress(OSError):
-            self._handler.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-
-class _Rotating(logging.handlers.RotatingFileHandler):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Let the caller see it; logging would print a traceback for every line."""
-        raise  # noqa: PLE0704 - called while the error is handled
+    def _append(self, data: bytes) -> None:
+        if self._file is not None and self._size + len(data) > _LOG_BYTES:
+            self.close()
+            with contextlib.suppress(FileNotFoundError):  # somebody took it away
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        if self._file is None:
+            self._file = io.FileIO(self._path, "ab")  # nothing is kept back: a crash loses no line
+            self._size = self._file.seek(0, io.SEEK_END)
+        written = self._file.write(data) or 0
+        if written < len(data):
+            self._file.truncate(self._size)  # no half lines
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += written
 
 
 def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:

@@ -92,6 +92,7 @@ class Process:
         self._turn = turn
         self._clock = clock
         self._pulse = Pulse(probe.url, client_id, clock=clock)
+        self._log_failing = False
         self._log = LogFile(spec.log, on_trouble=self._log_trouble)
         self._child = Child(
             spec.name,
@@ -208,9 +209,10 @@ class Process:
     def _log_trouble(self, error: OSError | None) -> None:
         if error is None:
             logger.warning("log is written again", extra={"node": self.spec.name})
-        else:
+        elif not self._log_failing:
             facts = {"node": self.spec.name, "reason": error.strerror or str(error)}
             logger.error("log can't be written, its lines are lost", extra=facts)
+        self._log_failing = error is not None
 
     def _on_line(self, line: str) -> None:
         self._log.write(line)

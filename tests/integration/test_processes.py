@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from comfy_fleet.adapters import processes
 from comfy_fleet.adapters.processes import Child, LogFile
 from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
@@ -177,3 +179,40 @@ def test_a_log_file_is_there_from_the_first_line_on(tmp_path: Path) -> None:
         log.write(line)
     log.close()
     assert (tmp_path / "child.log").read_text() == "50 % of {all}\nthat's all\n"
+
+
+def test_a_log_file_keeps_so_much_and_one_older_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_LOG_BYTES", 20)
+    path, older = tmp_path / "child.log", tmp_path / "child.log.1"
+    for start in range(2):  # what an earlier process wrote is counted
+        log = LogFile(path)
+        for number in range(3):
+            log.write(f"line {start}{number}\udcff"[:7])
+        log.close()
+    assert (older.read_text(), path.read_text()) == ("line 02\nline 10\n", "line 11\nline 12\n")
+    path.unlink()  # somebody tidies up while it is written
+    log = LogFile(path)
+    log.write("x" * 15)
+    path.unlink()
+    log.write("y" * 15)
+    log.close()
+    assert path.read_text() == "y" * 15 + "\n"
+
+
+def test_a_log_on_a_full_disk_loses_whole_lines(tmp_path: Path) -> None:
+    told: list[str] = []
+    log = LogFile(tmp_path / "child.log", on_trouble=lambda error: told.append(str(error or "")))
+    log.write("first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:  # as a disk that has room for three bytes of the next line
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9, hard))
+        log.write("second")
+        log.write("third")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    log.write("fourth")
+    log.close()
+    assert (tmp_path / "child.log").read_text() == "first\nfourth\n"
+    assert [bool(words) for words in told] == [True, True, False]

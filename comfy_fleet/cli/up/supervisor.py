@@ -49,21 +49,21 @@ class LogTrouble:
 
     def __init__(self, say: Callable[[str, Mapping[str, Any]], None]) -> None:
         self._say = say
-        self._failing: set[str] = set()
+        self._failing = False
 
-    def of(self, process: str, error: OSError | None) -> None:
-        """Take in what happened to a process's log file; no error: it is written again."""
-        if error is None:
-            self._failing.discard(process)
-            if not self._failing:
-                self._say("logs", _fields("logs", "warning", "logs are written again"))
+    def of(self, error: OSError | None) -> None:
+        """Take in what happened to a log file; no error: it is written again, and others will be, too."""
+        failing = error is not None
+        if failing == self._failing:
             return
-        if not self._failing:
+        self._failing = failing
+        if error is None:
+            self._say("logs", _fields("logs", "warning", "logs are written again"))
+        else:
             reason = error.strerror or str(error)
             self._say(
                 "logs", _fields("logs", "error", "logs can't be written, lines are lost", reason=reason)
             )
-        self._failing.add(process)
 
 
 class Supervised:
@@ -100,7 +100,7 @@ class Supervised:
         self._backoff = backoff
         self._echo = echo
         trouble = trouble or LogTrouble(echo)
-        self._log = LogFile(logs / f"{spec.name}.log", on_trouble=lambda error: trouble.of(spec.name, error))
+        self._log = LogFile(logs / f"{spec.name}.log", on_trouble=trouble.of)
         self._child = Child(
             spec.name,
             spec.argv,
