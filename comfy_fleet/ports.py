@@ -111,6 +111,9 @@ class JobStore(Protocol):
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile in seconds, newest first, at most 50."""
 
+    async def latest_runs(self) -> Sequence[tuple[float, str]]:
+        """Return seconds and node of the last jobs that succeeded, newest first, at most 50."""
+
 
 class Events(Protocol):
     """Live events. They hasten; the record stays the truth."""

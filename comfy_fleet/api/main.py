@@ -51,6 +51,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     assets = open_assets(settings, stores)
     catalog = WorkflowCatalog(settings.workflows_dir)
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
+    estimator = Estimator(stores.jobs, stores.nodes, clock=time.time)
     submitter = Submitter(
         jobs=stores.jobs,
         assets=assets,
@@ -67,6 +68,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         clock=time.time,
         new_id=lambda: str(uuid4()),
         draw_seed=lambda: secrets.randbits(53),  # every JSON reader keeps 53 bits
+        retry_after=estimator.retry_after,
     )
     return ApiDeps(
         settings=settings,
@@ -78,7 +80,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         assets=assets,
         catalog=catalog,
         submitter=submitter,
-        estimator=Estimator(stores.jobs, stores.nodes, clock=time.time),
+        estimator=estimator,
         replays=RedisReplays(stores.redis),
         clock=time.time,
         simulated=inventories.simulated,

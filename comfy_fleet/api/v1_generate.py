@@ -65,7 +65,7 @@ async def generate(request: Request) -> Response:
         task = {
             "task_id": done.job.id,
             "status": done.job.status.value,
-            "estimated_wait_time_sec": await d.estimator.seconds(done.job),
+            "estimated_wait_time_sec": await d.estimator.whole_seconds(done.job),
             "status_url": links(request).status(done.job.id),
         }
         return task, done.replayed
@@ -98,7 +98,7 @@ async def _task(request: Request, task_id: str) -> Response:
             "error": {"code": job.error.code, "message": job.error.message} if job.error else None,
             "queue_position": await d.jobs.position(job),
             "progress": job.progress.value if job.progress else None,
-            "estimated_wait_time_sec": await d.estimator.seconds(job),
+            "estimated_wait_time_sec": await d.estimator.whole_seconds(job),
             "node": job.node,
             "simulated": d.simulated(job.node),
         }

@@ -147,7 +147,7 @@ async def job(request: Request, value: Job) -> dict[str, Any]:
         ),
         "workflow_version": value.workflow_version,
         "params": dict(value.params),
-        "estimated_wait_time_sec": await d.estimator.seconds(value),
+        "estimated_wait_time_sec": await d.estimator.whole_seconds(value),
     }
 
 

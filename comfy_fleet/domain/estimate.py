@@ -1,7 +1,11 @@
 """How long a job will take, from measured durations and the queue; never from a constant."""
 
-from collections.abc import Sequence
-from statistics import median
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+
+LONGEST_RETRY_S = 60
+NO_NODE_RETRY_S = 30
 
 
 def seconds_left(
@@ -14,12 +18,14 @@ def seconds_left(
 ) -> float | None:
     """Estimate the seconds until a queued job is done.
 
-    The nodes work off what is ahead of the job side by side, at the median of all recent runs; a run
-    that is on its way counts half. Then the job takes the median of its own kind.
+    The nodes work off what is ahead of the job side by side, at the mean of all recent runs: where some
+    are slower or some jobs are longer, these take their part of the time. A run that is on its way counts
+    half. Then the job takes the median of its own kind.
 
     Args:
         own: Measured run times of the same kind of job, in seconds; may be empty.
-        all_jobs: Measured run times of all jobs; stands in for ``own`` while that is empty.
+        all_jobs: Measured run times of all jobs, as on a node of mean speed (see :func:`evened`); stands in
+            for ``own`` while that is empty.
         ahead: Queued jobs before this one.
         busy: Jobs that run now.
         nodes: Nodes that are up.
@@ -30,7 +36,7 @@ def seconds_left(
     if nodes < 1 or not (own or all_jobs):
         return None
     itself = median(own or all_jobs)
-    others = median(all_jobs or own)
+    others = fmean(all_jobs or own)
     if ahead == 0 and busy < nodes:
         return itself
     return (ahead * others + min(busy, nodes) * others / 2) / nodes + itself
@@ -39,3 +45,32 @@ def seconds_left(
 def seconds_running(own: Sequence[float], *, elapsed_s: float) -> float | None:
     """Estimate what is left of a job that runs since ``elapsed_s`` seconds; None without measurements."""
     return max(0.0, median(own) - elapsed_s) if own else None
+
+
+def evened(runs: Sequence[tuple[float, str]], rates: Mapping[str, float], up: Sequence[str]) -> list[float]:
+    """Return what runs would have taken on a node of the mean speed of those that are up.
+
+    Under load every node has its part of the last runs, and this changes little. In quiet times most jobs
+    run on the fastest nodes, which says too little of how long all of them need for a full queue.
+
+    Args:
+        runs: Seconds and node of each.
+        rates: How fast nodes are beside each other, by name.
+        up: The nodes that are up, all of them in ``rates``.
+    """
+    if not up:
+        return [seconds for seconds, _ in runs]
+    mean = fmean(rates[node] for node in up)
+    return [seconds * rates.get(node, mean) / mean for seconds, node in runs]
+
+
+def retry_after(all_jobs: Sequence[float], *, nodes: int) -> int:
+    """Return the whole seconds until a full queue should have room for a job.
+
+    Args:
+        all_jobs: Measured run times of all jobs in seconds; may be empty.
+        nodes: Nodes that are up.
+    """
+    if nodes < 1:
+        return NO_NODE_RETRY_S
+    return min(LONGEST_RETRY_S, max(1, math.ceil(fmean(all_jobs or [0.0]) / nodes)))

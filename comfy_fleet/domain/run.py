@@ -413,7 +413,7 @@ class Run:
             else:
                 self._give_up("the node never got the prompt")
         elif self._abort == "behind" and self._unbegun:
-            self._finish(verdicts.withdrawn(self._now - (self._pending_since or self._since)))
+            self._finish(verdicts.withdrawn(self._now - self._since))
         else:
             self._give_up("the node does not know the prompt any more")
 

@@ -1,17 +1,22 @@
 """Reading jobs: who may see which, and how long one will take."""
 
 import contextlib
+import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from comfy_fleet.domain import estimate
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import Job, JobStatus
+from comfy_fleet.domain.node import NodeState
+from comfy_fleet.domain.weights import default_weight
 from comfy_fleet.ports import Events, JobStore, NodeRegistry
 from comfy_fleet.timeouts import Timeout
 
+LOOK_S = 1.0
 MOMENT_S = 0.2
 """A job that should end within this time is waited for when somebody asks how it is."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -35,7 +40,7 @@ def is_id(text: str) -> bool:
 
 
 class Estimator:
-    """Estimates from measured durations; looks at the nodes at most once a second.
+    """Estimates from measured durations; looks at the nodes and the latest runs at most once a second.
 
     Args:
         jobs: Where durations and positions are.
@@ -55,14 +60,16 @@ class Estimator:
         self._nodes = nodes
         self._clock = clock
         self._monotonic = monotonic
-        self._seen = (float("-inf"), 0, 0)
+        self._looked_at = float("-inf")
+        self._load = _Load()
+
+    async def whole_seconds(self, job: Job) -> int | None:
+        """Return the same as :meth:`seconds` in whole seconds, rounded up."""
+        left = await self.seconds(job)
+        return None if left is None else math.ceil(left)
 
     async def seconds(self, job: Job) -> float | None:
-        """Return the seconds until the job is done, in whole ms; None when nobody can know, 0 when it is."""
-        left = await self._seconds(job)
-        return None if left is None else round(left, 3)
-
-    async def _seconds(self, job: Job) -> float | None:
+        """Return the seconds until the job is done; None when nobody can know, 0 when it is."""
         if job.status.terminal:
             return 0.0
         own = await self._jobs.durations(job.profile)
@@ -70,10 +77,13 @@ class Estimator:
             elapsed = self._clock() - (job.started_at or self._clock())
             return estimate.seconds_running(own or await self._jobs.durations("*"), elapsed_s=elapsed)
         position = await self._jobs.position(job) or 1
-        up, busy = await self._up_and_busy()
-        return estimate.seconds_left(
-            own, await self._jobs.durations("*"), ahead=position - 1, busy=busy, nodes=up
-        )
+        load = await self._look()
+        return estimate.seconds_left(own, load.took_s, ahead=position - 1, busy=load.busy, nodes=load.up)
+
+    async def retry_after(self) -> int:
+        """Return the whole seconds after which a queue that is full now should have room."""
+        load = await self._look()
+        return estimate.retry_after(load.took_s, nodes=load.up)
 
     async def soon(self, job: Job) -> bool:
         """Tell whether the job should end within a moment, as jobs of its own kind did."""
@@ -87,14 +97,35 @@ class Estimator:
         left = await self.seconds(job)
         return left is not None and left <= MOMENT_S
 
-    async def _up_and_busy(self) -> tuple[int, int]:
-        at, up, busy = self._seen
-        if self._monotonic() - at > 1.0:
-            states = await self._nodes.states()
-            up = sum(s.verdict == "up" and not s.node.cordoned for s in states)
-            busy = sum(s.run is not None for s in states)
-            self._seen = (self._monotonic(), up, busy)
-        return up, busy
+    async def _look(self) -> "_Load":
+        if self._monotonic() - self._looked_at > LOOK_S:
+            states, runs = await self._nodes.states(), await self._jobs.latest_runs()
+            if not runs:  # none ended since an earlier version, which did not note their nodes
+                runs = [(seconds, "") for seconds in await self._jobs.durations("*")]
+            rates = {s.node.name: _rate(s) for s in states}
+            up = [s.node.name for s in states if s.verdict == "up" and not s.node.cordoned]
+            self._load = _Load(
+                up=len(up),
+                busy=sum(s.run is not None for s in states),
+                took_s=estimate.evened(runs, rates, up),
+            )
+            self._looked_at = self._monotonic()
+        return self._load
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    """How many nodes are up and busy, and what the last runs took, as on a node of mean speed."""
+
+    up: int = 0
+    busy: int = 0
+    took_s: Sequence[float] = ()
+
+
+def _rate(state: NodeState) -> float:
+    """Return how fast a node is beside others: what its GPU's model promises, and what was measured."""
+    reading = state.reading
+    return default_weight(reading.gpu, reading.device) * (state.node.speed or 1.0)
 
 
 async def settled(job: Job, *, jobs: JobStore, events: Events, estimator: Estimator) -> Job:

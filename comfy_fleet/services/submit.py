@@ -5,7 +5,7 @@ What this refuses costs no GPU second; what it accepts is durable.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,15 @@ from blake3 import blake3
 from comfy_fleet.domain import binding, file_check, graph
 from comfy_fleet.domain.batches import certain_files
 from comfy_fleet.domain.eligibility import GIB, Wish
-from comfy_fleet.domain.errors import Busy, FleetError, InvalidWorkflow, MissingAsset, NoNodes, StoreDown
+from comfy_fleet.domain.errors import (
+    Busy,
+    FleetError,
+    InvalidWorkflow,
+    MissingAsset,
+    NoNodes,
+    QueueFull,
+    StoreDown,
+)
 from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.domain.graph import Graph, Place
 from comfy_fleet.domain.inventory import Inventory
@@ -101,6 +109,7 @@ class Submitter:
         clock: Unix seconds.
         new_id: Draws a job's UUID.
         draw_seed: Draws a seed for parameters that want one.
+        retry_after: Estimates the whole seconds until a full queue has room.
     """
 
     def __init__(
@@ -116,6 +125,7 @@ class Submitter:
         clock: Callable[[], float],
         new_id: Callable[[], str],
         draw_seed: Callable[[], int],
+        retry_after: Callable[[], Awaitable[int]],
     ) -> None:
         self._jobs = jobs
         self._assets = assets
@@ -127,6 +137,7 @@ class Submitter:
         self._clock = clock
         self._new_id = new_id
         self._draw_seed = draw_seed
+        self._retry_after = retry_after
         self._large = Turns(LARGE_AT_ONCE, wait_s=LARGE_WAIT_S, line=LARGE_LINE)
 
     async def graph(self, owner: str, workflow: object, wishes: Wishes) -> Submitted:
@@ -267,9 +278,11 @@ class Submitter:
             done = await self._jobs.submit(new, idempotency=idempotency, depth_limit=self._limits.depth)
         except StoreDown:
             raise  # it may have been written; if not, the hold ends by itself
-        except FleetError:
+        except FleetError as error:
             if ids:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
+            if isinstance(error, QueueFull):
+                error.retry_after_s = await self._retry_after()
             raise
         if done.job.id != new.id:  # a replay: the earlier job holds what it needs itself
             if ids:

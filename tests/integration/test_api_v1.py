@@ -169,9 +169,45 @@ async def test_generate_status_and_result(api: Api) -> None:
     assert (await api.client.get(result["image_url"])).content == b"picture"
 
     again = (await api.client.post("/api/v1/generate", json={"prompt": "b"})).json()
-    assert again["estimated_wait_time_sec"] == pytest.approx(4.0)
+    assert again["estimated_wait_time_sec"] == 4
     more = (await api.client.post("/api/v1/generate", json={"prompt": "c"})).json()
-    assert more["estimated_wait_time_sec"] == 8.0
+    assert more["estimated_wait_time_sec"] == 8
+
+
+async def test_waiting_times_are_whole_seconds(api: Api) -> None:
+    first = (await api.client.post("/api/v1/generate", json={"prompt": "a"})).json()["task_id"]
+    await api.finish(await api.claim(first), seconds=1.011)
+    second = (await api.client.post("/api/v1/generate", json={"prompt": "b"})).json()
+    run = (
+        await api.client.post("/api/v1/workflows/image_card/jobs", json={"params": {"prompt": "c"}})
+    ).json()
+    await api.claim(second["task_id"])
+    for answer in (
+        second,
+        run,
+        (await api.client.get(f"/api/v1/status/{second['task_id']}")).json(),
+        (await api.client.get(f"/api/v1/jobs/{run['id']}")).json(),
+    ):
+        told = answer["estimated_wait_time_sec"]
+        assert isinstance(told, int) and told >= 1
+    assert (await api.client.get(f"/api/v1/jobs/{first}")).json()["estimated_wait_time_sec"] == 0
+
+
+async def test_a_full_queue_tells_when_it_has_room(redis_port: int, redis: Redis, tmp_path: Path) -> None:
+    async with running(redis_port, tmp_path, queue_depth=1) as api:
+        await api.add_node("g1")
+        await api.add_node("g2")
+        job = await api.submit(GRAPH)
+        await api.finish(await api.claim(job["id"]), seconds=50.0)
+        await api.submit(GRAPH)
+        for path, body in (
+            ("/api/v2/jobs", {"workflow": GRAPH}),
+            ("/api/v1/generate", {"prompt": "x"}),
+            ("/api/v1/workflows/image_card/jobs", {"params": {"prompt": "x"}}),
+        ):
+            answer = await api.client.post(path, json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+            assert answer.headers["retry-after"] == "25", "one place in 25 s: two nodes, 50 s a job"
 
 
 async def test_generate_tells_why_a_job_failed(api: Api) -> None:

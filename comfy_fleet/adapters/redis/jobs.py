@@ -160,6 +160,13 @@ class RedisJobStore:
         with store_errors():
             return [float(raw) for raw in await self._redis.lrange(f"fleet:durations:{profile}", 0, 49)]
 
+    async def latest_runs(self) -> Sequence[tuple[float, str]]:
+        """Return seconds and node of the last jobs that succeeded, newest first."""
+        with store_errors():
+            rows = await self._redis.lrange("fleet:latest", 0, 49)
+        parts = (raw.decode().split(" ", 1) for raw in rows)
+        return [(float(seconds), node) for seconds, node in parts]
+
 
 def _scoped(idempotency: Idempotency) -> str:
     """Return a key as Redis keeps it: of any length and any characters."""

@@ -18,6 +18,8 @@ if status == 'succeeded' and ARGV[6] ~= '' then
     redis.call('LTRIM', 'fleet:durations:' .. profile, 0, 49)
     redis.call('EXPIRE', 'fleet:durations:' .. profile, 2592000)
   end
+  redis.call('LPUSH', 'fleet:latest', ARGV[6] .. ' ' .. r[2])
+  redis.call('LTRIM', 'fleet:latest', 0, 49)
 end
 if ARGV[3] == 'succeeded' and redis.call('HEXISTS', 'fleet:nodes', r[2]) == 1 then
   -- A run that had to load a model says nothing about the GPU's speed.

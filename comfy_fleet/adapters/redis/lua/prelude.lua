@@ -32,6 +32,7 @@
 -- fleet:job:ID:traces     set     NODE RUN: runs whose files stay on nodes until the job is final
 -- fleet:idem:SCOPE:HASH   string  JOB FINGERPRINT, 24 h
 -- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
+-- fleet:latest            list    SECONDS NODE of the last 50 jobs that succeeded
 -- fleet:asset:ID:jobs     set     live jobs that need the asset;  fleet:asset:ID and fleet:asset:expiry: files.lua
 -- fleet:events:ID         channel everything that happens to a job
 -- fleet:store             string  drawn when the store was first used: one that was emptied has another
