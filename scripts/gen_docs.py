@@ -15,7 +15,6 @@ from comfy_fleet.cli.exits import MEANING
 from comfy_fleet.settings import Settings
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
-_KINDS = {"int": "N", "float": "X", "Path": "PATH"}
 NOTE = "<!-- Written by scripts/gen-docs: change the code, not this file. -->"
 
 
@@ -87,9 +86,7 @@ def flags(option: Any) -> str:
     names = ", ".join([*option.opts, *option.secondary_opts])
     if option.is_flag:
         return names
-    annotation = str(getattr(option.type_descriptor, "annotation", ""))
-    kind = next((word for name, word in _KINDS.items() if name in annotation), "TEXT")
-    return f"{names} {option.metavar or kind}"
+    return f"{names} {option.metavar}"
 
 
 def variable(param: Any) -> str:

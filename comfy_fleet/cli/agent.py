@@ -61,7 +61,9 @@ def agent(
     ] = None,
     weight: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Share of the work.", show_default="100", rich_help_panel=_HOST),
+        typer.Option(
+            metavar="N", min=1, max=256, help="Share of the work.", show_default="100", rich_help_panel=_HOST
+        ),
     ] = None,
     zone: Annotated[
         str | None, typer.Option(help="Where it stands, e.g. a rack.", rich_help_panel=_HOST)
@@ -88,7 +90,9 @@ def agent(
             rich_help_panel=_RUN,
         ),
     ] = "all",
-    per_gpu: Annotated[int, typer.Option(min=1, help="ComfyUIs on each GPU.", rich_help_panel=_RUN)] = 1,
+    per_gpu: Annotated[
+        int, typer.Option(metavar="N", min=1, help="ComfyUIs on each GPU.", rich_help_panel=_RUN)
+    ] = 1,
     python: Annotated[
         str | None,
         typer.Option(
@@ -125,7 +129,8 @@ def agent(
         ),
     ] = None,
     max_jobs: Annotated[
-        int, typer.Option(min=0, help="Restart after so many jobs; 0: never.", rich_help_panel=_RUN)
+        int,
+        typer.Option(metavar="N", min=0, help="Restart after so many jobs; 0: never.", rich_help_panel=_RUN),
     ] = 0,
     frozen_after: Annotated[
         float,

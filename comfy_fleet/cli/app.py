@@ -1,8 +1,9 @@
 """The tree of commands."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from comfy_fleet.cli import (
     agent,
@@ -22,17 +23,62 @@ from comfy_fleet.cli.exits import MEANING
 
 EPILOG = "Exit codes: " + "; ".join(f"{int(code)} {words.split(';')[0]}" for code, words in MEANING.items())
 
+HEADINGS = ("Fleet", "Jobs", "Single processes")
+
+
+class Command(TyperCommand):
+    """A command whose help names an option's value after the option: ``--port PORT``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if parameter.metavar is None and not getattr(parameter, "is_flag", False):
+                parameter.metavar = str(parameter.name).rpartition("_")[2].upper()
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options under the headings that they name."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+        _write(formatter, sections)
+
+
+class Group(TyperGroup):
+    """A group whose help lists its commands under headings, each with its whole sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, aligned over all headings."""
+        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in HEADINGS}
+        names = self.list_commands(ctx)
+        widest = max(map(len, names), default=0)
+        for name in names:
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                heading = getattr(command, "rich_help_panel", None) or "Commands"
+                sections.setdefault(heading, []).append((name.ljust(widest), command.get_short_help_str(200)))
+        _write(formatter, sections)
+
+
+def _write(formatter: Any, sections: dict[str, list[tuple[str, str]]]) -> None:
+    for heading, rows in sections.items():
+        if rows:
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
 
 def build() -> typer.Typer:
     """Return the ``fleet`` command."""
     app = typer.Typer(
         name="fleet",
+        cls=Group,
         help="Many GPUs, one ComfyUI: run a fleet of ComfyUI servers, and send it work.\n\n"
         "Without flags, commands that ask the fleet use FLEET_API_URL and FLEET_API_KEY.",
         epilog=EPILOG,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(root)
@@ -42,7 +88,19 @@ def build() -> typer.Typer:
     app.add_typer(jobs.app, name="job", rich_help_panel="Jobs")
     app.add_typer(workflows.app, name="workflow", rich_help_panel="Jobs")
     app.add_typer(haproxy.app, name="haproxy", rich_help_panel="Single processes")
+    _plain(app)
     return app
+
+
+def _plain(app: typer.Typer) -> None:
+    """Have the help of every command written plainly: boxes leave no room for words in 80 columns."""
+    for command in app.registered_commands:
+        command.cls = Command
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            group.cls = Group
+            group.typer_instance.rich_markup_mode = None
+            _plain(group.typer_instance)
 
 
 def show_version(wanted: bool) -> None:

@@ -3,11 +3,13 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -27,20 +29,109 @@ STATUS_STYLE = {
 SIMULATED = "SIMULATED"
 
 
+UNBOUNDED = 100_000  # columns of an output that is no terminal: programs want one record a line
+
+# What a terminal would obey or hide: C0 (but for tab and line feed), DEL, C1, and the characters that turn
+# the direction of the text around. Names and messages come from nodes and users.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which what a terminal would obey is spelled out, e.g. ``\x1b`` or ``\u202e``."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class FleetConsole(Console):
+    """A console that breaks no ids or URLs, and lets nothing that it prints command the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False)
+        if not self.is_terminal:
+            self.width = UNBOUNDED
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as Rich does, but leave it to the terminal to wrap what is wider than it."""
+        super().print(*objects, **{"crop": False, **options})
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Render as Rich does, and spell out what a terminal would obey: everything goes through here."""
+        for segment in super().render(renderable, options):
+            if segment.control or not _UNSAFE.search(segment.text):
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+class Listing(Table):
+    """A table without lines, in which words are never broken.
+
+    Columns that wrap are narrowed down to their longest word. What is still too wide stays so: the terminal
+    wraps it, which leaves ids and URLs whole for whoever copies them.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        """Choose the columns' widths, and leave out the blanks at the ends of lines."""
+        gaps = 2 * (len(self.columns) - 1)
+        for column, width in zip(self.columns, self._widths(options.max_width - gaps), strict=True):
+            column.width = width
+        whole = options.update(width=sum(column.width or 0 for column in self.columns) + gaps)
+        for line in Segment.split_lines(cast("Iterable[Segment]", super().__rich_console__(console, whole))):
+            words = list(line)
+            while words and not words[-1].text.strip():
+                words.pop()
+            if words:
+                words[-1] = Segment(words[-1].text.rstrip(), words[-1].style)
+            yield from words
+            yield Segment.line()
+
+    def _widths(self, room: int) -> list[int]:
+        cells = [[_plain(cell) for cell in (column.header, *column.cells)] for column in self.columns]
+        if not self.show_header:
+            cells = [column[1:] for column in cells]
+        widths = [
+            max((cell_len(line) for cell in column for line in cell.split("\n")), default=0)
+            for column in cells
+        ]
+        words = [
+            max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in cells
+        ]
+        while sum(widths) > room:
+            spare, index = max(
+                (0 if column.no_wrap else widths[index] - words[index], index)
+                for index, column in enumerate(self.columns)
+            )
+            if spare <= 0:
+                break
+            widths[index] -= min(spare, sum(widths) - room)
+        return widths
+
+
+def _plain(cell: Any) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)
+
+
 def stdout() -> Console:
     """Return the console for results."""
-    return Console(highlight=False)
+    return FleetConsole()
 
 
 def stderr() -> Console:
     """Return the console for progress and errors, so that results can be piped."""
-    return Console(stderr=True, highlight=False)
+    return FleetConsole(stderr=True)
 
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on stdout, without colours or wrapping."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value, indent=2) + "\n")
     sys.stdout.flush()
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON in which what a terminal would obey is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_answer(value: Any, words: str | Text, *, json_: bool) -> None:
@@ -52,21 +143,18 @@ def print_answer(value: Any, words: str | Text, *, json_: bool) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
-    """Return a table that fits 80 columns.
+    """Return a table.
 
     Args:
-        columns: Headings; one that starts with ``>`` is right-aligned, with ``<`` never wraps or shrinks.
+        columns: Headings; one that starts with ``>`` is right-aligned, with ``<`` never wraps.
         rows: Cells; None becomes empty, states get their colour.
         title: Line above it.
     """
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold dim")
+    made = Listing(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold dim")
     for column in columns:
         name = column.lstrip("<>")
         made.add_column(
-            name,
-            justify="right" if column.startswith(">") else "left",
-            no_wrap=column[:1] in "<>",
-            overflow="fold",
+            name, justify="right" if column.startswith(">") else "left", no_wrap=column[:1] in "<>"
         )
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else styled(cell) for cell in row))
@@ -75,7 +163,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
 
 def styled(cell: Any) -> Text:
     """Return a cell as text, in its state's colour if it is a state; markup in it is not interpreted."""
-    text = "" if cell is None else str(cell)
+    text = "" if cell is None else printable(str(cell))
     if SIMULATED in text:
         return Text(text, style="magenta")
     return Text(text, style=STATUS_STYLE.get(text, ""))
@@ -83,12 +171,12 @@ def styled(cell: Any) -> Text:
 
 def facts(pairs: Mapping[str, Any]) -> Table:
     """Return names and values as two columns; empty values are left out."""
-    made = Table(box=None, show_header=False, pad_edge=False)
+    made = Listing(box=None, show_header=False, pad_edge=False)
     made.add_column(style="dim", no_wrap=True)
-    made.add_column(overflow="fold")
+    made.add_column()
     for name, value in pairs.items():
         if value not in (None, "", {}, []):
-            made.add_row(name, styled(value))
+            made.add_row(printable(name), styled(value))
     return made
 
 

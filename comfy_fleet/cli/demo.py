@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the fleet running.")] = False,
     nodes: Annotated[
-        int | None, typer.Option(min=1, help="Nodes.", show_default="3, or one ComfyUI per GPU")
+        int | None, typer.Option(metavar="N", min=1, help="Nodes.", show_default="3, or one ComfyUI per GPU")
     ] = None,
     port: Annotated[
         int | None,

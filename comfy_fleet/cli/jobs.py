@@ -25,7 +25,7 @@ def list_(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label. Repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="At most this many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="At most this many.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Go on where the last page ended.")] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -129,10 +129,8 @@ def events(
     key: Key = None,
 ) -> None:
     """Follow a job until its end; the exit code says how it ended."""
-    import json
-
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import stdout
+    from comfy_fleet.cli.console import json_text, stdout
 
     console = stdout()
     status = ""
@@ -141,7 +139,7 @@ def events(
             if kind == "status":
                 status = str(data.get("status"))
             if json_:
-                typer.echo(json.dumps({"event": kind, **data}, ensure_ascii=False))
+                typer.echo(json_text({"event": kind, **data}))
             else:
                 now = datetime.now().astimezone()
                 console.print(f"{now:%H:%M:%S}  {_event(kind, data)}", markup=False, soft_wrap=True)

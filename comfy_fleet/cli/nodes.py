@@ -25,7 +25,7 @@ def add(
     pool: Annotated[str, typer.Option(help="The pool that it stands in.")] = "default",
     weight: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Its share of the work.", show_default="by GPU model"),
+        typer.Option(metavar="N", min=1, max=256, help="Its share of the work.", show_default="by GPU model"),
     ] = None,
     zone: Annotated[str, typer.Option(help="Where it stands, e.g. a rack.")] = "",
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label. Repeatable.")] = None,
@@ -217,7 +217,7 @@ def rm(
 
 @app.command()
 def refresh(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
-    """Read a node's classes, model files and versions again, e.g. after models were added."""
+    """Read a node's classes, model files and versions again, for example after models were added."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer
 

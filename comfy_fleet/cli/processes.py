@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 def up(
     nodes: Annotated[
         int | None,
-        typer.Option(min=0, help="Nodes to start.", show_default="3 simulated, or a ComfyUI per GPU"),
+        typer.Option(
+            metavar="N", min=0, help="Nodes to start.", show_default="3 simulated, or a ComfyUI per GPU"
+        ),
     ] = None,
     node: Annotated[
         list[str] | None,

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sim(
-    nodes: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many.")] = 1,
     host: Annotated[str, typer.Option(help="Address they listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the first, the others follow; 0: any free ones.")

@@ -57,7 +57,9 @@ def submit(
     timeout: Annotated[
         float | None, typer.Option(metavar="S", help="With --wait: give up after this many seconds.")
     ] = None,
-    priority: Annotated[int | None, typer.Option(help="Higher goes first, -1000000 to 1000000.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(metavar="N", help="Higher goes first, -1000000 to 1000000.")
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option("--metadata", metavar="K=V", help="A label on the job. Repeatable.")
     ] = None,

@@ -1,0 +1,87 @@
+"""What the console lets through: whole ids and URLs, and nothing that a terminal obeys."""
+
+import json
+from io import StringIO
+
+import pytest
+from rich.text import Text
+
+from comfy_fleet.cli.console import FleetConsole, facts, json_text, printable, table
+
+ID = "6bbb1aba-0f5e-4d6f-b012-3c4d5e6f7a8b"
+URL = "http://127.0.0.1:27301/api/v2/assets/6bbb1aba-0f5e-4d6f-b012-3c4d5e6f7a8b/content?name=a.png"
+ATTACKS = (
+    "\x1b]0;owned\x07",
+    "\x1b[2J",
+    "\x1b]52;c;aGk=\x07",
+    "\x9b2J",
+    "\u202eevil",
+    "\u2066x\u2069",
+    "\x7f",
+    "\r",
+)
+
+
+def printed(renderable: object, width: int | None = 80, **options: object) -> list[str]:
+    console = FleetConsole()
+    console.file = StringIO()
+    if width is not None:
+        console.width = width
+    console.print(renderable, **options)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_narrow_terminal_breaks_no_id_and_no_url(width: int) -> None:
+    lines = printed(
+        table(["Job", "Message", "URL"], [(ID, "went down and " * 4, URL), ("short", "", "")]), width
+    )
+    assert any(ID in line for line in lines)
+    assert any(URL in line for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+    assert URL in "\n".join(printed(facts({"url": URL}), width))
+
+
+def test_words_wrap_between_words_so_that_a_row_fits() -> None:
+    lines = printed(table(["<Node", "State"], [("gpu-1", "down: nothing listens at that address " * 4)]))
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines[1:]).split()).count("nothing listens at that address") == 4
+
+
+def test_in_a_pipe_a_record_is_a_line() -> None:
+    rows = [("gpu-1", "down: " + "a very long reason " * 30, URL), ("gpu-2", "up", URL)]
+    lines = printed(table(["<Node", "State", "URL"], rows), width=None)
+    assert len(lines) == 3
+    assert lines[1].endswith(URL)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_that_a_terminal_obeys_goes_through(attack: str) -> None:
+    ways: list[list[str]] = [
+        printed(table(["Name"], [(attack,)])),
+        printed(table(["Name"], [(Text(attack),)])),
+        printed(table(["Name"], [], title=attack)),
+        printed(facts({"name": attack, attack: "value"})),
+        printed(Text(attack)),
+        printed(attack, markup=False),
+        printed(attack, markup=False, soft_wrap=True),
+    ]
+    for lines in ways:
+        shown = "\n".join(lines)
+        assert not set(attack) & set("\x1b\x07\x9b\u202e\u2066\u2069\x7f\r") & set(shown)
+    assert printable("\x1b[2J\u202e\x9b") == r"\x1b[2J\u202e\x9b"
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_json_says_the_same_without_commanding_the_terminal(attack: str) -> None:
+    text = json_text({"message": f"ä {attack}"})
+    assert json.loads(text) == {"message": f"ä {attack}"}
+    assert "ä" in text
+    assert text.isprintable()
+
+
+def test_colours_of_our_own_still_reach_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in "".join(printed(table(["State"], [("failed",)])))
