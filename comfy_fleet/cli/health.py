@@ -7,7 +7,6 @@ import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.options import NAME_ITS_FOLDER, Data
-from comfy_fleet.timeouts import Timeout
 
 if TYPE_CHECKING:
     from comfy_fleet.settings import Settings
@@ -52,6 +51,7 @@ def health(
 
 
 async def _ask(part: Part, settings: "Settings", name: str | None) -> str | None:
+    from comfy_fleet.timeouts import Timeout
 
     probes = {Part.API: _api, Part.HAPROXY: _haproxy, Part.AGENT: _agent}
     try:
@@ -117,6 +117,7 @@ async def _dispatch(settings: "Settings", name: str | None) -> str | None:
 
     from comfy_fleet.adapters.redis.worker import live_dispatchers
     from comfy_fleet.bootstrap import open_stores
+    from comfy_fleet.timeouts import Timeout
 
     async with open_stores(settings) as stores:
         try:
