@@ -1,6 +1,5 @@
 """The folder of stored workflows: ``NAME/workflow.json`` and, where titles don't say enough, a manifest."""
 
-import json
 import logging
 import threading
 import tomllib
@@ -12,6 +11,7 @@ from typing import Any
 from comfy_fleet.adapters.manifest import resolve
 from comfy_fleet.domain.errors import BadInput, ConfigError, FleetError, NotFound, WorkflowBroken
 from comfy_fleet.domain.graph import check
+from comfy_fleet.domain.graph_file import read_graph
 from comfy_fleet.domain.node import NAME
 from comfy_fleet.domain.workflow import Workflow
 
@@ -136,17 +136,21 @@ def load(folder: Path) -> Workflow:
     if not NAME.fullmatch(folder.name):
         raise ConfigError(f"{folder.name!r} can't be a workflow's name: use a-z 0-9 _ . -")
     where = f"{folder.name}/{GRAPH_FILE}"
+    content = _content(graph_file)
     try:
-        graph = check(json.loads(_text(graph_file)))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON: {error}") from None
+        read = read_graph(content)
+    except BadInput as error:
+        raise ConfigError(f"{where} {error}") from None
+    try:
+        graph = check(read)
     except BadInput as error:
         raise ConfigError(f"{where}: {error}", details=error.details) from None
     where = f"{folder.name}/{MANIFEST_FILE}"
     manifest: dict[str, Any] = {}
     if manifest_file.exists():
         try:
-            manifest = tomllib.loads(_text(manifest_file))
+            # Editors on Windows like to put a byte order mark in front.
+            manifest = tomllib.loads(_content(manifest_file).decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not TOML: {error}") from None
     try:
@@ -155,7 +159,7 @@ def load(folder: Path) -> Workflow:
         raise ConfigError(f"{where}: {error}", details=error.details) from None
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -163,8 +167,7 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path.parent.name}/{path.name} can't be read: {error.strerror}") from None
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path.parent.name}/{path.name} is larger than {MAX_FILE_BYTES} bytes")
-    # Editors on Windows like to put a byte order mark in front.
-    return content.decode("utf-8-sig")
+    return content
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -1,5 +1,6 @@
 """Request bodies in, with limits."""
 
+import codecs
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.settings import Settings
 
+_NO_NUMBER = re.compile(r"NaN|Infinity")
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
@@ -104,15 +106,26 @@ async def read_object(request: Request, limits: JsonLimits) -> dict[str, Any]:
             413, "payload_too_large", f"the body has more than {limits.values} JSON values{named}"
         )
     try:
-        value = orjson.loads(body)
+        value = orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
-        raise HttpError(400, "invalid_request", f"the body is not JSON: {error}"[:300]) from None
+        raise HttpError(400, "invalid_request", f"the body is not JSON: {_why(body, error)}"[:300]) from None
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(
             type(value), "a number"
         )
         raise HttpError(400, "invalid_request", f"the body must be a JSON object, not {kind}")
     return value
+
+
+def _why(body: bytes, error: orjson.JSONDecodeError) -> str:
+    """Say what is wrong with a body in words that lead to it, where the parser's own do not."""
+    # The parser's position counts characters.
+    text = body.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
+    if found := _NO_NUMBER.match(text, error.pos):
+        return f"it holds {found[0]} at character {error.pos}, which is no number in JSON: leave it out"
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it is UTF-16: send UTF-8"
+    return str(error)
 
 
 def _has_more_values(body: bytes, most: int) -> bool:

@@ -88,8 +88,21 @@ class Client:
         )
 
     def post(self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Any:
-        """Send JSON and return the JSON answer."""
-        return self._call("POST", path, json=body, headers=headers)
+        """Send JSON and return the JSON answer.
+
+        Raises:
+            Fail: The body is none, such as a number that is none or text that is no Unicode.
+        """
+        if body is None:
+            return self._call("POST", path, headers=headers)
+        try:
+            content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise Fail("what is to be sent holds text that is not valid Unicode", code=Exit.USAGE) from None
+        except ValueError as error:
+            raise Fail(f"what is to be sent is not JSON: {error}", code=Exit.USAGE) from None
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        return self._call("POST", path, content=content, headers=headers)
 
     def delete(self, path: str, **params: Any) -> Any:
         """Delete something."""

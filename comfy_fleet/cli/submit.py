@@ -1,6 +1,5 @@
 """``fleet submit``: parameters or a whole graph in, pictures out."""
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
     from comfy_fleet.cli.client import Client
 
+MAX_FILE_BYTES = 64 * 1024 * 1024
+"""Most bytes of a file that may hold a graph: pictures are larger than what is read of them."""
 ENDED = {
     "succeeded": Exit.OK,
     "failed": Exit.JOB_FAILED,
@@ -36,7 +37,7 @@ def submit(
     workflow: Annotated[
         str | None,
         typer.Argument(
-            help="A stored workflow's name, or a file with a graph in API format (FILE.json).",
+            help="A stored workflow's name, or a file with a graph in API format (FILE.json or FILE.png).",
             show_default="the fleet's default workflow",
         ),
     ] = None,
@@ -107,7 +108,7 @@ def submit(
     }
     extra = {name: value for name, value in extra.items() if value not in (None, [], {})}
     with Client(api, key) as client:
-        if workflow is not None and (workflow.endswith(".json") or "/" in workflow):
+        if workflow is not None and is_file(workflow):
             if parameter or image:
                 raise Fail(
                     "-p and --image need a stored workflow; a graph in a file goes as it is",
@@ -115,7 +116,7 @@ def submit(
                     code=Exit.USAGE,
                 )
             job = client.post(
-                "/api/v2/jobs", {"workflow": read_graph(Path(workflow)), **extra}, headers=headers
+                "/api/v2/jobs", {"workflow": read_file(Path(workflow)), **extra}, headers=headers
             )
         else:
             name = workflow or default_workflow()
@@ -154,21 +155,35 @@ def default_workflow() -> str:
     return load().default_workflow
 
 
-def read_graph(path: Path) -> dict[str, Any]:
-    """Read a graph in API format.
+def is_file(workflow: str) -> bool:
+    """Tell whether a file is meant rather than a stored workflow."""
+    path = Path(workflow)
+    return (
+        "/" in workflow or path.suffix.lower() in (".json", ".png") or (path.suffix != "" and path.is_file())
+    )
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a graph in API format, out of a PNG as well.
 
     Raises:
         Fail: The file can't be read or holds no JSON object.
     """
+    from comfy_fleet.domain.errors import BadInput
+    from comfy_fleet.domain.graph_file import read_graph
+    from comfy_fleet.domain.structure import carried
+
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise Fail(f"can't read {path}: {error.strerror}", code=Exit.USAGE) from error
-    except ValueError as error:
-        raise Fail(f"{path} is not JSON: {error}", code=Exit.USAGE) from error
-    if not isinstance(graph, dict):
-        raise Fail(f"{path} holds no JSON object", hint="export it with Export (API)", code=Exit.USAGE)
-    return graph
+    if len(content) > MAX_FILE_BYTES:
+        raise Fail(f"{path} is larger than {MAX_FILE_BYTES} bytes", code=Exit.USAGE)
+    try:
+        return carried(read_graph(content))
+    except BadInput as error:
+        raise Fail(f"{path} {error}", code=Exit.USAGE) from None
 
 
 def pairs(given: Sequence[str], option: str) -> dict[str, str]:

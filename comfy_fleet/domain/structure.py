@@ -128,6 +128,29 @@ def _refuse_editor_format(graph: Mapping[Any, Any]) -> None:
                 )
 
 
+def carried(graph: object) -> dict[str, Any]:
+    """Return what may be a graph without what JSON can't carry beside its nodes' inputs.
+
+    Raises:
+        InvalidWorkflow: It is no object, or an input holds something that JSON can't carry.
+    """
+    if not isinstance(graph, dict):
+        raise InvalidWorkflow(f"holds {_kind(graph)}, not an object of nodes by id (ComfyUI: Export (API))")
+    result: dict[str, Any] = {}
+    for node_id, node in graph.items():
+        if not isinstance(node, dict):
+            if why := _bad_json(node):
+                raise InvalidWorkflow(f"can't be sent: {node_id} {why}")
+            result[node_id] = node
+            continue
+        inputs = node.get("inputs")
+        for name, value in inputs.items() if isinstance(inputs, dict) else ():
+            if why := _bad_json({name: value}):
+                raise InvalidWorkflow(f"can't be sent: node {node_id}: {name} {why}")
+        result[node_id] = _carried(node)
+    return result
+
+
 def _carried(node: dict[str, Any]) -> dict[str, Any]:
     """Return a node without what JSON can't carry beside its inputs; a title is kept."""
     lost = {key for key, value in node.items() if key != "inputs" and _bad_json({key: value})}

@@ -263,3 +263,19 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
 
 def test_an_editor_export_is_named(tmp_path: Path) -> None:
     assert "Export (API)" in refused(tmp_path, "", graph={"nodes": [], "links": []})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_graphs_as_people_have_them_are_read(tmp_path: Path, encoding: str) -> None:
+    folder = write(tmp_path, "w")
+    file = folder / "workflow.json"
+    text = file.read_text("utf-8")
+    graph = json.loads(text)
+    node = next(iter(graph))
+    graph[node]["is_changed"] = [float("nan")]
+    file.write_bytes(json.dumps(graph).encode(encoding))
+    read = WorkflowCatalog(tmp_path).get("w").graph
+    assert read == json.loads(text)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n")
+    says = WorkflowCatalog(tmp_path).errors()["w"]
+    assert str(says).startswith("w/workflow.json is a PNG without a graph in it: export the graph")

@@ -403,3 +403,19 @@ async def test_a_graph_that_certainly_makes_too_many_outputs_is_refused(
         assert error["details"]["node_errors"]["1"][0]["field"] == "batch_size"
         graph["1"]["inputs"]["batch_size"] = 20
         await api.submit(graph)
+
+
+async def test_a_byte_order_mark_is_taken_and_what_is_no_number_is_named(api: Api) -> None:
+    async def said(content: bytes) -> tuple[int, str]:
+        answer = await api.client.post("/api/v2/jobs", content=content)
+        return answer.status_code, answer.json()["error"]["message"]
+
+    assert await said(b"\xef\xbb\xbf{}") == await said(b"{}")
+    for word in ("NaN", "Infinity", "-Infinity"):
+        body = b'{"workflow": {"\xc3\xa9": {"is_changed": [%s]}}}' % word.encode()
+        status, message = await said(body)
+        assert status == 400
+        place = 35 + word.count("-")
+        assert f"it holds {word.lstrip('-')} at character {place}" in message, message
+    status, message = await said("{}".encode("utf-16"))
+    assert (status, "UTF-16: send UTF-8" in message) == (400, True)

@@ -479,3 +479,60 @@ def test_an_interrupted_wait_says_which_job_goes_on(canned: Canned, monkeypatch:
     assert JOB in result.exception.message
     assert f"fleet job cancel {JOB}" in str(result.exception.hint)
     assert result.exception.exit is Exit.INTERRUPTED
+
+
+NAN_BESIDE = b'{"1": {"class_type": "A", "inputs": {}, "is_changed": [NaN]}}'
+
+
+@pytest.mark.parametrize(
+    "content", [NAN_BESIDE, b"\xef\xbb\xbf" + NAN_BESIDE, NAN_BESIDE.decode().encode("utf-16")]
+)
+@pytest.mark.parametrize("name", ["graph.json", "graph.JSON", "graph.txt"])
+def test_files_as_people_have_them_are_sent(
+    canned: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(content)
+    canned.on("POST", "/api/v2/jobs", {"id": JOB}, 201)
+    result = run(canned, "submit", name)
+    assert result.exit_code == 0, result.output
+    sent = canned.bodies("POST", "/api/v2/jobs")
+    assert sent == [{"workflow": {"1": {"class_type": "A", "inputs": {}}}}]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"1": {"class_type": "A", "inputs": {"cfg": NaN}}}', "node 1: cfg holds NaN"),
+        (b'{"1": {"class_type": "A", "inputs": {"a": "\\udcff"}}}', "not valid Unicode"),
+        (b'{"1": {"class_type": "A", "inputs": {"a": 1e999}}}', "infinite number"),
+        (b'{"1": NaN}', "NaN"),
+        (b"NaN", "holds a number"),
+        (b"\x89PNG\r\n\x1a\n", "is a PNG without a graph in it"),
+        (b"\xff\xfe\x00", "text"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"{" + b'"a":{' * 5000 + b"}" * 5001, "nested"),
+        (b"9" * 5000, "digits"),
+    ],
+)
+@pytest.mark.parametrize("name", ["graph.json", "picture.png"])
+def test_no_file_ends_in_a_traceback(
+    canned: Canned, tmp_path: Path, content: bytes, says: str, name: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    result = run(canned, "submit", str(file))
+    assert isinstance(result.exception, Fail), result.output
+    assert says in result.exception.message
+    assert str(file) in result.exception.message
+    assert result.exception.exit is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"), [("cfg=nan", "not JSON"), ("prompt=a\udcff", "not valid Unicode")]
+)
+def test_what_json_can_not_carry_is_refused_where_it_was_typed(canned: Canned, typed: str, says: str) -> None:
+    canned.on("GET", "/api/v1/workflows/portrait", {"parameters": SCHEMA})
+    result = run(canned, "submit", "portrait", "-p", typed)
+    assert isinstance(result.exception, Fail), result.output
+    assert says in result.exception.message
