@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from comfy_fleet.adapters.catalog import WorkflowCatalog
 from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.adapters.redis.worker import live_dispatchers
 from comfy_fleet.adapters.replays import RedisReplays
 from comfy_fleet.api.app import create_app
@@ -26,7 +27,7 @@ from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.v1_health import disk_probe, node_probe
 from comfy_fleet.bootstrap import Stores, calm_collector, open_assets, open_disk, open_secrets, open_stores
-from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.domain.errors import FleetError, StoreRefuses
 from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.read import Estimator
@@ -93,7 +94,12 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
 
 def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
     async def redis() -> str | None:
-        await stores.redis.ping()
+        try:
+            with store_errors():
+                # A write that changes nothing: a server that is full, or a replica, still answers a ping.
+                await stores.redis.set("fleet:ready", "1", xx=True)
+        except StoreRefuses as error:
+            return f"answers, but takes nothing: {error.message[:200]}"
         return None
 
     async def dispatcher() -> str | None:

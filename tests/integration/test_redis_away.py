@@ -1,6 +1,7 @@
 """What the stores say while Redis is away, or is there and can't write."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -17,6 +18,7 @@ from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.job import Job, JobFilter, JobStatus
 from comfy_fleet.ports import Claim, Idempotency
 from tests.conftest import free_port
+from tests.integration.api_kit import running
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit
 
 JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
@@ -95,3 +97,30 @@ async def test_a_server_that_may_not_write_is_down_for_writers(stores: Stores) -
     finally:
         await stores.redis.replicaof("NO", "ONE")
     await submit(stores)
+
+
+@pytest.mark.parametrize("trouble", ["full", "a replica", "too few replicas"])
+async def test_ready_says_that_redis_answers_and_takes_nothing(
+    redis_port: int, redis: Redis, tmp_path: Path, trouble: str
+) -> None:
+    async with running(redis_port, tmp_path) as api:
+
+        async def said() -> str:
+            reasons = (await api.client.get("/api/v1/ready")).json()["reasons"]
+            return "".join(reason["why"] for reason in reasons if reason["part"] == "redis")
+
+        assert await said() == ""
+        if trouble == "full":
+            await redis.config_set("maxmemory", 1)
+        elif trouble == "a replica":
+            await redis.replicaof("127.0.0.1", 1)
+        else:
+            await redis.config_set("min-replicas-to-write", 1)
+        try:
+            assert (await said()).startswith("answers, but takes nothing: ")
+        finally:
+            await redis.config_set("maxmemory", 0)
+            await redis.config_set("min-replicas-to-write", 0)
+            await redis.replicaof("NO", "ONE")
+        assert await said() == ""
+        assert await redis.exists("fleet:ready") == 0
