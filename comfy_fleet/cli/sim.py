@@ -24,6 +24,9 @@ def sim(
     name_prefix: Annotated[
         str, typer.Option(metavar="PREFIX", help="They are called PREFIX-1, PREFIX-2, ...")
     ] = "sim",
+    comfyui: Annotated[
+        str, typer.Option(metavar="VERSION", help="Which ComfyUI they are: 0.33.0 or 0.3.64.")
+    ] = "0.33.0",
     vram_gib: Annotated[float, typer.Option(min=0.1, help="Memory of each GPU.")] = 24.0,
     foreign_gib: Annotated[float, typer.Option(min=0, help="Part of it that another process holds.")] = 0.0,
     job_seconds: Annotated[
@@ -70,6 +73,7 @@ def sim(
             host=host,
             port=port,
             name_prefix=name_prefix,
+            comfyui=comfyui,
             vram_gib=vram_gib,
             foreign_gib=foreign_gib,
             timing=SimTiming(

@@ -4,21 +4,23 @@ import ipaddress
 import json
 import logging
 import mimetypes
+import re
 import sys
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from comfy_fleet.sim.catalogue import FOLDERS
 from comfy_fleet.sim.execution import Item
 from comfy_fleet.sim.faults import BadFault
 from comfy_fleet.sim.files import OutsideFolder, annotated
+from comfy_fleet.sim.jobs import Jobs, is_canonical
 from comfy_fleet.sim.messages import Request, Response, json_response
-from comfy_fleet.sim.sockets import FEATURES
+from comfy_fleet.sim.replacements import replace
 from comfy_fleet.sim.uploads import Uploads
 from comfy_fleet.sim.validation import check
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = "sim-0.3.64"
 EMPTY = Response()
 #: What aiohttp answers when a handler raises.
 TROUBLE = Response(
@@ -35,12 +36,32 @@ TROUBLE = Response(
     body=b"500 Internal Server Error\n\nServer got itself in trouble",
     headers={"Content-Type": "text/plain; charset=utf-8"},
 )
-UNSAFE_TYPES = {"text/html", "text/html-sandboxed", "application/xhtml+xml", "text/javascript", "text/css"}
+ASSETS_OFF = json_response(
+    {
+        "error": {
+            "code": "SERVICE_DISABLED",
+            "message": (
+                "Assets system is disabled. Start the server with --enable-assets to use this feature."
+            ),
+            "details": {},
+        }
+    },
+    503,
+)
+BAD_PROMPT_ID = (
+    "prompt_id must be a UUID string in canonical lowercase hyphenated form; "
+    "omit it to let the server generate one"
+)
+#: Routes with only one of the two forms: these below ``/api``, those without it.
+UNDER_API = ("/jobs", "/assets", "/tags")
+NOT_UNDER_API = ("/internal/",)
+CANCEL = re.compile("/api/jobs/([^/]+)/cancel")
 PAGE = (
     b"<!doctype html><title>SIMULATED ComfyUI</title><p>This is a simulated ComfyUI node without an editor."
 )
 
 Route = Callable[[Request], Awaitable[Response] | Response]
+Parent = Callable[[str], Response]
 
 
 class App:
@@ -48,9 +69,11 @@ class App:
 
     def __init__(self, node: "SimNode") -> None:
         self._node = node
+        self._version = version = node.catalogue.version
         self._number = 0
+        self._cancel: Parent | None = None
         uploads = Uploads(node.files)
-        self._routes: Mapping[tuple[str, str], Route] = {
+        self._routes: dict[tuple[str, str], Route] = {
             ("GET", "/"): lambda _: Response(body=PAGE, headers={"Content-Type": "text/html"}),
             ("GET", "/ws"): lambda _: Response(status=101),
             ("GET", "/prompt"): lambda _: json_response(node.engine.queue_info()),
@@ -66,20 +89,22 @@ class App:
             ("POST", "/upload/mask"): uploads.mask,
             ("GET", "/object_info"): lambda _: json_response(node.catalogue.object_info()),
             ("GET", "/system_stats"): self.system_stats,
-            ("GET", "/features"): lambda _: json_response(FEATURES),
+            ("GET", "/features"): lambda _: json_response(version.features),
             ("GET", "/embeddings"): self.embeddings,
-            ("GET", "/models"): lambda _: json_response(FOLDERS),
+            ("GET", "/models"): lambda _: json_response(version.folders),
             ("GET", "/extensions"): lambda _: json_response([]),
             ("GET", "/sim/stats"): self.stats,
             ("POST", "/sim/reset"): self.reset,
             ("GET", "/sim/faults"): lambda _: json_response(node.describe_faults()),
             ("POST", "/sim/faults"): self.set_faults,
         }
-        self._parents: Mapping[str, Callable[[str], Response]] = {
+        self._parents: dict[str, Parent] = {
             "/history/": self.one_history,
             "/object_info/": lambda name: json_response(node.catalogue.object_info([name])),
             "/models/": self.one_folder,
+            "/internal/files/": self.listed_files,
         }
+        self._add_parts(version.parts)
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
@@ -87,7 +112,9 @@ class App:
             return Response(status=403)
         if request.method == "OPTIONS":
             return EMPTY
-        path = request.path.removeprefix("/api") if request.path.startswith("/api/") else request.path
+        if self._version.refuses_cross_site and request.headers.get("sec-fetch-site") == "cross-site":
+            return Response(status=403)
+        path = _plain(request.path)
         method = "GET" if request.method == "HEAD" else request.method
         route = self._routes.get((method, path))
         if route is None:
@@ -101,7 +128,25 @@ class App:
             logger.debug("request failed as ComfyUI's would", exc_info=True)
             return TROUBLE
 
+    def _add_parts(self, parts: Container[str]) -> None:
+        """Add the routes that not every version has."""
+        if "node_replacements" in parts:
+            replacements = self._node.catalogue.replacements
+            self._routes["GET", "/node_replacements"] = lambda _: json_response(replacements)
+        if "jobs" in parts:
+            jobs = Jobs(self._node.engine)
+            self._routes["GET", "/api/jobs"] = jobs.many
+            self._routes["POST", "/api/jobs/cancel"] = jobs.cancel_many
+            self._parents["/api/jobs/"] = jobs.one
+            self._cancel = jobs.cancel
+        if "assets" in parts:
+            for method, path in (("GET", "/api/assets"), ("POST", "/api/assets"), ("GET", "/api/tags")):
+                self._routes[method, path] = lambda _: ASSETS_OFF
+            self._routes["GET", "/api/assets/seed/status"] = lambda _: ASSETS_OFF
+
     def _other(self, method: str, path: str) -> Response:
+        if method == "POST" and self._cancel and (found := CANCEL.fullmatch(path)):
+            return self._cancel(found[1])
         for parent, answer in self._parents.items():
             if path.startswith(parent) and method == "GET":
                 return answer(path.removeprefix(parent))
@@ -124,17 +169,26 @@ class App:
                 number = -number
             self._number += 1
         if "prompt" not in data:
-            text = "No prompt provided"
-            error = {"type": "no_prompt", "message": text, "details": text, "extra_info": {}}
-            return json_response({"error": error, "node_errors": {}}, 400)
+            return _refusal("no_prompt", "No prompt provided", "No prompt provided")
         graph, faults = data["prompt"], self._node.faults
-        prompt_id = str(data.get("prompt_id", uuid.uuid4()))
+        prompt_id = data.get("prompt_id")
+        if not self._version.canonical_ids:
+            prompt_id = str(data.get("prompt_id", uuid.uuid4()))
+        elif prompt_id is None:
+            prompt_id = str(uuid.uuid4())
+        elif not is_canonical(prompt_id):
+            return _refusal("invalid_prompt_id", "prompt_id must be a valid UUID", BAD_PROMPT_ID)
+        replace(graph, self._node.catalogue)
         verdict = check(
             graph, self._node.catalogue, self._node.files.exists, data.get("partial_execution_targets")
         )
         extra_data = data.get("extra_data", {})
         if "client_id" in data:
             extra_data["client_id"] = data["client_id"]
+        if self._version.stamps_prompts:
+            extra_data["create_time"] = int(time.time() * 1000)
+            if source := request.headers.get("comfy-usage-source"):
+                extra_data["comfy_usage_source"] = source
         if verdict.error is None and faults.take("reject"):
             verdict.error = _asked_for("invalid_prompt", "Simulated rejection")
         if verdict.error is not None:
@@ -232,16 +286,28 @@ class App:
             return Response(status=403)
         if not path.is_file():
             return Response(status=404)
+        version = self._version
         content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        if content_type in UNSAFE_TYPES:
+        shown = f'filename="{path.name}"'
+        if content_type in version.unsafe_types:
             content_type = "application/octet-stream"
-        headers = {"Content-Disposition": f'filename="{path.name}"', "Content-Type": content_type}
+            shown = f"attachment; {shown}" if version.attaches_unsafe else shown
+        headers = {**version.view_headers, "Content-Disposition": shown, "Content-Type": content_type}
         body = path.read_bytes()
         if "preview" in request.query:
             wanted = request.query["preview"].split(";")[0]
             kind = wanted if wanted in ("webp", "jpeg") else "webp"
             body, headers["Content-Type"] = _converted(body, kind), f"image/{kind}"
         return Response(body=body, headers=headers)
+
+    def listed_files(self, kind: str) -> Response:
+        """List the files at the top of one of the folders, the newest first."""
+        folder = self._node.files.folder(kind)
+        if folder is None:
+            return json_response({"error": "Invalid directory type"}, 400)
+        found = [path for path in folder.iterdir() if path.is_file()]
+        found.sort(key=lambda path: -path.stat().st_mtime_ns)
+        return json_response([self._version.listed_file.format(name=path.name, kind=kind) for path in found])
 
     # the node
 
@@ -252,10 +318,8 @@ class App:
             "os": "posix",
             "ram_total": 64 * 2**30,
             "ram_free": 48 * 2**30,
-            "comfyui_version": VERSION,
-            "required_frontend_version": "1.27.10",
-            "installed_templates_version": "0.1.95",
-            "required_templates_version": "0.1.95",
+            "comfyui_version": f"sim-{self._version.name}",
+            **self._version.system,
             "python_version": sys.version,
             "pytorch_version": "simulated",
             "embedded_python": False,
@@ -280,7 +344,7 @@ class App:
 
     def one_folder(self, folder: str) -> Response:
         """List the files of one model folder."""
-        if folder not in FOLDERS:
+        if folder not in self._version.folders:
             return Response(status=404)
         return json_response(sorted(self._node.models.get(folder, {})))
 
@@ -307,6 +371,14 @@ class App:
         return json_response(self._node.describe_faults())
 
 
+def _plain(path: str) -> str:
+    """Return a path without the prefix ``/api``, where there is a route without it too."""
+    if not path.startswith("/api/"):
+        return path
+    plain = path.removeprefix("/api")
+    return path if plain.startswith((*UNDER_API, *NOT_UNDER_API)) else plain
+
+
 def is_loopback(host: str | None) -> bool:
     """Tell whether a host's name or address is this machine."""
     if host == "localhost":
@@ -328,6 +400,11 @@ def same_origin(headers: Mapping[str, str]) -> bool:
     if origin.port is None or host.port is None:
         return host.hostname == origin.hostname
     return host.netloc == origin.netloc
+
+
+def _refusal(kind: str, message: str, details: str) -> Response:
+    error = {"type": kind, "message": message, "details": details, "extra_info": {}}
+    return json_response({"error": error, "node_errors": {}}, 400)
 
 
 def _asked_for(kind: str, message: str) -> dict[str, Any]:

@@ -1,50 +1,44 @@
 """The node classes that a simulated node has, and its ``/object_info``.
 
-``catalogue.json`` holds the facts of ComfyUI 0.3.64's core classes (inputs, types, limits, outputs),
+``catalogue-VERSION.json`` holds the facts of a ComfyUI's core classes (inputs, types, limits, outputs),
 without its texts. Three kinds of strings stand for what differs by node: ``$models:FOLDER`` for the
 files of a model folder, ``$files:KIND`` for uploaded files and ``$list:NAME`` for a shared list.
-``SimSaveFiles`` and ``SimWork`` exist on simulated nodes only. ``DualCLIPLoader`` also offers
+``SimSaveFiles`` and ``SimWork`` exist on simulated nodes only. ``DualCLIPLoader`` of 0.3.64 also offers
 ``newbie``, which later servers have.
+
+Inputs that depend on what is given (*dynamic* ones) are flat in a graph, with dots: ``"resize_type": "scale
+width", "resize_type.width": 64`` for a choice with members of its own, ``"images.image0": [...]`` for a
+group that grows.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from comfy_fleet.sim.options import Models
+from comfy_fleet.sim.versions import Version
 
 #: Classes whose file input is checked by looking for the file, not in the enumeration.
-FILE_INPUTS = {"LoadImage": "image", "LoadImageMask": "image", "LoadLatent": "latent"}
+FILE_INPUTS = {
+    "LoadImage": "image",
+    "LoadImageMask": "image",
+    "LoadImageOutput": "image",
+    "LoadLatent": "latent",
+    "Load3DAdvanced": "model_file",
+}
+#: Inputs that take any value, although there is an enumeration.
+UNCHECKED = frozenset({("CustomCombo", "choice")})
+CHOICE = "COMFY_DYNAMICCOMBO_V3"
+GROUP = "COMFY_AUTOGROW_V3"
+#: By name: type (a list for an enumeration), options and whether it is required.
+Inputs = Mapping[str, tuple[Any, dict[str, Any], bool]]
 #: Classes that do their work in a coroutine: ComfyUI starts those before other ready nodes.
 COROUTINES = frozenset({"TestSleep", "TestAsyncError"})
 #: Classes that are never answered from the cache.
 ALWAYS_RUN = frozenset({"SaveImageWebsocket"})
-#: Every model folder of ComfyUI 0.3.64, in the order of its ``/models``.
-FOLDERS = [
-    "checkpoints",
-    "configs",
-    "loras",
-    "vae",
-    "text_encoders",
-    "diffusion_models",
-    "clip_vision",
-    "style_models",
-    "embeddings",
-    "diffusers",
-    "vae_approx",
-    "controlnet",
-    "gligen",
-    "upscale_models",
-    "custom_nodes",
-    "hypernetworks",
-    "photomaker",
-    "classifiers",
-    "model_patches",
-    "audio_encoders",
-]
 
 
 @dataclass(frozen=True)
@@ -69,37 +63,57 @@ class ClassInfo:
         """Types of its outputs."""
         return list(self.raw["output"])
 
+    @property
+    def intermediate(self) -> bool:
+        """Whether it shows something although a graph may not end in it."""
+        return bool(self.raw.get("has_intermediate_output")) and not self.output_node
+
     @cached_property
-    def inputs(self) -> dict[str, tuple[Any, dict[str, Any], bool]]:
-        """By name: type (a list for an enumeration), options and whether it is required."""
-        found: dict[str, tuple[Any, dict[str, Any], bool]] = {}
-        for category in ("required", "optional"):
-            for name, spec in self.raw["input"].get(category, {}).items():
-                found[name] = (spec[0], spec[1] if len(spec) > 1 else {}, category == "required")
-        return found
+    def inputs(self) -> Inputs:
+        """Its inputs, dynamic ones as a whole."""
+        return _inputs(self.raw["input"])
+
+    def inputs_for(self, given: Mapping[str, Any]) -> Inputs:
+        """Return its inputs in a graph, each dynamic one as the inputs that these values make of it."""
+        if not self._dynamic:
+            return self.inputs
+        return dict(_flat(self.inputs, given))
+
+    @cached_property
+    def _dynamic(self) -> bool:
+        return any(kind in (CHOICE, GROUP) for kind, _, _ in self.inputs.values())
 
     @cached_property
     def wants_id(self) -> bool:
         """Whether the node's id takes part in its cache key, as for every class that asks for it."""
-        return "UNIQUE_ID" in self.raw["input"].get("hidden", {}).values()
+        hidden = self.raw["input"].get("hidden", {}).values()
+        return "UNIQUE_ID" in hidden or ["UNIQUE_ID"] in hidden
 
 
 class Catalogue:
     """A node's classes.
 
     Args:
+        version: Which ComfyUI has them.
         models: The node's model files.
         files: Lists the uploaded files of a kind, see :meth:`Files.list_uploaded`.
         extra: An ``/object_info`` answer with further classes; built-in ones keep their facts.
+
+    Attributes:
+        version: As given.
+        replacements: Successors of classes that were given up, as ``/node_replacements`` has them.
     """
 
     def __init__(
         self,
+        version: Version,
         models: Models,
         files: Callable[[str], list[str]],
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        content = json.loads(Path(__file__).with_name("catalogue.json").read_text())
+        content = _content(version.name)
+        self.version = version
+        self.replacements: Mapping[str, Any] = content["replacements"]
         self._lists: dict[str, list[str]] = content["lists"]
         self._models = models
         self._files = files
@@ -141,25 +155,43 @@ class Catalogue:
         return value
 
 
+@cache
+def _content(version: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(__file__).with_name(f"catalogue-{version}.json").read_text())
+    return content
+
+
 def _full(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete an entry with what follows from the rest, in ComfyUI's order of keys."""
-    outputs = facts["output"]
-    entry = {
-        "input": facts["input"],
-        "input_order": {category: list(inputs) for category, inputs in facts["input"].items()},
-        "output": outputs,
-        "output_is_list": facts.get("output_is_list", [False] * len(outputs)),
-        "output_name": facts.get("output_name", outputs),
-        "name": name,
-        "display_name": facts["display_name"],
-        "description": "",
-        "python_module": facts["python_module"],
-        "category": facts["category"],
-        "output_node": facts["output_node"],
-    }
-    if "tooltips" in facts:
-        entry["output_tooltips"] = [""] * facts["tooltips"]
-    for flag in ("deprecated", "experimental", "api_node"):
-        if flag in facts:
-            entry[flag] = facts[flag]
-    return entry
+    """Complete an entry with what follows from the rest."""
+    order = {category: list(inputs) for category, inputs in facts["input"].items()}
+    return {**facts, "input_order": order, "name": name, "description": ""}
+
+
+def _inputs(raw: Mapping[str, Any]) -> Inputs:
+    found: dict[str, tuple[Any, dict[str, Any], bool]] = {}
+    for category in ("required", "optional"):
+        for name, spec in raw.get(category, {}).items():
+            found[name] = (spec[0], spec[1] if len(spec) > 1 else {}, category == "required")
+    return found
+
+
+def _flat(
+    inputs: Inputs, given: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, tuple[Any, dict[str, Any], bool]]]:
+    for short, (kind, options, required) in inputs.items():
+        name = prefix + short
+        if kind == GROUP:
+            template = options["template"]
+            members = template.get("names") or [f"{template['prefix']}{i}" for i in range(template["max"])]
+            ((wanted, settings, _),) = _inputs(template["input"]).values()
+            for index, member in enumerate(members):
+                needed = required and index < template["min"]
+                if needed or f"{name}.{member}" in given:
+                    yield f"{name}.{member}", (wanted, settings, needed)
+        elif kind == CHOICE:
+            chosen = next((option for option in options["options"] if option["key"] == given.get(name)), None)
+            if chosen is not None:  # with any other value there is no such input, and nobody complains yet
+                yield name, (kind, options, required)
+                yield from _flat(_inputs(chosen["inputs"]), given, f"{name}.")
+        else:
+            yield name, (kind, options, required)

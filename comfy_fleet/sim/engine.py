@@ -18,6 +18,7 @@ from comfy_fleet.sim.wire import Line
 
 SECRETS = ("auth_token_comfy_org", "api_key_comfy_org")  # never kept in the history
 MAX_INTERVALS = 100_000
+LAG_STEP_S = 0.05
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Engine:
         on_crash: Callable[[], None],
     ) -> None:
         self.stats = Stats()
-        self.sockets = Sockets(faults, self._hello, self.queue_info)
+        self.sockets = Sockets(faults, self._hello, self.queue_info, catalogue.version.features)
         self.history: dict[str, Any] = {}
         self._machine = machine
         self._catalogue = catalogue
@@ -186,7 +187,7 @@ class Engine:
             await execution.run()
         finally:
             self._account(item, execution)
-        await asyncio.sleep(self._faults.history_lag_s)
+        await self._lag()
         if not self._faults.take("history_lost"):
             self._remember(item, execution)
         self._running = None
@@ -194,6 +195,14 @@ class Engine:
         if self._memory.client is not None:
             self.sockets.send("executing", {"node": None, "prompt_id": item.prompt_id}, self._memory.client)
         self.sockets.muted = False
+
+    async def _lag(self) -> None:
+        """Let the history lag behind, until the switch is turned off."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        await asyncio.sleep(0)
+        while (left := start + self._faults.history_lag_s - loop.time()) > 0:  # noqa: ASYNC110 - it may change
+            await asyncio.sleep(min(left, LAG_STEP_S))
 
     def _account(self, item: Item, execution: Execution) -> None:
         end = time.time()

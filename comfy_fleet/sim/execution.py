@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfy_fleet.sim.catalogue import ALWAYS_RUN, COROUTINES, FILE_INPUTS, Catalogue, ClassInfo
+from comfy_fleet.sim.catalogue import ALWAYS_RUN, CHOICE, COROUTINES, FILE_INPUTS, GROUP, Catalogue, ClassInfo
 from comfy_fleet.sim.faults import Faults
 from comfy_fleet.sim.graph import Schedule, cache_keys, is_link
 from comfy_fleet.sim.memory import OutOfMemory
 from comfy_fleet.sim.nodes_model import SAMPLERS
 from comfy_fleet.sim.nodes_output import WORK, other
-from comfy_fleet.sim.run import Call, Clock, Interrupted, Machine, Result, Run
+from comfy_fleet.sim.run import Call, Clock, DependencyCycle, Interrupted, Machine, Result, Run
 from comfy_fleet.sim.sockets import Sockets
 from comfy_fleet.sim.wire import Line
 
@@ -25,7 +25,11 @@ class GpuFault(Exception):
     """The GPU's context is broken."""
 
 
-_TORCH = {OutOfMemory: "torch.OutOfMemoryError", GpuFault: "torch.AcceleratorError"}
+_TYPES = {
+    OutOfMemory: "torch.OutOfMemoryError",
+    GpuFault: "torch.AcceleratorError",
+    DependencyCycle: "graph.DependencyCycleError",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +137,15 @@ class Execution:
             is_cached=self._cached,
         )
         samplers = sum(node["class_type"] in SAMPLERS for node in graph.values())
-        work = Run(self._machine, clock, graph, self._item.extra_data, self._report, samplers)
+        extra_data = self._item.extra_data
+        work = Run(self._machine, clock, graph, extra_data, self._report, self._part, samplers)
         while (node_id := schedule.next()) is not None:
             if not await self._node(work, node_id, last=len(schedule) == 1):
                 break
             schedule.done(node_id)
         else:
             self.ok = True
+            self._show_again()
             if self._faults.take("drop_last"):
                 self._sockets.muted = True
             self._message("execution_success", {})
@@ -153,9 +159,7 @@ class Execution:
         memory = self._memory
         info = self._info(node_id)
         if self._cached(node_id):
-            if memory.client is not None:
-                shown = memory.shown.get(self.keys[node_id], {}).get("output")
-                self._send("executed", {"node": node_id, "display_node": node_id, "output": shown})
+            self._show(node_id, memory.shown.get(self.keys[node_id], {}).get("output"))
             self._finish(node_id)
             return True
         if self._line.frozen:
@@ -172,13 +176,17 @@ class Execution:
             work.clock.check()
             await work.spend(work.machine.timing.node_s)
             function = WORK.get(info.name, other)
-            result = await function(work, Call(id=node_id, info=info, inputs=inputs))
+            result = await function(work, Call(id=node_id, info=info, inputs=nested(info, inputs)))
             if last and work.machine.timing.job_s is not None:
                 await work.clock.until(work.clock.start + work.machine.timing.job_s)
         except Interrupted:
             self.interrupted = True
             details = {"node_id": node_id, "node_type": info.name, "executed": self._executed}
             self._message("execution_interrupted", details, broadcast=True)
+            return False
+        except DependencyCycle as error:
+            self._fail(node_id, info, None, error)
+            self.ok = True  # the history calls it a success; its messages tell the truth
             return False
         except Exception as error:  # noqa: BLE001 - as in ComfyUI: any error of a node's is the prompt's
             self._fail(node_id, info, inputs, error)
@@ -193,9 +201,18 @@ class Execution:
         if result.ui is not None:
             meta = {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
             memory.shown[key] = {"meta": meta, "output": result.ui}
-            if memory.client is not None:
-                self._send("executed", {"node": node_id, "display_node": node_id, "output": result.ui})
+            self._show(node_id, result.ui)
         memory.outputs[key] = result.outputs
+
+    def _show_again(self) -> None:
+        """Tell what the nodes in the middle of the graph showed that came from the cache."""
+        for node_id in self._item.graph:
+            if node_id not in self._progress and self._cached(node_id) and self._info(node_id).intermediate:
+                self._show(node_id, self._memory.shown[self.keys[node_id]]["output"])
+
+    def _show(self, node_id: str, output: Any) -> None:
+        if self._memory.client is not None:
+            self._send("executed", {"node": node_id, "display_node": node_id, "output": output})
 
     async def _strike(self) -> None:
         """Let the faults happen that wait for the first node of a prompt."""
@@ -222,17 +239,21 @@ class Execution:
         if faults.take("execution_error"):
             raise RuntimeError("Simulated execution error, asked for by a fault switch.")
 
-    def _fail(self, node_id: str, info: ClassInfo, inputs: Mapping[str, Any], error: Exception) -> None:
-        kind = _TORCH.get(type(error)) or _type_name(error)
+    def _fail(
+        self, node_id: str, info: ClassInfo, inputs: Mapping[str, Any] | None, error: Exception
+    ) -> None:
+        """Report an error of a node, or of nothing that has inputs."""
+        kind = _TYPES.get(type(error)) or _type_name(error)
         tip = "The node ran out of GPU memory." if isinstance(error, OutOfMemory) else ""
+        shown = None if inputs is None else {name: [_shown(value)] for name, value in inputs.items()}
         details = {
             "node_id": node_id,
             "node_type": info.name,
             "executed": self._executed,
-            "exception_message": f"{error}\n{tip}",
+            "exception_message": str(error) if shown is None else f"{error}\n{tip}",
             "exception_type": kind,
-            "traceback": traceback.format_tb(error.__traceback__)[-1:],
-            "current_inputs": {name: [_shown(value)] for name, value in inputs.items()},
+            "traceback": [] if shown is None else traceback.format_tb(error.__traceback__)[-1:],
+            "current_inputs": [] if shown is None else shown,
             "current_outputs": list(self._item.graph),
         }
         self._message("execution_error", details)
@@ -259,11 +280,12 @@ class Execution:
 
     def _inputs(self, node_id: str, info: ClassInfo) -> dict[str, Any]:
         inputs: dict[str, Any] = {}
-        for name, (kind, options, _) in info.inputs.items():
-            given = self._item.graph[node_id]["inputs"].get(name)
+        posted = self._item.graph[node_id]["inputs"]
+        for name, (kind, options, _) in info.inputs_for(posted).items():
+            given = posted.get(name)
             if is_link(given):
                 inputs[name] = self._memory.outputs[self.keys[given[0]]][int(given[1])]
-            elif name in self._item.graph[node_id]["inputs"]:
+            elif name in posted:
                 inputs[name] = given
             elif "default" in options and isinstance(kind, str):
                 inputs[name] = options["default"]
@@ -293,16 +315,26 @@ class Execution:
         self._state(node_id, maximum, maximum, "finished")
         self._send_progress()
 
-    def _state(self, node_id: str, value: float, maximum: float, state: str) -> None:
+    def _part(self, call: Call, part: str, *, finished: bool) -> None:
+        self._state(part, float(finished), 1.0, "finished" if finished else "running", parent=call.id)
+        self._send_progress()
+        if finished:
+            self._executed.append(part)
+        elif self._memory.client is not None:
+            self._send("executing", {"node": part, "display_node": call.id})
+
+    def _state(
+        self, node_id: str, value: float, maximum: float, state: str, parent: str | None = None
+    ) -> None:
         self._progress[node_id] = {
             "value": value,
             "max": maximum,
             "state": state,
             "node_id": node_id,
             "prompt_id": self._item.prompt_id,
-            "display_node_id": node_id,
-            "parent_node_id": None,
-            "real_node_id": node_id,
+            "display_node_id": parent or node_id,
+            "parent_node_id": parent,
+            "real_node_id": parent or node_id,
         }
 
     def _send_progress(self) -> None:
@@ -318,6 +350,27 @@ class Execution:
         self.messages.append([kind, full])
         if self._memory.client is not None or broadcast:
             self._sockets.send(kind, full, self._memory.client)
+
+
+def nested(info: ClassInfo, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs as a class gets them: what belongs to a dynamic one becomes a mapping.
+
+    Raises:
+        TypeError: A choice has a value that is not offered, so its class does not get it at all.
+    """
+    made = {name: value for name, value in inputs.items() if name in info.inputs}
+    for name, (kind, _, required) in info.inputs.items():
+        if kind == CHOICE:
+            if required and name not in inputs:
+                raise TypeError(f"{info.name}.execute() missing 1 required positional argument: '{name}'")
+            made[name] = {name: inputs.get(name)}
+        elif kind == GROUP:
+            made[name] = {}
+    for name, value in inputs.items():
+        top, dot, rest = name.partition(".")
+        if dot:
+            made[top][rest] = value
+    return made
 
 
 def _type_name(error: Exception) -> str:

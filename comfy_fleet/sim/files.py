@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 TYPES = ("output", "input", "temp")
-NUMBERED = re.compile(r"(\d+)_")
+NUMBERED = re.compile(r"(\d+)[_.]")
 
 
 class OutsideFolder(ValueError):
@@ -69,7 +69,15 @@ class Files:
             return ""
 
     def list_uploaded(self, which: str) -> list[str]:
-        """Return the uploaded files at the top: of a media type (``image/``), with a suffix, or ``*``."""
+        """Return the uploaded files of a kind.
+
+        Args:
+            which: A media type (``image/``), a suffix (``.latent``) or ``*``, all at the top, or ``3d/``:
+                those in the folder of this name, and ``none``.
+        """
+        if which == "3d/":
+            found = sorted(path for path in (self.root / "input" / "3d").rglob("*") if path.is_file())
+            return ["none", *(str(path.relative_to(self.root / "input")) for path in found)]
 
         def wanted(name: str) -> bool:
             if which.endswith("/"):

@@ -3,8 +3,6 @@
 import asyncio
 import logging
 import os
-import random
-import string
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -19,7 +17,7 @@ from comfy_fleet.sim.memory import Vram
 from comfy_fleet.sim.messages import Request, Response
 from comfy_fleet.sim.options import Models, NodeOptions, builtin_models, read_json
 from comfy_fleet.sim.pictures import Painter
-from comfy_fleet.sim.run import Machine
+from comfy_fleet.sim.run import Machine, temporary_suffix
 from comfy_fleet.sim.wire import Server, Socket
 
 logger = logging.getLogger(__name__)
@@ -56,6 +54,7 @@ class SimNode:
         self.models: Models = builtin_models() if self.options.models is None else self.options.models
         extra = self.options.object_info
         self.catalogue = Catalogue(
+            self.options.version,
             self.models,
             self.files.list_uploaded,
             None if extra is None else read_json(extra),
@@ -103,7 +102,6 @@ class SimNode:
     def _boot(self, stats: Stats | None = None) -> None:
         """Make what a restart of ComfyUI loses: queue, history, cache, loaded models."""
         self.vram.unload()
-        suffix = "_temp_" + "".join(random.choices(string.ascii_lowercase, k=5))
         options = self.options
         machine = Machine(
             name=options.name,
@@ -113,7 +111,7 @@ class SimNode:
             timing=options.timing,
             models=self.models,
             previews=options.previews,
-            preview_suffix=suffix,
+            preview_suffix=temporary_suffix(),
         )
         self.engine = Engine(
             machine, self.catalogue, self.faults, self._server.line, options.history_limit, self._die

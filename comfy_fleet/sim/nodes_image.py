@@ -80,6 +80,36 @@ def kontext_scale(image: Pictures) -> tuple[Pictures]:
     return (tuple(resize(picture, size[0], size[1], "lanczos", "center") for picture in image),)
 
 
+def resize_by_choice(input: Pictures, resize_type: Mapping[str, Any], scale_method: str) -> tuple[Pictures]:  # noqa: A002 - ComfyUI's name
+    """Scale in one of the ways of ``ResizeImageMaskNode``, whose members come with it."""
+    how, (width, height) = resize_type, input[0].size
+    kind = how["resize_type"]
+    if kind == "scale by multiplier":
+        return scale_by(input, scale_method, how["multiplier"])
+    if kind == "scale total pixels":
+        return scale_to_pixels(input, scale_method, how["megapixels"])
+    if kind == "scale longer dimension":
+        return scale_to_longest(input, scale_method, how["longer_size"])
+    if kind == "scale shorter dimension":
+        return scale_by(input, scale_method, how["shorter_size"] / min(width, height))
+    if kind == "match size":
+        width, height = how["match"][0].size
+    elif kind == "scale to multiple":
+        width, height = (max(1, side // how["multiple"]) * how["multiple"] for side in (width, height))
+    else:  # both dimensions, or one of them: the other follows
+        width, height = how.get("width", 0), how.get("height", 0)
+    crop = how.get("crop", "center" if kind == "scale to multiple" else "disabled")
+    return scale(input, scale_method, width, height, crop)
+
+
+def batch_all(images: Mapping[str, Pictures]) -> tuple[Pictures]:
+    """Put any number of batches together, all at the first's size."""
+    joined, *others = images.values()
+    for other in others:
+        (joined,) = batch(joined, other)
+    return (joined,)
+
+
 def batch(image1: Pictures, image2: Pictures) -> tuple[Pictures]:
     """Put two batches together, the second at the first's size."""
     width, height = image1[0].size
@@ -273,6 +303,8 @@ PIXELS: Mapping[str, Callable[..., tuple[Any, ...]]] = {
     "ImageScaleToMaxDimension": scale_to_longest,
     "FluxKontextImageScale": kontext_scale,
     "ImageBatch": batch,
+    "BatchImagesNode": batch_all,
+    "ResizeImageMaskNode": resize_by_choice,
     "ImageFromBatch": from_batch,
     "RepeatImageBatch": repeat,
     "ImageBlend": blend,

@@ -2,32 +2,61 @@
 
 import json
 import struct
+import uuid
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
-from comfy_fleet.sim.nodes_image import PIXELS, load
+from comfy_fleet.sim.nodes_image import PIXELS, crop, load
 from comfy_fleet.sim.nodes_mask import CHANNELS, MASKS
 from comfy_fleet.sim.nodes_model import MODELS, Work
 from comfy_fleet.sim.pictures import png
-from comfy_fleet.sim.run import Call, Result, Run
-from comfy_fleet.sim.values import Latent, Pictures
+from comfy_fleet.sim.run import Call, DependencyCycle, Result, Run
+from comfy_fleet.sim.values import File3D, Latent, Pictures
 
 TICK_S = 0.01  # how often the sleeping test nodes report
 
 
 async def save_image(run: Run, call: Call) -> Result:
     """Save as PNG."""
-    images = await run.save(call.inputs["images"], call.inputs["filename_prefix"])
-    return Result(ui={"images": images})
+    pictures: Pictures = call.inputs["images"]
+    images = await run.save(pictures, call.inputs["filename_prefix"])
+    return Result(outputs=(pictures,), ui={"images": images})
 
 
 async def preview_image(run: Run, call: Call) -> Result:
     """Save as a temporary PNG; the prefix is random once per node, as on a real server."""
-    images = await run.save(call.inputs["images"], run.preview_prefix, "temp", level=1)
-    return Result(ui={"images": images})
+    pictures: Pictures = call.inputs["images"]
+    images = await run.save(pictures, run.preview_prefix, "temp", level=1)
+    return Result(outputs=(pictures,), ui={"images": images})
+
+
+async def preview_mask(run: Run, call: Call) -> Result:
+    """Save a mask as a temporary PNG, under a new prefix each time."""
+    mask: Pictures = call.inputs["mask"]
+    images = await run.save(mask, run.fresh_prefix(), "temp", level=1)
+    return Result(outputs=(mask,), ui={"images": images, "animated": [False]})
+
+
+async def crop_and_show(run: Run, call: Call) -> Result:
+    """Cut a part out and show it, without the graph in the file."""
+    region = call.inputs["crop_region"]
+    size = {"width": region.get("width", 512), "height": region.get("height", 512)}
+    (pictures,) = crop(call.inputs["image"], **size, x=region.get("x", 0), y=region.get("y", 0))
+    shown = await run.save(pictures, run.fresh_prefix(), "temp", level=1, bare=True)
+    return Result(outputs=(pictures,), ui={"images": shown, "animated": [False]})
+
+
+async def compare_images(run: Run, call: Call) -> Result:
+    """Show one or two batches of pictures."""
+    ui = {}
+    for side in ("a", "b"):
+        if pictures := call.inputs.get(f"image_{side}"):
+            prefix = run.fresh_prefix(f"comfy.compare.{side}")
+            ui[f"{side}_images"] = await run.save(pictures, prefix, "temp", level=1, bare=True)
+    return Result(ui=ui)
 
 
 async def send_image(run: Run, call: Call) -> Result:
@@ -48,7 +77,8 @@ async def save_animation(run: Run, call: Call) -> Result:
     area = pictures[0].width * pictures[0].height * len(pictures)
     data = await run.compute(area, _animate, pictures, "WEBP" if webp else "PNG", duration)
     saved = await run.save_file(call.inputs["filename_prefix"], ".webp" if webp else ".png", data)
-    return Result(ui={"images": [saved], "animated": [len(pictures) != 1 or not webp]})
+    animated = len(pictures) != 1 or not webp
+    return Result(outputs=(pictures,), ui={"images": [saved], "animated": [animated]})
 
 
 def _animate(pictures: Pictures, kind: str, duration: int) -> bytes:
@@ -72,7 +102,7 @@ async def save_latent(run: Run, call: Call) -> Result:
     ).encode()
     data = struct.pack("<Q", len(header)) + header + bytes(size)
     saved = await run.save_file(call.inputs["filename_prefix"], ".latent", data)
-    return Result(ui={"latents": [saved]})
+    return Result(outputs=(latent,), ui={"latents": [saved]})
 
 
 async def load_latent(run: Run, call: Call) -> Result:
@@ -105,7 +135,68 @@ async def preview_any(run: Run, call: Call) -> Result:
             text = json.dumps(source)
         except TypeError:
             text = str(source)
-    return Result(ui={"text": [text]})
+    return Result(outputs=(text,), ui={"text": [text]})
+
+
+async def save_text(run: Run, call: Call) -> Result:
+    """Save a text, and show it."""
+    text, suffix = call.inputs["text"], f".{call.inputs['format']}"
+    saved = await run.save_file(call.inputs["filename_prefix"], suffix, text.encode(), end="")
+    return Result(outputs=(text,), ui={"text": [text], "files": [saved]})
+
+
+async def load_3d(run: Run, call: Call) -> Result:
+    """Read an uploaded 3D model."""
+    path = run.machine.files.uploaded(call.inputs["model_file"])
+    seen = call.inputs["viewport_state"]
+    model = File3D(data=path.read_bytes(), suffix=path.suffix)
+    sides = call.inputs["width"], call.inputs["height"]
+    return Result(outputs=(model, seen.get("model_3d_info", []), seen.get("camera_info"), *sides))
+
+
+async def save_3d(run: Run, call: Call) -> Result:
+    """Save a 3D model."""
+    model: File3D = call.inputs["mesh"]
+    saved = await run.save_file(call.inputs["filename_prefix"], model.suffix, model.data)
+    return Result(ui={"3d": [saved]})
+
+
+async def save_3d_advanced(run: Run, call: Call) -> Result:
+    """Save a 3D model and name it by a bare string, as the advanced classes do."""
+    model: File3D = call.inputs["model_3d"]
+    saved = await run.save_file(call.inputs["filename_prefix"], model.suffix, model.data, end="")
+    return _shown_3d(call, "/".join(filter(None, (saved["subfolder"], saved["filename"]))))
+
+
+async def preview_3d(run: Run, call: Call) -> Result:
+    """Show a 3D model, which stays in the output folder for ever, or one whose name is given."""
+    model = call.inputs["model_file"]
+    name = model
+    if isinstance(model, File3D):
+        name = f"preview3d_{uuid.uuid4().hex}{model.suffix}"
+        run.machine.files.inside("output", "", name).write_bytes(model.data)
+    return Result(ui={"result": [name, call.inputs.get("camera_info"), None]})
+
+
+async def preview_3d_advanced(run: Run, call: Call) -> Result:
+    """Show a 3D model from the temporary folder."""
+    model: File3D = call.inputs["model_3d"]
+    name = f"preview3d_advanced_{uuid.uuid4().hex}{model.suffix}"
+    run.machine.files.inside("temp", "", name).write_bytes(model.data)
+    return _shown_3d(call, name)
+
+
+def _shown_3d(call: Call, name: str) -> Result:
+    seen, inputs = call.inputs["viewport_state"], call.inputs
+    camera = inputs.get("camera_info", seen.get("camera_info"))
+    info = inputs.get("model_3d_info", seen.get("model_3d_info", []))
+    sides = inputs["width"], inputs["height"]
+    return Result(outputs=(inputs["model_3d"], info, camera, *sides), ui={"result": [name, camera, info]})
+
+
+async def choose(run: Run, call: Call) -> Result:
+    """Hand a choice on that the user filled in, and its place among the choices."""
+    return Result(outputs=(call.inputs["choice"], call.inputs.get("index", 0)))
 
 
 async def load_image(run: Run, call: Call) -> Result:
@@ -164,6 +255,16 @@ async def fail(run: Run, call: Call) -> Result:
     raise RuntimeError("Intentional sync execution error for testing")
 
 
+async def run_into_cycle(run: Run, call: Call) -> Result:
+    """Go through the frames of a node whose place is taken by three others, two of which want each other."""
+    mask, first, second = (f"{call.id}.0.0.{number}" for number in (1, 3, 2))
+    run.expand(call, mask, finished=False)
+    run.expand(call, mask, finished=True)
+    run.expand(call, first, finished=False)
+    run.expand(call, second, finished=False)
+    raise DependencyCycle("Dependency cycle detected")
+
+
 async def direct(run: Run, call: Call) -> Result:
     """Work on pictures, masks and texts, in a thread when there is much to do."""
     known = {name: given for name, given in call.inputs.items() if name in call.info.inputs}
@@ -213,6 +314,7 @@ TEXTS: Mapping[str, Callable[..., tuple[Any, ...]]] = {
     "StringTrim": lambda string, mode: (TRIMS[mode](string),),
     "StringReplace": lambda string, find, replace: (string.replace(find, replace),),
     "StringSubstring": lambda string, start, end: (string[start:end],),
+    "StringFormat": lambda f_string, values: (f_string.format(**values),),
     "CaseConverter": lambda string, mode: (CASES[mode](string),),
 }
 DIRECT: Mapping[str, Callable[..., tuple[Any, ...]]] = {**PIXELS, **MASKS, **TEXTS}
@@ -230,6 +332,17 @@ WORK: Mapping[str, Work] = {
     "LoadLatent": load_latent,
     "LoadImage": load_image,
     "LoadImageMask": load_mask,
+    "LoadImageOutput": load_image,
+    "MaskPreview": preview_mask,
+    "ImageCropV2": crop_and_show,
+    "ImageCompare": compare_images,
+    "SaveText": save_text,
+    "Load3DAdvanced": load_3d,
+    "SaveGLB": save_3d,
+    "Save3DAdvanced": save_3d_advanced,
+    "Preview3D": preview_3d,
+    "Preview3DAdvanced": preview_3d_advanced,
+    "CustomCombo": choose,
     "PreviewAny": preview_any,
     "PrimitiveInt": value,
     "PrimitiveFloat": value,
@@ -242,4 +355,5 @@ WORK: Mapping[str, Work] = {
     "TestSyncProgressUpdate": sleep,
     "TestSyncError": fail,
     "TestAsyncError": fail,
+    "TestDynamicDependencyCycle": run_into_cycle,
 }

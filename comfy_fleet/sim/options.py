@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from comfy_fleet.sim.versions import DEFAULT, Version, find
+
 GB = 10**9
 GIB = 2**30
 DEFAULT_MODEL_GB = 1.0
@@ -53,6 +55,7 @@ class NodeOptions:
 
     Attributes:
         name: Shown in pictures and in ``/system_stats``.
+        comfyui: The version of ComfyUI that it is, see :func:`comfy_fleet.sim.versions.find`.
         vram_bytes: Memory of the simulated GPU.
         foreign_bytes: Part of it that another process holds.
         models: Its model files; the built-in set when None.
@@ -61,10 +64,11 @@ class NodeOptions:
         object_info: An ``/object_info`` answer of a real server whose node classes it has too.
         previews: Whether samplers send preview pictures, as ``--preview-method`` does.
         stamp: Whether saved pictures of at least 128 x 128 pixels carry the word SIMULATED.
-        history_limit: Prompts that its history keeps; ComfyUI 0.3.64 keeps 10,000.
+        history_limit: Prompts that its history keeps; ComfyUI keeps 10,000.
     """
 
     name: str = "sim"
+    comfyui: str = DEFAULT
     vram_bytes: int = 24 * GIB
     foreign_bytes: int = 0
     models: Models | None = None
@@ -74,6 +78,15 @@ class NodeOptions:
     previews: bool = False
     stamp: bool = True
     history_limit: int = 10_000
+
+    @property
+    def version(self) -> Version:
+        """What is known of its version.
+
+        Raises:
+            ValueError: There is no such version.
+        """
+        return find(self.comfyui)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +98,7 @@ class SimOptions:
         host: Address they listen on.
         port: Port of the first, the others follow; 0 lets the kernel choose each.
         name_prefix: They are called ``PREFIX-1``, ``PREFIX-2``, ...
+        comfyui: See :class:`NodeOptions`.
         vram_gib: Memory of each simulated GPU, in GiB.
         foreign_gib: Part of it that another process holds, in GiB.
         timing: Their speed.
@@ -99,6 +113,7 @@ class SimOptions:
     host: str = "127.0.0.1"
     port: int = 8301
     name_prefix: str = "sim"
+    comfyui: str = DEFAULT
     vram_gib: float = 24.0
     foreign_gib: float = 0.0
     timing: SimTiming = field(default_factory=SimTiming)
@@ -117,6 +132,7 @@ class SimOptions:
         name = f"{self.name_prefix}-{index}"
         return NodeOptions(
             name=name,
+            comfyui=self.comfyui,
             vram_bytes=int(self.vram_gib * GIB),
             foreign_bytes=int(self.foreign_gib * GIB),
             models=None if self.models is None else read_models(self.models, name),

@@ -3,6 +3,8 @@
 import asyncio
 import functools
 import os
+import random
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -24,6 +26,15 @@ JOB_SHARE = 0.9  # part of a fixed job time that its samplers spread over
 
 class Interrupted(Exception):
     """Somebody asked to stop the prompt."""
+
+
+class DependencyCycle(Exception):
+    """Nodes that a node was replaced by wait for one another."""
+
+
+def temporary_suffix() -> str:
+    """Return what makes names of temporary files differ."""
+    return "_temp_" + "".join(random.choices(string.ascii_lowercase, k=5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +89,13 @@ class Reporter(Protocol):
         self, call: Call, value: float, maximum: float, image: tuple[str, bytes] | None
     ) -> None:
         """Report a step, with a picture (``PNG`` or ``JPEG`` and its bytes) if there is one."""
+
+
+class Expander(Protocol):
+    """Tells the client of nodes that take a running node's place."""
+
+    def __call__(self, call: Call, part: str, *, finished: bool) -> None:
+        """Report that the part with this id has begun, or that it is finished."""
 
 
 class Clock:
@@ -146,6 +164,7 @@ class Run:
         graph: As posted.
         extra_data: As posted.
         report: Takes progress to the client.
+        expand: Tells the client of parts of a running node.
         samplers: How many samplers will run; they share a fixed job time.
     """
 
@@ -156,6 +175,7 @@ class Run:
         graph: Mapping[str, Any],
         extra_data: Mapping[str, Any],
         report: Reporter,
+        expand: Expander,
         samplers: int,
     ) -> None:
         self.machine = machine
@@ -163,8 +183,9 @@ class Run:
         self.graph = graph
         self._extra_data = extra_data
         self._report = report
-        self._samplers = max(1, samplers)
+        self.expand = expand
         self.preview_prefix = "ComfyUI" + machine.preview_suffix
+        self._samplers = max(1, samplers)
 
     async def spend(self, seconds: float) -> None:
         """Let modelled seconds pass, unless the job's time is fixed."""
@@ -210,21 +231,36 @@ class Run:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, functools.partial(function, *args))
 
+    def fresh_prefix(self, first: str = "ComfyUI") -> str:
+        """Return a prefix for temporary files that no other call gets."""
+        return first + temporary_suffix()
+
     async def save(
-        self, pictures: Any, prefix: str, kind: str = "output", *, level: int = 4
+        self, pictures: Any, prefix: str, kind: str = "output", *, level: int = 4, bare: bool = False
     ) -> list[dict[str, str]]:
-        """Write pictures as PNG under the next free numbers and return how ComfyUI names them."""
+        """Write pictures as PNG under the next free numbers and return how ComfyUI names them.
+
+        Args:
+            pictures: The batch.
+            prefix: What their names begin with, subfolder included.
+            kind: The folder, ``output`` or ``temp``.
+            level: Effort of the compression.
+            bare: Leave the graph out of the files.
+        """
         width, height = pictures[0].size
         area = width * height * len(pictures)
-        return await self.compute(area, self._save, pictures, prefix, kind, level)
+        texts = {} if bare else self.texts
+        return await self.compute(area, self._save, pictures, prefix, kind, level, texts)
 
-    def _save(self, pictures: Any, prefix: str, kind: str, level: int) -> list[dict[str, str]]:
+    def _save(
+        self, pictures: Any, prefix: str, kind: str, level: int, texts: Mapping[str, Any]
+    ) -> list[dict[str, str]]:
         width, height = pictures[0].size
         folder, subfolder, first, number = self.machine.files.next_name(kind, prefix, width, height)
         saved = []
         for index, picture in enumerate(pictures):
             name = f"{first.replace('%batch_num%', str(index))}_{number + index:05}_.png"
-            (folder / name).write_bytes(png(self.marked(picture), self.texts, level=level))
+            (folder / name).write_bytes(png(self.marked(picture), texts, level=level))
             saved.append({"filename": name, "subfolder": subfolder, "type": kind})
         return saved
 
@@ -237,10 +273,10 @@ class Run:
         """What a saved file carries: the graph and what the client sent beside it."""
         return {"prompt": self.graph, **(self._extra_data.get("extra_pnginfo") or {})}
 
-    async def save_file(self, prefix: str, suffix: str, data: bytes) -> dict[str, str]:
-        """Write one other file under the next free number."""
+    async def save_file(self, prefix: str, suffix: str, data: bytes, *, end: str = "_") -> dict[str, str]:
+        """Write one other file under the next free number, which some classes end with an underscore."""
         folder, subfolder, first, number = self.machine.files.next_name("output", prefix)
-        name = f"{first}_{number:05}_{suffix}"
+        name = f"{first}_{number:05}{end}{suffix}"
         await self.compute(len(data), (folder / name).write_bytes, data)
         return {"filename": name, "subfolder": os.fspath(subfolder), "type": "output"}
 

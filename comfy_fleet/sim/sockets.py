@@ -7,14 +7,13 @@ entry is removed all the same, and the second hears nothing any more.
 import json
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from comfy_fleet.sim.faults import Faults
 from comfy_fleet.sim.messages import encode
 from comfy_fleet.sim.wire import Socket
 
-FEATURES = {"supports_preview_metadata": True, "max_upload_size": 104_857_600}
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 IMAGE_TYPES = {"JPEG": 1, "PNG": 2}
 
@@ -26,6 +25,7 @@ class Sockets:
         faults: What shall be lost on the way.
         hello: Returns the frames, as (type, data), that a client gets after its first ``status``.
         queue_info: Returns what a ``status`` frame carries.
+        features: What the node can do, for clients that tell the same of themselves.
     """
 
     def __init__(
@@ -33,7 +33,9 @@ class Sockets:
         faults: Faults,
         hello: Callable[[str], list[tuple[str, dict[str, Any]]]],
         queue_info: Callable[[], dict[str, Any]],
+        features: Mapping[str, Any],
     ) -> None:
+        self._features = dict(features)
         self._faults = faults
         self._hello = hello
         self._queue_info = queue_info
@@ -62,7 +64,7 @@ class Sockets:
                 return
             if first and isinstance(message, dict) and message.get("type") == "feature_flags":
                 self._flags[client] = message.get("data") or {}
-                self.send("feature_flags", FEATURES, client)
+                self.send("feature_flags", self._features, client)
             first = False
 
         def on_close() -> None:

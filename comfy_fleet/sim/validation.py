@@ -1,18 +1,21 @@
-"""Checks a graph as ComfyUI 0.3.64 does when it is posted, with the same answers.
+"""Checks a graph as ComfyUI does when it is posted, with the same answers.
 
-Seen on a real server: an enumeration given as ``["COMBO", {"options": [...]}]`` is not checked at all,
-unknown inputs are ignored, values of the basic types are converted in place, and a bad node is listed
-under every output that was looked at after it.
+Seen on real servers: unknown inputs are ignored, values of the basic types are converted in place, and a
+bad node is listed under every output that was looked at after it. 0.3.64 does not check enumerations that
+are given as ``["COMBO", {"options": [...]}]`` at all.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfy_fleet.sim.catalogue import FILE_INPUTS, Catalogue, ClassInfo
+from comfy_fleet.sim.catalogue import FILE_INPUTS, UNCHECKED, Catalogue, ClassInfo
+from comfy_fleet.sim.versions import Version
 
 CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+FILE_WORDS = {"latent": "latent", "model_file": "3D model"}
 LONG_LIST = 20  # longer enumerations are not repeated in an error
+ANYTHING = ("*", "COMFY_MATCHTYPE_V3")  # the latter means: of the same type as others, which nobody checks
 
 
 @dataclass
@@ -50,13 +53,9 @@ def check(
     outputs = []
     for node_id, node in graph.items():
         class_type = node.get("class_type") if "class_type" in node else None
-        if class_type is None:
-            text = "Cannot execute because a node is missing the class_type property."
-            return Verdict(error=_error("invalid_prompt", text, f"Node ID '#{node_id}'"))
-        info = catalogue.find(class_type)
+        info = None if class_type is None else catalogue.find(class_type)
         if info is None:
-            text = f"Cannot execute because node {class_type} does not exist."
-            return Verdict(error=_error("invalid_prompt", text, f"Node ID '#{node_id}'"))
+            return Verdict(error=_class_error(node_id, node, class_type, catalogue.version))
         if info.output_node and (targets is None or node_id in targets):
             outputs.append(node_id)
     if not outputs:
@@ -91,6 +90,7 @@ class _Checker:
         self._graph = graph
         self._catalogue = catalogue
         self._exists = exists
+        self._cycles: dict[str, list[dict[str, Any]]] = {}
         self.found: dict[str, list[dict[str, Any]]] = {}
         self.good: dict[str, bool] = {}
 
@@ -110,7 +110,8 @@ class _Checker:
     def node(self, node_id: str, path: tuple[str, ...]) -> bool:
         if node_id in self.good:
             return self.good[node_id]
-        if node_id in path:  # a cycle: ComfyUI refuses the graph without naming a reason
+        if node_id in path:
+            self._cycle(path[path.index(node_id) :])
             return False
         inputs = self._graph[node_id]["inputs"]
         info = self._catalogue.find(self._graph[node_id]["class_type"])
@@ -118,14 +119,11 @@ class _Checker:
             raise KeyError(self._graph[node_id]["class_type"])
         reasons: list[dict[str, Any]] = []
         good = True
-        for name, (kind, options, required) in info.inputs.items():
+        for name, (kind, options, required) in info.inputs_for(inputs).items():
             if name not in inputs:
                 if required:
-                    reasons.append(
-                        _reason(
-                            "required_input_missing", "Required input is missing", name, {"input_name": name}
-                        )
-                    )
+                    text, short = "Required input is missing", name.rpartition(".")[2]
+                    reasons.append(_reason("required_input_missing", text, short, {"input_name": name}))
             elif isinstance(inputs[name], list):
                 reason, upstream = self._link(name, kind, options, inputs[name], (*path, node_id))
                 good = good and upstream
@@ -133,8 +131,19 @@ class _Checker:
             else:
                 reason = self._value(info, name, kind, options, inputs)
                 reasons += [reason] if reason else []
+        reasons += self._cycles.pop(node_id, [])
         self._end(node_id, good=good and not reasons, reasons=reasons)
         return good and not reasons
+
+    def _cycle(self, members: tuple[str, ...]) -> None:
+        """Note a cycle for each of its nodes, which all are being looked at."""
+        if not self._catalogue.version.explains_cycles:
+            return
+        names = [f"{node_id} ({self._graph[node_id]['class_type']})" for node_id in (*members, members[0])]
+        for node_id in members:
+            about = {"node_id": node_id, "cycle_nodes": list(members)}
+            reason = _reason("dependency_cycle", "Dependency cycle detected", " -> ".join(names), about)
+            self._cycles.setdefault(node_id, []).append(reason)
 
     def _end(self, node_id: str, *, good: bool, reasons: list[dict[str, Any]]) -> None:
         self.good[node_id] = good
@@ -188,7 +197,7 @@ class _Checker:
         if FILE_INPUTS.get(info.name) == name:
             if self._exists(str(value)):
                 return None
-            what = "latent" if name == "latent" else "image"
+            what = FILE_WORDS.get(name, "image")
             details = f"{name} - Invalid {what} file: {value}"
             text = "Custom validation failed for node"
             return _reason("custom_validation_failed", text, details, {"input_name": name})
@@ -199,9 +208,10 @@ class _Checker:
         if "max" in options and value > options["max"]:
             text = f"Value {value} bigger than max of {options['max']}"
             return _reason("value_bigger_than_max", text, name, about)
-        if isinstance(kind, list) and value not in kind:
-            long = len(kind) > LONG_LIST
-            listed = f"(list of length {len(kind)})" if long else str(kind)
+        offered = self._offered(info.name, name, kind, options)
+        if offered is not None and value not in offered:
+            long = len(offered) > LONG_LIST
+            listed = f"(list of length {len(offered)})" if long else str(offered)
             if long:
                 about["input_config"] = None
             return _reason(
@@ -209,14 +219,33 @@ class _Checker:
             )
         return None
 
+    def _offered(self, class_type: str, name: str, kind: Any, options: dict[str, Any]) -> list[Any] | None:
+        """Return the only values that an input takes; None if it takes others too."""
+        if isinstance(kind, list):
+            return kind
+        if kind != "COMBO" or not self._catalogue.version.checks_combos or (class_type, name) in UNCHECKED:
+            return None
+        return options.get("options")
+
 
 def fits(received: Any, wanted: Any) -> bool:
     """Tell whether an output of one type may be linked to an input of another; ``*`` fits all."""
-    if received == wanted or "*" in (received, wanted):
+    if received == wanted or received in ANYTHING or wanted in ANYTHING:
         return True
     if not isinstance(received, str) or not isinstance(wanted, str):
         return False
     return bool({part.strip() for part in received.split(",")} & {part.strip() for part in wanted.split(",")})
+
+
+def _class_error(node_id: str, node: Mapping[str, Any], class_type: Any, version: Version) -> dict[str, Any]:
+    title = (node.get("_meta") or {}).get("title", class_type)
+    wording = version.no_class if class_type is None else version.unknown_class
+    message = wording.format(class_type=class_type, title=title or f"ID #{node_id}")
+    about = {"node_id": node_id, "class_type": class_type, "node_title": title}
+    return {
+        **_error(version.class_error, message, f"Node ID '#{node_id}'"),
+        "extra_info": about if version.explains_class else {},
+    }
 
 
 def _error(kind: str, message: str, details: str) -> dict[str, Any]:

@@ -60,6 +60,14 @@ class Latent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class File3D:
+    """A 3D model: its bytes and the suffix of its format (``.glb``)."""
+
+    data: bytes
+    suffix: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guider:
     """What a custom sampler is guided by."""
 

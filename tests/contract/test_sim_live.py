@@ -15,8 +15,9 @@ from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngImageFile
 
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
+from comfy_fleet.sim.versions import VERSIONS
 from tests.comfyui_server import ComfyServer
-from tests.contract.test_sim_recordings import normal, steps
+from tests.contract.test_sim_recordings import GLB, OLD, normal, steps, without_texts
 from tests.native_client import NativeClient
 
 pytestmark = pytest.mark.comfyui
@@ -67,11 +68,92 @@ GRAPHS: dict[str, Graph] = {
         "3": save("2"),
         "4": node("PreviewImage", images=["1", 0]),
     },
-    "an unchecked mode": {
+    "an alpha channel": {
         "1": empty(4),
-        "2": node("ImageBlend", image1=["1", 0], image2=["1", 0], blend_factor=0.5, blend_mode="nope"),
+        "2": node("SolidMask", value=0.25, width=64, height=64),
+        "3": node("JoinImageWithAlpha", image=["1", 0], alpha=["2", 0]),
+        "4": save("3"),
+    },
+    "a cycle that appears while it runs": {
+        "1": empty(9),
+        "2": node("TestDynamicDependencyCycle", input1=["1", 0], input2=["1", 0]),
         "3": save("2"),
     },
+}
+MODEL = node(
+    "Load3DAdvanced",
+    model_file="3d/m.glb",
+    viewport_state={"camera_info": {}, "model_3d_info": []},
+    width=64,
+    height=64,
+)
+SIDES = {"viewport_state": {}, "width": 64, "height": 64}
+#: Graphs of classes that 0.3.64 lacks: it refuses them, and so must its twin.
+LATER_GRAPHS: dict[str, Graph] = {
+    "a group that grows": {
+        "1": empty(10, size=16),
+        "2": empty(11, size=32),
+        "3": node("BatchImagesNode", **{"images.image0": ["1", 0], "images.image2": ["2", 0]}),
+        "4": save("3"),
+    },
+    "a group with nothing in it": {
+        "1": node("StringFormat", f_string="hi"),
+        "2": node("PreviewAny", source=["1", 0]),
+    },
+    "a text from a group": {
+        "1": node("PrimitiveInt", value=5),
+        "2": node("StringFormat", f_string="{a}-{b}", **{"values.a": ["1", 0], "values.b": "x"}),
+        "3": node("PreviewAny", source=["2", 0]),
+    },
+    "a choice with members": {
+        "1": empty(12),
+        "2": node(
+            "ResizeImageMaskNode",
+            input=["1", 0],
+            resize_type="scale dimensions",
+            scale_method="area",
+            **{"resize_type.width": 32, "resize_type.height": "16", "resize_type.crop": "disabled"},
+        ),
+        "3": save("2"),
+    },
+    "a choice that is not offered": {
+        "1": empty(13),
+        "2": node("ResizeImageMaskNode", input=["1", 0], resize_type="bogus", scale_method="area"),
+        "3": save("2"),
+    },
+    "a choice of the user's own": {
+        "1": node("CustomCombo", choice="b", index=1, option1="a", option2="b"),
+        "2": node("PreviewAny", source=["1", 0]),
+    },
+    "a picture on the way": {
+        "1": empty(14),
+        "2": node("ImageCropV2", image=["1", 0], crop_region={"x": 8, "y": 0, "width": 16, "height": 16}),
+        "3": save("2"),
+    },
+    "outputs on the way": {
+        "1": empty(15),
+        "2": save("1", "middle"),
+        "3": node("ImageInvert", image=["2", 0]),
+        "4": save("3"),
+    },
+    "a mask and a comparison": {
+        "1": empty(16),
+        "2": node("ImageToMask", image=["1", 0], channel="blue"),
+        "3": node("MaskPreview", mask=["2", 0]),
+        "4": node("ImageCompare", compare_view={}, image_a=["1", 0]),
+    },
+    "a saved text": {
+        "1": node("PrimitiveString", value="a b"),
+        "2": node("SaveText", text=["1", 0], filename_prefix="t/live", format="md"),
+    },
+    "3D models": {
+        "1": MODEL,
+        "2": node("SaveGLB", mesh=["1", 0], filename_prefix="3d/x"),
+        "3": node("Save3DAdvanced", model_3d=["1", 0], filename_prefix="3d/y", **SIDES),
+        "4": node("Preview3D", model_file=["1", 0]),
+        "5": node("Preview3DAdvanced", model_3d=["1", 0], **SIDES),
+    },
+    "a 3D model by name": {"1": node("Preview3D", model_file="some.glb")},
 }
 REFUSED: dict[str, Any] = {
     "no outputs": {"1": empty()},
@@ -87,6 +169,63 @@ REFUSED: dict[str, Any] = {
     "link to nowhere": {"2": save("99")},
     "inner link to nowhere": {"1": node("ImageInvert", image=["99", 0]), "2": save("1")},
     "a cycle": {"1": node("ImageInvert", image=["1", 0]), "2": save("1")},
+    "a mode that does not exist": {
+        "1": empty(4),
+        "2": node("ImageBlend", image1=["1", 0], image2=["1", 0], blend_factor=0.5, blend_mode="nope"),
+        "3": node("SaveImage", filename_prefix="x", images=["2", 0]),
+        "4": node("SaveImage", filename_prefix="x"),
+    },
+    "a longer cycle": {
+        "0": node("ImageInvert", image=["1", 0]),
+        "1": node("ImageInvert", image=["2", 0]),
+        "2": node("ImageInvert", image=["1", 0]),
+        "4": save("0"),
+        "5": save("2"),
+    },
+    "an unknown class with a title": {"1": {**node("Nope"), "_meta": {"title": "Mine"}}, "2": save("1")},
+    "no class but a title": {"1": {"inputs": {}, "_meta": {"title": "Mine"}}},
+    "a class that was replaced": {
+        "1": {**node("T2IAdapterLoader", t2i_adapter_name="x"), "_meta": {"title": "t"}},
+        "2": node("PreviewAny", source=["1", 0]),
+    },
+    "a group without its first member": {
+        "1": empty(),
+        "2": node("BatchImagesNode", **{"images.image1": ["1", 0]}),
+        "3": save("2"),
+    },
+    "a bad member": {
+        "1": empty(),
+        "2": node(
+            "ResizeImageMaskNode",
+            input=["1", 0],
+            resize_type="scale by multiplier",
+            scale_method="area",
+            **{"resize_type.multiplier": -5},
+        ),
+        "3": save("2"),
+    },
+    "a member that is not in the list": {
+        "1": empty(),
+        "2": node(
+            "ResizeImageMaskNode",
+            input=["1", 0],
+            resize_type="scale dimensions",
+            scale_method="area",
+            **{"resize_type.width": 8, "resize_type.height": 8, "resize_type.crop": "bad"},
+        ),
+        "3": save("2"),
+    },
+    "a list that is no link": {
+        "1": empty(),
+        "2": node("ImageCropV2", image=["1", 0], crop_region=[1, 2]),
+        "3": save("2"),
+    },
+    "a text for a choice": {
+        "1": node("PrimitiveString", value="normal"),
+        "2": empty(),
+        "3": node("ImageBlend", image1=["2", 0], image2=["2", 0], blend_factor=0.5, blend_mode=["1", 0]),
+        "4": save("3"),
+    },
     "no such file": {"1": node("LoadImage", image="missing.png"), "2": save("1")},
     "not in the list": {
         "1": empty(),
@@ -97,9 +236,23 @@ REFUSED: dict[str, Any] = {
 
 
 @pytest.fixture
-async def both(comfyui_server: ComfyServer, tmp_path: Path) -> AsyncIterator[tuple[str, str]]:
-    """URLs of the real and of a simulated node, both with an empty history."""
-    options = NodeOptions(name="twin", timing=SimTiming(scale=0), folder=tmp_path)
+async def version(comfyui_server: ComfyServer) -> str:
+    """The real server's version; a test is skipped if there is no simulated node of it."""
+    async with httpx.AsyncClient() as http:
+        system = (await http.get(f"{comfyui_server.url}/system_stats")).json()["system"]
+    name = str(system["comfyui_version"])
+    if name not in VERSIONS:
+        pytest.skip(f"there is no simulated ComfyUI {name}")
+    return name
+
+
+@pytest.fixture
+async def both(comfyui_server: ComfyServer, version: str, tmp_path: Path) -> AsyncIterator[tuple[str, str]]:
+    """URLs of the real and of a simulated node of its version, both with an empty history."""
+    options = NodeOptions(name="twin", comfyui=version, timing=SimTiming(scale=0), folder=tmp_path)
+    for folder in (tmp_path, comfyui_server.folder):
+        (folder / "input" / "3d").mkdir(parents=True, exist_ok=True)
+        (folder / "input" / "3d" / "m.glb").write_bytes(GLB)
     async with SimNode(options) as sim, httpx.AsyncClient() as http:
         await http.post(f"{comfyui_server.url}/history", json={"clear": True})
         # Both begin with an empty cache: the real one acts on the flag before the next prompt.
@@ -121,15 +274,18 @@ def comparable(value: Any) -> Any:
     return re.sub(r"_\d{5}_", "_N_", value) if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-async def test_a_run_looks_the_same(name: str, both: tuple[str, str]) -> None:
-    graph, prompt_id = GRAPHS[name], str(uuid.uuid4())
+@pytest.mark.parametrize("name", [*GRAPHS, *LATER_GRAPHS])
+async def test_a_run_looks_the_same(name: str, both: tuple[str, str], version: str) -> None:
+    graph = {**GRAPHS, **LATER_GRAPHS}[name]
+    if name in LATER_GRAPHS and version == OLD:
+        await the_refusals_are_equal(graph, both)
+        return
+    ids = [str(uuid.uuid4()), str(uuid.uuid4())]
     seen: list[Any] = []
     for url in both:
         async with NativeClient(url, "twin-client") as client:
-            again = f"{prompt_id[:-1]}x"
-            first = await client.run(graph, prompt_id)
-            second = await client.run(graph, again)  # from the cache
+            first = await client.run(graph, ids[0])
+            second = await client.run(graph, ids[1])  # from the cache
             entries = [comparable(normal(entry)) for entry in (first, second)]
             seen.append((entries, comparable(steps(client.frames))))
     outputs = len(seen[0][0][0]["prompt"][4])
@@ -155,19 +311,37 @@ def unordered(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_a_refusal_looks_the_same(name: str, both: tuple[str, str]) -> None:
+    await the_refusals_are_equal(REFUSED[name], both)
+
+
+async def the_refusals_are_equal(graph: Graph, both: tuple[str, str], **more: Any) -> None:
     answers = []
     async with httpx.AsyncClient() as http:
         for url in both:
-            answer = await http.post(f"{url}/prompt", json={"prompt": REFUSED[name]})
+            answer = await http.post(f"{url}/prompt", json={"prompt": graph, **more})
             answers.append((answer.status_code, normal(without_texts(answer.json()))))
     assert answers[1] == answers[0]
     assert answers[0][0] == 400
 
 
-def without_texts(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_texts(item) for key, item in value.items() if key != "tooltip"}
-    return [without_texts(item) for item in value] if isinstance(value, list) else value
+HEX = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "x", 5, True, HEX, f"{{{uuid.UUID(HEX)}}}", str(uuid.UUID(HEX)).upper()]
+)
+async def test_ids_that_are_no_uuids_get_the_same_answer(
+    wrong: object, both: tuple[str, str], version: str
+) -> None:
+    if version != OLD:
+        await the_refusals_are_equal(GRAPHS["one picture"], both, prompt_id=wrong)
+        return
+    async with httpx.AsyncClient() as http:
+        for url in both:
+            answer = await http.post(
+                f"{url}/prompt", json={"prompt": GRAPHS["one picture"], "prompt_id": wrong}
+            )
+            assert answer.json()["prompt_id"] == str(wrong)
 
 
 async def test_a_partly_valid_graph_is_taken_with_errors(both: tuple[str, str]) -> None:
@@ -209,6 +383,24 @@ async def test_a_partly_valid_graph_is_taken_with_errors(both: tuple[str, str]) 
         ("GET", "/models/nope", b""),
         ("GET", "/api/queue", b""),
         ("GET", "/nope", b""),
+        ("GET", "/features", b""),
+        ("GET", "/models", b""),
+        ("GET", "/node_replacements", b""),
+        ("GET", "/jobs", b""),
+        ("GET", "/api/jobs/unknown", b""),
+        ("GET", "/api/jobs?status=running", b""),
+        ("GET", "/api/jobs?limit=0", b""),
+        ("GET", "/api/jobs?limit=x", b""),
+        ("GET", "/api/jobs?offset=x", b""),
+        ("GET", "/api/jobs?sort_by=x", b""),
+        ("GET", "/api/jobs?sort_order=x", b""),
+        ("GET", "/api/jobs?status=pending,in_progress&limit=200", b""),
+        ("GET", "/api/tags", b""),
+        ("GET", "/tags", b""),
+        ("GET", "/api/assets", b""),
+        ("GET", "/api/assets/seed/status", b""),
+        ("GET", "/api/internal/files/input", b""),
+        ("GET", "/internal/files/nope", b""),
         ("PUT", "/queue", b""),
     ],
 )
@@ -226,6 +418,77 @@ async def test_odd_requests_get_the_same_answer(
         assert (sim.json() if "json" in real.headers["content-type"] else sim.text) == (
             real.json() if "json" in real.headers["content-type"] else real.text
         )
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/jobs/unknown/cancel", b""),
+        ("/api/jobs/cancel", b"no json"),
+        ("/api/jobs/cancel", b"[]"),
+        ("/api/jobs/cancel", b"{}"),
+        ("/api/jobs/cancel", b'{"job_ids": []}'),
+        ("/api/jobs/cancel", b'{"job_ids": ["x", 3]}'),
+        ("/api/assets", b""),
+    ],
+)
+async def test_posts_to_the_later_parts_of_the_api_get_the_same_answer(
+    path: str, body: bytes, both: tuple[str, str], version: str
+) -> None:
+    async with httpx.AsyncClient() as http:
+        real, sim = [await http.post(f"{url}{path}", content=body) for url in both]
+    if version == OLD:  # which answers 405 to a POST anywhere
+        assert (real.status_code, sim.status_code) == (405, 404)
+    else:
+        assert (sim.status_code, sim.json()) == (real.status_code, real.json())
+
+
+JOBS: dict[str, Graph] = {
+    name: GRAPHS.get(name) or LATER_GRAPHS[name]
+    for name in ("two outputs", "text and branches", "a saved text", "an error on the way", "3D models")
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+async def test_a_job_looks_the_same_in_the_jobs_api(name: str, both: tuple[str, str], version: str) -> None:
+    if version == OLD:  # has no such API, as another test shows
+        return
+    seen = []
+    for url in both:
+        async with NativeClient(url, "twin-client") as client:
+            prompt_id = (await client.post(JOBS[name])).json()["prompt_id"]
+            await client.until(partial(client.finished, prompt_id))
+            one = (await client.http.get(f"/api/jobs/{prompt_id}")).json()
+            (listed,) = (await client.http.get("/api/jobs?limit=1")).json()["jobs"]
+        seen.append([{**comparable(normal(job)), "id": 0, "priority": 0} for job in (one, listed)])
+    for first, second in zip(*(unordered(json.loads(json.dumps(jobs))) for jobs in seen), strict=True):
+        for key in set(first) | set(second):
+            if key not in ("execution_status", "execution_error"):
+                assert second.get(key) == first.get(key), key
+
+
+async def test_files_are_listed_and_shown_with_the_same_headers(
+    both: tuple[str, str], comfyui_server: ComfyServer, tmp_path: Path
+) -> None:
+    names = ("a.html", "a.svg", "a.js", "a.css", "a.xml", "a.txt", "noext")
+    for folder in (tmp_path, comfyui_server.folder):
+        for name in names:
+            (folder / "output" / name).write_bytes(b"x")
+    async with httpx.AsyncClient() as http:
+        for name in names:
+            real, sim = [await http.get(f"{url}/view?filename={name}") for url in both]
+            for header in ("content-type", "content-disposition", "x-content-type-options"):
+                assert sim.headers.get(header) == real.headers.get(header), (name, header)
+        real, sim = [(await http.get(f"{url}/internal/files/output")).json() for url in both]
+    assert set(sim) <= set(real)
+    assert len(sim) == len(names)
+
+
+@pytest.mark.parametrize("site", ["same-origin", "same-site", "none", "cross-site"])
+async def test_requests_from_other_sites_get_the_same_answer(site: str, both: tuple[str, str]) -> None:
+    async with httpx.AsyncClient() as http:
+        real, sim = [await http.get(f"{url}/queue", headers={"Sec-Fetch-Site": site}) for url in both]
+    assert sim.status_code == real.status_code
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "http://127.0.0.1"])

@@ -1,10 +1,16 @@
 """Graphs that the tests of the simulated node run."""
 
 import itertools
+import uuid
 from typing import Any
 
 Graph = dict[str, Any]
 _numbers = itertools.count()
+
+
+def ident(name: object) -> str:
+    """Return the prompt id that stands for a name."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, str(name)))
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import websockets
 from comfy_fleet.sim import ALWAYS, BadFault, NodeOptions, SimNode, SimTiming
 from comfy_fleet.sim.messages import Request
 from tests.native_client import NativeClient
-from tests.unit.sim.graphs import picture, sleeping, text_to_image
+from tests.unit.sim.graphs import ident, picture, sleeping, text_to_image
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ async def finish(client: NativeClient, prompt_id: str) -> dict[str, Any]:
 
 async def test_a_counted_fault_hits_that_many_prompts(client: NativeClient) -> None:
     assert (await switch(client, oom=2))["oom"] == 2
-    ended = [(await finish(client, str(index)))[str(index)]["status"]["status_str"] for index in range(3)]
+    ended = [(await finish(client, ident(index)))[ident(index)]["status"]["status_str"] for index in range(3)]
     assert ended == ["error", "error", "success"]
     assert {error["exception_type"] for error in client.of("execution_error")} == {"torch.OutOfMemoryError"}
 
@@ -52,23 +52,23 @@ async def test_always_never_ends_until_it_is_switched_off(sim: SimNode, client: 
     await switch(client, execution_error="always")
     assert sim.faults.execution_error == ALWAYS
     for index in range(3):
-        await finish(client, str(index))
+        await finish(client, ident(index))
     assert [error["exception_type"] for error in client.of("execution_error")] == ["RuntimeError"] * 3
     await switch(client, clear=True)
-    assert (await finish(client, "good"))["good"]["status"]["completed"]
+    assert (await finish(client, ident("good")))[ident("good")]["status"]["completed"]
 
 
 async def test_a_gpu_fault_lasts_until_the_node_starts_anew(sim: SimNode, client: NativeClient) -> None:
     await switch(client, gpu_fault=1)
     for index in range(2):
-        await client.post(picture(color=index), str(index))
-        await client.until(partial(client.finished, str(index)))
+        await client.post(picture(color=index), ident(index))
+        await client.until(partial(client.finished, ident(index)))
     errors = client.of("execution_error")
     assert [error["exception_type"] for error in errors] == ["torch.AcceleratorError"] * 2
     assert all(error["exception_message"].startswith("CUDA error: ") for error in errors)
     await sim.restart()
     async with NativeClient(sim.url, "again") as again:
-        assert (await finish(again, "good"))["good"]["status"]["completed"]
+        assert (await finish(again, ident("good")))[ident("good")]["status"]["completed"]
 
 
 async def test_reject(client: NativeClient) -> None:
@@ -81,21 +81,21 @@ async def test_reject(client: NativeClient) -> None:
 
 async def test_partial(client: NativeClient) -> None:
     await switch(client, partial=1)
-    answer = await client.post(picture(), "p")
+    answer = await client.post(picture(), ident("p"))
     assert answer.status_code == 200
     assert answer.json()["node_errors"]["2"]["errors"][0]["type"] == "value_not_in_list"
-    await client.until(lambda: client.finished("p"))
+    await client.until(lambda: client.finished(ident("p")))
 
 
 async def test_history_lost(client: NativeClient) -> None:
     await switch(client, history_lost=1)
-    assert await finish(client, "lost") == {}
-    assert "kept" in await finish(client, "kept")
+    assert await finish(client, ident("lost")) == {}
+    assert ident("kept") in await finish(client, ident("kept"))
 
 
 async def test_dropped_types(client: NativeClient) -> None:
     await switch(client, drop_types=["executed", "progress_state"])
-    await finish(client, "p")
+    await finish(client, ident("p"))
     assert not {"executed", "progress_state"} & set(client.kinds())
     assert "execution_success" in client.kinds()
 
@@ -103,7 +103,7 @@ async def test_dropped_types(client: NativeClient) -> None:
 async def test_dropped_clients(sim: SimNode, client: NativeClient) -> None:
     await switch(client, drop_clients=["client"])
     async with NativeClient(sim.url, "other") as other:
-        await client.post(picture(), "p")
+        await client.post(picture(), ident("p"))
         await other.until(lambda: len(other.of("status")) == 4)
     assert client.kinds() == ["status"]
     await switch(client, drop_clients=["*"])
@@ -114,21 +114,21 @@ async def test_dropped_clients(sim: SimNode, client: NativeClient) -> None:
 
 async def test_dropped_last_frames(client: NativeClient) -> None:
     await switch(client, drop_last=1)
-    await client.post(picture(), "p")
+    await client.post(picture(), ident("p"))
     await client.until(lambda: "executed" in client.kinds())
-    while "p" not in (await client.http.get("/history/p")).json():
+    while ident("p") not in (await client.http.get(f"/history/{ident('p')}")).json():
         await asyncio.sleep(0.005)
     assert "execution_success" not in client.kinds()
-    await client.run(picture(), "next")
-    assert not client.finished("p")
+    await client.run(picture(), ident("next"))
+    assert not client.finished(ident("p"))
 
 
 async def test_closed_sockets(sim: SimNode, client: NativeClient) -> None:
     await switch(client, close_sockets=1)
-    await client.post(picture(), "p")
+    await client.post(picture(), ident("p"))
     with pytest.raises(websockets.ConnectionClosedError):
         await asyncio.wait_for(_closed(client), 5)
-    while "p" not in (await client.http.get("/history/p")).json():
+    while ident("p") not in (await client.http.get(f"/history/{ident('p')}")).json():
         await asyncio.sleep(0.005)
 
 
@@ -140,9 +140,9 @@ async def _closed(client: NativeClient) -> None:
 async def test_a_crash_in_a_run_loses_everything_and_may_be_followed_by_a_restart(
     sim: SimNode, client: NativeClient
 ) -> None:
-    await client.run(text_to_image(), "before")
+    await client.run(text_to_image(), ident("before"))
     await switch(client, crash_mid_run=1, restart_after_s=0.2)
-    await client.post(picture(), "p")
+    await client.post(picture(), ident("p"))
     await asyncio.wait_for(client.socket.wait_closed(), 5)
     async with httpx.AsyncClient(base_url=sim.url) as http:
         with pytest.raises(httpx.ConnectError):
@@ -153,7 +153,7 @@ async def test_a_crash_in_a_run_loses_everything_and_may_be_followed_by_a_restar
         assert (await http.get("/queue")).json() == {"queue_running": [], "queue_pending": []}
         assert sim.vram.models == {}
     async with NativeClient(sim.url, "client") as again:
-        assert (await again.run(picture(), "p"))["status"]["completed"]
+        assert (await again.run(picture(), ident("p")))["status"]["completed"]
 
 
 async def test_a_crash_now_and_a_restart_by_hand(sim: SimNode, client: NativeClient) -> None:
@@ -170,7 +170,7 @@ async def test_a_crash_now_and_a_restart_by_hand(sim: SimNode, client: NativeCli
 async def test_a_frozen_node_accepts_and_answers_nothing_until_it_thaws(
     sim: SimNode, client: NativeClient
 ) -> None:
-    await client.post(sleeping(0.3), "p")
+    await client.post(sleeping(0.3), ident("p"))
     await client.until(lambda: bool(client.of("progress")))
     await switch(client, freeze=True)
     seen = len(client.frames)
@@ -183,7 +183,7 @@ async def test_a_frozen_node_accepts_and_answers_nothing_until_it_thaws(
         await websockets.connect(f"ws://{sim.host}:{sim.port}/ws", open_timeout=0.1)
     assert len(client.frames) == seen
     assert (await switch(client, freeze=False))["freeze"] is False
-    await client.until(lambda: client.finished("p"))
+    await client.until(lambda: client.finished(ident("p")))
     await asyncio.wait_for(await client.socket.ping(), 5)
 
 
@@ -235,8 +235,8 @@ async def test_foreign_memory_can_be_set(sim: SimNode, client: NativeClient) -> 
     await switch(client, foreign_gib=20)
     device = (await client.http.get("/system_stats")).json()["devices"][0]
     assert device["vram_free"] == 4 * 2**30
-    await client.post(text_to_image(), "p")
-    await client.until(lambda: client.finished("p"))
+    await client.post(text_to_image(), ident("p"))
+    await client.until(lambda: client.finished(ident("p")))
     assert client.of("execution_error")[0]["exception_type"] == "torch.OutOfMemoryError"
     assert (await client.http.get("/sim/faults")).json()["foreign_gib"] == 20
 
@@ -276,10 +276,10 @@ async def test_steering_is_refused_to_other_machines(sim: SimNode) -> None:
 
 async def test_reset_starts_anew(sim: SimNode, client: NativeClient) -> None:
     graph = text_to_image()
-    await client.run(graph, "p")
+    await client.run(graph, ident("p"))
     sim.faults.oom = 1
     await client.http.post("/sim/reset")
     assert (await client.http.get("/history")).json() == {}
     assert (sim.stats.done, sim.vram.models, sim.faults.oom) == (0, {}, 0)
-    await client.run(graph, "again")
+    await client.run(graph, ident("again"))
     assert client.of("execution_cached")[-1]["nodes"] == []

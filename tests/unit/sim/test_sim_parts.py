@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from comfy_fleet.sim.catalogue import FOLDERS, Catalogue
+from comfy_fleet.sim.catalogue import Catalogue
 from comfy_fleet.sim.files import Files, OutsideFolder, annotated
 from comfy_fleet.sim.memory import OutOfMemory, Vram
 from comfy_fleet.sim.nodes_output import WORK
-from comfy_fleet.sim.options import SimOptions, SimTiming, builtin_models, read_models
+from comfy_fleet.sim.options import NodeOptions, SimOptions, SimTiming, builtin_models, read_models
 from comfy_fleet.sim.pictures import Painter, caption, jpeg, png
 from comfy_fleet.sim.validation import check
+from comfy_fleet.sim.versions import DEFAULT, VERSIONS, Version, find
 from tests.unit.sim.graphs import text_to_image
 
 WORKFLOWS = Path(__file__).parents[3] / "workflows"
@@ -175,24 +176,42 @@ def test_impossible_speeds_are_refused(wrong: dict[str, float]) -> None:
 # the catalogue
 
 
-def test_every_class_of_the_catalogue_has_an_implementation() -> None:
-    assert set(Catalogue({}, lambda _: []).object_info()) == set(WORK)
+def test_every_class_of_the_catalogues_has_an_implementation() -> None:
+    known = [set(Catalogue(version, {}, lambda _: []).object_info()) for version in VERSIONS.values()]
+    assert set.union(*known) == set(WORK)
+    assert all(len(classes) > 100 for classes in known)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("0.33.0", "0.33.0"), ("0.33", "0.33.0"), ("0.3.64", "0.3.64"), ("0.3", "0.3.64")]
+)
+def test_a_version_is_found_by_its_first_numbers(name: str, found: str) -> None:
+    assert find(name).name == found
+
+
+@pytest.mark.parametrize("name", ["", "0.3.6", "0.4", "0.33.0.1", "sim-0.33.0"])
+def test_an_unknown_version_is_refused_and_the_known_ones_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"there are: 0\.33\.0, 0\.3\.64"):
+        NodeOptions(comfyui=name).version  # noqa: B018 - it is looked up then
 
 
 def test_classes_of_a_real_server_can_be_added() -> None:
     entry = {"input": {"required": {}}, "output": ["IMAGE"], "output_node": False}
-    catalogue = Catalogue({}, lambda _: [], {"Extra": entry, "KSampler": entry})
+    catalogue = Catalogue(find(DEFAULT), {}, lambda _: [], {"Extra": entry, "KSampler": entry})
     assert catalogue.find("Extra") is not None
     sampler = catalogue.find("KSampler")
     assert sampler is not None
     assert "seed" in sampler.inputs
 
 
-def test_model_folders_are_known() -> None:
-    assert set(builtin_models()) <= set(FOLDERS)
+@pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
+def test_model_folders_are_known(version: Version) -> None:
+    assert set(builtin_models()) <= set(version.folders)
 
 
+@pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*/workflow.json")), ids=lambda path: path.parent.name)
-def test_the_shipped_workflows_are_valid_on_a_simulated_node(path: Path) -> None:
-    found = check(json.loads(path.read_text()), Catalogue(builtin_models(), lambda _: []), lambda _: True)
+def test_the_shipped_workflows_are_valid_on_a_simulated_node(path: Path, version: Version) -> None:
+    catalogue = Catalogue(version, builtin_models(), lambda _: [])
+    found = check(json.loads(path.read_text()), catalogue, lambda _: True)
     assert (found.error, found.node_errors) == (None, {})

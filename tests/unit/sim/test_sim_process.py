@@ -82,6 +82,7 @@ async def test_a_wrong_option_is_named(tmp_path: Path) -> None:
         (["--object-info", "{none}"], "can't use {none}: No such file"),
         (["--object-info", "{broken}"], "{broken} is not JSON"),
         (["--data", "{broken}/x"], "can't use {broken}/x"),
+        (["--comfyui", "0.4"], "no simulated ComfyUI '0.4'; there are: 0.33.0, 0.3.64"),
         (["--port", "65535", "--nodes", "2"], "2 ports from 65535 on end above 65535"),
     ],
 )
@@ -113,10 +114,12 @@ def test_the_command_line_becomes_options(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("comfy_fleet.sim.server.serve", served.append)
     monkeypatch.setattr("comfy_fleet.cli.sim.logging_as", lambda _: None)
     wanted = ["--nodes", "5", "--vram-gib", "80", "--scale", "0.5", "--job-seconds", "1", "--previews"]
+    wanted += ["--comfyui", "0.3.64"]
     for arguments in (wanted, []):
         assert CliRunner().invoke(build(), ["sim", *arguments]).exit_code == 0
     options, plain = served
     assert (options.nodes, options.vram_gib, options.previews) == (5, 80.0, True)
+    assert options.comfyui == options.node(1).comfyui == "0.3.64"
     assert (options.timing.scale, options.timing.job_s) == (0.5, 1.0)
     assert plain == SimOptions()
     assert CliRunner().invoke(build(), ["sim", "--scale", "-1"]).exit_code == Exit.USAGE

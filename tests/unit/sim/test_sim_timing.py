@@ -10,7 +10,7 @@ from comfy_fleet.sim import NodeOptions, SimNode, SimTiming, execution
 from comfy_fleet.sim.execution import MAX_DEBT_S
 from comfy_fleet.sim.run import Clock, Interrupted
 from tests.native_client import NativeClient
-from tests.unit.sim.graphs import node, picture, text_to_image
+from tests.unit.sim.graphs import ident, node, picture, text_to_image
 
 
 @pytest.fixture
@@ -106,13 +106,13 @@ async def test_what_is_loaded_shows_in_the_system_stats() -> None:
 async def test_a_job_that_does_not_fit_is_out_of_memory_and_the_next_may_fit() -> None:
     options = NodeOptions(timing=SimTiming(scale=0), vram_bytes=10 * 10**9)
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
-        await client.post(text_to_image(), "big")
-        await client.until(lambda: client.finished("big"))
+        await client.post(text_to_image(), ident("big"))
+        await client.until(lambda: client.finished(ident("big")))
         error = client.of("execution_error")[0]
         assert error["exception_type"] == "torch.OutOfMemoryError"
         assert (error["node_id"], error["node_type"]) == ("7", "KSampler")
         assert sim.vram.models == {}
-        entry = (await client.http.get("/history/big")).json()["big"]
+        entry = (await client.http.get(f"/history/{ident('big')}")).json()[ident("big")]
         assert entry["status"]["status_str"] == "error"
         work = node("SimWork", value=1, seconds=0.0, steps=2, vram_gb=9.0)
         fits = await client.run({"1": work, "2": node("PreviewAny", source=["1", 0])})
@@ -123,10 +123,10 @@ async def test_a_job_that_does_not_fit_is_out_of_memory_and_the_next_may_fit() -
 async def test_an_interrupt_ends_a_long_wait_at_once() -> None:
     options = NodeOptions(timing=SimTiming(job_s=30))
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
-        await client.post(picture(), "p")
+        await client.post(picture(), ident("p"))
         await client.until(lambda: bool(client.of("executing")))
-        await client.http.post("/interrupt", json={"prompt_id": "p"})
-        await client.until(lambda: client.finished("p"))
+        await client.http.post("/interrupt", json={"prompt_id": ident("p")})
+        await client.until(lambda: client.finished(ident("p")))
         assert busy_s(sim) < 20
         assert sim.stats.interrupted == 1
 
@@ -134,7 +134,7 @@ async def test_an_interrupt_ends_a_long_wait_at_once() -> None:
 async def test_a_running_prompt_counts_up_to_now() -> None:
     options = NodeOptions(timing=SimTiming(job_s=30))
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
-        await client.post(picture(), "p")
+        await client.post(picture(), ident("p"))
         await client.until(lambda: bool(client.of("executing")))
         first = (await client.http.get("/sim/stats")).json()
         second = (await client.http.get("/sim/stats")).json()

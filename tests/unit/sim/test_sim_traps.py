@@ -15,15 +15,17 @@ from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngImageFile
 
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
+from comfy_fleet.sim.versions import VERSIONS
 from tests.native_client import NativeClient
-from tests.unit.sim.graphs import node, picture, sleeping, text_to_image
+from tests.unit.sim.graphs import ident, node, picture, sleeping, text_to_image
 
 QUICK = SimTiming(scale=0)
 
 
-@pytest.fixture
-async def sim() -> AsyncIterator[SimNode]:
-    async with SimNode(NodeOptions(name="gpu-1", timing=QUICK, history_limit=3)) as running:
+@pytest.fixture(params=VERSIONS)
+async def sim(request: pytest.FixtureRequest) -> AsyncIterator[SimNode]:
+    options = NodeOptions(name="gpu-1", comfyui=request.param, timing=QUICK, history_limit=3)
+    async with SimNode(options) as running:
         yield running
 
 
@@ -39,45 +41,45 @@ async def history(client: NativeClient, prompt_id: str) -> Any:
 
 async def test_the_history_lacks_a_prompt_until_after_its_success(sim: SimNode, client: NativeClient) -> None:
     sim.faults.history_lag_s = 0.2
-    await client.post(picture(), "p")
+    await client.post(picture(), ident("p"))
     await client.until(lambda: "execution_success" in client.kinds())
-    assert await history(client, "p") == {}
-    await client.until(lambda: client.finished("p"))
-    assert "p" in await history(client, "p")
+    assert await history(client, ident("p")) == {}
+    await client.until(lambda: client.finished(ident("p")))
+    assert ident("p") in await history(client, ident("p"))
 
 
 async def test_waiting_and_running_prompts_have_no_history_but_stand_in_the_queue(
     client: NativeClient,
 ) -> None:
-    await client.post(sleeping(5), "running")
-    await client.post(picture(), "waiting")
+    await client.post(sleeping(5), ident("running"))
+    await client.post(picture(), ident("waiting"))
     await client.until(lambda: bool(client.of("progress")))
     queue = (await client.http.get("/queue")).json()
-    assert [item[1] for item in queue["queue_running"]] == ["running"]
-    assert [item[1] for item in queue["queue_pending"]] == ["waiting"]
-    assert await history(client, "running") == await history(client, "waiting") == {}
+    assert [item[1] for item in queue["queue_running"]] == [ident("running")]
+    assert [item[1] for item in queue["queue_pending"]] == [ident("waiting")]
+    assert await history(client, ident("running")) == await history(client, ident("waiting")) == {}
     assert (await client.http.get("/prompt")).json() == {"exec_info": {"queue_remaining": 2}}
 
 
 async def test_the_same_id_twice_runs_twice_and_shows_the_first_meanwhile(client: NativeClient) -> None:
-    await client.run(picture(), "p")
-    await client.post(sleeping(5), "p")
+    await client.run(picture(), ident("p"))
+    await client.post(sleeping(5), ident("p"))
     await client.until(lambda: bool(client.of("progress")))
-    assert list((await history(client, "p"))["p"]["prompt"][2]) == ["1", "2"]
-    await client.http.post("/interrupt", json={"prompt_id": "p"})
+    assert list((await history(client, ident("p")))[ident("p")]["prompt"][2]) == ["1", "2"]
+    await client.http.post("/interrupt", json={"prompt_id": ident("p")})
     await client.until(lambda: bool(client.of("execution_interrupted")))
     await client.until(lambda: len([d for d in client.of("executing") if d["node"] is None]) == 2)
-    assert (await history(client, "p"))["p"]["status"]["status_str"] == "error"
+    assert (await history(client, ident("p")))[ident("p")]["status"]["status_str"] == "error"
 
 
 async def test_an_equal_graph_names_the_old_file_even_when_that_is_gone(
     sim: SimNode, client: NativeClient
 ) -> None:
     graph = picture()
-    first = await client.run(graph, "first")
+    first = await client.run(graph, ident("first"))
     for path in sim.files.root.rglob("*.png"):
         path.unlink()
-    second = await client.run(graph, "second")
+    second = await client.run(graph, ident("second"))
     assert second["outputs"] == first["outputs"]
     assert client.of("execution_cached")[-1]["nodes"] == ["1", "2"]
     image = second["outputs"]["2"]["images"][0]
@@ -85,25 +87,25 @@ async def test_an_equal_graph_names_the_old_file_even_when_that_is_gone(
 
 
 async def test_a_prefix_of_its_own_makes_the_save_node_run(client: NativeClient) -> None:
-    await client.run(picture(color=3, prefix="fleet/j/1/x"), "first")
-    entry = await client.run(picture(color=3, prefix="fleet/j/2/x"), "second")
+    await client.run(picture(color=3, prefix="fleet/j/1/x"), ident("first"))
+    entry = await client.run(picture(color=3, prefix="fleet/j/2/x"), ident("second"))
     assert client.of("execution_cached")[-1]["nodes"] == ["1"]
     assert entry["outputs"]["2"]["images"][0]["subfolder"] == "fleet/j/2"
 
 
 async def test_an_unknown_input_takes_part_in_the_cache_key(client: NativeClient) -> None:
     graph = picture(prefix="same")
-    await client.run(graph, "first")
+    await client.run(graph, ident("first"))
     graph["2"]["inputs"]["nonsense"] = 1
-    await client.run(graph, "second")
+    await client.run(graph, ident("second"))
     assert client.of("execution_cached")[-1]["nodes"] == ["1"]
 
 
 async def test_only_the_last_prompt_stays_in_the_cache(client: NativeClient) -> None:
     graph = picture(color=1)
-    await client.run(graph, "1")
-    await client.run(picture(color=2), "2")
-    await client.run(graph, "3")
+    await client.run(graph, ident(1))
+    await client.run(picture(color=2), ident(2))
+    await client.run(graph, ident(3))
     assert client.of("execution_cached")[-1]["nodes"] == []
 
 
@@ -123,7 +125,7 @@ async def test_closing_the_first_of_two_sockets_silences_the_second(sim: SimNode
 
 async def test_a_reconnect_hears_what_runs_now(sim: SimNode) -> None:
     async with NativeClient(sim.url, "again") as client:
-        await client.post(sleeping(5), "p")
+        await client.post(sleeping(5), ident("p"))
         await client.until(lambda: bool(client.of("progress")))
     while len(sim.engine.sockets):
         await asyncio.sleep(0.005)
@@ -135,7 +137,7 @@ async def test_a_reconnect_hears_what_runs_now(sim: SimNode) -> None:
 
 async def test_frames_of_a_prompt_go_to_its_client_only(sim: SimNode, client: NativeClient) -> None:
     async with NativeClient(sim.url, "other") as other:
-        await client.run(picture(), "p")
+        await client.run(picture(), ident("p"))
         await other.until(lambda: len(other.of("status")) == 4)
         assert set(other.kinds()) == {"status"}
 
@@ -147,51 +149,51 @@ async def test_a_client_without_an_id_is_told_one(sim: SimNode) -> None:
 
 async def test_the_history_is_capped(sim: SimNode, client: NativeClient) -> None:
     for index in range(6):
-        await client.run(picture(), str(index))
+        await client.run(picture(), ident(index))
     kept = (await client.http.get("/history")).json()
-    assert list(kept) == ["2", "3", "4", "5"]
-    assert list((await client.http.get("/history?max_items=2")).json()) == ["4", "5"]
-    assert list((await client.http.get("/history?max_items=1&offset=1")).json()) == ["3"]
-    await client.http.post("/history", json={"delete": ["4"]})
-    assert list((await client.http.get("/history")).json()) == ["2", "3", "5"]
+    assert list(kept) == [ident(2), ident(3), ident(4), ident(5)]
+    assert list((await client.http.get("/history?max_items=2")).json()) == [ident(4), ident(5)]
+    assert list((await client.http.get("/history?max_items=1&offset=1")).json()) == [ident(3)]
+    await client.http.post("/history", json={"delete": [ident(4)]})
+    assert list((await client.http.get("/history")).json()) == [ident(2), ident(3), ident(5)]
     await client.http.post("/history", json={"clear": True})
     assert (await client.http.get("/history")).json() == {}
 
 
 async def test_an_interrupt_with_an_id_hits_that_prompt_only(client: NativeClient) -> None:
-    await client.post(sleeping(5), "mine")
+    await client.post(sleeping(5), ident("mine"))
     await client.until(lambda: bool(client.of("progress")))
     await client.http.post("/interrupt", json={"prompt_id": "other"})
-    assert [item[1] for item in (await client.http.get("/queue")).json()["queue_running"]] == ["mine"]
+    assert [item[1] for item in (await client.http.get("/queue")).json()["queue_running"]] == [ident("mine")]
     await client.http.post("/interrupt")
-    await client.until(lambda: client.finished("mine"))
+    await client.until(lambda: client.finished(ident("mine")))
     assert client.of("execution_interrupted")[0]["node_id"] == "3"
 
 
 async def test_a_waiting_prompt_can_be_removed_without_a_trace(client: NativeClient) -> None:
-    await client.post(sleeping(5), "running")
-    for prompt_id in ("a", "b"):
+    await client.post(sleeping(5), ident("running"))
+    for prompt_id in (ident("a"), ident("b")):
         await client.post(picture(), prompt_id)
-    answer = await client.http.post("/queue", json={"delete": ["a", "unknown"]})
+    answer = await client.http.post("/queue", json={"delete": [ident("a"), "unknown"]})
     assert (answer.status_code, answer.content) == (200, b"")
-    assert [item[1] for item in (await client.http.get("/queue")).json()["queue_pending"]] == ["b"]
+    assert [item[1] for item in (await client.http.get("/queue")).json()["queue_pending"]] == [ident("b")]
     await client.http.post("/queue", json={"clear": True})
     assert (await client.http.get("/queue")).json()["queue_pending"] == []
 
 
 async def test_a_prompt_may_jump_the_queue(client: NativeClient) -> None:
-    await client.post(sleeping(5), "running")
-    await client.post(picture(), "b")
-    assert (await client.post(picture(), "front", front=True)).json()["number"] == -2
-    assert (await client.post(picture(), "last", number=99)).json()["number"] == 99.0
+    await client.post(sleeping(5), ident("running"))
+    await client.post(picture(), ident("b"))
+    assert (await client.post(picture(), ident("front"), front=True)).json()["number"] == -2
+    assert (await client.post(picture(), ident("last"), number=99)).json()["number"] == 99.0
     pending = (await client.http.get("/queue")).json()["queue_pending"]
-    assert min(pending)[1] == "front"
+    assert min(pending)[1] == ident("front")
 
 
 async def test_memory_is_freed_only_after_the_prompt(sim: SimNode, client: NativeClient) -> None:
-    await client.run(text_to_image(), "load")
+    await client.run(text_to_image(), ident("load"))
     loaded = set(sim.vram.models)
-    await client.post(sleeping(5), "busy")
+    await client.post(sleeping(5), ident("busy"))
     await client.http.post("/free", json={"unload_models": True})
     await client.until(lambda: bool(client.of("progress")))
     assert (
@@ -200,22 +202,23 @@ async def test_memory_is_freed_only_after_the_prompt(sim: SimNode, client: Nativ
         == {"z_image_turbo_bf16.safetensors", "qwen_3_4b.safetensors", "ae.safetensors"}
     )
     await client.http.post("/interrupt")
-    await client.until(lambda: client.finished("busy"))
-    await client.run(picture(), "next")
+    await client.until(lambda: client.finished(ident("busy")))
+    await client.run(picture(), ident("next"))
     assert sim.vram.models == {}
 
 
 async def test_free_memory_forgets_the_cache_of_an_idle_node(client: NativeClient) -> None:
     graph = picture()
-    await client.run(graph, "first")
+    await client.run(graph, ident("first"))
     await client.http.post("/free", json={"free_memory": True})
-    await client.run(graph, "second")
+    await client.run(graph, ident("second"))
     assert client.of("execution_cached")[-1]["nodes"] == []
 
 
 async def test_partner_keys_are_not_kept_in_the_history(client: NativeClient) -> None:
-    entry = await client.run(picture(), "p", extra_data={"api_key_comfy_org": "secret", "other": 1})
-    assert entry["prompt"][3] == {"client_id": "client", "other": 1}
+    entry = await client.run(picture(), ident("p"), extra_data={"api_key_comfy_org": "secret", "other": 1})
+    kept = {key: value for key, value in entry["prompt"][3].items() if key != "create_time"}
+    assert kept == {"client_id": "client", "other": 1}
 
 
 async def test_both_forms_of_pictures_by_websocket(sim: SimNode) -> None:
