@@ -53,9 +53,10 @@ async def compare_images(run: Run, call: Call) -> Result:
     """Show one or two batches of pictures."""
     ui = {}
     for side in ("a", "b"):
-        if pictures := call.inputs.get(f"image_{side}"):
-            prefix = run.fresh_prefix(f"comfy.compare.{side}")
-            ui[f"{side}_images"] = await run.save(pictures, prefix, "temp", level=1, bare=True)
+        pictures, prefix = call.inputs.get(f"image_{side}"), run.fresh_prefix(f"comfy.compare.{side}")
+        ui[f"{side}_images"] = (
+            await run.save(pictures, prefix, "temp", level=1, bare=True) if pictures else []
+        )
     return Result(ui=ui)
 
 

@@ -210,7 +210,7 @@ def normal(value: Any) -> Any:
         changed = {key: normal(item) for key, item in value.items()}
         for key in TIMES & set(changed):
             changed[key] = 0
-        if changed.get("traceback"):
+        if "traceback" in changed:
             changed["traceback"] = ["..."]
         for key in ("executed", "current_outputs"):
             if isinstance(changed.get(key), list):
