@@ -122,7 +122,7 @@ async def test_show_refresh_and_diff(redis_port: int, tmp_path: Path) -> None:
         fleet.sims["g2"].catalogue._models = {**fleet.sims["g2"].models, "vae": {"new.safetensors": 1}}
         read = await world.cli("node", "refresh", "g2")
         assert read.exit_code == 0, read.output
-        assert "read g2: ComfyUI sim-0.3.64" in read.stdout
+        assert "read g2: ComfyUI sim-0.33.0" in read.stdout
         same = await world.client.get("/api/v1/nodes-diff?names=g1")
         assert same.json()["differences"] == []
         told = await world.cli("node", "diff")
