@@ -18,9 +18,9 @@ def of(version: Version) -> Catalogue:
     return Catalogue(version, builtin_models(), lambda _: [])
 
 
-@pytest.fixture(params=VERSIONS.values(), ids=VERSIONS)
+@pytest.fixture(params=VERSIONS)
 def catalogue(request: pytest.FixtureRequest) -> Catalogue:
-    return of(request.param)
+    return of(VERSIONS[request.param])
 
 
 def verdict(catalogue: Catalogue, graph: Graph) -> Verdict:
