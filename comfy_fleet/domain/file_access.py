@@ -88,7 +88,7 @@ DENIED: Mapping[str, str] = MappingProxyType(
 """Classes that no job may use unless the operator says so, and why."""
 
 PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAudio", "ImageCompositor"})
-"""Classes of :func:`keeps_graph` that are known before any node was asked."""
+"""Classes of :func:`keeps_graph` that are known before any node was asked, and never forgotten."""
 
 _UPLOADED_TYPES = frozenset({"WEBCAM", "AUDIO_RECORD", "LOAD_3D", "LOAD_3D_ANIMATION"})
 """Widgets of the editor that upload what they record and put the files' names into the graph."""
@@ -101,6 +101,7 @@ _ANNOTATION = re.compile(r"\[(?:output|temp)\]\s*$")
 _UP = re.compile(r"\s*\.\.[. ]*")
 _ROOTED = re.compile(r"[/\\]|[A-Za-z]:|(?!https?:)[A-Za-z][A-Za-z0-9+.-]+:[/\\]|~(?:$|[/\\])")
 _STAGED = re.compile(rf"[\s./\\]*{STAGING}[/\\]+[0-9a-f]{{8}}-[0-9a-f]{{4}}-", re.IGNORECASE)
+_ANY_STAGED = re.compile(rf"{STAGING}[/\\\\]+[0-9a-f]{{8}}-[0-9a-f-]{{27}}(?:[/\\\\]+[0-9a-f-]{{36}})?")
 
 
 def names_folder(name: str) -> bool:
@@ -156,6 +157,11 @@ def is_staged(value: str) -> bool:
 def has_extension(value: object) -> bool:
     """Tell whether a value ends as a file's name does."""
     return isinstance(value, str) and _EXTENSION.search(value[-13:]) is not None
+
+
+def without_staged(text: str) -> str:
+    """Return a node's words without the names of jobs' own folders, which lists of its folders show."""
+    return _ANY_STAGED.sub(f"{STAGING}/...", text)
 
 
 def uses(name: str, body: Mapping[str, Any]) -> dict[str, Use]:

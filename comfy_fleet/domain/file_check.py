@@ -89,8 +89,7 @@ def check(
         for name, value in node["inputs"].items():
             if f"{class_type}.{name}" in policy.free:
                 continue
-            declared = known.input(class_type, name)
-            if found := _defect(name, value, declared, settled.get(node_id, ()), graph):
+            if found := _defect(name, value, known.input(class_type, name), settled.get(node_id, ())):
                 reason, message = found
                 message += f"; an operator may allow any value (FLEET_FREE_PATHS={class_type}.{name})"
                 errors.setdefault(node_id, []).append({"field": name, "reason": reason, "message": message})
@@ -142,7 +141,7 @@ def reruns(graph: Graph, inventory: Inventory | None) -> frozenset[str]:
     found = {
         node_id
         for node_id, info in infos.items()
-        if (info.keeps_graph if info else graph[node_id]["class_type"] in PREVIEWS)
+        if (info is not None and info.keeps_graph) or graph[node_id]["class_type"] in PREVIEWS
     }
     anew = found | {node_id for node_id, info in infos.items() if _is_saved(graph[node_id], info)}
     shown = {node_id for node_id, info in infos.items() if info and info.shows_files} - anew
@@ -221,21 +220,19 @@ def _by_name(name: str) -> Use | None:
 
 
 def _is_saved(node: Mapping[str, Any], info: ClassInfo | None) -> bool:
-    found = info.files if info else KNOWN.get(node["class_type"], {})
+    found = {**(info.files if info else {}), **KNOWN.get(node["class_type"], {})}
     return any(
         file_access.names_prefix(name) or found.get(name) in (Use.PREFIX, Use.TARGET)
         for name in node["inputs"]
     )
 
 
-def _defect(
-    name: str, value: object, found: _Input, settled: Collection[Path], graph: Graph
-) -> tuple[str, str] | None:
+def _defect(name: str, value: object, found: _Input, settled: Collection[Path]) -> tuple[str, str] | None:
     """Return why a value may not stand here, as reason and message."""
     use = found.use
     if use in (Use.TEXT, Use.PREFIX, Use.TARGET):
         return None
-    if use in (Use.FILE, Use.PATH) and _holds_link(value, graph):
+    if use in (Use.FILE, Use.PATH) and _holds_link(value):
         return "linked_path", f"{name} names a file or a folder: it must be given as a value, not linked"
     if is_link(value):
         return None
@@ -261,13 +258,13 @@ def _defect(
     return None
 
 
-def _holds_link(value: object, graph: Graph) -> bool:
+def _holds_link(value: object) -> bool:
     """Tell whether a value is a link or holds one: ComfyUI unwraps ``{"__value__": [node id, slot]}``."""
     if is_link(value):
-        return value[0] in graph
+        return True
     if isinstance(value, dict):
-        return any(_holds_link(inner, graph) for inner in value.values())
-    return isinstance(value, list) and any(_holds_link(inner, graph) for inner in value)
+        return any(_holds_link(inner) for inner in value.values())
+    return isinstance(value, list) and any(_holds_link(inner) for inner in value)
 
 
 def _bad_file(name: str) -> str:

@@ -23,8 +23,8 @@ class Trash:
 
     Attributes:
         node: Where they lie.
-        job: The job: its inputs were staged in ``input/fleet/JOB``.
-        run: The run: its outputs are in ``output/fleet/JOB/RUN``.
+        job: The job.
+        run: The run: its outputs are in ``output/fleet/JOB/RUN``, its inputs in ``input/fleet/JOB/RUN``.
         strays: Files in ``output`` itself, by names as :data:`STRAY` has them.
     """
 

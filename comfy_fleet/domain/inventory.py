@@ -16,7 +16,7 @@ from typing import Any
 from comfy_fleet.domain import file_access
 from comfy_fleet.domain import inputs as declared
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.file_access import Uses
+from comfy_fleet.domain.file_access import Use, Uses
 from comfy_fleet.domain.graph import ASSET_TYPE, Graph, is_link
 from comfy_fleet.domain.inputs import Inputs, InputSpec, alike, unwrapped
 
@@ -306,7 +306,8 @@ def _class_info(name: str, body: Mapping[str, Any]) -> ClassInfo:
 def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[str, ClassInfo]:
     """Return the classes that a node lacks and replaces on ``POST /prompt``, with what it asks of them.
 
-    As the node does: the first entry of a class counts; what the mapping does not name is dropped.
+    As the node does: the first entry of a class counts; what the mapping does not name is dropped. A saver
+    that would not be told where to save counts as lacking.
     """
     found: dict[str, ClassInfo] = {}
     for name, entries in replacements.items() if isinstance(replacements, Mapping) else ():
@@ -324,10 +325,12 @@ def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[st
                 given[target] = ["", 0]
                 names[str(item["old_id"])] = target
         laid_out = new.laid_out(given)
-        if laid_out.required.keys() <= given.keys():
+        saved = {target for target, use in new.files.items() if use in (Use.PREFIX, Use.TARGET)}
+        if laid_out.required.keys() <= given.keys() and saved <= set(names.values()):
             # An input that the mapping names and the graph does not give is an error of the node's.
             required = {old: laid_out.input(target) or InputSpec(type="*") for old, target in names.items()}
-            found[name] = replace(new, name=name, required=required, optional={})
+            files = {old: new.files[target] for old, target in names.items() if target in new.files}
+            found[name] = replace(new, name=name, required=required, optional={}, files=files)
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_fleet.domain.clip import clean, clip
+from comfy_fleet.domain.file_access import without_staged
 from comfy_fleet.domain.job import JobError
 from comfy_fleet.domain.outputs import OutputItem, find_outputs
 from comfy_fleet.domain.run_messages import PostAnswered, Verdict
@@ -216,6 +217,8 @@ def _defect(error: Mapping[str, Any]) -> dict[str, str]:
     name = extra.get("input_name") if isinstance(extra, Mapping) else None
     reason = str(error.get("type") or "invalid")
     message = ": ".join(str(part) for part in (error.get("message"), error.get("details")) if part)
+    if reason == "value_not_in_list":
+        message = without_staged(message)
     return {
         "field": clip(str(name or ""), MAX_NAME),
         "reason": clip(_REASONS.get(reason, reason), MAX_NAME),

@@ -197,3 +197,24 @@ async def test_a_node_on_which_everything_fails_is_quarantined_until_it_restarts
         await fleet.sims["bad"].restart()
         await fleet.verdict("bad", "up")
         assert not (await fleet.state("bad")).quarantined
+
+
+async def test_a_node_that_was_not_known_at_submit_is_told_no_foreign_file(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.add_sim("a")
+        await fleet.verdict("a")
+        known = await fleet.keeper()
+        await fleet.stores.nodes.cordon("a", reason="not yet")
+        graph = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": "x.png [temp]"}},
+            "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+        }
+        job = await fleet.submit(graph)  # as if the class had been unknown to every node
+        sim = await fleet.add_sim("b")
+        await until(lambda: known.known == {"a", "b"}, what="b is read")
+        ended = await fleet.ended(job.id)
+        assert ended.status is JobStatus.FAILED
+        assert ended.error is not None
+        assert ended.error.code == "invalid_workflow"
+        assert ended.error.details["node_errors"]["1"][0]["reason"] == "bad_path"
+        assert (sim.stats.done, sim.stats.failed) == (0, 0)

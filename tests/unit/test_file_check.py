@@ -286,6 +286,34 @@ def test_operators_deny_classes_and_free_inputs() -> None:
         FilePolicy.parse("", "PathLoader")
 
 
+def test_a_class_that_the_node_replaces_names_what_the_new_one_names() -> None:
+    def entry(new: str, **names: str) -> list[dict[str, Any]]:
+        mapping = [{"new_id": new_id, "old_id": old_id} for new_id, old_id in names.items()]
+        return [{"new_node_id": new, "input_mapping": mapping}]
+
+    replacements = {
+        "OldLoader": entry("LoadImage", image="picture"),
+        "OldSaver": entry("SaveImage", images="x", filename_prefix="name"),
+        "Unmapped": [
+            {
+                "new_node_id": "SaveImage",
+                "input_mapping": [
+                    {"new_id": "images", "old_id": "x"},
+                    {"new_id": "filename_prefix", "set_value": "same/for/all"},
+                ],
+            }
+        ],
+    }
+    known = parse(classes_of("0.33.0"), replacements=replacements)
+    assert refused(one("OldLoader", picture="x.png [temp]"), [known]) == [("picture", "bad_path")]
+    assert refused(one("OldLoader", picture=["text", 0]), [known]) == [("picture", "linked_path")]
+    check(one("OldLoader", picture="x.png"), [known], policy=OPEN)
+    graph = one("OldSaver", x=["text", 0], name="../x")
+    made = g.for_run(graph, job_id="J", run_id="R", saves=saves(graph, known))
+    assert made["n"]["inputs"]["name"] == "fleet/J/R/x"
+    assert "Unmapped" not in known.classes
+
+
 # -- what runs anew, and where it saves ------------------------------------------------------------------
 
 

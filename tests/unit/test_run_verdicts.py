@@ -205,3 +205,19 @@ def test_an_error_with_very_long_or_broken_names_is_a_small_record() -> None:
     assert error.message.endswith("…") and len(dump_error(error)) < 65_536
     error = failed({**dict.fromkeys(names, "\ud83d"), "traceback": "\ud83d"}).error
     assert dump_error(error)
+
+
+def test_a_list_of_a_nodes_folders_shows_no_other_jobs() -> None:
+    job, run = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11", "1c9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a22"
+    details = f"folder: 'x' not in ['3d', 'fleet', 'fleet/{job}', 'fleet/{job}/{run}', 'fleet\\\\{job}', 'z']"
+    error = {
+        "type": "value_not_in_list",
+        "message": "Value not in list",
+        "details": details,
+        "extra_info": {"input_name": "folder"},
+    }
+    answer = PostAnswered(status=400, body={"node_errors": {"1": {"class_type": "L", "errors": [error]}}})
+    verdict = rejected(answer)
+    assert verdict.error is not None
+    assert job not in repr(verdict) and run not in repr(verdict)
+    assert "'3d', 'fleet', 'fleet/...', 'fleet/...', 'fleet/...', 'z'" in verdict.error.message
