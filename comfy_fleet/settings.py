@@ -159,6 +159,11 @@ class Settings(BaseSettings):
         1800.0, gt=0, description="Longest time that one output may take from its node; the same beyond."
     )
     max_body_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
+    max_pnginfo_bytes: int = Field(
+        1024 * 1024,
+        gt=0,
+        description="Largest `extra_data.extra_pnginfo`, which each job keeps until its end.",
+    )
     max_json_bytes: int = Field(
         16 * 1024 * 1024,
         gt=0,

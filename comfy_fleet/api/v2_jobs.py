@@ -67,7 +67,7 @@ async def _create(request: Request, once: Idempotency | None) -> Response:
         Wishes(
             priority=priority(body.get("priority")),
             metadata=metadata(body.get("metadata")),
-            partner_key=_partner_key(body.get("extra_data")),
+            extra_data=_extra_data(body.get("extra_data"), d.settings.max_pnginfo_bytes),
             deadline_s=deadline_s(body.get("deadline_s")),
             where=where_in(body),
             idempotency=once,
@@ -221,25 +221,38 @@ def _metadata(message: str, key: str | None = None) -> HttpError:
     return HttpError(422, "metadata_invalid", message, details=details)
 
 
-def _partner_key(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict) or value.keys() - {"api_key_comfy_org"}:
+def _extra_data(value: object, most: int) -> dict[str, Any]:
+    """Return what of ``extra_data`` reaches the node."""
+    given = {} if value is None else value
+    if not isinstance(given, dict) or given.keys() - {"api_key_comfy_org", "extra_pnginfo"}:
         raise HttpError(
             422,
             "invalid_request",
-            "extra_data must be an object with api_key_comfy_org and nothing else",
+            "extra_data must be an object with api_key_comfy_org, extra_pnginfo and nothing else",
             details={"field": "extra_data"},
         )
-    key = value.get("api_key_comfy_org", "")
+    key = given.get("api_key_comfy_org", "")
     if not isinstance(key, str) or len(key) > 4096:
-        raise HttpError(
-            422,
-            "invalid_request",
-            "extra_data.api_key_comfy_org must be a string",
-            details={"field": "extra_data.api_key_comfy_org"},
-        )
-    return key or None
+        raise _extra("api_key_comfy_org", "must be a string")
+    info = given.get("extra_pnginfo")
+    if not isinstance(info, dict | None):
+        raise _extra("extra_pnginfo", 'must be an object, such as {"workflow": ...} with the editor\'s graph')
+    if info:
+        try:
+            size = len(orjson.dumps(info))
+        except TypeError as error:
+            raise _extra("extra_pnginfo", f"can't be written as JSON: {error}") from None
+        if size > most:
+            raise _extra(
+                "extra_pnginfo", f"is larger than {most} bytes (FLEET_MAX_PNGINFO_BYTES)", limit=most
+            )
+    found = {"api_key_comfy_org": key, "extra_pnginfo": info}
+    return {name: one for name, one in found.items() if one}
+
+
+def _extra(name: str, what: str, **details: Any) -> HttpError:
+    field = f"extra_data.{name}"
+    return HttpError(422, "invalid_request", f"{field} {what}", details={"field": field, **details})
 
 
 def wanted(request: Request, who: str) -> JobFilter:

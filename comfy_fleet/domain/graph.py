@@ -10,10 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from comfy_fleet.domain.errors import MissingAsset
 from comfy_fleet.domain.file_access import KNOWN, STAGING, Use, Uses, names_prefix
+from comfy_fleet.domain.saved_names import expanded, safe_path
 from comfy_fleet.domain.structure import MAX_NODES, Graph, check, is_link
 
 __all__ = [
@@ -189,6 +191,7 @@ def for_run(
     replacements: Mapping[Place, str] | None = None,
     bust: frozenset[str] = frozenset(),
     saves: Mapping[str, Uses] = KNOWN,
+    at: datetime | None = None,
 ) -> Graph:
     """Return the graph as one run posts it.
 
@@ -205,6 +208,7 @@ def for_run(
             ``fleet_run`` that no class declares: ComfyUI leaves it out of validation and call, but counts
             it in the cache's key.
         saves: What the inputs of each class name.
+        at: The time that ``%date:...%`` in a saved file's name stands for, as the editor would write it.
     """
     if not (_SAFE_ID.fullmatch(job_id) and _SAFE_ID.fullmatch(run_id)):
         raise ValueError("job_id and run_id must consist of letters, digits, '-' and '_'")
@@ -219,7 +223,7 @@ def for_run(
             name: _replaced(value, (name,), places) if places else _copied(value)
             for name, value in node["inputs"].items()
         }
-        inputs.update(_saved_below(folder, graph, inputs, saves.get(node["class_type"], {})))
+        inputs.update(_saved_below(folder, graph, inputs, saves.get(node["class_type"], {}), at))
         if node_id in bust:
             inputs[BUST_INPUT] = run_id
         meta = node.get("_meta")
@@ -231,7 +235,9 @@ def for_run(
 # ----------------------------------------------------------------------------------------------------
 
 
-def _saved_below(folder: str, graph: Graph, inputs: Mapping[str, Any], uses: Uses) -> dict[str, str]:
+def _saved_below(
+    folder: str, graph: Graph, inputs: Mapping[str, Any], uses: Uses, at: datetime | None
+) -> dict[str, str]:
     """Return the inputs that say where a node saves, so that they lie in a folder; also those left out."""
     # Without a value the class takes its own default, which is the same for every job.
     left_out = [name for name in uses if name not in inputs and "." not in name]
@@ -240,7 +246,7 @@ def _saved_below(folder: str, graph: Graph, inputs: Mapping[str, Any], uses: Use
     for name in (*inputs, *left_out):
         # Newer nodes name inputs inside a group "group.input".
         if names_prefix(name) or uses.get(name) in (Use.PREFIX, Use.TARGET):
-            path = _safe_prefix(_literal(graph, inputs.get(name)))
+            path = safe_path(expanded(_literal(graph, inputs.get(name)), graph, at))
             # A prefix that is joined to a folder can't make folders in it.
             joined = targets and name not in targets
             found[name] = path.rpartition("/")[2] if joined else f"{folder}/{path}"
@@ -248,11 +254,6 @@ def _saved_below(folder: str, graph: Graph, inputs: Mapping[str, Any], uses: Use
 
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# ComfyUI fills in %width% and the like, its editor %date:yyyy-MM-dd% and %Node.input%.
-_TOKEN = re.compile(r"(%[A-Za-z][^%/\\\x00-\x1f\x7f]{0,80}%)")
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*%\ud800-\udfff]')
-# ``GET /view`` gives no file whose name holds two dots in a row, wherever they stand.
-_DOTS = re.compile(r"\.{2,}")
 
 
 def _objects(graph: Graph) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -294,19 +295,3 @@ def _literal(graph: Graph, value: object) -> str:
     if isinstance(value, int | float):
         return str(value)  # as ComfyUI does with what is to be a text
     return value if isinstance(value, str) else ""
-
-
-def _safe_prefix(original: str) -> str:
-    """Make a relative path that stays in its folder: at most 160 characters, and 160 bytes a name."""
-    parts = []
-    for part in original.replace("\\", "/").split("/"):
-        pieces = _TOKEN.split(part)
-        pieces[::2] = [_UNSAFE.sub("_", piece) for piece in pieces[::2]]
-        # Windows drops dots and blanks at a name's end, and ".." is nothing but them.
-        # File systems take names of 255 bytes, and a counter and an extension follow.
-        short = "".join(pieces).strip()[:80].encode()[:160].decode(errors="ignore")
-        if name := short.rstrip(". "):
-            parts.append(_DOTS.sub("_", name))
-    while len("/".join(parts)) > 160:
-        parts.pop(0)
-    return "/".join(parts) or "output"

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -130,7 +131,7 @@ class Execution:
         self._ending = Ending(claim, runs=tools.runs, care=tools.care)
         self._graph: graphs.Graph = {}
         self._progress: Progress | None = None
-        self._partner: Mapping[str, Any] | None = None
+        self._extra_data: Mapping[str, Any] | None = None
         self._started = tools.now()
         self._posted_at: float | None = None
         self._took_s: float | None = None
@@ -211,7 +212,7 @@ class Execution:
                 assets = asset_places(graph, self.claim.job.uploads)
                 file_check.check(graph, unseen, policy=self._tools.files, assets=assets)
             self._graph = await self._prepare(graph)
-            self._partner = await self._open_secret()
+            self._extra_data = await self._open_secret()
         except InvalidWorkflow as error:
             problem = JobError(code="invalid_workflow", message=str(error), details=error.details)
             await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
@@ -359,6 +360,7 @@ class Execution:
             replacements=replacements,
             bust=job.bust | file_check.reruns(graph, inventory),
             saves=file_check.saves(graph, inventory),
+            at=datetime.fromtimestamp(job.created_at).astimezone(),  # the same for every attempt
         )
 
     async def _open_secret(self) -> Mapping[str, Any] | None:
@@ -390,7 +392,7 @@ class Execution:
             graph=self._graph,
             run=self.claim.run,
             job=self.claim.job.id,
-            extra_data=self._partner,
+            extra_data=self._extra_data,
         )
         self._events.put_nowait(answer)
         if not isinstance(answer, PostUnknown) and answer.status == 200:

@@ -78,14 +78,14 @@ class Wishes:
     """What a client may say besides the graph.
 
     Attributes:
-        partner_key: ``extra_data.api_key_comfy_org``.
+        extra_data: What the node gets beside the graph: a partner's key, the editor's graph for pictures.
         deadline_s: Seconds from now after which it must not start any more.
         where: Pools, zone and labels; what it says counts more than what the workflow says.
     """
 
     priority: int = 0
     metadata: Metadata = None
-    partner_key: str | None = None
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
     deadline_s: float | None = None
     where: Wish = field(default_factory=Wish)
     idempotency: Idempotency | None = None
@@ -233,7 +233,7 @@ class Submitter:
             placement=placement,
             assets=frozenset(uploads.values()),
             uploads=uploads,
-            secret=self._sealer.seal(_extra(wishes.partner_key)) if wishes.partner_key else None,
+            secret=self._sealer.seal(orjson.dumps(wishes.extra_data)) if wishes.extra_data else None,
             deadline_at=None if wishes.deadline_s is None else now + wishes.deadline_s,
             max_attempts=self._limits.max_attempts,
         )
@@ -351,7 +351,3 @@ def _wish(requires: Requires, asked: Wish) -> Wish:
         zone=asked.zone or requires.zone,
         labels={**requires.labels, **(asked.labels or {})},
     )
-
-
-def _extra(partner_key: str | None) -> bytes:
-    return orjson.dumps({"api_key_comfy_org": partner_key})

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from comfy_low.models import Job as SdkJob
 from redis.asyncio import Redis
@@ -419,3 +420,36 @@ async def test_a_byte_order_mark_is_taken_and_what_is_no_number_is_named(api: Ap
         assert f"it holds {word.lstrip('-')} at character {place}" in message, message
     status, message = await said("{}".encode("utf-16"))
     assert (status, "UTF-16: send UTF-8" in message) == (400, True)
+
+
+async def test_pictures_information_is_taken_within_limits_and_is_in_no_answer(
+    ready: Api, redis: Redis, tmp_path: Path
+) -> None:
+    info = {"workflow": {"nodes": [], "x": "hush"}}
+    body = {"workflow": picture(1), "extra_data": {"extra_pnginfo": info, "api_key_comfy_org": "k"}}
+    answer = await ready.client.post("/api/v2/jobs", json=body)
+    assert answer.status_code == 201, answer.text
+    job_id = answer.json()["id"]
+    box = SecretBox.open(tmp_path / "secret.key")
+    sealed = await redis.get(f"fleet:job:{job_id}:secret")
+    assert isinstance(sealed, bytes)
+    assert orjson.loads(box.open_sealed(sealed)) == body["extra_data"]
+    for path in (f"/api/v2/jobs/{job_id}", f"/api/v2/jobs/{job_id}/workflow", "/api/v1/jobs"):
+        assert "hush" not in (await ready.client.get(path)).text
+
+    async def refused(extra: Any) -> str:
+        answer = await ready.client.post("/api/v2/jobs", json={"workflow": picture(1), "extra_data": extra})
+        assert answer.status_code == 422, answer.text
+        error = answer.json()["error"]
+        return f"{error['details']['field']}: {error['message']}"
+
+    assert "extra_data.extra_pnginfo must be an object" in await refused({"extra_pnginfo": [1]})
+    assert "api_key_comfy_org, extra_pnginfo and nothing else" in await refused({"auth_token_comfy_org": "x"})
+    deep: Any = 1
+    for _ in range(400):
+        deep = [deep]
+    assert "extra_data.extra_pnginfo: extra_data.extra_pnginfo can't be" in await refused(
+        {"extra_pnginfo": {"a": deep}}
+    )
+    large = {"extra_pnginfo": {"workflow": "x" * ready.deps.settings.max_pnginfo_bytes}}
+    assert "FLEET_MAX_PNGINFO_BYTES" in await refused(large)

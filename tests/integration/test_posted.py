@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.bootstrap import open_secrets
 from comfy_fleet.domain.eligibility import Wish
 from comfy_fleet.domain.errors import InvalidWorkflow
 from comfy_fleet.domain.graph import check
@@ -66,3 +68,15 @@ async def test_what_no_output_reads_is_neither_checked_nor_posted(redis_port: in
             save = {"class_type": "SaveImage", "inputs": {**GRAPH["2"]["inputs"], name: [link, 0]}}
             with pytest.raises(InvalidWorkflow):
                 check({**GRAPH, **orphans, "2": save}, read=known.read)
+
+
+async def test_what_pictures_are_to_carry_reaches_the_node(redis_port: int) -> None:
+    info = {"workflow": {"nodes": [{"id": 1, "type": "Orphan", "title": "é"}], "links": []}}
+    async with fleet_of(redis_port, "a") as fleet:
+        box = open_secrets(fleet.settings)
+        sealed = box.seal(orjson.dumps({"extra_pnginfo": info, "api_key_comfy_org": "geheim"}))
+        done = await fleet.ended((await fleet.submit(secret=sealed)).id)
+        assert done.status is JobStatus.SUCCEEDED
+        prompts = [entry["prompt"] for entry in fleet.sims["a"].engine.history.values()]
+        assert [prompt[3]["extra_pnginfo"] for prompt in prompts] == [info]
+        assert await fleet.stores.redis.get(f"fleet:job:{done.id}:secret") is None

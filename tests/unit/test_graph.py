@@ -2,6 +2,7 @@
 
 import copy
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -188,8 +189,8 @@ def test_a_run_gets_its_own_graph_and_the_original_stays() -> None:
     [
         ("ComfyUI", "ComfyUI"),
         ("cats/night/one", "cats/night/one"),
-        ("%date:yyyy-MM-dd%/shot_%width%x%height%", "%date:yyyy-MM-dd%/shot_%width%x%height%"),
-        ("%Empty Latent.width%", "%Empty Latent.width%"),
+        ("%date:yyyy-MM-dd%/shot_%width%x%height%", "_date_yyyy-MM-dd_/shot_%width%x%height%"),
+        ("%Empty Latent.width%", "_Empty Latent.width_"),
         ("../../etc/passwd", "etc/passwd"),
         ("/abs/olute", "abs/olute"),
         ("C:\\Users\\x", "C_/Users/x"),
@@ -206,7 +207,7 @@ def test_a_run_gets_its_own_graph_and_the_original_stays() -> None:
         ("/".join(("a" * 79, "b" * 80)), "/".join(("a" * 79, "b" * 80))),
         ("\N{EURO SIGN}" * 80, "\N{EURO SIGN}" * 53),  # 159 bytes
         ("wait... what/v1..2", "wait_ what/v1_2"),
-        ("%a..b%", "%a_b%"),
+        ("%a..b%", "_a_b_"),
         (7, "7"),
         (0.5, "0.5"),
         (None, "output"),
@@ -337,3 +338,50 @@ def test_what_is_posted_has_the_object_that_a_server_copies_on_replacing_a_class
     node = {"class_type": "A", "inputs": {}} | ({} if meta is None else {"_meta": meta})
     made = g.for_run({"1": node}, job_id="j", run_id="r")
     assert made["1"]["_meta"] == (meta if isinstance(meta, dict) else {})
+
+
+NAMED: dict[str, Any] = {
+    "1": {"class_type": "KSampler", "inputs": {"seed": 7, "cfg": 8.0, "model": ["2", 0], "on": True}},
+    "2": {"class_type": "Load", "inputs": {"name": "a/b:c.png"}, "_meta": {"title": "My loader"}},
+    "3": {"class_type": "Load", "inputs": {"name": "second"}, "_meta": {"title": "KSampler"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("%date:yyyy-MM-dd%/%date:hhmmss%_x", "2031-02-03/040506_x"),
+        ("%date:yyyy/MM/dd%/x", "2031/02/03/x"),
+        ("%date:d.M.yy h:m:s%", "3"),  # the editor stops at the first dot
+        ("%date:d-M-yy h:m:s%", "3-2-31 4_5_6"),
+        ("%date:yyy dddd%", "yyy 0303"),
+        ("%date:MM.dd%", "_date_MM.dd_"),  # the editor takes it for a node and its input
+        ("%date%x", "_date_x"),
+        ("%year%-%month%-%day%/%hour%%minute%%second%_%width%x%height%_%batch_num%", None),
+        ("%WIDTH%_%other%_100%", "_WIDTH___other__100_"),
+        ("%KSampler.seed%_%KSampler.cfg%_%KSampler.on%", "7_8_true"),
+        ("%Load.name%_%My loader.name%", "a_b_c.png_a_b_c.png"),
+        (
+            "%KSampler.model%_%KSampler.nothing%_%Nobody.seed%",
+            "_KSampler.model___KSampler.nothing___Nobody.seed_",
+        ),
+        ("con/NUL.txt/com1/lpt9.x/conx/aux", "_con/_NUL.txt/_com1/_lpt9.x/conx/_aux"),
+        ("a%b", "a_b"),
+    ],
+)
+def test_names_are_filled_in_as_the_editor_does_and_fit_every_file_system(
+    prefix: str, expected: str | None
+) -> None:
+    save = {"class_type": "SaveImage", "inputs": {"filename_prefix": prefix}}
+    made = g.for_run(
+        {**NAMED, "9": save}, job_id="J", run_id="R", at=datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
+    )
+    assert made["9"]["inputs"]["filename_prefix"] == f"fleet/J/R/{expected or prefix}"
+
+
+def test_filling_in_names_takes_no_time_whatever_they_hold() -> None:
+    graph = {str(i): {"class_type": "A", "inputs": {"x": "y" * 1000}} for i in range(2000)}
+    for prefix in ("%A.x%" * 1_000_000, "%B.x%" * 190):
+        save = {"class_type": "SaveImage", "inputs": {"filename_prefix": prefix}}
+        made = g.for_run({**graph, "s": save}, job_id="J", run_id="R", at=datetime(2031, 2, 3, tzinfo=UTC))
+        assert len(made["s"]["inputs"]["filename_prefix"]) <= 200

@@ -1,0 +1,98 @@
+"""Names below which nodes save: what the editor fills in, and what every file system takes.
+
+Facts (ComfyUI 0.3.64 and 0.33): the server fills in :data:`SERVER_TOKENS`. The editor fills in
+``%date:yyyy-MM-dd%`` and ``%Node.input%`` before it posts a graph; one that comes another way has them still.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+SERVER_TOKENS = frozenset(
+    f"%{name}%"
+    for name in ("width", "height", "year", "month", "day", "hour", "minute", "second", "batch_num")
+)
+
+_LONGEST = 1000  # no name of a file needs more, and each token looks through the graph
+_TOKEN = re.compile(r"%([^%]+)%")
+_KEPT = re.compile("(" + "|".join(sorted(SERVER_TOKENS)) + ")")
+_DATE_PART = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyy?y?")
+_ILLEGAL_IN_VALUE = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*%\ud800-\udfff]')
+# ``GET /view`` gives no file whose name holds two dots in a row, wherever they stand.
+_DOTS = re.compile(r"\.{2,}")
+# Windows takes these for devices, whatever extension follows.
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:\.|$)", re.IGNORECASE)
+
+
+def expanded(text: str, graph: Mapping[str, Mapping[str, Any]], at: datetime | None) -> str:
+    """Return a text with what the editor fills in; what it does not know stays.
+
+    Args:
+        text: The text.
+        graph: Where ``%Node.input%`` looks: by class first, then by title.
+        at: The time of ``%date:...%``; None leaves it.
+    """
+
+    def filled(match: re.Match[str]) -> str:
+        words = match[1].split(".")
+        if len(words) != 2:
+            wanted = words[0].removeprefix("date:")
+            return match[0] if wanted == words[0] or at is None else _date(wanted, at)
+        for key in (lambda node: node["class_type"], _title):
+            for node in graph.values():
+                if key(node) == words[0]:
+                    value = node["inputs"].get(words[1])
+                    known = isinstance(value, str | int | float)
+                    return _ILLEGAL_IN_VALUE.sub("_", _shown(value)[:_LONGEST]) if known else match[0]
+        return match[0]
+
+    return _TOKEN.sub(filled, text) if "%" in text and len(text) <= _LONGEST else text
+
+
+def safe_path(original: str) -> str:
+    """Make a relative path that stays in its folder, on Windows and on Linux.
+
+    At most 160 characters, and 160 bytes a name. Of the tokens only the server's own keep their ``%``.
+    """
+    parts = []
+    for part in original.replace("\\", "/").split("/"):
+        pieces = _KEPT.split(part)
+        pieces[::2] = [_UNSAFE.sub("_", piece) for piece in pieces[::2]]
+        # Windows drops dots and blanks at a name's end, and ".." is nothing but them.
+        # File systems take names of 255 bytes, and a counter and an extension follow.
+        short = "".join(pieces).strip()[:80].encode()[:160].decode(errors="ignore")
+        if name := short.rstrip(". "):
+            name = _DOTS.sub("_", name)
+            parts.append(f"_{name}" if _DEVICE.match(name) else name)
+    while len("/".join(parts)) > 160:
+        parts.pop(0)
+    return "/".join(parts) or "output"
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+def _date(wanted: str, at: datetime) -> str:
+    numbers = {"d": at.day, "M": at.month, "h": at.hour, "m": at.minute, "s": at.second}
+
+    def part(match: re.Match[str]) -> str:
+        text = match[0]
+        if text[0] == "y":
+            return {"yy": f"{at.year:04}"[2:], "yyyy": f"{at.year:04}"}.get(text, text)
+        return str(numbers[text[0]]).rjust(len(text), "0")
+
+    return _DATE_PART.sub(part, wanted)
+
+
+def _title(node: Mapping[str, Any]) -> object:
+    meta = node.get("_meta")
+    return meta.get("title") if isinstance(meta, dict) else None
+
+
+def _shown(value: object) -> str:
+    # As JavaScript writes it: 1.0 is 1, and True is true.
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
