@@ -2,7 +2,7 @@
 
 ``COMFYUI_HOME`` names its folder, ``COMFYUI_PYTHON`` the interpreter that has its packages (else its own
 ``venv`` or ``.venv``, else this one). It gets its own folders and a free port; nothing is written into
-its home. Its testing nodes (``TestSleep`` and others) are loaded from there.
+its home. Its testing nodes (``TestSleep`` and others) are loaded from there, and one of ours beside them.
 """
 
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import mortal
+from tests.comfyui_shapes import write_pack
 
 START_S = 90.0
 
@@ -49,7 +50,9 @@ def interpreter(home: Path) -> str:
 def command(home: Path, folder: Path, port: int) -> list[str]:
     """Return the command line of a ComfyUI whose files all lie in a folder."""
     extra = folder / "extra_model_paths.yaml"
-    extra.write_text(f"testing:\n    custom_nodes: {home / 'tests/execution/testing_nodes'}\n")
+    packs = (home / "tests/execution/testing_nodes", write_pack(folder))
+    lines = "".join(f"        {pack}\n" for pack in packs)
+    extra.write_text(f"testing:\n    custom_nodes: |\n{lines}")
     options = [
         "--cpu",
         "--listen",

@@ -1,0 +1,150 @@
+"""What real ComfyUI nodes return, in every shape, as outputs of a job: nothing lost, nothing too much."""
+
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.acceptance.wire import ends
+from tests.comfyui_server import ComfyServer
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
+
+LIMITS = {"FLEET_MAX_OUTPUTS": "40", "FLEET_MAX_OUTPUT_BYTES": "8000000"}
+
+
+@pytest.fixture(scope="module")
+def up(comfyui_server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A fleet whose only node is a real ComfyUI."""
+    data = tmp_path_factory.mktemp("outputs") / "data"
+    fleet = start_fleet(data, "--node", f"real={comfyui_server.url}", env=LIMITS)
+    yield fleet
+    stop_fleet(fleet)
+
+
+def node(class_type: str, **inputs: object) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def run(up: Up, workflow: dict[str, Any]) -> dict[str, Any]:
+    answer = httpx.post(f"{up.url}/api/v2/jobs", json={"workflow": workflow}, timeout=30)
+    assert answer.status_code == 201, answer.text
+    return ends(up, answer.json())
+
+
+def shape(up: Up, what: str, size: int = 1) -> dict[str, Any]:
+    return run(up, {"7": node("FleetShapes", what=what, size=size)})
+
+
+def names(job: dict[str, Any]) -> list[str]:
+    return [output["name"] for output in job["outputs"]]
+
+
+def contents(job: dict[str, Any]) -> list[bytes]:
+    return [httpx.get(output["url"], timeout=30).content for output in job["outputs"]]
+
+
+@pytest.mark.parametrize(
+    ("what", "size", "found"),
+    [
+        ("nested", 1, [b"one", b"two", b"three"]),
+        ("bare", 300, [b"word " * 300]),
+        ("number", 1, [b"3.5"]),
+        ("long", 3_000_000, [b"t" * 3_000_000]),
+        ("late", 1, [b"x"]),
+        ("preview gone", 1, [b"x"]),
+        ("fingerprint", 1, [b"x"]),
+    ],
+)
+def test_a_result_of_any_shape_is_had_in_one_run(up: Up, what: str, size: int, found: list[bytes]) -> None:
+    job = shape(up, what, size)
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    assert contents(job) == found
+    assert len(job["attempts"]) == 1
+
+
+def test_an_object_is_json(up: Up) -> None:
+    (output,) = shape(up, "object")["outputs"]
+    assert (output["name"], output["content_type"]) == ("facts_00001.json", "application/json")
+
+
+@pytest.mark.parametrize(
+    ("what", "size", "code", "words", "runs"),
+    [
+        ("refused", 1, "output_lost", "'a..b.png'", 1),
+        ("never", 1, "output_lost", "'never.png'", 2),
+        ("many", 41, "output_limit", "FLEET_MAX_OUTPUTS", 1),
+        ("large", 9_000_000, "output_limit", "FLEET_MAX_OUTPUT_BYTES", 1),
+    ],
+)
+def test_what_can_not_be_had_ends_the_job_with_its_reason(
+    up: Up, what: str, size: int, code: str, words: str, runs: int
+) -> None:
+    job = shape(up, what, size)
+    assert (job["status"], job["error"]["code"]) == ("failed", code)
+    assert words in job["error"]["message"]
+    assert len(job["attempts"]) == runs
+    if code == "output_lost":
+        assert names(job) == ["fine.png"]  # what could be had is kept
+
+
+def test_saved_and_previewed_3d_files_are_outputs(up: Up, comfyui_server: ComfyServer) -> None:
+    classes = httpx.get(f"{comfyui_server.url}/object_info", timeout=30).json()
+    if "Save3DAdvanced" not in classes:
+        saved = [name for name in ("SaveGLB", "Preview3D") if name in classes]
+        assert saved  # older servers name such files by objects, or take paths only
+        return
+    text = b'{"asset":{"version":"2.0"}}'.ljust(28)
+    head = struct.pack("<4sII", b"glTF", 2, 20 + len(text)) + struct.pack("<I4s", len(text), b"JSON")
+    model = head + text
+    answer = httpx.post(
+        f"{up.url}/api/v2/assets", files={"file": ("x.glb", model)}, data={"file_path": "x.glb"}
+    )
+    asset = {"__type": "core/ASSET", "info": {"id": answer.json()["id"]}}
+    size = {"width": 64, "height": 64}
+    load = node(
+        "Load3DAdvanced",
+        model_file=asset,
+        viewport_state={"camera_info": {}, "model_3d_info": []},
+        **size,
+    )
+    view: dict[str, Any] = {"model_3d": ["1", 0], "viewport_state": {}, **size}
+    job = run(
+        up,
+        {
+            "1": load,
+            "2": node("Save3DAdvanced", filename_prefix="3d/x", **view),
+            "3": node("Preview3DAdvanced", **view),
+            "4": node("Preview3D", model_file=["1", 0]),
+        },
+    )
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    assert contents(job) == [model] * 3
+    found = {output["node_id"]: (output["name"], output["content_type"]) for output in job["outputs"]}
+    assert {kind for _, kind in found.values()} == {"model/gltf-binary"}
+    assert found["2"][0] == "x_00001.glb"
+    assert found["3"][0].startswith("preview3d_advanced_") and found["4"][0].startswith("preview3d_")
+
+
+def test_a_layered_picture_brings_its_pictures_only(up: Up, comfyui_server: ComfyServer) -> None:
+    classes = httpx.get(f"{comfyui_server.url}/object_info", timeout=30).json()
+    if "ImageCompositor" not in classes:
+        return  # this version has none
+    job = run(
+        up,
+        {
+            "1": node("EmptyImage", width=8, height=8, batch_size=1, color=time.time_ns() % 0xFFFFFF),
+            "2": node("AddLayer", image=["1", 0]),
+            "3": node("ImageCompositor", layers=["2", 0], compositor={}),
+        },
+    )
+    assert job["status"] == "succeeded"
+    assert {output["content_type"] for output in job["outputs"]} == {"image/png"}
+
+
+def test_the_node_s_temporary_files_are_gone(up: Up) -> None:
+    assert not list((up.data / "files" / "tmp").iterdir())

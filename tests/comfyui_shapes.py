@@ -1,0 +1,66 @@
+"""A custom node for a real ComfyUI that returns results in the shapes that people's nodes use."""
+
+from pathlib import Path
+
+PACK = """
+import os
+import threading
+import time
+
+import folder_paths
+
+
+def put(name, data=b"x"):
+    with open(os.path.join(folder_paths.get_output_directory(), name), "wb") as file:
+        file.write(data)
+    return here(name)
+
+
+def here(name, kind="output"):
+    return {"filename": name, "subfolder": "", "type": kind}
+
+
+def late(name):
+    threading.Timer(0.5, put, [name]).start()
+    return here(name)
+
+
+class FleetShapes:
+    OUTPUT_NODE, RETURN_TYPES, FUNCTION, CATEGORY = True, (), "give", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"what": ("STRING", {}), "size": ("INT", {"default": 1, "max": 2**40})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return time.time()
+
+    def give(self, what, size):
+        shapes = {
+            "late": lambda: {"images": [late(f"late_{time.time_ns()}.png")]},
+            "preview gone": lambda: {"images": [put("good.png")], "previews": [here("gone.png", "temp")]},
+            "refused": lambda: {"images": [put("fine.png"), put("a..b.png")]},
+            "never": lambda: {"images": [put("fine.png"), here("never.png")]},
+            "nested": lambda: {"text": [["one", "two"], ["three"]]},
+            "bare": lambda: {"text": "word " * size},
+            "number": lambda: {"value": [3.5]},
+            "object": lambda: {"facts": [{"a": [1, 2]}]},
+            "long": lambda: {"text": ["t" * size]},
+            "fingerprint": lambda: {"images": [put("h.png")], "sums": ["00112233445566778899aabbccddeeff"]},
+            "many": lambda: {"images": [put(f"many_{n}.png") for n in range(size)]},
+            "large": lambda: {"files": [put("large.bin", bytes(size))]},
+        }
+        return {"ui": shapes[what]()}
+
+
+NODE_CLASS_MAPPINGS = {"FleetShapes": FleetShapes}
+"""
+
+
+def write_pack(folder: Path) -> Path:
+    """Write the node below a folder; returns what ComfyUI takes as a folder of custom nodes."""
+    packs = folder / "packs"
+    (packs / "shapes").mkdir(parents=True)
+    (packs / "shapes" / "__init__.py").write_text(PACK)
+    return packs
