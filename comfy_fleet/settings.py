@@ -171,7 +171,7 @@ class Settings(BaseSettings):
         "fit; larger files are uploaded as assets.",
     )
     max_json_values: int = Field(
-        500_000, gt=0, description="Most values, lists and objects included, in such a body."
+        250_000, gt=0, description="Most values, lists and objects included, in such a body."
     )
     max_params_bytes: int = Field(4 * 1024 * 1024, gt=0, description="Largest JSON body of any other kind.")
     max_params_values: int = Field(
