@@ -15,6 +15,7 @@ from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.host import Heartbeat, Joining, Seat, Trash
 from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.records import from_fields
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class Link:
 
 def _seat(told: Mapping[str, Any]) -> Seat:
     try:
-        return Seat(**{**told, "pids": tuple(told.get("pids", ()))})
+        return from_fields(Seat, told)
     except TypeError as error:
         raise ValueError(f"a neighbour's seat can't be read: {error}") from error
 

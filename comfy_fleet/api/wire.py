@@ -32,6 +32,7 @@ def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool
         "queue_position": queue_position,
         "progress": progress(value.progress) if value.progress else None,
         "outputs": [output(o, value.id, value.expires_at, links) for o in value.outputs],
+        "output_count": value.output_count,
         "error": error(value.error) if value.error else None,
         "metrics": {
             "queue_ms": _ms(value.created_at, started),
@@ -50,7 +51,7 @@ def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool
 
 
 def list_item(value: Job, links: Links, *, simulated: bool) -> dict[str, Any]:
-    """Return a job in a list, without its attempts.
+    """Return a job in a list, without its attempts and outputs: ``outputs`` is empty there.
 
     The SDK reads ``create_time``, ``update_time`` and ``deployment_id`` there.
     """

@@ -281,6 +281,7 @@ class Job:
         seq: Sequence number of its last event.
         waiting_for: What it waits for, in words: while queued a node, at its end room for its outputs.
         has_secret: Whether encrypted ``extra_data`` was submitted with it.
+        output_count: How many outputs it has; in a list they are not read.
         bust: Nodes whose cached outputs named files that are gone; they must run anew.
     """
 
@@ -309,6 +310,7 @@ class Job:
     cancel_requested: bool = False
     progress: Progress | None = None
     outputs: tuple[Output, ...] = ()
+    output_count: int = 0
     error: JobError | None = None
     seq: int = 0
     waiting_for: str | None = None
@@ -336,7 +338,12 @@ class JobFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPage:
-    """One page of a listing; ``next_cursor`` is None on the last."""
+    """One page of a listing, its jobs without outputs, parameters and details of errors.
+
+    Attributes:
+        next_cursor: Where the next page begins; None on the last. A page may have fewer jobs than were asked
+            for, even none, and others follow all the same: only so many are looked at for each.
+    """
 
     jobs: tuple[Job, ...]
     next_cursor: str | None

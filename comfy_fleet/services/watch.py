@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.domain.job import Job, JobEvent, JobStatus, Output, OutputKind, Progress
+from comfy_fleet.domain.job import Job, JobEvent, JobStatus, Output, Progress
+from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.ports import Events, JobStore
 
 
@@ -99,7 +100,11 @@ async def watch(
                 if coming.done():
                     event = coming.result()
                     coming = None
-                    async for seen in watcher.take(event):
+                    try:
+                        told = [seen async for seen in watcher.take(event)]
+                    except UNREADABLE:  # of another version: the record tells what it can
+                        continue
+                    for seen in told:
                         yield seen
                 async for seen in watcher.tick():
                     yield seen
@@ -251,10 +256,9 @@ class _Watcher:
 
 def progress_of(data: Mapping[str, Any]) -> Progress:
     """Read a progress event's data."""
-    return Progress(**{k: v for k, v in data.items() if k in Progress.__dataclass_fields__})
+    return from_fields(Progress, data)
 
 
 def output_of(data: Mapping[str, Any]) -> Output:
     """Read an output event's data."""
-    fields = {k: v for k, v in data.items() if k in Output.__dataclass_fields__}
-    return Output(**{**fields, "kind": OutputKind(fields["kind"])})
+    return from_fields(Output, data)

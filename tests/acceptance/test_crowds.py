@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -105,3 +106,35 @@ def test_cancels_and_health_checks_are_not_turned_away_by_a_crowd(crowded: Up) -
     answers = asyncio.run(all_at_once(crowded, [*crowd, *health, *cancels]))
     assert [answer.raw for answer in answers[len(crowd) :] if answer.status != 200] == []
     all_end(crowded, in_order(answers[: len(crowd)]))
+
+
+def peak_bytes(up: Up, process: str) -> int:
+    """Return the most memory that one of a fleet's processes has had."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if process.encode() in words and str(up.data).encode() in (folder / "environ").read_bytes():
+                status = (folder / "status").read_text()
+                return 1024 * int(status.split("VmHWM:")[1].split()[0])
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+    raise AssertionError(f"no process {process}")
+
+
+def test_lists_of_jobs_with_very_many_outputs_need_little_memory(crowded: Up) -> None:
+    async def many_outputs() -> list[Answer]:
+        async with Redis(unix_socket_path=str(crowded.data / "redis" / "redis.sock")) as client:
+            redis: Any = client
+            for job_id in await redis.zrevrange("fleet:jobs", 0, 4):
+                key = f"fleet:job:{job_id.decode()}:outputs"
+                (one,) = await redis.hvals(key)
+                await redis.hset(key, mapping={str(n): one for n in range(24_576)})
+        lists = [request(crowded, "GET", f"/api/{face}/jobs?limit=5") for face in ("v1", "v2")]
+        return await all_at_once(crowded, 20 * lists)
+
+    answers = asyncio.run(many_outputs())
+    assert {answer.status for answer in answers} == {200}
+    (first, *_) = json.loads(answers[0].body)["jobs"]
+    assert first["outputs"] == [] and first["output_count"] > 24_000
+    assert peak_bytes(crowded, "api") < 200_000_000
+    still_well(crowded)

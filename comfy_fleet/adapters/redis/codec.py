@@ -1,5 +1,6 @@
 """How a job's record stands in Redis, and RQ's view of the same job."""
 
+import logging
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
@@ -16,15 +17,21 @@ from comfy_fleet.domain.job import (
     Metadata,
     NewJob,
     Output,
-    OutputKind,
     Placement,
     Progress,
 )
+from comfy_fleet.domain.records import UNREADABLE, from_fields
+
+logger = logging.getLogger(__name__)
 
 HANDLER = "comfy_fleet.run_prompt"
 """The only function that a job of ours may name; RQ's own workers have nothing to import under it."""
 MAX_REASON = 300
 """Characters of an error's message that a job keeps of each attempt."""
+UNREADABLE_JOB = JobError(code="internal_error", message="the job's record can't be read")
+_MOST_KNOWN = 1000
+_LAST = 1e11
+"""Times are Unix seconds before the year 5000: what is beyond can't be written as a date."""
 
 
 def reference(job_id: str) -> bytes:
@@ -74,8 +81,7 @@ def dump_output(output: Output) -> bytes:
 
 def load_output(data: bytes | Mapping[str, Any]) -> Output:
     """Return an output from JSON."""
-    fields = dict(orjson.loads(data)) if isinstance(data, bytes) else dict(data)
-    return Output(**{**fields, "kind": OutputKind(fields["kind"])})
+    return from_fields(Output, orjson.loads(data) if isinstance(data, bytes) else data)
 
 
 def output_field(output: Output) -> str:
@@ -105,7 +111,7 @@ def dump_reason(error: JobError | None) -> str:
 
 def _load_progress(record: Mapping[str, bytes], status: JobStatus) -> Progress | None:
     """Return how far a job is. One that has succeeded is through, also if its record tells of less."""
-    found = Progress(**orjson.loads(record["progress"])) if record.get("progress") else None
+    found = from_fields(Progress, orjson.loads(record["progress"])) if record.get("progress") else None
     if status is JobStatus.SUCCEEDED and (found is None or found.value < 1):
         return Progress.complete(found.nodes_total if found else 0)
     return found
@@ -119,39 +125,129 @@ def _load_attempts(data: bytes) -> tuple[Attempt, ...]:
             started_at=one["started"],
             ended_at=one["ended"],
             counted=one["counted"],
-            error=JobError(**one["error"]) if "error" in one else None,
+            error=from_fields(JobError, one["error"]) if "error" in one else None,
         )
         for one in orjson.loads(data)
     )
 
 
+def _metadata(record: Mapping[str, bytes]) -> Metadata:
+    found = orjson.loads(record.get("metadata", b"null"))
+    if found is not None and not isinstance(found, str | dict):
+        raise TypeError("metadata must be labels or a text")
+    return found
+
+
+def _object(record: Mapping[str, bytes], field: str) -> dict[str, Any]:
+    found = orjson.loads(record.get(field, b"{}"))
+    if not isinstance(found, dict):
+        raise TypeError(f"{field} must be an object")
+    return found
+
+
 def _time(record: Mapping[str, bytes], field: str) -> float | None:
-    return float(record[field]) if record.get(field) else None
+    if not record.get(field):
+        return None
+    found = float(record[field])
+    if not 0 <= found < _LAST:
+        raise ValueError(f"{field} {found} is no time")
+    return found
 
 
-def load_job(job_id: str, record: Mapping[str, bytes], outputs: Mapping[bytes, bytes] | None = None) -> Job:
-    """Return a job from its record and its outputs' hash."""
+class Complaints:
+    """Logs each record that can't be read once, however often it is met."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def about(self, what: str, name: str, error: Exception) -> None:
+        """Log why a record can't be read."""
+        if (key := f"{what} {name}") in self._known:
+            return
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known.add(key)
+        logger.error("record can't be read", exc_info=error, extra={"record": what, "name_of_record": name})
+
+
+def shown_job(
+    job_id: str,
+    record: Mapping[str, bytes],
+    outputs: Mapping[bytes, bytes] | None = None,
+    *,
+    output_count: int | None = None,
+    complaints: Complaints,
+) -> Job | None:
+    """Return a job for who only looks; of one that can't be read what can, and an error that says so.
+
+    Returns:
+        None if it can't even be told whose it is.
+    """
+    try:
+        return load_job(job_id, record, outputs, output_count=output_count)
+    except UNREADABLE as error:
+        complaints.about("job", job_id, error)
+    try:
+        status = JobStatus(record["status"].decode())
+    except UNREADABLE:
+        status = JobStatus.FAILED
+    try:
+        created = _time(record, "created") or 0.0
+    except UNREADABLE:
+        created = 0.0
+    try:
+        owner = record["owner"].decode()
+    except UNREADABLE:
+        return None
+    return Job(
+        id=job_id,
+        owner=owner,
+        status=status,
+        created_at=created,
+        expires_at=created,
+        graph_hash="",
+        error=UNREADABLE_JOB,
+    )
+
+
+def load_job(
+    job_id: str,
+    record: Mapping[str, bytes],
+    outputs: Mapping[bytes, bytes] | None = None,
+    *,
+    output_count: int | None = None,
+) -> Job:
+    """Return a job from its record and its outputs' hash.
+
+    Args:
+        job_id: Its id.
+        record: Its record.
+        outputs: Its outputs, where they are wanted.
+        output_count: How many it has, where they are not.
+
+    Raises:
+        Exception: One of :data:`UNREADABLE`.
+    """
 
     def text(field: str) -> str | None:
         return record[field].decode() if record.get(field) else None
 
-    metadata: Metadata = orjson.loads(record.get("metadata", b"null"))
     status = JobStatus(record["status"].decode())
     return Job(
         id=job_id,
         owner=record["owner"].decode(),
         status=status,
-        created_at=float(record["created"]),
-        expires_at=float(record["expires"]),
+        created_at=_time(record, "created") or 0.0,
+        expires_at=_time(record, "expires") or 0.0,
         graph_hash=record["graph"].decode(),
         priority=int(record["priority"]),
-        metadata=metadata,
+        metadata=_metadata(record),
         workflow=text("workflow"),
         workflow_version=text("version"),
-        params=orjson.loads(record.get("params", b"{}")),
+        params=_object(record, "params"),
         profile=text("profile") or "graph",
         placement=Placement.parse(record["placement"].decode()),
-        uploads=orjson.loads(record.get("uploads", b"{}")),
+        uploads=_object(record, "uploads"),
         started_at=_time(record, "started"),
         completed_at=_time(record, "completed"),
         deadline_at=_time(record, "deadline"),
@@ -163,7 +259,8 @@ def load_job(job_id: str, record: Mapping[str, bytes], outputs: Mapping[bytes, b
         cancel_requested=record.get("cancel") == b"1",
         progress=_load_progress(record, status),
         outputs=tuple(load_output(data) for _, data in sorted((outputs or {}).items())),
-        error=JobError(**orjson.loads(record["error"])) if record.get("error") else None,
+        output_count=len(outputs or {}) if output_count is None else output_count,
+        error=from_fields(JobError, orjson.loads(record["error"])) if record.get("error") else None,
         seq=int(record.get("seq", 0)),
         waiting_for=text("waits"),
         has_secret=record.get("has_secret") == b"1",

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from comfy_fleet.domain.job import JobEvent
+from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,10 @@ class RedisEvents:
 
 async def _job_events(job_id: str, queue: asyncio.Queue[bytes]) -> AsyncIterator[JobEvent]:
     while True:
-        event = orjson.loads(await queue.get())
-        yield JobEvent(
-            job_id=job_id, seq=event["seq"], type=event["type"], run=event["run"], data=event["data"]
-        )
+        message = await queue.get()
+        try:
+            event = from_fields(JobEvent, {**orjson.loads(message), "job_id": job_id})
+        except UNREADABLE as error:
+            logger.warning("event can't be read", extra={"job_id": job_id, "error": str(error)})
+        else:
+            yield event

@@ -1,19 +1,20 @@
 """GPU hosts in Redis: what their agents last said, and what waits to be told to them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from uuid import uuid4
 
 import orjson
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.codec import to_dict
+from comfy_fleet.adapters.redis.codec import Complaints, to_dict
 from comfy_fleet.adapters.redis.nodes import MOVING, read_node
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, Conflict, StoreDown
 from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders, Seat, Trash
 from comfy_fleet.domain.node import LIVE, Node
+from comfy_fleet.domain.records import UNREADABLE, from_fields
 
 FRESH_S = 10
 """How long a heartbeat is shown: agents send one every second, less often while the API is in trouble."""
@@ -29,6 +30,7 @@ class RedisHosts:
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._scripts = Scripts(redis)
+        self._complaints = Complaints()
 
     async def admit(self, host: str, instance: str) -> None:
         """Let one start of an agent speak for a host.
@@ -88,14 +90,39 @@ class RedisHosts:
             raise _taken(beat.host)
         nodes, explained, clear, trash, restart, neighbours, store = told
         return Orders(
-            nodes=[_told(raw, live) for raw, *live in nodes],
+            nodes=self._nodes(nodes),
             explained=frozenset(run.decode() for run in explained),
             clear=frozenset(name.decode() for name in clear),
             delete=list(_trash(trash)),
             restart=frozenset(name.decode() for name in restart),
-            neighbours={name.decode(): _seat(raw, float(age)) for name, raw, age in neighbours},
+            neighbours=self._seats(neighbours),
             store=store.decode(),
         )
+
+    def _nodes(self, rows: Sequence[Sequence[bytes]]) -> list[Node]:
+        found = []
+        for raw, *live in rows:
+            try:
+                found.append(_told(raw, live))
+            except (*UNREADABLE, BadInput) as error:
+                self._complaints.about("node", repr(raw[:80]), error)
+        return found
+
+    def _seats(self, rows: Sequence[Sequence[bytes]]) -> dict[str, Seat]:
+        found = {}
+        for name, raw, age in rows:
+            try:
+                found[name.decode()] = _seat(raw, float(age))
+            except UNREADABLE as error:
+                self._complaints.about("seat of node", repr(name), error)
+        return found
+
+    def _record(self, host: str, raw: bytes | None) -> dict[str, Any]:
+        try:
+            return dict(orjson.loads(raw)) if raw else {}
+        except UNREADABLE as error:
+            self._complaints.about("host", host, error)
+            return {}
 
     async def join(self, host: str, joining: Joining, *, now: float) -> Node:
         """Register a host's node, or move it where it is now; cordon, pool and counts stay.
@@ -158,7 +185,7 @@ class RedisHosts:
                     host=name,
                     seen_at=seen_at,
                     alive=record is not None,
-                    record=orjson.loads(record) if record else {},
+                    record=self._record(name, record),
                 )
                 for name, (_, seen_at), record in zip(names, known, records, strict=True)
             ),
@@ -186,8 +213,8 @@ def _taken(host: str) -> Conflict:
 
 
 def _seat(raw: bytes, age_s: float) -> Seat:
-    kept = orjson.loads(raw)
-    return Seat(**{**kept, "pids": tuple(kept["pids"]), "age_s": kept["age_s"] + age_s})
+    kept = from_fields(Seat, orjson.loads(raw))
+    return replace(kept, age_s=kept.age_s + age_s)
 
 
 def _told(raw: bytes, live: Sequence[bytes]) -> Node:

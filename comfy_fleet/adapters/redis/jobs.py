@@ -1,6 +1,7 @@
 """Jobs as clients see them: submit, read, list, cancel (port :class:`comfy_fleet.ports.JobStore`)."""
 
 import hashlib
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,31 @@ from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.ports import Idempotency, Submitted
 
-PAGE = 100  # records read at once while filtering a list
+WINDOW = (
+    1000  # jobs that one call of a script compares with a filter: a few milliseconds of the server's time
+)
+LOOKED_AT = 10_000  # jobs that are looked at for one page
+MOST_ERROR = 8192  # bytes of an error that a list shows whole
+
+_BRIEF = (
+    *(
+        "error",
+        "owner",
+        "status",
+        "created",
+        "expires",
+        "graph",
+        "priority",
+        "metadata",
+        "workflow",
+        "version",
+    ),
+    *("profile", "placement", "started", "completed", "deadline", "attempt", "max_attempts", "run", "node"),
+    *("cancel", "progress", "seq", "waits"),
+)
+"""Fields of a record that a list reads; the error first, which the script may cut."""
+
+_SCORE = re.compile(r"[0-9]{1,12}\.[0-9]{6}")
 
 
 class RedisJobStore:
@@ -29,6 +54,7 @@ class RedisJobStore:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._ageing_s = ageing_s
         self._scripts = Scripts(redis)
+        self._complaints = codec.Complaints()
 
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; see the port."""
@@ -90,7 +116,9 @@ class RedisJobStore:
                     pipe.hgetall(f"fleet:job:{job_id}:outputs")
                 raw = await pipe.execute()
         return [
-            codec.load_job(job_id, codec.to_dict(record), outputs) if record else None
+            codec.shown_job(job_id, codec.to_dict(record), outputs, complaints=self._complaints)
+            if record
+            else None
             for job_id, record, outputs in zip(ids, raw[::2], raw[1::2], strict=True)
         ]
 
@@ -103,34 +131,63 @@ class RedisJobStore:
         return graph
 
     async def find(self, wanted: JobFilter) -> JobPage:
-        """List jobs, newest first; raises BadInput for a cursor that is not ours."""
+        """List jobs, newest first; raises BadInput for a cursor that is not ours.
+
+        A cursor is the place of the last job that was looked at: jobs that come later are newer than all
+        that follow it, so none is told twice or left out.
+        """
         key = f"fleet:jobs:{wanted.owner}" if wanted.owner is not None else "fleet:jobs"
-        top: str = "+inf"
-        after: tuple[float, str] | None = None
-        if wanted.cursor is not None:
-            after = _read_cursor(wanted.cursor)
-            top = f"{after[0]:.6f}"
+        filtered = bool(wanted.statuses or wanted.metadata or wanted.workflow is not None)
+        after = (float("inf"), "") if wanted.cursor is None else _read_cursor(wanted.cursor)
         found: list[Job] = []
-        skip = 0
+        budget, skip = LOOKED_AT, 0
         while True:
+            window = WINDOW if filtered else wanted.limit - len(found) + 1  # one of them may be the anchor
+            top = "+inf" if after[0] == float("inf") else f"{after[0]:.6f}"
             with store_errors():
                 rows = await self._redis.zrevrangebyscore(
-                    key, top, "-inf", start=skip, num=PAGE, withscores=True
+                    key, top, "-inf", start=skip, num=window, withscores=True
                 )
-            skip += len(rows)
-            # Within one score Redis sorts by id, downwards here: what the last page showed is left out.
-            fresh = [
-                (raw.decode(), score) for raw, score in rows if after is None or (score, raw.decode()) < after
-            ]
-            jobs = await self._load([job_id for job_id, _ in fresh]) if fresh else []
-            for (job_id, score), job in zip(fresh, jobs, strict=True):
-                if job is None or not _matches(job, wanted):
-                    continue
-                found.append(job)
-                if len(found) == wanted.limit:
-                    return JobPage(jobs=tuple(found), next_cursor=_write_cursor(score, job_id))
-            if len(rows) < PAGE:
+            # Within one score Redis sorts by id, downwards here.
+            fresh = [(score, raw.decode()) for raw, score in rows if (score, raw.decode()) < after]
+            matching = await self._matching([job_id for _, job_id in fresh], wanted) if filtered else None
+            chosen = [row for row in fresh if matching is None or row[1] in matching]
+            chosen = chosen[: wanted.limit - len(found)]
+            found += [job for job in await self._briefs([job_id for _, job_id in chosen]) if job is not None]
+            if len(found) >= wanted.limit:
+                return JobPage(jobs=tuple(found), next_cursor=_write_cursor(*chosen[-1]))
+            if len(rows) < window:
                 return JobPage(jobs=tuple(found), next_cursor=None)
+            budget -= len(rows)
+            # Many jobs of one score may hide what follows them.
+            after, skip = (fresh[-1], 0) if fresh else (after, skip + len(rows))
+            if budget <= 0 and fresh:
+                return JobPage(jobs=tuple(found), next_cursor=_write_cursor(*after))
+
+    async def _matching(self, ids: Sequence[str], wanted: JobFilter) -> frozenset[str]:
+        if not ids:
+            return frozenset()
+        states = f" {' '.join(sorted(wanted.statuses))} " if wanted.statuses else ""
+        labels = [part for pair in wanted.metadata.items() for part in pair]
+        found = await self._scripts.call(
+            "matching", states, wanted.workflow or "", len(wanted.metadata), *labels, *ids
+        )
+        return frozenset(raw.decode() for raw in found)
+
+    async def _briefs(self, ids: Sequence[str]) -> list[Job | None]:
+        """Read what a list shows of jobs, and no more: their outputs and errors may be megabytes."""
+        if not ids:
+            return []
+        rows = await self._scripts.call("briefs", MOST_ERROR, len(_BRIEF), *_BRIEF, *ids)
+        found = []
+        for job_id, row in zip(ids, rows, strict=True):
+            record = {name: value for name, value in zip(_BRIEF, row[1:], strict=False) if value is not None}
+            found.append(
+                codec.shown_job(job_id, record, output_count=int(row[0]), complaints=self._complaints)
+                if record
+                else None
+            )
+        return found
 
     async def request_cancel(self, job_id: str) -> Job | None:
         """Ask for cancellation; returns the job as it is now, or None."""
@@ -196,15 +253,6 @@ def _fresh(new: NewJob, created_at: float) -> Job:
     )
 
 
-def _matches(job: Job, wanted: JobFilter) -> bool:
-    if wanted.statuses and job.status not in wanted.statuses:
-        return False
-    if wanted.workflow is not None and job.workflow != wanted.workflow:
-        return False
-    labels = job.metadata if isinstance(job.metadata, Mapping) else {}
-    return all(labels.get(key) == value for key, value in wanted.metadata.items())
-
-
 def _write_cursor(score: float, job_id: str) -> str:
     return urlsafe_b64encode(f"{score:.6f} {job_id}".encode()).decode().rstrip("=")
 
@@ -212,7 +260,7 @@ def _write_cursor(score: float, job_id: str) -> str:
 def _read_cursor(cursor: str) -> tuple[float, str]:
     try:
         score, job_id = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().split(" ")
-        return float(score), job_id
+        return float(score) if _SCORE.fullmatch(score) else float("no number"), job_id
     except ValueError as error:
         raise BadInput(
             "cursor is not one that this server gave out: list from the start without it",

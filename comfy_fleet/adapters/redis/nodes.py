@@ -10,10 +10,12 @@ from uuid import uuid4
 import orjson
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.codec import Complaints
 from comfy_fleet.adapters.redis.events import WAKE, RedisEvents
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
-from comfy_fleet.domain.errors import Conflict, NotFound
+from comfy_fleet.domain.errors import BadInput, Conflict, NotFound
 from comfy_fleet.domain.node import AGENT_DRAINS, LIVE, Node, NodeState, Reading, Work
+from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.domain.speed import speed_of
 from comfy_fleet.domain.weights import default_weight
 from comfy_fleet.timeouts import Timeout
@@ -34,6 +36,7 @@ class RedisNodeRegistry:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._events = events
         self._scripts = Scripts(redis)
+        self._complaints = Complaints()
         self._memo: dict[str, tuple[Row, NodeState]] = {}
 
     async def add(self, node: Node) -> Node:
@@ -73,16 +76,25 @@ class RedisNodeRegistry:
 
     async def state(self, name: str) -> NodeState | None:
         """Return a node with what is known of it, or None."""
-        rows = _rows(await self._scripts.call("node_states", name))
-        return self._read(rows[0]) if rows else None
+        return next(iter(self._read_all(_rows(await self._scripts.call("node_states", name)))), None)
 
     async def states(self) -> Sequence[NodeState]:
         """Return all nodes with what is known of them, by name."""
         rows = sorted(_rows(await self._scripts.call("node_states")), key=_name)
-        states = [self._read(row) for row in rows]
-        if len(self._memo) > len(rows):
-            self._memo = {row[0]: self._memo[row[0]] for row in rows}
+        states = self._read_all(rows)
+        if len(self._memo) > len(states):
+            self._memo = {state.node.name: self._memo[state.node.name] for state in states}
         return states
+
+    def _read_all(self, rows: Sequence[Row]) -> list[NodeState]:
+        """Return the nodes of rows; one that can't be read is logged and left out: the others still count."""
+        found = []
+        for row in rows:
+            try:
+                found.append(self._read(row))
+            except (*UNREADABLE, BadInput) as error:
+                self._complaints.about("node", str(row[0]), error)
+        return found
 
     def _read(self, row: Row) -> NodeState:
         """Return a row's node; the same object again if nothing has changed about it."""
@@ -119,7 +131,14 @@ class RedisNodeRegistry:
     async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
         """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
         with store_errors():
-            return [orjson.loads(raw) for raw in await self._redis.lrange(f"fleet:node:{name}:errors", 0, 9)]
+            rows = await self._redis.lrange(f"fleet:node:{name}:errors", 0, 9)
+        found = []
+        for raw in rows:
+            try:
+                found.append(dict(orjson.loads(raw)))
+            except UNREADABLE as error:
+                self._complaints.about("error of node", name, error)
+        return found
 
     async def models(self, name: str) -> Sequence[str]:
         """Return the model files that jobs on a node used since it started or was freed, the latest first."""
@@ -233,8 +252,8 @@ def read_node(raw: bytes | str, live: Mapping[str, str]) -> Node:
     static = orjson.loads(raw)
     if static.get("weight_by_gpu") and live.get("gpu"):
         static["weight"] = default_weight(live["gpu"], live.get("device", ""))
-    return Node(
-        **static,
+    return replace(
+        from_fields(Node, static),
         cordoned=live.get("cordoned") == "1",
         cordon_reason=live.get("cordon_reason", ""),
         speed=speed_of(float(live.get("speed") or 0), int(live.get("speeds") or 0)),
@@ -242,7 +261,10 @@ def read_node(raw: bytes | str, live: Mapping[str, str]) -> Node:
 
 
 def _rows(answer: bytes) -> list[Row]:
-    rows: list[Row] = orjson.loads(answer)
+    try:
+        rows: list[Row] = orjson.loads(answer)
+    except ValueError:  # one record is no valid UTF-8
+        rows = orjson.loads(answer.decode("utf-8", "replace"))
     return rows or []  # Lua writes an empty list as an empty object
 
 

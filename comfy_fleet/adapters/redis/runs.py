@@ -10,9 +10,10 @@ import orjson
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis import codec
-from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
+from comfy_fleet.adapters.redis.scripts import Arg, Scripts, store_errors
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.domain.speed import SHARE
 from comfy_fleet.ports import Beat, Claim, Held, Refused, Waiting
 
@@ -66,7 +67,14 @@ class RedisRunStore:
         why = answer[0].decode()
         if why != "ok":
             return Refused(why=why, run=answer[1].decode() if why == "leased" else None)
-        job = codec.load_job(answer[1].decode(), codec.to_dict(answer[2]))
+        job_id = answer[1].decode()
+        try:
+            if answer[3] is None:
+                raise ValueError("its graph is gone")
+            job = codec.load_job(job_id, codec.to_dict(answer[2]))
+        except UNREADABLE as problem:
+            await self._abandon(job_id, run, token, problem)
+            return Refused(why="empty")
         if answer[4] != codec.reference(job.id):
             # Somebody wrote another function into RQ's record: nothing of it is ever imported or run.
             claim = Claim(job=job, graph=b"{}", run=run, node=node, token=token, attempt=job.attempt)
@@ -216,8 +224,10 @@ class RedisRunStore:
             try:
                 job = codec.load_job(job_id.decode(), codec.to_dict(record))
                 left = orjson.loads(manifest)
-            except (ValueError, KeyError, TypeError):  # the others' runs must not wait for this one
-                logger.exception("a run can't be taken over", extra={"job_id": job_id.decode()})
+                if graph is None or not isinstance(left, list):
+                    raise ValueError("its graph is gone, or its outputs are no list")
+            except UNREADABLE as problem:  # the others' runs must not wait for this one
+                await self._abandon(job_id.decode(), run, token, problem)
                 continue
             claim = Claim(
                 job=job,
@@ -230,6 +240,12 @@ class RedisRunStore:
             )
             held.append(Held(claim=claim, phase=phase.decode(), manifest=left))
         return held
+
+    async def _abandon(self, job_id: str, run: Arg, token: Arg, problem: Exception) -> None:
+        """End a job that can't be read, and its run."""
+        logger.error("job ends, its record can't be read", exc_info=problem, extra={"job_id": job_id})
+        error = codec.dump_error(codec.UNREADABLE_JOB)
+        await self._scripts.call("abandon", run, token, error, codec.rq_failure(codec.UNREADABLE_JOB))
 
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""

@@ -61,5 +61,5 @@ redis.call('ZADD', 'rq:executions:' .. best, FAR, run)
 publish_status(best, 'running', run, node)
 local behind = 0
 for i = 7, #ARGV do behind = behind + redis.call('ZCARD', 'fleet:queue:' .. ARGV[i]) end
-return { 'ok', best, redis.call('HGETALL', key), redis.call('GET', 'fleet:graph:' .. redis.call('HGET', key, 'graph')),
+return { 'ok', best, redis.call('HGETALL', key), redis.call('GET', 'fleet:graph:' .. (redis.call('HGET', key, 'graph') or '')),
   redis.call('HGET', rq, 'data'), behind }

@@ -88,7 +88,11 @@ end
 local function jobkey(id) return 'fleet:job:' .. id end
 
 local function publish(id, kind, run, data)
-  local seq = redis.call('HINCRBY', jobkey(id), 'seq', 1)
+  local seq = redis.pcall('HINCRBY', jobkey(id), 'seq', 1)
+  if type(seq) == 'table' then  -- no number: whoever follows reads the record instead
+    seq = 1
+    redis.call('HSET', jobkey(id), 'seq', seq)
+  end
   redis.call('PUBLISH', 'fleet:events:' .. id, '{"seq":' .. seq .. ',"type":"' .. kind .. '","run":'
     .. (run and run ~= '' and '"' .. run .. '"' or 'null') .. ',"data":' .. data .. '}')
   return seq
@@ -152,6 +156,12 @@ end
 
 local RQ_END = { succeeded = { 'finished', 'rq:finished:', 1 }, failed = { 'failed', 'rq:failed:', 2 },
   expired = { 'failed', 'rq:failed:', 2 }, canceled = { 'canceled', 'rq:canceled:', 3 } }
+
+-- What a JSON text stands for; an empty table if it is broken: one record must not hold up whoever meets it.
+local function decoded(text)
+  local ok, found = pcall(cjson.decode, text)
+  return ok and type(found) == 'table' and found or {}
+end
 
 -- Keep what went wrong on a node, for who looks after it.
 local function note_error(node, id, err, at)
@@ -262,7 +272,7 @@ end
 local function end_job(id, status, err, result, at)
   local key = jobkey(id)
   local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node')
-  local expires = at + tonumber(f[1])
+  local expires = at + (tonumber(f[1] or '') or 604800)
   redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
   redis.call('HDEL', key, 'waits')
@@ -294,7 +304,7 @@ end
 local function note_attempt(run, id, node, since, err, counted, at)
   local key = jobkey(id)
   local had = redis.call('HGET', key, 'attempts')
-  local all = had and cjson.decode(had) or {}
+  local all = had and decoded(had) or {}
   local one = { run = run, node = node, started = tonumber(since) or at, ended = at, counted = counted }
   if err ~= '' then one.error = cjson.decode(err) end
   all[#all + 1] = one

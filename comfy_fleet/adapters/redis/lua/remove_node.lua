@@ -13,6 +13,8 @@ if had[3] then redis.call('HDEL', 'fleet:urls', had[3]) end
 if digest then forget_inventory(digest, node) end
 redis.call('DEL', 'fleet:node:' .. node .. ':errors')
 unloaded(node)
+-- What still runs there is its dispatcher's to end; a node that is added anew under this name starts free.
+redis.call('DEL', 'fleet:lease:' .. node, runs, 'fleet:reading:' .. node, 'fleet:report:' .. node)
 redis.call('HDEL', 'fleet:nodes', node)
 redis.call('DEL', 'fleet:node:' .. node)
 if pool then redis.call('SREM', 'fleet:pool:' .. pool, node) end

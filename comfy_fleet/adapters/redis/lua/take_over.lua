@@ -9,7 +9,7 @@ for i, run in ipairs(expired) do
   local r = redis.call('HMGET', key, 'job', 'node', 'phase', 'manifest')
   if not r[1] then
     redis.call('ZREM', 'fleet:runs', run)
-  elseif redis.call('EXISTS', jobkey(r[1])) == 0 then
+  elseif redis.call('TYPE', jobkey(r[1])).ok ~= 'hash' then
     drop_run(run, r[1], r[2])  -- nobody could end it, and it would hold its node for ever
     discard(r[1], at)
   else
@@ -17,7 +17,7 @@ for i, run in ipairs(expired) do
     redis.call('HSET', 'rq:job:' .. r[1], 'worker_name', ARGV[1])
     redis.call('ZADD', 'fleet:runs', num(at + tonumber(ARGV[2])), run)
     out[#out + 1] = { run, token, r[1], r[2], r[3], r[4] or '[]', redis.call('HGETALL', jobkey(r[1])),
-      redis.call('GET', 'fleet:graph:' .. redis.call('HGET', jobkey(r[1]), 'graph')) }
+      redis.call('GET', 'fleet:graph:' .. (redis.call('HGET', jobkey(r[1]), 'graph') or '')) }
   end
 end
 return out

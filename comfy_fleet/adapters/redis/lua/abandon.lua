@@ -1,0 +1,8 @@
+-- End a run whose job's record can't be read: nobody could go on with it, and it would hold its node for ever.
+-- ARGV: run, token, error as JSON, RQ result.  Returns 1, or 0 if the lease is gone.
+local run = ARGV[1]
+if not owned(run, ARGV[2]) then return 0 end
+local r = redis.call('HMGET', 'fleet:run:' .. run, 'job', 'node')
+drop_run(run, r[1], r[2])
+if redis.call('HEXISTS', jobkey(r[1]), 'completed') == 0 then end_job(r[1], 'failed', ARGV[3], ARGV[4], now()) end
+return 1

@@ -1,0 +1,61 @@
+"""Dataclasses from what was stored or sent, perhaps by another version of the fleet."""
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+"""What reading a record raises that is broken: whoever reads several goes on with the others."""
+
+
+def from_fields(cls: type[T], raw: Mapping[str, Any]) -> T:
+    """Make a dataclass from the fields that it knows; what a newer version added is left out.
+
+    Raises:
+        TypeError: ``raw`` is no mapping, a field is missing, or one has another type than its annotation says
+            (plain types, enums and tuples of them are looked at).
+        ValueError: An enum has no such member.
+    """
+    if not isinstance(raw, Mapping):
+        raise TypeError(f"{cls.__name__} must be an object, not {type(raw).__name__}")
+    kinds = _kinds(cast(Any, cls))
+    return cls(
+        **{name: _as(kinds[name], raw[name], f"{cls.__name__}.{name}") for name in kinds if name in raw}
+    )
+
+
+@cache
+def _kinds(cls: Any) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _as(kind: Any, value: Any, name: str) -> Any:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if value is None or any(get_origin(one) is not None for one in get_args(kind)):
+            return value
+        (kind, *others) = (one for one in get_args(kind) if one is not types.NoneType)
+        if others:
+            return value
+        return _as(kind, value, name)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{name} must be a list, not {type(value).__name__}")
+        return tuple(_as(get_args(kind)[0], one, name) for one in value)
+    if origin is not None:
+        if not isinstance(value, origin):
+            raise TypeError(f"{name} must be {origin.__name__}, not {type(value).__name__}")
+        return value
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind in (str, int, float, bool) and type(value) is not kind:
+        raise TypeError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
+    return value
