@@ -437,6 +437,25 @@ def test_keys_guard_the_fleet_and_its_own_parts_still_meet(tmp_path: Path) -> No
             assert "0123456789abcdef" not in log.read_text(), log
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_line_to_try_works_when_it_is_pasted(tmp_path: Path, host: str) -> None:
+    keys = tmp_path / "my keys"
+    keys.write_text("# who may\nann ann-0123456789abcdef# a comment\nroot root-0123456789abcdef admin\n")
+    env = {"FLEET_HOST": host, "FLEET_KEYS_FILE": str(keys)}
+    with up(tmp_path / "data", "--nodes", "1", "--job-seconds", "0.1", **env) as started:
+        until(lambda: "Ctrl-C" in started.log.read_text(), "all is said")
+        told = re.search(r"^try +(.+)$", started.log.read_text(), re.MULTILINE)
+        assert told
+        assert "0123456789abcdef" not in started.log.read_text()
+        assert ("from  other machines: http://" in started.log.read_text()) == (host == "0.0.0.0")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        pasted = subprocess.run(
+            ["sh", "-c", told[1]], capture_output=True, text=True, check=False, env=environment(PATH=path)
+        )
+        assert pasted.returncode == 0, pasted.stderr
+        assert "succeeded" in pasted.stdout
+
+
 def test_a_port_is_free_again_after_the_end(tmp_path: Path) -> None:
     port = free_port()
     with up(tmp_path / "data", "--nodes", "0", port=port) as started:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
+from comfy_fleet.api.auth import is_loopback
 from comfy_fleet.cli.client import USUAL_URL
-from comfy_fleet.cli.console import SIMULATED, facts, natural, span, table
+from comfy_fleet.cli.console import SIMULATED, natural, span, table
 from comfy_fleet.cli.up.plan import Plan
 from comfy_fleet.cli.up.supervisor import is_loud
 from comfy_fleet.domain.node import Node
@@ -84,15 +87,15 @@ class Terminal:
             shown(f"[magenta]{SIMULATED}[/] nodes draw test pictures; real ones: --comfyui DIR, --node URL")
         usual = settings.data == Path(".fleet").absolute()
         down = "fleet down" if usual else f"fleet down --data {shlex.quote(str(settings.data))}"
-        shown(
-            facts(
-                {
-                    "try": example(planned),
-                    "data": f"{settings.data} (logs/ has one file per process)",
-                    "stop": f"Ctrl-C, or `{down}`",
-                }
-            )
-        )
+        elsewhere = settings.public_url or f"http://{socket.gethostname()}:{settings.port}"
+        for name, value in (
+            ("try", example(planned)),
+            ("from", "" if is_loopback(settings.host) else f"other machines: {elsewhere}"),
+            ("data", f"{settings.data} (logs/ has one file per process)"),
+            ("stop", f"Ctrl-C, or `{down}`"),
+        ):
+            if value:  # lines that are copied are never broken
+                shown(Text.assemble((f"{name:<6}", "dim"), value), soft_wrap=True)
 
 
 def line_of(process: str, fields: Mapping[str, Any]) -> str:
