@@ -7,6 +7,7 @@ across all processes. Fields come from ``extra``; ``job_id`` is on every line th
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -52,6 +53,12 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def json_line(fields: Mapping[str, Any]) -> str:
+    """Return fields as one line of JSON, without a character that a terminal would act on."""
+    made = orjson.dumps(fields, default=str).decode()
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", made)
+
+
 def fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return what ``extra`` added, with anything that smells of a secret masked."""
     return {
@@ -80,7 +87,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return json_line(line)
 
 
 class TextFormatter(logging.Formatter):

@@ -58,7 +58,12 @@ class Settings(BaseSettings):
     haproxy_bin: str = Field("haproxy", description="HAProxy's program.")
 
     host: str = Field("127.0.0.1", description="Address of the public port. Other than loopback needs keys.")
-    port: int = Field(8188, ge=1, le=65535, description="The one public port.")
+    port: int = Field(
+        8188,
+        ge=1,
+        le=65535,
+        description="The one public port; `fleet up` takes the next that is free if this is unset.",
+    )
     public_url: str | None = Field(
         None, description="Base of absolute URLs; else the request's host and scheme."
     )

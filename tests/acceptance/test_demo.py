@@ -1,5 +1,6 @@
 """The demo, as somebody sees it who has just cloned the project."""
 
+import contextlib
 import os
 import re
 import signal
@@ -67,6 +68,26 @@ def test_another_server_on_the_port_is_named(tmp_path: Path) -> None:
     assert told.returncode == 8
     assert f"(pid {os.getpid()})" in told.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_a_taken_default_port_is_no_hindrance(tmp_path: Path) -> None:
+    taken = contextlib.ExitStack()
+    with contextlib.suppress(OSError):  # somebody has it anyway
+        taken.enter_context(socket.create_server(("127.0.0.1", 8188)))
+    argv = ("--nodes", "1", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "pictures"))
+    with taken:
+        told = subprocess.run(
+            [sys.executable, "-m", "comfy_fleet", "demo", *argv],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+            env=environment(),
+        )
+    assert told.returncode == 0, told.stdout + told.stderr
+    first = re.match(r"port 8188 is taken by .+; the fleet takes port (\d+)\n", told.stdout)
+    assert first, told.stdout
+    assert f"at http://127.0.0.1:{first[1]}" in told.stdout
 
 
 def test_keep_leaves_it_running_and_a_second_one_is_refused(tmp_path: Path) -> None:

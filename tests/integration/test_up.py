@@ -491,6 +491,8 @@ def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
         # A busy machine may not get to see it gone: it is back in a second or two.
         until(lambda: of_first() not in ([], [pid]), "it has been started again")
         until(all_up, "both nodes are up again")
+        until(lambda: f"info host-agent: runs again node={first} " in started.log.read_text(), "it is said")
+        assert "why=killed by signal SIGKILL (perhaps out of memory)" in started.log.read_text()
         job = started.json("submit", "image_card", "-p", "prompt=on an agent's node", "--wait")
         assert job["node"] in urls
         assert started.cli("node", "drain", first).returncode == 0

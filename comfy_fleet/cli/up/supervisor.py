@@ -15,6 +15,7 @@ from comfy_fleet.adapters.processes import RUNS_AGAIN, Child, LogFile
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.logs import json_line
 
 BACKOFF = Backoff(first_s=0.2, longest_s=10.0)
 _STEADY_S = 20.0  # a child that ran so long starts over at the first pause
@@ -169,7 +170,7 @@ class Supervised:
             self._write(_fields(self.spec.name, "info", RUNS_AGAIN, after_s=after_s))
 
     def _write(self, fields: dict[str, Any]) -> None:
-        self._log.write(orjson.dumps(fields, default=str).decode())
+        self._log.write(json_line(fields))
         self._echo(self.spec.name, fields)
 
 
