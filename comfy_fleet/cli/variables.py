@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 
+_USUAL = ("FLEET_API_URL", "FLEET_API_KEY")  # what a shell is set to that talks to a fleet
 _SERVICES = (("api",), ("dispatch",), ("agent",), ("sim",), ("haproxy", "run"))
 
 
@@ -14,6 +15,8 @@ def is_service(argv: Sequence[str]) -> bool:
 
 def unread() -> Iterator[str]:
     """Yield a sentence for each variable that nothing reads; this process's children won't say it again."""
+    if not any(name.startswith("FLEET_") and name not in _USUAL for name in os.environ):
+        return  # the settings take long to load
     from comfy_fleet.settings import WARNED, unknown
 
     found = unknown(os.environ)

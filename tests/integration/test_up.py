@@ -441,8 +441,8 @@ def test_keys_guard_the_fleet_and_its_own_parts_still_meet(tmp_path: Path) -> No
 def test_the_line_to_try_works_when_it_is_pasted(tmp_path: Path, host: str) -> None:
     keys = tmp_path / "my keys"
     keys.write_text("# who may\nann ann-0123456789abcdef# a comment\nroot root-0123456789abcdef admin\n")
-    env = {"FLEET_HOST": host, "FLEET_KEYS_FILE": str(keys)}
-    with up(tmp_path / "data", "--nodes", "1", "--job-seconds", "0.1", **env) as started:
+    argv = ("--nodes", "1", "--job-seconds", "0.1")
+    with up(tmp_path / "data", *argv, FLEET_HOST=host, FLEET_KEYS_FILE=str(keys)) as started:
         until(lambda: "Ctrl-C" in started.log.read_text(), "all is said")
         told = re.search(r"^try +(.+)$", started.log.read_text(), re.MULTILINE)
         assert told
