@@ -95,10 +95,13 @@ _UPLOADED_TYPES = frozenset({"WEBCAM", "AUDIO_RECORD", "LOAD_3D", "LOAD_3D_ANIMA
 
 _FOLDER = re.compile(r"(?:.*_)?(?:sub)?(?:folder|directory|dir)(?:s|_?names?|_?paths?)?_?\d*", re.IGNORECASE)
 _PATH = re.compile(r"(?:.*_)?(?:file_?(?:path|name)|path|file)s?_?\d*", re.IGNORECASE)
+_SAVED_BELOW = re.compile(r"(?:(?:output|save)_?)?paths?", re.IGNORECASE)
 _MEDIA = re.compile(r"(?:.*_)?(?:images?|audio|video|latent|mask|files?)", re.IGNORECASE)
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,12}$")
 _ANNOTATION = re.compile(r"\[(?:output|temp)\]\s*$")
 _UP = re.compile(r"\s*\.\.[. ]*")
+_PATH_OPTION = re.compile("path|folder|director|extension", re.IGNORECASE)
+_BASIC = frozenset({"*", "BOOLEAN", "COMBO", "COMFY_MATCHTYPE_V3", "FLOAT", "INT", "STRING"})
 _ROOTED = re.compile(r"[/\\]|[A-Za-z]:|(?!https?:)[A-Za-z][A-Za-z0-9+.-]+:[/\\]|~(?:$|[/\\])")
 _STAGED = re.compile(rf"[\s./\\]*{STAGING}[/\\]+[0-9a-f]{{8}}-[0-9a-f]{{4}}-", re.IGNORECASE)
 _ANY_STAGED = re.compile(rf"{STAGING}[/\\\\]+[0-9a-f]{{8}}-[0-9a-f-]{{27}}(?:[/\\\\]+[0-9a-f-]{{36}})?")
@@ -179,6 +182,10 @@ def uses(name: str, body: Mapping[str, Any]) -> dict[str, Use]:
         elif use is not Use.TEXT or input_ not in found:
             found[input_] = use
     rules = {key: use for key, use in found.items() if use is not Use.TEXT or key not in short}
+    if output_node and "filename_prefix" in rules:
+        # What is called a path beside a prefix is the folder that the prefix is joined to.
+        below = (key for key, use in rules.items() if use is Use.PATH and _SAVED_BELOW.fullmatch(key))
+        rules |= dict.fromkeys(list(below), Use.TARGET)
     return {**rules, **KNOWN.get(name, {})}
 
 
@@ -209,20 +216,21 @@ def keeps_graph(body: Mapping[str, Any], found: Uses) -> bool:
 
     From ComfyUI's cache it would answer a job with the files of an earlier one, that one's whole graph in
     their metadata. A class that saves below a prefix is made to run anew by the prefix; one that calls a
-    paid service would be paid for again.
+    paid service would be paid for again; one that takes texts and numbers only shows them.
     """
     inputs = body.get("input")
     hidden = inputs.get("hidden") if isinstance(inputs, Mapping) else None
-    kinds = {
-        kind[0] if isinstance(kind, list) and kind else kind
-        for kind in (hidden.values() if isinstance(hidden, Mapping) else ())
-        if isinstance(kind, str | list)
-    }
+    given = hidden.values() if isinstance(hidden, Mapping) else ()
+    kinds = {kind[0] if isinstance(kind, list) and kind else kind for kind in given if kind}
     return (
         (body.get("output_node") is True or body.get("has_intermediate_output") is True)
         and not kinds.isdisjoint({"PROMPT", "EXTRA_PNGINFO", "DYNPROMPT"})
         and body.get("api_node") is not True
         and not {Use.PREFIX, Use.TARGET} & set(found.values())
+        and any(
+            isinstance(spec[0], str) and not set(spec[0].split(",")) <= _BASIC
+            for _, spec in declared_inputs(inputs)
+        )
     )
 
 
@@ -241,16 +249,27 @@ def _use(name: str, declared: list[Any], *, output_node: bool) -> Use | None:
     if isinstance(kind, list) or kind == "COMBO":
         if _MEDIA.fullmatch(name) and isinstance(options, list) and all(map(has_extension, options)):
             return Use.FILE
-        return Use.PATH if names_path(name) else None
+        return Use.PATH if names_path(name) or _is_told_path(extra) else None
     if not isinstance(kind, str) or "STRING" not in kind.split(","):
         return None
     if output_node and names_folder(name):
         return Use.TARGET
     if output_node and name == "prefix":
         return Use.PREFIX
-    if names_path(name):
+    if names_path(name) or _is_told_path(extra):
         return Use.PATH
     return Use.TEXT if extra.get("multiline") else None
+
+
+def _is_told_path(extra: Mapping[str, Any]) -> bool:
+    """Tell whether an input's options say that it holds a path, or its default is one."""
+    default = extra.get("default")
+    return any(_PATH_OPTION.search(key) and value for key, value in extra.items()) or (
+        isinstance(default, str)
+        and len(default) > 2
+        and "\n" not in default
+        and (default.startswith(("./", ".\\")) or _ROOTED.match(default) is not None)
+    )
 
 
 def _extra(declared: list[Any]) -> Mapping[str, Any]:

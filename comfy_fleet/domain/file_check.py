@@ -55,9 +55,62 @@ class FilePolicy:
 OPEN = FilePolicy(denied={})
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeclaredInput:
+    """What all nodes together say of an input.
+
+    Attributes:
+        use: The strictest of what they say.
+        specs: How it is declared; empty where no node declares it.
+    """
+
+    use: Use | None
+    specs: tuple[InputSpec, ...] = ()
+
+    @property
+    def free_text(self) -> bool:
+        """Whether a line of text may stand here that is no path."""
+        kinds = [spec.type for spec in self.specs]
+        return not kinds or any(
+            kind in ("*", "COMFY_MATCHTYPE_V3") or "STRING" in kind.split(",") for kind in kinds
+        )
+
+    def offers(self, text: str) -> bool:
+        """Tell whether a node offers this choice."""
+        return any(spec.options is not None and spec.offers(text) for spec in self.specs)
+
+
+class Declared:
+    """What the nodes' classes say of their inputs; worked out once for each that is asked for.
+
+    Args:
+        inventories: What is known of the nodes, each inventory once.
+    """
+
+    def __init__(self, inventories: Sequence[Inventory] = ()) -> None:
+        self.inventories = inventories
+        self._inputs: dict[tuple[str, str], DeclaredInput] = {}
+
+    def input(self, class_type: str, name: str) -> DeclaredInput:
+        """Return what is said of an input, under whatever name a graph gives it."""
+        found = self._inputs.get((class_type, name))
+        if found is None:
+            found = self._read(class_type, name)
+            if found.specs:  # any number of others may be asked for
+                self._inputs[class_type, name] = found
+        return found
+
+    def _read(self, class_type: str, name: str) -> DeclaredInput:
+        infos = [info for one in self.inventories if (info := one.classes.get(class_type))]
+        if (use := KNOWN.get(class_type, {}).get(name)) is None:
+            named = [_use_of(info, name) for info in infos] or [_by_name(name)]
+            use = min(named, key=_STRICTEST.index)
+        return DeclaredInput(use=use, specs=tuple(spec for info in infos if (spec := info.input(name))))
+
+
 def check(
     graph: Graph,
-    inventories: Sequence[Inventory],
+    declared: Declared,
     *,
     policy: FilePolicy,
     assets: Collection[Place] = (),
@@ -66,7 +119,7 @@ def check(
 
     Args:
         graph: A checked graph.
-        inventories: What is known of the nodes; what any of them says of an input counts.
+        declared: What the nodes' classes say of their inputs; what any of them says counts.
         policy: The operator's exceptions.
         assets: Places whose value is replaced by a file of the job's owner.
 
@@ -74,7 +127,6 @@ def check(
         InvalidWorkflow: ``details["node_errors"]`` lists ``{field, reason, message}`` by node id. Reasons:
             ``class_denied``, ``bad_path``, ``linked_path``.
     """
-    known = _Known(inventories)
     settled: dict[str, set[Path]] = {}
     for at, path in assets:
         settled.setdefault(at, set()).add(path)
@@ -89,7 +141,7 @@ def check(
         for name, value in node["inputs"].items():
             if f"{class_type}.{name}" in policy.free:
                 continue
-            if found := _defect(name, value, known.input(class_type, name), settled.get(node_id, ())):
+            if found := _defect(name, value, declared.input(class_type, name), settled.get(node_id, ())):
                 reason, message = found
                 message += f"; an operator may allow any value (FLEET_FREE_PATHS={class_type}.{name})"
                 errors.setdefault(node_id, []).append({"field": name, "reason": reason, "message": message})
@@ -102,13 +154,12 @@ def check(
         )
 
 
-def named_uploads(graph: Graph, inventories: Sequence[Inventory]) -> tuple[NamedUpload, ...]:
+def named_uploads(graph: Graph, declared: Declared) -> tuple[NamedUpload, ...]:
     """Find the texts that may name a file which the job's owner has uploaded, at any depth of an input."""
-    known = _Known(inventories)
     found = []
     for node_id, node in graph.items():
         for name, value in node["inputs"].items():
-            if known.input(node["class_type"], name).use is not Use.FILE or is_link(value):
+            if declared.input(node["class_type"], name).use is not Use.FILE or is_link(value):
                 continue
             for path, text in texts_in((name,), value):
                 # The blank before the annotation is ComfyUI's; others belong to the name.
@@ -160,52 +211,6 @@ def reruns(graph: Graph, inventory: Inventory | None) -> frozenset[str]:
 # ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Input:
-    """What all nodes together say of an input.
-
-    Attributes:
-        specs: How it is declared; empty where no node declares it.
-    """
-
-    use: Use | None
-    specs: tuple[InputSpec, ...] = ()
-
-    @property
-    def free_text(self) -> bool:
-        """Whether a line of text may stand here that is no path."""
-        kinds = [spec.type for spec in self.specs]
-        return not kinds or any(
-            kind in ("*", "COMFY_MATCHTYPE_V3") or "STRING" in kind.split(",") for kind in kinds
-        )
-
-    def offers(self, text: str) -> bool:
-        return any(spec.options is not None and spec.offers(text) for spec in self.specs)
-
-
-class _Known:
-    def __init__(self, inventories: Sequence[Inventory]) -> None:
-        self._inventories = inventories
-        self._infos: dict[str, list[ClassInfo]] = {}
-        self._inputs: dict[tuple[str, str], _Input] = {}
-
-    def input(self, class_type: str, name: str) -> _Input:
-        found = self._inputs.get((class_type, name))
-        if found is None:
-            found = self._inputs[class_type, name] = self._read(class_type, name)
-        return found
-
-    def _read(self, class_type: str, name: str) -> _Input:
-        infos = self._infos.get(class_type)
-        if infos is None:
-            infos = [info for one in self._inventories if (info := one.classes.get(class_type))]
-            self._infos[class_type] = infos
-        if (use := KNOWN.get(class_type, {}).get(name)) is None:
-            named = [_use_of(info, name) for info in infos] or [_by_name(name)]
-            use = min(named, key=_STRICTEST.index)
-        return _Input(use=use, specs=tuple(spec for info in infos if (spec := info.input(name))))
-
-
 def _use_of(info: ClassInfo, name: str) -> Use | None:
     if name in info.files:
         return info.files[name]
@@ -227,7 +232,9 @@ def _is_saved(node: Mapping[str, Any], info: ClassInfo | None) -> bool:
     )
 
 
-def _defect(name: str, value: object, found: _Input, settled: Collection[Path]) -> tuple[str, str] | None:
+def _defect(
+    name: str, value: object, found: DeclaredInput, settled: Collection[Path]
+) -> tuple[str, str] | None:
     """Return why a value may not stand here, as reason and message."""
     use = found.use
     if use in (Use.TEXT, Use.PREFIX, Use.TARGET):

@@ -18,7 +18,7 @@ import orjson
 from comfy_fleet.domain import file_check
 from comfy_fleet.domain import graph as graphs
 from comfy_fleet.domain.errors import ConfigError, InvalidWorkflow, LeaseLost, StoreDown
-from comfy_fleet.domain.file_check import FilePolicy
+from comfy_fleet.domain.file_check import Declared, FilePolicy
 from comfy_fleet.domain.job import JobError, JobStatus, Progress
 from comfy_fleet.domain.outputs import OutputItem
 from comfy_fleet.domain.run import (
@@ -210,7 +210,7 @@ class Execution:
         try:
             if (unseen := self._tools.care.unseen(self.claim)) is not None:
                 assets = asset_places(graph, self.claim.job.uploads)
-                file_check.check(graph, unseen, policy=self._tools.files, assets=assets)
+                file_check.check(graph, Declared(unseen), policy=self._tools.files, assets=assets)
             self._graph = await self._prepare(graph)
             self._extra_data = await self._open_secret()
         except InvalidWorkflow as error:

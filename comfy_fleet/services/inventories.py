@@ -14,8 +14,9 @@ from typing import Any
 from comfy_fleet.domain import eligibility, inventory, waiting
 from comfy_fleet.domain.eligibility import Candidate, Needs, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow
+from comfy_fleet.domain.file_check import Declared
 from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.inventory import Inventory, Problem
+from comfy_fleet.domain.inventory import Problem
 from comfy_fleet.domain.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
 from comfy_fleet.domain.node import NodeState
 from comfy_fleet.ports import InventoryStore, NodeRegistry
@@ -61,6 +62,7 @@ class NodeInventories:
         self._clock = clock
         self._kept: dict[str, float] = {}
         self._asked: dict[str, float] = {}
+        self._declared = Declared()
         self._states: tuple[float, Sequence[NodeState]] = (float("-inf"), ())
 
     async def run(self) -> None:
@@ -82,6 +84,8 @@ class NodeInventories:
         """Read the registry now."""
         await self._atlas.look()
         self._states = float("-inf"), ()  # who asks next sees what this look was for
+        if self._atlas.inventories != self._declared.inventories:
+            self._declared = Declared(self._atlas.inventories)
 
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
@@ -94,9 +98,9 @@ class NodeInventories:
         state = self._atlas.states.get(name or "")
         return state is not None and state.node.simulated
 
-    def inventories(self) -> Sequence[Inventory]:
-        """Return what is known of the nodes, each inventory once."""
-        return self._atlas.inventories
+    def declared(self) -> Declared:
+        """Return what the nodes' classes say of their inputs."""
+        return self._declared
 
     def read(self, graph: Graph) -> frozenset[str]:
         """Return the nodes of a graph that some output reads; all of them while no inventory is known."""

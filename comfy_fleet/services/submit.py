@@ -5,7 +5,7 @@ What this refuses costs no GPU second; what it accepts is durable.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -24,9 +24,8 @@ from comfy_fleet.domain.errors import (
     QueueFull,
     StoreDown,
 )
-from comfy_fleet.domain.file_check import FilePolicy
+from comfy_fleet.domain.file_check import Declared, FilePolicy
 from comfy_fleet.domain.graph import Graph, Place
-from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.job import Metadata, NewJob, Placement
 from comfy_fleet.domain.workflow import Requires, Workflow
 from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
@@ -49,8 +48,8 @@ class Inventories(Protocol):
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
 
-    def inventories(self) -> Sequence[Inventory]:
-        """Return what is known of the nodes, each inventory once."""
+    def declared(self) -> Declared:
+        """Return what the nodes' classes say of their inputs."""
 
     def read(self, graph: Graph) -> frozenset[str]:
         """Return the nodes of a graph that some output reads; nobody looks at the others."""
@@ -201,10 +200,10 @@ class Submitter:
     ) -> Submitted:
         self._assets.check_room()
         await _worked(large, lambda: self._check_count(checked))
-        inventories = self._inventories.inventories()
+        declared = self._inventories.declared()
         read = await _worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
-        assets = await self._uploads(owner, read, inventories, large=large)
-        await _worked(large, lambda: file_check.check(read, inventories, policy=self._files, assets=assets))
+        assets = await self._uploads(owner, read, declared, large=large)
+        await _worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
         uploads = {graph.place_name(*at): asset_id for at, asset_id in assets.items()}
         where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
         placement = await self._inventories.placement(checked, where)
@@ -297,7 +296,7 @@ class Submitter:
         return checked, graph.profile(checked)
 
     async def _uploads(
-        self, owner: str, checked: Graph, inventories: Sequence[Inventory], *, large: bool
+        self, owner: str, checked: Graph, declared: Declared, *, large: bool
     ) -> dict[Place, str]:
         """Return which asset goes where: ``core/ASSET`` objects, then files that inputs name."""
         found: dict[Place, str] = {}
@@ -316,7 +315,7 @@ class Submitter:
                 )
             found[reference.place] = asset.id
         by_name: dict[str, str | None] = {}
-        for named in await _worked(large, lambda: file_check.named_uploads(checked, inventories)):
+        for named in await _worked(large, lambda: file_check.named_uploads(checked, declared)):
             if named.name not in by_name:
                 asset = await self._assets.by_path(owner=owner, file_path=named.name)
                 by_name[named.name] = asset.id if asset else None

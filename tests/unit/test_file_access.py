@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.file_access import KNOWN, Use, declared_inputs, uses
+from comfy_fleet.domain.file_access import KNOWN, Use, declared_inputs, keeps_graph, uses
 
 DATA = Path(__file__).parent.parent / "data"
 VERSIONS = ["0.3.64", "0.33.0"]
@@ -87,7 +87,6 @@ def test_every_input_that_looks_like_a_path_is_covered(version: str) -> None:
         (["STRING", {"default": "loras/x"}], False),
         (["COMBO", {"options": ["marker.png"]}], False),
         ([["a", "markdir"], {}], False),
-        (["COMBO", {"some_folder": "output"}], False),
         (["THEIR_RECORDER", {}], False),
     ],
 )
@@ -130,6 +129,12 @@ def test_what_was_looked_at_is_still_there() -> None:
         ("filename_prefix", ["STRING", {}], False, Use.PREFIX),
         ("text", ["STRING", {"multiline": True}], False, Use.TEXT),
         ("text", ["STRING", {}], True, None),
+        ("video", ["STRING", {"vhs_path_extensions": ["mp4"], "placeholder": "x"}], False, Use.PATH),
+        ("source", ["STRING", {"default": "X://insert/path/here.mp4"}], False, Use.PATH),
+        ("source", ["STRING", {"default": "./ComfyUI/input"}], False, Use.PATH),
+        ("where", [["a"], {"image_folder": "output"}], False, Use.PATH),
+        ("delimiter", ["STRING", {"default": "/"}], False, None),
+        ("output_path", ["STRING", {}], True, Use.PATH),
         ("profile", ["STRING", {}], False, None),
         ("profile_name", ["STRING", {}], False, None),
         ("direction", ["STRING", {}], False, None),
@@ -142,6 +147,38 @@ def test_what_was_looked_at_is_still_there() -> None:
 def test_the_rules(name: str, declared: list[Any], output_node: bool, use: Use | None) -> None:
     body = {"input": {"required": {name: declared}}, "output_node": output_node}
     assert uses("Custom", body).get(name) == use
+
+
+def test_a_path_beside_a_prefix_is_the_prefixes_folder() -> None:
+    inputs = {"output_path": ["STRING", {}], "file_path": ["STRING", {}], "filename_prefix": ["STRING", {}]}
+    expected = {"file_path": Use.PATH, "filename_prefix": Use.PREFIX}
+    saver = {"input": {"required": inputs}, "output_node": True}
+    assert uses("Saver", saver) == {**expected, "output_path": Use.TARGET}
+    assert uses("Other", {"input": {"required": inputs}}) == {**expected, "output_path": Use.PATH}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "kept"),
+    [
+        ("IMAGE", {}, True),
+        ("STRING,FILE_3D", {}, True),
+        ("IMAGE", {"output_node": False, "has_intermediate_output": True}, True),
+        ("IMAGE", {"output_node": False}, False),
+        ("IMAGE", {"api_node": True}, False),
+        ("STRING", {}, False),
+        ("*", {}, False),
+    ],
+)
+def test_who_may_write_the_graph_into_files(kind: str, more: dict[str, Any], kept: bool) -> None:
+    for hidden in ("PROMPT", ["EXTRA_PNGINFO"], "EXTRA_PNGINFO"):
+        inputs = {"required": {"x": [kind, {}], "n": ["INT", {}]}, "hidden": {"h": hidden}}
+        body = {"input": inputs, "output_node": True, **more}
+        assert keeps_graph(body, uses("C", body)) is kept
+    inputs = {"required": {"x": [kind, {}]}, "hidden": {"id": "UNIQUE_ID", "odd": None, "empty": []}}
+    assert not keeps_graph({"input": inputs, "output_node": True}, {})
+    saver = {"required": {"x": [kind, {}], "filename_prefix": ["STRING", {}]}, "hidden": {"p": "PROMPT"}}
+    body = {"input": saver, "output_node": True}
+    assert not keeps_graph(body, uses("C", body))
 
 
 def test_groups_are_walked_and_odd_answers_are_no_error() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from comfy_fleet.domain import file_check
 from comfy_fleet.domain import graph as g
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
-from comfy_fleet.domain.file_check import OPEN, FilePolicy, check, named_uploads, reruns, saves
+from comfy_fleet.domain.file_check import OPEN, Declared, FilePolicy, reruns, saves
 from comfy_fleet.domain.inventory import Inventory, parse
 
 DATA = Path(__file__).parent.parent / "data"
@@ -23,6 +24,10 @@ def classes_of(version: str) -> dict[str, Any]:
         gzip.decompress((DATA / f"all_classes_{version}.json.gz").read_bytes())
     )
     return found
+
+
+def check(graph: g.Graph, known: Sequence[Inventory], **options: Any) -> None:
+    file_check.check(graph, Declared(known), **options)
 
 
 CUSTOM = {
@@ -242,7 +247,7 @@ def test_own_uploads_are_found_at_any_depth() -> None:
         }
     )
     for known in ([], BOTH):
-        assert [(u.node_id, u.path, u.name) for u in named_uploads(graph, known)] == [
+        assert [(u.node_id, u.path, u.name) for u in file_check.named_uploads(graph, Declared(known))] == [
             ("1", ("image",), "a b.png"),
             ("2", ("image",), "sub/b.png"),
             ("7", ("image",), "strange [1]"),
@@ -252,7 +257,7 @@ def test_own_uploads_are_found_at_any_depth() -> None:
             ("10", ("image", "__value__"), "w.png"),
         ]
     other = parse({"Other": {"input": {"required": {"image": [["x.png"], {"image_upload": True}]}}}})
-    assert "5" in {u.node_id for u in named_uploads(graph, [other])}
+    assert "5" in {u.node_id for u in file_check.named_uploads(graph, Declared([other]))}
     # What is replaced by the owner's own file may be called as the owner likes.
     mine = one("LoadImage", image="fleet/x.png")
     check(mine, BOTH, policy=OPEN, assets={("n", ("image",)): "id"})

@@ -234,7 +234,7 @@ async def test_many_that_join_together_are_asked_once_each_until_they_are_up() -
 async def test_nodes_that_cant_be_asked_decide_by_themselves() -> None:
     async with inventories(World(a=None)) as known:
         assert (await known.placement(check(GRAPH), Wish())).key == "default"
-        assert not known.inventories()
+        assert not known.declared().inventories
 
 
 async def test_refused_only_after_a_second_look() -> None:
