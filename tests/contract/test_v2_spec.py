@@ -313,7 +313,7 @@ def test_what_a_submit_is_refused_for(contract: Contract, client: httpx.Client) 
         ({"workflow": {}}, "invalid_workflow"),
         ({"workflow": picture(**{"3": node("NoSuchClass")})}, "invalid_workflow"),
         ({"workflow": {"nodes": [], "links": []}}, "workflow_format_ui"),
-        ({"workflow": picture(**{"3": node("LoadImage", image=reference)})}, "missing_asset"),
+        ({"workflow": picture(**{"1": node("LoadImage", image=reference)})}, "missing_asset"),
         ({"workflow": picture(), "extra_data": {"other": 1}}, "invalid_request"),
         ({"workflow": picture(), "webhook_url": "http://x"}, "invalid_workflow"),
         ({"workflow": picture(), "inputs": {}}, "invalid_workflow"),
