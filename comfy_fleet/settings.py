@@ -204,7 +204,7 @@ class Settings(BaseSettings):
     free_paths: str = Field(
         "",
         description="Inputs that may name any file on a node, after commas: `CLASS.input`. All others must "
-        "stay in their folder.",
+        "stay in their folder, or are put below the run's.",
     )
 
     default_workflow: str = Field(

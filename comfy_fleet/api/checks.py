@@ -11,6 +11,7 @@ from starlette.responses import Response
 from comfy_fleet.api.deps import NodeFacts, admin, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import NodeError, NotFound
+from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.domain.inventory import Problem, parse
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.services.check import check_workflow
@@ -36,12 +37,15 @@ async def check(
     names = [known.name for known in await d.nodes.nodes() if node in (None, known.name)]
     if not names:
         raise NotFound(f"no node {node!r}" if node else "no node is known: add one with `fleet node add`")
+    policy = FilePolicy.parse(d.settings.deny_classes, d.settings.free_paths)
     limit = asyncio.Semaphore(_AT_ONCE)
-    found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow) for one in names))
+    found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow, policy) for one in names))
     return json_response({"workflow": workflow.name, "version": workflow.version, "nodes": found})
 
 
-async def _look(facts: NodeFacts, limit: asyncio.Semaphore, node: str, workflow: Workflow) -> dict[str, Any]:
+async def _look(
+    facts: NodeFacts, limit: asyncio.Semaphore, node: str, workflow: Workflow, policy: FilePolicy
+) -> dict[str, Any]:
     async with limit:
         try:
             stats, info, replaced = await asyncio.gather(
@@ -52,7 +56,9 @@ async def _look(facts: NodeFacts, limit: asyncio.Semaphore, node: str, workflow:
             return {"node": node, "comfyui": "", "ok": False, "problems": [problem]}
         version = str((stats.get("system") or {}).get("comfyui_version") or "")
         problems = await asyncio.to_thread(
-            lambda: check_workflow(workflow, parse(info, replacements=replaced, version=version))
+            lambda: check_workflow(
+                workflow, parse(info, replacements=replaced, version=version), policy=policy
+            )
         )
     ok = all(problem.only_with for problem in problems)  # a choice that nobody has to make
     return {"node": node, "comfyui": version, "ok": ok, "problems": [_shown(one) for one in problems]}

@@ -25,7 +25,7 @@ class FilePolicy:
 
     Attributes:
         denied: Classes that no job may use, and why.
-        free: Inputs, as ``CLASS.input``, that may name any file on the node.
+        free: Inputs, as ``CLASS.input``, that may name any file on the node, and are sent as they are.
     """
 
     denied: Mapping[str, str] = field(default_factory=lambda: DENIED)
@@ -52,6 +52,7 @@ class FilePolicy:
         return cls(denied=denied, free=inputs)
 
 
+SHIPPED = FilePolicy()
 OPEN = FilePolicy(denied={})
 
 
@@ -170,13 +171,18 @@ def named_uploads(graph: Graph, declared: Declared) -> tuple[NamedUpload, ...]:
     return tuple(found)
 
 
-def saves(graph: Graph, inventory: Inventory | None) -> Mapping[str, Uses]:
+def saves(graph: Graph, inventory: Inventory | None, policy: FilePolicy = SHIPPED) -> Mapping[str, Uses]:
     """Return what the inputs of a graph's classes name, on the node that runs it."""
     known = {} if inventory is None else inventory.classes
-    return {
+    found = {
         name: {**(known[name].files if name in known else {}), **KNOWN.get(name, {})}
         for name in {node["class_type"] for node in graph.values()}
     }
+    for entry in policy.free:
+        class_type, _, name = entry.partition(".")
+        if class_type in found:
+            found[class_type][name] = Use.TEXT
+    return found
 
 
 def reruns(graph: Graph, inventory: Inventory | None) -> frozenset[str]:

@@ -245,7 +245,7 @@ def _saved_below(
     found = {}
     for name in (*inputs, *left_out):
         # Newer nodes name inputs inside a group "group.input".
-        if names_prefix(name) or uses.get(name) in (Use.PREFIX, Use.TARGET):
+        if uses.get(name, Use.PREFIX if names_prefix(name) else None) in (Use.PREFIX, Use.TARGET):
             path = safe_path(expanded(_literal(graph, inputs.get(name)), graph, at))
             # A prefix that is joined to a folder can't make folders in it.
             joined = targets and name not in targets

@@ -55,6 +55,9 @@ class ProblemKind(StrEnum):
     WRONG_TYPE = "invalid_input_type"
     BAD_LINK = "bad_link"
     NO_OUTPUTS = "no_outputs"
+    BAD_PATH = "bad_path"
+    LINKED_PATH = "linked_path"
+    CLASS_DENIED = "class_denied"
 
 
 @dataclass(frozen=True, kw_only=True)

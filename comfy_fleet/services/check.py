@@ -3,14 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from comfy_fleet.domain import file_check
 from comfy_fleet.domain.binding import bind
-from comfy_fleet.domain.errors import InvalidParameter
+from comfy_fleet.domain.errors import InvalidParameter, InvalidWorkflow
+from comfy_fleet.domain.file_check import SHIPPED, Declared, FilePolicy
 from comfy_fleet.domain.graph import Graph
 from comfy_fleet.domain.inventory import Inventory, Problem, ProblemKind, problems, version_allows
 from comfy_fleet.domain.workflow import FILES, Parameter, ParameterType, Workflow
 
 
-def check_workflow(workflow: Workflow, inventory: Inventory, version: str | None = None) -> list[Problem]:
+def check_workflow(
+    workflow: Workflow,
+    inventory: Inventory,
+    version: str | None = None,
+    *,
+    policy: FilePolicy = SHIPPED,
+) -> list[Problem]:
     """Return what keeps a node from running the workflow, worst first; empty means it can.
 
     "ComfyUI too old" and "file missing" are told apart: where the node's version is below
@@ -20,6 +28,7 @@ def check_workflow(workflow: Workflow, inventory: Inventory, version: str | None
         workflow: The workflow.
         inventory: The node's ``/object_info``.
         version: The node's ComfyUI version; the inventory's own when None.
+        policy: Which files graphs may name.
     """
     version = inventory.version if version is None else version
     found: list[Problem] = []
@@ -36,7 +45,7 @@ def check_workflow(workflow: Workflow, inventory: Inventory, version: str | None
     seen: set[tuple[str, str, str, str]] = set()
     sources = {model.file: model for model in workflow.requires.models}
     for label, graph in _variants(workflow):
-        for problem in problems(graph, inventory):
+        for problem in (*problems(graph, inventory), *_of_files(graph, inventory, policy)):
             key = (problem.kind, problem.node_id, problem.field, repr(problem.value))
             if key in seen:
                 continue
@@ -52,6 +61,23 @@ def check_workflow(workflow: Workflow, inventory: Inventory, version: str | None
             suffix = f" (only with {label})" if label else ""
             found.append(replace(problem, message=message + suffix, only_with=label))
     return found
+
+
+def _of_files(graph: Graph, inventory: Inventory, policy: FilePolicy) -> Iterator[Problem]:
+    """Yield what a submit would refuse for the files that it names."""
+    try:
+        file_check.check(graph, Declared([inventory]), policy=policy)
+    except InvalidWorkflow as error:
+        for node_id, defects in error.details["node_errors"].items():
+            class_type = graph[node_id]["class_type"]
+            for defect in defects:
+                yield Problem(
+                    kind=ProblemKind(defect["reason"]),
+                    node_id=node_id,
+                    class_type=class_type,
+                    field=defect["field"],
+                    message=f"node {node_id} ({class_type}): {defect['message']}",
+                )
 
 
 def _variants(workflow: Workflow) -> Iterator[tuple[str, Graph]]:

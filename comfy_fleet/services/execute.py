@@ -359,7 +359,7 @@ class Execution:
             run_id=self.claim.run,
             replacements=replacements,
             bust=job.bust | file_check.reruns(graph, inventory),
-            saves=file_check.saves(graph, inventory),
+            saves=file_check.saves(graph, inventory, self._tools.files),
             at=datetime.fromtimestamp(job.created_at).astimezone(),  # the same for every attempt
         )
 

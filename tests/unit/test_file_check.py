@@ -13,6 +13,8 @@ from comfy_fleet.domain import graph as g
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.file_check import OPEN, Declared, FilePolicy, reruns, saves
 from comfy_fleet.domain.inventory import Inventory, parse
+from comfy_fleet.domain.workflow import Workflow
+from comfy_fleet.services.check import check_workflow
 
 DATA = Path(__file__).parent.parent / "data"
 UUID = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
@@ -362,3 +364,21 @@ def test_savers_with_a_folder_of_their_own_are_known_by_rule() -> None:
     graph = one("PathSaver", output_dir="/data", filename_prefix="a/b")
     made = g.for_run(graph, job_id="J", run_id="R", saves=saves(graph, NEW))["n"]["inputs"]
     assert made == {"output_dir": "fleet/J/R/data", "filename_prefix": "b"}
+
+
+def test_a_free_input_is_sent_as_it_is() -> None:
+    graph = one("PathSaver", output_dir="/data", filename_prefix="a/b")
+    policy = FilePolicy.parse("", "PathSaver.output_dir, PathSaver.filename_prefix, Absent.x")
+    made = g.for_run(graph, job_id="J", run_id="R", saves=saves(graph, NEW, policy))["n"]["inputs"]
+    assert made == graph["n"]["inputs"]
+
+
+def test_a_stored_workflow_is_told_what_a_submit_would_refuse() -> None:
+    graph = one("LoadImage", image="x.png [temp]")
+    graph |= {"d": {"class_type": "SaveTrainingDataset", "inputs": {"folder_name": "x"}}}
+    flow = Workflow(name="w", version="1", graph=graph)
+    kinds = {(found.node_id, str(found.kind)) for found in check_workflow(flow, NEW)}
+    assert {("n", "bad_path"), ("d", "class_denied")} <= kinds
+    free = FilePolicy.parse("-SaveTrainingDataset", "LoadImage.image")
+    kinds = {(found.node_id, str(found.kind)) for found in check_workflow(flow, NEW, policy=free)}
+    assert not {("n", "bad_path"), ("d", "class_denied")} & kinds
