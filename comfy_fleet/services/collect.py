@@ -8,7 +8,7 @@ never will give, or what passes a limit, ends the job, which keeps the outputs t
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from comfy_fleet.domain.asset import Asset
@@ -57,6 +57,33 @@ class OutputLimits:
     output_s: float = 1800.0
 
 
+class Sharing:
+    """What the runs of one process share.
+
+    Attributes:
+        slots: Transfers from nodes that may be under way.
+        waiting: Runs that wait for room on the fleet's disk.
+
+    Args:
+        transfers: How many slots there are.
+        on_room: Called when a run has its room.
+    """
+
+    def __init__(self, transfers: int, *, on_room: Callable[[], None] = lambda: None) -> None:
+        self.slots = asyncio.Semaphore(transfers)
+        self.waiting = 0
+        self._on_room = on_room
+
+    def waits(self) -> None:
+        """Take note that a run waits for room."""
+        self.waiting += 1
+
+    def goes_on(self) -> None:
+        """Take note that a run waits no longer."""
+        self.waiting -= 1
+        self._on_room()
+
+
 class Collector:
     """Fetches the outputs of one run, some side by side and each once.
 
@@ -73,7 +100,7 @@ class Collector:
         nodes: Where they are fetched.
         assets: Where their bytes are stored.
         limits: What an operator allows one job.
-        slots: Transfers that this process may have under way, for all of its runs.
+        sharing: What all runs of this process share.
     """
 
     def __init__(
@@ -84,14 +111,14 @@ class Collector:
         nodes: NodeApi,
         assets: AssetStore,
         limits: OutputLimits,
-        slots: asyncio.Semaphore,
+        sharing: Sharing,
     ) -> None:
         self._claim = claim
         self._runs = runs
         self._nodes = nodes
         self._assets = assets
         self._limits = limits
-        self._slots = slots
+        self._sharing = sharing
         self._own_slots = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[tuple[str, str, int], asyncio.Task[None]] = {}
         self._items: dict[tuple[str, str, int], OutputItem] = {}
@@ -222,6 +249,8 @@ class Collector:
         """Wait until so many bytes fit. The node is left alone meanwhile, and no slot is held."""
         said = Said(self._extra)
         self._waiting += 1
+        if self._waiting == 1:
+            self._sharing.waits()
         try:
             while True:
                 if said("outputs wait for room on the fleet's disk", error):
@@ -236,6 +265,7 @@ class Collector:
         finally:
             self._waiting -= 1
             if not self._waiting:
+                self._sharing.goes_on()
                 await self._show(None)
 
     async def _show(self, why: str | None) -> None:
@@ -267,7 +297,7 @@ class Collector:
 
     async def _transfer(self, item: OutputItem, size: "_Size") -> Asset:
         """Store an output's bytes within the time that it may take, once there is a slot."""
-        async with self._own_slots, self._slots:
+        async with self._own_slots, self._sharing.slots:
             patience = Timeout(self._limits.output_s)
             try:
                 async with patience:

@@ -27,7 +27,7 @@ from comfy_fleet.ports import (
 )
 from comfy_fleet.services.atlas import Atlas
 from comfy_fleet.services.care import Care, CareLimits
-from comfy_fleet.services.collect import OutputLimits
+from comfy_fleet.services.collect import OutputLimits, Sharing
 from comfy_fleet.services.execute import Execution, Tools
 from comfy_fleet.services.measure import Measure
 from comfy_fleet.services.parking import Parking
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 TAKE_OVER_LIMIT = 32
 UPKEEP_LIMIT = 200
 TRANSFERS = 64  # of outputs, for all runs of the process
+WAITING = 32  # runs that may wait for room on the disk before no more are begun: they hold results in memory
 HELD_S = 60.0  # until a job that could not be forgotten is looked at again
 
 
@@ -98,13 +99,14 @@ class Dispatcher:
         self._now = now
         self._chance = chance
         self._atlas = Atlas(registry, inventories)
+        self._sharing = Sharing(TRANSFERS, on_room=self._look_again)
         self._tools = Tools(
             runs=runs,
             nodes=nodes,
             assets=assets,
             limits=run_limits,
             output_limits=output_limits,
-            slots=asyncio.Semaphore(TRANSFERS),
+            sharing=self._sharing,
             open_secret=open_secret,
             measure=Measure(self._atlas),
             care=Care(registry, inventories, nodes, self._atlas, care),
@@ -132,6 +134,7 @@ class Dispatcher:
             spawn=self._spawn,
             on_claim=self._start,
             on_taken=self._parking.park,
+            may=lambda: self._sharing.waiting < WAITING,
         )
         self.done = 0
 
@@ -256,6 +259,9 @@ class Dispatcher:
 
     def _execution(self, claim: Claim, lease: Lease | None) -> Execution:
         return Execution(self._tools, claim, lease, on_free=self._freed, on_rest=self._parking.rest)
+
+    def _look_again(self) -> None:
+        self._seekers.look_again()
 
     def _freed(self, node: str) -> None:
         self._seekers.freed(node)

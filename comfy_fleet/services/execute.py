@@ -49,7 +49,7 @@ from comfy_fleet.domain.run import (
 )
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.care import Care
-from comfy_fleet.services.collect import Collector, OutputLimits
+from comfy_fleet.services.collect import Collector, OutputLimits, Sharing
 from comfy_fleet.services.ending import Ending, GivenBack, node_lost
 from comfy_fleet.services.insist import insist
 from comfy_fleet.services.measure import Measure, Measured
@@ -72,7 +72,7 @@ class Tools:
         care: Knows where a job goes after a failure.
         measure: Learns from runs that succeed.
         output_limits: What an operator allows one job's outputs.
-        slots: Transfers of outputs that the process may have under way.
+        sharing: What runs share while their outputs are collected.
         files: Which files graphs may name.
         safe: Whether this run's lease certainly still holds (its last confirmed beat is young enough).
     """
@@ -82,7 +82,7 @@ class Tools:
     assets: AssetStore
     limits: RunLimits
     output_limits: OutputLimits
-    slots: asyncio.Semaphore
+    sharing: Sharing
     open_secret: Callable[[bytes], Mapping[str, Any]]
     care: Care
     measure: Measure
@@ -126,7 +126,7 @@ class Execution:
             nodes=tools.nodes,
             assets=tools.assets,
             limits=tools.output_limits,
-            slots=tools.slots,
+            sharing=tools.sharing,
         )
         self._ending = Ending(claim, runs=tools.runs, care=tools.care)
         self._graph: graphs.Graph = {}

@@ -48,6 +48,7 @@ class Seekers:
         spawn: Starts a task that ends with the dispatcher.
         on_claim: Called with a claim, the lease that holds its node, and when the claim was asked for.
         on_taken: Called with a lease on a node that a run has already, and with that run.
+        may: Whether anything may be claimed now; whoever changes that calls :meth:`look_again`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Seekers:
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         on_claim: Callable[[Claim, Lease, float], None],
         on_taken: Callable[[Lease, str], None],
+        may: Callable[[], bool],
     ) -> None:
         self._atlas = atlas
         self._runs = runs
@@ -76,7 +78,8 @@ class Seekers:
         self._spawn = spawn
         self._on_claim = on_claim
         self._on_taken = on_taken
-        self._claiming = True
+        self._may = may
+        self._stopped = False
         self._seekers: Counter[Placement] = Counter()
         self._known: set[Placement] = set()  # whose jobs wait, as far as we have heard
         self._busy_until: dict[Placement, float] = {}
@@ -105,7 +108,11 @@ class Seekers:
 
     def stop(self) -> None:
         """Claim nothing more."""
-        self._claiming = False
+        self._stopped = True
+
+    @property
+    def _claiming(self) -> bool:
+        return not self._stopped and self._may()
 
     def wanted(self, placement: Placement) -> None:
         """Take note that a job of a class waits."""

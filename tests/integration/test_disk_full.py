@@ -94,6 +94,28 @@ async def test_a_run_that_waits_for_room_can_be_canceled_and_others_go_on(
         assert (await fleet.ended(other.id)).status is JobStatus.SUCCEEDED
 
 
+async def test_not_more_runs_than_memory_holds_wait_for_room(
+    redis_port: int, quota: Quota, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.services.dispatch.WAITING", 2)
+    async with fleet_of(redis_port, "g1") as fleet:
+        quota.full = True
+        jobs = [await fleet.submit(picture(n)) for n in range(30)]
+        dispatcher = fleet.dispatchers[0].dispatcher
+
+        def all_wait() -> bool:
+            return 2 <= dispatcher._sharing.waiting == len(dispatcher.flying)
+
+        await until(all_wait, what="whatever was begun waits")
+        dispatcher._seekers.look_again()
+        assert await fleet.stores.jobs.depth() > 10
+        assert all_wait()
+        quota.full = False
+        ended = [await fleet.ended(job.id) for job in jobs]
+        assert {(job.status, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, 0)}
+        assert dispatcher._sharing.waiting == 0
+
+
 async def test_a_run_that_waits_for_room_outlives_its_dispatcher(redis_port: int, quota: Quota) -> None:
     async with fleet_of(redis_port, "g1") as fleet:
         quota.full = True

@@ -19,7 +19,7 @@ from comfy_fleet.domain.errors import NodeError, OutputGone, OutputLimit, Output
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.outputs import FileRef, find_outputs
 from comfy_fleet.services import collect
-from comfy_fleet.services.collect import Collector, OutputLimits
+from comfy_fleet.services.collect import Collector, OutputLimits, Sharing
 from comfy_fleet.sim import SimTiming
 from tests.conftest import free_port
 from tests.factories import picture
@@ -179,7 +179,7 @@ async def hostile(stores: Stores, folder: Path, **limits: Any) -> AsyncIterator[
             nodes=nodes,
             assets=store,
             limits=OutputLimits(**limits),
-            slots=asyncio.Semaphore(8),
+            sharing=Sharing(8),
         )
         try:
             yield node, collector

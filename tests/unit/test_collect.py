@@ -21,7 +21,7 @@ from comfy_fleet.domain.job import Job, JobStatus, Output, OutputKind
 from comfy_fleet.domain.outputs import FileRef, InlineBytes, InlineText, OutputItem, Source
 from comfy_fleet.ports import AssetStore, Claim, Content, NodeApi, RunStore
 from comfy_fleet.services import collect, insist
-from comfy_fleet.services.collect import AT_ONCE, FETCH_TRIES, Collector, OutputLimits
+from comfy_fleet.services.collect import AT_ONCE, FETCH_TRIES, Collector, OutputLimits, Sharing
 from tests.fleet import until
 
 JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
@@ -63,7 +63,7 @@ class World:
             nodes=cast(NodeApi, self),
             assets=cast(AssetStore, self),
             limits=OutputLimits(**limits),
-            slots=asyncio.Semaphore(slots),
+            sharing=Sharing(slots),
         )
 
     @asynccontextmanager

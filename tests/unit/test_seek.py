@@ -54,6 +54,7 @@ class World:
         self.ids = count()
         self.occupying: set[str] = set()
         self.looked = 0
+        self.may = True
         self.frozen: str | None = ""
         self.weights: dict[str, int] = {}
         self.verdicts: dict[str, str] = {}
@@ -74,6 +75,7 @@ class World:
             spawn=self.spawn,
             on_claim=lambda claim, lease, asked: self.claims.append(claim),
             on_taken=lambda lease, run: self.taken.append((lease.node, run)),
+            may=lambda: self.may,
         )
         for task in self.tasks:
             task.cancel()
