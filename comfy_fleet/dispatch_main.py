@@ -36,6 +36,7 @@ from comfy_fleet.services.care import CareLimits
 from comfy_fleet.services.collect import OutputLimits
 from comfy_fleet.services.dispatch import Dispatcher, DispatchLimits
 from comfy_fleet.settings import Settings
+from comfy_fleet.tasks import forever
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ async def _serve(settings: Settings, name: str | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
         background = [
-            asyncio.create_task(_beat_worker(worker, dispatcher)),
-            asyncio.create_task(_listen(worker)),
+            asyncio.create_task(forever(lambda: _beat_worker(worker, dispatcher), name="RQ worker's record")),
+            asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),
         ]
         try:
             await work

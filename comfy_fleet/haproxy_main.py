@@ -11,6 +11,7 @@ from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.settings import Settings
+from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ async def _serve(settings: Settings) -> None:
             loop.add_signal_handler(number, stop.set)
 
         def on_hangup() -> None:
-            task = asyncio.create_task(_reload(controller))
+            task = start(_reload(controller))
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 

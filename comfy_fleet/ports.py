@@ -500,8 +500,11 @@ class RunStore(Protocol):
     async def progress(self, claim: Claim, progress: Progress) -> None:
         """Store and publish a progress snapshot."""
 
+    async def followed(self, claim: Claim) -> bool:
+        """Tell whether anybody listens to the job's events."""
+
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
-        """Store (for late joiners) and publish a preview."""
+        """Publish a preview, and keep it for a minute for who joins late; it does not survive the store."""
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output; the same (node, key, index) twice is one output."""

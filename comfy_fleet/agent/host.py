@@ -29,6 +29,7 @@ from comfy_fleet.domain.supervise import Phase
 from comfy_fleet.domain.verdict import Verdict, Word, both
 from comfy_fleet.domain.vram import Claim, Counted, Device
 from comfy_fleet.domain.vram_verdict import Policy
+from comfy_fleet.tasks import forever, start
 
 logger = logging.getLogger(__name__)
 
@@ -372,7 +373,9 @@ class HostAgent:
         return any(word is not None and word.word is not self._told[name] for name, word in said.items())
 
     def _look_after(self, name: str) -> None:
-        self._looking[name] = asyncio.create_task(self._watch(name), name=f"look at {name}")
+        what = f"look at {name}"
+        looking = forever(lambda: self._watch(name), name=what)
+        self._looking[name] = asyncio.create_task(looking, name=what)
 
     def _forget(self, name: str) -> None:
         del self.members[name]
@@ -411,7 +414,7 @@ class HostAgent:
                 self._deleted.append(trash)  # also what can't be deleted: asking again would not help
 
     def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = start(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

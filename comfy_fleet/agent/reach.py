@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import httpx
 
 from comfy_fleet.domain.node import Node
+from comfy_fleet.tasks import start
 
 ASK_EVERY_S = 0.25
 ANSWER_WITHIN_S = 2.0
@@ -38,7 +39,7 @@ class Reach:
                 del self._asking[name]
         for name, url in wanted.items():
             if name not in self._asking:
-                self._asking[name] = url, asyncio.create_task(self._ask(url), name=f"reach {name}")
+                self._asking[name] = url, start(self._ask(url), name=f"reach {name}")
 
     async def stop(self) -> None:
         """Stop asking."""

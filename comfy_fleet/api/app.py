@@ -37,6 +37,7 @@ from comfy_fleet.api.admission import OPEN_PATHS, Admission
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.incoming import Incoming
 from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.tasks import forever
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def create_app(deps: ApiDeps) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.ensure_future(run()) for run in deps.background]
+        tasks = [asyncio.create_task(forever(run, name=run.__qualname__)) for run in deps.background]
         try:
             yield
         finally:

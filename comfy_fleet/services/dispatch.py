@@ -32,6 +32,7 @@ from comfy_fleet.services.execute import Execution, Tools
 from comfy_fleet.services.measure import Measure
 from comfy_fleet.services.parking import Parking
 from comfy_fleet.services.seek import Seekers
+from comfy_fleet.tasks import forever, start
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -144,11 +145,8 @@ class Dispatcher:
         """Work until ``stop`` is set; then land what is in flight, or hand it over if that takes long."""
         await self._atlas.look()
         background = [
-            asyncio.create_task(self._forever(self._listen)),
-            asyncio.create_task(self._forever(self._beat)),
-            asyncio.create_task(self._forever(self._watch_nodes)),
-            asyncio.create_task(self._forever(self._upkeep)),
-            asyncio.create_task(self._forever(self._seekers.seek)),
+            asyncio.create_task(forever(loop, name=loop.__qualname__, pause_s=self._pause_s))
+            for loop in (self._listen, self._beat, self._watch_nodes, self._upkeep, self._seekers.seek)
         ]
         logger.info("dispatcher started", extra={"dispatcher": self.name})
         try:
@@ -182,21 +180,11 @@ class Dispatcher:
         except StoreDown as error:  # their leases run out, which says the same a little later
             logger.warning("hand-over not written", extra={"dispatcher": self.name, "error": str(error)})
 
-    async def _forever(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a loop again whatever it raises: Redis and HAProxy come back."""
-        while True:
-            try:
-                await work()
-            except StoreDown as error:  # known well enough, and perhaps the disk of the log is full
-                logger.warning(
-                    "dispatcher waits for Redis", extra={"loop": work.__name__, "error": str(error)}
-                )
-            except Exception:
-                logger.exception("dispatcher loop failed", extra={"loop": work.__name__})
-            await asyncio.sleep(0.2 + 0.8 * self._chance())
+    def _pause_s(self) -> float:
+        return 0.2 + 0.8 * self._chance()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = start(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

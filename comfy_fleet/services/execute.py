@@ -130,7 +130,6 @@ class Execution:
         )
         self._ending = Ending(claim, runs=tools.runs, care=tools.care)
         self._graph: graphs.Graph = {}
-        self._progress: Progress | None = None
         self._extra_data: Mapping[str, Any] | None = None
         self._started = tools.now()
         self._posted_at: float | None = None
@@ -240,7 +239,7 @@ class Execution:
                 await self._give_back(GivenBack(error=node_lost(str(error)), counts=False))
                 return
             self._outputs.add(items)
-            self._progress = Progress.complete(len(orjson.loads(self.claim.graph)))
+            self._outbox.progress(Progress.complete(len(orjson.loads(self.claim.graph))))
             await self._end(Verdict(kind="succeeded"))
             return
         graph = orjson.loads(self.claim.graph)
@@ -299,7 +298,6 @@ class Execution:
             case LookElsewhere():
                 self._spawn(self._look_elsewhere())
             case Report():
-                self._progress = action.progress
                 self._outbox.progress(action.progress)
             case ShowPreview():
                 self._outbox.preview(action)
@@ -440,7 +438,7 @@ class Execution:
         if end.status is JobStatus.SUCCEEDED:
             measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
         status = await self._ending.finish(
-            end, measured=measured, duration_s=duration_s, progress=self._progress
+            end, measured=measured, duration_s=duration_s, progress=self._outbox.last
         )
         self._free()
         facts = {
@@ -454,7 +452,7 @@ class Execution:
 
     async def _give_back(self, back: GivenBack) -> None:
         status = await self._ending.give_back(
-            back, bust=frozenset(self._outputs.gone), progress=self._progress
+            back, bust=frozenset(self._outputs.gone), progress=self._outbox.last
         )
         self._free(back.rest_s)
         facts = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.ports import Lease, RunStore
+from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Parking:
 
     async def _parked(self, lease: Lease, run: str) -> None:
         try:
-            closed = asyncio.create_task(_drain(lease))
+            closed = start(_drain(lease))
             while not closed.done() and await self._has(lease.node, run):
                 await asyncio.wait({closed}, timeout=LOOK_S)
             closed.cancel()

@@ -23,6 +23,8 @@ from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until
 from tests.integration.haproxy_kit import counted
 
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+
 
 @pytest.fixture(autouse=True)
 def clean(redis: Redis) -> None:
@@ -307,6 +309,50 @@ async def test_a_long_run_tells_its_progress(redis_port: int) -> None:
         assert {data["steps"] for data in working} == {20}
         done = await fleet.job(job.id)
         assert done.progress is not None and done.progress.nodes_total == 3
+
+
+async def test_previews_go_out_while_somebody_follows(redis_port: int) -> None:
+    graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a fox"}},
+        "6": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "7": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0],
+                "positive": ["4", 0],
+                "negative": ["4", 0],
+                "latent_image": ["6", 0],
+                "seed": 1,
+                "steps": 200,
+                "cfg": 1.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "denoise": 1.0,
+            },
+        },
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}},
+    }
+    sim = {"timing": SimTiming(job_s=60), "previews": True}
+    async with fleet_of(redis_port, "g1", sim=sim) as fleet:
+        job = await fleet.submit(graph)
+
+        async def computes() -> bool:
+            progress = (await fleet.job(job.id)).progress
+            return progress is not None and (progress.step or 0) > 2
+
+        await until(computes, what="the sampler has taken some steps")
+        assert await fleet.stores.jobs.preview(job.id) is None, "nobody has asked for one"
+        for _ in range(2):  # the second is the first one's reader that comes again, say
+            async with asyncio.timeout(20), fleet.stores.events.subscribe(job.id) as events:
+                async for event in events:
+                    if event.type == "preview":
+                        assert event.data["content_type"] == "image/jpeg"
+                        break
+        assert await fleet.stores.jobs.preview(job.id) is not None, "for who comes late"
+        await fleet.stores.jobs.request_cancel(job.id)
+        await fleet.ended(job.id)
 
 
 async def test_a_job_whose_partner_key_can_t_be_read_at_once_runs_all_the_same(

@@ -13,6 +13,7 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.speed import SHARE
 from comfy_fleet.ports import Claim
+from tests.fleet import until
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, submit
 
 
@@ -231,6 +232,51 @@ async def test_a_preview_is_kept_for_a_minute(stores: Stores) -> None:
     job = await submit(stores)
     await stores.runs.preview(await claim(stores), {"data_base64": "AA=="})
     assert 0 < await stores.redis.ttl(f"fleet:job:{job.id}:preview") <= 60
+
+
+async def test_previews_never_get_into_the_append_only_file(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    run = await claim(stores)
+    picture = {"data_base64": "A" * 300_000}
+    await stores.redis.config_set("appendonly", "yes")
+    try:
+
+        async def written() -> int:
+            found = await stores.redis.info("persistence")
+            assert found["aof_last_write_status"] == "ok"
+            return int(found["aof_current_size"])
+
+        async def begun() -> bool:
+            return not (await stores.redis.info("persistence"))["aof_rewrite_in_progress"]
+
+        await until(begun, what="the file is there")
+        before = await written()
+        for _ in range(10):
+            await stores.runs.preview(run, picture)
+        assert await stores.jobs.preview(job.id) == picture, "who comes late gets it"
+        await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+        assert await written() - before < 20_000
+        assert await stores.jobs.preview(job.id) is None
+    finally:
+        await stores.redis.config_set("appendonly", "no")
+
+
+async def test_somebody_follows_a_job_as_long_as_a_stream_is_open(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job, other = await submit(stores), await submit(stores)
+    run = await claim(stores)
+    assert run.job.id == job.id
+    assert not await stores.runs.followed(run)
+    async with stores.events.subscribe(other.id):
+        assert not await stores.runs.followed(run)
+        async with stores.events.subscribe(job.id), stores.events.subscribe(job.id):
+            assert await stores.runs.followed(run)
+
+    async def left() -> bool:
+        return not await stores.runs.followed(run)
+
+    await until(left, what="nobody listens")
 
 
 async def test_the_mean_speed_of_a_node_follows_its_warm_runs(stores: Stores) -> None:

@@ -130,3 +130,24 @@ async def test_a_lease_is_kept_while_redis_is_away(monkeypatch: pytest.MonkeyPat
     world.runs.clear()
     await world.over()
     assert world.free == ["g1"]
+
+
+async def test_a_defect_while_a_lease_is_parked_keeps_nobody_from_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, lease = World(), Granted("g1")
+
+    async def breaks(node: str) -> str | None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(world, "lease_of", breaks)
+    world.parking.park(cast(Lease, lease), "r1")
+    with pytest.raises(ValueError, match="a defect"):
+        await world.over()
+    assert lease.over.is_set() and world.free == ["g1"]
+    monkeypatch.undo()
+    again = Granted("g1")
+    world.parking.park(cast(Lease, again), "r1")
+    assert not again.over.is_set(), "it is not taken for parked"
+    world.tasks.pop().cancel()
+    world.tasks.clear()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from comfy_fleet.adapters.haproxy.entries import Entry
 from comfy_fleet.domain.verdict import HEAVIEST
+from comfy_fleet.tasks import start
 from comfy_fleet.timeouts import Timeout
 
 WINDOW_S = 0.5
@@ -80,9 +81,8 @@ class FirstAnswers:
         """
         self.forget(entry.name)
         until = self._clock() + self._window_s
-        task = asyncio.create_task(
-            self._ask(entry.name, (agent, entry.agent_port), until), name=f"first answer {entry.name}"
-        )
+        work = self._ask(entry.name, (agent, entry.agent_port), until)
+        task = start(work, name=f"first answer {entry.name}")
         self._tasks[entry.name] = task
         task.add_done_callback(lambda done: self._done(entry.name, done))
 

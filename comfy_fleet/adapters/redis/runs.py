@@ -10,6 +10,7 @@ import orjson
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis import codec
+from comfy_fleet.adapters.redis.events import PREFIX
 from comfy_fleet.adapters.redis.scripts import Arg, Scripts, store_errors
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
@@ -117,6 +118,12 @@ class RedisRunStore:
     async def progress(self, claim: Claim, progress: Progress) -> None:
         """Store and publish a progress snapshot."""
         await self._note(claim, "progress", codec.dump_progress(progress))
+
+    async def followed(self, claim: Claim) -> bool:
+        """Tell whether anybody listens to the job's events."""
+        with store_errors():
+            ((_, listeners),) = await self._redis.pubsub_numsub(PREFIX + claim.job.id)
+        return bool(listeners)
 
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
         """Store and publish a preview."""

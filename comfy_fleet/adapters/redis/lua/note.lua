@@ -11,7 +11,9 @@ if kind == 'waits' then
 elseif kind == 'progress' then
   redis.call('HSET', key, 'progress', data)
 elseif kind == 'preview' then
+  redis.set_repl(redis.REPL_NONE)  -- worthless after a restart: it would only fill the append-only file
   redis.call('SET', key .. ':preview', data, 'EX', 60)
+  redis.set_repl(redis.REPL_ALL)
 elseif redis.call('HSETNX', key .. ':outputs', ARGV[6], data) == 0 then
   return 1  -- committed before: an adopted run fetches its outputs again
 end

@@ -1,0 +1,55 @@
+"""Tasks that nobody waits for: what they raise is logged, and loops go on."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from comfy_fleet.domain.errors import FleetError
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+PAUSE_S = 1.0
+
+
+def start(work: Coroutine[Any, Any, T], *, name: str = "") -> asyncio.Task[T]:
+    """Start a task; if it breaks off, that is logged, even where nobody ever asks for its result.
+
+    The caller keeps the task: the event loop does not.
+
+    Args:
+        work: What it does.
+        name: For the log; the coroutine's own by default.
+    """
+    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
+    task.add_done_callback(_note)
+    return task
+
+
+def _note(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("task broke off", extra={"task": task.get_name()}, exc_info=error)
+
+
+async def forever(
+    work: Callable[[], Awaitable[object]], *, name: str, pause_s: Callable[[], float] = lambda: PAUSE_S
+) -> None:
+    """Run a loop again whatever it raises, after a pause.
+
+    Args:
+        work: The loop.
+        name: For the log.
+        pause_s: Seconds until it is run again.
+    """
+    while True:
+        try:
+            await work()
+        except (
+            FleetError
+        ) as error:  # Redis is away, say: known well enough, and perhaps the log's disk is full
+            logger.warning("loop waits", extra={"loop": name, "error": str(error)})
+        except Exception:
+            logger.exception("loop broke off", extra={"loop": name})
+        await asyncio.sleep(pause_s())
