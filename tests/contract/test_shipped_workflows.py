@@ -347,10 +347,7 @@ def test_an_undeclared_input_makes_nodes_run_again(comfy: Comfy) -> None:
         "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 1, "color": 9}},
         "2": {"class_type": "ImageQuantize", "inputs": {"image": ["1", 0], "colors": 4, "dither": "none"}},
         "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
-        "4": {
-            "class_type": "PreviewImage",
-            "inputs": {"images": ["2", 0]},
-        },  # shows its job: never from the cache
+        "4": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
     }
 
     def cached(made: Graph) -> list[str]:
@@ -358,7 +355,7 @@ def test_an_undeclared_input_makes_nodes_run_again(comfy: Comfy) -> None:
         return sorted(next(data["nodes"] for kind, data in messages if kind == "execution_cached"))
 
     assert cached(for_run(graph, job_id="j", run_id="a")) == []
-    assert cached(for_run(graph, job_id="j", run_id="b")) == ["1", "2", "3"]
+    assert cached(for_run(graph, job_id="j", run_id="b")) == ["1", "2", "3", "4"]
     # Old-style and new-style nodes alike (PreviewAny, ImageQuantize), and nothing above them.
-    assert cached(for_run(graph, job_id="j", run_id="c", bust=frozenset({"3"}))) == ["1", "2"]
+    assert cached(for_run(graph, job_id="j", run_id="c", bust=frozenset({"3"}))) == ["1", "2", "4"]
     assert cached(for_run(graph, job_id="j", run_id="d", bust=frozenset({"2", "3"}))) == ["1"]
