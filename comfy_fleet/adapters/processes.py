@@ -21,6 +21,7 @@ from pathlib import Path
 
 from comfy_fleet.domain.ends import reason_of
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.tasks import start
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Child:
                 "install it or name another program in the settings",
                 details={"program": self.argv[0]},
             ) from error
-        self._pump = asyncio.create_task(self._read(self._process), name=f"output of {self.name}")
+        self._pump = start(self._read(self._process), name=f"output of {self.name}")
         logger.info("child started", extra={"child": self.name, "pid": self.pid})
 
     async def wait(self) -> int:

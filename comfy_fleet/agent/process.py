@@ -16,6 +16,7 @@ from comfy_fleet.agent.pulse import Pulse
 from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.supervise import SETTLE_S, Limits, Look, Order, Phase, Watch, step
+from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class Process:
 
     async def run(self) -> None:
         """Keep it running until canceled, then end it."""
-        listening = asyncio.create_task(self._pulse.run(), name=f"pulse of {self.spec.name}")
+        listening = start(self._pulse.run(), name=f"pulse of {self.spec.name}")
         try:
             while True:
                 await self._tick()

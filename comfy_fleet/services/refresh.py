@@ -16,6 +16,7 @@ from comfy_fleet.domain.errors import FleetError, StoreDown
 from comfy_fleet.domain.node import NodeState
 from comfy_fleet.domain.readings import reading_of
 from comfy_fleet.ports import InventoryStore, NodeRegistry
+from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Keeper:
     def _start(self, name: str) -> asyncio.Task[bool]:
         if (running := self._asking.get(name)) is not None:
             return running
-        task = asyncio.create_task(self._fetch(name), name=f"inventory {name}")
+        task = start(self._fetch(name), name=f"inventory {name}")
         self._asking[name] = task
         task.add_done_callback(partial(self._done, name))
         return task

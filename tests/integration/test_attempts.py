@@ -220,6 +220,17 @@ async def test_attempts_take_little_room(stores: Stores, redis: Redis) -> None:
     assert await redis.hstrlen(f"fleet:job:{job.id}", "attempts") < 32_768
 
 
+@pytest.mark.parametrize("broken", ["[{", "7", ""])
+async def test_damaged_attempts_keep_no_job_from_its_end(stores: Stores, redis: Redis, broken: str) -> None:
+    job = await submit(stores)
+    await add_nodes(stores, "g1")
+    run = await claim(stores)
+    await redis.hset(f"fleet:job:{job.id}", "attempts", broken)
+    await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1)
+    done = await stored(stores, job.id)
+    assert (done.status, [one.run for one in done.attempts]) == (JobStatus.SUCCEEDED, [run.run])
+
+
 async def test_whoever_lost_the_run_notes_no_attempt(stores: Stores) -> None:
     job = await submit(stores)
     await add_nodes(stores, "g1")

@@ -23,6 +23,7 @@ from comfy_fleet.cli.up.roster import keep, reconcile
 from comfy_fleet.cli.up.supervisor import LogTrouble, Spec, Supervised, stop_all
 from comfy_fleet.cli.up.terminal import Terminal
 from comfy_fleet.domain.node import Node
+from comfy_fleet.tasks import start
 
 _GIVE_UP_AFTER = 3  # crashes in a row before the fleet was ever ready: it won't start by waiting
 _REDIS, _NODES, _PROXY, _API, _DISPATCH = range(5)  # stages; the last is stopped first
@@ -110,11 +111,11 @@ class Fleet:
                     name="redis", argv=self.plan.redis.argv, stage=_REDIS, ready="Ready to accept connections"
                 )
             )
-            self._tasks.append(asyncio.create_task(self.plan.redis.sync(self._not_synced)))
+            self._tasks.append(start(self.plan.redis.sync(self._not_synced)))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
             await reconcile(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, now=time.time())
-            self._tasks.append(asyncio.create_task(self._keep_nodes()))
+            self._tasks.append(start(self._keep_nodes()))
             status.update("starting nodes, HAProxy, API and dispatcher")
             await self._start_parts()
             await self._until_ready(status, stores)

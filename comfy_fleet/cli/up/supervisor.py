@@ -16,6 +16,7 @@ from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.logs import json_line
+from comfy_fleet.tasks import start
 
 BACKOFF = Backoff(first_s=0.2, longest_s=10.0)
 _STEADY_S = 20.0  # a child that ran so long starts over at the first pause
@@ -124,7 +125,7 @@ class Supervised:
             ConfigError: The program can't be run.
         """
         await self._child.start()
-        self._task = asyncio.create_task(self._watch(), name=f"watch {self.spec.name}")
+        self._task = start(self._watch(), name=f"watch {self.spec.name}")
 
     def kill(self) -> None:
         """End it at once, without asking; :meth:`stop` still has to be awaited."""
