@@ -156,7 +156,7 @@ def test_errors_are_the_sdks_own_types(client: Comfy) -> None:
         client.submit(client.workflows.from_json(unknown))
     assert refused.value.details and "1" in refused.value.details["node_errors"]
     missing = graph()
-    missing["3"] = {
+    missing["1"] = {  # the picture that is saved
         "class_type": "LoadImage",
         "inputs": {"image": {"__type": "core/ASSET", "info": {"id": str(uuid.uuid4())}}},
     }
