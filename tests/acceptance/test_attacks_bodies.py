@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -279,6 +280,29 @@ def test_no_upload_runs_as_a_page_of_the_apis(fleet: Up, name: str, kind: str) -
     assert shown.headers["content-security-policy"] == "sandbox; default-src 'none'"
     assert shown.headers["x-content-type-options"] == "nosniff"
     assert "private" in shown.headers["cache-control"]
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        ({"class_type": "LoadImage", "inputs": {"image": ["2", 0]}}, "linked_path"),
+        ({"class_type": "LoadImage", "inputs": {"image": {"__value__": ["2", 0]}}}, "linked_path"),
+        ({"class_type": "LoadImage", "inputs": {"image": {"__value__": "x_[temp]"}}}, "bad_path"),
+        ({"class_type": "LoadImage", "inputs": {"image": "fleet"}}, "bad_path"),
+        ({"class_type": "WebcamCapture", "inputs": {"image": "x.png [temp]"}}, "bad_path"),
+        ({"class_type": "Load3D", "inputs": {"image": {"mask": "x.png [temp]"}}}, "bad_path"),
+        ({"class_type": "LoadImageTextDataSetFromFolder", "inputs": {"folder": "fleet"}}, "bad_path"),
+        ({"class_type": "Unheard", "inputs": {"some_directory": "/etc"}}, "bad_path"),
+        ({"class_type": "Unheard", "inputs": {"anything": {"deep": ["x.png [output]"]}}}, "bad_path"),
+        ({"class_type": "SaveTrainingDataset", "inputs": {"folder_name": "x"}}, "class_denied"),
+    ],
+)
+def test_no_graph_names_what_may_be_somebody_elses(fleet: Up, node: dict[str, Any], reason: str) -> None:
+    text = {"class_type": "PrimitiveString", "inputs": {"value": "x"}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}}
+    workflow = {"1": node, "2": text, "3": save}
+    answer = post_json(fleet, "/api/v2/jobs", json.dumps({"workflow": workflow}).encode())
+    assert refused(answer, 422)["details"]["node_errors"]["1"][0]["reason"] == reason
 
 
 @pytest.mark.parametrize(
