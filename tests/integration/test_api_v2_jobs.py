@@ -149,7 +149,7 @@ async def test_bad_bodies_get_the_envelope(ready: Api, body: bytes, expected: tu
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata_invalid"),
         ({"metadata": "ü" * 600}, "metadata_invalid"),
         ({"extra_data": []}, "invalid_request"),
-        ({"extra_data": {"extra_pnginfo": {}}}, "invalid_request"),
+        ({"extra_data": {"extra_pnginfo": []}}, "invalid_request"),
         ({"extra_data": {"api_key_comfy_org": None}}, "invalid_request"),
         ({"deadline_s": 0}, "invalid_request"),
     ],
