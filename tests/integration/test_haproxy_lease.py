@@ -158,6 +158,7 @@ ALLOWED = [
     ("POST", "/free"),
     ("GET", "/object_info"),
     ("GET", "/object_info/Image%20Blur%20(fast)"),
+    ("GET", "/node_replacements"),
     ("GET", "/system_stats"),
 ]
 REFUSED = [
