@@ -320,7 +320,8 @@ def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[st
             continue
         given: dict[str, Any] = {}
         names: dict[str, str] = {}
-        for item in entry.get("input_mapping") or ():
+        mapping = entry.get("input_mapping")
+        for item in mapping if isinstance(mapping, list) else ():
             target = str(item.get("new_id")) if isinstance(item, Mapping) else ""
             if target and "set_value" in item:
                 given[target] = item["set_value"]

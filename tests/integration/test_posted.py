@@ -80,3 +80,24 @@ async def test_what_pictures_are_to_carry_reaches_the_node(redis_port: int) -> N
         prompts = [entry["prompt"] for entry in fleet.sims["a"].engine.history.values()]
         assert [prompt[3]["extra_pnginfo"] for prompt in prompts] == [info]
         assert await fleet.stores.redis.get(f"fleet:job:{done.id}:secret") is None
+
+
+async def test_a_class_that_a_node_replaces_runs_there(redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        files = {"controlnet": {"sub\\depth.pth": 10**6}}
+        for name, version in (("old", "0.3.64"), ("new", "0.33.0")):
+            await fleet.add_sim(name, models=files, comfyui=version)
+            await fleet.verdict(name)
+        known = await fleet.keeper()
+        graph = {
+            "1": {"class_type": "T2IAdapterLoader", "inputs": {"t2i_adapter_name": "sub/depth.pth"}},
+            "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+        }
+        done = await fleet.ended((await fleet.send(known, graph, Wish())).id)
+        assert (done.status, done.node, done.attempt) == (JobStatus.SUCCEEDED, "new", 0), done.error
+        (entry,) = fleet.sims["new"].engine.history.values()
+        assert entry["prompt"][2]["1"]["class_type"] == "ControlNetLoader"
+        assert entry["prompt"][2]["1"]["inputs"] == {"control_net_name": "sub\\depth.pth"}
+        graph["1"]["inputs"] = {"t2i_adapter_name": "nothing.pth"}
+        with pytest.raises(InvalidWorkflow, match=r"nothing\.pth"):
+            await known.placement(check(graph), Wish())

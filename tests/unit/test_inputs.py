@@ -313,6 +313,17 @@ def test_a_class_that_a_node_replaces_is_there(
     assert known.classes["Out"] == KNOWN.classes["Out"], "what is installed is not replaced"
 
 
-@pytest.mark.parametrize("replacements", [None, [], "x", {"A": []}, {"A": [{}]}, {"A": [None]}])
+@pytest.mark.parametrize(
+    "replacements",
+    [
+        None,
+        [],
+        "x",
+        {"A": []},
+        {"A": [{}]},
+        {"A": [None]},
+        {"A": [{"new_node_id": "Format", "input_mapping": 5}]},
+    ],
+)
 def test_replacements_that_can_t_be_read_are_none(replacements: Any) -> None:
     assert parse(INFO, replacements=replacements) == KNOWN
