@@ -351,7 +351,7 @@ class AssetStore(Protocol):
         """Return a record; the caller checks the owner."""
 
     async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
-        """Return the owner's newest asset with this name."""
+        """Return the owner's newest asset with this name, in any spelling of it."""
 
     async def delete(self, *, owner: str, asset_id: str) -> None:
         """Forget a record; the bytes go with their last record.

@@ -2,7 +2,7 @@
 
 import orjson
 
-from comfy_fleet.domain.asset import Asset
+from comfy_fleet.domain.asset import Asset, listed_name
 
 
 def dump_asset(asset: Asset) -> dict[str, str]:
@@ -17,6 +17,8 @@ def dump_asset(asset: Asset) -> dict[str, str]:
         "path": asset.path,
         "created_at": repr(asset.created_at),
     }
+    if (listed := listed_name(asset.file_path)) != asset.file_path:
+        record["listed"] = listed
     if asset.expires_at is not None:
         record["expires_at"] = repr(asset.expires_at)
     if asset.job_id is not None:

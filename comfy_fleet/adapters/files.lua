@@ -4,7 +4,7 @@
 -- fleet:asset:ID:jobs       set: live jobs that need the asset (submit adds, the job's end removes)
 -- fleet:asset:hold:JOB      string, 60 s: this job is about to be written
 -- fleet:asset:job:JOB       hash: HASH NUL NAME -> asset id of the job's outputs
--- fleet:asset:names:OWNER:NAME   zset: ids of uploads with this name, by time
+-- fleet:asset:names:OWNER:NAME   zset: ids of uploads with this name in any spelling, by time
 -- fleet:asset:expiry        zset: ids of uploads that end, by when
 -- fleet:blob:owner:OWNER:HASH    set: ids of the owner's records over these bytes
 -- fleet:blob:same:OWNER:HASH     hash: NAME -> newest upload with these bytes and this name
@@ -32,7 +32,7 @@ local function add(r)
     redis.call('HSET', 'fleet:asset:job:' .. r.job_id, r.hash .. '\0' .. r.file_path, r.id)
   else
     redis.call('HSET', 'fleet:blob:same:' .. r.owner .. ':' .. r.hash, r.file_path, r.id)
-    redis.call('ZADD', 'fleet:asset:names:' .. r.owner .. ':' .. r.file_path, r.created_at, r.id)
+    redis.call('ZADD', 'fleet:asset:names:' .. r.owner .. ':' .. (r.listed or r.file_path), r.created_at, r.id)
     if r.expires_at then redis.call('ZADD', 'fleet:asset:expiry', r.expires_at, r.id) end
   end
   return fresh and 1 or 0
@@ -170,7 +170,7 @@ if op == 'drop' then
   else
     local same = 'fleet:blob:same:' .. r.owner .. ':' .. r.hash
     if redis.call('HGET', same, r.file_path) == id then redis.call('HDEL', same, r.file_path) end
-    redis.call('ZREM', 'fleet:asset:names:' .. r.owner .. ':' .. r.file_path, id)
+    redis.call('ZREM', 'fleet:asset:names:' .. r.owner .. ':' .. (r.listed or r.file_path), id)
     redis.call('ZREM', 'fleet:asset:expiry', id)
   end
   return {'gone', r.path, unref(r.path, id)}

@@ -27,7 +27,7 @@ from comfy_fleet.adapters.asset_record import dump_asset, dump_tags, load_asset
 from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.adapters.redis.scripts import store_errors
-from comfy_fleet.domain.asset import Asset
+from comfy_fleet.domain.asset import Asset, listed_name
 from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
 from comfy_fleet.ports import Received
 
@@ -242,9 +242,14 @@ class FileAssetStore:
 
     async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.AssetStore.by_path`; only uploads have names of their own."""
+        found: list[tuple[float, str]] = []
         with store_errors():
-            newest = await self._redis.zrevrange(f"fleet:asset:names:{owner}:{file_path}", 0, 0)
-        return await self.get(_text(newest[0])) if newest else None
+            # Records of earlier versions are listed under the name as it was sent.
+            for name in {listed_name(file_path), file_path}:
+                key = f"fleet:asset:names:{owner}:{name}"
+                newest: list[Any] = await self._redis.zrevrange(key, 0, 0, withscores=True)
+                found += [(float(at), _text(asset_id)) for asset_id, at in newest]
+        return await self.get(max(found)[1]) if found else None
 
     async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
         """See :meth:`comfy_fleet.ports.AssetStore.hold`."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from comfy_fleet.domain.inputs import alike
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
@@ -28,3 +30,11 @@ class Asset:
     job_id: str | None = None
     tags: tuple[str, ...] = ()
     renews: bool = False
+
+
+def listed_name(file_path: str) -> str:
+    """Return what is the same for all spellings of an upload's name.
+
+    macOS sends letters with accents in two parts, and the editor on Windows writes ``pasted\\image.png``.
+    """
+    return "/".join(part for part in alike(file_path).split("/") if part not in ("", ".")) or file_path

@@ -188,6 +188,34 @@ async def test_newest_upload_of_a_name_wins(store: FileAssetStore, clock: Clock)
     assert await store.by_path(owner="bob", file_path="a.png") is None
 
 
+@pytest.mark.parametrize(
+    ("uploaded", "asked"),
+    [
+        ("e\u0301.png", "é.png"),
+        ("é.png", "e\u0301.png"),
+        ("pasted/image (5).png", "pasted\\image (5).png"),
+        ("pasted\\a.png", "pasted/a.png"),
+        ("pasted/a.png", "pasted//a.png"),
+        ("a.png", "./a.png"),
+        ("e\u0301/e\u0301.png", "é\\é.png"),
+    ],
+)
+async def test_an_upload_is_found_under_every_spelling_of_its_name(
+    store: FileAssetStore, redis: Redis, clock: Clock, uploaded: str, asked: str
+) -> None:
+    asset, _ = await put(store, b"x", name=uploaded)
+    assert await store.by_path(owner="ann", file_path=asked) == asset
+    assert await store.by_path(owner="ann", file_path=uploaded) == asset
+    assert asset.file_path == uploaded
+    clock.now += 1
+    newer, _ = await put(store, b"y", name=asked)
+    for name in (uploaded, asked):
+        assert await store.by_path(owner="ann", file_path=name) == newer
+    for one in (asset, newer):
+        await store.delete(owner="ann", asset_id=one.id)
+    assert await redis.keys("fleet:asset:names:*") == []
+
+
 async def add(store: FileAssetStore, job: str, data: bytes, name: str = "o.png", owner: str = "ann") -> Asset:
     return await store.add_output(
         owner=owner,
