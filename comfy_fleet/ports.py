@@ -96,6 +96,9 @@ class JobStore(Protocol):
     async def find(self, wanted: JobFilter) -> JobPage:
         """List jobs, newest first."""
 
+    async def ids(self, owner: str | None, prefix: str) -> list[str]:
+        """Return the ids that begin so, of an owner's (None: everybody's) newest 10,000 jobs."""
+
     async def request_cancel(self, job_id: str) -> Job | None:
         """Ask for cancellation: queued jobs end at once, running ones become ``canceling``."""
 

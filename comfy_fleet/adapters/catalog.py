@@ -1,6 +1,7 @@
 """The folder of stored workflows: ``NAME/workflow.json`` and, where titles don't say enough, a manifest."""
 
 import logging
+import re
 import threading
 import tomllib
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from comfy_fleet.adapters.manifest import resolve
+from comfy_fleet.domain import titles
 from comfy_fleet.domain.errors import BadInput, ConfigError, FleetError, NotFound, WorkflowBroken
 from comfy_fleet.domain.graph import check
 from comfy_fleet.domain.graph_file import read_graph
@@ -85,6 +87,24 @@ class WorkflowCatalog:
             entry = self._entry(name)
             if entry and entry.error:
                 found[name] = entry.error
+        found.update(self._overlooked())
+        return found
+
+    def _overlooked(self) -> dict[str, ConfigError]:
+        """Return what somebody meant to be a workflow, and what keeps it from being one."""
+        found: dict[str, ConfigError] = {}
+        for path in sorted(self.folder.iterdir()):
+            name = path.name[:80]
+            usable = re.sub(r"[^a-z0-9_.-]+", "_", path.stem.lower()).strip("_.-")[:63] or "my_workflow"
+            if path.suffix == ".json" and path.is_file():
+                found[name] = ConfigError(f"a workflow is a folder: move it to {usable}/{GRAPH_FILE}")
+            elif not NAME.fullmatch(path.name) and (path / GRAPH_FILE).is_file():
+                found[name] = ConfigError(
+                    "names of workflows are 1 to 63 of a-z 0-9 _ . - and start with a letter or digit: "
+                    f"rename the folder, to {usable} for example"
+                )
+            elif (path / MANIFEST_FILE).is_file() and not (path / GRAPH_FILE).is_file():
+                found[name] = ConfigError(f"there is no {GRAPH_FILE}: save ComfyUI's Export (API) there")
         return found
 
     def _folders(self) -> Sequence[str]:
@@ -144,6 +164,12 @@ def load(folder: Path) -> Workflow:
     try:
         graph = check(read)
     except BadInput as error:
+        raise ConfigError(f"{where}: {error}", details=error.details) from None
+    try:
+        titles.declared(graph)
+    except (
+        ConfigError
+    ) as error:  # whatever the manifest says of these parameters would only be its consequence
         raise ConfigError(f"{where}: {error}", details=error.details) from None
     where = f"{folder.name}/{MANIFEST_FILE}"
     manifest: dict[str, Any] = {}

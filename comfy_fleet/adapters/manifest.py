@@ -191,8 +191,7 @@ class _Resolver:
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Return the manifest's parameters in its order, then those that only titles declare."""
-        declared = self.attempt("titles", titles.declared, self.graph) or ()
-        by_title = {parameter.name: parameter for parameter in declared}
+        by_title = {parameter.name: parameter for parameter in titles.declared(self.graph)}
         made: dict[str, Parameter] = {}
         for name, read in self.manifest.parameters.items():
             if parameter := self.parameter(name, read, by_title.get(name)):

@@ -40,7 +40,15 @@ async def check(
     policy = FilePolicy.parse(d.settings.deny_classes, d.settings.free_paths)
     limit = asyncio.Semaphore(_AT_ONCE)
     found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow, policy) for one in names))
-    return json_response({"workflow": workflow.name, "version": workflow.version, "nodes": found})
+    broken = d.catalog.errors().get(name)
+    return json_response(
+        {
+            "workflow": workflow.name,
+            "version": workflow.version,
+            "broken": None if broken is None else str(broken),
+            "nodes": found,
+        }
+    )
 
 
 async def _look(

@@ -44,7 +44,7 @@ def checked(body: dict[str, Any], model: type[M]) -> M:
         return model.model_validate(body)
     except ValidationError as error:
         problems = [
-            {"field": ".".join(map(str, problem["loc"])) or "body", "message": problem["msg"]}
+            {"field": ".".join(map(str, problem["loc"])) or "body", "message": _message(problem, model)}
             for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         first = problems[0]
@@ -54,6 +54,14 @@ def checked(body: dict[str, Any], model: type[M]) -> M:
             f"{first['field']}: {first['message']}",
             details={"field": first["field"], "errors": problems[:_SHOWN]},
         ) from None
+
+
+def _message(problem: Any, model: type[BaseModel]) -> str:
+    if problem["type"] != "extra_forbidden":
+        return str(problem["msg"])
+    place = "; a parameter of the workflow goes into `params`" if "params" in model.model_fields else ""
+    fields = ", ".join(sorted(model.model_fields)) if len(problem["loc"]) == 1 else ""
+    return f"there is no such field{place}" + (f"; there are {fields}" if fields else "")
 
 
 class Replay:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -56,9 +56,12 @@ async def list_workflows(request: Request) -> Response:
 
 @router.get("/workflows/{name}", summary="Show a stored workflow")
 async def get_workflow(request: Request, name: str) -> Response:
-    """JSON Schema of its parameters, and what a node must have to run it."""
+    """JSON Schema of its parameters, what a node must have, and in `broken` why its files are not in use."""
     owner(request)
-    return json_response(workflow(deps(request).catalog.get(_name(name))))
+    catalog = deps(request).catalog
+    found = catalog.get(_name(name))
+    broken = catalog.errors().get(name)
+    return json_response({**workflow(found), "broken": None if broken is None else str(broken)})
 
 
 @router.post(
@@ -96,6 +99,14 @@ async def list_jobs(request: Request) -> Response:
     """Newest first. Query: `status` (commas), `workflow`, `metadata[KEY]=VALUE`, `limit`, `cursor`."""
     query = v2_jobs.wanted(request, owner(request))
     return json_response(await v2_jobs.listing(request, query, deps(request).jobs.find))
+
+
+@router.get("/job-ids", summary="Complete an abbreviated job id")
+async def job_ids(
+    request: Request, prefix: Annotated[str, Query(pattern="^[0-9a-f-]{1,36}$", description="How it begins.")]
+) -> Response:
+    """The ids that begin so, of the newest 10,000 jobs; at most 20."""
+    return json_response({"ids": (await deps(request).jobs.ids(owner(request), prefix))[:20]})
 
 
 @router.get("/jobs/{job_id}", summary="Show a job")

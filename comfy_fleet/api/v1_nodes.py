@@ -49,7 +49,9 @@ class DrainBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    reason: str = Field("drained by an operator", max_length=200)
+    reason: str | None = Field(
+        None, max_length=200, description="Shown to everybody; left out, an earlier one stays."
+    )
     requeue: bool = Field(False, description="Give its jobs back to the queue at once.")
 
 
@@ -115,7 +117,8 @@ async def drain_node(request: Request, name: str) -> Response:
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     body = await read(request, DrainBody) if has_body else DrainBody()
     nodes = deps(request).nodes
-    await nodes.cordon(_name(name), reason=body.reason)
+    reason = body.reason or (await _state(request, name)).node.cordon_reason or "drained by hand"
+    await nodes.cordon(name, reason=reason)
     await deps(request).inventories.look()  # jobs that wait for it say so from now on
     if body.requeue:
         asked = await nodes.release(name)
@@ -187,7 +190,7 @@ def state(value: NodeState) -> dict[str, Any]:
         "labels": dict(node.labels),
         "cordoned": node.cordoned,
         "cordon_reason": node.cordon_reason,
-        "simulated": node.simulated,
+        "simulated": value.simulated,
         "agent": node.agent,
         "added_at": node.added_at,
         "verdict": value.verdict,

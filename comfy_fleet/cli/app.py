@@ -11,6 +11,7 @@ from comfy_fleet.cli import (
     doctor,
     haproxy,
     health,
+    hosts,
     jobs,
     nodes,
     processes,
@@ -82,9 +83,11 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(root)
+    app.command("version", hidden=True)(version)
     for module in (processes, agent, status, demo, doctor, submit, sim, health):
         module.register(app)
     app.add_typer(nodes.app, name="node", rich_help_panel="Fleet")
+    app.add_typer(hosts.app, name="host", rich_help_panel="Fleet")
     app.add_typer(jobs.app, name="job", rich_help_panel="Jobs")
     app.add_typer(workflows.app, name="workflow", rich_help_panel="Jobs")
     app.add_typer(haproxy.app, name="haproxy", rich_help_panel="Single processes")
@@ -103,6 +106,11 @@ def _plain(app: typer.Typer) -> None:
             _plain(group.typer_instance)
 
 
+def version() -> None:
+    """Print the version."""
+    show_version(wanted=True)
+
+
 def show_version(wanted: bool) -> None:
     """Print the version and end, if that was asked for."""
     if wanted:
@@ -113,7 +121,7 @@ def show_version(wanted: bool) -> None:
 
 
 def root(
-    version: Annotated[
+    version_: Annotated[
         bool,
         typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=show_version),
     ] = False,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ _HINTS = {
     "queue_full": "try again later; `fleet status` shows the queue",
     "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API)",
 }
+_ID_LENGTH = 36
+_ID_PART = re.compile("[0-9a-f-]+")
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
@@ -200,6 +203,23 @@ class Client:
             _check(deadline, job_id)
             time.sleep(0.25)
 
+    def job_id(self, text: str) -> str:
+        """Return the whole id of a job that is named by its id or by the beginning of it.
+
+        Raises:
+            Fail: No job's id begins so, or several do.
+        """
+        if len(text) >= _ID_LENGTH or not _ID_PART.fullmatch(text):
+            return text
+        found = self.get("/api/v1/job-ids", prefix=text)["ids"]
+        if len(found) > 1:
+            raise Fail(
+                f"{len(found)} jobs' ids begin with {text}: {', '.join(found[:5])}",
+                hint="give more of it",
+                code=Exit.USAGE,
+            )
+        return str(found[0]) if found else text
+
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job as ``/api/v1`` shows it."""
         answer = self.get(f"/api/v1/jobs/{quote(job_id, safe='')}")
@@ -265,6 +285,8 @@ def failure(answer: httpx.Response, path: str) -> Fail:
     for node, problems in _node_errors(details):
         # Some messages name the node themselves, with its class.
         named = problems.startswith((f"node {node} ", f"node {node}:"))
+        if problems in message or f"node {node}: {problems}" in message:
+            continue  # said already
         message += f"\n  {problems}" if named else f"\n  node {node}: {problems}"
     return Fail(message or f"{answer.status_code}", hint=hint, code=exit_code)
 

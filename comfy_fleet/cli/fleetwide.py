@@ -27,7 +27,9 @@ class Restarts(Enum):
 
 def cordon_host(
     host: Annotated[str, typer.Argument(help="The host's name or address.")],
-    reason: Annotated[str, typer.Option(help="Why; shown to everybody.")] = "host drained by hand",
+    reason: Annotated[
+        str | None, typer.Option(help="Why; shown to everybody.", show_default="the one that it has")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until no job needs any of them.")] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 600,
     requeue: Annotated[
@@ -42,16 +44,46 @@ def cordon_host(
     from comfy_fleet.cli.console import print_answer
 
     with Client(api, key, timeout_s=60) as client:
-        mine = [node for node in nodes_of(client.get("/api/v1/nodes")) if host in hosts_of(node)]
-        if not mine:
-            raise Fail(f"no node is on host {host}", hint="fleet node ls", code=Exit.NOT_FOUND)
-        names = [str(node["name"]) for node in mine]
+        names = _on_host(client, host)
         for name in names:
             client.post(f"{path(name)}/drain", {"reason": reason, "requeue": requeue})
         deadline = time.monotonic() + timeout
         for name in names if wait else ():
             wait_for(client, name, deadline - time.monotonic(), drained, "empty", tell=still_working)
     print_answer({"host": host, "nodes": names}, f"drained {', '.join(names)}", json_=json_)
+
+
+def uncordon_host(
+    host: Annotated[str, typer.Argument(help="The host's name or address.")],
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Let jobs come to every node of a host again."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import print_answer
+
+    with Client(api, key, timeout_s=60) as client:
+        names = _on_host(client, host)
+        for name in names:
+            client.post(f"{path(name)}/resume")
+    print_answer({"host": host, "nodes": names}, f"resumed {', '.join(names)}", json_=json_)
+
+
+def _on_host(client: Any, host: str) -> list[str]:
+    """Return the names of the nodes on a host.
+
+    Raises:
+        Fail: There is none.
+    """
+    nodes = nodes_of(client.get("/api/v1/nodes"))
+    names = [str(node["name"]) for node in nodes if host in hosts_of(node)]
+    if not names:
+        known = sorted({name for node in nodes for name in hosts_of(node) if name})
+        raise Fail(
+            f"no node is on host {host}", hint=f"hosts: {', '.join(known) or 'none'}", code=Exit.NOT_FOUND
+        )
+    return names
 
 
 def roll(

@@ -13,9 +13,12 @@ app = typer.Typer(help="List, show, follow and cancel jobs.", no_args_is_help=Tr
 
 ATTEMPT_COLUMNS = ["<Attempt on", "<Started", ">Took", "<Counted", "Why it ended"]
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+JobId = Annotated[
+    str, typer.Argument(metavar="ID", help="The job's id, or as much of its beginning as no other has.")
+]
 
 
+@app.command("list", hidden=True)
 @app.command("ls")
 def list_(
     status: Annotated[
@@ -50,9 +53,12 @@ def list_(
         return
     now = datetime.now(UTC)
     jobs = page["jobs"]
+    console = stdout()
+    # Programs get whole ids; on a terminal 36 characters would leave no room for what people look for.
+    short = _short([job["id"] for job in jobs]) if console.is_terminal else {}
     rows = [
         (
-            job["id"],
+            short.get(job["id"], job["id"]),
             job["status"],
             job.get("workflow") or "graph",
             job.get("node"),
@@ -61,7 +67,7 @@ def list_(
         )
         for job in jobs
     ]
-    stdout().print(table(["<Job", "<Status", "Workflow", "Node", ">Age", ">Ran"], rows))
+    console.print(table(["<Job", "<Status", "Workflow", "Node", ">Age", ">Ran"], rows))
     if not jobs:
         stderr().print("[dim]no jobs[/]")
     if following := page.get("next_cursor"):
@@ -75,7 +81,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
     from comfy_fleet.cli.console import SIMULATED, ago, facts, print_json, size, span, stdout, table
 
     with Client(api, key) as client:
-        record = client.job(job)
+        record = client.job(client.job_id(job))
     if json_:
         print_json(record)
         return
@@ -118,6 +124,8 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
         console.print(table(["Output", "<Kind", ">Size", "URL"], rows))
 
 
+@app.command("wait", hidden=True)
+@app.command("follow", hidden=True)
 @app.command()
 def events(
     job: JobId,
@@ -135,7 +143,7 @@ def events(
     console = stdout()
     status = ""
     with Client(api, key) as client:
-        for kind, data in client.follow(job, timeout_s=timeout):
+        for kind, data in client.follow(client.job_id(job), timeout_s=timeout):
             if kind == "status":
                 status = str(data.get("status"))
             if json_:
@@ -153,8 +161,18 @@ def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
     from comfy_fleet.cli.console import print_answer, styled
 
     with Client(api, key) as client:
+        job = client.job_id(job)
+        before = str(client.job(job)["status"])
         record = client.post(f"/api/v1/jobs/{quote(job, safe='')}/cancel")
-    print_answer(record, styled(record["status"]), json_=json_)
+    status = str(record["status"])
+    ended = before in ENDED or status in ENDED.keys() - {"canceled"}
+    print_answer(record, f"had already ended: {status}" if ended else styled(status), json_=json_)
+
+
+def _short(ids: list[str]) -> dict[str, str]:
+    """Return for each id its first characters, as many as tell it from the others, at least eight."""
+    length = next((n for n in range(8, 36) if len({job[:n] for job in ids}) == len(set(ids))), 36)
+    return {job: job[:length] for job in ids}
 
 
 def attempt_row(attempt: dict[str, Any]) -> tuple[str | None, ...]:

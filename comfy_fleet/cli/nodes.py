@@ -15,6 +15,7 @@ app = typer.Typer(help="Add, drain and remove ComfyUI servers.", no_args_is_help
 
 Name = Annotated[str, typer.Argument(help="The node's name.")]
 app.command("cordon-host")(fleetwide.cordon_host)
+app.command("uncordon-host")(fleetwide.uncordon_host)
 app.command("roll")(fleetwide.roll)
 
 
@@ -59,6 +60,7 @@ def add(
     print_answer(node, f"added {name}", json_=json_)
 
 
+@app.command("list", hidden=True)
 @app.command("ls")
 def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """List the nodes with what they do now."""
@@ -159,7 +161,9 @@ def _memory(node: Mapping[str, Any]) -> dict[str, Any]:
 @app.command()
 def drain(
     name: Name,
-    reason: Annotated[str, typer.Option(help="Why; shown to everybody.")] = "drained by hand",
+    reason: Annotated[
+        str | None, typer.Option(help="Why; shown to everybody.", show_default="the one that it has")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until no job needs it, outputs included.")
     ] = False,
@@ -175,7 +179,7 @@ def drain(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer
 
-    body: dict[str, Any] = {"reason": reason}
+    body: dict[str, Any] = {"reason": reason} if reason else {}
     if requeue:
         body["requeue"] = True
     with Client(api, key) as client:

@@ -211,9 +211,8 @@ def parameters(client: "Client", name: str, given: Sequence[str], images: Sequen
     """
     typed = pairs(given, "-p")
     files = pairs(images, "--image")
-    if not typed and not files:
-        return {}
     described = client.get(f"/api/v1/workflows/{quote(name, safe='')}")
+    warn_of_broken(name, described)
     properties: dict[str, Any] = schema_of(described).get("properties", {})
     for wanted in (*typed, *files):
         if wanted not in properties:
@@ -231,10 +230,33 @@ def parameters(client: "Client", name: str, given: Sequence[str], images: Sequen
                 hint=f"-p {wanted}=VALUE; for text from a file: -p {wanted}=@FILE",
                 code=Exit.USAGE,
             )
+    for wanted, text in typed.items():
+        if properties[wanted].get("x-fleet-type") in ("image", "asset") and _is_file(text):
+            raise Fail(
+                f"-p {wanted}: {text} is a file here, and the fleet can't see it",
+                hint=f"upload it: --image {wanted}={text}",
+                code=Exit.USAGE,
+            )
     values = {wanted: typed_value(wanted, text, properties[wanted]) for wanted, text in typed.items()}
     for wanted, path in files.items():
         values[wanted] = client.upload(Path(path).expanduser())
     return values
+
+
+def warn_of_broken(name: str, answer: Mapping[str, Any]) -> None:
+    """Say on stderr that a workflow's files can't be used, and its last good version is."""
+    from comfy_fleet.cli.console import stderr
+
+    if why := answer.get("broken"):
+        text = f"{name}: its files can't be used, its last good version is: {why}"
+        stderr().print(text, style="red", markup=False)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text.removeprefix("@")).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        return False
 
 
 def schema_of(described: Mapping[str, Any]) -> dict[str, Any]:

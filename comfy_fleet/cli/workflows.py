@@ -1,5 +1,6 @@
 """``fleet workflow``: stored workflows, their parameters, and whether a node can run them."""
 
+import json
 import re
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -8,13 +9,14 @@ import typer
 
 from comfy_fleet.cli.exits import Exit
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
-from comfy_fleet.cli.submit import schema_of
+from comfy_fleet.cli.submit import schema_of, warn_of_broken
 
 app = typer.Typer(help="List, show and check stored workflows.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The workflow's name.")]
 
 
+@app.command("list", hidden=True)
 @app.command("ls")
 def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """List the stored workflows."""
@@ -56,6 +58,7 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
         print_json(workflow)
         return
     console = stdout()
+    warn_of_broken(name, workflow)
     requires = workflow.get("requires") or {}
     console.print(
         facts(
@@ -84,6 +87,11 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
     if rows:
         console.print()
         console.print(table(["<Parameter", "<Type", "Default", "Limits", "Description"], rows))
+    else:
+        console.print(
+            "\nno parameters: title a node of the graph $prompt, for example, or name one in workflow.toml; "
+            "see docs/howto/stored-workflows.md"
+        )
     if models := requires.get("models"):
         console.print()
         files = [
@@ -96,6 +104,9 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
 def check(
     name: Name,
     node: Annotated[str | None, typer.Option(help="Only on this node.", show_default="every node")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1, too, if some choice of a parameter can't run.")
+    ] = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -109,17 +120,22 @@ def check(
 
     with Client(api, key) as client:
         answer = client.get(f"/api/v1/workflows/{quote(name, safe='')}/check", node=node)
-    able = any(found["ok"] for found in answer["nodes"])
+    able = any(not found["problems"] if strict else found["ok"] for found in answer["nodes"])
     if json_:
         print_json(answer)
         raise typer.Exit(Exit.OK if able else Exit.FAILED)
-    rows: list[tuple[Any, ...]] = []
+    warn_of_broken(name, answer)
+    alike: dict[str, list[dict[str, Any]]] = {}
     for found in answer["nodes"]:
-        head = (found["node"], found.get("comfyui") or "")
+        alike.setdefault(json.dumps([found.get("comfyui"), found["problems"]]), []).append(found)
+    rows: list[tuple[Any, ...]] = []
+    for nodes in alike.values():
+        found = nodes[0]
+        head = (", ".join(one["node"] for one in nodes), found.get("comfyui") or "")
         problems = found["problems"] or [{"kind": "ok", "message": "can run it"}]
         for index, problem in enumerate(problems):
             rows.append((*(head if index == 0 else ("", "")), problem["kind"], problem["message"]))
-    stdout().print(table(["<Node", "<ComfyUI", "<Finding", "Message"], rows))
+    stdout().print(table(["Node", "<ComfyUI", "<Finding", "Message"], rows))
     raise typer.Exit(Exit.OK if able else Exit.FAILED)
 
 

@@ -254,6 +254,15 @@ def sentences(problems: Iterable[Problem]) -> list[str]:
     return list(found)
 
 
+def of_every_node(sentence: str) -> str:
+    """Say of all nodes what :func:`sentences` says of one: ``no node has the class `A```."""
+    if sentence.startswith("has no class "):
+        return "no node has the class " + sentence.removeprefix("has no class ")
+    if sentence.endswith("` missing"):
+        return "no node has " + sentence.removesuffix(" missing")
+    return f"every node {sentence}"
+
+
 def gib(size: int) -> str:
     """Return bytes as people speak of cards: ``24 GiB``, ``11.8 GiB``."""
     value = size / GIB

@@ -170,6 +170,11 @@ class NodeState:
     quarantined: bool = False
     reading: Reading = field(default_factory=Reading)
 
+    @property
+    def simulated(self) -> bool:
+        """Whether it is a stand-in, by its registration or by the version that it tells of itself."""
+        return self.node.simulated or self.reading.comfyui.startswith("sim-")
+
 
 def check_name(what: str, value: str) -> str:
     """Return ``value`` if it is safe in HAProxy's configuration, headers and paths.

@@ -96,7 +96,7 @@ class NodeInventories:
     def simulated(self, name: str | None) -> bool:
         """Return whether a node is known to be a simulated one."""
         state = self._atlas.states.get(name or "")
-        return state is not None and state.node.simulated
+        return state is not None and state.simulated
 
     def declared(self) -> Declared:
         """Return what the nodes' classes say of their inputs."""
@@ -230,7 +230,8 @@ class NodeInventories:
         words = waiting.told(told)
         if alike and (len(told) > 1 or of_graph(told[best])):
             # What is wrong with the graph itself is said of the graph, not of the nodes.
-            words = ("" if of_graph(told[best][:1]) else "every node ") + ", ".join(told[best][:3])
+            of_nodes = (eligibility.of_every_node(text) for text in told[best][:3])
+            words = ", ".join(told[best][:3] if of_graph(told[best][:1]) else of_nodes)
         return InvalidWorkflow(
             f"no node can run this workflow: {words}",
             details={

@@ -262,7 +262,7 @@ class Submitter:
             asset = await self._assets.by_path(owner=owner, file_path=value)
         if asset is None or asset.owner != owner:
             raise MissingAsset(
-                f"{name}: there is no asset {value[:80]!r}; upload it first",
+                f"{name}: there is no asset {value[:80]!r}; upload the file first: POST /api/v2/assets",
                 details={"field": f"params.{name}", "parameter": name, "id": value[:80]},
             )
         parameter = workflow.parameter(name)

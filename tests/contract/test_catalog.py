@@ -57,11 +57,37 @@ def test_workflows_are_listed_by_name(tmp_path: Path) -> None:
         write(tmp_path, name)
     (tmp_path / "no-graph").mkdir()
     (tmp_path / "README.md").write_text("x")
-    write(tmp_path, "Not A Name")
     catalog = WorkflowCatalog(tmp_path)
     assert catalog.names() == ["a", "b"]
     assert [workflow.name for workflow in catalog.list()] == ["a", "b"]
     assert catalog.errors() == {}
+
+
+def test_what_was_meant_as_a_workflow_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    write(tmp_path, "good")
+    write(tmp_path, "My Workflow")
+    write(tmp_path, "ÄÖ")
+    (tmp_path / "portrait.json").write_text("{}")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "workflow.toml").write_text("")
+    (tmp_path / "notes").mkdir()
+    catalog = WorkflowCatalog(tmp_path)
+    assert catalog.names() == ["good"]
+    told = {name: str(error) for name, error in catalog.errors().items()}
+    assert set(told) == {"My Workflow", "ÄÖ", "portrait.json", "half"}
+    assert "a-z 0-9 _ . -" in told["My Workflow"] and "my_workflow" in told["My Workflow"]
+    assert "move it to portrait/workflow.json" in told["portrait.json"]
+    assert "there is no workflow.json" in told["half"]
+
+
+def test_a_bad_title_is_told_of_its_own_file_and_alone(tmp_path: Path) -> None:
+    graph = json.loads(json.dumps(GRAPH))
+    node = next(iter(graph.values()))
+    node["_meta"] = {"title": "$Prompt"}
+    manifest = '[parameters.steps]\ndescription = "x"\n'
+    told = refused(tmp_path, manifest, graph)
+    assert told.startswith("bad/workflow.json: title '$Prompt' of node")
+    assert "steps" not in told
 
 
 def test_a_title_alone_makes_a_parameter(tmp_path: Path) -> None:

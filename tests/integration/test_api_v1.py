@@ -10,7 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.worker import RqWorker
+from comfy_fleet.domain.inventory import parse
 from comfy_fleet.domain.job import JobError, JobStatus
+from comfy_fleet.domain.node import Reading
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running, upload
 
@@ -126,6 +128,27 @@ async def test_wrong_parameters_are_named(api: Api, params: dict[str, Any], para
 async def test_bad_bodies_get_the_envelope(api: Api, body: bytes, expected: tuple[int, str]) -> None:
     answer = await api.client.post("/api/v1/workflows/image_card/jobs", content=body)
     assert code(answer) == expected
+
+
+async def test_a_field_that_is_none_says_which_there_are(api: Api) -> None:
+    answer = await api.client.post("/api/v1/workflows/image_card/jobs", json={"prompt": "x"})
+    assert code(answer) == (422, "invalid_request")
+    told = answer.json()["error"]["message"]
+    assert told.startswith("prompt: there is no such field; a parameter of the workflow goes into `params`")
+    assert "priority" in told
+
+
+async def test_an_abbreviated_id_is_completed(api: Api) -> None:
+    jobs = [
+        (await api.client.post("/api/v1/generate", json={"prompt": "x"})).json()["task_id"] for _ in range(3)
+    ]
+    for job in jobs:
+        found = (await api.client.get("/api/v1/job-ids", params={"prefix": job[:13]})).json()["ids"]
+        assert found == [job]
+    assert (await api.client.get("/api/v1/job-ids", params={"prefix": "00000000-0"})).json()["ids"] == []
+    for prefix in ("", "*", "A", "x" * 40):
+        answer = await api.client.get("/api/v1/job-ids", params={"prefix": prefix})
+        assert code(answer) == (422, "invalid_request")
 
 
 async def test_image_parameters_are_checked(api: Api) -> None:
@@ -315,7 +338,8 @@ async def test_nodes(api: Api) -> None:
 
     drained = (await api.client.post("/api/v1/nodes/g2/drain", json={"reason": "new fans"})).json()
     assert (drained["cordoned"], drained["cordon_reason"]) == (True, "new fans")
-    assert (await api.client.post("/api/v1/nodes/g2/drain")).status_code == 200
+    again = await api.client.post("/api/v1/nodes/g2/drain")  # without a reason: the first one stays
+    assert (again.status_code, again.json()["cordon_reason"]) == (200, "new fans")
     changed = await api.client.get("/api/v1/nodes", headers={"If-None-Match": listed.headers["etag"]})
     assert changed.status_code == 200
     assert (await api.client.post("/api/v1/nodes/g2/resume")).json()["cordoned"] is False
@@ -355,6 +379,12 @@ async def test_simulated_nodes_are_named_as_such(api: Api) -> None:
     await api.finish(claim)
     assert (await api.client.get(f"/api/v1/status/{job}")).json()["simulated"] is True
     assert (await api.client.get("/api/v1/jobs")).json()["jobs"][0]["simulated"] is True
+
+
+async def test_a_node_that_calls_itself_simulated_is_named_as_such(api: Api) -> None:
+    inventory = parse({}, version="sim-0.33.0")
+    await api.stores.inventories.save("g1", inventory, Reading(comfyui="sim-0.33.0", read_at=1.0))
+    assert (await api.client.get("/api/v1/nodes/g1")).json()["simulated"] is True
 
 
 async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_path: Path) -> None:

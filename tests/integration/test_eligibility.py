@@ -32,7 +32,7 @@ async def test_a_job_reaches_only_nodes_that_have_its_files(redis_port: int) -> 
         ended = [await fleet.ended(job.id) for job in jobs]
         assert {(job.status, job.node, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, "b", 0)}
         assert not any(job.placement.without for job in ended)  # the other one was never even asked
-        with pytest.raises(InvalidWorkflow, match=r"every node `checkpoints/none.ckpt` missing"):
+        with pytest.raises(InvalidWorkflow, match=r"no node has `checkpoints/none.ckpt`"):
             await known.placement(check(sampled(file="none.ckpt")), Wish())
 
 

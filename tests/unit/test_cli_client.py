@@ -91,6 +91,7 @@ class Canned:
 @pytest.fixture
 def canned() -> Iterator[Canned]:
     known = Canned()
+    known.on("GET", "/api/v1/workflows/image_card", {"name": "image_card", "parameters": SCHEMA})
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -536,3 +537,121 @@ def test_what_json_can_not_carry_is_refused_where_it_was_typed(canned: Canned, t
     result = run(canned, "submit", "portrait", "-p", typed)
     assert isinstance(result.exception, Fail), result.output
     assert says in result.exception.message
+
+
+# ---- abbreviated ids, and what had ended before ------------------------------------------------------------
+
+
+def test_the_beginning_of_an_id_is_enough(canned: Canned) -> None:
+    canned.on("GET", "/api/v1/job-ids", {"ids": [JOB]})
+    canned.on("GET", f"/api/v1/jobs/{JOB}", DONE)
+    result = run(canned, "job", "show", JOB[:8])
+    assert result.exit_code == 0, result.output
+    assert JOB in result.output
+
+
+def test_a_beginning_that_several_share_names_them(canned: Canned) -> None:
+    other = JOB[:8] + "-0000-4000-8000-000000000000"
+    canned.on("GET", "/api/v1/job-ids", {"ids": [JOB, other]})
+    result = run(canned, "job", "cancel", JOB[:8])
+    assert isinstance(result.exception, Fail)
+    assert result.exception.exit is Exit.USAGE
+    assert JOB in result.exception.message and other in result.exception.message
+    assert not canned.bodies("POST", f"/api/v1/jobs/{JOB}/cancel")
+
+
+def test_canceling_what_had_ended_says_so(canned: Canned) -> None:
+    canned.on("GET", f"/api/v1/jobs/{JOB}", DONE)
+    canned.on("POST", f"/api/v1/jobs/{JOB}/cancel", DONE)
+    result = run(canned, "job", "cancel", JOB)
+    assert result.exit_code == 0
+    assert result.output.strip() == "had already ended: succeeded"
+
+
+def test_lists_in_a_pipe_hold_whole_ids(canned: Canned) -> None:
+    canned.on("GET", "/api/v1/jobs", {"jobs": [DONE], "next_cursor": None})
+    result = run(canned, "job", "list")
+    assert result.output.splitlines()[1].startswith(JOB)
+
+
+# ---- workflows ---------------------------------------------------------------------------------------------
+
+
+def test_a_broken_edit_is_told_wherever_its_last_good_version_is_used(canned: Canned) -> None:
+    described = {"name": "image_card", "parameters": SCHEMA, "broken": "workflow.json is not JSON"}
+    canned.on("GET", "/api/v1/workflows/image_card", described)
+    canned.on("POST", "/api/v1/workflows/image_card/jobs", {"id": JOB, "status": "queued"}, 201)
+    checked = {"nodes": [{"node": "a", "comfyui": "1", "ok": True, "problems": []}], "broken": "oops"}
+    canned.on("GET", "/api/v1/workflows/image_card/check", checked)
+    for line in (
+        ("submit", "image_card"),
+        ("workflow", "show", "image_card"),
+        ("workflow", "check", "image_card"),
+    ):
+        result = run(canned, *line)
+        assert result.exit_code == 0, result.output
+        assert "its last good version is" in result.stderr
+
+
+def test_a_workflow_without_parameters_says_how_to_get_some(canned: Canned) -> None:
+    empty = {"name": "image_card", "parameters": {"type": "object", "properties": {}}}
+    canned.on("GET", "/api/v1/workflows/image_card", empty)
+    assert "title a node of the graph $prompt" in run(canned, "workflow", "show", "image_card").output
+
+
+def test_equal_findings_of_nodes_stand_once_and_strict_minds_choices(canned: Canned) -> None:
+    problem = {"kind": "value_not_in_list", "message": "no 'x' (only with style)", "only_with": "style"}
+    nodes = [{"node": name, "comfyui": "1", "ok": True, "problems": [problem]} for name in ("a", "b")]
+    canned.on("GET", "/api/v1/workflows/image_card/check", {"nodes": nodes})
+    result = run(canned, "workflow", "check", "image_card")
+    assert result.exit_code == 0
+    assert result.output.count("only with style") == 1
+    assert "a, b" in result.output
+    assert run(canned, "workflow", "check", "image_card", "--strict").exit_code == Exit.FAILED
+
+
+def test_a_file_for_a_picture_parameter_names_the_flag(canned: Canned, tmp_path: Path) -> None:
+    (tmp_path / "face.png").write_bytes(b"x")
+    result = run(canned, "submit", "image_card", "-p", f"face={tmp_path}/face.png")
+    assert isinstance(result.exception, Fail)
+    assert result.exception.hint == f"upload it: --image face={tmp_path}/face.png"
+
+
+def test_an_error_is_told_once(canned: Canned) -> None:
+    message = "node 3: links to node '9', which is not in the graph"
+    details = {"node_errors": {"3": [{"message": "links to node '9', which is not in the graph"}]}}
+    body = {"error": {"code": "invalid_workflow", "message": message, "details": details}}
+    canned.on("POST", "/api/v1/workflows/image_card/jobs", body, 422)
+    result = run(canned, "submit", "image_card")
+    assert str(result.exception).count("links to node '9'") == 1
+
+
+# ---- hosts -------------------------------------------------------------------------------------------------
+
+
+def test_hosts_are_listed_with_their_cards_and_nodes(canned: Canned) -> None:
+    host = {
+        "host": "box-2",
+        "seen_at": 1.0,
+        "gpus": [{"name": "NVIDIA L4"}, {"name": "NVIDIA L4"}],
+        "nodes": [{"name": "gpu-1"}, {"name": "gpu-2"}],
+    }
+    canned.on("GET", "/api/v1/hosts", {"hosts": [host]})
+    line = run(canned, "host", "ls").output.splitlines()[1]
+    assert line.split()[0] == "box-2"
+    assert "2 × NVIDIA L4" in line and "gpu-1, gpu-2" in line
+
+
+def test_a_host_is_uncordoned_whole(canned: Canned) -> None:
+    nodes = [
+        {"name": name, "url": f"http://10.0.0.{n}:1", "labels": {"host": "box"}}
+        for n, name in enumerate("ab")
+    ]
+    canned.on("GET", "/api/v1/nodes", {"nodes": nodes})
+    for name in "ab":
+        canned.on("POST", f"/api/v1/nodes/{name}/resume", {})
+    assert run(canned, "node", "uncordon-host", "box").output.strip() == "resumed a, b"
+    assert [path for verb, path, _, _ in canned.seen if verb == "POST"] == [
+        "/api/v1/nodes/a/resume",
+        "/api/v1/nodes/b/resume",
+    ]

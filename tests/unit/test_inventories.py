@@ -264,7 +264,7 @@ async def test_refused_only_after_a_second_look() -> None:
 
 async def test_every_node_lacks_the_same() -> None:
     async with inventories(World(a=classes("Odd"), b=classes("Odd"))) as known:
-        with pytest.raises(InvalidWorkflow, match="every node has no class `EmptyImage`"):
+        with pytest.raises(InvalidWorkflow, match="no node has the class `EmptyImage`"):
             await known.placement(check(GRAPH), Wish())
 
 

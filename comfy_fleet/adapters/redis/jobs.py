@@ -18,7 +18,7 @@ from comfy_fleet.ports import Idempotency, Submitted
 WINDOW = (
     1000  # jobs that one call of a script compares with a filter: a few milliseconds of the server's time
 )
-LOOKED_AT = 10_000  # jobs that are looked at for one page
+LOOKED_AT = 10_000  # jobs that are looked at for one page, or for an abbreviated id
 MOST_ERROR = 8192  # bytes of an error that a list shows whole
 
 _BRIEF = (
@@ -188,6 +188,13 @@ class RedisJobStore:
                 else None
             )
         return found
+
+    async def ids(self, owner: str | None, prefix: str) -> list[str]:
+        """Return the ids that begin so, of the newest jobs; see the port."""
+        key = f"fleet:jobs:{owner}" if owner is not None else "fleet:jobs"
+        with store_errors():
+            newest = await self._redis.zrevrange(key, 0, LOOKED_AT - 1)
+        return [job_id.decode() for job_id in newest if job_id.startswith(prefix.encode())]
 
     async def request_cancel(self, job_id: str) -> Job | None:
         """Ask for cancellation; returns the job as it is now, or None."""
