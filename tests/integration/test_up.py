@@ -392,7 +392,7 @@ def test_a_wrong_option_for_the_simulated_nodes_is_told_in_words(tmp_path: Path)
         *("--sim-args", "--no-such-option"),
     )
     assert told.returncode == 1
-    assert "sim ends again and again: No such option: --no-such-option" in told.stderr
+    assert "sim ends again and again: Error: No such option: --no-such-option" in told.stderr
 
 
 def test_a_program_that_is_too_old_is_told_before_anything_starts(tmp_path: Path) -> None:
