@@ -296,6 +296,7 @@ class Execution:
             case DeletePending():
                 self._spawn(self._tell(lambda: nodes.delete_pending(node, run)))
             case LookElsewhere():
+                self._posted_at = None  # the time since then tells nothing of the node's speed
                 self._spawn(self._look_elsewhere())
             case Report():
                 self._outbox.progress(action.progress)

@@ -8,6 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.domain.job import Job, JobStatus
+from comfy_fleet.ports import Claim
+from comfy_fleet.services.measure import Measure, Measured
 from comfy_fleet.sim import SimTiming
 from tests.factories import picture
 from tests.fleet import Fleet, fleet_of, until
@@ -96,12 +98,22 @@ async def test_it_goes_back_after_a_while_in_any_case(redis_port: int) -> None:
         assert await queued_on(fleet, "g1") == [theirs]
 
 
-async def test_it_goes_on_there_if_the_others_work_ends_first(redis_port: int) -> None:
+async def test_it_goes_on_there_if_the_others_work_ends_first(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took: list[float | None] = []
+
+    def succeeded(self: Measure, claim: Claim, *, took_s: float | None) -> Measured:
+        took.append(took_s)
+        return Measured()
+
+    monkeypatch.setattr(Measure, "succeeded", succeeded)
     async with fleet_of(redis_port, "g1", sim={"timing": SimTiming()}, pending_s=600.0) as fleet:
         await occupy(fleet, "g1", seconds=3)
         done = await fleet.ended((await fleet.submit(picture(1))).id)
         assert (done.status, done.node, len(done.attempts)) == (DONE, "g1", 1)
         assert fleet.sims["g1"].stats.done == 2
+        assert took == [None], "waiting says nothing of the node's speed"
 
 
 async def test_a_cancel_leaves_nothing_behind(redis_port: int) -> None:
