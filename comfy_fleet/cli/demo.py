@@ -72,7 +72,7 @@ def demo(
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, stdout
     from comfy_fleet.cli.gpus import probe
-    from comfy_fleet.cli.up import public_port
+    from comfy_fleet.cli.up import ports, public_port
     from comfy_fleet.cli.up.lock import held
 
     if comfyui:
@@ -100,6 +100,7 @@ def demo(
     started = time.monotonic()
     with (
         running_fleet(argv, data, keep=keep) as process,
+        ports.claimed(chosen.number),
         Client(f"http://127.0.0.1:{chosen.number}") as client,
     ):
         await_ready(process, client, data, console, timeout_s=_START_S[bool(comfyui)])

@@ -122,7 +122,7 @@ def up(
     gpus = probe() if home else Gpus(why=Nvml.NO_DEVICE)
     with DataLock(settings.data) as lock:
         planned = plan(settings, options, gpus=gpus, visible=cuda_visible())
-        with ports.kept(planned.ports):
+        with ports.kept(planned.ports), ports.claimed(planned.port.number):
             asyncio.run(Fleet(planned, options, stdout()).run(lock))
 
 

@@ -78,6 +78,18 @@ def test_a_node_on_another_machine_is_in_nobodys_way(host: str) -> None:
     assert choose(port, HERE, named="", nodes=[node(port, host)]).why == ""
 
 
+def test_two_fleets_that_start_at_once_take_two_ports() -> None:
+    (port,) = ports.draw(1)
+    with ports.claimed(port):
+        other = choose(port, HERE, named="")
+        assert other.number > port
+        assert f"port {port} is taken by a fleet that starts" in other.why
+        with ports.claimed(other.number):
+            assert choose(port, HERE, named="").number > other.number
+        assert choose(port, HERE, named="--port").number == port
+    assert choose(port, HERE, named="").number == port
+
+
 def test_a_nodes_port_is_left_to_it_also_while_it_is_away() -> None:
     first, second, third = ports.draw_block(3)
     chosen = choose(first, HERE, named="", nodes=[node(first), node(second)])

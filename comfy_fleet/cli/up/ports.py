@@ -13,6 +13,7 @@ from pathlib import Path
 from comfy_fleet.cli.exits import Exit, Fail
 
 _LOWEST, _CLIENTS = 10_240, 32_768
+_CLAIM = "\0comfy_fleet.port.{}"  # abstract: of this network namespace, as ports are
 _LISTEN = "0A"  # TCP_LISTEN in the `st` column of /proc/net/tcp
 
 
@@ -128,6 +129,32 @@ def kept(chosen: Iterable[int]) -> Iterator[None]:
             with contextlib.suppress(OSError):  # taken since it was drawn: its server will say so
                 sock.bind(("127.0.0.1", port))
         yield
+
+
+@contextlib.contextmanager
+def claimed(port: int) -> Iterator[None]:
+    """Let other fleets that look for a public port know that this one is taken, as long as this lasts.
+
+    HAProxy listens a second later only, and would share the port with another HAProxy without a word. The
+    claim is a name in the kernel, which ends with this process. Elsewhere than on Linux nothing is claimed.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # somebody was quicker: the port was named, then
+                sock.bind(_CLAIM.format(port))
+        yield
+
+
+def is_claimed(port: int) -> bool:
+    """Return whether a fleet has claimed a port."""
+    if sys.platform != "linux":
+        return False
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.bind(_CLAIM.format(port))
+        except OSError:
+            return True
+    return False
 
 
 def draw_block(count: int, *, prefer: int | None = None) -> list[int]:

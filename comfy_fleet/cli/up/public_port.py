@@ -53,13 +53,15 @@ def choose(
     if why := ports.unusable(host):
         raise ports.no_such_address(host, why)
     node = _node_at(port, host, nodes)
-    free = node is None and ports.is_free(port, host)
+    free = _suits(port, host, nodes)
     if kept is not None and kept != port and _suits(kept, host, nodes):
         back = f"; `fleet up --port {port}` takes {port} again" if free else ""
         return PublicPort(number=kept, why=f"the fleet stays at port {kept}, as at the last start{back}")
     if free:
         return PublicPort(number=port)
-    taken = f"is that of {_words(node)}" if node else f"is taken by {ports.held_by(port)}"
+    starts = ports.is_free(port, host)  # and somebody has claimed it
+    holder = "a fleet that starts" if starts else ports.held_by(port)
+    taken = f"is that of {_words(node)}" if node else f"is taken by {holder}"
     number = next_free(port, host, nodes)
     return PublicPort(number=number, why=f"port {port} {taken}; the fleet takes port {number}")
 
@@ -72,7 +74,7 @@ def next_free(port: int, host: str, nodes: Sequence[Node] = ()) -> int:
 
 
 def _suits(port: int, host: str, nodes: Sequence[Node]) -> bool:
-    return _node_at(port, host, nodes) is None and ports.is_free(port, host)
+    return _node_at(port, host, nodes) is None and ports.is_free(port, host) and not ports.is_claimed(port)
 
 
 def _node_at(port: int, host: str, nodes: Sequence[Node]) -> Node | None:
