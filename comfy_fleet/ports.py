@@ -230,7 +230,7 @@ class Hosts(Protocol):
             Conflict: The name or the URL belongs to a node that is not this host's.
         """
 
-    async def hosts(self, *, now: float) -> Sequence[HostState]:
+    async def hosts(self) -> Sequence[HostState]:
         """Return all hosts that were heard of lately, by name."""
 
     async def report(self, node: str) -> Mapping[str, Any] | None:

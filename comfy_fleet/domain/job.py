@@ -245,7 +245,7 @@ class NewJob:
         assets: Ids of assets the graph needs; they are kept until the job is final.
         uploads: Asset id by ``NODE_ID/INPUT``: what is staged on the node and put in that place.
         secret: Encrypted ``extra_data``, opaque here; stored apart and erased with the run.
-        deadline_at: Unix seconds after which it must not start any more.
+        deadline_s: Seconds from when it is written after which it must not start any more.
         expires_in_s: Retention after the end.
     """
 
@@ -265,7 +265,7 @@ class NewJob:
     assets: frozenset[str] = frozenset()
     uploads: Mapping[str, str] = field(default_factory=dict)
     secret: bytes | None = None
-    deadline_at: float | None = None
+    deadline_s: float | None = None
     max_attempts: int = 3
 
 

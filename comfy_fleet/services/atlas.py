@@ -119,6 +119,11 @@ class Atlas:
         self._needs = {key: value for key, value in self._needs.items() if key in needs}
         self._able = {placement: names for placement, names in self._able.items() if placement in kept}
 
+    def keep_small(self, most: int) -> None:
+        """Forget all placement classes once there are more: they are read again when they are asked for."""
+        if max(len(self._needs), len(self._able)) >= most:
+            self.forget(())
+
     def needs(self, placement: Placement) -> Needs | None:
         """Return what a placement class needs, or None if it was not learned."""
         return self._needs.get(placement.needs) if placement.needs else NOTHING

@@ -26,6 +26,7 @@ from comfy_fleet.services.refresh import Keeper, NodeInfo
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # nodes that a refusal explains
+_MOST_PLACEMENTS = 1000  # placement classes that are remembered for who asks what a job waits for
 _LARGE_NODES = 500  # graphs of more nodes are compared with what the nodes have in a thread
 _RECENT_S = 1.0  # whether a node is busy is not announced
 _KEEP_NEEDS_S = 3600.0  # needs are written again that often, so that they outlive every job
@@ -86,6 +87,7 @@ class NodeInventories:
         self._states = float("-inf"), ()  # who asks next sees what this look was for
         if self._atlas.inventories != self._declared.inventories:
             self._declared = Declared(self._atlas.inventories)
+        self._asked = {name: at for name, at in self._asked.items() if name in self._atlas.states}
 
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
@@ -248,6 +250,7 @@ class NodeInventories:
         if job.status is not JobStatus.QUEUED:
             return job.waiting_for
         states = await self._recent()
+        self._atlas.keep_small(_MOST_PLACEMENTS)
         await self._atlas.learn([job.placement])
         able = self._atlas.able(job.placement)
         needs = self._atlas.needs(job.placement) or Needs()

@@ -54,6 +54,8 @@ class Measure:
         starts, used = state.reading.starts, frozenset(models)
         before = self._used.get(node)
         warm = before is not None and before[0] == starts and used <= before[1]
+        if len(self._used) > len(self._atlas.states):
+            self._used = {name: seen for name, seen in self._used.items() if name in self._atlas.states}
         self._used[node] = starts, used if before is None or before[0] != starts else before[1] | used
         speed = None
         if took_s is not None and warm:

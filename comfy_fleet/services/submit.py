@@ -233,7 +233,7 @@ class Submitter:
             assets=frozenset(uploads.values()),
             uploads=uploads,
             secret=self._sealer.seal(orjson.dumps(wishes.extra_data)) if wishes.extra_data else None,
-            deadline_at=None if wishes.deadline_s is None else now + wishes.deadline_s,
+            deadline_s=wishes.deadline_s,
             max_attempts=self._limits.max_attempts,
         )
         return await self._write(new, wishes.idempotency)

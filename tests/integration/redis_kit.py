@@ -61,11 +61,13 @@ async def refused(stores: Stores, node: str = "g1") -> Refused:
 async def wakes(stores: Stores) -> AsyncIterator[list[bytes]]:
     """Yield a list that has, after the block, all that was called out to dispatchers and agents in it."""
     heard: list[bytes] = []
-    async with stores.events.channel("fleet:wake") as queue:
+    names = ("fleet:wake", "fleet:wake:nodes")
+    async with stores.events.channel(names[0]) as wake, stores.events.channel(names[1]) as nodes:
         yield heard
-        await stores.redis.publish("fleet:wake", "the end")
-        while (said := await queue.get()) != b"the end":
-            heard.append(said)
+        for name, queue in zip(names, (wake, nodes), strict=True):
+            await stores.redis.publish(name, "the end")
+            while (said := await queue.get()) != b"the end":
+                heard.append(said)
 
 
 def output(index: int = 0, **fields: Any) -> Output:

@@ -263,7 +263,7 @@ async def test_worn_comfyuis_of_one_host_are_recycled_one_after_the_other(
         away: list[int] = []
 
         async def both_came_back() -> bool:
-            (h1,) = await host.api.stores.hosts.hosts(now=time.time())
+            (h1,) = await host.api.stores.hosts.hosts()
             away.append([said["word"] for said in h1.record["nodes"]].count("drain"))  # both at one instant
             return all(starts(tmp_path, name) == 2 for name in names) and not away[-1]
 
@@ -336,7 +336,7 @@ async def test_an_agent_that_is_to_end_lets_what_runs_end_first_unless_it_is_hur
             return (await hosts.report(NODE) or {}).get("busy") is True
 
         async def beat_after(at: float) -> bool:
-            (host,) = await hosts.hosts(now=time.time())
+            (host,) = await hosts.hosts()
             return host.seen_at > at
 
         await eventually("it is ready", lambda: said("ready", ""))
@@ -350,7 +350,7 @@ async def test_an_agent_that_is_to_end_lets_what_runs_end_first_unless_it_is_hur
         stop.set()
         await eventually("no job may come", lambda: said("drain", "its agent is stopping"))
         for _ in range(2):  # it lives, and waits
-            (before,) = await hosts.hosts(now=time.time())
+            (before,) = await hosts.hosts()
             await eventually("another heartbeat", partial(beat_after, before.seen_at))
         if hurries:
             hurry.set()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.redis.client import subscriber
-from comfy_fleet.adapters.redis.events import RedisEvents
+from comfy_fleet.adapters.redis.events import NODES, RedisEvents
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.job import (
     JobStatus,
@@ -62,16 +62,14 @@ async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
     server.close()
 
 
-async def test_a_reader_that_wants_one_message_gets_no_other(stores: Stores) -> None:
-    async with (
-        stores.events.channel("news", size=1, only=b"good") as few,
-        stores.events.channel("news") as all_,
-    ):
-        for message in ("bad", "good", "bad", "good", "bad"):
-            await stores.redis.publish("news", message)
+async def test_who_keeps_a_list_of_nodes_hears_of_nodes_and_of_no_job(stores: Stores) -> None:
+    async with stores.events.channel(NODES) as queue:
+        for _ in range(20):
+            await submit(stores)
+        await add_nodes(stores, "g1")
         async with asyncio.timeout(15):
-            assert [await all_.get() for _ in range(5)][-1] == b"bad"
-        assert (few.get_nowait(), few.empty()) == (b"good", True)
+            assert await queue.get() == b"nodes"
+        assert queue.empty()
 
 
 async def _relay(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

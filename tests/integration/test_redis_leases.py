@@ -157,7 +157,7 @@ async def test_a_second_run_shows_nothing_of_the_first_but_its_start(stores: Sto
 
 async def test_a_job_keeps_its_deadline_wherever_it_goes(stores: Stores) -> None:
     await add_nodes(stores, "g1")
-    job = await submit(stores, deadline_at=4e9, profile="big")
+    job = await submit(stores, deadline_s=1e9, profile="big")
 
     async def deadlines() -> list[Any]:
         return [*await stores.redis.zrange("fleet:deadlines", 0, -1)]

@@ -146,7 +146,7 @@ async def test_a_node_s_speed_is_its_card_s(stores: Stores) -> None:
 async def test_no_flood_of_other_messages_hides_a_change_of_the_nodes(stores: Stores) -> None:
     async with aclosing(stores.nodes.changes()) as changes:
         await anext(changes)
-        await stores.redis.publish("fleet:wake", "nodes")
+        await stores.redis.publish("fleet:wake:nodes", "")
         for number in range(600):  # more than wait for a slow reader
             await stores.redis.publish("fleet:wake", f"job {number}")
         async with asyncio.timeout(2):  # long before it would look by itself

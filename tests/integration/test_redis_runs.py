@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from dataclasses import replace
 from uuid import uuid4
 
@@ -178,7 +177,7 @@ async def test_a_canceled_job_is_not_requeued(stores: Stores) -> None:
 
 async def test_overdue_jobs_expire_and_are_never_claimed(stores: Stores) -> None:
     await add_nodes(stores, "g1")
-    job = await submit(stores, deadline_at=time.time() - 1)
+    job = await submit(stores, deadline_s=-1)
     assert (await refused(stores)).why == "empty"
     assert await stores.runs.overdue(10) == 1
     ended = await stores.jobs.get(job.id)
@@ -209,7 +208,7 @@ async def test_secrets_live_apart_and_die_with_the_job(stores: Stores) -> None:
 async def test_forgetting_leaves_nothing_behind(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     before = set(await stores.redis.keys("*"))
-    job = await submit(stores, expires_in_s=0.01, assets=frozenset({"a1"}), deadline_at=4e9)
+    job = await submit(stores, expires_in_s=0.01, assets=frozenset({"a1"}), deadline_s=1e9)
     twin = await submit(stores)  # the same graph: it must stay
     assert await stores.redis.smembers("fleet:asset:a1:jobs") == {job.id.encode()}
     got = await claim(stores)

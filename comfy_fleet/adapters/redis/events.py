@@ -17,6 +17,7 @@ from comfy_fleet.timeouts import Timeout
 logger = logging.getLogger(__name__)
 
 WAKE = "fleet:wake"
+NODES = "fleet:wake:nodes"
 PREFIX = "fleet:events:"
 
 
@@ -29,7 +30,7 @@ class RedisEvents:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._queues: dict[str, dict[asyncio.Queue[bytes], bytes | None]] = defaultdict(dict)
+        self._queues: dict[str, set[asyncio.Queue[bytes]]] = defaultdict(set)
         self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
         self._pump: asyncio.Task[None] | None = None
         self._confirmed: dict[str, asyncio.Event] = {}
@@ -37,19 +38,16 @@ class RedisEvents:
         self._connecting = asyncio.Lock()  # two first subscriptions at once would open two connections
 
     @contextlib.asynccontextmanager
-    async def channel(
-        self, name: str, *, size: int = 256, only: bytes | None = None
-    ) -> AsyncIterator[asyncio.Queue[bytes]]:
+    async def channel(self, name: str, *, size: int = 256) -> AsyncIterator[asyncio.Queue[bytes]]:
         """Subscribe to a channel; the subscription is in force when the block begins.
 
         Args:
             name: The channel.
             size: Messages that wait for a slow reader.
-            only: The one message that is wanted: no flood of others can push it out.
         """
         queue: asyncio.Queue[bytes] = asyncio.Queue(size)
         readers = self._queues[name]
-        readers[queue] = only
+        readers.add(queue)
         try:
             if name not in self._confirmed:
                 self._confirmed[name] = asyncio.Event()
@@ -64,7 +62,7 @@ class RedisEvents:
                     await self._confirmed[name].wait()
             yield queue
         finally:
-            readers.pop(queue, None)
+            readers.discard(queue)
             if not readers and self._queues.get(name) is readers:
                 del self._queues[name]
                 self._confirmed.pop(name, None)
@@ -109,9 +107,7 @@ class RedisEvents:
                 if event := self._confirmed.get(name):
                     event.set()
             elif message["type"] == "message":
-                for queue, only in tuple(self._queues.get(name, {}).items()):
-                    if only is not None and message["data"] != only:
-                        continue
+                for queue in tuple(self._queues.get(name, ())):
                     if queue.full():
                         queue.get_nowait()
                     queue.put_nowait(message["data"])

@@ -20,7 +20,6 @@ FRESH_S = 10
 """How long a heartbeat is shown: agents send one every second, less often while the API is in trouble."""
 SEATED_S = 60
 """How long a node keeps its place on a GPU without a word: longer than its agent's restart takes."""
-FORGET_S = 7 * 86400.0
 _TRIES = 5
 
 
@@ -168,14 +167,9 @@ class RedisHosts:
                 )
         raise StoreDown(f"node {joining.name} changes all the time", retry_after_s=1)
 
-    async def hosts(self, *, now: float) -> Sequence[HostState]:
-        """Return all hosts that were heard of lately, by name.
-
-        Args:
-            now: Unix seconds.
-        """
+    async def hosts(self) -> Sequence[HostState]:
+        """Return all hosts that were heard of lately, by name."""
         with store_errors():
-            await self._redis.zremrangebyscore("fleet:hosts", "-inf", now - FORGET_S)
             known = await self._redis.zrange("fleet:hosts", 0, -1, withscores=True)
             names = [raw.decode() for raw, _ in known]
             records = await self._redis.mget([f"fleet:host:{name}" for name in names]) if names else []

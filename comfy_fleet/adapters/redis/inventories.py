@@ -78,11 +78,7 @@ class RedisInventories:
 
     async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
         """Remember that a profile ran out of memory with so many bytes; returns the largest known."""
-        key = f"fleet:oom:{profile}"
-        with store_errors():
-            known = int(await self._redis.get(key) or 0)
-            await self._redis.set(key, max(known, size), ex=ttl_s)
-        return max(known, size)
+        return int(await self._scripts.call("note_oom", profile, size, ttl_s))
 
 
 def pack(inventory: Inventory) -> tuple[str, bytes]:

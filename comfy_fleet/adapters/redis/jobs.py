@@ -71,7 +71,7 @@ class RedisJobStore:
             new.priority,
             new.placement.key,
             new.expires_in_s,
-            "" if new.deadline_at is None else f"{new.deadline_at:.6f}",
+            "" if new.deadline_s is None else f"{new.deadline_s:.6f}",
             new.secret or "",
             codec.reference(new.id),
             f"{what} for {new.owner}",
@@ -254,7 +254,7 @@ def _fresh(new: NewJob, created_at: float) -> Job:
         profile=new.profile,
         placement=new.placement,
         uploads=new.uploads,
-        deadline_at=new.deadline_at,
+        deadline_at=None if new.deadline_s is None else created_at + new.deadline_s,
         max_attempts=new.max_attempts,
         has_secret=new.secret is not None,
     )

@@ -11,7 +11,7 @@ import orjson
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.codec import Complaints
-from comfy_fleet.adapters.redis.events import WAKE, RedisEvents
+from comfy_fleet.adapters.redis.events import NODES, RedisEvents
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, Conflict, NotFound
 from comfy_fleet.domain.node import AGENT_DRAINS, LIVE, Node, NodeState, Reading, Work
@@ -231,7 +231,7 @@ class RedisNodeRegistry:
         """
         clock = asyncio.get_running_loop().time
         owed_s, settled_at = 0.0, clock()  # the pause that past looks have cost and that was not made yet
-        async with self._events.channel(WAKE, size=1, only=b"nodes") as queue:
+        async with self._events.channel(NODES, size=1) as queue:
             while True:
                 began = clock()
                 yield

@@ -7,7 +7,14 @@ from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -66,7 +73,7 @@ def store_errors() -> Iterator[None]:
         raise StoreDown(f"Redis does not answer: {error}", retry_after_s=2) from error
     except ResponseError as error:
         # redis-py takes the code off a message that it has a class for; a script's own refusals keep it.
-        known = isinstance(error, OutOfMemoryError | ReadOnlyError)
+        known = isinstance(error, MasterDownError | OutOfMemoryError | ReadOnlyError)
         if not known and _REFUSALS.isdisjoint(str(error).replace(":", " ").split(" ", 3)[:3]):
             raise
         raise StoreRefuses(f"Redis can't write now: {error}", retry_after_s=5) from error

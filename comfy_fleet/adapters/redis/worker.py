@@ -48,6 +48,7 @@ class RqWorker:
         self._stop = stop
         self._cancel = cancel
         self._birth = _stamp()
+        self._swept = False
         self._version = version("rq")  # reads a file: not at every beat
 
     async def beat(self, *, busy: int, done: int) -> None:
@@ -72,6 +73,17 @@ class RqWorker:
                 pipe.sadd("rq:workers", self._key)
                 pipe.sadd(f"rq:workers:{QUEUE}", self._key)
                 await pipe.execute()
+            if not self._swept:
+                await self._sweep()
+                self._swept = True
+
+    async def _sweep(self) -> None:
+        """Forget the names of workers that died without taking theirs back; their records have run out."""
+        keys = await self._redis.smembers("rq:workers") | await self._redis.smembers(f"rq:workers:{QUEUE}")
+        for key in keys:
+            if not await self._redis.exists(key):
+                await self._redis.srem("rq:workers", key)
+                await self._redis.srem(f"rq:workers:{QUEUE}", key)
 
     async def listen(self) -> None:
         """Obey RQ's commands until canceled."""
@@ -98,6 +110,7 @@ class RqWorker:
 async def live_dispatchers(redis: Redis) -> list[str]:
     """Return the names of dispatchers whose heartbeat is young enough."""
     client: Any = redis
-    keys = sorted(key.decode() for key in await client.smembers(f"rq:workers:{QUEUE}"))
-    alive = await asyncio.gather(*(client.exists(key) for key in keys))
+    with store_errors():
+        keys = sorted(key.decode() for key in await client.smembers(f"rq:workers:{QUEUE}"))
+        alive = await asyncio.gather(*(client.exists(key) for key in keys))
     return [key.removeprefix("rq:worker:") for key, there in zip(keys, alive, strict=True) if there]

@@ -7,5 +7,5 @@ redis.call('HSET', 'fleet:urls', url, node)
 redis.call('HSET', 'fleet:nodes', node, ARGV[4])
 redis.call('HSET', 'fleet:node:' .. node, 'url', url, 'pool', ARGV[3], 'cordoned', 0)
 redis.call('SADD', 'fleet:pool:' .. ARGV[3], node)
-redis.call('PUBLISH', 'fleet:wake', 'nodes')
+redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 return 'ok'

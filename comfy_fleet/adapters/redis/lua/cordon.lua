@@ -4,5 +4,5 @@ local key = 'fleet:node:' .. ARGV[1]
 if redis.call('HEXISTS', 'fleet:nodes', ARGV[1]) == 0 then return 0 end
 redis.call('HSET', key, 'cordoned', ARGV[2], 'cordon_reason', ARGV[3])
 redis.call('HDEL', key, 'quarantined', 'strikes_oom', 'strikes_gpu', 'renewed')
-redis.call('PUBLISH', 'fleet:wake', 'nodes')
+redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 return 1

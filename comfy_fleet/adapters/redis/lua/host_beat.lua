@@ -8,6 +8,7 @@ if not admitted(host, ARGV[6]) then return 'taken' end
 local beat = cjson.decode(ARGV[4])
 redis.call('SET', 'fleet:host:' .. host, ARGV[3], 'EX', ttl)
 redis.call('ZADD', 'fleet:hosts', num(now()), host)
+redis.call('ZREMRANGEBYSCORE', 'fleet:hosts', '-inf', num(now() - 604800))  -- what has not been heard of for a week
 
 local mine, gpus = {}, {}
 for _, report in ipairs(beat.reports) do

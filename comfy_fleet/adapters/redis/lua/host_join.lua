@@ -22,5 +22,5 @@ redis.call('HSET', 'fleet:urls', url, node)
 redis.call('HSET', 'fleet:nodes', node, ARGV[5])
 redis.call('HSET', key, 'url', url, 'pool', ARGV[4])
 redis.call('SADD', 'fleet:pool:' .. ARGV[4], node)
-redis.call('PUBLISH', 'fleet:wake', 'nodes')
+redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 return 'ok'

@@ -36,7 +36,8 @@
 -- fleet:asset:ID:jobs     set     live jobs that need the asset;  fleet:asset:ID and fleet:asset:expiry: files.lua
 -- fleet:events:ID         channel everything that happens to a job
 -- fleet:store             string  drawn when the store was first used: one that was emptied has another
--- fleet:wake              channel "job PLACEMENT", "free", "nodes", "cancel RUN", "release RUN"
+-- fleet:wake              channel "job PLACEMENT", "free", "cancel RUN", "release RUN": for dispatchers
+-- fleet:wake:nodes        channel something about the nodes has changed: for everybody who keeps a list of them
 -- rq:*                    RQ 2.12's own layout, kept true so that `rq info` and Job.fetch work
 --
 -- All times are the server's, in seconds: no client's clock is trusted.
@@ -214,7 +215,7 @@ local function node_started(node)
     redis.call('HSET', key, 'cordoned', 0, 'cordon_reason', '')
     redis.call('HDEL', key, 'quarantined')
   end
-  redis.call('PUBLISH', 'fleet:wake', 'nodes')
+  redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 end
 
 -- A placement class with one more condition: cards of this size are too small.  POOLS:NODES:WITHOUT:NEEDS:ABOVE

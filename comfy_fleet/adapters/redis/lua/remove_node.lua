@@ -18,5 +18,5 @@ redis.call('DEL', 'fleet:lease:' .. node, runs, 'fleet:reading:' .. node, 'fleet
 redis.call('HDEL', 'fleet:nodes', node)
 redis.call('DEL', 'fleet:node:' .. node)
 if pool then redis.call('SREM', 'fleet:pool:' .. pool, node) end
-redis.call('PUBLISH', 'fleet:wake', 'nodes')
+redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 return 'ok'

@@ -12,5 +12,5 @@ if had == 'down' and verdict ~= 'new' then
   return 'started'
 end
 -- It answers now: whoever keeps inventories reads it at once.
-if (verdict == 'up' or verdict == 'drain') and redis.call('HEXISTS', key, 'inventory') == 0 then redis.call('PUBLISH', 'fleet:wake', 'nodes') end
+if (verdict == 'up' or verdict == 'drain') and redis.call('HEXISTS', key, 'inventory') == 0 then redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes') end
 return 'changed'

@@ -17,5 +17,5 @@ if had[1] ~= digest then
   redis.call('HSET', key, 'changed', at)
   if had[1] then forget_inventory(had[1], node) end
 end
-redis.call('PUBLISH', 'fleet:wake', 'nodes')
+redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 return 'changed'

@@ -11,5 +11,5 @@ redis.call('HSET', key, 'cordoned', 1, 'cordon_reason', ARGV[4], 'quarantined', 
 if kind == 'gpu' and redis.call('HEXISTS', key, 'host') == 1 and redis.call('HEXISTS', key, 'renewed') == 0 then
   redis.call('HSET', key, 'restart', 1, 'renewed', 1)
 end
-redis.call('PUBLISH', 'fleet:wake', 'nodes')
+redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 return -count

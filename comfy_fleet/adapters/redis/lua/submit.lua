@@ -1,5 +1,5 @@
 -- Write and enqueue a job; all or nothing.
--- ARGV: id, owner, graph hash, graph, depth limit, ageing, priority, placement, expires_in, deadline or '',
+-- ARGV: id, owner, graph hash, graph, depth limit, ageing, priority, placement, expires_in, seconds to the deadline or '',
 --       secret or '', RQ data, RQ description, idempotency key or '', fingerprint, replay 0/1, assets,
 --       then field, value ... of the record
 -- Returns {'ok', created, place in the queue} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
@@ -26,9 +26,10 @@ local rank = num(at - tonumber(ARGV[7]) * tonumber(ARGV[6]))
 record[#record + 1] = 'rank'
 record[#record + 1] = rank
 if ARGV[10] ~= '' then
+  local deadline = num(at + tonumber(ARGV[10]))
   record[#record + 1] = 'deadline'
-  record[#record + 1] = ARGV[10]
-  redis.call('ZADD', 'fleet:deadlines', ARGV[10], id)
+  record[#record + 1] = deadline
+  redis.call('ZADD', 'fleet:deadlines', deadline, id)
 end
 redis.call(unpack(record))
 redis.call('SET', 'fleet:graph:' .. hash, graph, 'NX')

@@ -1,0 +1,92 @@
+"""A store that answers and takes nothing: every face says so, nothing is lost, and all goes on afterwards."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.scripts import store_errors
+from comfy_fleet.domain.errors import StoreRefuses
+from tests.factories import picture
+from tests.integration.api_kit import Api, code, running, upload
+
+Change = Callable[[Any], Awaitable[object]]
+REFUSING: dict[str, tuple[Change, Change]] = {
+    "full": (lambda redis: redis.config_set("maxmemory", 1), lambda redis: redis.config_set("maxmemory", 0)),
+    "a replica": (lambda redis: redis.replicaof("127.0.0.1", 1), lambda redis: redis.replicaof("NO", "ONE")),
+    "without replicas": (
+        lambda redis: redis.config_set("min-replicas-to-write", 1),
+        lambda redis: redis.config_set("min-replicas-to-write", 0),
+    ),
+}
+
+
+@pytest.fixture
+async def api(redis: Redis, redis_port: int, tmp_path: Path) -> AsyncIterator[Api]:
+    async with running(redis_port, tmp_path) as made:
+        await made.add_node()
+        yield made
+
+
+@pytest.mark.parametrize("state", REFUSING)
+async def test_every_write_says_that_the_store_takes_nothing(api: Api, redis: Redis, state: str) -> None:
+    job = (await api.submit(picture(1)))["id"]
+    asset = (await upload(api, b"bytes")).json()
+    begin, end = REFUSING[state]
+    body = {"workflow": picture(2)}
+    await begin(redis)
+    try:
+        for answer in (
+            await api.client.post("/api/v2/jobs", json=body),
+            await api.client.post("/api/v2/jobs", json=body, headers={"Idempotency-Key": "a"}),
+            await api.client.post("/api/v1/workflows/image_card/jobs", json={"params": {"prompt": "a"}}),
+            await api.client.post("/api/v1/generate", json={"prompt": "a"}, headers={"Idempotency-Key": "b"}),
+            await upload(api, b"others"),
+            await api.client.post("/api/v2/assets/from-hash", json={"hash": asset["hash"], "file_path": "z"}),
+            await api.client.post("/api/v1/nodes", json={"name": "g2", "url": "http://127.0.0.1:9999"}),
+            await api.client.post("/api/v1/nodes/g1/drain", json={"reason": "x"}),
+            await api.client.post("/api/v1/agents/h1/heartbeat", json={"instance": "a"}),
+        ):
+            assert code(answer) == (503, "store_unavailable"), answer.request.url
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "nothing was done" in answer.json()["error"]["message"]
+        # What makes room is possible on a full server: a cancel frees memory before it needs any.
+        canceled = await api.client.post(f"/api/v2/jobs/{job}/cancel")
+        assert canceled.status_code == (200 if state == "full" else 503)
+        ready = await api.client.get("/api/v1/ready")
+        assert ready.status_code == 503 and ready.headers["retry-after"]
+        assert any(
+            reason["part"] == "redis" and "takes nothing" in reason["why"]
+            for reason in ready.json()["reasons"]
+        )
+        for path in ("/api/v2/jobs", f"/api/v2/jobs/{job}", "/api/v1/nodes", asset["url"]):
+            assert (await api.client.get(path)).status_code == 200
+    finally:
+        await end(redis)
+    assert not any(r["part"] == "redis" for r in (await api.client.get("/api/v1/ready")).json()["reasons"])
+    assert (
+        await api.client.post("/api/v2/jobs", json=body, headers={"Idempotency-Key": "a"})
+    ).status_code == 201
+    kept = "canceled" if state == "full" else "queued"
+    assert (await api.client.get(f"/api/v2/jobs/{job}")).json()["status"] == kept
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        "NOREPLICAS Not enough good replicas to write.",
+        "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+        "OOM command not allowed when used memory > 'maxmemory'. script: abc, on @user_script:17.",
+        "READONLY You can't write against a read only replica. script: abc, on @user_script:9.",
+        "LOADING Redis is loading the dataset in memory",
+    ],
+)
+async def test_every_refusal_of_the_server_is_known(said: str) -> None:
+    from redis._parsers.base import BaseParser
+
+    with pytest.raises(StoreRefuses), store_errors():
+        raise BaseParser.parse_error(said)  # type: ignore[no-untyped-call]
