@@ -1,11 +1,13 @@
 """The folder of stored workflows: ``NAME/workflow.json`` and, where titles don't say enough, a manifest."""
 
 import logging
+import math
 import re
 import threading
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +181,32 @@ def load(folder: Path) -> Workflow:
             manifest = tomllib.loads(_content(manifest_file).decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not TOML: {error}") from None
+    if odd := _unwritable(manifest, ""):
+        raise ConfigError(f"{where}: {odd}")
     try:
         return resolve(folder.name, graph, manifest)
     except FleetError as error:
         raise ConfigError(f"{where}: {error}", details=error.details) from None
+
+
+def _unwritable(value: object, key: str) -> str:
+    """Return which value no answer in JSON could show, and why; empty if all can be shown."""
+    match value:
+        case dict():
+            inside = ((f"{key}.{name}" if key else name, one) for name, one in value.items())
+        case list():
+            inside = ((f"{key}[{index}]", one) for index, one in enumerate(value))
+        case bool():
+            return ""
+        case int() if not -(2**63) <= value < 2**64:
+            return f"{key} is a number of {value.bit_length()} bits; at most 64 are taken"
+        case float() if not math.isfinite(value):
+            return f"{key} is {value}, which JSON can't hold"
+        case date() | time():
+            return f"{key} is a date or a time: write it as a text"
+        case _:
+            return ""
+    return next(filter(None, (_unwritable(one, name) for name, one in inside)), "")
 
 
 def _content(path: Path) -> bytes:

@@ -305,3 +305,28 @@ def test_graphs_as_people_have_them_are_read(tmp_path: Path, encoding: str) -> N
     file.write_bytes(b"\x89PNG\r\n\x1a\n")
     says = WorkflowCatalog(tmp_path).errors()["w"]
     assert str(says).startswith("w/workflow.json is a PNG without a graph in it: export the graph")
+
+
+HUGE = 2**70
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"max = {HUGE}", "max is a number of 71 bits"),
+        (f"min = -{HUGE}", "min is a number of 71 bits"),
+        (f"default = {HUGE}", "default is a number of 71 bits"),
+        ("max = inf", "max is inf"),
+        ("min = nan", "min is nan"),
+        ("default = 2026-01-01", "default is a date"),
+        ("default = 2026-01-01T00:00:00Z", "default is a date"),
+        ("default = 10:00:00", "default is a date or a time"),
+    ],
+)
+def test_what_no_answer_could_show_is_refused_by_file_and_key(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    manifest = f'[parameters.width]\ntype = "integer"\ntarget = "1.width"\n{line}\n'
+    write(tmp_path, "one", manifest=manifest)
+    error = str(WorkflowCatalog(tmp_path).errors()["one"])
+    assert error.startswith("one/workflow.toml: parameters.width.") and message in error
