@@ -11,6 +11,7 @@
 -- fleet:blob:refs:PATH      set: ids of records (and pins) over one file
 -- fleet:blob:pins           zset: PATH NUL PIN, by time: files about to get a record
 -- fleet:blob:gone:PATH      string: this file is being unlinked right now
+-- fleet:blob:doomed         zset: PATH, by the server's time: nothing needs it, and it may not be unlinked yet
 
 local op = ARGV[1]
 
@@ -65,6 +66,7 @@ local function unref(path, id)
   redis.call('SREM', 'fleet:blob:refs:' .. path, id)
   if redis.call('SCARD', 'fleet:blob:refs:' .. path) > 0 then return 0 end
   redis.call('SET', 'fleet:blob:gone:' .. path, '1', 'EX', 30)
+  redis.call('ZADD', 'fleet:blob:doomed', redis.call('TIME')[1], path)
   return 1
 end
 
@@ -74,7 +76,26 @@ if op == 'unpin' then
   return unref(ARGV[2], ARGV[3])
 end
 
-if op == 'unlinked' then return redis.call('DEL', 'fleet:blob:gone:' .. ARGV[2]) end
+if op == 'unlinked' then
+  redis.call('ZREM', 'fleet:blob:doomed', ARGV[2])
+  return redis.call('DEL', 'fleet:blob:gone:' .. ARGV[2])
+end
+
+-- unlinking PATH: it takes its time; nobody may put the file anew meanwhile
+if op == 'unlinking' then return redis.call('EXPIRE', 'fleet:blob:gone:' .. ARGV[2], 30) end
+
+-- doomed AGE LIMIT: files that nothing needs, and that a process which died has left; they are marked as gone
+if op == 'doomed' then
+  local before, found = tonumber(redis.call('TIME')[1]) - tonumber(ARGV[2]), {}
+  for _, path in ipairs(redis.call('ZRANGEBYSCORE', 'fleet:blob:doomed', '-inf', before, 'LIMIT', 0, ARGV[3])) do
+    if redis.call('SCARD', 'fleet:blob:refs:' .. path) > 0 then
+      redis.call('ZREM', 'fleet:blob:doomed', path)  -- it was put anew
+    elseif redis.call('SET', 'fleet:blob:gone:' .. path, '1', 'NX', 'EX', 30) then
+      found[#found + 1] = path
+    end
+  end
+  return found
+end
 
 -- copy OWNER HASH NAME('' = any) RECORD(JSON without path, size_bytes, content_type): a record over known bytes
 --   {'same', id} | {'new', id} | {'link', id of an output to take the bytes from} | {'none'}

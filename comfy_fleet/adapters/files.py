@@ -37,6 +37,8 @@ _JOB_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
 _BUFFER = 1 << 20  # written and hashed in one hop to a thread
 _SMALL = 1 << 18  # hashed and written faster (0.2 ms) than a thread is woken
 _PIN_TTL_S = 3600.0  # a pin this old belongs to a process that died
+_UNLINK_S = 10.0  # an unlink that takes longer, as on a slow network disk, is announced again
+_DOOMED_S = 60  # a file that nothing has needed for so long, and that is still there, was left by who died
 _SCRIPT = Path(__file__).with_name("files.lua").read_text()
 
 
@@ -301,6 +303,9 @@ class FileAssetStore:
             path, _, pin = _text(member).partition("\0")
             if await self._call("unpin", path, pin):
                 await self._unlink(path)
+        for path in await self._call("doomed", str(_DOOMED_S), str(limit)):
+            await self._unlink(path)
+            removed += 1
         return removed + await asyncio.to_thread(_sweep_temp, self._root / "tmp", now - _PIN_TTL_S)
 
     # -- records -----------------------------------------------------------
@@ -369,7 +374,10 @@ class FileAssetStore:
     # -- files -------------------------------------------------------------
 
     async def _unlink(self, path: str) -> None:
-        await asyncio.to_thread((self._root / path).unlink, missing_ok=True)
+        unlinking = asyncio.ensure_future(asyncio.to_thread((self._root / path).unlink, missing_ok=True))
+        while not (await asyncio.wait({unlinking}, timeout=_UNLINK_S))[0]:
+            await self._call("unlinking", path)
+        await unlinking
         await self._call("unlinked", path)
 
     @asynccontextmanager

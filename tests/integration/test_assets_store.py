@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -10,6 +11,7 @@ import pytest
 from blake3 import blake3
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters import files as files_module
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
@@ -328,3 +330,52 @@ async def test_sweep_removes_what_dead_processes_left(
     assert await store.sweep() == 1
     assert files(tmp_path) == []
     assert await redis.keys("*") == []
+
+
+async def test_a_file_that_a_killed_process_left_is_swept(
+    store: FileAssetStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, _ = await put(store, b"left")
+    kept, _ = await put(store, b"kept")
+
+    async def killed(path: str) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_unlink", killed)
+        for asset in (gone, kept):
+            with pytest.raises(asyncio.CancelledError):
+                await store.delete(owner="ann", asset_id=asset.id)
+    await redis.delete(f"fleet:blob:gone:{gone.path}", f"fleet:blob:gone:{kept.path}")  # as their time does
+    again, _ = await put(store, b"kept")
+    assert await store.sweep() == 0 and store.file(gone).exists()
+    await redis.zadd("fleet:blob:doomed", {gone.path: 1, kept.path: 1})
+    assert await store.sweep() == 1
+    assert not store.file(gone).exists() and store.file(again).exists()
+    assert await redis.zcard("fleet:blob:doomed") == 0
+
+
+async def test_nobody_puts_a_file_anew_while_its_slow_unlink_goes_on(
+    store: FileAssetStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asset, _ = await put(store, b"slow")
+    monkeypatch.setattr(files_module, "_UNLINK_S", 0.02)
+    began, end, real = threading.Event(), threading.Event(), Path.unlink
+
+    def slow(path: Path, missing_ok: bool = False) -> None:
+        if path == store.file(asset):
+            began.set()
+            assert end.wait(30)
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slow)
+    deleting = asyncio.create_task(store.delete(owner="ann", asset_id=asset.id))
+    await asyncio.to_thread(began.wait, 30)
+    mark = f"fleet:blob:gone:{asset.path}"
+    await redis.expire(mark, 5)  # most of its time is over
+    while await redis.ttl(mark) <= 5:
+        await asyncio.sleep(0.01)
+    end.set()
+    await deleting
+    again, _ = await put(store, b"slow")
+    assert store.file(again).read_bytes() == b"slow"
