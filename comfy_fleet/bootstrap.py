@@ -1,7 +1,6 @@
 """The only place where adapters meet services."""
 
 import gc
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.files import FileAssetStore
-from comfy_fleet.adapters.redis.client import connect, subscriber
+from comfy_fleet.adapters.redis.client import ServerClock, connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.inventories import RedisInventories
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.runs import RedisRunStore
+from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.adapters.secrets import SecretBox
 from comfy_fleet.settings import Settings
 
@@ -69,10 +69,16 @@ async def open_beats(settings: Settings) -> AsyncIterator[RedisRunStore]:
 
 def open_assets(settings: Settings, stores: Stores) -> FileAssetStore:
     """Return the asset store of this fleet's data folder."""
+    clock = ServerClock(stores.redis)
+
+    async def server_time() -> float:
+        with store_errors():
+            return await clock()
+
     return FileAssetStore(
         stores.redis,
         settings.files_dir,
-        clock=time.time,
+        clock=server_time,
         new_id=lambda: str(uuid4()),
         retention_s=settings.upload_retention_s,
         disk=open_disk(settings),

@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ class FileAssetStore:
     Args:
         redis: Where the records are; ``decode_responses`` may be on or off.
         root: The folder; made when it is missing.
-        clock: Unix seconds.
+        clock: Unix seconds, the same for all processes.
         new_id: Draws a UUID.
         retention_s: How long an upload stays whose client named no time; 0: until it is deleted.
         disk: Knows how much room there is; the root's own with the usual floor if None.
@@ -68,7 +68,7 @@ class FileAssetStore:
         redis: "Redis",
         root: Path,
         *,
-        clock: Callable[[], float],
+        clock: Callable[[], Awaitable[float]],
         new_id: Callable[[], str],
         retention_s: float = 0.0,
         disk: Disk | None = None,
@@ -113,7 +113,7 @@ class FileAssetStore:
                 f"expected_hash {expected_hash} is not the hash of the bytes that came ({received.hash})",
                 details={"expected": expected_hash, "actual": received.hash},
             )
-        asset = self._new(
+        asset = await self._new(
             owner=owner,
             hash_=received.hash,
             size=received.size_bytes,
@@ -161,7 +161,7 @@ class FileAssetStore:
         if not HASH.fullmatch(hash_):
             raise missing
         self.check_room()
-        now = self._clock()
+        now = await self._clock()
         record = {"id": self._new_id(), "created_at": repr(now)}
         if tags:
             record["tags"] = dump_tags(tags)
@@ -179,7 +179,7 @@ class FileAssetStore:
         if outcome != "link":
             return found, outcome == "new"
         # The bytes are in a job's folder, which goes with the job: give them a place of their own.
-        asset = self._new(
+        asset = await self._new(
             owner=owner,
             hash_=hash_,
             size=found.size_bytes,
@@ -223,7 +223,7 @@ class FileAssetStore:
                 content_type=content_type,
                 file_path=name,
                 path=f"{self._job_folder(job_id)}/{staged.hash.removeprefix('blake3:')}",
-                created_at=self._clock(),
+                created_at=await self._clock(),
                 expires_at=expires_at,
                 job_id=job_id,
             )
@@ -292,7 +292,7 @@ class FileAssetStore:
 
     async def sweep(self, limit: int = 1000) -> int:
         """Remove uploads past their end, and what processes that died left behind; returns how many."""
-        now = self._clock()
+        now = await self._clock()
         with store_errors():
             ends = await self._redis.zrangebyscore("fleet:asset:expiry", "-inf", now, start=0, num=limit)
             pins = await self._redis.zrangebyscore(
@@ -314,7 +314,7 @@ class FileAssetStore:
         with store_errors():
             return _plain(await self._script(keys=[], args=list(args)))
 
-    def _new(
+    async def _new(
         self,
         *,
         owner: str,
@@ -325,7 +325,7 @@ class FileAssetStore:
         tags: tuple[str, ...],
         expires_in_s: float | None,
     ) -> Asset:
-        now, digest = self._clock(), hash_.removeprefix("blake3:")
+        now, digest = await self._clock(), hash_.removeprefix("blake3:")
         ends, renews = self._end(now, expires_in_s)
         return Asset(
             id=self._new_id(),
@@ -353,7 +353,7 @@ class FileAssetStore:
         The pin keeps a concurrent delete of the same content from unlinking the file between both.
         """
         pin, final = f"pin:{asset.id}", self.file(asset)
-        while not await self._call("pin", asset.path, pin, repr(self._clock())):  # noqa: ASYNC110 - nobody tells
+        while not await self._call("pin", asset.path, pin, repr(await self._clock())):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.005)  # another process unlinks the file right now
         try:
             await asyncio.to_thread(self._put, put, final)

@@ -23,7 +23,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
 
-    def __call__(self) -> float:
+    async def __call__(self) -> float:
         return self.now
 
 

@@ -25,6 +25,10 @@ from tests.integration.api_kit import code, running, upload
 NEVER = 10**18  # a floor that no disk reaches
 
 
+async def fixed_clock() -> float:
+    return 1e9
+
+
 @pytest.fixture(autouse=True)
 def clean(redis: Redis) -> None:
     """Every test begins with an empty database."""
@@ -184,7 +188,7 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
 @pytest.mark.parametrize("size", [200_000, 3_000_000], ids=["one write", "several writes"])
 async def test_a_write_that_fails_leaves_nothing_behind(redis: Redis, tmp_path: Path, size: int) -> None:
     disk = Disk(tmp_path, floor_bytes=0)
-    store = FileAssetStore(redis, tmp_path, clock=lambda: 1e9, new_id=lambda: str(uuid4()), disk=disk)
+    store = FileAssetStore(redis, tmp_path, clock=fixed_clock, new_id=lambda: str(uuid4()), disk=disk)
 
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(size // 1000):
@@ -209,7 +213,7 @@ async def test_a_write_that_fails_leaves_nothing_behind(redis: Redis, tmp_path: 
 async def test_an_upload_ends_where_it_would_pass_the_floor(redis: Redis, tmp_path: Path) -> None:
     free = Disk(tmp_path).room().free_bytes
     disk = Disk(tmp_path, floor_bytes=free - 64 * 2**20)  # others may write here meanwhile
-    store = FileAssetStore(redis, tmp_path, clock=lambda: 1e9, new_id=lambda: str(uuid4()), disk=disk)
+    store = FileAssetStore(redis, tmp_path, clock=fixed_clock, new_id=lambda: str(uuid4()), disk=disk)
     sent = 0
 
     async def chunks() -> AsyncIterator[bytes]:

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.comfyui.http import NODE, NodeClient
 from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.redis.client import ServerClock
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import NodeError, OutputGone, OutputLimit, OutputRefused
 from comfy_fleet.domain.job import JobStatus
@@ -168,7 +169,7 @@ async def hostile(stores: Stores, folder: Path, **limits: Any) -> AsyncIterator[
     store = FileAssetStore(
         stores.redis,
         folder,
-        clock=lambda: 1e9,
+        clock=ServerClock(stores.redis),
         new_id=lambda: str(uuid4()),
         disk=Disk(folder, floor_bytes=0),
     )

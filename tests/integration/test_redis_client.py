@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.client import connect
+from comfy_fleet.adapters.redis.client import ServerClock, connect
 from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.domain.errors import StoreRefuses
 
@@ -59,3 +59,15 @@ async def test_canceled_calls_keep_no_connection(client: Redis) -> None:
 
     await asyncio.gather(*map(hurried, range(200)))
     await asyncio.gather(*(one_call(client, number) for number in range(2 * CONNECTIONS)))
+
+
+async def test_the_servers_clock_is_counted_on_between_two_questions(client: Redis) -> None:
+    own = [1000.0]
+    clock = ServerClock(client, monotonic=lambda: own[0])
+    seconds, _ = await client.time()
+    first = await clock()
+    assert abs(first - seconds) < 30
+    own[0] += 20
+    assert await clock() == first + 20  # not asked again so soon
+    own[0] += 20
+    assert abs(await clock() - first) < 30  # asked again: 40 s have not gone by there

@@ -1,6 +1,7 @@
 """Connections to Redis: one retrying pool for commands, one patient connection for subscriptions."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
@@ -15,6 +16,7 @@ from comfy_fleet.timeouts import Timeout
 from comfy_fleet.turns import NoTurn, Turns
 
 CONNECTIONS = 128
+_ASK_AGAIN_S = 30.0
 WAIT_S = 5.0
 
 
@@ -134,6 +136,30 @@ def connect(url: str, *, connections: int = CONNECTIONS, wait_s: float = WAIT_S)
     pool = redis.connection_pool  # which class it uses is the URL's choice
     pool.connection_class = _DIRECT[pool.connection_class]
     return redis
+
+
+class ServerClock:
+    """The server's time, asked for now and then and counted on from there: what processes on several machines
+    write as times belongs to one clock.
+
+    Args:
+        redis: The server.
+        monotonic: Counts between two questions.
+    """
+
+    def __init__(self, redis: Redis, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._redis: Any = redis
+        self._monotonic = monotonic
+        self._ahead_s = 0.0
+        self._asked_at = float("-inf")
+
+    async def __call__(self) -> float:
+        """Return Unix seconds."""
+        if self._monotonic() - self._asked_at > _ASK_AGAIN_S:
+            seconds, micros = await self._redis.time()
+            self._asked_at = self._monotonic()
+            self._ahead_s = seconds + micros / 1e6 - self._asked_at
+        return self._monotonic() + self._ahead_s
 
 
 def subscriber(url: str) -> Redis:
