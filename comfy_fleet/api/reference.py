@@ -1,5 +1,6 @@
 """The OpenAPI page: plain HTML made from the schema, without scripts and without any other host."""
 
+import re
 from html import escape
 from typing import Any
 
@@ -8,7 +9,43 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from comfy_fleet.api.where import WhereBody
+
 CSP = "default-src 'none'; style-src 'unsafe-inline'"
+
+_KINDS = {"integer": "whole number", "string": "text", "boolean": "true or false"}
+
+_JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
+_PICTURE = "http://HOST:PORT/api/v2/assets/fe20a383-0919-4293-a9cf-7700d438e849/content"
+ANSWERS: dict[str, Any] = {
+    "POST /api/v1/generate": {
+        "task_id": _JOB,
+        "status": "queued",
+        "estimated_wait_time_sec": 4,
+        "status_url": f"http://HOST:PORT/api/v1/status/{_JOB}",
+    },
+    "GET /api/v1/status/{task_id}": {
+        "task_id": _JOB,
+        "status": "succeeded",
+        "progress": 1.0,
+        "image_url": _PICTURE,
+        "error": None,
+    },
+    "POST /api/v1/workflows/{name}/jobs": {
+        "id": _JOB,
+        "status": "queued",
+        "queue_position": 3,
+        "outputs": [],
+    },
+    "GET /api/v1/jobs/{job_id}": {
+        "id": _JOB,
+        "status": "succeeded",
+        "node": "gpu-1",
+        "outputs": [{"name": "image_card_00001_.png", "type": "image", "url": _PICTURE}],
+    },
+    "POST /api/v1/nodes": {"name": "gpu-1", "url": "http://10.0.0.1:8188", "verdict": "new", "why": ""},
+}
+"""Answers by operation, with their most important fields."""
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
@@ -59,11 +96,18 @@ def render(schema: dict[str, Any]) -> str:
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    answer = ANSWERS.get(f"{method} {path}")
     return (
         f'<details><summary><span class="m {method}">{method}</span> <code>{escape(path)}</code> '
-        f"{escape(operation.get('summary', ''))}</summary><p>{escape(operation.get('description', ''))}</p>"
-        f"{_parameters(operation.get('parameters', []))}{_body(body) if body else ''}</details>"
+        f"{escape(operation.get('summary', ''))}</summary><p>{_words(operation.get('description', ''))}</p>"
+        f"{_parameters(operation.get('parameters', []))}{_body(body) if body else ''}"
+        f"{_call(method, path, body or {})}{_answer(answer) if answer else ''}</details>"
     )
+
+
+def _words(text: str) -> str:
+    """Return a text as HTML, with what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _parameters(parameters: list[dict[str, Any]]) -> str:
@@ -71,7 +115,7 @@ def _parameters(parameters: list[dict[str, Any]]) -> str:
         return ""
     rows = "".join(
         f"<tr><td><code>{escape(p['name'])}</code></td><td>{escape(p['in'])}</td>"
-        f"<td>{escape(p.get('description', ''))}</td></tr>"
+        f"<td>{_words(p.get('description', ''))}</td></tr>"
         for p in parameters
     )
     return f"<table><tr><th>Parameter</th><th>in</th><th></th></tr>{rows}</table>"
@@ -79,20 +123,45 @@ def _parameters(parameters: list[dict[str, Any]]) -> str:
 
 def _body(schema: dict[str, Any]) -> str:
     required = schema.get("required", [])
+    fields = schema.get("properties", {})
+    # First what one has to give, last where the job may run: most people leave that open.
+    ordered = sorted(fields, key=lambda name: (name not in required, name in WhereBody.model_fields))
     rows = "".join(
-        f"<tr><td><code>{escape(name)}</code>{'*' if name in required else ''}</td>"
-        f"<td>{escape(_type(field))}</td><td>{escape(field.get('description', ''))}</td></tr>"
-        for name, field in schema.get("properties", {}).items()
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(_type(fields[name], schema))}</td>"
+        f"<td>{'required' if name in required else ''}</td>"
+        f"<td>{_words(fields[name].get('description', ''))}</td></tr>"
+        for name in ordered
     )
-    example = {n: f.get("default") for n, f in schema.get("properties", {}).items() if n in required}
-    shown = f"<pre>{escape(orjson.dumps(example).decode())}</pre>" if example else ""
-    return f"<table><tr><th>Body field</th><th>type</th><th></th></tr>{rows}</table>{shown}"
+    return f"<table><tr><th>Body field</th><th>type</th><th></th><th></th></tr>{rows}</table>"
 
 
-def _type(field: dict[str, Any]) -> str:
+def _call(method: str, path: str, schema: dict[str, Any]) -> str:
+    """Return the request as a command line."""
+    words = ["curl"] if method == "GET" else ["curl", "-X", method]
+    lines = [" ".join([*words, f'"$FLEET{path}"'])]
+    if example := schema.get("example"):
+        lines += ["-H 'Content-Type: application/json'", f"-d '{orjson.dumps(example).decode()}'"]
+    return f"<pre>{escape(f' {chr(92)}{chr(10)}  '.join(lines))}</pre>"
+
+
+def _answer(example: Any) -> str:
+    return f"<p>Answers</p><pre>{escape(orjson.dumps(example, option=orjson.OPT_INDENT_2).decode())}</pre>"
+
+
+def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Return a field's type in words: ``list of text``, ``whole number``."""
+    if reference := field.get("$ref"):
+        return _type(schema.get("$defs", {}).get(reference.rpartition("/")[2], {}), schema)
     if "anyOf" in field:
-        return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
-    return str(field.get("type", "any"))
+        return " or ".join(_type(one, schema) for one in field["anyOf"] if one.get("type") != "null")
+    if "enum" in field:
+        return "one of " + ", ".join(map(str, field["enum"]))
+    kinds = field.get("type", "any")
+    kinds = [kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind != "null"]
+    return " or ".join(
+        f"list of {_type(field.get('items', {}), schema)}" if kind == "array" else _KINDS.get(kind, kind)
+        for kind in kinds
+    )
 
 
 async def to_page(request: Request) -> Response:

@@ -26,7 +26,9 @@ _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 class GenerateBody(WhereBody):
     """A picture from a prompt. Further fields are parameters of the workflow."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(
+        extra="allow", strict=True, json_schema_extra={"example": {"prompt": "a red fox", "size": "512x512"}}
+    )
 
     prompt: str = Field("", description="What to draw; must not be empty.")
     size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, e.g. 512x512.")

@@ -27,7 +27,11 @@ JobId = Annotated[str, Path(description="The job's id.")]
 class NewJobBody(WhereBody):
     """A job from a stored workflow."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"params": {"prompt": "a red fox"}, "metadata": {"order": "4711"}}},
+    )
 
     params: dict[str, Any] = Field(default_factory=dict, description="Values by parameter name.")
     priority: int | None = Field(None, description="-1,000,000 to 1,000,000; higher goes first.")

@@ -28,7 +28,11 @@ _RELEASE_LOOKS, _RELEASE_LOOK_S = 100, 0.1
 class NodeBody(BaseModel):
     """A ComfyUI server to register."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"name": "gpu-1", "url": "http://10.0.0.1:8188", "pool": "default"}},
+    )
 
     name: str = Field(description="Unique; a-z 0-9 _ . -")
     url: str = Field(description="http://HOST:PORT of the ComfyUI.")
@@ -47,7 +51,9 @@ class NodeBody(BaseModel):
 class DrainBody(BaseModel):
     """Why a node is drained."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"example": {"reason": "new fans", "requeue": False}}
+    )
 
     reason: str | None = Field(
         None, max_length=200, description="Shown to everybody; left out, an earlier one stays."

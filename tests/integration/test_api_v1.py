@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.worker import RqWorker
+from comfy_fleet.api.reference import ANSWERS
 from comfy_fleet.domain.inventory import parse
 from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.node import Reading
@@ -418,11 +419,21 @@ async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_pat
 async def test_openapi_page_needs_nobody_else(api: Api) -> None:
     page = await api.client.get("/docs", follow_redirects=True)
     assert page.status_code == 200
-    assert "http" not in page.text.replace("http://HOST:PORT", "")
+    text = page.text.replace("http://HOST:PORT", "").replace("http://10.0.0.1:8188", "")
+    assert "http" not in text  # but for examples
     assert "<script" not in page.text
     for path in ("/api/v1/generate", "/api/v1/nodes/{name}/drain", "/api/v1/jobs/{job_id}/events"):
         assert path in page.text
+    shown = re.sub(r"<[^>]+>", "", page.text)
+    assert "`" not in shown and "[&#x27;" not in shown and "array" not in shown
+    generate = shown[shown.index("Make a picture") :]
+    assert generate.index("prompt") < generate.index("prefer_pool")
+    assert "-d &#x27;{&quot;prompt&quot;:&quot;a red fox&quot;" in page.text
     schema = (await api.client.get("/openapi.json", follow_redirects=True)).json()
+    operations = {
+        f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods
+    }
+    assert set(ANSWERS) <= operations
     body = schema["paths"]["/api/v1/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert "negative_prompt" in body["properties"]
 
