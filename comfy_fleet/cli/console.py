@@ -52,8 +52,12 @@ class FleetConsole(Console):
             self.width = UNBOUNDED
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as Rich does, but leave it to the terminal to wrap what is wider than it."""
-        super().print(*objects, **{"crop": False, **options})
+        """Print as Rich does, but leave it to the terminal to wrap what is wider than it.
+
+        A line that is broken here can't be copied whole.
+        """
+        lines = all(isinstance(one, str | Text) for one in objects)
+        super().print(*objects, **{"crop": False, "soft_wrap": lines, **options})
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
         """Render as Rich does, and spell out what a terminal would obey: everything goes through here."""

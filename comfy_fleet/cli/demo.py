@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
 
 FIRST = "a lighthouse made of books, at dusk"
-HANDFUL = (
-    "a red fox in the snow",
-    "a paper boat on a lake of ink",
-    "a robot watering a bonsai",
-    "an owl that reads the news",
-    "a bicycle grown over with ivy",
-    "a whale above the clouds",
+HANDFUL = (  # short enough for a row of 80 columns
+    "a fox in the snow",
+    "a paper boat",
+    "a robot gardener",
+    "an owl that reads",
+    "a bicycle in ivy",
+    "a whale in the sky",
 )
 _NOT_OURS = frozenset({"FLEET_REDIS_URL", "FLEET_KEYS_FILE", "FLEET_HOST", "FLEET_PUBLIC_URL"})
 _START_S = {False: 90.0, True: 600.0}
@@ -85,13 +85,13 @@ def demo(
         )
     chosen = public_port.choose(port or 8188, "127.0.0.1", named="--port" if port else "")
     if chosen.why:
-        console.print(chosen.why, markup=False, soft_wrap=True)
+        console.print(chosen.why, markup=False)
     argv = ["--port", str(chosen.number), "--data", str(data), "--no-custom-nodes"]
     if comfyui:
         wanted = nodes or len(probe().gpus) or 3
         argv += ["--comfyui", str(comfyui)]
         argv += ["--comfyui-python", comfyui_python] if comfyui_python else []
-        console.print(f"Starting {wanted} ComfyUI nodes from {comfyui} ...", soft_wrap=True)
+        console.print(f"Starting {wanted} ComfyUI nodes from {comfyui} ...")
     else:
         wanted = nodes or 3
         argv += ["--job-seconds", "1.2"]  # as long as a small picture takes on a fast GPU
@@ -248,7 +248,7 @@ def a_handful(client: "Client", console: "Console", out: Path, *, count: int) ->
         rows.append((prompt, job["status"], node, span(run_seconds(job)), saved[0].name if saved else ""))
     console.print(table(["Prompt", "<Status", "<Node", ">Ran", "<Picture"], rows))
     say_spread(console, jobs, wall_s)
-    console.print(f"pictures are in {out}", soft_wrap=True)
+    console.print(f"pictures are in {out}")
     return all(job["status"] == "succeeded" for job in jobs)
 
 
@@ -260,7 +260,7 @@ def say_spread(console: "Console", jobs: Sequence[Mapping[str, Any]], wall_s: fl
     counts = Counter(str(job.get("node")) for job in jobs)
     words = ", ".join(f"{node} {count}" for node, count in sorted(counts.items()))
     total_s = sum(run_seconds(job) or 0 for job in jobs)
-    console.print(f"\nspread: {words}; {span(total_s)} of work in {span(wall_s)}", soft_wrap=True)
+    console.print(f"\nspread: {words}; {span(total_s)} of work in {span(wall_s)}")
 
 
 def submit_prompt(client: "Client", workflow: str, prompt: str) -> str:

@@ -28,7 +28,7 @@ MEANING = {
     Exit.UNREACHABLE: "nothing answers at the API's address",
     Exit.JOB_FAILED: "the job ended failed or expired",
     Exit.CANCELED: "the job was canceled",
-    Exit.TIMEOUT: "the time given with --wait or --timeout is over",
+    Exit.TIMEOUT: "the time given with --timeout is over",
     Exit.NOT_FOUND: "no such job, node or workflow",
     Exit.REFUSED: "refused for now: no nodes, queue full, not allowed, or it contradicts what is there",
     Exit.INTERRUPTED: "interrupted with Ctrl-C",

@@ -51,7 +51,7 @@ def render(
             (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise Fail(f"can't write in {out}: {error.strerror}") from error
-    stderr().print(f"wrote {', '.join(texts)} to {out}", markup=False, soft_wrap=True)
+    stderr().print(f"wrote {', '.join(texts)} to {out}", markup=False)
 
 
 @app.command()
@@ -73,7 +73,7 @@ def check(empty: Empty = False, data: Data = None) -> None:
             (Path(folder) / name).write_text(text.replace(live_map, f"{folder}/pools.map"))
         for name in ("broker.cfg", "edge.cfg"):
             warnings = ask(program, Path(folder) / name)
-            console.print(f"{name}: ok" + (f"\n{warnings}" if warnings else ""), markup=False, soft_wrap=True)
+            console.print(f"{name}: ok" + (f"\n{warnings}" if warnings else ""), markup=False)
 
 
 @app.command()

@@ -71,7 +71,7 @@ def list_(
     if not jobs:
         stderr().print("[dim]no jobs[/]")
     if following := page.get("next_cursor"):
-        stderr().print(f"[dim]more:[/] --cursor {following}", soft_wrap=True)
+        stderr().print(f"[dim]more:[/] --cursor {following}")
 
 
 @app.command()
@@ -150,7 +150,7 @@ def events(
                 typer.echo(json_text({"event": kind, **data}))
             else:
                 now = datetime.now().astimezone()
-                console.print(f"{now:%H:%M:%S}  {_event(kind, data)}", markup=False, soft_wrap=True)
+                console.print(f"{now:%H:%M:%S}  {_event(kind, data)}", markup=False)
     raise typer.Exit(ENDED.get(status, 1))
 
 

@@ -36,9 +36,8 @@ def add(
             metavar="HOST:PORT", help="Who answers HAProxy's agent-check.", show_default="the fleet"
         ),
     ] = None,
-    wait: Annotated[
-        float, typer.Option(metavar="S", help="Wait so long until it is up; 0 does not wait.")
-    ] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is up.")] = False,
+    timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 60,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -56,7 +55,7 @@ def add(
     with Client(api, key) as client:
         node = client.post("/api/v1/nodes", body)
         if wait:
-            node = wait_for(client, name, wait, lambda node: node.get("verdict") == "up", "up")
+            node = wait_for(client, name, timeout, lambda node: node.get("verdict") == "up", "up")
     print_answer(node, f"added {name}", json_=json_)
 
 

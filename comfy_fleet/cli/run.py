@@ -47,8 +47,8 @@ def _end(message: str, hint: str | None, code: Exit) -> NoReturn:
 
     console = stderr()
     console.print("[bold red]error:[/]", end=" ")
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(message, markup=False)
     if hint:
         console.print("[dim]hint:[/]", end="  ")
-        console.print(hint, markup=False, soft_wrap=True)
+        console.print(hint, markup=False)
     sys.exit(code)

@@ -17,20 +17,21 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    wait: Annotated[float, typer.Option(metavar="S", help="Wait so many seconds until a job could run.")] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until a job could run.")] = False,
+    timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 60,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
     """Show whether a job could run, the queue, and every node.
 
-    Exits with 0 if a job could run, 1 if not, 3 if nothing answers, 6 if --wait is over.
+    Exits with 0 if a job could run, 1 if not, 3 if nothing answers, 6 if the time for --wait is over.
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, facts, print_json, stdout, table
 
     with Client(api, key) as client:
-        why = wait_until_ready(client, wait)
+        why = wait_until_ready(client, timeout if wait else 0)
         nodes = nodes_of(client.get("/api/v1/nodes"))
         counts = {
             "queued": client.get("/api/v1/queue")["queued"],

@@ -308,7 +308,7 @@ def watch(
     """
     with progress_bar(quiet) as show:
         for kind, data in client.follow(job_id, timeout_s=timeout_s):
-            if kind == "status":
+            if kind == "status" and data["status"] not in ENDED:  # how it ended is told by whoever waits
                 position = data.get("queue_position")
                 place = f", number {position} in the queue" if position and data["status"] == "queued" else ""
                 node = f" on {data['node']}" if data.get("node") else ""
@@ -335,10 +335,9 @@ def progress_bar(quiet: bool) -> "Iterator[Any]":
         def line(text: str, fraction: float | None) -> None:
             nonlocal last
             # Steps would fill a log file: without a terminal only what happens is told, not how far it is.
-            told = re.sub(r" \d+/\d+$", "", text)
-            if told != last:
-                console.print(told, markup=False, soft_wrap=True)
-                last = told
+            if fraction is None and text != last:
+                console.print(text, markup=False)
+                last = text
 
         yield line
         return
@@ -400,20 +399,20 @@ def say_end(job: Mapping[str, Any], saved: Sequence[Path]) -> None:
     took = run_seconds(job)
     simulated = f" [magenta]{SIMULATED}[/]" if job.get("simulated") else ""
     line = f"[{STATUS_STYLE.get(status, '')}]{status}[/]  job {job['id']}"
-    console.print(line, soft_wrap=True)
+    console.print(line)
     if job.get("node"):
         console.print(f"  on {job['node']}{simulated}" + (f" in {span(took)}" if took is not None else ""))
     if error := job.get("error"):
-        console.print(f"  {error.get('code')}: {error.get('message')}", markup=False, soft_wrap=True)
+        console.print(f"  {error.get('code')}: {error.get('message')}", markup=False)
     outputs = job.get("outputs") or []
     for index, output in enumerate(outputs):
         where = saved[index] if index < len(saved) else output.get("url")
-        console.print(f"  {where}  ({size(output.get('size_bytes') or 0)})", markup=False, soft_wrap=True)
+        console.print(f"  {where}  ({size(output.get('size_bytes') or 0)})", markup=False)
     if params := job.get("params"):
         seed = {name: value for name, value in params.items() if "seed" in name}
         if seed:
             words = ", ".join(f"{name} {value}" for name, value in seed.items())
-            console.print(f"  {words}", markup=False, soft_wrap=True)
+            console.print(f"  {words}", markup=False)
 
 
 def run_seconds(job: Mapping[str, Any]) -> float | None:

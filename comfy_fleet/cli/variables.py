@@ -37,4 +37,4 @@ def warn_on_terminal() -> None:
     for sentence in unread():
         console = stderr()
         console.print("[bold yellow]warning:[/]", end=" ")
-        console.print(sentence, markup=False, soft_wrap=True)
+        console.print(sentence, markup=False)

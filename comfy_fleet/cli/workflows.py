@@ -41,9 +41,9 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
         stderr().print("no workflows; put one into workflows/NAME/workflow.json")
     listed = {row[0] for row in rows}
     for name, why in broken.items():
-        stderr().print(f"[bold red]broken:[/] {escape(name)}: {escape(why)}", soft_wrap=True)
+        stderr().print(f"[bold red]broken:[/] {escape(name)}: {escape(why)}")
         if name in listed:
-            stderr().print(f"  its last good version is served meanwhile: {escape(name)}", soft_wrap=True)
+            stderr().print(f"  its last good version is served meanwhile: {escape(name)}")
 
 
 @app.command()

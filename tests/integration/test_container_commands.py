@@ -286,13 +286,13 @@ def test_the_control_host_starts_and_nodes_join(folder: Path, path: Path) -> Non
         host.start("agent-0")
         for service in ("redis", "haproxy", "api", "dispatch", "central-agent", "comfyui-0", "agent-0"):
             host.healthy(service)
-        host.cli("status", "--wait", "60")
+        host.cli("status", "--wait", "--timeout", "60")
         assert host.picture("a boat")["node"] == NODE
         # One that has no agent: the central one answers for it.
         host.stop("agent-0-1")
         host.cli("node", "rm", NODE, "--force")
         url = f"http://127.0.0.1:{host.ports['node']}"
-        host.cli("node", "add", "remote", url, "--wait", "30")
+        host.cli("node", "add", "remote", url, "--wait", "--timeout", "30")
         assert host.picture("a lake")["node"] == "remote"
     finally:
         host.stop_all()

@@ -264,7 +264,7 @@ def test_a_killed_process_comes_back(running: Up, name: str) -> None:
     before = running.child(name)
     os.kill(before, signal.SIGKILL)
     until(lambda: _other(running, name, before), f"fleet {name} runs again")
-    told = running.cli("status", "--wait", "30")
+    told = running.cli("status", "--wait", "--timeout", "30")
     assert told.returncode == 0, told.stderr
     job = running.json("submit", "image_card", "-p", f"prompt=after {name}", "--wait", "--timeout", "40")
     assert job["status"] == "succeeded"
@@ -295,7 +295,7 @@ def test_a_killed_haproxy_comes_back_and_its_log_is_no_reason(running: Up, name:
     ended = next(line for line in said.splitlines() if f"haproxy={name} status=" in line)
     assert "haproxy ended: killed by signal SIGKILL (perhaps out of memory)" in ended
     assert '{"' not in said
-    assert running.cli("status", "--wait", "30").returncode == 0
+    assert running.cli("status", "--wait", "--timeout", "30").returncode == 0
 
 
 def test_what_an_operator_orders_is_no_alert(running: Up) -> None:
@@ -308,7 +308,7 @@ def test_what_an_operator_orders_is_no_alert(running: Up) -> None:
     finally:
         for name in ("sim-1", "sim-2"):
             assert running.cli("node", "resume", name).returncode == 0
-    assert running.cli("status", "--wait", "30").returncode == 0
+    assert running.cli("status", "--wait", "--timeout", "30").returncode == 0
     assert "ALERT" not in running.log.read_text()[before:]
 
 

@@ -52,7 +52,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
         "dispatch",
     ):
         assert f"\n  {word} " in told.stdout
-    assert "6 the time given with --wait" in " ".join(told.stdout.split())
+    assert "6 the time given with --timeout" in " ".join(told.stdout.split())
     assert max(map(len, told.stdout.splitlines())) <= 80
 
 

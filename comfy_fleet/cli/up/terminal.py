@@ -44,11 +44,11 @@ class Terminal:
         """Show a log line of a process, if it belongs here now."""
         if not (self._verbose or self._matters(process, fields)):
             return
-        self._print(line_of(process, fields), markup=False, soft_wrap=True, style="dim")
+        self._print(line_of(process, fields), markup=False, style="dim")
 
     def say(self, words: str) -> None:
         """Show words as they are."""
-        self._print(words, markup=False, soft_wrap=True)
+        self._print(words, markup=False)
 
     def _print(self, *what: Any, **how: Any) -> None:
         # A full disk behind a redirected stdout is no reason to end, nor to stop reading what processes say.
@@ -95,7 +95,7 @@ class Terminal:
             ("stop", f"Ctrl-C, or `{down}`"),
         ):
             if value:  # lines that are copied are never broken
-                shown(Text.assemble((f"{name:<6}", "dim"), value), soft_wrap=True)
+                shown(Text.assemble((f"{name:<6}", "dim"), value))
 
 
 def line_of(process: str, fields: Mapping[str, Any]) -> str:
