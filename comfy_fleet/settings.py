@@ -129,8 +129,25 @@ class Settings(BaseSettings):
         description="Longest time a job waits in a node's own queue, behind work that is not the fleet's, "
         "before it goes back to the fleet's; it goes sooner if another node is free.",
     )
+    node_answer_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=64 * 1024,
+        description="Largest answer of a node to any call but `/view`. One beyond it is the node's fault.",
+    )
+    node_answer_s: float = Field(
+        60.0, gt=0, description="Longest time from the beginning of a node's answer to its end; not `/view`."
+    )
+    node_frame_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=64 * 1024,
+        description="Largest websocket frame of a node; a run whose node sends a larger one fails. "
+        "Frames that wait to be handled are limited by the same number.",
+    )
     quarantine_faults: int = Field(
-        2, ge=1, description="GPU faults in a row after which a node gets no jobs until it was restarted."
+        2,
+        ge=1,
+        description="GPU faults, or answers that break a limit, in a row after which a node gets no jobs "
+        "until it was restarted.",
     )
     quarantine_ooms: int = Field(
         5, ge=1, description="Jobs in a row out of memory on the largest card after which it gets no jobs."

@@ -24,6 +24,7 @@ FleetError
 ├── BrokerError           HAProxy refused an order or could not be asked
 ├── OutputLimit           a run's outputs are more, or larger, than the operator allows
 └── NodeError             a ComfyUI node could not be asked
+    ├── NodeFault         it answered with what no sound ComfyUI sends: counts against the node
     ├── OutputGone        the node does not have this output (yet, or any more)
     └── OutputRefused     the node will never give this output away
 """
@@ -205,6 +206,12 @@ class NodeError(FleetError):
 
     code = "node_error"
     retryable = True
+
+
+class NodeFault(NodeError):
+    """A node's answer breaks a limit: the node's own fault, whoever asked. ``details["limit"]`` names it."""
+
+    code = "node_fault"
 
 
 class OutputGone(NodeError):

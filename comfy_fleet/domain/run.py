@@ -94,7 +94,7 @@ __all__ = [
 
 FRAME_OUTPUTS = frozenset({"SaveImageWebsocket"})
 
-Abort: TypeAlias = Literal["cancel", "timeout", "rejected", "frames", "behind"]
+Abort: TypeAlias = Literal["cancel", "timeout", "rejected", "frames", "behind", "limit"]
 
 
 class Phase(StrEnum):
@@ -126,6 +126,7 @@ class RunLimits:
         gone_polls: Times that a prompt must be absent whose POST got no answer: it may still be on its way.
         history_tries: Questions for a history entry that must exist.
         history_gap_s: Between those.
+        unusable_tries: Answers that break a limit, or can't be read, before nothing more is asked.
     """
 
     silence_s: float
@@ -140,6 +141,7 @@ class RunLimits:
     gone_polls: int = 2
     history_tries: int = 5
     history_gap_s: float = 0.1
+    unusable_tries: int = 3
 
 
 class Run:
@@ -148,10 +150,12 @@ class Run:
     Attributes:
         phase: Where the prompt is.
         sockets_only: Whether some output exists only as websocket frames.
+        misread: What was last raised by something that the node sent; empty if all was understood.
     """
 
     phase: Phase
     sockets_only: bool
+    misread: str
 
     def __init__(
         self,
@@ -183,6 +187,7 @@ class Run:
         self._seen = Sightings(run_id, graph, frame_output_classes)
         self._reported: Progress | None = None
         self.sockets_only = bool(self._seen.frame_nodes)
+        self.misread = ""
 
         self.phase = Phase.OPEN
         self._answered = adopted  # whether the POST's outcome is known (as far as it ever will be)
@@ -201,6 +206,8 @@ class Run:
         self._abort: Abort | None = None
         self._abort_until = math.inf
         self._overdue = ""
+        self._over_limit = ""
+        self._unusable = 0
         self._asking: str | None = None
         self._ask_what = "queue"
         self._ask_at: float | None = None
@@ -218,6 +225,15 @@ class Run:
         if self.phase is Phase.DONE:
             return []
         self._now, self._out = now, []
+        try:
+            self._take(event)
+        except Exception as error:  # noqa: BLE001 - whatever a node sends must not end the run's main line
+            self.misread = f"{type(event).__name__}: {type(error).__name__}: {str(error)[:200]}"
+            self._on_misread(event)
+        self._clock()
+        return self._out
+
+    def _take(self, event: Event) -> None:
         match event:
             case Frame():
                 self._on_frame(event)
@@ -232,7 +248,7 @@ class Run:
             case PostUnknown():
                 self._on_unknown()
             case SocketClosed():
-                self._on_closed(event.reason)
+                self._on_closed(event.reason, event.limit)
             case QueueAnswered():
                 if self._asking == "queue":
                     self._on_queue(event.state)
@@ -241,15 +257,24 @@ class Run:
                     self._on_history(event.entry)
             case AskFailed():
                 if self._asking == event.what:
-                    self._on_failure(event.what, event.kind)
+                    self._on_failure(event.what, event.kind, event.why)
             case CancelRequested():
                 self._on_cancel()
             case FreeElsewhere():
                 self._on_free_elsewhere()
             case InterruptSent():
                 self._on_interrupt_sent(event.ok)
-        self._clock()  # all that a Tick is for
-        return self._out
+            case Tick():
+                pass  # the clock is looked at after every event
+
+    def _on_misread(self, event: Event) -> None:
+        """Go on after something that can't be understood: a frame is left out, an answer is none."""
+        match event:
+            case PostAnswered():
+                self._answered = True
+                self._resume()
+            case HistoryAnswered():
+                self._on_failure("history", "unusable", "the prompt's history can't be read")
 
     @property
     def computed(self) -> bool:
@@ -295,6 +320,8 @@ class Run:
     def _resume(self) -> None:
         """Go on after the POST: much may have been seen while it was under way."""
         self._give()
+        if self._abort is None and self._over_limit:
+            self._abort = "limit"
         if self._abort is None and self._frames_lost:
             self._abort = "frames"
         if self.phase is Phase.LEFT:
@@ -353,8 +380,9 @@ class Run:
         else:
             self._give()
 
-    def _on_closed(self, reason: str) -> None:
+    def _on_closed(self, reason: str, limit: str = "") -> None:
         self._socket = self._deleted = False
+        self._over_limit = limit
         # What came before `execution_success` is all there is: frames are in order.
         self._broken = self._broken or not self._seen.success
         if self.phase is Phase.OPEN:
@@ -364,7 +392,9 @@ class Run:
                 )
             )
         elif self.phase in (Phase.ACCEPTED, Phase.RUNNING):
-            if self._frames_lost and self._abort is None:
+            if self._abort is None and limit:
+                self._begin_abort("limit")
+            elif self._abort is None and self._frames_lost:
                 self._begin_abort("frames")
             self._schedule("queue", 0)
 
@@ -417,8 +447,16 @@ class Run:
         else:
             self._give_up("the node does not know the prompt any more")
 
-    def _on_failure(self, what: str, kind: str) -> None:
+    def _on_failure(self, what: str, kind: str, why: str = "") -> None:
         self._asking = None
+        if kind == "unusable":
+            self._unusable += 1
+            if self._unusable >= self._limits.unusable_tries:
+                if self._seen.ended:
+                    self._judge_by_frames()
+                else:
+                    self._give_up(f"the node's answers can't be used: {why}")
+                return
         if kind == "node_down":
             self._deleted = False
             if self._down_since is None:
@@ -601,7 +639,7 @@ class Run:
             self._give_up("the prompt has left the node, and nothing tells how it ended")
 
     def _succeed(self) -> None:
-        if self._rejection is not None or self._frames_lost:
+        if self._rejection is not None or self._over_limit or self._frames_lost:
             self._stopped()
             return
         self._give()
@@ -618,6 +656,8 @@ class Run:
 
     def _stopped(self) -> None:
         """End a prompt that has left the node without a result that may be used."""
+        if self._abort is None and self._over_limit:
+            self._abort = "limit"
         if self._abort is None and self._frames_lost:
             self._abort = "frames"
         if self._abort is None:
@@ -633,6 +673,8 @@ class Run:
                 self._finish(Verdict(kind="canceled"))
             case "timeout":
                 self._finish(verdicts.timed_out(self._overdue))
+            case "limit":
+                self._finish(verdicts.over_limit(self._over_limit))
             case "rejected" if self._rejection is not None:
                 self._finish(self._rejection)
             case "frames":

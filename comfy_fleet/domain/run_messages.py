@@ -18,7 +18,7 @@ from comfy_fleet.domain.job import JobError, Progress
 from comfy_fleet.domain.outputs import OutputItem
 
 QueueState: TypeAlias = Literal["running", "pending", "absent"]
-AskFailure: TypeAlias = Literal["unreachable", "node_down", "error"]
+AskFailure: TypeAlias = Literal["unreachable", "node_down", "error", "unusable"]
 VerdictKind: TypeAlias = Literal[
     "succeeded", "failed", "rejected", "canceled", "lost", "timeout"
 ]  # fmt: skip
@@ -71,9 +71,15 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class SocketClosed:
-    """The websocket is gone; no frame will come any more."""
+    """The websocket is gone; no frame will come any more.
+
+    Attributes:
+        reason: Why, for the log.
+        limit: The limit that a frame broke, in words; empty if none did.
+    """
 
     reason: str = ""
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +104,14 @@ class AskFailed:
         what: ``queue`` or ``history``.
         kind: ``unreachable``: HAProxy itself did not answer, which says nothing about the node;
             ``node_down``: a reachable HAProxy could not connect to the node;
-            ``error``: the node took too long or answered nonsense.
+            ``error``: the node took too long or answered nonsense;
+            ``unusable``: its answer breaks a limit.
+        why: In words, for ``unusable``.
     """
 
     what: str
     kind: AskFailure
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,13 @@ def timed_out(message: str) -> Verdict:
     )
 
 
+def over_limit(message: str) -> Verdict:
+    """Return the verdict on a prompt that was interrupted because its node sent too large a frame."""
+    return Verdict(
+        kind="failed", error=JobError(code="frame_too_large", message=message), counts=True, retryable=True
+    )
+
+
 def _defect(error: Mapping[str, Any]) -> dict[str, str]:
     extra = error.get("extra_info")
     name = extra.get("input_name") if isinstance(extra, Mapping) else None

@@ -60,14 +60,14 @@ class CareLimits:
     """When a node is taken out, and how long failures are remembered.
 
     Attributes:
-        gpu_faults: CUDA-like faults in a row.
+        faults: CUDA-like faults, or answers that break a limit, in a row.
         ooms: Jobs out of memory in a row, on the largest card that there is for them. Where a larger one is
             there, the card's size is the likelier reason, and it takes :data:`PATIENCE` times as many.
         free: Whether a node on which a job ran out of memory is told to unload its models, by pool: 1 or 0.
         oom_memory_s: Seconds until a card that was too small may be tried again.
     """
 
-    gpu_faults: int = 2
+    faults: int = 2
     ooms: int = 5
     oom_memory_s: float = 86400.0
     free: ByPool = field(default_factory=lambda: ByPool(usual=1))
@@ -123,6 +123,8 @@ class Care:
             return await self._out_of_memory(claim, error)
         if error.code == "gpu_fault":
             return await self._gpu_fault(claim, error)
+        if error.code == "frame_too_large":
+            return await self._frame_too_large(claim, error)
         if verdict.exclude_node:
             return await self._rejected(claim, error, counts=verdict.counts)
         return None
@@ -201,13 +203,23 @@ class Care:
         await self._strike(
             claim.node,
             "gpu",
-            self._limits.gpu_faults,
-            f"quarantined: {self._limits.gpu_faults} GPU faults in a row, the last: {error.message[:200]}",
+            self._limits.faults,
+            f"quarantined: {self._limits.faults} GPU faults in a row, the last: {error.message[:200]}",
         )
         moved = _without(claim.job.placement, claim.node)
         # Alone it may be cured by a restart; elsewhere the job need not wait for that.
         left = await self._able(moved)
         return Next(placement=moved if left else claim.job.placement, counts=True, error=error)
+
+    async def _frame_too_large(self, claim: Claim, error: JobError) -> Next:
+        # It may be the graph's own picture or text: only many in a row say that it is the node.
+        limit = self._limits.faults * PATIENCE
+        await self._strike(
+            claim.node, "frame", limit, f"quarantined: {limit} runs in a row, the last: {error.message[:200]}"
+        )
+        moved = _without(claim.job.placement, claim.node)
+        left = await self._able(moved)
+        return Next(placement=moved if left else None, counts=True, error=error)
 
     async def _out_of_memory(self, claim: Claim, error: JobError) -> Next:
         total, room = await self._memory(claim.node)

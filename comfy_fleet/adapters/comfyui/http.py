@@ -9,6 +9,7 @@ what happens                        a question       anything else
 HAProxy does not answer             ``unreachable``  NodeError
 HAProxy answers 503 by itself       ``node_down``    NodeError
 node too slow, 5xx, not JSON        ``error``        NodeError
+its answer breaks a limit           ``unusable``     NodeFault
 404 from it on ``/view``            (none)           OutputGone
 400, 403 from it on ``/view``       (none)           OutputRefused
 ==================================  ===============  ==================================
@@ -16,7 +17,7 @@ node too slow, 5xx, not JSON        ``error``        NodeError
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +28,8 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from comfy_fleet.adapters.comfyui.lenient import decode
-from comfy_fleet.domain.errors import NodeError, OutputGone, OutputRefused
+from comfy_fleet.adapters.comfyui.answers import PLAIN, AnswerLimits, decoded, read_body
+from comfy_fleet.domain.errors import NodeError, NodeFault, OutputGone, OutputRefused
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run_messages import (
     AskFailed,
@@ -48,7 +49,8 @@ _JSON = {"Content-Type": "application/json"}
 # The broker is next door: what it does not accept in two seconds it does not accept at all.
 _CONNECT_S = 2.0
 # A model load can hold a node's event loop up for a minute. A question gives up before and is asked again;
-# a POST that gave up would leave open whether the prompt is there.
+# a POST that gave up would leave open whether the prompt is there. HAProxy bounds the time to an answer's head
+# (its `timeout server`), AnswerLimits that from there to its end.
 _ASK = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=10.0)
 _SEND = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=60.0)
 _KEEPALIVE_S = 3.0  # HAProxy closes idle connections after five seconds; ours must be gone before
@@ -73,10 +75,20 @@ class NodeClient:
 
     Args:
         url: ``http://HOST:PORT`` of the broker's direct frontend.
+        limits: How much of an answer is taken.
+        on_fault: Told of every node whose answer breaks a limit.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        limits: AnswerLimits | None = None,
+        on_fault: Callable[[str, NodeFault], None] = lambda node, fault: None,  # noqa: ARG005
+    ) -> None:
         self._url = url.rstrip("/")
+        self._limits = limits or AnswerLimits()
+        self._on_fault = on_fault
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -89,7 +101,7 @@ class NodeClient:
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=_ASK,
-                headers={"Accept-Encoding": "identity", "User-Agent": "comfy-fleet"},
+                headers={**PLAIN, "User-Agent": "comfy-fleet"},
                 auto_decompress=False,
                 trust_env=False,
             )
@@ -132,12 +144,14 @@ class NodeClient:
         headers = {NODE: node, JOB: job, "Content-Type": "application/json"}
         try:
             response = await self._send("POST", "/prompt", headers, data=body, patience=_SEND)
+            answer = await self._decoded(response, node, "/prompt")
+        except NodeFault as error:
+            return PostUnknown(error.message)
         except _BROKEN as error:
             return PostUnknown(_words(error))
         if NODE not in response.headers and response.status in (502, 504):
             # HAProxy lost the node in between, or waited for it in vain.
             return PostUnknown(f"the broker answered {response.status}")
-        answer = decode(response.content)
         return PostAnswered(
             response.status,
             answer if isinstance(answer, dict) else None,
@@ -146,9 +160,9 @@ class NodeClient:
 
     async def queue_state(self, node: str, run: str) -> QueueAnswered | AskFailed:
         """Ask where the run is. Never raises for what the node or the broker does."""
-        answer = await self._ask(node, "/queue")
-        if isinstance(answer, str):
-            return AskFailed("queue", answer)
+        answer = await self._ask(node, "queue", "/queue")
+        if isinstance(answer, AskFailed):
+            return answer
         running, pending = answer.get("queue_running"), answer.get("queue_pending")
         if not isinstance(running, list) or not isinstance(pending, list):
             return AskFailed("queue", "error")
@@ -158,9 +172,9 @@ class NodeClient:
 
     async def history(self, node: str, run: str) -> HistoryAnswered | AskFailed:
         """Ask for the run's history entry. Never raises for what the node or the broker does."""
-        answer = await self._ask(node, f"/history/{run}")
-        if isinstance(answer, str):
-            return AskFailed("history", answer)
+        answer = await self._ask(node, "history", f"/history/{run}")
+        if isinstance(answer, AskFailed):
+            return answer
         entry = answer.get(run)
         return HistoryAnswered(entry if isinstance(entry, dict) else None)
 
@@ -301,22 +315,44 @@ class NodeClient:
         async with self._open().request(
             method, self._at(path), headers=headers, data=data, timeout=patience, allow_redirects=False
         ) as response:
-            return _Answer(response.status, response.headers, await response.read())
+            chunks = response.content.iter_chunked(CHUNK_BYTES)
+            try:
+                body = await read_body(response.headers, chunks, self._limits, what=_call_of(path))
+            except NodeFault as fault:
+                raise self._blamed(headers[NODE], fault) from None
+            return _Answer(response.status, response.headers, body)
 
-    async def _ask(self, node: str, path: str) -> dict[str, Any] | AskFailure:
+    async def _decoded(self, answer: _Answer, node: str, path: str) -> Any:
+        """Return an answer's JSON, or None if it is none. Raises NodeFault."""
+        try:
+            return await decoded(answer.content, self._limits, what=_call_of(path))
+        except NodeFault as fault:
+            raise self._blamed(node, fault) from None
+
+    def _blamed(self, node: str, fault: NodeFault) -> NodeFault:
+        fault.details["node"] = node
+        self._on_fault(node, fault)
+        return fault
+
+    async def _ask(self, node: str, what: str, path: str) -> dict[str, Any] | AskFailed:
+        def failed(kind: AskFailure, why: str = "") -> AskFailed:
+            return AskFailed(what, kind, why)
+
         try:
             response = await self._get(path, node)
+            if NODE not in response.headers:
+                return failed("node_down" if response.status == 503 else "error")
+            answer = await self._decoded(response, node, path) if response.status == 200 else None
+        except NodeFault as fault:
+            return failed("unusable", fault.message)
         except aiohttp.ConnectionTimeoutError:
-            return "unreachable"
+            return failed("unreachable")
         except TimeoutError:
-            return "error"
+            return failed("error")
         except _BROKEN:
             # A node that breaks off makes HAProxy answer 502: a broken connection is HAProxy's own end.
-            return "unreachable"
-        if NODE not in response.headers:
-            return "node_down" if response.status == 503 else "error"
-        answer = decode(response.content) if response.status == 200 else None
-        return answer if isinstance(answer, dict) else "error"
+            return failed("unreachable")
+        return answer if isinstance(answer, dict) else failed("error")
 
     async def _get(self, path: str, node: str) -> _Answer:
         try:
@@ -330,7 +366,7 @@ class NodeClient:
     async def _tell(self, node: str, path: str, body: Mapping[str, Any]) -> bool:
         try:
             response = await self._send("POST", path, {NODE: node, **_JSON}, data=orjson.dumps(body))
-        except _BROKEN:
+        except (NodeFault, *_BROKEN):
             return False
         return response.status == 200 and NODE in response.headers
 
@@ -357,7 +393,7 @@ class NodeClient:
             raise NodeError(f"{path} on node {node}: {_words(error)}", details={"node": node}) from error
         if response.status != 200 or NODE not in response.headers:
             raise _refused(node, path, response.status, response.headers)
-        return decode(response.content)
+        return await self._decoded(response, node, path)
 
 
 class _Form:
@@ -399,6 +435,11 @@ def _quoted(name: str) -> str:
 
 def _holds(rows: list[Any], run: str) -> bool:
     return any(isinstance(row, list) and len(row) > 1 and row[1] == run for row in rows)
+
+
+def _call_of(path: str) -> str:
+    """Return a call's name for people: a run's id says nothing about the node."""
+    return f"/{path.split('/')[1]}"
 
 
 def _refused(node: str, path: str, status: int, headers: Mapping[str, str]) -> NodeError:

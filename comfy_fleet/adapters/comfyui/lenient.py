@@ -1,23 +1,47 @@
 """JSON as nodes write it."""
 
 import json
+import math
 from typing import Any
 
 import orjson
 
+_EXACT_DIGITS = 18
+"""So many digits fit into 64 bits, with or without a sign."""
+_MOST_DIGITS = 400
+"""A longer number is beyond every float."""
+
 
 def decode(text: bytes | str) -> Any:
-    """Return the value; None if it is no JSON.
+    """Return the value; None if it is no JSON. ``orjson`` can write whatever comes back.
 
-    Nodes let NaN through, and halves of characters (``"\\udcff"``) from file names and cut texts. Only the
-    slower reader takes them. A question mark is left of the halves: nobody could write them again.
+    Nodes let NaN and infinities through, integers of any size, and halves of characters (``"\\udcff"``) from
+    file names and cut texts. Only the slower reader takes them. An integer that 64 bits don't hold becomes a
+    float, and half a character a question mark: nobody could write them again.
     """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
-        whole = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
+        if not isinstance(text, str):
+            text = bytes(text).decode("utf-8-sig", "replace")
+        value = json.loads(text, parse_int=_whole, parse_float=_real)
+        whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         return json.loads(whole)
     except (ValueError, RecursionError):
         return None
+
+
+def _whole(digits: str) -> int | float:
+    if len(digits) <= _EXACT_DIGITS:
+        return int(digits)
+    if len(digits) <= _EXACT_DIGITS + 3 and -(2**63) <= (number := int(digits)) < 2**64:
+        return number
+    return _real(digits)
+
+
+def _real(digits: str) -> float:
+    if len(digits) > _MOST_DIGITS and digits.lstrip("-").isdecimal():
+        return -math.inf if digits.startswith("-") else math.inf
+    return float(digits)
