@@ -8,6 +8,8 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.comfyui.answers import AnswerLimits
+from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import ServerClock, connect, subscriber
@@ -19,6 +21,7 @@ from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.adapters.secrets import SecretBox
+from comfy_fleet.services.faults import NodeFaults
 from comfy_fleet.settings import Settings
 
 
@@ -65,6 +68,15 @@ async def open_beats(settings: Settings) -> AsyncIterator[RedisRunStore]:
         yield RedisRunStore(redis)
     finally:
         await redis.aclose()
+
+
+def open_nodes(settings: Settings, stores: Stores) -> NodeClient:
+    """Return a client of all nodes; whose answers break a limit is counted against them."""
+    return NodeClient(
+        settings.direct_url,
+        limits=AnswerLimits(size=settings.node_answer_bytes, seconds=settings.node_answer_s),
+        on_fault=NodeFaults(stores.nodes, limit=settings.quarantine_faults),
+    )
 
 
 def open_assets(settings: Settings, stores: Stores) -> FileAssetStore:

@@ -16,7 +16,6 @@ from uuid import uuid4
 import orjson
 import uvloop
 
-from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.events import WAKE
 from comfy_fleet.adapters.redis.worker import RqWorker
@@ -25,6 +24,7 @@ from comfy_fleet.bootstrap import (
     calm_collector,
     open_assets,
     open_beats,
+    open_nodes,
     open_secrets,
     open_stores,
 )
@@ -117,14 +117,18 @@ async def open_dispatcher(
             while True:
                 yield (await queue.get()).decode()
 
-    async with NodeClient(settings.direct_url) as nodes, open_beats(settings) as beats:
+    async with open_nodes(settings, stores) as nodes, open_beats(settings) as beats:
         yield Dispatcher(
             name=name or f"{socket.gethostname()}.{os.getpid()}",
             runs=stores.runs,
             beats=beats,
             registry=stores.nodes,
             inventories=stores.inventories,
-            leases=LeaseClient(settings.lease_url, silence_s=settings.silence_s),
+            leases=LeaseClient(
+                settings.lease_url,
+                silence_s=settings.silence_s,
+                max_frame_bytes=settings.node_frame_bytes,
+            ),
             nodes=nodes,
             assets=open_assets(settings, stores),
             open_secret=open_secret,
@@ -144,7 +148,7 @@ async def open_dispatcher(
                 stop_wait_s=settings.stop_wait_s,
             ),
             care=CareLimits(
-                gpu_faults=settings.quarantine_faults,
+                faults=settings.quarantine_faults,
                 ooms=settings.quarantine_ooms,
                 oom_memory_s=settings.oom_memory_s,
                 free=ByPool.parse(settings.free_oom),

@@ -197,7 +197,7 @@ class NodeRegistry(Protocol):
 
         Args:
             name: The node.
-            kind: ``oom`` or ``gpu``; each is counted apart, and a success ends both.
+            kind: ``oom``, ``gpu``, ``answer`` or ``frame``; each is counted apart, and a success ends both.
             limit: How many in a row are too many.
             reason: Why it is cordoned then.
         """
@@ -243,8 +243,8 @@ class InventoryStore(Protocol):
     async def claim(self, node: str, *, ttl_s: int) -> bool:
         """Tell whether this process should ask the node now; nobody else does for that long."""
 
-    async def unclaim(self, node: str) -> None:
-        """Let another process ask the node: it did not answer this one."""
+    async def unclaim(self, node: str, *, why: str = "") -> None:
+        """Let another process ask the node; ``why`` it could not be read is shown with it."""
 
     async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
         """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
@@ -611,6 +611,7 @@ class Lease(Protocol):
 
     node: str
     close_reason: str
+    limit: str
     """Why the websocket ended; empty while it is open."""
 
     def frames(self) -> AsyncIterator[Frame | Binary]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 
+from comfy_fleet.adapters.comfyui.direct import DirectNode
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.vram import Counted, Device
 
@@ -85,8 +86,7 @@ class SystemStats:
             client: Whom to ask with; its caller closes it.
             clock: Seconds, monotonic.
         """
-        self._url = url.rstrip("/") + PATH
-        self._client = client
+        self._node = DirectNode(url, client)
         self._clock = clock
         self._stats: Mapping[str, Any] | None = None
         self._at = 0.0
@@ -96,16 +96,13 @@ class SystemStats:
         """Ask once. What was said before stays if the node does not answer.
 
         Raises:
+            NodeFault: The answer breaks a limit.
             NodeError: No answer in time, or nothing that can be read.
         """
         asked = self._clock()
-        try:
-            answer = await self._client.get(self._url, timeout=_TIMEOUT_S)
-            answer.raise_for_status()
-            stats = answer.json()
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            words = str(error) or type(error).__name__
-            raise NodeError(f"{self._url}: {words}", details={"url": self._url}) from error
+        stats = await self._node.json(PATH, timeout_s=_TIMEOUT_S)
+        if not isinstance(stats, dict):
+            raise NodeError(f"that is no ComfyUI: no JSON object at {PATH}")
         counted(stats)
         # Told some time after it was asked; by the earlier one it is never thought younger than it is.
         self._stats, self._at, self.took_s = stats, asked, self._clock() - asked

@@ -170,6 +170,8 @@ class HostAgent:
             first = member.probe.queue.orphans[0].id
             why = f"works on {first[:80]}, which no run explains; if that does not end, restart its ComfyUI"
             said.append(Verdict(word=Word.DRAIN, why=why))
+        if member.probe.faults:
+            said.append(Verdict(word=Word.DRAIN, why=next(iter(member.probe.faults.values()))))
         judgement = self._judge.of(name)
         if judgement is not None:
             said.append(judgement.verdict)

@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx
 
+from comfy_fleet.adapters.comfyui.direct import DirectNode
 from comfy_fleet.adapters.system_stats import SystemStats
-from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.domain.errors import NodeError, NodeFault
 from comfy_fleet.domain.orphans import Prompt, Queue, read_queue
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class NodeProbe:
         heard_at: When it last answered; None: never.
         busy_at: When it was last known to work, or it answered for the first time.
         trouble: Why it did not answer when it was last asked; empty: it did.
+        faults: What it answers so that no sound ComfyUI would, by call; gone with the next good answer.
         version: Its version of ComfyUI.
         freed: Whether it was asked to unload its models since it last was busy.
         frees: How often it was.
@@ -64,7 +66,8 @@ class NodeProbe:
         self.version = ""
         self.freed = False
         self.frees = 0
-        self._client = client
+        self.faults: dict[str, str] = {}
+        self._node = DirectNode(self.url, client)
         self._clock = clock
         self._interrupted: dict[str, float] = {}
         self._asked_at: float | None = None
@@ -76,6 +79,7 @@ class NodeProbe:
         self.queue = Queue()
         self.heard_at = self.busy_at = self.looked_at = self._asked_at = None
         self.freed = False
+        self.faults.clear()
         self._newest = None
 
     async def look(self) -> None:
@@ -89,10 +93,8 @@ class NodeProbe:
     async def ready(self) -> bool:
         """Return whether it answers ``/object_info``: all its node classes are loaded then."""
         try:
-            answer = await self._client.get(f"{self.url}/object_info/PreviewImage", timeout=_TIMEOUT_S)
-        except (httpx.HTTPError, httpx.InvalidURL):
-            return False
-        if answer.status_code != httpx.codes.OK:
+            await self._ask("/object_info/PreviewImage")
+        except NodeError:
             return False
         self._heard()
         self.busy_at = self._clock()
@@ -109,9 +111,9 @@ class NodeProbe:
             path, body = _removal(prompt)
             facts = {"node": self.name, "run": prompt.id, "running": prompt.running}
             try:
-                await self._client.post(f"{self.url}{path}", json=body, timeout=_TIMEOUT_S)
+                await self._ask(path, post=body)
                 logger.warning("orphan taken off the node", extra=facts)
-            except httpx.HTTPError as error:
+            except NodeError as error:
                 logger.warning("orphan can't be taken off the node", extra={**facts, "reason": str(error)})
         self._interrupted = {id_: at for id_, at in self._interrupted.items() if id_ in self.queue.prompts}
 
@@ -141,12 +143,8 @@ class NodeProbe:
     async def _newest_prompt(self) -> str | None:
         """Return the prompt that ended last; empty if there was none, None if it does not say."""
         try:
-            answer = await self._client.get(
-                f"{self.url}/history", params={"max_items": 1}, timeout=_TIMEOUT_S
-            )
-            answer.raise_for_status()
-            entries = answer.json()
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+            entries = await self._ask("/history", params={"max_items": 1})
+        except NodeError:
             return None
         return next(reversed(entries), "") if isinstance(entries, dict) else None
 
@@ -156,11 +154,9 @@ class NodeProbe:
         if self.queue.busy or self.looked_at is None:
             return
         try:
-            answer = await self._client.post(
-                f"{self.url}/free", json={"unload_models": True, "free_memory": True}, timeout=_TIMEOUT_S
-            )
-            self.freed = answer.is_success
-        except httpx.HTTPError as error:
+            await self._ask("/free", post={"unload_models": True, "free_memory": True})
+            self.freed = True
+        except NodeError as error:
             logger.warning("node can't be freed", extra={"node": self.name, "reason": str(error)})
             return
         self.frees += self.freed
@@ -169,10 +165,8 @@ class NodeProbe:
     async def _look_at_queue(self) -> None:
         began_at = self._clock()  # a slow answer tells what was true then
         try:
-            answer = await self._client.get(f"{self.url}/queue", timeout=_TIMEOUT_S)
-            answer.raise_for_status()
-            prompts = read_queue(answer.json())
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+            prompts = read_queue(await self._ask("/queue"))
+        except (NodeError, ValueError):
             return
         self._heard()
         now = self.looked_at = self._clock()
@@ -187,11 +181,30 @@ class NodeProbe:
         try:
             await self.stats.ask()
         except NodeError as error:
+            self._note("/system_stats", error)
             self.trouble = error.message
             return
+        self._note("/system_stats", None)
         self.trouble = ""
         self._heard()
         self.version = self.stats.version
+
+    async def _ask(self, path: str, **more: Any) -> Any:
+        """Ask the node and keep in mind whether its answer is one of a sound ComfyUI. Raises NodeError."""
+        call = f"/{path.split('/')[1]}"
+        try:
+            answer = await self._node.json(path, timeout_s=_TIMEOUT_S, **more)
+        except NodeError as error:
+            self._note(call, error)
+            raise
+        self._note(call, None)
+        return answer
+
+    def _note(self, call: str, error: NodeError | None) -> None:
+        if isinstance(error, NodeFault):
+            self.faults[call] = error.message
+        elif error is None:
+            self.faults.pop(call, None)
 
     def _heard(self) -> None:
         self.heard_at = self._clock()

@@ -56,6 +56,8 @@ class Pulse:
                     open_timeout=5,
                     close_timeout=1,  # nobody must wait for the goodbye of one that is frozen
                     max_size=_MOST_BYTES,
+                    max_queue=4,
+                    compression=None,
                     proxy=None,
                 ) as socket:
                     await self._listen(socket)
@@ -88,5 +90,5 @@ class Pulse:
                 case {"type": "status", "data": {"status": {"exec_info": {"queue_remaining": int(waiting)}}}}:
                     self.jobs += max(0, self._waiting - waiting)
                     self._waiting = waiting
-        except ValueError:
+        except (ValueError, RecursionError):
             return

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import httpx
 
+from comfy_fleet.adapters.comfyui.direct import DirectNode
+from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.node import Node
 from comfy_fleet.tasks import start
 
@@ -23,12 +25,17 @@ class Reach:
 
     def __init__(self) -> None:
         self._asking: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._trouble: dict[str, str] = {}
         self._client: httpx.AsyncClient | None = None
 
     def reached(self, node: Node) -> bool:
         """Return whether the node has answered at the URL that it has now."""
         url, task = self._asking.get(node.name, ("", None))
         return task is not None and url == node.url and task.done() and not task.cancelled()
+
+    def trouble(self, node: Node) -> str:
+        """Return why the node has not answered; empty while that is not known."""
+        return self._trouble.get(node.name, "")
 
     def follow(self, nodes: Sequence[Node]) -> None:
         """Ask the nodes that are new or have moved, and forget those that are gone."""
@@ -37,9 +44,10 @@ class Reach:
             if wanted.get(name) != url:
                 task.cancel()
                 del self._asking[name]
+                self._trouble.pop(name, None)
         for name, url in wanted.items():
             if name not in self._asking:
-                self._asking[name] = url, start(self._ask(url), name=f"reach {name}")
+                self._asking[name] = url, start(self._ask(name, url), name=f"reach {name}")
 
     async def stop(self) -> None:
         """Stop asking."""
@@ -50,17 +58,20 @@ class Reach:
         if self._client is not None:
             await self._client.aclose()
 
-    async def _ask(self, url: str) -> None:
+    async def _ask(self, name: str, url: str) -> None:
         if self._client is None:
             # Nodes speak plain HTTP: a context that trusts nobody is made in no time, while reading the
             # machine's certificates would hold the agent up just when its first node is waited for.
             nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             self._client = httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False, verify=nobody)
+        node = DirectNode(url, self._client)
         while True:
             try:
-                answer = await self._client.get(f"{url.rstrip('/')}/system_stats")
-                if answer.status_code == httpx.codes.OK:
+                stats = await node.json("/system_stats", timeout_s=ANSWER_WITHIN_S)
+                if isinstance(stats, dict):
+                    self._trouble.pop(name, None)
                     return
-            except (httpx.HTTPError, httpx.InvalidURL):
-                pass
+                self._trouble[name] = "that is no ComfyUI: no JSON object at /system_stats"
+            except NodeError as error:
+                self._trouble[name] = error.message
             await asyncio.sleep(ASK_EVERY_S)

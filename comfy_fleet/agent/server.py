@@ -148,7 +148,10 @@ class Agent:
         if node is None or self._heard_at is None:
             return None
         facts = Facts(
-            age_s=self._clock() - self._heard_at, grace_s=self._grace_s, reached=self._reach.reached(node)
+            age_s=self._clock() - self._heard_at,
+            grace_s=self._grace_s,
+            reached=self._reach.reached(node),
+            trouble=self._reach.trouble(node),
         )
         found = verdict(node, facts)
         if self._opinion is not None:

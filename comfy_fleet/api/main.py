@@ -17,7 +17,6 @@ import uvloop
 from starlette.types import ASGIApp
 
 from comfy_fleet.adapters.catalog import WorkflowCatalog
-from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.adapters.redis.worker import live_dispatchers
@@ -26,7 +25,15 @@ from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.v1_health import disk_probe, node_probe
-from comfy_fleet.bootstrap import Stores, calm_collector, open_assets, open_disk, open_secrets, open_stores
+from comfy_fleet.bootstrap import (
+    Stores,
+    calm_collector,
+    open_assets,
+    open_disk,
+    open_nodes,
+    open_secrets,
+    open_stores,
+)
 from comfy_fleet.domain.errors import FleetError, StoreRefuses
 from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.services.inventories import NodeInventories
@@ -192,7 +199,7 @@ async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None
     Raises:
         ConfigError: A setting is wrong.
     """
-    async with open_stores(settings) as stores, NodeClient(settings.direct_url) as nodes:
+    async with open_stores(settings) as stores, open_nodes(settings, stores) as nodes:
         deps = build(settings, stores, nodes)
         logger.info("api ready", extra={"host": settings.api_host, "port": settings.api_port})
         await server(create_app(deps), settings, deps.closing).serve(list(sockets) if sockets else None)

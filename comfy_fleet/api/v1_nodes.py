@@ -158,10 +158,13 @@ async def restart_node(request: Request, name: str) -> Response:
 
 @router.post("/nodes/{name}/refresh", summary="Read a node again")
 async def refresh_node(request: Request, name: str) -> Response:
-    """Ask it for classes, files and versions now; 504 if it does not answer."""
+    """Ask it for classes, files and versions now; 504 if it does not answer, 502 if it can't be read."""
     admin(request)
     await _state(request, name)
     if not await deps(request).inventories.refresh(name):
+        trouble = (await _state(request, name)).reading.trouble
+        if trouble:
+            raise HttpError(502, "node_unreadable", f"node {name} can't be read: {trouble}")
         raise HttpError(504, "node_silent", f"node {name} did not answer: see `fleet node show {name}`")
     return json_response(await detail(request, await _state(request, name)))
 
@@ -214,6 +217,7 @@ def state(value: NodeState) -> dict[str, Any]:
         "comfyui": value.reading.comfyui,
         "inventory": value.reading.inventory,
         "starts": value.reading.starts,
+        "trouble": value.reading.trouble,
     }
 
 

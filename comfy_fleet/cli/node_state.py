@@ -23,7 +23,9 @@ def state(node: Mapping[str, Any]) -> str:
     if node.get("cordoned"):
         return f"drain: {node.get('cordon_reason') or 'by hand'}"
     verdict = str(node.get("verdict") or "new")
-    return f"{verdict}: {node['why']}" if node.get("why") and verdict != "up" else verdict
+    if node.get("why") and verdict != "up":
+        return f"{verdict}: {node['why']}"
+    return f"{verdict}: can't be read: {node['trouble']}" if node.get("trouble") else verdict
 
 
 def row(node: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -98,6 +98,7 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "url": node["url"],
                 "state": node.get("verdict"),
                 "why": node.get("why"),
+                "can't be read": node.get("trouble") or None,
                 "last asked": (node.get("report") or {}).get("trouble"),
                 "cordoned": (node.get("cordon_reason") or "yes") if node.get("cordoned") else None,
                 "pool": node.get("pool"),

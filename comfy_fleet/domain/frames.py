@@ -47,14 +47,14 @@ class ProgressText:
     text: str
 
 
-def frame_of(message: object) -> Frame | None:
-    """Return a decoded JSON text frame, or None if it has not ComfyUI's shape."""
+def frame_of(message: object, *, size: int = 0) -> Frame | None:
+    """Return a decoded JSON text frame of ``size`` bytes, or None if it has not ComfyUI's shape."""
     if not isinstance(message, Mapping):
         return None
     type_, data = message.get("type"), message.get("data")
     if not isinstance(type_, str):
         return None
-    return Frame(type_, data if isinstance(data, Mapping) else {})
+    return Frame(type_, data if isinstance(data, Mapping) else {}, size)
 
 
 def prompt_of(frame: Frame) -> str | None:
@@ -100,7 +100,7 @@ def _number(data: bytes, offset: int) -> int | None:
 def _object(data: bytes) -> Mapping[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -152,7 +152,7 @@ def parse(object_info: object, *, replacements: object = None, version: str = ""
     if not isinstance(object_info, Mapping):
         raise ConfigError("/object_info did not answer with an object; is this URL a ComfyUI?")
     classes = {
-        name: _class_info(name, body) for name, body in object_info.items() if isinstance(body, Mapping)
+        name: _read_class(name, body) for name, body in object_info.items() if isinstance(body, Mapping)
     }
     return Inventory(classes={**_replaced(replacements, classes), **classes}, version=version)
 
@@ -283,6 +283,14 @@ def looks_like_file(value: object) -> bool:
 # ----------------------------------------------------------------------------------------------------
 
 _PACKS = "custom_nodes"
+
+
+def _read_class(name: str, body: Mapping[str, Any]) -> ClassInfo:
+    """Return a class; one that declares what nobody can make sense of is there, and takes anything."""
+    try:
+        return _class_info(name, body)
+    except Exception:  # noqa: BLE001 - one odd class must not cost the node all others
+        return ClassInfo(name=name, output_node=body.get("output_node") is True)
 
 
 def _class_info(name: str, body: Mapping[str, Any]) -> ClassInfo:

@@ -121,8 +121,8 @@ class JobError:
     """Why a job did not succeed.
 
     Codes: ``node_execution_error``, ``out_of_memory``, ``invalid_workflow``, ``node_lost``,
-    ``output_lost``, ``output_limit``, ``run_timeout``, ``deadline_exceeded``, ``gpu_fault``,
-    ``missing_asset``, ``released``, ``node_busy``, ``internal_error``.
+    ``output_lost``, ``frame_too_large``, ``output_limit``, ``run_timeout``, ``deadline_exceeded``,
+    ``gpu_fault``, ``missing_asset``, ``released``, ``node_busy``, ``internal_error``.
     """
 
     code: str

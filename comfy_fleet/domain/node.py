@@ -115,6 +115,7 @@ class Reading:
         changed_at: Unix seconds when the inventory became what it is.
         wanted: Somebody wants it to be read again.
         starts: How often the node was seen to come back.
+        trouble: Why it could not be read the last time; empty if it could.
     """
 
     inventory: str = ""
@@ -128,6 +129,7 @@ class Reading:
     changed_at: float = 0.0
     wanted: bool = False
     starts: int = 0
+    trouble: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from typing import Any
 from comfy_fleet.domain.job import Progress
 
 MAX_STEPS = 1000
+MOST = 2**53
+"""Larger steps, and more of them, are nonsense: every JSON reader takes integers up to here."""
 
 
 def weight(node: Mapping[str, Any]) -> float:
@@ -67,7 +69,8 @@ class Meter:
 
     def step(self, node: str, value: float, maximum: float) -> None:
         """Note how far a node is."""
-        if maximum <= 0 or node in self._done:
+        value, maximum = min(value, MOST), min(maximum, MOST)
+        if not (maximum > 0 and value >= -MOST) or node in self._done:  # NaN is no number, either
             return
         self.start(node)
         if node in self._weights:

@@ -56,10 +56,11 @@ class PostUnknown:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A text frame of the websocket: ``{"type": ..., "data": {...}}``."""
+    """A text frame of the websocket: ``{"type": ..., "data": {...}}``; ``size`` in bytes as it came."""
 
     type: str
     data: Mapping[str, Any]
+    size: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

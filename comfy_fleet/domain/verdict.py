@@ -33,11 +33,13 @@ class Facts:
         age_s: Seconds since the record was last confirmed by the API.
         grace_s: How old a record may be before it is no longer acted upon.
         reached: Whether the node has answered since it was added; HAProxy would take it on trust.
+        trouble: Why it has not; empty while that is not known.
     """
 
     age_s: float
     grace_s: float
     reached: bool = True
+    trouble: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,9 @@ def verdict(node: Node, facts: Facts) -> Verdict:
     if facts.age_s > facts.grace_s:
         return Verdict(word=Word.HOLD, why=f"nothing heard from the API for {facts.age_s:.0f} s")
     if not facts.reached:
-        return Verdict(word=Word.HOLD, why="has not answered yet")
+        return Verdict(
+            word=Word.HOLD, why=f"has not answered yet{f': {facts.trouble}' if facts.trouble else ''}"
+        )
     return Verdict(word=Word.READY, weight=node.weight)
 
 

@@ -26,6 +26,7 @@ from comfy_fleet.domain.run import (
     AskFailed,
     AskHistory,
     AskQueue,
+    Binary,
     CancelRequested,
     Collect,
     DeletePending,
@@ -59,6 +60,8 @@ from comfy_fleet.services.staging import StagingError, asset_places, stage
 logger = logging.getLogger(__name__)
 
 NOTE_AFTER_S = 0.1
+READ_AHEAD_BYTES, READ_AHEAD_FRAMES = 64 * 1024, 256
+"""Frames that may wait for the machine; no more is read of a node that sends faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,7 @@ class Execution:
         self._took_s: float | None = None
         self._canceled = False
         self._released = False
-        self._abandoned = False
+        self._abandoned = self._misread = False
         self._settling = False
         self._timer: asyncio.TimerHandle | None = None
         self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
@@ -273,6 +276,11 @@ class Execution:
                     await self._end(action.verdict)
                     return
                 await self._act(action)
+            if machine.misread and not self._misread:
+                self._misread = True
+                logger.warning("not understood", extra={**self._extra, "reason": machine.misread})
+            del event
+            self._events.task_done()
 
     def _set_timer(self, at: float | None) -> None:
         if self._timer:
@@ -401,9 +409,15 @@ class Execution:
             await self._tools.runs.accepted(self.claim)
 
     async def _read_frames(self, lease: Lease) -> None:
+        ahead = 0
         async for frame in lease.frames():
+            ahead += len(frame.data) if isinstance(frame, Binary) else frame.size
             self._events.put_nowait(frame)
-        self._events.put_nowait(SocketClosed(lease.close_reason))
+            del frame
+            if ahead >= READ_AHEAD_BYTES or self._events.qsize() >= READ_AHEAD_FRAMES:
+                await self._events.join()  # no more is read before this is handled
+                ahead = 0
+        self._events.put_nowait(SocketClosed(lease.close_reason, lease.limit))
 
     async def _ask(self, after_s: float, question: Callable[[], Awaitable[Event | AskFailed]]) -> None:
         if after_s > 0:

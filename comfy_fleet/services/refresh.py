@@ -98,9 +98,7 @@ class Keeper:
         if not tasks:
             return frozenset()
         await asyncio.wait(tasks.values(), timeout=patience_s)
-        return frozenset(
-            name for name, task in tasks.items() if task.done() and not task.cancelled() and task.result()
-        )
+        return frozenset(name for name, task in tasks.items() if _answered(task))
 
     def _due(self, state: NodeState) -> bool:
         if state.verdict == "down":
@@ -136,29 +134,43 @@ class Keeper:
 
     async def _fetch_once(self, name: str) -> bool:
         verdict = self._verdicts.get(name, "")
+        claimed = False
         try:
             async with self._limit:
-                if not await self._store.claim(name, ttl_s=READING_S):
-                    return await self._others_answer(name)
-                stats = await self._ask.system_stats(name)
-                answer = await self._ask.object_info(name)
-                replaced = await self._ask.node_replacements(name)
-                parsed = await asyncio.to_thread(inventory.parse, answer, replacements=replaced)
-                outcome = await self._store.save(name, parsed, reading_of(stats))
-        except FleetError as error:
-            # A node that is down keeps its last inventory; it is asked again soon.
-            self._tried[name] = self._clock(), verdict
-            if not isinstance(error, StoreDown):
-                await self._give_back(name)
-            logger.debug("no inventory", extra={"node": name, "error": str(error)})
+                claimed = await self._store.claim(name, ttl_s=READING_S)
+                outcome = await self._read(name) if claimed else ""
+            if not claimed:  # whoever has it may have died: others are read meanwhile
+                return await self._others_answer(name)
+        except StoreDown as error:
+            self._failed(name, verdict, error)
             return False
-        if outcome == "changed":
-            logger.info("node read", extra={"node": name, "classes": len(parsed.classes)})
+        except Exception as error:  # noqa: BLE001 - a node that can't be read is no trouble of who asked
+            self._failed(name, verdict, error)
+            if claimed:
+                # A node that is down keeps its last inventory; it is asked again soon.
+                await self._give_back(name, "" if verdict == "down" else _words(error))
+            return False
         return outcome != "unknown"
 
-    async def _give_back(self, name: str) -> None:
+    def _failed(self, name: str, verdict: str, error: Exception) -> None:
+        self._tried[name] = self._clock(), verdict
+        level = logging.DEBUG if isinstance(error, FleetError) else logging.WARNING
+        logger.log(level, "no inventory", extra={"node": name, "error": _words(error)})
+
+    async def _read(self, name: str) -> str:
+        """Ask a node and keep what it has; returns what the store says of it."""
+        stats = await self._ask.system_stats(name)
+        answer = await self._ask.object_info(name)
+        replaced = await self._ask.node_replacements(name)
+        parsed = await asyncio.to_thread(inventory.parse, answer, replacements=replaced)
+        outcome = await self._store.save(name, parsed, reading_of(stats))
+        if outcome == "changed":
+            logger.info("node read", extra={"node": name, "classes": len(parsed.classes)})
+        return outcome
+
+    async def _give_back(self, name: str, why: str) -> None:
         try:
-            await self._store.unclaim(name)
+            await self._store.unclaim(name, why=why)
         except StoreDown as error:
             logger.debug("reading not given back", extra={"node": name, "error": str(error)})
 
@@ -178,3 +190,13 @@ class Keeper:
     async def _read_at(self, name: str) -> float | None:
         state = await self._registry.state(name)
         return None if state is None else state.reading.read_at
+
+
+def _answered(task: asyncio.Task[bool]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None and task.result()
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, FleetError):
+        return error.message
+    return f"{type(error).__name__}: {error}"[:300]

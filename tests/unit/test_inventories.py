@@ -82,7 +82,7 @@ class World:
     async def claim(self, node: str, *, ttl_s: int) -> bool:
         return node in self.answers
 
-    async def unclaim(self, node: str) -> None:
+    async def unclaim(self, node: str, *, why: str = "") -> None:
         pass
 
     async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:

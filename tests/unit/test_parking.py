@@ -17,6 +17,7 @@ class Granted:
     """A lease on a node."""
 
     close_reason = ""
+    limit = ""
 
     def __init__(self, node: str) -> None:
         self.node = node

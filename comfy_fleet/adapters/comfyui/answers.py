@@ -11,10 +11,13 @@ from typing import Any
 
 from comfy_fleet.adapters.comfyui.lenient import decode
 from comfy_fleet.domain.errors import NodeFault
+from comfy_fleet.timeouts import Timeout
 
 MIB = 1024 * 1024
 MAX_VALUES = 500_000
-"""Values in one JSON answer. ``[],[],`` takes twenty times its own size in memory, so bytes alone say little."""
+"""Values in one JSON answer: ``[],[],`` takes twenty times its own size in memory, so bytes say little."""
+MAX_CLASS_VALUES = 4_000_000
+"""The same of ``/object_info``: a thousand classes, each with the names of all model files."""
 OFF_LOOP_BYTES = 256 * 1024
 """Larger answers are decoded in a thread."""
 PLAIN = {"Accept-Encoding": "identity"}
@@ -29,11 +32,13 @@ class AnswerLimits:
         size: Bytes (``FLEET_NODE_ANSWER_BYTES``).
         seconds: From its head to its end (``FLEET_NODE_ANSWER_S``).
         values: JSON values, counted by their separators.
+        class_values: The same of ``/object_info``.
     """
 
     size: int = 32 * MIB
     seconds: float = 60.0
     values: int = MAX_VALUES
+    class_values: int = MAX_CLASS_VALUES
 
 
 def shown(size: int) -> str:
@@ -76,8 +81,9 @@ async def read_body(
     """
     check_head(headers, limits, what=what)
     body = bytearray()
+    timer = Timeout(limits.seconds)
     try:
-        async with asyncio.timeout(limits.seconds) as timer:
+        async with timer:
             async for chunk in chunks:
                 if len(body) + len(chunk) > limits.size:
                     raise _too_long(limits, what)
@@ -98,24 +104,27 @@ async def decoded(body: bytes, limits: AnswerLimits, *, what: str) -> Any:
     Raises:
         NodeFault: It is made of more values than may be.
     """
-    check_values(body, limits, what=what)
+    check_values(body, limits.class_values if what == "/object_info" else limits.values, what=what)
     if len(body) > OFF_LOOP_BYTES:
         return await asyncio.to_thread(decode, body)
     return decode(body)
 
 
-def check_values(body: bytes, limits: AnswerLimits, *, what: str) -> None:
+def check_values(body: bytes | str, most: int, *, what: str) -> None:
     """Count what JSON would be made of, before it is.
 
     Raises:
         NodeFault: It is more than may be.
     """
-    if len(body) <= limits.values:
+    if len(body) <= most:
         return
-    if sum(map(body.count, (b",", b"[", b"{", b":"))) > limits.values:
+    if isinstance(body, str):
+        count = sum(map(body.count, ",[{:"))
+    else:
+        count = sum(map(body.count, (b",", b"[", b"{", b":")))
+    if count > most:
         raise NodeFault(
-            f"{what} answered with JSON of more than {limits.values} values",
-            details={"limit": "values", "values": limits.values},
+            f"{what} came as JSON of more than {most} values", details={"limit": "values", "values": most}
         )
 
 

@@ -49,8 +49,8 @@ _JSON = {"Content-Type": "application/json"}
 # The broker is next door: what it does not accept in two seconds it does not accept at all.
 _CONNECT_S = 2.0
 # A model load can hold a node's event loop up for a minute. A question gives up before and is asked again;
-# a POST that gave up would leave open whether the prompt is there. HAProxy bounds the time to an answer's head
-# (its `timeout server`), AnswerLimits that from there to its end.
+# a POST that gave up would leave open whether the prompt is there.
+# HAProxy bounds the time to an answer's head (its `timeout server`), AnswerLimits that from there to its end.
 _ASK = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=10.0)
 _SEND = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=60.0)
 _KEEPALIVE_S = 3.0  # HAProxy closes idle connections after five seconds; ours must be gone before
@@ -84,7 +84,7 @@ class NodeClient:
         url: str,
         *,
         limits: AnswerLimits | None = None,
-        on_fault: Callable[[str, NodeFault], None] = lambda node, fault: None,  # noqa: ARG005
+        on_fault: Callable[[str, NodeFault], None] = lambda node, fault: None,
     ) -> None:
         self._url = url.rstrip("/")
         self._limits = limits or AnswerLimits()

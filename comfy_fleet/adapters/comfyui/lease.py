@@ -3,26 +3,65 @@
 HAProxy chooses the node and names it in ``X-Fleet-Node`` of its ``101``, or refuses at once with ``503``.
 """
 
+import asyncio
 import contextlib
 import socket
 import struct
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.frames import DATA_OPCODES, CloseCode
+from websockets.frames import Frame as WireFrame
+from websockets.protocol import Event
 
+from comfy_fleet.adapters.comfyui.answers import MAX_VALUES, MIB, OFF_LOOP_BYTES, check_values, shown
 from comfy_fleet.adapters.comfyui.lenient import decode
+from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.frames import frame_of
 from comfy_fleet.domain.run_messages import Binary, Frame
 from comfy_fleet.ports import NoLease
 
 MAX_NODES = 64  # HAProxy looks at no more
-MAX_FRAME_BYTES = 256 * 1024 * 1024  # a picture that comes as a frame is as large as it wants to be
+MAX_FRAME_BYTES = 32 * MIB
+READ_AHEAD_BYTES = 2 * MIB  # frames that may wait for whoever handles them; a larger one waits alone
+_FRAME_COST = 512  # bytes that even an empty frame takes while it waits
 PING_EVERY_S = 5.0  # HAProxy frees the slot of a dispatcher that is silent for 20 s
 
 # Close without lingering: the kernel sends a reset, and HAProxy frees the slot without waiting for the node.
 _RESET = struct.pack("ii", 1, 0)
+
+
+class _Connection(ClientConnection):
+    """Reads from the network only while few bytes of whole messages wait to be handled."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._costs: deque[int] = deque()
+        self._waiting = self._part = 0
+
+    def process_event(self, event: Event) -> None:
+        super().process_event(event)
+        if not isinstance(event, WireFrame) or event.opcode not in DATA_OPCODES:
+            return
+        self._part += len(event.data) + _FRAME_COST
+        if event.fin:
+            self._costs.append(self._part)
+            self._waiting += self._part
+            self._part = 0
+            if self._waiting > READ_AHEAD_BYTES:
+                with contextlib.suppress(RuntimeError):  # it is closing
+                    self.transport.pause_reading()
+
+    def handled(self) -> None:
+        """Take note that the first message that waited needs no memory any more."""
+        self._waiting -= self._costs.popleft() if self._costs else 0
+        if self._waiting <= READ_AHEAD_BYTES:
+            with contextlib.suppress(RuntimeError):
+                self.transport.resume_reading()
 
 
 class WebsocketLease:
@@ -31,11 +70,14 @@ class WebsocketLease:
     Attributes:
         node: The node that HAProxy chose.
         close_reason: Why the websocket ended; empty while it is open.
+        limit: The limit that a frame broke, in words; it ended the websocket.
     """
 
-    def __init__(self, connection: ClientConnection, node: str) -> None:
+    def __init__(self, connection: _Connection, node: str, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.node = node
         self.close_reason = ""
+        self.limit = ""
+        self._max_frame_bytes = max_frame_bytes
         self._connection = connection
         self._released = False
 
@@ -45,11 +87,31 @@ class WebsocketLease:
             while True:
                 message = await self._connection.recv()
                 if isinstance(message, bytes):
-                    yield Binary(message)
-                elif (frame := frame_of(decode(message))) is not None:
+                    frame: Frame | Binary | None = Binary(message)
+                else:
+                    frame = await self._read(message)
+                del message
+                if frame is not None:
                     yield frame
+                del frame
+                self._connection.handled()
+        except NodeFault as fault:
+            self.limit = f"node {self.node}: {fault.message}"
+            self.release()
         except ConnectionClosed as error:
+            if error.sent is not None and error.sent.code == CloseCode.MESSAGE_TOO_BIG:
+                self.limit = (
+                    f"node {self.node} sent a websocket frame of more than {shown(self._max_frame_bytes)} "
+                    "(FLEET_NODE_FRAME_BYTES)"
+                )
             self.close_reason = self.close_reason or str(error)
+
+    async def _read(self, text: str) -> Frame | None:
+        """Decode a text frame. Raises NodeFault."""
+        size = len(text)
+        check_values(text, MAX_VALUES, what="a websocket frame")
+        value = await asyncio.to_thread(decode, text) if size > OFF_LOOP_BYTES else decode(text)
+        return frame_of(value, size=size)
 
     def release(self) -> None:
         """Give the slot back at once; safe to call again.
@@ -79,9 +141,18 @@ class LeaseClient:
         silence_s: A node that answers no ping for this long ends the websocket; a model load may hold its
             event loop up for a minute, so less than a run's own limit makes no sense.
         open_timeout_s: For the whole handshake; a frozen node answers none.
+        max_frame_bytes: A larger frame ends the websocket (``FLEET_NODE_FRAME_BYTES``).
     """
 
-    def __init__(self, url: str, *, silence_s: float = 600.0, open_timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        silence_s: float = 600.0,
+        open_timeout_s: float = 5.0,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+    ) -> None:
+        self._max_frame_bytes = max_frame_bytes
         self._url = url.rstrip("/")
         self._silence_s = silence_s
         self._open_timeout_s = open_timeout_s
@@ -107,8 +178,9 @@ class LeaseClient:
                 open_timeout=self._open_timeout_s,
                 ping_interval=PING_EVERY_S,
                 ping_timeout=self._silence_s,
-                max_size=MAX_FRAME_BYTES,
-                max_queue=64,
+                max_size=self._max_frame_bytes,
+                max_queue=None,  # frames are counted by their bytes instead
+                create_connection=_Connection,
             )
         except InvalidStatus as error:
             return _refusal(error.response.status_code, error.response.headers.get("X-Fleet-Refused"))
@@ -120,7 +192,8 @@ class LeaseClient:
             return NoLease(why="error", detail=str(error) or type(error).__name__)
         response = connection.response
         node = response.headers.get("X-Fleet-Node") if response else None
-        lease = WebsocketLease(connection, node or "")
+        assert isinstance(connection, _Connection)  # noqa: S101 - for the type checker
+        lease = WebsocketLease(connection, node or "", max_frame_bytes=self._max_frame_bytes)
         if not node:
             lease.release()
             return NoLease(

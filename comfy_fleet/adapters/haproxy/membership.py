@@ -197,7 +197,9 @@ def verdict_of(node: Node, row: Mapping[str, str], *, silent: bool) -> tuple[str
     """
     status = row.get("status", "")
     if status.startswith("MAINT"):
-        why = agent_silent(row)
+        # An agent that has not heard of the node answers nothing.
+        unasked = row.get("agent_status", "").endswith("L7RSP")
+        why = "agent not asked yet" if unasked else agent_silent(row)
         return "new", f"waits for its first answer ({why})" if why else "waits for its first answer"
     if status.startswith("DOWN"):
         return "down", _why_down(row)

@@ -20,6 +20,8 @@ from comfy_fleet.domain.inputs import Growth, Inputs, InputSpec
 from comfy_fleet.domain.inventory import ClassInfo, Inventory
 from comfy_fleet.domain.node import Reading
 
+MAX_WHY = 400
+"""Characters of the reason why a node can't be read."""
 NEEDS_S = 30 * 86400
 """How long needs outlive the last job that was submitted with them; without them a node decides by itself."""
 
@@ -39,10 +41,9 @@ class RedisInventories:
         """Tell whether this process should ask the node now; nobody else does for that long."""
         return bool(await self._scripts.call("claim_reading", node, ttl_s))
 
-    async def unclaim(self, node: str) -> None:
-        """Let another process ask the node: it did not answer this one."""
-        with store_errors():
-            await self._redis.delete(f"fleet:reading:{node}")
+    async def unclaim(self, node: str, *, why: str = "") -> None:
+        """Let another process ask the node; ``why`` it could not be read is shown with it."""
+        await self._scripts.call("unclaim_reading", node, why[:MAX_WHY])
 
     async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
         """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""

@@ -185,7 +185,7 @@ class RedisNodeRegistry:
 
         Args:
             name: The node.
-            kind: ``oom`` or ``gpu``; each is counted apart, and a success ends both.
+            kind: ``oom``, ``gpu``, ``answer`` or ``frame``; each is counted apart, and a success ends both.
             limit: How many in a row are too many.
             reason: Why it is cordoned then.
 
@@ -285,6 +285,7 @@ def _reading(live: Mapping[str, str]) -> Reading:
         changed_at=float(live.get("changed", 0)),
         wanted=live.get("wanted") == "1",
         starts=int(live.get("starts", 0)),
+        trouble=live.get("unread", ""),
     )
 
 
@@ -293,14 +294,20 @@ def _why(live: Mapping[str, str]) -> str:
 
     If HAProxy only knows that its agent said so, the agent knows why; one that neither gives nor takes has
     not given back what it took before. And where ComfyUI does not answer HAProxy, an agent that drained it
-    and still speaks knows more: that it starts, or how it ended.
+    and still speaks knows more: that it starts, or how it ended. Of a new node its agent knows why it does
+    not answer. An agent that is gone may have taken its ComfyUIs along.
     """
     why, seen = live.get("why", ""), live.get("agent_why", "")
-    word = live.get("agent_word")
+    word, verdict = live.get("agent_word"), live.get("verdict", "new")
+    if "agent_gone" in live:
+        if verdict == "down" and live["agent_gone"]:
+            return f"agent of {live.get('host', '')} silent for {live['agent_gone']} s ({why})"
+    elif verdict == "new" and seen:
+        return seen
     if seen and why == AGENT_DRAINS and word in ("drain", "down", "hold"):
         return seen
     speaks = "agent_gone" not in live and live.get("cordoned") != "1"
-    if seen and live.get("verdict") == "down" and word == "drain" and speaks:
+    if seen and verdict == "down" and word == "drain" and speaks:
         return f"{seen} ({why})"
     return why
 

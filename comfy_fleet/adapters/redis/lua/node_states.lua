@@ -15,14 +15,16 @@ for _, name in ipairs(names) do
       end
     end
     local live = redis.call('HGETALL', 'fleet:node:' .. name)
+    local verdict, host
     for i = 1, #live, 2 do
-      if live[i] == 'verdict' then
-        -- What its agent said last explains nothing if that is gone, too.
-        if live[i + 1] == 'down' and redis.call('EXISTS', 'fleet:report:' .. name) == 0 then
-          live[#live + 1], live[#live + 2] = 'agent_gone', '1'
-        end
-        break
-      end
+      if live[i] == 'verdict' then verdict = live[i + 1] end
+      if live[i] == 'host' then host = live[i + 1] end
+    end
+    -- What its agent said last explains nothing if that is gone, too; then since when, in seconds.
+    if verdict ~= 'up' and redis.call('EXISTS', 'fleet:report:' .. name) == 0 then
+      local at = host and redis.call('ZSCORE', 'fleet:hosts', host)
+      live[#live + 1] = 'agent_gone'
+      live[#live + 1] = at and tostring(math.floor(now() - tonumber(at))) or ''
     end
     rows[#rows + 1] = { name, record, live,
       redis.call('GET', 'fleet:lease:' .. name) or '', work }

@@ -210,7 +210,7 @@ local function node_started(node)
   unloaded(node)
   redis.call('HINCRBY', key, 'starts', 1)
   redis.call('HSET', key, 'wanted', 1)
-  redis.call('HDEL', key, 'strikes_oom', 'strikes_gpu', 'restart')
+  redis.call('HDEL', key, 'strikes_oom', 'strikes_gpu', 'strikes_answer', 'strikes_frame', 'restart')
   if redis.call('HGET', key, 'quarantined') == '1' then
     redis.call('HSET', key, 'cordoned', 0, 'cordon_reason', '')
     redis.call('HDEL', key, 'quarantined')
@@ -293,7 +293,7 @@ local function end_job(id, status, err, result, at)
   if f[4] and redis.call('HEXISTS', 'fleet:nodes', f[4]) == 1 then
     local node = 'fleet:node:' .. f[4]
     redis.call('HINCRBY', node, status, 1)
-    if status == 'succeeded' then redis.call('HDEL', node, 'strikes_oom', 'strikes_gpu', 'renewed') end
+    if status == 'succeeded' then redis.call('HDEL', node, 'strikes_oom', 'strikes_gpu', 'strikes_answer', 'strikes_frame', 'renewed') end
     if status == 'failed' then note_error(f[4], id, err, at) end
   end
   discard(id, at)

@@ -10,6 +10,7 @@ redis.call('SET', 'fleet:inventory:' .. digest, ARGV[3])
 redis.call('SADD', 'fleet:inventory:' .. digest .. ':nodes', node)
 redis.call('HSET', key, 'inventory', digest, 'read', at, unpack(ARGV, 4))
 redis.call('DEL', 'fleet:reading:' .. node)
+redis.call('HDEL', key, 'unread')
 local has = redis.call('HMGET', key, 'comfyui', 'vram', 'gpu')
 if had[4] and had[4] ~= has[3] then redis.call('HDEL', key, 'speed', 'speeds') end  -- another card
 if had[1] == digest and had[2] == has[1] and had[3] == has[2] then return 'same' end

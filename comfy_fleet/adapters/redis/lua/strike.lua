@@ -1,5 +1,5 @@
 -- A job failed because of its node: count it, and cordon the node when there were too many in a row.
--- ARGV: node, kind (oom | gpu), limit, reason.  Returns how many in a row; negative if it was cordoned now.
+-- ARGV: node, kind (oom | gpu | answer | frame), limit, reason.  Returns how many in a row; negative if it was cordoned now.
 local node, kind, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local key = 'fleet:node:' .. node
 if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return 0 end

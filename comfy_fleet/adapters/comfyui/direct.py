@@ -1,0 +1,98 @@
+"""A ComfyUI asked at its own URL, as agents do: past the broker, within the same limits."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from comfy_fleet.adapters.comfyui.answers import PLAIN, AnswerLimits, decoded, read_body
+from comfy_fleet.domain.errors import NodeError, NodeFault
+from comfy_fleet.timeouts import Timeout
+
+logger = logging.getLogger(__name__)
+
+LIMITS = AnswerLimits(seconds=10.0)
+_HINTS = {401: "it wants a password", 403: "it refuses the fleet", 404: "that is no ComfyUI"}
+
+
+class DirectNode:
+    """One ComfyUI.
+
+    Args:
+        url: Its base URL.
+        client: Whom to ask with; its caller closes it.
+        limits: How much of an answer is taken.
+    """
+
+    def __init__(self, url: str, client: httpx.AsyncClient, limits: AnswerLimits = LIMITS) -> None:
+        self.url = url.rstrip("/")
+        self._client = client
+        self._limits = limits
+
+    async def json(
+        self,
+        path: str,
+        *,
+        timeout_s: float,
+        post: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Ask, and return what the answer's JSON says; None if it is none.
+
+        Args:
+            path: What to ask for.
+            timeout_s: For the answer's head, and between two pieces of it.
+            post: Sent by POST, if given.
+            params: The query.
+
+        Raises:
+            NodeFault: The answer breaks a limit.
+            NodeError: No answer in time, or not 200; the message says why in words.
+        """
+        try:
+            async with (
+                Timeout(timeout_s + self._limits.seconds),
+                self._client.stream(
+                    "GET" if post is None else "POST",
+                    f"{self.url}{path}",
+                    params=params,
+                    json=post,
+                    timeout=timeout_s,
+                    headers=PLAIN,
+                ) as answer,
+            ):
+                if answer.status_code != httpx.codes.OK:
+                    hint = _HINTS.get(answer.status_code)
+                    words = f"{answer.status_code} at {path}"
+                    raise NodeError(f"{hint}: {words}" if hint else f"it answered {words}")
+                body = await read_body(answer.headers, answer.aiter_bytes(), self._limits, what=path)
+            return await decoded(body, self._limits, what=path)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise NodeError(why_silent(self.url, error, timeout_s), details={"url": self.url}) from error
+
+
+def why_silent(url: str, error: Exception, timeout_s: float) -> str:
+    """Say in words why there was no answer from a URL."""
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"nothing answers at {url}: no connection within {timeout_s:g} s"
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return f"no answer from {url} within {timeout_s:g} s"
+    words = str(error) or type(error).__name__
+    if isinstance(error, httpx.ConnectError):
+        cause = _root(error)
+        if isinstance(cause, ConnectionRefusedError) or "All connection attempts failed" in words:
+            return f"nothing listens at {url}: connection refused"
+        return f"no connection to {url}: {words}"
+    if isinstance(error, httpx.RemoteProtocolError):
+        return f"what listens at {url} speaks no HTTP: {words}"
+    return f"{url}: {words}"
+
+
+def _root(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+__all__ = ["LIMITS", "DirectNode", "NodeFault", "why_silent"]
