@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import chain, islice
 from typing import Any
 from uuid import uuid4
 
@@ -34,6 +35,7 @@ from comfy_fleet.tasks import forever, start
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
+MOST_SEEN = 10_000  # prompts in one heartbeat; the API takes no more
 _PROBES_PER_S = 100  # of a central agent: with more nodes each is looked at less often
 _FIND_PID_EVERY_S = 5.0
 _WELL = Verdict(word=Word.READY, weight=100)
@@ -191,6 +193,7 @@ class HostAgent:
 
     def heartbeat(self) -> Heartbeat:
         """Return everything that was seen."""
+        members = list(self.members.values())
         return Heartbeat(
             host=self.host,
             instance=self._instance,
@@ -200,7 +203,7 @@ class HostAgent:
             gpus=[gpu_facts(gpu) for gpu in self._gpus.gpus],
             gpus_why="" if self._gpus.why is Nvml.OK else self._why_no_gpus(),
             nodes=[self._report(member) for member in self.members.values()],
-            seen=[prompt for member in self.members.values() for prompt in member.probe.queue.prompts],
+            seen=list(islice(chain.from_iterable(one.probe.queue.prompts for one in members), MOST_SEEN)),
             leaving=[
                 member.name
                 for member in self.members.values()
@@ -260,9 +263,9 @@ class HostAgent:
             "gpu": member.gpu,
             "weight": said.weight,
             "vram": dict(self._judge.facts(member.name)),
-            "version": probe.version,
+            "version": probe.version[:80],
             "busy": probe.queue.busy,
-            "orphans": [prompt.id for prompt in probe.queue.orphans],
+            "orphans": [prompt.id for prompt in probe.queue.orphans[:20]],
             "trouble": probe.trouble[:300],
             "answered_s_ago": None if probe.heard_at is None else round(now - probe.heard_at, 1),
             "cleans": member.folders is not None,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -27,6 +28,31 @@ router = APIRouter(tags=["hosts"])
 NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
 _JOINS = 16  # nodes that are registered side by side
 PromptId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+MAX_FACTS_BYTES, MAX_FACTS_DEPTH = 16 * 1024, 16
+"""Of what an agent tells of one node or GPU in a form of its own: it is kept and shown as it is."""
+
+
+def _bounded(facts: dict[str, Any]) -> dict[str, Any]:
+    if _depth(facts) > MAX_FACTS_DEPTH:
+        raise ValueError(f"must not be nested deeper than {MAX_FACTS_DEPTH} levels")
+    if len(orjson.dumps(facts)) > MAX_FACTS_BYTES:
+        raise ValueError(f"must not be longer than {MAX_FACTS_BYTES} bytes")
+    return facts
+
+
+def _depth(value: object) -> int:
+    """Return how deep a value is nested, counted no further than matters."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_FACTS_DEPTH:
+        inner: list[object] = []
+        for one in level:
+            inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        depth, level = depth + 1, inner
+    return depth - 1
+
+
+Facts = Annotated[dict[str, Any], AfterValidator(_bounded)]
 
 
 class SeatBody(BaseModel):
@@ -54,7 +80,7 @@ class ReportBody(BaseModel):
     boot: str = Field("", max_length=80, description="Changes with every start of its process.")
     freed: str = Field("", max_length=80, description="Changes whenever its models were unloaded.")
     seat: SeatBody | None = Field(None, description="For other agents that have a node on its GPU.")
-    facts: dict[str, Any] = Field(default_factory=dict, description="Whatever else was seen.")
+    facts: Facts = Field(default_factory=dict, description="Whatever else was seen.")
 
 
 class JoiningBody(BaseModel):
@@ -82,7 +108,7 @@ class HeartbeatBody(BaseModel):
     central: bool = False
     version: str = Field("", max_length=64)
     agent: str = Field("", max_length=300)
-    gpus: list[dict[str, Any]] = Field(default_factory=list, max_length=256)
+    gpus: list[Facts] = Field(default_factory=list, max_length=256)
     gpus_why: str = Field("", max_length=500)
     nodes: list[ReportBody] = Field(default_factory=list, max_length=10_000)
     join: list[JoiningBody] = Field(default_factory=list, max_length=256)

@@ -15,6 +15,10 @@ from typing import Any
 APART_S = 0.5
 
 
+MOST_PROMPTS, LONGEST_ID = 500, 200
+"""Of one node's queue: what an agent tells of it must not be longer than the API takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """A prompt in a node's queue.
@@ -101,7 +105,8 @@ def read_queue(body: Any) -> list[Prompt]:
     """
     match body:
         case {"queue_running": list(running), "queue_pending": list(pending)}:
-            return [_prompt(row, True) for row in running] + [_prompt(row, False) for row in pending]
+            rows = [(row, True) for row in running] + [(row, False) for row in pending]
+            return [_prompt(row, runs) for row, runs in rows[:MOST_PROMPTS]]
         case _:
             raise ValueError("the queue is not {queue_running, queue_pending}")
 
@@ -110,8 +115,9 @@ def _prompt(row: Any, running: bool) -> Prompt:
     match row:
         case [_, str(id_), _, dict(extra), *_]:
             fleet = extra.get("fleet")
-            return Prompt(id=id_, running=running, ours=isinstance(fleet, dict) and fleet.get("run") == id_)
+            ours = isinstance(fleet, dict) and fleet.get("run") == id_
+            return Prompt(id=id_[:LONGEST_ID] or "?", running=running, ours=ours)
         case [_, str(id_), *_]:
-            return Prompt(id=id_, running=running)
+            return Prompt(id=id_[:LONGEST_ID] or "?", running=running)
         case _:
             raise ValueError("a row of the queue has no prompt id")

@@ -385,7 +385,9 @@ class Run:
         self._over_limit = limit
         # What came before `execution_success` is all there is: frames are in order.
         self._broken = self._broken or not self._seen.success
-        if self.phase is Phase.OPEN:
+        if self.phase is Phase.OPEN and limit:
+            self._finish(verdicts.over_limit(limit))
+        elif self.phase is Phase.OPEN:
             self._finish(
                 verdicts.lost(
                     f"the lease ended before the prompt was posted: {reason or 'closed'}", counts=False

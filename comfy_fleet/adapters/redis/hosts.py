@@ -20,6 +20,7 @@ FRESH_S = 10
 """How long a heartbeat is shown: agents send one every second, less often while the API is in trouble."""
 SEATED_S = 60
 """How long a node keeps its place on a GPU without a word: longer than its agent's restart takes."""
+MAX_HOSTS = 1000
 _TRIES = 5
 
 
@@ -83,10 +84,15 @@ class RedisHosts:
         told = await self._scripts.call(
             "host_beat",
             *(beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks), SEATED_S, beat.instance),
-            uuid4().hex,
+            *(uuid4().hex, MAX_HOSTS),
         )
         if told == b"taken":
             raise _taken(beat.host)
+        if told == b"full":
+            raise Conflict(
+                f"{MAX_HOSTS} hosts have agents already: no more are kept",
+                details={"field": "host", "limit": MAX_HOSTS},
+            )
         nodes, explained, clear, trash, restart, neighbours, store = told
         return Orders(
             nodes=self._nodes(nodes),

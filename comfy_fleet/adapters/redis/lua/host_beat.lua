@@ -1,10 +1,18 @@
 -- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
 --   {central, reports: [{name, word, why, boot, freed, gpu, seat, facts}], seen: [RUN], leaving: [NODE],
---    deleted: [TRASH]}, then the seconds for which a seat is kept, the instance, and an id for an empty store
--- Returns 'taken' (another agent speaks for the host) or {nodes {JSON, cordoned, reason, gpu, device, speed, speeds}, explained runs, nodes that no run needs, trash,
+--    deleted: [TRASH]}, then the seconds for which a seat is kept, the instance, an id for an empty store, and how many hosts are kept
+-- Returns 'taken' (another agent speaks for the host), 'full' (too many hosts) or {nodes {JSON, cordoned, reason, gpu, device, speed, speeds}, explained runs, nodes that no run needs, trash,
 --          nodes to be restarted, others' nodes on the same GPUs {name, seat, seconds since}, the store's id}
 local host, ttl = ARGV[1], ARGV[2]
 if not admitted(host, ARGV[6]) then return 'taken' end
+local most = tonumber(ARGV[8])
+if not redis.call('ZSCORE', 'fleet:hosts', host) and redis.call('ZCARD', 'fleet:hosts') >= most then
+  -- Make room: forget those that are gone and have left no node.
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', 'fleet:hosts', '-inf', now() - tonumber(ARGV[5]))) do
+    if redis.call('EXISTS', 'fleet:host:' .. other .. ':nodes') == 0 then redis.call('ZREM', 'fleet:hosts', other) end
+  end
+  if redis.call('ZCARD', 'fleet:hosts') >= most then return 'full' end
+end
 local beat = cjson.decode(ARGV[4])
 redis.call('SET', 'fleet:host:' .. host, ARGV[3], 'EX', ttl)
 redis.call('ZADD', 'fleet:hosts', num(now()), host)

@@ -1,0 +1,189 @@
+"""A node that answers without end, or what no ComfyUI answers: it costs the fleet nothing but the node."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.conftest import free_port
+from tests.factories import picture
+from tests.hostile import ANSWERS, MIB, HostileNode, endless, frame
+
+GROWTH = 64 * MIB
+FRAME_LIMIT = 8 * MIB
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """Two quick nodes; the second one is reached through a hostile one as well."""
+    folder = tmp_path_factory.mktemp("hostile") / "data"
+    env = {"FLEET_NODE_FRAME_BYTES": str(FRAME_LIMIT)}
+    up = start_fleet(folder, "--nodes", "2", "--job-seconds", "0.1", env=env)
+    yield up
+    stop_fleet(up)
+
+
+@pytest.fixture
+def evil(up: Up) -> Iterator[HostileNode]:
+    sims = [node for node in nodes(up) if node["simulated"]]
+    with HostileNode(free_port(), str(sims[1]["url"])) as evil:
+        body = {"name": "evil", "url": evil.url, "pool": "evil"}
+        assert httpx.post(f"{up.url}/api/v1/nodes", json=body).status_code == 201
+        wait(lambda: node(up, "evil")["verdict"] == "up", up)
+        wait(lambda: bool(node(up, "evil")["inventory"]), up)
+        yield evil
+        httpx.delete(f"{up.url}/api/v1/nodes/evil", params={"force": "true"}, timeout=60)
+
+
+def nodes(up: Up) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{up.url}/api/v1/nodes").json()["nodes"]
+    return found
+
+
+def node(up: Up, name: str) -> dict[str, Any]:
+    return next(one for one in nodes(up) if one["name"] == name)
+
+
+def wait(done: Any, up: Up, timeout_s: float = 60) -> None:
+    until = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < until, node(up, "evil")
+        time.sleep(0.1)
+
+
+def processes(up: Up) -> dict[int, str]:
+    """Return the fleet's processes by pid, with their command lines."""
+    parents, words = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                words[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+    found = {up.process.pid}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: words[pid] for pid in found if pid in words}
+
+
+def memory(pid: int, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+
+
+class Grown:
+    """Measures by how much processes have grown at their largest, from now on."""
+
+    def __init__(self, up: Up) -> None:
+        self._words = processes(up)
+        for pid in self._words:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the largest size begins anew
+        self._before = {pid: memory(pid, "VmRSS") for pid in self._words}
+
+    def most(self) -> tuple[int, str]:
+        return max((memory(pid, "VmHWM") - had, self._words[pid]) for pid, had in self._before.items())
+
+
+def submit(up: Up, pool: str, color: int) -> str:
+    body = {"workflow": picture(color), "pool": pool}
+    answer = httpx.post(f"{up.url}/api/v2/jobs", json=body)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def job(up: Up, id_: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{up.url}/api/v2/jobs/{id_}").json()
+    return found
+
+
+def others_work(up: Up, color: int) -> None:
+    """A job on another node ends on time."""
+    began = time.monotonic()
+    id_ = submit(up, "default", color)
+    while not job(up, id_)["completed_at"]:
+        assert time.monotonic() - began < 10
+        time.sleep(0.05)
+    assert job(up, id_)["status"] == "succeeded"
+
+
+def out(up: Up) -> str:
+    """Return why the node is out; empty while it is not."""
+    found = node(up, "evil")
+    if found["cordoned"]:
+        return str(found["cordon_reason"])
+    return str(found["why"]) if found["verdict"] in ("drain", "down", "new") else ""
+
+
+@pytest.mark.parametrize("how", ANSWERS)
+@pytest.mark.parametrize("call", ["/system_stats", "/queue", "/object_info", "/prompt", "/history/"])
+def test_a_bad_answer_costs_the_node_and_nobody_else(up: Up, evil: HostileNode, call: str, how: str) -> None:
+    grown = Grown(up)
+    evil.bad[call] = ANSWERS[how]
+    if call == "/history/":
+        evil.frames = []
+    id_ = submit(up, "evil", 1) if call in ("/prompt", "/history/") else ""
+    if call == "/object_info":
+        for _ in range(2):
+            answer = httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60)
+            assert answer.status_code == 502, answer.text
+            assert "/object_info" in answer.json()["error"]["message"]
+    if call == "/history/":
+        wait(lambda: call in "".join(evil.asked), up)
+    wait(lambda: call.rstrip("/") in out(up), up)
+    others_work(up, 2)
+    assert {
+        "endless": "FLEET_NODE_ANSWER_BYTES",
+        "huge": "FLEET_NODE_ANSWER_BYTES",
+        "bomb": "gzip",
+        "values": "values",
+    }[how] in out(up)
+    most, who = grown.most()
+    assert most < GROWTH, (most / MIB, who)
+    if id_:
+        httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
+
+
+@pytest.mark.parametrize("call", ["/interrupt", "/free", "/upload/image", "/node_replacements"])
+def test_orders_read_no_more_than_they_must(up: Up, evil: HostileNode, call: str) -> None:
+    grown = Grown(up)
+    evil.bad[call] = endless
+    httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60)
+    id_ = submit(up, "evil", 3)
+    httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
+    others_work(up, 4)
+    most, who = grown.most()
+    assert most < GROWTH, (most / MIB, who)
+
+
+@pytest.mark.parametrize(("opcode", "size"), [(1, 1200 * MIB), (2, FRAME_LIMIT + 1), (2, 2**62)])
+def test_a_frame_beyond_the_limit_fails_the_run_with_the_limits_name(
+    up: Up, evil: HostileNode, opcode: int, size: int
+) -> None:
+    grown = Grown(up)
+    evil.frames = [frame(opcode, size), *[b"x" * MIB] * 16]
+    id_ = submit(up, "evil", 5)
+    wait(lambda: bool(job(up, id_)["completed_at"]), up)
+    found = httpx.get(f"{up.url}/api/v1/jobs/{id_}").json()
+    assert (found["status"], found["error"]["code"]) == ("failed", "frame_too_large"), found
+    assert "FLEET_NODE_FRAME_BYTES" in found["error"]["message"]
+    most, who = grown.most()
+    assert most < GROWTH, (most / MIB, who)
+
+
+def test_many_large_frames_wait_on_the_network(up: Up, evil: HostileNode) -> None:
+    grown = Grown(up)
+    size = FRAME_LIMIT - MIB
+    evil.frames = [part for _ in range(60) for part in (frame(2, size), b"\0" * size)]
+    id_ = submit(up, "evil", 6)
+    others_work(up, 7)
+    most, who = grown.most()
+    assert most < GROWTH, (most / MIB, who)
+    httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
