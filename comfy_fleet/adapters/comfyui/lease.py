@@ -43,6 +43,11 @@ class _Connection(ClientConnection):
         self._costs: deque[int] = deque()
         self._waiting = self._part = 0
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.protocol.parser_exc is not None:
+            self.transport.abort()  # who breaks the protocol or a limit won't answer a goodbye, either
+
     def process_event(self, event: Event) -> None:
         super().process_event(event)
         if not isinstance(event, WireFrame) or event.opcode not in DATA_OPCODES:

@@ -20,6 +20,7 @@ from comfy_fleet.domain.speed import speed_of
 from comfy_fleet.domain.weights import default_weight
 from comfy_fleet.timeouts import Timeout
 
+SILENT_S = 5  # an agent that was heard since is not what a node is away for
 LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
 MOVING = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
 """What :func:`read_node` wants to know of what changes about a node."""
@@ -300,7 +301,7 @@ def _why(live: Mapping[str, str]) -> str:
     why, seen = live.get("why", ""), live.get("agent_why", "")
     word, verdict = live.get("agent_word"), live.get("verdict", "new")
     if "agent_gone" in live:
-        if verdict == "down" and live["agent_gone"]:
+        if verdict == "down" and int(live["agent_gone"] or 0) >= SILENT_S:
             return f"agent of {live.get('host', '')} silent for {live['agent_gone']} s ({why})"
     elif verdict == "new" and seen:
         return seen
