@@ -15,8 +15,8 @@ from comfy_fleet.turns import NoTurn, Turns
 LINE = 8
 """So many times as many requests as are worked on may wait."""
 
-OPEN_PATHS = frozenset({"/health", "/api/v2/health", "/api/v1/health", "/api/v1/ready", "/metrics"})
-"""These say nothing about anybody's work, and the edge's health checks show no key."""
+OPEN_PATHS = frozenset({"/", "/health", "/api/v2/health", "/api/v1/health", "/api/v1/ready", "/metrics"})
+"""These say nothing about anybody's work, and neither a browser nor a health check shows a key."""
 
 _AT_ONCE = re.compile(r"/api/v1/agents/[^/]+/heartbeat|/api/v[12]/jobs/[^/]+/cancel")
 _UPLOADS = "/api/v2/assets"

@@ -1,11 +1,17 @@
 """``fleet doctor``: is this machine ready to run a fleet, and what to do about what is not."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from comfy_fleet.cli.exits import Exit
 from comfy_fleet.cli.options import Data
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from comfy_fleet.cli.checks import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -32,18 +38,22 @@ def doctor(
             ]
         )
     else:
-        from rich.table import Table
-        from rich.text import Text
-
-        styles = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
-        shown = Table(box=None, pad_edge=False, header_style="bold dim")
-        shown.add_column("", no_wrap=True)
-        shown.add_column("Check", no_wrap=True)
-        shown.add_column("Found", overflow="fold")
-        for finding in findings:
-            found = Text(finding.found)
-            if finding.do:
-                found.append(f"\n→ {finding.do}", style="cyan")
-            shown.add_row(Text(finding.verdict, style=styles[finding.verdict]), finding.check, found)
-        stdout().print(shown)
+        stdout().print(listing(findings))
     raise typer.Exit(Exit.FAILED if failed else Exit.OK)
+
+
+def listing(findings: "Sequence[Finding]") -> "Table":
+    """Return findings as a table, with what to do below each."""
+    from rich.text import Text
+
+    from comfy_fleet.cli.checks import Verdict
+    from comfy_fleet.cli.console import table
+
+    styles = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
+    rows = []
+    for finding in findings:
+        found = Text(finding.found)
+        if finding.do:
+            found.append(f"\n→ {finding.do}", style="cyan")
+        rows.append((Text(finding.verdict, style=styles[finding.verdict]), finding.check, found))
+    return table(["<", "<Check", "Found"], rows)

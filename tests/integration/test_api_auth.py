@@ -46,7 +46,9 @@ async def test_wrong_keys_get_nothing(api: Api, headers: dict[str, str]) -> None
         answer = await api.client.get(path, headers=headers)
         assert code(answer) == (401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
-    assert (await api.client.get("/api/v2/health", headers=headers)).status_code == 200
+    for path in ("/", "/health", "/api/v1/health", "/api/v2/health"):
+        assert (await api.client.get(path, headers=headers)).status_code == 200, path
+    assert (await api.client.get("/api/v1/ready", headers=headers)).status_code in (200, 503)
 
 
 async def test_both_headers_work(api: Api) -> None:

@@ -6,7 +6,9 @@ from io import StringIO
 import pytest
 from rich.text import Text
 
+from comfy_fleet.cli import checks
 from comfy_fleet.cli.console import FleetConsole, facts, json_text, printable, table
+from comfy_fleet.cli.doctor import listing
 
 ID = "6bbb1aba-0f5e-4d6f-b012-3c4d5e6f7a8b"
 URL = "http://127.0.0.1:27301/api/v2/assets/6bbb1aba-0f5e-4d6f-b012-3c4d5e6f7a8b/content?name=a.png"
@@ -47,6 +49,15 @@ def test_words_wrap_between_words_so_that_a_row_fits() -> None:
     assert len(lines) > 3
     assert max(map(len, lines)) <= 80
     assert " ".join(" ".join(lines[1:]).split()).count("nothing listens at that address") == 4
+
+
+def test_what_the_doctor_finds_is_wrapped_like_any_table() -> None:
+    path = "/srv/" + "a-long-folder/" * 6 + "haproxy"
+    found = checks.Finding(check="HAProxy", verdict=checks.Verdict.OK, found=f"2.6.12 at {path}; one thread")
+    todo = checks.Finding(check="Port", verdict=checks.Verdict.WARN, found="8188 is taken", do=f"see {path}")
+    lines = printed(listing([found, todo]))
+    assert sum(path in line for line in lines) == 2
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_in_a_pipe_a_record_is_a_line() -> None:
