@@ -29,6 +29,7 @@ import orjson
 from yarl import URL
 
 from comfy_fleet.adapters.comfyui.answers import PLAIN, AnswerLimits, decoded, read_body
+from comfy_fleet.adapters.comfyui.heads import Connector, TooManyHeads
 from comfy_fleet.domain.errors import NodeError, NodeFault, OutputGone, OutputRefused
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run_messages import (
@@ -98,7 +99,7 @@ class NodeClient:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+                connector=Connector(limit=0, keepalive_timeout=_KEEPALIVE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=_ASK,
                 headers={**PLAIN, "User-Agent": "comfy-fleet"},
@@ -312,15 +313,17 @@ class NodeClient:
         data: bytes | AsyncIterator[bytes] | None = None,
         patience: aiohttp.ClientTimeout = _ASK,
     ) -> _Answer:
-        async with self._open().request(
-            method, self._at(path), headers=headers, data=data, timeout=patience, allow_redirects=False
-        ) as response:
-            chunks = response.content.iter_chunked(CHUNK_BYTES)
-            try:
+        try:
+            async with self._open().request(
+                method, self._at(path), headers=headers, data=data, timeout=patience, allow_redirects=False
+            ) as response:
+                chunks = response.content.iter_chunked(CHUNK_BYTES)
                 body = await read_body(response.headers, chunks, self._limits, what=_call_of(path))
-            except NodeFault as fault:
-                raise self._blamed(headers[NODE], fault) from None
-            return _Answer(response.status, response.headers, body)
+                return _Answer(response.status, response.headers, body)
+        except NodeFault as fault:
+            raise self._blamed(headers[NODE], fault) from None
+        except TooManyHeads as error:
+            raise self._blamed(headers[NODE], NodeFault(f"{_call_of(path)} answered with {error}")) from None
 
     async def _decoded(self, answer: _Answer, node: str, path: str) -> Any:
         """Return an answer's JSON, or None if it is none. Raises NodeFault."""
