@@ -12,6 +12,7 @@ from starlette.routing import Match
 
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
+from comfy_fleet.domain.clip import clip
 from comfy_fleet.domain.errors import (
     AssetInUse,
     BadInput,
@@ -51,6 +52,9 @@ class HttpError(FleetError):
 
 
 logger = logging.getLogger(__name__)
+
+MAX_MESSAGE, MAX_TEXT, MAX_DETAILS = 4096, 1000, 262_144
+"""Characters of an error's message, of a text in its details, and of all of them together, about."""
 
 # The first class that fits decides.
 _STATUS: tuple[tuple[type[FleetError], int], ...] = (
@@ -94,9 +98,28 @@ def envelope(
     details: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the error envelope as a response."""
-    error: dict[str, Any] = {"code": code, "message": message, "details": dict(details) if details else None}
+    """Return the error envelope as a response; what it repeats of the request is shortened."""
+    error: dict[str, Any] = {
+        "code": code,
+        "message": clip(message, MAX_MESSAGE),
+        "details": _bounded(details, [MAX_DETAILS]) if details else None,
+    }
     return json_response({"error": error}, status, headers)
+
+
+def _bounded(value: Any, room: list[int]) -> Any:
+    """Return details with short texts, and without the entries for which no room is left."""
+    if isinstance(value, str):
+        text = clip(value, MAX_TEXT)
+        room[0] -= len(text)
+        return text
+    if isinstance(value, Mapping):
+        pairs = ((_bounded(key, room), inner) for key, inner in value.items() if room[0] > 0)
+        return {key: _bounded(inner, room) for key, inner in pairs}
+    if isinstance(value, list | tuple):
+        return [_bounded(inner, room) for inner in value if room[0] > 0]
+    room[0] -= 8
+    return value
 
 
 def fleet_error(error: FleetError) -> Response:

@@ -134,6 +134,33 @@ async def test_bad_bodies_get_the_envelope(ready: Api, body: bytes, expected: tu
     assert await ready.stores.jobs.depth() == 0
 
 
+LONG = "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {"1": {"class_type": LONG, "inputs": {}}},
+        {LONG: {"class_type": "SaveImage", "inputs": {LONG: ["2", 0]}}},
+        {"1": {"class_type": "SaveImage", "inputs": {"images": [LONG, 0]}}},
+        {"1": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
+         "2": {"class_type": "EmptyImage", "inputs": {"width": LONG}}},
+        {str(number): {"class_type": f"Class{number}" * 20, "inputs": {}} for number in range(4000)},
+    ],
+    ids=["a class", "an id", "a link", "a value", "many"],
+)  # fmt: skip
+async def test_a_refusal_is_short_however_long_the_names(ready: Api, graph: dict[str, Any]) -> None:
+    await until(lambda: ready.deps.inventories.known == {"g1"})
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": graph})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["code"] == "invalid_workflow"
+    assert error["details"]["field"] == "workflow"
+    assert error["details"]["node_errors"]
+    assert len(answer.content) < 600_000
+    assert len(graph) > 1 or len(answer.content) < 20_000
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
