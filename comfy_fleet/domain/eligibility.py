@@ -158,11 +158,17 @@ def needs_of(
         node = graph[node_id]
         class_type = node["class_type"]
         infos = [info for known in inventories if (info := known.classes.get(class_type))]
+        laid_out = [(info, info.laid_out(node["inputs"])) for info in infos]
         for name, given in node["inputs"].items():
             value = unwrapped(given)
             if not isinstance(value, str | int | float | bool):
                 continue
-            lacking = [info for info in infos if offers(info, name, value) is False]
+            # What another value of a group would bring along is not looked at, by ComfyUI neither.
+            lacking = [
+                info
+                for info, inputs in laid_out
+                if inputs.input(name) is not None and offers(info, name, value) is False
+            ]
             # Nobody may have it now: whoever gets it may take the job.
             if lacking and (
                 not any(info.may_take(name, spec, value) for info in lacking for spec in info.possible(name))

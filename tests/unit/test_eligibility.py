@@ -101,6 +101,21 @@ def test_open_values_tell_no_nodes_apart(more: dict[str, Any]) -> None:
     assert why_not(Needs(choices=frozenset({("X", "v", "b")})), candidate("a", known)) == []
 
 
+def test_what_another_value_of_a_group_brings_along_is_no_need() -> None:
+    branches = {
+        "area": {"required": {"crop": ["COMBO", {"options": ["no", "center"]}]}},
+        "factor": {"required": {"by": ["FLOAT", {}]}},
+    }
+    options = [{"key": key, "inputs": brought} for key, brought in branches.items()]
+    group = ["COMFY_DYNAMICCOMBO_V3", {"options": options}]
+    known = inventory.parse({"X": {"input": {"required": {"size": group}}, "output_node": True}})
+    left_over = {"size": "factor", "size.by": 2.0, "size.crop": "gone"}
+    assert needs_of(check({"1": {"class_type": "X", "inputs": left_over}}), Wish(), [known]) == Needs()
+    read = {"size": "area", "size.crop": "gone"}
+    needs = needs_of(check({"1": {"class_type": "X", "inputs": read}}), Wish(), [known])
+    assert needs.choices == {("X", "size.crop", "gone")}
+
+
 def test_reasons_name_the_node_s_lack() -> None:
     needs = needs_of(GRAPH, Wish(), [FULL, NO_CLASS, NO_VAE])
     assert why_not(needs, candidate("a", FULL)) == []
