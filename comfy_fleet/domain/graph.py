@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from comfy_fleet.domain.errors import MissingAsset
 from comfy_fleet.domain.file_access import KNOWN, STAGING, Use, Uses, names_prefix
+from comfy_fleet.domain.inputs import unwrapped
 from comfy_fleet.domain.saved_names import expanded, safe_path
 from comfy_fleet.domain.structure import MAX_NODES, Graph, check, is_link
 
@@ -292,6 +293,7 @@ def _literal(graph: Graph, value: object) -> str:
     """Return a prefix's text; of a link only where the other end is a node that holds a fixed text."""
     if is_link(value):
         value = graph[value[0]]["inputs"].get("value")
+    value = unwrapped(value)
     if isinstance(value, int | float):
         return str(value)  # as ComfyUI does with what is to be a text
     return value if isinstance(value, str) else ""

@@ -387,11 +387,13 @@ def _input_findings(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) ->
         yield problem(ProblemKind.MISSING_INPUT, name, f"input {name!r} is missing")
     for name, given in inputs.items():
         found = laid_out.input(name)
-        if found is None or is_link(given) or _is_asset(given) or found.upload or found.remote:
+        if found is None or is_link(given):
             continue
         if isinstance(given, list):
             message = f'{name} holds a bare list: write {{"{declared.WRAPPER}": [...]}}'
             yield problem(ProblemKind.BAD_LINK, name, message, value=given)
+            continue
+        if _is_asset(given) or found.upload or found.remote:
             continue
         value = unwrapped(given)
         try:

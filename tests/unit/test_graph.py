@@ -211,6 +211,8 @@ def test_a_run_gets_its_own_graph_and_the_original_stays() -> None:
         (7, "7"),
         (0.5, "0.5"),
         (None, "output"),
+        ({"__value__": "a/b"}, "a/b"),
+        ({"__value__": ["a"]}, "output"),
     ],
 )
 def test_prefixes_stay_below_the_runs_folder(prefix: object, expected: str) -> None:
@@ -239,8 +241,11 @@ def test_a_linked_prefix_becomes_a_text_of_the_run() -> None:
             "2": {"class_type": "StringConcatenate", "inputs": {"string_a": "a", "string_b": "b"}},
             "3": {"class_type": "SaveImage", "inputs": {"filename_prefix": ["1", 0]}},
             "4": {"class_type": "SaveVideo", "inputs": {"format.filename_prefix": ["2", 0]}},
+            "5": {"class_type": "PrimitiveString", "inputs": {"value": {"__value__": "b"}}},
+            "6": {"class_type": "SaveImage", "inputs": {"filename_prefix": ["5", 0]}},
         }
     )
+    assert made["6"]["inputs"]["filename_prefix"] == "fleet/J/R/b"
     assert made["3"]["inputs"]["filename_prefix"] == "fleet/J/R/series/a"
     assert made["4"]["inputs"]["format.filename_prefix"] == "fleet/J/R/output"
 

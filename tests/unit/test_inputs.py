@@ -85,6 +85,12 @@ INFO: dict[str, Any] = {
     },
     "Numbers": {"input": {"required": {"n": ["INT", {"min": 1, "max": 64}], "f": ["FLOAT", {"max": 2.0}]}}},
     "Many": {"input": {"required": {"tags": [["x", "y\\z"], {"multiselect": True}]}}},
+    "Pictures": {
+        "input": {
+            "required": {"image": [["a.png"], {"image_upload": True}], "far": ["STRING", {}]},
+            "optional": {"camera": ["WEBCAM", {}], "also": ["COMBO", {"remote": {"route": "/x"}}]},
+        }
+    },
     "Vae": {"input": {"required": {"vae_name": [["sub/é.safetensors", "both/x.pt", "both\\x.pt", "taesd"]]}}},
     "Out": {"input": {"required": {"any": ["*"]}}, "output_node": True},
 }
@@ -153,6 +159,13 @@ PACKED = {"mode": "a", "n": 1, "model": "m.safetensors"}
         ("Numbers", {"n": "many", "f": None}, ["n invalid_input_type", "f invalid_input_type"]),
         ("Numbers", {"n": {"__value__": 65}, "f": 1}, ["n out_of_range"]),
         ("Numbers", {"n": [1, 2, 3], "f": 1}, ["n bad_link"]),
+        ("Pictures", {"image": "mine.png", "far": "x", "camera": {"__type": "core/ASSET"}, "also": 1}, []),
+        ("Pictures", {"image": LINK, "far": LINK}, []),
+        (
+            "Pictures",
+            {"image": ["mine.png"], "far": LINK, "camera": [], "also": ["a", "b"]},
+            ["image bad_link", "camera bad_link", "also bad_link"],
+        ),
         ("Many", {"tags": {"__value__": ["x", "y/z"]}}, []),
         ("Many", {"tags": {"__value__": ["x", "w"]}}, ["tags value_not_in_list"]),
         ("Vae", {"vae_name": {"__value__": "taesd"}}, []),
