@@ -1,5 +1,6 @@
 """Records that another version wrote, or that are broken, cost only themselves."""
 
+import zlib
 from typing import Any
 from uuid import uuid4
 
@@ -7,10 +8,13 @@ import orjson
 import pytest
 
 from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain import inventory
 from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat
 from comfy_fleet.domain.job import Job, JobFilter, JobStatus, Placement, Progress
+from comfy_fleet.domain.node import Reading
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.ports import Refused
+from comfy_fleet.services.atlas import Atlas
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, submit
 
 BREAKAGES: list[tuple[str, str]] = [
@@ -145,6 +149,44 @@ async def test_a_run_whose_job_cannot_be_read_ends_and_frees_its_node(
     assert await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=9) == []
     seen = await stores.jobs.get(bad.id)
     assert seen and seen.status is JobStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [b"no zlib", zlib.compress(b"[]"), zlib.compress(b'{"classes":{"A":{"files":{"x":"new"}}},"lists":[]}')],
+    ids=["not packed", "no object", "an unknown use"],
+)
+async def test_an_inventory_that_cannot_be_read_stops_no_look(stores: Stores, packed: bytes) -> None:
+    client: Any = stores.redis
+    await add_nodes(stores, "g1", "g2")
+    await stores.inventories.save("g1", inventory.parse({"A": {}}), Reading())
+    await stores.inventories.save("g2", inventory.parse({"B": {}}), Reading())
+    digest = (await stores.nodes.states())[0].reading.inventory
+    await client.set(f"fleet:inventory:{digest}", packed)
+    atlas = Atlas(stores.nodes, stores.inventories)
+    await atlas.look()
+    assert atlas.inventory("g1") is None and atlas.inventory("g2") is not None
+
+
+async def test_an_inventory_of_an_earlier_version_is_not_used_and_read_again(stores: Stores) -> None:
+    client: Any = stores.redis
+    await add_nodes(stores, "g1")
+    await stores.inventories.save("g1", inventory.parse({"A": {}}), Reading())
+    await client.hset("fleet:node:g1", "inventory", "0123")
+    await client.set("fleet:inventory:0123", zlib.compress(b'{"classes":{"A":{}},"lists":[]}'))
+    await client.sadd("fleet:inventory:0123:nodes", "g1")
+    assert not (await stores.nodes.states())[0].reading.wanted
+    atlas = Atlas(stores.nodes, stores.inventories)
+    await atlas.look()
+    assert atlas.inventory("g1") is None
+    assert (await stores.nodes.states())[0].reading.wanted
+
+
+@pytest.mark.parametrize("raw", [b"{", b"[]", b'{"choices":[[1]]}', b'{"vram_bytes":"much"}'])
+async def test_needs_that_cannot_be_read_are_unknown(stores: Stores, raw: bytes) -> None:
+    client: Any = stores.redis
+    await client.set("fleet:needs:k", raw)
+    assert await stores.inventories.needs("k") is None
 
 
 async def test_a_node_that_was_removed_and_added_anew_is_free(stores: Stores) -> None:

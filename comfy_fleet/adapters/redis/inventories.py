@@ -13,13 +13,17 @@ import orjson
 from blake3 import blake3
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.codec import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.eligibility import Needs
 from comfy_fleet.domain.file_access import Use
 from comfy_fleet.domain.inputs import Growth, Inputs, InputSpec
 from comfy_fleet.domain.inventory import ClassInfo, Inventory
 from comfy_fleet.domain.node import Reading
+from comfy_fleet.domain.records import UNREADABLE
 
+FORMAT = "2-"
+"""Begins the hash of what is packed as :func:`pack` does it; what an earlier version packed says less."""
 MAX_WHY = 400
 """Characters of the reason why a node can't be read."""
 NEEDS_S = 30 * 86400
@@ -36,6 +40,7 @@ class RedisInventories:
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._scripts = Scripts(redis)
+        self._complaints = Complaints()
 
     async def claim(self, node: str, *, ttl_s: int) -> bool:
         """Tell whether this process should ask the node now; nobody else does for that long."""
@@ -60,10 +65,20 @@ class RedisInventories:
         return str((await self._scripts.call("save_inventory", node, digest, packed, *pairs)).decode())
 
     async def load(self, digest: str) -> Inventory | None:
-        """Return the inventory with this content hash."""
+        """Return the inventory with this content hash; None if there is none that can be read."""
+        if not digest.startswith(FORMAT):
+            with store_errors():
+                nodes = await self._redis.smembers(f"fleet:inventory:{digest}:nodes")
+            for node in nodes:
+                await self._scripts.call("want_reading", node)
+            return None
         with store_errors():
             packed = await self._redis.get(f"fleet:inventory:{digest}")
-        return None if packed is None else await asyncio.to_thread(unpack, packed)
+        try:
+            return None if packed is None else await asyncio.to_thread(unpack, packed)
+        except (*UNREADABLE, zlib.error) as error:
+            self._complaints.about("inventory", digest, error)
+            return None
 
     async def keep_needs(self, needs: Needs) -> None:
         """Keep what :attr:`Needs.key` stands for."""
@@ -75,7 +90,11 @@ class RedisInventories:
         """Return what a key stands for, or None if nobody knows any more."""
         with store_errors():
             raw = await self._redis.get(f"fleet:needs:{key}")
-        return None if raw is None else Needs.from_json(orjson.loads(raw))
+        try:
+            return None if raw is None else Needs.from_json(orjson.loads(raw))
+        except UNREADABLE as error:
+            self._complaints.about("needs", key, error)
+            return None
 
     async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
         """Remember that a profile ran out of memory with so many bytes; returns the largest known."""
@@ -91,7 +110,7 @@ def pack(inventory: Inventory) -> tuple[str, bytes]:
     # The hash must not hang on the order in which lists were met.
     told = {name: _class(info, None) for name, info in inventory.classes.items()}
     digest = blake3(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest(16)
-    return digest, zlib.compress(data, 3)
+    return FORMAT + digest, zlib.compress(data, 3)
 
 
 def unpack(packed: bytes) -> Inventory:
