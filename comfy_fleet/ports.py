@@ -250,7 +250,7 @@ class InventoryStore(Protocol):
         """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
 
     async def load(self, digest: str) -> Inventory | None:
-        """Return the inventory with this content hash."""
+        """Return the inventory with this content hash; None if there is none that can be read."""
 
     async def keep_needs(self, needs: Needs) -> None:
         """Keep what :attr:`comfy_fleet.domain.eligibility.Needs.key` stands for."""
@@ -467,7 +467,13 @@ class Beat:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """Why a claim got no job: ``leased`` (by ``run``), ``cordoned``, ``removed`` or ``empty``."""
+    """Why a claim got no job.
+
+    Attributes:
+        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, or ``broken``: the best job
+            could not be read and has ended; others may wait behind it.
+        run: Who has the node.
+    """
 
     why: str
     run: str | None = None

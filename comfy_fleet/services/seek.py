@@ -335,6 +335,8 @@ class Seekers:
             self._on_taken(lease, got.run)
             return True
         lease.release()
+        if got.why == "broken":
+            return True
         if got.why == "empty":
             self._known.difference_update(placements)
         else:

@@ -77,7 +77,7 @@ async def test_a_foreign_handler_in_rqs_record_is_never_run(stores: Stores) -> N
     await add_nodes(stores, "g1")
     job = await submit(stores)
     await stores.redis.hset(f"rq:job:{job.id}", "data", json.dumps(["os.system", None, ["true"], {}]))
-    assert (await refused(stores)).why == "empty"
+    assert (await refused(stores)).why == "broken"
     ended = await stores.jobs.get(job.id)
     assert ended and ended.status is JobStatus.FAILED
     assert ended.error and "handler" in ended.error.message

@@ -429,6 +429,19 @@ async def test_a_lease_without_a_claim_is_given_back(refusal: Refused | Exceptio
     assert world.granted[0].released and not world.claims
 
 
+async def test_jobs_behind_a_broken_one_are_claimed_at_once() -> None:
+    world = World("g1", "g2", jobs=1)
+
+    def first_only(pool: str) -> None:
+        world.refusal = Refused(why="broken") if not world.granted else None
+
+    world.on_ask = first_only
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert world.granted[0].released and len(world.claims) == 1
+
+
 async def test_nothing_is_claimed_after_a_stop() -> None:
     world = World("g1", "g2", jobs=9)
     async with world.seekers() as seekers:

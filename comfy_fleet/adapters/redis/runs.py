@@ -75,7 +75,7 @@ class RedisRunStore:
             job = codec.load_job(job_id, codec.to_dict(answer[2]))
         except UNREADABLE as problem:
             await self._abandon(job_id, run, token, problem)
-            return Refused(why="empty")
+            return Refused(why="broken")
         if answer[4] != codec.reference(job.id):
             # Somebody wrote another function into RQ's record: nothing of it is ever imported or run.
             claim = Claim(job=job, graph=b"{}", run=run, node=node, token=token, attempt=job.attempt)
@@ -84,7 +84,7 @@ class RedisRunStore:
                 message=f"the job's RQ record names another handler than {codec.HANDLER}",
             )
             await self.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
-            return Refused(why="empty")
+            return Refused(why="broken")
         return Claim(
             job=job,
             graph=answer[3],
