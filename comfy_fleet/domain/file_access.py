@@ -120,7 +120,7 @@ def names_path(name: str) -> bool:
 
 def names_prefix(name: str) -> bool:
     """Tell whether an input holds the prefix of what is saved, in any class."""
-    return name.rpartition(".")[2] == "filename_prefix"
+    return name == "filename_prefix" or name.endswith(".filename_prefix")
 
 
 def leaves_folder(value: str) -> bool:

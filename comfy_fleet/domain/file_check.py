@@ -140,7 +140,7 @@ def check(
             errors[node_id] = [{"field": "class_type", "reason": "class_denied", "message": message}]
             continue
         for name, value in node["inputs"].items():
-            if f"{class_type}.{name}" in policy.free:
+            if policy.free and f"{class_type}.{name}" in policy.free:
                 continue
             if found := _defect(name, value, declared.input(class_type, name), settled.get(node_id, ())):
                 reason, message = found
@@ -247,7 +247,7 @@ def _defect(
         return None
     if use in (Use.FILE, Use.PATH) and _holds_link(value):
         return "linked_path", f"{name} names a file or a folder: it must be given as a value, not linked"
-    if is_link(value):
+    if is_link(value) or (use is not Use.FILE and isinstance(value, int | float)):
         return None
     if use is Use.FILE and (
         isinstance(value, int | float)

@@ -166,12 +166,19 @@ class Inputs:
             for inner in spec.brings:
                 yield from inner.possible(rest)
 
+    @cached_property
+    def flat(self) -> bool:
+        """Whether no input is a group."""
+        return not any(spec.brings or spec.growth is not None for _, spec in self)
+
     def laid_out(self, given: Mapping[str, Any]) -> "Inputs":
         """Return the inputs that the class has for what a graph gives, each under its full name.
 
         A group whose value is none of its own, or a link, stands for itself: nothing is known of what is
         inside.
         """
+        if self.flat:  # as nearly all are
+            return self
         required: dict[str, InputSpec] = {}
         optional: dict[str, InputSpec] = {}
         self.lay_out(given, "", required, optional)

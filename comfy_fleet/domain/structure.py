@@ -86,9 +86,8 @@ def check(
             f"node {node_id}: {defects[0]['message']}{more}",
             details={"field": "workflow", "node_errors": errors},
         )
-    if all(_carried(node) is node for node in whole.values()):
-        return whole
-    return {node_id: _carried(node) for node_id, node in whole.items()}
+    result = {node_id: _carried(node) for node_id, node in whole.items()}
+    return whole if all(result[node_id] is node for node_id, node in whole.items()) else result
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -153,12 +152,17 @@ def carried(graph: object) -> dict[str, Any]:
 
 def _carried(node: dict[str, Any]) -> dict[str, Any]:
     """Return a node without what JSON can't carry beside its inputs; a title is kept."""
-    lost = {key for key, value in node.items() if key != "inputs" and _bad_json({key: value})}
+    lost = {key for key, value in node.items() if not _is_plain(key, value) and _bad_json({key: value})}
     if not lost:
         return node
     kept = {key: value for key, value in node.items() if key not in lost}
     title = _title(node)
     return {**kept, "_meta": {"title": title}} if "_meta" in lost and title is not None else kept
+
+
+def _is_plain(key: object, value: object) -> bool:
+    """Tell at once what needs no closer look: the inputs, and the class of nearly every node."""
+    return key == "inputs" or (key == "class_type" and isinstance(value, str) and value.isascii())
 
 
 def _title(node: Mapping[str, Any]) -> str | None:
@@ -201,12 +205,12 @@ def _node_defects(node_id: object, node: object) -> Iterator[tuple[str, str, str
 def _link_defects(graph: Mapping[Any, Any], node: object) -> Iterator[tuple[str, str, str]]:
     inputs = node.get("inputs") if isinstance(node, dict) else None
     for name, value in inputs.items() if isinstance(inputs, dict) else ():
-        if (defect := _link_defect(graph, value)) and not _bad_json(value):
+        if isinstance(value, list) and (defect := _link_defect(graph, value)) and not _bad_json(value):
             yield str(name), *defect
 
 
-def _link_defect(graph: Mapping[Any, Any], value: object) -> tuple[str, str] | None:
-    if not isinstance(value, list) or len(value) != 2:
+def _link_defect(graph: Mapping[Any, Any], value: list[object]) -> tuple[str, str] | None:
+    if len(value) != 2:
         return None
     source, slot = value
     if isinstance(source, str) and isinstance(slot, int | float):
