@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import orjson
@@ -53,6 +54,7 @@ from comfy_fleet.services.care import Care
 from comfy_fleet.services.collect import Collector, OutputLimits, Sharing
 from comfy_fleet.services.ending import Ending, GivenBack, node_lost
 from comfy_fleet.services.insist import insist
+from comfy_fleet.services.large import LARGE_BYTES, worked
 from comfy_fleet.services.measure import Measure, Measured
 from comfy_fleet.services.outbox import Outbox
 from comfy_fleet.services.staging import StagingError, asset_places, stage
@@ -133,6 +135,7 @@ class Execution:
         )
         self._ending = Ending(claim, runs=tools.runs, care=tools.care)
         self._graph: graphs.Graph = {}
+        self._large = len(claim.graph) > LARGE_BYTES
         self._extra_data: Mapping[str, Any] | None = None
         self._started = tools.now()
         self._posted_at: float | None = None
@@ -203,7 +206,7 @@ class Execution:
             await self._give_back(GivenBack(error=error, counts=False, placement=elsewhere))
             return
         try:
-            graph = self._tools.care.fitted(self.claim, graph)
+            graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
         except InvalidWorkflow as error:
             problem = JobError(code=error.code, message=str(error), details=error.details)
             await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
@@ -212,7 +215,9 @@ class Execution:
         try:
             if (unseen := self._tools.care.unseen(self.claim)) is not None:
                 assets = asset_places(graph, self.claim.job.uploads)
-                file_check.check(graph, Declared(unseen), policy=self._tools.files, assets=assets)
+                declared, files = Declared(unseen), self._tools.files
+                check = partial(file_check.check, graph, declared, policy=files, assets=assets)
+                await worked(self._large, check)
             self._graph = await self._prepare(graph)
             self._extra_data = await self._open_secret()
         except InvalidWorkflow as error:
@@ -247,7 +252,7 @@ class Execution:
             return
         graph = orjson.loads(self.claim.graph)
         with contextlib.suppress(InvalidWorkflow):  # it runs already
-            graph = self._tools.care.fitted(self.claim, graph)
+            graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
 
     def _new_machine(self, graph: graphs.Graph, *, adopted: bool, accepted: bool) -> Run:
@@ -360,14 +365,17 @@ class Execution:
         job = self.claim.job
         replacements = await stage(graph, self.claim, nodes=self._tools.nodes, assets=self._tools.assets)
         inventory = self._tools.care.inventory(self.claim.node)
-        return graphs.for_run(
-            graph,
-            job_id=job.id,
-            run_id=self.claim.run,
-            replacements=replacements,
-            bust=job.bust | file_check.reruns(graph, inventory),
-            saves=file_check.saves(graph, inventory, self._tools.files),
-            at=datetime.fromtimestamp(job.created_at).astimezone(),  # the same for every attempt
+        return await worked(
+            self._large,
+            lambda: graphs.for_run(
+                graph,
+                job_id=job.id,
+                run_id=self.claim.run,
+                replacements=replacements,
+                bust=job.bust | file_check.reruns(graph, inventory),
+                saves=file_check.saves(graph, inventory, self._tools.files),
+                at=datetime.fromtimestamp(job.created_at).astimezone(),  # the same for every attempt
+            ),
         )
 
     async def _open_secret(self) -> Mapping[str, Any] | None:

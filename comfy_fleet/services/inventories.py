@@ -21,13 +21,14 @@ from comfy_fleet.domain.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Place
 from comfy_fleet.domain.node import NodeState
 from comfy_fleet.ports import InventoryStore, NodeRegistry
 from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.services.large import has_many_inputs, worked
 from comfy_fleet.services.refresh import Keeper, NodeInfo
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # nodes that a refusal explains
 _MOST_PLACEMENTS = 1000  # placement classes that are remembered for who asks what a job waits for
-_LARGE_NODES = 500  # graphs of more nodes are compared with what the nodes have in a thread
+_LARGE_NODES = 500  # graphs of more nodes are large for what they are compared with
 _RECENT_S = 1.0  # whether a node is busy is not announced
 _KEEP_NEEDS_S = 3600.0  # needs are written again that often, so that they outlive every job
 
@@ -165,9 +166,8 @@ class NodeInventories:
         self, graph: Graph, wish: Wish, wanted: Placement
     ) -> tuple[Needs, dict[str, "_Unable"]]:
         """Judge a graph, a large one in a thread: nothing that is read there changes, it is replaced."""
-        if len(graph) <= _LARGE_NODES:
-            return self._judge(graph, wish, wanted)
-        return await asyncio.to_thread(self._judge, graph, wish, wanted)
+        large = len(graph) > _LARGE_NODES or has_many_inputs(graph)
+        return await worked(large, lambda: self._judge(graph, wish, wanted))
 
     def _judge(self, graph: Graph, wish: Wish, wanted: Placement) -> tuple[Needs, dict[str, "_Unable"]]:
         """Return the needs, and the nodes that can't run it; a graph is checked once for nodes alike."""

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import orjson
 from blake3 import blake3
@@ -29,14 +29,12 @@ from comfy_fleet.domain.graph import Graph, Place
 from comfy_fleet.domain.job import Metadata, NewJob, Placement
 from comfy_fleet.domain.workflow import Requires, Workflow
 from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
+from comfy_fleet.services.large import LARGE_BYTES, worked
 from comfy_fleet.services.read import is_id
 from comfy_fleet.turns import NoTurn, Turns
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-LARGE_BYTES = 256 * 1024
-"""Graphs of more bytes of JSON are checked in a thread: everybody else's requests go on meanwhile."""
 LARGE_AT_ONCE = 2
 LARGE_LINE = 16
 LARGE_WAIT_S = 10.0
@@ -199,11 +197,11 @@ class Submitter:
         large: bool = False,
     ) -> Submitted:
         self._assets.check_room()
-        await _worked(large, lambda: self._check_count(checked))
+        await worked(large, lambda: self._check_count(checked))
         declared = self._inventories.declared()
-        read = await _worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
+        read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
         assets = await self._uploads(owner, read, declared, large=large)
-        await _worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
+        await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
         uploads = {graph.place_name(*at): asset_id for at, asset_id in assets.items()}
         where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
         placement = await self._inventories.placement(checked, where)
@@ -300,7 +298,7 @@ class Submitter:
     ) -> dict[Place, str]:
         """Return which asset goes where: ``core/ASSET`` objects, then files that inputs name."""
         found: dict[Place, str] = {}
-        for reference in await _worked(large, lambda: graph.asset_references(checked)):
+        for reference in await worked(large, lambda: graph.asset_references(checked)):
             asset = await self._assets.get(reference.asset_id)
             if asset is None or asset.owner != owner:
                 raise MissingAsset(
@@ -315,7 +313,7 @@ class Submitter:
                 )
             found[reference.place] = asset.id
         by_name: dict[str, str | None] = {}
-        for named in await _worked(large, lambda: file_check.named_uploads(checked, declared)):
+        for named in await worked(large, lambda: file_check.named_uploads(checked, declared)):
             if named.name not in by_name:
                 asset = await self._assets.by_path(owner=owner, file_path=named.name)
                 by_name[named.name] = asset.id if asset else None
@@ -329,10 +327,6 @@ def _is_large(workflow: object) -> bool:
         return len(orjson.dumps(workflow)) > LARGE_BYTES
     except TypeError:  # it is refused for what it is
         return True
-
-
-async def _worked(large: bool, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if large else work()
 
 
 def _wish(requires: Requires, asked: Wish) -> Wish:

@@ -1,6 +1,7 @@
 """Inventories in memory, with a registry, a store and nodes that the test plays."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack
+from comfy_fleet.domain import inventory
 from comfy_fleet.domain.eligibility import GIB, Needs, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow, NodeError
 from comfy_fleet.domain.graph import check
@@ -356,3 +358,25 @@ async def test_a_look_that_took_long_shows_nothing_older_than_a_later_one() -> N
 
 def node_state(name: str) -> NodeState:
     return NodeState(node=Node(name=name, url=f"http://{name}:1"))
+
+
+@pytest.mark.parametrize(("nodes", "inputs"), [(1, 6000), (600, 1), (20, 300)])
+async def test_large_graphs_of_any_shape_are_compared_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch, nodes: int, inputs: int
+) -> None:
+    world = World(a=classes("A"))
+    seen: list[bool] = []
+    found = inventory.findings
+
+    def findings(*args: Any) -> Any:
+        seen.append(threading.current_thread() is threading.main_thread())
+        return found(*args)
+
+    monkeypatch.setattr(inventory, "findings", findings)
+    wide = {
+        str(id_): {"class_type": "A", "inputs": {f"x{i}": i for i in range(inputs)}} for id_ in range(nodes)
+    }
+    async with inventories(world) as known:
+        await known.placement(check({"1": {"class_type": "A", "inputs": {}}}), Wish())
+        await known.placement(check(wide), Wish())
+    assert seen == [True, False]
