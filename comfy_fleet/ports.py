@@ -613,12 +613,17 @@ class NoLease:
 
 
 class Lease(Protocol):
-    """A granted node: an open websocket, which occupies the node's one slot until it is released."""
+    """A granted node: an open websocket, which occupies the node's one slot until it is released.
+
+    Attributes:
+        node: Its name.
+        close_reason: Why the websocket ended; empty while it is open.
+        limit: The limit that ended it, if one did.
+    """
 
     node: str
     close_reason: str
     limit: str
-    """Why the websocket ended; empty while it is open."""
 
     def frames(self) -> AsyncIterator[Frame | Binary]:
         """Yield frames in order; ends when the websocket does, for whatever reason."""
