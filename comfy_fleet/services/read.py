@@ -1,5 +1,6 @@
 """Reading jobs: who may see which, and how long one will take."""
 
+import asyncio
 import contextlib
 import math
 import re
@@ -62,6 +63,7 @@ class Estimator:
         self._monotonic = monotonic
         self._looked_at = float("-inf")
         self._load = _Load()
+        self._looking: asyncio.Task[_Load] | None = None
 
     async def whole_seconds(self, job: Job) -> int | None:
         """Return the same as :meth:`seconds` in whole seconds, rounded up."""
@@ -98,18 +100,30 @@ class Estimator:
         return left is not None and left <= MOMENT_S
 
     async def _look(self) -> "_Load":
-        if self._monotonic() - self._looked_at > LOOK_S:
-            states, runs = await self._nodes.states(), await self._jobs.latest_runs()
-            if not runs:  # none ended since an earlier version, which did not note their nodes
-                runs = [(seconds, "") for seconds in await self._jobs.durations("*")]
-            rates = {s.node.name: _rate(s) for s in states}
-            up = [s.node.name for s in states if s.verdict == "up" and not s.node.cordoned]
-            self._load = _Load(
-                up=len(up),
-                busy=sum(s.run is not None for s in states),
-                took_s=estimate.evened(runs, rates, up),
-            )
-            self._looked_at = self._monotonic()
+        if self._monotonic() - self._looked_at <= LOOK_S:
+            return self._load
+        if self._looking is None:  # hundreds of refused submits may ask at once
+            self._looking = asyncio.create_task(self._look_now(), name="estimates look at the nodes")
+            self._looking.add_done_callback(self._looked)
+        return await asyncio.shield(self._looking)
+
+    def _looked(self, task: "asyncio.Task[_Load]") -> None:
+        self._looking = None
+        if not task.cancelled():
+            task.exception()  # who asked has it, if they are still there
+
+    async def _look_now(self) -> "_Load":
+        states, runs = await self._nodes.states(), await self._jobs.latest_runs()
+        if not runs:  # none ended since an earlier version, which did not note their nodes
+            runs = [(seconds, "") for seconds in await self._jobs.durations("*")]
+        rates = {s.node.name: _rate(s) for s in states}
+        up = [s.node.name for s in states if s.verdict == "up" and not s.node.cordoned]
+        self._load = _Load(
+            up=len(up),
+            busy=sum(s.run is not None for s in states),
+            took_s=estimate.evened(runs, rates, up),
+        )
+        self._looked_at = self._monotonic()
         return self._load
 
 
