@@ -130,7 +130,7 @@ class Settings(BaseSettings):
         "before it goes back to the fleet's; it goes sooner if another node is free.",
     )
     node_answer_bytes: int = Field(
-        32 * 1024 * 1024,
+        24 * 1024 * 1024,
         ge=64 * 1024,
         description="Largest answer of a node to any call but `/view`. One beyond it is the node's fault.",
     )

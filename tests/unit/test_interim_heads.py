@@ -21,8 +21,10 @@ ANSWER = f"HTTP/1.1 200 OK\r\n{NODE}: g1\r\nContent-Length: 2\r\n\r\n{{}}".encod
 async def node(*parts: bytes, endless: bytes = b"") -> AsyncIterator[tuple[NodeClient, list[str]]]:
     """Serve each request these parts, then what has no end; yields a client and the faults it was told."""
     faults: list[str] = []
+    serving: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 await reader.readuntil(b"\r\n\r\n")
@@ -32,6 +34,8 @@ async def node(*parts: bytes, endless: bytes = b"") -> AsyncIterator[tuple[NodeC
                     writer.write(endless)
                     await writer.drain()
         writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -40,6 +44,8 @@ async def node(*parts: bytes, endless: bytes = b"") -> AsyncIterator[tuple[NodeC
     )
     async with server, client:
         yield client, faults
+        await client.aclose()
+        await asyncio.gather(*filter(None, serving))
 
 
 @pytest.mark.parametrize("interim", [HINTS, CONTINUE, CONTINUE * 1000])

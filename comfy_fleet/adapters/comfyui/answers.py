@@ -5,11 +5,14 @@ these limits is at fault itself (:class:`NodeFault`, which names the limit and i
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_fleet.adapters.comfyui.lenient import decode
+import orjson
+
+from comfy_fleet.adapters.comfyui.lenient import decode_slowly
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.timeouts import Timeout
 
@@ -20,6 +23,13 @@ MAX_CLASS_VALUES = 4_000_000
 """The same of ``/object_info``: a thousand classes, each with the names of all model files."""
 OFF_LOOP_BYTES = 256 * 1024
 """Larger answers are decoded in a thread."""
+HELD = 2
+"""How much an answer and the texts in it may take, in largest answers."""
+_WIDEST = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
+_WIDE = re.compile(rb"[\xc4-\xef]|\\u(?!00)")
+_SLOW_COPIES = 2
+_SHORT = 64 * 1024  # characters in a row without a quotation mark, about
+_CLASSES = "/object_info"
 PLAIN = {"Accept-Encoding": "identity"}
 """Headers of every question: an answer that comes packed could unpack to anything."""
 
@@ -33,12 +43,14 @@ class AnswerLimits:
         seconds: From its head to its end (``FLEET_NODE_ANSWER_S``).
         values: JSON values, counted by their separators.
         class_values: The same of ``/object_info``.
+        setting: What sets ``size``.
     """
 
-    size: int = 32 * MIB
+    size: int = 24 * MIB
     seconds: float = 60.0
     values: int = MAX_VALUES
     class_values: int = MAX_CLASS_VALUES
+    setting: str = "FLEET_NODE_ANSWER_BYTES"
 
 
 def shown(size: int) -> str:
@@ -67,7 +79,7 @@ def check_head(headers: Mapping[str, str], limits: AnswerLimits, *, what: str) -
 
 async def read_body(
     headers: Mapping[str, str], chunks: AsyncIterator[bytes], limits: AnswerLimits, *, what: str
-) -> bytes:
+) -> bytearray:
     """Read an answer to its end.
 
     Args:
@@ -95,33 +107,59 @@ async def read_body(
             f"{what} took more than {limits.seconds:g} s to answer (FLEET_NODE_ANSWER_S)",
             details={"limit": "FLEET_NODE_ANSWER_S"},
         ) from None
-    return bytes(body)
+    return body
 
 
-async def decoded(body: bytes, limits: AnswerLimits, *, what: str) -> Any:
+async def decoded(body: bytes | bytearray, limits: AnswerLimits, *, what: str) -> Any:
     """Return an answer's JSON value; None if it is none.
 
     Raises:
-        NodeFault: It is made of more values than may be.
+        NodeFault: It is made of more values, or takes more memory, than may be.
     """
-    check_values(body, limits.class_values if what == "/object_info" else limits.values, what=what)
     if len(body) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(decode, body)
-    return decode(body)
+        return await asyncio.to_thread(_decode, body, limits, what)
+    return _decode(body, limits, what)
 
 
-def check_values(body: bytes | str, most: int, *, what: str) -> None:
-    """Count what JSON would be made of, before it is.
+def _decode(body: bytes | bytearray, limits: AnswerLimits, what: str) -> Any:
+    _check_values(body, limits.class_values if what == _CLASSES else limits.values, what)
+    _check_texts(body, limits, what, copies=1)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        _check_texts(body, limits, what, copies=_SLOW_COPIES)
+        return decode_slowly(body)
 
-    Raises:
-        NodeFault: It is more than may be.
+
+def _check_texts(body: bytes | bytearray, limits: AnswerLimits, what: str, *, copies: int) -> None:
+    """Refuse what would take too much memory as text.
+
+    One character beyond Latin makes each character of its text two bytes wide, one beyond the usual planes
+    four. Names of classes and files are short, so the others are not made wider by it.
     """
+    if len(body) * (1 + 4 * copies) <= limits.size * HELD:
+        return
+    width = 4 if _WIDEST.search(body) else 2 if _WIDE.search(body) else 1
+    if what == _CLASSES and not _has_long_text(body):
+        return
+    if len(body) * (1 + width * copies) > limits.size * HELD:
+        raise NodeFault(
+            f"{what} came with {shown(len(body))} of text that take several times as much to hold "
+            f"({limits.setting})",
+            details={"limit": limits.setting, "bytes": limits.size},
+        )
+
+
+def _has_long_text(body: bytes | bytearray) -> bool:
+    starts = range(0, len(body) - _SHORT, _SHORT)
+    return any(body.find(b'"', start, start + _SHORT) < 0 for start in starts)
+
+
+def _check_values(body: bytes | bytearray, most: int, what: str) -> None:
+    """Count what JSON would be made of, before it is. Raises NodeFault."""
     if len(body) <= most:
         return
-    if isinstance(body, str):
-        count = sum(map(body.count, ",[{:"))
-    else:
-        count = sum(map(body.count, (b",", b"[", b"{", b":")))
+    count = sum(map(body.count, (b",", b"[", b"{", b":")))
     if count > most:
         raise NodeFault(
             f"{what} came as JSON of more than {most} values", details={"limit": "values", "values": most}

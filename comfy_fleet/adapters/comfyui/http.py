@@ -64,7 +64,7 @@ class _Answer(NamedTuple):
 
     status: int
     headers: Mapping[str, str]
-    content: bytes
+    content: bytes | bytearray
 
 
 class NodeClient:

@@ -3,7 +3,6 @@
 HAProxy chooses the node and names it in ``X-Fleet-Node`` of its ``101``, or refuses at once with ``503``.
 """
 
-import asyncio
 import contextlib
 import socket
 import struct
@@ -14,12 +13,11 @@ from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.frames import DATA_OPCODES, CloseCode
+from websockets.frames import DATA_OPCODES, CloseCode, Opcode
 from websockets.frames import Frame as WireFrame
 from websockets.protocol import Event
 
-from comfy_fleet.adapters.comfyui.answers import MAX_VALUES, MIB, OFF_LOOP_BYTES, check_values, shown
-from comfy_fleet.adapters.comfyui.lenient import decode
+from comfy_fleet.adapters.comfyui.answers import MIB, AnswerLimits, decoded, shown
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.frames import frame_of
 from comfy_fleet.domain.run_messages import Binary, Frame
@@ -29,6 +27,8 @@ MAX_NODES = 64  # HAProxy looks at no more
 MAX_FRAME_BYTES = 32 * MIB
 READ_AHEAD_BYTES = 2 * MIB  # frames that may wait for whoever handles them; a larger one waits alone
 _FRAME_COST = 512  # bytes that even an empty frame takes while it waits
+MAX_FRAGMENTS = 1024  # parts of one message; ComfyUI sends each in one
+MAX_CONTROLS = 64  # pings and the like in a second; each costs an answer
 PING_EVERY_S = 5.0  # HAProxy frees the slot of a dispatcher that is silent for 20 s
 
 # Close without lingering: the kernel sends a reset, and HAProxy frees the slot without waiting for the node.
@@ -36,34 +36,68 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class _Connection(ClientConnection):
-    """Reads from the network only while few bytes of whole messages wait to be handled."""
+    """Reads from the network only while few bytes of whole messages wait to be handled.
+
+    Attributes:
+        flood: What the node sent far too much of, in words; it ended the websocket.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._costs: deque[int] = deque()
+        self.flood = ""
+        self._waits: deque[tuple[int, bool]] = deque()
         self._waiting = self._part = 0
+        self._text = False
+        self._fragments = self._controls = 0
+        self._second = 0
 
     def data_received(self, data: bytes) -> None:
+        if self.flood:
+            return
         super().data_received(data)
-        if self.protocol.parser_exc is not None:
+        if self.protocol.parser_exc is not None or self.flood:
             self.transport.abort()  # who breaks the protocol or a limit won't answer a goodbye, either
 
     def process_event(self, event: Event) -> None:
+        if self.flood:
+            return
+        if isinstance(event, WireFrame):
+            self._count(event)
         super().process_event(event)
         if not isinstance(event, WireFrame) or event.opcode not in DATA_OPCODES:
             return
         self._part += len(event.data) + _FRAME_COST
+        if event.opcode is not Opcode.CONT:
+            self._text = event.opcode is Opcode.TEXT
         if event.fin:
-            self._costs.append(self._part)
+            self._waits.append((self._part, self._text))
             self._waiting += self._part
             self._part = 0
             if self._waiting > READ_AHEAD_BYTES:
                 with contextlib.suppress(RuntimeError):  # it is closing
                     self.transport.pause_reading()
 
+    def _count(self, frame: WireFrame) -> None:
+        """Take note of frames that are cheap to send, dear to take, and no message yet."""
+        if frame.opcode in DATA_OPCODES:
+            self._fragments = 0 if frame.fin else self._fragments + 1
+            if self._fragments > MAX_FRAGMENTS:
+                self.flood = f"a websocket message in more than {MAX_FRAGMENTS} parts"
+            return
+        second = int(self.loop.time())
+        self._controls = self._controls + 1 if second == self._second else 1
+        self._second = second
+        if self._controls > MAX_CONTROLS:
+            self.flood = f"more than {MAX_CONTROLS} websocket pings in a second"
+
+    @property
+    def text(self) -> bool:
+        """Whether the first message that waits, or was received and is not handled yet, is text."""
+        return bool(self._waits) and self._waits[0][1]
+
     def handled(self) -> None:
         """Take note that the first message that waited needs no memory any more."""
-        self._waiting -= self._costs.popleft() if self._costs else 0
+        self._waiting -= self._waits.popleft()[0] if self._waits else 0
         if self._waiting <= READ_AHEAD_BYTES:
             with contextlib.suppress(RuntimeError):
                 self.transport.resume_reading()
@@ -90,11 +124,10 @@ class WebsocketLease:
         """Yield frames in order; ends when the websocket does, for whatever reason."""
         try:
             while True:
-                message = await self._connection.recv()
-                if isinstance(message, bytes):
-                    frame: Frame | Binary | None = Binary(message)
-                else:
-                    frame = await self._read(message)
+                # Undecoded: as text it could take four times as much.
+                message = await self._connection.recv(decode=False)
+                frame: Frame | Binary | None
+                frame = await self._read(message) if self._connection.text else Binary(message)
                 del message
                 if frame is not None:
                     yield frame
@@ -109,14 +142,14 @@ class WebsocketLease:
                     f"node {self.node} sent a websocket frame of more than {shown(self._max_frame_bytes)} "
                     "(FLEET_NODE_FRAME_BYTES)"
                 )
+            if self._connection.flood:
+                self.limit = f"node {self.node} sent {self._connection.flood}"
             self.close_reason = self.close_reason or str(error)
 
-    async def _read(self, text: str) -> Frame | None:
+    async def _read(self, text: bytes) -> Frame | None:
         """Decode a text frame. Raises NodeFault."""
-        size = len(text)
-        check_values(text, MAX_VALUES, what="a websocket frame")
-        value = await asyncio.to_thread(decode, text) if size > OFF_LOOP_BYTES else decode(text)
-        return frame_of(value, size=size)
+        limits = AnswerLimits(size=self._max_frame_bytes, setting="FLEET_NODE_FRAME_BYTES")
+        return frame_of(await decoded(text, limits, what="a websocket frame"), size=len(text))
 
     def release(self) -> None:
         """Give the slot back at once; safe to call again.

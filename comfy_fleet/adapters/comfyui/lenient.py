@@ -2,17 +2,19 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import orjson
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _EXACT_DIGITS = 18
 """So many digits fit into 64 bits, with or without a sign."""
 _MOST_DIGITS = 400
 """A longer number is beyond every float."""
 
 
-def decode(text: bytes | str) -> Any:
+def decode(text: bytes | bytearray | str) -> Any:
     """Return the value; None if it is no JSON. ``orjson`` can write whatever comes back.
 
     Nodes let NaN and infinities through, integers of any size, and halves of characters (``"\\udcff"``) from
@@ -22,11 +24,17 @@ def decode(text: bytes | str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        pass
+        return decode_slowly(text)
+
+
+def decode_slowly(text: bytes | bytearray | str) -> Any:
+    """Do the same without trying ``orjson`` first. It takes several times the memory."""
     try:
         if not isinstance(text, str):
-            text = bytes(text).decode("utf-8-sig", "replace")
+            text = text.decode("utf-8-sig", "replace")
         value = json.loads(text, parse_int=_whole, parse_float=_real)
+        if not _HALF.search(text):
+            return value
         whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         return json.loads(whole)
     except (ValueError, RecursionError):
