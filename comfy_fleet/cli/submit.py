@@ -1,6 +1,7 @@
 """``fleet submit``: parameters or a whole graph in, pictures out."""
 
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -231,10 +232,11 @@ def parameters(client: "Client", name: str, given: Sequence[str], images: Sequen
                 code=Exit.USAGE,
             )
     for wanted, text in typed.items():
-        if properties[wanted].get("x-fleet-type") in ("image", "asset") and _is_file(text):
+        file = text.removeprefix("@")
+        if properties[wanted].get("x-fleet-type") in ("image", "asset") and _is_file(file):
             raise Fail(
-                f"-p {wanted}: {text} is a file here, and the fleet can't see it",
-                hint=f"upload it: --image {wanted}={text}",
+                f"-p {wanted}: {file} is a file here, and the fleet can't see it",
+                hint=f"upload it: --image {shlex.quote(f'{wanted}={file}')}",
                 code=Exit.USAGE,
             )
     values = {wanted: typed_value(wanted, text, properties[wanted]) for wanted, text in typed.items()}
@@ -244,17 +246,17 @@ def parameters(client: "Client", name: str, given: Sequence[str], images: Sequen
 
 
 def warn_of_broken(name: str, answer: Mapping[str, Any]) -> None:
-    """Say on stderr that a workflow's files can't be used, and its last good version is."""
+    """Say on stderr that a workflow's files can't be used, and why, where its last good version is served."""
     from comfy_fleet.cli.console import stderr
 
     if why := answer.get("broken"):
-        text = f"{name}: its files can't be used, its last good version is: {why}"
+        text = f"{name}: its last good version is used, as its files are broken: {why}"
         stderr().print(text, style="red", markup=False)
 
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text.removeprefix("@")).expanduser().is_file()
+        return Path(text).expanduser().is_file()
     except (OSError, ValueError, RuntimeError):  # a name that no file can have
         return False
 
