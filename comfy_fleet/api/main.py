@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 10  # requests in flight get this long after SIGTERM
 SWEEP_S = 60.0
 _BACKLOG = 2048
-_MOST_FILES = 65_536
+_ENOUGH_FILES = 65_536
 
 
 def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
@@ -208,6 +208,8 @@ async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None
 def serve(settings: Settings) -> None:
     """Run the API process."""
     calm_collector()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # the usual 1024 are few for streams and uploads
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _MOST_FILES) if most >= 0 else _MOST_FILES, most))
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= allowed < _ENOUGH_FILES:  # the usual 1024 are few for streams and uploads
+        raised = min(most, _ENOUGH_FILES) if most >= 0 else _ENOUGH_FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, most))
     uvloop.run(run(settings))

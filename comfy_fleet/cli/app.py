@@ -42,6 +42,9 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
                 kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                if kind == "Arguments":
+                    name, _, values = record[0].partition(" ")
+                    record = (record[0] if "|" in values else name, record[1])  # a mere type says nothing
                 sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
         _write(formatter, sections)
 

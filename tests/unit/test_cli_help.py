@@ -1,12 +1,18 @@
 """The front door: help is quick, errors are one line, completion works, the reference is current."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import typer.main
+from typer.testing import CliRunner
 
+from comfy_fleet.cli.app import build
 from comfy_fleet.cli.exits import MEANING, Exit
 from comfy_fleet.cli.run import exit_for
 from comfy_fleet.domain import errors
@@ -54,6 +60,18 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
         assert f"\n  {word} " in told.stdout
     assert "6 the time given with --timeout" in " ".join(told.stdout.split())
     assert max(map(len, told.stdout.splitlines())) <= 80
+
+
+def test_no_help_shows_a_type_where_a_name_says_more() -> None:
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), typer.main.get_command(build()))]
+    seen = 0
+    while waiting:
+        words, command = waiting.pop()
+        told = CliRunner().invoke(build(), [*words, "--help"], terminal_width=80).output
+        assert not re.search(r"<(?!=|api[|])", told), told
+        waiting += [((*words, name), one) for name, one in getattr(command, "commands", {}).items()]
+        seen += 1
+    assert seen > 30
 
 
 def test_an_expected_error_is_one_line_and_a_hint() -> None:
