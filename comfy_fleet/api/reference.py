@@ -90,6 +90,8 @@ def render(schema: dict[str, Any]) -> str:
         '<p>The schema is at <a href="openapi.json">openapi.json</a>. Beside this REST face the same jobs '
         "are reached at <code>/api/v2</code>, which follows the Comfy API v2 contract. Errors have one form: "
         '<code>{"error": {"code", "message", "details"}}</code>.</p>'
+        "<p>Before you try the examples: <code>export FLEET=http://HOST:PORT</code>. If the fleet has keys, "
+        "add <code>-H &quot;Authorization: Bearer KEY&quot;</code> to each.</p>"
         f"{parts}</body></html>"
     )
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,7 @@ async def test_openapi_page_needs_nobody_else(api: Api) -> None:
     text = page.text.replace("http://HOST:PORT", "").replace("http://10.0.0.1:8188", "")
     assert "http" not in text  # but for examples
     assert "<script" not in page.text
+    assert '"$FLEET/api/v1/generate"' in unescape(page.text) and "export FLEET=" in page.text
     for path in ("/api/v1/generate", "/api/v1/nodes/{name}/drain", "/api/v1/jobs/{job_id}/events"):
         assert path in page.text
     shown = re.sub(r"<[^>]+>", "", page.text)
