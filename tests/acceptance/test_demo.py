@@ -14,7 +14,7 @@ import pytest
 
 from tests.children import mortal
 from tests.conftest import free_port
-from tests.integration.test_up import processes_of
+from tests.integration.up_kit import processes_of
 
 pytestmark = pytest.mark.timeout(300)
 
