@@ -1,5 +1,6 @@
 """What is posted to a node: what was checked, as that node spells it. Simulated nodes, a real broker."""
 
+import threading
 from typing import Any
 
 import orjson
@@ -7,10 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.bootstrap import open_secrets
+from comfy_fleet.domain import graph as graphs
 from comfy_fleet.domain.eligibility import Wish
 from comfy_fleet.domain.errors import InvalidWorkflow
 from comfy_fleet.domain.graph import check
 from comfy_fleet.domain.job import Job, JobStatus, Placement
+from comfy_fleet.services.large import LARGE_BYTES
 from comfy_fleet.sim import SimNode
 from tests.factories import GRAPH, sampled, with_model
 from tests.fleet import fleet_of
@@ -101,3 +104,22 @@ async def test_a_class_that_a_node_replaces_runs_there(redis_port: int) -> None:
         graph["1"]["inputs"] = {"t2i_adapter_name": "nothing.pth"}
         with pytest.raises(InvalidWorkflow, match=r"nothing\.pth"):
             await known.placement(check(graph), Wish())
+
+
+async def test_a_large_graph_is_made_ready_while_the_dispatcher_does_other_things(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_loop: list[bool] = []
+    made = graphs.for_run
+
+    def for_run(*args: Any, **options: Any) -> Any:
+        on_loop.append(threading.current_thread() is threading.main_thread())
+        return made(*args, **options)
+
+    monkeypatch.setattr(graphs, "for_run", for_run)
+    save = {"class_type": "SaveImage", "inputs": {**GRAPH["2"]["inputs"], "undeclared": "x" * LARGE_BYTES}}
+    async with fleet_of(redis_port, "a") as fleet:
+        for graph in (GRAPH, {**GRAPH, "2": save}):
+            done = await fleet.ended((await fleet.submit(check(graph))).id)
+            assert done.status is JobStatus.SUCCEEDED
+    assert on_loop == [True, False]
