@@ -38,8 +38,8 @@ async def bomb(writer: asyncio.StreamWriter) -> None:
 
 
 async def values(writer: asyncio.StreamWriter) -> None:
-    """Send 24 MiB of JSON that take twenty times as much to hold."""
-    body = b"[" + b"[]," * (8 * MIB) + b"[]]"
+    """Send 21 MiB of JSON that take twenty times as much to hold."""
+    body = b"[" + b"[]," * (7 * MIB) + b"[]]"
     writer.write(f"HTTP/1.1 200 OK\r\n{JSON}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     await writer.drain()
 
