@@ -56,8 +56,10 @@ def _json(content: bytes, problem: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise BadInput(f"{problem}: it is nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise BadInput(f"{problem}: {error}") from None
+    except ValueError:  # Python's own limit, told in words for programmers
+        raise BadInput(f"{problem}: it holds a number of more than 4300 digits") from None
 
 
 def _of_png(content: bytes) -> Any:

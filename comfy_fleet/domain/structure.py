@@ -143,7 +143,8 @@ def carried(graph: object) -> dict[str, Any]:
             result[node_id] = node
             continue
         inputs = node.get("inputs")
-        for name, value in inputs.items() if isinstance(inputs, dict) else ():
+        needed = [("class_type", node.get("class_type"))]
+        for name, value in (*needed, *(inputs.items() if isinstance(inputs, dict) else ())):
             if why := _bad_json({name: value}):
                 raise InvalidWorkflow(f"can't be sent: node {node_id}: {name} {why}")
         result[node_id] = _carried(node)

@@ -58,6 +58,7 @@ def test_a_graph_is_read_in_every_form_in_which_people_have_it(content: bytes) -
             r"is not UTF-8 text \(byte 0xf6 at position \d+\): save it as UTF-8",
         ),
         (b"[" * 100_000, "nested too deeply"),
+        (b"9" * 5000, "is not JSON: it holds a number of more than 4300 digits$"),
         (png(), "is a PNG without a graph in it: export"),
         (png(parameters="steps: 3"), "is a PNG without a graph in it"),
         (png(workflow="{}"), "PNG that holds a graph in the editor's own format only"),
@@ -91,6 +92,8 @@ def test_what_json_can_not_carry_is_left_out_or_named() -> None:
     for content, says in (
         (b'{"1": {"inputs": {"cfg": -Infinity}}}', "node 1: cfg holds NaN or an infinite number"),
         (b'{"x": NaN}', "x holds NaN"),
+        (b'{"1": {"class_type": "A\\ud800", "inputs": {}}}', "node 1: class_type holds text that is not"),
+        (b'{"1": {"class_type": NaN, "inputs": {}}}', "node 1: class_type holds NaN"),
         (b"[1]", "holds a list, not an object of nodes"),
     ):
         with pytest.raises(InvalidWorkflow, match=says):
