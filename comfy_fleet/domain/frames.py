@@ -19,6 +19,9 @@ from typing import Any
 
 from comfy_fleet.domain.run_messages import Frame
 
+MAX_METADATA_BYTES, MAX_LINE_BYTES = 64 * 1024, 64 * 1024
+"""Of a picture's metadata and of a line of text: a frame may be far larger, and either takes several times as
+much once it is decoded."""
 _JPEG, _PNG, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
 
 
@@ -71,15 +74,15 @@ def parse_binary(data: bytes) -> Picture | ProgressText | None:
             return Picture(data=data[8:], content_type=_image_type(data[8:], announced))
         case 3:
             head = _number(data, 4)
-            if head is None or len(data) < 8 + head:
+            if head is None or head > MAX_METADATA_BYTES or len(data) < 8 + head:
                 return None
             return ProgressText(
                 node_id=data[8 : 8 + head].decode(errors="replace"),
-                text=data[8 + head :].decode(errors="replace"),
+                text=data[8 + head : 8 + head + MAX_LINE_BYTES].decode(errors="replace"),
             )
         case 4:
             head = _number(data, 4)
-            if head is None or len(data) <= 8 + head:
+            if head is None or head > MAX_METADATA_BYTES or len(data) <= 8 + head:
                 return None
             metadata = _object(data[8 : 8 + head])
             image = data[8 + head :]

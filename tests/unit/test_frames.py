@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.frames import Picture, ProgressText, frame_of, parse_binary, prompt_of
+from comfy_fleet.domain.frames import (
+    MAX_LINE_BYTES,
+    MAX_METADATA_BYTES,
+    Picture,
+    ProgressText,
+    frame_of,
+    parse_binary,
+    prompt_of,
+)
 from comfy_fleet.domain.run_messages import Frame
 from tests.unit.run_harness import PNG, events_of, recording
 
@@ -87,3 +95,12 @@ def test_the_prompt_of_a_frame() -> None:
     assert prompt_of(Frame("x", {"prompt_id": "p"})) == "p"
     assert prompt_of(Frame("x", {"prompt_id": 3})) is None
     assert prompt_of(Frame("status", {})) is None
+
+
+def test_only_as_much_is_decoded_as_anybody_needs() -> None:
+    long = b"x" * (MAX_METADATA_BYTES + 1)
+    assert parse_binary(number(4) + number(len(long)) + long + PNG) is None
+    assert parse_binary(number(3) + number(len(long)) + long + b"text") is None
+    line = parse_binary(number(3) + number(1) + b"1" + long)
+    assert isinstance(line, ProgressText)
+    assert len(line.text) == MAX_LINE_BYTES
