@@ -94,5 +94,6 @@ def test_json_says_the_same_without_commanding_the_terminal(attack: str) -> None
 
 def test_colours_of_our_own_still_reach_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" in "".join(printed(table(["State"], [("failed",)])))
