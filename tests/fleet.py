@@ -67,6 +67,7 @@ class Fleet:
     stores: Stores
     controller: Controller
     agent: Agent
+    host: HostAgent
     sims: dict[str, SimNode] = field(default_factory=dict)
     dispatchers: list[Running] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -190,7 +191,7 @@ async def fleet_of(
                 on_nodes=host.follow if look else None,
             )
             controller = Controller(config, stores.nodes)
-            fleet = Fleet(config, stores, controller, agent=agent, stack=stack)
+            fleet = Fleet(config, stores, controller, agent=agent, host=host, stack=stack)
             fleet.tasks.append(asyncio.create_task(host.run()))
             for name in names:
                 await fleet.add_sim(name, **(sim or {}))

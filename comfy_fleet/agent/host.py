@@ -287,6 +287,8 @@ class HostAgent:
             boot=self._boot(member),
             seat=self._seat(member),
             facts=facts,
+            address="{}:{}".format(*parse_url(probe.url)),
+            runs=probe.queue.shown(now),
         )
 
     def _seat(self, member: Member) -> Seat | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import httpx
 
 from comfy_fleet.adapters.comfyui.direct import DirectNode
+from comfy_fleet.adapters.places import answers_as_fleet
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.node import Node
 from comfy_fleet.tasks import start
@@ -73,5 +74,8 @@ class Reach:
                     return
                 self._trouble[name] = "that is no ComfyUI: no JSON object at /system_stats"
             except NodeError as error:
-                self._trouble[name] = error.message
+                why = error.message
+                if not error.details and await answers_as_fleet(node, timeout_s=ANSWER_WITHIN_S):
+                    why = f"that is the fleet itself, no ComfyUI: {url}"
+                self._trouble[name] = why
             await asyncio.sleep(ASK_EVERY_S)

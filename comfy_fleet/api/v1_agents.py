@@ -20,6 +20,7 @@ from comfy_fleet.api.typed import read, shown
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat, Trash
 from comfy_fleet.domain.node import NAME, Node, check_name
+from comfy_fleet.domain.orphans import MOST_SHOWN
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.ports import Hosts
 
@@ -42,9 +43,9 @@ def _bounded(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _depth(value: object) -> int:
-    """Return how deep a value is nested, counted no further than matters."""
+    """Return how deep a value is nested, counted to one level more than is allowed."""
     depth, level = 0, [value]
-    while level and depth <= MAX_FACTS_DEPTH:
+    while level and depth <= MAX_FACTS_DEPTH + 1:
         inner: list[object] = []
         for one in level:
             inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
@@ -81,6 +82,10 @@ class ReportBody(BaseModel):
     freed: str = Field("", max_length=80, description="Changes whenever its models were unloaded.")
     seat: SeatBody | None = Field(None, description="For other agents that have a node on its GPU.")
     facts: Facts = Field(default_factory=dict, description="Whatever else was seen.")
+    address: str = Field("", max_length=300, description="HOST:PORT that was looked at.")
+    runs: list[PromptId] = Field(
+        default_factory=list, max_length=MOST_SHOWN, description="Runs that its queue has just held."
+    )
 
 
 class JoiningBody(BaseModel):

@@ -12,6 +12,7 @@ import comfy_fleet
 from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.api.deps import ApiDeps, Probe, deps
 from comfy_fleet.api.json import json_response
+from comfy_fleet.domain.about import NAME
 from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.ports import NodeRegistry
 from comfy_fleet.timeouts import Timeout
@@ -24,7 +25,7 @@ _PATIENCE_S = 2.0
 @router.get("/health", summary="Is the API alive?")
 async def health(request: Request) -> Response:
     """Always 200 while the process serves requests."""
-    return json_response({"status": "ok", "version": comfy_fleet.__version__})
+    return json_response({"status": "ok", "name": NAME, "version": comfy_fleet.__version__})
 
 
 @router.get("/ready", summary="Could a job run now?")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfy_fleet.adapters.places import check_place
 from comfy_fleet.api.deps import admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
@@ -80,7 +81,9 @@ async def add_node(request: Request) -> Response:
     admin(request)
     d, body = deps(request), await read(request, NodeBody)
     fields = body.model_dump(exclude_none=True)
-    node = await d.nodes.add(Node(**fields, weight_by_gpu=body.weight is None, added_at=d.clock()))
+    node = Node(**fields, weight_by_gpu=body.weight is None, added_at=d.clock())
+    await check_place(node, await d.nodes.nodes())
+    node = await d.nodes.add(node)
     return json_response(state(NodeState(node=node)), 201)
 
 

@@ -3,6 +3,9 @@
 ComfyUI's clients come by, as the port is ComfyUI's own.
 """
 
+NAME = "comfy_fleet"
+"""By which ``/api/v1/health`` tells a fleet from a ComfyUI."""
+
 NOTHING_HERE = (
     "This is comfy_fleet, which schedules jobs on many ComfyUI servers. ComfyUI's own routes are not here: "
     "the API is at /api/v1, described at /api/v1/docs, and at /api/v2, which is Comfy API v2."

@@ -92,6 +92,8 @@ class NodeReport:
         freed: Changes whenever its models were unloaded.
         seat: Where it computes; None where no GPU of a known UUID is.
         facts: Everything else that was seen, JSON-ready: memory by owner, process, version, queue.
+        address: ``HOST:PORT`` that was looked at.
+        runs: Runs of the fleet that its queue has just held; another node that shows one is the same ComfyUI.
     """
 
     name: str
@@ -102,6 +104,8 @@ class NodeReport:
     freed: str = ""
     seat: Seat | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    address: str = ""
+    runs: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

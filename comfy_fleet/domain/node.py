@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.job import DEFAULT_POOL
 
-LIVE = ("cordoned", "cordon_reason", "speed")
+LIVE = ("cordoned", "cordon_reason", "twin", "speed")
 """What of a node is no part of its registration: it changes while the fleet runs."""
 
 AGENT_DRAINS = "its agent says drain"
@@ -31,6 +31,7 @@ class Node:
         weight_by_gpu: True if nobody has set the weight: it follows the GPU's model once that is known.
         cordoned: True while it must not get new jobs (drain).
         cordon_reason: Who or what wanted that.
+        twin: The node that is the same ComfyUI, if it is cordoned for that; else empty.
         simulated: True for the stand-in of :mod:`comfy_fleet.sim`.
         agent: ``HOST:PORT`` that answers HAProxy's agent-check for it; None means the central agent.
         speed: Measured speed beside what its GPU's model promises, see :mod:`comfy_fleet.domain.speed`; None
@@ -47,6 +48,7 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     cordoned: bool = False
     cordon_reason: str = ""
+    twin: str = ""
     simulated: bool = False
     agent: str | None = None
     added_at: float = 0.0

@@ -18,6 +18,10 @@ APART_S = 0.5
 MOST_PROMPTS, LONGEST_ID = 500, 200
 """Of one node's queue: what an agent tells of it must not be longer than the API takes."""
 
+MOST_SHOWN, SHOWN_S = 16, 2.5
+"""How many of the fleet's prompts that a queue has held are told, and for how many seconds: two agents look
+at the same short prompt at different moments."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
@@ -65,6 +69,8 @@ class Queue:
     """What is known of a node's queue. Every step returns a new value."""
 
     prompts: Mapping[str, Sighted] = field(default_factory=dict)
+    ours: Mapping[str, float] = field(default_factory=dict)
+    """The fleet's prompts that it holds or has just held, and when it was last seen to."""
 
     def look(self, prompts: Iterable[Prompt], now: float) -> "Queue":
         """Take in what the queue held at a look that began at ``now``."""
@@ -74,17 +80,22 @@ class Queue:
             seen[prompt.id] = replace(
                 known or Sighted(prompt=prompt, last_at=now), prompt=prompt, last_at=now
             )
-        return Queue(prompts=seen)
+        kept = {id_: at for id_, at in self.ours.items() if now - at <= SHOWN_S and id_ not in seen}
+        held = [*kept.items(), *((id_, now) for id_, one in seen.items() if one.prompt.ours)]
+        return Queue(prompts=seen, ours=dict(held[-MOST_SHOWN:]))
 
     def told(self, asked: Iterable[str], explained: Iterable[str], asked_at: float) -> "Queue":
         """Take in the fleet's answer to a question about these prompts."""
         known, answered = frozenset(explained), frozenset(asked)
-        return Queue(
-            prompts={
-                id_: one.told(id_ in known, asked_at) if id_ in answered else one
-                for id_, one in self.prompts.items()
-            }
-        )
+        told = {
+            id_: one.told(id_ in known, asked_at) if id_ in answered else one
+            for id_, one in self.prompts.items()
+        }
+        return replace(self, prompts=told)
+
+    def shown(self, now: float) -> tuple[str, ...]:
+        """Return the fleet's prompts that it holds or has just held."""
+        return tuple(id_ for id_, at in self.ours.items() if now - at <= SHOWN_S)
 
     @property
     def busy(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from comfy_fleet.domain.node import Reading
 
 _NO_FIGURES = ("privateuseone",)  # DirectML tells a constant
+_LONGEST = 200  # characters of a name or version: it is listed
 
 
 def reading_of(stats: Mapping[str, Any]) -> Reading:
@@ -17,12 +18,12 @@ def reading_of(stats: Mapping[str, Any]) -> Reading:
     system = stats.get("system")
     system = system if isinstance(system, Mapping) else {}
     device = _device(stats)
-    kind = str(device.get("type") or "")
+    kind = _text(device, "type")
     return Reading(
-        comfyui=str(system.get("comfyui_version") or ""),
-        pytorch=str(system.get("pytorch_version") or ""),
-        python=str(system.get("python_version") or "").partition(" ")[0],
-        gpu=str(device.get("name") or ""),
+        comfyui=_text(system, "comfyui_version"),
+        pytorch=_text(system, "pytorch_version"),
+        python=_text(system, "python_version").partition(" ")[0],
+        gpu=_text(device, "name"),
         device=kind,
         vram_bytes=0 if kind in _NO_FIGURES else _figure(device, "vram_total"),
     )
@@ -31,7 +32,7 @@ def reading_of(stats: Mapping[str, Any]) -> Reading:
 def room_bytes(stats: Mapping[str, Any]) -> int:
     """Return how much of the card this ComfyUI could use, its own part included; 0 if that is unknown."""
     device = _device(stats)
-    if str(device.get("type") or "") in (*_NO_FIGURES, ""):
+    if _text(device, "type") in (*_NO_FIGURES, ""):
         return 0
     total = _figure(device, "vram_total")
     free = _figure(device, "vram_free") - _figure(device, "torch_vram_free")
@@ -46,4 +47,10 @@ def _device(stats: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _figure(device: Mapping[str, Any], name: str) -> int:
     value = device.get(name)
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
+        return 0
+    return int(value)
+
+
+def _text(facts: Mapping[str, Any], name: str) -> str:
+    return str(facts.get(name) or "")[:_LONGEST]

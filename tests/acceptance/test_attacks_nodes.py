@@ -19,10 +19,12 @@ FRAME_LIMIT = 8 * MIB
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Two quick nodes; the second one is reached through a hostile one as well."""
+    """Two quick nodes; the second one gets no jobs itself: it is what a hostile one passes on to."""
     folder = tmp_path_factory.mktemp("hostile") / "data"
     env = {"FLEET_NODE_FRAME_BYTES": str(FRAME_LIMIT)}
     up = start_fleet(folder, "--nodes", "2", "--job-seconds", "0.1", env=env)
+    behind = [node for node in nodes(up) if node["simulated"]][1]
+    assert httpx.post(f"{up.url}/api/v1/nodes/{behind['name']}/drain").status_code == 200
     yield up
     stop_fleet(up)
 

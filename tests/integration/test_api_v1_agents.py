@@ -1,5 +1,7 @@
 """Agents' heartbeats over HTTP: who may send them, what comes back, and what operators see."""
 
+import asyncio
+import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -7,6 +9,8 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.hosts import MAX_HOSTS
+from comfy_fleet.domain.orphans import MOST_SHOWN
 from tests.integration.api_kit import Api, running
 from tests.integration.redis_kit import claim, submit
 
@@ -94,3 +98,70 @@ async def test_nonsense_is_refused(
     async with running(redis_port, tmp_path) as api:
         answer = await beat(api, host=host, **more)
         assert answer.status_code in (400, 422), answer.text
+
+
+def _nested(levels: int) -> bytes:
+    return b'{"a":' * levels + b"1" + b"}" * levels
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "limit"),
+    [
+        (_nested(15), 200, ""),
+        (_nested(17), 422, "nested deeper than 16 levels"),
+        (_nested(120), 422, "nested deeper than 16 levels"),
+        (_nested(900), 422, "nested deeper than 16 levels"),
+        (_nested(100_000), 400, "depth limit"),
+        (b'{"a":"' + b"x" * 20_000 + b'"}', 422, "16384 bytes"),
+        (b'{"a":"' + b"x" * 15_000_000 + b'"}', 422, "16384 bytes"),
+        (b'{"a":NaN}', 400, "JSON"),
+        (b'{"a":' + b"9" * 400 + b"}", 400, "JSON"),
+    ],
+)
+async def test_what_an_agent_tells_in_a_form_of_its_own_is_limited(
+    redis: Redis, redis_port: int, tmp_path: Path, facts: bytes, status: int, limit: str
+) -> None:
+    async with running(redis_port, tmp_path) as api:
+        body = b'{"instance":"i1","nodes":[{"name":"g1","word":"ready","facts":' + facts + b"}]}"
+        headers = {"Content-Type": "application/json"}
+        answer = await api.client.post("/api/v1/agents/h1/heartbeat", content=body, headers=headers)
+        assert (answer.status_code, limit in answer.text) == (status, True), answer.text[:400]
+        assert (await beat(api)).status_code == 200
+
+
+async def test_runs_that_an_agent_tells_of_are_limited(redis: Redis, redis_port: int, tmp_path: Path) -> None:
+    async with running(redis_port, tmp_path) as api:
+        runs = [str(uuid4()) for _ in range(MOST_SHOWN)]
+        assert (await beat(api, nodes=[{**REPORT, "runs": runs}])).status_code == 200
+        answer = await beat(api, nodes=[{**REPORT, "runs": [*runs, str(uuid4())]}])
+        assert (answer.status_code, str(MOST_SHOWN) in answer.text) == (422, True), answer.text
+
+
+async def test_invented_hosts_are_kept_up_to_a_limit_that_is_named(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    async with running(redis_port, tmp_path) as api:
+        places = asyncio.Semaphore(16)
+
+        async def invent(number: int) -> int:
+            async with places:
+                return int((await beat(api, host=f"invented-{number}")).status_code)
+
+        assert set(await asyncio.gather(*map(invent, range(300)))) == {200}
+        assert set(await asyncio.gather(*map(invent, range(300, MAX_HOSTS)))) == {200}
+        answer = await beat(api, host="one-more")
+        assert (answer.status_code, f"{MAX_HOSTS} hosts" in answer.text) == (409, True), answer.text
+        assert (await beat(api, host="invented-7")).status_code == 200  # who was there stays
+        assert len((await api.client.get("/api/v1/hosts")).json()["hosts"]) == MAX_HOSTS
+
+
+async def test_an_agent_that_is_silent_is_named_with_its_host_in_the_listing(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    async with running(redis_port, tmp_path) as api:
+        assert (await beat(api, join=[G1], nodes=[REPORT])).status_code == 200
+        await api.stores.nodes.report("h1-gpu0", verdict="down", why="Connection refused")
+        await redis.delete("fleet:report:h1-gpu0")  # what was heard is forgotten after a while
+        await redis.zincrby("fleet:hosts", -30, "h1")
+        (node,) = (await api.client.get("/api/v1/nodes")).json()["nodes"]
+        assert re.fullmatch(r"agent of h1 silent for 3\d s \(Connection refused\)", node["why"]), node

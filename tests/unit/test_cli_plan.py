@@ -272,6 +272,12 @@ async def test_a_cordon_moves_with_its_node() -> None:
     assert (held.url, held.cordoned, held.cordon_reason) == ("http://127.0.0.1:2", True, "new driver")
 
 
+async def test_the_cordon_of_a_twin_stays_where_it_was() -> None:
+    registry = Registry(replace(node("a", 1), cordoned=True, cordon_reason="is node b", twin="b"))
+    await reconcile(registry, [node("a", 2)], now=NOW)
+    assert not registry.held["a"].cordoned
+
+
 async def test_a_name_that_somebody_else_uses_is_refused() -> None:
     with pytest.raises(Conflict):
         await reconcile(Registry(node("a", 1, ours=False)), [node("a", 2)], now=NOW)

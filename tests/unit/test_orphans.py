@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.orphans import Prompt, Queue, read_queue
+from comfy_fleet.domain.orphans import MOST_SHOWN, SHOWN_S, Prompt, Queue, read_queue
 
 RUN = Prompt(id="r1", ours=True)
 
@@ -70,3 +70,13 @@ def test_comfyui_s_queue_is_read() -> None:
 def test_another_form_is_refused(body: Any) -> None:
     with pytest.raises(ValueError, match="queue"):
         read_queue(body)
+
+
+def test_the_fleet_s_prompts_are_shown_for_a_moment_after_they_are_gone() -> None:
+    queue = Queue().look([Prompt(id="a", ours=True), Prompt(id="stranger")], 10.0)
+    assert queue.shown(10.0) == ("a",)
+    queue = queue.look([Prompt(id="b", ours=True)], 11.0).told(["b"], [], 11.0)
+    assert queue.shown(11.0) == ("a", "b")
+    assert queue.shown(10.0 + SHOWN_S + 0.1) == ("b",)
+    many = queue.look([Prompt(id=str(number), ours=True) for number in range(100)], 12.0)
+    assert len(many.shown(12.0)) == MOST_SHOWN

@@ -74,6 +74,8 @@ class RedisHosts:
                     "gpu": report.seat.gpu if report.seat else "",
                     "seat": orjson.dumps(asdict(report.seat)).decode() if report.seat else "",
                     "facts": orjson.dumps(dict(report.facts)).decode(),
+                    "address": report.address,
+                    "runs": list(report.runs),
                 }
                 for report in beat.nodes
             ],

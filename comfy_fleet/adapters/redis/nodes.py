@@ -257,6 +257,7 @@ def read_node(raw: bytes | str, live: Mapping[str, str]) -> Node:
         from_fields(Node, static),
         cordoned=live.get("cordoned") == "1",
         cordon_reason=live.get("cordon_reason", ""),
+        twin=live.get("twin", ""),
         speed=speed_of(float(live.get("speed") or 0), int(live.get("speeds") or 0)),
     )
 

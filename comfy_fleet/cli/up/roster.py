@@ -56,7 +56,7 @@ async def reconcile(
             kept.add(node.name)
         elif node.name not in kept and node.labels.get(MANAGED) == MANAGER:
             await registry.remove(node.name, force=True)
-            if node.cordoned:
+            if node.cordoned and not node.twin:
                 cordons[node.name] = node.cordon_reason
     for node in wanted:
         if node.name not in kept:

@@ -3,6 +3,6 @@
 local key = 'fleet:node:' .. ARGV[1]
 if redis.call('HEXISTS', 'fleet:nodes', ARGV[1]) == 0 then return 0 end
 redis.call('HSET', key, 'cordoned', ARGV[2], 'cordon_reason', ARGV[3])
-redis.call('HDEL', key, 'quarantined', 'strikes_oom', 'strikes_gpu', 'strikes_answer', 'strikes_frame', 'renewed')
+redis.call('HDEL', key, 'quarantined', 'strikes_oom', 'strikes_gpu', 'strikes_answer', 'strikes_frame', 'renewed', 'twin')
 redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 return 1

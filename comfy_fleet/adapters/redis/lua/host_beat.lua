@@ -1,5 +1,5 @@
 -- An agent's heartbeat.  ARGV: host, ttl, record to show, then as JSON
---   {central, reports: [{name, word, why, boot, freed, gpu, seat, facts}], seen: [RUN], leaving: [NODE],
+--   {central, reports: [{name, word, why, boot, freed, gpu, seat, facts, address, runs}], seen: [RUN], leaving: [NODE],
 --    deleted: [TRASH]}, then the seconds for which a seat is kept, the instance, an id for an empty store, and how many hosts are kept
 -- Returns 'taken' (another agent speaks for the host), 'full' (too many hosts) or {nodes {JSON, cordoned, reason, gpu, device, speed, speeds}, explained runs, nodes that no run needs, trash,
 --          nodes to be restarted, others' nodes on the same GPUs {name, seat, seconds since}, the store's id}
@@ -31,6 +31,7 @@ for _, report in ipairs(beat.reports) do
         redis.call('HSET', key, 'freed', report.freed)
         unloaded(report.name)
       end
+      for _, run in ipairs(report.runs) do shown_at(run, report.name, report.address) end
       if report.gpu ~= '' then
         gpus[report.gpu] = true
         redis.call('HSET', 'fleet:gpu:' .. report.gpu, report.name, num(now()) .. ' ' .. report.seat)

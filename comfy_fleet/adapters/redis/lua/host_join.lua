@@ -15,6 +15,13 @@ if had then
   local was = redis.call('HMGET', key, 'pool', 'url')
   if was[1] then redis.call('SREM', 'fleet:pool:' .. was[1], node) end
   if was[2] then redis.call('HDEL', 'fleet:urls', was[2]) end
+  if was[2] ~= url then
+    free_twins(node)
+    if redis.call('HEXISTS', key, 'twin') == 1 then
+      redis.call('HSET', key, 'cordoned', 0, 'cordon_reason', '')
+      redis.call('HDEL', key, 'twin')
+    end
+  end
 else
   redis.call('HSET', key, 'cordoned', 0)
 end

@@ -14,6 +14,7 @@
 -- fleet:run:RUN           hash    job, node, token, dispatcher, phase, manifest
 -- fleet:lease:NODE        string  the run that occupies the node
 -- fleet:nodes             hash    NODE -> JSON;  fleet:node:NODE  hash  cordoned, verdict, counts,
+--                                 twin (the node that is the same ComfyUI),
 --                                 speed (mean logarithm over speeds runs)
 -- fleet:node:NODE:runs    set     runs that still need it;  fleet:node:NODE:errors  list  the last ten, as JSON
 -- fleet:node:NODE:models  string  files that jobs used since it started or was freed, the latest first, one a line
@@ -28,6 +29,7 @@
 -- fleet:host:HOST:nodes   set     nodes that its agent registered
 -- fleet:gpu:UUID          hash    NODE -> when its agent told, and what it holds there, as JSON
 -- fleet:report:NODE       string  what an agent last saw of the node, for 10 s
+-- fleet:run:RUN:shown     hash    NODE -> when its queue last held the run, and the HOST:PORT that was looked at
 -- fleet:trash:HOST        zset    NODE JOB RUN [STRAY ...] -> when its files became useless: its agent deletes them
 -- fleet:job:ID:traces     set     NODE RUN: runs whose files stay on nodes until the job is final
 -- fleet:idem:SCOPE:HASH   string  JOB FINGERPRINT, 24 h
@@ -216,6 +218,47 @@ local function node_started(node)
     redis.call('HDEL', key, 'quarantined')
   end
   redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
+end
+
+-- Two nodes are one ComfyUI: the one that was added later gets no jobs, unless one of them gets none anyway.
+local function one_comfyui(node, other)
+  local function cordoned(name) return redis.call('HGET', 'fleet:node:' .. name, 'cordoned') == '1' end
+  if cordoned(node) or cordoned(other) then return end
+  local function added(name) return tonumber(decoded(redis.call('HGET', 'fleet:nodes', name)).added_at) or 0 end
+  local a, b = added(node), added(other)
+  if a < b or (a == b and node < other) then node, other = other, node end
+  redis.call('HSET', 'fleet:node:' .. node, 'cordoned', 1, 'twin', other,
+    'cordon_reason', 'is the same ComfyUI as node ' .. other .. ': one ComfyUI is one node')
+  redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
+end
+
+-- A node is removed or moves: those that got no jobs because they are the same ComfyUI may get some.
+local function free_twins(node)
+  for _, name in ipairs(redis.call('HKEYS', 'fleet:nodes')) do
+    local key = 'fleet:node:' .. name
+    if redis.call('HGET', key, 'twin') == node then
+      redis.call('HSET', key, 'cordoned', 0, 'cordon_reason', '')
+      redis.call('HDEL', key, 'twin')
+    end
+  end
+end
+
+-- A node's queue has just held a run.  A run's id is drawn for one lease and posted to one ComfyUI, so two nodes
+-- that show it are that one.  Neither may have moved since, and a forwarded port may lead elsewhere by now.
+local SHOWN_S = 5
+local function shown_at(run, node, address)
+  if redis.call('HGET', 'fleet:node:' .. node, 'url') ~= address then return end  -- looked at before it moved
+  local key = 'fleet:run:' .. run .. ':shown'
+  redis.call('HSET', key, node, num(now()) .. ' ' .. address)
+  redis.call('EXPIRE', key, SHOWN_S)
+  local seen = redis.call('HGETALL', key)
+  for i = 1, #seen, 2 do
+    local at, where = seen[i + 1]:match('^(%S+) (%S+)$')
+    if seen[i] ~= node and now() - tonumber(at) <= SHOWN_S
+      and redis.call('HGET', 'fleet:node:' .. seen[i], 'url') == where then
+      one_comfyui(node, seen[i])
+    end
+  end
 end
 
 -- A placement class with one more condition: cards of this size are too small.  POOLS:NODES:WITHOUT:NEEDS:ABOVE

@@ -17,6 +17,7 @@ unloaded(node)
 redis.call('DEL', 'fleet:lease:' .. node, runs, 'fleet:reading:' .. node, 'fleet:report:' .. node)
 redis.call('HDEL', 'fleet:nodes', node)
 redis.call('DEL', 'fleet:node:' .. node)
+free_twins(node)
 if pool then redis.call('SREM', 'fleet:pool:' .. pool, node) end
 redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
 return 'ok'
