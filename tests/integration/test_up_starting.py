@@ -185,7 +185,7 @@ def test_an_agent_runs_and_restarts_its_comfyuis(tmp_path: Path) -> None:
         first, second = sorted(nodes())
         assert (first[-7:], second[-7:]) == ("-cpu0-0", "-cpu0-1")
         assert first in started.log.read_text()
-        assert nodes()[first]["simulated"]  # the stand-in says so itself
+        until(lambda: nodes()[first]["simulated"], "the stand-in says so itself, once it is read")
         urls = {name: node["url"] for name, node in nodes().items()}
 
         def of_first() -> list[int]:
