@@ -55,6 +55,7 @@ _CONNECT_S = 2.0
 _ASK = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=10.0)
 _SEND = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=60.0)
 _KEEPALIVE_S = 3.0  # HAProxy closes idle connections after five seconds; ours must be gone before
+_HISTORY = "/history/"
 _TEXT_LIMIT = 2000
 _BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 
@@ -173,7 +174,7 @@ class NodeClient:
 
     async def history(self, node: str, run: str) -> HistoryAnswered | AskFailed:
         """Ask for the run's history entry. Never raises for what the node or the broker does."""
-        answer = await self._ask(node, "history", f"/history/{run}")
+        answer = await self._ask(node, "history", f"{_HISTORY}{run}")
         if isinstance(answer, AskFailed):
             return answer
         entry = answer.get(run)
@@ -321,19 +322,23 @@ class NodeClient:
                 body = await read_body(response.headers, chunks, self._limits, what=_call_of(path))
                 return _Answer(response.status, response.headers, body)
         except NodeFault as fault:
-            raise self._blamed(headers[NODE], fault) from None
+            raise self._blamed(headers[NODE], fault, path) from None
         except TooManyHeads as error:
-            raise self._blamed(headers[NODE], NodeFault(f"{_call_of(path)} answered with {error}")) from None
+            raise self._blamed(
+                headers[NODE], NodeFault(f"{_call_of(path)} answered with {error}"), path
+            ) from None
 
     async def _decoded(self, answer: _Answer, node: str, path: str) -> Any:
         """Return an answer's JSON, or None if it is none. Raises NodeFault."""
         try:
             return await decoded(answer.content, self._limits, what=_call_of(path))
         except NodeFault as fault:
-            raise self._blamed(node, fault) from None
+            raise self._blamed(node, fault, path) from None
 
-    def _blamed(self, node: str, fault: NodeFault) -> NodeFault:
+    def _blamed(self, node: str, fault: NodeFault, path: str) -> NodeFault:
         fault.details["node"] = node
+        if path.startswith(_HISTORY):
+            fault.details["run"] = path.removeprefix(_HISTORY)
         self._on_fault(node, fault)
         return fault
 
