@@ -4,6 +4,7 @@
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -77,6 +78,11 @@ class Settings(BaseSettings):
     )
     agent_port: int = Field(8193, ge=1, le=65535, description="Where the central agent answers agent-checks.")
     broker_host: str = Field("127.0.0.1", description="Where dispatchers reach the broker.")
+    node_ca_file: Path | None = Field(
+        None,
+        description="Certificate authorities (PEM) that may sign the certificates of https nodes, "
+        "for agents and HAProxy; the machine's own when unset.",
+    )
     pool_slots: int = Field(16, ge=1, le=256, description="Pools that can be made without a reload.")
 
     keys_file: Path | None = Field(
@@ -249,6 +255,18 @@ class Settings(BaseSettings):
             raise ValueError(f"{error}; {example}") from None
         if parts.scheme not in ("redis", "rediss", "unix") or not found or port == 0:
             raise ValueError(example)
+        return value
+
+    @field_validator("node_ca_file")
+    @classmethod
+    def _check_node_ca_file(cls, value: Path | None) -> Path | None:
+        """Refuse what HAProxy could not read, or name on its control socket."""
+        if value is None:
+            return None
+        if not value.is_file():
+            raise ValueError(f"{value} is no file")
+        if re.search(r"[\x00-\x20\x7f'\"\\;$#]", str(value.absolute())):
+            raise ValueError(f"{str(value)!r} must not hold blanks, quotes, ;, $, # or backslashes")
         return value
 
     @field_validator("agent_token")

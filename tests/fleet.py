@@ -15,6 +15,7 @@ from typing import Any
 from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.agent.host import HostAgent
+from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.server import Agent
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.dispatch_main import open_dispatcher
@@ -182,11 +183,12 @@ async def fleet_of(
             },
         )
         async with AsyncExitStack() as stack, open_stores(config) as stores:
-            host = HostAgent("central", central=True)
+            host = HostAgent("central", central=True, ca_file=config.node_ca_file)
             agent = Agent(
                 RegistryNodes(stores),
                 host="127.0.0.1",
                 port=config.agent_port,
+                reach=Reach(config.node_ca_file),
                 opinion=host.opinion if look else None,
                 on_nodes=host.follow if look else None,
             )

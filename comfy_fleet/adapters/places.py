@@ -32,7 +32,12 @@ async def check_place(node: Node, registered: Iterable[Node]) -> None:
         BadInput: A fleet answers there.
     """
     host, port = node.address
-    others = [other for other in registered if other.address[1] == port and other.name != node.name]
+    # One proxy serves several ComfyUIs at one address, by their names and paths.
+    others = [
+        other
+        for other in registered
+        if other.address[1] == port and other.name != node.name and not (other.proxied or node.proxied)
+    ]
     hosts = {host, *(other.address[0] for other in others)} if others else set()
     is_fleet, found = await asyncio.gather(_is_fleet(node.url), asyncio.gather(*map(_addresses, hosts)))
     if is_fleet:

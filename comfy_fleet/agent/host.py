@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 
 import comfy_fleet
+from comfy_fleet.adapters.comfyui.direct import trust
 from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.agent import procfs
 from comfy_fleet.agent.cleaner import Folders, delete
@@ -25,7 +27,7 @@ from comfy_fleet.agent.process import Process
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.gpu import Gpus, Nvml
 from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat, Trash
-from comfy_fleet.domain.node import Node, parse_url
+from comfy_fleet.domain.node import Node, parse_place
 from comfy_fleet.domain.supervise import Phase
 from comfy_fleet.domain.verdict import Verdict, Word, both
 from comfy_fleet.domain.vram import Claim, Counted, Device
@@ -87,6 +89,7 @@ class HostAgent:
         policy: Policy | None = None,
         free_idle_s: ByPool | None = None,
         nvml: NvmlProbe | None = None,
+        ca_file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Describe the agent; nothing is looked at before :meth:`run`.
@@ -97,6 +100,7 @@ class HostAgent:
             policy: When a GPU drains.
             free_idle_s: After so many idle seconds a node unloads its models, by pool; 0: never.
             nvml: Reads the GPUs; None reads none.
+            ca_file: Who may sign the certificates of https nodes; None: whom the machine trusts.
             clock: Seconds, monotonic.
         """
         self.members: dict[str, Member] = {}
@@ -121,7 +125,9 @@ class HostAgent:
         self._words: Callable[[str], Verdict | None] = self.opinion
         self._told: dict[str, Word] = {}
         self._client = httpx.AsyncClient(
-            trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=1000)
+            trust_env=False,
+            verify=trust(ca_file),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=1000),
         )
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -287,7 +293,7 @@ class HostAgent:
             boot=self._boot(member),
             seat=self._seat(member),
             facts=facts,
-            address="{}:{}".format(*parse_url(probe.url)),
+            address=parse_place(probe.url).key,
             runs=probe.queue.shown(now),
         )
 
@@ -428,8 +434,11 @@ class HostAgent:
 
 def _pids_of(url: str) -> frozenset[int]:
     """Return the processes of a ComfyUI on this machine; empty if they can't be seen."""
+    place = parse_place(url)
+    if place.proxied:
+        return frozenset()  # a proxy listens there
     with contextlib.suppress(OSError):
-        pid = procfs.listener(parse_url(url)[1])
+        pid = procfs.listener(place.port)
         if pid is not None and pid != os.getpid():
             return procfs.family(pid)
     return frozenset()

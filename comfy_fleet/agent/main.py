@@ -19,6 +19,7 @@ from comfy_fleet.agent.cleaner import Folders
 from comfy_fleet.agent.host import HostAgent, Member
 from comfy_fleet.agent.link import Link
 from comfy_fleet.agent.metrics import MetricsServer
+from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.server import Agent
 from comfy_fleet.agent.source import HttpNodes, NodesSource, WithoutAgent
 from comfy_fleet.agent.supervisor import Supervision, Supervisor
@@ -169,6 +170,7 @@ async def run(
         policy=_policy(settings),
         free_idle_s=ByPool.parse(settings.free_idle_s),
         nvml=nvml,
+        ca_file=settings.node_ca_file,
     )
     link = Link(
         api_url,
@@ -182,6 +184,7 @@ async def run(
         source,
         host=address,
         port=port,
+        reach=Reach(settings.node_ca_file),
         opinion=host.opinion,
         on_nodes=host.follow if central else None,
     )

@@ -8,10 +8,11 @@ then on HAProxy's own checks know better.
 import asyncio
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
 
 import httpx
 
-from comfy_fleet.adapters.comfyui.direct import DirectNode
+from comfy_fleet.adapters.comfyui.direct import DirectNode, trust
 from comfy_fleet.adapters.places import answers_as_fleet
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.node import Node
@@ -24,10 +25,12 @@ ANSWER_WITHIN_S = 2.0
 class Reach:
     """Asks every new node's ``/system_stats`` until it has answered once."""
 
-    def __init__(self) -> None:
+    def __init__(self, ca_file: Path | None = None) -> None:
+        """Ask nothing yet; https nodes are those whose certificates ``ca_file`` vouches for."""
+        self._ca_file = ca_file
         self._asking: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._trouble: dict[str, str] = {}
-        self._client: httpx.AsyncClient | None = None
+        self._clients: dict[bool, httpx.AsyncClient] = {}
 
     def reached(self, node: Node) -> bool:
         """Return whether the node has answered at the URL that it has now."""
@@ -56,16 +59,11 @@ class Reach:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
     async def _ask(self, name: str, url: str) -> None:
-        if self._client is None:
-            # Nodes speak plain HTTP: a context that trusts nobody is made in no time, while reading the
-            # machine's certificates would hold the agent up just when its first node is waited for.
-            nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            self._client = httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False, verify=nobody)
-        node = DirectNode(url, self._client)
+        node = DirectNode(url, self._client(tls=url.startswith("https:")))
         while True:
             try:
                 stats = await node.json("/system_stats", timeout_s=ANSWER_WITHIN_S)
@@ -79,3 +77,11 @@ class Reach:
                     why = f"that is the fleet itself, no ComfyUI: {url}"
                 self._trouble[name] = why
             await asyncio.sleep(ASK_EVERY_S)
+
+    def _client(self, *, tls: bool) -> httpx.AsyncClient:
+        if tls not in self._clients:
+            # For plain HTTP, a context that trusts nobody is made in no time, while reading the machine's
+            # certificates would hold the agent up just when its first node is waited for.
+            verify = trust(self._ca_file) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self._clients[tls] = httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False, verify=verify)
+        return self._clients[tls]

@@ -22,7 +22,7 @@ app.command("roll")(fleetwide.roll)
 @app.command()
 def add(
     name: Name,
-    url: Annotated[str, typer.Argument(help="http://HOST:PORT of the ComfyUI.")],
+    url: Annotated[str, typer.Argument(help="http://HOST:PORT or https://HOST:PORT/PREFIX of the ComfyUI.")],
     pool: Annotated[str, typer.Option(help="The pool that it stands in.")] = "default",
     weight: Annotated[
         int | None,

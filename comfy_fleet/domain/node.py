@@ -16,6 +16,7 @@ AGENT_DRAINS = "its agent says drain"
 """Why HAProxy gives a node no lease, if that is all that it knows; the agent's own words say more."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_PREFIX = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,80}){0,8}")
 _AGENT = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 
@@ -25,7 +26,7 @@ class Node:
 
     Attributes:
         name: Unique; what HAProxy calls its server.
-        url: ``http://HOST:PORT`` of the ComfyUI.
+        url: ``http[s]://HOST:PORT[/PREFIX]`` of the ComfyUI.
         pool: The one lease backend it stands in.
         weight: HAProxy's base weight, 1 to 256.
         weight_by_gpu: True if nobody has set the weight: it follows the GPU's model once that is known.
@@ -80,9 +81,19 @@ class Node:
         """Host and port.
 
         Raises:
-            BadInput: The URL is not plain ``http://HOST[:PORT]``.
+            BadInput: The URL is not ``http[s]://HOST[:PORT][/PREFIX]``.
         """
         return parse_url(self.url)
+
+    @property
+    def key(self) -> str:
+        """What tells one ComfyUI from another: its host and port, and the path before it."""
+        return parse_place(self.url).key
+
+    @property
+    def proxied(self) -> bool:
+        """Whether something stands before it that needs its own name and path."""
+        return parse_place(self.url).proxied
 
     @property
     def agent_address(self) -> tuple[str, int] | None:
@@ -194,31 +205,80 @@ def check_name(what: str, value: str) -> str:
     return value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a node's URL leads.
+
+    Attributes:
+        host: Host name or address.
+        port: TCP port.
+        tls: Whether it is https.
+        prefix: What stands before every path, such as ``/comfy``; empty for most.
+        authority: Host and port as the URL writes them: what a ``Host`` header says.
+    """
+
+    host: str
+    port: int
+    tls: bool
+    prefix: str
+    authority: str
+
+    @property
+    def key(self) -> str:
+        """What tells one ComfyUI from another."""
+        return f"{self.host}:{self.port}{self.prefix}"
+
+    @property
+    def proxied(self) -> bool:
+        """Whether a proxy answers there, which is told its own name; a plain node is not."""
+        return self.tls or bool(self.prefix)
+
+
 @lru_cache(maxsize=4096)  # a thousand nodes are looked at twice a second
-def parse_url(url: str) -> tuple[str, int]:
-    """Split ``http://HOST[:PORT]`` into host and port (default 8188).
+def parse_place(url: str) -> Place:
+    """Split ``http[s]://HOST[:PORT][/PREFIX]``; the port is 8188 for http and 443 for https if none is named.
 
     Raises:
-        BadInput: Another scheme, credentials, a path, or characters that don't belong into a host.
+        BadInput: Another scheme, credentials, a query or fragment, or characters that don't belong there.
     """
+
+    def refused(why: str) -> BadInput:
+        return BadInput(
+            f"url {url!r} {why}: it must look like http://HOST:PORT or https://HOST:PORT/PREFIX",
+            details={"field": "url", "value": url},
+        )
+
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        parts, port = urlsplit(""), None
+        raise refused("is no URL") from None
     host = parts.hostname or ""
-    if (
-        parts.scheme != "http"
-        or not url.isprintable()  # urlsplit drops newlines and tabs without a word
-        or " " in url
-        or parts.path not in ("", "/")
-        or parts.query
-        or parts.fragment
-        or "@" in parts.netloc
-        or not re.fullmatch(r"[A-Za-z0-9.-]{1,253}|[0-9a-fA-F:.]{2,45}", host)
-    ):
-        raise BadInput(
-            f"url {url!r} must look like http://HOST:PORT, without path, query or credentials",
-            details={"field": "url", "value": url},
-        )
-    return host, port or 8188
+    if "@" in parts.netloc:
+        # Not shown: it may be a password.
+        raise BadInput("url must not hold a user or password", details={"field": "url"})
+    if parts.scheme not in ("http", "https"):
+        raise refused("is neither http nor https")
+    # urlsplit drops newlines and tabs without a word.
+    if not url.isprintable() or " " in url:
+        raise refused("holds blanks or control characters")
+    if "?" in url or "#" in url:
+        raise refused("has a query or fragment")
+    if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}|[0-9a-fA-F:.]{2,45}", host):
+        raise refused("names no host")
+    prefix = parts.path.rstrip("/")
+    if not _PREFIX.fullmatch(prefix):
+        raise refused("has a path of other characters than A-Z a-z 0-9 . _ ~ - and /")
+    tls = parts.scheme == "https"
+    if tls and (":" in host or re.fullmatch(r"[0-9.]+", host)):
+        raise refused("names an address, but certificates are checked by host name")
+    port = port or (443 if tls else 8188)
+    shown = f"[{host}]" if ":" in host else host
+    authority = shown if tls and port == 443 else f"{shown}:{port}"
+    return Place(host=host, port=port, tls=tls, prefix=prefix, authority=authority)
+
+
+def parse_url(url: str) -> tuple[str, int]:
+    """Return host and port of a node's URL. Raises BadInput, see :func:`parse_place`."""
+    place = parse_place(url)
+    return place.host, place.port

@@ -270,7 +270,10 @@ class Seekers:
         able = self._atlas.able_in(placement, pool)
         if not able:
             return None
-        return await self._ask_for(pool, able if len(able) < len(self._atlas.pools[pool]) else ())
+        everyone = len(able) == len(self._atlas.pools[pool])
+        # What stands before a node is told of it by name: it must be known before HAProxy chooses.
+        named = any(self._atlas.states[name].node.proxied for name in able if name in self._atlas.states)
+        return await self._ask_for(pool, able if named or not everyone else ())
 
     async def _ask_for(
         self, pool: str, able: Collection[str], *, fastest_first: bool = False

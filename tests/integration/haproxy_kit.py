@@ -20,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.agent import Agent
+from comfy_fleet.agent.reach import Reach
 from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.node import Node, NodeState
 from comfy_fleet.domain.verdict import Verdict
@@ -318,11 +319,14 @@ async def running(
     *,
     settings: Settings | None = None,
     stale_s: float = 10.0,
+    ca_file: Path | None = None,
     **more: Any,
 ) -> AsyncIterator[Broker]:
     """Run a controller and an agent on the nodes of a registry."""
     settings = settings or make_settings(data)
-    agent = CountingAgent(registry, host="127.0.0.1", port=settings.agent_port, grace_s=stale_s)
+    agent = CountingAgent(
+        registry, host="127.0.0.1", port=settings.agent_port, grace_s=stale_s, reach=Reach(ca_file)
+    )
     controller = Controller(settings, registry, poll_s=0.05, **more)
     stop = asyncio.Event()
     await agent.start()

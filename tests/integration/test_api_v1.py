@@ -359,7 +359,8 @@ async def test_nodes(api: Api) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{"url": "https://10.0.0.2:8188"}, {"url": "http://u:p@h:1"}, {"url": "http://h:1/x"}, {"url": "file:///etc"},
+    [{"url": "https://10.0.0.2:8188"}, {"url": "http://u:p@h:1"}, {"url": "http://h:1/x?y"}, {"url": "https://h/x#y"},
+     {"url": "file:///etc"},
      {"name": "A b"}, {"weight": 0}, {"weight": 257}, {"agent": "h"}, {"agent": "h:1\nserver x"},
      {"pool": "a\nb"}, {"cordoned": True}],
 )  # fmt: skip

@@ -1,19 +1,33 @@
 """A ComfyUI asked at its own URL, as agents do: past the broker, within the same limits."""
 
 import logging
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from comfy_fleet.adapters.comfyui.answers import PLAIN, AnswerLimits, decoded, read_body
-from comfy_fleet.domain.errors import NodeError, NodeFault
+from comfy_fleet.domain.errors import ConfigError, NodeError, NodeFault
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
 LIMITS = AnswerLimits(seconds=10.0)
 _HINTS = {401: "it wants a password", 403: "it refuses the fleet", 404: "that is no ComfyUI"}
+
+
+def trust(ca_file: Path | None) -> ssl.SSLContext:
+    """Return who may sign the certificates of https nodes: a file's authorities, or the machine's.
+
+    Raises:
+        ConfigError: The file can't be read or holds no certificate.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # SSLError is one
+        raise ConfigError(f"FLEET_NODE_CA_FILE {ca_file}: {error}") from error
 
 
 class DirectNode:
@@ -95,4 +109,4 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-__all__ = ["LIMITS", "DirectNode", "NodeFault", "why_silent"]
+__all__ = ["LIMITS", "DirectNode", "NodeFault", "trust", "why_silent"]

@@ -53,16 +53,18 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
         program: HAProxy, for the check.
 
     Returns:
-        The names of the files that changed: ``broker.cfg``, ``edge.cfg``, ``pools.map``.
+        The names of the files that changed: ``broker.cfg``, ``edge.cfg``, ``pools.map``, ``nodes.map``.
 
     Raises:
         ConfigError: HAProxy refused one. It lies beside the good one as ``.rejected``; nothing was replaced.
     """
     private_folder(places.folder)
-    if not places.pools.exists():
-        places.pools.write_text(rendered.pools)  # the broker's configuration names it
+    maps = {places.pools: rendered.pools, places.vias: rendered.vias}
+    for path, text in maps.items():
+        if not path.exists():
+            path.write_text(text)  # the broker's configuration names it
     texts = {
-        places.pools: rendered.pools,
+        **maps,
         places.broker: rendered.broker,
         places.edge: rendered.edge,
     }
@@ -72,7 +74,7 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
         new = path.with_name(path.name + ".new")
         new.write_text(texts[path])
         new.chmod(0o600)
-        if path != places.pools:
+        if path not in maps:
             try:
                 warnings = check(program, new)
             except ConfigError as error:

@@ -41,7 +41,7 @@ from comfy_fleet.adapters.haproxy.membership import (
 )
 from comfy_fleet.adapters.haproxy.pool_news import PoolNews
 from comfy_fleet.adapters.haproxy.process import HAProxy, only_one
-from comfy_fleet.adapters.haproxy.render import files, render
+from comfy_fleet.adapters.haproxy.render import ca_file_of, files, render
 from comfy_fleet.adapters.haproxy.resolve import Resolver
 from comfy_fleet.domain.errors import ConfigError, FleetError, NotFound
 from comfy_fleet.domain.node import Node
@@ -323,7 +323,7 @@ class Controller:
             if server.backend == DIRECT or server.backend.startswith("be_pool_")
         ]
         again = False
-        steps = plan(targets, ours, self._first.ready())
+        steps = plan(targets, ours, self._first.ready(), await runtime.map(self._files.vias))
         for step in steps:
             again |= await self._do(step)
         if opened := {step.server.name for step in steps if isinstance(step, Open)}:
@@ -398,7 +398,9 @@ class Controller:
                     logger.info("server leaves with its last connection", extra=facts)
                 return gone
             case Add(entry=entry, address=address, agent=agent):
-                await runtime.add(entry, address, agent)
+                await runtime.add(
+                    entry, address, agent, vias=self._files.vias, ca_file=ca_file_of(self._settings)
+                )
                 self._first.ask(entry, agent)
                 logger.info("server added", extra={"node": entry.name, "backend": entry.backend})
             case Open(server=server, percent=percent):

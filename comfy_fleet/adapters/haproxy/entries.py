@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.node import Node, check_name, parse_url
+from comfy_fleet.domain.node import Node, check_name, parse_place
 
 DIRECT = "be_direct"
 BASE_WEIGHT = 100
 """Every server's own weight. An agent's answer is a percentage of it and so carries the node's weight,
 because HAProxy can't change a server's own weight at run time, and an agent's answer overrules any other."""
+
+SYSTEM_CA = "@system-ca"
+"""HAProxy's name for the authorities that the machine trusts."""
 
 Endpoint = tuple[str, int]
 
@@ -27,6 +30,9 @@ class Entry:
         backend: Its lease backend.
         host: Host name or address of the ComfyUI.
         port: Its port.
+        tls: Whether it is reached by TLS.
+        via: What a proxy before it has to be told, ``AUTHORITY|PREFIX``: its ``Host`` header and what
+            stands before every path. Empty for a plain node, which is told neither.
         agent_host: Host name or address of the agent that answers for it.
         agent_port: That agent's port.
     """
@@ -37,6 +43,8 @@ class Entry:
     port: int
     agent_host: str
     agent_port: int
+    tls: bool = False
+    via: str = ""
 
 
 def join(host: str, port: int) -> str:
@@ -72,6 +80,22 @@ def lease_options(entry: Entry, agent_address: str) -> str:
         f"agent-check agent-addr {agent_address} agent-port {entry.agent_port} "
         f"agent-inter 500ms agent-send {entry.name}/"
     )
+
+
+def tls_options(entry: Entry, ca_file: str, *, checked: bool) -> str:
+    """Return how a node is reached by TLS, to stand on its server line; empty for a plain one.
+
+    HAProxy checks the certificate against the name that it asks for.
+
+    Args:
+        entry: The node.
+        ca_file: Who may sign its certificate: a file, or :data:`SYSTEM_CA`.
+        checked: Whether the server has a health check.
+    """
+    if not entry.tls:
+        return ""
+    check = f" check-ssl check-sni {entry.host}" if checked else ""
+    return f" ssl verify required ca-file {ca_file} sni str({entry.host}){check}"
 
 
 def pools_of(nodes: Iterable[Node], previous: Mapping[str, int], *, slots: int) -> dict[str, int]:
@@ -117,14 +141,16 @@ def entries_of(nodes: Sequence[Node], pools: Mapping[str, int], *, agent: Endpoi
         check_name("pool", node.pool)
         if node.pool not in pools:
             continue
-        host, port = parse_url(node.url)
+        place = parse_place(node.url)
         agent_host, agent_port = node.agent_address or agent
         entries.append(
             Entry(
                 name=node.name,
                 backend=backend_of(pools[node.pool]),
-                host=host,
-                port=port,
+                host=place.host,
+                port=place.port,
+                tls=place.tls,
+                via=f"{place.authority}|{place.prefix}" if place.proxied else "",
                 agent_host=agent_host,
                 agent_port=agent_port,
             )

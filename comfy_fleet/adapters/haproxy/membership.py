@@ -81,21 +81,26 @@ class Open:
 
 Step = Retire | Add | Move | MoveAgent | Drain | Open
 _NOTHING: Mapping[str, Given] = {}
+_PLAIN: Mapping[str, str] = {}
 
 
 def plan(
-    targets: Mapping[str, Target], servers: Iterable[Server], given: Mapping[str, Given] = _NOTHING
+    targets: Mapping[str, Target],
+    servers: Iterable[Server],
+    given: Mapping[str, Given] = _NOTHING,
+    vias: Mapping[str, str] = _PLAIN,
 ) -> list[Step]:
     """Return the steps from what HAProxy has to what it should have.
 
     A node that changes its pool is first retired from the old one: two entries would be two slots. So is one
-    that left and came back before its last connection was gone. Its direct server goes last, because whoever
-    still holds the lease needs it.
+    that left and came back before its last connection was gone, and one that is reached in another way
+    now. Its direct server goes last, because whoever still holds the lease needs it.
 
     Args:
         targets: What should be, by name.
         servers: What is, of all lease backends and the direct one.
         given: What the agents of new servers have given, by name.
+        vias: What HAProxy's map says of nodes, see :attr:`Entry.via`.
     """
     lease: dict[str, list[Server]] = {}
     direct: dict[str, Server] = {}
@@ -108,7 +113,7 @@ def plan(
     for name, found in lease.items():
         target = targets.get(name)
         for server in found:
-            if target is None or server.backend != target.entry.backend or _leaving(server):
+            if target is None or _leaving(server) or _elsewhere(target.entry, server, vias):
                 steps.append(Retire(server=server))
             else:
                 steps += _corrections(target, server) or _opening(target, server, given.get(name))
@@ -130,6 +135,11 @@ def plan(
 def _leaving(server: Server) -> bool:
     """Return whether a server was told to go: its node has come back since, and gets another one."""
     return server.maint and not server.asks
+
+
+def _elsewhere(entry: Entry, server: Server, vias: Mapping[str, str]) -> bool:
+    """Return whether a server is not its node's any more, in a way that no order could mend."""
+    return (server.backend, server.tls, vias.get(entry.name, "")) != (entry.backend, entry.tls, entry.via)
 
 
 def _corrections(target: Target, server: Server) -> list[Step]:

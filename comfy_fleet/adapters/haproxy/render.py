@@ -9,7 +9,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
-from comfy_fleet.adapters.haproxy.entries import backend_of, entries_of, join, lease_options
+from comfy_fleet.adapters.haproxy.entries import (
+    SYSTEM_CA,
+    backend_of,
+    entries_of,
+    join,
+    lease_options,
+    tls_options,
+)
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.node import Node, check_name
@@ -39,11 +46,13 @@ class Rendered:
         broker: The lease broker's configuration.
         edge: The public port's configuration.
         pools: The map file: a line ``POOL BACKEND`` for every pool that has a slot.
+        vias: The map file: a line ``NODE AUTHORITY|PREFIX`` for every node behind a proxy.
     """
 
     broker: str
     edge: str
     pools: str
+    vias: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,11 @@ class Files:
     def pools(self) -> Path:
         """The map from pool to lease backend."""
         return self.folder / "pools.map"
+
+    @property
+    def vias(self) -> Path:
+        """The map of the nodes behind a proxy: what they are told."""
+        return self.folder / "nodes.map"
 
     @property
     def broker_socket(self) -> Path:
@@ -134,6 +148,7 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    agent = (settings.agent_host, settings.agent_port)
     env.filters["quoted"] = quoted
     env.filters["quoted_arg"] = quoted_arg
     try:
@@ -144,6 +159,9 @@ def render(
             edge=env.get_template("edge.cfg.j2").render(_edge(settings, places)),
             pools="".join(
                 f"{check_name('pool', pool)} {backend_of(slot)}\n" for pool, slot in sorted(pools.items())
+            ),
+            vias="".join(
+                f"{entry.name} {entry.via}\n" for entry in entries_of(nodes, pools, agent=agent) if entry.via
             ),
         )
     except TemplateError as error:
@@ -161,6 +179,7 @@ def _broker(
     addresses: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     names = {slot: pool for pool, slot in pools.items()}
+    ca_file = ca_file_of(settings)
     rows = []
     for entry in entries_of(nodes, pools, agent=(settings.agent_host, settings.agent_port)):
         host, agent = entry.host, entry.agent_host
@@ -173,13 +192,16 @@ def _broker(
                 "name": entry.name,
                 "backend": entry.backend,
                 "address": join(host, entry.port),
-                "options": lease_options(entry, agent),
+                "tls": tls_options(entry, ca_file, checked=False),
+                "options": lease_options(entry, agent) + tls_options(entry, ca_file, checked=True),
             }
         )
     return {
         "socket": str(places.broker_socket),
         "monitor": f"unix@{places.broker_monitor}",
         "pools_map": str(places.pools),
+        "nodes_map": str(places.vias),
+        "ca_file": ca_file,
         "lua": str((settings.haproxy_dir / "lease.lua").absolute()),
         "lease_bind": join(settings.broker_bind, settings.lease_port),
         "direct_bind": join(settings.broker_bind, settings.direct_port),
@@ -193,6 +215,11 @@ def _broker(
             for slot in range(1, settings.pool_slots + 1)
         ],
     }
+
+
+def ca_file_of(settings: Settings) -> str:
+    """Return who may sign the certificates of nodes, as a server line names it."""
+    return SYSTEM_CA if settings.node_ca_file is None else str(settings.node_ca_file.absolute())
 
 
 def _edge(settings: Settings, places: Files) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-from comfy_fleet.adapters.haproxy.entries import DIRECT, Entry, join, lease_options
+from comfy_fleet.adapters.haproxy.entries import DIRECT, SYSTEM_CA, Entry, join, lease_options, tls_options
 from comfy_fleet.domain.errors import BrokerError
 from comfy_fleet.timeouts import Timeout
 
@@ -18,7 +18,7 @@ _ADMIN_DRAIN = 0x08 | 0x10  # forced, inherited
 _CHECK_ENABLED = 0x04
 _STATE = (
     *("be_name", "srv_name", "srv_addr", "srv_port", "srv_admin_state", "srv_uweight"),
-    *("srv_agent_addr", "srv_agent_port", "srv_agent_state"),
+    *("srv_agent_addr", "srv_agent_port", "srv_agent_state", "srv_use_ssl"),
 )
 STAT = (
     *("svname", "status", "weight", "scur", "stot", "check_desc", "last_chk"),
@@ -42,6 +42,7 @@ class Server:
         agent_host: Address of its agent.
         agent_port: Port of its agent; 0 without one.
         asks: Whether it asks its agent.
+        tls: Whether it speaks TLS.
     """
 
     backend: str
@@ -54,6 +55,7 @@ class Server:
     agent_host: str
     agent_port: int
     asks: bool
+    tls: bool = False
 
 
 class Runtime:
@@ -139,20 +141,28 @@ class Runtime:
         fields = _picked(next(rows, []), STAT)
         return [dict(zip(STAT, fields(row), strict=True)) for row in rows]
 
-    async def add(self, entry: Entry, address: str, agent: str) -> None:
+    async def add(
+        self, entry: Entry, address: str, agent: str, *, vias: Path, ca_file: str = SYSTEM_CA
+    ) -> None:
         """Make a server in its lease backend and in the direct one. It gets leases once its agent says ready.
 
         Args:
             entry: The node.
             address: Its resolved address.
             agent: Its agent's resolved address.
+            vias: The map of how nodes are reached.
+            ca_file: Who may sign its certificate.
         """
+        await self.ask(f"del map {vias} {entry.name}")  # of a node that had this name before
+        if entry.via:
+            await self.order(f"add map {vias} {entry.name} {entry.via}")
         where = join(address, entry.port)
         await self.order(
-            f"add server {DIRECT}/{entry.name} {where} weight 0", expect="New server registered."
+            f"add server {DIRECT}/{entry.name} {where} weight 0{tls_options(entry, ca_file, checked=False)}",
+            expect="New server registered.",
         )
         await self.order(f"enable server {DIRECT}/{entry.name}")
-        options = lease_options(entry, agent)
+        options = lease_options(entry, agent) + tls_options(entry, ca_file, checked=True)
         server = f"{entry.backend}/{entry.name}"
         await self.order(f"add server {server} {where} {options} disabled", expect="New server registered.")
         await self.order(f"enable health {server}")
@@ -210,10 +220,14 @@ class Runtime:
         """Ask another agent from now on."""
         await self.order(f"set server {server.backend}/{server.name} agent-addr {address} port {port}")
 
+    async def map(self, path: Path) -> dict[str, str]:
+        """Return what a running map says."""
+        lines = (await self.ask(f"show map {path}")).splitlines()
+        return {parts[1]: parts[2] for line in lines if len(parts := line.split()) == 3}
+
     async def map_pools(self, path: Path, wanted: Mapping[str, str]) -> None:
         """Make the running map from pool to backend equal to ``wanted``."""
-        lines = (await self.ask(f"show map {path}")).splitlines()
-        have = {parts[1]: parts[2] for line in lines if len(parts := line.split()) == 3}
+        have = await self.map(path)
         for pool in have.keys() - wanted.keys():
             await self.order(f"del map {path} {pool}")
         for pool, backend in wanted.items():
@@ -244,6 +258,7 @@ def _server(
     agent_address: str,
     agent_port: str,
     agent_state: str,
+    use_ssl: str,
 ) -> Server:
     admin = int(admin_state)
     return Server(
@@ -257,4 +272,5 @@ def _server(
         agent_host="" if agent_address == "-" else agent_address,
         agent_port=int(agent_port),
         asks=bool(int(agent_state) & _CHECK_ENABLED),
+        tls=use_ssl == "1",
     )

@@ -151,11 +151,10 @@ class RedisHosts:
             static = asdict(node)
             for live in LIVE:
                 static.pop(live)
-            address, port = node.address
             answer = (
                 await self._scripts.call(
                     "host_join",
-                    *(host, node.name, f"{address}:{port}", node.pool, orjson.dumps(static)),
+                    *(host, node.name, node.key, node.pool, orjson.dumps(static)),
                     *(int(joining.cleans), raw or ""),
                 )
             ).decode()

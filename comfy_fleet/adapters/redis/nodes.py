@@ -45,10 +45,7 @@ class RedisNodeRegistry:
         static = asdict(node)
         for live in LIVE:
             static.pop(live)
-        host, port = node.address
-        raw = await self._scripts.call(
-            "add_node", node.name, f"{host}:{port}", node.pool, orjson.dumps(static)
-        )
+        raw = await self._scripts.call("add_node", node.name, node.key, node.pool, orjson.dumps(static))
         answer = raw.decode()
         if answer == "name":
             raise Conflict(
