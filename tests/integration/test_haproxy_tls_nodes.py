@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from comfy_fleet.adapters.places import check_place
 from comfy_fleet.agent.reach import Reach
+from comfy_fleet.domain.errors import Conflict
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
@@ -108,3 +110,12 @@ async def test_jobs_run_on_it(tmp_path: Path, redis_port: int, tls: bool) -> Non
             done = await fleet.ended(job.id)
             assert (done.status, done.node) == (JobStatus.SUCCEEDED, "far")
             assert done.outputs
+
+
+async def test_one_proxy_serves_several() -> None:
+    """They share an address: their names and paths tell them apart."""
+    known = [Node(name="a", url="https://localhost:1/a"), Node(name="b", url="http://localhost:1")]
+    for url in ("https://localhost:1/b", "https://localhost.localdomain:1/a", "http://localhost:1/c"):
+        await check_place(Node(name="c", url=url), known)
+    with pytest.raises(Conflict):
+        await check_place(Node(name="c", url="http://127.0.0.1:1"), known)
