@@ -25,6 +25,7 @@ _OTHERS = (
     (b"%PDF", "a PDF document"),
 )
 _WAY_OUT = "export the graph in ComfyUI with Workflow > Export (API)"
+MAX_LEVELS = 200  # more than any graph has, and few enough to be walked by recursion
 
 
 def read_graph(content: bytes) -> Any:
@@ -53,13 +54,30 @@ def _json(content: bytes, problem: str) -> Any:
         where = f"byte {content[error.start]:#04x} at position {error.start}"
         raise BadInput(f"is not {encoding.upper()} text ({where}): save it as UTF-8") from None
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise BadInput(f"{problem}: it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise BadInput(f"{problem}: {error}") from None
     except ValueError:  # Python's own limit, told in words for programmers
         raise BadInput(f"{problem}: it holds a number of more than 4300 digits") from None
+    if _deep(value):  # how deep Python's reader goes differs by its version
+        raise BadInput(f"{problem}: it is nested too deeply")
+    return value
+
+
+def _deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_LEVELS):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _of_png(content: bytes) -> Any:
