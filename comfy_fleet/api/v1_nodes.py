@@ -36,7 +36,7 @@ class NodeBody(BaseModel):
     )
 
     name: str = Field(description="Unique; a-z 0-9 _ . -")
-    url: str = Field(description="http://HOST:PORT or https://HOST:PORT/PREFIX of the ComfyUI.")
+    url: str = Field(description="http://HOST:PORT of the ComfyUI; behind a proxy also with TLS and a path.")
     pool: str = Field(DEFAULT_POOL, description="The pool it stands in.")
     weight: int | None = Field(
         None, ge=1, le=256, description="1 to 256; more gets more. Follows the GPU's model when left out."
