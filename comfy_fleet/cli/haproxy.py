@@ -65,12 +65,15 @@ def check(empty: Empty = False, data: Data = None) -> None:
     settings = load_running(data)
     program = find_haproxy(settings.haproxy_bin)
     rendered = _rendered(settings, empty=empty)
-    live_map = str(files(settings).pools)
+    places = files(settings)
     console = stdout()
     with tempfile.TemporaryDirectory() as folder:
         for name, text in _texts(rendered).items():
-            # The map may not be in place yet: the check reads the one just rendered.
-            (Path(folder) / name).write_text(text.replace(live_map, f"{folder}/pools.map"))
+            checked = text
+            # The maps may not be in place yet: the check reads those just rendered.
+            for live in (places.pools, places.vias):
+                checked = checked.replace(str(live), f"{folder}/{live.name}")
+            (Path(folder) / name).write_text(checked)
         for name in ("broker.cfg", "edge.cfg"):
             warnings = ask(program, Path(folder) / name)
             console.print(f"{name}: ok" + (f"\n{warnings}" if warnings else ""), markup=False)
@@ -134,7 +137,12 @@ def _slots(settings: "Settings") -> dict[str, int]:
 
 
 def _texts(rendered: "Rendered") -> dict[str, str]:
-    return {"broker.cfg": rendered.broker, "edge.cfg": rendered.edge, "pools.map": rendered.pools}
+    return {
+        "broker.cfg": rendered.broker,
+        "edge.cfg": rendered.edge,
+        "pools.map": rendered.pools,
+        "nodes.map": rendered.vias,
+    }
 
 
 async def _nodes(settings: "Settings") -> Sequence["Node"]:
