@@ -22,6 +22,7 @@ from comfy_fleet.adapters.redis.worker import RqWorker
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
+    give_memory_back,
     open_assets,
     open_beats,
     open_nodes,
@@ -50,6 +51,7 @@ def serve(settings: Settings, *, name: str | None = None) -> None:
     then is handed over to the next dispatcher, which adopts it. A second signal hands over at once.
     """
     calm_collector()
+    give_memory_back()
     uvloop.run(_serve(settings, name))
 
 

@@ -147,7 +147,7 @@ class Settings(BaseSettings):
         32 * 1024 * 1024,
         ge=64 * 1024,
         description="Largest websocket frame of a node; a run whose node sends a larger one fails. "
-        "Frames that wait to be handled are limited by the same number.",
+        "A text takes three times its size to decode, and may have half of this (ASCII; others less).",
     )
     quarantine_faults: int = Field(
         2,

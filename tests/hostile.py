@@ -59,12 +59,14 @@ class HostileNode:
     Attributes:
         bad: What is answered badly: the beginning of a path, and how.
         frames: What a websocket gets after its handshake: heads and bodies; None passes it on.
+        sent: All frames were taken.
     """
 
     def __init__(self, port: int, sound: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.bad: dict[str, Bad] = {}
         self.frames: list[bytes] | None = None
+        self.sent = False
         self.asked: list[str] = []
         self._sound = sound.removeprefix("http://").split(":")
         self._port = port
@@ -125,6 +127,7 @@ class HostileNode:
         for part in self.frames or ():
             writer.write(part)
             await writer.drain()
+        self.sent = True
         await reader.read()
 
     async def _pass_on(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -28,6 +28,7 @@ from comfy_fleet.api.v1_health import disk_probe, node_probe
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
+    give_memory_back,
     open_assets,
     open_disk,
     open_nodes,
@@ -208,6 +209,7 @@ async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None
 def serve(settings: Settings) -> None:
     """Run the API process."""
     calm_collector()
+    give_memory_back()
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= allowed < _ENOUGH_FILES:  # the usual 1024 are few for streams and uploads
         raised = min(most, _ENOUGH_FILES) if most >= 0 else _ENOUGH_FILES

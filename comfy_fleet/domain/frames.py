@@ -22,6 +22,7 @@ from comfy_fleet.domain.run_messages import Frame
 MAX_METADATA_BYTES, MAX_LINE_BYTES = 64 * 1024, 64 * 1024
 """Of a picture's metadata and of a line of text: a frame may be far larger, and either takes several times as
 much once it is decoded."""
+_SMALL = 1024 * 1024
 _JPEG, _PNG, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
 
 
@@ -30,13 +31,13 @@ class Picture:
     """A preview, or a picture that exists as a frame only.
 
     Attributes:
-        data: The encoded image.
+        data: The encoded image; a large one is a view into the frame, which is not copied.
         content_type: By the image's own first bytes, else as announced.
         node_id: Who sent it, if the frame says so.
         prompt_id: For which prompt, if the frame says so.
     """
 
-    data: bytes
+    data: bytes | memoryview
     content_type: str
     node_id: str | None = None
     prompt_id: str | None = None
@@ -66,12 +67,13 @@ def prompt_of(frame: Frame) -> str | None:
     return prompt_id if isinstance(prompt_id, str) else None
 
 
-def parse_binary(data: bytes) -> Picture | ProgressText | None:
+def parse_binary(data: bytes | bytearray) -> Picture | ProgressText | None:
     """Decode a binary frame; None if it is of an unknown type or cut short."""
     match _number(data, 0):
         case 1 if len(data) > 8:
             announced = {1: "image/jpeg", 2: "image/png"}.get(_number(data, 4) or 0, "")
-            return Picture(data=data[8:], content_type=_image_type(data[8:], announced))
+            image = _rest(data, 8)
+            return Picture(data=image, content_type=_image_type(image, announced))
         case 3:
             head = _number(data, 4)
             if head is None or head > MAX_METADATA_BYTES or len(data) < 8 + head:
@@ -85,7 +87,7 @@ def parse_binary(data: bytes) -> Picture | ProgressText | None:
             if head is None or head > MAX_METADATA_BYTES or len(data) <= 8 + head:
                 return None
             metadata = _object(data[8 : 8 + head])
-            image = data[8 + head :]
+            image = _rest(data, 8 + head)
             return Picture(
                 data=image,
                 content_type=_image_type(image, _string(metadata, "image_type") or ""),
@@ -96,11 +98,16 @@ def parse_binary(data: bytes) -> Picture | ProgressText | None:
             return None
 
 
-def _number(data: bytes, offset: int) -> int | None:
+def _number(data: bytes | bytearray, offset: int) -> int | None:
     return int.from_bytes(data[offset : offset + 4], "big") if len(data) >= offset + 4 else None
 
 
-def _object(data: bytes) -> Mapping[str, Any]:
+def _rest(data: bytes | bytearray, start: int) -> bytes | memoryview:
+    rest = memoryview(data)[start:]
+    return rest if len(rest) > _SMALL else bytes(rest)
+
+
+def _object(data: bytes | bytearray) -> Mapping[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -113,12 +120,13 @@ def _string(metadata: Mapping[str, Any], key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _image_type(image: bytes, announced: str) -> str:
+def _image_type(image: bytes | memoryview, announced: str) -> str:
     # The header knows two formats; nodes send others under them.
-    if image.startswith(_PNG):
+    head = bytes(image[:12])
+    if head.startswith(_PNG):
         return "image/png"
-    if image.startswith(_JPEG):
+    if head.startswith(_JPEG):
         return "image/jpeg"
-    if image.startswith(_WEBP) and image[8:12] == b"WEBP":
+    if head.startswith(_WEBP) and head[8:] == b"WEBP":
         return "image/webp"
     return announced if announced.startswith("image/") else "image/png"

@@ -53,7 +53,7 @@ class InlineText:
 class InlineBytes:
     """A picture that came as a websocket frame and exists nowhere else."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 Source: TypeAlias = FileRef | InlineText | InlineBytes
@@ -205,7 +205,7 @@ def find_outputs(node_id: str, output: object, *, run: str = "") -> tuple[Output
     return tuple(found)
 
 
-def frame_output(node_id: str, index: int, content_type: str, data: bytes) -> OutputItem:
+def frame_output(node_id: str, index: int, content_type: str, data: bytes | memoryview) -> OutputItem:
     """Return a picture that came as a websocket frame, e.g. from ``SaveImageWebsocket``."""
     extension = {"image/jpeg": "jpg", "image/webp": "webp"}.get(content_type, "png")
     return OutputItem(

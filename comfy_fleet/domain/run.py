@@ -231,7 +231,8 @@ class Run:
             self.misread = f"{type(event).__name__}: {type(error).__name__}: {str(error)[:200]}"
             self._on_misread(event)
         self._clock()
-        return self._out
+        out, self._out = self._out, []  # a preview may be large
+        return out
 
     def _take(self, event: Event) -> None:
         match event:
@@ -370,7 +371,7 @@ class Run:
         if self.phase is Phase.RUNNING:
             self._report()
 
-    def _on_binary(self, data: bytes) -> None:
+    def _on_binary(self, data: bytes | bytearray) -> None:
         if self.phase is Phase.OPEN or self._seen.idle:
             return
         self._sign()

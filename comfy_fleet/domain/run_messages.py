@@ -65,9 +65,9 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """A binary frame of the websocket, header included."""
+    """A binary frame of the websocket, header included; it may be large, and is not copied."""
 
-    data: bytes
+    data: bytes | bytearray
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class ShowPreview:
 
     node_id: str | None
     content_type: str
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)

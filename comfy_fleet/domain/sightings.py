@@ -101,7 +101,7 @@ class Sightings:
                 return False
         return True
 
-    def take_binary(self, data: bytes) -> Picture | None:
+    def take_binary(self, data: bytes | bytearray) -> Picture | None:
         """Keep a picture that is an output; return one that is a preview, with its node if known."""
         picture = parse_binary(data)
         if not isinstance(picture, Picture) or picture.prompt_id not in (self._id, None):

@@ -30,6 +30,7 @@ from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
+_PIECE = 1024 * 1024  # bytes of a picture that are copied at once
 AT_ONCE = 8  # of one run: more would only make each of them slower
 FETCH_TRIES = 5
 FETCH_GAP_S = 0.2  # grows with every try
@@ -368,9 +369,9 @@ class Collector:
                     yield await self._view(stack, item.source)
             case InlineText():
                 data = item.source.text.encode()
-                yield Content(chunks=_once(data), length=len(data))
+                yield Content(chunks=_pieces(data), length=len(data))
             case _:
-                yield Content(chunks=_once(item.source.data), length=len(item.source.data))
+                yield Content(chunks=_pieces(item.source.data), length=len(item.source.data))
 
 
 @dataclass
@@ -380,5 +381,6 @@ class _Size:
     bytes: int = 0
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+async def _pieces(data: bytes | memoryview) -> AsyncIterator[bytes]:
+    for start in range(0, max(1, len(data)), _PIECE):
+        yield bytes(data[start : start + _PIECE])

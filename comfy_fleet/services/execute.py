@@ -281,6 +281,7 @@ class Execution:
                     await self._end(action.verdict)
                     return
                 await self._act(action)
+                del action  # like the event, it may hold a large frame
             if machine.misread and not self._misread:
                 self._misread = True
                 logger.warning("not understood", extra={**self._extra, "reason": machine.misread})

@@ -194,3 +194,58 @@ def test_many_large_frames_wait_on_the_network(up: Up, evil: HostileNode) -> Non
     most, who = grown.most()
     assert most < GROWTH, (most / MIB, who)
     httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
+
+
+def text(size: int) -> list[bytes]:
+    start, end = b'{"type": "executed", "data": {"output": "', b'"}}'
+    return [frame(1, size), start, b"x" * (size - len(start) - len(end)), end]
+
+
+def previews(size: int) -> list[bytes]:
+    return [frame(2, size), b"\0\0\0\1\0\0\0\1", b"\0" * (size - 8)]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """The same with the usual limits."""
+    up = start_fleet(tmp_path_factory.mktemp("usual") / "data", "--nodes", "2", "--job-seconds", "0.1")
+    behind = [node for node in nodes(up) if node["simulated"]][1]
+    assert httpx.post(f"{up.url}/api/v1/nodes/{behind['name']}/drain").status_code == 200
+    yield up
+    stop_fleet(up)
+
+
+@pytest.mark.parametrize(
+    ("frames", "limit"),
+    [
+        (text(17 * MIB), ""),
+        (text(31 * MIB), "FLEET_NODE_FRAME_BYTES"),
+        (previews(31 * MIB) * 4, ""),
+        ([frame(2, 31 * MIB), b"\0" * (31 * MIB)] * 4, ""),
+        ([b"\x81\x02{}" * 100_000] * 20, "websocket frames"),
+    ],
+    ids=["text", "long-text", "previews", "unknown", "tiny"],
+)
+def test_frames_within_the_limit_cost_little_of_memory_and_time(
+    usual: Up, frames: list[bytes], limit: str
+) -> None:
+    up = usual
+    sims = [node for node in nodes(up) if node["simulated"]]
+    with HostileNode(free_port(), str(sims[1]["url"])) as evil:
+        body = {"name": "evil", "url": evil.url, "pool": "evil"}
+        assert httpx.post(f"{up.url}/api/v1/nodes", json=body).status_code == 201
+        wait(lambda: node(up, "evil")["verdict"] == "up" and bool(node(up, "evil")["inventory"]), up)
+        grown = Grown(up)
+        evil.frames = frames
+        id_ = submit(up, "evil", 8)
+        wait(lambda: evil.sent or bool(job(up, id_)["completed_at"]), up)
+        others_work(up, 9)
+        if limit:
+            wait(lambda: bool(job(up, id_)["completed_at"]), up)
+            error = httpx.get(f"{up.url}/api/v1/jobs/{id_}").json()["error"]
+            assert error["code"] == "frame_too_large"
+            assert limit in error["message"]
+        most, who = grown.most()
+        assert most < GROWTH, (most / MIB, who)
+        httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
+        httpx.delete(f"{up.url}/api/v1/nodes/evil", params={"force": "true"}, timeout=60)

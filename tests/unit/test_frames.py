@@ -33,7 +33,7 @@ def test_recorded_picture() -> None:
     picture = parse_binary(data)
     assert isinstance(picture, Picture)
     assert picture.content_type == "image/png"
-    assert picture.data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert bytes(picture.data).startswith(b"\x89PNG\r\n\x1a\n")
     assert (picture.node_id, picture.prompt_id) == (None, None)
 
 

@@ -8,7 +8,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from comfy_fleet.adapters.comfyui.lease import MAX_CONTROLS, MAX_FRAGMENTS, LeaseClient, WebsocketLease
+from comfy_fleet.adapters.comfyui.lease import (
+    MAX_CONTROLS,
+    MAX_FRAGMENTS,
+    MAX_FRAMES,
+    LeaseClient,
+    WebsocketLease,
+)
 from comfy_fleet.domain.run_messages import Binary, Frame
 
 KIB = 1024
@@ -71,6 +77,53 @@ async def test_a_flood_ends_the_websocket_with_the_limit(first: bytes, endless: 
         assert [one async for one in found.frames()] == []
         assert found.limit.startswith("node g1 sent ")
         assert why in found.limit
+
+
+@pytest.mark.parametrize("tiny", [frame(1, b"{}"), b"\x81\x02{}", b"\x82\x00"])
+async def test_a_flood_of_whole_messages_ends_the_websocket_and_holds_nobody_up(tiny: bytes) -> None:
+    turns = 0
+
+    async def beside() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with lease(b"", tiny * 10_000) as found, asyncio.timeout(30):
+        other = asyncio.create_task(beside())
+        async for _ in found.frames():
+            pass
+        other.cancel()
+        assert f"more than {MAX_FRAMES} websocket frames" in found.limit
+        assert turns > MAX_FRAMES / 500
+
+
+async def test_a_burst_of_thousands_passes_in_order() -> None:
+    sent = [frame(1, b'{"type": "%d"}' % number) for number in range(5_000)]
+    async with lease(b"".join(sent) + b"\x88\x00") as found, asyncio.timeout(30):
+        assert [one async for one in found.frames()] == [Frame(str(number), {}) for number in range(5_000)]
+        assert not found.limit
+
+
+@pytest.mark.parametrize("cut", [1, 300 * KIB, 600 * KIB, 900 * KIB - 1])
+async def test_large_messages_arrive_whole_between_small_ones(cut: int) -> None:
+    large = bytes(range(256)) * 4 * 900
+    sent = [
+        frame(1, b'{"type": "a"}'),
+        frame(2, large),
+        frame(2, large[:cut], fin=False),
+        PING,
+        frame(0, large[cut:]),
+        frame(1, b'{"type": "b"}'),
+        b"\x88\x00",
+    ]
+    async with lease(b"".join(sent)) as found, asyncio.timeout(10):
+        assert [one async for one in found.frames()] == [
+            Frame("a", {}),
+            Binary(large),
+            Binary(large),
+            Frame("b", {}),
+        ]
 
 
 async def test_few_parts_and_pings_pass_and_keep_their_kind() -> None:

@@ -84,7 +84,7 @@ def test_recorded_picture_that_exists_as_a_frame_only() -> None:
     assert by_node["2"].temporary
     picture = by_node["3"]
     assert isinstance(picture.source, InlineBytes)
-    assert picture.source.data.startswith(b"\x89PNG")
+    assert bytes(picture.source.data).startswith(b"\x89PNG")
     assert (picture.key, picture.index, picture.content_type) == ("images", 0, "image/png")
     assert log.of(ShowPreview) == []
 

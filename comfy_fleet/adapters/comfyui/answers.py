@@ -23,8 +23,6 @@ MAX_CLASS_VALUES = 4_000_000
 """The same of ``/object_info``: a thousand classes, each with the names of all model files."""
 OFF_LOOP_BYTES = 256 * 1024
 """Larger answers are decoded in a thread."""
-HELD = 2
-"""How much an answer and the texts in it may take, in largest answers."""
 _WIDEST = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
 _WIDE = re.compile(rb"[\xc4-\xef]|\\u(?!00)")
 _SLOW_COPIES = 2
@@ -44,6 +42,7 @@ class AnswerLimits:
         values: JSON values, counted by their separators.
         class_values: The same of ``/object_info``.
         setting: What sets ``size``.
+        held: How much an answer and the texts in it may take, in largest answers.
     """
 
     size: int = 24 * MIB
@@ -51,6 +50,7 @@ class AnswerLimits:
     values: int = MAX_VALUES
     class_values: int = MAX_CLASS_VALUES
     setting: str = "FLEET_NODE_ANSWER_BYTES"
+    held: float = 2
 
 
 def shown(size: int) -> str:
@@ -137,12 +137,12 @@ def _check_texts(body: bytes | bytearray, limits: AnswerLimits, what: str, *, co
     One character beyond Latin makes each character of its text two bytes wide, one beyond the usual planes
     four. Names of classes and files are short, so the others are not made wider by it.
     """
-    if len(body) * (1 + 4 * copies) <= limits.size * HELD:
+    if len(body) * (1 + 4 * copies) <= limits.size * limits.held:
         return
     width = 4 if _WIDEST.search(body) else 2 if _WIDE.search(body) else 1
     if what == _CLASSES and not _has_long_text(body):
         return
-    if len(body) * (1 + width * copies) > limits.size * HELD:
+    if len(body) * (1 + width * copies) > limits.size * limits.held:
         raise NodeFault(
             f"{what} came with {shown(len(body))} of text that take several times as much to hold "
             f"({limits.setting})",

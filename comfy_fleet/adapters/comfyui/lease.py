@@ -3,19 +3,22 @@
 HAProxy chooses the node and names it in ``X-Fleet-Node`` of its ``101``, or refuses at once with ``503``.
 """
 
+import asyncio
 import contextlib
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.frames import DATA_OPCODES, CloseCode, Opcode
 from websockets.frames import Frame as WireFrame
 from websockets.protocol import Event
+from websockets.streams import StreamReader
 
 from comfy_fleet.adapters.comfyui.answers import MIB, AnswerLimits, decoded, shown
 from comfy_fleet.domain.errors import NodeFault
@@ -26,81 +29,182 @@ from comfy_fleet.ports import NoLease
 MAX_NODES = 64  # HAProxy looks at no more
 MAX_FRAME_BYTES = 32 * MIB
 READ_AHEAD_BYTES = 2 * MIB  # frames that may wait for whoever handles them; a larger one waits alone
+_SLICE = 8 * 1024  # bytes parsed before anybody else may have a turn
+_FRAMES_A_TURN = 256
+_LARGE = 64 * 1024
 _FRAME_COST = 512  # bytes that even an empty frame takes while it waits
 MAX_FRAGMENTS = 1024  # parts of one message; ComfyUI sends each in one
 MAX_CONTROLS = 64  # pings and the like in a second; each costs an answer
+MAX_FRAMES = 20_000  # at once, e.g. of a minute in which nobody read; ComfyUI sends a few hundred a second
+MAX_FRAMES_A_SECOND = 2_000  # for long
+_HELD = 1.125  # a text and what it is decoded to, in largest frames; the decoder has a copy of its own, too
 PING_EVERY_S = 5.0  # HAProxy frees the slot of a dispatcher that is silent for 20 s
 
 # Close without lingering: the kernel sends a reset, and HAProxy frees the slot without waiting for the node.
 _RESET = struct.pack("ii", 1, 0)
 
 
+class _Reader(StreamReader):
+    """Gives a large payload out without a copy."""
+
+    def read_exact(self, n: int) -> Generator[None, None, bytearray]:
+        if n < _LARGE:
+            return (yield from super().read_exact(n))
+        while len(self.buffer) < n:
+            if self.eof:
+                raise EOFError(f"stream ends after {len(self.buffer)} bytes, expected {n} bytes")
+            yield
+        found, self.buffer = self.buffer, self.buffer[n:]
+        del found[n:]
+        return found
+
+
 class _Connection(ClientConnection):
     """Reads from the network only while few bytes of whole messages wait to be handled.
+
+    What was read is parsed in slices: one read can hold tens of thousands of tiny frames, and everybody else
+    on the event loop would wait for all of them.
 
     Attributes:
         flood: What the node sent far too much of, in words; it ended the websocket.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, protocol: ClientProtocol, *args: Any, **kwargs: Any) -> None:
+        protocol.reader = _Reader()
+        protocol.parser = protocol.parse()
+        next(protocol.parser)
+        super().__init__(protocol, *args, **kwargs)
         self.flood = ""
-        self._waits: deque[tuple[int, bool]] = deque()
-        self._waiting = self._part = 0
+        self._unparsed: deque[bytes] = deque()
+        self._parsing: asyncio.Handle | None = None
+        self._messages: deque[tuple[bytearray, bool, int]] = deque()
+        self._came: asyncio.Future[None] | None = None
+        self._part: bytearray | None = None
         self._text = False
-        self._fragments = self._controls = 0
-        self._second = 0
+        self._part_cost = self._waiting = self._handling = self._turn = 0
+        self._fragments = self._controls = self._second = 0
+        self._allowance, self._counted_at = float(MAX_FRAMES), self.loop.time()
+
+    # Parsing ----------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self.flood:
             return
-        super().data_received(data)
-        if self.protocol.parser_exc is not None or self.flood:
-            self.transport.abort()  # who breaks the protocol or a limit won't answer a goodbye, either
+        self._unparsed.extend(data[at : at + _SLICE] for at in range(0, len(data), _SLICE))
+        if self._parsing is None:
+            self._parse()
+
+    def eof_received(self) -> None:
+        self._parse(to_the_end=True)
+        super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._parse(to_the_end=True)
+        super().connection_lost(exc)
+        self._wake()
+
+    def _parse(self, *, to_the_end: bool = False) -> None:
+        """Parse what was read, as far as one turn and what may wait allow."""
+        if self._parsing is not None:
+            self._parsing.cancel()
+            self._parsing = None
+        self._turn = 0
+        while self._unparsed and (to_the_end or self._may_parse()):
+            super().data_received(self._unparsed.popleft())
+            if self.protocol.parser_exc is not None or self.flood:
+                self._unparsed.clear()
+                self.transport.abort()  # who breaks the protocol or a limit won't answer a goodbye, either
+        if self._unparsed and self._waiting <= READ_AHEAD_BYTES:
+            self._parsing = self.loop.call_soon(self._parse)
+        if to_the_end:
+            return
+        with contextlib.suppress(RuntimeError):  # it is closing
+            if self._unparsed or self._waiting > READ_AHEAD_BYTES:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def _may_parse(self) -> bool:
+        return self._turn < _FRAMES_A_TURN and self._waiting <= READ_AHEAD_BYTES
 
     def process_event(self, event: Event) -> None:
         if self.flood:
             return
-        if isinstance(event, WireFrame):
-            self._count(event)
-        super().process_event(event)
-        if not isinstance(event, WireFrame) or event.opcode not in DATA_OPCODES:
+        if not isinstance(event, WireFrame):
+            super().process_event(event)
             return
-        self._part += len(event.data) + _FRAME_COST
+        self._count(event)
+        if event.opcode not in DATA_OPCODES:
+            super().process_event(event)
+            return
         if event.opcode is not Opcode.CONT:
             self._text = event.opcode is Opcode.TEXT
+        self._part = _joined(self._part, event.data)
+        self._part_cost += len(event.data) + _FRAME_COST
+        event.data = b""  # the parser keeps its last frame
         if event.fin:
-            self._waits.append((self._part, self._text))
-            self._waiting += self._part
-            self._part = 0
-            if self._waiting > READ_AHEAD_BYTES:
-                with contextlib.suppress(RuntimeError):  # it is closing
-                    self.transport.pause_reading()
+            self._messages.append((self._part, self._text, self._part_cost))
+            self._waiting += self._part_cost
+            self._part, self._part_cost = None, 0
+            self._wake()
 
     def _count(self, frame: WireFrame) -> None:
-        """Take note of frames that are cheap to send, dear to take, and no message yet."""
+        """Take note of frames that are cheap to send and dear to take."""
+        self._turn += 1
+        now = self.loop.time()
+        self._allowance = (
+            min(MAX_FRAMES, self._allowance + (now - self._counted_at) * MAX_FRAMES_A_SECOND) - 1
+        )
+        self._counted_at = now
+        if self._allowance < 0:
+            self.flood = (
+                f"more than {MAX_FRAMES} websocket frames at once or {MAX_FRAMES_A_SECOND} a second for long"
+            )
         if frame.opcode in DATA_OPCODES:
             self._fragments = 0 if frame.fin else self._fragments + 1
             if self._fragments > MAX_FRAGMENTS:
                 self.flood = f"a websocket message in more than {MAX_FRAGMENTS} parts"
             return
-        second = int(self.loop.time())
+        second = int(now)
         self._controls = self._controls + 1 if second == self._second else 1
         self._second = second
         if self._controls > MAX_CONTROLS:
             self.flood = f"more than {MAX_CONTROLS} websocket pings in a second"
 
-    @property
-    def text(self) -> bool:
-        """Whether the first message that waits, or was received and is not handled yet, is text."""
-        return bool(self._waits) and self._waits[0][1]
+    # Messages ---------------------------------------------------------------------------------------------
+
+    async def message(self) -> tuple[bytearray, bool]:
+        """Return the next message, and whether it is text. Raises ConnectionClosed after the last one."""
+        while not self._messages:
+            if self.connection_lost_waiter.done():
+                raise self.protocol.close_exc
+            self._came = self.loop.create_future()
+            await self._came
+        message, text, self._handling = self._messages.popleft()
+        return message, text
 
     def handled(self) -> None:
-        """Take note that the first message that waited needs no memory any more."""
-        self._waiting -= self._waits.popleft()[0] if self._waits else 0
-        if self._waiting <= READ_AHEAD_BYTES:
-            with contextlib.suppress(RuntimeError):
-                self.transport.resume_reading()
+        """Take note that the message that was taken last needs no memory any more."""
+        self._waiting -= self._handling
+        self._handling = 0
+        if self._parsing is None and self._waiting <= READ_AHEAD_BYTES:
+            self._parse()
+
+    def _wake(self) -> None:
+        if self._came is not None and not self._came.done():
+            self._came.set_result(None)
+
+
+def _joined(part: bytearray | None, data: bytes | bytearray | memoryview) -> bytearray:
+    """Return both; the larger one is not copied."""
+    more = data if isinstance(data, bytearray) else bytearray(data)
+    if part is None:
+        return more
+    if len(part) < len(more):
+        more[:0] = part
+        return more
+    part += more
+    return part
 
 
 class WebsocketLease:
@@ -124,15 +228,15 @@ class WebsocketLease:
         """Yield frames in order; ends when the websocket does, for whatever reason."""
         try:
             while True:
-                # Undecoded: as text it could take four times as much.
-                message = await self._connection.recv(decode=False)
+                message, text = await self._connection.message()
                 frame: Frame | Binary | None
-                frame = await self._read(message) if self._connection.text else Binary(message)
+                frame = await self._read(message) if text else Binary(message)
                 del message
                 if frame is not None:
                     yield frame
                 del frame
                 self._connection.handled()
+                await asyncio.sleep(0)  # many may wait, and nothing here does
         except NodeFault as fault:
             self.limit = f"node {self.node}: {fault.message}"
             self.release()
@@ -146,9 +250,9 @@ class WebsocketLease:
                 self.limit = f"node {self.node} sent {self._connection.flood}"
             self.close_reason = self.close_reason or str(error)
 
-    async def _read(self, text: bytes) -> Frame | None:
+    async def _read(self, text: bytearray) -> Frame | None:
         """Decode a text frame. Raises NodeFault."""
-        limits = AnswerLimits(size=self._max_frame_bytes, setting="FLEET_NODE_FRAME_BYTES")
+        limits = AnswerLimits(size=self._max_frame_bytes, setting="FLEET_NODE_FRAME_BYTES", held=_HELD)
         return frame_of(await decoded(text, limits, what="a websocket frame"), size=len(text))
 
     def release(self) -> None:
