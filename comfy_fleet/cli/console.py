@@ -36,6 +36,7 @@ UNBOUNDED = 100_000  # columns of an output that is no terminal: programs want o
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
+_BREAKS = re.compile(r"\s*[\r\n]\s*")
 
 
 def printable(text: str) -> str:
@@ -161,8 +162,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
             name, justify="right" if column.startswith(">") else "left", no_wrap=column[:1] in "<>"
         )
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else styled(cell) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else styled(one_line(cell)) for cell in row))
     return made
+
+
+def one_line(cell: Any) -> str:
+    """Return a cell's text with its line breaks as blanks, so that a record stays one line in a pipe."""
+    return "" if cell is None else printable(_BREAKS.sub(" ", str(cell)).strip())
 
 
 def styled(cell: Any) -> Text:

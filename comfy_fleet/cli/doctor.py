@@ -47,13 +47,13 @@ def listing(findings: "Sequence[Finding]") -> "Table":
     from rich.text import Text
 
     from comfy_fleet.cli.checks import Verdict
-    from comfy_fleet.cli.console import table
+    from comfy_fleet.cli.console import printable, table
 
     styles = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
     rows = []
     for finding in findings:
-        found = Text(finding.found)
+        found = Text(printable(finding.found))
         if finding.do:
-            found.append(f"\n→ {finding.do}", style="cyan")
+            found.append(f"\n→ {printable(finding.do)}", style="cyan")
         rows.append((Text(finding.verdict, style=styles[finding.verdict]), finding.check, found))
     return table(["<", "<Check", "Found"], rows)

@@ -32,7 +32,7 @@ def row(node: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return a node as a row under :data:`COLUMNS`."""
     from rich.text import Text
 
-    from comfy_fleet.cli.console import SIMULATED, STATUS_STYLE
+    from comfy_fleet.cli.console import SIMULATED, STATUS_STYLE, one_line
 
     word = state(node)
     job = node.get("job") or ""
@@ -41,7 +41,7 @@ def row(node: Mapping[str, Any]) -> tuple[Any, ...]:
         where = Text(SIMULATED, style="magenta")
     return (
         node["name"],
-        Text(word, style=STATUS_STYLE.get(word.split(":")[0], "")),
+        Text(one_line(word), style=STATUS_STYLE.get(word.split(":")[0], "")),
         node.get("pool"),
         node.get("done") or 0,
         node.get("failed") or 0,

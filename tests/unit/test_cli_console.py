@@ -9,6 +9,8 @@ from rich.text import Text
 from comfy_fleet.cli import checks
 from comfy_fleet.cli.console import FleetConsole, facts, json_text, printable, table
 from comfy_fleet.cli.doctor import listing
+from comfy_fleet.cli.node_state import COLUMNS
+from comfy_fleet.cli.node_state import row as node_row
 
 ID = "6bbb1aba-0f5e-4d6f-b012-3c4d5e6f7a8b"
 URL = "http://127.0.0.1:27301/api/v2/assets/6bbb1aba-0f5e-4d6f-b012-3c4d5e6f7a8b/content?name=a.png"
@@ -97,3 +99,14 @@ def test_colours_of_our_own_still_reach_a_terminal(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" in "".join(printed(table(["State"], [("failed",)])))
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\n\n  "])
+def test_a_reason_of_several_lines_is_whole_and_its_record_one_line(line_break: str) -> None:
+    reason = f"bad\x1b[2Jreason{line_break}second line"
+    drained = {"name": "sim-1", "verdict": "drain", "why": reason, "pool": "default", "simulated": True}
+    _, line = printed(table(COLUMNS, [node_row(drained)]), width=None)
+    assert r"sim-1  drain: bad\x1b[2Jreason second line  default" in line
+
+    _, line = printed(table(["Job", "Message"], [("6bbb1aba", reason)]), width=None)
+    assert line == r"6bbb1aba  bad\x1b[2Jreason second line"
