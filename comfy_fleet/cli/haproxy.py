@@ -91,7 +91,8 @@ def show(
     from comfy_fleet.cli.console import print_json, stdout, table
 
     settings = load(data=data)
-    rows = [row for row in asyncio.run(_servers(settings)) if pinned or row["backend"] != "be_direct"]
+    nodes = ("be_pool_", "be_direct") if pinned else ("be_pool_",)
+    rows = [row for row in asyncio.run(_servers(settings)) if str(row["backend"]).startswith(nodes)]
     if json_:
         print_json(rows)
         return
