@@ -68,6 +68,8 @@ class HostileNode:
         self.frames: list[bytes] | None = None
         self.sent = False
         self.asked: list[str] = []
+        self._transports: list[asyncio.WriteTransport] = []
+        self._serving: set[asyncio.Task[None]] = set()
         self._sound = sound.removeprefix("http://").split(":")
         self._port = port
         self._loop = asyncio.new_event_loop()
@@ -85,7 +87,13 @@ class HostileNode:
         self._loop.close()
 
     async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task that is canceled before it begins would leave its connection open.
+        self._transports.append(writer.transport)
+        self._serving.add(task := asyncio.create_task(self._serve(reader, writer)))
+        task.add_done_callback(self._serving.discard)
 
     async def _stop(self) -> None:
         self._server.close()
@@ -93,6 +101,9 @@ class HostileNode:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for transport in self._transports:
+            transport.abort()
+        await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
