@@ -210,15 +210,26 @@ def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]
         BadInput: A name or URL can't be used.
     """
     from comfy_fleet.agent.main import Beside
+    from comfy_fleet.domain.errors import BadInput
     from comfy_fleet.domain.node import check_name, parse_url
 
     found: list[Beside] = []
     for spec in specs:
         match = re.fullmatch(r"(?P<name>[^=]+)=(?P<url>https?://[^@]+)(?:@(?P<gpu>.+))?", spec)
         if match is None:
-            raise Fail(f"--node {spec!r} is not NAME=URL or NAME=URL@GPU", code=Exit.USAGE)
+            shown = spec.partition("=")[0] if "@" in spec else spec  # what is before an @ may be a password
+            raise Fail(f"--node {shown!r} is not NAME=URL or NAME=URL@GPU", code=Exit.USAGE)
         name, url = check_name("node", match["name"]), match["url"].rstrip("/")
-        parse_url(url)
+        try:
+            parse_url(url)
+        except BadInput:
+            if match["gpu"] is None:
+                raise
+            raise Fail(
+                f"--node {name}: its URL can't be used; it must not hold a user or password, "
+                "and what follows @ is its GPU",
+                code=Exit.USAGE,
+            ) from None
         if name in {one.name for one in found}:
             raise Fail(f"--node {name} is named twice", code=Exit.USAGE)
         output, input_ = outputs.pop(name, None), inputs.pop(name, None)

@@ -248,15 +248,14 @@ def parse_place(url: str) -> Place:
             details={"field": "url", "value": url},
         )
 
+    if "@" in url:  # Not shown, and looked for before anything else: what is before it may be a password.
+        raise BadInput("url must not hold a user or password", details={"field": "url"})
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise refused("is no URL") from None
     host = parts.hostname or ""
-    if "@" in parts.netloc:
-        # Not shown: it may be a password.
-        raise BadInput("url must not hold a user or password", details={"field": "url"})
     if parts.scheme not in ("http", "https"):
         raise refused("is neither http nor https")
     # urlsplit drops newlines and tabs without a word.

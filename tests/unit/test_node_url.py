@@ -2,6 +2,8 @@
 
 import pytest
 
+from comfy_fleet.cli.agent import beside
+from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.node import Node, Place, parse_place
 
@@ -54,7 +56,16 @@ def test_a_refusal_says_why(url: str, why: str) -> None:
     assert refused.value.details["field"] == "url"
 
 
-@pytest.mark.parametrize("url", ["http://u:hunter2@h", "https://hunter2@h/x", "ftp://u:hunter2@h"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://u:hunter2@h", "https://hunter2@h/x", "ftp://u:hunter2@h"),
+        # Where no host or port can be made out, or the password itself looks like the end of the host.
+        *("https://u:hunter2@h:99999/x", "https://u:hunter2@h:80a", "https://u:hunter2@[::1"),
+        *("https:/u:hunter2@h", "u:hunter2@h", "https://u:a/hunter2@h", "https://u:a?hunter2@h"),
+        *("https://u:a#hunter2@h", "https://u:hunter2 @h", "https://u:hunter2\n@h"),
+    ],
+)
 def test_a_password_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(BadInput, match="user or password") as refused:
         Node(name="a", url=url)
@@ -67,3 +78,10 @@ def test_what_is_one_comfyui() -> None:
         for url in ("http://h:443/x", "https://h/x/", "https://h/y", "https://h", "http://h")
     ]
     assert keys == ["h:443/x", "h:443/x", "h:443/y", "h:443", "h:8188"]
+
+
+@pytest.mark.parametrize("spec", ["a=https://u:hunter2@h", "a=ftp://u:hunter2@h", "a=u:hunter2@h/x"])
+def test_an_agents_option_repeats_no_password(spec: str) -> None:
+    with pytest.raises(Fail) as refused:
+        beside([spec], {}, {})
+    assert "hunter2" not in f"{refused.value.message} {refused.value.hint}"
