@@ -97,10 +97,11 @@ class HostileNode:
 
     async def _stop(self) -> None:
         self._server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Only its own: asyncio's task that takes a connection leaves it open if it is canceled before it begins.
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in self._serving:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=0.1)
         for transport in self._transports:
             transport.abort()
         await asyncio.sleep(0)
