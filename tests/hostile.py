@@ -97,7 +97,7 @@ class HostileNode:
 
     async def _stop(self) -> None:
         self._server.close()
-        # Only its own: asyncio's task that takes a connection leaves it open if it is canceled before it begins.
+        # Only its own: asyncio's task that takes a connection leaves it open if it is canceled too early.
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in self._serving:
                 task.cancel()

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from comfy_fleet.adapters.processes import RUNS_AGAIN, Child, LogFile
@@ -16,6 +17,7 @@ from comfy_fleet.agent.pulse import Pulse
 from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.supervise import SETTLE_S, Limits, Look, Order, Phase, Watch, step
+from comfy_fleet.logs import json_line
 from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
@@ -216,7 +218,11 @@ class Process:
         self._log_failing = error is not None
 
     def _on_line(self, line: str) -> None:
-        self._log.write(line)
+        if not line.strip():
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")  # ComfyUI's own lines tell no time
+        said = {"ts": now, "level": "info", "process": self.spec.name, "logger": "comfyui", "msg": line}
+        self._log.write(json_line(said))
         if _WORKER_DIED.match(line):
             self._broken = "the thread that runs its prompts died; its log says why"
 

@@ -13,6 +13,7 @@ from comfy_fleet.cli import (
     health,
     hosts,
     jobs,
+    logs,
     nodes,
     processes,
     sim,
@@ -87,7 +88,7 @@ def build() -> typer.Typer:
     )
     app.callback()(root)
     app.command("version", hidden=True)(version)
-    for module in (processes, agent, status, demo, doctor, submit, sim, health):
+    for module in (processes, logs, agent, status, demo, doctor, submit, sim, health):
         module.register(app)
     app.add_typer(nodes.app, name="node", rich_help_panel="Fleet")
     app.add_typer(hosts.app, name="host", rich_help_panel="Fleet")

@@ -1,13 +1,18 @@
 """``fleet job``: what became of jobs."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.logs import JsonLines
+from comfy_fleet.cli.logs import show as show_lines
+from comfy_fleet.cli.options import DEFAULT_API, Api, Data, Json, Key
 from comfy_fleet.cli.submit import ENDED, pairs, run_seconds
+
+if TYPE_CHECKING:
+    from comfy_fleet.cli.log_files import Line
 
 app = typer.Typer(help="List, show, follow and cancel jobs.", no_args_is_help=True)
 
@@ -132,7 +137,7 @@ def events(
     timeout: Annotated[
         float | None, typer.Option(metavar="S", help="Give up after this many seconds.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    json_: JsonLines = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
@@ -154,6 +159,31 @@ def events(
     raise typer.Exit(ENDED.get(status, 1))
 
 
+@app.command("logs")
+def logs_(
+    job: JobId, json_: JsonLines = False, data: Data = None, api: Api = DEFAULT_API, key: Key = None
+) -> None:
+    """Tell what happened to a job: its attempts, and the log lines that name it, in order of time.
+
+    Log lines are those of a fleet on this machine, as far as its logs reach back.
+    """
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import stderr
+    from comfy_fleet.cli.log_files import Logs
+    from comfy_fleet.cli.processes import load
+
+    folder = load(data=data).data / "logs"
+    with Client(api, key) as client:
+        record = client.job(client.job_id(job))
+    with Logs(folder) as logs:
+        lines = list(logs.history(about=str(record["id"])))
+    if not lines:
+        stderr().print(f"no line in {folder} names it; another folder: --data DIR", style="dim", markup=False)
+    show_lines(
+        sorted([*story(record), *lines], key=lambda line: line.at), json_=json_, known=frozenset({"job_id"})
+    )
+
+
 @app.command()
 def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """Cancel a job: a queued one ends at once, a running one is interrupted."""
@@ -167,6 +197,31 @@ def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
     status = str(record["status"])
     ended = before in ENDED or status in ENDED.keys() - {"canceled"}
     print_answer(record, f"had already ended: {status}" if ended else styled(status), json_=json_)
+
+
+def story(record: dict[str, Any]) -> "list[Line]":
+    """Return what a job's record says of its life as lines of a log."""
+    from comfy_fleet.cli.console import parse_time
+    from comfy_fleet.cli.log_files import Line
+
+    told: list[Line] = []
+
+    def tell(ts: Any, level: str, message: str, **more: Any) -> None:
+        if (when := parse_time(ts)) is not None:
+            fields = {"ts": when.isoformat(timespec="milliseconds"), "level": level, "process": "job"}
+            fields |= {"msg": message, "job_id": record["id"]}
+            fields |= {name: value for name, value in more.items() if value is not None}
+            told.append(Line(part="job", at=when.timestamp(), fields=fields))
+
+    tell(record.get("created_at"), "info", "submitted", workflow=record.get("workflow"))
+    for attempt in record.get("attempts") or ():
+        node, error = attempt.get("node"), _error(attempt.get("error"))
+        tell(attempt.get("started_at"), "info", "attempt began", node=node)
+        level = "warning" if error else "info"
+        tell(attempt.get("ended_at"), level, "attempt ended", node=node, reason=error)
+    level = "error" if record["status"] == "failed" else "info"
+    tell(record.get("completed_at"), level, str(record["status"]), reason=_error(record.get("error")))
+    return told
 
 
 def _short(ids: list[str]) -> dict[str, str]:

@@ -3,9 +3,7 @@
 import io
 import logging
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,9 +76,12 @@ def up(
         float | None,
         typer.Option(min=1, metavar="S", help="How long the start may take.", show_default="60; 300"),
     ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Go on in the background once it is ready.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all log lines.")] = False,
 ) -> None:
-    """Run a whole fleet on this machine until Ctrl-C.
+    """Run a whole fleet on this machine until Ctrl-C, or until `fleet down`.
 
     Redis, HAProxy, API, dispatcher and nodes start together, are started again when they crash, and end
     together. Queue and files stay in --data: the next `fleet up` goes on where this one ended.
@@ -91,6 +92,7 @@ def up(
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.gpus import Gpus, Nvml, probe
     from comfy_fleet.cli.up import ports
+    from comfy_fleet.cli.up.detach import into_background
     from comfy_fleet.cli.up.fleet import Fleet
     from comfy_fleet.cli.up.lock import DataLock
     from comfy_fleet.cli.up.nodes import cuda_visible
@@ -118,6 +120,7 @@ def up(
         sim_args=extra,
         ready_timeout_s=ready_timeout or (300 if home else 60),
         verbose=verbose,
+        leave=into_background() if detach else None,
     )
     gpus = probe() if home else Gpus(why=Nvml.NO_DEVICE)
     with DataLock(settings.data) as lock:
@@ -139,21 +142,16 @@ def down(
 ) -> None:
     """Stop the fleet that `fleet up` runs on a folder."""
     from comfy_fleet.cli.console import stdout
-    from comfy_fleet.cli.up.lock import held, read_note, runs
+    from comfy_fleet.cli.up.holder import holder_of
 
     folder = load(data=data).data
-    pid = read_note(folder / "run" / "up.json").get("pid")
-    if not held(folder) or not isinstance(pid, int):
+    holder = holder_of(folder)
+    if holder is None:
         raise Fail(f"no fleet runs on {folder}", hint=NAME_ITS_FOLDER, code=Exit.NOT_FOUND)
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except PermissionError:
-        raise Fail(f"pid {pid} belongs to another user", code=Exit.REFUSED) from None
-    deadline = time.monotonic() + timeout
-    while held(folder) or runs(pid):
-        if time.monotonic() > deadline:
-            raise Fail(f"pid {pid} has not ended after {timeout:g} s", code=Exit.TIMEOUT)
-        time.sleep(0.05)
+    with holder:
+        holder.ask_to_end()
+        if not holder.ended(timeout):
+            raise Fail(f"pid {holder.pid} has not ended after {timeout:g} s", code=Exit.TIMEOUT)
     stdout().print("stopped")
 
 

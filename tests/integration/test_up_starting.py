@@ -77,6 +77,80 @@ def test_down_stops_it(tmp_path: Path) -> None:
         assert processes_of(data) == {}
 
 
+@contextmanager
+def detached(data: Path) -> Iterator[list[str]]:
+    """Yield the words of a `fleet up --detach`; what it left running is stopped."""
+    try:
+        yield command("up", "-d", "--nodes", "1", "--port", str(free_port()), "--data", str(data))
+    finally:
+        fleet("down", "--data", str(data))
+        until(lambda: not processes_of(data), "every process has gone", 30)
+
+
+def test_a_detached_fleet_is_ready_when_its_command_ends_and_says_how_to_go_on(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with detached(data) as words:
+        # All output is read to its end: the fleet has let go of it.
+        told = subprocess.run(
+            words, capture_output=True, text=True, timeout=60, check=False, env=environment()
+        )
+        assert (told.returncode, told.stderr) == (0, "")
+        assert "The fleet is ready" in told.stdout
+        url = re.findall(r"http://127.0.0.1:\d+", told.stdout)[0]
+        assert fleet("status", FLEET_API_URL=url).returncode == 0
+        for name in ("logs", "stop"):
+            hint = re.search(rf"^{name}  (fleet .+)$", told.stdout, re.MULTILINE)
+            assert hint, told.stdout
+            with subprocess.Popen(
+                mortal(command(*hint[1].split()[1:])), stdout=subprocess.PIPE, text=True, env=environment()
+            ) as process:
+                assert process.stdout
+                assert process.stdout.readline()
+                process.send_signal(signal.SIGINT)
+        assert not processes_of(data)
+        story = fleet("logs", "fleet", "--data", str(data)).stdout
+        said = [found[1] for found in re.finditer(r"info fleet: (fleet \w+)", story)]
+        assert said == ["fleet starts", "fleet ready", "fleet stops", "fleet stopped"]
+
+
+def test_a_detached_fleet_that_can_not_start_says_why(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("no key\n")
+    secret.chmod(0o600)
+    with detached(tmp_path / "data") as words:
+        told = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment(FLEET_SECRET_FILE=str(secret)),
+        )
+        assert told.returncode == 1
+        assert "ends again and again" in told.stderr
+        assert str(tmp_path / "data" / "logs") in told.stderr
+        assert processes_of(tmp_path / "data") == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_the_wait_for_a_detached_fleet_leaves_it_whole_or_away(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    data = tmp_path / "data"
+    with detached(data) as words:
+        waits = subprocess.Popen(mortal(words), stdout=subprocess.PIPE, text=True, env=environment())
+        until((data / "logs" / "redis.log").exists, "it starts")
+        waits.send_signal(number)
+        said, _ = waits.communicate(timeout=60)
+        if number is signal.SIGKILL:
+            assert waits.returncode == -number
+            assert "The fleet is ready" in said  # read to its end: it is there, and has let go of the pipe
+            assert fleet("down", "--data", str(data)).returncode == 0
+        else:
+            assert waits.returncode == 130
+        assert processes_of(data) == {}
+
+
 def test_wrong_keys_are_refused_before_anything_starts(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("only-a-name\n")

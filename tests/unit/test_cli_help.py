@@ -47,6 +47,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     for word in (
         "up",
         "down",
+        "logs",
         "status",
         "doctor",
         "demo",

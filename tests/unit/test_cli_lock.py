@@ -1,12 +1,18 @@
 """One fleet per data folder."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.up import holder
+from comfy_fleet.cli.up.holder import holder_of
 from comfy_fleet.cli.up.lock import DataLock, held, read_note
+from tests.children import mortal
 
 
 def test_a_second_holder_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
@@ -44,3 +50,40 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(Fail, match="can't write") as caught, DataLock(tmp_path / "file"):
         pytest.fail("locked a file's inside")
     assert "--data" in str(caught.value.hint)
+
+
+def test_a_holder_is_found_by_more_than_a_number_that_may_be_anothers_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holder, "_NOTED_S", 0.2)
+    bystander = subprocess.Popen(mortal([sys.executable, "-c", "input()"]), stdin=subprocess.PIPE)
+    note = tmp_path / "run" / "up.json"
+    try:
+        with DataLock(tmp_path):
+            for pid in (bystander.pid, 2**22 + 1, 0, -1, "1", None):
+                note.write_text(json.dumps({"pid": pid}))
+                with pytest.raises(Fail, match="can't be seen from here"):
+                    holder_of(tmp_path)
+        assert holder_of(tmp_path) is None
+        # Its number is written down before anybody could take the last holder's for it.
+        with DataLock(tmp_path), holder_of(tmp_path) or pytest.fail("nobody") as found:
+            assert found.pid == os.getpid()
+        assert bystander.poll() is None
+    finally:
+        bystander.communicate(b"\n", timeout=10)
+
+
+def test_a_disk_that_takes_no_note_is_said_and_the_folder_is_free_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("comfy_fleet.cli.up.lock.json.dump", _full)
+        with pytest.raises(Fail, match="No space left") as caught, DataLock(tmp_path):
+            pytest.fail("held without a note")
+    assert "make room" in str(caught.value.hint)
+    with DataLock(tmp_path):
+        pass
+
+
+def _full(*_: object) -> None:
+    raise OSError(28, "No space left on device")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -12,17 +13,19 @@ from rich.console import Console
 from rich.status import Status
 
 from comfy_fleet.adapters.folders import private_folder
+from comfy_fleet.adapters.processes import LogFile
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.cli.console import span
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
-from comfy_fleet.cli.up.lock import DataLock
+from comfy_fleet.cli.up.lock import MAKE_ROOM, DataLock
 from comfy_fleet.cli.up.plan import Plan, UpOptions
 from comfy_fleet.cli.up.programs import wait_for_redis
 from comfy_fleet.cli.up.roster import keep, reconcile
-from comfy_fleet.cli.up.supervisor import LogTrouble, Spec, Supervised, stop_all
+from comfy_fleet.cli.up.supervisor import LogTrouble, Spec, Supervised, log_fields, stop_all
 from comfy_fleet.cli.up.terminal import Terminal
 from comfy_fleet.domain.node import Node
+from comfy_fleet.logs import json_line
 from comfy_fleet.tasks import start
 
 _GIVE_UP_AFTER = 3  # crashes in a row before the fleet was ever ready: it won't start by waiting
@@ -42,7 +45,9 @@ class Fleet:
         self.plan = planned
         self._options = options
         self._console = console
-        self._terminal = Terminal(console, verbose=options.verbose)
+        self._terminal = Terminal(console, verbose=options.verbose, stays=options.leave is None)
+        self._logs = planned.settings.data / "logs"
+        self._log = LogFile(self._logs / "fleet.log")
         self._trouble = LogTrouble(self._terminal.echo)
         self._children: list[Supervised] = []
         self._nodes: Sequence[Node] = ()
@@ -75,6 +80,11 @@ class Fleet:
             self._terminal.say(f"{self.plan.port.why}: {self.plan.url}")
         started = time.monotonic()
         try:
+            private_folder(self._logs)
+        except OSError as error:
+            raise Fail(f"can't write in {self._logs}: {error.strerror}", hint=MAKE_ROOM) from error
+        self._tell("info", "fleet starts", url=self.plan.url, pid=os.getpid())
+        try:
             with self._console.status("starting Redis") as status:
                 starting = asyncio.create_task(self._start(status))
                 stopping = asyncio.create_task(self._stop.wait())
@@ -86,16 +96,32 @@ class Fleet:
                     starting.cancel()
                     await asyncio.gather(starting, return_exceptions=True)
             if not self._stop.is_set():
-                self._terminal.ready(self.plan, self._nodes, time.monotonic() - started)
+                took_s = time.monotonic() - started
+                self._tell("info", "fleet ready", after_s=round(took_s, 1))
+                self._terminal.ready(self.plan, self._nodes, took_s)
+                if self._options.leave is not None:
+                    self._options.leave(self._logs / "fleet.log")
             await self._stop.wait()
+        except Fail as error:
+            self._tell("error", "fleet did not start", reason=error.message)
+            raise
         finally:
             self._stopping = self._terminal.stopping = True
+            self._tell("info", "fleet stops")
             with self._console.status("stopping"):
                 await stop_all(self._children)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._tell("info", "fleet stopped")
+            self._log.close()
             self._terminal.say(f"stopped; queue and files stay in {self.plan.settings.data}")
+
+    def _tell(self, level: str, message: str, **more: object) -> None:
+        """Say something of the fleet as a whole in its log, and on the terminal if it belongs there."""
+        fields = log_fields("fleet", level, message, **more)
+        self._log.write(json_line(fields))
+        self._terminal.echo("fleet", fields)
 
     def _on_signal(self) -> None:
         if self._stopping:  # asked twice: don't wait for anybody
@@ -126,11 +152,10 @@ class Fleet:
             await keep(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, self._say_of_nodes)
 
     def _say_of_nodes(self, message: str, reason: str) -> None:
-        self._terminal.echo("fleet", {"level": "warning", "msg": message, "reason": reason})
+        self._tell("warning", message, reason=reason)
 
     def _not_synced(self, error: OSError) -> None:
-        facts = {"level": "warning", "msg": "Redis' data not synced to the disk", "error": str(error)}
-        self._terminal.echo("redis", facts)
+        self._tell("warning", "Redis' data not synced to the disk", reason=str(error))
 
     async def _start_parts(self) -> None:
         settings = self.plan.settings
@@ -156,8 +181,7 @@ class Fleet:
             await self._child(spec)
 
     async def _child(self, spec: Spec) -> None:
-        logs = private_folder(self.plan.settings.data / "logs")
-        child = Supervised(spec, logs=logs, echo=self._terminal.echo, trouble=self._trouble)
+        child = Supervised(spec, logs=self._logs, echo=self._terminal.echo, trouble=self._trouble)
         self._children.append(child)
         await child.start()
 
@@ -181,7 +205,7 @@ class Fleet:
                 if time.monotonic() > deadline:
                     raise Fail(
                         f"not ready after {span(self._options.ready_timeout_s)}: {why}",
-                        hint=f"see {self.plan.settings.data / 'logs'}; --ready-timeout S waits longer",
+                        hint=f"see {self._logs}; --ready-timeout S waits longer",
                         code=Exit.TIMEOUT,
                     )
                 await asyncio.sleep(0.1)
@@ -191,7 +215,7 @@ class Fleet:
             if child.crashes >= _GIVE_UP_AFTER:
                 raise Fail(
                     f"{child.spec.name} ends again and again: {child.reason}",
-                    hint=f"see {self.plan.settings.data / 'logs' / child.spec.name}.log",
+                    hint=f"see {self._logs / child.spec.name}.log",
                 )
 
     async def _check_comfyuis(self, stores: Stores) -> None:
@@ -201,7 +225,7 @@ class Fleet:
                 _, why = await stores.hosts.words(name)
                 raise Fail(
                     f"{name} ends again and again: {why}",
-                    hint=f"see {self.plan.settings.data / 'logs' / name}.log",
+                    hint=f"see {self._logs / name}.log",
                 )
 
 

@@ -1,5 +1,6 @@
 """One ``fleet up`` per data folder: a lock that dies with its process, and a note of who has it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,6 +11,9 @@ from typing import IO, Any, Self
 
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
+
+MAKE_ROOM = "make room there, or name another folder: --data DIR"
+_KEPT = ("instead", "ports", "node_ports")  # what the next start wants to know of the last one
 
 
 class DataLock:
@@ -44,23 +48,38 @@ class DataLock:
                 code=Exit.REFUSED,
             ) from None
         self._file = file
+        # Whoever looks for the holder must find us, never the process that has the last one's number now.
+        last = read_note(self.path)
+        try:
+            self.note({name: last[name] for name in _KEPT if name in last})
+        except Fail:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Write down who holds the folder, for ``fleet down`` and for the next start."""
+        """Write down who holds the folder, for ``fleet down`` and for the next start.
+
+        Raises:
+            Fail: The disk takes no more.
+        """
         if self._file is None:
             raise RuntimeError("the lock is not held")
-        self._file.seek(0)
-        self._file.truncate()
-        json.dump({"pid": os.getpid(), **facts}, self._file)
-        self._file.flush()
+        try:
+            self._file.seek(0)
+            self._file.truncate()
+            json.dump({"pid": os.getpid(), **facts}, self._file)
+            self._file.flush()
+        except OSError as error:
+            raise Fail(f"can't write {self.path}: {error.strerror}", hint=MAKE_ROOM) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release it. The note stays: it holds the ports for the next start."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take is still waiting in its buffer
+                self._file.close()
             self._file = None
 
 

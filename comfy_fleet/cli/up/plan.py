@@ -1,8 +1,9 @@
 """Decide what ``fleet up`` runs, without running anything."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
@@ -34,6 +35,8 @@ class UpOptions:
         sim_args: More arguments for ``fleet sim``.
         ready_timeout_s: How long the start may take.
         verbose: Show all log lines, not only warnings.
+        leave: Called once it is ready, with the file that gets what is said from then on; None: it stays on
+            its terminal.
     """
 
     nodes: int | None = None
@@ -44,6 +47,7 @@ class UpOptions:
     sim_args: Sequence[str] = ()
     ready_timeout_s: float = 60.0
     verbose: bool = False
+    leave: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

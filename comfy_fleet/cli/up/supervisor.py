@@ -60,11 +60,11 @@ class LogTrouble:
             return
         self._failing = failing
         if error is None:
-            self._say("logs", _fields("logs", "warning", "logs are written again"))
+            self._say("logs", log_fields("logs", "warning", "logs are written again"))
         else:
             reason = error.strerror or str(error)
             self._say(
-                "logs", _fields("logs", "error", "logs can't be written, lines are lost", reason=reason)
+                "logs", log_fields("logs", "error", "logs can't be written, lines are lost", reason=reason)
             )
 
 
@@ -151,14 +151,14 @@ class Supervised:
             self.crashes = 1 if lived_s >= _STEADY_S else self.crashes + 1
             wait_s = self._backoff.pause_s(self.crashes)
             facts = {"status": end_of(status), "reason": self.reason, "again_in_s": wait_s}
-            self._write(_fields(self.spec.name, "error", "ended by itself", **facts))
+            self._write(log_fields(self.spec.name, "error", "ended by itself", **facts))
             await asyncio.sleep(wait_s)
             while True:
                 try:
                     await self._child.start()
                     break
                 except ConfigError as error:  # e.g. its program is being upgraded just now
-                    self._write(_fields(self.spec.name, "error", str(error)))
+                    self._write(log_fields(self.spec.name, "error", str(error)))
                     await asyncio.sleep(self._backoff.longest_s)
 
     def _line(self, line: str) -> None:
@@ -168,7 +168,7 @@ class Supervised:
         if self._down_at is not None and self.spec.ready is not None and self.spec.ready in line:
             after_s = round(asyncio.get_running_loop().time() - self._down_at, 1)
             self._down_at = None
-            self._write(_fields(self.spec.name, "info", RUNS_AGAIN, after_s=after_s))
+            self._write(log_fields(self.spec.name, "info", RUNS_AGAIN, after_s=after_s))
 
     def _write(self, fields: dict[str, Any]) -> None:
         self._log.write(json_line(fields))
@@ -183,12 +183,17 @@ async def stop_all(children: Sequence[Supervised]) -> None:
 
 def parse_line(process: str, line: str) -> dict[str, Any]:
     """Return a log line's fields: our processes write JSON, others (Redis, ComfyUI) write text."""
+    return own_fields(line) or log_fields(process, "info", line)
+
+
+def own_fields(line: str) -> dict[str, Any] | None:
+    """Return the fields of a line that a process of ours logged; None for any other line."""
     if line.startswith("{"):
         with contextlib.suppress(ValueError):
             value = orjson.loads(line)
             if isinstance(value, dict) and isinstance(value.get("msg"), str):
                 return value
-    return _fields(process, "info", line)
+    return None
 
 
 def is_loud(fields: Mapping[str, Any]) -> bool:
@@ -196,6 +201,7 @@ def is_loud(fields: Mapping[str, Any]) -> bool:
     return fields.get("level") in _LOUD or fields.get("msg") == RUNS_AGAIN
 
 
-def _fields(process: str, level: str, message: str, **more: object) -> dict[str, Any]:
+def log_fields(process: str, level: str, message: str, **more: object) -> dict[str, Any]:
+    """Return the fields of a line that is logged now."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return {"ts": now, "level": level, "process": process, "logger": "fleet.up", "msg": message, **more}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import socket
 import time
@@ -23,6 +24,7 @@ from comfy_fleet.logs import one_line
 
 _SAY_AGAIN_S = 10.0  # the same line of the same process comes on the terminal this often at most
 _SHOWN_FIRST = frozenset({"ts", "level", "process", "logger", "msg", "traceback", "reason"})
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")  # ComfyUI colours its log
 _PARTS = ("haproxy", "node", "pool")  # fields that name a part of a process
 
 
@@ -33,7 +35,15 @@ class Terminal:
         stopping: Set once the fleet stops: its processes have nothing more to tell.
     """
 
-    def __init__(self, console: Console, *, verbose: bool) -> None:
+    def __init__(self, console: Console, *, verbose: bool, stays: bool = True) -> None:
+        """Begin with a fleet that starts.
+
+        Args:
+            console: Shows it.
+            verbose: Show all log lines.
+            stays: Whether Ctrl-C here will stop the fleet, also once it is ready.
+        """
+        self._stays = stays
         self.stopping = False
         self._console = console
         self._verbose = verbose
@@ -86,28 +96,42 @@ class Terminal:
         if any(node.simulated for node in nodes):
             shown(f"[magenta]{SIMULATED}[/] nodes draw test pictures; real ones: --comfyui DIR, --node URL")
         usual = settings.data == Path(".fleet").absolute()
-        down = "fleet down" if usual else f"fleet down --data {shlex.quote(str(settings.data))}"
+        there = "" if usual else f" --data {shlex.quote(str(settings.data))}"
         elsewhere = settings.public_url or f"http://{socket.gethostname()}:{settings.port}"
         for name, value in (
             ("try", example(planned)),
             ("from", "" if is_loopback(settings.host) else f"other machines: {elsewhere}"),
-            ("data", f"{settings.data} (logs/ has one file per process)"),
-            ("stop", f"Ctrl-C, or `{down}`"),
+            ("data", str(settings.data)),
+            ("logs", f"fleet logs -f{there}"),
+            ("stop", f"Ctrl-C, or `fleet down{there}`" if self._stays else f"fleet down{there}"),
         ):
             if value:  # lines that are copied are never broken
                 shown(Text.assemble((f"{name:<6}", "dim"), value))
 
 
-def line_of(process: str, fields: Mapping[str, Any]) -> str:
-    """Return a log line for people: ``15:04:05 error api: ended by itself: REASON again_in_s=0.2``."""
-    when = datetime.now().astimezone()
-    with contextlib.suppress(KeyError, TypeError, ValueError):
+def line_of(process: str, fields: Mapping[str, Any], *, dated: bool = False) -> str:
+    """Return a log line for people: ``15:04:05 error api: ended by itself: REASON again_in_s=0.2``.
+
+    Args:
+        process: Who says it.
+        fields: What it says.
+        dated: Whether the day stands before the time, for lines of other days; nothing does then before a
+            line that tells no time.
+    """
+    when = None if dated else datetime.now().astimezone()
+    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
         when = datetime.fromisoformat(fields["ts"]).astimezone()
+    time_ = "" if when is None else f"{when:%m-%d %H:%M:%S} " if dated else f"{when:%H:%M:%S} "
     why = f": {fields['reason']}" if fields.get("reason") else ""
     more = "".join(f" {key}={value}" for key, value in fields.items() if key not in _SHOWN_FIRST)
-    return one_line(
-        f"{when:%H:%M:%S} {fields.get('level', 'info')} {process}: {fields.get('msg')}{why}{more}"
-    )
+    line = f"{time_}{fields.get('level', 'info')} {process}: {fields.get('msg')}{why}{more}"
+    return one_line(_COLOUR.sub("", line))
+
+
+def trace_of(fields: Mapping[str, Any]) -> Sequence[str]:
+    """Return the lines of a traceback that a log line carries."""
+    trace = fields.get("traceback")
+    return [f"    {one_line(line)}" for line in trace.split("\n")] if isinstance(trace, str) else []
 
 
 def example(planned: Plan) -> str:

@@ -1,0 +1,99 @@
+"""The process that holds a data folder, found without ever taking another one for it."""
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.up.lock import held, read_note
+
+_NOTED_S = 2.0  # how long a holder may take to write down who it is
+_LOOK_S = 0.05
+
+
+class Holder:
+    """A process that is known by more than its number, which may belong to another one soon.
+
+    Use it as a context manager.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Get hold of a process. Raises ProcessLookupError if there is none."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of it."""
+        os.close(self._fd)
+
+    def ask_to_end(self) -> None:
+        """Send it SIGTERM, if it has not ended yet."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, signal.SIGTERM)
+
+    def ended(self, timeout_s: float) -> bool:
+        """Wait for its end; False if the time is over first."""
+        return bool(select.select([self._fd], [], [], max(0.0, timeout_s))[0])
+
+
+def holder_of(data: Path) -> Holder | None:
+    """Return the process that holds a data folder, or None if none does.
+
+    Raises:
+        Fail: One does, and it is another user's, or can't be seen from here.
+    """
+    deadline = time.monotonic() + _NOTED_S
+    while held(data):
+        if (found := _noted(data)) is not None:
+            return found
+        if time.monotonic() > deadline:
+            raise Fail(
+                f"a fleet runs on {data}, but its process can't be seen from here",
+                hint="stop it where it was started: on that machine, in that container",
+                code=Exit.REFUSED,
+            )
+        time.sleep(_LOOK_S)
+    return None
+
+
+def _noted(data: Path) -> Holder | None:
+    """Return the process that the note names, if it has the lock's file open."""
+    path = data / "run" / "up.json"
+    pid = read_note(path).get("pid")
+    if not isinstance(pid, int) or pid <= 0:
+        return None
+    try:
+        found = Holder(pid)  # first: from here on it is this process, whoever gets its number later
+    except ProcessLookupError:
+        return None
+    try:
+        if _has_open(pid, path):
+            return found
+    except PermissionError:
+        found.__exit__(None, None, None)
+        raise Fail(f"pid {pid} belongs to another user", code=Exit.REFUSED) from None
+    found.__exit__(None, None, None)
+    return None
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Return whether a process has a file open. Raises PermissionError if it is another user's."""
+    try:
+        wanted, files = path.stat(), list(Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:
+        return False
+    for file in files:
+        with suppress(OSError):  # closed meanwhile
+            if os.path.samestat(wanted, file.stat()):
+                return True
+    return False
