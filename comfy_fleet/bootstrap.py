@@ -105,8 +105,8 @@ def open_disk(settings: Settings) -> Disk:
 
 
 def open_secrets(settings: Settings) -> SecretBox:
-    """Return what encrypts partner keys at rest."""
-    return SecretBox.open(settings.secret_file or settings.data / "secret.key")
+    """Return what encrypts partner keys and passwords of nodes at rest."""
+    return SecretBox.open(settings.secret_key_file)
 
 
 def calm_collector() -> None:

@@ -91,7 +91,8 @@ class Settings(BaseSettings):
         "Without it only loopback is served.",
     )
     secret_file: Path | None = Field(
-        None, description="Key that encrypts partner keys at rest; made in `data` when unset."
+        None,
+        description="Key that encrypts partner keys and nodes' passwords at rest; made in `data` when unset.",
     )
     agent_token_file: Path | None = Field(
         None, description="File that holds the agents' token, where FLEET_AGENT_TOKEN is unset."
@@ -321,6 +322,11 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Folder of sockets, pid files and rendered configurations."""
         return self.data / "run"
+
+    @property
+    def secret_key_file(self) -> Path:
+        """Where the key lies that encrypts partner keys and passwords of nodes."""
+        return self.secret_file or self.data / "secret.key"
 
     @property
     def files_dir(self) -> Path:

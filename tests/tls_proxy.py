@@ -1,6 +1,7 @@
-"""A TLS reverse proxy before a node, with a certificate of an authority of its own."""
+"""A reverse proxy before a node: TLS with a certificate of an authority of its own, a prefix, a password."""
 
 import asyncio
+import base64
 import contextlib
 import datetime
 import ssl
@@ -75,9 +76,17 @@ class Proxy:
         node_port: Port of the node on loopback.
         prefix: What its paths begin with here.
         context: Speaks TLS with it; None speaks plain HTTP.
+        credentials: ``USER:PASSWORD`` without which all is a 401; it may be changed. Empty asks for none.
+
+    Attributes:
+        refused: How many requests had another one.
     """
 
-    def __init__(self, node_port: int, *, prefix: str, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, node_port: int, *, prefix: str, context: ssl.SSLContext | None, credentials: str = ""
+    ) -> None:
+        self.credentials = credentials
+        self.refused = 0
         self._node_port = node_port
         self._prefix = prefix
         self._context = context
@@ -117,6 +126,14 @@ class Proxy:
             writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()
             return
+        told = next((line[14:].strip() for line in lines if line.lower().startswith("authorization:")), None)
+        wanted = f"Basic {base64.b64encode(self.credentials.encode()).decode()}" if self.credentials else None
+        if told != wanted:
+            self.refused += 1
+            writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            return
+        lines = [line for line in lines if not line.lower().startswith("authorization:")]
         # One request a connection, unless it becomes a websocket.
         if not any(line.lower().startswith("upgrade:") for line in lines):
             lines = [line for line in lines if not line.lower().startswith("connection:")]

@@ -10,7 +10,7 @@ import httpx
 from comfy_fleet.adapters.comfyui.direct import DirectNode
 from comfy_fleet.domain.about import NAME
 from comfy_fleet.domain.errors import BadInput, Conflict, NodeError
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.node import Node, parse_place
 from comfy_fleet.timeouts import Timeout
 
 _RESOLVE_S = 1.0
@@ -36,10 +36,10 @@ async def check_place(node: Node, registered: Iterable[Node]) -> None:
     others = [
         other
         for other in registered
-        if other.address[1] == port and other.name != node.name and not (other.proxied or node.proxied)
+        if other.address[1] == port and other.name != node.name and not (_proxied(other) or _proxied(node))
     ]
     hosts = {host, *(other.address[0] for other in others)} if others else set()
-    is_fleet, found = await asyncio.gather(_is_fleet(node.url), asyncio.gather(*map(_addresses, hosts)))
+    is_fleet, found = await asyncio.gather(_is_fleet(node), asyncio.gather(*map(_addresses, hosts)))
     if is_fleet:
         raise BadInput(
             f"url {node.url} is the fleet itself, not a ComfyUI: name the URL of a ComfyUI",
@@ -64,10 +64,16 @@ async def answers_as_fleet(node: DirectNode, *, timeout_s: float) -> bool:
     return isinstance(told, dict) and told.get("name") == NAME
 
 
-async def _is_fleet(url: str) -> bool:
+def _proxied(node: Node) -> bool:
+    return parse_place(node.url).proxied
+
+
+async def _is_fleet(node: Node) -> bool:
+    if node.sealed:
+        return False  # its agent, which knows the password, will say so
     try:
         async with Timeout(_ANSWER_S), httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501
-            return await answers_as_fleet(DirectNode(url, client), timeout_s=_ANSWER_S)
+            return await answers_as_fleet(DirectNode(node.url, client), timeout_s=_ANSWER_S)
     except TimeoutError:
         return False
 

@@ -1,5 +1,6 @@
-"""Partner keys at rest: encrypted, with the key in a file that only the fleet's user reads."""
+"""Partner keys and passwords of nodes at rest: encrypted, with a key that only the fleet's user reads."""
 
+import logging
 import os
 import secrets as random
 from pathlib import Path
@@ -8,6 +9,10 @@ from cryptography.fernet import Fernet, InvalidToken
 
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.domain.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_MOST_OPENED = 4096
 
 
 class SecretBox:
@@ -67,3 +72,43 @@ class SecretBox:
             raise ConfigError(
                 "a stored secret was sealed under another key: all processes need the same secret_file"
             ) from None
+
+
+class NodeCredentials:
+    """Opens :attr:`comfy_fleet.domain.node.Node.sealed`; each is decrypted once."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the key file; it is read when the first node needs it, and never made."""
+        self._path = path
+        self._box: SecretBox | None = None
+        self._opened: dict[str, str] = {}
+        self._trouble = ""
+
+    def __repr__(self) -> str:
+        return "NodeCredentials(***)"
+
+    def __call__(self, sealed: str) -> str:
+        """Return ``USER:PASSWORD``; empty for a node without, and, logged, for what can't be opened."""
+        if not sealed:
+            return ""
+        if (known := self._opened.get(sealed)) is not None:
+            return known
+        try:
+            plain = self._key().open_sealed(sealed.encode()).decode()
+        except (ConfigError, OSError, UnicodeError) as error:
+            self._box = None  # the file may be another one by the next time
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                logger.error("passwords of nodes can't be read", extra={"reason": str(error)})
+            return ""
+        if len(self._opened) >= _MOST_OPENED:
+            self._opened.clear()
+        self._opened[sealed] = plain
+        return plain
+
+    def _key(self) -> SecretBox:
+        if self._box is None:
+            if not self._path.exists():
+                raise ConfigError(f"{self._path} is missing: set FLEET_SECRET_FILE as the API has it")
+            self._box = SecretBox.open(self._path)
+        return self._box

@@ -77,16 +77,22 @@ class SystemStats:
     """Asks one node, and remembers what it last said and when."""
 
     def __init__(
-        self, url: str, client: httpx.AsyncClient, *, clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        client: httpx.AsyncClient,
+        *,
+        credentials: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Name the node; nothing is asked yet.
 
         Args:
             url: Base of the ComfyUI, e.g. ``http://127.0.0.1:8188``.
             client: Whom to ask with; its caller closes it.
+            credentials: ``USER:PASSWORD``; empty for none.
             clock: Seconds, monotonic.
         """
-        self._node = DirectNode(url, client)
+        self._node = DirectNode(url, client, credentials=credentials)
         self._clock = clock
         self._stats: Mapping[str, Any] | None = None
         self._at = 0.0

@@ -90,6 +90,7 @@ class HostAgent:
         free_idle_s: ByPool | None = None,
         nvml: NvmlProbe | None = None,
         ca_file: Path | None = None,
+        credentials: Callable[[Node], str] = lambda _: "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Describe the agent; nothing is looked at before :meth:`run`.
@@ -101,6 +102,7 @@ class HostAgent:
             free_idle_s: After so many idle seconds a node unloads its models, by pool; 0: never.
             nvml: Reads the GPUs; None reads none.
             ca_file: Who may sign the certificates of https nodes; None: whom the machine trusts.
+            credentials: Tells the ``USER:PASSWORD`` of a node that somebody else registered; empty for none.
             clock: Seconds, monotonic.
         """
         self.members: dict[str, Member] = {}
@@ -111,6 +113,7 @@ class HostAgent:
         self._central = central
         self._free_idle_s = free_idle_s or ByPool()
         self._nvml = nvml
+        self._credentials = credentials
         self._clock = clock
         self._judge = Judge(policy)
         self._gpus = Gpus(why=Nvml.NO_DEVICE)
@@ -132,9 +135,9 @@ class HostAgent:
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def probe(self, name: str, url: str) -> NodeProbe:
+    def probe(self, name: str, url: str, credentials: str = "") -> NodeProbe:
         """Return a probe that shares the agent's connections."""
-        return NodeProbe(name, url, self._client, clock=self._clock)
+        return NodeProbe(name, url, self._client, credentials=credentials, clock=self._clock)
 
     def add(self, member: Member) -> None:
         """Look after one more node."""
@@ -153,13 +156,13 @@ class HostAgent:
     def follow(self, nodes: Sequence[Node]) -> None:
         """Look after exactly these nodes: the central agent's."""
         self._known = {node.name: node for node in nodes}
-        wanted = {node.name: node.url for node in nodes}
+        wanted = {node.name: (node.url.rstrip("/"), self._credentials(node)) for node in nodes}
         for name, member in list(self.members.items()):
-            if wanted.get(name, "").rstrip("/") != member.probe.url:
+            if wanted.get(name) != (member.probe.url, member.probe.credentials):
                 self._forget(name)
-        for name, url in wanted.items():
+        for name, (url, credentials) in wanted.items():
             if name not in self.members:
-                self.add(Member(probe=self.probe(name, url)))
+                self.add(Member(probe=self.probe(name, url, credentials)))
                 self._look_after(name)
 
     # ---- what it says --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import uvloop
 
 from comfy_fleet.adapters.folders import locked
 from comfy_fleet.adapters.nvml import NvmlProbe
+from comfy_fleet.adapters.secrets import NodeCredentials
 from comfy_fleet.agent.cleaner import Folders
 from comfy_fleet.agent.host import HostAgent, Member
 from comfy_fleet.agent.link import Link
@@ -26,6 +27,7 @@ from comfy_fleet.agent.supervisor import Supervision, Supervisor
 from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.host import Joining
+from comfy_fleet.domain.node import Node, with_credentials
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.domain.vram import GIB
 from comfy_fleet.domain.vram_verdict import Policy
@@ -41,6 +43,7 @@ class Beside:
     Attributes:
         name: The node's name.
         url: Its URL as HAProxy reaches it.
+        credentials: ``USER:PASSWORD`` for it; empty for none.
         gpu: Its GPU, as in ``CUDA_VISIBLE_DEVICES``.
         output: Its output folder; None: its files are not deleted.
         input: Its input folder.
@@ -51,6 +54,7 @@ class Beside:
     gpu: str | None = None
     output: Path | None = None
     input: Path | None = None
+    credentials: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +168,12 @@ async def run(
     address = settings.agent_host if central else options.advertise or own_address(api_url)
     port = settings.agent_port if options.port is None else options.port
     nvml = None if central else NvmlProbe()
+    opened = NodeCredentials(settings.secret_key_file)
+    own = {node.name: node.credentials for node in options.beside}
+
+    def credentials(node: Node) -> str:
+        return own.get(node.name) or opened(node.sealed)
+
     host = HostAgent(
         f"{name}.central" if central else name,
         central=central,
@@ -171,6 +181,7 @@ async def run(
         free_idle_s=ByPool.parse(settings.free_idle_s),
         nvml=nvml,
         ca_file=settings.node_ca_file,
+        credentials=credentials,
     )
     link = Link(
         api_url,
@@ -184,7 +195,7 @@ async def run(
         source,
         host=address,
         port=port,
-        reach=Reach(settings.node_ca_file),
+        reach=Reach(settings.node_ca_file, credentials=credentials),
         opinion=host.opinion,
         on_nodes=host.follow if central else None,
     )
@@ -269,9 +280,15 @@ def _policy(settings: Settings) -> Policy:
 
 def _beside(host: HostAgent, node: Beside, options: AgentOptions) -> Member:
     return Member(
-        probe=host.probe(node.name, node.url),
+        probe=host.probe(node.name, node.url, node.credentials),
         gpu=node.gpu,
-        joining=_joining(host, options, name=node.name, url=node.url, cleans=node.output is not None),
+        joining=_joining(
+            host,
+            options,
+            name=node.name,
+            url=with_credentials(node.url, node.credentials),
+            cleans=node.output is not None,
+        ),
         folders=None if node.output is None else Folders(output=node.output, input=node.input),
     )
 

@@ -28,6 +28,7 @@ class NodeProbe:
     Attributes:
         name: The node.
         url: Its base URL.
+        credentials: Its ``USER:PASSWORD``; empty for none.
         queue: What it works on, and which of it nobody explains.
         stats: What it says of its memory.
         heard_at: When it last answered; None: never.
@@ -45,6 +46,7 @@ class NodeProbe:
         url: str,
         client: httpx.AsyncClient,
         *,
+        credentials: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Name the node; nothing is asked yet.
@@ -53,12 +55,14 @@ class NodeProbe:
             name: The node.
             url: Base of its ComfyUI.
             client: Whom to ask with.
+            credentials: ``USER:PASSWORD``; empty for none.
             clock: Seconds, monotonic.
         """
         self.name = name
         self.url = url.rstrip("/")
+        self.credentials = credentials
         self.queue = Queue()
-        self.stats = SystemStats(self.url, client, clock=clock)
+        self.stats = SystemStats(self.url, client, credentials=credentials, clock=clock)
         self.heard_at: float | None = None
         self.busy_at: float | None = None
         self.looked_at: float | None = None
@@ -67,7 +71,7 @@ class NodeProbe:
         self.freed = False
         self.frees = 0
         self.faults: dict[str, str] = {}
-        self._node = DirectNode(self.url, client)
+        self._node = DirectNode(self.url, client, credentials=credentials)
         self._clock = clock
         self._interrupted: dict[str, float] = {}
         self._asked_at: float | None = None

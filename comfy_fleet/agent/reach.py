@@ -7,7 +7,7 @@ then on HAProxy's own checks know better.
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
@@ -25,16 +25,24 @@ ANSWER_WITHIN_S = 2.0
 class Reach:
     """Asks every new node's ``/system_stats`` until it has answered once."""
 
-    def __init__(self, ca_file: Path | None = None) -> None:
-        """Ask nothing yet; https nodes are those whose certificates ``ca_file`` vouches for."""
+    def __init__(
+        self, ca_file: Path | None = None, *, credentials: Callable[[Node], str] = lambda _: ""
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            ca_file: Who may sign the certificates of https nodes; None: whom the machine trusts.
+            credentials: Tells a node's ``USER:PASSWORD``; empty for none.
+        """
         self._ca_file = ca_file
-        self._asking: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._credentials = credentials
+        self._asking: dict[str, tuple[str, str, asyncio.Task[None]]] = {}
         self._trouble: dict[str, str] = {}
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
     def reached(self, node: Node) -> bool:
         """Return whether the node has answered at the URL that it has now."""
-        url, task = self._asking.get(node.name, ("", None))
+        url, _, task = self._asking.get(node.name, ("", "", None))
         return task is not None and url == node.url and task.done() and not task.cancelled()
 
     def trouble(self, node: Node) -> str:
@@ -43,27 +51,28 @@ class Reach:
 
     def follow(self, nodes: Sequence[Node]) -> None:
         """Ask the nodes that are new or have moved, and forget those that are gone."""
-        wanted = {node.name: node.url for node in nodes}
-        for name, (url, task) in list(self._asking.items()):
-            if wanted.get(name) != url:
+        wanted = {node.name: (node.url, self._credentials(node)) for node in nodes}
+        for name, (url, credentials, task) in list(self._asking.items()):
+            if wanted.get(name) != (url, credentials):
                 task.cancel()
                 del self._asking[name]
                 self._trouble.pop(name, None)
-        for name, url in wanted.items():
+        for name, (url, credentials) in wanted.items():
             if name not in self._asking:
-                self._asking[name] = url, start(self._ask(name, url), name=f"reach {name}")
+                task = start(self._ask(name, url, credentials), name=f"reach {name}")
+                self._asking[name] = url, credentials, task
 
     async def stop(self) -> None:
         """Stop asking."""
-        tasks = [task for _, task in self._asking.values()]
+        tasks = [task for _, _, task in self._asking.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for client in self._clients.values():
             await client.aclose()
 
-    async def _ask(self, name: str, url: str) -> None:
-        node = DirectNode(url, self._client(tls=url.startswith("https:")))
+    async def _ask(self, name: str, url: str, credentials: str) -> None:
+        node = DirectNode(url, self._client(tls=url.startswith("https:")), credentials=credentials)
         while True:
             try:
                 stats = await node.json("/system_stats", timeout_s=ANSWER_WITHIN_S)

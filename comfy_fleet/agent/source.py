@@ -43,7 +43,7 @@ class HttpNodes:
             poll_s: Pause between two questions. An unchanged list costs a 304 without a body.
             transport: Replaces the network, for tests.
         """
-        self._url = f"{api_url.rstrip('/')}/api/v1/nodes"
+        self._url = f"{api_url.rstrip('/')}/api/v1/nodes?sealed=true"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._poll_s = poll_s
         self._transport = transport
@@ -113,6 +113,7 @@ def parse_nodes(body: Any) -> list[Node]:
                     cordoned=bool(row.get("cordoned", False)),
                     cordon_reason=str(row.get("cordon_reason") or ""),
                     agent=row.get("agent"),
+                    sealed=str(row.get("sealed") or ""),
                     pool=str(row.get("pool") or DEFAULT_POOL),
                     weight_by_gpu=bool(row.get("weight_by_gpu", False)),
                     speed=None if row.get("speed") is None else float(row["speed"]),

@@ -13,11 +13,12 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.incoming import Pace
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.node import split_credentials
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.ports import AssetStore, Events, Hosts, JobStore, NodeRegistry, Replays
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.read import Estimator
-from comfy_fleet.services.submit import Submitter
+from comfy_fleet.services.submit import Sealer, Submitter
 from comfy_fleet.settings import Settings
 
 Probe = Callable[[], Awaitable[str | None]]
@@ -74,6 +75,7 @@ class ApiDeps:
     assets: AssetStore
     catalog: Catalog
     submitter: Submitter
+    sealer: Sealer
     estimator: Estimator
     replays: Replays
     clock: Callable[[], float]
@@ -85,6 +87,16 @@ class ApiDeps:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
     pace: Pace = field(default_factory=Pace)
+
+    def split(self, url: str) -> dict[str, str]:
+        """Return a node's ``url`` without user and password, and these encrypted as ``sealed``.
+
+        Raises:
+            BadInput: They can't be used.
+        """
+        clean, credentials = split_credentials(url)
+        sealed = self.sealer.seal(credentials.encode()).decode() if credentials else ""
+        return {"url": clean, "sealed": sealed}
 
 
 def deps(request: Request) -> ApiDeps:

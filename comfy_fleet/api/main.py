@@ -61,12 +61,13 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     catalog = WorkflowCatalog(settings.workflows_dir)
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
     estimator = Estimator(stores.jobs, stores.nodes, clock=time.time)
+    sealer = open_secrets(settings)
     submitter = Submitter(
         jobs=stores.jobs,
         assets=assets,
         inventories=inventories,
         catalog=catalog,
-        sealer=open_secrets(settings),
+        sealer=sealer,
         limits=Limits(
             depth=settings.queue_depth,
             outputs=settings.max_outputs,
@@ -89,6 +90,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         assets=assets,
         catalog=catalog,
         submitter=submitter,
+        sealer=sealer,
         estimator=estimator,
         replays=RedisReplays(stores.redis),
         clock=time.time,

@@ -15,6 +15,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.errors import IdempotencyConflict, IdempotencyKeyReuse
 from comfy_fleet.ports import Idempotency
 
+MAX_URL = 4096
 _SHOWN = 20  # wrong fields that a refusal lists
 M = TypeVar("M", bound=BaseModel)
 

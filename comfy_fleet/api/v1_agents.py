@@ -13,16 +13,15 @@ from starlette.responses import Response
 
 from comfy_fleet.api.auth import is_loopback
 from comfy_fleet.api.body import graph_limits
-from comfy_fleet.api.deps import admin, caller, deps
+from comfy_fleet.api.deps import ApiDeps, admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import read, shown
+from comfy_fleet.api.typed import MAX_URL, read, shown
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat, Trash
 from comfy_fleet.domain.node import NAME, Node, check_name
 from comfy_fleet.domain.orphans import MOST_SHOWN
 from comfy_fleet.domain.verdict import Word
-from comfy_fleet.ports import Hosts
 
 router = APIRouter(tags=["hosts"])
 
@@ -94,7 +93,7 @@ class JoiningBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: NodeName
-    url: str = Field(max_length=300)
+    url: str = Field(max_length=MAX_URL)
     agent: str = Field(max_length=300, description="HOST:PORT that answers agent-checks.")
     pool: NodeName | None = None
     weight: int | None = Field(None, ge=1, le=256)
@@ -132,7 +131,7 @@ async def heartbeat(request: Request, host: str) -> Response:
     now = d.clock()
     if body.join:  # before it moves another agent's nodes
         await d.hosts.admit(host, body.instance)
-    told = await _join_all(d.hosts, host, body.join, now)
+    told = await _join_all(d, host, body.join, now)
     refused = {node.name: why for node, why in zip(body.join, told, strict=True) if why}
     said = Heartbeat(
         host=host,
@@ -179,7 +178,7 @@ async def list_hosts(request: Request) -> Response:
     )
 
 
-async def _join_all(hosts: Hosts, host: str, joining: Sequence[JoiningBody], now: float) -> list[str]:
+async def _join_all(d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: float) -> list[str]:
     """Register nodes, a few at a time; returns for each why it can't be, or nothing.
 
     Raises:
@@ -189,7 +188,7 @@ async def _join_all(hosts: Hosts, host: str, joining: Sequence[JoiningBody], now
 
     async def one(node: JoiningBody) -> str:
         async with places:
-            return await _join(hosts, host, node, now)
+            return await _join(d, host, node, now)
 
     told = await asyncio.gather(*map(one, joining), return_exceptions=True)
     for outcome in told:
@@ -198,10 +197,10 @@ async def _join_all(hosts: Hosts, host: str, joining: Sequence[JoiningBody], now
     return [outcome for outcome in told if isinstance(outcome, str)]
 
 
-async def _join(hosts: Hosts, host: str, node: JoiningBody, now: float) -> str:
+async def _join(d: ApiDeps, host: str, node: JoiningBody, now: float) -> str:
     """Register a node; returns why it can't be, or nothing."""
     try:
-        await hosts.join(host, Joining(**node.model_dump()), now=now)
+        await d.hosts.join(host, Joining(**node.model_dump() | d.split(node.url)), now=now)
     except (BadInput, Conflict) as error:
         return str(error)
     return ""

@@ -15,7 +15,7 @@ from comfy_fleet.adapters.places import check_place
 from comfy_fleet.api.deps import admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import read, shown
+from comfy_fleet.api.typed import MAX_URL, read, shown
 from comfy_fleet.domain.differences import differences
 from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.job import DEFAULT_POOL
@@ -36,7 +36,11 @@ class NodeBody(BaseModel):
     )
 
     name: str = Field(description="Unique; a-z 0-9 _ . -")
-    url: str = Field(description="http://HOST:PORT of the ComfyUI; behind a proxy also with TLS and a path.")
+    url: str = Field(
+        max_length=MAX_URL,
+        description="http://HOST:PORT of the ComfyUI; behind a proxy also https://USER:PASSWORD@HOST/PREFIX. "
+        "User and password are kept encrypted and never told again.",
+    )
     pool: str = Field(DEFAULT_POOL, description="The pool it stands in.")
     weight: int | None = Field(
         None, ge=1, le=256, description="1 to 256; more gets more. Follows the GPU's model when left out."
@@ -63,12 +67,17 @@ class DrainBody(BaseModel):
 
 
 @router.get("/nodes", summary="List nodes")
-async def list_nodes(request: Request) -> Response:
-    """All nodes with their state; has an ETag, so that asking often is cheap."""
+async def list_nodes(request: Request, sealed: bool = False) -> Response:
+    """All nodes with their state; has an ETag, so that asking often is cheap.
+
+    Query: `sealed=true` adds their passwords as they are kept, encrypted, for the central agent.
+    """
     who = caller(request)
     if not who.agent:
         admin(request)
-    body = orjson.dumps({"nodes": [state(s) for s in await deps(request).nodes.states()]})
+    states = await deps(request).nodes.states()
+    rows = [{**state(s), "sealed": s.node.sealed} if sealed and s.node.sealed else state(s) for s in states]
+    body = orjson.dumps({"nodes": rows})
     etag = f'"{blake3(body).hexdigest(16)}"'
     if etag in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
         return Response(status_code=304, headers={"ETag": etag})
@@ -80,7 +89,7 @@ async def add_node(request: Request) -> Response:
     """It gets jobs as soon as HAProxy finds it healthy."""
     admin(request)
     d, body = deps(request), await read(request, NodeBody)
-    fields = body.model_dump(exclude_none=True)
+    fields = body.model_dump(exclude_none=True) | d.split(body.url)
     node = Node(**fields, weight_by_gpu=body.weight is None, added_at=d.clock())
     await check_place(node, await d.nodes.nodes())
     node = await d.nodes.add(node)
@@ -196,6 +205,7 @@ def state(value: NodeState) -> dict[str, Any]:
     return {
         "name": node.name,
         "url": node.url,
+        "credentials": bool(node.sealed),
         "pool": node.pool,
         "weight": node.weight,
         "zone": node.zone,

@@ -210,26 +210,27 @@ def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]
         BadInput: A name or URL can't be used.
     """
     from comfy_fleet.agent.main import Beside
-    from comfy_fleet.domain.errors import BadInput
-    from comfy_fleet.domain.node import check_name, parse_url
+    from comfy_fleet.domain.node import check_name, parse_url, split_credentials
 
     found: list[Beside] = []
     for spec in specs:
-        match = re.fullmatch(r"(?P<name>[^=]+)=(?P<url>https?://[^@]+)(?:@(?P<gpu>.+))?", spec)
+        # The last @ is before a GPU, or behind a user and password if that is how a host is written.
+        match = re.fullmatch(
+            r"(?P<name>[^=:/@]+)=(?P<url>https?://.+?)(?:@(?P<gpu>\d+|cpu|(?:GPU|MIG)-[\w/-]+))?", spec
+        )
         if match is None:
-            shown = spec.partition("=")[0] if "@" in spec else spec  # what is before an @ may be a password
-            raise Fail(f"--node {shown!r} is not NAME=URL or NAME=URL@GPU", code=Exit.USAGE)
-        name, url = check_name("node", match["name"]), match["url"].rstrip("/")
-        try:
-            parse_url(url)
-        except BadInput:
-            if match["gpu"] is None:
-                raise
+            shown = "" if "@" in spec else f" {spec!r}"  # what is before an @ may be a password
+            raise Fail(f"--node{shown} is not NAME=URL or NAME=URL@GPU", code=Exit.USAGE)
+        name = check_name("node", match["name"])
+        url, credentials = split_credentials(match["url"].rstrip("/"))
+        host, _ = parse_url(url)
+        if credentials and "." not in host and ":" not in host and host != "localhost":
+            # A GPU whose name is mistyped reads like a host.
             raise Fail(
-                f"--node {name}: its URL can't be used; it must not hold a user or password, "
-                "and what follows @ is its GPU",
+                f"--node {name}: {host!r} is neither a GPU (an index, cpu, or a UUID of `nvidia-smi -L`) "
+                "nor a host with a dot in its name, as it must be behind a user and password",
                 code=Exit.USAGE,
-            ) from None
+            )
         if name in {one.name for one in found}:
             raise Fail(f"--node {name} is named twice", code=Exit.USAGE)
         output, input_ = outputs.pop(name, None), inputs.pop(name, None)
@@ -237,6 +238,7 @@ def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]
             Beside(
                 name=name,
                 url=url,
+                credentials=credentials,
                 gpu=match["gpu"],
                 output=Path(output).expanduser().absolute() if output else None,
                 input=Path(input_).expanduser().absolute() if input_ else None,

@@ -1,17 +1,22 @@
 """``fleet node``: which ComfyUI servers belong to the fleet."""
 
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from comfy_fleet.cli import fleetwide
+from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.node_state import COLUMNS, drained, nodes_of, path, row, still_working, wait_for
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 from comfy_fleet.cli.submit import pairs
 
 app = typer.Typer(help="Add, drain and remove ComfyUI servers.", no_args_is_help=True)
+
+_MOST_READ = 4096
 
 Name = Annotated[str, typer.Argument(help="The node's name.")]
 app.command("cordon-host")(fleetwide.cordon_host)
@@ -23,6 +28,13 @@ app.command("roll")(fleetwide.roll)
 def add(
     name: Name,
     url: Annotated[str, typer.Argument(help="http://HOST:PORT or https://HOST:PORT/PREFIX of the ComfyUI.")],
+    credentials: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Holds USER:PASSWORD that the URL asks for; -: read from stdin.",
+        ),
+    ] = None,
     pool: Annotated[str, typer.Option(help="The pool that it stands in.")] = "default",
     weight: Annotated[
         int | None,
@@ -44,8 +56,13 @@ def add(
 ) -> None:
     """Add a ComfyUI server; it gets jobs as soon as HAProxy finds it healthy."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_answer
+    from comfy_fleet.cli.console import print_answer, stderr
+    from comfy_fleet.domain.node import with_credentials
 
+    if credentials is not None:
+        if "@" in url:
+            raise Fail("two passwords: one in the URL, one of --credentials; give one", code=Exit.USAGE)
+        url = with_credentials(url, read_credentials(credentials))
     body: dict[str, Any] = {"name": name, "url": url, "pool": pool, "zone": zone}
     body["labels"] = pairs(label or [], "--label")
     if weight is not None:
@@ -56,7 +73,31 @@ def add(
         node = client.post("/api/v1/nodes", body)
         if wait:
             node = wait_for(client, name, timeout, lambda node: node.get("verdict") == "up", "up")
+    if node.get("credentials") and str(node.get("url")).startswith("http:"):
+        stderr().print(f"warning: the password of {name} is sent unencrypted: use https, or a tunnel")
     print_answer(node, f"added {name}", json_=json_)
+
+
+def read_credentials(file: str) -> str:
+    """Return what a file holds, or stdin for ``-``, if it is ``USER:PASSWORD``.
+
+    Raises:
+        Fail: It can't be read.
+        BadInput: It is not ``USER:PASSWORD``.
+    """
+    from comfy_fleet.domain.node import check_credentials
+
+    try:
+        text = sys.stdin.read(_MOST_READ) if file == "-" else _first_of(Path(file))
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise Fail(f"--credentials {file}: {why}", code=Exit.USAGE) from error
+    return check_credentials(text.rstrip("\r\n"))
+
+
+def _first_of(path: Path) -> str:
+    with path.open(encoding="utf-8") as opened:
+        return opened.read(_MOST_READ)
 
 
 @app.command("list", hidden=True)
@@ -96,6 +137,7 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "node": node["name"],
                 "": SIMULATED if node.get("simulated") else None,
                 "url": node["url"],
+                "password": "kept, not shown" if node.get("credentials") else None,
                 "state": node.get("verdict"),
                 "why": node.get("why"),
                 "can't be read": node.get("trouble") or None,

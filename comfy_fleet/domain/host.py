@@ -114,7 +114,7 @@ class Joining:
 
     Attributes:
         name: Stable across restarts of host, agent and ComfyUI.
-        url: ``http://HOST:PORT`` as HAProxy reaches it.
+        url: ``http://HOST:PORT`` as HAProxy reaches it; on its way to the API with user and password.
         agent: ``HOST:PORT`` of the agent, as HAProxy reaches it.
         pool: Its pool; None leaves it to the registry.
         weight: Its weight; None leaves it to the registry.
@@ -122,10 +122,11 @@ class Joining:
         labels: Labels on top of those in the registry.
         simulated: Whether it is a stand-in.
         cleans: Whether the agent can delete files of finished jobs.
+        sealed: Its user and password, encrypted; empty: it asks for none.
     """
 
     name: str
-    url: str
+    url: str = field(repr=False)
     agent: str
     pool: str | None = None
     weight: int | None = None
@@ -133,6 +134,7 @@ class Joining:
     labels: Mapping[str, str] = field(default_factory=dict)
     simulated: bool = False
     cleans: bool = False
+    sealed: str = field(default="", repr=False)
 
     def applied(self, host: str, known: Node | None, *, now: float) -> Node:
         """Return the node as it should be registered.
@@ -155,6 +157,7 @@ class Joining:
             zone=base.zone if self.zone is None else self.zone,
             labels={**base.labels, **self.labels, HOST_LABEL: host},
             simulated=self.simulated,
+            sealed=self.sealed,
         )
 
 

@@ -1,10 +1,11 @@
 """A node: one ComfyUI server, usually one GPU."""
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.job import DEFAULT_POOL
@@ -17,6 +18,8 @@ AGENT_DRAINS = "its agent says drain"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _PREFIX = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,80}){0,8}")
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#]*)@(.*)", re.DOTALL)
+_MOST_CREDENTIALS = 512
 _AGENT = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 
@@ -27,6 +30,7 @@ class Node:
     Attributes:
         name: Unique; what HAProxy calls its server.
         url: ``http[s]://HOST:PORT[/PREFIX]`` of the ComfyUI.
+        sealed: The user and password that what stands there asks for, encrypted; empty: it asks for none.
         pool: The one lease backend it stands in.
         weight: HAProxy's base weight, 1 to 256.
         weight_by_gpu: True if nobody has set the weight: it follows the GPU's model once that is known.
@@ -52,6 +56,7 @@ class Node:
     twin: str = ""
     simulated: bool = False
     agent: str | None = None
+    sealed: str = field(default="", repr=False)
     added_at: float = 0.0
     speed: float | None = field(default=None, compare=False)  # it changes with every run
 
@@ -92,8 +97,8 @@ class Node:
 
     @property
     def proxied(self) -> bool:
-        """Whether something stands before it that needs its own name and path."""
-        return parse_place(self.url).proxied
+        """Whether something stands before it that needs its own name, its path, or a password."""
+        return parse_place(self.url).proxied or bool(self.sealed)
 
     @property
     def agent_address(self) -> tuple[str, int] | None:
@@ -234,12 +239,70 @@ class Place:
         return self.tls or bool(self.prefix)
 
 
+def split_credentials(url: str) -> tuple[str, str]:
+    """Take user and password out of ``http[s]://USER:PASSWORD@HOST...``; neither is ever repeated.
+
+    Returns:
+        The URL without them, and ``USER:PASSWORD`` decoded; empty if it names none.
+
+    Raises:
+        BadInput: They can't be used, see :func:`check_credentials`.
+    """
+    found = _USERINFO.fullmatch(url)
+    if found is None:
+        return url, ""
+    scheme, userinfo, rest = found.groups()
+    if re.search(r"%(?![0-9A-Fa-f]{2})", userinfo):
+        raise _unusable("hold a % that is no code such as %40: write % as %25")
+    try:
+        user, password = (unquote(part, errors="strict") for part in userinfo.partition(":")[::2])
+    except UnicodeDecodeError:
+        raise _unusable("hold a code that is not UTF-8") from None
+    if ":" in user:
+        raise _unusable("hold a colon in the user's name, which ends there")
+    return scheme + rest, check_credentials(f"{user}:{password}")
+
+
+def check_credentials(credentials: str) -> str:
+    """Return ``USER:PASSWORD`` if basic authentication (RFC 7617) can carry it; the password may be empty.
+
+    Raises:
+        BadInput: It names no user, is longer than 512 characters, or holds control characters.
+    """
+    user, colon, _ = credentials.partition(":")
+    if not user or not colon:
+        raise _unusable("must be USER:PASSWORD")
+    if not credentials.isprintable():
+        raise _unusable("hold control characters")
+    if len(credentials) > _MOST_CREDENTIALS:
+        raise _unusable(f"are longer than {_MOST_CREDENTIALS} characters")
+    return credentials
+
+
+def with_credentials(url: str, credentials: str) -> str:
+    """Return a URL that holds ``USER:PASSWORD``, as :func:`split_credentials` reads it; as it is if empty."""
+    if not credentials:
+        return url
+    scheme, slashes, rest = url.partition("://")
+    user, _, password = credentials.partition(":")
+    return f"{scheme}{slashes}{quote(user, safe='')}:{quote(password, safe='')}@{rest}"
+
+
+def authorization(credentials: str) -> str:
+    """Return the ``Authorization`` header for ``USER:PASSWORD``."""
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
+def _unusable(why: str) -> BadInput:
+    return BadInput(f"url: its user and password {why}", details={"field": "url"})
+
+
 @lru_cache(maxsize=4096)  # a thousand nodes are looked at twice a second
 def parse_place(url: str) -> Place:
     """Split ``http[s]://HOST[:PORT][/PREFIX]``; the port is 8188 for http and 443 for https if none is named.
 
     Raises:
-        BadInput: Another scheme, credentials, a query or fragment, or characters that don't belong there.
+        BadInput: Another scheme, an ``@``, a query or fragment, or characters that don't belong there.
     """
 
     def refused(why: str) -> BadInput:
@@ -249,7 +312,11 @@ def parse_place(url: str) -> Place:
         )
 
     if "@" in url:  # Not shown, and looked for before anything else: what is before it may be a password.
-        raise BadInput("url must not hold a user or password", details={"field": "url"})
+        raise BadInput(
+            "url holds an @ in another place than behind a user and password: in these, write @ as %40, "
+            "/ as %2F, ? as %3F, # as %23 and % as %25",
+            details={"field": "url"},
+        )
     try:
         parts = urlsplit(url)
         port = parts.port

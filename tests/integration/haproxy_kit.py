@@ -325,7 +325,11 @@ async def running(
     """Run a controller and an agent on the nodes of a registry."""
     settings = settings or make_settings(data)
     agent = CountingAgent(
-        registry, host="127.0.0.1", port=settings.agent_port, grace_s=stale_s, reach=Reach(ca_file)
+        registry,
+        host="127.0.0.1",
+        port=settings.agent_port,
+        grace_s=stale_s,
+        reach=Reach(ca_file, credentials=lambda node: node.sealed),
     )
     controller = Controller(settings, registry, poll_s=0.05, **more)
     stop = asyncio.Event()

@@ -1,32 +1,57 @@
-"""Nodes behind a proxy: https, a path before every path, a name of their own."""
+"""Nodes behind a proxy: https, a path before every path, a name of their own, a password."""
 
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from comfy_fleet.adapters.haproxy.entries import entries_of
+from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.adapters.places import check_place
 from comfy_fleet.agent.reach import Reach
-from comfy_fleet.domain.errors import Conflict
+from comfy_fleet.domain.errors import BrokerError, Conflict
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
 from tests.fleet import fleet_of
-from tests.integration.haproxy_kit import MemoryRegistry, TinyNode, eventually, make_settings, running
+from tests.integration.haproxy_kit import (
+    MemoryRegistry,
+    TinyNode,
+    eventually,
+    make_settings,
+    raw_request,
+    running,
+)
 from tests.tls_proxy import HOST, Authority, Proxy
+
+PASSWORD = "an operator:s3cr+t/=% |\\\"' \u00fc"
 
 
 @pytest.mark.parametrize(
-    ("tls", "prefix"), [(True, ""), (True, "/comfy"), (True, "/a/b-1.c"), (False, "/comfy")]
+    ("tls", "prefix", "credentials"),
+    [
+        *((True, "", ""), (True, "/comfy", ""), (True, "/a/b-1.c", ""), (False, "/comfy", "")),
+        *(
+            (True, "", PASSWORD),
+            (True, "/comfy", "u:"),
+            (False, "/comfy", PASSWORD),
+            (False, "", "u:????>>>>"),
+        ),
+    ],
 )
 @pytest.mark.parametrize("from_file", [True, False])
-async def test_it_works_like_any_other(tmp_path: Path, tls: bool, prefix: str, from_file: bool) -> None:
+async def test_it_works_like_any_other(
+    tmp_path: Path, tls: bool, prefix: str, credentials: str, from_file: bool
+) -> None:
     authority = Authority(tmp_path)
     context = authority.context(HOST) if tls else None
     settings = make_settings(tmp_path / "data", node_ca_file=authority.file)
-    async with TinyNode("far") as tiny, Proxy(tiny.port, prefix=prefix, context=context) as proxy:
-        node = Node(name="far", url=proxy.url)
+    async with (
+        TinyNode("far") as tiny,
+        Proxy(tiny.port, prefix=prefix, context=context, credentials=credentials) as proxy,
+    ):
+        node = Node(name="far", url=proxy.url, sealed=credentials)
         registry = MemoryRegistry([node] if from_file else [])
         async with running(settings.data, registry, settings=settings, ca_file=authority.file) as fleet:
             if not from_file:
@@ -38,6 +63,54 @@ async def test_it_works_like_any_other(tmp_path: Path, tls: bool, prefix: str, f
             name, socket = await fleet.lease(nodes="far")
             await socket.send("hello")
             assert (name, await socket.recv()) == ("far", "hello")
+            assert not proxy.refused
+
+
+async def test_a_password_that_is_wrong_or_changes(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path / "data")
+    async with (
+        TinyNode("far") as tiny,
+        Proxy(tiny.port, prefix="", context=None, credentials="u:one") as proxy,
+    ):
+        registry = MemoryRegistry([Node(name="far", url=proxy.url, sealed="u:one")])
+        async with running(settings.data, registry, settings=settings) as fleet:
+            await fleet.told("far", "up")
+            proxy.credentials = "u:two"
+            await fleet.told("far", "down")
+            assert "Unauthorized" in registry.told["far"][1]
+            await registry._change("far", sealed="u:two")
+            await fleet.told("far", "up")
+            assert (await fleet.call("far")).status_code == 200
+            for name in ("nodes.map", "broker.cfg"):
+                assert (settings.data / "run" / name).stat().st_mode & 0o077 == 0
+            answer = await raw_request(
+                settings.direct_port, "GET", "/queue", "X-Fleet-Node: far", "Authorization: x"
+            )
+            assert b" 200 " in answer.split(b"\r\n")[0]
+
+
+async def test_a_callers_own_password_goes_to_no_node(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path / "data")
+    async with TinyNode("far") as tiny:
+        registry = MemoryRegistry([Node(name="far", url=tiny.url)])
+        async with running(settings.data, registry, settings=settings) as fleet:
+            await fleet.told("far", "up")
+            await raw_request(
+                settings.direct_port, "GET", "/queue", "X-Fleet-Node: far", "Authorization: Bearer k"
+            )
+            assert "authorization" not in tiny.requests[-1]["headers"]
+
+
+async def test_an_order_is_repeated_without_the_password_in_it(tmp_path: Path) -> None:
+    runtime = Runtime(tmp_path / "nobody.sock")
+    entry = entries_of(
+        [Node(name="far", url="https://h", sealed="u:p")], {"default": 1}, agent=("h", 1), credentials=str
+    )[0]
+    assert entry.via == "h||Basic%20dTpw"
+    assert "dTpw" not in repr(entry)
+    with pytest.raises(BrokerError) as refused:
+        await runtime.order(f"add map x far {entry.via}")
+    assert "dTpw" not in f"{refused.value} {refused.value.details}"
 
 
 async def test_beside_plain_ones_and_moved(tmp_path: Path) -> None:
@@ -93,23 +166,29 @@ async def test_a_wrong_certificate_is_a_node_that_is_not_up(tmp_path: Path, faul
 
 
 @pytest.mark.usefixtures("redis")
-@pytest.mark.parametrize("tls", [True, False])
-async def test_jobs_run_on_it(tmp_path: Path, redis_port: int, tls: bool) -> None:
+@pytest.mark.parametrize(
+    ("tls", "prefix", "credentials"),
+    [(True, "/comfy", ""), (False, "/comfy", ""), (True, "", PASSWORD), (False, "", PASSWORD)],
+)
+async def test_jobs_run_on_it(
+    tmp_path: Path, redis_port: int, tls: bool, prefix: str, credentials: str
+) -> None:
     """Without a list of able nodes, too, HAProxy must know which one it is before it asks."""
     authority = Authority(tmp_path)
     context = authority.context(HOST) if tls else None
     async with (
         fleet_of(redis_port, look=True, node_ca_file=authority.file) as fleet,
         SimNode(NodeOptions(name="far", timing=SimTiming(scale=0)), port=free_port()) as sim,
-        Proxy(sim.port, prefix="/comfy", context=context) as proxy,
+        Proxy(sim.port, prefix=prefix, context=context, credentials=credentials) as proxy,
     ):
-        await fleet.stores.nodes.add(Node(name="far", url=proxy.url, simulated=True))
+        await fleet.stores.nodes.add(Node(name="far", url=proxy.url, sealed=credentials, simulated=True))
         await fleet.verdict("far")
         jobs = [await fleet.submit() for _ in range(3)]
         for job in jobs:
             done = await fleet.ended(job.id)
             assert (done.status, done.node) == (JobStatus.SUCCEEDED, "far")
             assert done.outputs
+        assert not proxy.refused
 
 
 async def test_one_proxy_serves_several() -> None:

@@ -162,7 +162,7 @@ def test_running_nodes_have_names_given_or_made(settings: Settings) -> None:
     ]
     assert planned.nodes.processes == ()
     with pytest.raises(BadInput):
-        node_plans.running(["https://10.0.0.1"])
+        made(settings, UpOptions(running=["https://10.0.0.1"]))
 
 
 def test_a_long_path_makes_redis_listen_on_loopback(tmp_path: Path) -> None:

@@ -5,7 +5,14 @@ import pytest
 from comfy_fleet.cli.agent import beside
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.node import Node, Place, parse_place
+from comfy_fleet.domain.node import (
+    Node,
+    Place,
+    authorization,
+    parse_place,
+    split_credentials,
+    with_credentials,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +73,8 @@ def test_a_refusal_says_why(url: str, why: str) -> None:
         *("https://u:a#hunter2@h", "https://u:hunter2 @h", "https://u:hunter2\n@h"),
     ],
 )
-def test_a_password_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(BadInput, match="user or password") as refused:
+def test_a_password_in_a_nodes_own_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(BadInput, match="user and password") as refused:
         Node(name="a", url=url)
     assert "hunter2" not in f"{refused.value} {refused.value.details}"
 
@@ -80,7 +87,72 @@ def test_what_is_one_comfyui() -> None:
     assert keys == ["h:443/x", "h:443/x", "h:443/y", "h:443", "h:8188"]
 
 
-@pytest.mark.parametrize("spec", ["a=https://u:hunter2@h", "a=ftp://u:hunter2@h", "a=u:hunter2@h/x"])
+@pytest.mark.parametrize(
+    ("url", "clean", "credentials"),
+    [
+        ("http://h:1/x", "http://h:1/x", ""),
+        ("https://u:p@h/x", "https://h/x", "u:p"),
+        ("https://u@h", "https://h", "u:"),
+        ("https://u:@h", "https://h", "u:"),
+        ("https://a%40b:%3A%2F%25%20@h", "https://h", "a@b::/% "),
+        ("https://u:p@ss:w@rd@h:8443/", "https://h:8443/", "u:p@ss:w@rd"),
+        ("https://\u00fc:%C3%A9@h", "https://h", "\u00fc:\u00e9"),
+    ],
+)
+def test_user_and_password_are_split_off(url: str, clean: str, credentials: str) -> None:
+    assert split_credentials(url) == (clean, credentials)
+    assert split_credentials(with_credentials(clean, credentials)) == (clean, credentials)
+
+
+def test_the_header_is_that_of_rfc_7617() -> None:
+    assert authorization("Aladdin:open sesame") == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+    assert authorization("test:123\u00a3") == "Basic dGVzdDoxMjPCow=="
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("https://:hunter2@h", "USER:PASSWORD"),
+        ("https://@h", "USER:PASSWORD"),
+        ("https://u:hunter2%@h", "write % as %25"),
+        ("https://u:hunter2%zz@h", "write % as %25"),
+        ("https://u:hunter2%ff@h", "UTF-8"),
+        ("https://u%3Ab:hunter2@h", "colon"),
+        ("https://u:hunter2%0A@h", "control"),
+        ("https://u:hunter2\n@h", "control"),
+        (f"https://u:hunter2{'x' * 512}@h", "512"),
+    ],
+)
+def test_a_password_that_cannot_be_used_is_not_repeated(url: str, why: str) -> None:
+    with pytest.raises(BadInput, match=why) as refused:
+        split_credentials(url)
+    assert "hunter2" not in f"{refused.value} {refused.value.details}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "url", "credentials", "gpu"),
+    [
+        ("a=http://10.0.0.7:8188", "http://10.0.0.7:8188", "", None),
+        ("a=http://10.0.0.7:8188@1", "http://10.0.0.7:8188", "", "1"),
+        ("a=http://10.0.0.7:8188@GPU-1a2b-3c", "http://10.0.0.7:8188", "", "GPU-1a2b-3c"),
+        ("a=https://u:p=@h.example/x@MIG-1a", "https://h.example/x", "u:p=", "MIG-1a"),
+        ("a=https://u:p@h.example@cpu", "https://h.example", "u:p", "cpu"),
+        ("a=https://u:p@0@localhost:1", "https://localhost:1", "u:p@0", None),
+    ],
+)
+def test_an_agents_option(spec: str, url: str, credentials: str, gpu: str | None) -> None:
+    (found,) = beside([spec], {}, {})
+    assert (found.url, found.credentials, found.gpu) == (url, credentials, gpu)
+    assert credentials == "" or credentials not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("a=https://u:hunter2@h", "a=ftp://u:hunter2@h", "a=u:hunter2@h/x"),
+        *("http://u:hunter2=@h.example", "a=http://10.0.0.7:8188@gpu-hunter2".replace("hunter2", "x")),
+    ],
+)
 def test_an_agents_option_repeats_no_password(spec: str) -> None:
     with pytest.raises(Fail) as refused:
         beside([spec], {}, {})

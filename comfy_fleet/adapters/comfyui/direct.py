@@ -10,12 +10,15 @@ import httpx
 
 from comfy_fleet.adapters.comfyui.answers import PLAIN, AnswerLimits, decoded, read_body
 from comfy_fleet.domain.errors import ConfigError, NodeError, NodeFault
+from comfy_fleet.domain.node import authorization
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
+_WANTED = "it wants a user and password, as in https://USER:PASSWORD@HOST"
+_REFUSED = "it refuses its user and password"
 LIMITS = AnswerLimits(seconds=10.0)
-_HINTS = {401: "it wants a password", 403: "it refuses the fleet", 404: "that is no ComfyUI"}
+_HINTS = {403: "it refuses the fleet", 404: "that is no ComfyUI"}
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:
@@ -36,12 +39,22 @@ class DirectNode:
     Args:
         url: Its base URL.
         client: Whom to ask with; its caller closes it.
+        credentials: ``USER:PASSWORD``; empty for none.
         limits: How much of an answer is taken.
     """
 
-    def __init__(self, url: str, client: httpx.AsyncClient, limits: AnswerLimits = LIMITS) -> None:
+    def __init__(
+        self,
+        url: str,
+        client: httpx.AsyncClient,
+        *,
+        credentials: str = "",
+        limits: AnswerLimits = LIMITS,
+    ) -> None:
         self.url = url.rstrip("/")
         self._client = client
+        self._headers = {**PLAIN, **({"Authorization": authorization(credentials)} if credentials else {})}
+        self._hints = _HINTS | {401: _REFUSED if credentials else _WANTED}
         self._limits = limits
 
     async def json(
@@ -73,11 +86,11 @@ class DirectNode:
                     params=params,
                     json=post,
                     timeout=timeout_s,
-                    headers=PLAIN,
+                    headers=self._headers,
                 ) as answer,
             ):
                 if answer.status_code != httpx.codes.OK:
-                    hint = _HINTS.get(answer.status_code)
+                    hint = self._hints.get(answer.status_code)
                     words = f"{answer.status_code} at {path}"
                     raise NodeError(f"{hint}: {words}" if hint else f"it answered {words}")
                 body = await read_body(answer.headers, answer.aiter_bytes(), self._limits, what=path)

@@ -62,7 +62,7 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
     maps = {places.pools: rendered.pools, places.vias: rendered.vias}
     for path, text in maps.items():
         if not path.exists():
-            path.write_text(text)  # the broker's configuration names it
+            _write(path, text)  # the broker's configuration names it
     texts = {
         **maps,
         places.broker: rendered.broker,
@@ -72,8 +72,7 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
     ready: list[tuple[Path, Path]] = []
     for path in changed:
         new = path.with_name(path.name + ".new")
-        new.write_text(texts[path])
-        new.chmod(0o600)
+        _write(new, texts[path])
         if path not in maps:
             try:
                 warnings = check(program, new)
@@ -91,3 +90,10 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
         new.replace(path)
         logger.info("configuration written", extra={"file": str(path)})
     return frozenset(path.name for path in changed)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only this user reads, from its first byte on: a map holds passwords."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +86,7 @@ class Controller:
         settings: Settings,
         registry: Registry,
         *,
+        credentials: Callable[[str], str] = str,
         poll_s: float = 0.5,
         agent_grace_s: float = 2.0,
         first_answer_s: float = WINDOW_S,
@@ -95,6 +96,7 @@ class Controller:
         Args:
             settings: Ports, folders, programs.
             registry: The nodes, and where verdicts are reported.
+            credentials: Opens what nodes have :attr:`~comfy_fleet.domain.node.Node.sealed`.
             poll_s: How often HAProxy is asked.
             agent_grace_s: How long an agent may be silent before its nodes get no leases any more.
             first_answer_s: How long a new node's agent is asked directly, and its ready is passed on.
@@ -102,6 +104,7 @@ class Controller:
         self.ready = asyncio.Event()
         self._settings = settings
         self._registry = registry
+        self._credentials = credentials
         self._poll_s = poll_s
         self._agent_grace_s = agent_grace_s
         self._files = files(settings)
@@ -242,12 +245,18 @@ class Controller:
     async def _write_files(self) -> frozenset[str]:
         async with self._writing:
             self._place()
-            entries = entries_of(self._nodes, self._pools, agent=self._agent)
+            entries = self._entries()
             found = await self._resolver.resolve(
                 [entry.host for entry in entries] + [entry.agent_host for entry in entries]
             )
             addresses = {host: known[0] for host, known in found.items() if known}
-            rendered = render(self._settings, self._nodes, self._pools, addresses=addresses)
+            rendered = render(
+                self._settings,
+                self._nodes,
+                self._pools,
+                addresses=addresses,
+                credentials=self._credentials,
+            )
             writing = asyncio.create_task(
                 asyncio.to_thread(apply, rendered, self._files, program=self._settings.haproxy_bin)
             )
@@ -257,6 +266,9 @@ class Controller:
                 # A thread can't be stopped: the next controller must not find it at work on the folder.
                 await asyncio.gather(writing, return_exceptions=True)
                 raise
+
+    def _entries(self) -> list[Entry]:
+        return entries_of(self._nodes, self._pools, agent=self._agent, credentials=self._credentials)
 
     def _place(self) -> None:
         """Give every pool that has nodes a backend."""
@@ -309,7 +321,7 @@ class Controller:
                 if not self._known:
                     raise  # with an empty list every server would be taken out
                 logger.warning("registry can't be read", exc_info=True)
-        entries = {entry.name: entry for entry in entries_of(self._nodes, self._pools, agent=self._agent)}
+        entries = {entry.name: entry for entry in self._entries()}
         runtime = self.broker.runtime
         if self._map_stale:
             wanted = {pool: backend_of(slot) for pool, slot in self._pools.items()}

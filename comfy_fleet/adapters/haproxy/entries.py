@@ -4,11 +4,11 @@ One place says it, so that a server that was rendered and one that was added at 
 """
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.node import Node, check_name, parse_place
+from comfy_fleet.domain.node import Node, authorization, check_name, parse_place
 
 DIRECT = "be_direct"
 BASE_WEIGHT = 100
@@ -31,8 +31,9 @@ class Entry:
         host: Host name or address of the ComfyUI.
         port: Its port.
         tls: Whether it is reached by TLS.
-        via: What a proxy before it has to be told, ``AUTHORITY|PREFIX``: its ``Host`` header and what
-            stands before every path. Empty for a plain node, which is told neither.
+        via: What a proxy before it has to be told, ``AUTHORITY|PREFIX|AUTHORIZATION``: its ``Host`` header,
+            what stands before every path, and the ``Authorization`` header with its blank as ``%20``. Empty
+            for a plain node, which is told none of them.
         agent_host: Host name or address of the agent that answers for it.
         agent_port: That agent's port.
     """
@@ -44,7 +45,7 @@ class Entry:
     agent_host: str
     agent_port: int
     tls: bool = False
-    via: str = ""
+    via: str = field(default="", repr=False)
 
 
 def join(host: str, port: int) -> str:
@@ -124,13 +125,20 @@ def pools_of(nodes: Iterable[Node], previous: Mapping[str, int], *, slots: int) 
     return kept
 
 
-def entries_of(nodes: Sequence[Node], pools: Mapping[str, int], *, agent: Endpoint) -> list[Entry]:
+def entries_of(
+    nodes: Sequence[Node],
+    pools: Mapping[str, int],
+    *,
+    agent: Endpoint,
+    credentials: Callable[[str], str] | None = None,
+) -> list[Entry]:
     """Return the entries of all nodes whose pool has a slot, by name.
 
     Args:
         nodes: All nodes of the fleet.
         pools: Slot by pool.
         agent: Host and port of the central agent, for nodes without an agent of their own.
+        credentials: Opens :attr:`Node.sealed`; without it, three stars stand for each password.
 
     Raises:
         BadInput: A name or an address that can't stand in a configuration.
@@ -150,12 +158,23 @@ def entries_of(nodes: Sequence[Node], pools: Mapping[str, int], *, agent: Endpoi
                 host=place.host,
                 port=place.port,
                 tls=place.tls,
-                via=f"{place.authority}|{place.prefix}" if place.proxied else "",
+                via=_via(node, credentials),
                 agent_host=agent_host,
                 agent_port=agent_port,
             )
         )
     return entries
+
+
+def _via(node: Node, credentials: Callable[[str], str] | None) -> str:
+    if not node.proxied:
+        return ""
+    place = parse_place(node.url)
+    shown = ""
+    if node.sealed:
+        opened = "***" if credentials is None else credentials(node.sealed)
+        shown = opened if opened in ("", "***") else authorization(opened).replace(" ", "%20")
+    return f"{place.authority}|{place.prefix}|{shown}"
 
 
 def parse_map(text: str) -> dict[str, int]:

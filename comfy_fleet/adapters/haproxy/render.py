@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,13 @@ class Rendered:
         broker: The lease broker's configuration.
         edge: The public port's configuration.
         pools: The map file: a line ``POOL BACKEND`` for every pool that has a slot.
-        vias: The map file: a line ``NODE AUTHORITY|PREFIX`` for every node behind a proxy.
+        vias: The map file: a line ``NODE AUTHORITY|PREFIX|AUTHORIZATION`` for every node behind a proxy.
     """
 
     broker: str
     edge: str
     pools: str
-    vias: str = ""
+    vias: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,7 @@ def render(
     pools: Mapping[str, int],
     *,
     addresses: Mapping[str, str] | None = None,
+    credentials: Callable[[str], str] | None = None,
 ) -> Rendered:
     """Return both configurations and the pool map.
 
@@ -134,6 +135,7 @@ def render(
         pools: Slot (from 1) by pool, see :func:`~comfy_fleet.adapters.haproxy.entries.pools_of`.
         addresses: What host names resolve to. A node whose host, or whose agent's, is missing here is left
             out: HAProxy would refuse the whole file for it. Without it, names are written as they are.
+        credentials: Opens the nodes' passwords; without it, three stars stand for each.
 
     Raises:
         BadInput: A name or an address that can't stand in a configuration.
@@ -161,7 +163,9 @@ def render(
                 f"{check_name('pool', pool)} {backend_of(slot)}\n" for pool, slot in sorted(pools.items())
             ),
             vias="".join(
-                f"{entry.name} {entry.via}\n" for entry in entries_of(nodes, pools, agent=agent) if entry.via
+                f"{entry.name} {entry.via}\n"
+                for entry in entries_of(nodes, pools, agent=agent, credentials=credentials)
+                if entry.via
             ),
         )
     except TemplateError as error:

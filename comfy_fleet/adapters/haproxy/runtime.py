@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -16,6 +17,7 @@ _TIMEOUT_S = 5.0
 _ADMIN_MAINT = 0x01 | 0x02 | 0x20 | 0x40  # forced, inherited, name not resolved (by DNS, at start)
 _ADMIN_DRAIN = 0x08 | 0x10  # forced, inherited
 _CHECK_ENABLED = 0x04
+_AUTHORIZATION = re.compile(r"Basic%20[^\s|]+")
 _STATE = (
     *("be_name", "srv_name", "srv_addr", "srv_port", "srv_admin_state", "srv_uweight"),
     *("srv_agent_addr", "srv_agent_port", "srv_agent_state", "srv_use_ssl"),
@@ -86,7 +88,7 @@ class Runtime:
         except (OSError, TimeoutError) as error:
             raise BrokerError(
                 f"HAProxy does not answer on {self._socket}: {str(error) or 'timeout'}",
-                details={"order": order},
+                details={"order": shown(order)},
             ) from error
         return answer.decode(errors="replace").strip()
 
@@ -99,8 +101,8 @@ class Runtime:
         answer = await self.ask(order)
         if answer != expect:
             raise BrokerError(
-                f"HAProxy refused `{order}`: {answer or 'no answer'}",
-                details={"order": order, "answer": answer},
+                f"HAProxy refused `{shown(order)}`: {shown(answer) or 'no answer'}",
+                details={"order": shown(order), "answer": shown(answer)},
             )
 
     async def alive(self) -> bool:
@@ -235,6 +237,11 @@ class Runtime:
                 await self.order(f"add map {path} {pool} {backend}")
             elif have[pool] != backend:
                 await self.order(f"set map {path} {pool} {backend}")
+
+
+def shown(order: str) -> str:
+    """Return an order or an answer without the passwords in it."""
+    return _AUTHORIZATION.sub("***", order)
 
 
 def _picked(columns: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[str]], tuple[str, ...]]:

@@ -14,6 +14,7 @@ from rich.status import Status
 
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.adapters.processes import LogFile
+from comfy_fleet.adapters.secrets import NodeCredentials
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.cli.console import span
 from comfy_fleet.cli.exits import Exit, Fail
@@ -44,6 +45,7 @@ class Fleet:
     def __init__(self, planned: Plan, options: UpOptions, console: Console) -> None:
         self.plan = planned
         self._options = options
+        self._credentials = NodeCredentials(planned.settings.secret_key_file)
         self._console = console
         self._terminal = Terminal(console, verbose=options.verbose, stays=options.leave is None)
         self._logs = planned.settings.data / "logs"
@@ -140,7 +142,13 @@ class Fleet:
             self._tasks.append(start(self.plan.redis.sync(self._not_synced)))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
-            await reconcile(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, now=time.time())
+            await reconcile(
+                stores.nodes,
+                self.plan.nodes.nodes,
+                self.plan.nodes.joining,
+                now=time.time(),
+                credentials=self._credentials,
+            )
             self._tasks.append(start(self._keep_nodes()))
             status.update("starting nodes, HAProxy, API and dispatcher")
             await self._start_parts()
@@ -149,7 +157,13 @@ class Fleet:
 
     async def _keep_nodes(self) -> None:
         async with open_stores(self.plan.settings) as stores:
-            await keep(stores.nodes, self.plan.nodes.nodes, self.plan.nodes.joining, self._say_of_nodes)
+            await keep(
+                stores.nodes,
+                self.plan.nodes.nodes,
+                self.plan.nodes.joining,
+                self._say_of_nodes,
+                credentials=self._credentials,
+            )
 
     def _say_of_nodes(self, message: str, reason: str) -> None:
         self._tell("warning", message, reason=reason)

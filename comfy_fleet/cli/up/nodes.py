@@ -1,9 +1,10 @@
 """Which nodes ``fleet up`` serves: simulated ones, ComfyUIs that run already, or an agent's ComfyUIs."""
 
 import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.agent.supervisor import CPU, slots_of
 from comfy_fleet.cli.up.supervisor import Spec
 from comfy_fleet.domain.gpu import Gpus
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.node import Node, split_credentials
 
 MANAGED = "managed-by"
 MANAGER = "fleet-up"
@@ -103,19 +104,23 @@ def comfyuis(home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequ
     return NodePlan(joining=tuple(slots_of(host, dealt, gpus)), processes=(agent,))
 
 
-def running(specs: Sequence[str]) -> NodePlan:
+def running(specs: Sequence[str], *, seal: Callable[[str], str]) -> NodePlan:
     """Return nodes for ComfyUIs that run already.
 
     Args:
         specs: ``http://HOST:PORT`` or ``NAME=http://HOST:PORT``.
+        seal: Encrypts the ``USER:PASSWORD`` of a URL.
 
     Raises:
         BadInput: A name or URL can't be used.
     """
     made = []
     for number, spec in enumerate(specs, start=1):
-        name, url = spec.split("=", 1) if "=" in spec else (f"node-{number}", spec)
-        made.append(Node(name=name, url=url.rstrip("/"), labels={MANAGED: MANAGER}))
+        named = re.fullmatch(r"([^=:/@]*)=(.*)", spec, re.DOTALL)  # a password may hold a = as well
+        name, given = named.groups() if named else (f"node-{number}", spec)
+        url, credentials = split_credentials(given.rstrip("/"))
+        sealed = seal(credentials) if credentials else ""
+        made.append(Node(name=name, url=url, sealed=sealed, labels={MANAGED: MANAGER}))
     return NodePlan(nodes=tuple(made))
 
 

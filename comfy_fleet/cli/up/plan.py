@@ -10,6 +10,7 @@ from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.agent.main import host_name
 from comfy_fleet.api.auth import Keys
+from comfy_fleet.bootstrap import open_secrets
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports, public_port
@@ -100,7 +101,9 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     """
     # The ports of the last start, where they are still free: the fleet and its nodes keep their URLs.
     note = read_note(settings.run_dir / "up.json")
-    made = node_plans.running(options.running)
+    made = node_plans.running(
+        options.running, seal=lambda plain: open_secrets(settings).seal(plain.encode()).decode()
+    )
     port = public_port.choose(
         settings.port,
         settings.host,

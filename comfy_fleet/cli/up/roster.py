@@ -34,7 +34,12 @@ class Roster(Protocol):
 
 
 async def reconcile(
-    registry: Roster, wanted: Sequence[Node], joining: Collection[str] = (), *, now: float
+    registry: Roster,
+    wanted: Sequence[Node],
+    joining: Collection[str] = (),
+    *,
+    now: float,
+    credentials: Callable[[str], str] = str,
 ) -> None:
     """Make the registry hold the wanted nodes; nodes that others added stay.
 
@@ -43,6 +48,7 @@ async def reconcile(
         wanted: What this ``fleet up`` serves.
         joining: Names of nodes that an agent will register, where they are not yet.
         now: Unix seconds: when nodes that are new were added.
+        credentials: Opens what nodes have sealed: the same password is another text each time.
 
     Raises:
         Conflict: A name or URL belongs to a node that somebody else added.
@@ -52,7 +58,7 @@ async def reconcile(
     cordons: dict[str, str] = {}
     for node in await registry.nodes():
         new = by_name.get(node.name)
-        if new and (node.url, node.simulated) == (new.url, new.simulated):
+        if new and _served(node, credentials) == _served(new, credentials):
             kept.add(node.name)
         elif node.name not in kept and node.labels.get(MANAGED) == MANAGER:
             await registry.remove(node.name, force=True)
@@ -65,12 +71,17 @@ async def reconcile(
                 await registry.cordon(node.name, reason=cordons[node.name])
 
 
+def _served(node: Node, credentials: Callable[[str], str]) -> tuple[object, ...]:
+    return node.url, node.simulated, credentials(node.sealed)
+
+
 async def keep(
     registry: Roster,
     wanted: Sequence[Node],
     joining: Collection[str],
     say: Callable[[str, str], None],
     *,
+    credentials: Callable[[str], str] = str,
     every_s: float = LOOK_EVERY_S,
     clock: Callable[[], float] = time.time,
 ) -> None:
@@ -81,6 +92,7 @@ async def keep(
         wanted: As for :func:`reconcile`.
         joining: As for :func:`reconcile`.
         say: Gets a message, and a reason if it is bad news.
+        credentials: As for :func:`reconcile`.
         every_s: How often the store is looked at.
         clock: Unix seconds.
     """
@@ -89,7 +101,7 @@ async def keep(
         with contextlib.suppress(FleetError):  # Redis is away: its own watcher says so
             found = await registry.store_id()
             if known and found != known:
-                await _put_back(registry, wanted, joining, say, now=clock())
+                await _put_back(registry, wanted, joining, say, now=clock(), credentials=credentials)
             known = found
         await asyncio.sleep(every_s)
 
@@ -101,9 +113,10 @@ async def _put_back(
     say: Callable[[str, str], None],
     *,
     now: float,
+    credentials: Callable[[str], str],
 ) -> None:
     try:
-        await reconcile(registry, wanted, joining, now=now)
+        await reconcile(registry, wanted, joining, now=now, credentials=credentials)
     except Conflict as error:  # somebody was quicker; trying again would not help
         say("nodes not registered again", str(error))
     else:
