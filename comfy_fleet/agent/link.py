@@ -146,7 +146,10 @@ class Link:
         body = {
             **{name: value for name, value in asdict(beat).items() if name != "host"},
             "deleted": [str(trash) for trash in beat.deleted],
-            "join": [asdict(one) for one in join],
+            # What is sealed, the API seals itself.
+            "join": [
+                {name: value for name, value in asdict(one).items() if name != "sealed"} for one in join
+            ],
         }
         reply = await client.post(self._url, json=body)
         if reply.is_error:

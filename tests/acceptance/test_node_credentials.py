@@ -18,6 +18,7 @@ import redis
 
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.acceptance.up import Up, start_fleet, stop_fleet
+from tests.comfyui_server import ComfyServer
 from tests.conftest import free_port
 from tests.factories import picture
 from tests.tls_proxy import Proxy
@@ -27,16 +28,15 @@ URL_FORM = {"far": "operator:hunter2%40%2F%23%25%20=", "further": "ops:swordfish
 
 
 @contextmanager
-def behind_password(name: str) -> Iterator[Proxy]:
-    """Serve a simulated node behind a proxy, in a thread of its own."""
+def behind_password(name: str, port: int | None = None) -> Iterator[Proxy]:
+    """Serve a node behind a proxy, in a thread of its own: that on ``port``, or else a simulated one."""
     loop, stack = asyncio.new_event_loop(), AsyncExitStack()
 
     async def serve() -> Proxy:
         options = NodeOptions(name=name, timing=SimTiming(scale=0))
-        sim = await stack.enter_async_context(SimNode(options, port=free_port()))
-        return await stack.enter_async_context(
-            Proxy(sim.port, prefix="/comfy", context=None, credentials=PASSWORDS[name])
-        )
+        to = port or (await stack.enter_async_context(SimNode(options, port=free_port()))).port
+        proxy = Proxy(to, prefix="/comfy", context=None, credentials=PASSWORDS[name])
+        return await stack.enter_async_context(proxy)
 
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -145,6 +145,18 @@ def test_they_work_and_nothing_tells_the_password(tmp_path: Path, proxies: dict[
         assert runs_a_job(up, 3) == "far"
     finally:
         stop_fleet(up)
+
+
+@pytest.mark.comfyui
+def test_a_real_comfyui_behind_a_password(tmp_path: Path, comfyui_server: ComfyServer) -> None:
+    with behind_password("far", comfyui_server.port) as proxy:
+        up = start_fleet(tmp_path / "data", "--node", f"far={with_password(proxy, 'far')}")
+        try:
+            assert [runs_a_job(up, color) for color in (4, 5)] == ["far", "far"]
+            assert node(up, "far")["comfyui"]
+            assert proxy.refused == 0
+        finally:
+            stop_fleet(up)
 
 
 def _change(up: Up, proxies: dict[str, Proxy]) -> None:
