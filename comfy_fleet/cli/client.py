@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.paths import path_of
 from comfy_fleet.cli.up.lock import running
 
 USUAL_URL = "http://127.0.0.1:8188"
@@ -35,6 +36,7 @@ _HINTS = {
     "queue_full": "try again later; `fleet status` shows the queue",
     "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API)",
 }
+NO_UNICODE = "what is to be sent holds text that is not valid Unicode"
 _ID_LENGTH = 36
 _ID_PART = re.compile("[0-9a-f-]+")
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
@@ -44,6 +46,17 @@ def usual_url() -> str:
     """Return where a fleet answers whose address nobody named: that of the data folder, if one runs there."""
     data = Path(os.environ.get("FLEET_DATA") or ".fleet").expanduser().absolute()
     return str(running(data).get("url") or USUAL_URL)
+
+
+def _host_of(url: str) -> str:
+    """Return the host of an http(s) URL; empty if it is none that anything could be asked at."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        httpx.URL(url).host.encode("idna")
+    except (ValueError, httpx.InvalidURL):
+        return ""
+    return host if parts.scheme in ("http", "https") and " " not in url else ""
 
 
 class Client:
@@ -61,8 +74,7 @@ class Client:
             Fail: The URL is none.
         """
         self.url = (url or usual_url()).rstrip("/")
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not (host := _host_of(self.url)):
             raise Fail(f"--api {url!r} is no http(s) URL", hint="e.g. http://127.0.0.1:8188", code=Exit.USAGE)
         if key and not (key.isascii() and key.isprintable()):
             raise Fail("--key: an API key is printable ASCII without line breaks", code=Exit.USAGE)
@@ -72,7 +84,7 @@ class Client:
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=5),
             # A proxy from the environment must not stand between this machine and its own fleet.
-            trust_env=parts.hostname not in ("127.0.0.1", "localhost", "::1"),
+            trust_env=host not in ("127.0.0.1", "localhost", "::1"),
         )
 
     def __enter__(self) -> Self:
@@ -101,7 +113,7 @@ class Client:
         try:
             content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
-            raise Fail("what is to be sent holds text that is not valid Unicode", code=Exit.USAGE) from None
+            raise Fail(NO_UNICODE, code=Exit.USAGE) from None
         except ValueError as error:
             raise Fail(f"what is to be sent is not JSON: {error}", code=Exit.USAGE) from None
         headers = {"Content-Type": "application/json", **(headers or {})}
@@ -159,7 +171,7 @@ class Client:
         Raises:
             Fail: There is no such job, or the stream broke off.
         """
-        with self._stream(f"/api/v2/jobs/{quote(job_id, safe='')}/events", timeout=None) as answer:
+        with self._stream(path_of("job", job_id, "/events", face="v2"), timeout=None) as answer:
             kind, data = "message", ""
             for line in answer.iter_lines():
                 if line.startswith("event:"):
@@ -222,7 +234,7 @@ class Client:
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job as ``/api/v1`` shows it."""
-        answer = self.get(f"/api/v1/jobs/{quote(job_id, safe='')}")
+        answer = self.get(path_of("job", job_id))
         return dict(answer)
 
     def _call(self, method: str, path: str, **more: Any) -> Any:
@@ -253,6 +265,8 @@ class Client:
     def _reached(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeEncodeError:  # in a query
+            raise Fail(NO_UNICODE, code=Exit.USAGE) from None
         except httpx.TimeoutException as error:
             raise Fail(
                 f"{self.url} did not answer in time", hint="see `fleet status`", code=Exit.UNREACHABLE

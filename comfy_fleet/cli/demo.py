@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
 
 import typer
 
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.paths import path_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -265,7 +265,7 @@ def say_spread(console: "Console", jobs: Sequence[Mapping[str, Any]], wall_s: fl
 
 def submit_prompt(client: "Client", workflow: str, prompt: str) -> str:
     """Submit a prompt to a stored workflow and return the job's id."""
-    job = client.post(f"/api/v1/workflows/{quote(workflow, safe='')}/jobs", {"params": {"prompt": prompt}})
+    job = client.post(path_of("workflow", workflow, "/jobs"), {"params": {"prompt": prompt}})
     return str(job["id"])
 
 

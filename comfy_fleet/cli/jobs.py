@@ -2,13 +2,13 @@
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
 
 import typer
 
 from comfy_fleet.cli.logs import JsonLines
 from comfy_fleet.cli.logs import show as show_lines
 from comfy_fleet.cli.options import DEFAULT_API, Api, Data, Json, Key
+from comfy_fleet.cli.paths import path_of
 from comfy_fleet.cli.submit import ENDED, pairs, run_seconds
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
     with Client(api, key) as client:
         job = client.job_id(job)
         before = str(client.job(job)["status"])
-        record = client.post(f"/api/v1/jobs/{quote(job, safe='')}/cancel")
+        record = client.post(path_of("job", job, "/cancel"))
     status = str(record["status"])
     ended = before in ENDED or status in ENDED.keys() - {"canceled"}
     print_answer(record, f"had already ended: {status}" if ended else styled(status), json_=json_)

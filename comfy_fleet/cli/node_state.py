@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote
 
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.paths import path_of
 
 COLUMNS = ("<Node", "State", "Pool", ">Done", ">Failed", "Running", "URL")
 LOOK_S = 0.2
@@ -51,8 +51,8 @@ def row(node: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def path(name: str) -> str:
-    """Return a node's path in the API."""
-    return f"/api/v1/nodes/{quote(name, safe='')}"
+    """Return a node's path in the API. Raises Fail if no node can have that name."""
+    return path_of("node", name)
 
 
 def drained(node: Mapping[str, Any]) -> bool:

@@ -192,7 +192,12 @@ def load(**flags: Any) -> "Settings":
         name = flag if flags.get(place) is not None else f"FLEET_{place.upper()}"
         what = str(first["msg"]).removeprefix("Value error, ")  # pydantic's own words before ours
         raise Fail(f"{name}: {what}", hint="see docs/reference/settings.md", code=Exit.USAGE) from None
-    return settings.model_copy(update={"data": settings.data.expanduser().absolute()})
+    folder = settings.data.expanduser().absolute()
+    if not folder.as_posix().isprintable():  # it stands in configurations, logs and variables
+        raise Fail(
+            f"--data: {str(folder)!r} holds what can't be printed; name another folder", code=Exit.USAGE
+        )
+    return settings.model_copy(update={"data": folder})
 
 
 def load_running(data: Path | None) -> "Settings":

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
 
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.paths import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,10 +120,10 @@ def submit(
                 "/api/v2/jobs", {"workflow": read_file(Path(workflow)), **extra}, headers=headers
             )
         else:
-            name = workflow or default_workflow()
+            name = default_workflow() if workflow is None else workflow
             values = parameters(client, name, parameter or [], image or [])
             job = client.post(
-                f"/api/v1/workflows/{quote(name, safe='')}/jobs", {"params": values, **extra}, headers=headers
+                path_of("workflow", name, "/jobs"), {"params": values, **extra}, headers=headers
             )
         job_id = str(job["id"])
         if not (wait or out):
@@ -212,7 +212,7 @@ def parameters(client: "Client", name: str, given: Sequence[str], images: Sequen
     """
     typed = pairs(given, "-p")
     files = pairs(images, "--image")
-    described = client.get(f"/api/v1/workflows/{quote(name, safe='')}")
+    described = client.get(path_of("workflow", name))
     warn_of_broken(name, described)
     properties: dict[str, Any] = schema_of(described).get("properties", {})
     for wanted in (*typed, *files):

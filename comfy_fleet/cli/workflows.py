@@ -3,12 +3,12 @@
 import json
 import re
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
 from comfy_fleet.cli.exits import Exit
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.paths import path_of
 from comfy_fleet.cli.submit import schema_of, warn_of_broken
 
 app = typer.Typer(help="List, show and check stored workflows.", no_args_is_help=True)
@@ -53,7 +53,7 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
     from comfy_fleet.cli.console import facts, print_json, stdout, table
 
     with Client(api, key) as client:
-        workflow = client.get(f"/api/v1/workflows/{quote(name, safe='')}")
+        workflow = client.get(path_of("workflow", name))
     if json_:
         print_json(workflow)
         return
@@ -119,7 +119,7 @@ def check(
     from comfy_fleet.cli.console import print_json, stdout, table
 
     with Client(api, key) as client:
-        answer = client.get(f"/api/v1/workflows/{quote(name, safe='')}/check", node=node)
+        answer = client.get(path_of("workflow", name, "/check"), node=node)
     able = any(not found["problems"] if strict else found["ok"] for found in answer["nodes"])
     if json_:
         print_json(answer)

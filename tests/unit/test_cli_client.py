@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from comfy_fleet.cli.app import build
 from comfy_fleet.cli.client import Client
@@ -295,3 +296,61 @@ def test_a_host_is_uncordoned_whole(canned: Canned) -> None:
         "/api/v1/nodes/a/resume",
         "/api/v1/nodes/b/resume",
     ]
+
+
+NO_NAMES = ["", ".", "..", "../../etc", "a/b", "a b", "x?y", "x#y", "%2e%2e", "\udcff", "\x1b[2J", "a" * 9999]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        *((f"job {verb}", "job") for verb in ("show", "cancel", "events", "logs")),
+        *((f"node {verb}", "node") for verb in ("show", "drain", "resume", "rm", "refresh")),
+        *((f"workflow {verb}", "workflow") for verb in ("show", "check")),
+    ],
+)
+def test_what_can_be_no_name_is_not_there_and_no_other_path_is_asked(
+    canned: Canned, command: str, kind: str, name: str
+) -> None:
+    refused = run(canned, *command.split(), name)
+    assert isinstance(refused.exception, Fail), refused.exception
+    assert (refused.exception.message, refused.exception.exit) == (
+        f"no {kind} {name[:80]!r}",
+        Exit.NOT_FOUND,
+    )
+    assert canned.seen == []
+
+
+def test_an_empty_name_of_a_workflow_is_not_the_default_one(canned: Canned) -> None:
+    refused = run(canned, "submit", "", "-p", "prompt=x")
+    assert isinstance(refused.exception, Fail)
+    assert refused.exception.message == "no workflow ''"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("job", "ls", "--workflow", "\udcff"),
+        ("job", "ls", "--metadata", "\udcff=1"),
+        ("workflow", "check", "image_card", "--node", "\udcff"),
+        ("node", "diff", "\udcff"),
+    ],
+)
+def test_what_can_not_be_sent_in_a_query_is_told(canned: Canned, argv: tuple[str, ...]) -> None:
+    refused = run(canned, *argv)
+    assert isinstance(refused.exception, Fail), refused.exception
+    assert "not valid Unicode" in refused.exception.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://[::1", "http://x:99999", "http://a b", "http://x\n", "http://x/\n", "ftp://x", "x:80"),
+        *("http://xn--/", "http://\udcff", "http://..x", f"http://{'a' * 300}", "http://x:y", "http://"),
+    ],
+)
+def test_what_is_no_url_is_told(url: str) -> None:
+    refused = CliRunner().invoke(build(), ["status", "--api", url])
+    assert isinstance(refused.exception, Fail), refused.exception
+    assert "is no http(s) URL" in refused.exception.message

@@ -22,6 +22,8 @@ BESIDE = (*AGENT, "--node", "g1=http://127.0.0.1:1")
         (("node", "roll", "--restart-command", " "), "--restart-command is empty"),
         (("node", "roll", "--restart-command", "/no/such {name}"), "no program /no/such"),
         (("node", "roll", "--restart-command", "", "--wait-restart"), "either"),
+        (("up", "--data", "/tmp/\udcff"), "--data"),
+        (("down", "--data", "/tmp/a\nb"), "--data"),
         ((*BESIDE, "--node", "g1=http://127.0.0.1:2"), "named twice"),
     ],
 )
