@@ -83,6 +83,13 @@ class JobStore(Protocol):
     async def made_by(self, idempotency: Idempotency) -> str | None:
         """Return the id of the job that a key has made, or None."""
 
+    async def replayed(self, idempotency: Idempotency) -> Submitted | None:
+        """Return the job that the same body with this key has made, or None.
+
+        Raises:
+            IdempotencyKeyReuse: The same key came with another body.
+        """
+
     async def get(self, job_id: str) -> Job | None:
         """Return the job with outputs, progress and error, or None."""
 

@@ -97,8 +97,9 @@ if op == 'doomed' then
   return found
 end
 
--- copy OWNER HASH NAME('' = any) RECORD(JSON without path, size_bytes, content_type): a record over known bytes
---   {'same', id} | {'new', id} | {'link', id of an output to take the bytes from} | {'none'}
+-- copy OWNER HASH NAME('' = any) RECORD(JSON without path, size_bytes, content_type) FULL('' or 'full'):
+--   a record over known bytes; on a full disk only one that is there already
+--   {'same', id} | {'new', id} | {'link', id of an output to take the bytes from} | {'none'} | {'full'}
 if op == 'copy' then
   local owner, hash, name = ARGV[2], ARGV[3], ARGV[4]
   local r = cjson.decode(ARGV[5])
@@ -135,6 +136,7 @@ if op == 'copy' then
   end
   local from = source and record(source)
   if not from then return {'none'} end
+  if ARGV[6] == 'full' then return {'full'} end
   if from.job_id then return {'link', source} end
   r.owner, r.hash, r.path = owner, hash, from.path
   r.size_bytes, r.content_type = from.size_bytes, from.content_type

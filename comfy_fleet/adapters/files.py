@@ -28,7 +28,7 @@ from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.domain.asset import Asset, listed_name
-from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
+from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NoRoom, NotFound
 from comfy_fleet.ports import Received
 
 HASH = re.compile(r"blake3:[0-9a-f]{64}")
@@ -160,7 +160,11 @@ class FileAssetStore:
         missing = BlobNotFound("no bytes with this hash", details={"hash": hash_})
         if not HASH.fullmatch(hash_):
             raise missing
-        self.check_room()
+        full: NoRoom | None = None
+        try:
+            self.check_room()
+        except NoRoom as error:
+            full = error
         now = await self._clock()
         record = {"id": self._new_id(), "created_at": repr(now)}
         if tags:
@@ -170,9 +174,13 @@ class FileAssetStore:
             record["expires_at"] = repr(ends)
         if renews:
             record["renews"] = "1"
-        outcome, *rest = await self._call("copy", owner, hash_, file_path or "", orjson.dumps(record))
+        outcome, *rest = await self._call(
+            "copy", owner, hash_, file_path or "", orjson.dumps(record), "full" if full else ""
+        )
         if outcome == "none":
             raise missing
+        if outcome == "full" and full is not None:
+            raise full
         found = await self.get(rest[0])
         if found is None:
             raise missing

@@ -1,6 +1,7 @@
 """Typed REST bodies: parsed by the same strict reader as everything else, shown on the OpenAPI page."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -12,8 +13,9 @@ from starlette.responses import Response
 from comfy_fleet.api.body import JsonLimits, idempotency_key, params_limits, read_object
 from comfy_fleet.api.deps import deps
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.domain.errors import IdempotencyConflict, IdempotencyKeyReuse
-from comfy_fleet.ports import Idempotency
+from comfy_fleet.domain.errors import FleetError, IdempotencyConflict, IdempotencyKeyReuse, StoreDown
+from comfy_fleet.domain.job import Job
+from comfy_fleet.ports import Idempotency, Submitted
 
 MAX_URL = 4096
 _SHOWN = 20  # wrong fields that a refusal lists
@@ -75,6 +77,7 @@ class Replay:
 
     def __init__(self, request: Request, owner: str, body: BaseModel) -> None:
         self._replays = deps(request).replays
+        self._jobs = deps(request).jobs
         self._key = idempotency_key(request)
         self._scope = f"v1:{owner}"
         content = orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)
@@ -88,28 +91,54 @@ class Replay:
         return Idempotency(scope=self._scope, key=self._key, fingerprint=self._fingerprint, replay=True)
 
     async def answer(
-        self, status: int, make: Callable[[], Awaitable[tuple[dict[str, Any], bool]]]
+        self,
+        status: int,
+        submit: Callable[[], Awaitable[Submitted]],
+        describe: Callable[[Job], Awaitable[dict[str, Any]]],
     ) -> Response:
         """Return the earlier answer, or make one and remember it.
 
         Args:
             status: Of a request that succeeds.
-            make: Returns what to answer, and whether the job was there already.
+            submit: Makes the job, or finds the one that this key has made.
+            describe: Returns what to answer about a job.
 
         Raises:
             IdempotencyKeyReuse: The key came with another body.
             IdempotencyConflict: A request with this key is on its way.
         """
-        kept = await self._begin()
+        try:
+            kept = await self._begin()
+        except StoreDown as error:  # it takes nothing now, and what it has can be read
+            return _json(
+                orjson.dumps(await describe((await self._earlier(error)).job)), status, replayed=True
+            )
         if kept is not None:
             return _json(kept, status, replayed=True)
         made: bytes | None = None
         try:
-            content, replayed = await make()
-            made = orjson.dumps(content)
+            done = await self._submitted(submit)
+            made = orjson.dumps(await describe(done.job))
         finally:
             await self._end(made)
-        return _json(made, status, replayed=replayed)
+        return _json(made, status, replayed=done.replayed)
+
+    async def _submitted(self, submit: Callable[[], Awaitable[Submitted]]) -> Submitted:
+        try:
+            return await submit()
+        except FleetError as error:
+            return await self._earlier(error)
+
+    async def _earlier(self, error: FleetError) -> Submitted:
+        """Return the job that this key has made: whatever would keep a new one out does not concern it.
+
+        Raises:
+            FleetError: ``error``, if there is none.
+        """
+        once = self.idempotency
+        if once is None or (found := await self._jobs.replayed(once)) is None:
+            raise error
+        return found
 
     async def _begin(self) -> bytes | None:
         """Return the earlier answer's body, or None: then :meth:`_end` has to follow."""
@@ -128,8 +157,10 @@ class Replay:
 
     async def _end(self, body: bytes | None) -> None:
         """Remember an answer; None releases the key."""
-        if self._key is not None:
-            answer = None if body is None else (self._fingerprint, body)
+        if self._key is None:
+            return
+        answer = None if body is None else (self._fingerprint, body)
+        with suppress(StoreDown):  # the job itself knows the key: the same answer can be made again
             await self._replays.end(self._scope, self._key, answer=answer)
 
     async def _recall(self) -> bytes | None:

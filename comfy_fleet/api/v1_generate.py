@@ -17,6 +17,7 @@ from comfy_fleet.api.where import WhereBody, where
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.job import Job, OutputKind
 from comfy_fleet.domain.workflow import Workflow
+from comfy_fleet.ports import Submitted
 from comfy_fleet.services.submit import Wishes
 
 router = APIRouter(tags=["generate"])
@@ -51,9 +52,9 @@ async def generate(request: Request) -> Response:
         raise HttpError(400, "invalid_request", "prompt must not be empty", details={"field": "prompt"})
     replay = Replay(request, who, body)
 
-    async def submit() -> tuple[dict[str, Any], bool]:
+    async def submit() -> Submitted:
         workflow = d.catalog.get(body.workflow or d.settings.generate_workflow)
-        done = await d.submitter.stored(
+        return await d.submitter.stored(
             who,
             workflow.name,
             _params(body, workflow),
@@ -64,15 +65,16 @@ async def generate(request: Request) -> Response:
                 idempotency=replay.idempotency,
             ),
         )
-        task = {
-            "task_id": done.job.id,
-            "status": done.job.status.value,
-            "estimated_wait_time_sec": await d.estimator.whole_seconds(done.job),
-            "status_url": links(request).status(done.job.id),
-        }
-        return task, done.replayed
 
-    return await replay.answer(202, submit)
+    async def describe(job: Job) -> dict[str, Any]:
+        return {
+            "task_id": job.id,
+            "status": job.status.value,
+            "estimated_wait_time_sec": await d.estimator.whole_seconds(job),
+            "status_url": links(request).status(job.id),
+        }
+
+    return await replay.answer(202, submit, describe)
 
 
 @router.get("/status/{task_id}", summary="Ask about a task")

@@ -1,6 +1,7 @@
 """REST: stored workflows, and jobs made from their parameters."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -17,6 +18,7 @@ from comfy_fleet.api.where import WhereBody, where
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import Job
 from comfy_fleet.domain.workflow import Workflow, json_schema
+from comfy_fleet.ports import Submitted
 from comfy_fleet.services.read import owned
 from comfy_fleet.services.submit import Wishes
 
@@ -80,8 +82,8 @@ async def run_workflow(request: Request, name: str) -> Response:
     body = await read(request, NewJobBody)
     replay = Replay(request, who, body)
 
-    async def submit() -> tuple[dict[str, Any], bool]:
-        done = await d.submitter.stored(
+    async def submit() -> Submitted:
+        return await d.submitter.stored(
             who,
             _name(name),
             body.params,
@@ -93,9 +95,8 @@ async def run_workflow(request: Request, name: str) -> Response:
                 idempotency=replay.idempotency,
             ),
         )
-        return await job(request, done.job), done.replayed
 
-    return await replay.answer(201, submit)
+    return await replay.answer(201, submit, partial(job, request))
 
 
 @router.get("/jobs", summary="List jobs")

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.files import FileAssetStore
-from comfy_fleet.domain.errors import NoRoom
+from comfy_fleet.domain.errors import NoRoom, NotFound
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.services import collect
 from tests.factories import GRAPH, picture
@@ -172,6 +172,74 @@ async def test_a_full_disk_refuses_what_is_new_on_every_route_and_lets_room_be_m
         await api.submit(GRAPH)
         assert "disk" not in (await api.client.get("/api/v1/ready")).text
     assert not files(tmp_path / "files" / "tmp")
+
+
+JOBS = [
+    ("/api/v1/generate", {"prompt": "a fox"}),
+    ("/api/v1/workflows/image_card/jobs", {"params": {"prompt": "a fox"}}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), JOBS)
+@pytest.mark.parametrize("trouble", ["disk", "no node", "no workflow", "Redis takes nothing"])
+async def test_what_was_accepted_is_answered_again_whatever_keeps_new_jobs_out(
+    redis: Redis,
+    redis_port: int,
+    tmp_path: Path,
+    quota: Quota,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, str],
+    trouble: str,
+) -> None:
+    def gone(_: object, name: str) -> None:
+        raise NotFound(f"no workflow {name}")
+
+    key = {"Idempotency-Key": "k"}
+    async with running(redis_port, tmp_path) as api:
+        await api.add_node()
+        first = await api.client.post(path, json=body, headers=key)
+        assert first.status_code < 300, first.text
+        # The answer was lost: its process died, or Redis took nothing.
+        for name in await redis.keys("fleet:replay:*"):
+            await redis.delete(name)
+        if trouble == "disk":
+            quota.full = True
+        elif trouble == "no node":
+            await api.stores.nodes.remove("g1")
+        elif trouble == "no workflow":
+            monkeypatch.setattr(type(api.deps.catalog), "get", gone)
+        else:
+            await redis.config_set("min-replicas-to-write", "1")
+        try:
+            fresh = await api.client.post(path, json=body, headers={"Idempotency-Key": "other"})
+            again = await api.client.post(path, json=body, headers=key)
+            other = await api.client.post(path, json={**body, "priority": 3}, headers=key)
+        finally:
+            await redis.config_set("min-replicas-to-write", "0")
+        assert fresh.status_code >= 400
+        assert (again.status_code, again.headers["idempotency-replayed"]) == (first.status_code, "true"), (
+            again.text
+        )
+        name = "task_id" if "task_id" in first.json() else "id"
+        assert again.json()[name] == first.json()[name]
+        assert code(other) == (422, "idempotency_key_reuse")
+        assert await api.stores.jobs.depth() == 1
+
+
+async def test_an_asset_that_is_there_is_found_by_its_hash_on_a_full_disk(
+    redis_port: int, tmp_path: Path, quota: Quota
+) -> None:
+    async with running(redis_port, tmp_path) as api:
+        kept = (await upload(api, b"old")).json()
+        quota.full = True
+        wanted = {"hash": kept["hash"], "file_path": kept["file_path"]}
+        for body in (wanted, {"hash": kept["hash"]}):
+            same = await api.client.post("/api/v2/assets/from-hash", json=body)
+            assert (same.status_code, same.json()["id"]) == (200, kept["id"])
+        for body in ({**wanted, "file_path": "b.png"}, {**wanted, "tags": ["new"]}):
+            fresh = await api.client.post("/api/v2/assets/from-hash", json=body)
+            assert code(fresh) == (503, "insufficient_storage")
 
 
 @contextmanager

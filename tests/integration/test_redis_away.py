@@ -32,6 +32,7 @@ CALLS: list[Callable[[RedisJobStore, RedisRunStore, RedisNodeRegistry, RedisRepl
     lambda jobs, runs, nodes, replays: jobs.preview("j"),
     lambda jobs, runs, nodes, replays: jobs.durations("*"),
     lambda jobs, runs, nodes, replays: jobs.made_by(Idempotency(scope="s", key="k")),
+    lambda jobs, runs, nodes, replays: jobs.replayed(Idempotency(scope="s", key="k")),
     lambda jobs, runs, nodes, replays: runs.waiting(),
     lambda jobs, runs, nodes, replays: runs.lease_of("g1"),
     lambda jobs, runs, nodes, replays: runs.occupied(["g1"]),

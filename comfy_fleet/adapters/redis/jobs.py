@@ -100,9 +100,25 @@ class RedisJobStore:
 
     async def made_by(self, idempotency: Idempotency) -> str | None:
         """Return the id of the job that a key has made, or None."""
+        job_id, _ = await self._made(idempotency)
+        return job_id or None
+
+    async def replayed(self, idempotency: Idempotency) -> Submitted | None:
+        """Return the job that the same body with this key has made; see the port."""
+        job_id, fingerprint = await self._made(idempotency)
+        if not job_id:
+            return None
+        if fingerprint != idempotency.fingerprint:
+            raise key_reused(job_id)
+        job = await self.get(job_id)
+        return None if job is None else Submitted(job=job, replayed=True)
+
+    async def _made(self, idempotency: Idempotency) -> tuple[str, str]:
+        """Return the job that a key has made, and the body's fingerprint; empty texts if none."""
         with store_errors():
             seen = await self._redis.get(f"fleet:idem:{_scoped(idempotency)}")
-        return seen.decode().split(" ")[0] if seen else None
+        job_id, _, fingerprint = (seen or b"").decode().partition(" ")
+        return job_id, fingerprint
 
     async def get(self, job_id: str) -> Job | None:
         """Return a job, or None."""
