@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from comfy_fleet.adapters.haproxy.process import only_one
 from comfy_fleet.adapters.haproxy.render import Rendered, files, render
 from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.node import Node
-from comfy_fleet.settings import Settings
+from comfy_fleet.settings import Settings, packaged
 from tests.integration.haproxy_kit import MemoryRegistry, TinyNode, eventually, make_settings, running
 
 
@@ -267,6 +269,34 @@ async def test_the_edge_reloads_and_the_broker_does_not(tmp_path: Path) -> None:
             await eventually("a new worker answers", new_worker)
             await tunnel.ping()
             assert await fleet.refused() == (503, "busy", "1")
+
+
+async def test_an_upgrade_in_its_place_leaves_a_running_fleet_as_it_was_until_its_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    templates = tmp_path / "templates"
+    shutil.copytree(packaged("haproxy"), templates)
+    settings = make_settings(tmp_path).model_copy(update={"haproxy": templates})
+
+    def written(name: str) -> bool:
+        return f"server {name} " in files(settings).broker.read_text()
+
+    async with TinyNode("g1") as first, TinyNode("g2") as second, TinyNode("g3") as third:
+        registry = MemoryRegistry([Node(name="g1", url=first.url)])
+        async with running(tmp_path, registry, settings=settings) as fleet:
+            await fleet.told("g1", "up")
+            for name in ("broker.cfg.j2", "edge.cfg.j2"):
+                with (templates / name).open("a") as file:
+                    file.write("{{ what_only_the_next_version_gives }}\n")
+            for node in (second, third):
+                await registry.add(Node(name=node.name, url=node.url))
+                await fleet.told(node.name, "up")
+                await eventually("the file follows", partial(written, node.name))
+                with pytest.raises(ConfigError, match="what_only_the_next_version_gives"):
+                    await fleet.controller.reload_edge()
+    assert {record.getMessage() for record in caplog.records if record.levelname == "ERROR"} == {
+        "configuration not rendered"  # by the reload
+    }
 
 
 async def test_the_monitor_answers_on_its_socket(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.haproxy.entries import entries_of, parse_map, pools_of
-from comfy_fleet.adapters.haproxy.render import Rendered, files, quoted, quoted_arg, render
+from comfy_fleet.adapters.haproxy.render import Rendered, files, quoted, quoted_arg, read_templates, render
 from comfy_fleet.domain.errors import BadInput, ConfigError
 from comfy_fleet.domain.node import Node
 from comfy_fleet.settings import Settings, packaged
@@ -117,8 +117,13 @@ def test_a_template_that_names_something_unknown_is_refused(tmp_path: Path) -> N
         file.write("{{ no_such_thing }}\n")
     with pytest.raises(ConfigError, match="no_such_thing"):
         one(tmp_path, haproxy=folder)
-    with pytest.raises(ConfigError, match="FLEET_HAPROXY"):
+    with pytest.raises(ConfigError, match="unset FLEET_HAPROXY"):
         one(tmp_path, haproxy=tmp_path / "nowhere")
+    settings, shipped = make(tmp_path), read_templates(packaged("haproxy"))
+    newer = {**shipped, "edge.cfg.j2": "{{ no_such_thing }}"}
+    with pytest.raises(ConfigError, match="upgraded while it ran, restart it"):
+        render(settings, [], {}, templates=newer)
+    assert render(settings, [], {}, templates=shipped) == render(settings, [], {})
 
 
 def test_paths_are_quoted_or_refused(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from comfy_fleet.adapters.haproxy.membership import (
 )
 from comfy_fleet.adapters.haproxy.pool_news import PoolNews
 from comfy_fleet.adapters.haproxy.process import HAProxy, only_one
-from comfy_fleet.adapters.haproxy.render import ca_file_of, files, render
+from comfy_fleet.adapters.haproxy.render import ca_file_of, files, read_templates, render
 from comfy_fleet.adapters.haproxy.resolve import Resolver
 from comfy_fleet.domain.errors import ConfigError, FleetError, NotFound
 from comfy_fleet.domain.node import Node
@@ -131,6 +131,7 @@ class Controller:
         self._known = False  # the registry was read at least once
         self._stale = False  # the registry has changed since it was read
         self._map_stale = True  # the running map may differ from ours
+        self._templates: Mapping[str, str] | None = None  # those of the start: they fit this process's code
         self._resolver = Resolver(time.monotonic)
         self._wake = asyncio.Event()
         self._first = FirstAnswers(self._wake.set, window_s=first_answer_s)
@@ -147,6 +148,7 @@ class Controller:
                 missing or could not start (a port is taken).
         """
         with only_one(self._files.folder):
+            self._templates = read_templates(self._settings.haproxy_dir)
             for process in (self.broker, self.edge):
                 await process.stop_stray()
             await self._first_files(stop)
@@ -192,12 +194,20 @@ class Controller:
                 await self.broker.stop()
 
     async def reload_edge(self) -> bool:
-        """Render both files again and reload the edge if its file changed; returns whether it did.
+        """Render both files from the templates as they are now; reload the edge if its file changed.
+
+        Returns:
+            Whether it did.
 
         Raises:
-            ConfigError: HAProxy refuses the new file; the edge goes on with the old one.
+            ConfigError: The new file is refused; the edge goes on with the old one.
         """
-        changed = await self._write_files()
+        before, self._templates = self._templates, read_templates(self._settings.haproxy_dir)
+        try:
+            changed = await self._write_files()
+        except ConfigError:
+            self._templates = before
+            raise
         if self._files.edge.name not in changed:
             return False
         self.edge.reload()
@@ -250,13 +260,18 @@ class Controller:
                 [entry.host for entry in entries] + [entry.agent_host for entry in entries]
             )
             addresses = {host: known[0] for host, known in found.items() if known}
-            rendered = render(
-                self._settings,
-                self._nodes,
-                self._pools,
-                addresses=addresses,
-                credentials=self._credentials,
-            )
+            try:
+                rendered = render(
+                    self._settings,
+                    self._nodes,
+                    self._pools,
+                    addresses=addresses,
+                    credentials=self._credentials,
+                    templates=self._templates,
+                )
+            except ConfigError as error:
+                logger.error("configuration not rendered", extra={"reason": error.message})
+                raise
             writing = asyncio.create_task(
                 asyncio.to_thread(apply, rendered, self._files, program=self._settings.haproxy_bin)
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError
 
 from comfy_fleet.adapters.haproxy.entries import (
     SYSTEM_CA,
@@ -126,6 +126,7 @@ def render(
     *,
     addresses: Mapping[str, str] | None = None,
     credentials: Callable[[str], str] | None = None,
+    templates: Mapping[str, str] | None = None,
 ) -> Rendered:
     """Return both configurations and the pool map.
 
@@ -136,6 +137,7 @@ def render(
         addresses: What host names resolve to. A node whose host, or whose agent's, is missing here is left
             out: HAProxy would refuse the whole file for it. Without it, names are written as they are.
         credentials: Opens the nodes' passwords; without it, three stars stand for each.
+        templates: What :func:`read_templates` gave; read now if None.
 
     Raises:
         BadInput: A name or an address that can't stand in a configuration.
@@ -143,7 +145,7 @@ def render(
     """
     places = files(settings)
     env = Environment(
-        loader=FileSystemLoader(settings.haproxy_dir),
+        loader=DictLoader(read_templates(settings.haproxy_dir) if templates is None else templates),
         autoescape=False,  # noqa: S701 - HTML escapes would break a configuration; names are checked instead
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -169,10 +171,29 @@ def render(
             ),
         )
     except TemplateError as error:
+        remedy = (
+            "if the fleet was upgraded while it ran, restart it"
+            if settings.haproxy is None
+            else "unset FLEET_HAPROXY for the shipped templates"
+        )
         raise ConfigError(
-            f"template in {settings.haproxy_dir}: {type(error).__name__}: {error}; "
-            "unset FLEET_HAPROXY for the shipped templates"
+            f"template in {settings.haproxy_dir}: {type(error).__name__}: {error}; {remedy}"
         ) from error
+
+
+def read_templates(folder: Path) -> dict[str, str]:
+    """Return the templates of a folder by file name.
+
+    A process that keeps them goes on with those that fit its code, also when another version of the project
+    has been put in its place.
+
+    Raises:
+        ConfigError: One can't be read.
+    """
+    try:
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.j2"))}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"templates in {folder} can't be read: {error}") from error
 
 
 def _broker(
