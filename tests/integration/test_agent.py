@@ -213,7 +213,7 @@ async def test_the_api_is_asked_with_token_and_etag_and_outages_are_survived() -
         '"a"',
         '"a"',
     ]
-    assert {str(request.url) for request in asked} == {"http://api.test/api/v1/nodes"}
+    assert {str(request.url) for request in asked} == {"http://api.test/api/v1/nodes?sealed=true"}
     assert {request.headers["Authorization"] for request in asked} == {"Bearer t0k"}
 
 
