@@ -43,7 +43,8 @@ class Outbox:
         """Take note of a snapshot; an older one that was not written is dropped."""
         # Ids are the node's word, which can be of any length.
         node = progress.current_node
-        self._progress = replace(progress, current_node=clip(node, MAX_NAME)) if node else progress
+        told = clip(node, MAX_NAME) if node else node
+        self._progress = progress if told is node else replace(progress, current_node=told)
         self.last = self._progress
         self._kick()
 

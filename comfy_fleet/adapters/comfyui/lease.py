@@ -31,6 +31,7 @@ MAX_FRAME_BYTES = 32 * MIB
 READ_AHEAD_BYTES = 2 * MIB  # frames that may wait for whoever handles them; a larger one waits alone
 _SLICE = 8 * 1024  # bytes parsed before anybody else may have a turn
 _FRAMES_A_TURN = 256
+_TAKEN_A_TURN = 16
 _LARGE = 64 * 1024
 _FRAME_COST = 512  # bytes that even an empty frame takes while it waits
 MAX_FRAGMENTS = 1024  # parts of one message; ComfyUI sends each in one
@@ -221,11 +222,13 @@ class WebsocketLease:
         self.close_reason = ""
         self.limit = ""
         self._max_frame_bytes = max_frame_bytes
+        self._limits = AnswerLimits(size=max_frame_bytes, setting="FLEET_NODE_FRAME_BYTES", held=_HELD)
         self._connection = connection
         self._released = False
 
     async def frames(self) -> AsyncIterator[Frame | Binary]:
         """Yield frames in order; ends when the websocket does, for whatever reason."""
+        taken = 0
         try:
             while True:
                 message, text = await self._connection.message()
@@ -236,7 +239,9 @@ class WebsocketLease:
                     yield frame
                 del frame
                 self._connection.handled()
-                await asyncio.sleep(0)  # many may wait, and nothing here does
+                taken += 1
+                if taken % _TAKEN_A_TURN == 0:
+                    await asyncio.sleep(0)  # many may wait, and nothing here does
         except NodeFault as fault:
             self.limit = f"node {self.node}: {fault.message}"
             self.release()
@@ -252,8 +257,7 @@ class WebsocketLease:
 
     async def _read(self, text: bytearray) -> Frame | None:
         """Decode a text frame. Raises NodeFault."""
-        limits = AnswerLimits(size=self._max_frame_bytes, setting="FLEET_NODE_FRAME_BYTES", held=_HELD)
-        return frame_of(await decoded(text, limits, what="a websocket frame"), size=len(text))
+        return frame_of(await decoded(text, self._limits, what="a websocket frame"), size=len(text))
 
     def release(self) -> None:
         """Give the slot back at once; safe to call again.
