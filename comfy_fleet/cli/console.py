@@ -60,6 +60,10 @@ class FleetConsole(Console):
         lines = all(isinstance(one, str | Text) for one in objects)
         super().print(*objects, **{"crop": False, "soft_wrap": lines, **options})
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller what follows when the reader of a pipe has gone: Rich would exit."""
+        raise BrokenPipeError
+
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
         """Render as Rich does, and spell out what a terminal would obey: everything goes through here."""
         for segment in super().render(renderable, options):

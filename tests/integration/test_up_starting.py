@@ -113,6 +113,23 @@ def test_a_detached_fleet_is_ready_when_its_command_ends_and_says_how_to_go_on(t
         assert said == ["fleet starts", "fleet ready", "fleet stops", "fleet stopped"]
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_reader_that_has_seen_enough_ends_no_fleet(tmp_path: Path, detach: bool) -> None:
+    data = tmp_path / "data"
+    with detached(data) as words:
+        if not detach:
+            words.remove("-d")
+        with subprocess.Popen(mortal(words), stdout=subprocess.PIPE, text=True, env=environment()) as process:
+            assert process.stdout
+            url = re.findall(r"http://127.0.0.1:\d+", process.stdout.readline())[0]
+            process.stdout.close()
+            if detach:
+                assert process.wait(30) == 0
+            assert fleet("status", FLEET_API_URL=url).returncode == 0
+            assert fleet("down", "--data", str(data)).returncode == 0
+            assert process.wait(30) == 0
+
+
 def test_a_detached_fleet_that_can_not_start_says_why(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("no key\n")
@@ -128,6 +145,7 @@ def test_a_detached_fleet_that_can_not_start_says_why(tmp_path: Path) -> None:
         )
         assert told.returncode == 1
         assert "ends again and again" in told.stderr
+        assert "ends again and again" not in told.stdout  # it is said once
         assert str(tmp_path / "data" / "logs") in told.stderr
         assert processes_of(tmp_path / "data") == {}
 

@@ -105,7 +105,8 @@ class Fleet:
                     self._options.leave(self._logs / "fleet.log")
             await self._stop.wait()
         except Fail as error:
-            self._tell("error", "fleet did not start", reason=error.message)
+            failed = log_fields("fleet", "error", "fleet did not start", reason=error.message)
+            self._log.write(json_line(failed))  # the terminal gets it at the end
             raise
         finally:
             self._stopping = self._terminal.stopping = True
