@@ -15,7 +15,6 @@ from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import Replay, read, shown
 from comfy_fleet.api.where import WhereBody, where
-from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.job import Job
 from comfy_fleet.domain.workflow import Workflow, json_schema
 from comfy_fleet.ports import Submitted
@@ -65,7 +64,7 @@ async def get_workflow(request: Request, name: str) -> Response:
     """JSON Schema of its parameters, what a node must have, and in `broken` why its files are not in use."""
     owner(request)
     catalog = deps(request).catalog
-    found = catalog.get(_name(name))
+    found = catalog.get(name)
     broken = catalog.errors().get(name)
     return json_response({**workflow(found), "broken": None if broken is None else str(broken)})
 
@@ -85,7 +84,7 @@ async def run_workflow(request: Request, name: str) -> Response:
     async def submit() -> Submitted:
         return await d.submitter.stored(
             who,
-            _name(name),
+            name,
             body.params,
             Wishes(
                 priority=v2_jobs.priority(body.priority),
@@ -191,10 +190,3 @@ def workflow(value: Workflow) -> dict[str, Any]:
             "note": needs.note,
         },
     }
-
-
-def _name(name: str) -> str:
-    # Names are folders: nothing that is no name may get as far as the catalog.
-    if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or len(name) > 64:
-        raise NotFound(f"no workflow {name[:80]!r}")
-    return name

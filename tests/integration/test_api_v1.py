@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 from collections.abc import AsyncIterator
 from html import unescape
 from pathlib import Path
@@ -15,6 +16,7 @@ from comfy_fleet.api.reference import ANSWERS
 from comfy_fleet.domain.inventory import parse
 from comfy_fleet.domain.job import JobError, JobStatus
 from comfy_fleet.domain.node import Reading
+from comfy_fleet.settings import packaged
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running, upload
 
@@ -37,6 +39,21 @@ async def test_workflows_tell_their_parameters(api: Api) -> None:
     }
     for name in ("nope", "..", "%2e%2e%2fetc", "a b"):
         assert (await api.client.get(f"/api/v1/workflows/{name}")).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["z.image", "1", "a-b_c.d", "a" * 63])
+async def test_every_name_that_a_folder_may_have_can_be_used(
+    redis_port: int, redis: Redis, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(packaged("workflows") / "image_card", tmp_path / "workflows" / name)
+    async with running(redis_port, tmp_path / "data", workflows=tmp_path / "workflows") as api:
+        await api.add_node(info=False)
+        assert [one["name"] for one in (await api.client.get("/api/v1/workflows")).json()["workflows"]] == [
+            name
+        ]
+        assert (await api.client.get(f"/api/v1/workflows/{name}")).json()["name"] == name
+        made = await api.client.post(f"/api/v1/workflows/{name}/jobs", json={"params": {"prompt": "x"}})
+        assert made.status_code == 201, made.text
 
 
 async def test_the_root_says_what_this_is_and_everything_else_where_to_go(api: Api) -> None:
