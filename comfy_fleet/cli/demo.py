@@ -130,7 +130,7 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
     if (data / "run" / "up.json").exists():  # only ever a fleet's own folder
         shutil.rmtree(data)
     private_folder(data / "logs")
-    with (data / "logs" / "up.log").open("wb") as log:
+    with (data / "logs" / "up.txt").open("wb") as log:
         process = subprocess.Popen(
             fleet("up", *argv),
             stdin=subprocess.DEVNULL,
@@ -168,7 +168,7 @@ def await_ready(
     Raises:
         Fail: The fleet ended, or took too long; with what it said.
     """
-    log = data / "logs" / "up.log"
+    log = data / "logs" / "up.txt"  # no part: what its terminal would show
     deadline = time.monotonic() + timeout_s
     with console.status("waiting until a job could run") as status:
         while True:
