@@ -1,7 +1,5 @@
 """The only place where adapters meet services."""
 
-import contextlib
-import ctypes
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -117,18 +115,3 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
-def give_memory_back() -> None:
-    """Give large blocks back to the system once they are free.
-
-    glibc stops doing so after the first one: it takes a block of up to 32 MiB that was freed as a reason to
-    keep, and to copy as they grow, all others up to that size. Other C libraries do as they do.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
-        libc.mallopt(_M_TRIM_THRESHOLD, 8 * 1024 * 1024)

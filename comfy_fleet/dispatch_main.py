@@ -22,7 +22,6 @@ from comfy_fleet.adapters.redis.worker import RqWorker
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
-    give_memory_back,
     open_assets,
     open_beats,
     open_nodes,
@@ -33,6 +32,7 @@ from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.domain.run import RunLimits
+from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.care import CareLimits
 from comfy_fleet.services.collect import OutputLimits
 from comfy_fleet.services.dispatch import Dispatcher, DispatchLimits

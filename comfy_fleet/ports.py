@@ -698,11 +698,8 @@ class NodeApi(Protocol):
     ) -> FileRef:
         """Put a file into the node's input folder, replacing one of the same name. Raises NodeError."""
 
-    async def object_info(self, node: str) -> Mapping[str, Any]:
-        """Return every node class with its inputs. Raises NodeError."""
-
-    async def node_replacements(self, node: str) -> Mapping[str, Any]:
-        """Return the classes that it replaces by others; empty if it knows of none. Raises NodeError."""
+    async def inventory(self, node: str) -> Inventory:
+        """Return the node's classes, without its version. Raises NodeError."""
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""

@@ -37,15 +37,23 @@ async def bomb(writer: asyncio.StreamWriter) -> None:
     await writer.drain()
 
 
-async def values(writer: asyncio.StreamWriter) -> None:
-    """Send 21 MiB of JSON that take twenty times as much to hold."""
-    body = b"[" + b"[]," * (7 * MIB) + b"[]]"
-    writer.write(f"HTTP/1.1 200 OK\r\n{JSON}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    await writer.drain()
+def answer(body: bytes) -> "Bad":
+    """Return what answers this."""
+
+    async def answered(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 200 OK\r\n{JSON}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+
+    return answered
 
 
 Bad = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
-ANSWERS: dict[str, Bad] = {"endless": endless, "huge": huge, "bomb": bomb, "values": values}
+ANSWERS: dict[str, Bad] = {
+    "endless": endless,
+    "huge": huge,
+    "bomb": bomb,
+    "values": answer(b"[" + b"[]," * (7 * MIB) + b"[]]"),  # twenty times as much to hold
+}
 
 
 def frame(opcode: int, size: int) -> bytes:

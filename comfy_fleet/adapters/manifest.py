@@ -9,8 +9,8 @@ from comfy_fleet.domain import selector, titles
 from comfy_fleet.domain.binding import check_value
 from comfy_fleet.domain.errors import ConfigError, InvalidParameter
 from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.inventory import version_allows
 from comfy_fleet.domain.node import check_name
+from comfy_fleet.domain.versions import version_allows
 from comfy_fleet.domain.workflow import (
     FILES,
     NO_EFFECT,

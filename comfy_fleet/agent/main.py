@@ -31,6 +31,7 @@ from comfy_fleet.domain.node import Node, with_credentials
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.domain.vram import GIB
 from comfy_fleet.domain.vram_verdict import Policy
+from comfy_fleet.memory import give_memory_back
 from comfy_fleet.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def serve(settings: Settings, options: AgentOptions) -> None:
     Raises:
         ConfigError: A port is taken, or a GPU or program is not there.
     """
+    give_memory_back()
     uvloop.run(_serve(settings, options))
 
 

@@ -12,7 +12,7 @@ from comfy_fleet.api.deps import NodeFacts, admin, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.file_check import FilePolicy
-from comfy_fleet.domain.inventory import Problem, parse
+from comfy_fleet.domain.inventory import Problem
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.services.check import check_workflow
 
@@ -56,18 +56,12 @@ async def _look(
 ) -> dict[str, Any]:
     async with limit:
         try:
-            stats, info, replaced = await asyncio.gather(
-                facts.system_stats(node), facts.object_info(node), facts.node_replacements(node)
-            )
+            stats, inventory = await asyncio.gather(facts.system_stats(node), facts.inventory(node))
         except NodeError as error:
             problem = {"kind": "unreachable", "message": str(error)}
             return {"node": node, "comfyui": "", "ok": False, "problems": [problem]}
         version = str((stats.get("system") or {}).get("comfyui_version") or "")
-        problems = await asyncio.to_thread(
-            lambda: check_workflow(
-                workflow, parse(info, replacements=replaced, version=version), policy=policy
-            )
-        )
+        problems = await asyncio.to_thread(check_workflow, workflow, inventory, version, policy=policy)
     ok = all(problem.only_with for problem in problems)  # a choice that nobody has to make
     return {"node": node, "comfyui": version, "ok": ok, "problems": [_shown(one) for one in problems]}
 

@@ -13,6 +13,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.incoming import Pace
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.node import split_credentials
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.ports import AssetStore, Events, Hosts, JobStore, NodeRegistry, Replays
@@ -28,11 +29,8 @@ Probe = Callable[[], Awaitable[str | None]]
 class NodeFacts(Protocol):
     """The part of :class:`comfy_fleet.ports.NodeApi` that the API needs."""
 
-    async def object_info(self, node: str) -> Mapping[str, Any]:
-        """Return every node class with its inputs. Raises NodeError."""
-
-    async def node_replacements(self, node: str) -> Mapping[str, Any]:
-        """Return the classes that it replaces by others; empty if it knows of none. Raises NodeError."""
+    async def inventory(self, node: str) -> Inventory:
+        """Return the node's classes, without its version. Raises NodeError."""
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""

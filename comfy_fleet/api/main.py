@@ -28,7 +28,6 @@ from comfy_fleet.api.v1_health import disk_probe, node_probe
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
-    give_memory_back,
     open_assets,
     open_disk,
     open_nodes,
@@ -37,6 +36,7 @@ from comfy_fleet.bootstrap import (
 )
 from comfy_fleet.domain.errors import FleetError, StoreRefuses
 from comfy_fleet.domain.file_check import FilePolicy
+from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.read import Estimator
 from comfy_fleet.services.submit import Limits, Submitter

@@ -22,10 +22,10 @@ from comfy_fleet.domain.inventory import (
     ProblemKind,
     looks_like_file,
     reached,
-    version_allows,
 )
 from comfy_fleet.domain.job import Placement
 from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.versions import version_allows
 
 GIB = 2**30
 CARD_TOLERANCE = 0.94

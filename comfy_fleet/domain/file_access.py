@@ -87,6 +87,9 @@ DENIED: Mapping[str, str] = MappingProxyType(
 )
 """Classes that no job may use unless the operator says so, and why."""
 
+MAX_NAMES = 250_000
+"""Characters of the names of all inputs of a class, each with the groups that it is in."""
+
 PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAudio", "ImageCompositor"})
 """Classes of :func:`keeps_graph` that are known before any node was asked, and never forgotten."""
 
@@ -171,11 +174,18 @@ def uses(name: str, body: Mapping[str, Any]) -> dict[str, Use]:
     """Return what the inputs of a class of ``/object_info`` name.
 
     Inputs that are not in it hold numbers, choices, objects or one line of text.
+
+    Raises:
+        ValueError: It declares more inputs, or longer names of them, than any class does.
     """
     output_node = body.get("output_node") is True
     found: dict[str, Use] = {}
     short: set[str] = set()  # what is no text in one branch of a group is none in the others
+    room = MAX_NAMES
     for input_, declared in declared_inputs(body.get("input")):
+        room -= len(input_) + 1
+        if room < 0:
+            raise ValueError(f"the names of its inputs have more than {MAX_NAMES} characters")
         use = _use(input_, declared, output_node=output_node)
         if use is None:
             short.add(input_)

@@ -8,11 +8,12 @@ given, and what lies beyond its names is ignored). Groups may hold groups.
 """
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from sys import getsizeof
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from comfy_fleet.domain import file_access
 from comfy_fleet.domain.file_access import Use, Uses
@@ -20,12 +21,20 @@ from comfy_fleet.domain.file_access import Use, Uses
 MAX_NESTING = 16
 MAX_GROWTH = 1000
 """Groups inside groups, and names of one growing row, that are read of a node; ComfyUI allows 100 names."""
+MAX_INPUTS = 10_000
+"""Inputs of one class, those of its groups and all names of its growing rows included."""
+MAX_PREFIX = 200
+"""Characters before what is counted in the names of a growing row."""
 
 WRAPPER = "__value__"
 """The key of the object in which a list stands as a value; a bare list would be a link."""
 
 NO_USES: Uses = MappingProxyType({})
 _DYNAMIC = "COMFY_"
+_INPUTS_BYTES, _SPEC_BYTES = 400, 360
+"""Of the objects that stand for a group and for an input, their places in mappings included."""
+
+Share: TypeAlias = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +72,6 @@ class InputSpec:
     options: tuple[Any, ...] | None = None
     minimum: float | None = None
     maximum: float | None = None
-    step: float | None = None
-    default: Any = None
     upload: bool = False
     remote: bool = False
     multiselect: bool = False
@@ -209,24 +216,35 @@ class Inputs:
                     inner.lay_out(given, name + ".", required, optional)
 
 
-def read(group: object, uses: Uses = NO_USES, prefix: str = "", depth: int = 0) -> Inputs:
+def read(group: object, uses: Uses = NO_USES, shared: Share = tuple) -> Inputs:
     """Read ``{"required": {...}, "optional": {...}}``. What can't be read is left open.
 
     Args:
-        group: The inputs of a class, or of a group.
-        uses: What the class's inputs name (:func:`comfy_fleet.domain.file_access.uses`).
-        prefix: What stands before the names in ``uses``.
-        depth: So many groups lie around.
+        group: The inputs of a class.
+        uses: What they name (:func:`comfy_fleet.domain.file_access.uses`).
+        shared: Returns the list to keep for one that is equal to it.
+
+    Raises:
+        ValueError: There are more inputs, or names of growing rows, than any class has.
     """
-    required, optional = (
-        {
-            name: _spec(prefix + name, declared, uses, depth)
-            for name, declared in given.items()
-            if isinstance(declared, list) and declared
-        }
-        for given in (_mapping(_mapping(group).get(part)) for part in ("required", "optional"))
-    )
-    return Inputs(required=required, optional=optional)
+    return _Reading(uses, shared).inputs(group)
+
+
+def held(inputs: Inputs) -> int:
+    """Return about how many bytes inputs take in memory, without the lists of their options."""
+    total = _INPUTS_BYTES
+    for name, spec in inputs:
+        total += getsizeof(name) + _held(spec)
+    return total
+
+
+def _held(spec: InputSpec) -> int:
+    total = _SPEC_BYTES + getsizeof(spec.type)
+    if spec.growth is not None:
+        total += _SPEC_BYTES + sum(map(getsizeof, spec.growth.names)) + _held(spec.growth.spec)
+    if spec.branches is not None:
+        total += sum(_INPUTS_BYTES + getsizeof(key) for key in spec.branches)
+    return total + sum(map(held, spec.brings))
 
 
 def alike(text: str) -> str:
@@ -268,86 +286,113 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _spec(name: str, declared: list[Any], uses: Uses, depth: int) -> InputSpec:
-    kind = declared[0]
-    extra = _mapping(declared[1]) if len(declared) > 1 else {}
-    options: tuple[Any, ...] | None = None
-    if isinstance(kind, list):
-        options, kind = tuple(kind), "COMBO"
-    elif kind == "COMBO" and isinstance(extra.get("options"), list):
-        options = tuple(extra["options"])
-    fillable = options == () and not isinstance(declared[0], list)
-    use = uses.get(name)
-    if options is not None:
-        folders = use is Use.PATH and file_access.names_folder(name)
-        options = tuple(option for option in options if not _is_ours(option, folders=folders))
-    spec = InputSpec(
-        type=kind if isinstance(kind, str) else "*",
-        options=options,
-        minimum=_limit(extra.get("min")),
-        maximum=_limit(extra.get("max")),
-        step=_limit(extra.get("step")),
-        default=extra.get("default"),
-        upload=use is Use.FILE,
-        remote=bool(extra.get("remote")),
-        multiselect=bool(extra.get("multiselect")),
-        fillable=fillable,
-    )
-    if depth >= MAX_NESTING:
+class _Reading:
+    """Reads the inputs of one class."""
+
+    def __init__(self, uses: Uses, shared: Share) -> None:
+        self._uses = uses
+        self._shared = shared
+        self._room = MAX_INPUTS
+
+    def inputs(self, group: object, prefix: str = "", depth: int = 0) -> Inputs:
+        """Read those of a class or of a group: ``prefix`` stands before their names in ``uses``."""
+        required, optional = (
+            {
+                name: self._spec(prefix + name, declared, depth)
+                for name, declared in given.items()
+                if isinstance(declared, list) and declared
+            }
+            for given in (_mapping(_mapping(group).get(part)) for part in ("required", "optional"))
+        )
+        return Inputs(required=required, optional=optional)
+
+    def _spec(self, name: str, declared: list[Any], depth: int) -> InputSpec:
+        self._take(1)
+        kind = declared[0]
+        extra = _mapping(declared[1]) if len(declared) > 1 else {}
+        options: tuple[Any, ...] | None = None
+        if isinstance(kind, list):
+            options, kind = tuple(kind), "COMBO"
+        elif kind == "COMBO" and isinstance(extra.get("options"), list):
+            options = tuple(extra["options"])
+        fillable = options == () and not isinstance(declared[0], list)
+        use = self._uses.get(name)
+        if options is not None:
+            folders = use is Use.PATH and file_access.names_folder(name)
+            options = self._shared(
+                tuple(option for option in options if not _is_ours(option, folders=folders))
+            )
+        spec = InputSpec(
+            type=kind if isinstance(kind, str) else "*",
+            options=options,
+            minimum=_limit(extra.get("min")),
+            maximum=_limit(extra.get("max")),
+            upload=use is Use.FILE,
+            remote=bool(extra.get("remote")),
+            multiselect=bool(extra.get("multiselect")),
+            fillable=fillable,
+        )
+        if depth >= MAX_NESTING:
+            return spec
+        inside = f"{name}."
+        match kind:
+            case "COMFY_DYNAMICCOMBO_V3":
+                return replace(spec, branches=self._branches(extra.get("options"), inside, depth + 1))
+            case "COMFY_DYNAMICSLOT_V3" if isinstance(extra.get("inputs"), Mapping):
+                return replace(spec, slot=self.inputs(extra["inputs"], inside, depth + 1))
+            case "COMFY_AUTOGROW_V3":
+                return replace(spec, growth=self._growth(extra.get("template"), inside, depth + 1))
         return spec
-    inside = f"{name}."
-    match kind:
-        case "COMFY_DYNAMICCOMBO_V3":
-            return replace(spec, branches=_branches(extra.get("options"), uses, inside, depth + 1))
-        case "COMFY_DYNAMICSLOT_V3" if isinstance(extra.get("inputs"), Mapping):
-            return replace(spec, slot=read(extra["inputs"], uses, inside, depth + 1))
-        case "COMFY_AUTOGROW_V3":
-            return replace(spec, growth=_growth(extra.get("template"), uses, inside, depth + 1))
-    return spec
+
+    def _branches(self, options: object, prefix: str, depth: int) -> Mapping[str, Inputs] | None:
+        found: dict[str, Inputs] = {}
+        for option in options if isinstance(options, list) else ():
+            if not isinstance(option, Mapping) or not isinstance(option.get("inputs"), Mapping):
+                return None
+            self._take(1)
+            found.setdefault(str(option.get("key")), self.inputs(option["inputs"], prefix, depth))
+        return found or None
+
+    def _growth(self, template: object, prefix: str, depth: int) -> Growth | None:
+        if not isinstance(template, Mapping):
+            return None
+        # What is counted is not part of the name in `uses`.
+        declared = (
+            (part, spec)
+            for part, given in _mapping(template.get("input")).items()
+            for spec in _mapping(given).values()
+            if isinstance(spec, list) and spec
+        )
+        part, first = next(declared, ("", None))
+        if first is None:
+            return None
+        most, names, start = template.get("max"), template.get("names"), template.get("prefix")
+        if isinstance(names, list):
+            self._take(min(len(names), MAX_GROWTH))
+            called = tuple(str(name) for name in names[:MAX_GROWTH])
+        elif isinstance(start, str) and len(start) <= MAX_PREFIX and isinstance(most, int):
+            self._take(max(0, min(most, MAX_GROWTH)))
+            called = tuple(f"{start}{index}" for index in range(min(most, MAX_GROWTH)))
+        else:
+            return None
+        least = template.get("min")
+        return Growth(
+            names=called,
+            # Members of an optional kind need not be given, whatever the minimum says.
+            least=least if isinstance(least, int) and part == "required" else 0,
+            spec=self._spec(prefix, first, depth),
+        )
+
+    def _take(self, count: int) -> None:
+        self._room -= count
+        if self._room < 0:
+            raise ValueError(f"more than {MAX_INPUTS} inputs")
 
 
 def _is_ours(option: object, *, folders: bool) -> bool:
     """Tell whether an option is what jobs have put into the node's folders: no choice of anybody."""
     return isinstance(option, str) and (
         file_access.is_staged(option) or (folders and file_access.in_staging(option))
-    )
-
-
-def _branches(options: object, uses: Uses, prefix: str, depth: int) -> Mapping[str, Inputs] | None:
-    found: dict[str, Inputs] = {}
-    for option in options if isinstance(options, list) else ():
-        if not isinstance(option, Mapping) or not isinstance(option.get("inputs"), Mapping):
-            return None
-        found.setdefault(str(option.get("key")), read(option["inputs"], uses, prefix, depth))
-    return found or None
-
-
-def _growth(template: object, uses: Uses, prefix: str, depth: int) -> Growth | None:
-    if not isinstance(template, Mapping):
-        return None
-    # What is counted is not part of the name in `uses`.
-    declared = (
-        (part, spec)
-        for part, given in _mapping(template.get("input")).items()
-        for spec in _mapping(given).values()
-        if isinstance(spec, list) and spec
-    )
-    part, first = next(declared, ("", None))
-    if first is None:
-        return None
-    most, names, start = template.get("max"), template.get("names"), template.get("prefix")
-    if isinstance(names, list):
-        called = tuple(str(name) for name in names[:MAX_GROWTH])
-    elif isinstance(start, str) and isinstance(most, int):
-        called = tuple(f"{start}{index}" for index in range(min(most, MAX_GROWTH)))
-    else:
-        return None
-    least = template.get("min")
-    return Growth(
-        names=called,
-        # Members of an optional kind need not be given, whatever the minimum says.
-        least=least if isinstance(least, int) and part == "required" else 0,
-        spec=_spec(prefix, first, uses, depth),
     )
 
 

@@ -6,10 +6,10 @@ class may check inputs by itself: ComfyUI then looks neither at their lists nor 
 ``/object_info`` does not say so (see :data:`OWN_CHECKS`).
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from sys import getsizeof
 from types import MappingProxyType
 from typing import Any
 
@@ -137,8 +137,59 @@ class Requirements:
     files: frozenset[tuple[str, str, str]]
 
 
+class TooManyClasses(ValueError):
+    """An inventory would take more memory than may be."""
+
+
+class Reader:
+    """Takes the classes of ``GET /object_info`` one by one. What can't be read is left open, never refused.
+
+    Args:
+        most_bytes: What the inventory may take in memory, about; None: anything.
+    """
+
+    def __init__(self, *, most_bytes: int | None = None) -> None:
+        self._most = most_bytes
+        self._classes: dict[str, ClassInfo] = {}
+        self._lists: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._held = 0
+
+    def add(self, name: str, body: object) -> None:
+        """Take one class.
+
+        Raises:
+            TooManyClasses: All of them take more memory than may be.
+        """
+        if isinstance(body, Mapping):
+            self._classes[name] = info = _read_class(name, body, self._shared)
+            self._count(info)
+
+    def inventory(self, replacements: object = None, version: str = "") -> Inventory:
+        """Return what was taken; for the arguments see :func:`parse`. Raises TooManyClasses."""
+        replaced = _replaced(replacements, self._classes)
+        for info in replaced.values():
+            self._count(info)
+        return Inventory(classes={**replaced, **self._classes}, version=version)
+
+    def _count(self, info: ClassInfo) -> None:
+        names = (info.name, *info.outputs, *info.files)
+        self._held += _CLASS_BYTES + declared.held(info) + 2 * sum(map(getsizeof, names))
+        if self._most is not None and self._held > self._most:
+            mib = self._most / 2**20
+            raise TooManyClasses(f"its {len(self._classes)} classes take more than {mib:g} MiB to hold")
+
+    def _shared(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return an equal list that is known: the names of all models stand in many classes."""
+        if all(type(option) is str for option in options):  # True equals 1
+            if (found := self._lists.get(options)) is not None:
+                return found
+            self._lists[options] = options
+        self._held += sum(map(_size, options)) + getsizeof(options)
+        return options
+
+
 def parse(object_info: object, *, replacements: object = None, version: str = "") -> Inventory:
-    """Read the body of ``GET /object_info``. What can't be read is left open, never refused.
+    """Read the whole body of ``GET /object_info``.
 
     Args:
         object_info: The body.
@@ -151,10 +202,10 @@ def parse(object_info: object, *, replacements: object = None, version: str = ""
     """
     if not isinstance(object_info, Mapping):
         raise ConfigError("/object_info did not answer with an object; is this URL a ComfyUI?")
-    classes = {
-        name: _read_class(name, body) for name, body in object_info.items() if isinstance(body, Mapping)
-    }
-    return Inventory(classes={**_replaced(replacements, classes), **classes}, version=version)
+    reader = Reader()
+    for name, body in object_info.items():
+        reader.add(name, body)
+    return reader.inventory(replacements, version)
 
 
 def problems(graph: Graph, inventory: Inventory) -> list[Problem]:
@@ -233,42 +284,6 @@ def requirements(graph: Graph, inventory: Inventory) -> Requirements:
     )
 
 
-_VERSION = re.compile(r"\s*(>=|<=|==|>|<)\s*v?(\d+(?:\.\d+)*)\s*")
-_NUMBERS = re.compile(r"v?(\d+(?:\.\d+)*)")
-
-
-def version_allows(version: str, wanted: str) -> bool | None:
-    """Tell whether ``version`` fulfils a condition such as ``>=0.3.71`` or ``>=0.3.71,<2``.
-
-    Returns:
-        None if the version can't be read, so that nothing can be said.
-
-    Raises:
-        ConfigError: The condition can't be read.
-    """
-    conditions = []
-    for part in wanted.split(",") if wanted.strip() else ():
-        match = _VERSION.fullmatch(part)
-        if not match:
-            raise ConfigError(f"comfyui = {wanted!r} must look like '>=0.3.71' or '>=0.3.71,<2'")
-        conditions.append((match[1], _numbers(match[2])))
-    match = _NUMBERS.match(version)
-    if not match:
-        return None
-    have = _numbers(match[1])
-    for operator, limit in conditions:
-        holds = {
-            ">=": have >= limit,
-            "<=": have <= limit,
-            "==": have == limit,
-            ">": have > limit,
-            "<": have < limit,
-        }
-        if not holds[operator]:
-            return False
-    return True
-
-
 _EXTENSIONS = (
     ".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl", ".engine",
     ".yaml",
@@ -283,21 +298,36 @@ def looks_like_file(value: object) -> bool:
 # ----------------------------------------------------------------------------------------------------
 
 _PACKS = "custom_nodes"
+_CLASS_BYTES = 1000
 
 
-def _read_class(name: str, body: Mapping[str, Any]) -> ClassInfo:
+def _size(value: object) -> int:
+    """Return about how many bytes a JSON value takes."""
+    total, stack = 0, [value]
+    while stack:
+        one = stack.pop()
+        total += getsizeof(one) + 24
+        if isinstance(one, dict):
+            stack.extend(one)
+            stack.extend(one.values())
+        elif isinstance(one, list):
+            stack.extend(one)
+    return total
+
+
+def _read_class(name: str, body: Mapping[str, Any], shared: declared.Share) -> ClassInfo:
     """Return a class; one that declares what nobody can make sense of is there, and takes anything."""
     try:
-        return _class_info(name, body)
+        return _class_info(name, body, shared)
     except Exception:  # noqa: BLE001 - one odd class must not cost the node all others
         return ClassInfo(name=name, output_node=body.get("output_node") is True)
 
 
-def _class_info(name: str, body: Mapping[str, Any]) -> ClassInfo:
+def _class_info(name: str, body: Mapping[str, Any], shared: declared.Share) -> ClassInfo:
     outputs = body.get("output")
     module = body.get("python_module")
     files = file_access.uses(name, body)
-    inputs = declared.read(body.get("input"), files)
+    inputs = declared.read(body.get("input"), files, shared)
     return ClassInfo(
         name=name,
         required=inputs.required,
@@ -462,10 +492,3 @@ def _some(options: tuple[Any, ...]) -> str:
         if options
         else "an empty list"
     )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    numbers = [int(part) for part in text.split(".")]
-    while numbers and numbers[-1] == 0:  # 0.4 and 0.4.0 are the same version
-        numbers.pop()
-    return tuple(numbers)

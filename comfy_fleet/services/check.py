@@ -8,7 +8,8 @@ from comfy_fleet.domain.binding import bind
 from comfy_fleet.domain.errors import InvalidParameter, InvalidWorkflow
 from comfy_fleet.domain.file_check import SHIPPED, Declared, FilePolicy
 from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.inventory import Inventory, Problem, ProblemKind, problems, version_allows
+from comfy_fleet.domain.inventory import Inventory, Problem, ProblemKind, problems
+from comfy_fleet.domain.versions import version_allows
 from comfy_fleet.domain.workflow import FILES, Parameter, ParameterType, Workflow
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from comfy_fleet.domain import inventory
 from comfy_fleet.domain.errors import FleetError, StoreDown
+from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.node import NodeState
 from comfy_fleet.domain.readings import reading_of
 from comfy_fleet.ports import InventoryStore, NodeRegistry
@@ -30,11 +30,8 @@ NEW_AGAIN_S = (0.05, 0.05, 0.1, 0.2)  # how soon a node that just joined is aske
 class NodeInfo(Protocol):
     """The part of :class:`comfy_fleet.ports.NodeApi` that is needed here."""
 
-    async def object_info(self, node: str) -> Mapping[str, Any]:
-        """Return every node class with its inputs. Raises NodeError."""
-
-    async def node_replacements(self, node: str) -> Mapping[str, Any]:
-        """Return the classes that it replaces by others; empty if it knows of none. Raises NodeError."""
+    async def inventory(self, node: str) -> Inventory:
+        """Return the node's classes, without its version. Raises NodeError."""
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
@@ -160,9 +157,7 @@ class Keeper:
     async def _read(self, name: str) -> str:
         """Ask a node and keep what it has; returns what the store says of it."""
         stats = await self._ask.system_stats(name)
-        answer = await self._ask.object_info(name)
-        replaced = await self._ask.node_replacements(name)
-        parsed = await asyncio.to_thread(inventory.parse, answer, replacements=replaced)
+        parsed = await self._ask.inventory(name)
         outcome = await self._store.save(name, parsed, reading_of(stats))
         if outcome == "changed":
             logger.info("node read", extra={"node": name, "classes": len(parsed.classes)})

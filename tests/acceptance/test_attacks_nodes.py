@@ -1,7 +1,9 @@
 """A node that answers without end, or what no ComfyUI answers: it costs the fleet nothing but the node."""
 
+import json
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.conftest import free_port
 from tests.factories import picture
-from tests.hostile import ANSWERS, MIB, HostileNode, endless, frame
+from tests.hostile import ANSWERS, MIB, HostileNode, answer, endless, frame
 
 GROWTH = 64 * MIB
 FRAME_LIMIT = 8 * MIB
@@ -64,7 +66,7 @@ def processes(up: Up) -> dict[int, str]:
         if folder.name.isdecimal():
             try:
                 parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                words[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+                words[int(folder.name)] = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
             except OSError:
                 continue
     found = {up.process.pid}
@@ -124,6 +126,17 @@ def out(up: Up) -> str:
     return str(found["why"]) if found["verdict"] in ("drain", "down", "new") else ""
 
 
+def expected(call: str, how: str) -> str:
+    """Return what the reason why the node is out must say."""
+    if how == "bomb":
+        return "gzip"
+    if call == "/system_stats":  # nothing sets how much is read of it
+        return "more than 1 MiB"
+    if how == "values":
+        return "500000 lists and objects" if call == "/object_info" else "values"
+    return "FLEET_NODE_ANSWER_BYTES"
+
+
 @pytest.mark.parametrize("how", ANSWERS)
 @pytest.mark.parametrize("call", ["/system_stats", "/queue", "/object_info", "/prompt", "/history/"])
 def test_a_bad_answer_costs_the_node_and_nobody_else(up: Up, evil: HostileNode, call: str, how: str) -> None:
@@ -145,16 +158,92 @@ def test_a_bad_answer_costs_the_node_and_nobody_else(up: Up, evil: HostileNode, 
             time.sleep(0.1)
     wait(lambda: call.rstrip("/") in out(up), up)
     others_work(up, 2)
-    assert {
-        "endless": "FLEET_NODE_ANSWER_BYTES",
-        "huge": "FLEET_NODE_ANSWER_BYTES",
-        "bomb": "gzip",
-        "values": "values",
-    }[how] in out(up)
+    assert expected(call, how) in out(up)
     most, who = grown.most()
     assert most < GROWTH, (most / MIB, who)
     if id_:
         httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
+
+
+def classes(body: Callable[[int], bytes], count: int) -> bytes:
+    return b"{" + b",".join(b'"C%d":' % number + body(number) for number in range(count)) + b"}"
+
+
+def of_input(number: int, value: bytes) -> bytes:
+    return b'{"input":{"required":{"i%d":' % number + value + b"}}}"
+
+
+def of_inputs(number: int) -> bytes:
+    named = b",".join(b'"i%d_%d":["T%d"]' % (number, index, index) for index in range(9_000))
+    return b'{"input":{"required":{' + named + b"}}}"
+
+
+def growing(number: int) -> bytes:
+    template = b'{"input":{"required":{"a":["A"]}},"prefix":"' + b"p" * 190 + b'","max":1000}'
+    return of_input(number, b'["COMFY_AUTOGROW_V3",{"template":' + template + b"}]")
+
+
+def noise(number: int, size: int) -> bytes:
+    return json.dumps(random.Random(number).randbytes(size).hex()).encode()
+
+
+LARGE_INVENTORIES: dict[str, Callable[[], bytes]] = {
+    # Dear to decode: each class is within what one may take.
+    "lists": lambda: classes(lambda n: b'{"x":[' + b"[]," * 85_000 + b"0]}", 5),
+    "more-lists": lambda: classes(lambda n: b'{"x":[' + b"[]," * 85_000 + b"0]}", 90),
+    "objects": lambda: classes(lambda n: b'{"x":[' + b'{"":0},' * 40_000 + b"0]}", 12),
+    "wide": lambda: classes(lambda n: b'{"x":"\xf0\x9f\x99\x82' + b"x" * 2_600_000 + b'"}', 9),
+    "slow": lambda: classes(lambda n: b'{"x":NaN,"y":"' + b"x" * 5_000_000 + b'"}', 4),
+    # Dear to keep: all classes together are near what they may take, or beyond.
+    "names": lambda: classes(lambda n: of_input(n, b'[["' + b"%09d" % n * 20 + b'"]]'), 7_000),
+    "inputs": lambda: classes(of_inputs, 3),
+    "more-inputs": lambda: classes(of_inputs, 9),
+    "growing": lambda: classes(growing, 60),
+    "more-growing": lambda: classes(growing, 6_000),
+    "texts": lambda: classes(lambda n: of_input(n, b"[[" + noise(n, 250_000) + b"]]"), 20),
+    "long-names": lambda: classes(lambda n: of_input(n, b'[["%d' % n + b"x" * 700_000 + b'"]]'), 30),
+    "classes": lambda: classes(lambda n: b"{}", 1_500_000),
+}
+
+
+def test_the_largest_inventories_that_are_read(up: Up, evil: HostileNode) -> None:
+    """They are kept by every process that places jobs."""
+    statuses = {}
+    for name, body in LARGE_INVENTORIES.items():
+        grown = Grown(up)
+        evil.bad["/object_info"] = answer(body())
+        told = httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60)
+        statuses[name] = told.status_code
+        others_work(up, 10)
+        most, who = grown.most()
+        assert most < GROWTH, (name, most / MIB, who)
+    read = {name for name, status in statuses.items() if status == 200}
+    assert read == {"lists", "objects", "wide", "slow", "names", "inputs", "growing"}, statuses
+
+
+LARGE_ANSWERS = {
+    "text": b'{"a": "' + b"x" * (18 * MIB) + b'"}',
+    "wide-text": '{"a": "\N{SLIGHTLY SMILING FACE}'.encode() + b"x" * (9 * MIB) + b'"}',
+    "lists": b'{"a": [' + b"[]," * 310_000 + b"0]}",
+    "objects": b'{"a": [' + b'{"":0},' * 140_000 + b"0]}",
+    "slow": b'{"a": NaN, "b": "' + b"x" * (18 * MIB) + b'"}',
+}
+
+
+@pytest.mark.parametrize("call", ["/queue", "/prompt", "/history"])
+def test_the_largest_answers_that_are_read(up: Up, evil: HostileNode, call: str) -> None:
+    evil.frames = []
+    for name, body in LARGE_ANSWERS.items():
+        grown = Grown(up)
+        evil.bad = {call: answer(body)}
+        asked = len(evil.asked)
+        id_ = submit(up, "evil", 11)
+        wait(lambda: call in "".join(evil.asked[asked:]), up)  # noqa: B023 - used at once
+        others_work(up, 12)
+        most, who = grown.most()
+        assert most < GROWTH, (name, most / MIB, who)
+        httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
+    evil.bad = {}
 
 
 @pytest.mark.parametrize("call", ["/interrupt", "/free", "/upload/image", "/node_replacements"])

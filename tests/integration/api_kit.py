@@ -20,6 +20,7 @@ from comfy_fleet.api.incoming import Pace
 from comfy_fleet.api.main import Server, build, server
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.domain.inventory import Inventory, parse
 from comfy_fleet.domain.job import JobStatus, Output, OutputKind
 from comfy_fleet.domain.node import Node
 from comfy_fleet.ports import Claim
@@ -41,14 +42,11 @@ class Info:
         self.answers: dict[str, Mapping[str, Any]] = {}
         self.asked = 0
 
-    async def object_info(self, node: str) -> Mapping[str, Any]:
+    async def inventory(self, node: str) -> Inventory:
         self.asked += 1
         if node not in self.answers:
             raise NodeError(f"{node} does not answer")
-        return self.answers[node]
-
-    async def node_replacements(self, node: str) -> Mapping[str, Any]:
-        return {}
+        return parse(self.answers[node])
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         return {"system": {"comfyui_version": "0.3.64"}}

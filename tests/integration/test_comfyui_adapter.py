@@ -332,7 +332,7 @@ async def test_a_node_that_dies_while_it_sends_a_file(tmp_path: Path) -> None:
 
 
 async def test_what_a_node_says_of_itself(fleet: Fleet) -> None:
-    assert "SaveImage" in await fleet.nodes.object_info("g1")
+    assert "SaveImage" in (await fleet.nodes.inventory("g1")).classes
     assert (await fleet.nodes.system_stats("g1"))["devices"]
     await fleet.nodes.free("g1")
 

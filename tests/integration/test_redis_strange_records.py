@@ -153,8 +153,14 @@ async def test_a_run_whose_job_cannot_be_read_ends_and_frees_its_node(
 
 @pytest.mark.parametrize(
     "packed",
-    [b"no zlib", zlib.compress(b"[]"), zlib.compress(b'{"classes":{"A":{"files":{"x":"new"}}},"lists":[]}')],
-    ids=["not packed", "no object", "an unknown use"],
+    [
+        b"no zlib",
+        zlib.compress(b"[]"),
+        zlib.compress(b"[]\n"),
+        zlib.compress(b'["A",{}]\n')[:-6],
+        zlib.compress(b'["A",{"files":{"x":"new"}}]\n'),
+    ],
+    ids=["not packed", "no line", "no class", "cut", "an unknown use"],
 )
 async def test_an_inventory_that_cannot_be_read_stops_no_look(stores: Stores, packed: bytes) -> None:
     client: Any = stores.redis

@@ -55,7 +55,7 @@ async def test_without_end_they_are_the_nodes_fault(interim: bytes) -> None:
         assert isinstance(answer, AskFailed)
         assert answer.kind == "unusable"
         with pytest.raises(NodeFault, match="interim heads"):
-            await client.object_info("g1")
+            await client.inventory("g1")
         assert isinstance(await client.post_prompt("g1", graph={}, run="r", job="j"), PostUnknown)
         with pytest.raises(NodeError):
             async with client.view("g1", FileRef("x", "", "output")):

@@ -15,7 +15,7 @@ from comfy_fleet.domain import inventory
 from comfy_fleet.domain.eligibility import GIB, Needs, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow, NodeError
 from comfy_fleet.domain.graph import check
-from comfy_fleet.domain.inventory import Inventory
+from comfy_fleet.domain.inventory import Inventory, parse
 from comfy_fleet.domain.job import Placement
 from comfy_fleet.domain.node import Node, NodeState, Reading
 from comfy_fleet.ports import InventoryStore, NodeRegistry
@@ -64,14 +64,11 @@ class World:
             await self.changed.wait()
             self.changed.clear()
 
-    async def node_replacements(self, node: str) -> Mapping[str, Any]:
-        return {}
-
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         device = {"type": "cuda", "vram_total": self.vram.get(node, 0)}
         return {"system": {"comfyui_version": "0.3.64"}, "devices": [device]}
 
-    async def object_info(self, node: str) -> Mapping[str, Any]:
+    async def inventory(self, node: str) -> Inventory:
         self.asked.append(node)
         if self.missing.get(node, 0) > 0:
             self.missing[node] -= 1
@@ -79,7 +76,7 @@ class World:
         answer = self.answers[node]
         if answer is None:
             raise NodeError("down")
-        return answer
+        return parse(answer)
 
     async def claim(self, node: str, *, ttl_s: int) -> bool:
         return node in self.answers
@@ -182,14 +179,14 @@ class ComesUpMeanwhile(World):
 
     known: NodeInventories
 
-    async def object_info(self, node: str) -> Mapping[str, Any]:
+    async def inventory(self, node: str) -> Inventory:
         if node == "new" and self.missing.get(node):
             self.verdicts[node] = "up"
             self.changed.set()
             async with asyncio.timeout(5):
                 while self.known.keeper._verdicts[node] != "up":
                     await asyncio.sleep(0.001)
-        return await super().object_info(node)
+        return await super().inventory(node)
 
 
 async def test_a_node_that_comes_up_while_it_is_asked_too_early_is_asked_again() -> None:

@@ -9,13 +9,8 @@ import pytest
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.file_check import Declared, named_uploads
 from comfy_fleet.domain.graph import asset_reference
-from comfy_fleet.domain.inventory import (
-    Inventory,
-    parse,
-    problems,
-    requirements,
-    version_allows,
-)
+from comfy_fleet.domain.inventory import Inventory, parse, problems, requirements
+from comfy_fleet.domain.versions import version_allows
 from comfy_fleet.domain.workflow import ModelFile, Parameter, ParameterType, Requires, Workflow
 from comfy_fleet.services.check import check_workflow
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from comfy_fleet.domain.errors import NodeFault
-from comfy_fleet.domain.inventory import parse
+from comfy_fleet.domain.inventory import Inventory, parse
 from comfy_fleet.domain.node import Node, NodeState
 from comfy_fleet.ports import InventoryStore, NodeRegistry
 from comfy_fleet.services.refresh import AT_ONCE, Keeper
@@ -49,13 +49,10 @@ class Nodes:
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         return {}
 
-    async def object_info(self, node: str) -> Mapping[str, Any]:
+    async def inventory(self, node: str) -> Inventory:
         if self._raises is not None:
             raise self._raises
-        return INFO
-
-    async def node_replacements(self, node: str) -> Mapping[str, Any]:
-        return {}
+        return parse(INFO)
 
 
 def keeper(store: Store, nodes: Nodes) -> Keeper:

@@ -65,7 +65,7 @@ class DirectNode:
         post: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Ask, and return what the answer's JSON says; None if it is none.
+        """Ask, and return what the answer's JSON says, perhaps without its long texts; None if it is none.
 
         Args:
             path: What to ask for.
@@ -94,7 +94,7 @@ class DirectNode:
                     words = f"{answer.status_code} at {path}"
                     raise NodeError(f"{hint}: {words}" if hint else f"it answered {words}")
                 body = await read_body(answer.headers, answer.aiter_bytes(), self._limits, what=path)
-            return await decoded(body, self._limits, what=path)
+            return await decoded(body, self._limits, what=path, brief=True)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise NodeError(why_silent(self.url, error, timeout_s), details={"url": self.url}) from error
 

@@ -17,7 +17,7 @@ its answer breaks a limit           ``unusable``     NodeFault
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +29,10 @@ import orjson
 from yarl import URL
 
 from comfy_fleet.adapters.comfyui.answers import PLAIN, AnswerLimits, decoded, read_body
+from comfy_fleet.adapters.comfyui.classes import ClassReader
 from comfy_fleet.adapters.comfyui.heads import Connector, TooManyHeads
 from comfy_fleet.domain.errors import NodeError, NodeFault, OutputGone, OutputRefused
+from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run_messages import (
     AskFailed,
@@ -162,7 +164,7 @@ class NodeClient:
 
     async def queue_state(self, node: str, run: str) -> QueueAnswered | AskFailed:
         """Ask where the run is. Never raises for what the node or the broker does."""
-        answer = await self._ask(node, "queue", "/queue")
+        answer = await self._ask(node, "queue", "/queue", brief=True)
         if isinstance(answer, AskFailed):
             return answer
         running, pending = answer.get("queue_running"), answer.get("queue_pending")
@@ -271,24 +273,30 @@ class NodeClient:
             raise NodeError(f"node {node} did not say how it stored {name!r}", details={"node": node})
         return FileRef(stored, str(answer.get("subfolder") or ""), str(answer.get("type") or "input"))
 
-    async def object_info(self, node: str) -> Mapping[str, Any]:
-        """Return every node class with its inputs. Raises NodeError."""
-        return await self._object(node, "/object_info")
-
-    async def node_replacements(self, node: str) -> Mapping[str, Any]:
-        """Return the classes that the node replaces by others; empty where it says nothing usable of them.
-
-        Raises:
-            NodeError: It did not answer.
-        """
+    async def inventory(self, node: str) -> Inventory:
+        """Return the node's classes, without its version. Raises NodeError."""
+        classes = ClassReader(self._limits)
         try:
-            answer = await self._call(node, "GET", "/node_replacements")
+            await self._call(node, "GET", "/object_info", take=classes.take)
+            found = await classes.end()
+        except NodeFault as fault:
+            raise fault if "node" in fault.details else self._blamed(node, fault, "/object_info") from None
+        except NodeError as error:
+            if error.details:
+                raise
+            message = f"node {node} answered /object_info with no JSON object: {error.message}"
+            raise NodeError(message, details={"node": node}) from None
+        replacements = await self._node_replacements(node)
+        return await asyncio.to_thread(found.inventory, replacements)
+
+    async def _node_replacements(self, node: str) -> object:
+        try:
+            return await self._call(node, "GET", "/node_replacements")
         except NodeError as error:
             # Older versions do not know it, and an entry of a node pack may break it.
             if error.details.get("status", 503) in (502, 503, 504):
                 raise
-            return {}
-        return answer if isinstance(answer, dict) else {}
+            return None
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
@@ -313,13 +321,21 @@ class NodeClient:
         *,
         data: bytes | AsyncIterator[bytes] | None = None,
         patience: aiohttp.ClientTimeout = _ASK,
+        take: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> _Answer:
         try:
             async with self._open().request(
                 method, self._at(path), headers=headers, data=data, timeout=patience, allow_redirects=False
             ) as response:
                 chunks = response.content.iter_chunked(CHUNK_BYTES)
-                body = await read_body(response.headers, chunks, self._limits, what=_call_of(path))
+                sound = response.status == 200 and NODE in response.headers
+                body = await read_body(
+                    response.headers,
+                    chunks,
+                    self._limits,
+                    what=_call_of(path),
+                    take=take if sound else None,
+                )
                 return _Answer(response.status, response.headers, body)
         except NodeFault as fault:
             raise self._blamed(headers[NODE], fault, path) from None
@@ -328,10 +344,10 @@ class NodeClient:
                 headers[NODE], NodeFault(f"{_call_of(path)} answered with {error}"), path
             ) from None
 
-    async def _decoded(self, answer: _Answer, node: str, path: str) -> Any:
+    async def _decoded(self, answer: _Answer, node: str, path: str, *, brief: bool = False) -> Any:
         """Return an answer's JSON, or None if it is none. Raises NodeFault."""
         try:
-            return await decoded(answer.content, self._limits, what=_call_of(path))
+            return await decoded(answer.content, self._limits, what=_call_of(path), brief=brief)
         except NodeFault as fault:
             raise self._blamed(node, fault, path) from None
 
@@ -342,7 +358,9 @@ class NodeClient:
         self._on_fault(node, fault)
         return fault
 
-    async def _ask(self, node: str, what: str, path: str) -> dict[str, Any] | AskFailed:
+    async def _ask(
+        self, node: str, what: str, path: str, *, brief: bool = False
+    ) -> dict[str, Any] | AskFailed:
         def failed(kind: AskFailure, why: str = "") -> AskFailed:
             return AskFailed(what, kind, why)
 
@@ -350,7 +368,8 @@ class NodeClient:
             response = await self._get(path, node)
             if NODE not in response.headers:
                 return failed("node_down" if response.status == 503 else "error")
-            answer = await self._decoded(response, node, path) if response.status == 200 else None
+            found = response.status == 200
+            answer = await self._decoded(response, node, path, brief=brief) if found else None
         except NodeFault as fault:
             return failed("unusable", fault.message)
         except aiohttp.ConnectionTimeoutError:
@@ -392,9 +411,13 @@ class NodeClient:
         *,
         headers: Mapping[str, str] | None = None,
         data: bytes | AsyncIterator[bytes] | None = None,
+        take: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> Any:
+        """Call and return what the answer's JSON says; None if ``take`` gets it. Raises NodeError."""
         try:
-            response = await self._send(method, path, headers or {NODE: node}, data=data, patience=_SEND)
+            response = await self._send(
+                method, path, headers or {NODE: node}, data=data, patience=_SEND, take=take
+            )
         except FileNotFoundError:
             raise
         except _BROKEN as error:

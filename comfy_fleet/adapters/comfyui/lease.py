@@ -38,7 +38,7 @@ MAX_FRAGMENTS = 1024  # parts of one message; ComfyUI sends each in one
 MAX_CONTROLS = 64  # pings and the like in a second; each costs an answer
 MAX_FRAMES = 20_000  # at once, e.g. of a minute in which nobody read; ComfyUI sends a few hundred a second
 MAX_FRAMES_A_SECOND = 2_000  # for long
-_HELD = 1.125  # a text and what it is decoded to, in largest frames; the decoder has a copy of its own, too
+_HELD = 1.75  # a text, the decoder's copy and what it is decoded to, in largest frames
 PING_EVERY_S = 5.0  # HAProxy frees the slot of a dispatcher that is silent for 20 s
 
 # Close without lingering: the kernel sends a reset, and HAProxy frees the slot without waiting for the node.

@@ -7,7 +7,13 @@ from typing import Any
 
 import orjson
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_LONE = (
+    r"\\u(?:[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u)[dD][c-fC-F])"
+)
+HALF_BYTES = re.compile(_LONE.encode())
+"""Half a character, without its other half beside it."""
+_HALF = re.compile(_LONE)
+_RAW_HALF = re.compile("[\ud800-\udfff]")
 _EXACT_DIGITS = 18
 """So many digits fit into 64 bits, with or without a sign."""
 _MOST_DIGITS = 400
@@ -33,7 +39,7 @@ def decode_slowly(text: bytes | bytearray | str) -> Any:
         if not isinstance(text, str):
             text = text.decode("utf-8-sig", "replace")
         value = json.loads(text, parse_int=_whole, parse_float=_real)
-        if not _HALF.search(text):
+        if not _HALF.search(text) and (text.isascii() or not _RAW_HALF.search(text)):
             return value
         whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         return json.loads(whole)

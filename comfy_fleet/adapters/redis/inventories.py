@@ -6,7 +6,7 @@ out of it: they change with every upload and are no need of any job.
 
 import asyncio
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -16,21 +16,25 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.redis.codec import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.eligibility import Needs
+from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.file_access import Use
 from comfy_fleet.domain.inputs import Growth, Inputs, InputSpec
 from comfy_fleet.domain.inventory import ClassInfo, Inventory
 from comfy_fleet.domain.node import Reading
 from comfy_fleet.domain.records import UNREADABLE
 
-FORMAT = "2-"
+FORMAT = "3-"
 """Begins the hash of what is packed as :func:`pack` does it; what an earlier version packed says less."""
+MAX_PACKED = 4 * 1024 * 1024
+"""Bytes of one packed inventory; a hundred node packs with thousands of models take less than one."""
 MAX_WHY = 400
 """Characters of the reason why a node can't be read."""
 NEEDS_S = 30 * 86400
 """How long needs outlive the last job that was submitted with them; without them a node decides by itself."""
 
+_STEP_BYTES = 256 * 1024
 _FLAGS = ("remote", "multiselect", "fillable")
-_LIMITS = ("minimum", "maximum", "step", "default")
+_LIMITS = ("minimum", "maximum")
 _CLASS_FLAGS = ("output_node", "keeps_graph", "shows_files", "pack")
 
 
@@ -102,63 +106,129 @@ class RedisInventories:
 
 
 def pack(inventory: Inventory) -> tuple[str, bytes]:
-    """Return an inventory's content hash and its packed form; equal lists are kept once."""
+    """Return an inventory's content hash and its packed form, in which equal lists stand once.
+
+    It is written and read class by class: what is in it takes many times as much in memory.
+
+    Raises:
+        NodeFault: It is larger than any node's, even when packed.
+    """
+    packed = _Packed()
     lists: dict[bytes, int] = {}
-    classes = {name: _class(info, lists) for name, info in inventory.classes.items()}
-    body = {"classes": classes, "lists": [orjson.Fragment(raw) for raw in lists]}
-    data = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
-    # The hash must not hang on the order in which lists were met.
-    told = {name: _class(info, None) for name, info in inventory.classes.items()}
-    digest = blake3(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest(16)
-    return FORMAT + digest, zlib.compress(data, 3)
+    for name, info in sorted(inventory.classes.items()):
+        packed.write([name, _class(info, lists, packed)])
+    return FORMAT + packed.digest(), packed.end()
 
 
 def unpack(packed: bytes) -> Inventory:
     """Read :func:`pack` back."""
-    body = orjson.loads(zlib.decompress(packed))
-    lists = [tuple(options) for options in body["lists"]]
-    return Inventory(classes={name: _class_of(name, raw, lists) for name, raw in body["classes"].items()})
+    lists: list[tuple[Any, ...]] = []
+    classes: dict[str, ClassInfo] = {}
+    for line in _lines(packed):
+        entry = orjson.loads(line)
+        if isinstance(entry, dict):
+            lists.append(tuple(entry["list"]))
+        else:
+            name, raw = entry
+            classes[name] = _class_of(name, raw, lists)
+    return Inventory(classes=classes)
 
 
-def _class(info: ClassInfo, lists: dict[bytes, int] | None) -> dict[str, Any]:
+class _Packed:
+    """Lines of JSON, packed and hashed as they come. The same inventory makes the same lines."""
+
+    def __init__(self) -> None:
+        self._hash = blake3()
+        self._packer = zlib.compressobj(3)
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, entry: Any) -> None:
+        line = orjson.dumps(entry, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+        self._hash.update(line)
+        self._add(self._packer.compress(line))
+
+    def digest(self) -> str:
+        return self._hash.hexdigest(16)
+
+    def end(self) -> bytes:
+        self._add(self._packer.flush())
+        return b"".join(self._parts)
+
+    def _add(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > MAX_PACKED:
+            raise NodeFault(
+                f"/object_info is too large: packed it takes more than {MAX_PACKED // 2**20} MiB",
+                details={"limit": "packed", "bytes": MAX_PACKED},
+            )
+        self._parts.append(part)
+
+
+def _lines(packed: bytes) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj()
+    rest = b""
+    while not unpacker.eof:
+        part = unpacker.decompress(packed, _STEP_BYTES)
+        packed = unpacker.unconsumed_tail
+        if not part and not unpacker.eof:
+            raise zlib.error("it ends too early")
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
+    if rest:
+        raise ValueError("its last line has no end")
+
+
+def _class(info: ClassInfo, lists: dict[bytes, int], packed: _Packed) -> dict[str, Any]:
     raw: dict[str, Any] = {"outputs": list(info.outputs)} if info.outputs else {}
     raw |= {flag: True for flag in _CLASS_FLAGS if getattr(info, flag)}
     if info.files:
         raw["files"] = dict(info.files)
-    return {**raw, **_inputs(info, lists)}
+    return {**raw, **_inputs(info, lists, packed)}
 
 
-def _inputs(inputs: Inputs, lists: dict[bytes, int] | None) -> dict[str, Any]:
+def _inputs(inputs: Inputs, lists: dict[bytes, int], packed: _Packed) -> dict[str, Any]:
     groups = {"required": inputs.required, "optional": inputs.optional}
     return {
-        group: {name: _spec(spec, lists) for name, spec in specs.items()}
+        group: {name: _spec(spec, lists, packed) for name, spec in sorted(specs.items())}
         for group, specs in groups.items()
         if specs
     }
 
 
-def _spec(spec: InputSpec, lists: dict[bytes, int] | None) -> dict[str, Any]:
+def _spec(spec: InputSpec, lists: dict[bytes, int], packed: _Packed) -> dict[str, Any]:
     raw: dict[str, Any] = {"type": spec.type}
     for field in _LIMITS:
         if (value := getattr(spec, field)) is not None:
             raw[field] = value
     if spec.upload:
-        raw.pop("default", None)  # the first file in the folder
         return {**raw, "upload": True}
     raw |= {flag: True for flag in _FLAGS if getattr(spec, flag)}
     if spec.options is not None:
-        if lists is None:
-            raw["options"] = list(spec.options)
-        else:
-            raw["options"] = lists.setdefault(orjson.dumps(list(spec.options)), len(lists))
+        raw["options"] = _list(spec.options, lists, packed)
     if spec.branches is not None:
-        raw["branches"] = {key: _inputs(inner, lists) for key, inner in spec.branches.items()}
+        branches = sorted(spec.branches.items())
+        raw["branches"] = {key: _inputs(inner, lists, packed) for key, inner in branches}
     if spec.slot is not None:
-        raw["slot"] = _inputs(spec.slot, lists)
+        raw["slot"] = _inputs(spec.slot, lists, packed)
     if spec.growth is not None:
         grown = spec.growth
-        raw["growth"] = {"names": grown.names, "least": grown.least, "spec": _spec(grown.spec, lists)}
+        raw["growth"] = {
+            "names": grown.names,
+            "least": grown.least,
+            "spec": _spec(grown.spec, lists, packed),
+        }
     return raw
+
+
+def _list(options: tuple[Any, ...], lists: dict[bytes, int], packed: _Packed) -> int:
+    """Return the number of a list, which is written where it is met first."""
+    entry = {"list": list(options)}
+    key = blake3(orjson.dumps(entry, option=orjson.OPT_SORT_KEYS)).digest()
+    if key not in lists:
+        packed.write(entry)
+        lists[key] = len(lists)
+    return lists[key]
 
 
 def _class_of(name: str, raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -> ClassInfo:

@@ -1,0 +1,18 @@
+"""How a process asks the system for memory, and gives it back."""
+
+import contextlib
+import ctypes
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def give_memory_back() -> None:
+    """Give large blocks back to the system once they are free.
+
+    glibc stops doing so after the first one: it takes a block of up to 32 MiB that was freed as a reason to
+    keep, and to copy as they grow, all others up to that size. Other C libraries do as they do.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
+        libc.mallopt(_M_TRIM_THRESHOLD, 8 * 1024 * 1024)
