@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         ge=64 * 1024,
         description="Largest answer of a node to any call but `/view`. One beyond it is the node's fault. "
         "Decoding it may take 7/3 of this in memory (a text in ASCII takes three times its size). One class "
-        "of `/object_info` may have a quarter of this, and all of them may take two thirds in memory.",
+        "of `/object_info` may have a quarter of this, and all of them may take four thirds in memory.",
     )
     node_answer_s: float = Field(
         60.0, gt=0, description="Longest time from the beginning of a node's answer to its end; not `/view`."

@@ -187,18 +187,20 @@ def noise(number: int, size: int) -> bytes:
     return json.dumps(random.Random(number).randbytes(size).hex()).encode()
 
 
+WIDE = b'{"x":"\xf0\x9f\x99\x82' + b"x" * 2_600_000 + b'"}'
 LARGE_INVENTORIES: dict[str, Callable[[], bytes]] = {
     # Dear to decode: each class is within what one may take.
     "lists": lambda: classes(lambda n: b'{"x":[' + b"[]," * 85_000 + b"0]}", 5),
     "more-lists": lambda: classes(lambda n: b'{"x":[' + b"[]," * 85_000 + b"0]}", 90),
     "objects": lambda: classes(lambda n: b'{"x":[' + b'{"":0},' * 40_000 + b"0]}", 12),
-    "wide": lambda: classes(lambda n: b'{"x":"\xf0\x9f\x99\x82' + b"x" * 2_600_000 + b'"}', 9),
+    "wide": lambda: classes(lambda n: WIDE, 9),
     "slow": lambda: classes(lambda n: b'{"x":NaN,"y":"' + b"x" * 5_000_000 + b'"}', 4),
     # Dear to keep: all classes together are near what they may take, or beyond.
-    "names": lambda: classes(lambda n: of_input(n, b'[["' + b"%09d" % n * 20 + b'"]]'), 7_000),
-    "inputs": lambda: classes(of_inputs, 3),
+    "names": lambda: classes(lambda n: of_input(n, b'[["' + b"%09d" % n * 20 + b'"]]'), 14_000),
+    "inputs": lambda: classes(of_inputs, 6),
+    "both": lambda: classes(lambda n: of_inputs(n) if n < 6 else WIDE, 9),
     "more-inputs": lambda: classes(of_inputs, 9),
-    "growing": lambda: classes(growing, 60),
+    "growing": lambda: classes(growing, 120),
     "more-growing": lambda: classes(growing, 6_000),
     "texts": lambda: classes(lambda n: of_input(n, b"[[" + noise(n, 250_000) + b"]]"), 20),
     "long-names": lambda: classes(lambda n: of_input(n, b'[["%d' % n + b"x" * 700_000 + b'"]]'), 30),
@@ -218,7 +220,9 @@ def test_the_largest_inventories_that_are_read(up: Up, evil: HostileNode) -> Non
         most, who = grown.most()
         assert most < GROWTH, (name, most / MIB, who)
     read = {name for name, status in statuses.items() if status == 200}
-    assert read == {"lists", "objects", "wide", "slow", "names", "inputs", "growing"}, statuses
+    assert read == {"lists", "objects", "wide", "slow", "names", "inputs", "both", "growing", "long-names"}, (
+        statuses
+    )
 
 
 LARGE_ANSWERS = {

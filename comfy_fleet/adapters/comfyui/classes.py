@@ -11,7 +11,7 @@ from comfy_fleet.domain.inventory import Reader, TooManyClasses
 
 _STEP_BYTES = MIB
 """So many bytes come before they are looked at, in a thread."""
-_CLASS_SHARE, _HELD_SHARE = 1 / 4, 2 / 3
+_CLASS_SHARE, _DECODED_SHARE, _HELD_SHARE = 1 / 4, 2 / 3, 4 / 3
 """Of the largest answer: the JSON of one class, and what is held of all; one being decoded takes as much."""
 MAX_OBJECTS = 500_000
 """Lists and objects in one answer; a hundred node packs make fewer than a tenth of that."""
@@ -31,7 +31,7 @@ class ClassReader:
 
     def __init__(self, limits: AnswerLimits) -> None:
         self._limits = limits
-        self._of_class = replace(limits, held=_HELD_SHARE)
+        self._of_class = replace(limits, held=_DECODED_SHARE)
         self._class_bytes = int(limits.size * _CLASS_SHARE)
         self._found = Reader(most_bytes=int(limits.size * _HELD_SHARE))
         self._text = bytearray()
@@ -106,7 +106,7 @@ class ClassReader:
         try:
             self._found.add(name, body)
         except TooManyClasses as error:
-            raise self._fault(str(error), "two thirds") from None
+            raise self._fault(str(error), "four thirds") from None
 
     def _fault(self, why: str, share: str) -> NodeFault:
         setting = self._limits.setting
