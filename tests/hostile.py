@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
+from tests.stream_server import StreamServer
+
 MIB = 1024 * 1024
 BOMB = gzip.compress(b"[" + b" " * (600 * MIB) + b"]", 9)
 HUGE = 1200 * MIB
@@ -76,8 +78,7 @@ class HostileNode:
         self.frames: list[bytes] | None = None
         self.sent = False
         self.asked: list[str] = []
-        self._transports: list[asyncio.WriteTransport] = []
-        self._serving: set[asyncio.Task[None]] = set()
+        self._server = StreamServer(self._serve)
         self._sound = sound.removeprefix("http://").split(":")
         self._port = port
         self._loop = asyncio.new_event_loop()
@@ -85,34 +86,14 @@ class HostileNode:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._server.start(self._port), self._loop).result(10)
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task that is canceled before it begins would leave its connection open.
-        self._transports.append(writer.transport)
-        self._serving.add(task := asyncio.create_task(self._serve(reader, writer)))
-        task.add_done_callback(self._serving.discard)
-
-    async def _stop(self) -> None:
-        self._server.close()
-        # Only its own: asyncio's task that takes a connection leaves it open if it is canceled too early.
-        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in self._serving:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=0.1)
-        for transport in self._transports:
-            transport.abort()
-        await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.stream_server import StreamServer
+
 HOST = "localhost"
 
 
@@ -90,7 +92,7 @@ class Proxy:
         self._node_port = node_port
         self._prefix = prefix
         self._context = context
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = StreamServer(self._serve)
         self.port = 0
 
     @property
@@ -98,21 +100,13 @@ class Proxy:
         return f"{'https' if self._context else 'http'}://{HOST}:{self.port}{self._prefix}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._server.start(context=self._context)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await self._forward(reader, writer)
         writer.transport.abort()

@@ -30,6 +30,7 @@ from comfy_fleet.domain.verdict import HEAVIEST, Facts, Verdict, Word, both, ver
 logger = logging.getLogger(__name__)
 
 _QUESTION_LIMIT = 80  # bytes: a name has at most 63
+_TURNS = 5
 _QUESTION_TIMEOUT_S = 2.0
 _WHY_LIMIT = 80  # characters of a reason; HAProxy reads no more than one short line
 
@@ -114,12 +115,16 @@ class Agent:
         """Stop listening and following; who still asks gets no answer."""
         if self._server is not None:
             self._server.close()
-        for transport in tuple(self._questions):
-            transport.abort()  # closing a server leaves its connections as they are
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
         await self._reach.stop()
+        # Closing a server leaves its connections as they are, and one that was taken just now is still on its
+        # way to us: the event loop makes it known in its next turns.
+        for _ in range(_TURNS):
+            for transport in tuple(self._questions):
+                transport.abort()
+            await asyncio.sleep(0)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop`` is set.

@@ -26,6 +26,7 @@ from comfy_fleet.domain.node import Node, NodeState
 from comfy_fleet.domain.verdict import Verdict
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
+from tests.stream_server import StreamServer
 
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -70,8 +71,8 @@ class Listening(ABC):
         self.port = free_port()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = StreamServer(self._serve)
+        self.port = await self._server.start(self.port)
         return self
 
     @abstractmethod
@@ -105,6 +106,7 @@ class TinyNode(Listening):
         for writer in list(self._writers):
             writer.transport.abort()
         await eventually("connections closed", lambda: not self._writers)
+        await self._server.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)

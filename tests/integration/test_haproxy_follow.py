@@ -14,13 +14,15 @@ from comfy_fleet.adapters.haproxy.process import HAProxy
 from comfy_fleet.adapters.haproxy.render import files, render
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import TinyNode, eventually, make_settings
+from tests.stream_server import StreamServer
 
 
 class Elsewhere(TinyNode):
     """Answers on an address that nothing else in the test has."""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.2", self.port)
+        self._server = StreamServer(self._serve)
+        await self._server.start(self.port, host="127.0.0.2")
         return self
 
 
