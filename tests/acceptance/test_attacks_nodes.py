@@ -214,8 +214,10 @@ def test_the_largest_inventories_that_are_read(up: Up, evil: HostileNode) -> Non
     for name, body in LARGE_INVENTORIES.items():
         grown = Grown(up)
         evil.bad["/object_info"] = answer(body())
-        told = httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60)
-        statuses[name] = told.status_code
+        for _ in range(10):  # a slow machine may take longer than the API waits
+            statuses[name] = httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60).status_code
+            if statuses[name] != 504:
+                break
         others_work(up, 10)
         most, who = grown.most()
         assert most < GROWTH, (name, most / MIB, who)
