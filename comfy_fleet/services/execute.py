@@ -18,7 +18,7 @@ import orjson
 
 from comfy_fleet.domain import file_check
 from comfy_fleet.domain import graph as graphs
-from comfy_fleet.domain.errors import ConfigError, InvalidWorkflow, LeaseLost, StoreDown
+from comfy_fleet.domain.errors import BadInput, ConfigError, LeaseLost, StoreDown
 from comfy_fleet.domain.file_check import Declared, FilePolicy
 from comfy_fleet.domain.job import JobError, JobStatus, Progress
 from comfy_fleet.domain.outputs import OutputItem
@@ -198,45 +198,56 @@ class Execution:
             task.cancel()
 
     async def _fresh(self) -> None:
-        graph = orjson.loads(self.claim.graph)
-        if (elsewhere := await self._tools.care.misfit(self.claim, graph)) is not None:
-            error = JobError(
-                code="invalid_workflow", message=f"node {self.claim.node} lacks what it needs now"
-            )
-            await self._give_back(GivenBack(error=error, counts=False, placement=elsewhere))
-            return
         try:
-            graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
-        except InvalidWorkflow as error:
-            problem = JobError(code=error.code, message=str(error), details=error.details)
-            await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
+            graph = await self._made_ready()
+        except (LeaseLost, StoreDown):
+            raise
+        except Exception as error:  # noqa: BLE001 - it would meet the next run, too, and the one after that
+            await self._end(self._unready(error))
+            return
+        if graph is None:
             return
         machine = self._new_machine(graph, adopted=False, accepted=False)
-        try:
-            if (unseen := self._tools.care.unseen(self.claim)) is not None:
-                assets = asset_places(graph, self.claim.job.uploads)
-                declared, files = Declared(unseen), self._tools.files
-                check = partial(file_check.check, graph, declared, policy=files, assets=assets)
-                await worked(self._large, check)
-            self._graph = await self._prepare(graph)
-            self._extra_data = await self._open_secret()
-        except InvalidWorkflow as error:
-            problem = JobError(code="invalid_workflow", message=str(error), details=error.details)
-            await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
-            return
-        except ConfigError as error:
-            problem = JobError(code="internal_error", message=str(error))
-            await self._end(Verdict(kind="failed", error=problem, counts=True, retryable=False))
-            return
-        except StagingError as error:
-            logger.warning("staging failed", extra={**self._extra, "error": str(error)})
-            problem = JobError(code="missing_asset" if error.fatal else "node_lost", message=str(error))
-            verdict = Verdict(kind="failed", error=problem, counts=True, retryable=not error.fatal)
-            await self._end(verdict)
-            return
         if self._lease is not None:
             self._spawn(self._read_frames(self._lease))
         await self._drive(machine)
+
+    async def _made_ready(self) -> graphs.Graph | None:
+        """Put all on the node that the prompt needs; None if the job belongs elsewhere and was given back."""
+        graph = orjson.loads(self.claim.graph)
+        if (elsewhere := await self._tools.care.misfit(self.claim, graph)) is not None:
+            lacking = f"node {self.claim.node} lacks what it needs now"
+            error = JobError(code="invalid_workflow", message=lacking)
+            await self._give_back(GivenBack(error=error, counts=False, placement=elsewhere))
+            return None
+        graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
+        if (unseen := self._tools.care.unseen(self.claim)) is not None:
+            assets = asset_places(graph, self.claim.job.uploads)
+            declared, files = Declared(unseen), self._tools.files
+            check = partial(file_check.check, graph, declared, policy=files, assets=assets)
+            await worked(self._large, check)
+        self._graph = await self._prepare(graph)
+        self._extra_data = await self._open_secret()
+        return graph
+
+    def _unready(self, error: Exception) -> Verdict:
+        """Return the verdict on a run whose prompt could not be made ready."""
+        retryable = False
+        match error:
+            case BadInput():
+                problem = JobError(code=error.code, message=str(error), details=error.details)
+            case ConfigError():
+                problem = JobError(code="internal_error", message=str(error))
+            case StagingError():
+                logger.warning("staging failed", extra={**self._extra, "error": str(error)})
+                retryable = not error.fatal
+                problem = JobError(code="missing_asset" if error.fatal else "node_lost", message=str(error))
+            case _:
+                logger.error("run not made ready", exc_info=error, extra=self._extra)
+                retryable = True
+                why = f"the prompt could not be made ready: {type(error).__name__}"
+                problem = JobError(code="internal_error", message=why)
+        return Verdict(kind="failed", error=problem, counts=True, retryable=retryable)
 
     async def _adopted(self, held: Held) -> None:
         logger.info("run taken over", extra={**self._extra, "phase": held.phase})
@@ -251,7 +262,7 @@ class Execution:
             await self._end(Verdict(kind="succeeded"))
             return
         graph = orjson.loads(self.claim.graph)
-        with contextlib.suppress(InvalidWorkflow):  # it runs already
+        with contextlib.suppress(BadInput):  # it runs already
             graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
 

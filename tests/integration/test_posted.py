@@ -73,6 +73,29 @@ async def test_what_no_output_reads_is_neither_checked_nor_posted(redis_port: in
                 check({**GRAPH, **orphans, "2": save}, read=known.read)
 
 
+async def test_an_asset_that_names_none_ends_the_job_where_only_its_node_reads_it(redis_port: int) -> None:
+    broken = {"class_type": "LoadImage", "inputs": {"image": {"__type": "core/ASSET", "info": {}}}}
+    async with fleet_of(redis_port, "a") as fleet:
+        done = await fleet.ended((await fleet.submit({**GRAPH, "9": broken})).id)
+        assert (done.status, done.error and done.error.code) == (JobStatus.FAILED, "missing_asset")
+        assert done.error is not None and "node 9" in done.error.message
+
+
+async def test_a_prompt_that_nobody_can_make_ready_uses_its_attempts_up(
+    redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def for_run(*_: Any, **__: Any) -> Any:
+        raise ValueError("odd")
+
+    monkeypatch.setattr(graphs, "for_run", for_run)
+    async with fleet_of(redis_port, "a") as fleet:
+        done = await fleet.ended((await fleet.submit(GRAPH)).id)
+        assert (done.status, done.attempt) == (JobStatus.FAILED, done.max_attempts)
+        assert done.error is not None
+        assert done.error.code == "internal_error"
+        assert "ValueError" in done.error.message
+
+
 async def test_what_pictures_are_to_carry_reaches_the_node(redis_port: int) -> None:
     info = {"workflow": {"nodes": [{"id": 1, "type": "Orphan", "title": "é"}], "links": []}}
     async with fleet_of(redis_port, "a") as fleet:
