@@ -16,7 +16,8 @@ from comfy_fleet.domain.graph import ASSET_TYPE, Graph, NamedUpload, Path, Place
 from comfy_fleet.domain.inputs import InputSpec
 from comfy_fleet.domain.inventory import ClassInfo, Inventory
 
-_STRICTEST = (Use.FILE, Use.TARGET, Use.PREFIX, Use.PATH, Use.SHOWN, None, Use.TEXT)
+# What one node alone writes anew comes after what another one takes as it is.
+_STRICTEST = (Use.FILE, Use.PATH, Use.SHOWN, None, Use.TARGET, Use.PREFIX, Use.TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,11 @@ class Declared:
                 self._inputs[class_type, name] = found
         return found
 
+    def names(self, class_type: str) -> tuple[str, ...]:
+        """Return a class's name, and those of the classes that nodes run in its place."""
+        infos = (one.classes.get(class_type) for one in self.inventories)
+        return class_type, *(info.replaced_by for info in infos if info is not None and info.replaced_by)
+
     def _read(self, class_type: str, name: str) -> DeclaredInput:
         infos = [info for one in self.inventories if (info := one.classes.get(class_type))]
         if (use := KNOWN.get(class_type, {}).get(name)) is None:
@@ -134,9 +140,9 @@ def check(
     errors: dict[str, list[dict[str, str]]] = {}
     for node_id, node in graph.items():
         class_type = node["class_type"]
-        if class_type in policy.denied:
-            why = policy.denied[class_type]
-            message = f"class {class_type} may not be used: {why} (FLEET_DENY_CLASSES)"
+        if denied := [named for named in declared.names(class_type) if named in policy.denied]:
+            why = policy.denied[denied[0]]
+            message = f"class {denied[0]} may not be used: {why} (FLEET_DENY_CLASSES)"
             errors[node_id] = [{"field": "class_type", "reason": "class_denied", "message": message}]
             continue
         for name, value in node["inputs"].items():

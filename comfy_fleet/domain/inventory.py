@@ -91,6 +91,7 @@ class ClassInfo(Inputs):
         files: What its inputs name, as :func:`comfy_fleet.domain.file_access.uses` tells.
         keeps_graph: It may write the graph into files under names of its own.
         shows_files: It tells of files though it may be no output node, even from the cache.
+        replaced_by: The class that the node runs in its place; empty for one that it has.
     """
 
     name: str
@@ -100,6 +101,7 @@ class ClassInfo(Inputs):
     files: Uses = field(default_factory=dict)
     keeps_graph: bool = False
     shows_files: bool = False
+    replaced_by: str = ""
 
     def may_take(self, name: str, spec: InputSpec, value: object) -> bool:
         """Tell whether the class may take a value of this input that its list or its limits exclude.
@@ -372,7 +374,9 @@ def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[st
             # An input that the mapping names and the graph does not give is an error of the node's.
             required = {old: laid_out.input(target) or InputSpec(type="*") for old, target in names.items()}
             files = {old: new.files[target] for old, target in names.items() if target in new.files}
-            found[name] = replace(new, name=name, required=required, optional={}, files=files)
+            found[name] = replace(
+                new, name=name, replaced_by=new.name, required=required, optional={}, files=files
+            )
     return found
 
 

@@ -214,7 +214,7 @@ class Execution:
 
     async def _made_ready(self) -> graphs.Graph | None:
         """Put all on the node that the prompt needs; None if the job belongs elsewhere and was given back."""
-        graph = orjson.loads(self.claim.graph)
+        graph: graphs.Graph = orjson.loads(self.claim.graph)
         if (elsewhere := await self._tools.care.misfit(self.claim, graph)) is not None:
             lacking = f"node {self.claim.node} lacks what it needs now"
             error = JobError(code="invalid_workflow", message=lacking)

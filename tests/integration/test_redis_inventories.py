@@ -33,9 +33,11 @@ async def claim(stores: Stores, node: str, *placements: Placement) -> Claim | Re
 
 
 def test_a_real_server_s_classes_are_read_back_whole() -> None:
-    parsed = inventory.parse(object_info())
+    old = [{"new_node_id": "LoadImage", "input_mapping": [{"new_id": "image", "old_id": "picture"}]}]
+    parsed = inventory.parse(object_info(), replacements={"OldLoader": old})
     digest, packed = pack(parsed)
     back = unpack(packed)
+    assert back.classes["OldLoader"].replaced_by == "LoadImage"
     assert back.classes.keys() == parsed.classes.keys()
     assert back.classes["LoadImage"].files == parsed.classes["LoadImage"].files == {"image": Use.FILE}
     assert [name for name, info in back.classes.items() if info.keeps_graph] == ["PreviewImage"]

@@ -321,6 +321,32 @@ def test_a_class_that_the_node_replaces_names_what_the_new_one_names() -> None:
     assert "Unmapped" not in known.classes
 
 
+def test_a_replaced_class_is_denied_with_the_one_that_takes_its_place() -> None:
+    mapping: list[dict[str, Any]] = [
+        {"new_id": name, "old_id": name} for name in ("latents", "conditioning", "folder_name")
+    ]
+    mapping.append({"new_id": "shard_size", "set_value": 10})
+    replacements = {"OldSaver": [{"new_node_id": "SaveTrainingDataset", "input_mapping": mapping}]}
+    known = parse(classes_of("0.33.0"), replacements=replacements)
+    graph = one("OldSaver", latents=["text", 0], conditioning=["text", 0], folder_name="x")
+    assert refused(graph, [known], FilePolicy.parse("", "")) == [("class_type", "class_denied")]
+    check(graph, [known], policy=OPEN)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
+@pytest.mark.parametrize("name", ["output_dir", "prefix"])
+def test_where_nodes_differ_a_value_is_safe_on_each_of_them(name: str, first: int, second: int) -> None:
+    versions = [
+        parse({"Odd": {"output_node": saves_it, "input": {"required": {name: ["STRING", {}]}}}})
+        for saves_it in (True, False)
+    ]
+    known = [versions[first], versions[second]]
+    value = "/data/x" if name == "output_dir" else "x.png [temp]"
+    assert refused(one("Odd", **{name: value}), known) == [(name, "bad_path")]
+    check(one("Odd", **{name: "a/b"}), known, policy=OPEN)
+    check(one("Odd", **{name: value}), versions[:1], policy=OPEN)
+
+
 # -- what runs anew, and where it saves ------------------------------------------------------------------
 
 

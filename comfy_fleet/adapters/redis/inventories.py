@@ -184,6 +184,8 @@ def _class(info: ClassInfo, lists: dict[bytes, int], packed: _Packed) -> dict[st
     raw |= {flag: True for flag in _CLASS_FLAGS if getattr(info, flag)}
     if info.files:
         raw["files"] = dict(info.files)
+    if info.replaced_by:
+        raw["replaced_by"] = info.replaced_by
     return {**raw, **_inputs(info, lists, packed)}
 
 
@@ -237,6 +239,7 @@ def _class_of(name: str, raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -
         name=name,
         outputs=tuple(raw.get("outputs", ())),
         files={input_: Use(use) for input_, use in raw.get("files", {}).items()},
+        replaced_by=raw.get("replaced_by", ""),
         **{flag: raw.get(flag, False) for flag in _CLASS_FLAGS},
         required=inputs.required,
         optional=inputs.optional,
