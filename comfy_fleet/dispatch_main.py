@@ -136,7 +136,10 @@ async def open_dispatcher(
             open_secret=open_secret,
             wakes=wakes,
             run_limits=RunLimits(
-                silence_s=settings.silence_s, run_s=settings.run_timeout_s, pending_s=settings.pending_s
+                outputs=settings.max_outputs + 1,
+                silence_s=settings.silence_s,
+                run_s=settings.run_timeout_s,
+                pending_s=settings.pending_s,
             ),
             output_limits=OutputLimits(
                 outputs=settings.max_outputs,

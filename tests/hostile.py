@@ -5,7 +5,7 @@ import base64
 import gzip
 import hashlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Self
 
 from tests.stream_server import StreamServer
@@ -68,14 +68,15 @@ class HostileNode:
 
     Attributes:
         bad: What is answered badly: the beginning of a path, and how.
-        frames: What a websocket gets after its handshake: heads and bodies; None passes it on.
+        frames: What a websocket gets after its handshake: heads and bodies, or what makes them for a run's
+            id; None passes it on.
         sent: All frames were taken.
     """
 
     def __init__(self, port: int, sound: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.bad: dict[str, Bad] = {}
-        self.frames: list[bytes] | None = None
+        self.frames: Iterable[bytes] | Callable[[str], Iterable[bytes]] | None = None
         self.sent = False
         self.asked: list[str] = []
         self._server = StreamServer(self._serve)
@@ -125,7 +126,8 @@ class HostileNode:
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
         )
-        for part in self.frames or ():
+        run = head.split(b" ", 2)[1].decode().rpartition("clientId=")[2]
+        for part in (self.frames(run) if callable(self.frames) else self.frames) or ():
             writer.write(part)
             await writer.drain()
         self.sent = True

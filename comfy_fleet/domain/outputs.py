@@ -8,8 +8,10 @@ the editor needs. Nothing that could be a result is dropped because of its shape
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from sys import getsizeof
 from typing import Any, TypeAlias
 
 from comfy_fleet.domain.clip import clean
@@ -87,6 +89,25 @@ class OutputItem:
         """What makes it the same output."""
         return self.node_id, self.key, self.index
 
+    @property
+    def held_bytes(self) -> int:
+        """How much memory its content takes; nothing for a file on the node."""
+        match self.source:
+            case InlineText():
+                return getsizeof(self.source.text)
+            case InlineBytes():
+                return len(self.source.data)
+        return 0
+
+    def emptied(self) -> "OutputItem":
+        """Return it without a content that somebody else has now."""
+        match self.source:
+            case InlineText():
+                return replace(self, source=InlineText(""))
+            case InlineBytes():
+                return replace(self, source=InlineBytes(b""))
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict; of a frame's picture and of a long text only the length."""
         return {
@@ -150,7 +171,9 @@ def _source_json(source: Source) -> dict[str, Any]:
             return {"bytes": len(source.data)}
 
 
-def find_outputs(node_id: str, output: object, *, run: str = "") -> tuple[OutputItem, ...]:
+def find_outputs(
+    node_id: str, output: object, *, run: str = "", most: int | None = None
+) -> tuple[OutputItem, ...]:
     """Return what a node's output dict names, in its own order.
 
     - An object with a ``filename`` is a file, under whatever key.
@@ -165,9 +188,14 @@ def find_outputs(node_id: str, output: object, *, run: str = "") -> tuple[Output
         output: ``executed``'s ``output``, or a value of a history entry's ``outputs``: anything at all,
             ``None`` (a cached node without output) included.
         run: The run's id: files below its own folder may be named by a bare string.
+        most: So many are enough; None: all.
     """
+    return tuple(islice(_outputs(node_id, output, run), most))
+
+
+def _outputs(node_id: str, output: object, run: str) -> Iterator[OutputItem]:
     if not isinstance(output, Mapping):
-        return ()
+        return
     by_key = [(str(key), _leaves(value), value) for key, value in output.items()]
     named = {
         (id_, index): ref
@@ -186,23 +214,21 @@ def find_outputs(node_id: str, output: object, *, run: str = "") -> tuple[Output
                     named[id_, index] = ref
     beside = bool(named) or models
     node_id = _short(node_id)
-    found: list[OutputItem] = []
     for id_, (key, leaves, value) in enumerate(by_key):
         name = _short(key)
         notes = beside and all(isinstance(leaf, str) and _FINGERPRINT.fullmatch(leaf) for leaf in leaves)
         rest: list[tuple[int, Any]] = []
         for index, leaf in enumerate(leaves):
             if (id_, index) in named:
-                found.append(_file(node_id, name, index, named[id_, index]))
+                yield _file(node_id, name, index, named[id_, index])
             elif isinstance(leaf, str):
                 if not notes:
-                    found.append(_text(node_id, name, index, leaf))
+                    yield _text(node_id, name, index, leaf)
             elif leaf not in (None, {}) and not (isinstance(leaf, Mapping) and "filename" in leaf):
                 rest.append((index, leaf))
         if rest and not beside and key not in NOTES:
             whole = value if len(rest) == len(leaves) else [leaf for _, leaf in rest]
-            found.append(_document(node_id, name, rest[0][0], whole))
-    return tuple(found)
+            yield _document(node_id, name, rest[0][0], whole)
 
 
 def frame_output(node_id: str, index: int, content_type: str, data: bytes | memoryview) -> OutputItem:

@@ -54,6 +54,7 @@ from comfy_fleet.domain.run_messages import (
     ShowPreview,
     SocketClosed,
     Tick,
+    Unread,
     Verdict,
 )
 from comfy_fleet.domain.sightings import Sightings
@@ -89,6 +90,7 @@ __all__ = [
     "ShowPreview",
     "SocketClosed",
     "Tick",
+    "Unread",
     "Verdict",
 ]
 
@@ -127,6 +129,7 @@ class RunLimits:
         history_tries: Questions for a history entry that must exist.
         history_gap_s: Between those.
         unusable_tries: Answers that break a limit, or can't be read, before nothing more is asked.
+        outputs: How many are looked at, one more than a job may have; None: all.
     """
 
     silence_s: float
@@ -142,6 +145,7 @@ class RunLimits:
     history_tries: int = 5
     history_gap_s: float = 0.1
     unusable_tries: int = 3
+    outputs: int | None = None
 
 
 class Run:
@@ -184,7 +188,7 @@ class Run:
         self._limits = limits
         self._now = now
         self._out: list[Action] = []
-        self._seen = Sightings(run_id, graph, frame_output_classes)
+        self._seen = Sightings(run_id, graph, frame_output_classes, most_items=limits.outputs)
         self._reported: Progress | None = None
         self.sockets_only = bool(self._seen.frame_nodes)
         self.misread = ""
@@ -265,8 +269,9 @@ class Run:
                 self._on_free_elsewhere()
             case InterruptSent():
                 self._on_interrupt_sent(event.ok)
-            case Tick():
-                pass  # the clock is looked at after every event
+            case Unread():
+                self._sign_at = self._now
+            # Nothing for a Tick: the clock is looked at after every event.
 
     def _on_misread(self, event: Event) -> None:
         """Go on after something that can't be understood: a frame is left out, an answer is none."""
@@ -276,6 +281,11 @@ class Run:
                 self._resume()
             case HistoryAnswered():
                 self._on_failure("history", "unusable", "the prompt's history can't be read")
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory the results take that were not given out yet."""
+        return sum(item.held_bytes for id_, item in self._seen.items.items() if id_ not in self._given)
 
     @property
     def computed(self) -> bool:
@@ -431,7 +441,7 @@ class Run:
         if entry is not None:
             self._running()
             self.phase = Phase.LEFT
-            self._judge(verdicts.read_history(entry, self._id))
+            self._judge(verdicts.read_history(entry, self._id, self._limits.outputs))
         elif self._seen.idle or self._seen.ended:
             # It is written before the last frame is sent; anything else is a server in trouble.
             self._tries += 1
@@ -626,8 +636,7 @@ class Run:
             else:
                 self._fail(past.error or seen.error or {})
         else:
-            for item in past.items:
-                seen.items.setdefault(item.id, item)
+            seen.add(past.items)
             self._succeed()
 
     def _judge_by_frames(self) -> None:
@@ -709,6 +718,7 @@ class Run:
             if id_ not in self._given:
                 self._given.add(id_)
                 self._out.append(Collect(item))
+                self._seen.items[id_] = item.emptied()  # whoever collects it has the content now
 
     def _report(self) -> None:
         progress = self._seen.meter.snapshot

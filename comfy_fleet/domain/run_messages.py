@@ -84,6 +84,11 @@ class SocketClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """No frame is read now, because results that came in others are still being stored."""
+
+
+@dataclass(frozen=True, slots=True)
 class QueueAnswered:
     """Where ``GET /queue`` has the prompt."""
 
@@ -144,6 +149,7 @@ Event: TypeAlias = (
     | Frame
     | Binary
     | SocketClosed
+    | Unread
     | QueueAnswered
     | HistoryAnswered
     | AskFailed
@@ -220,6 +226,8 @@ class Collect:
 @dataclass(frozen=True, slots=True)
 class Left:
     """The prompt succeeded and has left the node, which is free: these are all outputs.
+
+    What :class:`Collect` gave out is not here once more: no text, and no picture that came as a frame.
 
     Given out once, directly before ``Finish`` of a run that succeeded, and in no other case.
     """

@@ -6,6 +6,7 @@ An attempt counts towards ``max_attempts`` only if the node took the prompt and 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from comfy_fleet.domain.clip import clean, clip
@@ -58,18 +59,19 @@ class Past:
     items: tuple[OutputItem, ...] = field(default=())
 
 
-def read_history(entry: Mapping[str, Any], run: str = "") -> Past:
-    """Read a value of ``GET /history/ID``, of this run.
+def read_history(entry: Mapping[str, Any], run: str = "", most: int | None = None) -> Past:
+    """Read a value of ``GET /history/ID``, of this run; so many of its outputs are enough.
 
     Its ``status_str`` can't be relied on: a dependency cycle that appears while the prompt runs ends it with
     an ``execution_error``, and ComfyUI still writes "success".
     """
     outputs = entry.get("outputs")
-    items = tuple(
+    found = (
         item
         for node_id, output in (outputs.items() if isinstance(outputs, Mapping) else ())
-        for item in find_outputs(str(node_id), output, run=run)
+        for item in find_outputs(str(node_id), output, run=run, most=most)
     )
+    items = tuple(islice(found, most))
     status = entry.get("status")
     if not isinstance(status, Mapping):
         return Past(success=None, items=items)

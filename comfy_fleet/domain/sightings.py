@@ -4,7 +4,7 @@ Frames of other prompts are not looked at; types and fields that are not known h
 kept is a growing set of facts, so that a frame that comes twice or late changes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,10 @@ from comfy_fleet.domain.outputs import OutputItem, find_outputs, frame_output
 from comfy_fleet.domain.progress import Meter
 from comfy_fleet.domain.run_messages import Frame
 from comfy_fleet.domain.run_verdicts import BLOCKED
+
+MOST_NODES, LONGEST_ID = 20_000, 200
+"""Nodes that were not posted: those that grow while a run computes, and what is made up. Of more than that,
+and of longer ids, nothing is kept; the history tells of them."""
 
 
 class Sightings:
@@ -28,8 +32,20 @@ class Sightings:
         idle: The last ``executing {node: null}`` was seen: the prompt has left the node.
     """
 
-    def __init__(self, run_id: str, graph: Mapping[str, Any], frame_output_classes: frozenset[str]) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        graph: Mapping[str, Any],
+        frame_output_classes: frozenset[str],
+        *,
+        most_items: int | None = None,
+    ) -> None:
+        """Begin; of more than ``most_items`` outputs the others are not kept."""
         self._id = run_id
+        self._most_items = most_items
+        self._posted = frozenset(graph)
+        self._grown: set[str] = set()
+        self._lost = False  # something was not kept
         self.frame_nodes = frozenset(
             id_ for id_, node in graph.items() if _class(node) in frame_output_classes
         )
@@ -59,6 +75,7 @@ class Sightings:
         """
         return (
             self._started
+            and not self._lost
             and self.success
             and bool(self.items)
             and self._begun <= self._finished
@@ -109,14 +126,30 @@ class Sightings:
         node = picture.node_id or self._current
         if node is None or node not in self.frame_nodes:
             return replace(picture, node_id=self._shown.get(node, node) if node else None)
+        if self._full:
+            return None
         index = sum(1 for node_id, _, _ in self.items if node_id == node)
         item = frame_output(node, index, picture.content_type, picture.data)
         self.items[item.id] = item
         return None
 
+    @property
+    def _full(self) -> bool:
+        return self._most_items is not None and len(self.items) >= self._most_items
+
+    def _keeps(self, node: str) -> bool:
+        """Tell whether what is told of a node is kept."""
+        if node in self._posted or node in self._grown:
+            return True
+        if len(node) > LONGEST_ID or len(self._grown) >= MOST_NODES:
+            self._lost = True
+            return False
+        self._grown.add(node)
+        return True
+
     def _executing(self, data: Mapping[str, Any]) -> None:
         node = data.get("node")
-        if isinstance(node, str):
+        if isinstance(node, str) and self._keeps(node):
             self._begun.add(node)
             self._show(node, data.get("display_node"))
             self._current = node
@@ -126,14 +159,14 @@ class Sightings:
 
     def _progress(self, node: object, data: Mapping[str, Any]) -> None:
         value, maximum = data.get("value"), data.get("max")
-        if isinstance(node, str):
+        if isinstance(node, str) and self._keeps(node):
             self._current = node
         if self._current is not None and isinstance(value, int | float) and isinstance(maximum, int | float):
             self.meter.step(self._shown.get(self._current, self._current), value, maximum)
 
     def _progress_state(self, nodes: object) -> None:
         for node, state in nodes.items() if isinstance(nodes, Mapping) else ():
-            if node in self._finished or not isinstance(state, Mapping):
+            if node in self._finished or not isinstance(state, Mapping) or not self._keeps(node):
                 continue
             self._show(node, state.get("display_node_id"))
             if state.get("state") == "finished":
@@ -144,14 +177,19 @@ class Sightings:
 
     def _outputs(self, data: Mapping[str, Any]) -> None:
         node = data.get("node")
-        if isinstance(node, str):
+        if isinstance(node, str) and self._keeps(node):
             self._executed.add(node)
-            for item in find_outputs(node, data.get("output"), run=self._id):
+            self.add(find_outputs(node, data.get("output"), run=self._id, most=self._most_items))
+
+    def add(self, items: Iterable[OutputItem]) -> None:
+        """Note outputs, as far as they are kept."""
+        for item in items:
+            if not self._full:
                 self.items.setdefault(item.id, item)
 
     def _show(self, node: str, display: object) -> None:
         # A node that another one grew while running is shown as the one in the posted graph.
-        self._shown[node] = display if isinstance(display, str) else node
+        self._shown[node] = display if isinstance(display, str) and self._keeps(display) else node
 
 
 def _class(node: object) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.errors import (
@@ -93,6 +94,7 @@ class Collector:
 
     Attributes:
         gone: Nodes of the graph whose files are no longer there.
+        held_bytes: How much memory the outputs take that exist nowhere else.
         over: The limit that the outputs have passed; nothing more is fetched then.
 
     Args:
@@ -125,6 +127,7 @@ class Collector:
         self._items: dict[tuple[str, str, int], OutputItem] = {}
         self._committed: set[tuple[str, str, int]] = set()
         self._bytes = 0
+        self.held_bytes = 0
         self._waiting = 0
         self._hasten = asyncio.Event()
         self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
@@ -147,7 +150,9 @@ class Collector:
             return
         self._items |= new
         for id_, item in new.items():
-            self._tasks[id_] = asyncio.create_task(self._collect(item))
+            self.held_bytes += item.held_bytes
+            self._tasks[id_] = task = asyncio.create_task(self._collect(item))
+            task.add_done_callback(partial(self._collected, id_))
 
     async def stored(self, items: Iterable[OutputItem]) -> bool:
         """Whether all outputs are stored; waits a moment for small ones."""
@@ -160,7 +165,8 @@ class Collector:
 
     def unsafe(self, items: Iterable[OutputItem]) -> list[OutputItem]:
         """Return those that whoever takes the run over has to collect: on the node, or not committed yet."""
-        return [item for item in items if isinstance(item.source, FileRef) or item.id not in self._committed]
+        known = (self._items.get(item.id, item) for item in items)
+        return [item for item in known if isinstance(item.source, FileRef) or item.id not in self._committed]
 
     def left(self, items: Iterable[OutputItem]) -> None:
         """Collect the outputs of a run that has left its node; the next job's prompt goes there first."""
@@ -236,6 +242,11 @@ class Collector:
         )
         await insist(lambda: self._runs.output(self._claim, output), extra=self._extra)
         self._committed.add(item.id)
+
+    def _collected(self, id_: tuple[str, str, int], _: asyncio.Task[None]) -> None:
+        self.held_bytes -= self._items[id_].held_bytes
+        if id_ in self._committed:
+            self._items[id_] = self._items[id_].emptied()
 
     async def _kept(self, item: OutputItem) -> Asset:
         """Store an output's bytes, however long the fleet's own disk has no room for them."""

@@ -1,10 +1,17 @@
 """End a run: decide from its verdict whether the job is over or goes back to its queue, and write that."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from comfy_fleet.domain.errors import FleetError, OutputGone, OutputLimit, OutputRefused
+from comfy_fleet.domain.errors import (
+    BadInput,
+    ConfigError,
+    FleetError,
+    OutputGone,
+    OutputLimit,
+    OutputRefused,
+)
 from comfy_fleet.domain.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.domain.run_verdicts import NODE_BUSY
@@ -12,6 +19,7 @@ from comfy_fleet.ports import Claim, RunStore
 from comfy_fleet.services.care import Care
 from comfy_fleet.services.insist import insist
 from comfy_fleet.services.measure import Measured
+from comfy_fleet.services.staging import StagingError
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +185,31 @@ class Ending:
 def _about(error: BaseException, code: str, message: str) -> JobError:
     details = error.details if isinstance(error, FleetError) else {}
     return JobError(code=code, message=message, node_id=details.get("node_id"), details=details)
+
+
+def unready(error: Exception, *, extra: Mapping[str, str]) -> Verdict:
+    """Return the verdict on a run whose prompt could not be made ready.
+
+    Args:
+        error: Why.
+        extra: Fields of the log line.
+    """
+    retryable = False
+    match error:
+        case BadInput():
+            problem = JobError(code=error.code, message=str(error), details=error.details)
+        case ConfigError():
+            problem = JobError(code="internal_error", message=str(error))
+        case StagingError():
+            logger.warning("staging failed", extra={**extra, "error": str(error)})
+            retryable = not error.fatal
+            problem = JobError(code="missing_asset" if error.fatal else "node_lost", message=str(error))
+        case _:
+            logger.error("run not made ready", exc_info=error, extra=extra)
+            retryable = True
+            why = f"the prompt could not be made ready: {type(error).__name__}"
+            problem = JobError(code="internal_error", message=why)
+    return Verdict(kind="failed", error=problem, counts=True, retryable=retryable)
 
 
 def node_lost(message: str) -> JobError:

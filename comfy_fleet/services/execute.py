@@ -18,7 +18,7 @@ import orjson
 
 from comfy_fleet.domain import file_check
 from comfy_fleet.domain import graph as graphs
-from comfy_fleet.domain.errors import BadInput, ConfigError, LeaseLost, StoreDown
+from comfy_fleet.domain.errors import BadInput, LeaseLost, StoreDown
 from comfy_fleet.domain.file_check import Declared, FilePolicy
 from comfy_fleet.domain.job import JobError, JobStatus, Progress
 from comfy_fleet.domain.outputs import OutputItem
@@ -47,23 +47,26 @@ from comfy_fleet.domain.run import (
     ShowPreview,
     SocketClosed,
     Tick,
+    Unread,
     Verdict,
 )
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.care import Care
 from comfy_fleet.services.collect import Collector, OutputLimits, Sharing
-from comfy_fleet.services.ending import Ending, GivenBack, node_lost
+from comfy_fleet.services.ending import Ending, GivenBack, node_lost, unready
 from comfy_fleet.services.insist import insist
 from comfy_fleet.services.large import LARGE_BYTES, worked
 from comfy_fleet.services.measure import Measure, Measured
 from comfy_fleet.services.outbox import Outbox
-from comfy_fleet.services.staging import StagingError, asset_places, stage
+from comfy_fleet.services.staging import asset_places, stage
 
 logger = logging.getLogger(__name__)
 
 NOTE_AFTER_S = 0.1
 READ_AHEAD_BYTES, READ_AHEAD_FRAMES = 64 * 1024, 256
 """Frames that may wait for the machine; no more is read of a node that sends faster."""
+HELD_BYTES, HELD_GAP_S, HELD_SAY_S = 4 * 1024 * 1024, 0.02, 1.0
+"""Results that may wait in memory until they are stored, before no more frames are read of their node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,13 +206,13 @@ class Execution:
         except (LeaseLost, StoreDown):
             raise
         except Exception as error:  # noqa: BLE001 - it would meet the next run, too, and the one after that
-            await self._end(self._unready(error))
+            await self._end(unready(error, extra=self._extra))
             return
         if graph is None:
             return
         machine = self._new_machine(graph, adopted=False, accepted=False)
         if self._lease is not None:
-            self._spawn(self._read_frames(self._lease))
+            self._spawn(self._read_frames(self._lease, machine))
         await self._drive(machine)
 
     async def _made_ready(self) -> graphs.Graph | None:
@@ -229,25 +232,6 @@ class Execution:
         self._graph = await self._prepare(graph)
         self._extra_data = await self._open_secret()
         return graph
-
-    def _unready(self, error: Exception) -> Verdict:
-        """Return the verdict on a run whose prompt could not be made ready."""
-        retryable = False
-        match error:
-            case BadInput():
-                problem = JobError(code=error.code, message=str(error), details=error.details)
-            case ConfigError():
-                problem = JobError(code="internal_error", message=str(error))
-            case StagingError():
-                logger.warning("staging failed", extra={**self._extra, "error": str(error)})
-                retryable = not error.fatal
-                problem = JobError(code="missing_asset" if error.fatal else "node_lost", message=str(error))
-            case _:
-                logger.error("run not made ready", exc_info=error, extra=self._extra)
-                retryable = True
-                why = f"the prompt could not be made ready: {type(error).__name__}"
-                problem = JobError(code="internal_error", message=why)
-        return Verdict(kind="failed", error=problem, counts=True, retryable=retryable)
 
     async def _adopted(self, held: Held) -> None:
         logger.info("run taken over", extra={**self._extra, "phase": held.phase})
@@ -428,7 +412,7 @@ class Execution:
             await asyncio.sleep(NOTE_AFTER_S)
             await self._tools.runs.accepted(self.claim)
 
-    async def _read_frames(self, lease: Lease) -> None:
+    async def _read_frames(self, lease: Lease, machine: Run) -> None:
         ahead = 0
         async for frame in lease.frames():
             ahead += len(frame.data) if isinstance(frame, Binary) else frame.size
@@ -436,8 +420,18 @@ class Execution:
             del frame
             if ahead >= READ_AHEAD_BYTES or self._events.qsize() >= READ_AHEAD_FRAMES:
                 await self._events.join()  # no more is read before this is handled
+                await self._unburdened(machine)
                 ahead = 0
         self._events.put_nowait(SocketClosed(lease.close_reason, lease.limit))
+
+    async def _unburdened(self, machine: Run) -> None:
+        """Wait until most of the results that exist in memory only are stored: there may be any number."""
+        said = self._tools.now()
+        while machine.held_bytes + self._outputs.held_bytes > HELD_BYTES:
+            await asyncio.sleep(HELD_GAP_S)
+            if self._tools.now() - said >= HELD_SAY_S:
+                said = self._tools.now()
+                self._events.put_nowait(Unread())
 
     async def _ask(self, after_s: float, question: Callable[[], Awaitable[Event | AskFailed]]) -> None:
         if after_s > 0:

@@ -344,3 +344,64 @@ def test_frames_within_the_limit_cost_little_of_memory_and_time(
         assert most < GROWTH, (most / MIB, who)
         httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
         httpx.delete(f"{up.url}/api/v1/nodes/evil", params={"force": "true"}, timeout=60)
+
+
+def executed(run: str, node_id: str, text: str) -> list[bytes]:
+    data = {"node": node_id, "display_node": node_id, "output": {"text": [text]}, "prompt_id": run}
+    body = json.dumps({"type": "executed", "data": data}).encode()
+    return [frame(1, len(body)), body]
+
+
+def saved(run: str, size: int) -> list[bytes]:
+    """Return a picture of node 3, which is an output if that node saves by websocket."""
+    metadata = json.dumps({"node_id": "3", "prompt_id": run, "image_type": "image/png"}).encode()
+    head = b"\0\0\0\4" + len(metadata).to_bytes(4, "big") + metadata
+    return [frame(2, size), head, b"\0" * (size - len(head))]
+
+
+RESULTS: dict[str, Callable[[str], Iterator[bytes]]] = {
+    "pictures": lambda run: (part for _ in range(12) for part in saved(run, 30 * MIB)),
+    "texts": lambda run: (part for n in range(20) for part in executed(run, f"n{n}", "x" * (8 * MIB))),
+    "many": lambda run: (part for n in range(40) for part in many_results(run, n)),
+    "names": lambda run: (part for n in range(20) for part in begun(run, f"{n:08}" * MIB)),
+    "nodes": lambda run: (part for n in range(60_000) for part in begun(run, f"{n:01000}")),
+}
+
+
+def many_results(run: str, number: int) -> list[bytes]:
+    data = {"node": f"n{number}", "output": {"text": ["ab"] * 200_000}, "prompt_id": run}
+    body = json.dumps({"type": "executed", "data": data}, separators=(",", ":")).encode()
+    return [frame(1, len(body)), body]
+
+
+def begun(run: str, node_id: str) -> list[bytes]:
+    body = json.dumps({"type": "executing", "data": {"node": node_id, "prompt_id": run}}).encode()
+    return [frame(1, len(body)), body]
+
+
+@pytest.mark.parametrize("what", RESULTS)
+def test_what_a_node_tells_of_a_run_is_not_all_kept(usual: Up, what: str) -> None:
+    up = usual
+    sims = [node for node in nodes(up) if node["simulated"]]
+    graph = picture(11) | {"3": {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}}
+    with HostileNode(free_port(), str(sims[1]["url"])) as evil:
+        body = {"name": f"evil-{what}", "url": evil.url, "pool": "evil"}
+        assert httpx.post(f"{up.url}/api/v1/nodes", json=body).status_code == 201
+        wait(lambda: bool(node(up, body["name"])["inventory"]), up)
+        wait(lambda: node(up, body["name"])["verdict"] == "up", up)
+        grown = Grown(up)
+        evil.frames = RESULTS[what]
+        answer = httpx.post(f"{up.url}/api/v2/jobs", json={"workflow": graph, "pool": "evil"})
+        assert answer.status_code == 201, answer.text
+        id_ = answer.json()["id"]
+        try:
+            until = time.monotonic() + 60
+            while not evil.sent and not job(up, id_)["completed_at"]:
+                assert time.monotonic() < until, job(up, id_)
+                time.sleep(0.1)
+            others_work(up, 12)
+            most, who = grown.most()
+            assert most < GROWTH, (most / MIB, who, job(up, id_)["status"], job(up, id_)["error"])
+        finally:
+            httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
+            httpx.delete(f"{up.url}/api/v1/nodes/{body['name']}", params={"force": "true"}, timeout=60)

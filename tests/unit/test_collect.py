@@ -424,3 +424,16 @@ async def test_who_takes_a_run_over_is_told_what_is_still_to_be_had() -> None:
     world.collector.add(items[:2])
     assert await world.collector.settled() == []
     assert world.collector.unsafe(items) == [items[0], items[2]]
+
+
+async def test_what_is_stored_takes_no_memory_any_more() -> None:
+    world = World()
+    items = [item("b.txt", InlineText("x" * 100_000)), item("c.png", InlineBytes(b"y" * 100_000))]
+    world.away = 1
+    world.collector.add(items)
+    assert world.collector.held_bytes == sum(one.held_bytes for one in items) >= 200_000
+    assert await world.collector.settled() == []
+    assert world.collector.held_bytes == 0
+    assert {name: len(data) for name, data in world.stored.items()} == {"b.txt": 100_000, "c.png": 100_000}
+    kept = world.collector._items.values()
+    assert sum(one.held_bytes for one in kept) < 1000

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from comfy_fleet.domain.outputs import InlineText
 from comfy_fleet.domain.run import (
     AskQueue,
     Binary,
+    Collect,
     Finish,
     Frame,
     HistoryAnswered,
@@ -16,17 +18,21 @@ from comfy_fleet.domain.run import (
     Phase,
     QueueAnswered,
     ShowPreview,
+    Tick,
+    Unread,
 )
 from tests.unit.run_harness import (
     LIMITS,
     PNG,
     Log,
+    accepted,
     frame,
     history_of,
     idle,
     is_idle,
     machine,
     recording,
+    request_of,
     started,
     tick,
 )
@@ -173,3 +179,24 @@ def test_an_adopted_run_is_not_silent_while_the_node_says_that_it_runs() -> None
         now, actions = tick(run)
         assert actions == [AskQueue()]
         run.handle(QueueAnswered("running"), now)
+
+
+def test_a_node_whose_frames_we_do_not_read_is_not_silent() -> None:
+    run, frames = started()
+    for event in frames[:7]:
+        run.handle(event, 0.1)
+    for second in range(1, 2 * int(LIMITS.silence_s)):
+        assert Interrupt() not in run.handle(Unread(), second)
+    assert Interrupt() in run.handle(Tick(), 3 * LIMITS.silence_s)
+
+
+def test_a_result_is_held_until_the_post_was_answered() -> None:
+    record = recording("success")
+    run = machine(record)
+    run.handle(Opened(), 0.0)
+    text = "x" * 1000
+    run.handle(frame("executed", node="2", output={"text": [text]}), 0.1)
+    assert run.held_bytes > 1000
+    given = run.handle(accepted(request_of(record)["prompt_id"]), 0.2)
+    assert [action.item.source for action in given if isinstance(action, Collect)] == [InlineText(text)]
+    assert run.held_bytes == 0

@@ -80,7 +80,9 @@ def test_recorded_picture_that_exists_as_a_frame_only() -> None:
     log = Log()
     for event in frames:
         log.add(run.handle(event, 0.02))
-    by_node = {item.node_id: item for item in log.left}
+    by_node = {item.node_id: item for item in log.collected}
+    assert {item.id for item in log.left} == {item.id for item in log.collected}
+    assert sum(item.held_bytes for item in log.left if isinstance(item.source, InlineBytes)) == 0
     assert by_node["2"].temporary
     picture = by_node["3"]
     assert isinstance(picture.source, InlineBytes)

@@ -6,7 +6,7 @@ from typing import Any
 from comfy_fleet.domain.frames import Picture
 from comfy_fleet.domain.run import FRAME_OUTPUTS
 from comfy_fleet.domain.run_messages import Frame
-from comfy_fleet.domain.sightings import Sightings
+from comfy_fleet.domain.sightings import LONGEST_ID, MOST_NODES, Sightings
 from tests.unit.run_harness import PNG
 
 GRAPH: dict[str, Any] = {
@@ -85,3 +85,26 @@ def test_unknown_types_say_nothing() -> None:
     seen = sightings()
     assert not seen.take(frame("new_type", node="1"))
     assert not seen.ended
+
+
+def test_of_nodes_that_were_made_up_little_is_kept() -> None:
+    seen = sightings()
+    for number in range(MOST_NODES + 100):
+        seen.take(frame("executing", node=f"x{number}", display_node=f"y{number}"))
+        seen.take(frame("executed", node=f"x{number}", output={"text": ["a"]}))
+    seen.take(frame("executed", node="n" * (LONGEST_ID + 1), output={"text": ["a"]}))
+    assert len(seen.items) <= MOST_NODES
+    for one in ("1", "2", "3"):  # those that were posted are known all the same
+        seen.take(frame("executed", node=one, output={"text": ["b"]}))
+        assert (one, "text", 0) in seen.items
+    seen.take(frame("execution_start"))
+    seen.take(frame("execution_success"))
+    assert not seen.complete, "the history knows the others"
+
+
+def test_more_outputs_than_a_job_may_have_are_not_kept() -> None:
+    seen = Sightings("r", GRAPH, FRAME_OUTPUTS, most_items=3)
+    seen.take(frame("executed", node="2", output={"text": ["aa", "bb", "cc", "dd"]}))
+    seen.take(frame("executing", node="3"))
+    assert seen.take_binary(picture()) is None
+    assert list(seen.items) == [("2", "text", 0), ("2", "text", 1), ("2", "text", 2)]
