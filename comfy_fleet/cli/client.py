@@ -39,6 +39,8 @@ _HINTS = {
 NO_UNICODE = "what is to be sent holds text that is not valid Unicode"
 _ID_LENGTH = 36
 _ID_PART = re.compile("[0-9a-f-]+")
+_SILENCE_S = 60.0
+"""Longest time that nothing comes of a stream that lives: it sends a comment every 15 s."""
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
@@ -165,13 +167,19 @@ class Client:
             partial.unlink(missing_ok=True)
         return target.stat().st_size
 
-    def events(self, job_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def events(self, job_id: str, *, deadline: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the job's events, type and data, until its final status.
 
+        Args:
+            job_id: The job.
+            deadline: When to end, by the monotonic clock; it may end some time before.
+
         Raises:
-            Fail: There is no such job, or the stream broke off.
+            Fail: There is no such job, or the stream broke off, or nothing came for too long.
         """
-        with self._stream(path_of("job", job_id, "/events", face="v2"), timeout=None) as answer:
+        silence_s = _SILENCE_S if deadline is None else min(_SILENCE_S, max(0.05, deadline - time.monotonic()))
+        patience = httpx.Timeout(silence_s, connect=min(5.0, silence_s))
+        with self._stream(path_of("job", job_id, "/events", face="v2"), timeout=patience) as answer:
             kind, data = "message", ""
             for line in answer.iter_lines():
                 if line.startswith("event:"):
@@ -184,11 +192,14 @@ class Client:
                     if kind == "status" and value.get("status") in TERMINAL:
                         return
                     kind, data = "message", ""
+                elif line.startswith(":") and deadline and time.monotonic() + silence_s > deadline:
+                    return  # for the time that is left only a new stream can be waited for
 
     def follow(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield events until the job is final, through broken streams and restarts of the API.
 
-        The stream only hastens; the record is asked again whenever it ends.
+        The stream only hastens; the record is asked again whenever it ends, and what it shows again is told
+        once.
 
         Args:
             job_id: The job.
@@ -199,10 +210,14 @@ class Client:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         failures = 0
+        told: dict[str, Any] | None = None
         while True:
             try:
-                for event in self.events(job_id):
-                    yield event
+                for event in self.events(job_id, deadline=deadline):
+                    if event[0] != "status" or event[1] != told:
+                        yield event
+                    if event[0] == "status":
+                        told = event[1]
                     failures = 0
                     if event[0] == "status" and event[1].get("status") in TERMINAL:
                         return
@@ -213,7 +228,7 @@ class Client:
                     raise
                 failures += 1
             _check(deadline, job_id)
-            time.sleep(0.25)
+            time.sleep(0.25 if deadline is None else min(0.25, max(0.0, deadline - time.monotonic())))
 
     def job_id(self, text: str) -> str:
         """Return the whole id of a job that is named by its id or by the beginning of it.

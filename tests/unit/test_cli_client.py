@@ -2,6 +2,7 @@
 
 import json
 from http.server import BaseHTTPRequestHandler
+from select import select
 from typing import Any
 
 import pytest
@@ -117,6 +118,48 @@ def test_following_gives_up_in_time(canned: Canned) -> None:
     with Client(canned.url) as client, pytest.raises(Fail, match="not done yet") as caught:
         list(client.follow(JOB, timeout_s=0.01))
     assert caught.value.exit is Exit.TIMEOUT
+
+
+@pytest.mark.parametrize("said", [b"", b": still here\n\n"], ids=["silent", "comments"])
+def test_following_gives_up_in_time_though_nothing_happens(canned: Canned, said: bytes) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        handler.wfile.write(b'event: status\ndata: {"status": "queued"}\n\n')
+        for _ in range(20):
+            if select([handler.connection], [], [], 0.25)[0]:  # the client has gone
+                return
+            handler.wfile.write(said)
+        handler.wfile.write(b'event: status\ndata: {"status": "succeeded"}\n\n')
+
+    canned.answers["GET", f"/api/v2/jobs/{JOB}/events"] = answer
+    seen = []
+    with Client(canned.url) as client, pytest.raises(Fail, match="not done yet") as caught:
+        for event in client.follow(JOB, timeout_s=0.6):
+            seen.append(event)
+    assert caught.value.exit is Exit.TIMEOUT
+    assert seen == [("status", {"status": "queued"})]
+
+
+def test_a_stream_that_says_nothing_more_is_opened_again(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.cli.client._SILENCE_S", 0.05)
+    left = [b'event: status\ndata: {"status": "queued"}\n\n', b'event: status\ndata: {"status": "failed"}\n\n']
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        handler.wfile.write(left.pop(0))
+        if left:
+            select([handler.connection], [], [], 5)
+
+    canned.answers["GET", f"/api/v2/jobs/{JOB}/events"] = answer
+    with Client(canned.url) as client:
+        assert [data["status"] for _, data in client.follow(JOB)] == ["queued", "failed"]
+    assert len(canned.seen) == 2
 
 
 def test_draining_waits_until_the_node_is_empty(canned: Canned) -> None:
