@@ -5,6 +5,7 @@
 
 import difflib
 import re
+import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -124,7 +125,12 @@ class Settings(BaseSettings):
     lease_ttl_s: float = Field(
         5.0, gt=0.5, description="A run whose dispatcher is silent this long is taken over."
     )
-    beat_s: float = Field(1.0, gt=0, description="How often a dispatcher renews its run leases.")
+    beat_s: float = Field(
+        1.0,
+        gt=0,
+        validate_default=True,
+        description="How often a dispatcher renews its run leases; at most half of `FLEET_LEASE_TTL_S`.",
+    )
     stop_wait_s: float = Field(
         10.0, ge=0, description="How long a stopping dispatcher waits for its runs before handing them over."
     )
@@ -270,6 +276,21 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is no file")
         if re.search(r"[\x00-\x20\x7f'\"\\;$#]", str(value.absolute())):
             raise ValueError(f"{str(value)!r} must not hold blanks, quotes, ;, $, # or backslashes")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+        except ssl.SSLError:
+            raise ValueError(f"{value} holds no certificate (PEM)") from None
+        except OSError as error:
+            raise ValueError(f"{value} can't be read: {error.strerror}") from None
+        return value
+
+    @field_validator("beat_s")
+    @classmethod
+    def _check_beat_s(cls, value: float, info: ValidationInfo) -> float:
+        """Refuse a beat that leaves a lease no time: runs would be taken over between two of them."""
+        ttl_s: float | None = info.data.get("lease_ttl_s")
+        if ttl_s is not None and value > ttl_s / 2:
+            raise ValueError(f"{value:g} must be at most half of FLEET_LEASE_TTL_S ({ttl_s:g})")
         return value
 
     @field_validator("agent_token")

@@ -13,6 +13,8 @@ from typing import Any
 
 from comfy_fleet.adapters.disk import FULL, Disk
 from comfy_fleet.adapters.haproxy import build
+from comfy_fleet.adapters.secrets import SecretBox
+from comfy_fleet.api.auth import Keys
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
 from comfy_fleet.cli.up import ports, public_port
@@ -66,6 +68,8 @@ def examine(settings: Settings) -> list[Finding]:
         ("NVML", lambda: [nvml(probe())]),
         ("Ports", lambda: port_findings(settings)),
         ("Data folder", lambda: data_folder(settings)),
+        ("Keys", lambda: [keys(settings)]),
+        ("Secret key", lambda: secret_key(settings)),
         ("Open files", lambda: [open_files(resource.getrlimit(resource.RLIMIT_NOFILE))]),
         ("Workflows", lambda: workflows(settings)),
         ("HAProxy files", lambda: [templates(settings)]),
@@ -326,6 +330,33 @@ def data_folder(settings: Settings) -> list[Finding]:
             )
         ]
     return [Finding(check="Data folder", verdict=Verdict.OK, found=f"{data}, {left} free")]
+
+
+def keys(settings: Settings) -> Finding:
+    """Check who may ask the fleet."""
+    try:
+        owners = Keys.load(settings).owners
+    except FleetError as error:
+        return Finding(check="Keys", verdict=Verdict.FAIL, found=error.message)
+    if settings.keys_file is None:
+        return Finding(check="Keys", verdict=Verdict.OK, found="none: whoever is on this machine may ask")
+    return Finding(
+        check="Keys",
+        verdict=Verdict.OK,
+        found=f"{', '.join(owners)} in {settings.keys_file}: others are refused",
+    )
+
+
+def secret_key(settings: Settings) -> list[Finding]:
+    """Check the key that encrypts secrets at rest, if it has been made."""
+    path = settings.secret_key_file
+    if not path.exists():
+        return []
+    try:
+        SecretBox.open(path)
+    except FleetError as error:
+        return [Finding(check="Secret key", verdict=Verdict.FAIL, found=error.message)]
+    return [Finding(check="Secret key", verdict=Verdict.OK, found=f"{path}, for the fleet's user alone")]
 
 
 def open_files(limits: tuple[int, int]) -> Finding:

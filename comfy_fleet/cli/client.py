@@ -177,7 +177,8 @@ class Client:
         Raises:
             Fail: There is no such job, or the stream broke off, or nothing came for too long.
         """
-        silence_s = _SILENCE_S if deadline is None else min(_SILENCE_S, max(0.05, deadline - time.monotonic()))
+        left_s = _SILENCE_S if deadline is None else deadline - time.monotonic()
+        silence_s = max(0.05, min(_SILENCE_S, left_s))
         patience = httpx.Timeout(silence_s, connect=min(5.0, silence_s))
         with self._stream(path_of("job", job_id, "/events", face="v2"), timeout=patience) as answer:
             kind, data = "message", ""

@@ -64,6 +64,54 @@ def test_a_named_redis_is_asked_for_its_append_only_file(tmp_path: Path, redis_p
     assert "appendonly yes" in found["Redis AOF"]["do"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        (b"ada short\n", "line 1: a key must have at least 16 characters"),
+        (b"# nobody\n", "holds no key"),
+        (b"\xff\xfe", "can't be read"),
+        (None, "can't be read"),
+    ],
+)
+def test_a_keys_file_that_no_fleet_would_start_with_is_found(
+    tmp_path: Path, keys: bytes | None, found: str
+) -> None:
+    path = tmp_path / "keys"
+    if keys is not None:
+        path.write_bytes(keys)
+    told = doctor("--data", str(tmp_path), "--json", FLEET_KEYS_FILE=str(path))
+    finding = findings(told)["Keys"]
+    assert (told.returncode, finding["verdict"]) == (1, "FAIL")
+    assert found in finding["found"]
+
+
+def test_who_may_ask_is_told_without_the_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("ada geheim-geheim-geheim-1\nop geheim-geheim-geheim-2 admin\n")
+    told = doctor("--data", str(tmp_path), "--json", FLEET_KEYS_FILE=str(path))
+    assert "ada, op" in findings(told)["Keys"]["found"]
+    assert "geheim" not in told.stdout
+
+
+@pytest.mark.parametrize(("mode", "found"), [(0o644, "readable by others"), (0o600, "must hold 32 bytes")])
+def test_a_secret_key_that_no_fleet_would_start_with_is_found(tmp_path: Path, mode: int, found: str) -> None:
+    path = tmp_path / "secret.key"
+    path.write_text("x")
+    path.chmod(mode)
+    told = doctor("--data", str(tmp_path), "--json")
+    finding = findings(told)["Secret key"]
+    assert (told.returncode, finding["verdict"]) == (1, "FAIL")
+    assert found in finding["found"]
+
+
+def test_no_fleet_runs_on_what_is_no_folder(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("x")
+    found = findings(doctor("--data", str(path), "--json", FLEET_PORT=str(free_port())))
+    assert "free" in found["Port"]["found"]
+    assert found["Data folder"]["verdict"] == "FAIL"
+
+
 def test_an_old_haproxy_fails_once_and_what_follows_is_not_told(tmp_path: Path) -> None:
     program = tmp_path / "haproxy"
     program.write_text("#!/bin/sh\necho 'HAProxy version 2.2.9 2021'; echo 'Feature list : -LUA'\n")

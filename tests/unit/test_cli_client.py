@@ -134,19 +134,19 @@ def test_following_gives_up_in_time_though_nothing_happens(canned: Canned, said:
         handler.wfile.write(b'event: status\ndata: {"status": "succeeded"}\n\n')
 
     canned.answers["GET", f"/api/v2/jobs/{JOB}/events"] = answer
-    seen = []
-    with Client(canned.url) as client, pytest.raises(Fail, match="not done yet") as caught:
-        for event in client.follow(JOB, timeout_s=0.6):
-            seen.append(event)
+    with Client(canned.url) as client:
+        events = client.follow(JOB, timeout_s=0.6)
+        assert next(events) == ("status", {"status": "queued"})
+        with pytest.raises(Fail, match="not done yet") as caught:
+            next(events)
     assert caught.value.exit is Exit.TIMEOUT
-    assert seen == [("status", {"status": "queued"})]
 
 
 def test_a_stream_that_says_nothing_more_is_opened_again(
     canned: Canned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("comfy_fleet.cli.client._SILENCE_S", 0.05)
-    left = [b'event: status\ndata: {"status": "queued"}\n\n', b'event: status\ndata: {"status": "failed"}\n\n']
+    left = [b'event: status\ndata: {"status": "%s"}\n\n' % status for status in (b"queued", b"failed")]
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)

@@ -1,5 +1,7 @@
 """Settings that are refused where they are read, by the name that the operator wrote."""
 
+from pathlib import Path
+
 import pytest
 
 from comfy_fleet.cli.exits import Exit, Fail
@@ -41,3 +43,30 @@ def test_a_password_in_a_wrong_address_is_not_shown() -> None:
     with pytest.raises(Fail) as caught:
         load(redis_url="rediz://:geheim@redis.example/0")
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("ttl", "beat"), [("5", "30"), ("5", "2.6"), ("1", None)])
+def test_a_beat_that_a_lease_does_not_outlast_is_refused(
+    ttl: str, beat: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_LEASE_TTL_S", ttl)
+    if beat is not None:
+        monkeypatch.setenv("FLEET_BEAT_S", beat)
+    with pytest.raises(
+        Fail, match=rf"FLEET_BEAT_S: .* at most half of FLEET_LEASE_TTL_S \({ttl}\)"
+    ) as caught:
+        load()
+    assert caught.value.exit is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no certificate", b"\xff\x00", b"-----BEGIN CERTIFICATE-----\nAAAA\n"]
+)
+def test_a_file_without_certificates_is_refused(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_bytes(content)
+    monkeypatch.setenv("FLEET_NODE_CA_FILE", str(path))
+    with pytest.raises(Fail, match=r"FLEET_NODE_CA_FILE: .*ca\.pem holds no certificate"):
+        load()

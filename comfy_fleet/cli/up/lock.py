@@ -105,7 +105,7 @@ def held(data: Path) -> bool:
     try:
         with (data / "run" / "up.json").open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
         return True
