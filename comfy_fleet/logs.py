@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TextIO
 
 import orjson
@@ -62,10 +63,15 @@ def json_line(fields: Mapping[str, Any]) -> str:
 def fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return what ``extra`` added, with anything that smells of a secret masked."""
     return {
-        key: "***" if any(part in key.lower() for part in _SECRET) else value
+        key: "***" if _is_secret(key) else value
         for key, value in vars(record).items()
         if key not in _STANDARD
     }
+
+
+@lru_cache(1000)
+def _is_secret(key: str) -> bool:
+    return any(part in key.lower() for part in _SECRET)
 
 
 class JsonFormatter(logging.Formatter):

@@ -23,16 +23,27 @@ def from_fields(cls: type[T], raw: Mapping[str, Any]) -> T:
     """
     if not isinstance(raw, Mapping):
         raise TypeError(f"{cls.__name__} must be an object, not {type(raw).__name__}")
-    kinds = _kinds(cast(Any, cls))
-    return cls(
-        **{name: _as(kinds[name], raw[name], f"{cls.__name__}.{name}") for name in kinds if name in raw}
-    )
+    made: dict[str, Any] = {}
+    for name, (kind, plain) in _kinds(cast(Any, cls)).items():
+        if name in raw:
+            value = raw[name]
+            made[name] = value if type(value) in plain else _as(kind, value, f"{cls.__name__}.{name}")
+    return cls(**made)
 
 
 @cache
-def _kinds(cls: Any) -> dict[str, Any]:
+def _kinds(cls: Any) -> dict[str, tuple[Any, frozenset[type]]]:
+    """Return each field's annotation, and the types whose values are taken as they are."""
     hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}
+    return {field.name: (hints[field.name], _plain(hints[field.name])) for field in fields(cls)}
+
+
+def _plain(kind: Any) -> frozenset[type]:
+    if get_origin(kind) in (Union, types.UnionType):
+        return frozenset().union(*(_plain(one) for one in get_args(kind)))
+    if kind is float:
+        return frozenset({float, int})
+    return frozenset({kind}) if kind in (str, int, bool, types.NoneType) else frozenset()
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:

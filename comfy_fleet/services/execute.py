@@ -8,6 +8,7 @@ more.
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -148,6 +149,7 @@ class Execution:
         self._abandoned = self._misread = False
         self._settling = False
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_at = math.inf
         self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
 
     def cancel(self) -> None:
@@ -284,12 +286,17 @@ class Execution:
             self._events.task_done()
 
     def _set_timer(self, at: float | None) -> None:
+        if at is None or at >= self._tick_at:  # a tick too soon does no harm, and sets the next one
+            return
         if self._timer:
             self._timer.cancel()
-            self._timer = None
-        if at is not None:
-            delay = max(0.0, at - self._tools.now())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._events.put_nowait, Tick())
+        delay = max(0.0, at - self._tools.now())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+        self._tick_at = at
+
+    def _tick(self) -> None:
+        self._timer, self._tick_at = None, math.inf
+        self._events.put_nowait(Tick())
 
     async def _act(self, action: Action) -> None:
         nodes, node, run = self._tools.nodes, self.claim.node, self.claim.run

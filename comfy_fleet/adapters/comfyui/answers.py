@@ -5,7 +5,6 @@ these limits is at fault itself (:class:`NodeFault`, which names the limit and i
 """
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -170,8 +169,10 @@ def decode_within(body: bytes | bytearray, limits: AnswerLimits, *, what: str, b
             raise _too_much(limits, what, "values" if made > size else "text", size)
         if HALF_BYTES.search(body) and size + 5 * width * len(body) + made > most:
             raise _too_much(limits, what, "text", size)
-    with contextlib.suppress(orjson.JSONDecodeError):
+    try:
         return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
     if size * _DEAREST > most and size + 2 * _width(body) * len(body) > most:
         raise _too_much(limits, what, "text", size)
     return decode_slowly(body)

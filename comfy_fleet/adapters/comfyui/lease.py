@@ -80,6 +80,7 @@ class _Connection(ClientConnection):
         self._parsing: asyncio.Handle | None = None
         self._messages: deque[tuple[bytearray, bool, int]] = deque()
         self._came: asyncio.Future[None] | None = None
+        self._paused = False
         self._part: bytearray | None = None
         self._text = False
         self._part_cost = self._waiting = self._handling = self._turn = 0
@@ -119,11 +120,11 @@ class _Connection(ClientConnection):
             self._parsing = self.loop.call_soon(self._parse)
         if to_the_end:
             return
-        with contextlib.suppress(RuntimeError):  # it is closing
-            if self._unparsed or self._waiting > READ_AHEAD_BYTES:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
+        pause = bool(self._unparsed) or self._waiting > READ_AHEAD_BYTES
+        if pause is not self._paused:
+            with contextlib.suppress(RuntimeError):  # it is closing
+                (self.transport.pause_reading if pause else self.transport.resume_reading)()
+            self._paused = pause
 
     def _may_parse(self) -> bool:
         return self._turn < _FRAMES_A_TURN and self._waiting <= READ_AHEAD_BYTES
@@ -188,7 +189,7 @@ class _Connection(ClientConnection):
         """Take note that the message that was taken last needs no memory any more."""
         self._waiting -= self._handling
         self._handling = 0
-        if self._parsing is None and self._waiting <= READ_AHEAD_BYTES:
+        if self._paused and self._parsing is None and self._waiting <= READ_AHEAD_BYTES:
             self._parse()
 
     def _wake(self) -> None:

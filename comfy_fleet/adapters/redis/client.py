@@ -36,12 +36,25 @@ class _Direct(AbstractConnection):
             await self.check_health()  # type: ignore[no-untyped-call]  # the library left it untyped
         patience_s, self.socket_timeout = self.socket_timeout, None
         try:
+            if self._goes_at_once(command):
+                await super().send_packed_command(command, check_health=False)
+                return
             async with Timeout(patience_s):
                 await super().send_packed_command(command, check_health=False)
         except TimeoutError:
             raise RedisTimeoutError("Timeout writing to socket") from None
         finally:
             self.socket_timeout = patience_s
+
+    def _goes_at_once(self, command: bytes | str | Iterable[bytes]) -> bool:
+        """Tell whether a write surely need not wait: a timeout costs more than such a write."""
+        if self._writer is None or not isinstance(command, list):
+            return False
+        transport = self._writer.transport
+        return (
+            sum(map(len, command)) <= transport.get_write_buffer_limits()[1]
+            and not transport.get_write_buffer_size()
+        )
 
 
 class _DirectTcp(_Direct, Connection):
