@@ -82,8 +82,9 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         seen = watch(self._job, jobs=d.jobs, events=d.events, closing=d.closing)
         async with contextlib.aclosing(seen):
-            async for one in seen:
-                body = frame(one, self._job, self._links)
+            async for some in seen:
+                body = b"".join(frame(one, self._job, self._links) for one in some)
+                one = some[-1]
                 last = isinstance(one, Status) and one.status.terminal  # the end comes with it, not after it
                 await send({"type": "http.response.body", "body": body, "more_body": not last})
                 if last:

@@ -77,16 +77,17 @@ async def watch(
     closing: asyncio.Event,
     pace: Pace | None = None,
     monotonic: Callable[[], float] = time.monotonic,
-) -> AsyncGenerator[Seen, None]:
+) -> AsyncGenerator[list[Seen], None]:
     """Yield a job's snapshot and then what happens, outputs before the last status.
 
-    Ends after the final status, when the job is forgotten, or when ``closing`` is set.
+    What comes together is yielded together. Ends after the final status, when the job is forgotten, or when
+    ``closing`` is set.
     """
     pace = pace or Pace()
     async with events.subscribe(job.id) as stream:
         watcher = _Watcher(job, jobs=jobs, pace=pace, monotonic=monotonic)
-        async for seen in watcher.snapshot():
-            yield seen
+        if told := [seen async for seen in watcher.snapshot()]:
+            yield told
         if watcher.done:
             return
         coming: asyncio.Task[JobEvent] | None = None
@@ -104,10 +105,10 @@ async def watch(
                         told = [seen async for seen in watcher.take(event)]
                     except UNREADABLE:  # of another version: the record tells what it can
                         continue
-                    for seen in told:
-                        yield seen
-                async for seen in watcher.tick():
-                    yield seen
+                    if told:
+                        yield told
+                if told := [seen async for seen in watcher.tick()]:
+                    yield told
         finally:
             closed.cancel()
             if coming is not None:
@@ -165,8 +166,11 @@ class _Watcher:
             status = JobStatus(event.data["status"])
             self._run = event.run
             if status.terminal and whole:
+                last = self._progress.waiting  # the whole of it, before the end
+                if "progress" in event.data:
+                    last = progress_of(event.data["progress"])
                 self.done = True
-                if (last := self._progress.waiting) is not None:  # the whole of it, before the end
+                if last is not None and last != self._shown:
                     yield self._told(last)
                 yield self._told(Status(status=status))
             elif status.terminal:

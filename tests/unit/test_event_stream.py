@@ -19,9 +19,9 @@ from comfy_fleet.services.watch import Alive, Seen, Status
 async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
     """Return what a stream sends for what is seen of its job."""
 
-    async def watch(*_: Any, **__: Any) -> AsyncGenerator[Seen, None]:
+    async def watch(*_: Any, **__: Any) -> AsyncGenerator[list[Seen], None]:
         for one in seen:
-            yield one
+            yield [one]
 
     async def receive() -> Message:
         await asyncio.Event().wait()

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, cast
 
+import pytest
+
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.job import Job, JobEvent, JobStatus, Output, OutputKind, Progress
 from comfy_fleet.ports import Events, JobStore
@@ -72,8 +74,8 @@ def start(store: Store, pace: Pace = QUICK) -> tuple[list[Seen], "asyncio.Task[N
         stream = watch(
             JOB, jobs=cast(JobStore, store), events=cast(Events, store), closing=closing, pace=pace
         )
-        async for one in stream:
-            seen.append(one)  # noqa: PERF401 - the test looks at it meanwhile
+        async for some in stream:
+            seen.extend(some)
 
     return seen, asyncio.create_task(run()), closing
 
@@ -124,6 +126,28 @@ async def test_stale_and_foreign_events_say_nothing() -> None:
     end(store, 8)
     await asyncio.wait_for(task, 5)
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_how_far_it_came_is_told_with_its_end_and_once(shown: bool) -> None:
+    whole = Progress(value=1.0, nodes_done=2, nodes_total=2)
+    job = replace(JOB, status=JobStatus.RUNNING, run="r1", seq=5)
+    store = Store(replace(job, progress=whole) if shown else job)
+    together: list[list[Seen]] = []
+
+    async def run() -> None:
+        stream = watch(job, jobs=cast(JobStore, store), events=cast(Events, store), closing=asyncio.Event())
+        async for some in stream:
+            together.append(some)  # noqa: PERF401 - the test looks at it meanwhile
+
+    task = asyncio.create_task(run())
+    await until(lambda: together)
+    store.tell(
+        6, "status", "r1", status="succeeded", progress={"value": 1.0, "nodes_done": 2, "nodes_total": 2}
+    )
+    await asyncio.wait_for(task, 5)
+    assert together[-1] == [*([] if shown else [whole]), Status(status=JobStatus.SUCCEEDED)]
+    assert len(together) == 2
 
 
 async def test_an_output_is_told_once() -> None:

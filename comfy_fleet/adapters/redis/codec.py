@@ -76,7 +76,7 @@ def to_dict(raw: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[str, bytes]:
 
 def dump_output(output: Output) -> bytes:
     """Return an output as JSON."""
-    return orjson.dumps(asdict(output))
+    return orjson.dumps(output)
 
 
 def load_output(data: bytes | Mapping[str, Any]) -> Output:
@@ -96,7 +96,7 @@ def dump_error(error: JobError | None) -> str:
 
 def dump_progress(progress: Progress | None) -> str:
     """Return a progress snapshot as JSON, or an empty string."""
-    return orjson.dumps(asdict(progress)).decode() if progress else ""
+    return orjson.dumps(progress).decode() if progress else ""
 
 
 def dump_reason(error: JobError | None) -> str:

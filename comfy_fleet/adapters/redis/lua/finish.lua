@@ -32,9 +32,6 @@ if ARGV[3] == 'succeeded' and redis.call('HEXISTS', 'fleet:nodes', r[2]) == 1 th
     redis.call('HSET', node, 'speed', num(mean), 'speeds', runs)
   end
 end
-if ARGV[10] ~= '' and status == ARGV[3] then
-  redis.call('HSET', jobkey(r[1]), 'progress', ARGV[10])
-  publish(r[1], 'progress', run, ARGV[10])
-end
-end_job(r[1], status, ARGV[4], status == ARGV[3] and ARGV[5] or '', at)
+local progress = status == ARGV[3] and ARGV[10] ~= '' and ARGV[10] or nil
+end_job(r[1], status, ARGV[4], status == ARGV[3] and ARGV[5] or '', at, progress)
 return status

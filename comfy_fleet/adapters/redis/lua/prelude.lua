@@ -101,9 +101,11 @@ local function publish(id, kind, run, data)
   return seq
 end
 
-local function publish_status(id, status, run, node)
+-- progress: the last of it, as JSON, or nothing.
+local function publish_status(id, status, run, node, progress)
   publish(id, 'status', run, '{"status":"' .. status .. '"'
-    .. (node and node ~= '' and ',"node":"' .. node .. '"' or '') .. '}')
+    .. (node and node ~= '' and ',"node":"' .. node .. '"' or '')
+    .. (progress and ',"progress":' .. progress or '') .. '}')
 end
 
 local function enqueue(id, placement, rank, front)
@@ -312,13 +314,14 @@ local function let_go(asset, id, expires)
   end
 end
 
--- The one way in which a job becomes final.
-local function end_job(id, status, err, result, at)
+-- The one way in which a job becomes final; progress: how far it came, as JSON, if that is new.
+local function end_job(id, status, err, result, at, progress)
   local key = jobkey(id)
   local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node')
   local expires = at + (tonumber(f[1] or '') or 604800)
   redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
+  if progress then redis.call('HSET', key, 'progress', progress) end
   redis.call('HDEL', key, 'waits')
   redis.call('DEL', key .. ':secret', key .. ':preview')
   redis.call('ZADD', 'fleet:expiring', num(expires), id)
@@ -340,7 +343,7 @@ local function end_job(id, status, err, result, at)
     if status == 'failed' then note_error(f[4], id, err, at) end
   end
   discard(id, at)
-  publish_status(id, status, f[3], f[4])
+  publish_status(id, status, f[3], f[4], progress)
 end
 
 -- A run is over: keep what became of it in its job's record.
