@@ -34,6 +34,9 @@ def setup(process: str, *, level: str = "info", fmt: str = "auto") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # No line says where in the code, in which thread, process or task it was written: it isn't looked up.
+    logging._srcfile = None  # noqa: SLF001 - the way that logging's documentation names
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # What a client garbled is answered to the client; a line each would let anybody fill the log.
     logging.getLogger("python_multipart").setLevel("ERROR")
     for noisy in ("httpx", "httpcore", "websockets", "uvicorn.access", "asyncio"):

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -134,6 +135,7 @@ class Keys:
             raise HttpError(403, "forbidden", "without API keys requests from other sites are refused")
 
 
+@lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address is this machine's own."""
     name = host.lower().strip("[]").rstrip(".")
