@@ -49,8 +49,9 @@ class _Reader(StreamReader):
     """Gives a large payload out without a copy."""
 
     def read_exact(self, n: int) -> Generator[None, None, bytearray]:
-        if n < _LARGE:
-            return (yield from super().read_exact(n))
+        return super().read_exact(n) if n < _LARGE else self._read_large(n)
+
+    def _read_large(self, n: int) -> Generator[None, None, bytearray]:
         while len(self.buffer) < n:
             if self.eof:
                 raise EOFError(f"stream ends after {len(self.buffer)} bytes, expected {n} bytes")
