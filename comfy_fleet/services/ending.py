@@ -15,7 +15,7 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.run import Verdict
 from comfy_fleet.domain.run_verdicts import NODE_BUSY
-from comfy_fleet.ports import Claim, RunStore
+from comfy_fleet.ports import Claim, NodeApi, RunStore
 from comfy_fleet.services.care import Care
 from comfy_fleet.services.insist import insist
 from comfy_fleet.services.measure import Measured
@@ -210,6 +210,24 @@ def unready(error: Exception, *, extra: Mapping[str, str]) -> Verdict:
             why = f"the prompt could not be made ready: {type(error).__name__}"
             problem = JobError(code="internal_error", message=why)
     return Verdict(kind="failed", error=problem, counts=True, retryable=retryable)
+
+
+def broken_off(error: Exception, *, extra: Mapping[str, str]) -> GivenBack:
+    """Return what becomes of a job whose run nobody can go on with: something of the fleet's own fails.
+
+    Args:
+        error: What was raised.
+        extra: Fields of the log line.
+    """
+    logger.error("run broke off", exc_info=error, extra=extra)
+    why = f"the run could not be followed to its end: {type(error).__name__}"
+    return GivenBack(error=JobError(code="internal_error", message=why), counts=True)
+
+
+async def withdraw(claim: Claim, nodes: NodeApi) -> None:
+    """Take a run's prompt off its node, whether it waits there or runs; nothing is told if that fails."""
+    await nodes.delete_pending(claim.node, claim.run)
+    await nodes.interrupt(claim.node, claim.run)
 
 
 def node_lost(message: str) -> JobError:

@@ -54,7 +54,7 @@ from comfy_fleet.domain.run import (
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.care import Care
 from comfy_fleet.services.collect import Collector, OutputLimits, Sharing
-from comfy_fleet.services.ending import Ending, GivenBack, node_lost, unready
+from comfy_fleet.services.ending import Ending, GivenBack, broken_off, node_lost, unready, withdraw
 from comfy_fleet.services.insist import insist
 from comfy_fleet.services.large import LARGE_BYTES, worked
 from comfy_fleet.services.measure import Measure, Measured
@@ -183,7 +183,7 @@ class Execution:
 
     async def resume(self, held: Held) -> None:
         """Go on with a run that another dispatcher left behind."""
-        await self._guarded(self._adopted(held))
+        await self._guarded(self._taken_over(held))
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -234,6 +234,17 @@ class Execution:
         self._graph = await self._prepare(graph)
         self._extra_data = await self._open_secret()
         return graph
+
+    async def _taken_over(self, held: Held) -> None:
+        try:
+            await self._adopted(held)
+        except (LeaseLost, StoreDown):
+            raise
+        except Exception as error:  # noqa: BLE001 - it would meet whoever takes the run over next, too
+            self._cancel_tasks()
+            if held.phase != "left" and self._tools.safe(self.claim.run):
+                await self._watched(withdraw(self.claim, self._tools.nodes))
+            await self._give_back(broken_off(error, extra=self._extra))
 
     async def _adopted(self, held: Held) -> None:
         logger.info("run taken over", extra={**self._extra, "phase": held.phase})
@@ -477,24 +488,14 @@ class Execution:
             end, measured=measured, duration_s=duration_s, progress=self._outbox.last
         )
         self._free()
-        facts = {
-            "status": str(status),
-            "duration_s": round(duration_s, 3),
-            "outputs": len(self._outputs),
-        }
+        facts = {"status": str(status), "duration_s": round(duration_s, 3), "outputs": len(self._outputs)}
         if verdict.error:
             facts["error"] = verdict.error.message
         logger.info("job ended", extra={**self._extra, **facts})
 
     async def _give_back(self, back: GivenBack) -> None:
-        status = await self._ending.give_back(
-            back, bust=frozenset(self._outputs.gone), progress=self._outbox.last
-        )
+        bust = frozenset(self._outputs.gone)
+        status = await self._ending.give_back(back, bust=bust, progress=self._outbox.last)
         self._free(back.rest_s)
-        facts = {
-            "status": str(status),
-            "counts": back.counts,
-            "excluded": back.exclude,
-            "error": back.error.message,
-        }
-        logger.warning("job given back", extra={**self._extra, **facts})
+        facts = {"status": str(status), "counts": back.counts, "excluded": back.exclude}
+        logger.warning("job given back", extra={**self._extra, **facts, "error": back.error.message})

@@ -8,6 +8,9 @@ from redis.asyncio import Redis
 
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.job import Job, JobError, JobStatus, Progress
+from comfy_fleet.domain.run import Run
+from comfy_fleet.domain.run_messages import PostAnswered, QueueAnswered
+from comfy_fleet.services.measure import Measure
 from comfy_fleet.sim import SimTiming
 from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until
@@ -83,6 +86,38 @@ async def test_a_run_that_was_taken_over_is_through_once_it_has_succeeded(
         assert (done.status, done.progress) == (JobStatus.SUCCEEDED, Progress.complete(2))
         (attempt,) = done.attempts
         assert (attempt.node, attempt.counted, attempt.error) == ("g1", False, None)
+
+
+@pytest.mark.parametrize("where", ["while its prompt runs", "once it has succeeded"])
+async def test_a_run_that_nobody_can_go_on_with_uses_its_attempts_up(
+    redis_port: int, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = where == "while its prompt runs"
+    handle = Run.handle
+
+    def broken(*given: Any, **_: Any) -> Any:
+        if running and not isinstance(given[1], PostAnswered | QueueAnswered):
+            return handle(*given)
+        raise ValueError("odd")
+
+    if running:
+        monkeypatch.setattr(Run, "handle", broken)
+    else:
+        monkeypatch.setattr(Measure, "succeeded", broken)
+    timing = SimTiming(job_s=600 if running else 0)
+    async with fleet_of(redis_port, "g1", sim={"timing": timing}, lease_ttl_s=1.0, beat_s=0.1) as fleet:
+        job = await fleet.submit(GRAPH, max_attempts=2)
+        done = await fleet.ended(job.id, timeout_s=50)
+        assert (done.status, done.attempt) == (JobStatus.FAILED, 2)
+        assert [attempt.counted for attempt in done.attempts] == [True, True]
+        assert done.error is not None
+        assert (done.error.code, "ValueError" in done.error.message) == ("internal_error", True)
+        engine = fleet.sims["g1"].engine
+        await until(lambda: not engine.running, what="its prompt is off the node")
+        assert engine.stats.interrupted == (2 if running else 0)
+        monkeypatch.undo()
+        if not running:
+            assert (await fleet.ended((await fleet.submit(picture(5))).id)).status is JobStatus.SUCCEEDED
 
 
 async def test_a_stream_ends_on_the_whole(stores: Stores) -> None:
