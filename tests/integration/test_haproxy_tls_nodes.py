@@ -1,5 +1,6 @@
 """Nodes behind a proxy: https, a path before every path, a name of their own, a password."""
 
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
 from tests.fleet import fleet_of
 from tests.integration.haproxy_kit import (
+    Broker,
     MemoryRegistry,
     TinyNode,
     eventually,
@@ -87,6 +89,60 @@ async def test_a_password_that_is_wrong_or_changes(tmp_path: Path) -> None:
                 settings.direct_port, "GET", "/queue", "X-Fleet-Node: far", "Authorization: x"
             )
             assert b" 200 " in answer.split(b"\r\n")[0]
+
+
+async def forgotten(fleet: Broker, password: str) -> None:
+    """Wait until neither HAProxy nor its file holds a password."""
+    file = fleet.settings.data / "run" / "nodes.map"
+
+    async def nowhere() -> bool:
+        return password not in await fleet.raw(f"show map {file}") and password not in file.read_text()
+
+    await eventually("the password is nowhere", nowhere)
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_password_goes_with_its_node(tmp_path: Path, used: bool) -> None:
+    settings = make_settings(tmp_path / "data")
+    password = b64encode(b"u:s3cret").decode()
+    async with (
+        TinyNode("far") as tiny,
+        Proxy(tiny.port, prefix="", context=None, credentials="u:s3cret") as proxy,
+    ):
+        registry = MemoryRegistry([Node(name="far", url=proxy.url, sealed="u:s3cret")])
+        async with running(settings.data, registry, settings=settings) as fleet:
+            await fleet.told("far", "up")
+            assert password in (settings.data / "run" / "nodes.map").read_text()
+            if not used:
+                await registry.remove("far")
+            else:
+                _, tunnel = await fleet.lease(nodes="far")
+                await registry.remove("far")
+
+                async def leaves() -> bool:
+                    known = await fleet.controller.broker.runtime.servers()
+                    return any(server.backend == "be_pool_1" and server.maint for server in known)
+
+                await eventually("it leaves with its last connection", leaves)
+                assert (await fleet.call("far")).status_code == 200  # what runs there still has to be ended
+                await tunnel.close()
+            await forgotten(fleet, password)
+
+
+async def test_a_password_goes_with_the_last_node_also_if_the_start_did_not_hear_of_it(
+    tmp_path: Path,
+) -> None:
+    settings = make_settings(tmp_path / "data")
+    password = b64encode(b"u:s3cret").decode()
+    registry = MemoryRegistry([Node(name="far", url="http://127.0.0.1:9/x", sealed="u:s3cret")])
+    async with running(settings.data, registry, settings=settings) as fleet:
+        pass
+    registry.broken = True
+    async with running(settings.data, registry, settings=settings) as fleet:
+        assert password in await fleet.raw(f"show map {settings.data / 'run' / 'nodes.map'}")
+        await registry.remove("far")
+        registry.broken = False
+        await forgotten(fleet, password)
 
 
 async def test_a_callers_own_password_goes_to_no_node(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """From what HAProxy has to what it should have, and its verdicts in the fleet's words."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from comfy_fleet.adapters.haproxy.first_answer import Given
 from comfy_fleet.adapters.haproxy.membership import (
     Add,
     Drain,
+    Forget,
     Move,
     MoveAgent,
     Open,
@@ -65,6 +67,16 @@ def test_a_new_node_is_added_once_its_names_resolve() -> None:
 def test_a_node_that_left_loses_its_direct_server_last() -> None:
     assert plan({}, [direct(), server()]) == [Retire(server=server())]
     assert plan({}, [direct()]) == [Retire(server=direct())]
+
+
+def test_a_node_that_left_is_forgotten_with_its_last_server() -> None:
+    vias = {"g1": "h||Basic%20dTpw"}
+    assert plan({}, [direct(), server()], vias=vias) == [Retire(server=server())]
+    assert plan({}, [direct()], vias=vias) == [Retire(server=direct())]
+    assert plan({}, [], vias=vias) == [Forget(name="g1")]
+    assert plan({"g1": target(addresses=())}, [], vias=vias) == [Forget(name="g1")]
+    known = replace(target(addresses=()), entry=replace(target().entry, via=vias["g1"]))
+    assert plan({"g1": known}, [], vias=vias) == []
 
 
 def test_a_node_that_changes_pools_is_never_in_two() -> None:

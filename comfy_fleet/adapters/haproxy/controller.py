@@ -28,6 +28,7 @@ from comfy_fleet.adapters.haproxy.follow import follow_api
 from comfy_fleet.adapters.haproxy.membership import (
     Add,
     Drain,
+    Forget,
     Move,
     MoveAgent,
     Open,
@@ -361,9 +362,9 @@ class Controller:
 
     async def _read_registry(self) -> None:
         nodes = await self._registry.nodes()
-        self._known = True
-        if list(nodes) == list(self._nodes):
+        if self._known and list(nodes) == list(self._nodes):
             return
+        self._known = True
         self._nodes = nodes
         known = {node.name for node in nodes}
         self._seen = {name: seen for name, seen in self._seen.items() if name in known}
@@ -442,6 +443,8 @@ class Controller:
             case Drain(server=server):
                 await runtime.drain(server)
                 logger.info("server drained", extra={"node": server.name, "backend": server.backend})
+            case Forget(name=name):
+                await runtime.forget(name, vias=self._files.vias)
         return False
 
     # ---- verdicts ------------------------------------------------------------------------------------------

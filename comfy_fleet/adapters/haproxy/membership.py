@@ -79,7 +79,14 @@ class Open:
     percent: int
 
 
-Step = Retire | Add | Move | MoveAgent | Drain | Open
+@dataclass(frozen=True, kw_only=True)
+class Forget:
+    """Take out of the map how a node was reached: the map may hold its password."""
+
+    name: str
+
+
+Step = Retire | Add | Move | MoveAgent | Drain | Open | Forget
 _NOTHING: Mapping[str, Given] = {}
 _PLAIN: Mapping[str, str] = {}
 
@@ -94,7 +101,8 @@ def plan(
 
     A node that changes its pool is first retired from the old one: two entries would be two slots. So is one
     that left and came back before its last connection was gone, and one that is reached in another way
-    now. Its direct server goes last, because whoever still holds the lease needs it.
+    now. Its direct server goes last, because whoever still holds the lease needs it; then goes what the map
+    says of it.
 
     Args:
         targets: What should be, by name.
@@ -124,6 +132,13 @@ def plan(
         elif name not in lease:
             # Also a half of a node that is to be added: it is made anew, together with its other half.
             steps.append(Retire(server=server))
+    steps += [
+        Forget(name=name)
+        for name, via in vias.items()
+        if name not in lease
+        and name not in direct
+        and ((target := targets.get(name)) is None or target.entry.via != via)
+    ]
     steps += [
         Add(entry=target.entry, address=target.addresses[0], agent=target.agent_addresses[0])
         for name, target in targets.items()

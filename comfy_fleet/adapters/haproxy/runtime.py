@@ -155,7 +155,7 @@ class Runtime:
             vias: The map of how nodes are reached.
             ca_file: Who may sign its certificate.
         """
-        await self.ask(f"del map {vias} {entry.name}")  # of a node that had this name before
+        await self.forget(entry.name, vias=vias)  # a node that had this name before
         if entry.via:
             await self.order(f"add map {vias} {entry.name} {entry.via}")
         where = join(address, entry.port)
@@ -169,6 +169,10 @@ class Runtime:
         await self.order(f"add server {server} {where} {options} disabled", expect="New server registered.")
         await self.order(f"enable health {server}")
         await self.order(f"enable agent {server}")
+
+    async def forget(self, name: str, *, vias: Path) -> None:
+        """Take a node out of the map of how nodes are reached, if it is there."""
+        await self.ask(f"del map {vias} {name}")
 
     async def retire(self, server: Server) -> bool:
         """Take a server out; False while a connection of its still lives (ask again later).
