@@ -97,6 +97,15 @@ def test_a_rejected_file_is_kept_and_the_good_one_stays(
     assert not list(places.folder.glob("*.new"))
 
 
+def test_what_a_killed_process_was_writing_does_not_stay(tmp_path: Path) -> None:
+    places = files(make_settings(tmp_path))
+    good = rendered(make_settings(tmp_path), many(1))
+    apply(good, places, program="haproxy")
+    (places.folder / "nodes.map.new").write_text("gone h||Basic%20dTpw\n")
+    apply(good, places, program="haproxy")
+    assert not list(places.folder.glob("*.new"))
+
+
 def test_a_missing_haproxy_is_told(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     with pytest.raises(ConfigError, match="apt-get install haproxy"):

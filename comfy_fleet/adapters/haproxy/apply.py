@@ -61,6 +61,9 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
     private_folder(places.folder)
     maps = {places.pools: rendered.pools, places.vias: rendered.vias}
     for path, text in maps.items():
+        _beside(path).unlink(
+            missing_ok=True
+        )  # of a process that was killed: passwords of nodes that are gone
         if not path.exists():
             _write(path, text)  # the broker's configuration names it
     texts = {
@@ -71,7 +74,7 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
     changed = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     ready: list[tuple[Path, Path]] = []
     for path in changed:
-        new = path.with_name(path.name + ".new")
+        new = _beside(path)
         _write(new, texts[path])
         if path not in maps:
             try:
@@ -90,6 +93,10 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
         new.replace(path)
         logger.info("configuration written", extra={"file": str(path)})
     return frozenset(path.name for path in changed)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
 
 
 def _write(path: Path, text: str) -> None:
