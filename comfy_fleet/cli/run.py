@@ -17,6 +17,8 @@ _BY_ERROR: tuple[tuple[type[FleetError], Exit], ...] = (
 
 def main() -> NoReturn:
     """Run ``fleet`` with the process's arguments and exit."""
+    _open_standard_streams()
+
     from comfy_fleet.cli.app import build
     from comfy_fleet.cli.variables import is_service, warn_on_terminal
 
@@ -31,15 +33,36 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _end("interrupted", None, Exit.INTERRUPTED)
     except BrokenPipeError:
-        # The reader (`| head`) left: that is no error, but Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.OK)
+        sys.exit(Exit.OK)  # the reader (`| head`) left: that is no error
+    finally:
+        _drop_unwritten()
     sys.exit(Exit.OK)
 
 
 def exit_for(error: FleetError) -> Exit:
     """Return the exit code for one of the project's errors."""
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), Exit.FAILED)
+
+
+def _open_standard_streams() -> None:
+    """Give the null device to the standard streams that the caller has closed.
+
+    Else the next file that is opened, a lock or a socket, would be taken for one of them.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def _drop_unwritten() -> None:
+    """Drop what stdout did not take; that is known by now, and Python would complain of it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(message: str, hint: str | None, code: Exit) -> NoReturn:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -128,6 +129,48 @@ def test_a_reader_that_has_seen_enough_ends_no_fleet(tmp_path: Path, detach: boo
             assert fleet("status", FLEET_API_URL=url).returncode == 0
             assert fleet("down", "--data", str(data)).returncode == 0
             assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_detached_fleet_needs_no_standard_streams(tmp_path: Path, closed: str) -> None:
+    data = tmp_path / "data"
+    with detached(data) as words:
+        told = subprocess.run(
+            ["sh", "-c", f"{shlex.join(words)} {closed}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment(),
+        )
+        assert (told.returncode, told.stderr) == (0, "")
+        url = json.loads((data / "run" / "up.json").read_text())["url"]
+        assert fleet("status", FLEET_API_URL=url).returncode == 0
+        assert fleet("logs", "fleet", "--data", str(data)).stdout.count("fleet ready") == 1
+        stopped = fleet("down", "--data", str(data))  # its lock is still held
+        assert (stopped.returncode, stopped.stdout) == (0, "stopped\n")
+
+
+@pytest.mark.parametrize("target", ["| true", "> /dev/full"])
+def test_words_that_nobody_takes_end_no_detached_fleet(tmp_path: Path, target: str) -> None:
+    data = tmp_path / "data"
+    with detached(data) as words:
+        at = words.index("--port")
+        del words[at : at + 2]  # that 8188 is taken is said before anything starts
+        with contextlib.ExitStack() as others:
+            with contextlib.suppress(OSError):  # somebody has it anyway
+                others.enter_context(socket.create_server(("127.0.0.1", 8188)))
+            told = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", f"{shlex.join(words)} {target}"],
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+                env=environment(),
+            )
+            assert (told.returncode, told.stderr) == (0, "")
+            url = json.loads((data / "run" / "up.json").read_text())["url"]
+            assert fleet("status", FLEET_API_URL=url).returncode == 0
 
 
 def test_a_detached_fleet_that_can_not_start_says_why(tmp_path: Path) -> None:

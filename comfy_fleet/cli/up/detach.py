@@ -68,5 +68,6 @@ def _leave(mouth: int, log: Path) -> None:
 
 
 def _put(opened: int, as_: int) -> None:
-    os.dup2(opened, as_)
-    os.close(opened)
+    if opened != as_:
+        os.dup2(opened, as_)
+        os.close(opened)

@@ -46,7 +46,6 @@ class Fleet:
         self.plan = planned
         self._options = options
         self._credentials = NodeCredentials(planned.settings.secret_key_file)
-        self._console = console
         self._terminal = Terminal(console, verbose=options.verbose, stays=options.leave is None)
         self._logs = planned.settings.data / "logs"
         self._log = LogFile(self._logs / "fleet.log")
@@ -87,7 +86,7 @@ class Fleet:
             raise Fail(f"can't write in {self._logs}: {error.strerror}", hint=MAKE_ROOM) from error
         self._tell("info", "fleet starts", url=self.plan.url, pid=os.getpid())
         try:
-            with self._console.status("starting Redis") as status:
+            with self._terminal.status("starting Redis") as status:
                 starting = asyncio.create_task(self._start(status))
                 stopping = asyncio.create_task(self._stop.wait())
                 await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,7 +110,7 @@ class Fleet:
         finally:
             self._stopping = self._terminal.stopping = True
             self._tell("info", "fleet stops")
-            with self._console.status("stopping"):
+            with self._terminal.status("stopping"):
                 await stop_all(self._children)
             for task in self._tasks:
                 task.cancel()

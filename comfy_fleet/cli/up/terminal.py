@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 from comfy_fleet.api.auth import is_loopback
@@ -46,6 +47,7 @@ class Terminal:
         self._stays = stays
         self.stopping = False
         self._console = console
+        self._progress = console if console.is_terminal else Console(quiet=True)
         self._verbose = verbose
         self._ready = False
         self._told: dict[tuple[object, ...], float] = {}
@@ -55,6 +57,10 @@ class Terminal:
         if not (self._verbose or self._matters(process, fields)):
             return
         self._print(line_of(process, fields), markup=False, style="dim")
+
+    def status(self, words: str) -> Status:
+        """Show what is being done; nothing of it is written to a file or a pipe, which may take no more."""
+        return self._progress.status(words)
 
     def say(self, words: str) -> None:
         """Show words as they are."""
