@@ -696,7 +696,13 @@ class NodeApi(Protocol):
         content: Path | AsyncIterator[bytes],
         content_type: str,
     ) -> FileRef:
-        """Put a file into the node's input folder, replacing one of the same name. Raises NodeError."""
+        """Put a file into the node's input folder, replacing one of the same name.
+
+        Raises:
+            NodeError: The node could not be asked or refused the file.
+            FileNotFoundError: ``content`` is a path, and nothing is there.
+            NoRoom: ``content`` is a path, and the fleet's own disk does not give what is there.
+        """
 
     async def inventory(self, node: str) -> Inventory:
         """Return the node's classes, without its version. Raises NodeError."""

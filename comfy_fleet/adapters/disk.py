@@ -1,4 +1,4 @@
-"""The disk below the data folder: how much is left on it, and what went wrong while writing to it."""
+"""The disk below the data folder: how much is left on it, and what goes wrong with it."""
 
 import errno
 import os
@@ -10,6 +10,22 @@ from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.domain.room import Room, floor_of
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the disk raises for a file of ours into NoRoom: it is our side's trouble, whoever gets it.
+
+    Raises:
+        FileNotFoundError: There is no such file: no trouble of the disk's.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise NoRoom(f"the fleet's disk can't be read: {path}: {why}") from error
 
 
 class Disk:

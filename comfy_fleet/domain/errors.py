@@ -16,7 +16,7 @@ FleetError
 ├── Busy                  try again later (carries ``retry_after_s``)
 │   ├── QueueFull         the configured depth is reached
 │   ├── NoNodes           no node is known at all
-│   ├── NoRoom            the fleet's own disk is full, or can't be written
+│   ├── NoRoom            the fleet's own disk is full, or can't be used
 │   └── StoreDown         Redis does not answer: what was asked may have been done
 │       └── StoreRefuses  Redis answers and takes nothing: nothing was done
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
@@ -174,7 +174,7 @@ class StoreRefuses(StoreDown):
 
 
 class NoRoom(Busy):
-    """The fleet's own disk is full or can't be written; nothing was kept of what was to be stored."""
+    """The fleet's own disk is full or can't be used; nothing was kept of what was to be stored."""
 
     code = "insufficient_storage"
 

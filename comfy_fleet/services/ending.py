@@ -8,6 +8,7 @@ from comfy_fleet.domain.errors import (
     BadInput,
     ConfigError,
     FleetError,
+    NoRoom,
     OutputGone,
     OutputLimit,
     OutputRefused,
@@ -200,6 +201,10 @@ def unready(error: Exception, *, extra: Mapping[str, str]) -> Verdict:
             problem = JobError(code=error.code, message=str(error), details=error.details)
         case ConfigError():
             problem = JobError(code="internal_error", message=str(error))
+        case NoRoom():
+            logger.error("inputs can't be read", exc_info=error, extra=extra)
+            retryable = True
+            problem = JobError(code=error.code, message=f"the job's inputs can't be read now: {error}")
         case StagingError():
             logger.warning("staging failed", extra={**extra, "error": str(error)})
             retryable = not error.fatal

@@ -27,6 +27,7 @@ async def stage(
 
     Raises:
         StagingError: A file is gone, or the node did not take it, or nobody has looked whose it is.
+        NoRoom: The fleet's own disk does not give a file.
     """
     places = asset_places(graph, claim.job.uploads)
     if unchecked := set(places.values()) - set(claim.job.uploads.values()):

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.comfyui.lease import LeaseClient, WebsocketLease
-from comfy_fleet.domain.errors import NodeError, OutputGone, OutputRefused
+from comfy_fleet.domain.errors import NodeError, NoRoom, OutputGone, OutputRefused
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run import (
     AskFailed,
@@ -315,6 +315,28 @@ async def test_what_goes_wrong_with_the_fleets_own_files_is_no_fault_of_the_node
             async with fleet.nodes.view("g1", ref) as content:
                 async for _ in content.chunks:
                     raise local
+        assert caught.value is local
+
+
+@pytest.mark.parametrize("trouble", ["no file", "unreadable", "no place"])
+async def test_what_the_fleets_own_disk_does_not_give_is_no_fault_of_the_node(
+    fleet: Fleet, tmp_path: Path, trouble: str
+) -> None:
+    path = {"no file": tmp_path, "unreadable": Path("/proc/self/mem"), "no place": tmp_path / "loop"}[trouble]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(NoRoom, match=f"the fleet's disk can't be read: {path}: [A-Z]"):
+        await fleet.nodes.upload("g1", name="x", subfolder="", content=path, content_type="x/y")
+
+
+async def test_what_a_source_of_bytes_raises_is_its_own(fleet: Fleet) -> None:
+    for local in (OSError(errno.EIO, "Input/output error"), TimeoutError("ours"), ValueError("odd")):
+
+        async def chunks(local: Exception = local) -> AsyncIterator[bytes]:
+            yield b"one"
+            raise local
+
+        with pytest.raises(type(local)) as caught:
+            await fleet.nodes.upload("g1", name="x", subfolder="", content=chunks(), content_type="x/y")
         assert caught.value is local
 
 

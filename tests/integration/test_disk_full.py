@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.domain.errors import NoRoom, NotFound
+from comfy_fleet.domain.graph import asset_reference
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.services import collect
 from tests.factories import GRAPH, picture
@@ -276,6 +277,30 @@ async def test_a_write_that_fails_leaves_nothing_behind(redis: Redis, tmp_path: 
             await store.upload(owner="o", chunks=chunks(), content_type="x/y", file_path="a.bin")
     assert not files(tmp_path)
     assert not [key async for key in redis.scan_iter("fleet:asset*")]
+
+
+async def test_an_input_that_the_disk_does_not_give_is_no_fault_of_the_node(redis_port: int) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"picture"
+
+    async with fleet_of(redis_port, "g1") as fleet:
+        store = fleet.dispatchers[0].dispatcher._assets
+        asset, _ = await store.upload(
+            owner="local", chunks=chunks(), content_type="image/png", file_path="a.png"
+        )
+        place = store.file(asset)
+        place.unlink()
+        place.mkdir()
+        load = {"class_type": "LoadImage", "inputs": {"image": asset_reference(asset.id)}}
+        graph = {**GRAPH, "9": load}
+        done = await fleet.ended((await fleet.submit(graph, uploads={"9/image": asset.id})).id)
+        assert (done.status, done.attempt) == (JobStatus.FAILED, done.max_attempts)
+        assert done.error is not None and done.error.code == "insufficient_storage"
+        assert "the fleet's disk can't be read" in done.error.message
+        assert await fleet.stores.nodes.errors("g1") == []
+        place.rmdir()
+        gone = await fleet.ended((await fleet.submit(graph, uploads={"9/image": asset.id})).id)
+        assert gone.error is not None and gone.error.code == "missing_asset"
 
 
 async def test_an_upload_ends_where_it_would_pass_the_floor(redis: Redis, tmp_path: Path) -> None:

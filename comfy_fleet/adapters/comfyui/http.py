@@ -16,7 +16,6 @@ its answer breaks a limit           ``unusable``     NodeFault
 """
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from yarl import URL
 
 from comfy_fleet.adapters.comfyui.answers import PLAIN, AnswerLimits, decoded, read_body
 from comfy_fleet.adapters.comfyui.classes import ClassReader
+from comfy_fleet.adapters.comfyui.form import CHUNK_BYTES, Form
 from comfy_fleet.adapters.comfyui.heads import Connector, TooManyHeads
 from comfy_fleet.domain.errors import NodeError, NodeFault, OutputGone, OutputRefused
 from comfy_fleet.domain.inventory import Inventory
@@ -46,7 +46,6 @@ from comfy_fleet.ports import Content
 
 NODE = "X-Fleet-Node"
 JOB = "X-Fleet-Job"
-CHUNK_BYTES = 256 * 1024
 _JSON = {"Content-Type": "application/json"}
 
 # The broker is next door: what it does not accept in two seconds it does not accept at all.
@@ -258,16 +257,21 @@ class NodeClient:
         Raises:
             NodeError: The node could not be asked or refused the file.
             FileNotFoundError: ``content`` is a path, and nothing is there.
+            NoRoom: ``content`` is a path, and the fleet's own disk does not give what is there.
+            Exception: What ``content`` raises, if it is no path.
         """
-        form = _Form({"subfolder": subfolder, "type": "input", "overwrite": "true"}, name, content_type)
+        fields = {"subfolder": subfolder, "type": "input", "overwrite": "true"}
+        form = Form(fields, name, content, content_type)
         headers = {NODE: node, "Content-Type": f"multipart/form-data; boundary={form.boundary}"}
-        if isinstance(content, Path):
-            # With a length, a node that limits uploads can refuse before it has read everything.
-            headers["Content-Length"] = str(form.overhead + (await asyncio.to_thread(content.stat)).st_size)
-            body = form.wrap(_read(content))
-        else:
-            body = form.wrap(content)
-        answer = await self._call(node, "POST", "/upload/image", headers=headers, data=body)
+        # With a length, a node that limits uploads can refuse before it has read everything.
+        if (length := await form.length()) is not None:
+            headers["Content-Length"] = str(length)
+        try:
+            answer = await self._call(node, "POST", "/upload/image", headers=headers, data=form.chunks())
+        except NodeError:
+            if form.broken is not None:
+                raise form.broken from None
+            raise
         stored = answer.get("name") if isinstance(answer, dict) else None
         if not isinstance(answer, dict) or not isinstance(stored, str):
             raise NodeError(f"node {node} did not say how it stored {name!r}", details={"node": node})
@@ -418,50 +422,11 @@ class NodeClient:
             response = await self._send(
                 method, path, headers or {NODE: node}, data=data, patience=_SEND, take=take
             )
-        except FileNotFoundError:
-            raise
         except _BROKEN as error:
             raise NodeError(f"{path} on node {node}: {_words(error)}", details={"node": node}) from error
         if response.status != 200 or NODE not in response.headers:
             raise _refused(node, path, response.status, response.headers)
         return await self._decoded(response, node, path)
-
-
-class _Form:
-    """A multipart form with one file, streamed (RFC 7578)."""
-
-    def __init__(self, fields: Mapping[str, str], name: str, content_type: str) -> None:
-        self.boundary = secrets.token_hex(16)
-        edge = f"--{self.boundary}\r\n"
-        parts = [
-            f'{edge}Content-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-            for field, value in fields.items()
-        ]
-        parts.append(
-            f'{edge}Content-Disposition: form-data; name="image"; filename="{_quoted(name)}"\r\n'
-            f"Content-Type: {content_type}\r\n\r\n"
-        )
-        self._head = "".join(parts).encode()
-        self._tail = f"\r\n--{self.boundary}--\r\n".encode()
-        self.overhead = len(self._head) + len(self._tail)
-
-    async def wrap(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        yield self._head
-        async for chunk in chunks:
-            yield chunk
-        yield self._tail
-
-
-async def _read(path: Path) -> AsyncIterator[bytes]:
-    with await asyncio.to_thread(path.open, "rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield chunk
-
-
-def _quoted(name: str) -> str:
-    for character, code in (('"', "%22"), ("\r", "%0D"), ("\n", "%0A")):
-        name = name.replace(character, code)
-    return name
 
 
 def _holds(rows: list[Any], run: str) -> bool:

@@ -172,7 +172,8 @@ end
 local function note_error(node, id, err, at)
   if not node or err == '' or redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return end
   local told = cjson.decode(err)
-  if told.code == 'released' then return end  -- an operator's wish is no error
+  -- An operator's wish is no error, and the fleet's own disk is not the node's.
+  if told.code == 'released' or told.code == 'insufficient_storage' then return end
   local key = 'fleet:node:' .. node .. ':errors'
   redis.call('LPUSH', key, cjson.encode({ at = at, job = id, code = told.code, message = told.message }))
   redis.call('LTRIM', key, 0, 9)
