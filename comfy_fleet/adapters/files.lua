@@ -165,10 +165,15 @@ end
 
 local LIVE = { queued = true, running = true, canceling = true }
 
+local function live(job)
+  local status = redis.pcall('HGET', 'fleet:job:' .. job, 'status')
+  return type(status) == 'string' and LIVE[status]
+end
+
 local function needed(id)
   local key = 'fleet:asset:' .. id .. ':jobs'
   for _, job in ipairs(redis.call('SMEMBERS', key)) do
-    if LIVE[redis.call('HGET', 'fleet:job:' .. job, 'status')] then return true end
+    if live(job) then return true end
     if redis.call('EXISTS', 'fleet:job:' .. job) == 0 and redis.call('EXISTS', 'fleet:asset:hold:' .. job) == 1 then
       return true
     end
@@ -183,7 +188,7 @@ if op == 'drop' then
   local r = record(id)
   if not r or (owner ~= '' and r.owner ~= owner) then return {'none'} end
   if needed(id) then return {'held'} end
-  if owner ~= '' and r.job_id and LIVE[redis.call('HGET', 'fleet:job:' .. r.job_id, 'status')] then
+  if owner ~= '' and r.job_id and live(r.job_id) then
     return {'held'}
   end
   redis.call('DEL', 'fleet:asset:' .. id)

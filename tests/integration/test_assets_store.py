@@ -278,6 +278,14 @@ async def test_released_and_forgotten_holds_count_for_nothing(store: FileAssetSt
     await store.delete(owner="ann", asset_id=other.id)
 
 
+async def test_what_is_no_job_holds_no_asset(store: FileAssetStore, redis: Redis) -> None:
+    asset, _ = await put(store, b"x")
+    await store.hold(owner="ann", asset_ids=[asset.id], job_id=JOB)
+    await redis.set(f"fleet:job:{JOB}", "somebody's own")
+    await store.delete(owner="ann", asset_id=asset.id)
+    assert await store.get(asset.id) is None
+
+
 async def test_hold_is_all_or_nothing(store: FileAssetStore) -> None:
     mine, _ = await put(store, b"x")
     theirs, _ = await put(store, b"y", owner="bob")

@@ -151,6 +151,93 @@ async def test_a_run_whose_job_cannot_be_read_ends_and_frees_its_node(
     assert seen and seen.status is JobStatus.FAILED
 
 
+async def replaced(stores: Stores, key: str) -> None:
+    """Let somebody put something else where something of the fleet's stood."""
+    client: Any = stores.redis
+    if "graph" in key:
+        await client.delete(key)
+        await client.rpush(key, "mine")
+    else:
+        await client.set(key, "mine")
+
+
+async def test_a_text_in_the_place_of_a_job_that_waits_is_no_job(stores: Stores) -> None:
+    await add_nodes(stores, "g1", "g2")
+    bad, late, good = await submit(stores), await submit(stores, deadline_s=0), await submit(stores)
+    client: Any = stores.redis
+    await client.zadd("fleet:deadlines", {bad.id: 0})
+    await client.zadd("fleet:expiring", {bad.id: 0})
+    await replaced(stores, f"fleet:job:{bad.id}")
+    assert await stores.jobs.get(bad.id) is None
+    assert await stores.jobs.request_cancel(bad.id) is None
+    assert set(await listed(stores)) == {late.id, good.id}
+    assert await stores.runs.overdue(9) == 1
+    assert (await stores.jobs.get(late.id) or bad).status is JobStatus.EXPIRED
+    assert await claimed(stores, "g1") == good.id
+    assert await claimed(stores, "g2") is None
+    assert [head.placement for head in await stores.runs.waiting()] == []
+    for job_id in await stores.runs.forgettable(9):
+        await stores.runs.forget(job_id)
+    assert await stores.runs.forgettable(9) == []
+    assert await client.get(f"fleet:job:{bad.id}") == b"mine"
+
+
+@pytest.mark.parametrize(
+    "key", ["fleet:job:{job}", "fleet:run:{run}", "fleet:job:{job}:traces", "fleet:graph:{graph}"]
+)
+@pytest.mark.parametrize("cleans", [0, 1])
+async def test_a_text_in_the_place_of_a_running_job_costs_no_other_run(
+    stores: Stores, key: str, cleans: int
+) -> None:
+    client: Any = stores.redis
+    await add_nodes(stores, "g1", "g2")
+    await client.hset("fleet:node:g1", "cleans", cleans)
+    bad = await submit(stores)
+    mine = await claim(stores, "g1", ttl=-1)
+    good = await submit(stores, graph_hash="another")
+    other = await claim(stores, "g2", ttl=-1)
+    await replaced(stores, key.format(job=bad.id, run=mine.run, graph=bad.graph_hash))
+    beat = await stores.runs.beat("d1", [mine, other], ttl_s=-1)
+    assert other.run not in beat.lost
+    assert {state.node.name for state in await stores.nodes.states()} == {"g1", "g2"}
+    assert await stores.nodes.release("g2") == [other.run]
+    held = await stores.runs.take_over(dispatcher="d2", ttl_s=-1, limit=9)
+    assert good.id in {one.claim.job.id for one in held}
+    for one in held:
+        await stores.runs.finish(one.claim, JobStatus.FAILED, error=BROKEN, duration_s=None)
+    for node in ("g1", "g2"):
+        assert (await refused(stores, node)).why == "empty"
+    assert await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=9) == []
+    assert (await stores.jobs.get(good.id) or bad).status is JobStatus.FAILED
+
+
+@pytest.mark.parametrize("key", ["rq:job:{}", "rq:results:{}", "fleet:job:{}:outputs", "fleet:job:{}:traces"])
+async def test_a_text_in_the_place_of_what_belongs_to_a_job_is_dropped(stores: Stores, key: str) -> None:
+    client: Any = stores.redis
+    await add_nodes(stores, "g1")
+    await client.hset("fleet:node:g1", "cleans", 1)
+    job = await submit(stores)
+    run = await claim(stores)
+    await replaced(stores, key.format(job.id))
+    assert (await stores.jobs.get(job.id) or job).status is JobStatus.RUNNING
+    assert job.id in await listed(stores)
+    assert (await stores.runs.beat("d1", [run], ttl_s=5)).lost == frozenset()
+    await stores.runs.output(run, output())
+    await replaced(stores, key.format(job.id))
+    await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1)
+    assert (await stores.jobs.get(job.id) or job).status is JobStatus.SUCCEEDED
+    assert (await refused(stores, "g1")).why == "empty"
+
+
+async def test_a_text_in_the_place_of_rqs_record_ends_no_queue(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    bad, good = await submit(stores), await submit(stores)
+    await replaced(stores, f"rq:job:{bad.id}")
+    assert await claimed(stores, "g1") is None  # what it is to run is not known
+    assert (await stores.jobs.get(bad.id) or good).status is JobStatus.FAILED
+    assert await claimed(stores, "g1") == good.id
+
+
 @pytest.mark.parametrize(
     "packed",
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from comfy_fleet.adapters.redis import codec
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
@@ -130,12 +131,13 @@ class RedisJobStore:
                 for job_id in ids:
                     pipe.hgetall(f"fleet:job:{job_id}")
                     pipe.hgetall(f"fleet:job:{job_id}:outputs")
-                raw = await pipe.execute()
+                raw = await pipe.execute(raise_on_error=False)
+            records = [_hash(answer) for answer in raw]
         return [
             codec.shown_job(job_id, codec.to_dict(record), outputs, complaints=self._complaints)
             if record
             else None
-            for job_id, record, outputs in zip(ids, raw[::2], raw[1::2], strict=True)
+            for job_id, record, outputs in zip(ids, records[::2], records[1::2], strict=True)
         ]
 
     async def graph(self, job: Job) -> bytes:
@@ -251,6 +253,15 @@ class RedisJobStore:
 def _scoped(idempotency: Idempotency) -> str:
     """Return a key as Redis keeps it: of any length and any characters."""
     return f"{idempotency.scope}:{hashlib.sha256(idempotency.key.encode()).hexdigest()}"
+
+
+def _hash(answer: Any) -> dict[bytes, bytes]:
+    """Return a hash; an empty one where something else stands, which somebody put there."""
+    if isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer):
+        return {}
+    if isinstance(answer, Exception):
+        raise answer
+    return dict(answer)
 
 
 def _fresh(new: NewJob, created_at: float) -> Job:

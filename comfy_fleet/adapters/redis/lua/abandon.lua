@@ -4,5 +4,6 @@ local run = ARGV[1]
 if not owned(run, ARGV[2]) then return 0 end
 local r = redis.call('HMGET', 'fleet:run:' .. run, 'job', 'node')
 drop_run(run, r[1], r[2])
-if redis.call('HEXISTS', jobkey(r[1]), 'completed') == 0 then end_job(r[1], 'failed', ARGV[3], ARGV[4], now()) end
+local f = redis.pcall('HMGET', jobkey(r[1]), 'completed')
+if not f.err and not f[1] then end_job(r[1], 'failed', ARGV[3], ARGV[4], now()) end
 return 1

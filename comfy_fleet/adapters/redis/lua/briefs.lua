@@ -14,7 +14,8 @@ for i = 3 + count, #ARGV do
       f[1] = cjson.encode({ code = e.code or 'internal_error', message = #message > most and '(too long)' or message,
         node_id = e.node_id, class_type = e.class_type })
     end
-    table.insert(f, 1, redis.call('HLEN', key .. ':outputs'))
+    local outputs = redis.pcall('HLEN', key .. ':outputs')
+    table.insert(f, 1, type(outputs) == 'number' and outputs or 0)
     out[#out + 1] = f
   end
 end

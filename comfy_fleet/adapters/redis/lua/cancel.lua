@@ -1,7 +1,7 @@
 -- Ask for cancellation.  ARGV: job.  Returns the job's state, or '' if there is no such job.
 local id = ARGV[1]
 local key = jobkey(id)
-local f = redis.call('HMGET', key, 'status', 'placement', 'run', 'node')
+local f = fields(key, 'status', 'placement', 'run', 'node')
 local status = f[1]
 if not status then return '' end
 if status == 'queued' then

@@ -27,7 +27,7 @@ end
 for i = 7, #ARGV do
   local heads = redis.call('ZRANGE', 'fleet:queue:' .. ARGV[i], 0, tonumber(ARGV[6]) - 1, 'WITHSCORES')
   for j = 1, #heads, 2 do
-    local f = redis.call('HMGET', jobkey(heads[j]), 'status', 'deadline', 'profile')
+    local f = fields(jobkey(heads[j]), 'status', 'deadline', 'profile')
     if f[1] ~= 'queued' then
       dequeue(heads[j], ARGV[i])  -- a leftover: whatever ended the job has moved on
     elseif not (f[2] and tonumber(f[2]) <= at) and not too_small(heads[j], f[3], ARGV[i]) then
@@ -50,7 +50,7 @@ redis.call('SADD', 'fleet:node:' .. node .. ':runs', run)
 redis.call('ZADD', 'fleet:runs', num(at + ttl), run)
 redis.call('HSET', 'fleet:run:' .. run, 'job', best, 'node', node, 'token', token, 'dispatcher', who,
   'phase', 'claimed', 'since', num(at))
-local rq = 'rq:job:' .. best
+local rq = rqkey(best)
 redis.call('HSET', rq, 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', who)
 redis.call('PERSIST', rq)
 local member = best .. ':' .. run
@@ -61,5 +61,5 @@ redis.call('ZADD', 'rq:executions:' .. best, FAR, run)
 publish_status(best, 'running', run, node)
 local behind = 0
 for i = 7, #ARGV do behind = behind + redis.call('ZCARD', 'fleet:queue:' .. ARGV[i]) end
-return { 'ok', best, redis.call('HGETALL', key), redis.call('GET', 'fleet:graph:' .. (redis.call('HGET', key, 'graph') or '')),
+return { 'ok', best, redis.call('HGETALL', key), graph_of(best),
   redis.call('HGET', rq, 'data'), behind }

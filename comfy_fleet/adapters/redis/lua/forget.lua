@@ -1,9 +1,12 @@
 -- Remove every trace of a final job.  ARGV: job.  Returns 1 if it was there.
 local id = ARGV[1]
 local key = jobkey(id)
-local f = redis.call('HMGET', key, 'status', 'owner', 'graph')
+local f = fields(key, 'status', 'owner', 'graph')
 redis.call('ZREM', 'fleet:expiring', id)
-if not f[1] then return 0 end
+if not f[1] then
+  redis.call('ZREM', 'fleet:jobs', id)
+  return 0
+end
 if redis.call('HINCRBY', 'fleet:graphs', f[3], -1) <= 0 then
   redis.call('HDEL', 'fleet:graphs', f[3])
   redis.call('DEL', 'fleet:graph:' .. f[3])

@@ -8,7 +8,7 @@ for _, name in ipairs(names) do
   if record then
     local work = {}
     for _, run in ipairs(redis.call('SMEMBERS', 'fleet:node:' .. name .. ':runs')) do
-      local f = redis.call('HMGET', 'fleet:run:' .. run, 'job', 'phase')
+      local f = fields('fleet:run:' .. run, 'job', 'phase')
       if f[1] then
         local i = #work
         work[i + 1], work[i + 2], work[i + 3] = run, f[1], f[2] or 'claimed'

@@ -14,7 +14,7 @@ elseif kind == 'preview' then
   redis.set_repl(redis.REPL_NONE)  -- worthless after a restart: it would only fill the append-only file
   redis.call('SET', key .. ':preview', data, 'EX', 60)
   redis.set_repl(redis.REPL_ALL)
-elseif redis.call('HSETNX', key .. ':outputs', ARGV[6], data) == 0 then
+elseif redis.call('HSETNX', cleared(key .. ':outputs', 'hash'), ARGV[6], data) == 0 then
   return 1  -- committed before: an adopted run fetches its outputs again
 end
 publish(id, kind, run, data)

@@ -90,6 +90,27 @@ end
 
 local function jobkey(id) return 'fleet:job:' .. id end
 
+-- Fields of a record.  Where the key holds something else, which somebody put there, there is no record.
+local function fields(key, ...)
+  local found = redis.pcall('HMGET', key, ...)
+  return found.err and {} or found
+end
+
+-- A key that is written next: something of another type, which somebody put there, is dropped.
+local function cleared(key, kind)
+  local found = redis.call('TYPE', key).ok
+  if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
+  return key
+end
+
+local function rqkey(id) return cleared('rq:job:' .. id, 'hash') end
+
+-- A job's graph, or false.
+local function graph_of(id)
+  local graph = redis.pcall('GET', 'fleet:graph:' .. (fields(jobkey(id), 'graph')[1] or ''))
+  return type(graph) == 'string' and graph
+end
+
 local function publish(id, kind, run, data)
   local seq = redis.pcall('HINCRBY', jobkey(id), 'seq', 1)
   if type(seq) == 'table' then  -- no number: whoever follows reads the record instead
@@ -137,7 +158,7 @@ end
 -- Forget a run and what it holds; the job itself is the caller's business.
 local function drop_run(run, id, node)
   if node and redis.call('HGET', 'fleet:node:' .. node, 'cleans') == '1' then
-    redis.call('SADD', jobkey(id) .. ':traces', node .. ' ' .. run)
+    redis.call('SADD', cleared(jobkey(id) .. ':traces', 'set'), node .. ' ' .. run)
   end
   if node and redis.call('GET', 'fleet:lease:' .. node) == run then
     redis.call('DEL', 'fleet:lease:' .. node)
@@ -154,7 +175,7 @@ end
 -- The run that occupies a node, or nil.  One that nobody knows holds nothing.
 local function holder_of(node)
   local run = redis.call('GET', 'fleet:lease:' .. node)
-  if run and redis.call('EXISTS', 'fleet:run:' .. run) == 1 then return run end
+  if run and fields('fleet:run:' .. run, 'job')[1] then return run end
   if run then redis.call('DEL', 'fleet:lease:' .. node) end
   return nil
 end
@@ -280,7 +301,7 @@ end
 -- Names of the copies that Preview3D put into the root of a node's output folder, each after a blank.
 local function strays(id)
   local names = ''
-  for _, output in ipairs(redis.call('HVALS', jobkey(id) .. ':outputs')) do
+  for _, output in ipairs(redis.call('HVALS', cleared(jobkey(id) .. ':outputs', 'hash'))) do
     local name = string.match(output, '"name":"(preview3d_%x+%.%w+)"')
     if name and #string.match(name, '_(%x+)%.') == 32 then names = names .. ' ' .. name end
   end
@@ -289,8 +310,8 @@ end
 
 -- The job is final: the agents beside its nodes may delete what its runs left there.
 local function discard(id, at)
-  local key = jobkey(id) .. ':traces'
-  local last = redis.call('HGET', jobkey(id), 'run')  -- whose outputs the job has
+  local key = cleared(jobkey(id) .. ':traces', 'set')
+  local last = fields(jobkey(id), 'run')[1]  -- whose outputs the job has
   for _, trace in ipairs(redis.call('SMEMBERS', key)) do
     local node, run = string.match(trace, '^(%S+) (%S+)$')
     local host = redis.call('HGET', 'fleet:node:' .. node, 'host')
@@ -328,10 +349,10 @@ local function end_job(id, status, err, result, at, progress)
   redis.call('ZADD', 'fleet:expiring', num(expires), id)
   for asset in string.gmatch(f[2] or '', '%S+') do let_go(asset, id, expires) end
   local rq = RQ_END[status]
-  redis.call('HSET', 'rq:job:' .. id, 'status', rq[1], 'ended_at', iso(at), 'last_heartbeat', iso(at))
+  redis.call('HSET', rqkey(id), 'status', rq[1], 'ended_at', iso(at), 'last_heartbeat', iso(at))
   redis.call('ZADD', rq[2] .. QUEUE, num(expires), id)
   redis.call('DEL', 'rq:executions:' .. id)
-  local entry = { 'XADD', 'rq:results:' .. id, 'MAXLEN', 10, '*', 'type', rq[3] }
+  local entry = { 'XADD', cleared('rq:results:' .. id, 'stream'), 'MAXLEN', 10, '*', 'type', rq[3] }
   if result ~= '' then
     entry[#entry + 1] = status == 'succeeded' and 'return_value' or 'exc_string'
     entry[#entry + 1] = result
@@ -362,5 +383,5 @@ end
 
 -- Whether this token still owns the run; a writer that does not must touch nothing.
 local function owned(run, token)
-  return redis.call('HGET', 'fleet:run:' .. run, 'token') == token
+  return fields('fleet:run:' .. run, 'token')[1] == token
 end

@@ -2,7 +2,7 @@
 -- ARGV: node.  Returns the runs that are asked for; those that only fetch outputs go on.
 local asked = {}
 for _, run in ipairs(redis.call('SMEMBERS', 'fleet:node:' .. ARGV[1] .. ':runs')) do
-  local phase = redis.call('HGET', 'fleet:run:' .. run, 'phase')
+  local phase = fields('fleet:run:' .. run, 'phase')[1]
   if phase and phase ~= 'left' then
     redis.call('HSET', 'fleet:run:' .. run, 'release', 1)
     redis.call('PUBLISH', 'fleet:wake', 'release ' .. run)

@@ -26,7 +26,7 @@ redis.call('HSET', key, 'status', 'queued', 'last_error', ARGV[5], 'bust', ARGV[
 redis.call('HDEL', key, 'run', 'node', 'progress', 'waits')
 redis.call('DEL', key .. ':outputs', key .. ':preview')
 if placement == '' then placement = f[3] else redis.call('HSET', key, 'placement', placement) end
-redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'enqueued_at', iso(at), 'worker_name', '')
+redis.call('HSET', rqkey(id), 'status', 'queued', 'enqueued_at', iso(at), 'worker_name', '')
 enqueue(id, placement, f[4], true)
 local deadline = redis.call('HGET', key, 'deadline')
 if deadline then redis.call('ZADD', 'fleet:deadlines', deadline, id) end

@@ -6,7 +6,7 @@ local expired = redis.call('ZRANGEBYSCORE', 'fleet:runs', '-inf', num(at), 'LIMI
 for i, run in ipairs(expired) do
   local token = ARGV[2 + i]
   local key = 'fleet:run:' .. run
-  local r = redis.call('HMGET', key, 'job', 'node', 'phase', 'manifest')
+  local r = fields(key, 'job', 'node', 'phase', 'manifest')
   if not r[1] then
     redis.call('ZREM', 'fleet:runs', run)
   elseif redis.call('TYPE', jobkey(r[1])).ok ~= 'hash' then
@@ -14,10 +14,10 @@ for i, run in ipairs(expired) do
     discard(r[1], at)
   else
     redis.call('HSET', key, 'token', token, 'dispatcher', ARGV[1])
-    redis.call('HSET', 'rq:job:' .. r[1], 'worker_name', ARGV[1])
+    redis.call('HSET', rqkey(r[1]), 'worker_name', ARGV[1])
     redis.call('ZADD', 'fleet:runs', num(at + tonumber(ARGV[2])), run)
     out[#out + 1] = { run, token, r[1], r[2], r[3], r[4] or '[]', redis.call('HGETALL', jobkey(r[1])),
-      redis.call('GET', 'fleet:graph:' .. (redis.call('HGET', jobkey(r[1]), 'graph') or '')) }
+      graph_of(r[1]) }
   end
 end
 return out
