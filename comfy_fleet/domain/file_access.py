@@ -37,7 +37,10 @@ class Use(StrEnum):
 
 
 Uses: TypeAlias = Mapping[str, Use]
-"""By input; an input of a group is named ``group.input``."""
+"""By input, see :func:`use_of`; one of a group is named ``group.input``, any of a growing row ``group.``."""
+
+_SAFEST = (Use.FILE, Use.PATH, Use.SHOWN, Use.TARGET, Use.PREFIX, None, Use.TEXT)
+"""Of an input that one node takes in more than one way, each is safe with what stands first here."""
 
 
 def _data(entries: dict[str, dict[str, Use]]) -> Mapping[str, Uses]:
@@ -112,18 +115,36 @@ _ANY_STAGED = re.compile(rf"{STAGING}[/\\\\]+[0-9a-f]{{8}}-[0-9a-f-]{{27}}(?:[/\
 
 def names_folder(name: str) -> bool:
     """Tell whether an input's name says that it holds a folder: ``folder``, ``output_dir``, ..."""
-    return _FOLDER.fullmatch(name) is not None
+    return _FOLDER.fullmatch(_last(name)) is not None
 
 
 def names_path(name: str) -> bool:
     """Tell whether an input's name says that it holds a path of any kind: ``file``, ``image_path``."""
-    last = name.rpartition(".")[2]
-    return names_folder(last) or _PATH.fullmatch(last) is not None
+    return names_folder(name) or _PATH.fullmatch(_last(name)) is not None
 
 
 def names_prefix(name: str) -> bool:
     """Tell whether an input holds the prefix of what is saved, in any class."""
     return name == "filename_prefix" or name.endswith(".filename_prefix")
+
+
+def _last(name: str) -> str:
+    """Return an input's own name, without the groups that it is in."""
+    return name.rstrip(".").rpartition(".")[2]
+
+
+def use_of(found: Uses, name: str) -> Use | None:
+    """Return what an input names, under the name that a graph gives it.
+
+    A member of a row that grows, and what such a member brings along, stands there under the row's name.
+    """
+    if name in found:
+        return found[name]
+    while "." in name:
+        name = name.rpartition(".")[0]
+        if (use := found.get(f"{name}.")) is not None:
+            return use
+    return None
 
 
 def leaves_folder(value: str) -> bool:
@@ -179,46 +200,33 @@ def uses(name: str, body: Mapping[str, Any]) -> dict[str, Use]:
         ValueError: It declares more inputs, or longer names of them, than any class does.
     """
     output_node = body.get("output_node") is True
-    found: dict[str, Use] = {}
-    short: set[str] = set()  # what is no text in one branch of a group is none in the others
+    found: dict[str, Use | None] = {}
     room = MAX_NAMES
-    for input_, declared in declared_inputs(body.get("input")):
-        room -= len(input_) + 1
+    for input_, names, declared in _walk(body.get("input")):
+        room -= sum(map(len, names), len(input_) + 1)
         if room < 0:
             raise ValueError(f"the names of its inputs have more than {MAX_NAMES} characters")
-        use = _use(input_, declared, output_node=output_node)
-        if use is None:
-            short.add(input_)
-        elif use is not Use.TEXT or input_ not in found:
-            found[input_] = use
-    rules = {key: use for key, use in found.items() if use is not Use.TEXT or key not in short}
-    if output_node and "filename_prefix" in rules:
+        made = {_use(called, declared, output_node=output_node) for called in names}
+        if input_ in found:  # in another branch of its group
+            made.add(found[input_])
+        found[input_] = min(made, key=_SAFEST.index)
+    rules = {key: use for key, use in found.items() if use is not None}
+    if output_node:
         # What is called a path beside a prefix is the folder that the prefix is joined to.
-        below = (key for key, use in rules.items() if use is Use.PATH and _SAVED_BELOW.fullmatch(key))
-        rules |= dict.fromkeys(list(below), Use.TARGET)
+        groups = {key.rpartition(".")[0] for key in rules if names_prefix(key)}
+        for key, use in rules.items():
+            group, _, last = key.rpartition(".")
+            if use is Use.PATH and group in groups and _SAVED_BELOW.fullmatch(last):
+                rules[key] = Use.TARGET
     return {**rules, **KNOWN.get(name, {})}
 
 
-def declared_inputs(groups: object, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+def declared_inputs(groups: object) -> Iterator[tuple[str, list[Any]]]:
     """Walk every input that a class declares; members of its groups are named ``group.input``.
 
     Members of a group that grows (``images.image0``) are named without what is counted: ``images.``.
     """
-    for optional in ("required", "optional"):
-        declared = groups.get(optional) if isinstance(groups, Mapping) else None
-        for name, spec in declared.items() if isinstance(declared, Mapping) else ():
-            if not isinstance(spec, list) or not spec:
-                continue
-            yield prefix + name, spec
-            extra = _extra(spec)
-            options = extra.get("options")
-            for option in options if isinstance(options, list) else ():
-                if isinstance(option, Mapping):
-                    yield from declared_inputs(option.get("inputs"), f"{prefix}{name}.")
-            template = extra.get("template")
-            if isinstance(template, Mapping):
-                for _, inner in declared_inputs(template.get("input")):
-                    yield f"{prefix}{name}.", inner
+    return ((key, declared) for key, _, declared in _walk(groups))
 
 
 def keeps_graph(body: Mapping[str, Any], found: Uses) -> bool:
@@ -245,6 +253,30 @@ def keeps_graph(body: Mapping[str, Any], found: Uses) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------
+
+
+def _walk(groups: object, prefix: str = "") -> Iterator[tuple[str, list[str], list[Any]]]:
+    """Walk inputs as :func:`declared_inputs` does, with the names that tell what each of them is for."""
+    for optional in ("required", "optional"):
+        declared = groups.get(optional) if isinstance(groups, Mapping) else None
+        for name, spec in declared.items() if isinstance(declared, Mapping) else ():
+            if not isinstance(spec, list) or not spec:
+                continue
+            yield prefix + name, [name], spec
+            extra = _extra(spec)
+            inside = f"{prefix}{name}."
+            options = extra.get("options")
+            for option in options if isinstance(options, list) else ():
+                if isinstance(option, Mapping):
+                    yield from _walk(option.get("inputs"), inside)
+            yield from _walk(extra.get("inputs"), inside)
+            template = extra.get("template")
+            if isinstance(template, Mapping):
+                called = template.get("names")
+                members = [*called] if isinstance(called, list) else [template.get("prefix")]
+                row = [name, *(member for member in members if isinstance(member, str))]
+                for _, names, inner in _walk(template.get("input")):
+                    yield inside, [*row, *names], inner
 
 
 def _use(name: str, declared: list[Any], *, output_node: bool) -> Use | None:

@@ -71,15 +71,17 @@ class DeclaredInput:
 
     @property
     def free_text(self) -> bool:
-        """Whether a line of text may stand here that is no path."""
-        kinds = [spec.type for spec in self.specs]
-        return not kinds or any(
-            kind in ("*", "COMFY_MATCHTYPE_V3") or "STRING" in kind.split(",") for kind in kinds
+        """Whether a line of text may stand here that is no path, on every node."""
+        return all(
+            spec.type in ("*", "COMFY_MATCHTYPE_V3") or "STRING" in spec.type.split(",")
+            for spec in self.specs
         )
 
     def offers(self, text: str) -> bool:
-        """Tell whether a node offers this choice."""
-        return any(spec.options is not None and spec.offers(text) for spec in self.specs)
+        """Tell whether a node offers this choice, and none takes what is no choice of its own."""
+        return all(spec.options is not None for spec in self.specs) and any(
+            spec.offers(text) for spec in self.specs
+        )
 
 
 class Declared:
@@ -110,9 +112,9 @@ class Declared:
     def _read(self, class_type: str, name: str) -> DeclaredInput:
         infos = [info for one in self.inventories if (info := one.classes.get(class_type))]
         if (use := KNOWN.get(class_type, {}).get(name)) is None:
-            named = [_use_of(info, name) for info in infos] or [_by_name(name)]
+            named = [file_access.use_of(info.files, name) for info in infos] or [_by_name(name)]
             use = min(named, key=_STRICTEST.index)
-        return DeclaredInput(use=use, specs=tuple(spec for info in infos if (spec := info.input(name))))
+        return DeclaredInput(use=use, specs=tuple(spec for info in infos for spec in info.possible(name)))
 
 
 def check(
@@ -223,13 +225,6 @@ def reruns(graph: Graph, inventory: Inventory | None) -> frozenset[str]:
 # ----------------------------------------------------------------------------------------------------
 
 
-def _use_of(info: ClassInfo, name: str) -> Use | None:
-    if name in info.files:
-        return info.files[name]
-    # A member of a group that grows stands there without what is counted.
-    return info.files.get(name.rpartition(".")[0] + ".") if "." in name else None
-
-
 def _by_name(name: str) -> Use | None:
     if file_access.names_prefix(name):
         return Use.PREFIX
@@ -239,7 +234,7 @@ def _by_name(name: str) -> Use | None:
 def _is_saved(node: Mapping[str, Any], info: ClassInfo | None) -> bool:
     found = {**(info.files if info else {}), **KNOWN.get(node["class_type"], {})}
     return any(
-        file_access.names_prefix(name) or found.get(name) in (Use.PREFIX, Use.TARGET)
+        file_access.names_prefix(name) or file_access.use_of(found, name) in (Use.PREFIX, Use.TARGET)
         for name in node["inputs"]
     )
 

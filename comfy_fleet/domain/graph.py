@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from comfy_fleet.domain.errors import MissingAsset
-from comfy_fleet.domain.file_access import KNOWN, STAGING, Use, Uses, names_prefix
+from comfy_fleet.domain.file_access import KNOWN, STAGING, Use, Uses, names_prefix, use_of
 from comfy_fleet.domain.inputs import unwrapped
 from comfy_fleet.domain.saved_names import expanded, safe_path
 from comfy_fleet.domain.structure import MAX_NODES, Graph, check, is_link
@@ -242,11 +242,12 @@ def _saved_below(
     """Return the inputs that say where a node saves, so that they lie in a folder; also those left out."""
     # Without a value the class takes its own default, which is the same for every job.
     left_out = [name for name in uses if name not in inputs and "." not in name]
-    targets = [name for name in (*inputs, *left_out) if uses.get(name) is Use.TARGET]
+    targets = [name for name in (*inputs, *left_out) if use_of(uses, name) is Use.TARGET]
     found = {}
     for name in (*inputs, *left_out):
         # Newer nodes name inputs inside a group "group.input".
-        if uses.get(name, Use.PREFIX if names_prefix(name) else None) in (Use.PREFIX, Use.TARGET):
+        use = use_of(uses, name)
+        if use in (Use.PREFIX, Use.TARGET) or (use is None and names_prefix(name)):
             path = safe_path(expanded(_literal(graph, inputs.get(name)), graph, at))
             # A prefix that is joined to a folder can't make folders in it.
             joined = targets and name not in targets

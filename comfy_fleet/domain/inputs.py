@@ -316,7 +316,7 @@ class _Reading:
         elif kind == "COMBO" and isinstance(extra.get("options"), list):
             options = tuple(extra["options"])
         fillable = options == () and not isinstance(declared[0], list)
-        use = self._uses.get(name)
+        use = file_access.use_of(self._uses, name)
         if options is not None:
             folders = use is Use.PATH and file_access.names_folder(name)
             options = self._shared(

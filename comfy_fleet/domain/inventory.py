@@ -92,6 +92,7 @@ class ClassInfo(Inputs):
         keeps_graph: It may write the graph into files under names of its own.
         shows_files: It tells of files though it may be no output node, even from the cache.
         replaced_by: The class that the node runs in its place; empty for one that it has.
+        checks: Inputs that the class in its place checks by itself.
     """
 
     name: str
@@ -102,13 +103,14 @@ class ClassInfo(Inputs):
     keeps_graph: bool = False
     shows_files: bool = False
     replaced_by: str = ""
+    checks: frozenset[str] = frozenset()
 
     def may_take(self, name: str, spec: InputSpec, value: object) -> bool:
         """Tell whether the class may take a value of this input that its list or its limits exclude.
 
         A model file that a node does not have is missing there, unless the class is known to take others.
         """
-        if name in OWN_CHECKS.get(self.name, ()):
+        if name in self.checks or name in OWN_CHECKS.get(self.name, ()):
             return True
         return (self.pack or spec.fillable) and not looks_like_file(value)
 
@@ -373,10 +375,12 @@ def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[st
         if laid_out.required.keys() <= given.keys() and saved <= set(names.values()):
             # An input that the mapping names and the graph does not give is an error of the node's.
             required = {old: laid_out.input(target) or InputSpec(type="*") for old, target in names.items()}
-            files = {old: new.files[target] for old, target in names.items() if target in new.files}
-            found[name] = replace(
-                new, name=name, replaced_by=new.name, required=required, optional={}, files=files
-            )
+            files = {
+                old: use for old, target in names.items() if (use := file_access.use_of(new.files, target))
+            }
+            checks = frozenset(old for old, target in names.items() if target in OWN_CHECKS.get(new.name, ()))
+            info = replace(new, name=name, replaced_by=new.name, files=files, checks=checks)
+            found[name] = replace(info, required=required, optional={})
     return found
 
 
@@ -490,9 +494,7 @@ def _is_asset(value: object) -> bool:
 
 
 def _some(options: tuple[Any, ...]) -> str:
+    if not options:
+        return "an empty list"
     shown = ", ".join(str(option) for option in options[:12])
-    return (
-        shown + (f" and {len(options) - 12} more" if len(options) > 12 else "")
-        if options
-        else "an empty list"
-    )
+    return shown + (f" and {len(options) - 12} more" if len(options) > 12 else "")

@@ -38,6 +38,7 @@ def test_a_real_server_s_classes_are_read_back_whole() -> None:
     digest, packed = pack(parsed)
     back = unpack(packed)
     assert back.classes["OldLoader"].replaced_by == "LoadImage"
+    assert back.classes["OldLoader"].checks == {"picture"}
     assert back.classes.keys() == parsed.classes.keys()
     assert back.classes["LoadImage"].files == parsed.classes["LoadImage"].files == {"image": Use.FILE}
     assert [name for name, info in back.classes.items() if info.keeps_graph] == ["PreviewImage"]

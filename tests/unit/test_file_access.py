@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.file_access import KNOWN, Use, declared_inputs, keeps_graph, uses
+from comfy_fleet.domain.file_access import KNOWN, Use, declared_inputs, keeps_graph, use_of, uses
 
 DATA = Path(__file__).parent.parent / "data"
 VERSIONS = ["0.3.64", "0.33.0"]
@@ -149,12 +149,75 @@ def test_the_rules(name: str, declared: list[Any], output_node: bool, use: Use |
     assert uses("Custom", body).get(name) == use
 
 
+def combo(name: str, declared: list[Any]) -> list[Any]:
+    return ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "a", "inputs": {"required": {name: declared}}}]}]
+
+
+def slot(name: str, declared: list[Any]) -> list[Any]:
+    return ["COMFY_DYNAMICSLOT_V3", {"inputs": {"optional": {name: declared}}}]
+
+
+def growing(inner: str, declared: list[Any], **template: Any) -> list[Any]:
+    return [
+        "COMFY_AUTOGROW_V3",
+        {"template": {"input": {"required": {inner: declared}}, "max": 9, **template}},
+    ]
+
+
+MEDIA, FOLDER, LINE = [["a.png"], {}], ["COMBO", {"options": ["a", "b"]}], ["STRING", {}]
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "output_node", "use"),
+    [
+        (combo("image", MEDIA), "g.image", False, Use.FILE),
+        (combo("folder", FOLDER), "g.folder", False, Use.PATH),
+        (combo("output_dir", LINE), "g.output_dir", True, Use.TARGET),
+        (combo("prefix", LINE), "g.prefix", True, Use.PREFIX),
+        (combo("in", combo("mask", MEDIA)), "g.in.mask", False, Use.FILE),
+        (slot("video", MEDIA), "g.video", False, Use.FILE),
+        (slot("file", LINE), "g.file", False, Use.PATH),
+        (growing("x", MEDIA, prefix="image"), "g.image0", False, Use.FILE),
+        (growing("image", MEDIA, prefix="x"), "g.x3", False, Use.FILE),
+        (growing("x", LINE, names=["a", "file"]), "g.file", False, Use.PATH),
+        (growing("folder", LINE, prefix="x"), "g.x1", False, Use.PATH),
+        (growing("folder", LINE, prefix="x"), "g.x1", True, Use.TARGET),
+        (combo("rows", growing("image", MEDIA, prefix="x")), "g.rows.x0", False, Use.FILE),
+        (growing("x", combo("image", MEDIA), prefix="x"), "g.x0.image", False, Use.FILE),
+        (growing("x", ["IMAGE", {}], prefix="image"), "g.image0", False, None),
+        (growing("x", LINE, prefix="text"), "g.text0", False, None),
+    ],
+)
+def test_the_rules_hold_inside_groups(
+    declared: list[Any], given: str, output_node: bool, use: Use | None
+) -> None:
+    body = {"input": {"required": {"g": declared}}, "output_node": output_node}
+    assert use_of(uses("Custom", body), given) == use
+
+
+def test_a_row_is_named_by_its_name_too() -> None:
+    body = {"input": {"required": {"files": growing("x", LINE, prefix="x")}}}
+    assert use_of(uses("Custom", body), "files.x0") is Use.PATH
+
+
+def test_what_any_branch_reads_is_a_file_in_each() -> None:
+    reads, writes = ({"required": {"folder": spec}} for spec in (FOLDER, LINE))
+    for branches in ((reads, writes), (writes, reads)):
+        options = [{"key": str(key), "inputs": inputs} for key, inputs in enumerate(branches)]
+        body = {"input": {"required": {"g": ["COMFY_DYNAMICCOMBO_V3", {"options": options}]}}}
+        assert uses("Saver", {**body, "output_node": True}) == {"g.folder": Use.PATH}
+
+
 def test_a_path_beside_a_prefix_is_the_prefixes_folder() -> None:
     inputs = {"output_path": ["STRING", {}], "file_path": ["STRING", {}], "filename_prefix": ["STRING", {}]}
     expected = {"file_path": Use.PATH, "filename_prefix": Use.PREFIX}
     saver = {"input": {"required": inputs}, "output_node": True}
     assert uses("Saver", saver) == {**expected, "output_path": Use.TARGET}
     assert uses("Other", {"input": {"required": inputs}}) == {**expected, "output_path": Use.PATH}
+    options = [{"key": "a", "inputs": {"required": inputs}}]
+    group = {"required": {"g": ["COMFY_DYNAMICCOMBO_V3", {"options": options}]}}
+    grouped = uses("Saver", {"input": group, "output_node": True})
+    assert grouped == {"g.file_path": Use.PATH, "g.filename_prefix": Use.PREFIX, "g.output_path": Use.TARGET}
 
 
 @pytest.mark.parametrize(

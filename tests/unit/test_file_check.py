@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from comfy_fleet.domain import file_check
 from comfy_fleet.domain import graph as g
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.file_check import OPEN, Declared, FilePolicy, reruns, saves
+from comfy_fleet.domain.inputs import InputSpec
 from comfy_fleet.domain.inventory import Inventory, parse
 from comfy_fleet.domain.workflow import Workflow
 from comfy_fleet.services.check import check_workflow
@@ -331,6 +333,81 @@ def test_a_replaced_class_is_denied_with_the_one_that_takes_its_place() -> None:
     graph = one("OldSaver", latents=["text", 0], conditioning=["text", 0], folder_name="x")
     assert refused(graph, [known], FilePolicy.parse("", "")) == [("class_type", "class_denied")]
     check(graph, [known], policy=OPEN)
+
+
+def test_a_value_that_the_class_in_its_place_checks_by_itself_is_doubtful() -> None:
+    mapping = [{"new_id": "image", "old_id": "picture"}, {"new_id": "width", "set_value": 1}]
+    replacements = {"OldLoader": [{"new_node_id": "WebcamCapture", "input_mapping": mapping}]}
+    body = {
+        "input": {"required": {"image": ["COMBO", {"options": ["a"]}], "width": ["INT", {}]}},
+        "python_module": "nodes",
+    }
+    known = parse({"WebcamCapture": body}, replacements=replacements)
+    old, new = known.classes["OldLoader"], known.classes["WebcamCapture"]
+    for info, name in ((old, "picture"), (new, "image")):
+        spec = info.input(name)
+        assert spec is not None and info.may_take(name, spec, "b")
+    assert not old.may_take("other", InputSpec(type="COMBO"), "b")
+    # Under its old name a class may be one of those, too, on a node that has it.
+    assert replace(old, name="LoadAudio").may_take("audio", InputSpec(type="COMBO"), "b")
+
+
+def test_a_replaced_class_names_what_members_of_a_row_do() -> None:
+    template = {"input": {"required": {"image": [["a.png"], {}]}}, "prefix": "image", "max": 3, "min": 1}
+    new = {"input": {"required": {"images": ["COMFY_AUTOGROW_V3", {"template": template}]}}}
+    mapping = [{"new_id": "images.image0", "old_id": "picture"}]
+    replacements = {"Old": [{"new_node_id": "New", "input_mapping": mapping}]}
+    known = [parse({"New": new}, replacements=replacements)]
+    for class_type, name in (("Old", "picture"), ("New", "images.image0")):
+        assert refused(one(class_type, **{name: ["text", 0]}), known) == [(name, "linked_path")]
+
+
+@pytest.mark.parametrize("value", ["../x", "/etc/passwd", "x.png [output]", "fleet/a/b.png"])
+@pytest.mark.parametrize(
+    ("kind", "part", "name"),
+    [
+        ("COMFY_DYNAMICCOMBO_V3", "options", "g.file"),
+        ("COMFY_DYNAMICSLOT_V3", "inputs", "g.file"),
+        ("COMFY_AUTOGROW_V3", "template", "g.file0"),
+    ],
+)
+@pytest.mark.parametrize("declared", [["STRING", {}], ["COMBO", {"options": ["a"]}]])
+def test_no_input_inside_a_group_leads_to_somebody_elses(
+    declared: list[Any], kind: str, part: str, name: str, value: str
+) -> None:
+    inner = {"required": {"file": declared}}
+    extra = {
+        "options": [{"key": "a", "inputs": inner}],
+        "inputs": inner,
+        "template": {"input": inner, "prefix": "file", "max": 3},
+    }
+    known = [parse({"Odd": {"input": {"required": {"g": [kind, {part: extra[part]}]}}}})]
+    assert refused(one("Odd", g="a", **{name: value}), known) == [(name, "bad_path")]
+    assert refused(one("Odd", g="a", **{name: ["text", 0]}), known) == [(name, "linked_path")]
+    check(one("Odd", g="a", **{name: "a"}), known, policy=OPEN)
+
+
+def test_what_a_row_saves_goes_below_the_runs_own_folder() -> None:
+    template = {"input": {"required": {"output_dir": ["STRING", {}]}}, "prefix": "dir", "max": 3}
+    body = {"input": {"required": {"g": ["COMFY_AUTOGROW_V3", {"template": template}]}}, "output_node": True}
+    known = parse({"Saver": body})
+    graph = one("Saver", **{"g.dir0": "../x"})
+    made = g.for_run(graph, job_id="J", run_id="R", saves=saves(graph, known))
+    assert made["n"]["inputs"]["g.dir0"] == "fleet/J/R/x"
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
+@pytest.mark.parametrize(
+    ("declared", "value"), [(["COMBO", {"options": ["a", "../b"]}], "../b"), (["INT", {}], "../c")]
+)
+def test_a_text_is_free_only_where_each_node_takes_texts(
+    declared: list[Any], value: str, first: int, second: int
+) -> None:
+    versions = [parse({"Odd": {"input": {"required": {"x": spec}}}}) for spec in (["STRING", {}], declared)]
+    known = [versions[first], versions[second]]
+    assert refused(one("Odd", x=value), known) == [("x", "bad_path")]
+    check(one("Odd", x=value), [versions[0]], policy=OPEN)
+    check(one("Odd", x="a"), known, policy=OPEN)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])

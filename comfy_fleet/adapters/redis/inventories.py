@@ -186,6 +186,8 @@ def _class(info: ClassInfo, lists: dict[bytes, int], packed: _Packed) -> dict[st
         raw["files"] = dict(info.files)
     if info.replaced_by:
         raw["replaced_by"] = info.replaced_by
+    if info.checks:
+        raw["checks"] = sorted(info.checks)
     return {**raw, **_inputs(info, lists, packed)}
 
 
@@ -240,6 +242,7 @@ def _class_of(name: str, raw: Mapping[str, Any], lists: list[tuple[Any, ...]]) -
         outputs=tuple(raw.get("outputs", ())),
         files={input_: Use(use) for input_, use in raw.get("files", {}).items()},
         replaced_by=raw.get("replaced_by", ""),
+        checks=frozenset(raw.get("checks", ())),
         **{flag: raw.get(flag, False) for flag in _CLASS_FLAGS},
         required=inputs.required,
         optional=inputs.optional,
