@@ -61,9 +61,8 @@ def apply(rendered: Rendered, places: Files, *, program: str) -> frozenset[str]:
     private_folder(places.folder)
     maps = {places.pools: rendered.pools, places.vias: rendered.vias}
     for path, text in maps.items():
-        _beside(path).unlink(
-            missing_ok=True
-        )  # of a process that was killed: passwords of nodes that are gone
+        # Of a process that was killed; it may hold passwords of nodes that are gone.
+        _beside(path).unlink(missing_ok=True)
         if not path.exists():
             _write(path, text)  # the broker's configuration names it
     texts = {
