@@ -79,15 +79,14 @@ class HostileNode:
         self.frames: Iterable[bytes] | Callable[[str], Iterable[bytes]] | None = None
         self.sent = False
         self.asked: list[str] = []
-        self._server = StreamServer(self._serve)
+        self._server = StreamServer(self._serve, port)
         self._sound = sound.removeprefix("http://").split(":")
-        self._port = port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._server.start(self._port), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._server.start(), self._loop).result(10)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -92,7 +92,7 @@ class Proxy:
         self._node_port = node_port
         self._prefix = prefix
         self._context = context
-        self._server = StreamServer(self._serve)
+        self._server = StreamServer(self._serve, context=context)
         self.port = 0
 
     @property
@@ -100,7 +100,7 @@ class Proxy:
         return f"{'https' if self._context else 'http'}://{HOST}:{self.port}{self._prefix}"
 
     async def __aenter__(self) -> Self:
-        self.port = await self._server.start(context=self._context)
+        self.port = await self._server.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,7 +1,6 @@
 """The agent's figures for Prometheus, and a health check for containers, on a port of its own."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from comfy_fleet.agent.listen import listen, port_of
+from comfy_fleet.connections import close
 from comfy_fleet.domain.host import Heartbeat
 from comfy_fleet.domain.verdict import Word
 from comfy_fleet.timeouts import Timeout
@@ -102,6 +102,7 @@ class MetricsServer:
         self._host = host
         self._port = port
         self._server: asyncio.Server | None = None
+        self._open: set[asyncio.WriteTransport] = set()
 
     @property
     def port(self) -> int:
@@ -114,31 +115,34 @@ class MetricsServer:
         Raises:
             ConfigError: The port is taken.
         """
-        opening = asyncio.start_server(self._serve, self._host, self._port, limit=_HEAD_LIMIT)
+        opening = asyncio.start_server(  # noqa: TID251
+            self._serve, self._host, self._port, limit=_HEAD_LIMIT
+        )
         way_out = "name a free port: --metrics-port"
         self._server = await listen(opening, self._host, self._port, way_out=way_out)
         logger.info("metrics served", extra={"host": self._host, "port": self.port})
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening; who still asks gets no answer."""
         if self._server is not None:
-            self._server.close()
+            await close(self._server, self._open)
             await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer.transport)
         try:
             async with Timeout(_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
                 status, kind, body = self._answer(head.split(b"\r\n", 1)[0].decode("ascii", "replace"))
                 length = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close"
                 writer.write(f"HTTP/1.1 {status}\r\n{length}\r\n\r\n".encode() + body)
-                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            writer.transport.abort()
+            self._open.discard(writer.transport)
 
     def _answer(self, line: str) -> tuple[str, str, bytes]:
         match line.split(" "):

@@ -24,13 +24,13 @@ from typing import cast
 from comfy_fleet.agent.listen import listen, port_of
 from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.source import NodesSource
+from comfy_fleet.connections import close
 from comfy_fleet.domain.node import NAME, Node
 from comfy_fleet.domain.verdict import HEAVIEST, Facts, Verdict, Word, both, verdict
 
 logger = logging.getLogger(__name__)
 
 _QUESTION_LIMIT = 80  # bytes: a name has at most 63
-_TURNS = 5
 _QUESTION_TIMEOUT_S = 2.0
 _WHY_LIMIT = 80  # characters of a reason; HAProxy reads no more than one short line
 
@@ -114,17 +114,11 @@ class Agent:
     async def stop(self) -> None:
         """Stop listening and following; who still asks gets no answer."""
         if self._server is not None:
-            self._server.close()
+            await close(self._server, self._questions)
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
         await self._reach.stop()
-        # Closing a server leaves its connections as they are, and one that was taken just now is still on its
-        # way to us: the event loop makes it known in its next turns.
-        for _ in range(_TURNS):
-            for transport in tuple(self._questions):
-                transport.abort()
-            await asyncio.sleep(0)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop`` is set.

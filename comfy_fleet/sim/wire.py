@@ -20,6 +20,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
 
+from comfy_fleet.connections import close
 from comfy_fleet.sim.messages import Request, Response
 
 logger = logging.getLogger(__name__)
@@ -396,9 +397,5 @@ class Server:
         """Close the port and drop every connection."""
         server, self._server = self._server, None
         if server is not None:
-            server.close()
-        for connection in list(self._connections):
-            connection.abort()
-        if server is not None:
+            await close(server, self._connections)
             await server.wait_closed()
-        await asyncio.sleep(0)  # lets connection_lost run

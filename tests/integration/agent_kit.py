@@ -21,7 +21,7 @@ from comfy_fleet.settings import Settings
 from tests.conftest import free_port
 from tests.factories import bare_checkout
 from tests.integration.api_kit import Api, running
-from tests.integration.haproxy_kit import eventually
+from tests.integration.haproxy_kit import client, eventually
 
 SOURCE = Path(__file__).parents[2]
 
@@ -142,7 +142,7 @@ async def host_of(
     async with (
         NodeClient(f"http://127.0.0.1:{made['direct_port']}") as nodes,
         running(redis_port, folder, info=nodes if ask_nodes else None, **made) as api,
-        httpx.AsyncClient(trust_env=False) as http,
+        client() as http,
     ):
         stop = asyncio.Event()
         config = api.deps.settings

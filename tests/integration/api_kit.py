@@ -19,6 +19,7 @@ from comfy_fleet.api.deps import ApiDeps, NodeFacts
 from comfy_fleet.api.incoming import Pace
 from comfy_fleet.api.main import Server, build, server
 from comfy_fleet.bootstrap import Stores, open_stores
+from comfy_fleet.connections import close
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.inventory import Inventory, parse
 from comfy_fleet.domain.job import JobStatus, Output, OutputKind
@@ -163,6 +164,8 @@ async def running(
             try:
                 yield Api(url, client, stores, deps, played, served, serving)
             finally:
+                for one in served.servers:
+                    await close(one)
                 served.should_exit = True
                 await serving
     sock.close()

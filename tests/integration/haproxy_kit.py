@@ -58,6 +58,15 @@ async def raw_request(port: int, method: str, path: str, *headers: str, body: by
     return answer
 
 
+def client(**options: Any) -> httpx.AsyncClient:
+    """Return a client that opens a connection for each call.
+
+    HAProxy may close one that is kept without an answer, and the client has to send the call again: when its
+    worker is replaced, or when the call met a kept connection to a node that had just gone.
+    """
+    return httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0), **options)
+
+
 async def counted(runtime: Runtime, proxy: str, column: str, *, kind: int = 4) -> int:
     """Sum a column of HAProxy's statistics up: of a backend's servers, or with kind 1 of a frontend."""
     told = await runtime.ask(f"show stat {proxy} {kind} -1")
@@ -67,23 +76,22 @@ async def counted(runtime: Runtime, proxy: str, column: str, *, kind: int = 4) -
 class Listening(ABC):
     """A server on a port that the kernel chose; started again, it takes the same one."""
 
+    host = "127.0.0.1"
+
     def __init__(self) -> None:
         self.port = free_port()
 
     async def __aenter__(self) -> Self:
-        self._server = StreamServer(self._serve)
-        self.port = await self._server.start(self.port)
+        self._server = StreamServer(self._serve, self.port, host=self.host)
+        await self._server.start()
         return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop()
 
     @abstractmethod
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection."""
-
-    async def hang_up(self, writer: asyncio.StreamWriter) -> None:
-        """Close a connection."""
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 class TinyNode(Listening):
@@ -95,29 +103,15 @@ class TinyNode(Listening):
         self.tunnels = 0
         self.most_tunnels = 0
         self.requests: list[dict[str, Any]] = []
-        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        await eventually("connections closed", lambda: not self._writers)
-        await self._server.stop()
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        try:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while await self._one(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            await self.hang_up(writer)
-            self._writers.discard(writer)
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -343,7 +337,7 @@ async def running(
     if task.done():
         await agent.stop()
         task.result()
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with client() as http:
         broker = Broker(settings, registry, agent, controller, task, http, stop)
         try:
             yield broker

@@ -19,6 +19,7 @@ from comfy_fleet.domain.node import Reading
 from comfy_fleet.settings import packaged
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running, upload
+from tests.stream_server import StreamServer
 
 
 @pytest.fixture
@@ -408,9 +409,12 @@ async def test_a_node_that_calls_itself_simulated_is_named_as_such(api: Api) -> 
 
 
 async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_path: Path) -> None:
-    listener = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    async with listener, running(redis_port, tmp_path, lease_port=port) as api:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+    async with (
+        StreamServer(hang_up) as listener,
+        running(redis_port, tmp_path, lease_port=listener.port) as api,
+    ):
         assert (await api.client.get("/api/v1/health")).status_code == 200
 
         async def missing() -> list[str]:
@@ -430,8 +434,7 @@ async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_pat
         assert await missing() == []
         await api.stores.nodes.cordon("g1", reason="fans")
         assert await missing() == ["nodes"]
-        listener.close()
-        await listener.wait_closed()
+        await listener.stop()
         assert await missing() == ["nodes", "broker"]
 
 

@@ -18,6 +18,7 @@ from comfy_fleet.settings import Settings
 from tests.integration.haproxy_kit import (
     MemoryRegistry,
     TinyNode,
+    client,
     counted,
     eventually,
     make_settings,
@@ -73,7 +74,7 @@ async def edge_of(folder: Path, **more: object) -> AsyncIterator[Edge]:
     async with (
         api,
         running(folder, MemoryRegistry(), settings=settings),
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}", trust_env=False) as http,
+        client(base_url=f"http://127.0.0.1:{settings.port}") as http,
     ):
         yield Edge(settings, api, http)
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Self
 
 import httpx
 import pytest
@@ -13,17 +12,13 @@ from comfy_fleet.adapters.haproxy.follow import follow_api
 from comfy_fleet.adapters.haproxy.process import HAProxy
 from comfy_fleet.adapters.haproxy.render import files, render
 from tests.conftest import free_port
-from tests.integration.haproxy_kit import TinyNode, eventually, make_settings
-from tests.stream_server import StreamServer
+from tests.integration.haproxy_kit import TinyNode, client, eventually, make_settings
 
 
 class Elsewhere(TinyNode):
     """Answers on an address that nothing else in the test has."""
 
-    async def __aenter__(self) -> Self:
-        self._server = StreamServer(self._serve)
-        await self._server.start(self.port, host="127.0.0.2")
-        return self
+    host = "127.0.0.2"
 
 
 @pytest.mark.parametrize("known_at_first", ["127.0.0.1", "api.invalid"])
@@ -49,15 +44,15 @@ async def test_the_edge_follows_the_apis_name(tmp_path: Path, known_at_first: st
         follow_api(edge.runtime, "api", settings.api_port, resolve=resolve, reload=edge.reload, pause_s=0.05)
     )
     try:
-        async with node, httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}") as client:
-            assert (await client.get("/api/v1/health", timeout=10)).status_code == 503
+        async with node, client(base_url=f"http://127.0.0.1:{settings.port}") as http:
+            assert (await http.get("/api/v1/health", timeout=10)).status_code == 503
             text = places.edge.read_text()  # the name service knows it now: to HAProxy's own look-ups, too
             places.edge.write_text(text.replace("api.invalid", "127.0.0.2"))
             told = ("127.0.0.2",)
 
             async def answers() -> bool:
                 with contextlib.suppress(httpx.TransportError):  # a worker that ends closes what it has open
-                    return (await client.get("/api/v1/health", timeout=10)).status_code == 200
+                    return (await http.get("/api/v1/health", timeout=10)).status_code == 200
                 return False
 
             await eventually("the API is found", answers)

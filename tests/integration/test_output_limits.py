@@ -16,6 +16,7 @@ from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import ServerClock
 from comfy_fleet.bootstrap import Stores
+from comfy_fleet.connections import close
 from comfy_fleet.domain.errors import NodeError, OutputGone, OutputLimit, OutputRefused
 from comfy_fleet.domain.job import JobStatus
 from comfy_fleet.domain.outputs import FileRef, find_outputs
@@ -161,7 +162,8 @@ async def hostile(stores: Stores, folder: Path, **limits: Any) -> AsyncIterator[
     app.router.add_get("/view", node.view)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    assert runner.server
+    server = await asyncio.get_running_loop().create_server(runner.server, "127.0.0.1", port)
     if not await stores.nodes.nodes():
         await add_nodes(stores, "g1")
     await stores.redis.delete("fleet:lease:g1")
@@ -186,6 +188,7 @@ async def hostile(stores: Stores, folder: Path, **limits: Any) -> AsyncIterator[
             yield node, collector
         finally:
             collector.cancel()
+            await close(server)
             await runner.cleanup()
 
 

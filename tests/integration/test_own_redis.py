@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.up import programs
 from comfy_fleet.cli.up.programs import OwnRedis, sync_files, wait_for_redis
+from tests.stream_server import StreamServer
 
 SLOW_DISK = Path(__file__).parents[1] / "native" / "slow_disk.c"
 WRITING_S = 1.25  # a sync begins within the first second and takes 1.5 s: it is under way then
@@ -112,10 +113,9 @@ async def test_a_redis_that_is_too_old_is_told_at_once(version: str, fine: bool)
             info = f"redis_version:{version}\r\n".encode()
             bulk = b"$%d\r\n%s\r\n" % (len(info), info)
             writer.write({b"PING": b"+PONG\r\n", b"INFO": bulk}.get(words[0], b"+OK\r\n"))
-        writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    async with StreamServer(serve) as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
         if fine:
             await programs.wait_for_redis(url, timeout_s=10)
         else:

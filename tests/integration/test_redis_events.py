@@ -17,6 +17,7 @@ from comfy_fleet.domain.job import (
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import eventually
 from tests.integration.redis_kit import add_nodes, claim, output, submit
+from tests.stream_server import StreamServer
 
 
 async def test_events_come_in_order_with_the_run(stores: Stores) -> None:
@@ -51,15 +52,14 @@ async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
 
     reading = asyncio.create_task(first())
     await eventually("it has met a closed port", lambda: "event connection lost" in caplog.text)
-    server = await asyncio.start_server(partial(_relay, redis_port), "127.0.0.1", port)
-    async with asyncio.timeout(15):
-        while not reading.done():
-            await redis.publish("news", "good")
-            await asyncio.sleep(0.05)
-    assert await reading == b"good"
-    await events.close()
-    await listening.aclose()
-    server.close()
+    async with StreamServer(partial(_relay, redis_port), port):
+        async with asyncio.timeout(15):
+            while not reading.done():
+                await redis.publish("news", "good")
+                await asyncio.sleep(0.05)
+        assert await reading == b"good"
+        await events.close()
+        await listening.aclose()
 
 
 async def test_who_keeps_a_list_of_nodes_hears_of_nodes_and_of_no_job(stores: Stores) -> None:
@@ -80,4 +80,7 @@ async def _relay(port: int, reader: asyncio.StreamReader, writer: asyncio.Stream
             target.write(data)
         target.close()
 
-    await asyncio.gather(copy(reader, back), copy(there, writer))
+    try:
+        await asyncio.gather(copy(reader, back), copy(there, writer))
+    finally:
+        back.transport.abort()

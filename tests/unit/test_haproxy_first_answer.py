@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -10,6 +10,7 @@ from comfy_fleet.adapters.haproxy.entries import Entry
 from comfy_fleet.adapters.haproxy.first_answer import FirstAnswers, Given, given_by, question
 from comfy_fleet.agent.server import line
 from comfy_fleet.domain.verdict import HEAVIEST, Verdict, Word
+from tests.stream_server import StreamServer
 
 
 @pytest.mark.parametrize("weight", [1, 40, 100, HEAVIEST])
@@ -73,21 +74,14 @@ class Talker:
         said = self.said.pop(0) if len(self.said) > 1 else self.said[0]
         await self.open.wait()
         writer.write(said)
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 @asynccontextmanager
 async def talking(*said: bytes) -> AsyncIterator[Talker]:
     talker = Talker(*said)
-    async with await asyncio.start_server(talker.answer, "127.0.0.1", 0) as server:
-        talker.port = server.sockets[0].getsockname()[1]
-        try:
-            yield talker
-        finally:
-            talker.open.set()
-            await until(lambda: not talker.answering)
+    async with StreamServer(talker.answer) as server:
+        talker.port = server.port
+        yield talker
 
 
 def entry(port: int, name: str = "g1") -> Entry:

@@ -11,6 +11,7 @@ from comfy_fleet.adapters.comfyui.http import NODE, NodeClient
 from comfy_fleet.domain.errors import NodeError, NodeFault
 from comfy_fleet.domain.outputs import FileRef
 from comfy_fleet.domain.run_messages import AskFailed, HistoryAnswered, PostUnknown
+from tests.stream_server import StreamServer
 
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -21,10 +22,8 @@ ANSWER = f"HTTP/1.1 200 OK\r\n{NODE}: g1\r\nContent-Length: 2\r\n\r\n{{}}".encod
 async def node(*parts: bytes, endless: bytes = b"") -> AsyncIterator[tuple[NodeClient, list[str]]]:
     """Serve each request these parts, then what has no end; yields a client and the faults it was told."""
     faults: list[str] = []
-    serving: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.add(asyncio.current_task())
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 await reader.readuntil(b"\r\n\r\n")
@@ -33,19 +32,15 @@ async def node(*parts: bytes, endless: bytes = b"") -> AsyncIterator[tuple[NodeC
                 while endless:
                     writer.write(endless)
                     await writer.drain()
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    client = NodeClient(
-        f"http://127.0.0.1:{port}", on_fault=lambda name, fault: faults.append(f"{name}: {fault.message}")
-    )
-    async with server, client:
+    async with (
+        StreamServer(serve) as server,
+        NodeClient(
+            f"http://127.0.0.1:{server.port}",
+            on_fault=lambda name, fault: faults.append(f"{name}: {fault.message}"),
+        ) as client,
+    ):
         yield client, faults
-        await client.aclose()
-        await asyncio.gather(*filter(None, serving))
 
 
 @pytest.mark.parametrize("interim", [HINTS, CONTINUE, CONTINUE * 1000])

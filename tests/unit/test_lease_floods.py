@@ -16,6 +16,7 @@ from comfy_fleet.adapters.comfyui.lease import (
     WebsocketLease,
 )
 from comfy_fleet.domain.run_messages import Binary, Frame
+from tests.stream_server import StreamServer
 
 KIB = 1024
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -48,15 +49,12 @@ async def lease(first: bytes, endless: bytes = b"") -> AsyncIterator[WebsocketLe
                 writer.write(endless)
                 await writer.drain()
             await reader.read(1)  # the goodbye, or its end
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
         ended.set()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server:
-        found = await LeaseClient(url, max_frame_bytes=KIB * KIB).lease(run="r", pool="default")
+    async with StreamServer(serve) as server:
+        found = await LeaseClient(f"ws://127.0.0.1:{server.port}", max_frame_bytes=KIB * KIB).lease(
+            run="r", pool="default"
+        )
         assert isinstance(found, WebsocketLease)
         yield found
         found.release()
