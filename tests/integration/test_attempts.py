@@ -11,6 +11,7 @@ from comfy_fleet.domain.job import Job, JobError, JobStatus, Progress
 from comfy_fleet.domain.run import Run
 from comfy_fleet.domain.run_messages import PostAnswered, QueueAnswered
 from comfy_fleet.services.measure import Measure
+from comfy_fleet.services.watch import Seen, Status, watch
 from comfy_fleet.sim import SimTiming
 from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until
@@ -124,16 +125,18 @@ async def test_a_stream_ends_on_the_whole(stores: Stores) -> None:
     job = await submit(stores)
     await add_nodes(stores, "g1")
     run = await claim(stores)
-    told: list[Any] = []
-    async with stores.events.subscribe(job.id) as events:
-        await stores.runs.finish(
-            run, JobStatus.SUCCEEDED, error=None, duration_s=1, progress=Progress.complete(2)
-        )
-        async for event in events:
-            told.append(event.data.get("value") or event.data.get("status"))
-            if event.type == "status":
-                break
-    assert told == [1.0, "succeeded"]
+    told: list[Seen] = []
+    async for some in watch(job, jobs=stores.jobs, events=stores.events, closing=asyncio.Event()):
+        if not told:
+            await stores.runs.finish(
+                run, JobStatus.SUCCEEDED, error=None, duration_s=1, progress=Progress.complete(2)
+            )
+        told += some
+    assert told == [
+        Status(status=JobStatus.RUNNING),
+        Progress.complete(2),
+        Status(status=JobStatus.SUCCEEDED),
+    ]
 
 
 async def test_a_job_that_did_not_succeed_keeps_what_it_had_reached(redis_port: int) -> None:
