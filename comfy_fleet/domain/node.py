@@ -332,6 +332,8 @@ def parse_place(url: str) -> Place:
         raise refused("has a query or fragment")
     if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}|[0-9a-fA-F:.]{2,45}", host):
         raise refused("names no host")
+    if port == 0:  # not the same as none
+        raise refused("names port 0, at which nothing listens")
     prefix = parts.path.rstrip("/")
     if not _PREFIX.fullmatch(prefix):
         raise refused("has a path of other characters than A-Z a-z 0-9 . _ ~ - and /")

@@ -42,6 +42,8 @@ def test_a_url_leads_somewhere(url: str, place: Place) -> None:
         ("h:8188", "neither http nor https"),
         ("http://", "no host"),
         ("http://h:99999", "no URL"),
+        ("http://h:0", "port 0"),
+        ("https://h:0/x", "port 0"),
         ("http://[::1", "no URL"),
         ("http://h/a?b", "query"),
         ("http://h/a#", "fragment"),
