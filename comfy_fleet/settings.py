@@ -8,10 +8,10 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from comfy_fleet.domain.by_pool import ByPool
@@ -27,7 +27,31 @@ WARNED = "FLEET_WARNED"
 _OF_COMMANDS = ("FLEET_API_URL", "FLEET_API_KEY")
 _OF_COMPOSE = ("GPU_HOST", "IMAGE", "PUBLISH", "SECRETS", "TAG", "WORKFLOWS_DIR")  # docker/ reads them
 _FOR_TESTS = "FLEET_TEST_"
+_HOST = re.compile(r"[A-Za-z0-9_*](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
 _ALIKE = 0.7  # of 1: from here on a name is taken for a slip of the pen
+
+
+def _check_host(value: str) -> str:
+    """Refuse what is neither a name nor an address; whether it can be used shows where it is."""
+    if not _HOST.fullmatch(value):
+        raise ValueError(f"{value!r} is no host name and no address; unset it for the usual one")
+    return value
+
+
+def _check_path(value: object) -> object:
+    """Refuse the empty path: it would be the folder that a process happens to run in."""
+    if value == "":
+        raise ValueError("it names nothing; unset it, or name a path")
+    return value
+
+
+Seconds = Annotated[float, Field(le=10 * 365 * 86400)]
+"""At most ten years: what is added to the time of day must stay a date, and a lease must end."""
+Count = Annotated[int, Field(le=2**53)]
+"""As far as Redis' scripts can count."""
+Gibibytes = Annotated[float, Field(le=10**6)]
+Host = Annotated[str, AfterValidator(_check_host)]
+FilePath = Annotated[Path, BeforeValidator(_check_path)]
 
 
 def packaged(folder: str) -> Path:
@@ -42,24 +66,24 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLEET_", extra="forbid", frozen=True)
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey, with AOF switched on.")
-    redis_connections: int = Field(
+    redis_connections: Count = Field(
         128, ge=4, description="Connections to Redis that each process may use; further calls wait for one."
     )
-    redis_wait_s: float = Field(
+    redis_wait_s: Seconds = Field(
         5.0, gt=0, description="How long a call waits for a free connection to Redis before it is given up."
     )
-    data: Path = Field(
+    data: FilePath = Field(
         Path(".fleet"), description="Folder for files, rendered configurations, sockets and logs."
     )
-    workflows: Path | None = Field(
+    workflows: FilePath | None = Field(
         None, description="Folder of stored workflows; the shipped ones when unset."
     )
-    haproxy: Path | None = Field(
+    haproxy: FilePath | None = Field(
         None, description="Folder of HAProxy templates; the shipped ones when unset."
     )
     haproxy_bin: str = Field("haproxy", description="HAProxy's program.")
 
-    host: str = Field("127.0.0.1", description="Address of the public port. Other than loopback needs keys.")
+    host: Host = Field("127.0.0.1", description="Address of the public port. Other than loopback needs keys.")
     port: int = Field(
         8188,
         ge=1,
@@ -69,43 +93,43 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="Base of absolute URLs; else the request's host and scheme."
     )
-    api_host: str = Field("127.0.0.1", description="Where `fleet api` listens, behind the edge.")
+    api_host: Host = Field("127.0.0.1", description="Where `fleet api` listens, behind the edge.")
     api_port: int = Field(8190, ge=1, le=65535, description="Port of `fleet api`, behind the edge.")
     lease_port: int = Field(8191, ge=1, le=65535, description="The broker's lease frontend (loopback).")
     direct_port: int = Field(8192, ge=1, le=65535, description="The broker's pinned frontend (loopback).")
-    broker_bind: str = Field("127.0.0.1", description="Address that the broker listens on.")
-    agent_host: str = Field(
+    broker_bind: Host = Field("127.0.0.1", description="Address that the broker listens on.")
+    agent_host: Host = Field(
         "127.0.0.1", description="Address of the central agent: it listens there, HAProxy asks there."
     )
     agent_port: int = Field(8193, ge=1, le=65535, description="Where the central agent answers agent-checks.")
-    broker_host: str = Field("127.0.0.1", description="Where dispatchers reach the broker.")
-    node_ca_file: Path | None = Field(
+    broker_host: Host = Field("127.0.0.1", description="Where dispatchers reach the broker.")
+    node_ca_file: FilePath | None = Field(
         None,
         description="Certificate authorities (PEM) that may sign the certificates of https nodes, "
         "for agents and HAProxy; the machine's own when unset.",
     )
     pool_slots: int = Field(16, ge=1, le=256, description="Pools that can be made without a reload.")
 
-    keys_file: Path | None = Field(
+    keys_file: FilePath | None = Field(
         None,
         description="API keys, one a line: `NAME KEY`, or `NAME KEY admin` for who may change nodes. "
         "Without it only loopback is served.",
     )
-    secret_file: Path | None = Field(
+    secret_file: FilePath | None = Field(
         None,
         description="Key that encrypts partner keys and nodes' passwords at rest; made in `data` when unset.",
     )
-    agent_token_file: Path | None = Field(
+    agent_token_file: FilePath | None = Field(
         None, description="File that holds the agents' token, where FLEET_AGENT_TOKEN is unset."
     )
     agent_token: str | None = Field(
         None, repr=False, validate_default=True, description="Token that agents show to the API."
     )
 
-    vram_need_gb: float | None = Field(
+    vram_need_gb: Gibibytes | None = Field(
         None, gt=0, description="GPU memory in GiB that the smallest job needs; else two thirds of a card."
     )
-    vram_reserve_gb: float | None = Field(
+    vram_reserve_gb: Gibibytes | None = Field(
         None, ge=0, description="GPU memory in GiB that agents never count as available; else by card."
     )
     free_idle_s: str = Field(
@@ -119,114 +143,116 @@ class Settings(BaseSettings):
         "Other pools after commas: `1,big=0`.",
     )
 
-    queue_depth: int = Field(1000, ge=1, description="Queued jobs before submits answer 429 queue_full.")
-    ageing_s: float = Field(60.0, gt=0, description="A job that waits this long gains one point of priority.")
+    queue_depth: Count = Field(1000, ge=1, description="Queued jobs before submits answer 429 queue_full.")
+    ageing_s: Seconds = Field(
+        60.0, gt=0, description="A job that waits this long gains one point of priority."
+    )
     max_attempts: int = Field(3, ge=1, le=20, description="Attempts that count before a job fails.")
-    lease_ttl_s: float = Field(
+    lease_ttl_s: Seconds = Field(
         5.0, gt=0.5, description="A run whose dispatcher is silent this long is taken over."
     )
-    beat_s: float = Field(
+    beat_s: Seconds = Field(
         1.0,
         gt=0,
         validate_default=True,
         description="How often a dispatcher renews its run leases; at most half of `FLEET_LEASE_TTL_S`.",
     )
-    stop_wait_s: float = Field(
+    stop_wait_s: Seconds = Field(
         10.0, ge=0, description="How long a stopping dispatcher waits for its runs before handing them over."
     )
-    run_timeout_s: float = Field(3600.0, gt=0, description="Longest time one run may take on a node.")
-    silence_s: float = Field(600.0, gt=0, description="Longest time a run may show no sign of progress.")
-    pending_s: float = Field(
+    run_timeout_s: Seconds = Field(3600.0, gt=0, description="Longest time one run may take on a node.")
+    silence_s: Seconds = Field(600.0, gt=0, description="Longest time a run may show no sign of progress.")
+    pending_s: Seconds = Field(
         10.0,
         gt=0,
         description="Longest time a job waits in a node's own queue, behind work that is not the fleet's, "
         "before it goes back to the fleet's; it goes sooner if another node is free.",
     )
-    node_answer_bytes: int = Field(
+    node_answer_bytes: Count = Field(
         24 * 1024 * 1024,
         ge=64 * 1024,
         description="Largest answer of a node to any call but `/view`. One beyond it is the node's fault. "
         "Decoding it may take 7/3 of this in memory (a text in ASCII takes three times its size). One class "
         "of `/object_info` may have a quarter of this, and all of them may take four thirds in memory.",
     )
-    node_answer_s: float = Field(
+    node_answer_s: Seconds = Field(
         60.0, gt=0, description="Longest time from the beginning of a node's answer to its end; not `/view`."
     )
-    node_frame_bytes: int = Field(
+    node_frame_bytes: Count = Field(
         32 * 1024 * 1024,
         ge=64 * 1024,
         description="Largest websocket frame of a node; a run whose node sends a larger one fails. "
         "A text takes three times its size to decode, and may have half of this (ASCII; others less).",
     )
-    quarantine_faults: int = Field(
+    quarantine_faults: Count = Field(
         2,
         ge=1,
         description="GPU faults, or answers that break a limit, in a row after which a node gets no jobs "
         "until it was restarted.",
     )
-    quarantine_ooms: int = Field(
+    quarantine_ooms: Count = Field(
         5, ge=1, description="Jobs in a row out of memory on the largest card after which it gets no jobs."
     )
-    oom_memory_s: float = Field(
+    oom_memory_s: Seconds = Field(
         86400.0, gt=0, description="How long a card is kept from jobs that ran out of memory on it."
     )
-    retention_s: float = Field(
+    retention_s: Seconds = Field(
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
     )
-    upload_retention_s: float = Field(
+    upload_retention_s: Seconds = Field(
         30 * 86400.0,
         ge=0,
         description="How long an upload without `expires_in` stays; always as long as the jobs that used it. "
         "0: until it is deleted.",
     )
-    disk_floor_bytes: int | None = Field(
+    disk_floor_bytes: Count | None = Field(
         None,
         ge=0,
         description="Free space on the disk of `data` below which submits and uploads are refused; unset: "
         "512 MB, or a tenth of a smaller disk. Running jobs may use half of it; Redis needs the rest.",
     )
-    max_outputs: int = Field(
+    max_outputs: Count = Field(
         1000, ge=1, description="Outputs of one job; a run that makes more ends `failed`, `output_limit`."
     )
-    max_output_bytes: int = Field(10**9, ge=1, description="Bytes of one output; the same beyond.")
-    max_job_bytes: int = Field(
+    max_output_bytes: Count = Field(10**9, ge=1, description="Bytes of one output; the same beyond.")
+    max_job_bytes: Count = Field(
         4 * 10**9, ge=1, description="Bytes of all outputs of one job; the same beyond."
     )
-    output_timeout_s: float = Field(
+    output_timeout_s: Seconds = Field(
         1800.0, gt=0, description="Longest time that one output may take from its node; the same beyond."
     )
-    max_body_bytes: int = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
-    max_pnginfo_bytes: int = Field(
+    max_body_bytes: Count = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
+    max_pnginfo_bytes: Count = Field(
         1024 * 1024,
         gt=0,
         description="Largest `extra_data.extra_pnginfo`, which each job keeps until its end.",
     )
-    max_json_bytes: int = Field(
+    max_json_bytes: Count = Field(
         16 * 1024 * 1024,
         gt=0,
         description="Largest JSON body with a graph, or of an agent's heartbeat. Pictures inside a graph "
         "fit; larger files are uploaded as assets.",
     )
-    max_json_values: int = Field(
+    max_json_values: Count = Field(
         250_000, gt=0, description="Most values, lists and objects included, in such a body."
     )
-    max_params_bytes: int = Field(4 * 1024 * 1024, gt=0, description="Largest JSON body of any other kind.")
-    max_params_values: int = Field(
+    max_params_bytes: Count = Field(4 * 1024 * 1024, gt=0, description="Largest JSON body of any other kind.")
+    max_params_values: Count = Field(
         10_000, gt=0, description="Most values, lists and objects included, in a JSON body of any other kind."
     )
-    max_requests: int = Field(
+    max_requests: Count = Field(
         128,
         ge=1,
         description="Requests that the API works on at once. Eight times as many wait for their turn; "
         "the others are answered 503 `busy`.",
     )
-    request_wait_s: float = Field(
+    request_wait_s: Seconds = Field(
         8.0, gt=0, description="How long a request waits for its turn before it is answered 503 `busy`."
     )
-    rate_limit: int = Field(
+    rate_limit: Count = Field(
         0, ge=0, description="Requests in 10 s that one address may make before 429; 0: any number."
     )
-    max_streams: int = Field(64, ge=1, description="Event streams that one caller may hold open.")
+    max_streams: Count = Field(64, ge=1, description="Event streams that one caller may hold open.")
 
     deny_classes: str = Field(
         "",
@@ -264,6 +290,24 @@ class Settings(BaseSettings):
             raise ValueError(f"{error}; {example}") from None
         if parts.scheme not in ("redis", "rediss", "unix") or not found or port == 0:
             raise ValueError(example)
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        """Refuse what makes no URL with a path behind it; empty, as Compose sets what is unset, is none."""
+        if not value:
+            return None
+        example = "it must look like https://HOST or https://HOST/PREFIX"
+        try:
+            parts = urlsplit(value)
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"{error}; {example}") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ValueError(f"{value!r} is no http(s) URL; {example}")
+        if parts.query or parts.fragment or " " in value or not value.isprintable():
+            raise ValueError(f"{value!r} holds more than a host and a path; {example}")
         return value
 
     @field_validator("node_ca_file")

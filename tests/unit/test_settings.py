@@ -70,3 +70,79 @@ def test_a_file_without_certificates_is_refused(
     monkeypatch.setenv("FLEET_NODE_CA_FILE", str(path))
     with pytest.raises(Fail, match=r"FLEET_NODE_CA_FILE: .*ca\.pem holds no certificate"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("RETENTION_S", "UPLOAD_RETENTION_S", "AGEING_S", "LEASE_TTL_S")
+          for value in ("inf", "1e300", "nan")),
+        ("VRAM_NEED_GB", "inf"),
+        *((name, "99999999999999999999") for name in ("RATE_LIMIT", "MAX_BODY_BYTES", "QUEUE_DEPTH")),
+    ],
+)  # fmt: skip
+def test_numbers_beyond_all_reckoning_are_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"FLEET_{name}", value)
+    with pytest.raises(Fail, match=rf"^FLEET_{name}: Input should be (greater|less) than") as caught:
+        load()
+    assert caught.value.exit is Exit.USAGE
+
+
+def test_every_number_has_an_upper_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, int | float) or name.endswith(("_gb", "_bytes")):
+            monkeypatch.setenv(f"FLEET_{name.upper()}", "9" * 40)
+            try:
+                load()
+            except Fail as error:
+                found.append(str(error))
+            else:
+                pytest.fail(f"{name} takes any number")
+            monkeypatch.delenv(f"FLEET_{name.upper()}")
+    assert len(found) > 40
+
+
+@pytest.mark.parametrize("name", ["HOST", "API_HOST", "BROKER_BIND", "AGENT_HOST", "BROKER_HOST"])
+@pytest.mark.parametrize("value", ["", " ", "a b", "http://gpu1", "gpu1:80", "::1]", "-gpu1"])
+def test_what_is_no_host_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"FLEET_{name}", value)
+    with pytest.raises(Fail, match=rf"^FLEET_{name}: .*is no host name and no address; unset it"):
+        load()
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%eth0", "gpu_1.example.", "*", "g"]
+)
+def test_hosts(host: str) -> None:
+    assert Settings(host=host, broker_bind=host).host == host
+
+
+@pytest.mark.parametrize("name", ["DATA", "KEYS_FILE", "SECRET_FILE", "WORKFLOWS", "HAPROXY"])
+def test_an_empty_path_is_not_the_folder_one_is_in(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"FLEET_{name}", "")
+    with pytest.raises(Fail, match=rf"^FLEET_{name}: it names nothing; unset it, or name a path$"):
+        load()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nope", "gpu1:8188", "ftp://x", "http://", "http://h:0", "http://h:99999", "http://a b", "https://h?q",
+     "https://h/#x", "http://[::1"],
+)  # fmt: skip
+def test_what_makes_no_urls_is_refused_as_their_base(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_PUBLIC_URL", url)
+    with pytest.raises(Fail, match=r"^FLEET_PUBLIC_URL: .*must look like https://HOST"):
+        load()
+
+
+@pytest.mark.parametrize("url", ["https://pics.example", "http://10.0.0.1:8188/fleet/", "http://[::1]:80"])
+def test_bases_of_urls(url: str) -> None:
+    assert Settings(public_url=url).public_url == url
+
+
+def test_an_empty_base_of_urls_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_PUBLIC_URL", "")  # as Compose passes on what is not set
+    assert load().public_url is None
