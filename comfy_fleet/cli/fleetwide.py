@@ -31,7 +31,9 @@ def cordon_host(
         str | None, typer.Option(help="Why; shown to everybody.", show_default="the one that it has")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until no job needs any of them.")] = False,
-    timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 600,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="With --wait: give up after this.")
+    ] = 600,
     requeue: Annotated[
         bool, typer.Option("--requeue", help="Give their jobs back to the queue at once.")
     ] = False,

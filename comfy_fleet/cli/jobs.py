@@ -135,7 +135,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
 def events(
     job: JobId,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="Give up after this many seconds.")
+        float | None, typer.Option(metavar="S", min=0, help="Give up after this many seconds.")
     ] = None,
     json_: JsonLines = False,
     api: Api = DEFAULT_API,

@@ -49,7 +49,7 @@ def add(
         ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is up.")] = False,
-    timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 60,
+    timeout: Annotated[float, typer.Option(metavar="S", min=0, help="With --wait: give up after this.")] = 60,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -209,7 +209,9 @@ def drain(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until no job needs it, outputs included.")
     ] = False,
-    timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 600,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="With --wait: give up after this.")
+    ] = 600,
     requeue: Annotated[
         bool, typer.Option("--requeue", help="Give its jobs back to the queue at once.")
     ] = False,

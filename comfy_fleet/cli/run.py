@@ -1,5 +1,6 @@
 """Run the command line: what ``fleet`` calls, and where every expected error becomes one line."""
 
+import errno
 import os
 import sys
 from typing import NoReturn
@@ -13,6 +14,7 @@ _BY_ERROR: tuple[tuple[type[FleetError], Exit], ...] = (
     (Conflict, Exit.REFUSED),
     (Busy, Exit.REFUSED),
 )
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> NoReturn:
@@ -34,6 +36,11 @@ def main() -> NoReturn:
         _end("interrupted", None, Exit.INTERRUPTED)
     except BrokenPipeError:
         sys.exit(Exit.OK)  # the reader (`| head`) left: that is no error
+    except OSError as error:
+        # A file of the fleet's own has its error and its hint where it is written; a stream has neither.
+        if error.errno not in _NO_ROOM:
+            raise
+        _end(f"can't write {error.filename or 'the output'}: {error.strerror}", None, Exit.FAILED)
     finally:
         _drop_unwritten()
     sys.exit(Exit.OK)

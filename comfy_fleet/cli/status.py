@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def status(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until a job could run.")] = False,
-    timeout: Annotated[float, typer.Option(metavar="S", help="With --wait: give up after this.")] = 60,
+    timeout: Annotated[float, typer.Option(metavar="S", min=0, help="With --wait: give up after this.")] = 60,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,

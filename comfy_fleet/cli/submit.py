@@ -57,7 +57,8 @@ def submit(
         Path | None, typer.Option("--out", metavar="DIR", help="Save the outputs there; implies --wait.")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="With --wait: give up after this many seconds.")
+        float | None,
+        typer.Option(metavar="S", min=0, help="With --wait: give up after this many seconds."),
     ] = None,
     priority: Annotated[
         int | None, typer.Option(metavar="N", help="Higher goes first, -1000000 to 1000000.")

@@ -1,5 +1,9 @@
 """What an operator may type wrong: one line that says what, and nothing is begun."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -37,3 +41,35 @@ def test_a_pool_s_name_is_looked_at_before_the_api_is_asked() -> None:
     refused = CliRunner().invoke(build(), [*BESIDE, "--pool", "Big One"])
     assert isinstance(refused.exception, BadInput)
     assert "pool 'Big One'" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("submit", "--wait"),
+        ("status", "--wait"),
+        ("job", "events", "x"),
+        ("node", "add", "n", "http://h"),
+        ("node", "drain", "n"),
+        ("node", "cordon-host", "h"),
+    ],
+)
+@pytest.mark.parametrize("seconds", ["-1", "nan"])
+def test_no_time_is_less_than_none(line: tuple[str, ...], seconds: str) -> None:
+    refused = CliRunner().invoke(build(), [*line, "--timeout", seconds, "--api", "http://127.0.0.1:1"])
+    assert (refused.exit_code, "'--timeout'" in refused.output) == (Exit.USAGE, True)
+
+
+@pytest.mark.parametrize("line", [("--help",), ("doctor",), ("doctor", "--json")])
+def test_an_output_on_a_full_disk_is_told_in_one_line(line: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        told = subprocess.run(
+            [sys.executable, "-m", "comfy_fleet", *line],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert told.returncode == Exit.FAILED
+    assert told.stderr == "error: can't write the output: No space left on device\n"
