@@ -225,9 +225,8 @@ class Dispatcher:
             await asyncio.sleep(self._limits.beat_s)
 
     def _drop(self, run: str) -> None:
-        if execution := self.flying.get(run):
+        if (execution := self.flying.get(run)) and execution.abandon():
             logger.warning("lease lost", extra={"job_id": execution.claim.job.id, "run": run})
-            execution.abandon()
 
     def _cancel(self, run: str) -> None:
         if execution := self.flying.get(run):

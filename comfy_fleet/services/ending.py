@@ -63,6 +63,9 @@ class GivenBack:
 class Ending:
     """Ends one run.
 
+    Attributes:
+        writing: Whether its end is being written: then the run's lease may be over, and no loss.
+
     Args:
         claim: The run.
         runs: Where its end is written.
@@ -74,6 +77,7 @@ class Ending:
         self._runs = runs
         self._care = care
         self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+        self.writing = False
 
     async def decide(
         self, verdict: Verdict, *, broken: Sequence[BaseException], released: bool, canceled: bool
@@ -145,6 +149,7 @@ class Ending:
             duration_s: What it took; counts only if it succeeded.
             progress: How far it came, as far as this dispatcher saw.
         """
+        self.writing = True
         took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
         return await insist(
             lambda: self._runs.finish(
@@ -169,6 +174,7 @@ class Ending:
             bust: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
             progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
         """
+        self.writing = True
         return await insist(
             lambda: self._runs.requeue(
                 self._claim,

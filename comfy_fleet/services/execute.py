@@ -171,11 +171,17 @@ class Execution:
         self.release()
         self._free()
 
-    def abandon(self) -> None:
-        """Stop at once: another dispatcher has taken the run over."""
+    def abandon(self) -> bool:
+        """Stop at once: another dispatcher has taken the run over.
+
+        False while the end is being written: either that has let the lease go, or it meets the loss itself.
+        """
+        if self._ending.writing:
+            return False
         self._abandoned = True
         self._cancel_tasks()
         self._events.put_nowait(Tick())
+        return True
 
     async def run(self) -> None:
         """Post the prompt and see it through."""

@@ -1,0 +1,56 @@
+"""When a run gives up because its lease is gone; store, care and clock are played."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from comfy_fleet.domain.job import Job, JobStatus
+from comfy_fleet.ports import Claim, Held
+from comfy_fleet.services.collect import OutputLimits, Sharing
+from comfy_fleet.services.execute import Execution, Tools
+from comfy_fleet.services.measure import Measured
+
+JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
+CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
+
+
+class Store:
+    """Ends a run, and has its dispatcher told meanwhile that the run's lease is gone."""
+
+    def __init__(self) -> None:
+        self.run: Execution | None = None
+        self.abandoned: list[bool] = []
+
+    async def finish(self, *_: object, **__: object) -> JobStatus:
+        assert self.run is not None
+        self.abandoned.append(self.run.abandon())
+        return JobStatus.SUCCEEDED
+
+
+def execution(store: Store) -> Execution:
+    played: dict[str, Any] = {
+        "runs": store, "nodes": None, "assets": None, "care": None, "now": lambda: 0.0,
+        "output_limits": OutputLimits(), "sharing": Sharing(1),
+        "measure": SimpleNamespace(succeeded=lambda *_, **__: Measured()),
+    }  # fmt: skip
+    store.run = Execution(
+        cast(Tools, SimpleNamespace(**played)), CLAIM, None, on_free=lambda _: None, on_rest=lambda *_: None
+    )
+    return store.run
+
+
+async def test_a_lease_that_the_end_itself_lets_go_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    store = Store()
+    caplog.set_level("INFO")
+    await execution(store).resume(Held(claim=CLAIM, phase="left", manifest=()))
+    assert store.abandoned == [False]
+    assert "job ended" in caplog.messages
+
+
+async def test_a_lease_that_is_lost_before_ends_the_run() -> None:
+    store = Store()
+    run = execution(store)
+    assert run.abandon()
+    await run.resume(Held(claim=CLAIM, phase="left", manifest=()))
+    assert store.abandoned == []
