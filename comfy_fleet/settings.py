@@ -47,8 +47,8 @@ def _check_path(value: object) -> object:
 
 Seconds = Annotated[float, Field(le=10 * 365 * 86400)]
 """At most ten years: what is added to the time of day must stay a date, and a lease must end."""
-Count = Annotated[int, Field(le=2**53)]
-"""As far as Redis' scripts can count."""
+Count = Annotated[int, Field(le=10**18)]
+"""HAProxy counts in 64 bits."""
 Gibibytes = Annotated[float, Field(le=10**6)]
 Host = Annotated[str, AfterValidator(_check_host)]
 FilePath = Annotated[Path, BeforeValidator(_check_path)]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from comfy_fleet.domain.eligibility import file_place
-from comfy_fleet.domain.inventory import Inventory, looks_like_file
+from comfy_fleet.domain.inputs import looks_like_file
+from comfy_fleet.domain.inventory import Inventory
 from comfy_fleet.domain.node import NodeState
 
 HAS, LACKS = "yes", ""

@@ -14,13 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.inputs import alike, unwrapped
+from comfy_fleet.domain.inputs import alike, looks_like_file, unwrapped
 from comfy_fleet.domain.inventory import (
     ClassInfo,
     Inventory,
     Problem,
     ProblemKind,
-    looks_like_file,
     reached,
 )
 from comfy_fleet.domain.job import Placement

@@ -398,3 +398,14 @@ def _is_ours(option: object, *, folders: bool) -> bool:
 
 def _limit(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+_EXTENSIONS = (
+    ".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl", ".engine",
+    ".yaml",
+)  # fmt: skip
+
+
+def looks_like_file(value: object) -> bool:
+    """Tell whether a value names a model file, by the extensions that ComfyUI and its extensions load."""
+    return isinstance(value, str) and value.lower().endswith(_EXTENSIONS)

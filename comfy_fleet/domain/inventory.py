@@ -18,7 +18,7 @@ from comfy_fleet.domain import inputs as declared
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.file_access import Use, Uses
 from comfy_fleet.domain.graph import ASSET_TYPE, Graph, is_link
-from comfy_fleet.domain.inputs import Inputs, InputSpec, alike, unwrapped
+from comfy_fleet.domain.inputs import Inputs, InputSpec, alike, looks_like_file, unwrapped
 
 OWN_CHECKS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -241,7 +241,7 @@ def findings(graph: Graph, inventory: Inventory) -> list[Problem]:
     for node_id, node in graph.items():
         info = inventory.classes.get(node["class_type"])
         if info is not None and node_id in visited:
-            found.extend(_input_findings(node_id, node["inputs"], info))
+            found.extend(_input_findings(node_id, graph, info, inventory))
     return found
 
 
@@ -286,17 +286,6 @@ def requirements(graph: Graph, inventory: Inventory) -> Requirements:
     return Requirements(
         classes=frozenset(node["class_type"] for node in graph.values()), files=frozenset(files)
     )
-
-
-_EXTENSIONS = (
-    ".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl", ".engine",
-    ".yaml",
-)  # fmt: skip
-
-
-def looks_like_file(value: object) -> bool:
-    """Tell whether a value names a model file, by the extensions that ComfyUI and its extensions load."""
-    return isinstance(value, str) and value.lower().endswith(_EXTENSIONS)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -400,7 +389,8 @@ def reached(graph: Graph, inventory: Inventory) -> set[str]:
     return found
 
 
-def _input_findings(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) -> Iterator[Problem]:
+def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inventory) -> Iterator[Problem]:
+    inputs: Mapping[str, Any] = graph[node_id]["inputs"]
     laid_out = info.laid_out(inputs)
     where = f"node {node_id} ({info.name})"
 
@@ -425,7 +415,17 @@ def _input_findings(node_id: str, inputs: Mapping[str, Any], info: ClassInfo) ->
         yield problem(ProblemKind.MISSING_INPUT, name, f"input {name!r} is missing")
     for name, given in inputs.items():
         found = laid_out.input(name)
-        if found is None or is_link(given):
+        if found is None:
+            continue
+        if is_link(given):
+            from_, slot = given
+            source = inventory.classes.get(graph[from_]["class_type"]) if from_ in graph else None
+            if source is not None and 0 < len(source.outputs) <= slot:
+                message = f"{name} links to slot {slot} of node {from_} ({source.name}), whose outputs are "
+                message += ", ".join(source.outputs)
+                # A pack's class may hand out more than it lists, and a replaced one's slots are others.
+                doubtful = source.pack or bool(source.replaced_by)
+                yield problem(ProblemKind.BAD_LINK, name, message, value=given, doubtful=doubtful)
             continue
         if isinstance(given, list):
             message = f'{name} holds a bare list: write {{"{declared.WRAPPER}": [...]}}'

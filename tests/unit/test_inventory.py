@@ -9,7 +9,7 @@ import pytest
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.file_check import Declared, named_uploads
 from comfy_fleet.domain.graph import asset_reference
-from comfy_fleet.domain.inventory import Inventory, parse, problems, requirements
+from comfy_fleet.domain.inventory import Inventory, findings, parse, problems, requirements
 from comfy_fleet.domain.versions import version_allows
 from comfy_fleet.domain.workflow import ModelFile, Parameter, ParameterType, Requires, Workflow
 from comfy_fleet.services.check import check_workflow
@@ -108,6 +108,32 @@ def test_what_is_no_object_info_is_refused(body: object) -> None:
 )
 def test_each_input_is_compared(inputs: dict[str, Any], expected: list[tuple[str, str, str]]) -> None:
     assert found(graph(n=("Load", inputs), other=("Load", GOOD))) == expected
+
+
+@pytest.mark.parametrize(
+    ("slot", "expected"), [(0, []), *((slot, [("n", "model", "bad_link")]) for slot in (1, 99))]
+)
+def test_a_link_to_a_slot_that_its_class_does_not_have(
+    slot: int, expected: list[tuple[str, str, str]]
+) -> None:
+    linked = {**GOOD, "model": ["other", slot]}
+    assert found(graph(n=("Load", linked), other=("Load", GOOD))) == expected
+    told = [one.message for one in problems(graph(n=("Load", linked), other=("Load", GOOD)), INVENTORY)]
+    assert all("slot" in one and "node other (Load), whose outputs are MODEL" in one for one in told)
+    # Nobody looks at what no output reads, or at an input that the class does not declare.
+    assert found(graph(n=("Load", {**GOOD, "undeclared": ["other", slot]}), other=("Load", GOOD))) == []
+
+
+@pytest.mark.parametrize(
+    ("outputs", "doubts"),
+    [({"output": ["MODEL"], "python_module": "custom_nodes.pack"}, [True]), ({"output": 5}, []), ({}, [])],
+)
+def test_a_class_may_hand_out_more_than_it_lists(outputs: dict[str, Any], doubts: list[bool]) -> None:
+    linked = {**GOOD, "model": ["other", 3]}
+    made = graph(n=("Load", linked), other=("Many", {}))
+    inventory = parse({**INFO, "Many": {"input": {}, **outputs}})
+    assert found(made, inventory) == []
+    assert [one.doubtful for one in findings(made, inventory)] == doubts
 
 
 def test_uploads_remote_and_open_lists_are_no_needs() -> None:
