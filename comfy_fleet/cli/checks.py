@@ -407,6 +407,17 @@ def workflows(settings: Settings) -> list[Finding]:
                 do="" if good else "put one into NAME/workflow.json",
             ),
         )
+    for usual in ("default_workflow", "generate_workflow"):
+        name = getattr(settings, usual)
+        if name not in good and usual in settings.model_fields_set:
+            findings.append(
+                Finding(
+                    check="Workflow",
+                    verdict=Verdict.WARN,
+                    found=f"FLEET_{usual.upper()} names {name}, which {folder} does not have",
+                    do=f"name one that is there, or put it into {folder / name}",
+                )
+            )
     return findings
 
 

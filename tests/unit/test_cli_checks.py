@@ -154,6 +154,18 @@ def test_a_broken_workflow_fails_by_name(tmp_path: Path) -> None:
     assert checks.workflows(Settings(workflows=tmp_path / "gone"))[0].verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize("setting", ["default_workflow", "generate_workflow"])
+def test_a_workflow_that_is_named_and_not_there_is_found(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"FLEET_{setting.upper()}", "image_card")
+    assert verdicts(checks.workflows(Settings())) == {"Workflows": Verdict.OK}
+    monkeypatch.setenv(f"FLEET_{setting.upper()}", "image_cart")
+    found = checks.workflows(Settings())[-1]
+    assert found.verdict is Verdict.WARN
+    assert found.found.startswith(f"FLEET_{setting.upper()} names image_cart, which ")
+
+
 def test_a_check_that_breaks_is_a_finding(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, haproxy=tmp_path)  # no templates there
     findings = checks.examine(settings)
