@@ -276,7 +276,8 @@ async def test_a_broken_gpu_is_taken_out_with_its_reason_and_comes_back_after_a_
         ended = [await fleet.ended(job) for job in jobs]
         assert {(job.status, job.node) for job in ended[-4:]} == {(JobStatus.SUCCEEDED, "g2")}
         assert {job.status for job in ended} == {JobStatus.SUCCEEDED}  # none is lost
-        assert sum(job.attempt for job in ended) == 2  # two of them met the broken GPU
+        met = [one for job in ended for one in job.attempts if one.error and one.error.code == "gpu_fault"]
+        assert [(one.node, one.counted) for one in met] == [("g1", True)] * 2  # then it was out
         why = "quarantined: 2 GPU faults in a row, the last: CUDA error: an illegal memory access"
         (row,) = [n for n in (await world.client.get("/api/v1/nodes")).json()["nodes"] if n["name"] == "g1"]
         assert row["quarantined"] and row["cordon_reason"].startswith(why)
