@@ -26,7 +26,9 @@ LINK, SETTING = r"\]\(([^)\s]+)\)", r"\bFLEET_[A-Z_]+[A-Z]\b"
 ELSEWHERE = {"FLEET_TEST_WORKERS"}  # read by a script, not by the package
 
 
-CALL = re.compile(r"(?:\b(GET|HEAD|POST|PUT|DELETE) +)?(?:https?://[\w.:-]+|\$FLEET)?(/api/v[12](?:/[\w{}.$-]*)*)")
+CALL = re.compile(
+    r"(?:\b(GET|HEAD|POST|PUT|DELETE) +)?(?:https?://[\w.:-]+|\$FLEET)?(/api/v[12](?:/[\w{}.$-]*)*)"
+)
 INDEX = ROOT / "docs" / "README.md"
 
 
