@@ -1,13 +1,19 @@
-"""What the documents tell people to type, to set and to open: it is there."""
+"""What the documents tell people to type, to set, to call and to open: it is there."""
 
+import json
 import re
 import shlex
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import typer.main
+from starlette.routing import BaseRoute, Match
 
+from comfy_fleet.api.app import create_app
 from comfy_fleet.cli.app import build
 from comfy_fleet.settings import Settings
 
@@ -20,17 +26,64 @@ LINK, SETTING = r"\]\(([^)\s]+)\)", r"\bFLEET_[A-Z_]+[A-Z]\b"
 ELSEWHERE = {"FLEET_TEST_WORKERS"}  # read by a script, not by the package
 
 
+CALL = re.compile(
+    r"(?:\b(GET|HEAD|POST|PUT|DELETE) +)?(?:https?://[\w.:-]+|\$FLEET)?(/api/v[12](?:/[\w{}.$-]*)*)"
+)
+INDEX = ROOT / "docs" / "README.md"
+
+
+def split(text: str) -> tuple[list[tuple[str, str]], str]:
+    """Return a document's code blocks with their language, and the text around them."""
+    blocks: list[tuple[str, str]] = []
+    prose: list[str] = []
+    block: list[str] | None = None
+    language = ""
+    for line in text.splitlines():
+        if (fence := line.strip()).startswith("```"):
+            if block is None:
+                block, language = [], fence[3:]
+            else:
+                blocks.append((language, "\n".join(block)))
+                block = None
+        else:
+            (prose if block is None else block).append(line)
+    assert block is None, "a code block has no end"
+    return blocks, "\n".join(prose)
+
+
 def commands(text: str) -> list[str]:
     """Return what begins with ``fleet`` in blocks of shell lines and between backticks."""
-    blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    return [line.strip() for line in lines if re.match(r"\s*(?:\.venv/bin/)?fleet [a-z]", line)]
+    blocks, prose = split(text)
+    shell = [block for language, block in blocks if language in ("", "sh", "bash")]
+    lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
+    parts = [part for line in lines for part in re.split(r"\s(?:&&|;|\|)\s", line)]
+    for paragraph in re.split(r"\n\s*\n|\n(?=[|*-])", prose):
+        parts += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", paragraph)]
+    before = r"\s*(?:\$ |\w+=\S* +)*(?:\.venv/bin/)?(?=fleet [a-z])"
+    return [part[found.end() :].strip() for part in parts if (found := re.match(before, part))]
+
+
+def calls(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the calls of the HTTP API that a document names: method, or empty, and path."""
+    text = path.read_text()
+    for method, place in CALL.findall(text):
+        yield method, place.rstrip(".")
+    if path.name == "http.md" and path.parent.name == "reference":
+        for _, block in split(text.partition("## `/api/v1` in short")[2])[0]:
+            # A further path in a line begins where the method's first one is, or below it.
+            for line in block.splitlines():
+                method = ""
+                for word in line.partition("{params")[0].partition("{prompt")[0].split():
+                    if word in ("GET", "POST", "DELETE"):
+                        method = word
+                    elif re.match(r"/(?!drain|resume)[a-z]", word):
+                        yield method, f"/api/v1{word.partition('?')[0]}"
 
 
 def test_there_is_something_to_look_at() -> None:
     text = "\n".join(path.read_text() for path in DOCUMENTS)
-    assert len([line for path in DOCUMENTS for line in commands(path.read_text())]) > 60
+    assert len([line for path in DOCUMENTS for line in commands(path.read_text())]) > 150
+    assert len({call for path in DOCUMENTS for call in calls(path)}) > 40
     assert len(re.findall(LINK, text)) > 20
     assert len(set(re.findall(SETTING, text))) > 20
 
@@ -79,3 +132,42 @@ def test_every_setting_that_is_named_exists() -> None:
     for path in DOCUMENTS:
         for name in re.findall(SETTING, path.read_text()):
             assert name in known, (path.name, name)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_call_that_is_named_exists(path: Path) -> None:
+    routes = list(all_routes(create_app(cast(Any, SimpleNamespace(settings=Settings())))))
+    for method, place in calls(path):
+        if place in ("/api/v1", "/api/v2"):
+            continue
+        whole = f"{place}x" if place.endswith("/") else place  # the beginning of several
+        scope = {"type": "http", "method": method, "path": whole, "root_path": "", "headers": []}
+        found = [route.matches(dict(scope))[0] for route in routes]
+        assert (Match.FULL in found) or (not method and Match.PARTIAL in found), (method, place)
+
+
+def all_routes(app: Any) -> Iterator[BaseRoute]:
+    """Yield the routes of an application and of those inside it."""
+    for inside in (getattr(app, name, None) for name in ("app", "typed")):
+        if inside is not None:
+            yield from all_routes(inside)
+    yield from getattr(app, "routes", ())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_example_is_well_formed(path: Path) -> None:
+    for language, block in split(path.read_text())[0]:
+        match language:
+            case "json":
+                json.loads(block)
+            case "python":
+                compile(block, path.name, "exec")
+            case "toml":
+                tomllib.loads(block)
+
+
+def test_the_index_names_every_page() -> None:
+    linked = {(INDEX.parent / target).resolve() for target in re.findall(LINK, INDEX.read_text())}
+    for path in DOCUMENTS:
+        if path.is_relative_to(INDEX.parent) and path != INDEX:
+            assert path in linked, path.relative_to(ROOT)
