@@ -69,6 +69,7 @@ def test_a_page_of_another_site_changes_nothing(fleet: Up, origin: str) -> None:
     for method, path, body in (
         ("POST", "/api/v2/jobs", json.dumps({"workflow": graph()}).encode()),
         ("POST", "/api/v1/generate", b'{"prompt":"x"}'),
+        ("POST", "/api/submit", b'{"prompt":"x"}'),
         ("POST", "/api/v1/nodes", form),
         ("POST", "/api/v1/nodes/sim-1/drain", b""),
         ("DELETE", "/api/v1/nodes/sim-1?force=true", None),
