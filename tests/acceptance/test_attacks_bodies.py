@@ -179,7 +179,7 @@ FORMS: dict[str, bytes] = {
     "nothing": b"",
     "only the end": END,
     "no file": PLACE + END,
-    "no path": FILE + END,
+    "neither path nor name": part("file", b"hello") + END,
     "two files": FILE + FILE + PLACE + END,
     "two paths": FILE + PLACE + PLACE + END,
     "cut short": FILE[:-10],
