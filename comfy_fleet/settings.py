@@ -268,7 +268,9 @@ class Settings(BaseSettings):
     default_workflow: str = Field(
         "image_card", description="What `fleet submit` and the demo run when nothing is named."
     )
-    generate_workflow: str = Field("image_card", description="What POST /api/v1/generate runs.")
+    generate_workflow: str = Field(
+        "image_card", description="What POST /api/v1/generate and /api/submit run."
+    )
 
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="auto: text on a terminal, else JSON lines."

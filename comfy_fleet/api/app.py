@@ -80,6 +80,7 @@ def create_app(deps: ApiDeps) -> ASGIApp:
     app.router.routes[:0] = [*metrics.routes, *reference.routes, *front_page.routes]
     for face in (v1_generate, v1_jobs, v1_nodes, v1_agents, v1_health, checks):
         app.include_router(face.router, prefix="/api/v1")
+    app.include_router(v1_generate.short_router, prefix="/api")
     # The hot path goes past the layers that only the typed routes need.
     plain = Router([*v2_jobs.routes, *events.routes, *v2_assets.routes], default=app, redirect_slashes=False)
     return Front(ExceptionMiddleware(plain, handlers), app, deps, figures)

@@ -101,7 +101,7 @@ class Keys:
             raise HttpError(
                 401,
                 "unauthorized",
-                "send a valid API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`",
+                "send a valid API key: `Authorization: Bearer KEY`, `Authorization: KEY` or `X-API-Key: KEY`",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return found
@@ -157,10 +157,14 @@ def host_name(host: str) -> str | None:
 
 
 def _shown(headers: Headers) -> str:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
+    """Return the key of a request: ``Bearer KEY``, ``X-API-Key``, or ``Authorization`` with the bare key."""
+    authorization = headers.get("authorization", "").strip()
+    scheme, _, token = authorization.partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
-    return headers.get("x-api-key", "").strip()
+    if key := headers.get("x-api-key", "").strip():
+        return key
+    return "" if token else authorization  # of another scheme: no key of ours
 
 
 def _digest(key: str) -> bytes:

@@ -41,3 +41,7 @@ class Links:
     def status(self, job_id: str) -> str:
         """Return the URL that tells the status of a generate task."""
         return f"{self.base}/api/v1/status/{job_id}"
+
+    def short_status(self, job_id: str) -> str:
+        """Return the URL that tells the status of a task of ``/api/submit``."""
+        return f"{self.base}/api/status/{job_id}"

@@ -21,6 +21,16 @@ def _bad(message: str, field: str | None = None) -> HttpError:
     return HttpError(422, "invalid_request", message, details={"field": field} if field else None)
 
 
+def _misplaced(name: str) -> HttpError:
+    return _bad(f"the file came in the field {name[:40]!r}: send it in the field `file`", "file")
+
+
+def _base_name(filename: bytes | None) -> str | None:
+    """Return a file's name without the folders that some clients put before it."""
+    name = (filename or b"").decode("utf-8", "replace")
+    return name.replace("\\", "/").rpartition("/")[2] or None
+
+
 class Form:
     """One upload. Read :meth:`file` to its end, then ask for the fields.
 
@@ -46,6 +56,7 @@ class Form:
         self._fields: dict[str, list[str]] = {}
         self._pieces: list[bytes] = []
         self._name: str | None = None
+        self._filename: bytes | None = None
         self._value = bytearray()
         self._header = [bytearray(), bytearray()]
         self._headers: dict[bytes, bytes] = {}
@@ -53,6 +64,8 @@ class Form:
         self._files = 0
         self._ended = False
         self._file_type: str | None = None
+        self._file_name: str | None = None
+        self._misplaced: str | None = None
         callbacks: Any = {
             "on_part_begin": self._part_begin,
             "on_part_data": self._part_data,
@@ -86,12 +99,19 @@ class Form:
         if not self._ended:
             raise _bad("the form ends early")
         if not self._files:
-            raise _bad("file is missing", "file")
+            if self._misplaced is not None:
+                raise _misplaced(self._misplaced)
+            raise _bad("file is missing: send the bytes in the form's field `file`", "file")
 
     @property
     def file_type(self) -> str | None:
         """The content type that the file's part has."""
         return self._file_type
+
+    @property
+    def file_name(self) -> str | None:
+        """The file's own name as its part gives it, without folders; None if there is none."""
+        return self._file_name
 
     def one(self, name: str) -> str | None:
         """Return a field that may come once.
@@ -119,7 +139,7 @@ class Form:
         if self._parts > _MAX_PARTS:
             raise _bad(f"the form has more than {_MAX_PARTS} parts")
         self._headers.clear()
-        self._name = None
+        self._name = self._filename = None
         self._value.clear()
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
@@ -141,6 +161,7 @@ class Form:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        self._filename = options.get(b"filename")
         encoding = self._headers.get(b"content-transfer-encoding", b"").decode("latin-1").strip()
         if encoding.lower() not in _AS_THEY_ARE:
             words = f"Content-Transfer-Encoding {encoding[:40]} is not taken: send the bytes as they are"
@@ -151,6 +172,9 @@ class Form:
                 raise _bad("file must come only once", "file")
             kind = self._headers.get(b"content-type")
             self._file_type = kind.decode("latin-1") if kind else None
+            self._file_name = _base_name(self._filename)
+        elif self._filename and self._misplaced is None:
+            self._misplaced = self._name
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name == "file":
@@ -158,6 +182,8 @@ class Form:
             return
         self._value += data[start:end]
         if len(self._value) > _MAX_FIELD:
+            if self._filename:
+                raise _misplaced(self._name or "")
             raise _bad(f"{self._name} is longer than {_MAX_FIELD} bytes", self._name)
 
     def _part_end(self) -> None:
@@ -165,6 +191,8 @@ class Form:
             try:
                 text = self._value.decode()
             except UnicodeDecodeError:
+                if self._filename:
+                    raise _misplaced(self._name) from None
                 raise _bad(f"{self._name} is not valid UTF-8", self._name) from None
             self._fields.setdefault(self._name, []).append(text)
 

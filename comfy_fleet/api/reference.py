@@ -26,11 +26,20 @@ ANSWERS: dict[str, Any] = {
     },
     "GET /api/v1/status/{task_id}": {
         "task_id": _JOB,
-        "status": "succeeded",
+        "status": "completed",
+        "job_status": "succeeded",
         "progress": 1.0,
         "image_url": _PICTURE,
         "error": None,
     },
+    "GET /api/v1/result": {"task_id": _JOB, "status": "success", "image_url": _PICTURE, "error": None},
+    "POST /api/submit": {
+        "task_id": _JOB,
+        "status": "submitted",
+        "estimated_wait_time_sec": 4,
+        "status_url": f"http://HOST:PORT/api/status/{_JOB}",
+    },
+    "GET /api/status": {"task_id": _JOB, "status": "done", "image_url": _PICTURE, "error": None},
     "POST /api/v1/workflows/{name}/jobs": {
         "id": _JOB,
         "status": "queued",

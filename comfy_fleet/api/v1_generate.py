@@ -1,6 +1,11 @@
-"""REST in its simplest form: a prompt in, a task to ask about, a picture's URL out."""
+"""REST in its simplest form: a prompt in, a task to ask about, a picture's URL out.
+
+Three families of clients wait for status words of their own, so each pair of routes speaks one
+vocabulary (:mod:`comfy_fleet.api.task_words`); ``job_status`` beside it is the job's own status.
+"""
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -8,10 +13,11 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import v2_jobs
+from comfy_fleet.api import task_words, v2_jobs
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
+from comfy_fleet.api.task_words import TaskWords
 from comfy_fleet.api.typed import Replay, read, shown
 from comfy_fleet.api.where import WhereBody, where
 from comfy_fleet.domain.errors import InvalidParameter
@@ -21,6 +27,9 @@ from comfy_fleet.ports import Submitted
 from comfy_fleet.services.submit import Wishes
 
 router = APIRouter(tags=["generate"])
+short_router = APIRouter(tags=["generate"])
+"""The same below ``/api`` itself."""
+
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
@@ -46,6 +55,22 @@ class GenerateBody(WhereBody):
 @router.post("/generate", summary="Make a picture", status_code=202, openapi_extra=shown(GenerateBody))
 async def generate(request: Request) -> Response:
     """Submit a prompt; answers 202 with `task_id` and `status_url` at once."""
+    return await _submit(request, "queued", links(request).status)
+
+
+@short_router.post("/submit", summary="Make a picture", status_code=202, openapi_extra=shown(GenerateBody))
+async def submit_task(request: Request) -> Response:
+    """The same as generate, for clients that wait for `done`: the answer's `status` is `submitted`."""
+    return await _submit(request, "submitted", links(request).short_status)
+
+
+async def _submit(request: Request, accepted: str, status_url: Callable[[str], str]) -> Response:
+    """Make a job from the body.
+
+    Args:
+        accepted: What the answer calls a job that is taken.
+        status_url: Returns where to ask about it.
+    """
     d, who = deps(request), owner(request)
     body = await read(request, GenerateBody)
     if not body.prompt.strip():
@@ -54,24 +79,23 @@ async def generate(request: Request) -> Response:
 
     async def submit() -> Submitted:
         workflow = d.catalog.get(body.workflow or d.settings.generate_workflow)
-        return await d.submitter.stored(
-            who,
-            workflow.name,
-            _params(body, workflow),
-            Wishes(
-                priority=v2_jobs.priority(body.priority),
-                metadata=v2_jobs.metadata(body.metadata),
-                where=where(body),
-                idempotency=replay.idempotency,
-            ),
+        wishes = Wishes(
+            priority=v2_jobs.priority(body.priority),
+            metadata=v2_jobs.metadata(body.metadata),
+            where=where(body),
+            idempotency=replay.idempotency,
         )
+        try:
+            return await d.submitter.stored(who, workflow.name, _params(body, workflow), wishes)
+        except InvalidParameter as error:
+            raise _with_style_elsewhere(error, body, workflow, d.catalog.list) from None
 
     async def describe(job: Job) -> dict[str, Any]:
         return {
             "task_id": job.id,
-            "status": job.status.value,
+            "status": accepted,
             "estimated_wait_time_sec": await d.estimator.whole_seconds(job),
-            "status_url": links(request).status(job.id),
+            "status_url": status_url(job.id),
         }
 
     return await replay.answer(202, submit, describe)
@@ -79,25 +103,43 @@ async def generate(request: Request) -> Response:
 
 @router.get("/status/{task_id}", summary="Ask about a task")
 async def status(request: Request, task_id: str) -> Response:
-    """How far it is; with the pictures once they are there."""
-    return await _task(request, task_id)
+    """How far it is, with the pictures once they are there.
+
+    `status` is `queued`, `processing`, `completed` or `failed`.
+    """
+    return await _task(request, task_id, task_words.COMPLETED)
 
 
 @router.get("/result", summary="Fetch a task's result")
 async def result(
     request: Request, task_id: Annotated[str, Query(description="What generate answered.")]
 ) -> Response:
-    """The same as status, with the id in the query."""
-    return await _task(request, task_id)
+    """As status, with the id in the query; `status` is `queued`, `processing`, `success` or `failed`."""
+    return await _task(request, task_id, task_words.SUCCESS)
 
 
-async def _task(request: Request, task_id: str) -> Response:
+@short_router.get("/status", summary="Ask about a task")
+async def short_status(
+    request: Request, task_id: Annotated[str, Query(description="What submit answered.")]
+) -> Response:
+    """How far it is: `pending`, or `done` once it has ended; `job_status` says whether it went well."""
+    return await _task(request, task_id, task_words.DONE)
+
+
+@short_router.get("/status/{task_id}", summary="Ask about a task")
+async def short_status_of(request: Request, task_id: str) -> Response:
+    """The same with the id in the path."""
+    return await _task(request, task_id, task_words.DONE)
+
+
+async def _task(request: Request, task_id: str, words: TaskWords) -> Response:
     d = deps(request)
     job = await v2_jobs.looked_up(request, task_id)
     return json_response(
         {
             "task_id": job.id,
-            "status": job.status.value,
+            "status": words.of(job.status),
+            "job_status": job.status.value,
             **_images(request, job),
             "error": {"code": job.error.code, "message": job.error.message} if job.error else None,
             "queue_position": await d.jobs.position(job),
@@ -124,6 +166,26 @@ def _images(request: Request, job: Job) -> dict[str, Any]:
         for o in kept
     ]
     return {"image_url": found[0]["url"] if found else None, "images": found}
+
+
+def _with_style_elsewhere(
+    error: InvalidParameter, body: GenerateBody, workflow: Workflow, stored: Callable[[], Sequence[Workflow]]
+) -> InvalidParameter:
+    """Return the error, with the workflows that have the wanted style if this one lacks it."""
+    lacking = workflow.name_for("style")
+    wrong = {fault.get("parameter") for fault in error.details.get("errors", ())}
+    if body.style is None or lacking not in wrong:
+        return error
+    have = [one.name for one in stored() if body.style in one.choices_for("style")]
+    if not have:
+        return error
+    way_out = f'send "workflow": "{have[0]}"'
+    if body.workflow is None:
+        way_out += ", or have the operator name it in FLEET_GENERATE_WORKFLOW"
+    return InvalidParameter(
+        f"{error.message}; style {body.style!r} is one of workflow {' and '.join(have)}: {way_out}",
+        details={**error.details, "field": "style", "workflows": have},
+    )
 
 
 def _params(body: GenerateBody, workflow: Workflow) -> dict[str, Any]:

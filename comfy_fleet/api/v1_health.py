@@ -25,7 +25,7 @@ _PATIENCE_S = 2.0
 @router.get("/health", summary="Is the API alive?")
 async def health(request: Request) -> Response:
     """Always 200 while the process serves requests."""
-    return json_response({"status": "ok", "name": NAME, "version": comfy_fleet.__version__})
+    return json_response({"status": "healthy", "name": NAME, "version": comfy_fleet.__version__})
 
 
 @router.get("/ready", summary="Could a job run now?")

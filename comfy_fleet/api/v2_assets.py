@@ -55,7 +55,9 @@ async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
     async with d.assets.receive(form.file()) as received:
         path = form.one("file_path")
         if path is None:
-            raise _invalid("file_path", "is missing")
+            path = form.file_name
+        if path is None:
+            raise _invalid("file_path", "is missing, and the file has no name of its own: send one of them")
         kind = form.one("content_type") or form.file_type or mimetypes.guess_type(path)[0]
         expires_in = form.one("expires_in")
         if expires_in is not None and not re.fullmatch(r"[0-9]{1,9}", expires_in):

@@ -214,6 +214,11 @@ class Workflow:
         """
         return next((parameter.name for parameter in self.parameters if parameter.role == role), role)
 
+    def choices_for(self, role: str) -> tuple[str, ...]:
+        """Return what the parameter that plays a role lets callers choose from; empty if there is none."""
+        parameter = self.parameter(self.name_for(role))
+        return tuple(choice.name for choice in parameter.choices) if parameter else ()
+
 
 def version_of(graph: Graph, manifest: Mapping[str, Any]) -> str:
     """Return ``sha256:<hex>`` of the content; white space and the order of keys don't count."""

@@ -69,6 +69,7 @@ def test_a_page_of_another_site_changes_nothing(fleet: Up, origin: str) -> None:
     for method, path, body in (
         ("POST", "/api/v2/jobs", json.dumps({"workflow": graph()}).encode()),
         ("POST", "/api/v1/generate", b'{"prompt":"x"}'),
+        ("POST", "/api/submit", b'{"prompt":"x"}'),
         ("POST", "/api/v1/nodes", form),
         ("POST", "/api/v1/nodes/sim-1/drain", b""),
         ("DELETE", "/api/v1/nodes/sim-1?force=true", None),
@@ -129,7 +130,8 @@ def test_a_host_that_is_none_makes_no_urls(keyed: Up, host: str) -> None:
         bearer(ANN + "0"),
         bearer(ANN.upper()),
         {"Authorization": f"Basic {ANN}"},
-        {"Authorization": ANN},
+        {"Authorization": ANN[:-1]},
+        {"Authorization": f"{ANN} {ANN}"},
         {"Cookie": f"api_key={ANN}"},
         bearer("x" * 8000),
         {"Authorization": "Bearer \xff\xfe"},

@@ -114,7 +114,7 @@ BODIES = {
 def test_no_body_gets_through_or_breaks_anything(fleet: Up, name: str) -> None:
     error = refused(post_json(fleet, "/api/v2/jobs", BODIES[name]), 400, 422)
     assert "kkkk" not in error["message"]
-    for path in ("/api/v1/workflows/image_card/jobs", "/api/v1/generate", "/api/v1/nodes"):
+    for path in ("/api/v1/workflows/image_card/jobs", "/api/v1/generate", "/api/submit", "/api/v1/nodes"):
         refused(post_json(fleet, path, BODIES[name]), 400, 404, 413, 422)
 
 
@@ -179,7 +179,7 @@ FORMS: dict[str, bytes] = {
     "nothing": b"",
     "only the end": END,
     "no file": PLACE + END,
-    "no path": FILE + END,
+    "neither path nor name": part("file", b"hello") + END,
     "two files": FILE + FILE + PLACE + END,
     "two paths": FILE + PLACE + PLACE + END,
     "cut short": FILE[:-10],

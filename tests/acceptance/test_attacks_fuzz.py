@@ -97,17 +97,37 @@ def test_fuzzed_bodies(client: Callable[..., httpx.Response], body: Any) -> None
 @_CALM
 @given(st.binary(max_size=200))
 def test_fuzzed_bytes(client: Callable[..., httpx.Response], body: bytes) -> None:
-    for path in ("/api/v2/jobs", "/api/v1/generate", "/api/v1/nodes", "/api/v1/nodes/sim-1/drainx"):
+    for path in (
+        "/api/v2/jobs",
+        "/api/v1/generate",
+        "/api/submit",
+        "/api/v1/nodes",
+        "/api/v1/nodes/sim-1/drainx",
+    ):
         assert client("POST", path, content=body).status_code in (400, 404, 422)
     form = {"Content-Type": "multipart/form-data; boundary=b"}
-    for content in (body, b"--b\r\n" + body, FILE[:40] + body + END, FILE + part("tags", body) + END):
+    for content in (
+        body,
+        b"--b\r\n" + body,
+        FILE[:40] + body + END,
+        part("file", b"") + part("tags", body) + END,
+    ):
         assert client("POST", "/api/v2/assets", content=content, headers=form).status_code in (400, 409, 422)
+    tagged = client("POST", "/api/v2/assets", content=FILE + part("tags", body) + END, headers=form)
+    assert tagged.status_code in (200, 201, 400, 409, 422)  # some bytes are a tag
 
 
 @_CALM
 @given(
     st.sampled_from(
-        ["/api/v2/jobs/", "/api/v2/assets/", "/api/v1/workflows/", "/api/v1/nodes/", "/api/v1/status/"]
+        [
+            "/api/v2/jobs/",
+            "/api/v2/assets/",
+            "/api/v1/workflows/",
+            "/api/v1/nodes/",
+            "/api/v1/status/",
+            "/api/status/",
+        ]
     ),
     st.text(max_size=30),
     st.sampled_from(["", "/content", "/events", "/workflow", "/jobs", "/check", "/outputs"]),

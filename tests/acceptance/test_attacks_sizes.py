@@ -26,6 +26,7 @@ ROUTES = {
     "/api/v2/assets/from-hash": b'{"hash":"x","tags":%b}',
     "/api/v1/workflows/image_card/jobs": b'{"params":{"prompt":"a","b":%b}}',
     "/api/v1/generate": b'{"prompt":"a","b":%b}',
+    "/api/submit": b'{"prompt":"a","b":%b}',
     "/api/v1/nodes": b'{"name":"a","url":"http://127.0.0.1:1","labels":%b}',
     "/api/v1/nodes/a/drain": b'{"reason":%b}',
     "/api/v1/agents/h1/heartbeat": b'{"instance":"a","gpus":%b}',

@@ -38,6 +38,8 @@ async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Ap
         {"Authorization": "Bearer"},
         {"Authorization": f"Basic {ANN}"},
         {"X-API-Key": ANN[:-1]},
+        {"Authorization": ANN[:-1]},
+        {"Authorization": f"{ANN} {ANN}"},
         bearer(ANN + "x"),
     ],
 )
@@ -51,9 +53,13 @@ async def test_wrong_keys_get_nothing(api: Api, headers: dict[str, str]) -> None
     assert (await api.client.get("/api/v1/ready", headers=headers)).status_code in (200, 503)
 
 
-async def test_both_headers_work(api: Api) -> None:
+async def test_every_way_to_show_a_key_works(api: Api) -> None:
     assert (await api.client.get("/api/v2/jobs", headers=bearer(ANN))).status_code == 200
     assert (await api.client.get("/api/v2/jobs", headers={"X-API-Key": ANN})).status_code == 200
+    assert (await api.client.get("/api/v2/jobs", headers={"Authorization": ANN})).status_code == 200
+    for other in ("Basic eA==", "x"):  # another proxy's: the key beside it counts
+        both = {"Authorization": other, "X-API-Key": ANN}
+        assert (await api.client.get("/api/v2/jobs", headers=both)).status_code == 200
     other_site = {**bearer(ANN), "Origin": "https://app.example", "Host": "comfy.example"}
     assert (await api.client.get("/api/v2/jobs", headers=other_site)).status_code == 200
 
@@ -75,6 +81,8 @@ async def test_owners_are_apart(api: Api) -> None:
             ("DELETE", asset),
             ("GET", f"/api/v1/jobs/{job['id']}"),
             ("GET", f"/api/v1/status/{job['id']}"),
+            ("GET", f"/api/status/{job['id']}"),
+            ("GET", f"/api/status?task_id={job['id']}"),
         ):
             assert code(await api.client.request(method, path, headers=bearer(who))) == (404, "not_found")
         assert (await api.client.get("/api/v2/jobs", headers=bearer(who))).json()["jobs"] == []

@@ -208,7 +208,8 @@ async def test_generate_status_and_result(api: Api) -> None:
     await api.output(claim, b"picture")
     await api.finish(claim, seconds=4.0)
     result = (await api.client.get("/api/v1/result", params={"task_id": task["task_id"]})).json()
-    assert (result["status"], result["error"], len(result["images"])) == ("succeeded", None, 1)
+    assert (result["status"], result["error"], len(result["images"])) == ("success", None, 1)
+    assert result["job_status"] == "succeeded"
     assert (await api.client.get(result["image_url"])).content == b"picture"
 
     again = (await api.client.post("/api/v1/generate", json={"prompt": "b"})).json()
@@ -259,8 +260,63 @@ async def test_generate_tells_why_a_job_failed(api: Api) -> None:
     await api.stores.runs.left(claim, [])
     error = JobError(code="out_of_memory", message="no memory left", traceback="secret paths")
     await api.stores.runs.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
-    result = (await api.client.get("/api/v1/result", params={"task_id": task["task_id"]})).json()
-    assert result["error"] == {"code": "out_of_memory", "message": "no memory left"}
+    for path, status in (("/api/v1/result", "failed"), ("/api/status", "done")):
+        result = (await api.client.get(path, params={"task_id": task["task_id"]})).json()
+        assert (result["status"], result["job_status"], result["image_url"]) == (status, "failed", None)
+        assert result["error"] == {"code": "out_of_memory", "message": "no memory left"}
+
+
+async def test_every_route_tells_a_task_s_status_in_its_own_words(api: Api) -> None:
+    first = (await api.client.post("/api/submit", json={"prompt": "a fox"})).json()
+    assert first["status"] == "submitted"
+    assert first["status_url"].endswith(f"/api/status/{first['task_id']}")
+    task = first["task_id"]
+
+    async def told() -> list[str]:
+        answers = [
+            await api.client.get(path)
+            for path in (
+                f"/api/v1/result?task_id={task}",
+                f"/api/v1/status/{task}",
+                f"/api/status?task_id={task}",
+                f"/api/status/{task}",
+                f"/api/v1/jobs/{task}",
+            )
+        ]
+        return [answer.json()["status"] for answer in answers]
+
+    assert await told() == ["queued", "queued", "pending", "pending", "queued"]
+    claim = await api.claim(task)
+    assert await told() == ["processing", "processing", "pending", "pending", "running"]
+    await api.output(claim, b"picture")
+    await api.finish(claim)
+    assert await told() == ["success", "completed", "done", "done", "succeeded"]
+
+
+async def test_a_repeated_submit_gets_the_same_answer(api: Api, redis: Redis) -> None:
+    key = {"Idempotency-Key": "k1"}
+    first = await api.client.post("/api/submit", json={"prompt": "x"}, headers=key)
+    await api.finish(await api.claim(first.json()["task_id"]))
+    for name in await redis.keys("fleet:replay:*"):
+        await redis.delete(name)
+    again = await api.client.post("/api/submit", json={"prompt": "x"}, headers=key)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
+    assert (again.json()["task_id"], again.json()["status"]) == (first.json()["task_id"], "submitted")
+
+
+async def test_a_style_of_another_workflow_says_which_one_has_it(api: Api) -> None:
+    style = {"prompt": "x", "style": "kids_cartoon"}
+    for more in ({}, {"workflow": "image_card"}, {"workflow": "z_image_turbo"}, {"width": -1}):
+        answer = await api.client.post("/api/v1/generate", json={**style, **more})
+        assert code(answer) == (422, "invalid_parameter")
+        error = answer.json()["error"]
+        assert error["details"]["workflows"] == ["qwen_image_kids_animal"]
+        assert error["details"]["field"] == "style"
+        assert 'send "workflow": "qwen_image_kids_animal"' in error["message"]
+        assert ("FLEET_GENERATE_WORKFLOW" in error["message"]) == ("workflow" not in more)
+    for nowhere in ({"style": "no-such-style"}, {"style": "silk", "width": -1}):
+        error = (await api.client.post("/api/v1/generate", json={"prompt": "x", **nowhere})).json()["error"]
+        assert "workflows" not in error["details"]
 
 
 @pytest.mark.parametrize(
@@ -415,7 +471,9 @@ async def test_ready_says_what_is_missing(redis_port: int, redis: Redis, tmp_pat
         StreamServer(hang_up) as listener,
         running(redis_port, tmp_path, lease_port=listener.port) as api,
     ):
-        assert (await api.client.get("/api/v1/health")).status_code == 200
+        for path in ("/health", "/api/v1/health", "/api/v2/health"):
+            alive = await api.client.get(path)
+            assert (alive.status_code, alive.json()["status"]) == (200, "healthy")
 
         async def missing() -> list[str]:
             answer = await api.client.get("/api/v1/ready")

@@ -76,6 +76,48 @@ async def test_fields_may_come_after_the_file(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
+    ("filename", "path"),
+    [
+        ("x.png", "x.png"),
+        ("dir/x.png", "x.png"),
+        ("C:\\\\fakepath\\\\x.png", "x.png"),
+        ("gr\u00fcn.png", "gr\u00fcn.png"),
+    ],
+)
+async def test_a_file_without_a_path_keeps_its_own_name(api: Api, filename: str, path: str) -> None:
+    part = f'--B\r\nContent-Disposition: form-data; name="file"; filename="{filename}"\r\n\r\nx\r\n--B--\r\n'
+    answer = await api.client.post(
+        "/api/v2/assets",
+        content=part.encode(),
+        headers={"Content-Type": "multipart/form-data; boundary=B"},
+    )
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["file_path"], answer.json()["content_type"]) == (path, "image/png")
+
+
+@pytest.mark.parametrize(
+    "disposition", ['name="file"', 'name="file"; filename=""', 'name="file"; filename="a/.."']
+)
+async def test_a_file_without_any_name_says_so(api: Api, disposition: str) -> None:
+    answer = await api.client.post(
+        "/api/v2/assets",
+        content=f"--B\r\nContent-Disposition: form-data; {disposition}\r\n\r\nx\r\n--B--\r\n".encode(),
+        headers={"Content-Type": "multipart/form-data; boundary=B"},
+    )
+    assert code(answer) == (422, "invalid_request")
+    assert answer.json()["error"]["details"]["field"] == "file_path"
+
+
+@pytest.mark.parametrize("data", [b"text", b"\x89PNG\xff", b"a" * 100_000])
+async def test_a_file_in_another_field_says_which_one_it_belongs_into(api: Api, data: bytes) -> None:
+    answer = await api.client.post("/api/v2/assets", files={"image": ("x.png", data)})
+    assert code(answer) == (422, "invalid_request")
+    error = answer.json()["error"]
+    assert error["details"]["field"] == "file"
+    assert "'image'" in error["message"] and "`file`" in error["message"]
+
+
+@pytest.mark.parametrize(
     ("encoding", "status"), [("base64", 422), ("quoted-printable", 422), ("Binary", 201)]
 )
 async def test_parts_are_taken_as_they_are(api: Api, encoding: str, status: int) -> None:

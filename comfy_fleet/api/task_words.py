@@ -1,0 +1,48 @@
+"""What the simple REST routes call a task's states.
+
+A client's loop ends at the word that it waits for, and clients of this kind of API wait for different ones.
+The jobs' own statuses stay what they are everywhere else.
+"""
+
+from dataclasses import dataclass
+
+from comfy_fleet.domain.job import JobStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskWords:
+    """One vocabulary.
+
+    Attributes:
+        queued: It waits for a node.
+        running: It has one; also while it is being canceled.
+        succeeded: Its pictures are there.
+        unsuccessful: It ended without: failed, canceled or expired.
+    """
+
+    queued: str
+    running: str
+    succeeded: str
+    unsuccessful: str
+
+    def of(self, status: JobStatus) -> str:
+        """Return the word for a job's status."""
+        match status:
+            case JobStatus.QUEUED:
+                return self.queued
+            case JobStatus.RUNNING | JobStatus.CANCELING:
+                return self.running
+            case JobStatus.SUCCEEDED:
+                return self.succeeded
+            case JobStatus.FAILED | JobStatus.CANCELED | JobStatus.EXPIRED:
+                return self.unsuccessful
+
+
+SUCCESS = TaskWords(queued="queued", running="processing", succeeded="success", unsuccessful="failed")
+"""Of ``/api/v1/result``."""
+
+COMPLETED = TaskWords(queued="queued", running="processing", succeeded="completed", unsuccessful="failed")
+"""Of ``/api/v1/status``."""
+
+DONE = TaskWords(queued="pending", running="pending", succeeded="done", unsuccessful="done")
+"""Of ``/api/status``: it has no word for failure, and whoever waits for ``done`` must not wait for ever."""
