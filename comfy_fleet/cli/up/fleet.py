@@ -142,6 +142,7 @@ class Fleet:
             self._tasks.append(start(self.plan.redis.sync(self._not_synced)))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
+            await check_schema(stores)
             await reconcile(
                 stores.nodes,
                 self.plan.nodes.nodes,
