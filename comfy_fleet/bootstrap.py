@@ -61,7 +61,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
 
 
 async def check_schema(stores: Stores) -> None:
-    """Compare the layout in Redis with ours, and raise an older one; each process of the fleet does so at its start.
+    """Compare the layout in Redis with ours, and raise an older one: what every process does at its start.
 
     Raises:
         ConfigError: It is a newer version's.

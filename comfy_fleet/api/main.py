@@ -35,7 +35,7 @@ from comfy_fleet.bootstrap import (
     open_secrets,
     open_stores,
 )
-from comfy_fleet.domain.errors import FleetError, Outdated, StoreRefuses
+from comfy_fleet.domain.errors import FleetError, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.inventories import NodeInventories
@@ -126,6 +126,8 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
             await stores.runs.check_schema()
         except Outdated as error:
             return f"{error.message}. This API takes no new jobs: start the newer version"
+        except StoreDown:  # the part "redis" says that
+            return None
         return None
 
     async def broker() -> str | None:

@@ -62,7 +62,7 @@ def status(
 
 
 def wait_until_ready(client: Any, timeout_s: float) -> tuple[str | None, list[str]]:
-    """Return None once a job could run, or why it could not, and what else is to be known; with a timeout it waits.
+    """Return None once a job could run, or why it could not, and notes; with a timeout it waits.
 
     Raises:
         Fail: Nothing answers, or the time is over.

@@ -169,7 +169,7 @@ class Dispatcher:
             logger.info("dispatcher stopped", extra={"dispatcher": self.name})
 
     async def _until_told(self, stop: asyncio.Event) -> None:
-        """Return once ``stop`` is set, or once a dispatcher that a newer version has retired has no runs left."""
+        """Return once ``stop`` is set, or once the last run is over after a newer version has come."""
         ways = [asyncio.create_task(stop.wait()), asyncio.create_task(self._until_retired())]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

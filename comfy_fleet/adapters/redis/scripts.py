@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 Arg = str | bytes | int | float
 
 SCHEMA = 1
-"""The layout of what stands in Redis. It is raised by a change that an older version would misread or undo; a field
-more in a record is none. ``raise_schema.lua`` brings older data to it."""
+"""The layout of what stands in Redis. A change that an older version would misread or undo raises it; a field
+more in a record is no such change. ``schema.lua`` brings older data to it."""
 
 
 @cache
@@ -81,7 +81,7 @@ class Scripts:
         await self.check(may_raise=True)  # Redis was emptied, or away when this process started
         answer = await self.call(name, *args)
         if answer[0] == b"schema":
-            raise outdated(answer[1].decode(), self._schema)
+            raise outdated(answer[1], self._schema)
         return answer
 
     async def check(self, *, may_raise: bool = False) -> None:
@@ -94,11 +94,7 @@ class Scripts:
             Outdated: The one in Redis is newer, or no number.
             StoreDown: No answer.
         """
-        if may_raise:
-            found = (await self.call("raise_schema")).decode()
-        else:
-            with store_errors():
-                found = (await self._redis.get("fleet:schema") or b"1").decode()
+        found: bytes = await self.call("schema", int(may_raise))
         if not found.isdigit() or int(found) > self._schema:
             raise outdated(found, self._schema)
 
@@ -114,16 +110,18 @@ class Scripts:
             await self.check(may_raise=True)
         except Outdated as error:
             raise ConfigError(
-                f"{error.message}: start the version that wrote it, or restore Redis from a backup made before"
+                f"{error.message}: start the version that wrote it, "
+                "or restore Redis from a backup made before"
             ) from error
         except StoreDown as error:
             logger.warning("layout in Redis not checked yet", extra={"error": str(error)})
 
 
-def outdated(found: str, known: int) -> Outdated:
+def outdated(found: bytes, known: int) -> Outdated:
     """Return the error for a layout in Redis that this process does not know."""
+    shown = found[:40].decode(errors="replace")
     return Outdated(
-        f"Redis holds layout {found[:40]} and this process knows layout {known}: it is of an older version",
+        f"Redis holds layout {shown} and this process knows layout {known}: it is of an older version",
         retry_after_s=5,
     )
 

@@ -118,10 +118,10 @@ async def live_dispatchers(redis: Redis) -> list[str]:
 
 
 async def outdated_dispatchers(redis: Redis) -> list[str]:
-    """Return the names of live dispatchers that know only an older layout: they end their runs and claim nothing."""
+    """Return the names of live dispatchers that don't know the layout in Redis: they claim nothing."""
     names = await live_dispatchers(redis)
     client: Any = redis
     with store_errors():
-        current = await client.get("fleet:schema")
+        current = await client.get("fleet:schema") or b"1"
         known = await asyncio.gather(*(client.hget(f"rq:worker:{name}", "schema") for name in names))
-    return [name for name, schema in zip(names, known, strict=True) if int(schema or 1) < int(current or 1)]
+    return [name for name, schema in zip(names, known, strict=True) if (schema or b"1") != current]

@@ -8,7 +8,7 @@ for i, run in ipairs(expired) do
   local token = ARGV[2 + i]
   local key = 'fleet:run:' .. run
   local r = fields(key, 'job', 'node', 'phase', 'manifest', 'schema')
-  if tonumber(r[5] or 1) > SCHEMA then
+  if (tonumber(r[5] or 1) or 1) > SCHEMA then
     -- Its own version ends it; what stands in its job's record may be strange to us.
   elseif not r[1] then
     redis.call('ZREM', 'fleet:runs', run)
@@ -16,7 +16,7 @@ for i, run in ipairs(expired) do
     drop_run(run, r[1], r[2])  -- nobody could end it, and it would hold its node for ever
     discard(r[1], at)
   else
-    redis.call('HSET', key, 'token', token, 'dispatcher', ARGV[1])
+    redis.call('HSET', key, 'token', token, 'dispatcher', ARGV[1], 'schema', SCHEMA)
     redis.call('HSET', rqkey(r[1]), 'worker_name', ARGV[1])
     redis.call('ZADD', 'fleet:runs', num(at + tonumber(ARGV[2])), run)
     out[#out + 1] = { run, token, r[1], r[2], r[3], r[4] or '[]', redis.call('HGETALL', jobkey(r[1])),
