@@ -19,7 +19,7 @@ from comfy_fleet.adapters.redis.inventories import RedisInventories
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.runs import RedisRunStore
-from comfy_fleet.adapters.redis.scripts import store_errors
+from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.adapters.secrets import SecretBox
 from comfy_fleet.services.faults import NodeFaults
 from comfy_fleet.settings import Settings
@@ -58,6 +58,15 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         await events.close()
         await listening.aclose()
         await redis.aclose()
+
+
+async def check_schema(stores: Stores) -> None:
+    """Compare the layout in Redis with ours, and raise an older one: what every process does at its start.
+
+    Raises:
+        ConfigError: It is a newer version's.
+    """
+    await Scripts(stores.redis).start()
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from comfy_fleet.adapters.redis.worker import RqWorker
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
+    check_schema,
     open_assets,
     open_beats,
     open_nodes,
@@ -58,6 +59,7 @@ def serve(settings: Settings, *, name: str | None = None) -> None:
 async def _serve(settings: Settings, name: str | None) -> None:
     stop = asyncio.Event()
     async with open_stores(settings) as stores, open_dispatcher(settings, stores, name=name) as dispatcher:
+        await check_schema(stores)
         work = asyncio.create_task(dispatcher.run(stop))
         worker = RqWorker(
             stores.redis, stores.events, dispatcher.name, stop=stop.set, cancel=stores.jobs.request_cancel

@@ -9,7 +9,7 @@ import uvloop
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.secrets import NodeCredentials
-from comfy_fleet.bootstrap import open_stores
+from comfy_fleet.bootstrap import check_schema, open_stores
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.settings import Settings
 from comfy_fleet.tasks import start
@@ -32,6 +32,7 @@ async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     reloads: set[asyncio.Task[None]] = set()
     async with open_stores(settings) as stores:
+        await check_schema(stores)
         controller = Controller(settings, stores.nodes, credentials=NodeCredentials(settings.secret_key_file))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

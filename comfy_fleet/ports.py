@@ -495,6 +495,9 @@ class RunStore(Protocol):
     async def waiting(self) -> Sequence[Waiting]:
         """Return the placement classes that have queued jobs, best head first."""
 
+    async def check_schema(self) -> None:
+        """Look whether this process may still take new work; raises Outdated if a newer version has come."""
+
     async def claim(
         self,
         *,
@@ -505,7 +508,11 @@ class RunStore(Protocol):
         dispatcher: str,
         ttl_s: float,
     ) -> Claim | Refused:
-        """Take the best job of the given classes for a granted node, with node and run lease, in one step."""
+        """Take the best job of the given classes for a granted node, with node and run lease, in one step.
+
+        Raises:
+            Outdated: A newer version works on this store: nothing more may be claimed.
+        """
 
     async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
         """Renew run leases."""

@@ -49,6 +49,11 @@ class Catalog(Protocol):
         """Return what is wrong with the files of which."""
 
 
+async def no_notes() -> list[str]:
+    """Say nothing."""
+    return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApiDeps:
     """Everything behind the HTTP faces.
@@ -58,6 +63,7 @@ class ApiDeps:
         node_facts: Asks nodes through the broker.
         inventories: What the nodes have, and what jobs wait for.
         probes: Parts that ``/ready`` asks, by name.
+        notes: Says what an operator should know of though jobs can run.
         background: Coroutine functions that run as long as the app does.
         closing: Set when the server stops: streams end then.
         streams: Open event streams by caller.
@@ -81,6 +87,7 @@ class ApiDeps:
     node_facts: NodeFacts
     inventories: NodeInventories
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    notes: Callable[[], Awaitable[list[str]]] = no_notes
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from comfy_fleet.adapters.catalog import WorkflowCatalog
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.scripts import store_errors
-from comfy_fleet.adapters.redis.worker import live_dispatchers
+from comfy_fleet.adapters.redis.worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.replays import RedisReplays
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
@@ -28,13 +28,14 @@ from comfy_fleet.api.v1_health import disk_probe, node_probe
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
+    check_schema,
     open_assets,
     open_disk,
     open_nodes,
     open_secrets,
     open_stores,
 )
-from comfy_fleet.domain.errors import FleetError, StoreRefuses
+from comfy_fleet.domain.errors import FleetError, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.inventories import NodeInventories
@@ -98,6 +99,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         inventories=inventories,
         node_facts=info,
         probes=_probes(settings, stores),
+        notes=lambda: _outdated(stores),
         background=(inventories.run, lambda: _sweep(assets)),
     )
 
@@ -114,7 +116,19 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
 
     async def dispatcher() -> str | None:
         alive = await live_dispatchers(stores.redis)
-        return None if alive else "no dispatcher is running: start `fleet dispatch`"
+        if not alive:
+            return "no dispatcher is running: start `fleet dispatch`"
+        old = await outdated_dispatchers(stores.redis)
+        return None if set(alive) - set(old) else f"no other dispatcher is running: {_ending(len(old))}"
+
+    async def schema() -> str | None:
+        try:
+            await stores.runs.check_schema()
+        except Outdated as error:
+            return f"{error.message}. This API takes no new jobs: start the newer version"
+        except StoreDown:  # the part "redis" says that
+            return None
+        return None
 
     async def broker() -> str | None:
         try:
@@ -128,11 +142,25 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
 
     return {
         "redis": redis,
+        "schema": schema,
         "disk": disk_probe(open_disk(settings)),
         "nodes": node_probe(stores.nodes),
         "dispatcher": dispatcher,
         "broker": broker,
     }
+
+
+def _ending(count: int) -> str:
+    return (
+        f"{count} of an older version {'ends its' if count == 1 else 'end their'} runs and "
+        f"{'takes' if count == 1 else 'take'} no more: start the newer version's `fleet dispatch` instead"
+    )
+
+
+async def _outdated(stores: Stores) -> list[str]:
+    """Return what an operator should know of though jobs can run."""
+    old = await outdated_dispatchers(stores.redis)
+    return [f"dispatchers: {_ending(len(old))}"] if old else []
 
 
 async def _sweep(assets: FileAssetStore) -> None:
@@ -203,6 +231,7 @@ async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None
         ConfigError: A setting is wrong.
     """
     async with open_stores(settings) as stores, open_nodes(settings, stores) as nodes:
+        await check_schema(stores)
         deps = build(settings, stores, nodes)
         logger.info("api ready", extra={"host": settings.api_host, "port": settings.api_port})
         await server(create_app(deps), settings, deps.closing).serve(list(sockets) if sockets else None)

@@ -31,9 +31,11 @@ async def health(request: Request) -> Response:
 @router.get("/ready", summary="Could a job run now?")
 async def ready(request: Request) -> Response:
     """200 when every part answers and a node is up; else 503 with the reasons."""
-    reasons = await not_ready(deps(request))
+    d = deps(request)
+    reasons = await not_ready(d)
     if not reasons:
-        return json_response({"ready": True, "reasons": []})
+        notes = await d.notes()
+        return json_response({"ready": True, "reasons": [], **({"notes": notes} if notes else {})})
     message = "; ".join(f"{reason['part']}: {reason['why']}" for reason in reasons)
     return json_response(
         {

@@ -31,14 +31,14 @@ def status(
     from comfy_fleet.cli.console import SIMULATED, facts, print_json, stdout, table
 
     with Client(api, key) as client:
-        why = wait_until_ready(client, timeout if wait else 0)
+        why, notes = wait_until_ready(client, timeout if wait else 0)
         nodes = nodes_of(client.get("/api/v1/nodes"))
         counts = {
             "queued": client.get("/api/v1/queue")["queued"],
             "running": sum(bool(node.get("run")) for node in nodes),
         }
     if json_:
-        print_json({"ready": why is None, "why": why, "jobs": counts, "nodes": nodes})
+        print_json({"ready": why is None, "why": why, "notes": notes, "jobs": counts, "nodes": nodes})
     else:
         console = stdout()
         verdicts = Counter("drain" if node.get("cordoned") else node.get("verdict") for node in nodes)
@@ -50,6 +50,8 @@ def status(
             "queue": f"{counts['queued']} queued, {counts['running']} running",
             "nodes": words or "none; add one: fleet node add NAME URL",
         }
+        if notes:
+            pairs["note"] = "; ".join(notes)
         if simulated:
             pairs[""] = f"{SIMULATED}: {simulated} of {len(nodes)} nodes"
         console.print(facts(pairs))
@@ -59,8 +61,8 @@ def status(
     raise typer.Exit(Exit.OK if why is None else Exit.FAILED)
 
 
-def wait_until_ready(client: Any, timeout_s: float) -> str | None:
-    """Return None once a job could run, or why it could not; with a timeout it waits.
+def wait_until_ready(client: Any, timeout_s: float) -> tuple[str | None, list[str]]:
+    """Return None once a job could run, or why it could not, and notes; with a timeout it waits.
 
     Raises:
         Fail: Nothing answers, or the time is over.
@@ -68,12 +70,12 @@ def wait_until_ready(client: Any, timeout_s: float) -> str | None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            client.get("/api/v1/ready")
+            answer = client.get("/api/v1/ready")
         except Fail as error:
             reached = error.exit is Exit.REFUSED
             if timeout_s <= 0:
                 if reached:
-                    return error.message
+                    return error.message, []
                 raise
             if time.monotonic() > deadline:
                 raise Fail(
@@ -81,4 +83,4 @@ def wait_until_ready(client: Any, timeout_s: float) -> str | None:
                 ) from error
             time.sleep(0.1)
         else:
-            return None
+            return None, answer.get("notes", [])

@@ -17,6 +17,7 @@ FleetError
 │   ├── QueueFull         the configured depth is reached
 │   ├── NoNodes           no node is known at all
 │   ├── NoRoom            the fleet's own disk is full, or can't be used
+│   ├── Outdated          this process is older than the layout in Redis: it takes no new work
 │   └── StoreDown         Redis does not answer: what was asked may have been done
 │       └── StoreRefuses  Redis answers and takes nothing: nothing was done
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
@@ -180,6 +181,12 @@ class NoRoom(Busy):
 
     def __init__(self, message: str, *, retry_after_s: int = 10) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
+
+
+class Outdated(Busy):
+    """A newer version has raised the layout in Redis; this process ends what it has and takes no new work."""
+
+    code = "outdated"
 
 
 class LeaseLost(FleetError):

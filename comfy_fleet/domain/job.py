@@ -196,7 +196,13 @@ class Placement:
 
     @classmethod
     def parse(cls, key: str) -> "Placement":
-        """Read :attr:`key` back."""
+        """Read :attr:`key` back.
+
+        Raises:
+            ValueError: It asks for something that this version does not know.
+        """
+        if key.count(":") > 4:
+            raise ValueError(f"placement {key[:200]} has more parts than are known")
         pools, nodes, without, needs, above = [*key.split(":"), "", "", "", ""][:5]
         pool, *spill = pools.split(">")
         return cls(

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
 from comfy_fleet.domain.file_check import FilePolicy
 from comfy_fleet.domain.job import Placement
+from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.domain.run import RunLimits
 from comfy_fleet.ports import (
     AssetStore,
@@ -122,6 +123,7 @@ class Dispatcher:
         self._over = asyncio.Event()
         self._stopping = False
         self._hurried = False
+        self._retired = asyncio.Event()  # a newer version works on this Redis
         self._parking = Parking(runs, spawn=self._spawn, on_free=self._freed)
         self._seekers = Seekers(
             self._atlas,
@@ -142,7 +144,11 @@ class Dispatcher:
     # -- life -----------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until ``stop`` is set; then land what is in flight, or hand it over if that takes long."""
+        """Work until ``stop`` is set; then land what is in flight, or hand it over if that takes long.
+
+        Raises:
+            ConfigError: A newer version works on this Redis, and the runs that were in flight here are over.
+        """
         await self._atlas.look()
         background = [
             asyncio.create_task(forever(loop, name=loop.__qualname__, pause_s=self._pause_s))
@@ -150,15 +156,47 @@ class Dispatcher:
         ]
         logger.info("dispatcher started", extra={"dispatcher": self.name})
         try:
-            await stop.wait()
+            await self._until_told(stop)
             self._stopping = True
             self._seekers.stop()
             await self._land()
+            if not stop.is_set():
+                raise ConfigError("a newer version works on this Redis: start that version's dispatcher")
         finally:
             for task in (*background, *self._tasks):
                 task.cancel()
             await asyncio.gather(*background, *self._tasks, return_exceptions=True)
             logger.info("dispatcher stopped", extra={"dispatcher": self.name})
+
+    async def _until_told(self, stop: asyncio.Event) -> None:
+        """Return once ``stop`` is set, or once the last run is over after a newer version has come."""
+        ways = [asyncio.create_task(stop.wait()), asyncio.create_task(self._until_retired())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _until_retired(self) -> None:
+        await self._retired.wait()
+        while self.flying:
+            self._over.clear()
+            await self._over.wait()
+
+    async def _check_schema(self) -> None:
+        """Claim nothing more once a newer version works on this Redis; it stays so."""
+        if self._retired.is_set():
+            return
+        try:
+            await self._runs.check_schema()
+        except Outdated as error:
+            self._retired.set()
+            self._seekers.stop()
+            logger.error(
+                "dispatcher takes no more jobs; it ends its runs, then stops: start the newer version",
+                extra={"dispatcher": self.name, "runs": len(self.flying), "reason": error.message},
+            )
 
     def hurry(self) -> None:
         """Don't wait for runs any more: hand them over."""
@@ -282,13 +320,16 @@ class Dispatcher:
         async for message in self._wakes():
             kind, _, rest = message.partition(" ")
             if kind == "job":
-                self._seekers.wanted(Placement.parse(rest))
+                with contextlib.suppress(*UNREADABLE):  # of a newer version, for which it is
+                    self._seekers.wanted(Placement.parse(rest))
             elif kind == "cancel":
                 self._cancel(rest)
             elif kind == "release":
                 self._release(rest)
             elif kind == "free":
                 self._seekers.look_again()
+            elif kind == "schema":
+                await self._check_schema()
 
     async def _watch_nodes(self) -> None:
         async for _ in self._registry.changes():
@@ -304,13 +345,18 @@ class Dispatcher:
 
     async def _upkeep(self) -> None:
         while True:
-            if expired := await self._runs.overdue(UPKEEP_LIMIT):
-                logger.info("jobs expired in the queue", extra={"count": expired})
-            for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
-                if not await self._assets.forget_job(job_id):
-                    # A live job still needs one of its outputs. Those behind it must not wait for that.
-                    await self._runs.postpone(job_id, seconds=HELD_S)
-                    continue
-                await self._runs.forget(job_id)  # files first: a crash in between repeats both
-                logger.info("job forgotten", extra={"job_id": job_id})
+            await self._check_schema()
+            if not self._retired.is_set():  # else the newer version cleans up what it alone understands
+                await self._clean_up()
             await asyncio.sleep(max(1.0, self._limits.beat_s))
+
+    async def _clean_up(self) -> None:
+        if expired := await self._runs.overdue(UPKEEP_LIMIT):
+            logger.info("jobs expired in the queue", extra={"count": expired})
+        for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
+            if not await self._assets.forget_job(job_id):
+                # A live job still needs one of its outputs. Those behind it must not wait for that.
+                await self._runs.postpone(job_id, seconds=HELD_S)
+                continue
+            await self._runs.forget(job_id)  # files first: a crash in between repeats both
+            logger.info("job forgotten", extra={"job_id": job_id})

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from comfy_fleet.domain.errors import Outdated
 from comfy_fleet.domain.job import Placement
 from comfy_fleet.domain.weights import drawn
 from comfy_fleet.ports import Claim, Lease, Leases, NoLease, RunStore
@@ -320,6 +321,10 @@ class Seekers:
                 dispatcher=self._name,
                 ttl_s=self._lease_ttl_s,
             )
+        except Outdated:  # for good: the dispatcher says so
+            lease.release()
+            self.stop()
+            return False
         except BaseException:
             lease.release()
             raise

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from comfy_fleet.adapters.redis import codec
-from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
+from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.ports import Idempotency, Submitted
@@ -49,19 +49,20 @@ class RedisJobStore:
     Args:
         redis: A client that returns bytes.
         ageing_s: Waiting this long is worth one point of priority.
+        schema: The layout that this process knows.
     """
 
-    def __init__(self, redis: Redis, *, ageing_s: float) -> None:
+    def __init__(self, redis: Redis, *, ageing_s: float, schema: int = SCHEMA) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._ageing_s = ageing_s
-        self._scripts = Scripts(redis)
+        self._scripts = Scripts(redis, schema=schema)
         self._complaints = codec.Complaints()
 
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; see the port."""
         key = _scoped(idempotency) if idempotency else ""
         what = f"workflow {new.workflow}" if new.workflow else "graph"
-        answer = await self._scripts.call(
+        answer = await self._scripts.begin(
             "submit",
             new.id,
             new.owner,

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis import codec
 from comfy_fleet.adapters.redis.events import PREFIX
-from comfy_fleet.adapters.redis.scripts import Arg, Scripts, store_errors
+from comfy_fleet.adapters.redis.scripts import SCHEMA, Arg, Scripts, store_errors
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.records import UNREADABLE
@@ -28,11 +28,17 @@ DEADLINE = JobError(code="deadline_exceeded", message="no node was free before t
 
 
 class RedisRunStore:
-    """Leases and claims in Redis. Every write is fenced by the claim's token."""
+    """Leases and claims in Redis. Every write is fenced by the claim's token.
 
-    def __init__(self, redis: Redis) -> None:
+    Args:
+        redis: A client that returns bytes.
+        schema: The layout that this process knows.
+    """
+
+    def __init__(self, redis: Redis, *, schema: int = SCHEMA) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
-        self._scripts = Scripts(redis)
+        self._scripts = Scripts(redis, schema=schema)
+        self._complaints = codec.Complaints()
 
     async def waiting(self) -> Sequence[Waiting]:
         """Return the placement classes that have queued jobs, best head first."""
@@ -45,12 +51,20 @@ class RedisRunStore:
                     pipe.zcard(f"fleet:queue:{name}")
                     pipe.zrange(f"fleet:queue:{name}", 0, 0, withscores=True)
                 raw = await pipe.execute()
-        found = [
-            Waiting(placement=Placement.parse(name), count=count, head_score=heads[0][1])
-            for name, count, heads in zip(classes, raw[::2], raw[1::2], strict=True)
-            if heads
-        ]
+        found = []
+        for name, count, heads in zip(classes, raw[::2], raw[1::2], strict=True):
+            try:
+                placement = Placement.parse(name)
+            except UNREADABLE as error:  # of a newer version, or broken: the others must not wait for it
+                self._complaints.about("placement", name, error)
+                continue
+            if heads:
+                found.append(Waiting(placement=placement, count=count, head_score=heads[0][1]))
         return sorted(found, key=lambda waiting: waiting.head_score)
+
+    async def check_schema(self) -> None:
+        """Look whether this process may still take new work."""
+        await self._scripts.check()
 
     async def claim(
         self,
@@ -64,7 +78,7 @@ class RedisRunStore:
     ) -> Claim | Refused:
         """Take the best job for a granted node."""
         keys = [placement.key for placement in placements]
-        answer = await self._scripts.call("claim", node, run, token, dispatcher, ttl_s, PEEK, *keys)
+        answer = await self._scripts.begin("claim", node, run, token, dispatcher, ttl_s, PEEK, *keys)
         why = answer[0].decode()
         if why != "ok":
             return Refused(why=why, run=answer[1].decode() if why == "leased" else None)

@@ -14,7 +14,7 @@ import orjson
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.events import RedisEvents
-from comfy_fleet.adapters.redis.scripts import store_errors
+from comfy_fleet.adapters.redis.scripts import SCHEMA, store_errors
 
 QUEUE = "fleet"
 TTL_S = 60
@@ -65,6 +65,7 @@ class RqWorker:
             "state": "busy" if busy else "idle",
             "successful_job_count": done,
             "inflight": busy,
+            "schema": SCHEMA,
         }
         with store_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
@@ -114,3 +115,13 @@ async def live_dispatchers(redis: Redis) -> list[str]:
         keys = sorted(key.decode() for key in await client.smembers(f"rq:workers:{QUEUE}"))
         alive = await asyncio.gather(*(client.exists(key) for key in keys))
     return [key.removeprefix("rq:worker:") for key, there in zip(keys, alive, strict=True) if there]
+
+
+async def outdated_dispatchers(redis: Redis) -> list[str]:
+    """Return the names of live dispatchers that don't know the layout in Redis: they claim nothing."""
+    names = await live_dispatchers(redis)
+    client: Any = redis
+    with store_errors():
+        current = await client.get("fleet:schema") or b"1"
+        known = await asyncio.gather(*(client.hget(f"rq:worker:{name}", "schema") for name in names))
+    return [name for name, schema in zip(names, known, strict=True) if (schema or b"1") != current]

@@ -15,7 +15,7 @@ from rich.status import Status
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.adapters.processes import LogFile
 from comfy_fleet.adapters.secrets import NodeCredentials
-from comfy_fleet.bootstrap import Stores, open_stores
+from comfy_fleet.bootstrap import Stores, check_schema, open_stores
 from comfy_fleet.cli.console import span
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
@@ -142,6 +142,7 @@ class Fleet:
             self._tasks.append(start(self.plan.redis.sync(self._not_synced)))
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
+            await check_schema(stores)
             await reconcile(
                 stores.nodes,
                 self.plan.nodes.nodes,

@@ -1,6 +1,8 @@
 -- Take the best job of some placement classes for a node that HAProxy granted.
 -- ARGV: node, run, token, dispatcher, ttl, peek, placement ...
--- Returns {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data, jobs that wait behind it}
+-- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data, jobs that wait behind it}
+local other = other_schema()
+if other then return other end
 local node, run, token, who, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return { 'removed' } end
 if redis.call('HGET', 'fleet:node:' .. node, 'cordoned') == '1' then return { 'cordoned' } end
@@ -49,7 +51,7 @@ redis.call('SET', 'fleet:lease:' .. node, run)
 redis.call('SADD', 'fleet:node:' .. node .. ':runs', run)
 redis.call('ZADD', 'fleet:runs', num(at + ttl), run)
 redis.call('HSET', 'fleet:run:' .. run, 'job', best, 'node', node, 'token', token, 'dispatcher', who,
-  'phase', 'claimed', 'since', num(at))
+  'phase', 'claimed', 'since', num(at), 'schema', SCHEMA)
 local rq = rqkey(best)
 redis.call('HSET', rq, 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', who)
 redis.call('PERSIST', rq)

@@ -38,7 +38,8 @@
 -- fleet:asset:ID:jobs     set     live jobs that need the asset;  fleet:asset:ID and fleet:asset:expiry: files.lua
 -- fleet:events:ID         channel everything that happens to a job
 -- fleet:store             string  drawn when the store was first used: one that was emptied has another
--- fleet:wake              channel "job PLACEMENT", "free", "cancel RUN", "release RUN": for dispatchers
+-- fleet:schema            string  the layout of all this; where it is missing, the first (1). SCHEMA is the script's own
+-- fleet:wake              channel "job PLACEMENT", "free", "cancel RUN", "release RUN", "schema": for dispatchers
 -- fleet:wake:nodes        channel something about the nodes has changed: for everybody who keeps a list of them
 -- rq:*                    RQ 2.12's own layout, kept true so that `rq info` and Job.fetch work
 --
@@ -49,6 +50,20 @@ local RQ_QUEUE = 'rq:queue:' .. QUEUE
 local FAR = 32503680000  -- the year 3000: RQ's own clean-up must never end a run of ours
 
 local MAX_ATTEMPTS = 20  -- kept in a job's record; of more the last
+
+-- The layout that is in Redis; '' if none was ever written.
+local function schema()
+  local found = redis.pcall('GET', 'fleet:schema')
+  if type(found) == 'table' then return 'of another kind' end  -- somebody put something else there
+  return found or ''
+end
+
+-- What a script that takes new work answers if it was written for another layout; nothing if it may go on.
+local function other_schema()
+  local found = schema()
+  if found == '' then found = '1' end
+  if found ~= tostring(SCHEMA) then return { 'schema', found } end
+end
 
 -- Tell whether this start of an agent speaks for its host; another one must have been silent for a while.
 local function admitted(host, instance)

@@ -2,7 +2,9 @@
 -- ARGV: id, owner, graph hash, graph, depth limit, ageing, priority, placement, expires_in, seconds to the deadline or '',
 --       secret or '', RQ data, RQ description, idempotency key or '', fingerprint, replay 0/1, assets,
 --       then field, value ... of the record
--- Returns {'ok', created, place in the queue} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
+-- Returns {'schema', layout} | {'ok', created, place in the queue} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
+local other = other_schema()
+if other then return other end
 local id, owner, hash, graph = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local idem = ARGV[14]
 if idem ~= '' then
