@@ -12,7 +12,6 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,13 +279,13 @@ async def test_an_emptied_redis_gets_the_layout_of_who_writes_next(stores: Store
 
 
 class Held(RedisRunStore):
-    """Lets no run leave its node before the gate opens."""
+    """Lets no run end before the gate opens."""
 
     gate: asyncio.Event
 
-    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
+    async def finish(self, claim: Claim, status: JobStatus, **rest: Any) -> JobStatus:
         await self.gate.wait()
-        await super().left(claim, manifest)
+        return await super().finish(claim, status, **rest)
 
 
 async def test_the_layout_is_raised_while_an_old_dispatcher_has_twenty_runs(
