@@ -35,9 +35,9 @@ from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat
 from comfy_fleet.domain.inventory import ClassInfo, Inventory
 from comfy_fleet.domain.job import Job, JobError, JobFilter, JobStatus, Placement
 from comfy_fleet.domain.verdict import Word
+from comfy_fleet.ports import Claim
 from comfy_fleet.services.atlas import Atlas
 from comfy_fleet.settings import Settings
-from comfy_fleet.sim import SimTiming
 from tests.factories import new_job, picture
 from tests.fleet import fleet_of, until
 from tests.integration.redis_kit import add_nodes, claim, submit
@@ -278,12 +278,25 @@ async def test_an_emptied_redis_gets_the_layout_of_who_writes_next(stores: Store
     assert await client.get("fleet:schema") == str(SCHEMA + 1).encode()
 
 
+class Held(RedisRunStore):
+    """Lets no run end before the gate opens."""
+
+    gate: asyncio.Event
+
+    async def finish(self, claim: Claim, status: JobStatus, **rest: Any) -> JobStatus:
+        await self.gate.wait()
+        return await super().finish(claim, status, **rest)
+
+
 async def test_the_layout_is_raised_while_an_old_dispatcher_has_twenty_runs(
     redis_port: int, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = [f"g{number}" for number in range(20)]
-    async with fleet_of(redis_port, *names, sim={"timing": SimTiming(job_s=2.0)}) as fleet:
-        (old,) = fleet.dispatchers
+    async with fleet_of(redis_port, *names, dispatch=False) as fleet:
+        held = Held(fleet.stores.redis)
+        held.gate = asyncio.Event()
+        fleet.stores = replace(fleet.stores, runs=held)
+        old = await fleet.dispatcher()
         first = [await fleet.submit(picture(number)) for number in range(20)]
         await until(lambda: len(old.dispatcher.flying) == 20, what="twenty runs")
 
@@ -297,6 +310,9 @@ async def test_the_layout_is_raised_while_an_old_dispatcher_has_twenty_runs(
             runs=RedisRunStore(fleet.stores.redis, schema=SCHEMA + 1),
         )
         later = [await fleet.submit(picture(100 + number)) for number in range(10)]
+        await until(lambda: "takes no more jobs" in caplog.text, what="the old one says so")
+        assert len(old.dispatcher.flying) == 20
+        held.gate.set()
         with pytest.raises(ConfigError, match="newer version"):  # alone with what waits, it takes none of it
             await asyncio.wait_for(asyncio.shield(old.task), 30)
         assert old.dispatcher.done == 20 and not old.dispatcher.flying

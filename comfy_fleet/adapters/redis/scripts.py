@@ -121,7 +121,7 @@ def outdated(found: bytes, known: int) -> Outdated:
     """Return the error for a layout in Redis that this process does not know."""
     shown = found[:40].decode(errors="replace")
     return Outdated(
-        f"Redis holds layout {shown} and this process knows layout {known}: it is of an older version",
+        f"Redis holds layout {shown} and this process knows layout {known}: it is the older version",
         retry_after_s=5,
     )
 
