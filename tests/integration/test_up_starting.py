@@ -206,7 +206,8 @@ def test_what_ends_the_wait_for_a_detached_fleet_leaves_it_whole_or_away(
         if number is signal.SIGKILL:
             assert waits.returncode == -number
             assert "The fleet is ready" in said  # read to its end: it is there, and has let go of the pipe
-            assert fleet("down", "--data", str(data)).returncode == 0
+            down = fleet("down", "--data", str(data))
+            assert down.returncode == 0, (down.stderr, said, (data / "logs" / "fleet.log").read_text())
         else:
             assert waits.returncode == 130
         assert processes_of(data) == {}

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,25 @@ def test_the_note_outlives_its_holder_and_is_replaced_whole(tmp_path: Path) -> N
         with DataLock(tmp_path) as lock:
             lock.note({"ports": ports})
     assert read_note(tmp_path / "run" / "up.json") == {"pid": os.getpid(), "ports": [6]}
+
+
+def test_whoever_reads_while_it_is_written_finds_a_whole_note(tmp_path: Path) -> None:
+    path, ended = tmp_path / "run" / "up.json", threading.Event()
+    found: list[dict[str, Any]] = []
+
+    def read() -> None:
+        while not ended.is_set():
+            found.append(read_note(path))
+
+    with DataLock(tmp_path) as lock:
+        reader = threading.Thread(target=read)
+        reader.start()
+        for count in range(2000):
+            lock.note({"ports": [1] * (count % 50)})
+        ended.set()
+        reader.join()
+    assert found
+    assert all("pid" in note for note in found)
 
 
 def test_a_broken_note_counts_as_none(tmp_path: Path) -> None:
@@ -77,7 +98,7 @@ def test_a_disk_that_takes_no_note_is_said_and_the_folder_is_free_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("comfy_fleet.cli.up.lock.json.dump", _full)
+        patch.setattr("comfy_fleet.cli.up.lock.os.pwrite", _full)
         with pytest.raises(Fail, match="No space left") as caught, DataLock(tmp_path):
             pytest.fail("held without a note")
     assert "make room" in str(caught.value.hint)

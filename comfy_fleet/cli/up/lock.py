@@ -1,18 +1,19 @@
 """One ``fleet up`` per data folder: a lock that dies with its process, and a note of who has it."""
 
-import contextlib
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self
 
 from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
 
 MAKE_ROOM = "make room there, or name another folder: --data DIR"
+_MOST = 1024 * 1024
 _KEPT = ("instead", "ports", "node_ports")  # what the next start wants to know of the last one
 
 
@@ -21,7 +22,7 @@ class DataLock:
 
     def __init__(self, data: Path) -> None:
         self.path = data / "run" / "up.json"
-        self._file: IO[str] | None = None
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
         """Take the lock.
@@ -31,7 +32,7 @@ class DataLock:
         """
         try:
             private_folder(self.path.parent)
-            file = self.path.open("a+", encoding="utf-8")
+            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         except OSError as error:
             raise Fail(
                 f"can't write in {self.path.parent}: {error.strerror}", hint="name another folder: --data DIR"
@@ -65,11 +66,13 @@ class DataLock:
         """
         if self._file is None:
             raise RuntimeError("the lock is not held")
+        text = json.dumps({"pid": os.getpid(), **facts}).encode()
+        number = self._file.fileno()
         try:
-            self._file.seek(0)
-            self._file.truncate()
-            json.dump({"pid": os.getpid(), **facts}, self._file)
-            self._file.flush()
+            # In one write, blanks over the rest of the last note: who reads meanwhile finds one or the other.
+            if os.pwrite(number, text.ljust(os.fstat(number).st_size), 0) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as any other
+            os.ftruncate(number, len(text))
         except OSError as error:
             raise Fail(f"can't write {self.path}: {error.strerror}", hint=MAKE_ROOM) from error
 
@@ -78,15 +81,15 @@ class DataLock:
     ) -> None:
         """Release it. The note stays: it holds the ports for the next start."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what a full disk did not take is still waiting in its buffer
-                self._file.close()
+            self._file.close()
             self._file = None
 
 
 def read_note(path: Path) -> dict[str, Any]:
     """Return what the last holder wrote, or nothing."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb", buffering=0) as file:
+            value = json.loads(file.read(_MOST))  # in one read: between two it may become another note
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
