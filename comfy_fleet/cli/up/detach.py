@@ -1,5 +1,6 @@
 """``fleet up --detach``: a fleet that starts in sight and goes on in the background."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -63,7 +64,8 @@ def _leave(mouth: int, log: Path) -> None:
     """Let go of the terminal, and tell who waits that the fleet is ready."""
     _put(os.open(os.devnull, os.O_WRONLY), 1)
     _put(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), 2)
-    os.write(mouth, _READY)
+    with contextlib.suppress(BrokenPipeError):  # whoever waited was killed: the fleet goes on all the same
+        os.write(mouth, _READY)
     os.close(mouth)
 
 
