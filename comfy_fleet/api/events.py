@@ -39,6 +39,10 @@ async def open_stream(request: Request, job_id: str) -> Response:
     """
     d, who = deps(request), owner(request)
     job = await owned(d.jobs, who, job_id)
+    if request.method == "HEAD":  # nothing to hold open
+        answer = Response()
+        answer.raw_headers = [*_HEADERS]
+        return answer
     if d.streams[who] >= d.settings.max_streams:
         raise HttpError(
             429,

@@ -125,9 +125,10 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
         keep: Whether it stays after a good end.
     """
     from comfy_fleet.adapters.processes import dies_with_parent
+    from comfy_fleet.cli.up.lock import note_path
     from comfy_fleet.cli.up.nodes import fleet
 
-    if (data / "run" / "up.json").exists():  # only ever a fleet's own folder
+    if note_path(data).exists():  # only ever a fleet's own folder
         shutil.rmtree(data)
     private_folder(data / "logs")
     with (data / "logs" / "up.txt").open("wb") as log:

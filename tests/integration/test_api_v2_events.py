@@ -205,6 +205,8 @@ async def test_streams_are_limited_and_freed_when_clients_leave(api: Api) -> Non
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "too_many_streams"
         assert int(refused.headers["retry-after"]) >= 1
+        head = await api.client.head(job["urls"]["events"])  # holds nothing, so nothing limits it
+        assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     async with asyncio.timeout(20):
         while api.deps.streams:
             await asyncio.sleep(0.01)

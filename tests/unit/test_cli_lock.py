@@ -36,22 +36,22 @@ def test_the_note_outlives_its_holder_and_is_replaced_whole(tmp_path: Path) -> N
     for ports in ([1, 2, 3, 4, 5], [6]):
         with DataLock(tmp_path) as lock:
             lock.note({"ports": ports})
-    assert read_note(tmp_path / "run" / "up.json") == {"pid": os.getpid(), "ports": [6]}
+    assert read_note(tmp_path) == {"pid": os.getpid(), "ports": [6]}
 
 
 def test_whoever_reads_while_it_is_written_finds_a_whole_note(tmp_path: Path) -> None:
-    path, ended = tmp_path / "run" / "up.json", threading.Event()
+    ended = threading.Event()
     found: list[dict[str, Any]] = []
 
     def read() -> None:
         while not ended.is_set():
-            found.append(read_note(path))
+            found.append(read_note(tmp_path))
 
     with DataLock(tmp_path) as lock:
         reader = threading.Thread(target=read)
         reader.start()
-        for count in range(2000):
-            lock.note({"ports": [1] * (count % 50)})
+        for count in range(500):
+            lock.note({"ports": [1] * (count % 2 * 50_000)})
         ended.set()
         reader.join()
     assert found
@@ -61,7 +61,7 @@ def test_whoever_reads_while_it_is_written_finds_a_whole_note(tmp_path: Path) ->
 def test_a_broken_note_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "up.json").write_text("{half")
-    assert read_note(tmp_path / "run" / "up.json") == {}
+    assert read_note(tmp_path) == {}
     with DataLock(tmp_path):
         pass
 
@@ -98,7 +98,7 @@ def test_a_disk_that_takes_no_note_is_said_and_the_folder_is_free_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("comfy_fleet.cli.up.lock.os.pwrite", _full)
+        patch.setattr(Path, "replace", _full)
         with pytest.raises(Fail, match="No space left") as caught, DataLock(tmp_path):
             pytest.fail("held without a note")
     assert "make room" in str(caught.value.hint)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.up.lock import held, read_note
+from comfy_fleet.cli.up.lock import held, lock_path, read_note
 
 _NOTED_S = 2.0  # how long a holder may take to write down who it is
 _LOOK_S = 0.05
@@ -68,8 +68,7 @@ def holder_of(data: Path) -> Holder | None:
 
 def _noted(data: Path) -> Holder | None:
     """Return the process that the note names, if it has the lock's file open."""
-    path = data / "run" / "up.json"
-    pid = read_note(path).get("pid")
+    pid = read_note(data).get("pid")
     if not isinstance(pid, int) or pid <= 0:
         return None
     try:
@@ -77,7 +76,7 @@ def _noted(data: Path) -> Holder | None:
     except ProcessLookupError:
         return None
     try:
-        if _has_open(pid, path):
+        if _has_open(pid, lock_path(data)):
             return found
     except PermissionError:
         found.__exit__(None, None, None)

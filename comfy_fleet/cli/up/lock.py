@@ -1,6 +1,6 @@
 """One ``fleet up`` per data folder: a lock that dies with its process, and a note of who has it."""
 
-import errno
+import contextlib
 import fcntl
 import json
 import os
@@ -21,7 +21,9 @@ class DataLock:
     """Holds a data folder for one process; use it as a context manager."""
 
     def __init__(self, data: Path) -> None:
-        self.path = data / "run" / "up.json"
+        self.path = note_path(data)
+        self._data = data
+        self._lock = lock_path(data)
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -32,7 +34,7 @@ class DataLock:
         """
         try:
             private_folder(self.path.parent)
-            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+            file = os.fdopen(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         except OSError as error:
             raise Fail(
                 f"can't write in {self.path.parent}: {error.strerror}", hint="name another folder: --data DIR"
@@ -41,7 +43,7 @@ class DataLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
-            note = read_note(self.path)
+            note = read_note(self._data)
             raise Fail(
                 f"a fleet runs on {self.path.parent.parent} already"
                 + (f" (pid {note['pid']}, {note.get('url', 'no address yet')})" if "pid" in note else ""),
@@ -50,7 +52,7 @@ class DataLock:
             ) from None
         self._file = file
         # Whoever looks for the holder must find us, never the process that has the last one's number now.
-        last = read_note(self.path)
+        last = read_note(self._data)
         try:
             self.note({name: last[name] for name in _KEPT if name in last})
         except Fail:
@@ -67,13 +69,14 @@ class DataLock:
         if self._file is None:
             raise RuntimeError("the lock is not held")
         text = json.dumps({"pid": os.getpid(), **facts}).encode()
-        number = self._file.fileno()
-        try:
-            # In one write, blanks over the rest of the last note: who reads meanwhile finds one or the other.
-            if os.pwrite(number, text.ljust(os.fstat(number).st_size), 0) < len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as any other
-            os.ftruncate(number, len(text))
+        new = self.path.with_name(f"{self.path.name}.new")
+        try:  # under another name first: who reads meanwhile finds the last note or this one, whole
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(text)
+            new.replace(self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
             raise Fail(f"can't write {self.path}: {error.strerror}", hint=MAKE_ROOM) from error
 
     def __exit__(
@@ -85,11 +88,21 @@ class DataLock:
             self._file = None
 
 
-def read_note(path: Path) -> dict[str, Any]:
-    """Return what the last holder wrote, or nothing."""
+def lock_path(data: Path) -> Path:
+    """Return the file whose lock says that a process holds the folder."""
+    return data / "run" / "up.lock"
+
+
+def note_path(data: Path) -> Path:
+    """Return the file that says which process that is."""
+    return data / "run" / "up.json"
+
+
+def read_note(data: Path) -> dict[str, Any]:
+    """Return what the folder's last holder wrote, or nothing."""
     try:
-        with path.open("rb", buffering=0) as file:
-            value = json.loads(file.read(_MOST))  # in one read: between two it may become another note
+        with note_path(data).open("rb") as file:
+            value = json.loads(file.read(_MOST))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -97,7 +110,7 @@ def read_note(path: Path) -> dict[str, Any]:
 
 def running(data: Path) -> dict[str, Any]:
     """Return what the fleet that runs on the folder now has noted, or nothing if none does."""
-    note = read_note(data / "run" / "up.json")
+    note = read_note(data)
     pid = note.get("pid")
     # The lock is looked at last: whoever starts at this moment must not find it held by a question.
     return note if isinstance(pid, int) and runs(pid) and held(data) else {}
@@ -106,7 +119,7 @@ def running(data: Path) -> dict[str, Any]:
 def held(data: Path) -> bool:
     """Return whether a process holds the folder now."""
     try:
-        with (data / "run" / "up.json").open(encoding="utf-8") as file:
+        with lock_path(data).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (FileNotFoundError, NotADirectoryError):
         return False

@@ -100,7 +100,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         BadInput: A node's name or URL can't be used.
     """
     # The ports of the last start, where they are still free: the fleet and its nodes keep their URLs.
-    note = read_note(settings.run_dir / "up.json")
+    note = read_note(settings.data)
     made = node_plans.running(
         options.running, seal=lambda plain: open_secrets(settings).seal(plain.encode()).decode()
     )
