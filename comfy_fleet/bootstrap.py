@@ -8,9 +8,8 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.comfyui.answers import AnswerLimits
-from comfy_fleet.adapters.comfyui.http import NodeClient
-from comfy_fleet.adapters.disk import Disk
+from comfy_fleet.adapters.comfyui.answer_limits import AnswerLimits
+from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import ServerClock, connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
@@ -20,8 +19,9 @@ from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
-from comfy_fleet.adapters.secrets import SecretBox
-from comfy_fleet.services.faults import NodeFaults
+from comfy_fleet.adapters.system.disk import Disk
+from comfy_fleet.adapters.system.secret_box import SecretBox
+from comfy_fleet.services.node_faults import NodeFaults
 from comfy_fleet.settings import Settings
 
 

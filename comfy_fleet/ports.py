@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from comfy_fleet.domain.asset import Asset
-from comfy_fleet.domain.eligibility import Needs
-from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders
-from comfy_fleet.domain.inventory import Inventory
-from comfy_fleet.domain.job import (
+from comfy_fleet.domain.graphs.inventory import Inventory
+from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.domain.jobs.job import (
     Job,
     JobError,
     JobEvent,
@@ -26,9 +24,8 @@ from comfy_fleet.domain.job import (
     Placement,
     Progress,
 )
-from comfy_fleet.domain.node import Node, NodeState, Reading
-from comfy_fleet.domain.outputs import FileRef
-from comfy_fleet.domain.run_messages import (
+from comfy_fleet.domain.jobs.outputs import FileRef
+from comfy_fleet.domain.jobs.run_messages import (
     AskFailed,
     Binary,
     Frame,
@@ -37,6 +34,9 @@ from comfy_fleet.domain.run_messages import (
     PostUnknown,
     QueueAnswered,
 )
+from comfy_fleet.domain.nodes.eligibility import Requirements
+from comfy_fleet.domain.nodes.host import Heartbeat, HostState, Joining, Orders
+from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,10 +259,10 @@ class InventoryStore(Protocol):
     async def load(self, digest: str) -> Inventory | None:
         """Return the inventory with this content hash; None if there is none that can be read."""
 
-    async def keep_needs(self, needs: Needs) -> None:
-        """Keep what :attr:`comfy_fleet.domain.eligibility.Needs.key` stands for."""
+    async def keep_needs(self, needs: Requirements) -> None:
+        """Keep what :attr:`comfy_fleet.domain.nodes.eligibility.Requirements.key` stands for."""
 
-    async def needs(self, key: str) -> Needs | None:
+    async def needs(self, key: str) -> Requirements | None:
         """Return what a key stands for, or None if nobody knows any more."""
 
     async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
@@ -556,7 +556,8 @@ class RunStore(Protocol):
             status: How.
             error: Why, if it failed.
             duration_s: What it took, for estimates.
-            speed: Natural logarithm of the node's speed in this run, see :mod:`comfy_fleet.domain.speed`.
+            speed: Natural logarithm of the node's speed in this run, see
+                :mod:`comfy_fleet.domain.nodes.speed`.
             models: The model files that it used.
             progress: How far it came; None: as far as the record says.
         """

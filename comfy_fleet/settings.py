@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.file_check import FilePolicy
+from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.nodes.by_pool import ByPool
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
 SOURCE = Path(__file__).parent.parent  # inside a checkout

@@ -14,7 +14,7 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
-from comfy_fleet.redis_server import program
+from comfy_fleet.adapters.system.redis_program import program
 from tests.children import mortal
 from tests.comfyui_server import comfyui_server
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 import orjson
 from blake3 import blake3
 
-from comfy_fleet.domain.job import NewJob
+from comfy_fleet.domain.jobs.job import NewJob
 
 GRAPH: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},

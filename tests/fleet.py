@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comfy_fleet.adapters.comfyui.http import NodeClient
+from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.haproxy.controller import Controller
+from comfy_fleet.agent.agent_check_server import Agent
 from comfy_fleet.agent.host import HostAgent
 from comfy_fleet.agent.reach import Reach
-from comfy_fleet.agent.server import Agent
 from comfy_fleet.bootstrap import Stores, open_stores
-from comfy_fleet.dispatch_main import open_dispatcher
-from comfy_fleet.domain.eligibility import Wish
-from comfy_fleet.domain.graph import check
-from comfy_fleet.domain.job import Job
-from comfy_fleet.domain.node import Node, NodeState
-from comfy_fleet.services.dispatch import Dispatcher
+from comfy_fleet.domain.graphs.graph import check
+from comfy_fleet.domain.jobs.job import Job
+from comfy_fleet.domain.nodes.eligibility import PlacementRequest
+from comfy_fleet.domain.nodes.node import Node, NodeState
+from comfy_fleet.processes.dispatcher import open_dispatcher
+from comfy_fleet.services.dispatcher import Dispatcher
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.settings import Settings
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
@@ -106,7 +106,9 @@ class Fleet:
         await until(all_read, what="all nodes are read")
         return known
 
-    async def send(self, known: NodeInventories, graph: dict[str, Any], wish: Wish, **fields: Any) -> Job:
+    async def send(
+        self, known: NodeInventories, graph: dict[str, Any], wish: PlacementRequest, **fields: Any
+    ) -> Job:
         """Submit a graph to the nodes that can run it."""
         return await self.submit(graph, placement=await known.placement(check(graph), wish), **fields)
 

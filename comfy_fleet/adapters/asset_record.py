@@ -2,7 +2,7 @@
 
 import orjson
 
-from comfy_fleet.domain.asset import Asset, listed_name
+from comfy_fleet.domain.jobs.asset import Asset, listed_name
 
 
 def dump_asset(asset: Asset) -> dict[str, str]:

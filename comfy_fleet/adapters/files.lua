@@ -1,6 +1,6 @@
 -- Asset records. One script, the operation is ARGV[1]; every call is atomic.
 --
--- fleet:asset:ID            hash: the record (fields as in domain/asset.py; absent fields are unset)
+-- fleet:asset:ID            hash: the record (fields as in domain/jobs/asset.py; absent fields are unset)
 -- fleet:asset:ID:jobs       set: live jobs that need the asset (submit adds, the job's end removes)
 -- fleet:asset:hold:JOB      string, 60 s: this job is about to be written
 -- fleet:asset:job:JOB       hash: HASH NUL NAME -> asset id of the job's outputs

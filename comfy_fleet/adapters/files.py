@@ -24,11 +24,11 @@ from blake3 import blake3
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.asset_record import dump_asset, dump_tags, load_asset
-from comfy_fleet.adapters.disk import Disk
-from comfy_fleet.adapters.folders import private_folder
 from comfy_fleet.adapters.redis.scripts import store_errors
-from comfy_fleet.domain.asset import Asset, listed_name
+from comfy_fleet.adapters.system.disk import Disk
+from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NoRoom, NotFound
+from comfy_fleet.domain.jobs.asset import Asset, listed_name
 from comfy_fleet.ports import Received
 
 HASH = re.compile(r"blake3:[0-9a-f]{64}")

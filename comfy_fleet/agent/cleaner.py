@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comfy_fleet.domain.host import Trash
+from comfy_fleet.domain.nodes.host import Trash
 
 logger = logging.getLogger(__name__)
 

@@ -16,22 +16,22 @@ from uuid import uuid4
 import httpx
 
 import comfy_fleet
-from comfy_fleet.adapters.comfyui.direct import trust
+from comfy_fleet.adapters.comfyui.direct_node import trust
 from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.agent import procfs
+from comfy_fleet.agent.api_client import Answer
 from comfy_fleet.agent.cleaner import Folders, delete
-from comfy_fleet.agent.judge import CPU, Judge, Seated, gpu_facts
-from comfy_fleet.agent.link import Answer
-from comfy_fleet.agent.probe import NodeProbe
-from comfy_fleet.agent.process import Process
-from comfy_fleet.domain.by_pool import ByPool
-from comfy_fleet.domain.gpu import Gpus, Nvml
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat, Trash
-from comfy_fleet.domain.node import Node, parse_place
-from comfy_fleet.domain.supervise import Phase
-from comfy_fleet.domain.verdict import Verdict, Word, both
-from comfy_fleet.domain.vram import Claim, Counted, Device
-from comfy_fleet.domain.vram_verdict import Policy
+from comfy_fleet.agent.comfyui_process import ComfyUIProcess
+from comfy_fleet.agent.gpu_assessor import CPU, GpuAssessor, Seated, gpu_facts
+from comfy_fleet.agent.node_poller import NodePoller
+from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness, both
+from comfy_fleet.domain.nodes.by_pool import ByPool
+from comfy_fleet.domain.nodes.gpu import Gpus, Nvml
+from comfy_fleet.domain.nodes.gpu_assessment import Policy
+from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat, Trash
+from comfy_fleet.domain.nodes.node import Node, parse_place
+from comfy_fleet.domain.nodes.process_supervision import ProcessPhase
+from comfy_fleet.domain.nodes.vram import Counted, Device, MemoryClaim
 from comfy_fleet.tasks import forever, start
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ LOOK_S = 0.25
 MOST_SEEN = 10_000  # prompts in one heartbeat; the API takes no more
 _PROBES_PER_S = 100  # of a central agent: with more nodes each is looked at less often
 _FIND_PID_EVERY_S = 5.0
-_WELL = Verdict(word=Word.READY, weight=100)
+_WELL = AgentState(word=Readiness.READY, weight=100)
 
 
 @dataclass(kw_only=True)
@@ -56,9 +56,9 @@ class Member:
         on_cpu: Whether it computes on the host's processor.
     """
 
-    probe: NodeProbe
+    probe: NodePoller
     gpu: str | None = None
-    process: Process | None = None
+    process: ComfyUIProcess | None = None
     joining: Joining | None = None
     folders: Folders | None = None
     on_cpu: bool = False
@@ -115,7 +115,7 @@ class HostAgent:
         self._nvml = nvml
         self._credentials = credentials
         self._clock = clock
-        self._judge = Judge(policy)
+        self._judge = GpuAssessor(policy)
         self._gpus = Gpus(why=Nvml.NO_DEVICE)
         self._instance = uuid4().hex
         self._joined: set[str] = set()
@@ -125,8 +125,8 @@ class HostAgent:
         self._refused: Mapping[str, str] = {}
         self._deleted: list[Trash] = []
         self._deleting = asyncio.Lock()
-        self._words: Callable[[str], Verdict | None] = self.opinion
-        self._told: dict[str, Word] = {}
+        self._words: Callable[[str], AgentState | None] = self.opinion
+        self._told: dict[str, Readiness] = {}
         self._client = httpx.AsyncClient(
             trust_env=False,
             verify=trust(ca_file),
@@ -135,9 +135,9 @@ class HostAgent:
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def probe(self, name: str, url: str, credentials: str = "") -> NodeProbe:
+    def probe(self, name: str, url: str, credentials: str = "") -> NodePoller:
         """Return a probe that shares the agent's connections."""
-        return NodeProbe(name, url, self._client, credentials=credentials, clock=self._clock)
+        return NodePoller(name, url, self._client, credentials=credentials, clock=self._clock)
 
     def add(self, member: Member) -> None:
         """Look after one more node."""
@@ -149,7 +149,7 @@ class HostAgent:
             self._gpus = await self._nvml.look()
         return self._gpus
 
-    def speak_as(self, words: Callable[[str], Verdict | None]) -> None:
+    def speak_as(self, words: Callable[[str], AgentState | None]) -> None:
         """Report these words instead of the agent's own opinion: what HAProxy is really told."""
         self._words = words
 
@@ -167,22 +167,22 @@ class HostAgent:
 
     # ---- what it says --------------------------------------------------------------------------------------
 
-    def opinion(self, name: str) -> Verdict | None:
+    def opinion(self, name: str) -> AgentState | None:
         """Return what was seen of a node: its process, its work, its GPU. None before the first look."""
         member = self.members.get(name)
         if member is None:
             return None
         said = []
         if self.stopping:
-            said.append(Verdict(word=Word.DRAIN, why="its agent is stopping"))
+            said.append(AgentState(word=Readiness.DRAIN, why="its agent is stopping"))
         if member.process is not None and not member.process.up:
-            said.append(Verdict(word=Word.DRAIN, why=member.process.watch.why))
+            said.append(AgentState(word=Readiness.DRAIN, why=member.process.watch.why))
         if member.probe.queue.orphans:
             first = member.probe.queue.orphans[0].id
             why = f"works on {first[:80]}, which no run explains; if that does not end, restart its ComfyUI"
-            said.append(Verdict(word=Word.DRAIN, why=why))
+            said.append(AgentState(word=Readiness.DRAIN, why=why))
         if member.probe.faults:
-            said.append(Verdict(word=Word.DRAIN, why=next(iter(member.probe.faults.values()))))
+            said.append(AgentState(word=Readiness.DRAIN, why=next(iter(member.probe.faults.values()))))
         judgement = self._judge.of(name)
         if judgement is not None:
             said.append(judgement.verdict)
@@ -216,7 +216,7 @@ class HostAgent:
             leaving=[
                 member.name
                 for member in self.members.values()
-                if member.process is not None and member.process.watch.phase is Phase.LEAVING
+                if member.process is not None and member.process.watch.phase is ProcessPhase.LEAVING
             ],
             deleted=list(self._deleted),
         )
@@ -228,7 +228,7 @@ class HostAgent:
             for member in self.members.values()
             if member.joining is not None
             and member.name not in self._joined
-            and (member.process is None or member.process.watch.phase is not Phase.STOPPED)
+            and (member.process is None or member.process.watch.phase is not ProcessPhase.STOPPED)
         ]
         beat = self.heartbeat()
         self._told = {report.name: report.word for report in beat.nodes}
@@ -264,7 +264,7 @@ class HostAgent:
             self._spawn(self._delete(answer.delete))
 
     def _report(self, member: Member) -> NodeReport:
-        said = self._words(member.name) or Verdict(word=Word.HOLD, why="was not looked at yet")
+        said = self._words(member.name) or AgentState(word=Readiness.HOLD, why="was not looked at yet")
         probe, process = member.probe, member.process
         now = self._clock()
         facts: dict[str, Any] = {
@@ -361,7 +361,7 @@ class HostAgent:
             )
         self._judge.look(self._gpus, [*seated, *self._others()], now_s=self._clock())
 
-    def _claim(self, member: Member) -> Claim:
+    def _claim(self, member: Member) -> MemoryClaim:
         process = member.process
         if process is not None:
             member.pids = process.used.pids if process.pid is not None else frozenset()
@@ -370,7 +370,7 @@ class HostAgent:
         if process is not None and not process.up:
             counted = None
         running = process is None or process.pid is not None
-        return Claim(node=member.name, pids=member.pids, counted=counted, running=running)
+        return MemoryClaim(node=member.name, pids=member.pids, counted=counted, running=running)
 
     def _others(self) -> Iterator[Seated]:
         """Yield the nodes of other agents on these GPUs, as the API last told of them."""
@@ -381,7 +381,7 @@ class HostAgent:
             age_s = seat.age_s + self._clock() - told_at
             counted = Counted(device=Device.CARD, used=seat.used, own=seat.own, age_s=age_s)
             pids = frozenset(seat.pids)
-            claim = Claim(node=name, pids=pids, counted=counted, running=seat.running, late=True)
+            claim = MemoryClaim(node=name, pids=pids, counted=counted, running=seat.running, late=True)
             yield Seated(gpu=seat.gpu, claim=claim)
 
     def _has_news(self) -> bool:
@@ -404,7 +404,7 @@ class HostAgent:
         find_pid_at = self._clock()
         while True:
             process = member.process
-            if process is None or process.watch.phase in (Phase.UP, Phase.LEAVING):
+            if process is None or process.watch.phase in (ProcessPhase.UP, ProcessPhase.LEAVING):
                 await member.probe.look()
                 await member.probe.stop_orphans()
                 await self._free_if_idle(member)

@@ -13,24 +13,24 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from comfy_fleet.adapters.folders import locked
 from comfy_fleet.adapters.nvml import NvmlProbe
-from comfy_fleet.adapters.secrets import NodeCredentials
+from comfy_fleet.adapters.system.folders import locked
+from comfy_fleet.adapters.system.secret_box import NodeCredentials
+from comfy_fleet.agent.agent_check_server import Agent
+from comfy_fleet.agent.api_client import ApiClient
 from comfy_fleet.agent.cleaner import Folders
 from comfy_fleet.agent.host import HostAgent, Member
-from comfy_fleet.agent.link import Link
 from comfy_fleet.agent.metrics import MetricsServer
+from comfy_fleet.agent.node_source import HttpNodes, NodesSource, WithoutAgent
 from comfy_fleet.agent.reach import Reach
-from comfy_fleet.agent.server import Agent
-from comfy_fleet.agent.source import HttpNodes, NodesSource, WithoutAgent
 from comfy_fleet.agent.supervisor import Supervision, Supervisor
-from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.host import Joining
-from comfy_fleet.domain.node import Node, with_credentials
-from comfy_fleet.domain.verdict import Word
-from comfy_fleet.domain.vram import GIB
-from comfy_fleet.domain.vram_verdict import Policy
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.by_pool import ByPool
+from comfy_fleet.domain.nodes.gpu_assessment import Policy
+from comfy_fleet.domain.nodes.host import Joining
+from comfy_fleet.domain.nodes.node import Node, with_credentials
+from comfy_fleet.domain.nodes.vram import GIB
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.settings import Settings
 
@@ -185,7 +185,7 @@ async def run(
         ca_file=settings.node_ca_file,
         credentials=credentials,
     )
-    link = Link(
+    link = ApiClient(
         api_url,
         host.host,
         compose=host.compose,
@@ -311,6 +311,6 @@ def _joining(
     )
 
 
-def _word(server: Agent, node: str) -> tuple[Word, str] | None:
+def _word(server: Agent, node: str) -> tuple[Readiness, str] | None:
     said = server.answer(node)
     return None if said is None else (said.word, said.why)

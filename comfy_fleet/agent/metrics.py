@@ -10,10 +10,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from comfy_fleet.agent.listen import listen, port_of
+from comfy_fleet.agent.listening import listen, port_of
 from comfy_fleet.connections import close
-from comfy_fleet.domain.host import Heartbeat
-from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.host import Heartbeat
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class _Figures(Collector):
             )
         }
         for node in beat.nodes:
-            for one in Word:
+            for one in Readiness:
                 word.add_metric([node.name, one.value], float(node.word is one))
             for of in _VRAM:
                 _add(vram, [node.name, of], node.facts.get("vram", {}).get(of))
@@ -83,7 +83,7 @@ class MetricsServer:
     def __init__(
         self,
         beat: Callable[[], Heartbeat],
-        words: Callable[[str], tuple[Word, str] | None],
+        words: Callable[[str], tuple[Readiness, str] | None],
         *,
         host: str,
         port: int,
@@ -156,7 +156,7 @@ class MetricsServer:
                     return "404 Not Found", "text/plain", b"no such node here\n"
                 word, why = said
                 text = f"{word.value}: {why}\n" if why else f"{word.value}\n"
-                status = "200 OK" if word is Word.READY else "503 Service Unavailable"
+                status = "200 OK" if word is Readiness.READY else "503 Service Unavailable"
                 return status, "text/plain", text.encode()
             case _:
                 return "404 Not Found", "text/plain", b"/metrics, /health, /health/NODE\n"

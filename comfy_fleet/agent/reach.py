@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx
 
-from comfy_fleet.adapters.comfyui.direct import DirectNode, trust
-from comfy_fleet.adapters.places import answers_as_fleet
+from comfy_fleet.adapters.comfyui.direct_node import DirectNode, trust
+from comfy_fleet.adapters.comfyui.node_address import answers_as_fleet
 from comfy_fleet.domain.errors import NodeError
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.tasks import start
 
 ASK_EVERY_S = 0.25

@@ -13,12 +13,12 @@ from typing import Protocol
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.agent.cleaner import Folders
+from comfy_fleet.agent.comfyui_process import ComfyUIProcess, ProcessSpec
 from comfy_fleet.agent.host import HostAgent, Member
-from comfy_fleet.agent.process import Process, Spec
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.gpu import Gpus, Nvml
-from comfy_fleet.domain.host import Joining
-from comfy_fleet.domain.supervise import Limits, Phase
+from comfy_fleet.domain.nodes.gpu import Gpus, Nvml
+from comfy_fleet.domain.nodes.host import Joining
+from comfy_fleet.domain.nodes.process_supervision import ProcessPhase, RestartLimits
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +49,12 @@ class Supervision:
     env: Mapping[str, str] = field(default_factory=dict)
     envs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: RestartLimits = field(default_factory=RestartLimits)
     simulated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class GpuPlace:
     """A GPU to run on.
 
     Attributes:
@@ -92,7 +92,7 @@ class Supervisor:
         self._address = address
         self._folder = data / "comfyui"
         self._logs = data / "logs"
-        self._processes: list[Process] = []
+        self._processes: list[ComfyUIProcess] = []
 
     def plan(self, gpus: Gpus, join: Join) -> list[Member]:
         """Decide what runs where, and return the nodes.
@@ -115,7 +115,7 @@ class Supervisor:
         ports = _ports(self._folder / "ports.json", list(slots), self._address)
         return [self._member(place, name, ports[name], join) for name, place in slots.items()]
 
-    def _member(self, place: Place, name: str, port: int, join: Join) -> Member:
+    def _member(self, place: GpuPlace, name: str, port: int, join: Join) -> Member:
         wanted = self._wanted
         folder = self._folder / name
         more = [arg for key in place.called for arg in wanted.overrides.get(key, ())]
@@ -126,8 +126,8 @@ class Supervisor:
         host = f"[{self._address}]" if ":" in self._address else self._address
         url = f"http://{host}:{port}"
         probe = self._host.probe(name, url)
-        process = Process(
-            Spec(
+        process = ComfyUIProcess(
+            ProcessSpec(
                 name=name,
                 argv=launch.argv,
                 env={**launch.env, **wanted.env, **variables},
@@ -153,7 +153,7 @@ class Supervisor:
 
     def _turn(self, name: str) -> bool:
         """Tell whether a process may be recycled: one of a host at a time."""
-        away = (Phase.LEAVING, Phase.STOPPING, Phase.STARTING)
+        away = (ProcessPhase.LEAVING, ProcessPhase.STOPPING, ProcessPhase.STARTING)
         return not any(one.watch.phase in away for one in self._processes if one.spec.name != name)
 
     async def run(self) -> None:
@@ -163,7 +163,7 @@ class Supervisor:
                 group.create_task(process.run())
 
 
-def slots_of(host: str, wanted: str, gpus: Gpus, *, per_gpu: int = 1) -> dict[str, Place]:
+def slots_of(host: str, wanted: str, gpus: Gpus, *, per_gpu: int = 1) -> dict[str, GpuPlace]:
     """Return the nodes to run, by name, and where each computes.
 
     Args:
@@ -177,7 +177,7 @@ def slots_of(host: str, wanted: str, gpus: Gpus, *, per_gpu: int = 1) -> dict[st
     """
     places = [place for place in places_of(wanted, gpus) for _ in range(per_gpu)]
     several = {label for label, count in Counter(place.label for place in places).items() if count > 1}
-    slots: dict[str, Place] = {}
+    slots: dict[str, GpuPlace] = {}
     numbers: Counter[str] = Counter()
     for place in places:
         number = f"-{numbers[place.label]}" if place.label in several else ""
@@ -186,7 +186,7 @@ def slots_of(host: str, wanted: str, gpus: Gpus, *, per_gpu: int = 1) -> dict[st
     return slots
 
 
-def places_of(wanted: str, gpus: Gpus) -> list[Place]:
+def places_of(wanted: str, gpus: Gpus) -> list[GpuPlace]:
     """Return the GPUs to run on.
 
     Args:
@@ -199,7 +199,7 @@ def places_of(wanted: str, gpus: Gpus) -> list[Place]:
     labels = _labels(gpus)
     if wanted == ALL:
         found = [
-            Place(label=label, device=device, called=frozenset({label, label.removeprefix("gpu"), device}))
+            GpuPlace(label=label, device=device, called=frozenset({label, label.removeprefix("gpu"), device}))
             for device, label in labels.items()
         ]
         if not found:
@@ -224,9 +224,9 @@ def _labels(gpus: Gpus) -> dict[str, str]:
     return found
 
 
-def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> Place:
+def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> GpuPlace:
     if key == CPU:
-        return Place(label="cpu0", device=None, called=frozenset({CPU, "cpu0"}))
+        return GpuPlace(label="cpu0", device=None, called=frozenset({CPU, "cpu0"}))
     found = gpus.find(key)
     if found is None and gpus.why is Nvml.OK:
         there = ", ".join(f"{label.removeprefix('gpu')} ({device})" for device, label in labels.items())
@@ -235,7 +235,7 @@ def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> Place:
         raise ConfigError(f"--gpus: {key!r} is neither an index nor a UUID; say all, cpu, or such as 0,2")
     device = found.uuid or key if found is not None else key  # AMD's too: what the runtime makes of it
     label = labels.get(device, f"gpu{re.sub('[^a-z0-9]+', '-', key.lower().removeprefix('gpu-'))[:12]}")
-    return Place(
+    return GpuPlace(
         label=label, device=device, called=frozenset({key, label, label.removeprefix("gpu"), device})
     )
 

@@ -11,10 +11,10 @@ from starlette.responses import Response
 from comfy_fleet.api.deps import NodeFacts, admin, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import NodeError, NotFound
-from comfy_fleet.domain.file_check import FilePolicy
-from comfy_fleet.domain.inventory import Problem
-from comfy_fleet.domain.workflow import Workflow
-from comfy_fleet.services.check import check_workflow
+from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.graphs.inventory import Problem
+from comfy_fleet.domain.graphs.workflow import Workflow
+from comfy_fleet.services.workflow_check import check_workflow
 
 router = APIRouter(tags=["operators"])
 _AT_ONCE = 8  # nodes that are asked side by side: half a megabyte each

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from comfy_fleet.api.errors import HttpError, envelope
-from comfy_fleet.domain.asset import Asset
+from comfy_fleet.domain.jobs.asset import Asset
 
 _CHUNK = 256 * 1024
 _AT_ONCE = 1024 * 1024  # one hop to a thread is the quickest way for a picture

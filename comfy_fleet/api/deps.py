@@ -10,16 +10,16 @@ from starlette.requests import Request
 
 from comfy_fleet.api.auth import Caller, Keys
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.incoming import Pace
+from comfy_fleet.api.incoming import BodyPace
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.inventory import Inventory
-from comfy_fleet.domain.node import split_credentials
-from comfy_fleet.domain.workflow import Workflow
+from comfy_fleet.domain.graphs.inventory import Inventory
+from comfy_fleet.domain.graphs.workflow import Workflow
+from comfy_fleet.domain.nodes.node import split_credentials
 from comfy_fleet.ports import AssetStore, Events, Hosts, JobStore, NodeRegistry, Replays
 from comfy_fleet.services.inventories import NodeInventories
-from comfy_fleet.services.read import Estimator
-from comfy_fleet.services.submit import Sealer, Submitter
+from comfy_fleet.services.job_queries import Estimator
+from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.settings import Settings
 
 Probe = Callable[[], Awaitable[str | None]]
@@ -91,7 +91,7 @@ class ApiDeps:
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
-    pace: Pace = field(default_factory=Pace)
+    pace: BodyPace = field(default_factory=BodyPace)
 
     def split(self, url: str) -> dict[str, str]:
         """Return a node's ``url`` without user and password, and these encrypted as ``sealed``.

@@ -12,7 +12,6 @@ from starlette.routing import Match
 
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
-from comfy_fleet.domain.clip import clip
 from comfy_fleet.domain.errors import (
     AssetInUse,
     BadInput,
@@ -31,6 +30,7 @@ from comfy_fleet.domain.errors import (
     StoreRefuses,
     WorkflowFormatUi,
 )
+from comfy_fleet.domain.text import clip
 
 
 class HttpError(FleetError):

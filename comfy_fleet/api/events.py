@@ -14,9 +14,9 @@ from comfy_fleet.api import wire
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
-from comfy_fleet.domain.job import Job, Output, Progress
-from comfy_fleet.services.read import owned
-from comfy_fleet.services.watch import Alive, Preview, Seen, Status, watch
+from comfy_fleet.domain.jobs.job import Job, Output, Progress
+from comfy_fleet.services.job_queries import owned
+from comfy_fleet.services.job_watch import Alive, Preview, Seen, Status, watch
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

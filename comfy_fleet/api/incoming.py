@@ -17,7 +17,7 @@ from comfy_fleet.timeouts import Timeout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class BodyPace:
     """How slowly a body may come.
 
     Attributes:
@@ -34,7 +34,7 @@ class Pace:
 
 
 class Incoming:
-    """ASGI's ``receive`` for one request, with a :class:`Pace`.
+    """ASGI's ``receive`` for one request, with a :class:`BodyPace`.
 
     Args:
         receive: The server's.
@@ -47,7 +47,7 @@ class Incoming:
     """
 
     def __init__(
-        self, receive: Receive, headers: Headers, pace: Pace, whole: Callable[[], Awaitable[None]]
+        self, receive: Receive, headers: Headers, pace: BodyPace, whole: Callable[[], Awaitable[None]]
     ) -> None:
         self._receive = receive
         self._pace = pace

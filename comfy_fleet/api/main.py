@@ -16,11 +16,11 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from comfy_fleet.adapters.catalog import WorkflowCatalog
 from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.redis.replays import RedisReplays
+from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.scripts import store_errors
-from comfy_fleet.adapters.redis.worker import live_dispatchers, outdated_dispatchers
-from comfy_fleet.adapters.replays import RedisReplays
+from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
@@ -36,11 +36,11 @@ from comfy_fleet.bootstrap import (
     open_stores,
 )
 from comfy_fleet.domain.errors import FleetError, Outdated, StoreDown, StoreRefuses
-from comfy_fleet.domain.file_check import FilePolicy
+from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.inventories import NodeInventories
-from comfy_fleet.services.read import Estimator
-from comfy_fleet.services.submit import Limits, Submitter
+from comfy_fleet.services.job_queries import Estimator
+from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         inventories=inventories,
         catalog=catalog,
         sealer=sealer,
-        limits=Limits(
+        limits=SubmitLimits(
             depth=settings.queue_depth,
             outputs=settings.max_outputs,
             retention_s=settings.retention_s,
@@ -174,7 +174,7 @@ async def _sweep(assets: FileAssetStore) -> None:
         await asyncio.sleep(SWEEP_S)
 
 
-class Server(uvicorn.Server):
+class ApiServer(uvicorn.Server):
     """A uvicorn server that ends event streams before it waits for connections to close."""
 
     def __init__(self, config: uvicorn.Config, closing: asyncio.Event) -> None:
@@ -203,7 +203,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> Server:
+def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> ApiServer:
     """Return the server of an app; ``await server.serve(sockets)`` runs it until SIGTERM or SIGINT."""
     config = uvicorn.Config(
         app,
@@ -221,7 +221,7 @@ def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> Server:
         timeout_graceful_shutdown=GRACE_S,
         backlog=_BACKLOG,
     )
-    return Server(config, closing)
+    return ApiServer(config, closing)
 
 
 async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None) -> None:

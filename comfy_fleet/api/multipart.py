@@ -31,7 +31,7 @@ def _base_name(filename: bytes | None) -> str | None:
     return name.replace("\\", "/").rpartition("/")[2] or None
 
 
-class Form:
+class UploadedForm:
     """One upload. Read :meth:`file` to its end, then ask for the fields.
 
     Args:

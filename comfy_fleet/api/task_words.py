@@ -6,7 +6,7 @@ The jobs' own statuses stay what they are everywhere else.
 
 from dataclasses import dataclass
 
-from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.jobs.job import JobStatus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from comfy_fleet.api.body import JsonLimits, idempotency_key, params_limits, rea
 from comfy_fleet.api.deps import deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.errors import FleetError, IdempotencyConflict, IdempotencyKeyReuse, StoreDown
-from comfy_fleet.domain.job import Job
+from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.ports import Idempotency, Submitted
 
 MAX_URL = 4096

@@ -18,10 +18,10 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import MAX_URL, read, shown
 from comfy_fleet.domain.errors import BadInput, Conflict
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat, Trash
-from comfy_fleet.domain.node import NAME, Node, check_name
-from comfy_fleet.domain.orphans import MOST_SHOWN
-from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat, Trash
+from comfy_fleet.domain.nodes.node import NAME, Node, check_name
+from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
 
 router = APIRouter(tags=["hosts"])
 
@@ -74,7 +74,7 @@ class ReportBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: NodeName
-    word: Word = Field(description="Its answer to HAProxy.")
+    word: Readiness = Field(description="Its answer to HAProxy.")
     why: str = Field("", max_length=500, description="The reason in words.")
     weight: int = Field(0, ge=0, le=256)
     boot: str = Field("", max_length=80, description="Changes with every start of its process.")

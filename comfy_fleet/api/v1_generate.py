@@ -21,10 +21,10 @@ from comfy_fleet.api.task_words import TaskWords
 from comfy_fleet.api.typed import Replay, read, shown
 from comfy_fleet.api.where import WhereBody, where
 from comfy_fleet.domain.errors import InvalidParameter
-from comfy_fleet.domain.job import Job, OutputKind
-from comfy_fleet.domain.workflow import Workflow
+from comfy_fleet.domain.graphs.workflow import Workflow
+from comfy_fleet.domain.jobs.job import Job, OutputKind
 from comfy_fleet.ports import Submitted
-from comfy_fleet.services.submit import Wishes
+from comfy_fleet.services.submitter import JobOptions
 
 router = APIRouter(tags=["generate"])
 short_router = APIRouter(tags=["generate"])
@@ -79,7 +79,7 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
 
     async def submit() -> Submitted:
         workflow = d.catalog.get(body.workflow or d.settings.generate_workflow)
-        wishes = Wishes(
+        wishes = JobOptions(
             priority=v2_jobs.priority(body.priority),
             metadata=v2_jobs.metadata(body.metadata),
             where=where(body),

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import comfy_fleet
-from comfy_fleet.adapters.disk import Disk
+from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.api.deps import ApiDeps, Probe, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.about import NAME

@@ -15,11 +15,11 @@ from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import Replay, read, shown
 from comfy_fleet.api.where import WhereBody, where
-from comfy_fleet.domain.job import Job
-from comfy_fleet.domain.workflow import Workflow, json_schema
+from comfy_fleet.domain.graphs.workflow import Workflow, json_schema
+from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.ports import Submitted
-from comfy_fleet.services.read import owned
-from comfy_fleet.services.submit import Wishes
+from comfy_fleet.services.job_queries import owned
+from comfy_fleet.services.submitter import JobOptions
 
 router = APIRouter(tags=["jobs"])
 JobId = Annotated[str, Path(description="The job's id.")]
@@ -86,7 +86,7 @@ async def run_workflow(request: Request, name: str) -> Response:
             who,
             name,
             body.params,
-            Wishes(
+            JobOptions(
                 priority=v2_jobs.priority(body.priority),
                 metadata=v2_jobs.metadata(body.metadata),
                 deadline_s=v2_jobs.deadline_s(body.deadline_s),

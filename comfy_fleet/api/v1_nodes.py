@@ -11,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.adapters.places import check_place
+from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.api.deps import admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import MAX_URL, read, shown
-from comfy_fleet.domain.differences import differences
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.job import DEFAULT_POOL
-from comfy_fleet.domain.node import NAME, Node, NodeState
+from comfy_fleet.domain.jobs.job import DEFAULT_POOL
+from comfy_fleet.domain.nodes.differences import differences
+from comfy_fleet.domain.nodes.node import NAME, Node, NodeState
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["nodes"])

@@ -13,10 +13,10 @@ from comfy_fleet.api.body import JsonLimits, idempotency_key, read_object
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.multipart import Form
-from comfy_fleet.domain.asset import Asset
+from comfy_fleet.api.multipart import UploadedForm
 from comfy_fleet.domain.errors import IdempotencyKeyReuse, NotFound
-from comfy_fleet.services.read import is_id
+from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.services.job_queries import is_id
 
 MIN_EXPIRES_S, MAX_EXPIRES_S = 60, 604_800  # the contract's bounds
 MAX_TAGS = 32
@@ -51,7 +51,7 @@ async def create(request: Request) -> Response:
 
 
 async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
-    form = Form(request, d.settings.max_body_bytes)
+    form = UploadedForm(request, d.settings.max_body_bytes)
     async with d.assets.receive(form.file()) as received:
         path = form.one("file_path")
         if path is None:

@@ -18,10 +18,10 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.where import where_in
 from comfy_fleet.domain.errors import BadInput, FleetError, InvalidWorkflow, StoreDown, key_reused
-from comfy_fleet.domain.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, JobStatus, Metadata
+from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, JobStatus, Metadata
 from comfy_fleet.ports import Idempotency
-from comfy_fleet.services.read import owned, settled
-from comfy_fleet.services.submit import Wishes
+from comfy_fleet.services.job_queries import owned, settled
+from comfy_fleet.services.submitter import JobOptions
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ async def _create(request: Request, once: Idempotency | None) -> Response:
     done = await d.submitter.graph(
         who,
         body["workflow"],
-        Wishes(
+        JobOptions(
             priority=priority(body.get("priority")),
             metadata=metadata(body.get("metadata")),
             extra_data=_extra_data(body.get("extra_data"), d.settings.max_pnginfo_bytes),

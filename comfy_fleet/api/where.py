@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed import checked
-from comfy_fleet.domain.eligibility import Wish
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.node import check_name
+from comfy_fleet.domain.nodes.eligibility import PlacementRequest
+from comfy_fleet.domain.nodes.node import check_name
 
 
 class WhereBody(BaseModel):
@@ -27,7 +27,7 @@ class WhereBody(BaseModel):
     )
 
 
-def where(body: WhereBody) -> Wish:
+def where(body: WhereBody) -> PlacementRequest:
     """Return what a body says.
 
     Raises:
@@ -43,7 +43,7 @@ def where(body: WhereBody) -> Wish:
         raise _wrong("pool and prefer_pool exclude each other: name one", "pool")
     if body.spill_to and body.pool is None:
         raise _wrong("spill_to needs pool", "spill_to")
-    return Wish(
+    return PlacementRequest(
         pool=body.pool,
         prefer=body.prefer_pool,
         spill_to=tuple(body.spill_to),
@@ -52,14 +52,14 @@ def where(body: WhereBody) -> Wish:
     )
 
 
-def where_in(body: dict[str, Any]) -> Wish:
+def where_in(body: dict[str, Any]) -> PlacementRequest:
     """Return what a body says that may hold anything else besides.
 
     Raises:
         HttpError: 422: a field has another form, or see :func:`where`.
     """
     given = {name: body[name] for name in WhereBody.model_fields if body.get(name) is not None}
-    return where(checked(given, WhereBody)) if given else Wish()
+    return where(checked(given, WhereBody)) if given else PlacementRequest()
 
 
 def _check_pool(field: str, pool: str) -> None:

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from comfy_fleet.api.links import Links
-from comfy_fleet.domain.asset import Asset
-from comfy_fleet.domain.job import Attempt, Job, JobError, Output, Progress
+from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
 
 _URL_S = 86400.0  # what is promised for URLs of assets that never end
 

@@ -1,5 +1,5 @@
 """The ``fleet`` command. Commands import what they need when they run, so that ``--help`` stays quick."""
 
-from comfy_fleet.cli.run import main
+from comfy_fleet.cli.main import main
 
 __all__ = ["main"]

@@ -166,7 +166,7 @@ def agent(
     from comfy_fleet.agent.main import AgentOptions, serve
     from comfy_fleet.cli.processes import load, logging_as
     from comfy_fleet.cli.submit import pairs
-    from comfy_fleet.domain.node import check_name
+    from comfy_fleet.domain.nodes.node import check_name
 
     settings = logging_as("agent").model_copy(update={"data": load(data=data).data})
     options = AgentOptions(
@@ -210,7 +210,7 @@ def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]
         BadInput: A name or URL can't be used.
     """
     from comfy_fleet.agent.main import Beside
-    from comfy_fleet.domain.node import check_name, parse_url, split_credentials
+    from comfy_fleet.domain.nodes.node import check_name, parse_url, split_credentials
 
     found: list[Beside] = []
     for spec in specs:
@@ -266,7 +266,7 @@ def _supervision(
     from comfy_fleet.adapters.comfyui.checkout import Checkout
     from comfy_fleet.agent.supervisor import Supervision
     from comfy_fleet.cli.submit import pairs
-    from comfy_fleet.domain.supervise import Limits
+    from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 
     overrides = {}
     for spec in override:
@@ -285,7 +285,7 @@ def _supervision(
         env=envs.pop("", {}),
         envs=envs,
         overrides=overrides,
-        limits=Limits(
+        limits=RestartLimits(
             rss_bytes=None if max_memory is None else int(max_memory * 2**30),
             jobs=max_jobs,
             frozen_s=frozen_after,

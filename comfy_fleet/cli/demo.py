@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comfy_fleet.adapters.folders import private_folder
+from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.paths import path_of
 
@@ -124,7 +124,7 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
         data: Its folder; what an earlier demo left there goes.
         keep: Whether it stays after a good end.
     """
-    from comfy_fleet.adapters.processes import dies_with_parent
+    from comfy_fleet.adapters.system.child_processes import dies_with_parent
     from comfy_fleet.cli.up.lock import note_path
     from comfy_fleet.cli.up.nodes import fleet
 

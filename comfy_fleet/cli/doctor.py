@@ -11,7 +11,7 @@ from comfy_fleet.cli.options import Data
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from comfy_fleet.cli.checks import Finding
+    from comfy_fleet.cli.doctor_checks import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -24,12 +24,12 @@ def doctor(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check this machine, and say what to do about each finding. Exits with 1 on a FAIL."""
-    from comfy_fleet.cli.checks import Verdict, examine
     from comfy_fleet.cli.console import print_json, stdout
+    from comfy_fleet.cli.doctor_checks import Severity, examine
     from comfy_fleet.cli.processes import load
 
     findings = examine(load(data=data))
-    failed = any(finding.verdict is Verdict.FAIL for finding in findings)
+    failed = any(finding.verdict is Severity.FAIL for finding in findings)
     if json_:
         print_json(
             [
@@ -46,10 +46,10 @@ def listing(findings: "Sequence[Finding]") -> "Table":
     """Return findings as a table, with what to do below each."""
     from rich.text import Text
 
-    from comfy_fleet.cli.checks import Verdict
     from comfy_fleet.cli.console import printable, table
+    from comfy_fleet.cli.doctor_checks import Severity
 
-    styles = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
+    styles = {Severity.OK: "green", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
     rows = []
     for finding in findings:
         found = Text(printable(finding.found))

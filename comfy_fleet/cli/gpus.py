@@ -1,7 +1,7 @@
 """Which GPUs this machine has, or why that can't be told."""
 
 from comfy_fleet.adapters.nvml import NvmlReader
-from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml
+from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Memory, Nvml
 
 __all__ = ["Gpu", "Gpus", "Memory", "Nvml", "probe"]
 

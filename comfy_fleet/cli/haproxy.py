@@ -12,8 +12,8 @@ from comfy_fleet.cli.options import NAME_ITS_FOLDER, Data, Json
 from comfy_fleet.cli.processes import load, load_running, logging_as
 
 if TYPE_CHECKING:
-    from comfy_fleet.adapters.haproxy.render import Rendered
-    from comfy_fleet.domain.node import Node
+    from comfy_fleet.adapters.haproxy.config_render import Rendered
+    from comfy_fleet.domain.nodes.node import Node
     from comfy_fleet.settings import Settings
 
 app = typer.Typer(help="Run HAProxy, which decides who gets a node; see its files.", no_args_is_help=True)
@@ -24,7 +24,7 @@ Empty = Annotated[bool, typer.Option("--empty", help="As if no node were registe
 @app.command()
 def run() -> None:
     """Run broker and edge, and keep them in step with the node registry."""
-    from comfy_fleet.haproxy_main import serve
+    from comfy_fleet.processes.haproxy import serve
 
     serve(logging_as("haproxy"))
 
@@ -57,8 +57,8 @@ def render(
 @app.command()
 def check(empty: Empty = False, data: Data = None) -> None:
     """Render the configurations and let HAProxy check them; exits with 1 if it refuses."""
-    from comfy_fleet.adapters.haproxy.apply import check as ask
-    from comfy_fleet.adapters.haproxy.render import files
+    from comfy_fleet.adapters.haproxy.config_apply import check as ask
+    from comfy_fleet.adapters.haproxy.config_render import files
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.up.programs import find_haproxy
 
@@ -119,8 +119,8 @@ def show(
 def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
     import asyncio
 
-    from comfy_fleet.adapters.haproxy.entries import pools_of
-    from comfy_fleet.adapters.haproxy.render import render as render_text
+    from comfy_fleet.adapters.haproxy.config_render import render as render_text
+    from comfy_fleet.adapters.haproxy.server_lines import pools_of
 
     nodes = [] if empty else asyncio.run(_nodes(settings))
     return render_text(settings, nodes, pools_of(nodes, _slots(settings), slots=settings.pool_slots))
@@ -128,7 +128,7 @@ def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
 
 def _slots(settings: "Settings") -> dict[str, int]:
     """Return the slots that pools have now: they keep them."""
-    from comfy_fleet.adapters.haproxy.render import files
+    from comfy_fleet.adapters.haproxy.config_render import files
 
     try:
         lines = files(settings).pools.read_text(encoding="utf-8").splitlines()
@@ -163,7 +163,7 @@ async def _nodes(settings: "Settings") -> Sequence["Node"]:
 
 
 async def _servers(settings: "Settings") -> list[dict[str, Any]]:
-    from comfy_fleet.adapters.haproxy.render import files
+    from comfy_fleet.adapters.haproxy.config_render import files
     from comfy_fleet.adapters.haproxy.runtime import Runtime
     from comfy_fleet.domain.errors import BrokerError
 

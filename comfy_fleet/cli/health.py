@@ -66,7 +66,7 @@ async def _ask(part: Part, settings: "Settings", name: str | None) -> str | None
 async def _api(settings: "Settings") -> str | None:
     import httpx
 
-    from comfy_fleet.adapters.haproxy.entries import join
+    from comfy_fleet.adapters.haproxy.server_lines import join
     from comfy_fleet.cli.up import ports
 
     url = f"http://{join(ports.asked(settings.api_host), settings.api_port)}/api/v1/health"
@@ -81,7 +81,7 @@ async def _api(settings: "Settings") -> str | None:
 async def _haproxy(settings: "Settings") -> str | None:
     import httpx
 
-    from comfy_fleet.adapters.haproxy.render import files
+    from comfy_fleet.adapters.haproxy.config_render import files
 
     places = files(settings)
     for name, socket in (("broker", places.broker_monitor), ("edge", places.edge_monitor)):
@@ -115,7 +115,7 @@ async def _agent(settings: "Settings") -> str | None:
 async def _dispatch(settings: "Settings", name: str | None) -> str | None:
     import socket
 
-    from comfy_fleet.adapters.redis.worker import live_dispatchers
+    from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
     from comfy_fleet.bootstrap import open_stores
     from comfy_fleet.timeouts import Timeout
 

@@ -12,7 +12,7 @@ from comfy_fleet.cli.paths import path_of
 from comfy_fleet.cli.submit import ENDED, pairs, run_seconds
 
 if TYPE_CHECKING:
-    from comfy_fleet.cli.log_files import Line
+    from comfy_fleet.cli.log_files import LogLine
 
 app = typer.Typer(help="List, show, follow and cancel jobs.", no_args_is_help=True)
 
@@ -199,19 +199,19 @@ def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
     print_answer(record, f"had already ended: {status}" if ended else styled(status), json_=json_)
 
 
-def story(record: dict[str, Any]) -> "list[Line]":
+def story(record: dict[str, Any]) -> "list[LogLine]":
     """Return what a job's record says of its life as lines of a log."""
     from comfy_fleet.cli.console import parse_time
-    from comfy_fleet.cli.log_files import Line
+    from comfy_fleet.cli.log_files import LogLine
 
-    told: list[Line] = []
+    told: list[LogLine] = []
 
     def tell(ts: Any, level: str, message: str, **more: Any) -> None:
         if (when := parse_time(ts)) is not None:
             fields = {"ts": when.isoformat(timespec="milliseconds"), "level": level, "process": "job"}
             fields |= {"msg": message, "job_id": record["id"]}
             fields |= {name: value for name, value in more.items() if value is not None}
-            told.append(Line(part="job", at=when.timestamp(), fields=fields))
+            told.append(LogLine(part="job", at=when.timestamp(), fields=fields))
 
     tell(record.get("created_at"), "info", "submitted", workflow=record.get("workflow"))
     for attempt in record.get("attempts") or ():

@@ -29,7 +29,7 @@ _LONGEST = 1 << 20  # bytes of a line whose end has not come yet that are waited
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class LogLine:
     """A line of a log.
 
     Attributes:
@@ -97,7 +97,7 @@ class PartLog:
             self._file.close()
             self._file = None
 
-    def line(self, raw: bytes) -> Line | None:
+    def line(self, raw: bytes) -> LogLine | None:
         """Return a line with its fields, or None if it is blank. Call it in the order of the lines."""
         text = raw.decode(errors="replace").rstrip("\r")
         if not text.strip():
@@ -107,9 +107,9 @@ class PartLog:
             at = datetime.fromisoformat(fields["ts"]).timestamp()
             if at <= time.time() + 60:  # a clock, or a text that looks like one of ours, may be wrong
                 self._at = max(self._at, at)
-        return Line(part=self.part, at=self._at, fields=fields)
+        return LogLine(part=self.part, at=self._at, fields=fields)
 
-    def lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
+    def lines(self, raw: Iterable[bytes]) -> Iterator[LogLine]:
         """Yield lines with their fields."""
         return (line for one in raw if (line := self.line(one)) is not None)
 
@@ -164,7 +164,9 @@ class Logs:
         for log in self._logs.values():
             log.close()
 
-    def history(self, *, tail: int | None = None, about: str = "", goes_on: bool = False) -> Iterator[Line]:
+    def history(
+        self, *, tail: int | None = None, about: str = "", goes_on: bool = False
+    ) -> Iterator[LogLine]:
         """Yield what the logs hold, in order of time.
 
         Args:
@@ -174,7 +176,7 @@ class Logs:
         """
         wanted = about.encode()
 
-        def of(log: PartLog) -> Iterator[Line]:
+        def of(log: PartLog) -> Iterator[LogLine]:
             found = chain(log.history(), () if goes_on else log.rest())
             raw: Iterable[bytes] = (one for one in found if wanted in one)
             return log.lines(raw if tail is None else deque(raw, tail))
@@ -182,7 +184,7 @@ class Logs:
         joined = heapq.merge(*(of(log) for log in self._logs.values()), key=_at)
         return joined if tail is None else iter(deque(joined, tail))
 
-    def follow(self) -> Iterator[Line]:
+    def follow(self) -> Iterator[LogLine]:
         """Yield what comes from now on, for ever; the logs of new parts come in as they appear."""
         while True:
             self._look()
@@ -195,7 +197,7 @@ class Logs:
                 self._logs[part] = PartLog(path)
 
 
-def _at(line: Line) -> float:
+def _at(line: LogLine) -> float:
     return line.at
 
 

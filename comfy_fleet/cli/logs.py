@@ -10,7 +10,7 @@ from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.options import NAME_ITS_FOLDER, Data
 
 if TYPE_CHECKING:
-    from comfy_fleet.cli.log_files import Line
+    from comfy_fleet.cli.log_files import LogLine
 
 LEVEL_STYLE = {"warning": "yellow", "error": "red", "critical": "bold red"}
 
@@ -66,7 +66,7 @@ def logs(
             raise typer.Exit(Exit.INTERRUPTED) from None
 
 
-def show(lines: "Iterable[Line]", *, json_: bool, known: frozenset[str] = frozenset()) -> None:
+def show(lines: "Iterable[LogLine]", *, json_: bool, known: frozenset[str] = frozenset()) -> None:
     """Print lines of logs.
 
     Args:

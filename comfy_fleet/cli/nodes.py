@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from comfy_fleet.cli import fleetwide
+from comfy_fleet.cli import rolling_restart
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.node_state import COLUMNS, drained, nodes_of, path, row, still_working, wait_for
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
@@ -19,9 +19,9 @@ app = typer.Typer(help="Add, drain and remove ComfyUI servers.", no_args_is_help
 _MOST_READ = 4096
 
 Name = Annotated[str, typer.Argument(help="The node's name.")]
-app.command("cordon-host")(fleetwide.cordon_host)
-app.command("uncordon-host")(fleetwide.uncordon_host)
-app.command("roll")(fleetwide.roll)
+app.command("cordon-host")(rolling_restart.cordon_host)
+app.command("uncordon-host")(rolling_restart.uncordon_host)
+app.command("roll")(rolling_restart.roll)
 
 
 @app.command()
@@ -57,7 +57,7 @@ def add(
     """Add a ComfyUI server; it gets jobs as soon as HAProxy finds it healthy."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer, stderr
-    from comfy_fleet.domain.node import with_credentials
+    from comfy_fleet.domain.nodes.node import with_credentials
 
     if credentials is not None:
         if "@" in url:
@@ -85,7 +85,7 @@ def read_credentials(file: str) -> str:
         Fail: It can't be read.
         BadInput: It is not ``USER:PASSWORD``.
     """
-    from comfy_fleet.domain.node import check_credentials
+    from comfy_fleet.domain.nodes.node import check_credentials
 
     try:
         text = sys.stdin.read(_MOST_READ) if file == "-" else _first_of(Path(file))

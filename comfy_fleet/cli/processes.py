@@ -168,7 +168,7 @@ def dispatch(
     ] = None,
 ) -> None:
     """Give queued jobs to nodes. Run as many as you like; one is enough, two survive a crash."""
-    from comfy_fleet.dispatch_main import serve
+    from comfy_fleet.processes.dispatcher import serve
 
     serve(logging_as("dispatch"), name=name)
 

@@ -172,8 +172,8 @@ def read_file(path: Path) -> dict[str, Any]:
         Fail: The file can't be read or holds no JSON object.
     """
     from comfy_fleet.domain.errors import BadInput
-    from comfy_fleet.domain.graph_file import read_graph
-    from comfy_fleet.domain.structure import carried
+    from comfy_fleet.domain.graphs.graph_file import read_graph
+    from comfy_fleet.domain.graphs.structure import carried
 
     try:
         with path.open("rb") as file:

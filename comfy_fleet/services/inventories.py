@@ -11,18 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from comfy_fleet.domain import eligibility, inventory, waiting
-from comfy_fleet.domain.eligibility import Candidate, Needs, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow
-from comfy_fleet.domain.file_check import Declared
-from comfy_fleet.domain.graph import Graph
-from comfy_fleet.domain.inventory import Problem
-from comfy_fleet.domain.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
-from comfy_fleet.domain.node import NodeState
+from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs.file_check import Declared
+from comfy_fleet.domain.graphs.graph import Graph
+from comfy_fleet.domain.graphs.inventory import Problem
+from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
+from comfy_fleet.domain.nodes import eligibility, waiting_reason
+from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
+from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.ports import InventoryStore, NodeRegistry
-from comfy_fleet.services.atlas import Atlas
-from comfy_fleet.services.large import has_many_inputs, worked
-from comfy_fleet.services.refresh import Keeper, NodeInfo
+from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
+from comfy_fleet.services.large_graphs import has_many_inputs, worked
+from comfy_fleet.services.node_directory import NodeDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class NodeInventories:
     ) -> None:
         self._registry = registry
         self._store = store
-        self._atlas = Atlas(registry, store, clock=clock)
-        self.keeper = Keeper(registry, store, ask, clock=clock)
+        self._atlas = NodeDirectory(registry, store, clock=clock)
+        self.keeper = InventoryRefresher(registry, store, ask, clock=clock)
         self._recheck_s = recheck_s
         self._patience_s = patience_s
         self._clock = clock
@@ -116,7 +117,7 @@ class NodeInventories:
 
     # -- who can run it -------------------------------------------------------------------------------
 
-    async def placement(self, graph: Graph, wish: Wish) -> Placement:
+    async def placement(self, graph: Graph, wish: PlacementRequest) -> Placement:
         """Return what a job needs of a node, and the pools it may use.
 
         A node whose inventory is not known counts as able: it decides by itself. So does one that is down or
@@ -143,7 +144,7 @@ class NodeInventories:
         await self._keep(needs)
         return Placement(pool=wanted.pool, spill=wanted.spill, without=without, needs=needs.key)
 
-    def _pools(self, wish: Wish) -> Placement:
+    def _pools(self, wish: PlacementRequest) -> Placement:
         if wish.pool is not None:
             wanted = Placement(pool=wish.pool, spill=tuple(dict.fromkeys(wish.spill_to)))
         elif wish.prefer is not None:
@@ -163,13 +164,15 @@ class NodeInventories:
         return [candidate for candidate in self._atlas.candidates if candidate.node.pool in pools]
 
     async def _judged(
-        self, graph: Graph, wish: Wish, wanted: Placement
-    ) -> tuple[Needs, dict[str, "_Unable"]]:
+        self, graph: Graph, wish: PlacementRequest, wanted: Placement
+    ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Judge a graph, a large one in a thread: nothing that is read there changes, it is replaced."""
         large = len(graph) > _LARGE_NODES or has_many_inputs(graph)
         return await worked(large, lambda: self._judge(graph, wish, wanted))
 
-    def _judge(self, graph: Graph, wish: Wish, wanted: Placement) -> tuple[Needs, dict[str, "_Unable"]]:
+    def _judge(
+        self, graph: Graph, wish: PlacementRequest, wanted: Placement
+    ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Return the needs, and the nodes that can't run it; a graph is checked once for nodes alike."""
         checked = {id(one): inventory.findings(graph, one) for one in self._atlas.inventories}
         differ = any(checked.values())
@@ -203,7 +206,7 @@ class NodeInventories:
             await self.keeper.refresh(old, patience_s=self._patience_s)
             await self.look()
 
-    async def _keep(self, needs: Needs) -> None:
+    async def _keep(self, needs: Requirements) -> None:
         now = self._clock()
         if needs.key and now - self._kept.get(needs.key, float("-inf")) > _KEEP_NEEDS_S:
             await self._store.keep_needs(needs)
@@ -229,7 +232,7 @@ class NodeInventories:
         told = {name: found.sentences() for name, found in sorted(bad.items())}
         of_graph = {problem.message for problem in bad[best].problems}.issuperset
         alike = len({tuple(found) for found in told.values()}) == 1
-        words = waiting.told(told)
+        words = waiting_reason.told(told)
         if alike and (len(told) > 1 or of_graph(told[best])):
             # What is wrong with the graph itself is said of the graph, not of the nodes.
             of_nodes = (eligibility.of_every_node(text) for text in told[best][:3])
@@ -253,7 +256,7 @@ class NodeInventories:
         self._atlas.keep_small(_MOST_PLACEMENTS)
         await self._atlas.learn([job.placement])
         able = self._atlas.able(job.placement)
-        needs = self._atlas.needs(job.placement) or Needs()
+        needs = self._atlas.needs(job.placement) or Requirements()
         reasons = (
             {}
             if able
@@ -262,7 +265,7 @@ class NodeInventories:
                 for candidate in self._members(job.placement)
             }
         )
-        return waiting.waiting_for(able, states, reasons)
+        return waiting_reason.waiting_for(able, states, reasons)
 
     async def _recent(self) -> Sequence[NodeState]:
         """Return the nodes as they were a second ago or later; what is announced is there at once."""

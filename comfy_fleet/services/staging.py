@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from comfy_fleet.domain import graph as graphs
 from comfy_fleet.domain.errors import NodeError
-from comfy_fleet.domain.file_access import STAGING
+from comfy_fleet.domain.graphs import graph as graphs
+from comfy_fleet.domain.graphs.file_access import STAGING
 from comfy_fleet.ports import AssetStore, Claim, NodeApi
 
 

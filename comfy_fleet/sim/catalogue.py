@@ -42,7 +42,7 @@ ALWAYS_RUN = frozenset({"SaveImageWebsocket"})
 
 
 @dataclass(frozen=True)
-class ClassInfo:
+class NodeClass:
     """One node class with this node's enumerations filled in.
 
     Attributes:
@@ -122,13 +122,13 @@ class Catalogue:
         }
         for name, facts in (extra or {}).items():
             self._classes.setdefault(name, facts)
-        self._resolved: dict[str, ClassInfo] = {}
+        self._resolved: dict[str, NodeClass] = {}
 
-    def find(self, name: str) -> ClassInfo | None:
+    def find(self, name: str) -> NodeClass | None:
         """Return the class, None when this node has none of this name."""
         found = self._resolved.get(name)
         if found is None and name in self._classes:
-            found = ClassInfo(name, self._fill(self._classes[name], listing=False))
+            found = NodeClass(name, self._fill(self._classes[name], listing=False))
             self._resolved[name] = found
         return found
 

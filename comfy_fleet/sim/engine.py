@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_fleet.sim.catalogue import Catalogue
-from comfy_fleet.sim.execution import Execution, Item, Memory
+from comfy_fleet.sim.execution import Item, PromptExecution, PromptMemory
 from comfy_fleet.sim.faults import Faults
 from comfy_fleet.sim.run import Machine
 from comfy_fleet.sim.sockets import Sockets
-from comfy_fleet.sim.wire import Line
+from comfy_fleet.sim.wire import WireBehavior
 
 SECRETS = ("auth_token_comfy_org", "api_key_comfy_org")  # never kept in the history
 MAX_INTERVALS = 100_000
@@ -59,7 +59,7 @@ class Engine:
         machine: Machine,
         catalogue: Catalogue,
         faults: Faults,
-        line: Line,
+        line: WireBehavior,
         history_limit: int,
         on_crash: Callable[[], None],
     ) -> None:
@@ -77,7 +77,7 @@ class Engine:
         self._started = 0.0
         self._order = itertools.count()
         self._wake = asyncio.Event()
-        self._memory = Memory()
+        self._memory = PromptMemory()
         self._flags: dict[str, bool] = {}
 
     # the queue
@@ -173,7 +173,7 @@ class Engine:
         self._running = item
         self._started = time.time()
         self.sockets.send_status()
-        execution = Execution(
+        execution = PromptExecution(
             self._machine,
             self._catalogue,
             self._faults,
@@ -204,7 +204,7 @@ class Engine:
         while (left := start + self._faults.history_lag_s - loop.time()) > 0:  # noqa: ASYNC110 - it may change
             await asyncio.sleep(min(left, LAG_STEP_S))
 
-    def _account(self, item: Item, execution: Execution) -> None:
+    def _account(self, item: Item, execution: PromptExecution) -> None:
         end = time.time()
         self.stats.busy_s += end - self._started
         self.stats.intervals.append((self._started, end, item.prompt_id))
@@ -215,7 +215,7 @@ class Engine:
         else:
             self.stats.failed += 1
 
-    def _remember(self, item: Item, execution: Execution) -> None:
+    def _remember(self, item: Item, execution: PromptExecution) -> None:
         if len(self.history) > self._history_limit:
             self.history.pop(next(iter(self.history)))
         for name in SECRETS:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfy_fleet.sim.catalogue import ALWAYS_RUN, CHOICE, COROUTINES, FILE_INPUTS, GROUP, Catalogue, ClassInfo
+from comfy_fleet.sim.catalogue import ALWAYS_RUN, CHOICE, COROUTINES, FILE_INPUTS, GROUP, Catalogue, NodeClass
 from comfy_fleet.sim.faults import Faults
 from comfy_fleet.sim.graph import Schedule, cache_keys, is_link
 from comfy_fleet.sim.memory import OutOfMemory
 from comfy_fleet.sim.nodes_model import SAMPLERS
 from comfy_fleet.sim.nodes_output import WORK, other
-from comfy_fleet.sim.run import Call, Clock, DependencyCycle, Interrupted, Machine, Result, Run
+from comfy_fleet.sim.run import Call, Clock, DependencyCycle, Interrupted, Machine, PromptRun, Result
 from comfy_fleet.sim.sockets import Sockets
-from comfy_fleet.sim.wire import Line
+from comfy_fleet.sim.wire import WireBehavior
 
 MAX_DEBT_S = 0.005
 
@@ -48,7 +48,7 @@ class Item:
 
 
 @dataclass
-class Memory:
+class PromptMemory:
     """What a node remembers from prompt to prompt.
 
     Attributes:
@@ -70,7 +70,7 @@ class Memory:
     broken: bool = False
 
 
-class Execution:
+class PromptExecution:
     """One prompt's run.
 
     Args:
@@ -95,9 +95,9 @@ class Execution:
         machine: Machine,
         catalogue: Catalogue,
         faults: Faults,
-        line: Line,
+        line: WireBehavior,
         sockets: Sockets,
-        memory: Memory,
+        memory: PromptMemory,
         item: Item,
         on_crash: Callable[[], None],
     ) -> None:
@@ -138,7 +138,7 @@ class Execution:
         )
         samplers = sum(node["class_type"] in SAMPLERS for node in graph.values())
         extra_data = self._item.extra_data
-        work = Run(self._machine, clock, graph, extra_data, self._report, self._part, samplers)
+        work = PromptRun(self._machine, clock, graph, extra_data, self._report, self._part, samplers)
         while (node_id := schedule.next()) is not None:
             if not await self._node(work, node_id, last=len(schedule) == 1):
                 break
@@ -154,7 +154,7 @@ class Execution:
         memory.last_node = None
         memory.clock = None
 
-    async def _node(self, work: Run, node_id: str, *, last: bool) -> bool:
+    async def _node(self, work: PromptRun, node_id: str, *, last: bool) -> bool:
         """Run one node, or answer it from the cache; tells whether it went well."""
         memory = self._memory
         info = self._info(node_id)
@@ -240,7 +240,7 @@ class Execution:
             raise RuntimeError("Simulated execution error, asked for by a fault switch.")
 
     def _fail(
-        self, node_id: str, info: ClassInfo, inputs: Mapping[str, Any] | None, error: Exception
+        self, node_id: str, info: NodeClass, inputs: Mapping[str, Any] | None, error: Exception
     ) -> None:
         """Report an error of a node, or of nothing that has inputs."""
         kind = _TYPES.get(type(error)) or _type_name(error)
@@ -269,7 +269,7 @@ class Execution:
             return self._machine.files.digest(given) if isinstance(given, str) else ""
         return node_id if self._info(node_id).wants_id else ""
 
-    def _info(self, node_id: str) -> ClassInfo:
+    def _info(self, node_id: str) -> NodeClass:
         info = self._catalogue.find(self._item.graph[node_id]["class_type"])
         if info is None:  # checked when it was posted
             raise LookupError(f"class of node {node_id} is gone")
@@ -278,7 +278,7 @@ class Execution:
     def _cached(self, node_id: str) -> bool:
         return self.keys[node_id] in self._memory.outputs
 
-    def _inputs(self, node_id: str, info: ClassInfo) -> dict[str, Any]:
+    def _inputs(self, node_id: str, info: NodeClass) -> dict[str, Any]:
         inputs: dict[str, Any] = {}
         posted = self._item.graph[node_id]["inputs"]
         for name, (kind, options, _) in info.inputs_for(posted).items():
@@ -352,7 +352,7 @@ class Execution:
             self._sockets.send(kind, full, self._memory.client)
 
 
-def nested(info: ClassInfo, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def nested(info: NodeClass, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return inputs as a class gets them: what belongs to a dynamic one becomes a mapping.
 
     Raises:

@@ -16,7 +16,7 @@ class OutsideFolder(ValueError):
     """A name leads out of the folder it belongs to."""
 
 
-class Files:
+class SimFiles:
     """The three folders of a node.
 
     Args:

@@ -12,13 +12,13 @@ from comfy_fleet.sim.app import App
 from comfy_fleet.sim.catalogue import Catalogue
 from comfy_fleet.sim.engine import Engine, Stats
 from comfy_fleet.sim.faults import BadFault, Faults
-from comfy_fleet.sim.files import Files
+from comfy_fleet.sim.files import SimFiles
 from comfy_fleet.sim.memory import Vram
 from comfy_fleet.sim.messages import Request, Response
 from comfy_fleet.sim.options import Models, NodeOptions, builtin_models, read_json
 from comfy_fleet.sim.pictures import Painter
 from comfy_fleet.sim.run import Machine, temporary_suffix
-from comfy_fleet.sim.wire import Server, Socket
+from comfy_fleet.sim.wire import SimServer, Socket
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class SimNode:
         self.port = port
         self.faults = Faults()
         self.vram = Vram(self.options.vram_bytes, self.options.foreign_bytes)
-        self.files = Files(self.options.folder)
+        self.files = SimFiles(self.options.folder)
         self.models: Models = builtin_models() if self.options.models is None else self.options.models
         extra = self.options.object_info
         self.catalogue = Catalogue(
@@ -62,7 +62,7 @@ class SimNode:
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
         self._ended = False
-        self._server = Server(self._handle, self._on_socket, HEADERS)
+        self._server = SimServer(self._handle, self._on_socket, HEADERS)
         self._boot()
 
     @property

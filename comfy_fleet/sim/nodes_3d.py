@@ -3,11 +3,11 @@
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
-from comfy_fleet.sim.run import Call, Result, Run
+from comfy_fleet.sim.run import Call, PromptRun, Result
 from comfy_fleet.sim.values import File3D
 
 
-async def load_3d(run: Run, call: Call) -> Result:
+async def load_3d(run: PromptRun, call: Call) -> Result:
     """Read an uploaded 3D model."""
     path = run.machine.files.uploaded(call.inputs["model_file"])
     seen = call.inputs["viewport_state"]
@@ -16,21 +16,21 @@ async def load_3d(run: Run, call: Call) -> Result:
     return Result(outputs=(model, seen.get("model_3d_info", []), seen.get("camera_info"), *sides))
 
 
-async def save_3d(run: Run, call: Call) -> Result:
+async def save_3d(run: PromptRun, call: Call) -> Result:
     """Save a 3D model."""
     model: File3D = call.inputs["mesh"]
     saved = await run.save_file(call.inputs["filename_prefix"], model.suffix, model.data)
     return Result(ui={"3d": [saved]})
 
 
-async def save_3d_advanced(run: Run, call: Call) -> Result:
+async def save_3d_advanced(run: PromptRun, call: Call) -> Result:
     """Save a 3D model and name it by a bare string, as the advanced classes do."""
     model: File3D = call.inputs["model_3d"]
     saved = await run.save_file(call.inputs["filename_prefix"], model.suffix, model.data, end="")
     return _shown_3d(call, "/".join(filter(None, (saved["subfolder"], saved["filename"]))))
 
 
-async def preview_3d(run: Run, call: Call) -> Result:
+async def preview_3d(run: PromptRun, call: Call) -> Result:
     """Show a 3D model, which stays in the output folder for ever, or one whose name is given."""
     model = call.inputs["model_file"]
     name = model
@@ -40,7 +40,7 @@ async def preview_3d(run: Run, call: Call) -> Result:
     return Result(ui={"result": [name, call.inputs.get("camera_info"), None]})
 
 
-async def preview_3d_advanced(run: Run, call: Call) -> Result:
+async def preview_3d_advanced(run: PromptRun, call: Call) -> Result:
     """Show a 3D model from the temporary folder."""
     model: File3D = call.inputs["model_3d"]
     name = f"preview3d_advanced_{uuid.uuid4().hex}{model.suffix}"
@@ -57,7 +57,7 @@ def _shown_3d(call: Call, name: str) -> Result:
 
 
 #: Class -> what it does.
-MESHES: Mapping[str, Callable[[Run, Call], Awaitable[Result]]] = {
+MESHES: Mapping[str, Callable[[PromptRun, Call], Awaitable[Result]]] = {
     "Load3DAdvanced": load_3d,
     "SaveGLB": save_3d,
     "Save3DAdvanced": save_3d_advanced,

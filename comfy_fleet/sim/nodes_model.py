@@ -7,15 +7,15 @@ from dataclasses import replace
 from PIL import Image
 
 from comfy_fleet.sim.nodes_image import resize
-from comfy_fleet.sim.run import ACTIVATION_BYTES_PER_PIXEL, Call, Result, Run
+from comfy_fleet.sim.run import ACTIVATION_BYTES_PER_PIXEL, Call, PromptRun, Result
 from comfy_fleet.sim.values import Conditioning, Guider, Latent, Model, Pictures
 
-Work = Callable[[Run, Call], Awaitable[Result]]
+Work = Callable[[PromptRun, Call], Awaitable[Result]]
 ENCODE_S = 0.05  # a text encoder's work on one prompt
 MAX_UPSCALED = 8192  # pixels of a side
 
 
-async def load_checkpoint(run: Run, call: Call) -> Result:
+async def load_checkpoint(run: PromptRun, call: Call) -> Result:
     """One file with three parts; it is read when a part is first used."""
     model = run.model("checkpoints", call.inputs["ckpt_name"])
     return Result(outputs=(model, model, model))
@@ -24,7 +24,7 @@ async def load_checkpoint(run: Run, call: Call) -> Result:
 def loader(folder: str, *names: str) -> Work:
     """Make a loader of one or more files of a folder that count as one model."""
 
-    async def load(run: Run, call: Call) -> Result:
+    async def load(run: PromptRun, call: Call) -> Result:
         models = [run.model(folder, call.inputs[name]) for name in names]
         joined = Model(file=" + ".join(model.file for model in models), size=sum(m.size for m in models))
         return Result(outputs=(joined,))
@@ -32,7 +32,7 @@ def loader(folder: str, *names: str) -> Work:
     return load
 
 
-async def add_lora(run: Run, call: Call) -> Result:
+async def add_lora(run: PromptRun, call: Call) -> Result:
     """A LoRA is read at once and changes the model, and the text encoder where it has one."""
     name = call.inputs["lora_name"]
     size = run.model("loras", name).size
@@ -45,13 +45,13 @@ async def add_lora(run: Run, call: Call) -> Result:
     return Result(outputs=tuple(parts))
 
 
-async def patch(run: Run, call: Call) -> Result:
+async def patch(run: PromptRun, call: Call) -> Result:
     """A setting of a model."""
     values = [f"{name}={value:g}" for name, value in call.inputs.items() if isinstance(value, int | float)]
     return Result(outputs=(call.inputs["model"].patched(f"{call.info.name} {' '.join(values)}"),))
 
 
-async def encode_text(run: Run, call: Call) -> Result:
+async def encode_text(run: PromptRun, call: Call) -> Result:
     """Load the text encoder and read the prompt, and the pictures that belong to it."""
     await run.load(call.inputs["clip"])
     await run.spend(ENCODE_S)
@@ -64,19 +64,19 @@ async def encode_text(run: Run, call: Call) -> Result:
     return Result(outputs=(Conditioning(text=" ".join(dict.fromkeys(texts)), pictures=pictures),))
 
 
-async def combine(run: Run, call: Call) -> Result:
+async def combine(run: PromptRun, call: Call) -> Result:
     """Put two texts together."""
     first, second = (value for value in call.inputs.values() if isinstance(value, Conditioning))
     text = f"{first.text} {second.text}"
     return Result(outputs=(Conditioning(text=text, pictures=first.pictures + second.pictures),))
 
 
-async def zero_out(run: Run, call: Call) -> Result:
+async def zero_out(run: PromptRun, call: Call) -> Result:
     """Forget the text."""
     return Result(outputs=(replace(call.inputs["conditioning"], text=""),))
 
 
-async def reference(run: Run, call: Call) -> Result:
+async def reference(run: PromptRun, call: Call) -> Result:
     """Give a text the pictures of a latent."""
     latent = call.inputs.get("latent")
     found = call.inputs["conditioning"]
@@ -84,7 +84,7 @@ async def reference(run: Run, call: Call) -> Result:
     return Result(outputs=(replace(found, pictures=pictures),))
 
 
-async def empty_latent(run: Run, call: Call) -> Result:
+async def empty_latent(run: PromptRun, call: Call) -> Result:
     """Make room for pictures."""
     inputs = call.inputs
     return Result(
@@ -92,7 +92,7 @@ async def empty_latent(run: Run, call: Call) -> Result:
     )
 
 
-async def scale_latent(run: Run, call: Call) -> Result:
+async def scale_latent(run: PromptRun, call: Call) -> Result:
     """Change the size of what will be decoded."""
     latent: Latent = call.inputs["samples"]
     factor = call.inputs.get("scale_by")
@@ -103,12 +103,12 @@ async def scale_latent(run: Run, call: Call) -> Result:
     return Result(outputs=(replace(latent, width=width, height=height),))
 
 
-async def keep_latent(run: Run, call: Call) -> Result:
+async def keep_latent(run: PromptRun, call: Call) -> Result:
     """Leave the latent as it is: a mask does not show in the simulation."""
     return Result(outputs=(call.inputs["samples"],))
 
 
-async def encode(run: Run, call: Call) -> Result:
+async def encode(run: PromptRun, call: Call) -> Result:
     """Turn pictures into a latent."""
     pictures: Pictures = call.inputs["pixels"]
     width, height = pictures[0].size
@@ -118,7 +118,7 @@ async def encode(run: Run, call: Call) -> Result:
     return Result(outputs=(latent,))
 
 
-async def decode(run: Run, call: Call) -> Result:
+async def decode(run: PromptRun, call: Call) -> Result:
     """Turn a latent into pictures that say what made them."""
     latent: Latent = call.inputs["samples"]
     area = latent.width * latent.height
@@ -128,7 +128,7 @@ async def decode(run: Run, call: Call) -> Result:
     return Result(outputs=(pictures,))
 
 
-def _draw(run: Run, latent: Latent) -> Pictures:
+def _draw(run: PromptRun, latent: Latent) -> Pictures:
     painter = run.machine.painter
     if latent.pictures and not latent.notes:
         return tuple(resize(picture, latent.width, latent.height, "bilinear") for picture in latent.pictures)
@@ -143,7 +143,7 @@ def _draw(run: Run, latent: Latent) -> Pictures:
     return tuple(drawn)
 
 
-async def sample(run: Run, call: Call) -> Result:
+async def sample(run: PromptRun, call: Call) -> Result:
     """Denoise: the steps take time, and the model and its activations take memory."""
     inputs = call.inputs
     steps = inputs["steps"]
@@ -159,7 +159,7 @@ async def sample(run: Run, call: Call) -> Result:
     return await _denoise(run, call, guider, inputs["latent_image"], seed, max(1, last - first), how)
 
 
-async def sample_custom(run: Run, call: Call) -> Result:
+async def sample_custom(run: PromptRun, call: Call) -> Result:
     """Denoise with parts from other nodes."""
     inputs = call.inputs
     result = await _denoise(
@@ -175,7 +175,7 @@ async def sample_custom(run: Run, call: Call) -> Result:
 
 
 async def _denoise(
-    run: Run, call: Call, guider: Guider, latent: Latent, seed: int, steps: int, how: str
+    run: PromptRun, call: Call, guider: Guider, latent: Latent, seed: int, steps: int, how: str
 ) -> Result:
     pixels = latent.width * latent.height * latent.batch
     await run.load(guider.model, working=pixels * ACTIVATION_BYTES_PER_PIXEL)
@@ -201,7 +201,7 @@ async def _denoise(
     return Result(outputs=(done,))
 
 
-async def guide(run: Run, call: Call) -> Result:
+async def guide(run: PromptRun, call: Call) -> Result:
     """Say what a custom sampler is guided by."""
     inputs = call.inputs
     positive = inputs.get("positive", inputs.get("conditioning"))
@@ -214,20 +214,20 @@ async def guide(run: Run, call: Call) -> Result:
 def pick(name: str) -> Work:
     """Make a node class that hands one input on."""
 
-    async def hand_on(run: Run, call: Call) -> Result:
+    async def hand_on(run: PromptRun, call: Call) -> Result:
         return Result(outputs=(call.inputs[name],))
 
     return hand_on
 
 
-async def apply_control(run: Run, call: Call) -> Result:
+async def apply_control(run: PromptRun, call: Call) -> Result:
     """Hand both texts on, the wanted one with the control picture."""
     positive = call.inputs["positive"]
     wanted = replace(positive, pictures=positive.pictures + call.inputs["image"])
     return Result(outputs=(wanted, call.inputs["negative"]))
 
 
-async def upscale(run: Run, call: Call) -> Result:
+async def upscale(run: PromptRun, call: Call) -> Result:
     """Enlarge by the factor in the model's name (``4x...``, ``...x2...``), else by 4."""
     model: Model = call.inputs["upscale_model"]
     found = re.search(r"(\d)x|x(\d)", model.file.lower())

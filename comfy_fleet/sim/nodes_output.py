@@ -13,34 +13,34 @@ from comfy_fleet.sim.nodes_image import PIXELS, crop, load
 from comfy_fleet.sim.nodes_mask import CHANNELS, MASKS
 from comfy_fleet.sim.nodes_model import MODELS, Work
 from comfy_fleet.sim.pictures import png
-from comfy_fleet.sim.run import Call, DependencyCycle, Result, Run
+from comfy_fleet.sim.run import Call, DependencyCycle, PromptRun, Result
 from comfy_fleet.sim.values import Latent, Pictures
 
 TICK_S = 0.01  # how often the sleeping test nodes report
 
 
-async def save_image(run: Run, call: Call) -> Result:
+async def save_image(run: PromptRun, call: Call) -> Result:
     """Save as PNG."""
     pictures: Pictures = call.inputs["images"]
     images = await run.save(pictures, call.inputs["filename_prefix"])
     return Result(outputs=(pictures,), ui={"images": images})
 
 
-async def preview_image(run: Run, call: Call) -> Result:
+async def preview_image(run: PromptRun, call: Call) -> Result:
     """Save as a temporary PNG; the prefix is random once per node, as on a real server."""
     pictures: Pictures = call.inputs["images"]
     images = await run.save(pictures, run.preview_prefix, "temp", level=1)
     return Result(outputs=(pictures,), ui={"images": images})
 
 
-async def preview_mask(run: Run, call: Call) -> Result:
+async def preview_mask(run: PromptRun, call: Call) -> Result:
     """Save a mask as a temporary PNG, under a new prefix each time."""
     mask: Pictures = call.inputs["mask"]
     images = await run.save(mask, run.fresh_prefix(), "temp", level=1)
     return Result(outputs=(mask,), ui={"images": images, "animated": [False]})
 
 
-async def crop_and_show(run: Run, call: Call) -> Result:
+async def crop_and_show(run: PromptRun, call: Call) -> Result:
     """Cut a part out and show it, without the graph in the file."""
     region = call.inputs["crop_region"]
     size = {"width": region.get("width", 512), "height": region.get("height", 512)}
@@ -49,7 +49,7 @@ async def crop_and_show(run: Run, call: Call) -> Result:
     return Result(outputs=(pictures,), ui={"images": shown, "animated": [False]})
 
 
-async def compare_images(run: Run, call: Call) -> Result:
+async def compare_images(run: PromptRun, call: Call) -> Result:
     """Show one or two batches of pictures."""
     ui = {}
     for side in ("a", "b"):
@@ -60,7 +60,7 @@ async def compare_images(run: Run, call: Call) -> Result:
     return Result(ui=ui)
 
 
-async def send_image(run: Run, call: Call) -> Result:
+async def send_image(run: PromptRun, call: Call) -> Result:
     """Send pictures over the websocket only."""
     pictures: Pictures = call.inputs["images"]
     for index, picture in enumerate(pictures):
@@ -70,7 +70,7 @@ async def send_image(run: Run, call: Call) -> Result:
     return Result()
 
 
-async def save_animation(run: Run, call: Call) -> Result:
+async def save_animation(run: PromptRun, call: Call) -> Result:
     """Save a moving WebP or PNG."""
     webp = call.info.name == "SaveAnimatedWEBP"
     pictures: Pictures = call.inputs["images"]
@@ -88,7 +88,7 @@ def _animate(pictures: Pictures, kind: str, duration: int) -> bytes:
     return buffer.getvalue()
 
 
-async def save_latent(run: Run, call: Call) -> Result:
+async def save_latent(run: PromptRun, call: Call) -> Result:
     """Save a latent in the safetensors format, with zeros for numbers."""
     latent: Latent = call.inputs["samples"]
     shape = [latent.batch, 4, max(1, latent.height // 8), max(1, latent.width // 8)]
@@ -106,7 +106,7 @@ async def save_latent(run: Run, call: Call) -> Result:
     return Result(outputs=(latent,), ui={"latents": [saved]})
 
 
-async def load_latent(run: Run, call: Call) -> Result:
+async def load_latent(run: PromptRun, call: Call) -> Result:
     """Load what :func:`save_latent` wrote; from another file only the size is taken."""
     data = run.machine.files.uploaded(call.inputs["latent"]).read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
@@ -116,7 +116,7 @@ async def load_latent(run: Run, call: Call) -> Result:
     return Result(outputs=(Latent(width=width * 8, height=height * 8, batch=batch, notes=notes),))
 
 
-async def save_files(run: Run, call: Call) -> Result:
+async def save_files(run: PromptRun, call: Call) -> Result:
     """Save files of any kind, named under any key, as custom nodes do."""
     inputs = call.inputs
     saved = []
@@ -126,7 +126,7 @@ async def save_files(run: Run, call: Call) -> Result:
     return Result(ui={inputs["key"]: saved})
 
 
-async def preview_any(run: Run, call: Call) -> Result:
+async def preview_any(run: PromptRun, call: Call) -> Result:
     """Show a value as text."""
     source = call.inputs.get("source")
     if isinstance(source, str | bool | int | float) or source is None:
@@ -139,24 +139,24 @@ async def preview_any(run: Run, call: Call) -> Result:
     return Result(outputs=(text,), ui={"text": [text]})
 
 
-async def save_text(run: Run, call: Call) -> Result:
+async def save_text(run: PromptRun, call: Call) -> Result:
     """Save a text, and show it."""
     text, suffix = call.inputs["text"], f".{call.inputs['format']}"
     saved = await run.save_file(call.inputs["filename_prefix"], suffix, text.encode(), end="")
     return Result(outputs=(text,), ui={"text": [text], "files": [saved]})
 
 
-async def choose(run: Run, call: Call) -> Result:
+async def choose(run: PromptRun, call: Call) -> Result:
     """Hand a choice on that the user filled in, and its place among the choices."""
     return Result(outputs=(call.inputs["choice"], call.inputs.get("index", 0)))
 
 
-async def load_image(run: Run, call: Call) -> Result:
+async def load_image(run: PromptRun, call: Call) -> Result:
     """Read an uploaded picture."""
     return Result(outputs=_read(run, call.inputs["image"]))
 
 
-async def load_mask(run: Run, call: Call) -> Result:
+async def load_mask(run: PromptRun, call: Call) -> Result:
     """Read one channel of an uploaded picture."""
     pictures, masks = _read(run, call.inputs["image"])
     if call.inputs["channel"] == "alpha":
@@ -164,17 +164,17 @@ async def load_mask(run: Run, call: Call) -> Result:
     return Result(outputs=((pictures[0].getchannel(CHANNELS[call.inputs["channel"]]),),))
 
 
-def _read(run: Run, name: str) -> tuple[Pictures, Pictures]:
+def _read(run: PromptRun, name: str) -> tuple[Pictures, Pictures]:
     with Image.open(run.machine.files.uploaded(name)) as data:
         return load(data)
 
 
-async def value(run: Run, call: Call) -> Result:
+async def value(run: PromptRun, call: Call) -> Result:
     """Hand the value on."""
     return Result(outputs=(call.inputs["value"],))
 
 
-async def sleep(run: Run, call: Call) -> Result:
+async def sleep(run: PromptRun, call: Call) -> Result:
     """Wait, reporting every 10 ms; the time is real and takes no part in the timing model."""
     seconds = call.inputs.get("seconds", call.inputs.get("sleep_seconds"))
     relative = call.info.name == "TestSyncProgressUpdate"
@@ -189,7 +189,7 @@ async def sleep(run: Run, call: Call) -> Result:
     return Result(outputs=(call.inputs["value"],))
 
 
-async def work(run: Run, call: Call) -> Result:
+async def work(run: PromptRun, call: Call) -> Result:
     """Keep the GPU busy for a given time, in steps, with a given amount of memory."""
     inputs = call.inputs
     run.machine.vram.reserve(int(inputs["vram_gb"] * 1e9))
@@ -199,7 +199,7 @@ async def work(run: Run, call: Call) -> Result:
     return Result(outputs=(inputs["value"],))
 
 
-async def fail(run: Run, call: Call) -> Result:
+async def fail(run: PromptRun, call: Call) -> Result:
     """Raise, as the testing nodes do."""
     if call.info.name == "TestAsyncError":
         await run.clock.spend(call.inputs["error_after"])
@@ -207,7 +207,7 @@ async def fail(run: Run, call: Call) -> Result:
     raise RuntimeError("Intentional sync execution error for testing")
 
 
-async def run_into_cycle(run: Run, call: Call) -> Result:
+async def run_into_cycle(run: PromptRun, call: Call) -> Result:
     """Go through the frames of a node whose place is taken by three others, two of which want each other."""
     mask, first, second = (f"{call.id}.0.0.{number}" for number in (1, 3, 2))
     run.expand(call, mask, finished=False)
@@ -217,7 +217,7 @@ async def run_into_cycle(run: Run, call: Call) -> Result:
     raise DependencyCycle("Dependency cycle detected")
 
 
-async def direct(run: Run, call: Call) -> Result:
+async def direct(run: PromptRun, call: Call) -> Result:
     """Work on pictures, masks and texts, in a thread when there is much to do."""
     known = {name: given for name, given in call.inputs.items() if name in call.info.inputs}
     area = call.inputs.get("width", 0) * call.inputs.get("height", 0)
@@ -227,7 +227,7 @@ async def direct(run: Run, call: Call) -> Result:
     return Result(outputs=await run.compute(area, lambda: DIRECT[call.info.name](**known)))
 
 
-async def other(run: Run, call: Call) -> Result:
+async def other(run: PromptRun, call: Call) -> Result:
     """Stand in for a class that the simulation knows only from an ``/object_info``.
 
     Each output gets the first input of its type, else an empty value; an output node saves the

@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from comfy_fleet.sim.catalogue import ClassInfo
-from comfy_fleet.sim.files import Files
+from comfy_fleet.sim.catalogue import NodeClass
+from comfy_fleet.sim.files import SimFiles
 from comfy_fleet.sim.memory import Vram
 from comfy_fleet.sim.options import Models, SimTiming
 from comfy_fleet.sim.pictures import Painter, caption, jpeg, png
@@ -45,7 +45,7 @@ class Machine:
     """
 
     name: str
-    files: Files
+    files: SimFiles
     vram: Vram
     painter: Painter
     timing: SimTiming
@@ -78,7 +78,7 @@ class Call:
     """
 
     id: str
-    info: ClassInfo
+    info: NodeClass
     inputs: Mapping[str, Any]
 
 
@@ -155,7 +155,7 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class Run:
+class PromptRun:
     """One prompt that runs.
 
     Args:

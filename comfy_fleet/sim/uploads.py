@@ -7,7 +7,7 @@ from typing import Any
 import python_multipart
 from PIL import Image
 
-from comfy_fleet.sim.files import Files, OutsideFolder, annotated
+from comfy_fleet.sim.files import OutsideFolder, SimFiles, annotated
 from comfy_fleet.sim.messages import Request, Response, json_response
 
 
@@ -18,7 +18,7 @@ class Uploads:
         files: The folders.
     """
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: SimFiles) -> None:
         self._files = files
 
     def image(self, request: Request) -> Response:

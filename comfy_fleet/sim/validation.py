@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfy_fleet.sim.catalogue import FILE_INPUTS, UNCHECKED, Catalogue, ClassInfo
+from comfy_fleet.sim.catalogue import FILE_INPUTS, UNCHECKED, Catalogue, NodeClass
 from comfy_fleet.sim.versions import Version
 
 CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
@@ -19,7 +19,7 @@ ANYTHING = ("*", "COMFY_MATCHTYPE_V3")  # the latter means: of the same type as 
 
 
 @dataclass
-class Verdict:
+class ValidationResult:
     """What the check found.
 
     Attributes:
@@ -38,7 +38,7 @@ def check(
     catalogue: Catalogue,
     exists: Callable[[str], bool],
     targets: list[str] | None = None,
-) -> Verdict:
+) -> ValidationResult:
     """Check a graph and convert its values in place.
 
     Args:
@@ -55,14 +55,14 @@ def check(
         class_type = node.get("class_type") if "class_type" in node else None
         info = None if class_type is None else catalogue.find(class_type)
         if info is None:
-            return Verdict(error=_class_error(node_id, node, class_type, catalogue.version))
+            return ValidationResult(error=_class_error(node_id, node, class_type, catalogue.version))
         if info.output_node and (targets is None or node_id in targets):
             outputs.append(node_id)
     if not outputs:
-        return Verdict(error=_error("prompt_no_outputs", "Prompt has no outputs", ""))
+        return ValidationResult(error=_error("prompt_no_outputs", "Prompt has no outputs", ""))
 
     checker = _Checker(graph, catalogue, exists)
-    verdict = Verdict()
+    verdict = ValidationResult()
     top: list[dict[str, Any]] = []
     for output in outputs:
         if checker.output(output):
@@ -180,7 +180,7 @@ class _Checker:
             return None, False
 
     def _value(
-        self, info: ClassInfo, name: str, kind: Any, options: dict[str, Any], inputs: dict[str, Any]
+        self, info: NodeClass, name: str, kind: Any, options: dict[str, Any], inputs: dict[str, Any]
     ) -> dict[str, Any] | None:
         value = inputs[name]
         if isinstance(value, dict) and "__value__" in value:

@@ -30,7 +30,7 @@ CONTROL = "/sim/"  # paths that answer even while the node is frozen or slow
 TICK_S = 0.05  # a slow node writes in portions of this much time
 
 
-class Line:
+class WireBehavior:
     """How the node's wire behaves right now; shared by all its connections.
 
     Attributes:
@@ -76,7 +76,7 @@ class Socket:
         on_close: Called once, when it is closed however that happened.
     """
 
-    def __init__(self, connection: "Connection", protocol: ServerProtocol, query: dict[str, str]) -> None:
+    def __init__(self, connection: "SimConnection", protocol: ServerProtocol, query: dict[str, str]) -> None:
         self.query = query
         self.on_text: Callable[[str], None] = lambda _: None
         self.on_close: Callable[[], None] = lambda: None
@@ -122,15 +122,15 @@ class Socket:
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Connection(asyncio.Protocol):
+class SimConnection(asyncio.Protocol):
     """One TCP connection; requests on it are answered one after the other."""
 
     def __init__(
         self,
         handler: Handler,
         on_socket: Callable[[Socket], None],
-        line: Line,
-        open_: set["Connection"],
+        line: WireBehavior,
+        open_: set["SimConnection"],
         headers: dict[str, str],
     ) -> None:
         self._handler = handler
@@ -365,7 +365,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
 
-class Server:
+class SimServer:
     """Listens on one port.
 
     Args:
@@ -377,9 +377,11 @@ class Server:
     def __init__(
         self, handler: Handler, on_socket: Callable[[Socket], None], headers: dict[str, str]
     ) -> None:
-        self.line = Line()
-        self._connections: set[Connection] = set()
-        self._make = functools.partial(Connection, handler, on_socket, self.line, self._connections, headers)
+        self.line = WireBehavior()
+        self._connections: set[SimConnection] = set()
+        self._make = functools.partial(
+            SimConnection, handler, on_socket, self.line, self._connections, headers
+        )
         self._server: asyncio.Server | None = None
 
     @property

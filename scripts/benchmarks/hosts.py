@@ -19,12 +19,12 @@ from uuid import uuid4
 
 import uvloop
 
-from comfy_fleet.agent.link import Answer, Link
-from comfy_fleet.agent.server import Agent
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat
-from comfy_fleet.domain.verdict import Verdict, Word
+from comfy_fleet.agent.agent_check_server import Agent
+from comfy_fleet.agent.api_client import Answer, ApiClient
+from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
+from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
 
-_READY = Verdict(word=Word.READY, weight=100)
+_READY = AgentState(word=Readiness.READY, weight=100)
 _GIB = 2**30
 
 
@@ -44,7 +44,7 @@ class StandInHost:
         self._pool = pool
         self._joined: frozenset[str] = frozenset()
         self._instance = uuid4().hex
-        self._link = Link(api_url, name, compose=self._compose, take=self._take)
+        self._link = ApiClient(api_url, name, compose=self._compose, take=self._take)
         self._agent = Agent(self._link, host="127.0.0.1", port=0, opinion=lambda _: _READY)
         self._beating: asyncio.Task[None] | None = None
 
@@ -72,7 +72,7 @@ class StandInHost:
             nodes=[
                 NodeReport(
                     name=name,
-                    word=Word.READY,
+                    word=Readiness.READY,
                     weight=100,
                     seat=Seat(gpu=f"GPU-{name}", pids=(4242, 4243), own=2**33, used=2**34),
                     facts=_facts(url),

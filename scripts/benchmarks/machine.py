@@ -7,7 +7,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from comfy_fleet.redis_server import program
+from comfy_fleet.adapters.system.redis_program import program
 
 
 def describe(bench_python: Path, haproxy: str) -> dict[str, str]:

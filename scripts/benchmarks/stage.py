@@ -23,9 +23,9 @@ from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy, wait_for_redis
-from comfy_fleet.cli.up.supervisor import BACKOFF, Spec, Supervised, stop_all
+from comfy_fleet.cli.up.supervisor import BACKOFF, ChildSpec, Supervised, stop_all
 from comfy_fleet.domain.backoff import Backoff
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import SOURCE, Settings
 from comfy_fleet.timeouts import Timeout
 from scripts.benchmarks.processes import command, descendants
@@ -108,7 +108,7 @@ class Stage:
                 reason = f" ({trace[-1][:200]})" if trace else ""
                 self.warnings.append(f"{process}: {fields.get('msg')}{reason}")
 
-        spec = Spec(name=name, argv=tuple(argv), env=env or {}, cwd=cwd, stage=stage)
+        spec = ChildSpec(name=name, argv=tuple(argv), env=env or {}, cwd=cwd, stage=stage)
         made = Supervised(spec, logs=self.folder / "logs", echo=echo, backoff=self.options.backoff)
         self.children.append(made)
         await made.start()

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from comfy_fleet.domain.file_access import declared_inputs, uses
+from comfy_fleet.domain.graphs.file_access import declared_inputs, uses
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, bearer, ends
 from tests.comfyui_server import ComfyServer

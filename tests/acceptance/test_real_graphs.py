@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from comfy_fleet.domain.inventory import OWN_CHECKS
+from comfy_fleet.domain.graphs.inventory import OWN_CHECKS
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import ends
 from tests.comfyui_server import ComfyServer, interpreter

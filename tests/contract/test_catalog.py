@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.adapters.catalog import WorkflowCatalog, load
-from comfy_fleet.domain.binding import bind
+from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog, load
 from comfy_fleet.domain.errors import ConfigError, NotFound, WorkflowBroken
+from comfy_fleet.domain.graphs.binding import bind
 
 GRAPH: dict[str, Any] = {
     "1": {

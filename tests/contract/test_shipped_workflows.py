@@ -20,13 +20,13 @@ from uuid import uuid4
 import pytest
 from PIL import Image
 
-from comfy_fleet.adapters.catalog import WorkflowCatalog
-from comfy_fleet.domain.binding import bind
+from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.domain.errors import InvalidParameter
-from comfy_fleet.domain.graph import Graph, check, for_run
-from comfy_fleet.domain.inventory import ProblemKind, parse, problems
-from comfy_fleet.domain.workflow import ParameterType, Workflow, json_schema
-from comfy_fleet.services.check import check_workflow
+from comfy_fleet.domain.graphs.binding import bind
+from comfy_fleet.domain.graphs.graph import Graph, check, for_run
+from comfy_fleet.domain.graphs.inventory import ProblemKind, parse, problems
+from comfy_fleet.domain.graphs.workflow import ParameterType, Workflow, json_schema
+from comfy_fleet.services.workflow_check import check_workflow
 from comfy_fleet.settings import packaged
 from tests.children import mortal
 from tests.conftest import free_port

@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
-from comfy_fleet.adapters.comfyui.http import NodeClient
+from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.agent.main import AgentOptions, run
 from comfy_fleet.agent.supervisor import Supervision
-from comfy_fleet.domain.node import NodeState
-from comfy_fleet.domain.supervise import Limits
+from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
 from tests.factories import bare_checkout
@@ -157,12 +157,12 @@ async def host_of(
             await asyncio.gather(*tasks)
 
 
-def cpu(folder: Path, *args: str, limits: Limits | None = None, per_gpu: int = 1) -> Supervision:
+def cpu(folder: Path, *args: str, limits: RestartLimits | None = None, per_gpu: int = 1) -> Supervision:
     """Return what to run: stand-ins on the CPU."""
     return Supervision(
         checkout=checkout(folder, *args),
         gpus="cpu",
         per_gpu=per_gpu,
-        limits=limits or Limits(),
+        limits=limits or RestartLimits(),
         simulated=True,
     )

@@ -16,14 +16,14 @@ import orjson
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.deps import ApiDeps, NodeFacts
-from comfy_fleet.api.incoming import Pace
-from comfy_fleet.api.main import Server, build, server
+from comfy_fleet.api.incoming import BodyPace
+from comfy_fleet.api.main import ApiServer, build, server
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.connections import close
 from comfy_fleet.domain.errors import NodeError
-from comfy_fleet.domain.inventory import Inventory, parse
-from comfy_fleet.domain.job import JobStatus, Output, OutputKind
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.graphs.inventory import Inventory, parse
+from comfy_fleet.domain.jobs.job import JobStatus, Output, OutputKind
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.ports import Claim
 from comfy_fleet.settings import Settings
 
@@ -62,7 +62,7 @@ class Api:
     stores: Stores
     deps: ApiDeps
     info: Info
-    server: Server
+    server: ApiServer
     serving: asyncio.Task[None]
 
     @property
@@ -145,7 +145,12 @@ class Api:
 
 @asynccontextmanager
 async def running(
-    redis_port: int, folder: Path, *, info: NodeFacts | None = None, pace: Pace | None = None, **settings: Any
+    redis_port: int,
+    folder: Path,
+    *,
+    info: NodeFacts | None = None,
+    pace: BodyPace | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Api]:
     """Run the API on a port that the kernel chose; ``info`` asks the nodes, else the test answers."""
     made = Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0", data=folder, **settings)
@@ -154,7 +159,7 @@ async def running(
     sock.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     async with open_stores(made) as stores:
-        deps = replace(build(made, stores, info or played), pace=pace or Pace())
+        deps = replace(build(made, stores, info or played), pace=pace or BodyPace())
         served = server(create_app(deps), made, deps.closing)
         serving = asyncio.create_task(served.serve([sock]))
         while not served.started:

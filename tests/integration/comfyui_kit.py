@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.comfyui.lease import LeaseClient, WebsocketLease
-from comfy_fleet.domain.node import Node
-from comfy_fleet.domain.outputs import FileRef, OutputItem
-from comfy_fleet.domain.run import (
+from comfy_fleet.adapters.comfyui.node_client import NodeClient
+from comfy_fleet.domain.jobs.outputs import FileRef, OutputItem
+from comfy_fleet.domain.jobs.run import (
     Action,
     AskHistory,
     AskQueue,
@@ -28,10 +27,11 @@ from comfy_fleet.domain.run import (
     PostPrompt,
     Run,
     RunLimits,
+    RunResult,
     SocketClosed,
     Tick,
-    Verdict,
 )
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import Broker, MemoryRegistry, eventually, running
@@ -97,7 +97,7 @@ async def granted(fleet: Fleet, run: str, *nodes: str) -> WebsocketLease:
 class Carried:
     """What became of a run."""
 
-    verdict: Verdict | None = None
+    verdict: RunResult | None = None
     actions: list[Action] = field(default_factory=list)
     left: tuple[OutputItem, ...] = ()
     content: dict[tuple[str, str, int], bytes] = field(default_factory=dict)

@@ -22,8 +22,8 @@ from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.agent import Agent
 from comfy_fleet.agent.reach import Reach
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.node import Node, NodeState
-from comfy_fleet.domain.verdict import Verdict
+from comfy_fleet.domain.nodes.agent_state import AgentState
+from comfy_fleet.domain.nodes.node import Node, NodeState
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
 from tests.stream_server import StreamServer
@@ -231,7 +231,7 @@ class CountingAgent(Agent):
 
     asked = 0
 
-    def answer(self, name: str) -> Verdict | None:
+    def answer(self, name: str) -> AgentState | None:
         self.asked += 1
         return super().answer(name)
 

@@ -7,14 +7,14 @@ from typing import Any
 from uuid import uuid4
 
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.job import (
+from comfy_fleet.domain.jobs.job import (
     Job,
     JobError,
     Output,
     OutputKind,
     Placement,
 )
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.ports import Claim, Refused
 from tests.factories import new_job
 

@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from comfy_fleet.agent import Agent, HttpNodes
+from comfy_fleet.agent.agent_check_server import _Question
+from comfy_fleet.agent.node_source import parse_nodes
 from comfy_fleet.agent.reach import Reach
-from comfy_fleet.agent.server import _Question
-from comfy_fleet.agent.source import parse_nodes
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import eventually
@@ -145,7 +145,7 @@ async def test_an_address_of_another_machine_is_told_as_such(clock: Clock, addre
 async def test_who_still_asks_when_it_stops_is_not_kept(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.agent.server._QUESTION_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr("comfy_fleet.agent.agent_check_server._QUESTION_TIMEOUT_S", 3600.0)
     agent = Agent(Told(G1), reach=Trusting(), host="127.0.0.1", port=0, clock=clock)
     await agent.start()
     await agent.heard()
@@ -161,7 +161,7 @@ async def test_who_still_asks_when_it_stops_is_not_kept(
 
 
 async def test_a_question_without_an_end_is_given_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfy_fleet.agent.server._QUESTION_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("comfy_fleet.agent.agent_check_server._QUESTION_TIMEOUT_S", 0.05)
     agent = Agent(Told(G1), reach=Trusting(), host="127.0.0.1", port=0, clock=clock)
     await agent.start()
     await agent.heard()

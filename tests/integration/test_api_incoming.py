@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.api.incoming import Pace
+from comfy_fleet.api.incoming import BodyPace
 from tests.integration.api_kit import Api, running
 
-PACE = Pace(window_s=1.0, window_bytes=1000, linger_s=0.3)
+PACE = BodyPace(window_s=1.0, window_bytes=1000, linger_s=0.3)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.bootstrap import open_stores
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
 from tests.children import mortal
 from tests.conftest import free_port

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.worker import RqWorker
+from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.api.reference import ANSWERS
-from comfy_fleet.domain.inventory import parse
-from comfy_fleet.domain.job import JobError, JobStatus
-from comfy_fleet.domain.node import Reading
+from comfy_fleet.domain.graphs.inventory import parse
+from comfy_fleet.domain.jobs.job import JobError, JobStatus
+from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.settings import packaged
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running, upload

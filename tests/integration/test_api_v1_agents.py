@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.hosts import MAX_HOSTS
-from comfy_fleet.domain.orphans import MOST_SHOWN
+from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
 from tests.integration.api_kit import Api, running
 from tests.integration.redis_kit import claim, submit
 

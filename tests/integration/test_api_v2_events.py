@@ -13,8 +13,8 @@ import pytest
 from comfy_low.sse import SSEDecoder
 from redis.asyncio import Redis
 
-from comfy_fleet.domain.job import JobError, JobStatus, Progress
-from comfy_fleet.services.watch import Pace
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
+from comfy_fleet.services.job_watch import StreamPace
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, running
 
@@ -29,8 +29,8 @@ async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Ap
 @pytest.fixture
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only events move a stream: it never looks at the record again."""
-    never = Pace(progress_s=3600, position_s=3600, reread_s=3600, alive_s=3600)
-    monkeypatch.setattr("comfy_fleet.services.watch.Pace", lambda: never)
+    never = StreamPace(progress_s=3600, position_s=3600, reread_s=3600, alive_s=3600)
+    monkeypatch.setattr("comfy_fleet.services.job_watch.StreamPace", lambda: never)
 
 
 class Stream:
@@ -142,8 +142,10 @@ async def test_progress_is_throttled_and_ends_on_the_newest(api: Api) -> None:
 
 
 async def test_queue_positions_move(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    patient = Pace(reread_s=3600, alive_s=3600)  # whatever else it looks for would bring the position along
-    monkeypatch.setattr("comfy_fleet.services.watch.Pace", lambda: patient)
+    patient = StreamPace(
+        reread_s=3600, alive_s=3600
+    )  # whatever else it looks for would bring the position along
+    monkeypatch.setattr("comfy_fleet.services.job_watch.StreamPace", lambda: patient)
     first, second = await api.submit(GRAPH), await api.submit(GRAPH)
     async with following(api, second) as stream:
         await stream.count(1)

@@ -12,9 +12,9 @@ import pytest
 from comfy_low.models import Job as SdkJob
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.secrets import SecretBox
-from comfy_fleet.domain.job import JobError, JobStatus, Progress
-from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.adapters.system.secret_box import SecretBox
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
+from comfy_fleet.services.node_directory import NodeDirectory
 from tests.factories import GRAPH, picture
 from tests.integration.api_kit import Api, code, running
 
@@ -258,7 +258,7 @@ async def test_a_graph_goes_to_the_nodes_that_can_run_it(ready: Api) -> None:
     record = await ready.stores.jobs.get(job["id"])
     assert record is not None
     assert record.placement.nodes == frozenset()
-    atlas = Atlas(ready.stores.nodes, ready.stores.inventories)
+    atlas = NodeDirectory(ready.stores.nodes, ready.stores.inventories)
     await atlas.look()
     await atlas.learn([record.placement])
     assert atlas.able(record.placement) == {"g2", "g3"}  # nobody knows what g2 has

@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters import files as files_module
 from comfy_fleet.adapters.files import FileAssetStore
-from comfy_fleet.domain.asset import Asset
 from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
+from comfy_fleet.domain.jobs.asset import Asset
 
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
 

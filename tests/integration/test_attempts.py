@@ -7,11 +7,11 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.job import Job, JobError, JobStatus, Progress
-from comfy_fleet.domain.run import Run
-from comfy_fleet.domain.run_messages import PostAnswered, QueueAnswered
-from comfy_fleet.services.measure import Measure
-from comfy_fleet.services.watch import Seen, Status, watch
+from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Progress
+from comfy_fleet.domain.jobs.run import Run
+from comfy_fleet.domain.jobs.run_messages import PostAnswered, QueueAnswered
+from comfy_fleet.services.job_watch import Seen, Status, watch
+from comfy_fleet.services.run_metrics import Measure
 from comfy_fleet.sim import SimTiming
 from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.domain.job import Job, JobStatus
+from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.ports import Claim
-from comfy_fleet.services.measure import Measure, Measured
+from comfy_fleet.services.run_metrics import Measure, Measured
 from comfy_fleet.sim import SimTiming
 from tests.factories import picture
 from tests.fleet import Fleet, fleet_of, until

@@ -13,11 +13,11 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 
-from comfy_fleet.adapters.comfyui.http import NodeClient
 from comfy_fleet.adapters.comfyui.lease import LeaseClient, WebsocketLease
+from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.domain.errors import NodeError, NoRoom, OutputGone, OutputRefused
-from comfy_fleet.domain.outputs import FileRef
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.outputs import FileRef
+from comfy_fleet.domain.jobs.run import (
     AskFailed,
     AskHistory,
     AskQueue,

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.redis_server import program
+from comfy_fleet.adapters.system.redis_program import program
 from tests.children import mortal
 from tests.comfyui_server import interpreter
 from tests.conftest import free_port

@@ -13,12 +13,12 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.disk import Disk
 from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom, NotFound
-from comfy_fleet.domain.graph import asset_reference
-from comfy_fleet.domain.job import JobStatus
-from comfy_fleet.services import collect
+from comfy_fleet.domain.graphs.graph import asset_reference
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.services import collector
 from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until
 from tests.integration.api_kit import code, running, upload
@@ -51,7 +51,7 @@ class Quota:
             return look(disk)
 
         monkeypatch.setattr(Disk, "room", room)
-        monkeypatch.setattr(collect, "ROOM_GAP_S", 0.02)
+        monkeypatch.setattr(collector, "ROOM_GAP_S", 0.02)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ async def test_a_run_that_waits_for_room_can_be_canceled_and_others_go_on(
 async def test_not_more_runs_than_memory_holds_wait_for_room(
     redis_port: int, quota: Quota, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.services.dispatch.WAITING", 2)
+    monkeypatch.setattr("comfy_fleet.services.dispatcher.WAITING", 2)
     async with fleet_of(redis_port, "g1") as fleet:
         quota.full = True
         jobs = [await fleet.submit(picture(n)) for n in range(30)]

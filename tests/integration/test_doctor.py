@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.cli.checks import Finding, Verdict
 from comfy_fleet.cli.console import FleetConsole
 from comfy_fleet.cli.doctor import listing
+from comfy_fleet.cli.doctor_checks import Finding, Severity
 from comfy_fleet.cli.up.programs import find_haproxy
 from tests.conftest import free_port
 
@@ -52,7 +52,7 @@ def test_the_table_fits_80_columns_and_says_what_to_do(tmp_path: Path) -> None:
     console = FleetConsole()
     console.width, console.file = 80, StringIO()
     console.print(
-        listing([Finding(check="Redis AOF", verdict=Verdict.WARN, found="a b " * 40, do="c d " * 40)])
+        listing([Finding(check="Redis AOF", verdict=Severity.WARN, found="a b " * 40, do="c d " * 40)])
     )
     assert max(map(len, console.file.getvalue().splitlines())) <= 80
 

@@ -6,11 +6,11 @@ from itertools import count, pairwise
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.domain.eligibility import GIB, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow
-from comfy_fleet.domain.graph import check
-from comfy_fleet.domain.job import Job, JobStatus, Placement
-from comfy_fleet.services.care import REST_S
+from comfy_fleet.domain.graphs.graph import check
+from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
+from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
+from comfy_fleet.services.failure_policy import REST_S
 from comfy_fleet.sim import SimTiming
 from tests.factories import picture, sampled, with_model
 from tests.fleet import fleet_of, until
@@ -28,12 +28,12 @@ async def test_a_job_reaches_only_nodes_that_have_its_files(redis_port: int) -> 
         for name in "ab":
             await fleet.verdict(name)
         known = await fleet.keeper()
-        jobs = [await fleet.send(known, sampled(seed=i), Wish()) for i in range(6)]
+        jobs = [await fleet.send(known, sampled(seed=i), PlacementRequest()) for i in range(6)]
         ended = [await fleet.ended(job.id) for job in jobs]
         assert {(job.status, job.node, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, "b", 0)}
         assert not any(job.placement.without for job in ended)  # the other one was never even asked
         with pytest.raises(InvalidWorkflow, match=r"no node has `checkpoints/none.ckpt`"):
-            await known.placement(check(sampled(file="none.ckpt")), Wish())
+            await known.placement(check(sampled(file="none.ckpt")), PlacementRequest())
 
 
 async def test_a_node_that_joins_takes_jobs_that_wait(redis_port: int) -> None:
@@ -44,7 +44,7 @@ async def test_a_node_that_joins_takes_jobs_that_wait(redis_port: int) -> None:
             await fleet.verdict(name)
         known = await fleet.keeper()
         await fleet.stores.nodes.cordon("b", reason="maintenance")
-        job = await fleet.send(known, sampled(), Wish())
+        job = await fleet.send(known, sampled(), PlacementRequest())
         assert await known.waiting_for(job) == "node b is drained: maintenance"
         await fleet.add_sim("c", models=with_model(1))
         done = await fleet.ended(job.id)
@@ -57,7 +57,7 @@ async def test_a_node_that_lost_a_file_never_sees_the_job(redis_port: int) -> No
         await fleet.verdict("a")
         known = await fleet.keeper()
         await fleet.stores.nodes.cordon("a", reason="models")
-        job = await fleet.send(known, sampled(), Wish())
+        job = await fleet.send(known, sampled(), PlacementRequest())
         assert job.placement == Placement()  # every node had it
         await fleet.add_sim("b", models=with_model(1, "other.safetensors"))
         await until(lambda: known.known == {"a", "b"}, what="b is read")
@@ -83,7 +83,9 @@ async def test_a_refusal_has_the_node_read_again(redis_port: int) -> None:
         ended: list[Job] = []
         async with asyncio.timeout(40):
             while (await fleet.state("a")).reading.read_at == before:  # one of them is offered to it first
-                ended.append(await fleet.ended((await fleet.send(known, picture(len(ended)), Wish())).id))
+                ended.append(
+                    await fleet.ended((await fleet.send(known, picture(len(ended)), PlacementRequest())).id)
+                )
         assert {(job.status, job.node, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, "b", 0)}
 
 
@@ -95,18 +97,21 @@ async def test_jobs_spill_into_the_next_pool_when_the_first_is_full(redis_port: 
         for name in ("big", "small"):
             await fleet.verdict(name)
         known = await fleet.keeper()
-        lone = await fleet.send(known, picture(1), Wish(pool="big", spill_to=("default",)))
+        lone = await fleet.send(known, picture(1), PlacementRequest(pool="big", spill_to=("default",)))
         assert (await fleet.ended(lone.id)).node == "big"
         nodes: set[str | None] = set()
         seeds = count(10)
         async with asyncio.timeout(40):
             while "small" not in nodes:
                 spilling = [
-                    await fleet.send(known, picture(next(seeds)), Wish(prefer="big")) for _ in range(4)
+                    await fleet.send(known, picture(next(seeds)), PlacementRequest(prefer="big"))
+                    for _ in range(4)
                 ]
                 nodes |= {(await fleet.ended(job.id)).node for job in spilling}
         assert nodes == {"big", "small"}
-        required = [await fleet.send(known, picture(next(seeds)), Wish(pool="big")) for _ in range(3)]
+        required = [
+            await fleet.send(known, picture(next(seeds)), PlacementRequest(pool="big")) for _ in range(3)
+        ]
         assert {(await fleet.ended(job.id)).node for job in required} == {"big"}
 
 
@@ -118,7 +123,7 @@ async def test_no_job_spills_while_the_first_pool_has_a_free_node(redis_port: in
             await fleet.verdict(name)
         known = await fleet.keeper()
         for seed in range(20):
-            job = await fleet.send(known, picture(seed), Wish(pool="big", spill_to=("default",)))
+            job = await fleet.send(known, picture(seed), PlacementRequest(pool="big", spill_to=("default",)))
             for _ in range(3):  # several reasons to look for a node for the same job
                 fleet.dispatchers[0].dispatcher._seekers.wanted(job.placement)
             assert (await fleet.ended(job.id)).node == "big"
@@ -131,12 +136,16 @@ async def test_out_of_memory_goes_to_a_larger_card_and_is_remembered(redis_port:
         for name in fleet.sims:
             await fleet.verdict(name)
         known = await fleet.keeper()
-        jobs = [await fleet.send(known, sampled(seed=i), Wish(), profile="big") for i in range(12)]
+        jobs = [
+            await fleet.send(known, sampled(seed=i), PlacementRequest(), profile="big") for i in range(12)
+        ]
         ended = [await fleet.ended(job.id) for job in jobs]
         assert {(job.status, job.node) for job in ended} == {(JobStatus.SUCCEEDED, "large")}
         tries = sum(sim.stats.failed for sim in fleet.sims.values())
         assert tries <= 4, "each small card is tried once, or twice side by side"
-        later = await fleet.ended((await fleet.send(known, sampled(seed=99), Wish(), profile="big")).id)
+        later = await fleet.ended(
+            (await fleet.send(known, sampled(seed=99), PlacementRequest(), profile="big")).id
+        )
         assert later.node == "large"
         assert sum(sim.stats.failed for sim in fleet.sims.values()) == tries
 
@@ -148,7 +157,7 @@ async def test_out_of_memory_on_the_largest_card_fails_in_clear_words(redis_port
         for name in fleet.sims:
             await fleet.verdict(name)
         known = await fleet.keeper()
-        failed = await fleet.ended((await fleet.send(known, sampled(), Wish())).id)
+        failed = await fleet.ended((await fleet.send(known, sampled(), PlacementRequest())).id)
         assert failed.status is JobStatus.FAILED and failed.error
         assert failed.error.code == "out_of_memory"
         assert "out of memory on large (24 GiB), the largest node that can run it" in failed.error.message
@@ -164,7 +173,9 @@ async def test_a_card_that_others_have_filled_is_no_sink_for_waiting_jobs(redis_
             await fleet.verdict(name)
         known = await fleet.keeper()
         # Nobody tells HAProxy here that the card is full: a job that fails at once makes room for the next.
-        jobs = [await fleet.send(known, sampled(seed=i), Wish(), profile=f"p{i}") for i in range(8)]
+        jobs = [
+            await fleet.send(known, sampled(seed=i), PlacementRequest(), profile=f"p{i}") for i in range(8)
+        ]
         ended = [await fleet.ended(job.id) for job in jobs]
         assert {(job.status, job.node) for job in ended} == {(JobStatus.SUCCEEDED, "free")}
         tries = [start for start, _, _ in fleet.sims["shared"].stats.intervals]
@@ -185,7 +196,9 @@ async def test_a_node_on_which_everything_fails_is_quarantined_until_it_restarts
             while not (bad := await fleet.state("bad")).quarantined:
                 seed = len(jobs)
                 jobs.append(
-                    await fleet.send(known, picture(seed), Wish(), profile=f"p{seed}", max_attempts=5)
+                    await fleet.send(
+                        known, picture(seed), PlacementRequest(), profile=f"p{seed}", max_attempts=5
+                    )
                 )
         for job in jobs:
             assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED

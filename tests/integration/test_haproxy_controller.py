@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from comfy_fleet.adapters.haproxy.apply import apply, check
+from comfy_fleet.adapters.haproxy.config_apply import apply, check
+from comfy_fleet.adapters.haproxy.config_render import Rendered, files, render
 from comfy_fleet.adapters.haproxy.controller import Controller
-from comfy_fleet.adapters.haproxy.entries import pools_of
 from comfy_fleet.adapters.haproxy.process import only_one
-from comfy_fleet.adapters.haproxy.render import Rendered, files, render
+from comfy_fleet.adapters.haproxy.server_lines import pools_of
 from comfy_fleet.domain.errors import ConfigError, FleetError
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings, packaged
 from tests.integration.haproxy_kit import MemoryRegistry, TinyNode, eventually, make_settings, running
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from comfy_fleet.adapters.haproxy.render import files
+from comfy_fleet.adapters.haproxy.config_render import files
 from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.settings import Settings
 from tests.integration.haproxy_kit import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from comfy_fleet.domain.node import Node
-from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.node import Node
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import Broker, MemoryRegistry, TinyNode, eventually, raw_request, running
 
@@ -364,7 +364,7 @@ async def test_an_agent_without_news_undoes_no_drain_and_makes_none(
 
 def _holds(fleet: Broker) -> bool:
     said = fleet.agent.answer("g1")
-    return said is not None and said.word is Word.HOLD
+    return said is not None and said.word is Readiness.HOLD
 
 
 async def test_a_new_node_waits_for_its_agent(tmp_path: Path, nodes: dict[str, TinyNode]) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from comfy_fleet.adapters.haproxy.entries import entries_of
+from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.haproxy.runtime import Runtime
-from comfy_fleet.adapters.places import check_place
+from comfy_fleet.adapters.haproxy.server_lines import entries_of
 from comfy_fleet.agent.reach import Reach
 from comfy_fleet.domain.errors import BrokerError, Conflict
-from comfy_fleet.domain.job import JobStatus
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
 from tests.fleet import fleet_of

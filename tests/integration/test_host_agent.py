@@ -16,10 +16,10 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.agent.main import AgentOptions, run
-from comfy_fleet.dispatch_main import open_dispatcher
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.job import JobStatus
-from comfy_fleet.domain.supervise import Limits
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.nodes.process_supervision import RestartLimits
+from comfy_fleet.processes.dispatcher import open_dispatcher
 from comfy_fleet.settings import Settings
 from tests.children import mortal
 from tests.factories import GRAPH, new_job
@@ -126,7 +126,7 @@ async def test_a_killed_comfyui_takes_jobs_again_within_its_start_and_two_second
 async def test_a_frozen_comfyui_is_killed_and_started_again(
     redis: Redis, redis_port: int, tmp_path: Path
 ) -> None:
-    limits = Limits(frozen_s=2)
+    limits = RestartLimits(frozen_s=2)
     async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, limits=limits)) as host:
         await host.said(NODE, "ready")
         pid = (await host.report(NODE))["pid"]
@@ -188,7 +188,9 @@ async def test_a_comfyui_whose_worker_died_is_killed_and_its_job_runs_elsewhere(
 async def test_a_model_load_that_starves_the_event_loop_is_not_frozen(
     redis: Redis, redis_port: int, tmp_path: Path, number: signal.Signals
 ) -> None:
-    async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, limits=Limits(frozen_s=2))) as host:
+    async with host_of(
+        redis_port, tmp_path, supervision=cpu(tmp_path, limits=RestartLimits(frozen_s=2))
+    ) as host:
         await host.said(NODE, "ready")
         pid = (await host.report(NODE))["pid"]
         os.kill(pid, number)
@@ -207,7 +209,7 @@ async def test_a_model_load_that_starves_the_event_loop_is_not_frozen(
 async def test_a_leaking_comfyui_is_recycled_when_nobody_needs_it(
     redis: Redis, redis_port: int, tmp_path: Path
 ) -> None:
-    limits = Limits(rss_bytes=400 * 2**20)
+    limits = RestartLimits(rss_bytes=400 * 2**20)
     async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, limits=limits)) as host:
         await host.said(NODE, "ready")
         leak = tmp_path / "comfyui" / NODE / "leak"
@@ -228,7 +230,7 @@ async def test_a_leaking_comfyui_is_recycled_when_nobody_needs_it(
 async def test_a_comfyui_is_recycled_after_so_many_jobs_but_not_while_it_works(
     redis: Redis, redis_port: int, tmp_path: Path
 ) -> None:
-    supervision = cpu(tmp_path, "--job-s", "5", limits=Limits(jobs=1))
+    supervision = cpu(tmp_path, "--job-s", "5", limits=RestartLimits(jobs=1))
     async with host_of(redis_port, tmp_path, supervision=supervision) as host:
         await host.said(NODE, "ready")
         url = (await host.state(NODE)).node.url
@@ -253,7 +255,7 @@ async def test_worn_comfyuis_of_one_host_are_recycled_one_after_the_other(
     redis: Redis, redis_port: int, tmp_path: Path
 ) -> None:
     names = [f"{NODE}-{n}" for n in (0, 1)]
-    supervision = cpu(tmp_path, "--slow-start", "1", limits=Limits(jobs=2), per_gpu=2)
+    supervision = cpu(tmp_path, "--slow-start", "1", limits=RestartLimits(jobs=2), per_gpu=2)
     async with host_of(redis_port, tmp_path, supervision=supervision) as host:
         for name in names:
             await host.said(name, "ready")

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.dispatch_main import open_dispatcher
-from comfy_fleet.domain.job import Job, JobStatus
+from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.processes.dispatcher import open_dispatcher
 from tests.children import mortal
 from tests.comfyui_server import interpreter
 from tests.factories import new_job

@@ -11,7 +11,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from comfy_fleet.cli.up.nodes import fleet
-from comfy_fleet.domain.vram import CONTEXT_BYTES, GIB
+from comfy_fleet.domain.nodes.vram import CONTEXT_BYTES, GIB
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.conftest import free_port
 from tests.integration.agent_kit import SOURCE, Host, host_of

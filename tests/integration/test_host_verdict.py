@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.agent.main import AgentOptions, Beside, run
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.children import mortal
 from tests.conftest import free_port

@@ -14,9 +14,9 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
-from comfy_fleet.adapters.comfyui.http import NodeClient
+from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.cli.app import build
-from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.sim import SimTiming
 from tests.factories import picture
 from tests.fleet import Fleet, fleet_of, until

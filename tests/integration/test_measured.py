@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.domain.eligibility import Wish
-from comfy_fleet.domain.host import Heartbeat, NodeReport
-from comfy_fleet.domain.job import JobStatus
-from comfy_fleet.domain.speed import ENOUGH
-from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.eligibility import PlacementRequest
+from comfy_fleet.domain.nodes.host import Heartbeat, NodeReport
+from comfy_fleet.domain.nodes.speed import ENOUGH
 from comfy_fleet.sim import SimTiming
 from tests.factories import GB, picture, sampled, with_model
 from tests.fleet import Fleet, fleet_of, until
@@ -85,7 +85,7 @@ async def test_models_are_remembered_until_they_can_t_be_in_memory_any_more(
         nodes = fleet.stores.nodes
 
         async def run(file: str, seed: int) -> None:
-            job = await fleet.send(known, sampled(file=file, seed=seed), Wish())
+            job = await fleet.send(known, sampled(file=file, seed=seed), PlacementRequest())
             assert (await fleet.ended(job.id)).status is JobStatus.SUCCEEDED
 
         assert await nodes.models("g1") == []
@@ -100,7 +100,7 @@ async def test_models_are_remembered_until_they_can_t_be_in_memory_any_more(
         await nodes.strike("g1", kind="oom", limit=9, reason="")
         assert await nodes.models("g1") == []
         await run("m.safetensors", 5)
-        report = NodeReport(name="g1", word=Word.READY)
+        report = NodeReport(name="g1", word=Readiness.READY)
         said = Heartbeat(host="c", instance="1", central=True, nodes=[report])
         await fleet.stores.hosts.beat(said, now=1)
         assert await nodes.models("g1") != []
@@ -126,7 +126,7 @@ async def test_runs_that_load_a_model_say_nothing_about_the_gpu(redis_port: int)
             if seed == 20:
                 await fleet.sims["b"].restart()
                 await fleet.stores.nodes.started("b")
-            job = await fleet.send(known, sampled(seed=seed), Wish())
+            job = await fleet.send(known, sampled(seed=seed), PlacementRequest())
             await fleet.ended(job.id)
         for name in ("a", "b"):
             speed = (await fleet.state(name)).node.speed

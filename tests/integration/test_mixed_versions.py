@@ -31,12 +31,12 @@ from comfy_fleet.api.main import build
 from comfy_fleet.api.v1_health import not_ready
 from comfy_fleet.bootstrap import Stores, check_schema, open_nodes
 from comfy_fleet.domain.errors import ConfigError, Outdated
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat
-from comfy_fleet.domain.inventory import ClassInfo, Inventory
-from comfy_fleet.domain.job import Job, JobError, JobFilter, JobStatus, Placement
-from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
+from comfy_fleet.domain.jobs.job import Job, JobError, JobFilter, JobStatus, Placement
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
 from comfy_fleet.ports import Claim
-from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.settings import Settings
 from tests.factories import new_job, picture
 from tests.fleet import fleet_of, until
@@ -140,7 +140,7 @@ async def test_data_of_another_version_opens_and_goes_on(
     # What nodes have was packed in another form: they are asked anew.
     assert await stores.inventories.load(g1.reading.inventory) is None
     assert (await stores.nodes.states())[0].reading.wanted
-    await Atlas(stores.nodes, stores.inventories).look()
+    await NodeDirectory(stores.nodes, stores.inventories).look()
 
     async def ends(run: Any) -> None:
         status = await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
@@ -169,7 +169,9 @@ async def test_fields_of_a_newer_version_in_what_a_gpu_host_says(stores: Stores)
         await stores.hosts.admit(host, host)
         joining = Joining(name=name, url=f"http://127.0.0.1:{9000 + ord(name)}", agent="127.0.0.1:9")
         await stores.hosts.join(host, joining, now=1.0)
-    reports = {name: NodeReport(name=name, word=Word.READY, seat=Seat(gpu="GPU-1")) for name in ("a", "b")}
+    reports = {
+        name: NodeReport(name=name, word=Readiness.READY, seat=Seat(gpu="GPU-1")) for name in ("a", "b")
+    }
     await stores.hosts.beat(Heartbeat(host="h1", instance="h1", nodes=(reports["a"],)), now=1.0)
     at, _, seat = (await client.hget("fleet:gpu:GPU-1", "a")).decode().partition(" ")
     await client.hset("fleet:gpu:GPU-1", "a", f"{at} {grown(seat)}")

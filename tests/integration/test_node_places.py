@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters import places
+from comfy_fleet.adapters.comfyui import node_address
 from comfy_fleet.agent.reach import Reach
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from tests.conftest import free_port
 from tests.integration.api_kit import Api, running
 
@@ -74,7 +74,7 @@ async def test_a_resolver_that_does_not_answer_holds_nobody_up(
     async def getaddrinfo(*_: Any, **__: Any) -> Any:
         return await asyncio.shield(never)
 
-    monkeypatch.setattr(places, "_RESOLVE_S", 0.05)
+    monkeypatch.setattr(node_address, "_RESOLVE_S", 0.05)
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     assert (await add(api, "b", f"http://localhost:{port}"))[0] == 201
     never.cancel()

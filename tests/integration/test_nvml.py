@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.nvml import NvmlReader
-from comfy_fleet.domain.gpu import Gpus, Memory, Nvml, Process, Recovery, Throttle
-from comfy_fleet.domain.verdict import Word
-from comfy_fleet.domain.vram import MIB, Claim, Source, usage
-from comfy_fleet.domain.vram_verdict import State, judge
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.gpu import GpuProcess, Gpus, Memory, Nvml, Recovery, Throttle
+from comfy_fleet.domain.nodes.gpu_assessment import State, assess
+from comfy_fleet.domain.nodes.vram import MIB, MemoryClaim, Source, usage
 
 ROOT = Path(__file__).parents[2]
 CARD = "gpu 0\nset total 24576\nset reserved 400\nset used 9000\n"
@@ -102,16 +102,16 @@ def test_memory_by_process_each_process_once(watch: Callable[..., Watcher]) -> N
     assert (gpu.uuid, gpu.name) == (UUID, "NVIDIA Stand-in")
     assert gpu.memory == Memory(total=24576 * MIB, used=9000 * MIB, free=15176 * MIB, reserved=400 * MIB)
     assert gpu.processes == (
-        Process(pid=1000001, used=6000 * MIB),
-        Process(pid=1000002, used=300 * MIB),
-        Process(pid=1000003, used=700 * MIB),
+        GpuProcess(pid=1000001, used=6000 * MIB),
+        GpuProcess(pid=1000002, used=300 * MIB),
+        GpuProcess(pid=1000003, used=700 * MIB),
     )
 
 
 def test_hidden_bytes_and_hidden_processes_are_told_apart(watch: Callable[..., Watcher]) -> None:
     watcher = watch()
     (gpu,) = watcher.look(CARD + "proc c 1000001 -1\n").gpus
-    assert gpu.processes == (Process(pid=1000001, used=None),)
+    assert gpu.processes == (GpuProcess(pid=1000001, used=None),)
     (gpu,) = watcher.look(CARD).gpus
     assert gpu.processes == ()
     (gpu,) = watcher.look(CARD + "fail procs 4\n").gpus
@@ -123,7 +123,7 @@ def test_a_process_of_this_machine_is_named(watch: Callable[..., Watcher]) -> No
     (gpu,) = watch().look(CARD + f"proc c {os.getpid()} 100\n").gpus
     comm = Path("/proc/self/comm").read_text().strip()
     host = str(Path("/proc/self/ns/pid").readlink()) == "pid:[4026531836]"
-    assert gpu.processes == (Process(pid=os.getpid(), used=100 * MIB, name=comm if host else ""),)
+    assert gpu.processes == (GpuProcess(pid=os.getpid(), used=100 * MIB, name=comm if host else ""),)
 
 
 READINGS = """set util 97
@@ -178,7 +178,7 @@ def test_any_reading_may_be_missing_alone(
 def test_an_old_driver_tells_what_it_can(watch: Callable[..., Watcher]) -> None:
     (gpu,) = watch("-DOLD_DRIVER").look(CARD + READINGS + "proc c 1000001 6000\n").gpus
     assert gpu.memory == Memory(total=24576 * MIB, used=9400 * MIB, free=15176 * MIB)
-    assert gpu.processes == (Process(pid=1000001, used=6000 * MIB),)
+    assert gpu.processes == (GpuProcess(pid=1000001, used=6000 * MIB),)
     assert gpu.temperature_c == 83
     assert (gpu.recovery, gpu.remap_failed) == (None, None)
     assert gpu.reset_pending is False  # by retired pages alone
@@ -259,7 +259,7 @@ def test_mig_instances_have_memory_and_processes_of_their_own(watch: Callable[..
     assert one.uuid.startswith("MIG-00")
     assert one.memory is not None
     assert one.memory.total == 12000 * MIB
-    assert one.processes == (Process(pid=1000001, used=400 * MIB),)
+    assert one.processes == (GpuProcess(pid=1000001, used=400 * MIB),)
     assert (two.index, two.processes) == (2, ())
     assert one.parent == gpu.uuid
     assert (one.temperature_c, one.utilisation) == (83, None)  # heat is the whole card's
@@ -272,8 +272,8 @@ def test_xids_are_heard_and_kept(watch: Callable[..., Watcher]) -> None:
     assert watcher.look(CARD + "xid 31\nxid 79\nxid 31\n").gpus[0].xids == (31, 79)
     (gpu,) = watcher.look().gpus
     assert gpu.xids == (31, 79)
-    told, _ = judge(gpu, usage(gpu, []), State(), now_s=0)
-    assert told.word is Word.DRAIN
+    told, _ = assess(gpu, usage(gpu, []), State(), now_s=0)
+    assert told.word is Readiness.DRAIN
     assert "Xid 79" in told.why
     two = CARD + "xid 79\n" + CARD.replace("gpu 0", "gpu 1")
     for text in (
@@ -302,7 +302,7 @@ def test_a_driver_that_hangs_holds_nothing_up(watch: Callable[..., Watcher]) -> 
 
 def test_a_foreign_process_drains_the_node_at_the_next_look(watch: Callable[..., Watcher]) -> None:
     watcher = watch()
-    claim = Claim(node="g1", pids=frozenset({1000001}))
+    claim = MemoryClaim(node="g1", pids=frozenset({1000001}))
     warm = CARD.replace("9000", "20000") + "proc c 1000001 19800\n"
     state = State()
     told = []
@@ -311,9 +311,9 @@ def test_a_foreign_process_drains_the_node_at_the_next_look(watch: Callable[...,
         (gpu,) = watcher.look(text).gpus
         use = usage(gpu, [claim])
         assert use.source is Source.PROCESSES
-        judgement, state = judge(gpu, use, state, now_s=now)
+        judgement, state = assess(gpu, use, state, now_s=now)
         told.append(judgement.word)
-    assert told == [Word.READY, Word.DRAIN, Word.DRAIN]
+    assert told == [Readiness.READY, Readiness.DRAIN, Readiness.DRAIN]
 
 
 def test_the_cost_of_a_look(watch: Callable[..., Watcher]) -> None:
@@ -400,7 +400,10 @@ def test_a_real_process_is_foreign_until_it_is_claimed(real: NvmlReader) -> None
     try:
         assert holder.stdout.readline() == "held\n"
         (after,) = (one for one in real.read().usable() if one.uuid == gpu.uuid)
-        foreign, claimed = usage(after, []), usage(after, [Claim(node="g1", pids=frozenset({holder.pid}))])
+        foreign, claimed = (
+            usage(after, []),
+            usage(after, [MemoryClaim(node="g1", pids=frozenset({holder.pid}))]),
+        )
         assert foreign.foreign is not None
         assert foreign.foreign >= gpu.memory.used + 2**30
         if claimed.source is Source.PROCESSES:

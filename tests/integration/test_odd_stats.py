@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.comfyui.lenient import decode
+from comfy_fleet.adapters.comfyui.json_lenient import decode
 from tests.integration.api_kit import Info, running
 
 RECORDED = (Path(__file__).parents[1] / "recordings" / "GET_system_stats.json").read_text()

@@ -11,17 +11,17 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.comfyui.http import NODE, NodeClient
-from comfy_fleet.adapters.disk import Disk
+from comfy_fleet.adapters.comfyui.node_client import NODE, NodeClient
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import ServerClock
+from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.connections import close
 from comfy_fleet.domain.errors import NodeError, OutputGone, OutputLimit, OutputRefused
-from comfy_fleet.domain.job import JobStatus
-from comfy_fleet.domain.outputs import FileRef, find_outputs
-from comfy_fleet.services import collect
-from comfy_fleet.services.collect import Collector, OutputLimits, Sharing
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.jobs.outputs import FileRef, find_outputs
+from comfy_fleet.services import collector
+from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
 from comfy_fleet.sim import SimTiming
 from tests.conftest import free_port
 from tests.factories import picture
@@ -210,11 +210,11 @@ def named(*names: str, temp: str = "") -> Any:
 async def test_a_file_without_an_end_is_given_up_and_leaves_nothing(
     stores: Stores, tmp_path: Path, name: str, limits: dict[str, Any], limit: str
 ) -> None:
-    async with hostile(stores, tmp_path, **limits) as (node, collector):
-        collector.add(named("good.png"))
-        assert await collector.settled() == []
-        collector.add(named("good.png", name))
-        (error,) = await collector.settled()
+    async with hostile(stores, tmp_path, **limits) as (node, outputs):
+        outputs.add(named("good.png"))
+        assert await outputs.settled() == []
+        outputs.add(named("good.png", name))
+        (error,) = await outputs.settled()
         assert isinstance(error, OutputLimit) and error.details["limit"] == limit
         assert node.asked.count(name) == 1
         assert node.sent < 64 * 2**20
@@ -224,27 +224,27 @@ async def test_a_file_without_an_end_is_given_up_and_leaves_nothing(
 async def test_not_yet_never_and_does_not_matter_are_told_apart(
     stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "LATE_S", 1.0)
-    async with hostile(stores, tmp_path) as (node, collector):
-        collector.add(named("good.png", "late.png", temp="gone.png"))
-        assert await collector.settled() == []
+    monkeypatch.setattr(collector, "LATE_S", 1.0)
+    async with hostile(stores, tmp_path) as (node, outputs):
+        outputs.add(named("good.png", "late.png", temp="gone.png"))
+        assert await outputs.settled() == []
         assert node.asked.count("late.png") == 4
-    async with hostile(stores, tmp_path) as (node, collector):
-        collector.add(named("a..b.png", "good.png"))
-        (error,) = await collector.settled()
+    async with hostile(stores, tmp_path) as (node, outputs):
+        outputs.add(named("a..b.png", "good.png"))
+        (error,) = await outputs.settled()
         assert isinstance(error, OutputRefused) and "'a..b.png'" in str(error)
         assert node.asked.count("a..b.png") == 1
-    async with hostile(stores, tmp_path) as (node, collector):
-        collector.add(named(temp="gone.png"))
-        (error,) = await collector.settled()
+    async with hostile(stores, tmp_path) as (node, outputs):
+        outputs.add(named(temp="gone.png"))
+        (error,) = await outputs.settled()
         assert isinstance(error, OutputGone)  # the preview is all that there is
 
 
 async def test_a_text_of_any_length_stays_out_of_the_records(stores: Stores, tmp_path: Path) -> None:
-    async with hostile(stores, tmp_path) as (_, collector):
+    async with hostile(stores, tmp_path) as (_, outputs):
         items = find_outputs("7", {"text": ["x" * 3_000_000]})
-        collector.add(items)
-        assert await collector.settled() == []
+        outputs.add(items)
+        assert await outputs.settled() == []
         largest = 0
         async for key in stores.redis.scan_iter("*"):
             largest = max(largest, await stores.redis.memory_usage(key) or 0)
@@ -252,10 +252,10 @@ async def test_a_text_of_any_length_stays_out_of_the_records(stores: Stores, tmp
 
 
 async def test_a_local_error_in_mid_stream_is_not_the_nodes(stores: Stores, tmp_path: Path) -> None:
-    async with hostile(stores, tmp_path) as (_, collector):
+    async with hostile(stores, tmp_path) as (_, outputs):
         ref = FileRef("good.png")
         with pytest.raises(OSError, match="ours") as caught:  # noqa: PT012 - in mid-stream
-            async with collector._nodes.view("g1", ref) as content:
+            async with outputs._nodes.view("g1", ref) as content:
                 async for _ in content.chunks:
                     raise OSError("ours")
         assert not isinstance(caught.value, NodeError)

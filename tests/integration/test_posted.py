@@ -8,12 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.bootstrap import open_secrets
-from comfy_fleet.domain import graph as graphs
-from comfy_fleet.domain.eligibility import Wish
 from comfy_fleet.domain.errors import InvalidWorkflow
-from comfy_fleet.domain.graph import check
-from comfy_fleet.domain.job import Job, JobStatus, Placement
-from comfy_fleet.services.large import LARGE_BYTES
+from comfy_fleet.domain.graphs import graph as graphs
+from comfy_fleet.domain.graphs.graph import check
+from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
+from comfy_fleet.domain.nodes.eligibility import PlacementRequest
+from comfy_fleet.services.large_graphs import LARGE_BYTES
 from comfy_fleet.sim import SimNode
 from tests.factories import GRAPH, sampled, with_model
 from tests.fleet import fleet_of
@@ -49,7 +49,7 @@ async def test_each_node_gets_the_spelling_that_it_lists(redis_port: int, wanted
             assert (done.status, done.node, done.attempt) == (JobStatus.SUCCEEDED, name, 0)
             graph = posted(fleet.sims[name], done)
             assert graph["1"]["inputs"]["ckpt_name"] == spelling
-        assert (await known.placement(check(sampled(file=wanted)), Wish())).needs == ""
+        assert (await known.placement(check(sampled(file=wanted)), PlacementRequest())).needs == ""
 
 
 async def test_what_no_output_reads_is_neither_checked_nor_posted(redis_port: int) -> None:
@@ -62,7 +62,7 @@ async def test_what_no_output_reads_is_neither_checked_nor_posted(redis_port: in
     async with fleet_of(redis_port, "a") as fleet:
         known = await fleet.keeper()
         graph = check({**GRAPH, **orphans}, read=known.read)
-        job = await fleet.submit(graph, placement=await known.placement(graph, Wish()))
+        job = await fleet.submit(graph, placement=await known.placement(graph, PlacementRequest()))
         done = await fleet.ended(job.id)
         assert done.status is JobStatus.SUCCEEDED
         assert posted(fleet.sims["a"], done).keys() == GRAPH.keys()
@@ -119,14 +119,14 @@ async def test_a_class_that_a_node_replaces_runs_there(redis_port: int) -> None:
             "1": {"class_type": "T2IAdapterLoader", "inputs": {"t2i_adapter_name": "sub/depth.pth"}},
             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
         }
-        done = await fleet.ended((await fleet.send(known, graph, Wish())).id)
+        done = await fleet.ended((await fleet.send(known, graph, PlacementRequest())).id)
         assert (done.status, done.node, done.attempt) == (JobStatus.SUCCEEDED, "new", 0), done.error
         (entry,) = fleet.sims["new"].engine.history.values()
         assert entry["prompt"][2]["1"]["class_type"] == "ControlNetLoader"
         assert entry["prompt"][2]["1"]["inputs"] == {"control_net_name": "sub\\depth.pth"}
         graph["1"]["inputs"] = {"t2i_adapter_name": "nothing.pth"}
         with pytest.raises(InvalidWorkflow, match=r"nothing\.pth"):
-            await known.placement(check(graph), Wish())
+            await known.placement(check(graph), PlacementRequest())
 
 
 async def test_a_large_graph_is_made_ready_while_the_dispatcher_does_other_things(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from comfy_fleet.adapters import processes
-from comfy_fleet.adapters.processes import Child, LogFile
-from comfy_fleet.domain.ends import end_of
+from comfy_fleet.adapters.system import child_processes
+from comfy_fleet.adapters.system.child_processes import Child, LogFile
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.nodes.process_end import end_of
 
 
 def python(code: str) -> list[str]:
@@ -145,7 +145,7 @@ async def test_stop_and_wait_before_start() -> None:
 async def test_a_killed_parent_takes_its_children_along() -> None:
     code = (
         "import asyncio, sys\n"
-        "from comfy_fleet.adapters.processes import Child\n"
+        "from comfy_fleet.adapters.system.child_processes import Child\n"
         "async def main():\n"
         "    child = Child('c', [sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         "    await child.start()\n"
@@ -182,7 +182,7 @@ def test_a_log_file_is_there_from_the_first_line_on(tmp_path: Path) -> None:
 
 
 def test_a_log_file_keeps_so_much_and_one_older_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_LOG_BYTES", 20)
+    monkeypatch.setattr(child_processes, "_LOG_BYTES", 20)
     path, older = tmp_path / "child.log", tmp_path / "child.log.1"
     for start in range(2):  # what an earlier process wrote is counted
         log = LogFile(path)

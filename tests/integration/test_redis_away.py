@@ -11,11 +11,11 @@ from redis.backoff import NoBackoff
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
+from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.runs import RedisRunStore
-from comfy_fleet.adapters.replays import RedisReplays
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.domain.job import Job, JobFilter, JobStatus
+from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus
 from comfy_fleet.ports import Claim, Idempotency
 from tests.conftest import free_port
 from tests.integration.api_kit import running

@@ -10,7 +10,7 @@ import pytest
 from comfy_fleet.adapters.redis.client import subscriber
 from comfy_fleet.adapters.redis.events import NODES, RedisEvents
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.job import (
+from comfy_fleet.domain.jobs.job import (
     JobStatus,
     Progress,
 )

@@ -10,10 +10,10 @@ import pytest
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import Conflict, NotFound, StoreDown
-from comfy_fleet.domain.host import HOST_LABEL, Heartbeat, Joining, NodeReport, Orders, Seat, Trash
-from comfy_fleet.domain.job import JobError, JobStatus
-from comfy_fleet.domain.node import AGENT_DRAINS, Node
-from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.jobs.job import JobError, JobStatus
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.host import HOST_LABEL, Heartbeat, Joining, NodeReport, Orders, Seat, Trash
+from comfy_fleet.domain.nodes.node import AGENT_DRAINS, Node
 from tests.integration.haproxy_kit import eventually
 from tests.integration.redis_kit import claim, output, submit, wakes
 
@@ -110,15 +110,17 @@ async def test_the_central_agent_says_nothing_of_a_node_that_has_its_own(
     stores: Stores, hosts: RedisHosts
 ) -> None:
     await hosts.join("h1", G1, now=1.0)
-    await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Word.READY)])
-    await beat(hosts, "center", central=True, nodes=[NodeReport(name="h1-gpu0", word=Word.DRAIN, why="no")])
+    await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Readiness.READY)])
+    await beat(
+        hosts, "center", central=True, nodes=[NodeReport(name="h1-gpu0", word=Readiness.DRAIN, why="no")]
+    )
     assert await hosts.words("h1-gpu0") == ("ready", "")
 
 
 async def test_the_first_that_is_heard_of_a_process_is_no_restart(stores: Stores, hosts: RedisHosts) -> None:
     await hosts.join("h1", G1, now=1.0)
     for boot, starts in (("a", 0), ("a", 0), ("b", 1)):
-        await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Word.READY, boot=boot)])
+        await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Readiness.READY, boot=boot)])
         (state,) = await stores.nodes.states()
         assert state.reading.starts == starts
 
@@ -128,7 +130,7 @@ async def test_a_neighbour_that_fell_silent_holds_nothing(stores: Stores, hosts:
     for number in (1, 2):
         joining = replace(G1, name=f"h{number}-gpu0", url=f"http://10.0.0.{number}:8188")
         await hosts.join(f"h{number}", joining, now=1.0)
-    reports = [[NodeReport(name=f"h{number}-gpu0", word=Word.READY, seat=seat)] for number in (1, 2)]
+    reports = [[NodeReport(name=f"h{number}-gpu0", word=Readiness.READY, seat=seat)] for number in (1, 2)]
     await beat(hosts, "h1", nodes=reports[0])
     assert set((await beat(hosts, "h2", nodes=reports[1])).neighbours) == {"h1-gpu0"}
     raw = await stores.redis.hget("fleet:gpu:GPU-a", "h1-gpu0")
@@ -141,7 +143,9 @@ async def test_a_neighbour_that_fell_silent_holds_nothing(stores: Stores, hosts:
 async def test_agents_hear_of_each_other_s_nodes_on_one_gpu(stores: Stores, hosts: RedisHosts) -> None:
     async def sits(host: str, gpu: str, pid: int) -> Orders:
         seat = Seat(gpu=gpu, pids=(pid,), own=5, used=9, age_s=0.25)
-        return await beat(hosts, host, nodes=[NodeReport(name=f"{host}-gpu0", word=Word.READY, seat=seat)])
+        return await beat(
+            hosts, host, nodes=[NodeReport(name=f"{host}-gpu0", word=Readiness.READY, seat=seat)]
+        )
 
     for number in (1, 2, 3):
         url = f"http://10.0.0.{number}:8188"
@@ -164,7 +168,7 @@ async def test_one_agent_speaks_for_a_host_and_another_start_of_it_soon_does(
     await beat(hosts)
     with pytest.raises(Conflict, match="--host"):
         await hosts.admit("h1", "i2")
-    report = NodeReport(name="h1-gpu0", word=Word.DRAIN, boot="2")
+    report = NodeReport(name="h1-gpu0", word=Readiness.DRAIN, boot="2")
     with pytest.raises(Conflict, match="speaks for host h1"):
         await beat(hosts, instance="i2", nodes=[report])
     assert await hosts.words("h1-gpu0") == ("", "")
@@ -187,7 +191,7 @@ async def test_a_gpu_fault_has_the_agent_restart_its_node_once(stores: Stores, h
     await hosts.join("h1", G1, now=1.0)
 
     async def boots(boot: str) -> Orders:
-        return await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Word.READY, boot=boot)])
+        return await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Readiness.READY, boot=boot)])
 
     async def breaks() -> None:
         assert await stores.nodes.strike("h1-gpu0", kind="gpu", limit=1, reason="quarantined")
@@ -223,7 +227,7 @@ async def test_an_agent_s_reason_is_shown_where_haproxy_knows_none(stores: Store
     await hosts.join("h1", G1, now=1.0)
     await stores.nodes.add(Node(name="far", url="http://10.0.0.7:8188"))
     said = [
-        NodeReport(name=name, word=Word.DRAIN, why=f"{name} is full", facts={"vram": {"total": 5}})
+        NodeReport(name=name, word=Readiness.DRAIN, why=f"{name} is full", facts={"vram": {"total": 5}})
         for name in ("h1-gpu0", "far", "nobody")
     ]
     await beat(hosts, nodes=said)
@@ -243,7 +247,7 @@ async def test_an_agent_s_reason_is_shown_where_haproxy_knows_none(stores: Store
     assert await _why(stores, "h1-gpu0") == "h1-gpu0 is full (Connection refused)"
     await stores.redis.delete("fleet:report:h1-gpu0")  # in time: the agent is gone
     assert await _why(stores, "h1-gpu0") == "Connection refused"
-    held = NodeReport(name="h1-gpu0", word=Word.HOLD, why="whose memory it is can't be told")
+    held = NodeReport(name="h1-gpu0", word=Readiness.HOLD, why="whose memory it is can't be told")
     await beat(hosts, nodes=[held])
     assert await _why(stores, "h1-gpu0") == "Connection refused"
     await stores.nodes.report("h1-gpu0", verdict="drain", why=AGENT_DRAINS)
@@ -339,7 +343,7 @@ async def test_hosts_are_listed_alive_or_not(stores: Stores, hosts: RedisHosts) 
 
 async def test_a_new_start_of_its_process_ends_a_quarantine(stores: Stores, hosts: RedisHosts) -> None:
     await hosts.join("h1", G1, now=1.0)
-    said = NodeReport(name="h1-gpu0", word=Word.READY, boot="a.0")
+    said = NodeReport(name="h1-gpu0", word=Readiness.READY, boot="a.0")
     await beat(hosts, nodes=[said])
     await stores.nodes.cordon("h1-gpu0", reason="CUDA error")
     await stores.redis.hset("fleet:node:h1-gpu0", "quarantined", "1")
@@ -363,7 +367,7 @@ async def test_a_node_s_weight_follows_its_gpu_also_for_its_agent(stores: Stores
 
 async def test_the_order_to_restart_is_told_until_it_was_done(stores: Stores, hosts: RedisHosts) -> None:
     await hosts.join("h1", G1, now=1.0)
-    said = NodeReport(name="h1-gpu0", word=Word.READY, boot="a.0")
+    said = NodeReport(name="h1-gpu0", word=Readiness.READY, boot="a.0")
     assert (await beat(hosts, nodes=[said])).restart == frozenset()
     await stores.nodes.want_restart("h1-gpu0")
     for _ in range(2):

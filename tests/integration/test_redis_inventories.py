@@ -7,12 +7,12 @@ import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack, unpack
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain import inventory
-from comfy_fleet.domain.eligibility import GIB, Needs
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.file_access import Use
-from comfy_fleet.domain.job import JobError, JobStatus, Placement
-from comfy_fleet.domain.node import Node, NodeState, Reading
+from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs.file_access import Use
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
+from comfy_fleet.domain.nodes.eligibility import GIB, Requirements
+from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
 from comfy_fleet.ports import Claim, Refused
 from tests.factories import new_job
 from tests.integration.api_kit import object_info
@@ -91,7 +91,7 @@ async def test_one_process_reads_a_node_at_a_time(stores: Stores) -> None:
 
 
 async def test_needs_are_kept_by_key(stores: Stores) -> None:
-    needs = Needs(classes=frozenset({"A"}), vram_bytes=GIB, labels=(("gpu", "h100"),))
+    needs = Requirements(classes=frozenset({"A"}), vram_bytes=GIB, labels=(("gpu", "h100"),))
     await stores.inventories.keep_needs(needs)
     assert await stores.inventories.needs(needs.key) == needs
     assert await stores.inventories.needs("other") is None

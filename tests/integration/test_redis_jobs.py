@@ -6,7 +6,7 @@ import pytest
 
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import BadInput, IdempotencyKeyReuse, QueueFull
-from comfy_fleet.domain.job import (
+from comfy_fleet.domain.jobs.job import (
     JobFilter,
     JobStatus,
 )

@@ -9,7 +9,7 @@ import pytest
 from comfy_fleet.adapters.redis import jobs as jobs_module
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.job import JobError, JobFilter, JobStatus
+from comfy_fleet.domain.jobs.job import JobError, JobFilter, JobStatus
 from tests.integration.redis_kit import add_nodes, claim, output, submit
 
 MAKE = """

@@ -7,9 +7,9 @@ import pytest
 
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.inventory import parse
-from comfy_fleet.domain.job import JobStatus
-from comfy_fleet.domain.node import Node, Reading
+from comfy_fleet.domain.graphs.inventory import parse
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.nodes.node import Node, Reading
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit, wakes
 
 

@@ -12,10 +12,10 @@ from rq import Queue
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from comfy_fleet.adapters.redis import codec
-from comfy_fleet.adapters.redis.codec import HANDLER
+from comfy_fleet.adapters.redis import job_records
+from comfy_fleet.adapters.redis.job_records import HANDLER
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.job import (
+from comfy_fleet.domain.jobs.job import (
     JobStatus,
 )
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, refused, submit
@@ -63,7 +63,7 @@ async def test_what_is_given_back_stands_in_front_for_rq_too(stores: Stores) -> 
     assert waiting == [first.id.encode(), second.id.encode()]
 
 
-PRELUDE = (Path(codec.__file__).parent / "lua" / "prelude.lua").read_text()
+PRELUDE = (Path(job_records.__file__).parent / "lua" / "prelude.lua").read_text()
 
 
 @given(st.integers(0, 4_000_000_000))

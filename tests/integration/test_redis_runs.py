@@ -9,7 +9,7 @@ import pytest
 
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import Conflict, LeaseLost, NotFound
-from comfy_fleet.domain.job import (
+from comfy_fleet.domain.jobs.job import (
     JobStatus,
     Placement,
     Progress,

@@ -8,13 +8,13 @@ import orjson
 import pytest
 
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain import inventory
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport, Seat
-from comfy_fleet.domain.job import Job, JobFilter, JobStatus, Placement, Progress
-from comfy_fleet.domain.node import Reading
-from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus, Placement, Progress
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
+from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.ports import Refused
-from comfy_fleet.services.atlas import Atlas
+from comfy_fleet.services.node_directory import NodeDirectory
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, submit
 
 BREAKAGES: list[tuple[str, str]] = [
@@ -99,7 +99,7 @@ async def test_a_seat_that_cannot_be_read_costs_only_itself(stores: Stores) -> N
     client: Any = stores.redis
 
     def beat(host: str, node: str) -> Heartbeat:
-        report = NodeReport(name=node, word=Word.READY, seat=Seat(gpu="GPU-1"))
+        report = NodeReport(name=node, word=Readiness.READY, seat=Seat(gpu="GPU-1"))
         return Heartbeat(host=host, instance=host, nodes=[report])
 
     for number, host in enumerate(("h1", "h2", "h3")):
@@ -256,7 +256,7 @@ async def test_an_inventory_that_cannot_be_read_stops_no_look(stores: Stores, pa
     await stores.inventories.save("g2", inventory.parse({"B": {}}), Reading())
     digest = (await stores.nodes.states())[0].reading.inventory
     await client.set(f"fleet:inventory:{digest}", packed)
-    atlas = Atlas(stores.nodes, stores.inventories)
+    atlas = NodeDirectory(stores.nodes, stores.inventories)
     await atlas.look()
     assert atlas.inventory("g1") is None and atlas.inventory("g2") is not None
 
@@ -269,7 +269,7 @@ async def test_an_inventory_of_an_earlier_version_is_not_used_and_read_again(sto
     await client.set("fleet:inventory:0123", zlib.compress(b'{"classes":{"A":{}},"lists":[]}'))
     await client.sadd("fleet:inventory:0123:nodes", "g1")
     assert not (await stores.nodes.states())[0].reading.wanted
-    atlas = Atlas(stores.nodes, stores.inventories)
+    atlas = NodeDirectory(stores.nodes, stores.inventories)
     await atlas.look()
     assert atlas.inventory("g1") is None
     assert (await stores.nodes.states())[0].reading.wanted

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
-from comfy_fleet.adapters.redis.worker import RqWorker
+from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.job import Job, JobStatus, Placement
+from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.services.inventories import _MOST_PLACEMENTS, NodeInventories
 from tests.integration.api_kit import Info
 from tests.integration.redis_kit import add_nodes, submit

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from comfy_fleet.adapters.system_stats import SystemStats, counted
+from comfy_fleet.adapters.comfyui.system_stats import SystemStats, counted
 from comfy_fleet.domain.errors import NodeError
-from comfy_fleet.domain.verdict import Word
-from comfy_fleet.domain.vram import CONTEXT_BYTES, GIB, Claim, Device, Source, usage
-from comfy_fleet.domain.vram_verdict import State, judge
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.gpu_assessment import State, assess
+from comfy_fleet.domain.nodes.vram import CONTEXT_BYTES, GIB, Device, MemoryClaim, Source, usage
 from comfy_fleet.sim import NodeOptions, SimNode
 
 RECORDED = Path(__file__).parents[1] / "recordings" / "GET_system_stats.json"
@@ -29,7 +29,7 @@ def test_a_recorded_cpu_node_tells_nothing_of_its_own() -> None:
     found = counted(recorded)
     assert (found.device, found.own) == (Device.UNSEEN, None)
     assert found.total == 25276502016
-    assert usage(None, [Claim(node="g1", counted=found)]).source is Source.UNSEEN
+    assert usage(None, [MemoryClaim(node="g1", counted=found)]).source is Source.UNSEEN
     beside = counted(recorded, rss_bytes=GIB)
     assert (beside.device, beside.own, beside.used) == (Device.HOST, GIB, 25276502016 - 23960375296)
 
@@ -38,7 +38,7 @@ def test_what_pytorch_keeps_in_its_cache_is_used_and_own() -> None:
     # 24 GiB: 10 taken by PyTorch, 3 of them cache; 4 of others; the driver has 10 free.
     found = counted(stats("cuda", 24, free=13, torch=10, cached=3))
     assert (found.total, found.used, found.own) == (24 * GIB, 14 * GIB, 10 * GIB)
-    use = usage(None, [Claim(node="g1", counted=found)])
+    use = usage(None, [MemoryClaim(node="g1", counted=found)])
     assert (use.source, use.foreign) == (Source.STATS, 4 * GIB - CONTEXT_BYTES)
 
 
@@ -115,7 +115,7 @@ async def test_a_simulated_node_shows_what_others_take() -> None:
         for now, gib in enumerate([0, 10, 0]):
             await sim.set_faults({"foreign_gib": gib})
             await node.ask()
-            use = usage(None, [Claim(node="g1", counted=node.last())])
-            judgement, state = judge(None, use, state, now_s=now)
+            use = usage(None, [MemoryClaim(node="g1", counted=node.last())])
+            judgement, state = assess(None, use, state, now_s=now)
             told.append(judgement.word)
-        assert told == [Word.READY, Word.DRAIN, Word.DRAIN]
+        assert told == [Readiness.READY, Readiness.DRAIN, Readiness.DRAIN]

@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.agent.host import HostAgent
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.host import Heartbeat, Joining, NodeReport
-from comfy_fleet.domain.job import JobStatus
-from comfy_fleet.domain.node import Node
-from comfy_fleet.domain.verdict import Word
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.sim import SimTiming
 from tests.factories import picture
 from tests.fleet import Fleet, fleet_of, until
@@ -35,7 +35,7 @@ async def add(stores: Stores, name: str, url: str, at: float = 0.0) -> None:
 
 
 async def shows(hosts: RedisHosts, name: str, address: str, *runs: str, host: str = "c") -> None:
-    report = NodeReport(name=name, word=Word.READY, address=address, runs=runs)
+    report = NodeReport(name=name, word=Readiness.READY, address=address, runs=runs)
     said = Heartbeat(host=host, instance="i", central=host == "c", nodes=[report])
     await hosts.beat(said, now=time.time())
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from comfy_fleet.domain.outputs import InlineBytes, OutputItem
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.outputs import InlineBytes, OutputItem
+from comfy_fleet.domain.jobs.run import (
     Action,
     AskFailed,
     AskHistory,
@@ -35,11 +35,11 @@ from comfy_fleet.domain.run import (
     Report,
     Run,
     RunLimits,
+    RunResult,
     SocketClosed,
     Tick,
-    Verdict,
 )
-from comfy_fleet.domain.run_messages import AskFailure, QueueState
+from comfy_fleet.domain.jobs.run_messages import AskFailure, QueueState
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 LIMITS = RunLimits(silence_s=600, run_s=3600)
@@ -112,9 +112,9 @@ class Log:
         return items
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> RunResult:
         (action,) = self.of(Finish)
-        verdict: Verdict = action.verdict
+        verdict: RunResult = action.verdict
         return verdict
 
     def check(self) -> None:

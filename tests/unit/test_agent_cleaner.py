@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.agent.cleaner import Folders, delete
-from comfy_fleet.domain.host import Trash
+from comfy_fleet.domain.nodes.host import Trash
 
 JOB = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
 RUN = "1c9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a22"

@@ -10,19 +10,19 @@ import httpx
 import pytest
 
 from comfy_fleet.adapters.nvml import NvmlProbe
+from comfy_fleet.agent.api_client import Answer
+from comfy_fleet.agent.comfyui_process import ComfyUIProcess, ProcessSpec
 from comfy_fleet.agent.host import HostAgent, Member
-from comfy_fleet.agent.link import Answer
-from comfy_fleet.agent.probe import NodeProbe
-from comfy_fleet.agent.process import Process, Spec
-from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml
-from comfy_fleet.domain.gpu import Process as OnGpu
-from comfy_fleet.domain.host import Joining, Seat, Trash
-from comfy_fleet.domain.supervise import Phase, Watch
-from comfy_fleet.domain.verdict import Word
-from comfy_fleet.domain.vram import GIB
+from comfy_fleet.agent.node_poller import NodePoller
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Memory, Nvml
+from comfy_fleet.domain.nodes.gpu import GpuProcess as OnGpu
+from comfy_fleet.domain.nodes.host import Joining, Seat, Trash
+from comfy_fleet.domain.nodes.process_supervision import ProcessPhase, Watch
+from comfy_fleet.domain.nodes.vram import GIB
 from tests.fleet import until
 
-UP = Watch(phase=Phase.UP, restarts=0)
+UP = Watch(phase=ProcessPhase.UP, restarts=0)
 
 
 @pytest.fixture
@@ -32,25 +32,27 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 def test_one_order_to_restart_restarts_once(tmp_path: Path, client: httpx.AsyncClient) -> None:
-    probe = NodeProbe("g1", "http://127.0.0.1:1", client)
-    process = Process(
-        Spec(name="g1", argv=(sys.executable,), log=tmp_path / "log"), probe, client_id="fleet-agent-g1"
+    probe = NodePoller("g1", "http://127.0.0.1:1", client)
+    process = ComfyUIProcess(
+        ProcessSpec(name="g1", argv=(sys.executable,), log=tmp_path / "log"),
+        probe,
+        client_id="fleet-agent-g1",
     )
     host = HostAgent("h1")
     host.add(Member(probe=probe, process=process))
     process.watch = UP
     first = host.heartbeat()
     host.take(Answer(asked=first, asked_at=0.0, restart=frozenset({"g1"})))
-    assert process.watch.phase is Phase.LEAVING
+    assert process.watch.phase is ProcessPhase.LEAVING
 
-    process.watch = Watch(phase=Phase.STARTING, restarts=1)
+    process.watch = Watch(phase=ProcessPhase.STARTING, restarts=1)
     starting = host.heartbeat()
-    process.watch = Watch(phase=Phase.UP, restarts=1)  # while the question is under way
+    process.watch = Watch(phase=ProcessPhase.UP, restarts=1)  # while the question is under way
     for asked in (first, starting):
         host.take(Answer(asked=asked, asked_at=0.0, restart=frozenset({"g1"})))
-        assert process.watch.phase is Phase.UP
+        assert process.watch.phase is ProcessPhase.UP
     host.take(Answer(asked=host.heartbeat(), asked_at=0.0, restart=frozenset({"g1"})))
-    assert process.watch.phase is Phase.LEAVING
+    assert process.watch.phase is ProcessPhase.LEAVING
 
 
 class Card:
@@ -62,12 +64,12 @@ class Card:
         return Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa", memory=memory, processes=held),))
 
 
-@pytest.mark.parametrize(("neighbour", "word"), [(True, Word.READY), (False, Word.DRAIN)])
+@pytest.mark.parametrize(("neighbour", "word"), [(True, Readiness.READY), (False, Readiness.DRAIN)])
 async def test_whose_memory_it_is_is_not_told_before_the_api_has_said_who_else_is_there(
-    client: httpx.AsyncClient, neighbour: bool, word: Word
+    client: httpx.AsyncClient, neighbour: bool, word: Readiness
 ) -> None:
     host = HostAgent("h1", nvml=cast(NvmlProbe, Card()))
-    host.add(Member(probe=NodeProbe("g1", "http://127.0.0.1:1", client), gpu="0", pids=frozenset({1})))
+    host.add(Member(probe=NodePoller("g1", "http://127.0.0.1:1", client), gpu="0", pids=frozenset({1})))
     await host.look_at_gpus()
     host._judge_all()
     assert host.opinion("g1") is None
@@ -94,7 +96,7 @@ def test_nodes_are_registered_again_in_a_store_that_was_emptied_and_only_there(
 ) -> None:
     host = HostAgent("h1")
     joining = Joining(name="g1", url="http://127.0.0.1:1", agent="127.0.0.1:2")
-    host.add(Member(probe=NodeProbe("g1", "http://127.0.0.1:1", client), joining=joining))
+    host.add(Member(probe=NodePoller("g1", "http://127.0.0.1:1", client), joining=joining))
 
     def answer(store: str, *joined: str) -> Answer:
         return Answer(asked=host.heartbeat(), asked_at=0.0, store=store, joined=frozenset(joined))

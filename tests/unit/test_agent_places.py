@@ -8,19 +8,19 @@ import pytest
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.agent.host import HostAgent
-from comfy_fleet.agent.supervisor import Place, Supervision, Supervisor, places_of, slots_of
+from comfy_fleet.agent.supervisor import GpuPlace, Supervision, Supervisor, places_of, slots_of
 from comfy_fleet.cli.agent import beside
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput, ConfigError
-from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
-from comfy_fleet.domain.host import Joining
+from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Nvml
+from comfy_fleet.domain.nodes.host import Joining
 from tests.factories import bare_checkout
 
 TWO = Gpus(why=Nvml.OK, gpus=(Gpu(index=0, uuid="GPU-aa"), Gpu(index=1, uuid="GPU-bb")))
 NONE = Gpus(why=Nvml.NO_LIBRARY)
 
 
-def short(places: list[Place]) -> list[tuple[str, str | None]]:
+def short(places: list[GpuPlace]) -> list[tuple[str, str | None]]:
     return [(place.label, place.device) for place in places]
 
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.domain import xml_text
-from comfy_fleet.domain.binding import Bound, bind, check_file
 from comfy_fleet.domain.errors import InvalidParameter
-from comfy_fleet.domain.workflow import (
+from comfy_fleet.domain.graphs import xml_text
+from comfy_fleet.domain.graphs.binding import Bound, bind, check_file
+from comfy_fleet.domain.graphs.workflow import (
     Bypass,
     Choice,
     Effect,
     Parameter,
+    ParameterTarget,
     ParameterType,
-    Target,
     TargetForm,
     Workflow,
 )
@@ -45,8 +45,8 @@ GRAPH: dict[str, Any] = {
 UUID = "0b8ee9c4-1d1f-4f6a-9d3f-0123456789ab"
 
 
-def target(input_: str, node_id: str = "3", form: TargetForm = TargetForm.VALUE) -> Target:
-    return Target(node_id=node_id, input=input_, form=form)
+def target(input_: str, node_id: str = "3", form: TargetForm = TargetForm.VALUE) -> ParameterTarget:
+    return ParameterTarget(node_id=node_id, input=input_, form=form)
 
 
 def parameter(name: str, type_: str, **fields: Any) -> Parameter:

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from comfy_fleet.domain.by_pool import ByPool
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.settings import Settings
 
 

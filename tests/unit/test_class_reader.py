@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfy_fleet.adapters.comfyui.answers import MIB, AnswerLimits
-from comfy_fleet.adapters.comfyui.classes import ClassReader
+from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits
+from comfy_fleet.adapters.comfyui.object_info import ClassReader
 from comfy_fleet.domain.errors import NodeError, NodeFault
-from comfy_fleet.domain.inventory import Inventory, parse
+from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from tests.integration.api_kit import object_info
 
 LIMITS = AnswerLimits(size=3 * MIB, setting="FLEET_SOME_BYTES")

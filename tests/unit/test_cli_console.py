@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.text import Text
 
-from comfy_fleet.cli import checks
+from comfy_fleet.cli import doctor_checks
 from comfy_fleet.cli.console import FleetConsole, facts, json_text, printable, table
 from comfy_fleet.cli.doctor import listing
 from comfy_fleet.cli.node_state import COLUMNS
@@ -55,8 +55,12 @@ def test_words_wrap_between_words_so_that_a_row_fits() -> None:
 
 def test_what_the_doctor_finds_is_wrapped_like_any_table() -> None:
     path = "/srv/" + "a-long-folder/" * 6 + "haproxy"
-    found = checks.Finding(check="HAProxy", verdict=checks.Verdict.OK, found=f"2.6.12 at {path}; one thread")
-    todo = checks.Finding(check="Port", verdict=checks.Verdict.WARN, found="8188 is taken", do=f"see {path}")
+    found = doctor_checks.Finding(
+        check="HAProxy", verdict=doctor_checks.Severity.OK, found=f"2.6.12 at {path}; one thread"
+    )
+    todo = doctor_checks.Finding(
+        check="Port", verdict=doctor_checks.Severity.WARN, found="8188 is taken", do=f"see {path}"
+    )
     lines = printed(listing([found, todo]))
     assert sum(path in line for line in lines) == 2
     assert all(line == line.rstrip() for line in lines)

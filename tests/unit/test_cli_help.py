@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from comfy_fleet.cli.app import build
 from comfy_fleet.cli.exits import MEANING, Exit
-from comfy_fleet.cli.run import exit_for
+from comfy_fleet.cli.main import exit_for
 from comfy_fleet.domain import errors
 
 ROOT = Path(__file__).parents[2]

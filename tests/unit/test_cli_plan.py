@@ -19,8 +19,8 @@ from comfy_fleet.cli.up.plan import Plan, UpOptions, plan, public_url
 from comfy_fleet.cli.up.programs import OwnRedis
 from comfy_fleet.cli.up.roster import keep, reconcile
 from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict, StoreDown
-from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Nvml
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
 from tests.factories import bare_checkout
 

@@ -8,7 +8,7 @@ import pytest
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import ports
 from comfy_fleet.cli.up.public_port import PublicPort, choose
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 
 HERE = "127.0.0.1"
 

@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.adapters.processes import LogFile
+from comfy_fleet.adapters.system.child_processes import LogFile
 from comfy_fleet.cli.up import supervisor
-from comfy_fleet.cli.up.supervisor import LogTrouble, Spec, Supervised, is_loud, parse_line, stop_all
+from comfy_fleet.cli.up.supervisor import ChildSpec, LogTrouble, Supervised, is_loud, parse_line, stop_all
 from comfy_fleet.cli.up.terminal import line_of
 from comfy_fleet.domain.backoff import Backoff
 
 QUICK = Backoff(first_s=0.01, longest_s=0.03)
 
 
-def spec(name: str, code: str, *, stage: int = 0) -> Spec:
-    return Spec(name=name, argv=(sys.executable, "-c", code), stage=stage)
+def spec(name: str, code: str, *, stage: int = 0) -> ChildSpec:
+    return ChildSpec(name=name, argv=(sys.executable, "-c", code), stage=stage)
 
 
-def supervised(made: Spec, logs: Path, heard: list[Mapping[str, Any]] | None = None) -> Supervised:
+def supervised(made: ChildSpec, logs: Path, heard: list[Mapping[str, Any]] | None = None) -> Supervised:
     lines: list[Mapping[str, Any]] = [] if heard is None else heard
     return Supervised(made, logs=logs, echo=lambda _, fields: lines.append(fields), backoff=QUICK)
 

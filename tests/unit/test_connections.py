@@ -11,7 +11,7 @@ import uvloop
 
 from comfy_fleet.agent import Agent, HttpNodes
 from comfy_fleet.agent.metrics import MetricsServer
-from comfy_fleet.domain.host import Heartbeat
+from comfy_fleet.domain.nodes.host import Heartbeat
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.stream_server import StreamServer
 from tests.tls_proxy import HOST, Authority

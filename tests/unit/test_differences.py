@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from comfy_fleet.domain.differences import differences
-from comfy_fleet.domain.inventory import Inventory, parse
-from comfy_fleet.domain.node import Node, NodeState, Reading
+from comfy_fleet.domain.graphs.inventory import Inventory, parse
+from comfy_fleet.domain.nodes.differences import differences
+from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
 
 
 def state(name: str, **reading: Any) -> NodeState:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from comfy_fleet.adapters.disk import Disk
+from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom
 
 HUGE = 10**18  # more than any disk has

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.adapters.secrets import SecretBox
+from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.settings import Settings
 from tests.container_files import (

@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain import inventory
-from comfy_fleet.domain.eligibility import (
+from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs.graph import check
+from comfy_fleet.domain.graphs.inventory import Inventory
+from comfy_fleet.domain.jobs.job import ANY_POOL, Placement
+from comfy_fleet.domain.nodes.eligibility import (
     GIB,
     Candidate,
-    Needs,
-    Wish,
+    PlacementRequest,
+    Requirements,
     able,
     file_place,
     gib,
@@ -17,10 +20,7 @@ from comfy_fleet.domain.eligibility import (
     sentences,
     why_not,
 )
-from comfy_fleet.domain.graph import check
-from comfy_fleet.domain.inventory import Inventory
-from comfy_fleet.domain.job import ANY_POOL, Placement
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 
 GRAPH = check(
     {
@@ -62,33 +62,33 @@ def candidate(name: str, known: Inventory | None = None, **fields: Any) -> Candi
 
 
 def test_what_every_node_has_is_no_need() -> None:
-    assert needs_of(GRAPH, Wish(), [FULL, FULL]) == Needs()
-    assert Needs().key == ""
-    assert needs_of(GRAPH, Wish(), []) == Needs()
+    assert needs_of(GRAPH, PlacementRequest(), [FULL, FULL]) == Requirements()
+    assert Requirements().key == ""
+    assert needs_of(GRAPH, PlacementRequest(), []) == Requirements()
 
 
 def test_needs_name_what_tells_nodes_apart() -> None:
-    needs = needs_of(GRAPH, Wish(), [FULL, NO_CLASS, NO_VAE])
+    needs = needs_of(GRAPH, PlacementRequest(), [FULL, NO_CLASS, NO_VAE])
     assert needs.classes == {"UnetLoaderGGUF"}
     assert needs.choices == {("VAELoader", "vae_name", "ae.safetensors")}
-    assert Needs.from_json(needs.to_json()) == needs
-    assert len(needs.key) == 16 and needs.key == Needs.from_json(needs.to_json()).key
+    assert Requirements.from_json(needs.to_json()) == needs
+    assert len(needs.key) == 16 and needs.key == Requirements.from_json(needs.to_json()).key
 
 
 def test_what_no_node_has_is_a_need() -> None:
-    needs = needs_of(GRAPH, Wish(), [NO_VAE, NO_VAE])
+    needs = needs_of(GRAPH, PlacementRequest(), [NO_VAE, NO_VAE])
     assert needs.choices == {("VAELoader", "vae_name", "ae.safetensors")}
 
 
 def test_needs_name_files_with_slashes_whoever_wrote_them() -> None:
     graph = check({**GRAPH, "1": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "sub\\gone.gguf"}}})
-    needs = needs_of(graph, Wish(), [FULL])
+    needs = needs_of(graph, PlacementRequest(), [FULL])
     assert needs.choices == {("UnetLoaderGGUF", "unet_name", "sub/gone.gguf")}
 
 
 def test_what_was_declared_is_a_need_on_alike_nodes_too() -> None:
-    wish = Wish(zone="a", labels={"rack": "7", "gpu": "h100"}, comfyui=">=0.4", vram_bytes=GIB)
-    assert needs_of(GRAPH, wish, [FULL]) == Needs(
+    wish = PlacementRequest(zone="a", labels={"rack": "7", "gpu": "h100"}, comfyui=">=0.4", vram_bytes=GIB)
+    assert needs_of(GRAPH, wish, [FULL]) == Requirements(
         zone="a", labels=(("gpu", "h100"), ("rack", "7")), comfyui=">=0.4", vram_bytes=GIB
     )
 
@@ -97,8 +97,8 @@ def test_what_was_declared_is_a_need_on_alike_nodes_too() -> None:
 def test_open_values_tell_no_nodes_apart(more: dict[str, Any]) -> None:
     known = inventory.parse({"X": {"input": {"required": {"v": [["a"], more]}}, "output_node": True}})
     graph = check({"1": {"class_type": "X", "inputs": {"v": "b"}}})
-    assert needs_of(graph, Wish(), [known]) == Needs()
-    assert why_not(Needs(choices=frozenset({("X", "v", "b")})), candidate("a", known)) == []
+    assert needs_of(graph, PlacementRequest(), [known]) == Requirements()
+    assert why_not(Requirements(choices=frozenset({("X", "v", "b")})), candidate("a", known)) == []
 
 
 def test_what_another_value_of_a_group_brings_along_is_no_need() -> None:
@@ -110,14 +110,17 @@ def test_what_another_value_of_a_group_brings_along_is_no_need() -> None:
     group = ["COMFY_DYNAMICCOMBO_V3", {"options": options}]
     known = inventory.parse({"X": {"input": {"required": {"size": group}}, "output_node": True}})
     left_over = {"size": "factor", "size.by": 2.0, "size.crop": "gone"}
-    assert needs_of(check({"1": {"class_type": "X", "inputs": left_over}}), Wish(), [known]) == Needs()
+    assert (
+        needs_of(check({"1": {"class_type": "X", "inputs": left_over}}), PlacementRequest(), [known])
+        == Requirements()
+    )
     read = {"size": "area", "size.crop": "gone"}
-    needs = needs_of(check({"1": {"class_type": "X", "inputs": read}}), Wish(), [known])
+    needs = needs_of(check({"1": {"class_type": "X", "inputs": read}}), PlacementRequest(), [known])
     assert needs.choices == {("X", "size.crop", "gone")}
 
 
 def test_reasons_name_the_node_s_lack() -> None:
-    needs = needs_of(GRAPH, Wish(), [FULL, NO_CLASS, NO_VAE])
+    needs = needs_of(GRAPH, PlacementRequest(), [FULL, NO_CLASS, NO_VAE])
     assert why_not(needs, candidate("a", FULL)) == []
     assert why_not(needs, candidate("b", NO_CLASS)) == ["has no class `UnetLoaderGGUF`"]
     assert why_not(needs, candidate("c", NO_VAE)) == ["`vae/ae.safetensors` missing"]
@@ -148,34 +151,34 @@ def test_a_file_is_told_with_its_folder(class_type: str, field: str, place: str)
 @pytest.mark.parametrize(
     ("needs", "fields", "reason"),
     [
-        (Needs(zone="a"), {"zone": "b"}, "is in zone b, not a"),
-        (Needs(zone="a"), {"zone": "a"}, None),
-        (Needs(labels=(("gpu", "h100"),)), {"labels": {"gpu": "a100"}}, "has no label gpu=h100"),
-        (Needs(comfyui=">=0.4"), {"comfyui": "0.3.64"}, "has ComfyUI 0.3.64, not >=0.4"),
-        (Needs(comfyui=">=0.4"), {"comfyui": ""}, None),
-        (Needs(vram_bytes=24 * GIB), {"vram_bytes": 12 * GIB}, "has 12 GiB of VRAM, not 24 GiB"),
-        (Needs(vram_bytes=24 * GIB), {"vram_bytes": 25_438_126_080}, None),  # a 24 GB card
-        (Needs(vram_bytes=24 * GIB), {"vram_bytes": 0}, None),
+        (Requirements(zone="a"), {"zone": "b"}, "is in zone b, not a"),
+        (Requirements(zone="a"), {"zone": "a"}, None),
+        (Requirements(labels=(("gpu", "h100"),)), {"labels": {"gpu": "a100"}}, "has no label gpu=h100"),
+        (Requirements(comfyui=">=0.4"), {"comfyui": "0.3.64"}, "has ComfyUI 0.3.64, not >=0.4"),
+        (Requirements(comfyui=">=0.4"), {"comfyui": ""}, None),
+        (Requirements(vram_bytes=24 * GIB), {"vram_bytes": 12 * GIB}, "has 12 GiB of VRAM, not 24 GiB"),
+        (Requirements(vram_bytes=24 * GIB), {"vram_bytes": 25_438_126_080}, None),  # a 24 GB card
+        (Requirements(vram_bytes=24 * GIB), {"vram_bytes": 0}, None),
     ],
 )
-def test_declared_needs(needs: Needs, fields: dict[str, Any], reason: str | None) -> None:
+def test_declared_needs(needs: Requirements, fields: dict[str, Any], reason: str | None) -> None:
     assert why_not(needs, candidate("g", FULL, **fields)) == ([reason] if reason else [])
 
 
 def test_cards_that_were_too_small_are_left_out_while_a_larger_one_is_there() -> None:
     cards = [candidate(f"g{size}", vram_bytes=size * GIB) for size in (12, 16, 24)]
     unknown = candidate("new")
-    assert able(Placement(above=12 * GIB), Needs(), cards) == {"g16", "g24"}
-    assert able(Placement(above=16 * GIB), Needs(), [*cards, unknown]) == {"g24", "new"}
-    assert able(Placement(above=24 * GIB), Needs(), cards) == {"g24"}  # the largest may try
-    assert able(Placement(above=24 * GIB, without=frozenset({"g24"})), Needs(), cards) == {"g16"}
+    assert able(Placement(above=12 * GIB), Requirements(), cards) == {"g16", "g24"}
+    assert able(Placement(above=16 * GIB), Requirements(), [*cards, unknown]) == {"g24", "new"}
+    assert able(Placement(above=24 * GIB), Requirements(), cards) == {"g24"}  # the largest may try
+    assert able(Placement(above=24 * GIB, without=frozenset({"g24"})), Requirements(), cards) == {"g16"}
 
 
 def test_pools_in_their_order() -> None:
     nodes = [candidate("a", pool="big"), candidate("b", pool="small"), candidate("c", pool="other")]
-    assert able(Placement(pool="big"), Needs(), nodes) == {"a"}
-    assert able(Placement(pool="big", spill=("small",)), Needs(), nodes) == {"a", "b"}
-    assert able(Placement(pool="big", spill=(ANY_POOL,)), Needs(), nodes) == {"a", "b", "c"}
+    assert able(Placement(pool="big"), Requirements(), nodes) == {"a"}
+    assert able(Placement(pool="big", spill=("small",)), Requirements(), nodes) == {"a", "b"}
+    assert able(Placement(pool="big", spill=(ANY_POOL,)), Requirements(), nodes) == {"a", "b", "c"}
     preferring = Placement(pool="big", spill=("small", ANY_POOL))
     assert preferring.pools(["other", "big", "small"]) == ("big", "small", "other")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.estimate import evened, retry_after, seconds_left, seconds_running
+from comfy_fleet.domain.jobs.estimate import evened, retry_after, seconds_left, seconds_running
 
 SECONDS = st.lists(st.floats(0.01, 1e4), max_size=50)
 

@@ -12,8 +12,8 @@ from starlette.types import Message
 from comfy_fleet.api import events
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.links import Links
-from comfy_fleet.domain.job import Job, JobStatus
-from comfy_fleet.services.watch import Alive, Seen, Status
+from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.services.job_watch import Alive, Seen, Status
 
 
 async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.file_access import KNOWN, Use, declared_inputs, keeps_graph, use_of, uses
+from comfy_fleet.domain.graphs.file_access import KNOWN, Use, declared_inputs, keeps_graph, use_of, uses
 
 DATA = Path(__file__).parent.parent / "data"
 VERSIONS = ["0.3.64", "0.33.0"]

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain import file_check
-from comfy_fleet.domain import graph as g
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
-from comfy_fleet.domain.file_check import OPEN, Declared, FilePolicy, reruns, saves
-from comfy_fleet.domain.inputs import InputSpec
-from comfy_fleet.domain.inventory import Inventory, parse
-from comfy_fleet.domain.workflow import Workflow
-from comfy_fleet.services.check import check_workflow
+from comfy_fleet.domain.graphs import file_check
+from comfy_fleet.domain.graphs import graph as g
+from comfy_fleet.domain.graphs.file_check import OPEN, Declared, FilePolicy, reruns, saves
+from comfy_fleet.domain.graphs.inputs import InputSpec
+from comfy_fleet.domain.graphs.inventory import Inventory, parse
+from comfy_fleet.domain.graphs.workflow import Workflow
+from comfy_fleet.services.workflow_check import check_workflow
 
 DATA = Path(__file__).parent.parent / "data"
 UUID = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.frames import (
+from comfy_fleet.domain.jobs.frames import (
     MAX_LINE_BYTES,
     MAX_METADATA_BYTES,
     Picture,
@@ -15,7 +15,7 @@ from comfy_fleet.domain.frames import (
     parse_binary,
     prompt_of,
 )
-from comfy_fleet.domain.run_messages import Frame
+from comfy_fleet.domain.jobs.run_messages import Frame
 from tests.unit.run_harness import PNG, events_of, recording
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(16)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.domain import graph as g
 from comfy_fleet.domain.errors import InvalidWorkflow, MissingAsset, WorkflowFormatUi
+from comfy_fleet.domain.graphs import graph as g
 
 SMALL: dict[str, Any] = {
     "1": {

@@ -11,8 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
-from comfy_fleet.domain.graph_file import MAX_TEXT_BYTES, read_graph
-from comfy_fleet.domain.structure import carried
+from comfy_fleet.domain.graphs.graph_file import MAX_TEXT_BYTES, read_graph
+from comfy_fleet.domain.graphs.structure import carried
 
 GRAPH: dict[str, Any] = {"1": {"class_type": "A", "inputs": {"text": "schön ✨"}}}
 TEXT = json.dumps(GRAPH, ensure_ascii=False)

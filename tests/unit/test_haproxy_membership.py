@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.adapters.haproxy.entries import Entry
-from comfy_fleet.adapters.haproxy.first_answer import Given
+from comfy_fleet.adapters.haproxy.agent_preflight import Given
 from comfy_fleet.adapters.haproxy.membership import (
     Add,
     Drain,
@@ -15,25 +14,26 @@ from comfy_fleet.adapters.haproxy.membership import (
     MoveAgent,
     Open,
     Retire,
-    Target,
+    ServerTarget,
     agent_silent,
     plan,
     silence_s,
     verdict_of,
 )
-from comfy_fleet.adapters.haproxy.runtime import Server
-from comfy_fleet.domain.node import Node
+from comfy_fleet.adapters.haproxy.runtime import ServerStatus
+from comfy_fleet.adapters.haproxy.server_lines import Entry
+from comfy_fleet.domain.nodes.node import Node
 
 
-def target(name: str = "g1", **more: Any) -> Target:
+def target(name: str = "g1", **more: Any) -> ServerTarget:
     entry = Entry(
         name=name, backend=more.pop("backend", "be_pool_1"), host="h", port=8188, agent_host="a", agent_port=9
     )
     fields: dict[str, Any] = {"addresses": ("10.0.0.1",), "agent_addresses": ("10.0.0.9",), **more}
-    return Target(entry=entry, **fields)
+    return ServerTarget(entry=entry, **fields)
 
 
-def server(name: str = "g1", backend: str = "be_pool_1", **more: Any) -> Server:
+def server(name: str = "g1", backend: str = "be_pool_1", **more: Any) -> ServerStatus:
     fields: dict[str, Any] = {
         "host": "10.0.0.1",
         "port": 8188,
@@ -45,10 +45,10 @@ def server(name: str = "g1", backend: str = "be_pool_1", **more: Any) -> Server:
         "asks": True,
         **more,
     }
-    return Server(name=name, backend=backend, **fields)
+    return ServerStatus(name=name, backend=backend, **fields)
 
 
-def direct(name: str = "g1", **more: Any) -> Server:
+def direct(name: str = "g1", **more: Any) -> ServerStatus:
     return server(name, "be_direct", weight=0, agent_host="", agent_port=0, **more)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from comfy_fleet.adapters.haproxy.pool_news import PoolNews
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 
 A, B = (Node(name=name, url=f"http://10.0.0.1:{port}") for name, port in (("a", 1), ("b", 2)))
 

@@ -3,8 +3,8 @@
 import pytest
 
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.host import HOST_LABEL, Joining, Trash
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.host import HOST_LABEL, Joining, Trash
+from comfy_fleet.domain.nodes.node import Node
 
 ID = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
 OTHER = "1c9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a22"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack, unpack
-from comfy_fleet.domain.eligibility import Needs, Wish, needs_of, offers
-from comfy_fleet.domain.inventory import Inventory, findings, parse, problems, requirements, spelled
+from comfy_fleet.domain.graphs.inventory import Inventory, findings, parse, problems, requirements, spelled
+from comfy_fleet.domain.nodes.eligibility import PlacementRequest, Requirements, needs_of, offers
 
 
 def growing(**template: Any) -> list[Any]:
@@ -213,8 +213,8 @@ def test_files_inside_groups_tell_nodes_apart() -> None:
     less = json.loads(json.dumps(INFO))
     less["Resize"]["input"]["required"]["how"][1]["options"][0]["inputs"]["optional"]["model"] = [["b.pth"]]
     graph = made("Resize", {"how": "size", "how.width": 5, "how.crop": "center", "how.model": "up\\a.pth"})
-    needs = needs_of(graph, Wish(), [KNOWN, parse(less)])
-    assert needs == Needs(choices=frozenset({("Resize", "how.model", "up/a.pth")}))
+    needs = needs_of(graph, PlacementRequest(), [KNOWN, parse(less)])
+    assert needs == Requirements(choices=frozenset({("Resize", "how.model", "up/a.pth")}))
     assert offers(KNOWN.classes["Resize"], "how.model", "up/a.pth") is True
     assert offers(parse(less).classes["Resize"], "how.model", "up/a.pth") is False
     assert requirements(graph, KNOWN).files == {("Resize", "how.model", "up/a.pth")}
@@ -225,9 +225,9 @@ def test_a_value_that_a_class_may_take_unlisted_goes_where_it_is_listed_if_that_
     other["Packed"]["input"]["required"]["mode"] = [["a", "b", "c"]]
     listing = parse(other)
     graph = made("Packed", {**PACKED, "mode": "c"})
-    assert needs_of(graph, Wish(), [KNOWN]).choices == frozenset()
-    assert needs_of(graph, Wish(), [KNOWN, listing]).choices == {("Packed", "mode", "c")}
-    assert needs_of(graph, Wish(), [KNOWN, listing], near=[KNOWN]).choices == frozenset()
+    assert needs_of(graph, PlacementRequest(), [KNOWN]).choices == frozenset()
+    assert needs_of(graph, PlacementRequest(), [KNOWN, listing]).choices == {("Packed", "mode", "c")}
+    assert needs_of(graph, PlacementRequest(), [KNOWN, listing], near=[KNOWN]).choices == frozenset()
 
 
 def test_uploads_inside_groups_are_no_needs() -> None:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from comfy_fleet.adapters.comfyui.heads import MAX_INTERIM
-from comfy_fleet.adapters.comfyui.http import NODE, NodeClient
+from comfy_fleet.adapters.comfyui.head_limits import MAX_INTERIM
+from comfy_fleet.adapters.comfyui.node_client import NODE, NodeClient
 from comfy_fleet.domain.errors import NodeError, NodeFault
-from comfy_fleet.domain.outputs import FileRef
-from comfy_fleet.domain.run_messages import AskFailed, HistoryAnswered, PostUnknown
+from comfy_fleet.domain.jobs.outputs import FileRef
+from comfy_fleet.domain.jobs.run_messages import AskFailed, HistoryAnswered, PostUnknown
 from tests.stream_server import StreamServer
 
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"

@@ -11,17 +11,17 @@ from typing import Any, cast
 import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack
-from comfy_fleet.domain import inventory
-from comfy_fleet.domain.eligibility import GIB, Needs, Wish
 from comfy_fleet.domain.errors import InvalidWorkflow, NodeError
-from comfy_fleet.domain.graph import check
-from comfy_fleet.domain.inventory import Inventory, parse
-from comfy_fleet.domain.job import Placement
-from comfy_fleet.domain.node import Node, NodeState, Reading
+from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs.graph import check
+from comfy_fleet.domain.graphs.inventory import Inventory, parse
+from comfy_fleet.domain.jobs.job import Placement
+from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest, Requirements
+from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
 from comfy_fleet.ports import InventoryStore, NodeRegistry
-from comfy_fleet.services.atlas import Atlas
 from comfy_fleet.services.inventories import NodeInventories
-from comfy_fleet.services.refresh import AT_ONCE, NEW_AGAIN_S
+from comfy_fleet.services.inventory_refresher import AT_ONCE, NEW_AGAIN_S
+from comfy_fleet.services.node_directory import NodeDirectory
 from tests.factories import GRAPH
 
 
@@ -43,7 +43,7 @@ class World:
         self.now = time.time()
         self.readings: dict[str, Reading] = {}
         self.kept: dict[str, Inventory] = {}
-        self.needs_kept: dict[str, Needs] = {}
+        self.needs_kept: dict[str, Requirements] = {}
 
     async def nodes(self) -> list[Node]:
         return [state.node for state in await self.states()]
@@ -93,10 +93,10 @@ class World:
     async def load(self, digest: str) -> Inventory | None:
         return self.kept.get(digest)
 
-    async def keep_needs(self, needs: Needs) -> None:
+    async def keep_needs(self, needs: Requirements) -> None:
         self.needs_kept[needs.key] = needs
 
-    async def needs(self, key: str) -> Needs | None:
+    async def needs(self, key: str) -> Requirements | None:
         return self.needs_kept.get(key)
 
 
@@ -128,20 +128,20 @@ async def able(known: NodeInventories, placement: Placement) -> frozenset[str]:
 async def test_alike_nodes_share_one_inventory() -> None:
     async with inventories(World(a=ALL, b=dict(reversed(ALL.items())), c=classes("Odd"))) as known:
         assert len(known._atlas.inventories) == 2
-        placement = await known.placement(check(GRAPH), Wish())
+        placement = await known.placement(check(GRAPH), PlacementRequest())
         assert placement.needs and not placement.nodes
         assert await able(known, placement) == {"a", "b"}
 
 
 async def test_what_every_node_can_run_needs_no_queue_of_its_own() -> None:
     async with inventories(World(a=ALL, b=ALL)) as known:
-        assert (await known.placement(check(GRAPH), Wish())).key == "default"
+        assert (await known.placement(check(GRAPH), PlacementRequest())).key == "default"
 
 
 async def test_a_node_that_joins_later_takes_what_waits() -> None:
     world = World(a=ALL, c=classes("Odd"))
     async with inventories(world) as known:
-        placement = await known.placement(check(GRAPH), Wish())
+        placement = await known.placement(check(GRAPH), PlacementRequest())
         assert await able(known, placement) == {"a"}
         world.answers |= {"new": ALL, "odd": classes("Odd")}
         await known.keeper.refresh(["new", "odd"], patience_s=5)
@@ -232,7 +232,7 @@ async def test_many_that_join_together_are_asked_once_each_until_they_are_up() -
 
 async def test_nodes_that_cant_be_asked_decide_by_themselves() -> None:
     async with inventories(World(a=None)) as known:
-        assert (await known.placement(check(GRAPH), Wish())).key == "default"
+        assert (await known.placement(check(GRAPH), PlacementRequest())).key == "default"
         assert not known.declared().inventories
 
 
@@ -241,13 +241,13 @@ async def test_refused_only_after_a_second_look() -> None:
     async with inventories(world) as known:
         world.now += 10
         world.answers["a"] = ALL  # somebody installed it just now
-        assert await able(known, await known.placement(check(GRAPH), Wish())) == {"a"}
+        assert await able(known, await known.placement(check(GRAPH), PlacementRequest())) == {"a"}
         world.answers["a"] = classes("SaveImage")  # and took it away again
         world.now += 10
         await known.refresh("a")
         world.now += 10
         with pytest.raises(InvalidWorkflow) as caught:
-            await known.placement(check(GRAPH), Wish())
+            await known.placement(check(GRAPH), PlacementRequest())
         assert caught.value.message == (
             "no node can run this workflow: a: has no class `EmptyImage`; "
             "b: has no class `EmptyImage`, has no class `SaveImage`"
@@ -257,14 +257,14 @@ async def test_refused_only_after_a_second_look() -> None:
         assert list(details["node_errors"]) == ["1"]  # told by the node that lacks least
         asked = len(world.asked)
         with pytest.raises(InvalidWorkflow):
-            await known.placement(check(GRAPH), Wish())
+            await known.placement(check(GRAPH), PlacementRequest())
         assert len(world.asked) == asked  # not again within the same two seconds
 
 
 async def test_every_node_lacks_the_same() -> None:
     async with inventories(World(a=classes("Odd"), b=classes("Odd"))) as known:
         with pytest.raises(InvalidWorkflow, match="no node has the class `EmptyImage`"):
-            await known.placement(check(GRAPH), Wish())
+            await known.placement(check(GRAPH), PlacementRequest())
 
 
 async def test_what_is_wrong_with_the_graph_is_not_said_of_the_nodes() -> None:
@@ -276,10 +276,10 @@ async def test_what_is_wrong_with_the_graph_is_not_said_of_the_nodes() -> None:
     for world in (World(a=have, b=have), World(a=have)):
         async with inventories(world) as known:
             with pytest.raises(InvalidWorkflow) as caught:
-                await known.placement(graph, Wish())
+                await known.placement(graph, PlacementRequest())
             assert caught.value.message == f"no node can run this workflow: {fault}"
             with pytest.raises(InvalidWorkflow, match=r"workflow: the graph has no output node") as caught:
-                await known.placement(check({"1": GRAPH["1"]}), Wish())
+                await known.placement(check({"1": GRAPH["1"]}), PlacementRequest())
             assert caught.value.details["node_errors"] == {}
 
 
@@ -288,17 +288,17 @@ async def test_pools_are_wanted_preferred_or_spilled_into() -> None:
     world.fields = {"b": {"pool": "big"}, "c": {"pool": "odd"}}
     async with inventories(world) as known:
         graph = check(GRAPH)
-        assert await able(known, await known.placement(graph, Wish())) == {"a"}
-        assert await able(known, await known.placement(graph, Wish(pool="big"))) == {"b"}
-        spilling = await known.placement(graph, Wish(pool="big", spill_to=("default",)))
+        assert await able(known, await known.placement(graph, PlacementRequest())) == {"a"}
+        assert await able(known, await known.placement(graph, PlacementRequest(pool="big"))) == {"b"}
+        spilling = await known.placement(graph, PlacementRequest(pool="big", spill_to=("default",)))
         assert spilling.pools(["big", "default", "odd"]) == ("big", "default")
-        preferring = await known.placement(graph, Wish(prefer="odd"))
+        preferring = await known.placement(graph, PlacementRequest(prefer="odd"))
         assert preferring.pools(["big", "default", "odd"]) == ("odd", "big", "default")
         assert await able(known, preferring) == {"a", "b"}
         with pytest.raises(InvalidWorkflow, match="c: has no class"):
-            await known.placement(graph, Wish(pool="odd"))
+            await known.placement(graph, PlacementRequest(pool="odd"))
         with pytest.raises(InvalidWorkflow, match="no node is in pool none: name one of big, default, odd"):
-            await known.placement(graph, Wish(pool="none"))
+            await known.placement(graph, PlacementRequest(pool="none"))
 
 
 async def test_declared_memory_zone_and_labels() -> None:
@@ -307,11 +307,13 @@ async def test_declared_memory_zone_and_labels() -> None:
     world.fields = {"a": {"zone": "z1"}, "b": {"labels": {"kind": "fast"}}}
     async with inventories(world) as known:
         graph = check(GRAPH)
-        assert await able(known, await known.placement(graph, Wish(vram_bytes=16 * GIB))) == {"b"}
-        assert await able(known, await known.placement(graph, Wish(zone="z1"))) == {"a"}
-        assert await able(known, await known.placement(graph, Wish(labels={"kind": "fast"}))) == {"b"}
+        assert await able(known, await known.placement(graph, PlacementRequest(vram_bytes=16 * GIB))) == {"b"}
+        assert await able(known, await known.placement(graph, PlacementRequest(zone="z1"))) == {"a"}
+        assert await able(known, await known.placement(graph, PlacementRequest(labels={"kind": "fast"}))) == {
+            "b"
+        }
         with pytest.raises(InvalidWorkflow, match="a: has 12 GiB of VRAM, not 32 GiB"):
-            await known.placement(graph, Wish(vram_bytes=32 * GIB))
+            await known.placement(graph, PlacementRequest(vram_bytes=32 * GIB))
 
 
 async def test_removed_nodes_are_forgotten() -> None:
@@ -323,7 +325,7 @@ async def test_removed_nodes_are_forgotten() -> None:
             while "a" in known._atlas.states:
                 await asyncio.sleep(0.001)
         with pytest.raises(InvalidWorkflow):
-            await known.placement(check(GRAPH), Wish())
+            await known.placement(check(GRAPH), PlacementRequest())
 
 
 async def test_any_node_asks_when_it_knows_none() -> None:
@@ -344,7 +346,7 @@ async def test_a_look_that_took_long_shows_nothing_older_than_a_later_one() -> N
                 await slow.wait()
             return found
 
-    atlas = Atlas(cast(NodeRegistry, Registry()), cast(InventoryStore, World()))
+    atlas = NodeDirectory(cast(NodeRegistry, Registry()), cast(InventoryStore, World()))
     first = asyncio.create_task(atlas.look())
     await asyncio.sleep(0)
     await atlas.look()
@@ -374,6 +376,6 @@ async def test_large_graphs_of_any_shape_are_compared_in_a_thread(
         str(id_): {"class_type": "A", "inputs": {f"x{i}": i for i in range(inputs)}} for id_ in range(nodes)
     }
     async with inventories(world) as known:
-        await known.placement(check({"1": {"class_type": "A", "inputs": {}}}), Wish())
-        await known.placement(check(wide), Wish())
+        await known.placement(check({"1": {"class_type": "A", "inputs": {}}}), PlacementRequest())
+        await known.placement(check(wide), PlacementRequest())
     assert seen == [True, False]

@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.file_check import Declared, named_uploads
-from comfy_fleet.domain.graph import asset_reference
-from comfy_fleet.domain.inventory import Inventory, findings, parse, problems, requirements
-from comfy_fleet.domain.versions import version_allows
-from comfy_fleet.domain.workflow import ModelFile, Parameter, ParameterType, Requires, Workflow
-from comfy_fleet.services.check import check_workflow
+from comfy_fleet.domain.graphs.file_check import Declared, named_uploads
+from comfy_fleet.domain.graphs.graph import asset_reference
+from comfy_fleet.domain.graphs.inventory import Inventory, findings, parse, problems, requirements
+from comfy_fleet.domain.graphs.version_conditions import version_allows
+from comfy_fleet.domain.graphs.workflow import (
+    ManifestRequirements,
+    ModelFile,
+    Parameter,
+    ParameterType,
+    Workflow,
+)
+from comfy_fleet.services.workflow_check import check_workflow
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 
@@ -226,7 +232,7 @@ def test_too_old_is_told_from_file_missing() -> None:
         graph=made,
         version="v",
         parameters=(Parameter(name="p", type=ParameterType.STRING, required=True),),
-        requires=Requires(
+        requires=ManifestRequirements(
             comfyui=">=0.3.71", models=(ModelFile(file="c.safetensors", folder="loras", source="Somewhere"),)
         ),
     )

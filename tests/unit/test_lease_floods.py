@@ -15,7 +15,7 @@ from comfy_fleet.adapters.comfyui.lease import (
     LeaseClient,
     WebsocketLease,
 )
-from comfy_fleet.domain.run_messages import Binary, Frame
+from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from tests.stream_server import StreamServer
 
 KIB = 1024

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from comfy_fleet.cli.log_files import Line, Logs, PartLog
+from comfy_fleet.cli.log_files import LogLine, Logs, PartLog
 
 
 def logged(second: int, message: str, **more: object) -> str:
@@ -29,7 +29,7 @@ def part() -> Iterator[Callable[[Path], PartLog]]:
         yield lambda path: stack.enter_context(closing(PartLog(path)))
 
 
-def told(lines: list[Line]) -> list[str]:
+def told(lines: list[LogLine]) -> list[str]:
     return [f"{line.part} {line.fields['msg']}" for line in lines]
 
 

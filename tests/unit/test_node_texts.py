@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from comfy_fleet.adapters.comfyui.answers import AnswerLimits, decoded, read_body
+from comfy_fleet.adapters.comfyui.answer_limits import AnswerLimits, decoded, read_body
 from comfy_fleet.domain.errors import NodeFault
 
 LIMITS = AnswerLimits(size=2**20, setting="FLEET_SOME_BYTES")

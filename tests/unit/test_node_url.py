@@ -5,7 +5,7 @@ import pytest
 from comfy_fleet.cli.agent import beside
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.node import (
+from comfy_fleet.domain.nodes.node import (
     Node,
     Place,
     authorization,

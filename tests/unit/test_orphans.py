@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.orphans import MOST_SHOWN, SHOWN_S, Prompt, Queue, read_queue
+from comfy_fleet.domain.nodes.orphans import MOST_SHOWN, SHOWN_S, Prompt, Queue, read_queue
 
 RUN = Prompt(id="r1", ours=True)
 

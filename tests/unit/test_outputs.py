@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.job import OutputKind
-from comfy_fleet.domain.media import content_type_of, kind_of
-from comfy_fleet.domain.outputs import (
+from comfy_fleet.domain.jobs.job import OutputKind
+from comfy_fleet.domain.jobs.media import content_type_of, kind_of
+from comfy_fleet.domain.jobs.outputs import (
     FileRef,
     InlineBytes,
     InlineText,

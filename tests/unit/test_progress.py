@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.job import Progress
-from comfy_fleet.domain.progress import MAX_STEPS, Meter, weight
+from comfy_fleet.domain.jobs.job import Progress
+from comfy_fleet.domain.jobs.progress import MAX_STEPS, Meter, weight
 
 GRAPH: dict[str, Any] = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x"}},

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.host import Seat
-from comfy_fleet.domain.job import JobError, JobEvent, Output, OutputKind, Progress
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.jobs.job import JobError, JobEvent, Output, OutputKind, Progress
+from comfy_fleet.domain.nodes.host import Seat
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 
 VALUES: list[Any] = [

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from comfy_fleet.domain.outputs import InlineText
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.outputs import InlineText
+from comfy_fleet.domain.jobs.run import (
     AskQueue,
     Binary,
     Collect,
@@ -15,8 +15,8 @@ from comfy_fleet.domain.run import (
     Interrupt,
     Left,
     Opened,
-    Phase,
     QueueAnswered,
+    RunPhase,
     ShowPreview,
     Tick,
     Unread,
@@ -51,7 +51,7 @@ def test_a_prompt_has_not_left_before_the_last_frame() -> None:
     run, frames = started()
     for event in frames[:-1]:
         assert not any(isinstance(action, Left | Finish) for action in run.handle(event, 0.1))
-    assert run.phase is Phase.RUNNING
+    assert run.phase is RunPhase.RUNNING
 
 
 def test_frames_of_other_prompts_and_unknown_frames_change_nothing() -> None:

@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import pytest
 
-from comfy_fleet.domain.job import Job, JobStatus
+from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.ports import Claim, Held
-from comfy_fleet.services.collect import OutputLimits, Sharing
-from comfy_fleet.services.execute import Execution, Tools
-from comfy_fleet.services.measure import Measured
+from comfy_fleet.services.collector import OutputLimits, Sharing
+from comfy_fleet.services.execution import Execution, RunDeps
+from comfy_fleet.services.run_metrics import Measured
 
 JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
 CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
@@ -35,7 +35,7 @@ def execution(store: Store) -> Execution:
         "measure": SimpleNamespace(succeeded=lambda *_, **__: Measured()),
     }  # fmt: skip
     store.run = Execution(
-        cast(Tools, SimpleNamespace(**played)), CLAIM, None, on_free=lambda _: None, on_rest=lambda *_: None
+        cast(RunDeps, SimpleNamespace(**played)), CLAIM, None, on_free=lambda _: None, on_rest=lambda *_: None
     )
     return store.run
 

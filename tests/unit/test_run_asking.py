@@ -2,7 +2,7 @@
 
 import pytest
 
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.run import (
     AskFailed,
     AskHistory,
     AskQueue,

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.run import (
     Binary,
     Collect,
     Frame,
@@ -16,8 +16,8 @@ from comfy_fleet.domain.run import (
     Report,
     Run,
 )
-from comfy_fleet.domain.run_messages import AskFailure
-from comfy_fleet.domain.run_verdicts import read_history
+from comfy_fleet.domain.jobs.run_messages import AskFailure
+from comfy_fleet.domain.jobs.run_results import read_history
 from tests.unit.run_harness import (
     CANCEL,
     LIMITS,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.run import (
     AskFailed,
     AskHistory,
     AskQueue,

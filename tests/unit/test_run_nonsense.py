@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfy_fleet.adapters.comfyui.lenient import decode
-from comfy_fleet.domain.frames import frame_of
-from comfy_fleet.domain.run import Run, RunLimits
-from comfy_fleet.domain.run_messages import (
+from comfy_fleet.adapters.comfyui.json_lenient import decode
+from comfy_fleet.domain.jobs.frames import frame_of
+from comfy_fleet.domain.jobs.run import Run, RunLimits
+from comfy_fleet.domain.jobs.run_messages import (
     AskFailed,
     Binary,
     Event,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.run import (
     AskFailed,
     AskHistory,
     AskQueue,
@@ -24,7 +24,7 @@ from comfy_fleet.domain.run import (
     QueueAnswered,
     Run,
 )
-from comfy_fleet.domain.run_messages import AskFailure, Verdict
+from comfy_fleet.domain.jobs.run_messages import AskFailure, RunResult
 from tests.unit.run_harness import (
     CANCEL,
     CLOSED,
@@ -59,7 +59,7 @@ def waiting(**limits: Any) -> tuple[Run, float]:
     return run, at
 
 
-def withdrawn(verdict: Verdict) -> bool:
+def withdrawn(verdict: RunResult) -> bool:
     """Whether it was given back as one that never began; nothing else of that kind may be uncounted."""
     error = verdict.error
     back = verdict.kind == "lost" and error is not None and error.code == "node_busy"
@@ -315,7 +315,7 @@ def busy_nodes(draw: st.DrawFn) -> World:
     return world
 
 
-def judged(world: World) -> Verdict:
+def judged(world: World) -> RunResult:
     """Play a world; what holds whatever happens in it."""
     log = world.play()
     verdict = log.verdict

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.run import (
     AskHistory,
     AskQueue,
     Collect,
@@ -12,11 +12,11 @@ from comfy_fleet.domain.run import (
     Interrupt,
     InterruptSent,
     Opened,
-    Phase,
     PostAnswered,
     PostPrompt,
     PostUnknown,
     QueueAnswered,
+    RunPhase,
 )
 from tests.unit.run_harness import (
     CANCEL,
@@ -133,7 +133,7 @@ def test_a_post_without_an_answer_may_have_arrived() -> None:
     run.handle(PostUnknown("reset"), 0.1)
     log = Log()
     log.add(run.handle(QueueAnswered("pending"), 0.2))
-    assert run.phase is Phase.ACCEPTED
+    assert run.phase is RunPhase.ACCEPTED
     for event in events_of(record):
         log.add(run.handle(event, 0.3))
     assert log.verdict.kind == "succeeded"
@@ -144,7 +144,7 @@ def test_an_answer_that_comes_after_it_was_given_up_changes_nothing() -> None:
     run.handle(Opened(), 0.0)
     run.handle(PostUnknown("timeout"), 0.1)
     assert run.handle(PostAnswered(400, {"error": "plain"}), 0.2) == []
-    assert run.phase is Phase.POSTING
+    assert run.phase is RunPhase.POSTING
 
 
 def test_a_cancel_during_the_post_counts_more_than_a_partly_valid_graph() -> None:
@@ -166,7 +166,7 @@ def test_nothing_is_pushed_out_before_the_answer_to_the_post() -> None:
     run = machine(record)
     run.handle(Opened(), 0.0)
     run.handle(events_of(record)[3], 0.1)
-    assert run.phase is Phase.RUNNING
+    assert run.phase is RunPhase.RUNNING
     assert run.handle(CANCEL, 0.2) == []
     assert run.handle(accepted(RUN), 0.3) == [Interrupt()]
 

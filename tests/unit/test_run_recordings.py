@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.outputs import InlineBytes
-from comfy_fleet.domain.run import (
+from comfy_fleet.domain.jobs.outputs import InlineBytes
+from comfy_fleet.domain.jobs.run import (
     AskHistory,
     AskQueue,
     HistoryAnswered,
     Interrupt,
     InterruptSent,
     Opened,
-    Phase,
     PostAnswered,
     QueueAnswered,
     Run,
+    RunPhase,
     ShowPreview,
 )
-from comfy_fleet.domain.run_verdicts import read_history
+from comfy_fleet.domain.jobs.run_results import read_history
 from tests.unit.run_harness import (
     CANCEL,
     CLOSED,
@@ -52,7 +52,7 @@ def test_recorded_success(name: str) -> None:
     assert log.verdict.kind == "succeeded"
     assert log.of(AskQueue, AskHistory) == [], "the frames were complete: nothing had to be asked"
     assert files(log.left) == files(read_history(history_of(record)).items)
-    assert run.phase is Phase.DONE
+    assert run.phase is RunPhase.DONE
     assert run.next_tick() is None
 
 
@@ -98,7 +98,7 @@ def test_recorded_error_then_confirmed() -> None:
     log = Log()
     for event in frames:
         log.add(run.handle(event, 0.02))
-    assert run.phase is Phase.RUNNING
+    assert run.phase is RunPhase.RUNNING
     at, actions = tick(run)
     assert at == pytest.approx(1.02)
     assert actions == [AskQueue()]
@@ -139,7 +139,7 @@ def test_recorded_interrupt_that_we_asked_for() -> None:
     assert log.add(run.handle(CANCEL, 0.5)) == [Interrupt()]
     log.add(run.handle(InterruptSent(ok=True), 0.6))
     log.add(run.handle(frames[-1], 0.7))
-    assert run.phase is Phase.RUNNING, "it has not left the node yet"
+    assert run.phase is RunPhase.RUNNING, "it has not left the node yet"
     log.add(run.handle(idle("4877f1f3-b305-481e-9c47-2744ee81c17b"), 0.8))
     log.check()
     assert (log.verdict.kind, log.verdict.counts) == ("canceled", False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comfy_fleet.domain.run_verdicts import failed
+from comfy_fleet.domain.jobs.run_results import failed
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from comfy_fleet.adapters.secrets import SecretBox
+from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.domain.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from comfy_fleet.domain.speed import ENOUGH, LIMIT, OTHERS, WINDOW, Speeds, speed_of
+from comfy_fleet.domain.nodes.speed import ENOUGH, LIMIT, OTHERS, WINDOW, Speeds, speed_of
 
 
 def compared(

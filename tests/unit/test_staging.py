@@ -5,8 +5,8 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from comfy_fleet.domain.graph import asset_reference
-from comfy_fleet.domain.job import Job, JobStatus
+from comfy_fleet.domain.graphs.graph import asset_reference
+from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.ports import AssetStore, Claim, NodeApi
 from comfy_fleet.services.staging import StagingError, stage
 

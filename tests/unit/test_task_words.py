@@ -3,7 +3,7 @@
 import pytest
 
 from comfy_fleet.api.task_words import COMPLETED, DONE, SUCCESS, TaskWords
-from comfy_fleet.domain.job import TERMINAL, JobStatus
+from comfy_fleet.domain.jobs.job import TERMINAL, JobStatus
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.gpu import Gpu, Gpus, Memory, Nvml, Process
-from comfy_fleet.domain.vram import CONTEXT_BYTES, GIB, Claim, Counted, Device, Source, Usage, usage
+from comfy_fleet.domain.nodes.gpu import Gpu, GpuProcess, Gpus, Memory, Nvml
+from comfy_fleet.domain.nodes.vram import (
+    CONTEXT_BYTES,
+    GIB,
+    Counted,
+    Device,
+    MemoryClaim,
+    Source,
+    Usage,
+    usage,
+)
 
-NODE = Claim(node="g1", pids=frozenset({100, 101}))
+NODE = MemoryClaim(node="g1", pids=frozenset({100, 101}))
 SIZES = st.integers(0, 24 * GIB)
 
 
-def card(used: float, *processes: Process, listed: bool = True, total: float = 24) -> Gpu:
+def card(used: float, *processes: GpuProcess, listed: bool = True, total: float = 24) -> Gpu:
     memory = Memory(total=int(total * GIB), used=int(used * GIB), free=int((total - used) * GIB))
     return Gpu(index=0, memory=memory, processes=processes if listed else None)
 
 
-def process(pid: int, gib: float | None, name: str = "") -> Process:
-    return Process(pid=pid, used=None if gib is None else int(gib * GIB), name=name)
+def process(pid: int, gib: float | None, name: str = "") -> GpuProcess:
+    return GpuProcess(pid=pid, used=None if gib is None else int(gib * GIB), name=name)
 
 
 def told(own: float, used: float, *, age_s: float = 0.1, total: float = 23.5) -> Counted:
@@ -39,7 +48,7 @@ def test_what_others_hold_is_foreign_also_when_nobody_lists_them() -> None:
 
 
 def test_nodes_on_one_gpu_are_not_foreign_to_each_other() -> None:
-    other = Claim(node="g2", pids=frozenset({200}))
+    other = MemoryClaim(node="g2", pids=frozenset({200}))
     found = usage(card(17, process(100, 6), process(200, 8), process(7, 3)), [NODE, other])
     assert found.foreign == 3 * GIB
     assert found.own == {"g1": 6 * GIB, "g2": 8 * GIB}
@@ -74,7 +83,7 @@ def test_a_model_that_is_loaded_between_two_readings_is_not_foreign() -> None:
 
 def test_a_node_of_another_agent_is_not_foreign_by_process_or_by_its_count() -> None:
     mine = replace(NODE, counted=told(own=6, used=17))
-    theirs = Claim(node="g2", pids=frozenset({200}), counted=told(own=8, used=16), late=True)
+    theirs = MemoryClaim(node="g2", pids=frozenset({200}), counted=told(own=8, used=16), late=True)
     listed = card(17, process(100, 6.5), process(200, 8.5))
     assert usage(listed, [mine, theirs]).foreign == 2 * GIB
     found = usage(card(17), [mine, theirs])
@@ -87,7 +96,7 @@ def test_a_node_of_another_agent_is_not_foreign_by_process_or_by_its_count() -> 
 
 def test_what_another_agent_s_node_has_just_loaded_is_not_foreign() -> None:
     # It told 2 GiB; ten more have come since, and only our own node's answer shows them.
-    theirs = Claim(node="g2", counted=told(own=2, used=9, age_s=1.8), late=True)
+    theirs = MemoryClaim(node="g2", counted=told(own=2, used=9, age_s=1.8), late=True)
     mine = replace(NODE, counted=told(own=6, used=19, age_s=0.1))
     assert usage(card(19), [mine, theirs]).foreign == 0
     # A stranger is seen once both have told.
@@ -99,8 +108,8 @@ def test_without_any_count_only_bounds_are_known() -> None:
     for counted in (None, told(own=8, used=9, age_s=30)):
         found = usage(card(14), [replace(NODE, counted=counted)])
         assert (found.source, found.foreign, found.certain) == (Source.BOUNDS, 14 * GIB, False)
-    sibling = Claim(node="g2", pids=frozenset({200}))
-    found = usage(card(14, process(200, 13.5)), [Claim(node="g1"), sibling])
+    sibling = MemoryClaim(node="g2", pids=frozenset({200}))
+    found = usage(card(14, process(200, 13.5)), [MemoryClaim(node="g1"), sibling])
     assert (found.source, found.foreign) == (Source.BOUNDS, GIB // 2)
 
 
@@ -109,8 +118,8 @@ def test_who_does_not_run_or_is_not_listed_beside_others_holds_nothing() -> None
     found = usage(card(14), [gone])
     assert (found.source, found.foreign, found.own) == (Source.PROCESSES, 14 * GIB, {"g1": 0})
     host = Counted(device=Device.HOST, total=64 * GIB, used=40 * GIB, own=30 * GIB)
-    assert usage(card(14), [Claim(node="g1", counted=host)]).foreign == 14 * GIB
-    sibling = Claim(node="g2", pids=frozenset({200}))
+    assert usage(card(14), [MemoryClaim(node="g1", counted=host)]).foreign == 14 * GIB
+    sibling = MemoryClaim(node="g2", pids=frozenset({200}))
     for starting in (NODE, replace(NODE, counted=told(own=0, used=3))):
         found = usage(card(14, process(200, 4)), [starting, sibling])
         assert (found.source, found.foreign) == (Source.PROCESSES, 10 * GIB)
@@ -119,40 +128,40 @@ def test_who_does_not_run_or_is_not_listed_beside_others_holds_nothing() -> None
 
 
 def test_one_node_by_process_and_one_by_its_own_count() -> None:
-    hidden = Claim(node="g2", counted=told(own=4, used=16))
+    hidden = MemoryClaim(node="g2", counted=told(own=4, used=16))
     found = usage(card(16, process(100, 6)), [NODE, hidden])
     assert found.source is Source.COUNTED
     assert found.foreign == 6 * GIB - CONTEXT_BYTES
 
 
 def test_without_nvml_the_node_tells() -> None:
-    found = usage(None, [Claim(node="g1", counted=told(own=10, used=14, total=16))])
+    found = usage(None, [MemoryClaim(node="g1", counted=told(own=10, used=14, total=16))])
     assert (found.source, found.total) == (Source.STATS, 16 * GIB)
     assert found.foreign == 4 * GIB - CONTEXT_BYTES
-    assert usage(Gpu(index=0), [Claim(node="g1", counted=told(own=1, used=2))]).source is Source.STATS
+    assert usage(Gpu(index=0), [MemoryClaim(node="g1", counted=told(own=1, used=2))]).source is Source.STATS
 
 
 def test_old_or_missing_answers_tell_nothing() -> None:
     assert usage(None, []) == Usage()
     assert usage(None, [NODE]) == Usage()
-    assert usage(None, [Claim(node="g1", counted=told(own=1, used=2, age_s=60))]) == Usage()
-    both = [Claim(node="g1", counted=told(own=1, used=2)), Claim(node="g2")]
+    assert usage(None, [MemoryClaim(node="g1", counted=told(own=1, used=2, age_s=60))]) == Usage()
+    both = [MemoryClaim(node="g1", counted=told(own=1, used=2)), MemoryClaim(node="g2")]
     assert usage(None, [both[0], replace(both[1], running=False)]).source is Source.STATS
     assert usage(None, [replace(both[1], running=False)]).source is Source.NONE
 
 
 def test_a_neighbour_that_starts_may_hold_what_the_others_don_t() -> None:
-    both = [Claim(node="g1", counted=told(own=4, used=10, total=16)), Claim(node="g2")]
+    both = [MemoryClaim(node="g1", counted=told(own=4, used=10, total=16)), MemoryClaim(node="g2")]
     found = usage(None, both)
     assert (found.source, found.foreign, found.certain) == (Source.BOUNDS, 6 * GIB - CONTEXT_BYTES, False)
 
 
 def test_a_host_s_memory_needs_the_process_s_own() -> None:
     host = Counted(device=Device.HOST, total=64 * GIB, used=40 * GIB, own=30 * GIB)
-    found = usage(None, [Claim(node="g1", counted=host)])
+    found = usage(None, [MemoryClaim(node="g1", counted=host)])
     assert (found.source, found.foreign) == (Source.HOST, 10 * GIB)  # no CUDA, no allowance
     unseen = replace(host, device=Device.UNSEEN, own=None)
-    found = usage(None, [Claim(node="g1", counted=unseen)])
+    found = usage(None, [MemoryClaim(node="g1", counted=unseen)])
     assert (found.source, found.foreign, found.total) == (Source.UNSEEN, 0, 64 * GIB)
 
 
@@ -163,7 +172,7 @@ def test_figures_stay_within_the_card(
     gpu = Gpu(
         index=0,
         memory=Memory(total=total, used=used, free=max(0, total - used)),
-        processes=(Process(pid=100, used=own), Process(pid=7, used=other)),
+        processes=(GpuProcess(pid=100, used=own), GpuProcess(pid=7, used=other)),
     )
     counted = None if count is None else Counted(total=total, used=used, own=count, age_s=age)
     for seen in (gpu, replace(gpu, processes=None), None):
@@ -178,7 +187,7 @@ def test_by_process_foreign_memory_is_exact(own: int, foreign: int) -> None:
     gpu = Gpu(
         index=0,
         memory=Memory(total=24 * GIB, used=own + foreign, free=24 * GIB - own - foreign),
-        processes=(Process(pid=100, used=own),),
+        processes=(GpuProcess(pid=100, used=own),),
     )
     assert usage(gpu, [NODE]).foreign == foreign
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from comfy_fleet.domain.weights import DEFAULT, default_weight, drawn
+from comfy_fleet.domain.nodes.weights import DEFAULT, default_weight, drawn
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain import selector, titles
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.workflow import (
+from comfy_fleet.domain.graphs import selector, title_parameters
+from comfy_fleet.domain.graphs.workflow import (
     Choice,
     Parameter,
+    ParameterTarget,
     ParameterType,
-    Target,
     Workflow,
     json_schema,
     version_of,
@@ -52,7 +52,9 @@ def test_no_match_lists_what_there_is() -> None:
 
 
 def test_a_target_must_be_an_input_with_a_value() -> None:
-    assert selector.target(GRAPH, title="Positive", input_="text") == Target(node_id="1", input="text")
+    assert selector.target(GRAPH, title="Positive", input_="text") == ParameterTarget(
+        node_id="1", input="text"
+    )
     with pytest.raises(ConfigError, match="has no input 'txt'; it has text, clip"):
         selector.target(GRAPH, title="Positive", input_="txt")
     with pytest.raises(ConfigError, match="'model' comes from node 4"):
@@ -93,18 +95,18 @@ def test_a_bypass_needs_a_link_for_every_slot_that_is_read() -> None:
 )
 def test_titles_declare_parameters(title: str, made: dict[str, Any], expected: list[Any]) -> None:
     made["_meta"]["title"] = title
-    found = titles.declared({"1": made, "9": node("Y")})
+    found = title_parameters.declared({"1": made, "9": node("Y")})
     assert [(p.name, p.type, p.targets[0].input, p.default) for p in found] == expected
 
 
 def test_files_of_a_title_are_required_and_nothing_else_is() -> None:
     graph = {"1": node("LoadImage", "$photo", image="x.png"), "2": node("X", "$n", n=1)}
-    assert [(p.name, p.required) for p in titles.declared(graph)] == [("photo", True), ("n", False)]
+    assert [(p.name, p.required) for p in title_parameters.declared(graph)] == [("photo", True), ("n", False)]
 
 
 def test_the_same_name_at_two_places_is_one_parameter() -> None:
     graph = {"1": node("A", "$size.width $size.height", width=64, height=32), "2": node("B", "$size.w", w=1)}
-    (parameter,) = titles.declared(graph)
+    (parameter,) = title_parameters.declared(graph)
     assert [(t.node_id, t.input) for t in parameter.targets] == [("1", "width"), ("1", "height"), ("2", "w")]
 
 
@@ -122,12 +124,12 @@ def test_the_same_name_at_two_places_is_one_parameter() -> None:
 def test_titles_that_say_nothing_clear_are_refused(title: str, message: str) -> None:
     graph = {"1": node("X", title, a=1, b=2, link=["9", 0]), "9": node("Y")}
     with pytest.raises(ConfigError, match=message):
-        titles.declared(graph)
+        title_parameters.declared(graph)
 
 
 def test_one_name_for_different_types_is_refused() -> None:
     with pytest.raises(ConfigError, match="'x' is declared with different types"):
-        titles.declared({"1": node("A", "$x", x=1), "2": node("B", "$x", x="text")})
+        title_parameters.declared({"1": node("A", "$x", x=1), "2": node("B", "$x", x="text")})
 
 
 def test_the_version_follows_content_not_spelling() -> None:

@@ -20,10 +20,10 @@ from websockets.frames import Frame as WireFrame
 from websockets.protocol import Event
 from websockets.streams import StreamReader
 
-from comfy_fleet.adapters.comfyui.answers import MIB, AnswerLimits, decoded, shown
+from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits, decoded, shown
 from comfy_fleet.domain.errors import NodeFault
-from comfy_fleet.domain.frames import frame_of
-from comfy_fleet.domain.run_messages import Binary, Frame
+from comfy_fleet.domain.jobs.frames import frame_of
+from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from comfy_fleet.ports import NoLease
 
 MAX_NODES = 64  # HAProxy looks at no more

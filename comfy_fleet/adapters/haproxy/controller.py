@@ -13,18 +13,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from comfy_fleet.adapters.haproxy.apply import apply
-from comfy_fleet.adapters.haproxy.entries import (
-    DIRECT,
-    Entry,
-    backend_of,
-    entries_of,
-    literal,
-    parse_map,
-    pools_of,
-)
-from comfy_fleet.adapters.haproxy.first_answer import WINDOW_S, FirstAnswers
-from comfy_fleet.adapters.haproxy.follow import follow_api
+from comfy_fleet.adapters.haproxy.agent_preflight import WINDOW_S, Preflight
+from comfy_fleet.adapters.haproxy.config_apply import apply
+from comfy_fleet.adapters.haproxy.config_render import ca_file_of, files, read_templates, render
+from comfy_fleet.adapters.haproxy.follow_api_dns import follow_api
 from comfy_fleet.adapters.haproxy.membership import (
     Add,
     Drain,
@@ -33,8 +25,8 @@ from comfy_fleet.adapters.haproxy.membership import (
     MoveAgent,
     Open,
     Retire,
+    ServerTarget,
     Step,
-    Target,
     agent_silent,
     plan,
     silence_s,
@@ -42,10 +34,18 @@ from comfy_fleet.adapters.haproxy.membership import (
 )
 from comfy_fleet.adapters.haproxy.pool_news import PoolNews
 from comfy_fleet.adapters.haproxy.process import HAProxy, only_one
-from comfy_fleet.adapters.haproxy.render import ca_file_of, files, read_templates, render
 from comfy_fleet.adapters.haproxy.resolve import Resolver
+from comfy_fleet.adapters.haproxy.server_lines import (
+    DIRECT,
+    Entry,
+    backend_of,
+    entries_of,
+    literal,
+    parse_map,
+    pools_of,
+)
 from comfy_fleet.domain.errors import ConfigError, FleetError, NotFound
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
 from comfy_fleet.timeouts import Timeout
 
@@ -97,7 +97,7 @@ class Controller:
         Args:
             settings: Ports, folders, programs.
             registry: The nodes, and where verdicts are reported.
-            credentials: Opens what nodes have :attr:`~comfy_fleet.domain.node.Node.sealed`.
+            credentials: Opens what nodes have :attr:`~comfy_fleet.domain.nodes.node.Node.sealed`.
             poll_s: How often HAProxy is asked.
             agent_grace_s: How long an agent may be silent before its nodes get no leases any more.
             first_answer_s: How long a new node's agent is asked directly, and its ready is passed on.
@@ -135,7 +135,7 @@ class Controller:
         self._templates: Mapping[str, str] | None = None  # those of the start: they fit this process's code
         self._resolver = Resolver(time.monotonic)
         self._wake = asyncio.Event()
-        self._first = FirstAnswers(self._wake.set, window_s=first_answer_s)
+        self._first = Preflight(self._wake.set, window_s=first_answer_s)
         self._unwritten = asyncio.Event()  # the files may differ from the registry
         self._writing = asyncio.Lock()
         self._trouble = ""
@@ -382,7 +382,7 @@ class Controller:
 
     async def _targets(
         self, entries: Mapping[str, Entry], rows: Mapping[str, Mapping[str, str]]
-    ) -> dict[str, Target]:
+    ) -> dict[str, ServerTarget]:
         now = time.monotonic()
         doubt = set()
         for name, entry in entries.items():
@@ -399,7 +399,7 @@ class Controller:
         hosts = [entry.host for entry in entries.values()] + [entry.agent_host for entry in entries.values()]
         found = await self._resolver.resolve(hosts, doubt=doubt)
         return {
-            node.name: Target(
+            node.name: ServerTarget(
                 entry=entries[node.name],
                 addresses=found[entries[node.name].host],
                 agent_addresses=found[entries[node.name].agent_host],
@@ -452,7 +452,7 @@ class Controller:
     async def _report(
         self,
         entries: Mapping[str, Entry],
-        targets: Mapping[str, Target],
+        targets: Mapping[str, ServerTarget],
         rows: Mapping[str, Mapping[str, str]],
     ) -> None:
         now = time.monotonic()

@@ -7,14 +7,14 @@ before HAProxy does, and then passes it on as it was said.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from comfy_fleet.adapters.haproxy.entries import DIRECT, Entry
-from comfy_fleet.adapters.haproxy.first_answer import Given
-from comfy_fleet.adapters.haproxy.runtime import Server
-from comfy_fleet.domain.node import AGENT_DRAINS, Node
+from comfy_fleet.adapters.haproxy.agent_preflight import Given
+from comfy_fleet.adapters.haproxy.runtime import ServerStatus
+from comfy_fleet.adapters.haproxy.server_lines import DIRECT, Entry
+from comfy_fleet.domain.nodes.node import AGENT_DRAINS, Node
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class ServerTarget:
     """A node as it should stand in HAProxy.
 
     Attributes:
@@ -34,7 +34,7 @@ class Target:
 class Retire:
     """Take a server out, as soon as its last connection is gone."""
 
-    server: Server
+    server: ServerStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Add:
 class Move:
     """Point a server at another address or port."""
 
-    server: Server
+    server: ServerStatus
     address: str
     port: int
 
@@ -59,7 +59,7 @@ class Move:
 class MoveAgent:
     """Ask another agent."""
 
-    server: Server
+    server: ServerStatus
     address: str
     port: int
 
@@ -68,14 +68,14 @@ class MoveAgent:
 class Drain:
     """Keep new leases away."""
 
-    server: Server
+    server: ServerStatus
 
 
 @dataclass(frozen=True, kw_only=True)
 class Open:
     """Pass on a ``ready`` that HAProxy has not heard yet."""
 
-    server: Server
+    server: ServerStatus
     percent: int
 
 
@@ -92,8 +92,8 @@ _PLAIN: Mapping[str, str] = {}
 
 
 def plan(
-    targets: Mapping[str, Target],
-    servers: Iterable[Server],
+    targets: Mapping[str, ServerTarget],
+    servers: Iterable[ServerStatus],
     given: Mapping[str, Given] = _NOTHING,
     vias: Mapping[str, str] = _PLAIN,
 ) -> list[Step]:
@@ -110,8 +110,8 @@ def plan(
         given: What the agents of new servers have given, by name.
         vias: What HAProxy's map says of nodes, see :attr:`Entry.via`.
     """
-    lease: dict[str, list[Server]] = {}
-    direct: dict[str, Server] = {}
+    lease: dict[str, list[ServerStatus]] = {}
+    direct: dict[str, ServerStatus] = {}
     for server in servers:
         if server.backend == DIRECT:
             direct[server.name] = server
@@ -147,17 +147,17 @@ def plan(
     return steps
 
 
-def _leaving(server: Server) -> bool:
+def _leaving(server: ServerStatus) -> bool:
     """Return whether a server was told to go: its node has come back since, and gets another one."""
     return server.maint and not server.asks
 
 
-def _elsewhere(entry: Entry, server: Server, vias: Mapping[str, str]) -> bool:
+def _elsewhere(entry: Entry, server: ServerStatus, vias: Mapping[str, str]) -> bool:
     """Return whether a server is not its node's any more, in a way that no order could mend."""
     return (server.backend, server.tls, vias.get(entry.name, "")) != (entry.backend, entry.tls, entry.via)
 
 
-def _corrections(target: Target, server: Server) -> list[Step]:
+def _corrections(target: ServerTarget, server: ServerStatus) -> list[Step]:
     steps = _moves(target, server)
     agent = (server.agent_host, server.agent_port)
     wanted = [(address, target.entry.agent_port) for address in target.agent_addresses]
@@ -169,7 +169,7 @@ def _corrections(target: Target, server: Server) -> list[Step]:
     return steps
 
 
-def _opening(target: Target, server: Server, given: Given | None) -> list[Step]:
+def _opening(target: ServerTarget, server: ServerStatus, given: Given | None) -> list[Step]:
     """Return the step that a ``ready`` allows: only for who waits for just this agent's first word.
 
     A server that is out of maintenance has heard its agent itself, perhaps something else by now.
@@ -181,7 +181,7 @@ def _opening(target: Target, server: Server, given: Given | None) -> list[Step]:
     return [Open(server=server, percent=given.percent)]
 
 
-def _moves(target: Target, server: Server) -> list[Step]:
+def _moves(target: ServerTarget, server: ServerStatus) -> list[Step]:
     wanted = [(address, target.entry.port) for address in target.addresses]
     if not wanted or (server.host, server.port) in wanted:
         return []

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Sequence
 
-from comfy_fleet.adapters.processes import RUNS_AGAIN
-from comfy_fleet.domain.node import Node
+from comfy_fleet.adapters.system.child_processes import RUNS_AGAIN
+from comfy_fleet.domain.nodes.node import Node
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import orjson
 
-from comfy_fleet.adapters.folders import locked
 from comfy_fleet.adapters.haproxy.runtime import Runtime
-from comfy_fleet.adapters.processes import RUNS_AGAIN, Child
-from comfy_fleet.domain.ends import end_of
+from comfy_fleet.adapters.system.child_processes import RUNS_AGAIN, Child
+from comfy_fleet.adapters.system.folders import locked
 from comfy_fleet.domain.errors import BrokerError, ConfigError
+from comfy_fleet.domain.nodes.process_end import end_of
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import logging
 import socket
 from collections.abc import Callable, Collection, Iterable
 
-from comfy_fleet.adapters.haproxy.entries import literal
+from comfy_fleet.adapters.haproxy.server_lines import literal
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)

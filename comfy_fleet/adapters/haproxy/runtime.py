@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-from comfy_fleet.adapters.haproxy.entries import DIRECT, SYSTEM_CA, Entry, join, lease_options, tls_options
+from comfy_fleet.adapters.haproxy.server_lines import (
+    DIRECT,
+    SYSTEM_CA,
+    Entry,
+    join,
+    lease_options,
+    tls_options,
+)
 from comfy_fleet.domain.errors import BrokerError
 from comfy_fleet.timeouts import Timeout
 
@@ -30,7 +37,7 @@ STAT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
+class ServerStatus:
     """One server of one backend, as HAProxy has it now (``show servers state``).
 
     Attributes:
@@ -69,7 +76,9 @@ class Runtime:
     def __init__(self, socket: Path) -> None:
         """Name the control socket; nothing is opened before the first order."""
         self._socket = str(socket)
-        self._servers: dict[tuple[str, ...], Server] = {}  # as told by the last look: most stay as they were
+        self._servers: dict[
+            tuple[str, ...], ServerStatus
+        ] = {}  # as told by the last look: most stay as they were
 
     async def ask(self, order: str) -> str:
         """Send one order and return the answer, without blank lines around it.
@@ -119,7 +128,7 @@ class Runtime:
         )
         return int(facts["Pid"])
 
-    async def servers(self) -> list[Server]:
+    async def servers(self) -> list[ServerStatus]:
         """Return all servers of all backends."""
         lines = (await self.ask("show servers state")).splitlines()
         if len(lines) < 2 or not lines[1].startswith("#"):
@@ -174,7 +183,7 @@ class Runtime:
         """Take a node out of the map of how nodes are reached, if it is there."""
         await self.ask(f"del map {vias} {name}")
 
-    async def retire(self, server: Server) -> bool:
+    async def retire(self, server: ServerStatus) -> bool:
         """Take a server out; False while a connection of its still lives (ask again later).
 
         Maintenance keeps new connections away and leaves open tunnels alone. The agent is told nothing more,
@@ -195,7 +204,7 @@ class Runtime:
             f"HAProxy refused to delete {name}: {answer}", details={"server": name, "answer": answer}
         )
 
-    async def drain(self, server: Server) -> None:
+    async def drain(self, server: ServerStatus) -> None:
         """Keep new leases away until its agent says ready again.
 
         The weight goes too: Lua's sample fetches see weights, but not that a server drains.
@@ -203,7 +212,7 @@ class Runtime:
         await self.order(f"set server {server.backend}/{server.name} state drain")
         await self.order(f"set weight {server.backend}/{server.name} 0")
 
-    async def open(self, server: Server, percent: int) -> None:
+    async def open(self, server: ServerStatus, percent: int) -> None:
         """Do what HAProxy does when an agent says ``ready up NN%``, and in an order that opens it last.
 
         Args:
@@ -215,14 +224,14 @@ class Runtime:
         await self.order(f"set server {name} agent up")  # without it, it would leave maintenance down
         await self.order(f"set server {name} state ready")
 
-    async def move(self, server: Server, address: str, port: int) -> None:
+    async def move(self, server: ServerStatus, address: str, port: int) -> None:
         """Point a server somewhere else; open connections stay where they are."""
         order = f"set server {server.backend}/{server.name} addr {address} port {port}"
         answer = await self.ask(order)
         if "changed from" not in answer and "no need to change" not in answer:
             raise BrokerError(f"HAProxy refused `{order}`: {answer}", details={"answer": answer})
 
-    async def move_agent(self, server: Server, address: str, port: int) -> None:
+    async def move_agent(self, server: ServerStatus, address: str, port: int) -> None:
         """Ask another agent from now on."""
         await self.order(f"set server {server.backend}/{server.name} agent-addr {address} port {port}")
 
@@ -270,9 +279,9 @@ def _server(
     agent_port: str,
     agent_state: str,
     use_ssl: str,
-) -> Server:
+) -> ServerStatus:
     admin = int(admin_state)
-    return Server(
+    return ServerStatus(
         backend=backend,
         name=name,
         host="" if address == "-" else address,

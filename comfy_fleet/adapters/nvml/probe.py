@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from comfy_fleet.adapters.nvml.reader import NvmlReader
-from comfy_fleet.domain.gpu import Gpus, Nvml
+from comfy_fleet.domain.nodes.gpu import Gpus, Nvml
 from comfy_fleet.timeouts import Timeout
 
 _MOMENT_S = 0.05

@@ -18,7 +18,7 @@ from comfy_fleet.adapters.nvml.readings import (
     text,
     with_health,
 )
-from comfy_fleet.domain.gpu import Gpu, Gpus, Nvml
+from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Nvml
 
 _MAX_XIDS = 16
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from comfy_fleet.domain.gpu import Gpu, Memory, Process, Recovery, Throttle
+from comfy_fleet.domain.nodes.gpu import Gpu, GpuProcess, Memory, Recovery, Throttle
 
 LOST = (15, 16)
 """NVML's errors of one GPU that is gone: lost; reset required."""
@@ -90,7 +90,7 @@ def read_memory(nvml: ModuleType, handle: Any) -> Memory | None:
     return Memory(total=int(told.total), used=int(told.used), free=int(told.free))
 
 
-def read_held(nvml: ModuleType, handle: Any) -> tuple[Memory | None, tuple[Process, ...] | None]:
+def read_held(nvml: ModuleType, handle: Any) -> tuple[Memory | None, tuple[GpuProcess, ...] | None]:
     """Return the memory and who holds it.
 
     The memory is read before the processes and after them, and the lower reading counts: a model that is
@@ -105,7 +105,7 @@ def read_held(nvml: ModuleType, handle: Any) -> tuple[Memory | None, tuple[Proce
     return min(before, after, key=lambda memory: memory.used), processes
 
 
-def read_processes(nvml: ModuleType, handle: Any) -> tuple[Process, ...] | None:
+def read_processes(nvml: ModuleType, handle: Any) -> tuple[GpuProcess, ...] | None:
     """Return who holds memory, each process once; None if the driver does not tell."""
     found: dict[int, int | None] = {}
     told = False
@@ -123,7 +123,7 @@ def read_processes(nvml: ModuleType, handle: Any) -> tuple[Process, ...] | None:
             found[row.pid] = used if before is None else max(before, used or 0)
     if not told:
         return None
-    return tuple(Process(pid=pid, used=used, name=_name(pid)) for pid, used in sorted(found.items()))
+    return tuple(GpuProcess(pid=pid, used=used, name=_name(pid)) for pid, used in sorted(found.items()))
 
 
 def read_instances(nvml: ModuleType, parent: Any, gpu: Gpu) -> tuple[Gpu, ...]:

@@ -10,7 +10,7 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from comfy_fleet.domain.job import JobEvent
+from comfy_fleet.domain.jobs.job import JobEvent
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.timeouts import Timeout
 

@@ -8,12 +8,12 @@ from uuid import uuid4
 import orjson
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.codec import Complaints, to_dict
+from comfy_fleet.adapters.redis.job_records import Complaints, to_dict
 from comfy_fleet.adapters.redis.nodes import MOVING, read_node
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, Conflict, StoreDown
-from comfy_fleet.domain.host import Heartbeat, HostState, Joining, Orders, Seat, Trash
-from comfy_fleet.domain.node import LIVE, Node
+from comfy_fleet.domain.nodes.host import Heartbeat, HostState, Joining, Orders, Seat, Trash
+from comfy_fleet.domain.nodes.node import LIVE, Node
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 
 FRESH_S = 10

@@ -13,14 +13,14 @@ import orjson
 from blake3 import blake3
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.codec import Complaints
+from comfy_fleet.adapters.redis.job_records import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
-from comfy_fleet.domain.eligibility import Needs
 from comfy_fleet.domain.errors import NodeFault
-from comfy_fleet.domain.file_access import Use
-from comfy_fleet.domain.inputs import Growth, Inputs, InputSpec
-from comfy_fleet.domain.inventory import ClassInfo, Inventory
-from comfy_fleet.domain.node import Reading
+from comfy_fleet.domain.graphs.file_access import Use
+from comfy_fleet.domain.graphs.inputs import Growth, Inputs, InputSpec
+from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
+from comfy_fleet.domain.nodes.eligibility import Requirements
+from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.domain.records import UNREADABLE
 
 FORMAT = "3-"
@@ -84,18 +84,18 @@ class RedisInventories:
             self._complaints.about("inventory", digest, error)
             return None
 
-    async def keep_needs(self, needs: Needs) -> None:
-        """Keep what :attr:`Needs.key` stands for."""
+    async def keep_needs(self, needs: Requirements) -> None:
+        """Keep what :attr:`Requirements.key` stands for."""
         if needs.key:
             with store_errors():
                 await self._redis.set(f"fleet:needs:{needs.key}", orjson.dumps(needs.to_json()), ex=NEEDS_S)
 
-    async def needs(self, key: str) -> Needs | None:
+    async def needs(self, key: str) -> Requirements | None:
         """Return what a key stands for, or None if nobody knows any more."""
         with store_errors():
             raw = await self._redis.get(f"fleet:needs:{key}")
         try:
-            return None if raw is None else Needs.from_json(orjson.loads(raw))
+            return None if raw is None else Requirements.from_json(orjson.loads(raw))
         except UNREADABLE as error:
             self._complaints.about("needs", key, error)
             return None

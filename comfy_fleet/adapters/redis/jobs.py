@@ -10,10 +10,10 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from comfy_fleet.adapters.redis import codec
+from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
-from comfy_fleet.domain.job import Job, JobFilter, JobPage, JobStatus, NewJob
+from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.ports import Idempotency, Submitted
 
 WINDOW = (
@@ -56,7 +56,7 @@ class RedisJobStore:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._ageing_s = ageing_s
         self._scripts = Scripts(redis, schema=schema)
-        self._complaints = codec.Complaints()
+        self._complaints = job_records.Complaints()
 
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; see the port."""
@@ -75,13 +75,13 @@ class RedisJobStore:
             new.expires_in_s,
             "" if new.deadline_s is None else f"{new.deadline_s:.6f}",
             new.secret or "",
-            codec.reference(new.id),
+            job_records.reference(new.id),
             f"{what} for {new.owner}",
             key,
             idempotency.fingerprint if idempotency else "",
             int(bool(idempotency and idempotency.replay)),
             " ".join(sorted(new.assets)),
-            *codec.record_fields(new),
+            *job_records.record_fields(new),
         )
         outcome = answer[0]
         if outcome == b"full":
@@ -135,7 +135,7 @@ class RedisJobStore:
                 raw = await pipe.execute(raise_on_error=False)
             records = [_hash(answer) for answer in raw]
         return [
-            codec.shown_job(job_id, codec.to_dict(record), outputs, complaints=self._complaints)
+            job_records.shown_job(job_id, job_records.to_dict(record), outputs, complaints=self._complaints)
             if record
             else None
             for job_id, record, outputs in zip(ids, records[::2], records[1::2], strict=True)
@@ -202,7 +202,7 @@ class RedisJobStore:
         for job_id, row in zip(ids, rows, strict=True):
             record = {name: value for name, value in zip(_BRIEF, row[1:], strict=False) if value is not None}
             found.append(
-                codec.shown_job(job_id, record, output_count=int(row[0]), complaints=self._complaints)
+                job_records.shown_job(job_id, record, output_count=int(row[0]), complaints=self._complaints)
                 if record
                 else None
             )

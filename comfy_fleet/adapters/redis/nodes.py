@@ -10,14 +10,14 @@ from uuid import uuid4
 import orjson
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.codec import Complaints
 from comfy_fleet.adapters.redis.events import NODES, RedisEvents
+from comfy_fleet.adapters.redis.job_records import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, Conflict, NotFound
-from comfy_fleet.domain.node import AGENT_DRAINS, LIVE, Node, NodeState, Reading, Work
+from comfy_fleet.domain.nodes.node import AGENT_DRAINS, LIVE, Node, NodeState, Reading, Work
+from comfy_fleet.domain.nodes.speed import speed_of
+from comfy_fleet.domain.nodes.weights import default_weight
 from comfy_fleet.domain.records import UNREADABLE, from_fields
-from comfy_fleet.domain.speed import speed_of
-from comfy_fleet.domain.weights import default_weight
 from comfy_fleet.timeouts import Timeout
 
 SILENT_S = 5  # an agent that was heard since is not what a node is away for

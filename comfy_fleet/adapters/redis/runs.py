@@ -9,13 +9,13 @@ from uuid import uuid4
 import orjson
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis import codec
+from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.events import PREFIX
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Arg, Scripts, store_errors
 from comfy_fleet.domain.errors import LeaseLost
-from comfy_fleet.domain.job import JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.domain.speed import SHARE
 from comfy_fleet.ports import Beat, Claim, Held, Refused, Waiting
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class RedisRunStore:
     def __init__(self, redis: Redis, *, schema: int = SCHEMA) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._scripts = Scripts(redis, schema=schema)
-        self._complaints = codec.Complaints()
+        self._complaints = job_records.Complaints()
 
     async def waiting(self) -> Sequence[Waiting]:
         """Return the placement classes that have queued jobs, best head first."""
@@ -86,16 +86,16 @@ class RedisRunStore:
         try:
             if answer[3] is None:
                 raise ValueError("its graph is gone")
-            job = codec.load_job(job_id, codec.to_dict(answer[2]))
+            job = job_records.load_job(job_id, job_records.to_dict(answer[2]))
         except UNREADABLE as problem:
             await self._abandon(job_id, run, token, problem)
             return Refused(why="broken")
-        if answer[4] != codec.reference(job.id):
+        if answer[4] != job_records.reference(job.id):
             # Somebody wrote another function into RQ's record: nothing of it is ever imported or run.
             claim = Claim(job=job, graph=b"{}", run=run, node=node, token=token, attempt=job.attempt)
             error = JobError(
                 code="internal_error",
-                message=f"the job's RQ record names another handler than {codec.HANDLER}",
+                message=f"the job's RQ record names another handler than {job_records.HANDLER}",
             )
             await self.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
             return Refused(why="broken")
@@ -131,7 +131,7 @@ class RedisRunStore:
 
     async def progress(self, claim: Claim, progress: Progress) -> None:
         """Store and publish a progress snapshot."""
-        await self._note(claim, "progress", codec.dump_progress(progress))
+        await self._note(claim, "progress", job_records.dump_progress(progress))
 
     async def followed(self, claim: Claim) -> bool:
         """Tell whether anybody listens to the job's events."""
@@ -145,7 +145,7 @@ class RedisRunStore:
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output."""
-        await self._note(claim, "output", codec.dump_output(output), codec.output_field(output))
+        await self._note(claim, "output", job_records.dump_output(output), job_records.output_field(output))
 
     async def _note(self, claim: Claim, kind: str, data: bytes | str, field: str = "") -> None:
         _check(
@@ -174,7 +174,9 @@ class RedisRunStore:
     ) -> JobStatus:
         """End the job and both leases."""
         done = replace(claim.job, run=claim.run, node=claim.node)
-        result = codec.rq_success(done) if status is JobStatus.SUCCEEDED else codec.rq_failure(error)
+        result = (
+            job_records.rq_success(done) if status is JobStatus.SUCCEEDED else job_records.rq_failure(error)
+        )
         duration = "" if duration_s is None else f"{duration_s:.3f}"
         measured = "" if speed is None else f"{speed:.6f}"
         answer = await self._scripts.call(
@@ -182,14 +184,14 @@ class RedisRunStore:
             claim.run,
             claim.token,
             status,
-            codec.dump_error(error),
+            job_records.dump_error(error),
             result,
             duration,
             SHARE,
             measured,
             MODELS,
-            codec.dump_progress(progress),
-            codec.dump_reason(error),
+            job_records.dump_progress(progress),
+            job_records.dump_reason(error),
             *models[:MODELS],
         )
         return JobStatus(_check(claim, answer).decode())
@@ -220,12 +222,12 @@ class RedisRunStore:
             claim.token,
             int(counts),
             key,
-            codec.dump_error(reason),
-            codec.rq_failure(reason),
+            job_records.dump_error(reason),
+            job_records.rq_failure(reason),
             int(give_up),
             "\n".join(sorted(claim.job.bust | bust)),
-            codec.dump_progress(progress),
-            codec.dump_reason(reason),
+            job_records.dump_progress(progress),
+            job_records.dump_reason(reason),
         )
         return JobStatus(_check(claim, answer).decode())
 
@@ -243,7 +245,7 @@ class RedisRunStore:
             "take_over", dispatcher, ttl_s, *tokens
         ):
             try:
-                job = codec.load_job(job_id.decode(), codec.to_dict(record))
+                job = job_records.load_job(job_id.decode(), job_records.to_dict(record))
                 left = orjson.loads(manifest)
                 if graph is None or not isinstance(left, list):
                     raise ValueError("its graph is gone, or its outputs are no list")
@@ -265,8 +267,10 @@ class RedisRunStore:
     async def _abandon(self, job_id: str, run: Arg, token: Arg, problem: Exception) -> None:
         """End a job that can't be read, and its run."""
         logger.error("job ends, its record can't be read", exc_info=problem, extra={"job_id": job_id})
-        error = codec.dump_error(codec.UNREADABLE_JOB)
-        await self._scripts.call("abandon", run, token, error, codec.rq_failure(codec.UNREADABLE_JOB))
+        error = job_records.dump_error(job_records.UNREADABLE_JOB)
+        await self._scripts.call(
+            "abandon", run, token, error, job_records.rq_failure(job_records.UNREADABLE_JOB)
+        )
 
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""
@@ -290,8 +294,8 @@ class RedisRunStore:
 
     async def overdue(self, limit: int) -> int:
         """End queued jobs that are past their deadline."""
-        error = codec.dump_error(DEADLINE)
-        return int(await self._scripts.call("overdue", limit, error, codec.rq_failure(DEADLINE)))
+        error = job_records.dump_error(DEADLINE)
+        return int(await self._scripts.call("overdue", limit, error, job_records.rq_failure(DEADLINE)))
 
     async def forgettable(self, limit: int) -> Sequence[str]:
         """Return ids of jobs that are past their retention."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.up.holder import Holder
-from comfy_fleet.domain.ends import end_of
+from comfy_fleet.cli.up.holder import FolderHolder
+from comfy_fleet.domain.nodes.process_end import end_of
 
 _READY = b"1"
 
@@ -47,7 +47,7 @@ def _outcome(pid: int, ear: int) -> int:
         asked = True
         child.ask_to_end()
 
-    with Holder(pid) as child:
+    with FolderHolder(pid) as child:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, ask)
         if os.read(ear, 1) == _READY:

@@ -12,9 +12,9 @@ import httpx
 from rich.console import Console
 from rich.status import Status
 
-from comfy_fleet.adapters.folders import private_folder
-from comfy_fleet.adapters.processes import LogFile
-from comfy_fleet.adapters.secrets import NodeCredentials
+from comfy_fleet.adapters.system.child_processes import LogFile
+from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.adapters.system.secret_box import NodeCredentials
 from comfy_fleet.bootstrap import Stores, check_schema, open_stores
 from comfy_fleet.cli.console import span
 from comfy_fleet.cli.exits import Exit, Fail
@@ -23,9 +23,9 @@ from comfy_fleet.cli.up.lock import MAKE_ROOM, DataLock
 from comfy_fleet.cli.up.plan import Plan, UpOptions
 from comfy_fleet.cli.up.programs import wait_for_redis
 from comfy_fleet.cli.up.roster import keep, reconcile
-from comfy_fleet.cli.up.supervisor import LogTrouble, Spec, Supervised, log_fields, stop_all
+from comfy_fleet.cli.up.supervisor import ChildSpec, LogTrouble, Supervised, log_fields, stop_all
 from comfy_fleet.cli.up.terminal import Terminal
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.logs import json_line
 from comfy_fleet.tasks import start
 
@@ -135,7 +135,7 @@ class Fleet:
         settings = self.plan.settings
         if self.plan.redis:
             await self._child(
-                Spec(
+                ChildSpec(
                     name="redis", argv=self.plan.redis.argv, stage=_REDIS, ready="Ready to accept connections"
                 )
             )
@@ -183,7 +183,7 @@ class Fleet:
             # A dispatcher lets its runs finish first.
             patience_s = 10 + (settings.stop_wait_s if name == "dispatch" else 0)
             specs.append(
-                Spec(
+                ChildSpec(
                     name=name,
                     argv=command,
                     env=self.plan.env,
@@ -195,7 +195,7 @@ class Fleet:
         for spec in specs:
             await self._child(spec)
 
-    async def _child(self, spec: Spec) -> None:
+    async def _child(self, spec: ChildSpec) -> None:
         child = Supervised(spec, logs=self._logs, echo=self._terminal.echo, trouble=self._trouble)
         self._children.append(child)
         await child.start()

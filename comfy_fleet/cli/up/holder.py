@@ -16,7 +16,7 @@ _NOTED_S = 2.0  # how long a holder may take to write down who it is
 _LOOK_S = 0.05
 
 
-class Holder:
+class FolderHolder:
     """A process that is known by more than its number, which may belong to another one soon.
 
     Use it as a context manager.
@@ -46,7 +46,7 @@ class Holder:
         return bool(select.select([self._fd], [], [], max(0.0, timeout_s))[0])
 
 
-def holder_of(data: Path) -> Holder | None:
+def holder_of(data: Path) -> FolderHolder | None:
     """Return the process that holds a data folder, or None if none does.
 
     Raises:
@@ -66,13 +66,13 @@ def holder_of(data: Path) -> Holder | None:
     return None
 
 
-def _noted(data: Path) -> Holder | None:
+def _noted(data: Path) -> FolderHolder | None:
     """Return the process that the note names, if it has the lock's file open."""
     pid = read_note(data).get("pid")
     if not isinstance(pid, int) or pid <= 0:
         return None
     try:
-        found = Holder(pid)  # first: from here on it is this process, whoever gets its number later
+        found = FolderHolder(pid)  # first: from here on it is this process, whoever gets its number later
     except ProcessLookupError:
         return None
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from comfy_fleet.adapters.folders import private_folder
+from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
 
 MAKE_ROOM = "make room there, or name another folder: --data DIR"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.agent.supervisor import CPU, slots_of
-from comfy_fleet.cli.up.supervisor import Spec
-from comfy_fleet.domain.gpu import Gpus
-from comfy_fleet.domain.node import Node, split_credentials
+from comfy_fleet.cli.up.supervisor import ChildSpec
+from comfy_fleet.domain.nodes.gpu import Gpus
+from comfy_fleet.domain.nodes.node import Node, split_credentials
 
 MANAGED = "managed-by"
 MANAGER = "fleet-up"
@@ -31,7 +31,7 @@ class NodePlan:
 
     nodes: tuple[Node, ...] = ()
     joining: tuple[str, ...] = ()
-    processes: tuple[Spec, ...] = ()
+    processes: tuple[ChildSpec, ...] = ()
 
     def __add__(self, other: "NodePlan") -> "NodePlan":
         return NodePlan(
@@ -69,7 +69,7 @@ def simulated(ports: Sequence[int], *, data: Path, args: Sequence[str] = ()) -> 
     )
     return NodePlan(
         nodes=tuple(_node(f"sim-{index}", port, simulated=True) for index, port in enumerate(ports, start=1)),
-        processes=(Spec(name="sim", argv=argv, ready="sim-1 http"),),
+        processes=(ChildSpec(name="sim", argv=argv, ready="sim-1 http"),),
     )
 
 
@@ -94,7 +94,7 @@ def comfyuis(home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequ
         *(() if home.custom_nodes else ("--no-custom-nodes",)),
     )
     # Stopped after the dispatcher, which has let its runs finish: nobody is left to collect what still runs.
-    agent = Spec(
+    agent = ChildSpec(
         name="host-agent",
         argv=argv,
         env={"FLEET_STOP_WAIT_S": "0"},

@@ -18,8 +18,8 @@ from comfy_fleet.cli.up.lock import read_note
 from comfy_fleet.cli.up.nodes import NodePlan
 from comfy_fleet.cli.up.programs import OwnRedis, find_haproxy
 from comfy_fleet.cli.up.public_port import PublicPort
-from comfy_fleet.domain.gpu import Gpus
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.gpu import Gpus
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
 
 

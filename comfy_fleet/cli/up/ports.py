@@ -18,7 +18,7 @@ _LISTEN = "0A"  # TCP_LISTEN in the `st` column of /proc/net/tcp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
+class PortHolder:
     """A process that listens on a port."""
 
     pid: int
@@ -180,7 +180,7 @@ def draw_block(count: int, *, prefer: int | None = None) -> list[int]:
     raise Fail(f"found no {count} free ports in a row", hint="start fewer nodes: --nodes N")
 
 
-def holder(port: int, proc: Path = Path("/proc")) -> Holder | None:
+def holder(port: int, proc: Path = Path("/proc")) -> PortHolder | None:
     """Return who listens on a TCP port, or None if nobody does or it can't be seen.
 
     Another user's processes hide their descriptors from anybody but root.
@@ -190,7 +190,7 @@ def holder(port: int, proc: Path = Path("/proc")) -> Holder | None:
         return None
     for folder in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         if inodes & set(_links(folder / "fd")):
-            return Holder(pid=int(folder.name), program=_program(folder))
+            return PortHolder(pid=int(folder.name), program=_program(folder))
     return None
 
 

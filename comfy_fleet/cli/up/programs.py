@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from comfy_fleet.adapters.folders import private_folder
+from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.cli.exits import Fail
-from comfy_fleet.redis_server import program
 
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on an ordinary user's PATH on Debian
 _SYNC_S = 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import ports
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 
 _NEXT = 100  # so many ports are looked at before the kernel is asked for one
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from comfy_fleet.cli.up.nodes import MANAGED, MANAGER
 from comfy_fleet.domain.errors import Conflict, FleetError
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 
 LOOK_EVERY_S = 2.0
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 
-from comfy_fleet.adapters.processes import RUNS_AGAIN, Child, LogFile
+from comfy_fleet.adapters.system.child_processes import RUNS_AGAIN, Child, LogFile
 from comfy_fleet.domain.backoff import Backoff
-from comfy_fleet.domain.ends import end_of
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.nodes.process_end import end_of
 from comfy_fleet.logs import json_line
 from comfy_fleet.tasks import start
 
@@ -24,7 +24,7 @@ _LOUD = ("warning", "error", "critical")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class ChildSpec:
     """A child to keep running.
 
     Attributes:
@@ -79,7 +79,7 @@ class Supervised:
 
     def __init__(
         self,
-        spec: Spec,
+        spec: ChildSpec,
         *,
         logs: Path,
         echo: Callable[[str, Mapping[str, Any]], None],

@@ -20,7 +20,7 @@ from comfy_fleet.cli.client import USUAL_URL
 from comfy_fleet.cli.console import SIMULATED, natural, span, table
 from comfy_fleet.cli.up.plan import Plan
 from comfy_fleet.cli.up.supervisor import is_loud
-from comfy_fleet.domain.node import Node
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.logs import one_line
 
 _SAY_AGAIN_S = 10.0  # the same line of the same process comes on the terminal this often at most

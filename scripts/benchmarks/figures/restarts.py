@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
-from comfy_fleet.adapters.processes import Child
+from comfy_fleet.adapters.system.child_processes import Child
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports

@@ -9,7 +9,7 @@ from uuid import uuid4
 import httpx
 
 from comfy_fleet.bootstrap import open_stores
-from comfy_fleet.domain.job import JobStatus
+from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.settings import SOURCE
 from scripts.benchmarks.hosts import StandInHost
 from scripts.benchmarks.operations import order, until

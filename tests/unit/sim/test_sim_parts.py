@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from comfy_fleet.sim.catalogue import Catalogue
-from comfy_fleet.sim.files import Files, OutsideFolder, annotated
+from comfy_fleet.sim.files import OutsideFolder, SimFiles, annotated
 from comfy_fleet.sim.memory import OutOfMemory, Vram
 from comfy_fleet.sim.nodes_output import WORK
 from comfy_fleet.sim.options import NodeOptions, SimOptions, SimTiming, builtin_models, read_models
@@ -56,11 +56,11 @@ def test_what_does_not_fit_at_all_is_out_of_memory_and_unloads_everything() -> N
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return Files(tmp_path)
+def files(tmp_path: Path) -> SimFiles:
+    return SimFiles(tmp_path)
 
 
-def test_numbers_go_on_after_the_highest(files: Files) -> None:
+def test_numbers_go_on_after_the_highest(files: SimFiles) -> None:
     folder, subfolder, first, number = files.next_name("output", "a/b/x")
     assert (folder, subfolder, first, number) == (files.root / "output/a/b", "a/b", "x", 1)
     (folder / "x_00007_.png").touch()
@@ -69,18 +69,18 @@ def test_numbers_go_on_after_the_highest(files: Files) -> None:
     assert files.next_name("output", "a/b/x")[3] == 8
 
 
-def test_a_prefix_may_hold_variables(files: Files) -> None:
+def test_a_prefix_may_hold_variables(files: SimFiles) -> None:
     assert files.next_name("output", "%width%x%height%", 64, 32)[2] == "64x32"
     assert files.next_name("output", "%year%")[2].isdigit()
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/etc/x", "a/../../x"])
-def test_a_prefix_can_not_leave_the_folder(files: Files, prefix: str) -> None:
+def test_a_prefix_can_not_leave_the_folder(files: SimFiles, prefix: str) -> None:
     with pytest.raises(OutsideFolder):
         files.next_name("output", prefix)
 
 
-def test_inputs_may_name_another_folder(files: Files) -> None:
+def test_inputs_may_name_another_folder(files: SimFiles) -> None:
     files.inside("output", "s", "x.png").parent.mkdir()
     files.inside("output", "s", "x.png").write_bytes(b"1")
     assert files.exists("s/x.png [output]")
@@ -92,7 +92,7 @@ def test_inputs_may_name_another_folder(files: Files) -> None:
 
 
 def test_temporary_folders_go_and_others_stay(tmp_path: Path) -> None:
-    own, given = Files(), Files(tmp_path)
+    own, given = SimFiles(), SimFiles(tmp_path)
     own.close()
     given.close()
     assert not own.root.exists()

@@ -7,7 +7,7 @@ import pytest
 
 from comfy_fleet.sim.catalogue import Catalogue
 from comfy_fleet.sim.options import builtin_models
-from comfy_fleet.sim.validation import Verdict, check, fits
+from comfy_fleet.sim.validation import ValidationResult, check, fits
 from comfy_fleet.sim.versions import VERSIONS, Version
 from tests.unit.sim.graphs import Graph, node, text_to_image
 
@@ -23,11 +23,11 @@ def catalogue(request: pytest.FixtureRequest) -> Catalogue:
     return of(VERSIONS[request.param])
 
 
-def verdict(catalogue: Catalogue, graph: Graph) -> Verdict:
+def verdict(catalogue: Catalogue, graph: Graph) -> ValidationResult:
     return check(graph, catalogue, lambda name: name == "there.png")
 
 
-def kinds(found: Verdict) -> dict[str, list[str]]:
+def kinds(found: ValidationResult) -> dict[str, list[str]]:
     return {key: [error["type"] for error in entry["errors"]] for key, entry in found.node_errors.items()}
 
 

@@ -1,0 +1,452 @@
+"""ComfyUI's HTTP API on a named node, through the broker's direct frontend.
+
+Every call carries ``X-Fleet-Node: NAME``, and every answer that a node gave carries it too: an answer
+without it is HAProxy's own. This is where foreign errors become the fleet's:
+
+==================================  ===============  ==================================
+what happens                        a question       anything else
+==================================  ===============  ==================================
+HAProxy does not answer             ``unreachable``  NodeError
+HAProxy answers 503 by itself       ``node_down``    NodeError
+node too slow, 5xx, not JSON        ``error``        NodeError
+its answer breaks a limit           ``unusable``     NodeFault
+404 from it on ``/view``            (none)           OutputGone
+400, 403 from it on ``/view``       (none)           OutputRefused
+==================================  ===============  ==================================
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from comfy_fleet.adapters.comfyui.answer_limits import PLAIN, AnswerLimits, decoded, read_body
+from comfy_fleet.adapters.comfyui.head_limits import Connector, TooManyHeads
+from comfy_fleet.adapters.comfyui.object_info import ClassReader
+from comfy_fleet.adapters.comfyui.upload_form import CHUNK_BYTES, UploadForm
+from comfy_fleet.domain.errors import NodeError, NodeFault, OutputGone, OutputRefused
+from comfy_fleet.domain.graphs.inventory import Inventory
+from comfy_fleet.domain.jobs.outputs import FileRef
+from comfy_fleet.domain.jobs.run_messages import (
+    AskFailed,
+    AskFailure,
+    HistoryAnswered,
+    PostAnswered,
+    PostUnknown,
+    QueueAnswered,
+)
+from comfy_fleet.ports import Content
+
+NODE = "X-Fleet-Node"
+JOB = "X-Fleet-Job"
+_JSON = {"Content-Type": "application/json"}
+
+# The broker is next door: what it does not accept in two seconds it does not accept at all.
+_CONNECT_S = 2.0
+# A model load can hold a node's event loop up for a minute. A question gives up before and is asked again;
+# a POST that gave up would leave open whether the prompt is there.
+# HAProxy bounds the time to an answer's head (its `timeout server`), AnswerLimits that from there to its end.
+_ASK = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=10.0)
+_SEND = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=60.0)
+_KEEPALIVE_S = 3.0  # HAProxy closes idle connections after five seconds; ours must be gone before
+_HISTORY = "/history/"
+_TEXT_LIMIT = 2000
+_BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class _Answer(NamedTuple):
+    """What came back, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes | bytearray
+
+
+class NodeClient:
+    """ComfyUI's API on all nodes; see :class:`comfy_fleet.ports.NodeApi`.
+
+    ``async with NodeClient(settings.direct_url) as nodes: ...``
+
+    On aiohttp, because every job makes two calls here: a call costs 0.1 ms of CPU, a fifth of httpx's.
+
+    Args:
+        url: ``http://HOST:PORT`` of the broker's direct frontend.
+        limits: How much of an answer is taken.
+        on_fault: Told of every node whose answer breaks a limit.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        limits: AnswerLimits | None = None,
+        on_fault: Callable[[str, NodeFault], None] = lambda node, fault: None,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._limits = limits or AnswerLimits()
+        self._on_fault = on_fault
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        return self
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=Connector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=_ASK,
+                headers={**PLAIN, "User-Agent": "comfy-fleet"},
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # What a run needs -------------------------------------------------------------------------------------
+
+    async def post_prompt(
+        self,
+        node: str,
+        *,
+        graph: Mapping[str, Any],
+        run: str,
+        job: str,
+        extra_data: Mapping[str, Any] | None = None,
+    ) -> PostAnswered | PostUnknown:
+        """Post a graph under the run's id. Never raises for what the node or the broker does."""
+        body = orjson.dumps(
+            {
+                "prompt": graph,
+                "client_id": run,
+                "prompt_id": run,
+                "extra_data": {**(extra_data or {}), "fleet": {"job": job, "run": run}},
+            }
+        )
+        headers = {NODE: node, JOB: job, "Content-Type": "application/json"}
+        try:
+            response = await self._send("POST", "/prompt", headers, data=body, patience=_SEND)
+            answer = await self._decoded(response, node, "/prompt")
+        except NodeFault as error:
+            return PostUnknown(error.message)
+        except _BROKEN as error:
+            return PostUnknown(_words(error))
+        if NODE not in response.headers and response.status in (502, 504):
+            # HAProxy lost the node in between, or waited for it in vain.
+            return PostUnknown(f"the broker answered {response.status}")
+        return PostAnswered(
+            response.status,
+            answer if isinstance(answer, dict) else None,
+            response.content[:_TEXT_LIMIT].decode(errors="replace"),
+        )
+
+    async def queue_state(self, node: str, run: str) -> QueueAnswered | AskFailed:
+        """Ask where the run is. Never raises for what the node or the broker does."""
+        answer = await self._ask(node, "queue", "/queue", brief=True)
+        if isinstance(answer, AskFailed):
+            return answer
+        running, pending = answer.get("queue_running"), answer.get("queue_pending")
+        if not isinstance(running, list) or not isinstance(pending, list):
+            return AskFailed("queue", "error")
+        if _holds(running, run):
+            return QueueAnswered("running")
+        return QueueAnswered("pending" if _holds(pending, run) else "absent")
+
+    async def history(self, node: str, run: str) -> HistoryAnswered | AskFailed:
+        """Ask for the run's history entry. Never raises for what the node or the broker does."""
+        answer = await self._ask(node, "history", f"{_HISTORY}{run}")
+        if isinstance(answer, AskFailed):
+            return answer
+        entry = answer.get(run)
+        return HistoryAnswered(entry if isinstance(entry, dict) else None)
+
+    async def interrupt(self, node: str, run: str) -> bool:
+        """Interrupt this run and no other; False if the node could not be told."""
+        return await self._tell(node, "/interrupt", {"prompt_id": run})
+
+    async def delete_pending(self, node: str, run: str) -> bool:
+        """Delete this run from the node's queue; False if the node could not be told."""
+        return await self._tell(node, "/queue", {"delete": [run]})
+
+    @asynccontextmanager
+    async def view(self, node: str, ref: FileRef) -> AsyncIterator[Content]:
+        """Stream a file. What the caller raises meanwhile is its own and passes through.
+
+        Raises:
+            OutputGone: The node has no such file.
+            OutputRefused: The node gives no file of such a name or place.
+            NodeError: The node could not be asked, or broke off; also while reading.
+        """
+        params = {"filename": ref.filename, "subfolder": ref.subfolder, "type": ref.type}
+        facts = {"node": node, **params}
+
+        def broken(error: Exception) -> NodeError:
+            return NodeError(f"reading {ref.filename!r} from node {node}: {_words(error)}", details=facts)
+
+        async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+            content = response.content.iter_chunked(CHUNK_BYTES)
+            while True:
+                try:
+                    chunk = await anext(content)
+                except StopAsyncIteration:
+                    return
+                except _BROKEN as error:
+                    raise broken(error) from error
+                yield chunk
+
+        try:
+            response = await self._open().get(
+                self._at("/view", params), headers={NODE: node}, timeout=_SEND, allow_redirects=False
+            )
+        except _BROKEN as error:
+            raise broken(error) from error
+        async with response:
+            what = f"{ref.type} file {ref.filename!r}"
+            if NODE in response.headers and response.status == 404:
+                raise OutputGone(f"node {node} has no {what}", details=facts)
+            if NODE in response.headers and response.status in (400, 403):
+                raise OutputRefused(f"node {node} answers {response.status} for {what}", details=facts)
+            if response.status != 200:
+                raise _refused(node, "/view", response.status, response.headers)
+            yield Content(chunks=chunks(response), length=response.content_length)
+
+    # Everything else --------------------------------------------------------------------------------------
+
+    async def upload(
+        self,
+        node: str,
+        *,
+        name: str,
+        subfolder: str,
+        content: Path | AsyncIterator[bytes],
+        content_type: str,
+    ) -> FileRef:
+        """Put a file into the node's input folder, replacing one of the same name.
+
+        Args:
+            node: Where to.
+            name: File name there.
+            subfolder: Folder below the input folder; made if missing.
+            content: A file of ours, or its bytes as they come.
+            content_type: Its MIME type.
+
+        Returns:
+            What the node calls it.
+
+        Raises:
+            NodeError: The node could not be asked or refused the file.
+            FileNotFoundError: ``content`` is a path, and nothing is there.
+            NoRoom: ``content`` is a path, and the fleet's own disk does not give what is there.
+            Exception: What ``content`` raises, if it is no path.
+        """
+        fields = {"subfolder": subfolder, "type": "input", "overwrite": "true"}
+        form = UploadForm(fields, name, content, content_type)
+        headers = {NODE: node, "Content-Type": f"multipart/form-data; boundary={form.boundary}"}
+        # With a length, a node that limits uploads can refuse before it has read everything.
+        if (length := await form.length()) is not None:
+            headers["Content-Length"] = str(length)
+        try:
+            answer = await self._call(node, "POST", "/upload/image", headers=headers, data=form.chunks())
+        except NodeError:
+            if form.broken is not None:
+                raise form.broken from None
+            raise
+        stored = answer.get("name") if isinstance(answer, dict) else None
+        if not isinstance(answer, dict) or not isinstance(stored, str):
+            raise NodeError(f"node {node} did not say how it stored {name!r}", details={"node": node})
+        return FileRef(stored, str(answer.get("subfolder") or ""), str(answer.get("type") or "input"))
+
+    async def inventory(self, node: str) -> Inventory:
+        """Return the node's classes, without its version. Raises NodeError."""
+        classes = ClassReader(self._limits)
+        try:
+            await self._call(node, "GET", "/object_info", take=classes.take)
+            found = await classes.end()
+        except NodeFault as fault:
+            raise fault if "node" in fault.details else self._blamed(node, fault, "/object_info") from None
+        except NodeError as error:
+            if error.details:
+                raise
+            message = f"node {node} answered /object_info with no JSON object: {error.message}"
+            raise NodeError(message, details={"node": node}) from None
+        replacements = await self._node_replacements(node)
+        return await asyncio.to_thread(found.inventory, replacements)
+
+    async def _node_replacements(self, node: str) -> object:
+        try:
+            return await self._call(node, "GET", "/node_replacements")
+        except NodeError as error:
+            # Older versions do not know it, and an entry of a node pack may break it.
+            if error.details.get("status", 503) in (502, 503, 504):
+                raise
+            return None
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        """Return versions and memory. Raises NodeError."""
+        return await self._object(node, "/system_stats")
+
+    async def free(self, node: str) -> None:
+        """Ask the node to unload its models once it is idle. Raises NodeError."""
+        orders = {"unload_models": True, "free_memory": True}
+        await self._call(node, "POST", "/free", headers={NODE: node, **_JSON}, data=orjson.dumps(orders))
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _at(self, path: str, params: Mapping[str, str] | None = None) -> URL:
+        query = f"?{urlencode(params)}" if params else ""
+        return URL(f"{self._url}{path}{query}", encoded=True)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        data: bytes | AsyncIterator[bytes] | None = None,
+        patience: aiohttp.ClientTimeout = _ASK,
+        take: Callable[[bytes], Awaitable[None]] | None = None,
+    ) -> _Answer:
+        try:
+            async with self._open().request(
+                method, self._at(path), headers=headers, data=data, timeout=patience, allow_redirects=False
+            ) as response:
+                chunks = response.content.iter_chunked(CHUNK_BYTES)
+                sound = response.status == 200 and NODE in response.headers
+                body = await read_body(
+                    response.headers,
+                    chunks,
+                    self._limits,
+                    what=_call_of(path),
+                    take=take if sound else None,
+                )
+                return _Answer(response.status, response.headers, body)
+        except NodeFault as fault:
+            raise self._blamed(headers[NODE], fault, path) from None
+        except TooManyHeads as error:
+            raise self._blamed(
+                headers[NODE], NodeFault(f"{_call_of(path)} answered with {error}"), path
+            ) from None
+
+    async def _decoded(self, answer: _Answer, node: str, path: str, *, brief: bool = False) -> Any:
+        """Return an answer's JSON, or None if it is none. Raises NodeFault."""
+        try:
+            return await decoded(answer.content, self._limits, what=_call_of(path), brief=brief)
+        except NodeFault as fault:
+            raise self._blamed(node, fault, path) from None
+
+    def _blamed(self, node: str, fault: NodeFault, path: str) -> NodeFault:
+        fault.details["node"] = node
+        if path.startswith(_HISTORY):
+            fault.details["run"] = path.removeprefix(_HISTORY)
+        self._on_fault(node, fault)
+        return fault
+
+    async def _ask(
+        self, node: str, what: str, path: str, *, brief: bool = False
+    ) -> dict[str, Any] | AskFailed:
+        def failed(kind: AskFailure, why: str = "") -> AskFailed:
+            return AskFailed(what, kind, why)
+
+        try:
+            response = await self._get(path, node)
+            if NODE not in response.headers:
+                return failed("node_down" if response.status == 503 else "error")
+            found = response.status == 200
+            answer = await self._decoded(response, node, path, brief=brief) if found else None
+        except NodeFault as fault:
+            return failed("unusable", fault.message)
+        except aiohttp.ConnectionTimeoutError:
+            return failed("unreachable")
+        except TimeoutError:
+            return failed("error")
+        except _BROKEN:
+            # A node that breaks off makes HAProxy answer 502: a broken connection is HAProxy's own end.
+            return failed("unreachable")
+        return answer if isinstance(answer, dict) else failed("error")
+
+    async def _get(self, path: str, node: str) -> _Answer:
+        try:
+            return await self._send("GET", path, {NODE: node})
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            # Most likely HAProxy closed an idle connection as it was taken: a fresh one tells for sure.
+            return await self._send("GET", path, {NODE: node})
+
+    async def _tell(self, node: str, path: str, body: Mapping[str, Any]) -> bool:
+        try:
+            response = await self._send("POST", path, {NODE: node, **_JSON}, data=orjson.dumps(body))
+        except (NodeFault, *_BROKEN):
+            return False
+        return response.status == 200 and NODE in response.headers
+
+    async def _object(self, node: str, path: str) -> Mapping[str, Any]:
+        answer = await self._call(node, "GET", path)
+        if not isinstance(answer, dict):
+            raise NodeError(f"node {node} answered {path} with no JSON object", details={"node": node})
+        return answer
+
+    async def _call(
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | AsyncIterator[bytes] | None = None,
+        take: Callable[[bytes], Awaitable[None]] | None = None,
+    ) -> Any:
+        """Call and return what the answer's JSON says; None if ``take`` gets it. Raises NodeError."""
+        try:
+            response = await self._send(
+                method, path, headers or {NODE: node}, data=data, patience=_SEND, take=take
+            )
+        except _BROKEN as error:
+            raise NodeError(f"{path} on node {node}: {_words(error)}", details={"node": node}) from error
+        if response.status != 200 or NODE not in response.headers:
+            raise _refused(node, path, response.status, response.headers)
+        return await self._decoded(response, node, path)
+
+
+def _holds(rows: list[Any], run: str) -> bool:
+    return any(isinstance(row, list) and len(row) > 1 and row[1] == run for row in rows)
+
+
+def _call_of(path: str) -> str:
+    """Return a call's name for people: a run's id says nothing about the node."""
+    return f"/{path.split('/')[1]}"
+
+
+def _refused(node: str, path: str, status: int, headers: Mapping[str, str]) -> NodeError:
+    if NODE in headers:
+        message = f"node {node} answered {path} with {status}"
+    elif status == 503:
+        message = f"node {node} can't be reached through the broker"
+    else:
+        message = f"the broker answered {path} for node {node} with {status}"
+    return NodeError(message, details={"node": node, "status": status})
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,116 @@
+"""``/object_info``, taken apart as it comes: only one class of it is ever held as JSON."""
+
+import asyncio
+import re
+from dataclasses import replace
+
+from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits, decode_within, shown
+from comfy_fleet.adapters.comfyui.json_lenient import decode
+from comfy_fleet.domain.errors import NodeError, NodeFault
+from comfy_fleet.domain.graphs.inventory import Reader, TooManyClasses
+
+_STEP_BYTES = MIB
+"""So many bytes come before they are looked at, in a thread."""
+_CLASS_SHARE, _DECODED_SHARE, _HELD_SHARE = 1 / 4, 2 / 3, 4 / 3
+"""Of the largest answer: the JSON of one class, and what is held of all; one being decoded takes as much."""
+MAX_OBJECTS = 500_000
+"""Lists and objects in one answer; a hundred node packs make fewer than a tenth of that."""
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+([\[\]{}])", re.DOTALL)
+_NAME = re.compile(rb"(" + _STRING + rb")\s*:\s*\Z", re.DOTALL)
+_BLANK = b" \t\r\n\xef\xbb\xbf"  # a byte order mark included
+_NONE = "it is no object"
+
+
+class ClassReader:
+    """Reads the answer of one node.
+
+    Args:
+        limits: What may come, all in all.
+    """
+
+    def __init__(self, limits: AnswerLimits) -> None:
+        self._limits = limits
+        self._of_class = replace(limits, held=_DECODED_SHARE)
+        self._class_bytes = int(limits.size * _CLASS_SHARE)
+        self._found = Reader(most_bytes=int(limits.size * _HELD_SHARE))
+        self._text = bytearray()
+        self._looked = self._from = 0  # where to go on, and where the class begins that is open there
+        self._depth = self._objects = 0
+        self._whole = False
+        self._why = ""
+
+    async def take(self, chunk: bytes) -> None:
+        """Take what came. Raises NodeFault if it breaks a limit."""
+        self._objects += chunk.count(b"[") + chunk.count(b"{")
+        if self._objects > MAX_OBJECTS:
+            raise NodeFault(
+                f"/object_info is too large: it is made of more than {MAX_OBJECTS} lists and objects",
+                details={"limit": "objects", "objects": MAX_OBJECTS},
+            )
+        self._text += chunk
+        if len(self._text) - self._looked >= _STEP_BYTES:
+            await asyncio.to_thread(self._look)
+
+    async def end(self) -> Reader:
+        """Return what was read.
+
+        Raises:
+            NodeFault: It breaks a limit.
+            NodeError: It is no JSON object; the message says why.
+        """
+        await asyncio.to_thread(self._look)
+        if self._whole and self._text[self._looked :].strip():
+            self._why = self._why or _NONE
+        if self._why or not self._whole:
+            raise NodeError(self._why or "it ends too early")
+        return self._found
+
+    def _look(self) -> None:
+        """Read the classes that are whole."""
+        text, done = self._text, 0
+        while not self._why and (found := _BRACKET.match(text, self._looked)) is not None:
+            self._looked = end = found.end()
+            if found[1] in b"{[":
+                self._depth += 1
+                if self._depth == 1 and (self._whole or text[:end].strip(_BLANK) != b"{"):
+                    self._why = _NONE
+                if self._depth == 2:
+                    self._from = end - 1
+                continue
+            self._depth -= 1
+            if self._depth == 1:
+                self._read(bytes(text[done : self._from]), text[self._from : end])
+                done = end
+            elif self._depth <= 0:
+                self._whole = True
+        if not self._why:
+            del text[:done]
+            self._looked -= done
+            self._from -= done
+        if len(text) > self._class_bytes:
+            raise self._fault(
+                f"more than {shown(self._class_bytes)} of it are one class, or none", "a quarter"
+            )
+
+    def _read(self, before: bytes, text: bytearray) -> None:
+        named = _NAME.search(before)
+        name = None if named is None else decode(named[1])
+        if not isinstance(name, str):
+            self._why = _NONE
+            return
+        body = decode_within(text, self._of_class, what=f"/object_info for class {name[:100]!r}")
+        if body is None:
+            self._why = f"class {name[:100]!r} can't be read"
+            return
+        try:
+            self._found.add(name, body)
+        except TooManyClasses as error:
+            raise self._fault(str(error), "four thirds") from None
+
+    def _fault(self, why: str, share: str) -> NodeFault:
+        setting = self._limits.setting
+        return NodeFault(
+            f"/object_info is too large: {why} ({share} of {setting})",
+            details={"limit": setting, "bytes": self._limits.size},
+        )

@@ -1,0 +1,145 @@
+"""A node's memory as its own ComfyUI tells it: ``GET /system_stats``.
+
+It is all there is without NVML (AMD, Apple, Intel, the CPU, a node known by its URL alone), and it tells a
+node's own memory where the driver hides processes. What the numbers mean differs by device
+(``comfy/model_management.py``, 0.3.64):
+
+=================================  ================================================================
+``type``                           what is told
+=================================  ================================================================
+``cuda`` (AMD's too), npu, mlu     the driver's own figures: other programs show
+``xpu``                            free is total less its own: other programs may not show
+``cpu``                            the host's memory; what is its own only its host can tell
+``mps``                            the host's memory; not even the host tells what the GPU has of it
+``privateuseone`` (DirectML)       a constant of 1 GiB: nothing
+=================================  ================================================================
+
+``vram_free`` is what the driver has free plus what PyTorch keeps in its cache (``torch_vram_free``), so that
+used memory is ``vram_total - (vram_free - torch_vram_free)``; ``torch_vram_total`` is what PyTorch has taken.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from comfy_fleet.adapters.comfyui.direct_node import DirectNode
+from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.domain.nodes.vram import Counted, Device
+
+PATH = "/system_stats"
+_TIMEOUT_S = 2.0
+_NOTHING = ("privateuseone",)
+
+
+def counted(stats: Mapping[str, Any], *, rss_bytes: int | None = None, age_s: float = 0.0) -> Counted:
+    """Read an answer to ``/system_stats``.
+
+    Args:
+        stats: The answer.
+        rss_bytes: What the node's processes hold of the host's memory; only a node that computes there needs
+            it, and only the agent beside it can know.
+        age_s: Seconds since it was told.
+
+    Raises:
+        NodeError: It lists no device, or one without figures.
+    """
+    device = _first_device(stats)
+    kind, name = str(device.get("type") or ""), str(device.get("name") or "")
+    if kind in _NOTHING:
+        return Counted(device=Device.UNSEEN, name=name, age_s=age_s)
+    total, free = _figure(device, "vram_total"), _figure(device, "vram_free")
+    if kind in ("cpu", "mps"):
+        known = kind == "cpu" and rss_bytes is not None
+        return Counted(
+            device=Device.HOST if known else Device.UNSEEN,
+            total=total,
+            used=max(0, total - free),
+            own=rss_bytes if known else None,
+            name=name,
+            age_s=age_s,
+        )
+    own, cached = _figure(device, "torch_vram_total"), _figure(device, "torch_vram_free")
+    used = min(total, max(0, total - (free - cached)))
+    blind = kind == "xpu" and used == own
+    return Counted(
+        device=Device.UNSEEN if blind else Device.CARD,
+        total=total,
+        used=used,
+        own=own,
+        name=name,
+        age_s=age_s,
+    )
+
+
+class SystemStats:
+    """Asks one node, and remembers what it last said and when."""
+
+    def __init__(
+        self,
+        url: str,
+        client: httpx.AsyncClient,
+        *,
+        credentials: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Name the node; nothing is asked yet.
+
+        Args:
+            url: Base of the ComfyUI, e.g. ``http://127.0.0.1:8188``.
+            client: Whom to ask with; its caller closes it.
+            credentials: ``USER:PASSWORD``; empty for none.
+            clock: Seconds, monotonic.
+        """
+        self._node = DirectNode(url, client, credentials=credentials)
+        self._clock = clock
+        self._stats: Mapping[str, Any] | None = None
+        self._at = 0.0
+        self.took_s = 0.0
+
+    async def ask(self) -> None:
+        """Ask once. What was said before stays if the node does not answer.
+
+        Raises:
+            NodeFault: The answer breaks a limit.
+            NodeError: No answer in time, or nothing that can be read.
+        """
+        asked = self._clock()
+        stats = await self._node.json(PATH, timeout_s=_TIMEOUT_S)
+        if not isinstance(stats, dict):
+            raise NodeError(f"that is no ComfyUI: no JSON object at {PATH}")
+        counted(stats)
+        # Told some time after it was asked; by the earlier one it is never thought younger than it is.
+        self._stats, self._at, self.took_s = stats, asked, self._clock() - asked
+
+    @property
+    def version(self) -> str:
+        """The ComfyUI's version; empty if it never answered."""
+        system = (self._stats or {}).get("system")
+        return str(system.get("comfyui_version") or "") if isinstance(system, dict) else ""
+
+    def last(self, *, rss_bytes: int | None = None) -> Counted | None:
+        """Return what the node last said, with its age; None if it never answered.
+
+        Args:
+            rss_bytes: See :func:`counted`.
+        """
+        if self._stats is None:
+            return None
+        return counted(self._stats, rss_bytes=rss_bytes, age_s=max(0.0, self._clock() - self._at))
+
+
+def _first_device(stats: Any) -> Mapping[str, Any]:
+    match stats:
+        case {"devices": [dict(device), *_]}:
+            return device
+        case _:
+            raise NodeError(f"{PATH} lists no device")
+
+
+def _figure(device: Mapping[str, Any], name: str) -> int:
+    value = device.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
+        raise NodeError(f"{PATH}: {name} is {value!r}, not a number of bytes", details={"field": name})
+    return int(value)

@@ -1,0 +1,105 @@
+"""From text to files that HAProxy has accepted: ``.new``, ``haproxy -c``, rename; a refused one is kept."""
+
+import logging
+import subprocess
+from pathlib import Path
+
+from comfy_fleet.adapters.haproxy.config_render import ConfigFiles, Rendered
+from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.domain.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_CHECK_TIMEOUT_S = 30
+_VALID = "Configuration file is valid"
+
+
+def check(program: str, path: Path) -> str:
+    """Let HAProxy read a configuration; return its warnings, empty if it has none.
+
+    Raises:
+        ConfigError: HAProxy refuses it (the message says why), or HAProxy is missing.
+    """
+    try:
+        done = subprocess.run(
+            [program, "-c", "-f", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_CHECK_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise ConfigError(
+            f"HAProxy's program {program!r} is missing: `apt-get install haproxy`, or set FLEET_HAPROXY_BIN"
+        ) from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"`{program} -c` did not run: {error}") from error
+    said = done.stdout.decode(errors="replace").replace(_VALID, "").strip()
+    if done.returncode != 0:
+        raise ConfigError(
+            f"HAProxy refuses {path.name}: {said or f'exit status {done.returncode}'}",
+            details={"path": str(path), "status": done.returncode},
+        )
+    return said
+
+
+def apply(rendered: Rendered, places: ConfigFiles, *, program: str) -> frozenset[str]:
+    """Write what changed, once HAProxy has accepted it; all or nothing.
+
+    Args:
+        rendered: The texts.
+        places: Where they go.
+        program: HAProxy, for the check.
+
+    Returns:
+        The names of the files that changed: ``broker.cfg``, ``edge.cfg``, ``pools.map``, ``nodes.map``.
+
+    Raises:
+        ConfigError: HAProxy refused one. It lies beside the good one as ``.rejected``; nothing was replaced.
+    """
+    private_folder(places.folder)
+    maps = {places.pools: rendered.pools, places.vias: rendered.vias}
+    for path, text in maps.items():
+        # Of a process that was killed; it may hold passwords of nodes that are gone.
+        _beside(path).unlink(missing_ok=True)
+        if not path.exists():
+            _write(path, text)  # the broker's configuration names it
+    texts = {
+        **maps,
+        places.broker: rendered.broker,
+        places.edge: rendered.edge,
+    }
+    changed = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    ready: list[tuple[Path, Path]] = []
+    for path in changed:
+        new = _beside(path)
+        _write(new, texts[path])
+        if path not in maps:
+            try:
+                warnings = check(program, new)
+            except ConfigError as error:
+                rejected = path.with_name(path.name + ".rejected")
+                new.replace(rejected)
+                logger.error("configuration rejected", extra={"file": str(rejected), "reason": error.message})
+                for left, _ in ready:
+                    left.unlink()
+                raise
+            if warnings:
+                logger.warning("configuration has warnings", extra={"file": str(path), "reason": warnings})
+        ready.append((new, path))
+    for new, path in ready:
+        new.replace(path)
+        logger.info("configuration written", extra={"file": str(path)})
+    return frozenset(path.name for path in changed)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only this user reads, from its first byte on: a map holds passwords."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)

@@ -1,0 +1,302 @@
+"""From settings and nodes to the text of both configurations. Only templates are read; nothing is written."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError
+
+from comfy_fleet.adapters.haproxy.server_lines import (
+    SYSTEM_CA,
+    backend_of,
+    entries_of,
+    join,
+    lease_options,
+    tls_options,
+)
+from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.nodes.node import Node, check_name
+from comfy_fleet.settings import Settings
+
+_SOCKET_PATH_LIMIT = 90  # sun_path holds 108 bytes, and HAProxy binds PATH.PID.tmp first
+_ANSWER_TIMEOUT_S = 600
+_SMALL_BODY_BYTES = 8192  # with the head it fits into one buffer (tune.bufsize is 16384)
+_REQUESTS = 4
+"""So many times as many requests as the API works on may be on their way to it."""
+
+_ERRORS: Sequence[tuple[int, str, str, int | None]] = (
+    (400, "invalid_request", "The request is not valid HTTP.", None),
+    (408, "request_timeout", "The request took too long to arrive.", None),
+    (500, "internal_error", "The edge failed.", None),
+    (502, "bad_gateway", "The API broke off its answer.", 1),
+    (503, "unavailable", "The API can't be reached, or has too much to do, right now; try again.", 1),
+    (504, "gateway_timeout", "The API took too long to answer.", 1),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """Everything that HAProxy reads.
+
+    Attributes:
+        broker: The lease broker's configuration.
+        edge: The public port's configuration.
+        pools: The map file: a line ``POOL BACKEND`` for every pool that has a slot.
+        vias: The map file: a line ``NODE AUTHORITY|PREFIX|AUTHORIZATION`` for every node behind a proxy.
+    """
+
+    broker: str
+    edge: str
+    pools: str
+    vias: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFiles:
+    """Where things lie on this machine; all paths are absolute."""
+
+    folder: Path
+
+    @property
+    def broker(self) -> Path:
+        """The broker's configuration."""
+        return self.folder / "broker.cfg"
+
+    @property
+    def edge(self) -> Path:
+        """The edge's configuration."""
+        return self.folder / "edge.cfg"
+
+    @property
+    def pools(self) -> Path:
+        """The map from pool to lease backend."""
+        return self.folder / "pools.map"
+
+    @property
+    def vias(self) -> Path:
+        """The map of the nodes behind a proxy: what they are told."""
+        return self.folder / "nodes.map"
+
+    @property
+    def broker_socket(self) -> Path:
+        """The broker's Runtime API."""
+        return self.folder / "broker.sock"
+
+    @property
+    def edge_socket(self) -> Path:
+        """The edge's Runtime API."""
+        return self.folder / "edge.sock"
+
+    @property
+    def broker_monitor(self) -> Path:
+        """Socket of the broker's ``/metrics`` and ``/health``."""
+        return self.folder / "broker-monitor.sock"
+
+    @property
+    def edge_monitor(self) -> Path:
+        """Socket of the edge's ``/metrics`` and ``/health``."""
+        return self.folder / "edge-monitor.sock"
+
+
+def files(settings: Settings) -> ConfigFiles:
+    """Return where this fleet's HAProxy files lie.
+
+    Raises:
+        ConfigError: The data folder's path is too long for a unix socket.
+    """
+    found = ConfigFiles(folder=settings.run_dir.absolute())
+    longest = found.broker_monitor
+    if len(str(longest).encode()) > _SOCKET_PATH_LIMIT:
+        raise ConfigError(
+            f"the path {longest} is too long for a unix socket (at most {_SOCKET_PATH_LIMIT} bytes); "
+            "set FLEET_DATA to a folder with a shorter path",
+            details={"path": str(longest)},
+        )
+    return found
+
+
+def render(
+    settings: Settings,
+    nodes: Sequence[Node],
+    pools: Mapping[str, int],
+    *,
+    addresses: Mapping[str, str] | None = None,
+    credentials: Callable[[str], str] | None = None,
+    templates: Mapping[str, str] | None = None,
+) -> Rendered:
+    """Return both configurations and the pool map.
+
+    Args:
+        settings: Ports, folders and limits.
+        nodes: All nodes; those whose pool has no slot are left out.
+        pools: Slot (from 1) by pool, see :func:`~comfy_fleet.adapters.haproxy.server_lines.pools_of`.
+        addresses: What host names resolve to. A node whose host, or whose agent's, is missing here is left
+            out: HAProxy would refuse the whole file for it. Without it, names are written as they are.
+        credentials: Opens the nodes' passwords; without it, three stars stand for each.
+        templates: What :func:`read_templates` gave; read now if None.
+
+    Raises:
+        BadInput: A name or an address that can't stand in a configuration.
+        ConfigError: A template is missing or wrong, or a path can't be written into it.
+    """
+    places = files(settings)
+    env = Environment(
+        loader=DictLoader(read_templates(settings.haproxy_dir) if templates is None else templates),
+        autoescape=False,  # noqa: S701 - HTML escapes would break a configuration; names are checked instead
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    agent = (settings.agent_host, settings.agent_port)
+    env.filters["quoted"] = quoted
+    env.filters["quoted_arg"] = quoted_arg
+    try:
+        return Rendered(
+            broker=env.get_template("broker.cfg.j2").render(
+                _broker(settings, places, nodes, pools, addresses)
+            ),
+            edge=env.get_template("edge.cfg.j2").render(_edge(settings, places)),
+            pools="".join(
+                f"{check_name('pool', pool)} {backend_of(slot)}\n" for pool, slot in sorted(pools.items())
+            ),
+            vias="".join(
+                f"{entry.name} {entry.via}\n"
+                for entry in entries_of(nodes, pools, agent=agent, credentials=credentials)
+                if entry.via
+            ),
+        )
+    except TemplateError as error:
+        remedy = (
+            "if the fleet was upgraded while it ran, restart it"
+            if settings.haproxy is None
+            else "unset FLEET_HAPROXY for the shipped templates"
+        )
+        raise ConfigError(
+            f"template in {settings.haproxy_dir}: {type(error).__name__}: {error}; {remedy}"
+        ) from error
+
+
+def read_templates(folder: Path) -> dict[str, str]:
+    """Return the templates of a folder by file name.
+
+    A process that keeps them goes on with those that fit its code, also when another version of the project
+    has been put in its place.
+
+    Raises:
+        ConfigError: One can't be read.
+    """
+    try:
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.j2"))}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"templates in {folder} can't be read: {error}") from error
+
+
+def _broker(
+    settings: Settings,
+    places: ConfigFiles,
+    nodes: Sequence[Node],
+    pools: Mapping[str, int],
+    addresses: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    names = {slot: pool for pool, slot in pools.items()}
+    ca_file = ca_file_of(settings)
+    rows = []
+    for entry in entries_of(nodes, pools, agent=(settings.agent_host, settings.agent_port)):
+        host, agent = entry.host, entry.agent_host
+        if addresses is not None:
+            if host not in addresses or agent not in addresses:
+                continue
+            host, agent = addresses[host], addresses[agent]
+        rows.append(
+            {
+                "name": entry.name,
+                "backend": entry.backend,
+                "address": join(host, entry.port),
+                "tls": tls_options(entry, ca_file, checked=False),
+                "options": lease_options(entry, agent) + tls_options(entry, ca_file, checked=True),
+            }
+        )
+    return {
+        "socket": str(places.broker_socket),
+        "monitor": f"unix@{places.broker_monitor}",
+        "pools_map": str(places.pools),
+        "nodes_map": str(places.vias),
+        "ca_file": ca_file,
+        "lua": str((settings.haproxy_dir / "lease.lua").absolute()),
+        "lease_bind": join(settings.broker_bind, settings.lease_port),
+        "direct_bind": join(settings.broker_bind, settings.direct_port),
+        "nodes": rows,
+        "slots": [
+            {
+                "backend": backend_of(slot),
+                "pool": names.get(slot),
+                "nodes": [row for row in rows if row["backend"] == backend_of(slot)],
+            }
+            for slot in range(1, settings.pool_slots + 1)
+        ],
+    }
+
+
+def ca_file_of(settings: Settings) -> str:
+    """Return who may sign the certificates of nodes, as a server line names it."""
+    return SYSTEM_CA if settings.node_ca_file is None else str(settings.node_ca_file.absolute())
+
+
+def _edge(settings: Settings, places: ConfigFiles) -> dict[str, Any]:
+    limit = settings.max_body_bytes
+    return {
+        "socket": str(places.edge_socket),
+        "monitor": f"unix@{places.edge_monitor}",
+        "public_bind": join(settings.host, settings.port),
+        "api_address": join(settings.api_host, settings.api_port),
+        "answer_timeout_s": _ANSWER_TIMEOUT_S,
+        "max_body_bytes": limit,
+        "small_body_bytes": _SMALL_BODY_BYTES,
+        "api_requests": _REQUESTS * settings.max_requests,
+        "rate_limit": settings.rate_limit,
+        "errors": [
+            {"status": status, "body": envelope(code, message), "retry_after_s": retry_after_s}
+            for status, code, message, retry_after_s in _ERRORS
+        ],
+        "not_found": envelope("not_found", NOTHING_HERE, WHERE_INSTEAD),
+        "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
+        "bad_method": envelope("method_not_allowed", "This method is not possible here."),
+        "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
+        "rate_limited": envelope("rate_limited", "Too many requests from this address; slow down."),
+    }
+
+
+def envelope(code: str, message: str, details: Mapping[str, Any] | None = None) -> str:
+    """Return an error as every face tells it, for a single-quoted word of the configuration."""
+    text = json.dumps({"error": {"code": code, "message": message, "details": details}})
+    return text.replace("'", "\\u0027")
+
+
+def quoted(value: str) -> str:
+    """Return a path or address as one double-quoted word of the configuration.
+
+    Raises:
+        ConfigError: It holds a control character.
+    """
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise ConfigError(f"{value!r} holds a control character and can't stand in a configuration")
+    return '"' + re.sub(r'([\\"$])', r"\\\1", value) + '"'
+
+
+def quoted_arg(value: str) -> str:
+    """Return a path as the argument of a converter, where quotes don't protect commas and parentheses.
+
+    Raises:
+        ConfigError: It holds a character that ends an argument.
+    """
+    if re.search(r"[\x00-\x20\x7f'\"(),\\$#\[\]]", value):
+        raise ConfigError(
+            f"{value!r} must not hold blanks, quotes, commas, brackets, $, # or backslashes; "
+            "set FLEET_DATA to another folder"
+        )
+    return value

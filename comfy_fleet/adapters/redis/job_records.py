@@ -1,0 +1,268 @@
+"""How a job's record stands in Redis, and RQ's view of the same job."""
+
+import logging
+import zlib
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+
+from comfy_fleet.domain.jobs.job import (
+    Attempt,
+    Job,
+    JobError,
+    JobStatus,
+    Metadata,
+    NewJob,
+    Output,
+    Placement,
+    Progress,
+)
+from comfy_fleet.domain.records import UNREADABLE, from_fields
+
+logger = logging.getLogger(__name__)
+
+HANDLER = "comfy_fleet.run_prompt"
+"""The only function that a job of ours may name; RQ's own workers have nothing to import under it."""
+MAX_REASON = 300
+"""Characters of an error's message that a job keeps of each attempt."""
+UNREADABLE_JOB = JobError(code="internal_error", message="the job's record can't be read")
+_MOST_KNOWN = 1000
+_LAST = 1e11
+"""Times are Unix seconds before the year 5000: what is beyond can't be written as a date."""
+
+
+def reference(job_id: str) -> bytes:
+    """Return RQ's payload for a job: (function, instance, args, kwargs) as JSON. Ids only, never a graph."""
+    return orjson.dumps([HANDLER, None, [job_id], {}])
+
+
+def rq_success(job: Job) -> str:
+    """Return a return value as RQ's JSON serializer keeps it in a result."""
+    return b64encode(orjson.dumps({"job": job.id, "run": job.run, "node": job.node})).decode()
+
+
+def rq_failure(error: JobError | None) -> str:
+    """Return an exception text as RQ keeps it in a result."""
+    if error is None:
+        return ""
+    text = f"{error.code}: {error.message}\n{error.traceback or ''}".strip()
+    return b64encode(zlib.compress(text.encode())).decode()
+
+
+def record_fields(new: NewJob) -> list[str | bytes]:
+    """Return field, value, field, value … of what only Python knows how to write."""
+    fields: dict[str, str | bytes] = {
+        "profile": new.profile,
+        "max_attempts": str(new.max_attempts),
+        "metadata": orjson.dumps(dict(new.metadata) if isinstance(new.metadata, Mapping) else new.metadata),
+        "params": orjson.dumps(dict(new.params)),
+        "uploads": orjson.dumps(dict(new.uploads)),
+    }
+    if new.workflow:
+        fields |= {"workflow": new.workflow, "version": new.workflow_version or ""}
+    return [part for pair in fields.items() for part in pair]
+
+
+def to_dict(raw: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[str, bytes]:
+    """Return a hash, as the client or as Lua gives it, with text keys."""
+    if isinstance(raw, Mapping):
+        return {key.decode(): value for key, value in raw.items()}
+    parts = list(raw)
+    return {key.decode(): value for key, value in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def dump_output(output: Output) -> bytes:
+    """Return an output as JSON."""
+    return orjson.dumps(output)
+
+
+def load_output(data: bytes | Mapping[str, Any]) -> Output:
+    """Return an output from JSON."""
+    return from_fields(Output, orjson.loads(data) if isinstance(data, bytes) else data)
+
+
+def output_field(output: Output) -> str:
+    """Return the output's place in a run; equal places are one output."""
+    return f"{output.node_id}\n{output.key}\n{output.index:06d}"
+
+
+def dump_error(error: JobError | None) -> str:
+    """Return an error as JSON, or an empty string."""
+    return orjson.dumps({**asdict(error), "details": dict(error.details)}).decode() if error else ""
+
+
+def dump_progress(progress: Progress | None) -> str:
+    """Return a progress snapshot as JSON, or an empty string."""
+    return orjson.dumps(progress).decode() if progress else ""
+
+
+def dump_reason(error: JobError | None) -> str:
+    """Return what an attempt keeps of its error, as JSON; or an empty string."""
+    if error is None:
+        return ""
+    message = error.message
+    if len(message) > MAX_REASON:
+        message = f"{message[: MAX_REASON - 1]}…"
+    return orjson.dumps({"code": error.code, "message": message}).decode()
+
+
+def _load_progress(record: Mapping[str, bytes], status: JobStatus) -> Progress | None:
+    """Return how far a job is. One that has succeeded is through, also if its record tells of less."""
+    found = from_fields(Progress, orjson.loads(record["progress"])) if record.get("progress") else None
+    if status is JobStatus.SUCCEEDED and (found is None or found.value < 1):
+        return Progress.complete(found.nodes_total if found else 0)
+    return found
+
+
+def _load_attempts(data: bytes) -> tuple[Attempt, ...]:
+    return tuple(
+        Attempt(
+            run=one["run"],
+            node=one["node"],
+            started_at=one["started"],
+            ended_at=one["ended"],
+            counted=one["counted"],
+            error=from_fields(JobError, one["error"]) if "error" in one else None,
+        )
+        for one in orjson.loads(data)
+    )
+
+
+def _metadata(record: Mapping[str, bytes]) -> Metadata:
+    found = orjson.loads(record.get("metadata", b"null"))
+    if found is not None and not isinstance(found, str | dict):
+        raise TypeError("metadata must be labels or a text")
+    return found
+
+
+def _object(record: Mapping[str, bytes], field: str) -> dict[str, Any]:
+    found = orjson.loads(record.get(field, b"{}"))
+    if not isinstance(found, dict):
+        raise TypeError(f"{field} must be an object")
+    return found
+
+
+def _time(record: Mapping[str, bytes], field: str) -> float | None:
+    if not record.get(field):
+        return None
+    found = float(record[field])
+    if not 0 <= found < _LAST:
+        raise ValueError(f"{field} {found} is no time")
+    return found
+
+
+class Complaints:
+    """Logs each record that can't be read once, however often it is met."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def about(self, what: str, name: str, error: Exception) -> None:
+        """Log why a record can't be read."""
+        if (key := f"{what} {name}") in self._known:
+            return
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known.add(key)
+        logger.error("record can't be read", exc_info=error, extra={"record": what, "name_of_record": name})
+
+
+def shown_job(
+    job_id: str,
+    record: Mapping[str, bytes],
+    outputs: Mapping[bytes, bytes] | None = None,
+    *,
+    output_count: int | None = None,
+    complaints: Complaints,
+) -> Job | None:
+    """Return a job for who only looks; of one that can't be read what can, and an error that says so.
+
+    Returns:
+        None if it can't even be told whose it is.
+    """
+    try:
+        return load_job(job_id, record, outputs, output_count=output_count)
+    except UNREADABLE as error:
+        complaints.about("job", job_id, error)
+    try:
+        status = JobStatus(record["status"].decode())
+    except UNREADABLE:
+        status = JobStatus.FAILED
+    try:
+        created = _time(record, "created") or 0.0
+    except UNREADABLE:
+        created = 0.0
+    try:
+        owner = record["owner"].decode()
+    except UNREADABLE:
+        return None
+    return Job(
+        id=job_id,
+        owner=owner,
+        status=status,
+        created_at=created,
+        expires_at=created,
+        graph_hash="",
+        error=UNREADABLE_JOB,
+    )
+
+
+def load_job(
+    job_id: str,
+    record: Mapping[str, bytes],
+    outputs: Mapping[bytes, bytes] | None = None,
+    *,
+    output_count: int | None = None,
+) -> Job:
+    """Return a job from its record and its outputs' hash.
+
+    Args:
+        job_id: Its id.
+        record: Its record.
+        outputs: Its outputs, where they are wanted.
+        output_count: How many it has, where they are not.
+
+    Raises:
+        Exception: One of :data:`UNREADABLE`.
+    """
+
+    def text(field: str) -> str | None:
+        return record[field].decode() if record.get(field) else None
+
+    status = JobStatus(record["status"].decode())
+    return Job(
+        id=job_id,
+        owner=record["owner"].decode(),
+        status=status,
+        created_at=_time(record, "created") or 0.0,
+        expires_at=_time(record, "expires") or 0.0,
+        graph_hash=record["graph"].decode(),
+        priority=int(record["priority"]),
+        metadata=_metadata(record),
+        workflow=text("workflow"),
+        workflow_version=text("version"),
+        params=_object(record, "params"),
+        profile=text("profile") or "graph",
+        placement=Placement.parse(record["placement"].decode()),
+        uploads=_object(record, "uploads"),
+        started_at=_time(record, "started"),
+        completed_at=_time(record, "completed"),
+        deadline_at=_time(record, "deadline"),
+        attempt=int(record.get("attempt", 0)),
+        attempts=_load_attempts(record.get("attempts", b"[]")),
+        max_attempts=int(record.get("max_attempts", 3)),
+        run=text("run"),
+        node=text("node"),
+        cancel_requested=record.get("cancel") == b"1",
+        progress=_load_progress(record, status),
+        outputs=tuple(load_output(data) for _, data in sorted((outputs or {}).items())),
+        output_count=len(outputs or {}) if output_count is None else output_count,
+        error=from_fields(JobError, orjson.loads(record["error"])) if record.get("error") else None,
+        seq=int(record.get("seq", 0)),
+        waiting_for=text("waits"),
+        has_secret=record.get("has_secret") == b"1",
+        bust=frozenset((text("bust") or "").split("\n")) - {""},
+    )

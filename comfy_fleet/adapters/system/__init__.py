@@ -1,0 +1,1 @@
+"""This machine: its disk, folders, child processes and secrets."""

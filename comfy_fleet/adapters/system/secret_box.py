@@ -1,0 +1,114 @@
+"""Partner keys and passwords of nodes at rest: encrypted, with a key that only the fleet's user reads."""
+
+import logging
+import os
+import secrets as random
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.domain.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_MOST_OPENED = 4096
+
+
+class SecretBox:
+    """Fernet (AES-128-CBC with HMAC-SHA256) under one key file."""
+
+    def __init__(self, key: bytes) -> None:
+        self._fernet = Fernet(key)
+
+    def __repr__(self) -> str:
+        return "SecretBox(***)"
+
+    @classmethod
+    def open(cls, path: Path) -> "SecretBox":
+        """Read the key file; make it (mode 0600) when it is missing.
+
+        Two processes that start at once end up with the same key: the first link wins.
+
+        Raises:
+            ConfigError: The file holds no key, or others may read it.
+        """
+        if not path.exists():
+            private_folder(path.parent)
+            temp = path.with_name(f".{path.name}.{random.token_hex(8)}")
+            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(Fernet.generate_key())
+                    file.flush()
+                    os.fsync(file.fileno())
+                path.hardlink_to(temp)
+            except FileExistsError:
+                pass
+            finally:
+                temp.unlink()
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"secret_file {path} is readable by others: chmod 600 {path}")
+        try:
+            return cls(path.read_bytes().strip())
+        except ValueError:
+            raise ConfigError(
+                f"secret_file {path} must hold 32 bytes in URL-safe base64; remove it and it is made anew"
+            ) from None
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt."""
+        return self._fernet.encrypt(plain)
+
+    def open_sealed(self, sealed: bytes) -> bytes:
+        """Decrypt.
+
+        Raises:
+            ConfigError: It was sealed under another key.
+        """
+        try:
+            return self._fernet.decrypt(sealed)
+        except InvalidToken:
+            raise ConfigError(
+                "a stored secret was sealed under another key: all processes need the same secret_file"
+            ) from None
+
+
+class NodeCredentials:
+    """Opens :attr:`comfy_fleet.domain.nodes.node.Node.sealed`; each is decrypted once."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the key file; it is read when the first node needs it, and never made."""
+        self._path = path
+        self._box: SecretBox | None = None
+        self._opened: dict[str, str] = {}
+        self._trouble = ""
+
+    def __repr__(self) -> str:
+        return "NodeCredentials(***)"
+
+    def __call__(self, sealed: str) -> str:
+        """Return ``USER:PASSWORD``; empty for a node without, and, logged, for what can't be opened."""
+        if not sealed:
+            return ""
+        if (known := self._opened.get(sealed)) is not None:
+            return known
+        try:
+            plain = self._key().open_sealed(sealed.encode()).decode()
+        except (ConfigError, OSError, UnicodeError) as error:
+            self._box = None  # the file may be another one by the next time
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                logger.error("passwords of nodes can't be read", extra={"reason": str(error)})
+            return ""
+        if len(self._opened) >= _MOST_OPENED:
+            self._opened.clear()
+        self._opened[sealed] = plain
+        return plain
+
+    def _key(self) -> SecretBox:
+        if self._box is None:
+            if not self._path.exists():
+                raise ConfigError(f"{self._path} is missing: set FLEET_SECRET_FILE as the API has it")
+            self._box = SecretBox.open(self._path)
+        return self._box

@@ -1,0 +1,1 @@
+"""Stored workflows in a folder."""

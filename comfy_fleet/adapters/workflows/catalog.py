@@ -1,0 +1,228 @@
+"""The folder of stored workflows: ``NAME/workflow.json`` and, where titles don't say enough, a manifest."""
+
+import logging
+import math
+import re
+import threading
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, time
+from pathlib import Path
+from typing import Any
+
+from comfy_fleet.adapters.workflows.manifest import resolve
+from comfy_fleet.domain.errors import BadInput, ConfigError, FleetError, NotFound, WorkflowBroken
+from comfy_fleet.domain.graphs import title_parameters
+from comfy_fleet.domain.graphs.graph import check
+from comfy_fleet.domain.graphs.graph_file import read_graph
+from comfy_fleet.domain.graphs.workflow import Workflow
+from comfy_fleet.domain.nodes.node import NAME
+
+logger = logging.getLogger(__name__)
+
+GRAPH_FILE = "workflow.json"
+MANIFEST_FILE = "workflow.toml"
+MAX_FILE_BYTES = 8 * 1024 * 1024
+
+_Stamp = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """What was read last: the last good version, and what is wrong with the files as they are now."""
+
+    stamp: _Stamp
+    workflow: Workflow | None
+    error: ConfigError | None
+
+
+class WorkflowCatalog:
+    """Stored workflows, read again when their files change.
+
+    An edit that can't be used leaves the last good version in service and shows up in :meth:`errors`; so an
+    artist may save half a change without stopping anybody. Safe to use from several threads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._entries: dict[str, _Entry] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Return the names of the workflows that can be used, sorted."""
+        return [workflow.name for workflow in self.list()]
+
+    def list(self) -> "list[Workflow]":
+        """Return the workflows that can be used, by name.
+
+        Raises:
+            ConfigError: The folder can't be read.
+        """
+        entries = [self._entry(name) for name in self._folders()]
+        return [entry.workflow for entry in entries if entry and entry.workflow]
+
+    def get(self, name: str) -> Workflow:
+        """Return a workflow as its files are now, or as they last made sense.
+
+        Raises:
+            NotFound: No such workflow; details list those that there are.
+            WorkflowBroken: It has never been readable since this process started.
+        """
+        entry = self._entry(name) if NAME.fullmatch(name) else None
+        if entry is None:
+            have = self.names()
+            raise NotFound(
+                f"no workflow {name[:64]!r}; there are {', '.join(have) or 'none'}",
+                details={"field": "workflow", "workflows": have},
+            )
+        if entry.workflow is None:
+            raise WorkflowBroken(
+                f"stored workflow {name} can't be used: {entry.error}", details={"field": "workflow"}
+            )
+        return entry.workflow
+
+    def errors(self) -> dict[str, ConfigError]:
+        """Return what is wrong, by workflow; the last good version is served meanwhile, if there is one."""
+        found: dict[str, ConfigError] = {}
+        for name in self._folders():
+            entry = self._entry(name)
+            if entry and entry.error:
+                found[name] = entry.error
+        found.update(self._overlooked())
+        return found
+
+    def _overlooked(self) -> dict[str, ConfigError]:
+        """Return what somebody meant to be a workflow, and what keeps it from being one."""
+        found: dict[str, ConfigError] = {}
+        for path in sorted(self.folder.iterdir()):
+            name = path.name[:80]
+            usable = re.sub(r"[^a-z0-9_.-]+", "_", path.stem.lower()).strip("_.-")[:63] or "my_workflow"
+            if path.suffix == ".json" and path.is_file():
+                found[name] = ConfigError(f"a workflow is a folder: move it to {usable}/{GRAPH_FILE}")
+            elif not NAME.fullmatch(path.name) and (path / GRAPH_FILE).is_file():
+                found[name] = ConfigError(
+                    "names of workflows are 1 to 63 of a-z 0-9 _ . - and start with a letter or digit: "
+                    f"rename the folder, to {usable} for example"
+                )
+            elif (path / MANIFEST_FILE).is_file() and not (path / GRAPH_FILE).is_file():
+                found[name] = ConfigError(f"there is no {GRAPH_FILE}: save ComfyUI's Export (API) there")
+        return found
+
+    def _folders(self) -> Sequence[str]:
+        try:
+            return sorted(
+                path.name
+                for path in self.folder.iterdir()
+                if NAME.fullmatch(path.name) and (path / GRAPH_FILE).is_file()
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"the folder of stored workflows, {self.folder}, can't be read: {error.strerror}; "
+                "set FLEET_WORKFLOWS"
+            ) from None
+
+    def _entry(self, name: str) -> _Entry | None:
+        """Return what is known of a workflow, read again if its files changed; None if it is gone."""
+        folder = self.folder / name
+        stamp = (_stamp(folder / GRAPH_FILE), _stamp(folder / MANIFEST_FILE))
+        with self._lock:
+            known = self._entries.get(name)
+            if stamp[0] is None:
+                self._entries.pop(name, None)
+                return None
+            if known and known.stamp == stamp:
+                return known
+            workflow: Workflow | None = None
+            error: ConfigError | None = None
+            try:
+                workflow = load(folder)
+            except ConfigError as problem:
+                error = problem
+                workflow = known.workflow if known else None
+            if error:
+                facts = {"workflow": name, "error": str(error), "serving": workflow is not None}
+                logger.error("stored workflow can't be used", extra=facts)
+            entry = _Entry(stamp=stamp, workflow=workflow, error=error)
+            self._entries[name] = entry
+            return entry
+
+
+def load(folder: Path) -> Workflow:
+    """Read one stored workflow; its name is the folder's.
+
+    Raises:
+        ConfigError: A file can't be read or used; the message names file and key.
+    """
+    graph_file, manifest_file = folder / GRAPH_FILE, folder / MANIFEST_FILE
+    if not NAME.fullmatch(folder.name):
+        raise ConfigError(f"{folder.name!r} can't be a workflow's name: use a-z 0-9 _ . -")
+    where = f"{folder.name}/{GRAPH_FILE}"
+    content = _content(graph_file)
+    try:
+        read = read_graph(content)
+    except BadInput as error:
+        raise ConfigError(f"{where} {error}") from None
+    try:
+        graph = check(read)
+    except BadInput as error:
+        raise ConfigError(f"{where}: {error}", details=error.details) from None
+    try:
+        title_parameters.declared(graph)
+    except (
+        ConfigError
+    ) as error:  # whatever the manifest says of these parameters would only be its consequence
+        raise ConfigError(f"{where}: {error}", details=error.details) from None
+    where = f"{folder.name}/{MANIFEST_FILE}"
+    manifest: dict[str, Any] = {}
+    if manifest_file.exists():
+        try:
+            # Editors on Windows like to put a byte order mark in front.
+            manifest = tomllib.loads(_content(manifest_file).decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where} is not TOML: {error}") from None
+    if odd := _unwritable(manifest, ""):
+        raise ConfigError(f"{where}: {odd}")
+    try:
+        return resolve(folder.name, graph, manifest)
+    except FleetError as error:
+        raise ConfigError(f"{where}: {error}", details=error.details) from None
+
+
+def _unwritable(value: object, key: str) -> str:
+    """Return which value no answer in JSON could show, and why; empty if all can be shown."""
+    match value:
+        case dict():
+            inside = ((f"{key}.{name}" if key else name, one) for name, one in value.items())
+        case list():
+            inside = ((f"{key}[{index}]", one) for index, one in enumerate(value))
+        case bool():
+            return ""
+        case int() if not -(2**63) <= value < 2**64:
+            return f"{key} is a number of {value.bit_length()} bits; at most 64 are taken"
+        case float() if not math.isfinite(value):
+            return f"{key} is {value}, which JSON can't hold"
+        case date() | time():
+            return f"{key} is a date or a time: write it as a text"
+        case _:
+            return ""
+    return next(filter(None, (_unwritable(one, name) for name, one in inside)), "")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path.parent.name}/{path.name} can't be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path.parent.name}/{path.name} is larger than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,205 @@
+"""The agent's line to the API: a heartbeat every second, orders in return."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+
+from comfy_fleet.agent.node_source import parse_nodes
+from comfy_fleet.domain.backoff import Backoff
+from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.nodes.host import Heartbeat, Joining, Seat, Trash
+from comfy_fleet.domain.nodes.node import Node
+from comfy_fleet.domain.records import from_fields
+from comfy_fleet.timeouts import Timeout
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+_TIMEOUT_S = 5.0
+AGAIN_S = 0.25  # a single lost answer must not hold up what has just changed
+_LONGEST_PAUSE_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the API answered to a heartbeat.
+
+    Attributes:
+        asked: What was sent.
+        asked_at: When, on the agent's monotonic clock.
+        nodes: The host's nodes as they are registered.
+        joined: Nodes that are registered now.
+        refused: Nodes that could not be registered, and why.
+        explained: Those of the prompts asked about that are runs of the fleet.
+        clear: Those of the leaving nodes that no run needs.
+        delete: Files to delete.
+        restart: Nodes that an operator wants restarted.
+        neighbours: Nodes of other agents on this host's GPUs, by name.
+        store: Tells the fleet's store from one that was emptied; empty if the API does not say.
+    """
+
+    asked: Heartbeat
+    asked_at: float
+    nodes: Sequence[Node] = ()
+    joined: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    explained: frozenset[str] = frozenset()
+    clear: frozenset[str] = frozenset()
+    delete: Sequence[Trash] = ()
+    restart: frozenset[str] = frozenset()
+    neighbours: Mapping[str, Seat] = field(default_factory=dict)
+    store: str = ""
+
+
+class ApiClient:
+    """Sends heartbeats; also the source of the host's nodes."""
+
+    def __init__(
+        self,
+        api_url: str,
+        host: str,
+        *,
+        compose: Callable[[], tuple[Heartbeat, Sequence[Joining]]],
+        take: Callable[[Answer], None],
+        token: str | None = None,
+        every_s: float = BEAT_S,
+        again_s: float = AGAIN_S,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Name both ends; nothing is sent before :meth:`run`.
+
+        Args:
+            api_url: Base of the API or of the edge.
+            host: This host's name.
+            compose: Says what to send: the heartbeat, and nodes to register.
+            take: Gets every answer.
+            token: The agents' token.
+            every_s: Pause between two heartbeats.
+            again_s: Pause after a failure; doubles up to 15 s while the API is away.
+            transport: Replaces the network, for tests.
+            clock: Seconds, monotonic.
+            jitter: 0 to 1, drawn anew for each pause, so that a thousand agents don't come back at once.
+        """
+        self._url = f"{api_url.rstrip('/')}/api/v1/agents/{host}/heartbeat"
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._compose = compose
+        self._take = take
+        self._every_s = every_s
+        self._backoff = Backoff(first_s=again_s, longest_s=_LONGEST_PAUSE_S)
+        self._transport = transport
+        self._clock = clock
+        self._jitter = jitter
+        self._nodes: asyncio.Queue[Sequence[Node]] = asyncio.Queue(maxsize=1)
+        self._soon = asyncio.Event()
+        self.trouble = ""
+
+    def hurry(self) -> None:
+        """Send the next heartbeat now: something changed."""
+        self._soon.set()
+
+    async def watch(self) -> AsyncIterator[Sequence[Node]]:
+        """Yield the host's nodes whenever the API confirmed them."""
+        while True:
+            yield await self._nodes.get()
+
+    async def run(self) -> None:
+        """Send heartbeats until canceled."""
+        failures = 0
+        async with httpx.AsyncClient(
+            headers=self._headers, timeout=_TIMEOUT_S, transport=self._transport
+        ) as client:
+            while True:
+                try:
+                    answer = await self._beat(client)
+                except (httpx.HTTPError, httpx.InvalidURL, ValueError, BadInput) as error:
+                    failures += 1
+                    self._failed(str(error) or type(error).__name__)
+                else:
+                    failures = 0
+                    self._well()
+                    self._take(answer)
+                    if self._nodes.full():
+                        self._nodes.get_nowait()
+                    self._nodes.put_nowait(answer.nodes)
+                pause = self._every_s
+                if failures:
+                    pause = self._backoff.pause_s(failures)
+                    pause *= 0.5 + self._jitter() / 2
+                try:
+                    async with Timeout(pause):
+                        await self._soon.wait()
+                except TimeoutError:
+                    pass
+                self._soon.clear()
+
+    async def _beat(self, client: httpx.AsyncClient) -> Answer:
+        beat, join = self._compose()
+        asked_at = self._clock()
+        body = {
+            **{name: value for name, value in asdict(beat).items() if name != "host"},
+            "deleted": [str(trash) for trash in beat.deleted],
+            # What is sealed, the API seals itself.
+            "join": [
+                {name: value for name, value in asdict(one).items() if name != "sealed"} for one in join
+            ],
+        }
+        reply = await client.post(self._url, json=body)
+        if reply.is_error:
+            raise ValueError(self._refusal(reply))
+        told: Any = reply.json()
+        if not isinstance(told, dict):
+            raise ValueError("the answer is no object")  # noqa: TRY004 - one way to fail for all nonsense
+        return Answer(
+            asked=beat,
+            asked_at=asked_at,
+            nodes=parse_nodes(told),
+            joined=frozenset(map(str, told.get("joined", ()))),
+            refused={str(name): str(why) for name, why in dict(told.get("refused", {})).items()},
+            explained=frozenset(map(str, told.get("explained", ()))),
+            clear=frozenset(map(str, told.get("clear", ()))),
+            delete=[Trash.parse(str(line)) for line in told.get("delete", ())],
+            restart=frozenset(map(str, told.get("restart", ()))),
+            neighbours={str(name): _seat(one) for name, one in dict(told.get("neighbours", {})).items()},
+            store=str(told.get("store", "")),
+        )
+
+    def _refusal(self, reply: httpx.Response) -> str:
+        if reply.status_code != httpx.codes.UNAUTHORIZED:
+            return f"{reply.status_code}: {_message(reply)}"
+        which = "does not know this token" if self._headers else "wants the agents' token"
+        return f"401: the API {which}: --token, or FLEET_AGENT_TOKEN as the API has it"
+
+    def _failed(self, reason: str) -> None:
+        if reason != self.trouble:
+            logger.warning("heartbeat failed", extra={"url": self._url, "reason": reason})
+        self.trouble = reason
+
+    def _well(self) -> None:
+        if self.trouble:
+            logger.info("heartbeats arrive again", extra={"url": self._url})
+        self.trouble = ""
+
+
+def _seat(told: Mapping[str, Any]) -> Seat:
+    try:
+        return from_fields(Seat, told)
+    except TypeError as error:
+        raise ValueError(f"a neighbour's seat can't be read: {error}") from error
+
+
+def _message(reply: httpx.Response) -> str:
+    try:
+        match reply.json():
+            case {"error": {"message": str(message)}}:
+                return message
+    except ValueError:
+        pass
+    return reply.text[:200]

@@ -1,0 +1,94 @@
+"""A websocket to a ComfyUI of our own: a second sign of life, and a count of the prompts that it finished.
+
+Short prompts come and go between two looks at the queue. Every change of the queue is told to every
+websocket, so a falling count is a prompt that ended.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, WebSocketException
+
+_PING_EVERY_S = 5.0
+_AGAIN_S = 0.25
+_MOST_BYTES = 2**20
+
+
+class WebsocketMonitor:
+    """Listens on one websocket.
+
+    Attributes:
+        open: Whether it is open now: what ends from here on is counted.
+        heard_at: When it last said anything; None: never.
+        jobs: Prompts that have left its queue.
+    """
+
+    def __init__(self, url: str, client_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Name the node; nothing is opened before :meth:`run`.
+
+        Args:
+            url: Base of the ComfyUI.
+            client_id: One that nobody else uses: ComfyUI forgets a socket whose id comes twice.
+            clock: Seconds, monotonic.
+        """
+        self._url = f"ws{url.removeprefix('http').rstrip('/')}/ws?clientId={client_id}"
+        self._clock = clock
+        self._waiting = 0
+        self.open = False
+        self.heard_at: float | None = None
+        self.jobs = 0
+
+    def restarted(self) -> None:
+        """Count from nothing again."""
+        self.heard_at = None
+        self.jobs = self._waiting = 0
+
+    async def run(self) -> None:
+        """Listen until canceled; a broken websocket is opened again."""
+        while True:
+            try:
+                async with connect(
+                    self._url,
+                    ping_interval=None,
+                    open_timeout=5,
+                    close_timeout=1,  # nobody must wait for the goodbye of one that is frozen
+                    max_size=_MOST_BYTES,
+                    max_queue=4,
+                    compression=None,
+                    proxy=None,
+                ) as socket:
+                    await self._listen(socket)
+            except (OSError, TimeoutError, InvalidHandshake, WebSocketException):
+                pass
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _listen(self, socket: ClientConnection) -> None:
+        pinging = asyncio.create_task(self._ping(socket))
+        self.open = True
+        try:
+            async for message in socket:
+                self.heard_at = self._clock()
+                if isinstance(message, str):
+                    self._read(message)
+        finally:
+            self.open = False
+            pinging.cancel()
+            await asyncio.gather(pinging, return_exceptions=True)
+
+    async def _ping(self, socket: ClientConnection) -> None:
+        while True:
+            await asyncio.sleep(_PING_EVERY_S)
+            await (await socket.ping())
+            self.heard_at = self._clock()
+
+    def _read(self, message: str) -> None:
+        try:
+            match json.loads(message):
+                case {"type": "status", "data": {"status": {"exec_info": {"queue_remaining": int(waiting)}}}}:
+                    self.jobs += max(0, self._waiting - waiting)
+                    self._waiting = waiting
+        except (ValueError, RecursionError):
+            return

@@ -1,0 +1,438 @@
+"""What ``fleet doctor`` looks at. Every check ends in a finding; none raises."""
+
+import contextlib
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from comfy_fleet.adapters.haproxy import build
+from comfy_fleet.adapters.system.disk import FULL, Disk
+from comfy_fleet.adapters.system.redis_program import program
+from comfy_fleet.adapters.system.secret_box import SecretBox
+from comfy_fleet.api.auth import Keys
+from comfy_fleet.cli.exits import Fail
+from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
+from comfy_fleet.cli.up import ports, public_port
+from comfy_fleet.cli.up.lock import held
+from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, OLDEST_REDIS, find_haproxy, masked
+from comfy_fleet.domain.disk_room import size_text
+from comfy_fleet.domain.errors import FleetError, NoRoom
+from comfy_fleet.settings import Settings
+
+OLDEST_PYTHON = (3, 11)
+STRICT_HAPROXY = (3, 2)  # from here on maxconn is kept strictly, also with several threads
+FILES_PER_NODE = 8  # descriptors of dispatcher and broker for one leased node, with room to spare
+ENOUGH_FILES = 4096
+LOW_DISK_BYTES = 2 * 10**9
+_MAKE_ROOM = "make room, or shorten FLEET_RETENTION_S"
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    OK = "OK"
+    WARN = "WARN"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        check: What was looked at.
+        verdict: How bad it is.
+        found: What was found.
+        do: What to do about it; empty if nothing.
+    """
+
+    check: str
+    verdict: Severity
+    found: str
+    do: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Return all findings, in the order in which a person would look."""
+    looks: Sequence[tuple[str, Callable[[], list[Finding]]]] = (
+        ("Python", lambda: [python()]),
+        ("HAProxy", lambda: haproxy(settings.haproxy_bin)),
+        ("Redis program", lambda: [redis_program()]),
+        ("Redis server", lambda: redis_server(settings, asked="FLEET_REDIS_URL" in os.environ)),
+        ("NVML", lambda: [nvml(probe())]),
+        ("Ports", lambda: port_findings(settings)),
+        ("Data folder", lambda: data_folder(settings)),
+        ("Keys", lambda: [keys(settings)]),
+        ("Secret key", lambda: secret_key(settings)),
+        ("Open files", lambda: [open_files(resource.getrlimit(resource.RLIMIT_NOFILE))]),
+        ("Workflows", lambda: workflows(settings)),
+        ("HAProxy files", lambda: [templates(settings)]),
+    )
+    findings = []
+    for check, look in looks:
+        try:
+            findings += look()
+        except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, too
+            findings.append(
+                Finding(check=check, verdict=Severity.FAIL, found=f"{type(error).__name__}: {error}")
+            )
+    return findings
+
+
+def python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
+    """Check Python's version."""
+    words = ".".join(map(str, version))
+    if version[:2] < OLDEST_PYTHON:
+        return Finding(
+            check="Python",
+            verdict=Severity.FAIL,
+            found=f"{words} is too old",
+            do="install Python 3.11 or newer and make the virtual environment anew",
+        )
+    return Finding(check="Python", verdict=Severity.OK, found=f"{words} at {sys.executable}")
+
+
+def haproxy(name: str) -> list[Finding]:
+    """Check HAProxy's version and how it was built."""
+    try:
+        path = find_haproxy(name)
+    except Fail as error:
+        return [
+            Finding(
+                check="HAProxy", verdict=Severity.FAIL, found=error.message, do=f"as root: {INSTALL_HAPROXY}"
+            )
+        ]
+    try:
+        return haproxy_build(build.look(path), path)
+    except FleetError as error:
+        return [Finding(check="HAProxy", verdict=Severity.FAIL, found=str(error))]
+
+
+def haproxy_build(made: build.Build, path: str) -> list[Finding]:
+    """Judge what ``haproxy -vv`` says."""
+    strict = made.version[:2] >= STRICT_HAPROXY
+    threads = "" if strict else "; the broker uses one thread (it must, before 3.2)"
+    faults = made.faults()
+    if (first := faults.get("HAProxy")) is not None:
+        return [Finding(check="HAProxy", verdict=Severity.FAIL, found=f"{path}: {first[0]}", do=first[1])]
+    fine = {
+        "HAProxy": f"{made.words} at {path}{threads}",
+        "HAProxy Lua": "built in",
+        "HAProxy metrics": "Prometheus exporter built in",
+    }
+    return [
+        Finding(check=check, verdict=Severity.FAIL, found=faults[check][0], do=faults[check][1])
+        if check in faults
+        else Finding(check=check, verdict=Severity.OK, found=found)
+        for check, found in fine.items()
+    ]
+
+
+def redis_program() -> Finding:
+    """Check whether ``fleet up`` could run a Redis of its own."""
+    try:
+        path = program()
+    except FleetError as error:
+        return Finding(
+            check="Redis program",
+            verdict=Severity.WARN,
+            found="no redis-server or valkey-server here",
+            do=str(error).partition(": ")[2] + "; or use a server elsewhere: --redis URL",
+        )
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    version = version_in(told, r"v=(\d+)\.(\d+)\.(\d+)")
+    words = f"{'.'.join(map(str, version))} at {path}" if version else path
+    if version and version < OLDEST_REDIS:
+        return Finding(
+            check="Redis program",
+            verdict=Severity.FAIL,
+            found=f"{words} is too old",
+            do="install Redis 6.2 or newer, or Valkey",
+        )
+    return Finding(check="Redis program", verdict=Severity.OK, found=words)
+
+
+def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
+    """Check the Redis that the settings name: version, append-only file, eviction.
+
+    Args:
+        settings: The settings.
+        asked: Whether the operator named it; else it matters only if it is there.
+    """
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    place = masked(settings.redis_url)
+    client = redis.Redis.from_url(
+        settings.redis_url, socket_connect_timeout=2, socket_timeout=2, retry=Retry(NoBackoff(), 0)
+    )
+    try:
+        with contextlib.closing(client):
+            info: dict[Any, Any] = dict(client.info())
+            with contextlib.suppress(redis.ResponseError):  # a hosted one may keep it to itself
+                info |= client.config_get("appendfsync")
+    except redis.RedisError as error:
+        if asked:
+            return [
+                Finding(
+                    check="Redis server",
+                    verdict=Severity.FAIL,
+                    found=f"{place} does not answer: {error}",
+                    do="start it, or correct FLEET_REDIS_URL",
+                )
+            ]
+        return [
+            Finding(
+                check="Redis server",
+                verdict=Severity.OK,
+                found=f"none at {place}: `fleet up` runs its own, with the append-only file on",
+            )
+        ]
+    return redis_state({str(name): str(value) for name, value in dict(info).items()}, place)
+
+
+def redis_state(info: dict[str, str], place: str) -> list[Finding]:
+    """Judge what ``INFO`` and ``CONFIG GET appendfsync`` say."""
+    kind = "Valkey" if "valkey_version" in info else "Redis"
+    shown = info.get("valkey_version") or info.get("redis_version", "?")
+    version = version_in(info.get("redis_version", ""), r"(\d+)\.(\d+)\.(\d+)")
+    findings = [Finding(check="Redis server", verdict=Severity.OK, found=f"{kind} {shown} at {place}")]
+    if version is None or version < OLDEST_REDIS:
+        findings = [
+            Finding(
+                check="Redis server",
+                verdict=Severity.FAIL,
+                found=f"{kind} {shown} at {place} is too old",
+                do="upgrade to Redis 6.2 or newer, or Valkey",
+            )
+        ]
+    risk, setting = "", ""
+    if info.get("aof_enabled") != "1":
+        risk, setting = "the append-only file is off:", "appendonly yes"
+    elif info.get("appendfsync") == "everysec":
+        risk, setting = "appendfsync is everysec: while the disk is slow", "appendfsync always"
+    if risk:
+        findings.append(
+            Finding(
+                check="Redis AOF",
+                verdict=Severity.WARN,
+                found=f"{risk} a crash of Redis loses accepted jobs",
+                do=f"CONFIG SET {setting}, and the same in redis.conf",
+            )
+        )
+    else:
+        findings.append(Finding(check="Redis AOF", verdict=Severity.OK, found="the append-only file is on"))
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        findings.append(
+            Finding(
+                check="Redis eviction",
+                verdict=Severity.FAIL,
+                found=f"maxmemory-policy is {policy}: Redis may throw jobs away",
+                do="CONFIG SET maxmemory-policy noeviction, and the same in redis.conf",
+            )
+        )
+    return findings
+
+
+def nvml(gpus: Gpus) -> Finding:
+    """Judge what NVML says."""
+    if gpus.why is Nvml.OK:
+        lost = any(gpu.lost for gpu in gpus.gpus)
+        return Finding(
+            check="NVML",
+            verdict=Severity.WARN if lost else Severity.OK,
+            found=f"driver {gpus.driver}: {'; '.join(map(_gpu, gpus.gpus))}",
+            do=Nvml.LOST_DEVICE.what_to_do if lost else "",
+        )
+    fine = gpus.why in (Nvml.NO_LIBRARY, Nvml.NO_DEVICE)
+    # A machine without NVIDIA GPUs is no fault: its nodes report their memory over HTTP.
+    return Finding(
+        check="NVML",
+        verdict=Severity.OK if gpus.why is Nvml.NO_LIBRARY else Severity.WARN,
+        found=gpus.why + (f" ({gpus.error})" if gpus.error and not fine else ""),
+        do=gpus.why.what_to_do,
+    )
+
+
+def _gpu(gpu: Gpu) -> str:
+    if gpu.lost:
+        return f"GPU {gpu.index} is lost"
+    size = f", {gpu.memory.total / 2**30:.0f} GiB" if gpu.memory else ""
+    parts = f", {len(gpu.instances)} MIG instances" if gpu.mig else ""
+    return f"{gpu.name}{size}{parts}"
+
+
+def port_findings(settings: Settings) -> list[Finding]:
+    """Check whether the public port is free, unless this very fleet runs on it."""
+    if held(settings.data):
+        return [Finding(check="Port", verdict=Severity.OK, found=f"a fleet runs on {settings.data} now")]
+    if ports.is_free(settings.port, settings.host):
+        return [
+            Finding(check="Port", verdict=Severity.OK, found=f"{settings.port} is free, the others are drawn")
+        ]
+    if why := ports.unusable(settings.host):
+        return [
+            Finding(
+                check="Port",
+                verdict=Severity.FAIL,
+                found=f"address {settings.host} can't be used: {why}",
+                do="set FLEET_HOST to an address of this machine; 0.0.0.0 for all",
+            )
+        ]
+    free = public_port.next_free(settings.port, settings.host)
+    named = "FLEET_PORT" in os.environ
+    return [
+        Finding(
+            check="Port",
+            verdict=Severity.WARN,
+            found=f"{settings.port} is taken by {ports.held_by(settings.port)}",
+            do=f"use another: fleet up --port {free}"
+            if named
+            else f"nothing: fleet up takes {free} instead, or what --port N names",
+        )
+    ]
+
+
+def data_folder(settings: Settings) -> list[Finding]:
+    """Check whether the data folder can be written, and has room."""
+    data = settings.data
+    existing = next(folder for folder in (data, *data.parents) if folder.exists())
+    disk = Disk(existing, floor_bytes=settings.disk_floor_bytes, shown=str(data))
+    try:
+        disk.probe()
+        room = disk.room()
+    except NoRoom as error:
+        full = not isinstance(error.__cause__, OSError) or error.__cause__.errno in FULL
+        return [
+            Finding(
+                check="Data folder",
+                verdict=Severity.FAIL,
+                found=f"{error.message}; submits and uploads are refused" if full else error.message,
+                do=_MAKE_ROOM if full else "name another folder: --data DIR, or FLEET_DATA",
+            )
+        ]
+    left = size_text(room.free_bytes)
+    if room.free_bytes < max(LOW_DISK_BYTES, 2 * room.floor_bytes):
+        return [
+            Finding(
+                check="Data folder",
+                verdict=Severity.WARN,
+                found=f"{data} has {left} left; below {size_text(room.floor_bytes)} submits are refused",
+                do=_MAKE_ROOM,
+            )
+        ]
+    return [Finding(check="Data folder", verdict=Severity.OK, found=f"{data}, {left} free")]
+
+
+def keys(settings: Settings) -> Finding:
+    """Check who may ask the fleet."""
+    try:
+        owners = Keys.load(settings).owners
+    except FleetError as error:
+        return Finding(check="Keys", verdict=Severity.FAIL, found=error.message)
+    if settings.keys_file is None:
+        return Finding(check="Keys", verdict=Severity.OK, found="none: whoever is on this machine may ask")
+    return Finding(
+        check="Keys",
+        verdict=Severity.OK,
+        found=f"{', '.join(owners)} in {settings.keys_file}: others are refused",
+    )
+
+
+def secret_key(settings: Settings) -> list[Finding]:
+    """Check the key that encrypts secrets at rest, if it has been made."""
+    path = settings.secret_key_file
+    if not path.exists():
+        return []
+    try:
+        SecretBox.open(path)
+    except FleetError as error:
+        return [Finding(check="Secret key", verdict=Severity.FAIL, found=error.message)]
+    return [Finding(check="Secret key", verdict=Severity.OK, found=f"{path}, for the fleet's user alone")]
+
+
+def open_files(limits: tuple[int, int]) -> Finding:
+    """Judge how many files and sockets a process may have open."""
+    soft, hard = limits
+    if soft == resource.RLIM_INFINITY or soft >= ENOUGH_FILES:
+        return Finding(check="Open files", verdict=Severity.OK, found=f"{soft} allowed")
+    return Finding(
+        check="Open files",
+        verdict=Severity.WARN,
+        found=f"{soft} allowed: enough for about {soft // FILES_PER_NODE} nodes",
+        do=f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}; in systemd LimitNOFILE=65536",
+    )
+
+
+def workflows(settings: Settings) -> list[Finding]:
+    """Check every stored workflow."""
+    from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
+
+    folder = settings.workflows_dir
+    if not folder.is_dir():
+        return [
+            Finding(
+                check="Workflows",
+                verdict=Severity.FAIL,
+                found=f"{folder} does not exist",
+                do="set FLEET_WORKFLOWS to a folder, or unset it for the shipped ones",
+            )
+        ]
+    catalog = WorkflowCatalog(folder)
+    good, broken = catalog.names(), catalog.errors()
+    findings = [
+        Finding(
+            check="Workflow",
+            verdict=Severity.FAIL,
+            found=f"{name}: {error}",
+            do=f"correct {folder / name}, or remove it",
+        )
+        for name, error in broken.items()
+    ]
+    if good or not broken:
+        findings.insert(
+            0,
+            Finding(
+                check="Workflows",
+                verdict=Severity.OK if good else Severity.WARN,
+                found=f"{len(good)} in {folder}: {', '.join(good) or 'none'}",
+                do="" if good else "put one into NAME/workflow.json",
+            ),
+        )
+    for usual in ("default_workflow", "generate_workflow"):
+        name = getattr(settings, usual)
+        if name not in good and usual in settings.model_fields_set:
+            findings.append(
+                Finding(
+                    check="Workflow",
+                    verdict=Severity.WARN,
+                    found=f"FLEET_{usual.upper()} names {name}, which {folder} does not have",
+                    do=f"name one that is there, or put it into {folder / name}",
+                )
+            )
+    return findings
+
+
+def templates(settings: Settings) -> Finding:
+    """Check whether HAProxy accepts what the templates make of an empty registry."""
+    from comfy_fleet.adapters.haproxy.config_render import render
+
+    rendered = render(settings, [], {})
+    lines = rendered.broker.count("\n") + rendered.edge.count("\n")
+    return Finding(
+        check="HAProxy files", verdict=Severity.OK, found=f"{settings.haproxy_dir} renders ({lines} lines)"
+    )
+
+
+def version_in(text: str, pattern: str) -> tuple[int, ...] | None:
+    """Return the version that a pattern's groups find, or None."""
+    found = re.search(pattern, text)
+    return tuple(int(part) for part in found.groups() if part is not None) if found else None

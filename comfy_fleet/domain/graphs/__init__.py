@@ -1,0 +1,1 @@
+"""Graphs and stored workflows: what they say, and what a node's classes make of them."""

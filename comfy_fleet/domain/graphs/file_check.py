@@ -1,0 +1,288 @@
+"""Which files a graph may name on a node: those of the job's owner, and those that the operator put there.
+
+One user's uploads, previews and results lie on the same disk as everybody's. What an input names is known
+from :mod:`comfy_fleet.domain.graphs.file_access`; here its values are judged. What a custom node makes of a
+text that looks like no path is its own affair: users who must not see each other need pools of their own.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
+from comfy_fleet.domain.graphs import file_access
+from comfy_fleet.domain.graphs.file_access import DENIED, KNOWN, PREVIEWS, Use, Uses
+from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, NamedUpload, Path, Place, is_link, texts_in
+from comfy_fleet.domain.graphs.inputs import InputSpec
+from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
+
+# What one node alone writes anew comes after what another one takes as it is.
+_STRICTEST = (Use.FILE, Use.PATH, Use.SHOWN, None, Use.TARGET, Use.PREFIX, Use.TEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePolicy:
+    """The operator's exceptions.
+
+    Attributes:
+        denied: Classes that no job may use, and why.
+        free: Inputs, as ``CLASS.input``, that may name any file on the node, and are sent as they are.
+    """
+
+    denied: Mapping[str, str] = field(default_factory=lambda: DENIED)
+    free: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, deny: str, free: str) -> "FilePolicy":
+        """Read the settings: class names after commas, ``-NAME`` for one that is allowed after all.
+
+        Raises:
+            BadInput: An entry of ``free`` does not look like ``CLASS.input``.
+        """
+        denied = dict(DENIED)
+        for name in filter(None, map(str.strip, deny.split(","))):
+            if name.startswith("-"):
+                denied.pop(name[1:].strip(), None)
+            else:
+                denied.setdefault(name, "this fleet's operator does not allow it")
+        inputs = frozenset(filter(None, map(str.strip, free.split(","))))
+        for entry in inputs:
+            class_type, dot, name = entry.partition(".")
+            if not (class_type and dot and name):
+                raise BadInput(f"{entry!r} must look like CLASS.input, e.g. VHS_LoadVideoPath.video")
+        return cls(denied=denied, free=inputs)
+
+
+SHIPPED = FilePolicy()
+OPEN = FilePolicy(denied={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredInput:
+    """What all nodes together say of an input.
+
+    Attributes:
+        use: The strictest of what they say.
+        specs: How it is declared; empty where no node declares it.
+    """
+
+    use: Use | None
+    specs: tuple[InputSpec, ...] = ()
+
+    @property
+    def free_text(self) -> bool:
+        """Whether a line of text may stand here that is no path, on every node."""
+        return all(
+            spec.type in ("*", "COMFY_MATCHTYPE_V3") or "STRING" in spec.type.split(",")
+            for spec in self.specs
+        )
+
+    def offers(self, text: str) -> bool:
+        """Tell whether a node offers this choice, and none takes what is no choice of its own."""
+        return all(spec.options is not None for spec in self.specs) and any(
+            spec.offers(text) for spec in self.specs
+        )
+
+
+class Declared:
+    """What the nodes' classes say of their inputs; worked out once for each that is asked for.
+
+    Args:
+        inventories: What is known of the nodes, each inventory once.
+    """
+
+    def __init__(self, inventories: Sequence[Inventory] = ()) -> None:
+        self.inventories = inventories
+        self._inputs: dict[tuple[str, str], DeclaredInput] = {}
+
+    def input(self, class_type: str, name: str) -> DeclaredInput:
+        """Return what is said of an input, under whatever name a graph gives it."""
+        found = self._inputs.get((class_type, name))
+        if found is None:
+            found = self._read(class_type, name)
+            if found.specs:  # any number of others may be asked for
+                self._inputs[class_type, name] = found
+        return found
+
+    def names(self, class_type: str) -> tuple[str, ...]:
+        """Return a class's name, and those of the classes that nodes run in its place."""
+        infos = (one.classes.get(class_type) for one in self.inventories)
+        return class_type, *(info.replaced_by for info in infos if info is not None and info.replaced_by)
+
+    def _read(self, class_type: str, name: str) -> DeclaredInput:
+        infos = [info for one in self.inventories if (info := one.classes.get(class_type))]
+        if (use := KNOWN.get(class_type, {}).get(name)) is None:
+            named = [file_access.use_of(info.files, name) for info in infos] or [_by_name(name)]
+            use = min(named, key=_STRICTEST.index)
+        return DeclaredInput(use=use, specs=tuple(spec for info in infos for spec in info.possible(name)))
+
+
+def check(
+    graph: Graph,
+    declared: Declared,
+    *,
+    policy: FilePolicy,
+    assets: Collection[Place] = (),
+) -> None:
+    """Refuse a graph that names files which may be somebody else's.
+
+    Args:
+        graph: A checked graph.
+        declared: What the nodes' classes say of their inputs; what any of them says counts.
+        policy: The operator's exceptions.
+        assets: Places whose value is replaced by a file of the job's owner.
+
+    Raises:
+        InvalidWorkflow: ``details["node_errors"]`` lists ``{field, reason, message}`` by node id. Reasons:
+            ``class_denied``, ``bad_path``, ``linked_path``.
+    """
+    settled: dict[str, set[Path]] = {}
+    for at, path in assets:
+        settled.setdefault(at, set()).add(path)
+    errors: dict[str, list[dict[str, str]]] = {}
+    for node_id, node in graph.items():
+        class_type = node["class_type"]
+        if denied := [named for named in declared.names(class_type) if named in policy.denied]:
+            why = policy.denied[denied[0]]
+            message = f"class {denied[0]} may not be used: {why} (FLEET_DENY_CLASSES)"
+            errors[node_id] = [{"field": "class_type", "reason": "class_denied", "message": message}]
+            continue
+        for name, value in node["inputs"].items():
+            if policy.free and f"{class_type}.{name}" in policy.free:
+                continue
+            if found := _defect(name, value, declared.input(class_type, name), settled.get(node_id, ())):
+                reason, message = found
+                message += f"; an operator may allow any value (FLEET_FREE_PATHS={class_type}.{name})"
+                errors.setdefault(node_id, []).append({"field": name, "reason": reason, "message": message})
+    if errors:
+        node_id, defects = next(iter(errors.items()))
+        rest = sum(map(len, errors.values())) - 1
+        raise InvalidWorkflow(
+            f"node {node_id}: {defects[0]['message']}" + (f" (and {rest} more)" if rest else ""),
+            details={"field": "workflow", "node_errors": errors},
+        )
+
+
+def named_uploads(graph: Graph, declared: Declared) -> tuple[NamedUpload, ...]:
+    """Find the texts that may name a file which the job's owner has uploaded, at any depth of an input."""
+    found = []
+    for node_id, node in graph.items():
+        for name, value in node["inputs"].items():
+            if declared.input(node["class_type"], name).use is not Use.FILE or is_link(value):
+                continue
+            for path, text in texts_in((name,), value):
+                # The blank before the annotation is ComfyUI's; others belong to the name.
+                file = text.removesuffix("[input]").rstrip() if text.endswith(" [input]") else text
+                # An object holds other texts, too: modes, colors.
+                if file and (len(path) == 1 or file_access.has_extension(file)):
+                    found.append(NamedUpload(node_id=node_id, path=path, name=file))
+    return tuple(found)
+
+
+def saves(graph: Graph, inventory: Inventory | None, policy: FilePolicy = SHIPPED) -> Mapping[str, Uses]:
+    """Return what the inputs of a graph's classes name, on the node that runs it."""
+    known = {} if inventory is None else inventory.classes
+    found = {
+        name: {**(known[name].files if name in known else {}), **KNOWN.get(name, {})}
+        for name in {node["class_type"] for node in graph.values()}
+    }
+    for entry in policy.free:
+        class_type, _, name = entry.partition(".")
+        if class_type in found:
+            found[class_type][name] = Use.TEXT
+    return found
+
+
+def reruns(graph: Graph, inventory: Inventory | None) -> frozenset[str]:
+    """Return the nodes of a graph that must not be answered from ComfyUI's cache.
+
+    Those are the ones that write the graph into their files. A node that only shows files on its way runs
+    anew where that costs nothing but itself: where every node that reads it runs anew in any case.
+    """
+    infos = {
+        node_id: None if inventory is None else inventory.classes.get(node["class_type"])
+        for node_id, node in graph.items()
+    }
+    found = {
+        node_id
+        for node_id, info in infos.items()
+        if (info is not None and info.keeps_graph) or graph[node_id]["class_type"] in PREVIEWS
+    }
+    anew = found | {node_id for node_id, info in infos.items() if _is_saved(graph[node_id], info)}
+    shown = {node_id for node_id, info in infos.items() if info and info.shows_files} - anew
+    readers: dict[str, set[str]] = {node_id: set() for node_id in shown}
+    for node_id, node in graph.items():
+        for value in node["inputs"].values():
+            if is_link(value) and value[0] in readers:
+                readers[value[0]].add(node_id)
+    while cheap := {node_id for node_id in shown if readers[node_id] and readers[node_id] <= anew}:
+        found |= cheap
+        anew |= cheap
+        shown -= cheap
+    return frozenset(found)
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+def _by_name(name: str) -> Use | None:
+    if file_access.names_prefix(name):
+        return Use.PREFIX
+    return Use.PATH if file_access.names_path(name) else None
+
+
+def _is_saved(node: Mapping[str, Any], info: ClassInfo | None) -> bool:
+    found = {**(info.files if info else {}), **KNOWN.get(node["class_type"], {})}
+    return any(
+        file_access.names_prefix(name) or file_access.use_of(found, name) in (Use.PREFIX, Use.TARGET)
+        for name in node["inputs"]
+    )
+
+
+def _defect(
+    name: str, value: object, found: DeclaredInput, settled: Collection[Path]
+) -> tuple[str, str] | None:
+    """Return why a value may not stand here, as reason and message."""
+    use = found.use
+    if use in (Use.TEXT, Use.PREFIX, Use.TARGET):
+        return None
+    if use in (Use.FILE, Use.PATH) and _holds_link(value):
+        return "linked_path", f"{name} names a file or a folder: it must be given as a value, not linked"
+    if is_link(value) or (use is not Use.FILE and isinstance(value, int | float)):
+        return None
+    if use is Use.FILE and (
+        isinstance(value, int | float)
+        or (isinstance(value, dict) and value.get("__type", ASSET_TYPE) != ASSET_TYPE)
+    ):
+        return "bad_path", _bad_file(name)
+    for path, text in texts_in((name,), value):
+        if path in settled or found.offers(text):
+            continue
+        if use is not None:
+            bad = file_access.leaves_folder(text)
+        else:
+            bad = file_access.names_foreign(text) or (
+                not found.free_text and "\n" not in text and file_access.leaves_folder(text)
+            )
+        if bad:
+            return "bad_path", _bad_file(name) if use is Use.FILE else (
+                f"{name} must stay in its folder: no '..', not absolute, not below {file_access.STAGING}/,"
+                " and no [output] or [temp]"
+            )
+    return None
+
+
+def _holds_link(value: object) -> bool:
+    """Tell whether a value is a link or holds one: ComfyUI unwraps ``{"__value__": [node id, slot]}``."""
+    if is_link(value):
+        return True
+    if isinstance(value, dict):
+        return any(_holds_link(inner) for inner in value.values())
+    return isinstance(value, list) and any(_holds_link(inner) for inner in value)
+
+
+def _bad_file(name: str) -> str:
+    return (
+        f"{name} must be the name of an uploaded file, without '..', not absolute, not below"
+        f" {file_access.STAGING}/, and no [output] or [temp], or a {ASSET_TYPE} object"
+    )

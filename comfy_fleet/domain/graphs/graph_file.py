@@ -1,0 +1,120 @@
+"""Files that hold a graph, as people have them: JSON in any Unicode encoding, and ComfyUI's own pictures.
+
+ComfyUI writes the graph that made a picture into PNG's text chunks: ``prompt`` is in API format, ``workflow``
+is the editor's. Its JSON may hold NaN.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from comfy_fleet.domain.errors import BadInput
+
+MAX_TEXT_BYTES = 16 * 1024 * 1024
+"""Most bytes that a packed text of a PNG may unpack to."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OTHERS = (
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"RIFF", "a WebP picture or another RIFF file"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"%PDF", "a PDF document"),
+)
+_WAY_OUT = "export the graph in ComfyUI with Workflow > Export (API)"
+MAX_LEVELS = 200  # more than any graph has, and few enough to be walked by recursion
+
+
+def read_graph(content: bytes) -> Any:
+    """Return what a file holds: JSON, or the graph inside a PNG that ComfyUI has saved.
+
+    NaN and infinite numbers are kept as such; whether it is a graph at all is
+    :func:`comfy_fleet.domain.graphs.structure.check`'s matter.
+
+    Raises:
+        BadInput: It is neither; the message continues "the file ...".
+    """
+    if content.startswith(_PNG):
+        return _of_png(content)
+    for start, kind in _OTHERS:
+        if content.startswith(start):
+            raise BadInput(f"is {kind}, not JSON: {_WAY_OUT}")
+    return _json(content, "is not JSON")
+
+
+def _json(content: bytes, problem: str) -> Any:
+    # Editors on Windows put a byte order mark in front, and PowerShell writes UTF-16.
+    encoding = json.detect_encoding(content)
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        where = f"byte {content[error.start]:#04x} at position {error.start}"
+        raise BadInput(f"is not {encoding.upper()} text ({where}): save it as UTF-8") from None
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise BadInput(f"{problem}: it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{problem}: {error}") from None
+    except ValueError:  # Python's own limit, told in words for programmers
+        raise BadInput(f"{problem}: it holds a number of more than 4300 digits") from None
+    if _deep(value):  # how deep Python's reader goes differs by its version
+        raise BadInput(f"{problem}: it is nested too deeply")
+    return value
+
+
+def _deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_LEVELS):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _of_png(content: bytes) -> Any:
+    found: dict[str, bytes] = {}
+    for name, text in _texts(content):
+        found.setdefault(name, text)
+    if "prompt" in found:
+        return _json(found["prompt"], "is a PNG whose graph is not JSON")
+    if "workflow" in found:
+        raise BadInput(
+            f"is a PNG that holds a graph in the editor's own format only: open it there, and {_WAY_OUT}"
+        )
+    raise BadInput(f"is a PNG without a graph in it: {_WAY_OUT}")
+
+
+def _texts(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Walk a PNG's texts: name, and the text in UTF-8 (PNG specification, section 11.3.3)."""
+    at = len(_PNG)
+    while at + 8 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, at)
+        body = content[at + 8 : at + 8 + size]
+        at += size + 12
+        name, _, rest = body.partition(b"\0")
+        try:
+            if kind == b"tEXt":
+                yield name.decode("latin-1"), rest.decode("latin-1").encode()
+            elif kind == b"zTXt":
+                yield name.decode("latin-1"), _unpacked(rest[1:]).decode("latin-1").encode()
+            elif kind == b"iTXt":
+                text = rest[2:].split(b"\0", 2)[-1]
+                yield name.decode("latin-1"), _unpacked(text) if rest[:1] == b"\1" else text
+        except zlib.error:
+            continue
+
+
+def _unpacked(packed: bytes) -> bytes:
+    text = zlib.decompressobj().decompress(packed, MAX_TEXT_BYTES + 1)
+    if len(text) > MAX_TEXT_BYTES:
+        raise BadInput(f"is a PNG whose text unpacks to more than {MAX_TEXT_BYTES} bytes")
+    return text

@@ -1,0 +1,500 @@
+"""What a node can run: its classes, their inputs and its files, as ``/object_info`` lists them.
+
+Facts (ComfyUI 0.3.64 and 0.33): a link into an enumeration is not checked; only nodes that an output node
+reads are validated, but every node's class must exist; inputs that a class does not declare are ignored. A
+class may check inputs by itself: ComfyUI then looks neither at their lists nor at their limits, and
+``/object_info`` does not say so (see :data:`OWN_CHECKS`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from sys import getsizeof
+from types import MappingProxyType
+from typing import Any
+
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.graphs import file_access
+from comfy_fleet.domain.graphs import inputs as declared
+from comfy_fleet.domain.graphs.file_access import Use, Uses
+from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, is_link
+from comfy_fleet.domain.graphs.inputs import Inputs, InputSpec, alike, looks_like_file, unwrapped
+
+OWN_CHECKS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "CustomCombo": frozenset({"choice", "index"}),
+        "FluxProUltraImageNode": frozenset({"aspect_ratio"}),
+        "Load3D": frozenset({"model_file", "image", "width", "height"}),
+        "Load3DAdvanced": frozenset({"model_file", "viewport_state", "width", "height"}),
+        "LoadAudio": frozenset({"audio"}),
+        "LoadImage": frozenset({"image"}),
+        "LoadImageMask": frozenset({"image"}),
+        "LoadImageOutput": frozenset({"image"}),
+        "LoadLatent": frozenset({"latent"}),
+        "LoadVideo": frozenset({"file"}),
+        "ModelAttentionBackend": frozenset({"attention"}),
+        "SelectCLIPDevice": frozenset({"device"}),
+        "SelectModelDevice": frozenset({"device"}),
+        "SelectVAEDevice": frozenset({"device"}),
+        "WebcamCapture": frozenset({"image"}),
+    }
+)
+"""Inputs that classes of ComfyUI 0.3.64 and 0.33 check by themselves (``VALIDATE_INPUTS``), by class. For
+node packs' classes it can't be known."""
+
+
+class ProblemKind(StrEnum):
+    """Why a node can't run a graph."""
+
+    COMFYUI_TOO_OLD = "comfyui_too_old"
+    UNKNOWN_CLASS = "unknown_class"
+    MISSING_INPUT = "missing_input"
+    FILE_MISSING = "file_missing"
+    VALUE_NOT_IN_LIST = "value_not_in_list"
+    OUT_OF_RANGE = "out_of_range"
+    WRONG_TYPE = "invalid_input_type"
+    BAD_LINK = "bad_link"
+    NO_OUTPUTS = "no_outputs"
+    BAD_PATH = "bad_path"
+    LINKED_PATH = "linked_path"
+    CLASS_DENIED = "class_denied"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One reason why a node can't run a graph; ``message`` is a sentence that names the way out.
+
+    Attributes:
+        doubtful: The node may take it all the same: it is asked where no node is without doubt.
+        only_with: For stored workflows: the choice that meets it, e.g. ``lora = illustration``; empty
+            where every job does.
+    """
+
+    kind: ProblemKind
+    message: str
+    node_id: str = ""
+    class_type: str = ""
+    field: str = ""
+    value: Any = None
+    doubtful: bool = False
+    only_with: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassInfo(Inputs):
+    """One node class, with the inputs that it declares.
+
+    Attributes:
+        outputs: The types of what it hands on.
+        output_node: Whether it runs without being read.
+        pack: Whether it comes from a node pack: it may check inputs by itself.
+        files: What its inputs name, as :func:`comfy_fleet.domain.graphs.file_access.uses` tells.
+        keeps_graph: It may write the graph into files under names of its own.
+        shows_files: It tells of files though it may be no output node, even from the cache.
+        replaced_by: The class that the node runs in its place; empty for one that it has.
+        checks: Inputs that the class in its place checks by itself.
+    """
+
+    name: str
+    outputs: tuple[str, ...] = ()
+    output_node: bool = False
+    pack: bool = False
+    files: Uses = field(default_factory=dict)
+    keeps_graph: bool = False
+    shows_files: bool = False
+    replaced_by: str = ""
+    checks: frozenset[str] = frozenset()
+
+    def may_take(self, name: str, spec: InputSpec, value: object) -> bool:
+        """Tell whether the class may take a value of this input that its list or its limits exclude.
+
+        A model file that a node does not have is missing there, unless the class is known to take others.
+        """
+        if name in self.checks or name in OWN_CHECKS.get(self.name, ()):
+            return True
+        return (self.pack or spec.fillable) and not looks_like_file(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """The classes of one node (or of several that are alike).
+
+    Attributes:
+        classes: By name.
+        version: ComfyUI's version from ``/system_stats``; empty if it was not asked.
+    """
+
+    classes: Mapping[str, ClassInfo]
+    version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRequirements:
+    """What a graph needs of a node, without asking a particular one.
+
+    Attributes:
+        classes: Node classes.
+        files: Model files as (class, input, file), with ``/`` as separator.
+    """
+
+    classes: frozenset[str]
+    files: frozenset[tuple[str, str, str]]
+
+
+class TooManyClasses(ValueError):
+    """An inventory would take more memory than may be."""
+
+
+class Reader:
+    """Takes the classes of ``GET /object_info`` one by one. What can't be read is left open, never refused.
+
+    Args:
+        most_bytes: What the inventory may take in memory, about; None: anything.
+    """
+
+    def __init__(self, *, most_bytes: int | None = None) -> None:
+        self._most = most_bytes
+        self._classes: dict[str, ClassInfo] = {}
+        self._lists: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._held = 0
+
+    def add(self, name: str, body: object) -> None:
+        """Take one class.
+
+        Raises:
+            TooManyClasses: All of them take more memory than may be.
+        """
+        if isinstance(body, Mapping):
+            self._classes[name] = info = _read_class(name, body, self._shared)
+            self._count(info)
+
+    def inventory(self, replacements: object = None, version: str = "") -> Inventory:
+        """Return what was taken; for the arguments see :func:`parse`. Raises TooManyClasses."""
+        replaced = _replaced(replacements, self._classes)
+        for info in replaced.values():
+            self._count(info)
+        return Inventory(classes={**replaced, **self._classes}, version=version)
+
+    def _count(self, info: ClassInfo) -> None:
+        names = (info.name, *info.outputs, *info.files)
+        self._held += _CLASS_BYTES + declared.held(info) + 2 * sum(map(getsizeof, names))
+        if self._most is not None and self._held > self._most:
+            mib = self._most / 2**20
+            raise TooManyClasses(f"its {len(self._classes)} classes take more than {mib:g} MiB to hold")
+
+    def _shared(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return an equal list that is known: the names of all models stand in many classes."""
+        if all(type(option) is str for option in options):  # True equals 1
+            if (found := self._lists.get(options)) is not None:
+                return found
+            self._lists[options] = options
+        self._held += sum(map(_size, options)) + getsizeof(options)
+        return options
+
+
+def parse(object_info: object, *, replacements: object = None, version: str = "") -> Inventory:
+    """Read the whole body of ``GET /object_info``.
+
+    Args:
+        object_info: The body.
+        replacements: The body of ``GET /node_replacements``: classes that the node replaces by itself count
+            as classes that it has.
+        version: ComfyUI's version.
+
+    Raises:
+        ConfigError: It is no object of classes at all.
+    """
+    if not isinstance(object_info, Mapping):
+        raise ConfigError("/object_info did not answer with an object; is this URL a ComfyUI?")
+    reader = Reader()
+    for name, body in object_info.items():
+        reader.add(name, body)
+    return reader.inventory(replacements, version)
+
+
+def problems(graph: Graph, inventory: Inventory) -> list[Problem]:
+    """Return everything that certainly keeps a node with this inventory from running a checked graph."""
+    return [problem for problem in findings(graph, inventory) if not problem.doubtful]
+
+
+def findings(graph: Graph, inventory: Inventory) -> list[Problem]:
+    """Return what speaks against running a checked graph on a node with this inventory, doubts included.
+
+    Linked values, uploaded files, ``core/ASSET`` references and what the class doesn't declare are left
+    out. Other spellings of a name on the node count as that name; :func:`spelled` writes the node's own.
+    """
+    found = [
+        Problem(
+            kind=ProblemKind.UNKNOWN_CLASS,
+            node_id=node_id,
+            class_type=node["class_type"],
+            message=f"node {node_id}: class {node['class_type']!r} is not installed",
+        )
+        for node_id, node in graph.items()
+        if node["class_type"] not in inventory.classes
+    ]
+    visited = reached(graph, inventory)
+    if not visited and not found:
+        found.append(
+            Problem(kind=ProblemKind.NO_OUTPUTS, message="the graph has no output node: nothing would run")
+        )
+    for node_id, node in graph.items():
+        info = inventory.classes.get(node["class_type"])
+        if info is not None and node_id in visited:
+            found.extend(_input_findings(node_id, graph, info, inventory))
+    return found
+
+
+def spelled(graph: Graph, inventory: Inventory) -> Graph:
+    """Return a graph that names everything as a node with this inventory does.
+
+    Nodes on Windows and on Linux list the same file with other slashes, and take no spelling but their own.
+    """
+    result: Graph = {}
+    for node_id, node in graph.items():
+        info = inventory.classes.get(node["class_type"])
+        if info is not None:
+            laid_out = info.laid_out(node["inputs"])
+            inputs = {
+                name: value if (spec := laid_out.input(name)) is None else declared.spelled(value, spec)
+                for name, value in node["inputs"].items()
+            }
+            result[node_id] = {**node, "inputs": inputs}
+        else:
+            result[node_id] = node
+    return result
+
+
+def requirements(graph: Graph, inventory: Inventory) -> GraphRequirements:
+    """Return what the graph needs of a node.
+
+    Args:
+        graph: A checked graph.
+        inventory: Any node's that knows the classes: it says which inputs name model files.
+    """
+    visited = reached(graph, inventory)
+    files = set()
+    for node_id, node in graph.items():
+        info = inventory.classes.get(node["class_type"])
+        if info is None or node_id not in visited:
+            continue
+        laid_out = info.laid_out(node["inputs"])
+        for name, value in node["inputs"].items():
+            spec = laid_out.input(name)
+            if spec and spec.options is not None and not spec.upload and looks_like_file(value):
+                files.add((info.name, name, alike(value)))
+    return GraphRequirements(
+        classes=frozenset(node["class_type"] for node in graph.values()), files=frozenset(files)
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+
+_PACKS = "custom_nodes"
+_CLASS_BYTES = 1000
+
+
+def _size(value: object) -> int:
+    """Return about how many bytes a JSON value takes."""
+    total, stack = 0, [value]
+    while stack:
+        one = stack.pop()
+        total += getsizeof(one) + 24
+        if isinstance(one, dict):
+            stack.extend(one)
+            stack.extend(one.values())
+        elif isinstance(one, list):
+            stack.extend(one)
+    return total
+
+
+def _read_class(name: str, body: Mapping[str, Any], shared: declared.Share) -> ClassInfo:
+    """Return a class; one that declares what nobody can make sense of is there, and takes anything."""
+    try:
+        return _class_info(name, body, shared)
+    except Exception:  # noqa: BLE001 - one odd class must not cost the node all others
+        return ClassInfo(name=name, output_node=body.get("output_node") is True)
+
+
+def _class_info(name: str, body: Mapping[str, Any], shared: declared.Share) -> ClassInfo:
+    outputs = body.get("output")
+    module = body.get("python_module")
+    files = file_access.uses(name, body)
+    inputs = declared.read(body.get("input"), files, shared)
+    return ClassInfo(
+        name=name,
+        required=inputs.required,
+        optional=inputs.optional,
+        # An enumeration as output type is a list of its values.
+        outputs=tuple(item if isinstance(item, str) else "COMBO" for item in outputs)
+        if isinstance(outputs, list)
+        else (),
+        output_node=body.get("output_node") is True,
+        pack=isinstance(module, str) and module.startswith(_PACKS),
+        files=files,
+        keeps_graph=file_access.keeps_graph(body, files),
+        shows_files=body.get("has_intermediate_output") is True,
+    )
+
+
+def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[str, ClassInfo]:
+    """Return the classes that a node lacks and replaces on ``POST /prompt``, with what it asks of them.
+
+    As the node does: the first entry of a class counts; what the mapping does not name is dropped. A saver
+    that would not be told where to save counts as lacking.
+    """
+    found: dict[str, ClassInfo] = {}
+    for name, entries in replacements.items() if isinstance(replacements, Mapping) else ():
+        entry = entries[0] if isinstance(entries, list) and entries else None
+        new = classes.get(str(entry.get("new_node_id"))) if isinstance(entry, Mapping) else None
+        if name in classes or new is None or entry is None:
+            continue
+        given: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        mapping = entry.get("input_mapping")
+        for item in mapping if isinstance(mapping, list) else ():
+            target = str(item.get("new_id")) if isinstance(item, Mapping) else ""
+            if target and "set_value" in item:
+                given[target] = item["set_value"]
+            elif target and "old_id" in item:
+                given[target] = ["", 0]
+                names[str(item["old_id"])] = target
+        laid_out = new.laid_out(given)
+        saved = {target for target, use in new.files.items() if use in (Use.PREFIX, Use.TARGET)}
+        if laid_out.required.keys() <= given.keys() and saved <= set(names.values()):
+            # An input that the mapping names and the graph does not give is an error of the node's.
+            required = {old: laid_out.input(target) or InputSpec(type="*") for old, target in names.items()}
+            files = {
+                old: use for old, target in names.items() if (use := file_access.use_of(new.files, target))
+            }
+            checks = frozenset(old for old, target in names.items() if target in OWN_CHECKS.get(new.name, ()))
+            info = replace(new, name=name, replaced_by=new.name, files=files, checks=checks)
+            found[name] = replace(info, required=required, optional={})
+    return found
+
+
+def reached(graph: Graph, inventory: Inventory) -> set[str]:
+    """Return the nodes that an output node reads, directly or not; an unknown class counts as output."""
+    waiting = []
+    for node_id, node in graph.items():
+        info = inventory.classes.get(node["class_type"])
+        if info is None or info.output_node:
+            waiting.append(node_id)
+    found: set[str] = set()
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in found and node_id in graph:
+            found.add(node_id)
+            waiting.extend(value[0] for value in graph[node_id]["inputs"].values() if is_link(value))
+    return found
+
+
+def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inventory) -> Iterator[Problem]:
+    inputs: Mapping[str, Any] = graph[node_id]["inputs"]
+    laid_out = info.laid_out(inputs)
+    where = f"node {node_id} ({info.name})"
+
+    def problem(
+        kind: ProblemKind, name: str, message: str, *, value: Any = None, doubtful: bool = False
+    ) -> Problem:
+        return Problem(
+            kind=kind,
+            node_id=node_id,
+            class_type=info.name,
+            field=name,
+            value=value,
+            message=f"{where}: {message}",
+            doubtful=doubtful,
+        )
+
+    for name, spec in laid_out.required.items():
+        if name in inputs or (
+            declared.is_group(spec) and any(given.startswith(name + ".") for given in inputs)
+        ):
+            continue
+        yield problem(ProblemKind.MISSING_INPUT, name, f"input {name!r} is missing")
+    for name, given in inputs.items():
+        found = laid_out.input(name)
+        if found is None:
+            continue
+        if is_link(given):
+            from_, slot = given
+            source = inventory.classes.get(graph[from_]["class_type"]) if from_ in graph else None
+            if source is not None and 0 < len(source.outputs) <= slot:
+                message = f"{name} links to slot {slot} of node {from_} ({source.name}), whose outputs are "
+                message += ", ".join(source.outputs)
+                # A pack's class may hand out more than it lists, and a replaced one's slots are others.
+                doubtful = source.pack or bool(source.replaced_by)
+                yield problem(ProblemKind.BAD_LINK, name, message, value=given, doubtful=doubtful)
+            continue
+        if isinstance(given, list):
+            message = f'{name} holds a bare list: write {{"{declared.WRAPPER}": [...]}}'
+            yield problem(ProblemKind.BAD_LINK, name, message, value=given)
+            continue
+        if _is_asset(given) or found.upload or found.remote:
+            continue
+        value = unwrapped(given)
+        try:
+            number = _number(value, found.type)
+        except (TypeError, ValueError, OverflowError):
+            message = f"{name} must be a number ({found.type}), not {_shown(value)}"
+            yield problem(ProblemKind.WRONG_TYPE, name, message, value=value)
+            continue
+        if number is not None and _outside(number, found):
+            message = f"{name}: {value} is not between {found.minimum} and {found.maximum}"
+            doubtful = info.may_take(name, found, value)
+            yield problem(ProblemKind.OUT_OF_RANGE, name, message, value=value, doubtful=doubtful)
+        for missing in _unlisted(value, found, required=name in laid_out.required):
+            # Not only where other options are files: VAELoader offers "pixel_space" with an empty folder.
+            is_file = looks_like_file(missing)
+            yield problem(
+                ProblemKind.FILE_MISSING if is_file else ProblemKind.VALUE_NOT_IN_LIST,
+                name,
+                f"{name}: file {missing!r} is not on the node"
+                if is_file
+                else f"{name}: {_shown(missing)} is none of {_some(found.choices)}",
+                value=missing,
+                doubtful=info.may_take(name, found, missing),
+            )
+
+
+def _number(value: Any, type_: str) -> float | None:
+    """Return what ComfyUI makes of a value for a number; None where the input is none.
+
+    Raises:
+        TypeError: It makes nothing of it (nor does it with ValueError or OverflowError).
+    """
+    if type_ == "INT":
+        return int(value)
+    return float(value) if type_ == "FLOAT" else None
+
+
+def _outside(value: float, spec: InputSpec) -> bool:
+    return (spec.minimum is not None and value < spec.minimum) or (
+        spec.maximum is not None and value > spec.maximum
+    )
+
+
+def _unlisted(value: Any, spec: InputSpec, *, required: bool) -> list[Any]:
+    """Return those of an input's values that its list does not have."""
+    if spec.multiselect:
+        return [item for item in value if not spec.offers(item)] if isinstance(value, list) else []
+    # An optional group is left out of the call, if its value is none of its own.
+    listed = spec.options is not None or (required and spec.branches is not None)
+    return [] if not listed or spec.offers(value) else [value]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def _is_asset(value: object) -> bool:
+    return isinstance(value, Mapping) and value.get("__type") == ASSET_TYPE
+
+
+def _some(options: tuple[Any, ...]) -> str:
+    if not options:
+        return "an empty list"
+    shown = ", ".join(str(option) for option in options[:12])
+    return shown + (f" and {len(options) - 12} more" if len(options) > 12 else "")

@@ -1,0 +1,40 @@
+"""An asset: a record over immutable bytes, identified by a UUID."""
+
+from dataclasses import dataclass
+
+from comfy_fleet.domain.graphs.inputs import alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """A user's file, uploaded or produced by a job.
+
+    Attributes:
+        hash: ``blake3:<hex>`` of the content, always computed here.
+        file_path: The name the user gave it, or the output's file name.
+        path: Where the bytes are, relative to the store's root; never derived from user input.
+        job_id: The job that produced it; None for uploads.
+        expires_at: Unix seconds, or None if it stays.
+        renews: Whether its end was the fleet's choice: then it stays as long as each job that used it.
+    """
+
+    id: str
+    owner: str
+    hash: str
+    size_bytes: int
+    content_type: str
+    file_path: str
+    path: str
+    created_at: float
+    expires_at: float | None = None
+    job_id: str | None = None
+    tags: tuple[str, ...] = ()
+    renews: bool = False
+
+
+def listed_name(file_path: str) -> str:
+    """Return what is the same for all spellings of an upload's name.
+
+    macOS sends letters with accents in two parts, and the editor on Windows writes ``pasted\\image.png``.
+    """
+    return "/".join(part for part in alike(file_path).split("/") if part not in ("", ".")) or file_path

@@ -1,0 +1,132 @@
+"""ComfyUI's websocket frames, decoded.
+
+Text frames are ``{"type", "data"}``. Binary frames start with a 4-byte big-endian number:
+
+====  =======================================================================================
+1     picture: 4-byte image type (1 JPEG, 2 PNG), then the image
+3     text: 4-byte length, node id, then UTF-8 text
+4     picture: 4-byte length, JSON metadata (``node_id``, ``prompt_id``, ``image_type``), image
+====  =======================================================================================
+
+Type 4 comes instead of 1 to clients that announced ``supports_preview_metadata``. Newer servers may send
+other types and longer metadata: what can't be read is None, never an error.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_fleet.domain.jobs.run_messages import Frame
+
+MAX_METADATA_BYTES, MAX_LINE_BYTES = 64 * 1024, 64 * 1024
+"""Of a picture's metadata and of a line of text: a frame may be far larger, and either takes several times as
+much once it is decoded."""
+_SMALL = 1024 * 1024
+_JPEG, _PNG, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A preview, or a picture that exists as a frame only.
+
+    Attributes:
+        data: The encoded image; a large one is a view into the frame, which is not copied.
+        content_type: By the image's own first bytes, else as announced.
+        node_id: Who sent it, if the frame says so.
+        prompt_id: For which prompt, if the frame says so.
+    """
+
+    data: bytes | memoryview
+    content_type: str
+    node_id: str | None = None
+    prompt_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressText:
+    """A line that a node shows while it works."""
+
+    node_id: str
+    text: str
+
+
+def frame_of(message: object, *, size: int = 0) -> Frame | None:
+    """Return a decoded JSON text frame of ``size`` bytes, or None if it has not ComfyUI's shape."""
+    if not isinstance(message, Mapping):
+        return None
+    type_, data = message.get("type"), message.get("data")
+    if not isinstance(type_, str):
+        return None
+    return Frame(type_, data if isinstance(data, Mapping) else {}, size)
+
+
+def prompt_of(frame: Frame) -> str | None:
+    """Return the prompt that a frame is about; None for frames about the server or of old servers."""
+    prompt_id = frame.data.get("prompt_id")
+    return prompt_id if isinstance(prompt_id, str) else None
+
+
+def parse_binary(data: bytes | bytearray) -> Picture | ProgressText | None:
+    """Decode a binary frame; None if it is of an unknown type or cut short."""
+    match _number(data, 0):
+        case 1 if len(data) > 8:
+            announced = {1: "image/jpeg", 2: "image/png"}.get(_number(data, 4) or 0, "")
+            image = _rest(data, 8)
+            return Picture(data=image, content_type=_image_type(image, announced))
+        case 3:
+            head = _number(data, 4)
+            if head is None or head > MAX_METADATA_BYTES or len(data) < 8 + head:
+                return None
+            return ProgressText(
+                node_id=data[8 : 8 + head].decode(errors="replace"),
+                text=data[8 + head : 8 + head + MAX_LINE_BYTES].decode(errors="replace"),
+            )
+        case 4:
+            head = _number(data, 4)
+            if head is None or head > MAX_METADATA_BYTES or len(data) <= 8 + head:
+                return None
+            metadata = _object(data[8 : 8 + head])
+            image = _rest(data, 8 + head)
+            return Picture(
+                data=image,
+                content_type=_image_type(image, _string(metadata, "image_type") or ""),
+                node_id=_string(metadata, "node_id"),
+                prompt_id=_string(metadata, "prompt_id"),
+            )
+        case _:
+            return None
+
+
+def _number(data: bytes | bytearray, offset: int) -> int | None:
+    return int.from_bytes(data[offset : offset + 4], "big") if len(data) >= offset + 4 else None
+
+
+def _rest(data: bytes | bytearray, start: int) -> bytes | memoryview:
+    rest = memoryview(data)[start:]
+    return rest if len(rest) > _SMALL else bytes(rest)
+
+
+def _object(data: bytes | bytearray) -> Mapping[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _string(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _image_type(image: bytes | memoryview, announced: str) -> str:
+    # The header knows two formats; nodes send others under them.
+    head = bytes(image[:12])
+    if head.startswith(_PNG):
+        return "image/png"
+    if head.startswith(_JPEG):
+        return "image/jpeg"
+    if head.startswith(_WEBP) and head[8:] == b"WEBP":
+        return "image/webp"
+    return announced if announced.startswith("image/") else "image/png"

@@ -1,0 +1,374 @@
+"""A job: what a client asked for, from submit to its one final state.
+
+The states are those of Comfy API v2 (``spec/openapi.yaml`` of comfy-sdk):
+
+    queued ─▶ running ─▶ succeeded | failed | expired
+       │         │
+       └─────────┴─▶ canceling ─▶ canceled
+
+A *run* is one attempt on one node; it has an id of its own, which ComfyUI knows as
+``prompt_id`` and ``clientId``. The job's id is also its id in RQ.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+MIN_PRIORITY = -1_000_000
+MAX_PRIORITY = 1_000_000
+DEFAULT_POOL = "default"
+
+
+class JobStatus(StrEnum):
+    """Where a job is; the last four are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELING = "canceling"
+    SUCCEEDED = "succeeded"
+    CANCELED = "canceled"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job will never change again."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.CANCELED, JobStatus.FAILED, JobStatus.EXPIRED})
+
+
+class OutputKind(StrEnum):
+    """Comfy API v2's normalised kinds of output."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+    AUDIO = "audio"
+    TEXT = "text"
+    FILE = "file"
+    LATENT = "latent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A whole snapshot of how far a run is: one is enough to catch up.
+
+    Attributes:
+        value: Overall fraction, 0 to 1, weighted by nodes and sampler steps.
+        nodes_done: Nodes that finished or came from the cache.
+        nodes_total: Nodes that this run will visit.
+        current_node: Id of the node that computes now.
+        current_node_class: Its class, e.g. ``KSampler``.
+        step: Step inside the current node, 1-based.
+        steps: Steps that the current node will take.
+    """
+
+    value: float
+    nodes_done: int
+    nodes_total: int
+    current_node: str | None = None
+    current_node_class: str | None = None
+    step: int | None = None
+    steps: int | None = None
+
+    @property
+    def message(self) -> str | None:
+        """A line for people, e.g. ``KSampler 21/50``."""
+        if self.current_node is None:
+            return None
+        name = self.current_node_class or f"node {self.current_node}"
+        return f"{name} {self.step}/{self.steps}" if self.steps and self.steps > 1 else name
+
+    @classmethod
+    def complete(cls, nodes: int) -> "Progress":
+        """Return the progress of a run that has succeeded."""
+        return cls(value=1.0, nodes_done=nodes, nodes_total=nodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One committed output: an asset, and the place in the graph that it came from.
+
+    Attributes:
+        asset_id: The asset that holds the bytes.
+        node_id: The output node in the graph.
+        key: The key it stood under in the node's output, e.g. ``images``.
+        index: Its place in that list; (node_id, key, index) is unique in a run.
+        name: File name as the node gave it, e.g. ``ComfyUI_00001_.png``.
+        kind: Normalised kind.
+        content_type: MIME type.
+        size_bytes: Length of the content.
+        hash: ``blake3:<hex>`` of the content.
+        temporary: True for previews (ComfyUI's type ``temp``).
+    """
+
+    asset_id: str
+    node_id: str
+    key: str
+    index: int
+    name: str
+    kind: OutputKind
+    content_type: str
+    size_bytes: int
+    hash: str
+    temporary: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    """Why a job did not succeed.
+
+    Codes: ``node_execution_error``, ``out_of_memory``, ``invalid_workflow``, ``node_lost``,
+    ``output_lost``, ``frame_too_large``, ``output_limit``, ``run_timeout``, ``deadline_exceeded``,
+    ``gpu_fault``, ``missing_asset``, ``released``, ``node_busy``, ``internal_error``.
+    """
+
+    code: str
+    message: str
+    node_id: str | None = None
+    class_type: str | None = None
+    traceback: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One run of a job that is over. Times are Unix seconds.
+
+    Attributes:
+        run: The run's id.
+        node: Where it ran.
+        started_at: When the job was claimed for the node.
+        ended_at: When the run was written off, one way or the other.
+        counted: Whether it counts towards ``max_attempts``.
+        error: Why it did not succeed: code and message, both shortened. None for a success, and for a run
+            that was canceled.
+    """
+
+    run: str
+    node: str
+    started_at: float
+    ended_at: float
+    counted: bool = False
+    error: JobError | None = None
+
+
+ANY_POOL = "*"
+"""As a pool to spill into: any other one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What a job asks of a node: the name of its queue.
+
+    Attributes:
+        pool: The lease backend that it asks first.
+        spill: Pools that are asked next, in this order, while there is no free node; :data:`ANY_POOL` at
+            the end means every other.
+        nodes: Able nodes by name; empty means every node of the pools.
+        without: Nodes that refused it or failed at it; they never get it again.
+        needs: Key of what a node must have, or empty
+            (:attr:`comfy_fleet.domain.nodes.eligibility.Requirements.key`).
+        above: Bytes of the largest card on which it ran out of memory; 0: none yet.
+    """
+
+    pool: str = DEFAULT_POOL
+    spill: tuple[str, ...] = ()
+    nodes: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+    needs: str = ""
+    above: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name of the placement class: jobs with the same key can run on the same nodes.
+
+        ``POOL>SPILL...:NODES:WITHOUT:NEEDS:ABOVE``, or the pools alone where nothing else is asked.
+        """
+        pools = ">".join((self.pool, *self.spill))
+        if not (self.nodes or self.without or self.needs or self.above):
+            return pools
+        nodes, without = " ".join(sorted(self.nodes)), " ".join(sorted(self.without))
+        if not self.needs and not self.above:
+            return f"{pools}:{nodes}:{without}"
+        return f"{pools}:{nodes}:{without}:{self.needs}:{self.above}"
+
+    @classmethod
+    def parse(cls, key: str) -> "Placement":
+        """Read :attr:`key` back.
+
+        Raises:
+            ValueError: It asks for something that this version does not know.
+        """
+        if key.count(":") > 4:
+            raise ValueError(f"placement {key[:200]} has more parts than are known")
+        pools, nodes, without, needs, above = [*key.split(":"), "", "", "", ""][:5]
+        pool, *spill = pools.split(">")
+        return cls(
+            pool=pool,
+            spill=tuple(spill),
+            nodes=frozenset(nodes.split()),
+            without=frozenset(without.split()),
+            needs=needs,
+            above=int(above or 0),
+        )
+
+    def able(self, pool_nodes: Iterable[str]) -> frozenset[str]:
+        """Return which of these nodes it names, or at least does not exclude; needs don't count here."""
+        return frozenset(
+            n for n in pool_nodes if (not self.nodes or n in self.nodes) and n not in self.without
+        )
+
+    def pools(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Return the pools that it may use, the first wanted first.
+
+        Args:
+            known: Every pool that has nodes.
+        """
+        named = (self.pool, *(pool for pool in self.spill if pool != ANY_POOL))
+        if ANY_POOL not in self.spill:
+            return named
+        return (*named, *sorted(frozenset(known).difference(named)))
+
+
+Metadata: TypeAlias = str | Mapping[str, str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """A job that passed validation and is about to be written.
+
+    Attributes:
+        id: UUID, drawn by the caller.
+        owner: Whose it is; nobody else can see it.
+        graph: API-format graph as submitted (asset references and all), JSON bytes.
+        graph_hash: ``blake3:<hex>`` of ``graph``: equal graphs are stored once.
+        workflow: Name of the stored workflow, if it came from one.
+        workflow_version: Content hash of that workflow.
+        params: Values bound into it, drawn seeds included.
+        profile: What its duration is remembered under: the workflow's name, or a hash of the graph's classes.
+        assets: Ids of assets the graph needs; they are kept until the job is final.
+        uploads: Asset id by ``NODE_ID/INPUT``: what is staged on the node and put in that place.
+        secret: Encrypted ``extra_data``, opaque here; stored apart and erased with the run.
+        deadline_s: Seconds from when it is written after which it must not start any more.
+        expires_in_s: Retention after the end.
+    """
+
+    id: str
+    owner: str
+    graph: bytes
+    graph_hash: str
+    created_at: float
+    expires_in_s: float
+    priority: int = 0
+    metadata: Metadata = None
+    workflow: str | None = None
+    workflow_version: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = "graph"
+    placement: Placement = field(default_factory=Placement)
+    assets: frozenset[str] = frozenset()
+    uploads: Mapping[str, str] = field(default_factory=dict)
+    secret: bytes | None = None
+    deadline_s: float | None = None
+    max_attempts: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job as the record in Redis has it. Times are Unix seconds.
+
+    Attributes:
+        attempt: Attempts that counted so far.
+        attempts: The runs that are over, oldest first; of very many only the last.
+        run: The current or last run's id.
+        node: The node of that run.
+        seq: Sequence number of its last event.
+        waiting_for: What it waits for, in words: while queued a node, at its end room for its outputs.
+        has_secret: Whether encrypted ``extra_data`` was submitted with it.
+        output_count: How many outputs it has; in a list they are not read.
+        bust: Nodes whose cached outputs named files that are gone; they must run anew.
+    """
+
+    id: str
+    owner: str
+    status: JobStatus
+    created_at: float
+    expires_at: float
+    graph_hash: str
+    priority: int = 0
+    metadata: Metadata = None
+    workflow: str | None = None
+    workflow_version: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = "graph"
+    placement: Placement = field(default_factory=Placement)
+    uploads: Mapping[str, str] = field(default_factory=dict)
+    started_at: float | None = None
+    completed_at: float | None = None
+    deadline_at: float | None = None
+    attempt: int = 0
+    attempts: tuple[Attempt, ...] = ()
+    max_attempts: int = 3
+    run: str | None = None
+    node: str | None = None
+    cancel_requested: bool = False
+    progress: Progress | None = None
+    outputs: tuple[Output, ...] = ()
+    output_count: int = 0
+    error: JobError | None = None
+    seq: int = 0
+    waiting_for: str | None = None
+    has_secret: bool = False
+    bust: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """Which jobs a listing wants, newest first.
+
+    Attributes:
+        owner: None lists everybody's (operators only).
+        metadata: Labels that must all be there with exactly these values.
+        cursor: What an earlier page returned as ``next_cursor``.
+    """
+
+    owner: str | None
+    statuses: frozenset[JobStatus] = frozenset()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    workflow: str | None = None
+    limit: int = 50
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPage:
+    """One page of a listing, its jobs without outputs, parameters and details of errors.
+
+    Attributes:
+        next_cursor: Where the next page begins; None on the last. A page may have fewer jobs than were asked
+            for, even none, and others follow all the same: only so many are looked at for each.
+    """
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """Something that happened to a job, in the order of ``seq`` within it.
+
+    Attributes:
+        type: ``status``, ``progress``, ``preview`` or ``output``.
+        run: The run it belongs to; consumers drop events of other runs than the current.
+        data: ``status``: {status, node?, queue_position?}; ``progress``: Progress's fields;
+            ``preview``: {node_id, content_type, data_base64}; ``output``: Output's fields.
+    """
+
+    job_id: str
+    seq: int
+    type: str
+    run: str | None
+    data: Mapping[str, Any]

@@ -1,0 +1,84 @@
+"""May a node get new jobs? The agent's answer to HAProxy, as a pure rule.
+
+``ready`` gives: it is the only word that undoes a drain or activates a new server. ``drain`` takes. ``hold``
+does neither: it is the answer of an agent whose knowledge is too old. An agent that has lost the API must not
+undo a cordon that it can't see, but an API that restarts, or is away for an hour, is no reason to stop the
+fleet: cordons are also checked where jobs are claimed, and where HAProxy is steered.
+``down`` takes, too: the GPU is gone.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from comfy_fleet.domain.nodes.node import Node
+
+HEAVIEST = 256
+"""HAProxy takes no weight beyond it."""
+
+
+class Readiness(StrEnum):
+    """What an agent can say."""
+
+    READY = "ready"
+    DRAIN = "drain"
+    HOLD = "hold"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What an agent knows besides the node's record.
+
+    Attributes:
+        age_s: Seconds since the record was last confirmed by the API.
+        grace_s: How old a record may be before it is no longer acted upon.
+        reached: Whether the node has answered since it was added; HAProxy would take it on trust.
+        trouble: Why it has not; empty while that is not known.
+    """
+
+    age_s: float
+    grace_s: float
+    reached: bool = True
+    trouble: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentState:
+    """An agent's answer for one node.
+
+    Attributes:
+        word: Whether leases are given, taken or left as they are.
+        weight: HAProxy's weight for the node, 1 to 256; only with ``ready``.
+        why: The reason in words, empty with ``ready``.
+    """
+
+    word: Readiness
+    weight: int = 0
+    why: str = ""
+
+
+def verdict(node: Node, facts: Facts) -> AgentState:
+    """Decide whether a node may get new jobs."""
+    if node.cordoned:  # also when old: taking away is the safe side
+        return AgentState(word=Readiness.DRAIN, why=node.cordon_reason or "cordoned")
+    if facts.age_s > facts.grace_s:
+        return AgentState(word=Readiness.HOLD, why=f"nothing heard from the API for {facts.age_s:.0f} s")
+    if not facts.reached:
+        return AgentState(
+            word=Readiness.HOLD, why=f"has not answered yet{f': {facts.trouble}' if facts.trouble else ''}"
+        )
+    return AgentState(word=Readiness.READY, weight=node.weight)
+
+
+def both(record: AgentState, gpu: AgentState) -> AgentState:
+    """Join what a node's record says with what its GPU says: the stricter word counts.
+
+    Args:
+        record: From :func:`verdict`; its weight is the node's own.
+        gpu: From the GPU's judgement; its weight is a percentage of that.
+    """
+    for word in (Readiness.DOWN, Readiness.DRAIN, Readiness.HOLD):
+        for one in (record, gpu):  # who wants both to know: the operator's own reason comes first
+            if one.word is word:
+                return one
+    return AgentState(word=Readiness.READY, weight=max(1, round(record.weight * gpu.weight / 100)))

@@ -1,0 +1,232 @@
+"""A GPU host as its agent tells of it, and what the agent is told in return."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.node import Node, check_name
+
+HOST_LABEL = "host"
+"""Every node that an agent registers carries its host's name under this label."""
+
+STRAY = re.compile(r"preview3d_[0-9a-f]{32}\.[a-z0-9]{1,8}")
+"""Under such a random name ComfyUI's ``Preview3D`` leaves a copy in the root of ``output``."""
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trash:
+    """Files of one run of a job that is over: they may be deleted from the node.
+
+    Attributes:
+        node: Where they lie.
+        job: The job.
+        run: The run: its outputs are in ``output/fleet/JOB/RUN``, its inputs in ``input/fleet/JOB/RUN``.
+        strays: Files in ``output`` itself, by names as :data:`STRAY` has them.
+    """
+
+    node: str
+    job: str
+    run: str
+    strays: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name("node", self.node)
+        for what, value in (("job", self.job), ("run", self.run)):
+            if not _ID.fullmatch(value):
+                raise BadInput(f"{what} {value[:80]!r} is no UUID", details={"field": what})
+        for name in self.strays:
+            if not STRAY.fullmatch(name):
+                raise BadInput(f"{name[:80]!r} is no name that Preview3D draws", details={"field": "strays"})
+
+    @classmethod
+    def parse(cls, text: str) -> "Trash":
+        """Read ``NODE JOB RUN [STRAY ...]``.
+
+        Raises:
+            BadInput: It is something else.
+        """
+        words = text.split(" ")
+        if len(words) < 3:
+            raise BadInput(f"{text[:80]!r} is not NODE JOB RUN", details={"field": "delete"})
+        return cls(node=words[0], job=words[1], run=words[2], strays=tuple(words[3:]))
+
+    def __str__(self) -> str:
+        return " ".join((self.node, self.job, self.run, *self.strays))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Where a node computes and what it holds there, for the other agents that have a node on that GPU.
+
+    Attributes:
+        gpu: The GPU's UUID: no other machine has one of that.
+        running: Whether it runs at all.
+        pids: Its processes, in the numbers that its agent sees.
+        own: Bytes that it counts as its own; None if it has not told.
+        used: Bytes of the card that anybody used when it told that; None if unknown.
+        age_s: Seconds since it told.
+    """
+
+    gpu: str
+    running: bool = True
+    pids: tuple[int, ...] = ()
+    own: int | None = None
+    used: int | None = None
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReport:
+    """What an agent says of one node.
+
+    Attributes:
+        name: The node.
+        word: Its answer to HAProxy.
+        why: The reason in words, empty with ``ready``.
+        weight: Its weight with ``ready``.
+        boot: Changes with every start of its process; empty if that can't be told.
+        freed: Changes whenever its models were unloaded.
+        seat: Where it computes; None where no GPU of a known UUID is.
+        facts: Everything else that was seen, JSON-ready: memory by owner, process, version, queue.
+        address: ``HOST:PORT`` that was looked at.
+        runs: Runs of the fleet that its queue has just held; another node that shows one is the same ComfyUI.
+    """
+
+    name: str
+    word: Readiness
+    why: str = ""
+    weight: int = 0
+    boot: str = ""
+    freed: str = ""
+    seat: Seat | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    address: str = ""
+    runs: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joining:
+    """A node that an agent wants to have in the registry.
+
+    Attributes:
+        name: Stable across restarts of host, agent and ComfyUI.
+        url: ``http://HOST:PORT`` as HAProxy reaches it; on its way to the API with user and password.
+        agent: ``HOST:PORT`` of the agent, as HAProxy reaches it.
+        pool: Its pool; None leaves it to the registry.
+        weight: Its weight; None leaves it to the registry.
+        zone: Where it stands; None leaves it to the registry.
+        labels: Labels on top of those in the registry.
+        simulated: Whether it is a stand-in.
+        cleans: Whether the agent can delete files of finished jobs.
+        sealed: Its user and password, encrypted; empty: it asks for none.
+    """
+
+    name: str
+    url: str = field(repr=False)
+    agent: str
+    pool: str | None = None
+    weight: int | None = None
+    zone: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    simulated: bool = False
+    cleans: bool = False
+    sealed: str = field(default="", repr=False)
+
+    def applied(self, host: str, known: Node | None, *, now: float) -> Node:
+        """Return the node as it should be registered.
+
+        What an operator has set since stays, unless the agent was started with another value.
+
+        Args:
+            host: The host's name.
+            known: The node as it is registered now.
+            now: Unix seconds.
+        """
+        base = known or Node(name=self.name, url=self.url, weight_by_gpu=True, added_at=now)
+        return replace(
+            base,
+            url=self.url,
+            agent=self.agent,
+            pool=self.pool or base.pool,
+            weight=self.weight or base.weight,
+            weight_by_gpu=base.weight_by_gpu and self.weight is None,
+            zone=base.zone if self.zone is None else self.zone,
+            labels={**base.labels, **self.labels, HOST_LABEL: host},
+            simulated=self.simulated,
+            sealed=self.sealed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """What an agent sends every second.
+
+    Attributes:
+        host: The host's name.
+        instance: Drawn when the agent started.
+        central: Whether it answers for all nodes that have no agent of their own.
+        version: The agent's version.
+        agent: ``HOST:PORT`` where it answers agent-checks.
+        gpus: Every GPU as it was seen, JSON-ready.
+        gpus_why: Why no GPU could be read; empty if one could.
+        nodes: What it says of its nodes.
+        seen: Prompts that its nodes work on: which of them are runs of the fleet?
+        leaving: Nodes that wait to be restarted: does any run still need them?
+        deleted: Deletions that are done.
+    """
+
+    host: str
+    instance: str
+    central: bool = False
+    version: str = ""
+    agent: str = ""
+    gpus: Sequence[Mapping[str, Any]] = ()
+    gpus_why: str = ""
+    nodes: Sequence[NodeReport] = ()
+    seen: Sequence[str] = ()
+    leaving: Sequence[str] = ()
+    deleted: Sequence[Trash] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What an agent is told in return.
+
+    Attributes:
+        nodes: The host's nodes as they are registered, with their cordons.
+        explained: Those of the seen prompts that are runs of the fleet, also runs whose lease has expired.
+        clear: Those of the leaving nodes that no run needs any more.
+        delete: Files to delete.
+        restart: Nodes that an operator wants restarted, until they were.
+        neighbours: Nodes of other agents on this host's GPUs, by name.
+        store: Tells the store from one that was emptied, whose nodes have to be registered anew.
+    """
+
+    nodes: Sequence[Node] = ()
+    explained: frozenset[str] = frozenset()
+    clear: frozenset[str] = frozenset()
+    delete: Sequence[Trash] = ()
+    restart: frozenset[str] = frozenset()
+    neighbours: Mapping[str, Seat] = field(default_factory=dict)
+    store: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostState:
+    """A host as it is known.
+
+    Attributes:
+        host: Its name.
+        seen_at: Unix seconds of its last heartbeat.
+        alive: Whether that was just now.
+        record: The last heartbeat, JSON-ready; empty if it is too old.
+    """
+
+    host: str
+    seen_at: float
+    alive: bool
+    record: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The fleet's long-running processes, put together."""

@@ -1,0 +1,167 @@
+"""The process ``fleet dispatch``."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import uvloop
+
+from comfy_fleet.adapters.comfyui.lease import LeaseClient
+from comfy_fleet.adapters.redis.events import WAKE
+from comfy_fleet.adapters.redis.rq_worker import RqWorker
+from comfy_fleet.bootstrap import (
+    Stores,
+    calm_collector,
+    check_schema,
+    open_assets,
+    open_beats,
+    open_nodes,
+    open_secrets,
+    open_stores,
+)
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.jobs.run import RunLimits
+from comfy_fleet.domain.nodes.by_pool import ByPool
+from comfy_fleet.memory import give_memory_back
+from comfy_fleet.services.collector import OutputLimits
+from comfy_fleet.services.dispatcher import Dispatcher, DispatchLimits
+from comfy_fleet.services.failure_policy import FailureLimits
+from comfy_fleet.settings import Settings
+from comfy_fleet.tasks import forever
+
+logger = logging.getLogger(__name__)
+
+WORKER_BEAT_S = 1.0
+
+
+def serve(settings: Settings, *, name: str | None = None) -> None:
+    """Run a dispatcher until SIGTERM or SIGINT.
+
+    The first signal stops claiming and waits for the runs in flight, at most ``stop_wait_s``; what is left
+    then is handed over to the next dispatcher, which adopts it. A second signal hands over at once.
+    """
+    calm_collector()
+    give_memory_back()
+    uvloop.run(_serve(settings, name))
+
+
+async def _serve(settings: Settings, name: str | None) -> None:
+    stop = asyncio.Event()
+    async with open_stores(settings) as stores, open_dispatcher(settings, stores, name=name) as dispatcher:
+        await check_schema(stores)
+        work = asyncio.create_task(dispatcher.run(stop))
+        worker = RqWorker(
+            stores.redis, stores.events, dispatcher.name, stop=stop.set, cancel=stores.jobs.request_cancel
+        )
+
+        def on_signal() -> None:
+            if stop.is_set():
+                dispatcher.hurry()
+            stop.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        background = [
+            asyncio.create_task(forever(lambda: _beat_worker(worker, dispatcher), name="RQ worker's record")),
+            asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),
+        ]
+        try:
+            await work
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            with contextlib.suppress(StoreDown):
+                await worker.leave()
+
+
+async def _beat_worker(worker: RqWorker, dispatcher: Dispatcher) -> None:
+    while True:
+        try:
+            await worker.beat(busy=len(dispatcher.flying), done=dispatcher.done)
+        except StoreDown as error:
+            logger.warning("worker record not written", extra={"error": str(error)})
+        await asyncio.sleep(WORKER_BEAT_S)
+
+
+async def _listen(worker: RqWorker) -> None:
+    while True:
+        try:
+            await worker.listen()
+        except StoreDown as error:
+            logger.warning("RQ's commands can't be heard", extra={"error": str(error)})
+            await asyncio.sleep(1)
+
+
+@asynccontextmanager
+async def open_dispatcher(
+    settings: Settings, stores: Stores, *, name: str | None = None
+) -> AsyncIterator[Dispatcher]:
+    """Build a dispatcher on open stores."""
+    secrets = open_secrets(settings)
+
+    def open_secret(sealed: bytes) -> Mapping[str, Any]:
+        plain: dict[str, Any] = orjson.loads(secrets.open_sealed(sealed))
+        return plain
+
+    async def wakes() -> AsyncIterator[str]:
+        async with stores.events.channel(WAKE) as queue:
+            while True:
+                yield (await queue.get()).decode()
+
+    async with open_nodes(settings, stores) as nodes, open_beats(settings) as beats:
+        yield Dispatcher(
+            name=name or f"{socket.gethostname()}.{os.getpid()}",
+            runs=stores.runs,
+            beats=beats,
+            registry=stores.nodes,
+            inventories=stores.inventories,
+            leases=LeaseClient(
+                settings.lease_url,
+                silence_s=settings.silence_s,
+                max_frame_bytes=settings.node_frame_bytes,
+            ),
+            nodes=nodes,
+            assets=open_assets(settings, stores),
+            open_secret=open_secret,
+            wakes=wakes,
+            run_limits=RunLimits(
+                outputs=settings.max_outputs + 1,
+                silence_s=settings.silence_s,
+                run_s=settings.run_timeout_s,
+                pending_s=settings.pending_s,
+            ),
+            output_limits=OutputLimits(
+                outputs=settings.max_outputs,
+                output_bytes=settings.max_output_bytes,
+                job_bytes=settings.max_job_bytes,
+                output_s=settings.output_timeout_s,
+            ),
+            limits=DispatchLimits(
+                lease_ttl_s=settings.lease_ttl_s,
+                beat_s=settings.beat_s,
+                stop_wait_s=settings.stop_wait_s,
+            ),
+            care=FailureLimits(
+                faults=settings.quarantine_faults,
+                ooms=settings.quarantine_ooms,
+                oom_memory_s=settings.oom_memory_s,
+                free=ByPool.parse(settings.free_oom),
+            ),
+            files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
+            now=time.monotonic,
+            new_id=lambda: str(uuid4()),
+            chance=random.random,
+        )

@@ -1,0 +1,55 @@
+"""The process ``fleet haproxy run``."""
+
+import asyncio
+import logging
+import signal
+
+import uvloop
+
+from comfy_fleet.adapters.haproxy import build
+from comfy_fleet.adapters.haproxy.controller import Controller
+from comfy_fleet.adapters.system.secret_box import NodeCredentials
+from comfy_fleet.bootstrap import check_schema, open_stores
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.settings import Settings
+from comfy_fleet.tasks import start
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Run both HAProxy processes until SIGTERM or SIGINT. SIGHUP renders the edge again and reloads it.
+
+    Raises:
+        ConfigError: HAProxy is missing or too old, a port is taken, a configuration is refused, or another
+            controller works on the same folder.
+    """
+    build.require(settings.haproxy_bin)
+    uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    reloads: set[asyncio.Task[None]] = set()
+    async with open_stores(settings) as stores:
+        await check_schema(stores)
+        controller = Controller(settings, stores.nodes, credentials=NodeCredentials(settings.secret_key_file))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+
+        def on_hangup() -> None:
+            task = start(_reload(controller))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        await controller.run(stop)
+
+
+async def _reload(controller: Controller) -> None:
+    try:
+        if not await controller.reload_edge():
+            logger.info("edge unchanged")
+    except ConfigError as error:
+        logger.error("edge not reloaded", extra={"reason": error.message})

@@ -1,0 +1,397 @@
+"""Collect a run's outputs: fetch each from the node, store its bytes, commit it to the job.
+
+Three kinds of trouble are kept apart. The fleet's own (Redis is away, its disk is full) is waited out: the
+run has succeeded, and nobody else is to blame. What the node does not give *yet* is asked for again. What it
+never will give, or what passes a limit, ends the job, which keeps the outputs that could be had.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from comfy_fleet.domain.disk_room import size_text
+from comfy_fleet.domain.errors import (
+    LeaseLost,
+    NodeError,
+    NoRoom,
+    OutputGone,
+    OutputLimit,
+    OutputRefused,
+    StoreDown,
+)
+from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.domain.jobs.job import Output
+from comfy_fleet.domain.jobs.outputs import FileRef, InlineText, OutputItem
+from comfy_fleet.ports import AssetStore, Claim, Content, NodeApi, RunStore
+from comfy_fleet.services.store_retry import Said, retry_while_store_down
+from comfy_fleet.timeouts import Timeout
+
+logger = logging.getLogger(__name__)
+
+_PIECE = 1024 * 1024  # bytes of a picture that are copied at once
+AT_ONCE = 8  # of one run: more would only make each of them slower
+FETCH_TRIES = 5
+FETCH_GAP_S = 0.2  # grows with every try
+LATE_S = 3.0  # some nodes name a file first and have it written by another thread
+LATE_PREVIEW_S = 1.0  # the same for a preview beside real outputs, which would not be missed
+LINGER_S = 0.05  # small outputs are here sooner; then one write ends the run and frees the node
+YIELD_S = 0.01
+ROOM_GAP_S = 1.0  # between two looks at a full disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputLimits:
+    """The operator's limits; see :class:`comfy_fleet.settings.Settings`.
+
+    Attributes:
+        outputs: How many one job may have.
+        output_bytes: How large one may be.
+        job_bytes: How large all of a job's may be together.
+        output_s: Seconds that one may take on its way from the node.
+    """
+
+    outputs: int = 1000
+    output_bytes: int = 10**9
+    job_bytes: int = 4 * 10**9
+    output_s: float = 1800.0
+
+
+class Sharing:
+    """What the runs of one process share.
+
+    Attributes:
+        slots: Transfers from nodes that may be under way.
+        waiting: Runs that wait for room on the fleet's disk.
+
+    Args:
+        transfers: How many slots there are.
+        on_room: Called when a run has its room.
+    """
+
+    def __init__(self, transfers: int, *, on_room: Callable[[], None] = lambda: None) -> None:
+        self.slots = asyncio.Semaphore(transfers)
+        self.waiting = 0
+        self._on_room = on_room
+
+    def waits(self) -> None:
+        """Take note that a run waits for room."""
+        self.waiting += 1
+
+    def goes_on(self) -> None:
+        """Take note that a run waits no longer."""
+        self.waiting -= 1
+        self._on_room()
+
+
+class Collector:
+    """Fetches the outputs of one run, some side by side and each once.
+
+    While others wait, the node's next job comes first: fetching would take the loop from it. So an output is
+    then left for a moment, which ends a little after the run has left the node.
+
+    Attributes:
+        gone: Nodes of the graph whose files are no longer there.
+        held_bytes: How much memory the outputs take that exist nowhere else.
+        over: The limit that the outputs have passed; nothing more is fetched then.
+
+    Args:
+        claim: The run.
+        runs: Where outputs are committed.
+        nodes: Where they are fetched.
+        assets: Where their bytes are stored.
+        limits: What an operator allows one job.
+        sharing: What all runs of this process share.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        *,
+        runs: RunStore,
+        nodes: NodeApi,
+        assets: AssetStore,
+        limits: OutputLimits,
+        sharing: Sharing,
+    ) -> None:
+        self._claim = claim
+        self._runs = runs
+        self._nodes = nodes
+        self._assets = assets
+        self._limits = limits
+        self._sharing = sharing
+        self._own_slots = asyncio.Semaphore(AT_ONCE)
+        self._tasks: dict[tuple[str, str, int], asyncio.Task[None]] = {}
+        self._items: dict[tuple[str, str, int], OutputItem] = {}
+        self._committed: set[tuple[str, str, int]] = set()
+        self._bytes = 0
+        self.held_bytes = 0
+        self._waiting = 0
+        self._hasten = asyncio.Event()
+        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+        self.gone: set[str] = set()
+        self.over: OutputLimit | None = None
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def add(self, items: Iterable[OutputItem]) -> None:
+        """Begin to collect what has not been begun."""
+        new = {item.id: item for item in items if item.id not in self._items}
+        if len(self._items) + len(new) > self._limits.outputs:
+            self._refuse(
+                "max_outputs",
+                self._limits.outputs,
+                f"the job makes more than {self._limits.outputs} outputs",
+            )
+        if self.over is not None:
+            return
+        self._items |= new
+        for id_, item in new.items():
+            self.held_bytes += item.held_bytes
+            self._tasks[id_] = task = asyncio.create_task(self._collect(item))
+            task.add_done_callback(partial(self._collected, id_))
+
+    async def stored(self, items: Iterable[OutputItem]) -> bool:
+        """Whether all outputs are stored; waits a moment for small ones."""
+        self.add(items)
+        pending = [task for task in self._tasks.values() if not task.done()]
+        if pending:
+            _, rest = await asyncio.wait(pending, timeout=LINGER_S)
+            return not rest
+        return True
+
+    def unsafe(self, items: Iterable[OutputItem]) -> list[OutputItem]:
+        """Return those that whoever takes the run over has to collect: on the node, or not committed yet."""
+        known = (self._items.get(item.id, item) for item in items)
+        return [item for item in known if isinstance(item.source, FileRef) or item.id not in self._committed]
+
+    def left(self, items: Iterable[OutputItem]) -> None:
+        """Collect the outputs of a run that has left its node; the next job's prompt goes there first."""
+        if self._claim.behind:
+            asyncio.get_running_loop().call_later(YIELD_S, self._hasten.set)
+        self.add(items)
+
+    async def settled(self) -> list[BaseException]:
+        """Wait for every output; returns why some can't be had.
+
+        A preview that can't be had is no loss beside real outputs, and is not told.
+
+        Raises:
+            LeaseLost: Another dispatcher has the run.
+        """
+        results = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        broken = {
+            id_: result
+            for id_, result in zip(self._tasks, results, strict=True)
+            if isinstance(result, BaseException)
+        }
+        for error in broken.values():
+            if isinstance(error, LeaseLost):
+                raise error
+        if self.over is not None:
+            return [self.over]
+        if any(not self._items[id_].temporary for id_ in self._committed):
+            for id_ in [id_ for id_, error in broken.items() if self._spare(id_, error)]:
+                logger.info("preview lost", extra={**self._extra, "error": str(broken.pop(id_))})
+        return list(broken.values())
+
+    def cancel(self) -> None:
+        """Fetch nothing more."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    def _spare(self, id_: tuple[str, str, int], error: BaseException) -> bool:
+        return self._items[id_].temporary and isinstance(error, NodeError)
+
+    def _refuse(self, limit: str, value: float, what: str, node_id: str | None = None) -> OutputLimit:
+        """Take no more: what is under way is dropped, what is stored stays."""
+        error = OutputLimit(
+            f"{what} (FLEET_{limit.upper()})",
+            details={"limit": limit, "value": value, **({"node_id": node_id} if node_id else {})},
+        )
+        if self.over is None:
+            self.over = error
+            current = asyncio.current_task()
+            for task in self._tasks.values():
+                if task is not current:
+                    task.cancel()
+        return error
+
+    async def _collect(self, item: OutputItem) -> None:
+        """Store one output and commit it. Raises NodeError or OutputLimit when it can't be had."""
+        # A long text exists nowhere else, and no record of the run can hold it.
+        if self._claim.behind and not (isinstance(item.source, InlineText) and item.source.long):
+            with contextlib.suppress(TimeoutError):
+                async with Timeout(LINGER_S):
+                    await self._hasten.wait()
+        asset = await self._kept(item)
+        output = Output(
+            asset_id=asset.id,
+            node_id=item.node_id,
+            key=item.key,
+            index=item.index,
+            name=item.name,
+            kind=item.kind,
+            content_type=item.content_type,
+            size_bytes=asset.size_bytes,
+            hash=asset.hash,
+            temporary=item.temporary,
+        )
+        await retry_while_store_down(lambda: self._runs.output(self._claim, output), extra=self._extra)
+        self._committed.add(item.id)
+
+    def _collected(self, id_: tuple[str, str, int], _: asyncio.Task[None]) -> None:
+        self.held_bytes -= self._items[id_].held_bytes
+        if id_ in self._committed:
+            self._items[id_] = self._items[id_].emptied()
+
+    async def _kept(self, item: OutputItem) -> Asset:
+        """Store an output's bytes, however long the fleet's own disk has no room for them."""
+        size = _Size()
+        while True:
+            try:
+                return await retry_while_store_down(lambda: self._store(item, size), extra=self._extra)
+            except NoRoom as error:
+                await self._room(size.bytes, error)
+
+    async def _room(self, size_bytes: int, error: NoRoom) -> None:
+        """Wait until so many bytes fit. The node is left alone meanwhile, and no slot is held."""
+        said = Said(self._extra)
+        self._waiting += 1
+        if self._waiting == 1:
+            self._sharing.waits()
+        try:
+            while True:
+                if said("outputs wait for room on the fleet's disk", error):
+                    await self._show(str(error))
+                await asyncio.sleep(ROOM_GAP_S)
+                try:
+                    self._assets.check_room(size_bytes, output=True)
+                except NoRoom as still:
+                    error = still
+                else:
+                    return
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._sharing.goes_on()
+                await self._show(None)
+
+    async def _show(self, why: str | None) -> None:
+        with contextlib.suppress(StoreDown):  # a disk without room is Redis' trouble too, as a rule
+            await self._runs.waits(self._claim, why)
+
+    async def _store(self, item: OutputItem, size: "_Size") -> Asset:
+        """Store an output's bytes, trying again while its node may still give them."""
+        loop = asyncio.get_running_loop()
+        attempt, late_until = 1, None
+        while True:
+            try:
+                return await self._transfer(item, size)
+            except OutputGone as error:
+                error.details["node_id"] = item.node_id
+                if late_until is None:
+                    spare = item.temporary and any(not other.temporary for other in self._items.values())
+                    late_until = loop.time() + (LATE_PREVIEW_S if spare else LATE_S)
+                if loop.time() >= late_until:
+                    self.gone.add(item.node_id)
+                    raise
+                await asyncio.sleep(FETCH_GAP_S)
+            except NodeError as error:
+                error.details["node_id"] = item.node_id
+                if attempt == FETCH_TRIES or isinstance(error, OutputRefused):
+                    raise
+                await asyncio.sleep(FETCH_GAP_S * attempt)
+                attempt += 1
+
+    async def _transfer(self, item: OutputItem, size: "_Size") -> Asset:
+        """Store an output's bytes within the time that it may take, once there is a slot."""
+        async with self._own_slots, self._sharing.slots:
+            patience = Timeout(self._limits.output_s)
+            try:
+                async with patience:
+                    return await self._fetch(item, size)
+            except TimeoutError as error:
+                if not patience.expired():
+                    raise
+                seconds = self._limits.output_s
+                what = f"output {item.name!r} took longer than {seconds:g} s"
+                raise self._refuse("output_timeout_s", seconds, what, item.node_id) from error
+
+    async def _fetch(self, item: OutputItem, size: "_Size") -> Asset:
+        mine = 0
+
+        async def counted(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+            nonlocal mine
+            async for chunk in chunks:
+                mine += len(chunk)
+                self._bytes += len(chunk)
+                size.bytes = max(size.bytes, mine)
+                self._weigh(item, mine, self._bytes)
+                yield chunk
+
+        job = self._claim.job
+        try:
+            async with self._content(item) as content:
+                if content.length is not None:
+                    size.bytes = content.length
+                    self._weigh(item, content.length, self._bytes + content.length)
+                    self._assets.check_room(content.length, output=True)
+                return await self._assets.add_output(
+                    owner=job.owner,
+                    job_id=job.id,
+                    chunks=counted(content.chunks),
+                    name=item.name,
+                    content_type=item.content_type,
+                    expires_at=job.expires_at,
+                )
+        except BaseException:
+            self._bytes -= mine  # nothing of it was kept
+            raise
+
+    def _weigh(self, item: OutputItem, size_bytes: int, all_bytes: int) -> None:
+        """Raise OutputLimit if an output, or all of them together, are too large."""
+        one, most = self._limits.output_bytes, self._limits.job_bytes
+        if size_bytes > one:
+            what = f"output {item.name!r} is larger than {size_text(one)}"
+            raise self._refuse("max_output_bytes", one, what, item.node_id)
+        if all_bytes > most:
+            what = f"the job's outputs are larger than {size_text(most)} together"
+            raise self._refuse("max_job_bytes", most, what, item.node_id)
+
+    async def _view(self, stack: contextlib.AsyncExitStack, ref: FileRef) -> Content:
+        """Open a file, in the one folder or the other where its node did not say in which."""
+        node = self._claim.node
+        try:
+            return await stack.enter_async_context(self._nodes.view(node, ref))
+        except OutputGone:
+            if not ref.or_type:
+                raise
+            return await stack.enter_async_context(self._nodes.view(node, replace(ref, type=ref.or_type)))
+
+    @contextlib.asynccontextmanager
+    async def _content(self, item: OutputItem) -> AsyncIterator[Content]:
+        match item.source:
+            case FileRef():
+                async with contextlib.AsyncExitStack() as stack:
+                    yield await self._view(stack, item.source)
+            case InlineText():
+                data = item.source.text.encode()
+                yield Content(chunks=_pieces(data), length=len(data))
+            case _:
+                yield Content(chunks=_pieces(item.source.data), length=len(item.source.data))
+
+
+@dataclass
+class _Size:
+    """How many bytes an output has at least, as far as its node has told."""
+
+    bytes: int = 0
+
+
+async def _pieces(data: bytes | memoryview) -> AsyncIterator[bytes]:
+    for start in range(0, max(1, len(data)), _PIECE):
+        yield bytes(data[start : start + _PIECE])

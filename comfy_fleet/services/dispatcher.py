@@ -1,0 +1,362 @@
+"""A dispatcher's life: it has nodes sought, keeps its runs' leases, takes over others', cleans up.
+
+Nothing starts without HAProxy's 101, and no job is claimed without a node. Any number of dispatchers work on
+the same queues without talking to each other.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
+from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.jobs.job import Placement
+from comfy_fleet.domain.jobs.run import RunLimits
+from comfy_fleet.domain.records import UNREADABLE
+from comfy_fleet.ports import (
+    AssetStore,
+    Claim,
+    InventoryStore,
+    Lease,
+    Leases,
+    NodeApi,
+    NodeRegistry,
+    RunStore,
+)
+from comfy_fleet.services.collector import OutputLimits, Sharing
+from comfy_fleet.services.execution import Execution, RunDeps
+from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
+from comfy_fleet.services.lease_holder import LeaseHolder
+from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.services.run_metrics import Measure
+from comfy_fleet.services.seekers import Seekers
+from comfy_fleet.tasks import forever, start
+from comfy_fleet.timeouts import Timeout
+
+logger = logging.getLogger(__name__)
+
+TAKE_OVER_LIMIT = 32
+UPKEEP_LIMIT = 200
+TRANSFERS = 64  # of outputs, for all runs of the process
+WAITING = 32  # runs that may wait for room on the disk before no more are begun: they hold results in memory
+HELD_S = 60.0  # until a job that could not be forgotten is looked at again
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispatchLimits:
+    """Times in seconds; see :class:`comfy_fleet.settings.Settings`."""
+
+    lease_ttl_s: float
+    beat_s: float
+    stop_wait_s: float
+
+
+class Dispatcher:
+    """One dispatcher process.
+
+    Args:
+        name: Unique; RQ's worker name.
+        beats: The same store as ``runs`` over a connection of its own: no run's lease is renewed late because
+            others have much to write.
+        wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``).
+        forget_files: Deletes a forgotten job's files.
+        files: Which files graphs may name.
+        now: Monotonic seconds.
+        new_id: Makes run ids and fencing tokens.
+        chance: Random numbers from 0 to 1; they spread load.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        runs: RunStore,
+        beats: RunStore,
+        registry: NodeRegistry,
+        inventories: InventoryStore,
+        leases: Leases,
+        nodes: NodeApi,
+        assets: AssetStore,
+        open_secret: Callable[[bytes], Mapping[str, Any]],
+        wakes: Callable[[], AsyncIterator[str]],
+        run_limits: RunLimits,
+        output_limits: OutputLimits,
+        limits: DispatchLimits,
+        care: FailureLimits,
+        files: FilePolicy,
+        now: Callable[[], float],
+        new_id: Callable[[], str],
+        chance: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self._runs = runs
+        self._beats = beats
+        self._registry = registry
+        self._assets = assets
+        self._wakes = wakes
+        self._limits = limits
+        self._now = now
+        self._chance = chance
+        self._atlas = NodeDirectory(registry, inventories)
+        self._sharing = Sharing(TRANSFERS, on_room=self._look_again)
+        self._tools = RunDeps(
+            runs=runs,
+            nodes=nodes,
+            assets=assets,
+            limits=run_limits,
+            output_limits=output_limits,
+            sharing=self._sharing,
+            open_secret=open_secret,
+            measure=Measure(self._atlas),
+            care=FailurePolicy(registry, inventories, nodes, self._atlas, care),
+            files=files,
+            now=now,
+            elsewhere=lambda claim: self._atlas.free(claim.job.placement, besides=claim.node),
+            safe=self._safe,
+        )
+        self.flying: dict[str, Execution] = {}
+        self._confirmed: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._over = asyncio.Event()
+        self._stopping = False
+        self._hurried = False
+        self._retired = asyncio.Event()  # a newer version works on this Redis
+        self._parking = LeaseHolder(runs, spawn=self._spawn, on_free=self._freed)
+        self._seekers = Seekers(
+            self._atlas,
+            runs,
+            leases,
+            name=name,
+            lease_ttl_s=limits.lease_ttl_s,
+            now=now,
+            new_id=new_id,
+            chance=chance,
+            spawn=self._spawn,
+            on_claim=self._start,
+            on_taken=self._parking.park,
+            may=lambda: self._sharing.waiting < WAITING,
+        )
+        self.done = 0
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set; then land what is in flight, or hand it over if that takes long.
+
+        Raises:
+            ConfigError: A newer version works on this Redis, and the runs that were in flight here are over.
+        """
+        await self._atlas.look()
+        background = [
+            asyncio.create_task(forever(loop, name=loop.__qualname__, pause_s=self._pause_s))
+            for loop in (self._listen, self._beat, self._watch_nodes, self._upkeep, self._seekers.seek)
+        ]
+        logger.info("dispatcher started", extra={"dispatcher": self.name})
+        try:
+            await self._until_told(stop)
+            self._stopping = True
+            self._seekers.stop()
+            await self._land()
+            if not stop.is_set():
+                raise ConfigError("a newer version works on this Redis: start that version's dispatcher")
+        finally:
+            for task in (*background, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*background, *self._tasks, return_exceptions=True)
+            logger.info("dispatcher stopped", extra={"dispatcher": self.name})
+
+    async def _until_told(self, stop: asyncio.Event) -> None:
+        """Return once ``stop`` is set, or once the last run is over after a newer version has come."""
+        ways = [asyncio.create_task(stop.wait()), asyncio.create_task(self._until_retired())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _until_retired(self) -> None:
+        await self._retired.wait()
+        while self.flying:
+            self._over.clear()
+            await self._over.wait()
+
+    async def _check_schema(self) -> None:
+        """Claim nothing more once a newer version works on this Redis; it stays so."""
+        if self._retired.is_set():
+            return
+        try:
+            await self._runs.check_schema()
+        except Outdated as error:
+            self._retired.set()
+            self._seekers.stop()
+            logger.error(
+                "dispatcher takes no more jobs; it ends its runs, then stops: start the newer version",
+                extra={"dispatcher": self.name, "runs": len(self.flying), "reason": error.message},
+            )
+
+    def hurry(self) -> None:
+        """Don't wait for runs any more: hand them over."""
+        self._hurried = True
+        self._over.set()
+
+    async def _land(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with Timeout(self._limits.stop_wait_s):
+                while self.flying and not self._hurried:
+                    self._over.clear()
+                    await self._over.wait()
+        claims = [execution.claim for execution in self.flying.values()]
+        if not claims:
+            return
+        logger.warning("runs handed over", extra={"dispatcher": self.name, "count": len(claims)})
+        try:
+            await self._runs.hand_over(claims)
+        except StoreDown as error:  # their leases run out, which says the same a little later
+            logger.warning("hand-over not written", extra={"dispatcher": self.name, "error": str(error)})
+
+    def _pause_s(self) -> float:
+        return 0.2 + 0.8 * self._chance()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = start(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- who may write --------------------------------------------------------------------------------
+
+    def _safe(self, run: str) -> bool:
+        """Whether the run's lease certainly holds: nobody else can have taken it over yet."""
+        margin = self._limits.lease_ttl_s / 4
+        return self._now() - self._confirmed.get(run, float("-inf")) < self._limits.lease_ttl_s - margin
+
+    async def _beat(self) -> None:
+        healthy = self._now()
+        last = healthy
+        while True:
+            started = self._now()
+            claims = [execution.claim for execution in self.flying.values()]
+            try:
+                beat = await self._beats.beat(self.name, claims, ttl_s=self._limits.lease_ttl_s)
+            except StoreDown:
+                if self._stopping:
+                    self.hurry()  # stopping, and nothing can be written: waiting would gain nothing
+                raise
+            for claim in claims:
+                if claim.run not in beat.lost:
+                    self._confirmed[claim.run] = started
+            for run in beat.lost:
+                self._drop(run)
+            for run in beat.cancel:
+                self._cancel(run)
+            for run in beat.release:
+                self._release(run)
+            # After an outage or a freeze of ours every other dispatcher gets one TTL to renew its leases.
+            if self._now() - last > self._limits.lease_ttl_s / 2:
+                healthy = self._now()
+            last = self._now()
+            if not self._stopping and last - healthy >= self._limits.lease_ttl_s:
+                await self._take_over()
+            await asyncio.sleep(self._limits.beat_s)
+
+    def _drop(self, run: str) -> None:
+        if (execution := self.flying.get(run)) and execution.abandon():
+            logger.warning("lease lost", extra={"job_id": execution.claim.job.id, "run": run})
+
+    def _cancel(self, run: str) -> None:
+        if execution := self.flying.get(run):
+            execution.cancel()
+
+    def _release(self, run: str) -> None:
+        if execution := self.flying.get(run):
+            execution.release()
+
+    async def _take_over(self) -> None:
+        asked = self._now()
+        for held in await self._runs.take_over(
+            dispatcher=self.name, ttl_s=self._limits.lease_ttl_s, limit=TAKE_OVER_LIMIT
+        ):
+            execution = self._execution(held.claim, None)
+            self._fly(execution, execution.resume(held), asked=asked)
+
+    def _execution(self, claim: Claim, lease: Lease | None) -> Execution:
+        return Execution(self._tools, claim, lease, on_free=self._freed, on_rest=self._parking.rest)
+
+    def _look_again(self) -> None:
+        self._seekers.look_again()
+
+    def _freed(self, node: str) -> None:
+        self._seekers.freed(node)
+
+    def _start(self, claim: Claim, lease: Lease, asked: float) -> None:
+        execution = self._execution(claim, lease)
+        self._fly(execution, execution.run(), asked=asked)
+
+    def _fly(self, execution: Execution, work: Coroutine[Any, Any, None], *, asked: float) -> None:
+        run = execution.claim.run
+        self.flying[run] = execution
+        self._confirmed[run] = asked
+        self._spawn(self._landed(execution, work))
+
+    async def _landed(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
+        claim = execution.claim
+        try:
+            await work
+            self.done += 1
+        except Exception:
+            # Not ended: its lease runs out, and whoever takes it over asks the node what became of it.
+            logger.exception("run broke off", extra={"job_id": claim.job.id, "run": claim.run})
+        finally:
+            self.flying.pop(claim.run, None)
+            self._confirmed.pop(claim.run, None)
+            self._over.set()
+
+    # -- wake-ups -------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for message in self._wakes():
+            kind, _, rest = message.partition(" ")
+            if kind == "job":
+                with contextlib.suppress(*UNREADABLE):  # of a newer version, for which it is
+                    self._seekers.wanted(Placement.parse(rest))
+            elif kind == "cancel":
+                self._cancel(rest)
+            elif kind == "release":
+                self._release(rest)
+            elif kind == "free":
+                self._seekers.look_again()
+            elif kind == "schema":
+                await self._check_schema()
+
+    async def _watch_nodes(self) -> None:
+        async for _ in self._registry.changes():
+            await self._atlas.look()
+            for execution in tuple(self.flying.values()):
+                node = execution.claim.node
+                # A node that was granted to us while we looked is not missing.
+                if node not in self._atlas.states and await self._registry.get(node) is None:
+                    execution.evict()
+            self._seekers.look_again()
+
+    # -- upkeep ---------------------------------------------------------------------------------------
+
+    async def _upkeep(self) -> None:
+        while True:
+            await self._check_schema()
+            if not self._retired.is_set():  # else the newer version cleans up what it alone understands
+                await self._clean_up()
+            await asyncio.sleep(max(1.0, self._limits.beat_s))
+
+    async def _clean_up(self) -> None:
+        if expired := await self._runs.overdue(UPKEEP_LIMIT):
+            logger.info("jobs expired in the queue", extra={"count": expired})
+        for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
+            if not await self._assets.forget_job(job_id):
+                # A live job still needs one of its outputs. Those behind it must not wait for that.
+                await self._runs.postpone(job_id, seconds=HELD_S)
+                continue
+            await self._runs.forget(job_id)  # files first: a crash in between repeats both
+            logger.info("job forgotten", extra={"job_id": job_id})

@@ -1,0 +1,507 @@
+"""Carry out one claimed run: the hands of the state machine in :mod:`comfy_fleet.domain.jobs.run`.
+
+The machine decides; this module posts and asks, has outputs collected and the end written. Every write is
+fenced by the claim's token: whoever gets :class:`LeaseLost` stops at once and touches nothing on the node any
+more.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import orjson
+
+from comfy_fleet.domain.errors import BadInput, LeaseLost, StoreDown
+from comfy_fleet.domain.graphs import file_check
+from comfy_fleet.domain.graphs import graph as graphs
+from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
+from comfy_fleet.domain.jobs.outputs import OutputItem
+from comfy_fleet.domain.jobs.run import (
+    Action,
+    AskFailed,
+    AskHistory,
+    AskQueue,
+    Binary,
+    CancelRequested,
+    Collect,
+    DeletePending,
+    Event,
+    Finish,
+    FreeElsewhere,
+    Interrupt,
+    InterruptSent,
+    Left,
+    LookElsewhere,
+    Opened,
+    PostPrompt,
+    PostUnknown,
+    Report,
+    Run,
+    RunLimits,
+    RunResult,
+    ShowPreview,
+    SocketClosed,
+    Tick,
+    Unread,
+)
+from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
+from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
+from comfy_fleet.services.failure_policy import FailurePolicy
+from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
+from comfy_fleet.services.progress_reporter import ProgressReporter
+from comfy_fleet.services.run_end import Ending, GivenBack, broken_off, node_lost, unready, withdraw
+from comfy_fleet.services.run_metrics import Measure, Measured
+from comfy_fleet.services.staging import asset_places, stage
+from comfy_fleet.services.store_retry import retry_while_store_down
+
+logger = logging.getLogger(__name__)
+
+NOTE_AFTER_S = 0.1
+READ_AHEAD_BYTES, READ_AHEAD_FRAMES = 64 * 1024, 256
+"""Frames that may wait for the machine; no more is read of a node that sends faster."""
+HELD_BYTES, HELD_GAP_S, HELD_SAY_S = 4 * 1024 * 1024, 0.02, 1.0
+"""Results that may wait in memory until they are stored, before no more frames are read of their node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDeps:
+    """What every run of a dispatcher shares.
+
+    Attributes:
+        open_secret: Decrypts ``extra_data``.
+        now: Monotonic seconds.
+        elsewhere: Tells whether another node could run a claimed job now.
+        care: Knows where a job goes after a failure.
+        measure: Learns from runs that succeed.
+        output_limits: What an operator allows one job's outputs.
+        sharing: What runs share while their outputs are collected.
+        files: Which files graphs may name.
+        safe: Whether this run's lease certainly still holds (its last confirmed beat is young enough).
+    """
+
+    runs: RunStore
+    nodes: NodeApi
+    assets: AssetStore
+    limits: RunLimits
+    output_limits: OutputLimits
+    sharing: Sharing
+    open_secret: Callable[[bytes], Mapping[str, Any]]
+    care: FailurePolicy
+    measure: Measure
+    files: FilePolicy
+    now: Callable[[], float]
+    elsewhere: Callable[[Claim], Awaitable[bool]]
+    safe: Callable[[str], bool]
+
+
+class Execution:
+    """One run in flight.
+
+    Args:
+        tools: Shared by all runs.
+        claim: What was claimed.
+        lease: The websocket that holds the node; None for a run that was taken over.
+        on_free: Called once with the node's name, as soon as it can take another job.
+        on_rest: Called instead with the lease and seconds, if the node should get no job for so long.
+    """
+
+    def __init__(
+        self,
+        tools: RunDeps,
+        claim: Claim,
+        lease: Lease | None,
+        *,
+        on_free: Callable[[str], None],
+        on_rest: Callable[[Lease, float], None],
+    ) -> None:
+        self.claim = claim
+        self._tools = tools
+        self._lease = lease
+        self._on_free = on_free
+        self._on_rest = on_rest
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._outbox = ProgressReporter(tools.runs, claim, tools.now)
+        self._outputs = Collector(
+            claim,
+            runs=tools.runs,
+            nodes=tools.nodes,
+            assets=tools.assets,
+            limits=tools.output_limits,
+            sharing=tools.sharing,
+        )
+        self._ending = Ending(claim, runs=tools.runs, care=tools.care)
+        self._graph: graphs.Graph = {}
+        self._large = len(claim.graph) > LARGE_BYTES
+        self._extra_data: Mapping[str, Any] | None = None
+        self._started = tools.now()
+        self._posted_at: float | None = None
+        self._took_s: float | None = None
+        self._canceled = False
+        self._released = False
+        self._abandoned = self._misread = False
+        self._settling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tick_at = math.inf
+        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+
+    def cancel(self) -> None:
+        """Tell the run that its job is to be canceled; safe to call again."""
+        if not self._canceled:
+            self._canceled = True
+            self._events.put_nowait(CancelRequested())
+            if self._settling:  # the machine is done; outputs may wait for room for hours
+                self._outputs.cancel()
+
+    def release(self) -> None:
+        """Take the run off its node, and give its job back to the queue; safe to call again."""
+        if not self._released:
+            self._released = True
+            self._events.put_nowait(CancelRequested())
+
+    def evict(self) -> None:
+        """Give the job back: its node was removed, and HAProxy keeps it only until the lease ends."""
+        self.release()
+        self._free()
+
+    def abandon(self) -> bool:
+        """Stop at once: another dispatcher has taken the run over.
+
+        False while the end is being written: either that has let the lease go, or it meets the loss itself.
+        """
+        if self._ending.writing:
+            return False
+        self._abandoned = True
+        self._cancel_tasks()
+        self._events.put_nowait(Tick())
+        return True
+
+    async def run(self) -> None:
+        """Post the prompt and see it through."""
+        await self._guarded(self._fresh())
+
+    async def resume(self, held: Held) -> None:
+        """Go on with a run that another dispatcher left behind."""
+        await self._guarded(self._taken_over(held))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except LeaseLost:
+            logger.warning("lease lost, run left alone", extra=self._extra)
+        finally:
+            self._free()
+            if self._timer:
+                self._timer.cancel()
+            self._outbox.close()
+            self._cancel_tasks()
+
+    def _cancel_tasks(self) -> None:
+        self._outputs.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _fresh(self) -> None:
+        try:
+            graph = await self._made_ready()
+        except (LeaseLost, StoreDown):
+            raise
+        except Exception as error:  # noqa: BLE001 - it would meet the next run, too, and the one after that
+            await self._end(unready(error, extra=self._extra))
+            return
+        if graph is None:
+            return
+        machine = self._new_machine(graph, adopted=False, accepted=False)
+        if self._lease is not None:
+            self._spawn(self._read_frames(self._lease, machine))
+        await self._drive(machine)
+
+    async def _made_ready(self) -> graphs.Graph | None:
+        """Put all on the node that the prompt needs; None if the job belongs elsewhere and was given back."""
+        graph: graphs.Graph = orjson.loads(self.claim.graph)
+        if (elsewhere := await self._tools.care.misfit(self.claim, graph)) is not None:
+            lacking = f"node {self.claim.node} lacks what it needs now"
+            error = JobError(code="invalid_workflow", message=lacking)
+            await self._give_back(GivenBack(error=error, counts=False, placement=elsewhere))
+            return None
+        graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
+        if (unseen := self._tools.care.unseen(self.claim)) is not None:
+            assets = asset_places(graph, self.claim.job.uploads)
+            declared, files = Declared(unseen), self._tools.files
+            check = partial(file_check.check, graph, declared, policy=files, assets=assets)
+            await worked(self._large, check)
+        self._graph = await self._prepare(graph)
+        self._extra_data = await self._open_secret()
+        return graph
+
+    async def _taken_over(self, held: Held) -> None:
+        try:
+            await self._adopted(held)
+        except (LeaseLost, StoreDown):
+            raise
+        except Exception as error:  # noqa: BLE001 - it would meet whoever takes the run over next, too
+            self._cancel_tasks()
+            if held.phase != "left" and self._tools.safe(self.claim.run):
+                await self._watched(withdraw(self.claim, self._tools.nodes))
+            await self._give_back(broken_off(error, extra=self._extra))
+
+    async def _adopted(self, held: Held) -> None:
+        logger.info("run taken over", extra={**self._extra, "phase": held.phase})
+        if held.phase == "left":
+            try:
+                items = tuple(OutputItem.from_json(item) for item in held.manifest)
+            except ValueError as error:
+                await self._give_back(GivenBack(error=node_lost(str(error)), counts=False))
+                return
+            self._outputs.add(items)
+            self._outbox.progress(Progress.complete(len(orjson.loads(self.claim.graph))))
+            await self._end(RunResult(kind="succeeded"))
+            return
+        graph = orjson.loads(self.claim.graph)
+        with contextlib.suppress(BadInput):  # it runs already
+            graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
+        await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
+
+    def _new_machine(self, graph: graphs.Graph, *, adopted: bool, accepted: bool) -> Run:
+        return Run(
+            run_id=self.claim.run,
+            graph=graph,
+            limits=self._tools.limits,
+            now=self._tools.now(),
+            adopted=adopted,
+            accepted=accepted,
+        )
+
+    async def _drive(self, machine: Run) -> None:
+        if self.claim.cancel_requested:
+            self.cancel()
+        self._events.put_nowait(Opened())
+        while True:
+            self._set_timer(machine.next_tick())
+            event = await self._events.get()
+            if self._abandoned:
+                raise LeaseLost(f"run {self.claim.run} was taken over")
+            for action in machine.handle(event, self._tools.now()):
+                if isinstance(action, Left) and self._posted_at is not None and machine.computed:
+                    self._took_s = self._tools.now() - self._posted_at
+                if isinstance(action, Finish):
+                    await self._end(action.verdict)
+                    return
+                await self._act(action)
+                del action  # like the event, it may hold a large frame
+            if machine.misread and not self._misread:
+                self._misread = True
+                logger.warning("not understood", extra={**self._extra, "reason": machine.misread})
+            del event
+            self._events.task_done()
+
+    def _set_timer(self, at: float | None) -> None:
+        if at is None or at >= self._tick_at:  # a tick too soon does no harm, and sets the next one
+            return
+        if self._timer:
+            self._timer.cancel()
+        delay = max(0.0, at - self._tools.now())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+        self._tick_at = at
+
+    def _tick(self) -> None:
+        self._timer, self._tick_at = None, math.inf
+        self._events.put_nowait(Tick())
+
+    async def _act(self, action: Action) -> None:
+        nodes, node, run = self._tools.nodes, self.claim.node, self.claim.run
+        match action:
+            case PostPrompt():
+                self._spawn(self._post())
+            case AskQueue():
+                self._spawn(self._ask(action.after_s, lambda: nodes.queue_state(node, run)))
+            case AskHistory():
+                self._spawn(self._ask(action.after_s, lambda: nodes.history(node, run)))
+            case Interrupt():
+                self._spawn(self._tell(lambda: nodes.interrupt(node, run)))
+            case DeletePending():
+                self._spawn(self._tell(lambda: nodes.delete_pending(node, run)))
+            case LookElsewhere():
+                self._posted_at = None  # the time since then tells nothing of the node's speed
+                self._spawn(self._look_elsewhere())
+            case Report():
+                self._outbox.progress(action.progress)
+            case ShowPreview():
+                self._outbox.preview(action)
+            case Collect():
+                self._outputs.add([action.item])
+                if self._outputs.over is not None:
+                    self._events.put_nowait(CancelRequested())  # nobody will get the rest
+                await asyncio.sleep(0)  # it is asked for now, not after all frames that came with this one
+            case Left():
+                if self.claim.behind or not await self._outputs.stored(action.items):
+                    manifest = [item.to_json() for item in self._outputs.unsafe(action.items)]
+                    with contextlib.suppress(StoreDown):  # then nobody can claim it before the end
+                        await self._leave(manifest)
+                self._outputs.left(action.items)
+
+    async def _leave(self, manifest: list[dict[str, Any]]) -> None:
+        """Give the node back in Redis and in HAProxy at once: both must have it free before a next claim."""
+        writing = asyncio.create_task(self._tools.runs.left(self.claim, manifest))
+        await asyncio.sleep(0)  # Redis first: a claim that came sooner would find the node taken
+        self._free()
+        await writing
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._watched(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except LeaseLost:
+            pass  # the next fenced write of the main line sees it too
+        except Exception:
+            logger.exception("run helper failed", extra=self._extra)
+
+    def _free(self, rest_s: float = 0.0) -> None:
+        """Let the node go, now or after a rest; the lease in Redis has ended before."""
+        if self._lease is None:
+            return
+        lease, self._lease = self._lease, None
+        if rest_s:
+            self._on_rest(lease, rest_s)
+        else:
+            lease.release()
+            self._on_free(self.claim.node)
+
+    # -- talking to the node --------------------------------------------------------------------------
+
+    async def _prepare(self, graph: graphs.Graph) -> graphs.Graph:
+        """Stage the job's files on the node and return the graph to post."""
+        job = self.claim.job
+        replacements = await stage(graph, self.claim, nodes=self._tools.nodes, assets=self._tools.assets)
+        inventory = self._tools.care.inventory(self.claim.node)
+        return await worked(
+            self._large,
+            lambda: graphs.for_run(
+                graph,
+                job_id=job.id,
+                run_id=self.claim.run,
+                replacements=replacements,
+                bust=job.bust | file_check.reruns(graph, inventory),
+                saves=file_check.saves(graph, inventory, self._tools.files),
+                at=datetime.fromtimestamp(job.created_at).astimezone(),  # the same for every attempt
+            ),
+        )
+
+    async def _open_secret(self) -> Mapping[str, Any] | None:
+        """Return the decrypted ``extra_data``. Raises ConfigError if it was sealed under another key."""
+        if not self.claim.job.has_secret:
+            return None
+        secret = await retry_while_store_down(lambda: self._tools.runs.secret(self.claim), extra=self._extra)
+        return self._tools.open_secret(secret) if secret else None
+
+    async def _post(self) -> None:
+        try:
+            await self._post_prompt()
+        except LeaseLost:
+            raise
+        except Exception as error:
+            # Whatever it was: the machine waits for an answer, and a second one changes nothing.
+            self._events.put_nowait(PostUnknown(f"{type(error).__name__}: {error}"))
+            raise
+
+    async def _post_prompt(self) -> None:
+        if not self._tools.safe(self.claim.run):
+            # Posting now could start the job a second time beside whoever took it over.
+            logger.warning("lease too old to post", extra=self._extra)
+            self._events.put_nowait(PostUnknown("the lease was too old to post safely"))
+            return
+        self._posted_at = self._tools.now()
+        answer = await self._tools.nodes.post_prompt(
+            self.claim.node,
+            graph=self._graph,
+            run=self.claim.run,
+            job=self.claim.job.id,
+            extra_data=self._extra_data,
+        )
+        self._events.put_nowait(answer)
+        if not isinstance(answer, PostUnknown) and answer.status == 200:
+            logger.info("prompt accepted", extra=self._extra)
+            # Only matters to who takes the run over; most short runs are over by then.
+            await asyncio.sleep(NOTE_AFTER_S)
+            await self._tools.runs.accepted(self.claim)
+
+    async def _read_frames(self, lease: Lease, machine: Run) -> None:
+        ahead = 0
+        async for frame in lease.frames():
+            ahead += len(frame.data) if isinstance(frame, Binary) else frame.size
+            self._events.put_nowait(frame)
+            del frame
+            if ahead >= READ_AHEAD_BYTES or self._events.qsize() >= READ_AHEAD_FRAMES:
+                await self._events.join()  # no more is read before this is handled
+                await self._unburdened(machine)
+                ahead = 0
+        self._events.put_nowait(SocketClosed(lease.close_reason, lease.limit))
+
+    async def _unburdened(self, machine: Run) -> None:
+        """Wait until most of the results that exist in memory only are stored: there may be any number."""
+        said = self._tools.now()
+        while machine.held_bytes + self._outputs.held_bytes > HELD_BYTES:
+            await asyncio.sleep(HELD_GAP_S)
+            if self._tools.now() - said >= HELD_SAY_S:
+                said = self._tools.now()
+                self._events.put_nowait(Unread())
+
+    async def _ask(self, after_s: float, question: Callable[[], Awaitable[Event | AskFailed]]) -> None:
+        if after_s > 0:
+            await asyncio.sleep(after_s)
+        self._events.put_nowait(await question())
+
+    async def _tell(self, order: Callable[[], Awaitable[bool]]) -> None:
+        self._events.put_nowait(InterruptSent(await order()))
+
+    async def _look_elsewhere(self) -> None:
+        with contextlib.suppress(StoreDown):
+            if await self._tools.elsewhere(self.claim):
+                self._events.put_nowait(FreeElsewhere())
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    async def _end(self, verdict: RunResult) -> None:
+        duration_s = self._tools.now() - self._started
+        self._outbox.close()
+        self._settling = True
+        if self._canceled:
+            self._outputs.cancel()
+        broken = await self._outputs.settled()
+        if self._abandoned:
+            raise LeaseLost(f"run {self.claim.run} was taken over")
+        end = await self._ending.decide(
+            verdict, broken=broken, released=self._released, canceled=self._canceled
+        )
+        if isinstance(end, GivenBack):
+            await self._give_back(end)
+            return
+        measured = Measured()
+        if end.status is JobStatus.SUCCEEDED:
+            measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
+        status = await self._ending.finish(
+            end, measured=measured, duration_s=duration_s, progress=self._outbox.last
+        )
+        self._free()
+        facts = {"status": str(status), "duration_s": round(duration_s, 3), "outputs": len(self._outputs)}
+        if verdict.error:
+            facts["error"] = verdict.error.message
+        logger.info("job ended", extra={**self._extra, **facts})
+
+    async def _give_back(self, back: GivenBack) -> None:
+        bust = frozenset(self._outputs.gone)
+        status = await self._ending.give_back(back, bust=bust, progress=self._outbox.last)
+        self._free(back.rest_s)
+        facts = {"status": str(status), "counts": back.counts, "excluded": back.exclude}
+        logger.warning("job given back", extra={**self._extra, **facts, "error": back.error.message})

@@ -1,0 +1,287 @@
+"""Where a job goes that its node could not run, and what becomes of the node.
+
+Running out of memory is a normal day: the node is told to free its memory, the profile remembers the card,
+and the job goes to a larger one. A node on which every job fails is taken out until it has been restarted.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from comfy_fleet.domain.errors import FleetError, NodeError, NotFound
+from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs.graph import Graph, check, part
+from comfy_fleet.domain.graphs.inventory import Inventory, spelled
+from comfy_fleet.domain.jobs.job import JobError, Placement
+from comfy_fleet.domain.jobs.run import RunResult
+from comfy_fleet.domain.nodes import eligibility
+from comfy_fleet.domain.nodes.by_pool import ByPool
+from comfy_fleet.domain.nodes.eligibility import PlacementRequest, Requirements, gib
+from comfy_fleet.domain.nodes.system_stats import room_bytes
+from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry
+from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.timeouts import Timeout
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 4
+REFUSALS = 2
+"""So many nodes with the same classes that find the same kind of fault in a graph speak for all of them."""
+_OF_THE_GRAPH = frozenset(
+    {
+        "bad_link",
+        "invalid_input_type",
+        "missing_input",
+        "return_type_mismatch",
+        "value_bigger_than_max",
+        "value_smaller_than_min",
+    }
+)
+"""Faults that a node finds by its classes alone; others may be due to the files in its own folders."""
+REST_S = 1.0
+"""Another program has taken memory: so long the agent needs to see it and HAProxy to hear of it. A job that
+runs out of memory ends at once, and the next one would be there before."""
+ASK_S = 3.0  # a node that has just failed may not answer; its job must not wait for it
+
+
+class FailingNode(Protocol):
+    """The part of :class:`comfy_fleet.ports.NodeApi` that is needed here."""
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        """Return versions and memory. Raises NodeError."""
+
+    async def free(self, node: str) -> None:
+        """Ask the node to unload its models once it is idle. Raises NodeError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureLimits:
+    """When a node is taken out, and how long failures are remembered.
+
+    Attributes:
+        faults: CUDA-like faults, or answers that break a limit, in a row.
+        ooms: Jobs out of memory in a row, on the largest card that there is for them. Where a larger one is
+            there, the card's size is the likelier reason, and it takes :data:`PATIENCE` times as many.
+        free: Whether a node on which a job ran out of memory is told to unload its models, by pool: 1 or 0.
+        oom_memory_s: Seconds until a card that was too small may be tried again.
+    """
+
+    faults: int = 2
+    ooms: int = 5
+    oom_memory_s: float = 86400.0
+    free: ByPool = field(default_factory=lambda: ByPool(usual=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disposition:
+    """What to do with a job whose run failed.
+
+    Attributes:
+        placement: Where it goes; None: it has failed for good.
+        counts: Whether the attempt counts.
+        error: Why, in the words that the user reads if it ends here.
+        rest_s: How long its node should get no other job.
+    """
+
+    placement: Placement | None
+    counts: bool
+    error: JobError
+    rest_s: float = 0.0
+
+
+class FailurePolicy:
+    """Decides for one dispatcher.
+
+    Args:
+        registry: Cordons nodes.
+        store: Remembers failures and needs.
+        nodes: Frees memory.
+        atlas: Who can run what.
+    """
+
+    def __init__(
+        self,
+        registry: NodeRegistry,
+        store: InventoryStore,
+        nodes: FailingNode,
+        atlas: NodeDirectory,
+        limits: FailureLimits,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._nodes = nodes
+        self._atlas = atlas
+        self._limits = limits
+
+    async def after(self, claim: Claim, verdict: RunResult) -> Disposition | None:
+        """Return what to do after a failed run, or None where nothing special is known."""
+        error = verdict.error
+        if error is None:
+            return None
+        if error.code == "out_of_memory":
+            return await self._out_of_memory(claim, error)
+        if error.code == "gpu_fault":
+            return await self._gpu_fault(claim, error)
+        if error.code == "frame_too_large":
+            return await self._frame_too_large(claim, error)
+        if verdict.exclude_node:
+            return await self._rejected(claim, error, counts=verdict.counts)
+        return None
+
+    def inventory(self, node: str) -> Inventory | None:
+        """Return what a node has; None if that is not known."""
+        return self._atlas.inventory(node)
+
+    def changed(self, claim: Claim) -> Inventory | None:
+        """Return what a job's node has, if the job was checked before that was known; else None."""
+        node = self._atlas.states.get(claim.node)
+        if node is None or node.reading.changed_at <= claim.job.created_at:
+            return None
+        return self._atlas.inventory(claim.node)
+
+    def unseen(self, claim: Claim) -> Sequence[Inventory] | None:
+        """Return by which inventories a job has to be checked anew; None if it was checked by its node's."""
+        if self._atlas.inventory(claim.node) is None:
+            return self._atlas.inventories  # by itself it may read what no other node does
+        changed = self.changed(claim)
+        return None if changed is None else [changed]
+
+    async def misfit(self, claim: Claim, graph: Graph) -> Placement | None:
+        """Return where a job belongs that its node can't run after all, or None if it can.
+
+        A job was checked against the nodes when it came. Only a node that has changed since is looked at.
+        """
+        known = self.changed(claim)
+        if known is None or not inventory.problems(graph, known):
+            return None
+        placement = claim.job.placement
+        await self._atlas.learn([placement])
+        needed = self._atlas.needs(placement) or Requirements()
+        found = eligibility.needs_of(graph, PlacementRequest(), self._atlas.inventories)
+        needs = replace(
+            needed, classes=needed.classes | found.classes, choices=needed.choices | found.choices
+        )
+        await self._store.keep_needs(needs)
+        moved = replace(placement, needs=needs.key)
+        await self._atlas.learn([moved])
+        if claim.node in self._atlas.able(moved):  # something that needs can't say, such as an input's range
+            moved = _without(moved, claim.node)
+        return moved
+
+    def fitted(self, claim: Claim, graph: Graph) -> Graph:
+        """Return a job's graph as its node is sent it: what some output reads, named as the node names it.
+
+        Raises:
+            InvalidWorkflow: The node reads what no node did when the job came, and that is not sound.
+        """
+        made = part(graph, self._atlas.read(graph, claim.node))
+        if self.unseen(claim) is not None:
+            check(made)
+        known = self._atlas.inventory(claim.node)
+        return spelled(made, known) if known else made
+
+    async def _rejected(self, claim: Claim, error: JobError, *, counts: bool) -> Disposition:
+        with contextlib.suppress(NotFound):  # it was removed meanwhile
+            await self._registry.want_reading(claim.node)
+        moved = _without(claim.job.placement, claim.node)
+        alike = self._alike(claim.node)
+        if len(alike & moved.without) >= REFUSALS and _is_of_the_graph(error):
+            moved = replace(moved, without=moved.without | alike)
+        left = await self._able(moved)
+        return Disposition(placement=moved if left else None, counts=counts, error=error)
+
+    def _alike(self, node: str) -> frozenset[str]:
+        """Return the nodes with the same inventory."""
+        state = self._atlas.states.get(node)
+        digest = state.reading.inventory if state else ""
+        return frozenset(
+            name for name, other in self._atlas.states.items() if digest and other.reading.inventory == digest
+        )
+
+    async def _gpu_fault(self, claim: Claim, error: JobError) -> Disposition:
+        await self._strike(
+            claim.node,
+            "gpu",
+            self._limits.faults,
+            f"quarantined: {self._limits.faults} GPU faults in a row, the last: {error.message[:200]}",
+        )
+        moved = _without(claim.job.placement, claim.node)
+        # Alone it may be cured by a restart; elsewhere the job need not wait for that.
+        left = await self._able(moved)
+        return Disposition(placement=moved if left else claim.job.placement, counts=True, error=error)
+
+    async def _frame_too_large(self, claim: Claim, error: JobError) -> Disposition:
+        # It may be the graph's own picture or text: only many in a row say that it is the node.
+        limit = self._limits.faults * PATIENCE
+        await self._strike(
+            claim.node, "frame", limit, f"quarantined: {limit} runs in a row, the last: {error.message[:200]}"
+        )
+        moved = _without(claim.job.placement, claim.node)
+        left = await self._able(moved)
+        return Disposition(placement=moved if left else None, counts=True, error=error)
+
+    async def _out_of_memory(self, claim: Claim, error: JobError) -> Disposition:
+        total, room = await self._memory(claim.node)
+        shared = room < total * eligibility.CARD_TOLERANCE
+        rest_s = REST_S if shared else 0.0
+        if room:
+            await self._store.note_oom(claim.job.profile, room, ttl_s=int(self._limits.oom_memory_s))
+        placement = claim.job.placement
+        moved = replace(_without(placement, claim.node), above=max(placement.above, room))
+        cards = {name: self._atlas.vram_bytes(name) for name in await self._able(moved)}
+        larger = [name for name, size in cards.items() if not size or size > room]
+        limit = self._limits.ooms * (PATIENCE if larger else 1)
+        await self._strike(claim.node, "oom", limit, f"quarantined: {limit} jobs in a row ran out of memory")
+        if larger:
+            # Each step to a strictly larger card is one of a few: it need not use an attempt up.
+            grows = bool(total) and all(cards[name] > total for name in larger)
+            return Disposition(placement=moved, counts=not grows, error=error, rest_s=rest_s)
+        if room and placement.above < room and any(size >= room for size in cards.values()):
+            # Nothing larger, but another one of this size: it may be this node that is at fault. Once.
+            return Disposition(placement=moved, counts=True, error=error, rest_s=rest_s)
+        where = f"{claim.node} ({gib(total)})" if total else claim.node
+        if shared:
+            message = f"out of memory on {where}, of which others hold {gib(total - room)}: {error.message}"
+            return Disposition(
+                placement=placement, counts=True, error=replace(error, message=message), rest_s=rest_s
+            )
+        message = f"out of memory on {where}, the largest node that can run it: {error.message}"
+        return Disposition(placement=None, counts=True, error=replace(error, message=message))
+
+    async def _memory(self, node: str) -> tuple[int, int]:
+        """Free a node if its pool says so; return its card's bytes, and how many it had; 0: unknown."""
+        total = self._atlas.vram_bytes(node)
+        room = 0
+        try:
+            async with Timeout(ASK_S):
+                room = room_bytes(await self._nodes.system_stats(node))
+                state = self._atlas.states.get(node)
+                if state is None or self._limits.free.of(state.node.pool):
+                    await self._nodes.free(node)
+        except (NodeError, TimeoutError) as error:
+            logger.warning("node not freed", extra={"node": node, "error": str(error)})
+        return max(total, room), min(room, total) if room and total else room or total
+
+    async def _strike(self, node: str, kind: str, limit: int, reason: str) -> None:
+        if await self._registry.strike(node, kind=kind, limit=limit, reason=reason):
+            logger.error("node quarantined", extra={"node": node, "reason": reason})
+
+    async def _able(self, placement: Placement) -> frozenset[str]:
+        try:
+            await self._atlas.look()
+        except FleetError as error:
+            logger.warning("nodes not read", extra={"error": str(error)})
+        await self._atlas.learn([placement])
+        return self._atlas.able(placement)
+
+
+def _without(placement: Placement, node: str) -> Placement:
+    return replace(placement, without=placement.without | {node})
+
+
+def _is_of_the_graph(error: JobError) -> bool:
+    by_node = error.details.get("node_errors")
+    defects = [defect for found in by_node.values() for defect in found] if isinstance(by_node, dict) else []
+    return any(defect.get("reason") in _OF_THE_GRAPH for defect in defects)

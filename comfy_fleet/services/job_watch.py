@@ -1,0 +1,268 @@
+"""Follow a job live: its snapshot first, then what changes, until its last status.
+
+Events hasten, the record is the truth: the watcher subscribes before it reads the record, drops events
+that the record has already, follows a job from run to run, and reads the record again now and then in
+case an event was lost.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.jobs.job import Job, JobEvent, JobStatus, Output, Progress
+from comfy_fleet.domain.records import UNREADABLE, from_fields
+from comfy_fleet.ports import Events, JobStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """The job's state changed, or its place in the queue."""
+
+    status: JobStatus
+    queue_position: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A picture of how far it is: ``{node_id, content_type, data_base64}``."""
+
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alive:
+    """Nothing happened for a while; something should go over the wire."""
+
+
+Seen: TypeAlias = Status | Progress | Preview | Output | Alive
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPace:
+    """How often things are told, in seconds."""
+
+    progress_s: float = 0.5
+    position_s: float = 1.0
+    reread_s: float = 5.0
+    alive_s: float = 15.0
+
+
+class _Throttle:
+    """Lets the newest through at most once per period."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self.due_at = float("-inf")
+        self.waiting: Progress | Preview | None = None
+
+    def offer(self, value: Progress | Preview) -> None:
+        self.waiting = value
+
+    def take(self, now: float) -> Progress | Preview | None:
+        if self.waiting is None or now < self.due_at:
+            return None
+        value, self.waiting = self.waiting, None
+        self.due_at = now + self._period_s
+        return value
+
+
+async def watch(
+    job: Job,
+    *,
+    jobs: JobStore,
+    events: Events,
+    closing: asyncio.Event,
+    pace: StreamPace | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> AsyncGenerator[list[Seen], None]:
+    """Yield a job's snapshot and then what happens, outputs before the last status.
+
+    What comes together is yielded together. Ends after the final status, when the job is forgotten, or when
+    ``closing`` is set.
+    """
+    pace = pace or StreamPace()
+    async with events.subscribe(job.id) as stream:
+        watcher = _Watcher(job, jobs=jobs, pace=pace, monotonic=monotonic)
+        if told := [seen async for seen in watcher.snapshot()]:
+            yield told
+        if watcher.done:
+            return
+        coming: asyncio.Task[JobEvent] | None = None
+        closed = asyncio.ensure_future(closing.wait())
+        try:
+            while not watcher.done and not closing.is_set():
+                if coming is None:
+                    coming = asyncio.ensure_future(_next(stream))
+                timeout = max(0.0, watcher.next_at() - monotonic())
+                await asyncio.wait({coming, closed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if coming.done():
+                    event = coming.result()
+                    coming = None
+                    try:
+                        told = [seen async for seen in watcher.take(event)]
+                    except UNREADABLE:  # of another version: the record tells what it can
+                        continue
+                    if told:
+                        yield told
+                if told := [seen async for seen in watcher.tick()]:
+                    yield told
+        finally:
+            closed.cancel()
+            if coming is not None:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+
+
+async def _next(stream: AsyncIterator[JobEvent]) -> JobEvent:
+    return await anext(stream)
+
+
+class _Watcher:
+    """What one stream has told so far, and what it still has to tell."""
+
+    def __init__(self, job: Job, *, jobs: JobStore, pace: StreamPace, monotonic: Callable[[], float]) -> None:
+        self._job_id = job.id
+        self._started = job.status is not JobStatus.QUEUED  # before that there is no preview
+        self._jobs = jobs
+        self._pace = pace
+        self._monotonic = monotonic
+        self._run: str | None = None
+        self._seq = -1
+        self._status: JobStatus | None = None
+        self._position: int | None = None
+        self._outputs: set[str] = set()
+        self._shown: Progress | None = None
+        self._progress = _Throttle(pace.progress_s)
+        self._preview = _Throttle(pace.progress_s)
+        self._told_at = self._position_at = self._read_at = monotonic()
+        self.done = False
+
+    async def snapshot(self) -> AsyncIterator[Seen]:
+        """Yield the state as it is: status, progress, preview, outputs; of a final job the status last."""
+        preview = await self._jobs.preview(self._job_id) if self._started else None
+        async for seen in self._reread():
+            yield seen
+        if preview is not None and not self.done:
+            yield Preview(data=preview)
+            self._preview.due_at = self._monotonic() + self._pace.progress_s
+
+    def next_at(self) -> float:
+        """Return when :meth:`tick` has something to do, on the monotonic clock."""
+        moments = [self._read_at + self._pace.reread_s, self._told_at + self._pace.alive_s]
+        if self._status is JobStatus.QUEUED:
+            moments.append(self._position_at + self._pace.position_s)
+        moments += [t.due_at for t in (self._progress, self._preview) if t.waiting is not None]
+        return min(moments)
+
+    async def take(self, event: JobEvent) -> AsyncIterator[Seen]:
+        """Yield what an event means for this stream."""
+        if event.seq <= self._seq or (event.type != "status" and event.run != self._run):
+            return
+        whole, self._seq = event.seq == self._seq + 1, event.seq
+        if event.type == "status":
+            status = JobStatus(event.data["status"])
+            self._run = event.run
+            if status.terminal and whole:
+                last = self._progress.waiting  # the whole of it, before the end
+                if "progress" in event.data:
+                    last = progress_of(event.data["progress"])
+                self.done = True
+                if last is not None and last != self._shown:
+                    yield self._told(last)
+                yield self._told(Status(status=status))
+            elif status.terminal:
+                async for seen in self._reread():  # outputs that were missed come before the end
+                    yield seen
+            elif status is not self._status:
+                async for seen in self._say_status(status):
+                    yield seen
+        elif event.type == "progress":
+            self._progress.offer(progress_of(event.data))
+        elif event.type == "preview":
+            self._preview.offer(Preview(data=event.data))
+        elif event.type == "output":
+            for output in self._fresh((output_of(event.data),)):
+                yield self._told(output)
+
+    async def tick(self) -> AsyncIterator[Seen]:
+        """Yield what time brings: throttled events, queue positions, a look at the record, a sign of life."""
+        now = self._monotonic()
+        if self.done:
+            return
+        for throttle in (self._progress, self._preview):
+            if (value := throttle.take(now)) is not None:
+                yield self._told(value)
+        if now >= self._read_at + self._pace.reread_s or (
+            self._status is JobStatus.QUEUED and now >= self._position_at + self._pace.position_s
+        ):
+            async for seen in self._reread():
+                yield seen
+        if now >= self._told_at + self._pace.alive_s:
+            yield self._told(Alive())
+
+    async def _reread(self) -> AsyncIterator[Seen]:
+        self._read_at = self._monotonic()
+        try:
+            job = await self._jobs.get(self._job_id)
+        except StoreDown:
+            if self._status is None:
+                raise
+            return  # the stream outlives a restart of Redis; the next look tells what was missed
+        if job is None:  # past its retention
+            self.done = True
+            return
+        first = self._status is None
+        if job.seq < self._seq and not job.status.terminal:
+            return
+        self._seq = max(self._seq, job.seq)
+        self._run = job.run
+        if job.status.terminal:
+            if not first and job.progress is not None and job.progress != self._shown:
+                yield self._told(job.progress)
+            for output in self._fresh(job.outputs):
+                yield self._told(output)
+            yield self._told(Status(status=job.status))
+            self.done = True
+            return
+        position = await self._jobs.position(job) if job.status is JobStatus.QUEUED else None
+        self._position_at = self._monotonic()
+        if job.status is not self._status or position != self._position:
+            self._status, self._position = job.status, position
+            yield self._told(Status(status=job.status, queue_position=position))
+        if first and job.progress is not None:
+            yield self._told(job.progress)
+            self._progress.due_at = self._monotonic() + self._pace.progress_s
+        for output in self._fresh(job.outputs):
+            yield self._told(output)
+
+    async def _say_status(self, status: JobStatus) -> AsyncIterator[Seen]:
+        if status is JobStatus.QUEUED:  # back in the queue: its place is in the record
+            async for seen in self._reread():
+                yield seen
+            return
+        self._status, self._position = status, None
+        yield self._told(Status(status=status))
+
+    def _fresh(self, outputs: tuple[Output, ...]) -> list[Output]:
+        found = [o for o in outputs if o.asset_id not in self._outputs]
+        self._outputs.update(o.asset_id for o in found)
+        return found
+
+    def _told(self, seen: Seen) -> Seen:
+        self._told_at = self._monotonic()
+        if isinstance(seen, Progress):
+            self._shown = seen
+        return seen
+
+
+def progress_of(data: Mapping[str, Any]) -> Progress:
+    """Read a progress event's data."""
+    return from_fields(Progress, data)
+
+
+def output_of(data: Mapping[str, Any]) -> Output:
+    """Read an output event's data."""
+    return from_fields(Output, data)

@@ -1,0 +1,177 @@
+"""The nodes and what they have, in memory: read from the store, never from the nodes.
+
+Every process that places jobs keeps one. Nodes that are alike share one parsed inventory, and the answer for
+a placement class is worked out once until something changes.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from comfy_fleet.domain.graphs.graph import Graph
+from comfy_fleet.domain.graphs.inventory import Inventory, reached
+from comfy_fleet.domain.jobs.job import Placement
+from comfy_fleet.domain.nodes import eligibility
+from comfy_fleet.domain.nodes.eligibility import Candidate, Requirements
+from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.ports import InventoryStore, NodeRegistry
+
+NOTHING = Requirements()
+UNREAD_S = 10.0
+"""A node that was just added gets no job before it was read; if that takes longer, it decides by itself."""
+
+
+class NodeDirectory:
+    """Who can run what.
+
+    Attributes:
+        states: The nodes by name.
+        candidates: The same, as eligibility sees them.
+        unread: Nodes that were just added: they get no job before it is known what they have.
+
+    Args:
+        registry: Which nodes there are.
+        store: What they have.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self, registry: NodeRegistry, store: InventoryStore, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self.states: Mapping[str, NodeState] = {}
+        self.candidates: Sequence[Candidate] = ()
+        self._digests: Mapping[str, Inventory] = {}
+        self._needs: dict[str, Requirements] = {}
+        self._able: dict[Placement, frozenset[str]] = {}
+        self._pools: Mapping[str, frozenset[str]] = {}
+        self._seen: object = None
+        self._clock = clock
+        self._looks = 0
+        self._shown = 0
+        self.unread: frozenset[str] = frozenset()
+
+    @property
+    def inventories(self) -> Sequence[Inventory]:
+        """The different inventories of the fleet."""
+        return tuple(self._digests.values())
+
+    @property
+    def pools(self) -> Mapping[str, frozenset[str]]:
+        """The nodes of every pool that has any."""
+        return self._pools
+
+    async def look(self) -> None:
+        """Read the registry, and inventories that are new; nothing older than this call is shown after it."""
+        self._looks += 1
+        look = self._looks
+        states = await self._registry.states()
+        digests: dict[str, Inventory] = {}
+        for digest in {state.reading.inventory for state in states} - {""}:
+            found = self._digests.get(digest) or await self._store.load(digest)
+            if found is not None:
+                digests[digest] = found
+        if look < self._shown:  # another look began later and was faster
+            return
+        self._shown = look
+        self.states = {state.node.name: state for state in states}
+        self._digests = digests
+        seen = []
+        for state in states:
+            reading = state.reading
+            digest = reading.inventory if reading.inventory in digests else ""
+            seen.append((state.node, digest, reading.comfyui, reading.vram_bytes))
+        young = self._clock() - UNREAD_S
+        unread = frozenset(
+            state.node.name
+            for state in states
+            if digests and not state.reading.inventory and state.node.added_at > young
+        )
+        if seen == self._seen and unread == self.unread:
+            return
+        self._seen, self.unread = seen, unread
+        self._able.clear()
+        self.candidates = [
+            Candidate(
+                node=state.node,
+                inventory=digests.get(state.reading.inventory),
+                comfyui=state.reading.comfyui,
+                vram_bytes=state.reading.vram_bytes,
+            )
+            for state in states
+        ]
+        pools: dict[str, set[str]] = {}
+        for state in states:
+            pools.setdefault(state.node.pool, set()).add(state.node.name)
+        self._pools = {pool: frozenset(names) for pool, names in pools.items()}
+
+    async def learn(self, placements: Iterable[Placement]) -> None:
+        """Read the needs that these placement classes stand for."""
+        for placement in placements:
+            if placement.needs and placement.needs not in self._needs:
+                # Needs that nobody knows any more: a node decides by itself.
+                self._needs[placement.needs] = await self._store.needs(placement.needs) or NOTHING
+
+    def forget(self, placements: Iterable[Placement]) -> None:
+        """Keep only what these placement classes need."""
+        kept = set(placements)
+        needs = {placement.needs for placement in kept}
+        self._needs = {key: value for key, value in self._needs.items() if key in needs}
+        self._able = {placement: names for placement, names in self._able.items() if placement in kept}
+
+    def keep_small(self, most: int) -> None:
+        """Forget all placement classes once there are more: they are read again when they are asked for."""
+        if max(len(self._needs), len(self._able)) >= most:
+            self.forget(())
+
+    def needs(self, placement: Placement) -> Requirements | None:
+        """Return what a placement class needs, or None if it was not learned."""
+        return self._needs.get(placement.needs) if placement.needs else NOTHING
+
+    def able(self, placement: Placement) -> frozenset[str]:
+        """Return the nodes that may run jobs of a class; none while its needs were not learned."""
+        found = self._able.get(placement)
+        if found is None:
+            needs = self.needs(placement)
+            if needs is None:
+                return frozenset()
+            found = eligibility.able(placement, needs, self.candidates) - self.unread
+            self._able[placement] = found
+        return found
+
+    async def free(self, placement: Placement, *, besides: str) -> bool:
+        """Look whether a node, other than one, may run a job of a class and has nothing to do."""
+        await self.look()
+        await self.learn([placement])
+        others = (self.states[name] for name in self.able(placement) - {besides})
+        return any(one.verdict == "up" and not one.node.cordoned and one.run is None for one in others)
+
+    def able_in(self, placement: Placement, pool: str) -> frozenset[str]:
+        """Return the nodes of one pool that may run jobs of a class."""
+        return self.able(placement) & self._pools.get(pool, frozenset())
+
+    def pools_of(self, placement: Placement) -> tuple[str, ...]:
+        """Return the pools that a placement class may use, in their order."""
+        return placement.pools(self._pools)
+
+    def read(self, graph: Graph, node: str | None = None) -> frozenset[str]:
+        """Return the nodes of a graph that some output reads, directly or not: nothing else is ever run.
+
+        Args:
+            graph: Its shape is sound; its links need not be.
+            node: The node that runs it; None, or one that is not known: whichever can run it may.
+        """
+        known = None if node is None else self.inventory(node)
+        classes = {entry["class_type"] for entry in graph.values()}
+        may = [known] if known else [one for one in self.inventories if classes <= one.classes.keys()]
+        return frozenset().union(*(reached(graph, one) for one in may)) if may else frozenset(graph)
+
+    def inventory(self, node: str) -> Inventory | None:
+        """Return what a node has; None if that is not known."""
+        state = self.states.get(node)
+        return None if state is None else self._digests.get(state.reading.inventory)
+
+    def vram_bytes(self, node: str) -> int:
+        """Return the memory of a node's card; 0 if it is not known."""
+        state = self.states.get(node)
+        return 0 if state is None else state.reading.vram_bytes

@@ -1,0 +1,52 @@
+"""Answers that no sound ComfyUI gives: they count against the node, and a node with too many is taken out."""
+
+import asyncio
+import logging
+
+from comfy_fleet.domain.errors import FleetError, NodeFault
+from comfy_fleet.ports import NodeRegistry
+from comfy_fleet.services.failure_policy import PATIENCE
+
+logger = logging.getLogger(__name__)
+
+
+class NodeFaults:
+    """Counts for one process; called with every fault.
+
+    What a node tells of one run may be too large because of the run's own texts: it counts once a run, and it
+    takes many runs in a row to say that it is the node. Else one user's graph could take all nodes out.
+
+    Args:
+        registry: Where they are counted: those in a row, by all processes together.
+        limit: With so many a node is quarantined.
+    """
+
+    def __init__(self, registry: NodeRegistry, *, limit: int) -> None:
+        self._registry = registry
+        self._limit = limit
+        self._writing: dict[str, asyncio.Task[None]] = {}
+        self._run: dict[str, str] = {}  # the last one that counted, by node
+
+    def __call__(self, node: str, fault: NodeFault) -> None:
+        """Count one; those that come while the last one is still being written are one with it."""
+        run = str(fault.details.get("run") or "") if fault.details.get("limit") else ""
+        if run and self._run.get(node) == run:
+            return
+        if node not in self._writing:
+            self._run[node] = run
+            task = asyncio.create_task(self._strike(node, fault.message, run), name=f"fault of {node}")
+            self._writing[node] = task
+            task.add_done_callback(lambda _: self._writing.pop(node, None))
+
+    async def _strike(self, node: str, message: str, run: str) -> None:
+        logger.warning("node at fault", extra={"node": node, "reason": message})
+        limit, what = (self._limit * PATIENCE, "runs") if run else (self._limit, "unusable answers")
+        kind = "frame" if run else "answer"
+        reason = f"quarantined: {limit} {what} in a row, the last: {message[:200]}"
+        try:
+            out = await self._registry.strike(node, kind=kind, limit=limit, reason=reason)
+        except FleetError as error:
+            logger.warning("fault not counted", extra={"node": node, "reason": str(error)})
+            return
+        if out:
+            logger.error("node quarantined", extra={"node": node, "reason": reason})

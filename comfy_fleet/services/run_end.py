@@ -1,0 +1,248 @@
+"""End a run: decide from its verdict whether the job is over or goes back to its queue, and write that."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from comfy_fleet.domain.errors import (
+    BadInput,
+    ConfigError,
+    FleetError,
+    NoRoom,
+    OutputGone,
+    OutputLimit,
+    OutputRefused,
+)
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
+from comfy_fleet.domain.jobs.run import RunResult
+from comfy_fleet.domain.jobs.run_results import NODE_BUSY
+from comfy_fleet.ports import Claim, NodeApi, RunStore
+from comfy_fleet.services.failure_policy import FailurePolicy
+from comfy_fleet.services.run_metrics import Measured
+from comfy_fleet.services.staging import StagingError
+from comfy_fleet.services.store_retry import retry_while_store_down
+
+logger = logging.getLogger(__name__)
+
+BUSY_REST_S = 3.0
+"""A node that works for others gets no job for so long: its agent sees that, and HAProxy hears of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Over:
+    """The job is over.
+
+    Attributes:
+        status: How.
+        error: Why, if it failed.
+    """
+
+    status: JobStatus
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenBack:
+    """The job goes back to its queue; if its attempts are used up, it ends there.
+
+    Attributes:
+        error: Why, in the words that the user reads if it ends here.
+        counts: Whether the attempt counts.
+        exclude: Whether the node must not get it again.
+        placement: Where it goes from now on; None: where it came from.
+        rest_s: How long its node should get no other job.
+    """
+
+    error: JobError
+    counts: bool
+    exclude: bool = False
+    placement: Placement | None = None
+    rest_s: float = 0.0
+
+
+class Ending:
+    """Ends one run.
+
+    Attributes:
+        writing: Whether its end is being written: then the run's lease may be over, and no loss.
+
+    Args:
+        claim: The run.
+        runs: Where its end is written.
+        care: Knows where a job goes after a failure.
+    """
+
+    def __init__(self, claim: Claim, *, runs: RunStore, care: FailurePolicy) -> None:
+        self._claim = claim
+        self._runs = runs
+        self._care = care
+        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+        self.writing = False
+
+    async def decide(
+        self, verdict: RunResult, *, broken: Sequence[BaseException], released: bool, canceled: bool
+    ) -> Over | GivenBack:
+        """Return what becomes of the job.
+
+        Args:
+            verdict: How the run ended.
+            broken: Why outputs can't be had; empty if all of them are stored.
+            released: The run was to be taken off its node.
+            canceled: The job was to be canceled.
+        """
+        for error in broken:
+            # The next run would make them again; a run is stopped early for it, so this is no cancel.
+            if isinstance(error, OutputLimit) and not canceled:
+                return Over(status=JobStatus.FAILED, error=_about(error, "output_limit", str(error)))
+        match verdict.kind:
+            case "succeeded" if broken and canceled:
+                return Over(status=JobStatus.CANCELED)
+            case "succeeded" if broken:
+                logger.warning("outputs can't be read", extra={**self._extra, "error": str(broken[0])})
+                for error in broken:
+                    if self._never(error):
+                        why = f"an output can't be read, and computing it again would not help: {error}"
+                        return Over(status=JobStatus.FAILED, error=_about(error, "output_lost", why))
+                lost = _about(broken[0], "output_lost", f"an output can't be read: {broken[0]}")
+                return GivenBack(error=lost, counts=not released)
+            case "succeeded":
+                return Over(status=JobStatus.SUCCEEDED)
+            case "canceled" if released and not canceled:
+                message = f"given back from node {self._claim.node}"
+                return GivenBack(error=JobError(code="released", message=message), counts=False)
+            case "canceled":
+                return Over(status=JobStatus.CANCELED)
+            case _:
+                return await self._failed(verdict, released=released)
+
+    def _never(self, error: BaseException) -> bool:
+        """Whether another run would change nothing: the name is refused, or the node has run anew already."""
+        if isinstance(error, OutputGone):
+            return error.details.get("node_id") in self._claim.job.bust
+        return isinstance(error, OutputRefused)
+
+    async def _failed(self, verdict: RunResult, *, released: bool) -> Over | GivenBack:
+        error = verdict.error or node_lost("the run ended without a reason")
+        after = await retry_while_store_down(
+            lambda: self._care.after(self._claim, verdict), extra=self._extra
+        )
+        if after is not None:
+            if after.placement is None:
+                return Over(status=JobStatus.FAILED, error=after.error)
+            return GivenBack(
+                error=after.error, counts=after.counts, placement=after.placement, rest_s=after.rest_s
+            )
+        if error.code == NODE_BUSY:
+            return GivenBack(error=error, counts=False, rest_s=BUSY_REST_S)
+        if released and verdict.kind == "lost":
+            return GivenBack(error=error, counts=False)
+        if verdict.exclude_node or verdict.retryable or verdict.kind == "lost":
+            return GivenBack(error=error, counts=verdict.counts, exclude=verdict.exclude_node)
+        return Over(status=JobStatus.FAILED, error=error)
+
+    async def finish(
+        self, end: Over, *, measured: Measured, duration_s: float, progress: Progress | None
+    ) -> JobStatus:
+        """Write that the job is over; returns its final state.
+
+        Args:
+            end: How.
+            measured: What the run tells of its node.
+            duration_s: What it took; counts only if it succeeded.
+            progress: How far it came, as far as this dispatcher saw.
+        """
+        self.writing = True
+        took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
+        return await retry_while_store_down(
+            lambda: self._runs.finish(
+                self._claim,
+                end.status,
+                error=end.error,
+                duration_s=took_s,
+                speed=measured.speed,
+                models=measured.models,
+                progress=progress,
+            ),
+            extra=self._extra,
+        )
+
+    async def give_back(
+        self, back: GivenBack, *, bust: frozenset[str], progress: Progress | None
+    ) -> JobStatus:
+        """Write that the job goes back; returns its state.
+
+        Args:
+            back: Why, and where to.
+            bust: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
+            progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
+        """
+        self.writing = True
+        return await retry_while_store_down(
+            lambda: self._runs.requeue(
+                self._claim,
+                counts=back.counts,
+                exclude=back.exclude,
+                reason=back.error,
+                bust=bust,
+                placement=back.placement,
+                progress=progress,
+            ),
+            extra=self._extra,
+        )
+
+
+def _about(error: BaseException, code: str, message: str) -> JobError:
+    details = error.details if isinstance(error, FleetError) else {}
+    return JobError(code=code, message=message, node_id=details.get("node_id"), details=details)
+
+
+def unready(error: Exception, *, extra: Mapping[str, str]) -> RunResult:
+    """Return the verdict on a run whose prompt could not be made ready.
+
+    Args:
+        error: Why.
+        extra: Fields of the log line.
+    """
+    retryable = False
+    match error:
+        case BadInput():
+            problem = JobError(code=error.code, message=str(error), details=error.details)
+        case ConfigError():
+            problem = JobError(code="internal_error", message=str(error))
+        case NoRoom():
+            logger.error("inputs can't be read", exc_info=error, extra=extra)
+            retryable = True
+            problem = JobError(code=error.code, message=f"the job's inputs can't be read now: {error}")
+        case StagingError():
+            logger.warning("staging failed", extra={**extra, "error": str(error)})
+            retryable = not error.fatal
+            problem = JobError(code="missing_asset" if error.fatal else "node_lost", message=str(error))
+        case _:
+            logger.error("run not made ready", exc_info=error, extra=extra)
+            retryable = True
+            why = f"the prompt could not be made ready: {type(error).__name__}"
+            problem = JobError(code="internal_error", message=why)
+    return RunResult(kind="failed", error=problem, counts=True, retryable=retryable)
+
+
+def broken_off(error: Exception, *, extra: Mapping[str, str]) -> GivenBack:
+    """Return what becomes of a job whose run nobody can go on with: something of the fleet's own fails.
+
+    Args:
+        error: What was raised.
+        extra: Fields of the log line.
+    """
+    logger.error("run broke off", exc_info=error, extra=extra)
+    why = f"the run could not be followed to its end: {type(error).__name__}"
+    return GivenBack(error=JobError(code="internal_error", message=why), counts=True)
+
+
+async def withdraw(claim: Claim, nodes: NodeApi) -> None:
+    """Take a run's prompt off its node, whether it waits there or runs; nothing is told if that fails."""
+    await nodes.delete_pending(claim.node, claim.run)
+    await nodes.interrupt(claim.node, claim.run)
+
+
+def node_lost(message: str) -> JobError:
+    """Return the error of a run that is lost."""
+    return JobError(code="node_lost", message=message)

@@ -1,0 +1,64 @@
+"""What a run that succeeded tells of its node: how fast it is, and which models it has in memory now."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.nodes.eligibility import file_place
+from comfy_fleet.domain.nodes.speed import Speeds
+from comfy_fleet.domain.nodes.weights import default_weight
+from comfy_fleet.ports import Claim
+from comfy_fleet.services.node_directory import NodeDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is written with a run's end.
+
+    Attributes:
+        speed: Natural logarithm of the node's speed in this run; None: it says nothing about that.
+        models: The model files that it used, as ``FOLDER/FILE``.
+    """
+
+    speed: float | None = None
+    models: Sequence[str] = ()
+
+
+class Measure:
+    """Measures for one dispatcher.
+
+    Args:
+        atlas: Who has what.
+    """
+
+    def __init__(self, atlas: NodeDirectory) -> None:
+        self._atlas = atlas
+        self._speeds = Speeds()
+        self._used: dict[str, tuple[int, frozenset[str]]] = {}
+
+    def succeeded(self, claim: Claim, *, took_s: float | None) -> Measured:
+        """Look at a run that succeeded.
+
+        Args:
+            claim: The run.
+            took_s: Seconds from the POST to its end; None if they say nothing about the node.
+        """
+        node = claim.node
+        state, known = self._atlas.states.get(node), self._atlas.inventory(node)
+        if state is None or known is None:
+            return Measured()
+        graph = orjson.loads(claim.graph)
+        models = sorted({file_place(*found) for found in inventory.requirements(graph, known).files})
+        starts, used = state.reading.starts, frozenset(models)
+        before = self._used.get(node)
+        warm = before is not None and before[0] == starts and used <= before[1]
+        if len(self._used) > len(self._atlas.states):
+            self._used = {name: seen for name, seen in self._used.items() if name in self._atlas.states}
+        self._used[node] = starts, used if before is None or before[0] != starts else before[1] | used
+        speed = None
+        if took_s is not None and warm:
+            weight = default_weight(state.reading.gpu, state.reading.device)
+            speed = self._speeds.compare(claim.job.profile, node, took_s=took_s, weight=weight)
+        return Measured(speed=speed, models=models)

@@ -1,0 +1,375 @@
+"""Seek nodes for jobs that wait: ask HAProxy for one, then claim the best job for it.
+
+A *seeker* is a task that takes node after node for one placement class. Several run for each class while jobs
+of it wait and nodes are granted; without either, nothing runs but a look at the queues now and then.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from comfy_fleet.domain.errors import Outdated
+from comfy_fleet.domain.jobs.job import Placement
+from comfy_fleet.domain.nodes.weights import drawn
+from comfy_fleet.ports import Claim, Lease, Leases, NoLease, RunStore
+from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.timeouts import Timeout
+
+logger = logging.getLogger(__name__)
+
+MAX_WISH = 64  # names in X-Fleet-Nodes; more cost HAProxy milliseconds
+PARALLEL = 4  # lease requests of one placement class at a time
+RECLAIM_S = 0.05  # how long a slot that we gave back may take to be free again
+HOT_GAP_S = 0.001
+FASTER = 2.0  # a node with so many times the share is rather taken
+PREFER_TIMEOUT_S = 0.25  # for asking about nodes that are rather taken: one of them may be frozen
+RATHER_GAPS_S = (0.001, 0.002, 0.004, *[0.008] * 7)  # whoever was granted one claims for it within these
+UNAVAILABLE_S = 0.5  # a node that is not to be had is not waited for again so soon
+LOOK_AGAIN_S = (0.1, 0.3)  # while jobs wait and every node is busy
+IDLE_LOOK_S = 2.0  # a lost wake-up must not matter
+
+
+class Seekers:
+    """The seekers of one dispatcher.
+
+    Args:
+        atlas: Who can run what.
+        runs: Where jobs wait and are claimed.
+        leases: Where nodes are granted.
+        name: The dispatcher's.
+        lease_ttl_s: How long a claim holds without a beat.
+        now: Monotonic seconds.
+        new_id: Makes run ids and fencing tokens.
+        chance: Random numbers from 0 to 1; they spread load.
+        spawn: Starts a task that ends with the dispatcher.
+        on_claim: Called with a claim, the lease that holds its node, and when the claim was asked for.
+        on_taken: Called with a lease on a node that a run has already, and with that run.
+        may: Whether anything may be claimed now; whoever changes that calls :meth:`look_again`.
+    """
+
+    def __init__(
+        self,
+        atlas: NodeDirectory,
+        runs: RunStore,
+        leases: Leases,
+        *,
+        name: str,
+        lease_ttl_s: float,
+        now: Callable[[], float],
+        new_id: Callable[[], str],
+        chance: Callable[[], float],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        on_claim: Callable[[Claim, Lease, float], None],
+        on_taken: Callable[[Lease, str], None],
+        may: Callable[[], bool],
+    ) -> None:
+        self._atlas = atlas
+        self._runs = runs
+        self._leases = leases
+        self._name = name
+        self._lease_ttl_s = lease_ttl_s
+        self._now = now
+        self._new_id = new_id
+        self._chance = chance
+        self._spawn = spawn
+        self._on_claim = on_claim
+        self._on_taken = on_taken
+        self._may = may
+        self._stopped = False
+        self._seekers: Counter[Placement] = Counter()
+        self._known: set[Placement] = set()  # whose jobs wait, as far as we have heard
+        self._busy_until: dict[Placement, float] = {}
+        self._vain_until: dict[str, float] = {}
+        self._look = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- when to seek ---------------------------------------------------------------------------------
+
+    async def seek(self) -> None:
+        """Look at the queues, now and whenever there is a reason to, and seek nodes for what waits there."""
+        while True:
+            waiting = await self._runs.waiting() if self._claiming else []
+            self._known = {head.placement for head in waiting}
+            self._atlas.forget({*self._known, *self._seekers})
+            await self._atlas.learn(self._known)
+            for head in waiting:
+                self._start(head.placement)
+            if waiting:
+                soonest, latest = LOOK_AGAIN_S
+                self._look_in(soonest + (latest - soonest) * self._chance())
+            with contextlib.suppress(TimeoutError):
+                async with Timeout(IDLE_LOOK_S):
+                    await self._look.wait()
+            self._look.clear()
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._stopped = True
+
+    @property
+    def _claiming(self) -> bool:
+        return not self._stopped and self._may()
+
+    def wanted(self, placement: Placement) -> None:
+        """Take note that a job of a class waits."""
+        if not self._start(placement):
+            self._look_in(LOOK_AGAIN_S[0])  # whoever seeks now may have looked before it was there
+
+    def freed(self, node: str) -> None:
+        """Take note that a node of ours can take another job: ask for just this one at once."""
+        placement = next((p for p in self._known if self._able(p, node)), None)
+        if self._claiming and placement is not None:
+            self._spawn(self._seek_again(node, placement))
+
+    def look_again(self) -> None:
+        """Take note that nodes have changed, or that another dispatcher let one go: none counts as busy."""
+        self._busy_until.clear()
+        self._look.set()
+
+    def _look_in(self, seconds: float) -> None:
+        """Look at the queues again, at the latest after this time."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._timer is not None:
+            if loop.time() < self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._look.set)
+
+    def _start(self, placement: Placement) -> bool:
+        """Start a seeker, unless enough of them seek or all nodes were busy just now; returns whether."""
+        self._known.add(placement)
+        if (
+            not self._claiming
+            or self._seekers[placement] >= PARALLEL
+            or self._now() < self._busy_until.get(placement, 0.0)
+        ):
+            return False
+        self._seekers[placement] += 1
+        self._spawn(self._seek_nodes(placement))
+        return True
+
+    async def _seek_nodes(self, placement: Placement) -> None:
+        """Take node after node for one placement class, until none is free or nothing waits."""
+        try:
+            while self._claiming and await self._seek_one(placement):
+                self._start(placement)  # more nodes may be free: ask for several at a time
+        except Exception:
+            logger.exception("seeking a node failed", extra={"placement": placement.key})
+        finally:
+            self._seekers[placement] -= 1
+            if not self._seekers[placement]:
+                del self._seekers[placement]
+
+    async def _seek_again(self, node: str, placement: Placement) -> None:
+        """Take a node that a run of ours has just left; HAProxy needs a moment to see that it is free."""
+        try:
+            pool = self._atlas.states[node].node.pool
+            until = self._now() + RECLAIM_S
+            while self._now() < until:
+                run = self._new_id()
+                lease = await self._leases.lease(run=run, pool=pool, nodes=(node,))
+                if not isinstance(lease, NoLease):
+                    await self._claim(lease, run, placement, seekers=0)
+                    return
+                if lease.why != "busy":
+                    break
+                await asyncio.sleep(HOT_GAP_S)
+        except Exception:
+            logger.exception("seeking a node failed", extra={"placement": placement.key})
+        self._look.set()
+
+    # -- asking for nodes -----------------------------------------------------------------------------
+
+    async def _seek_one(self, placement: Placement) -> bool:
+        """Take one node, of the first pool that has a free one; returns whether to go on seeking."""
+        await self._atlas.learn([placement])
+        atlas = self._atlas
+        if any(
+            atlas.pools.get(pool, frozenset()) & atlas.unread and not atlas.able_in(placement, pool)
+            for pool in atlas.pools_of(placement)
+        ):
+            await atlas.look()  # before a pool is passed over: its nodes may have been read just now
+        pools = [pool for pool in atlas.pools_of(placement) if atlas.able_in(placement, pool)]
+        if not pools:
+            return False
+        for at, pool in enumerate(pools):  # a later one only if the ones before have no free node
+            if granted := await self._ask(placement, pool):
+                rather = {earlier: atlas.able_in(placement, earlier) for earlier in pools[:at]}
+                rather[pool] = self._faster(placement, pool, granted[0].node)
+                granted = await self._prefer_faster(rather, granted)
+                return await self._claim(*granted, placement, seekers=1)
+        self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
+        self._look_in(LOOK_AGAIN_S[1])
+        return False
+
+    def _faster(self, placement: Placement, pool: str, node: str) -> frozenset[str]:
+        """Return the able nodes of a pool that have a much larger share than one of them."""
+        states = self._atlas.states
+        if node not in states:
+            return frozenset()
+        enough = FASTER * states[node].node.share
+        return frozenset(
+            name for name in self._atlas.able_in(placement, pool) if states[name].node.share >= enough
+        )
+
+    async def _prefer_faster(
+        self, better: Mapping[str, frozenset[str]], granted: tuple[Lease, str]
+    ) -> tuple[Lease, str]:
+        """Return one of the better nodes if one is free by now; else what was granted.
+
+        A better node that HAProxy refuses and that no run has was granted a moment ago, to another seeker or
+        another dispatcher, perhaps for the same job: returns once that one has claimed what it came for.
+
+        Args:
+            better: By pool.
+            granted: A lease, and its run's id.
+        """
+        lease, _ = granted
+        try:
+            found = await self._await_preferred(better)
+        except BaseException:
+            lease.release()
+            raise
+        if found is None:
+            return granted
+        lease.release()
+        self.look_again()  # whoever wanted that one was told that it is busy
+        return found
+
+    async def _await_preferred(self, wanted: Mapping[str, Iterable[str]]) -> tuple[Lease, str] | None:
+        """Return one of the nodes, or None once all of them are at work or it takes too long."""
+        states, now = self._atlas.states, self._now()
+        self._vain_until = {name: until for name, until in self._vain_until.items() if now < until}
+        left = {
+            pool: [n for n in names if states[n].verdict == "up" and n not in self._vain_until]
+            for pool, names in wanted.items()
+        }
+        with contextlib.suppress(TimeoutError):
+            async with Timeout(PREFER_TIMEOUT_S):
+                for gap in RATHER_GAPS_S:
+                    occupied = await self._runs.occupied(list(chain.from_iterable(left.values())))
+                    for pool, names in left.items():
+                        left[pool] = [name for name in names if name not in occupied]
+                    if not any(left.values()):
+                        return None
+                    for pool, names in left.items():
+                        if names and (found := await self._ask_for(pool, names, fastest_first=True)):
+                            return found
+                    await asyncio.sleep(gap)
+        # No run has them, and HAProxy does not grant them: their dispatcher or they themselves froze, say.
+        self._vain_until |= dict.fromkeys(chain.from_iterable(left.values()), self._now() + UNAVAILABLE_S)
+        return None
+
+    async def _ask(self, placement: Placement, pool: str) -> tuple[Lease, str] | None:
+        """Ask a pool for a node that is able; returns the lease and its run's id."""
+        able = self._atlas.able_in(placement, pool)
+        if not able:
+            return None
+        everyone = len(able) == len(self._atlas.pools[pool])
+        # What stands before a node is told of it by name: it must be known before HAProxy chooses.
+        named = any(self._atlas.states[name].node.proxied for name in able if name in self._atlas.states)
+        return await self._ask_for(pool, able if named or not everyone else ())
+
+    async def _ask_for(
+        self, pool: str, able: Collection[str], *, fastest_first: bool = False
+    ) -> tuple[Lease, str] | None:
+        """Ask a pool for one of the able nodes, or for any; returns the lease and its run's id."""
+        states = self._atlas.states
+        shares = {name: states[name].node.share if name in states else 1.0 for name in able}
+        wish = drawn(shares, self._chance)  # as HAProxy itself would share
+        if fastest_first:
+            wish.sort(key=shares.__getitem__, reverse=True)
+        run = self._new_id()
+        lease = await self._leases.lease(run=run, pool=pool, nodes=wish[:MAX_WISH])
+        if not isinstance(lease, NoLease):
+            return lease, run
+        if lease.why != "busy":
+            logger.warning("no lease", extra={"why": lease.why, "detail": lease.detail})
+        return None
+
+    # -- claiming -------------------------------------------------------------------------------------
+
+    async def _claim(self, lease: Lease, run: str, placement: Placement, *, seekers: int) -> bool:
+        """Take the best job for a leased node.
+
+        Args:
+            lease: Holds the node.
+            run: Its run's id.
+            placement: Whose job was sought; another one that is able may be better.
+            seekers: How many of the placement's seekers we are ourselves.
+
+        Returns:
+            Whether more jobs wait than others are seeking nodes for.
+        """
+        if not self._claiming:
+            lease.release()
+            return False
+        asked = self._now()
+        placements = self._fitting(lease.node, placement)
+        try:
+            got = await self._runs.claim(
+                node=lease.node,
+                placements=placements,
+                run=run,
+                token=self._new_id(),
+                dispatcher=self._name,
+                ttl_s=self._lease_ttl_s,
+            )
+        except Outdated:  # for good: the dispatcher says so
+            lease.release()
+            self.stop()
+            return False
+        except BaseException:
+            lease.release()
+            raise
+        if isinstance(got, Claim):
+            logger.info(
+                "job claimed",
+                extra={"job_id": got.job.id, "run": run, "node": got.node, "attempt": got.attempt},
+            )
+            if not got.behind:
+                self._known.difference_update(placements)
+            sought = sum(self._seekers[one] for one in placements) - seekers
+            got = replace(got, behind=max(0, got.behind - sought))
+            self._on_claim(got, lease, asked)
+            return got.behind > 0
+        if got.why == "leased" and got.run is not None:
+            self._on_taken(lease, got.run)
+            return True
+        lease.release()
+        if got.why == "broken":
+            return True
+        if got.why == "empty":
+            self._known.difference_update(placements)
+        else:
+            logger.info("node refused", extra={"node": lease.node, "why": got.why})
+            self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
+        return False
+
+    def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
+        """Return the placement classes that may use the node; the wanted one is first.
+
+        Jobs that would rather run in another pool stay out while that one is still asked for them.
+        """
+        others = [
+            placement
+            for placement in self._known
+            if placement != wanted
+            and self._able(placement, node)
+            and (not self._seekers[placement] or self._first_choice(placement, node))
+        ]
+        return [wanted, *others]
+
+    def _first_choice(self, placement: Placement, node: str) -> bool:
+        """Whether a node is in the first of a class's pools that has any able node."""
+        pools = (self._atlas.able_in(placement, pool) for pool in self._atlas.pools_of(placement))
+        return node in next(filter(None, pools), frozenset())
+
+    def _able(self, placement: Placement, node: str) -> bool:
+        return node in self._atlas.able(placement)

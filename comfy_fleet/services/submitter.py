@@ -1,0 +1,346 @@
+"""Take a job: check everything that can be checked now, then write it in one step.
+
+What this refuses costs no GPU second; what it accepts is durable.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import orjson
+from blake3 import blake3
+
+from comfy_fleet.domain.errors import (
+    Busy,
+    FleetError,
+    InvalidWorkflow,
+    MissingAsset,
+    NoNodes,
+    QueueFull,
+    StoreDown,
+)
+from comfy_fleet.domain.graphs import binding, file_check, graph
+from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
+from comfy_fleet.domain.graphs.graph import Graph, Place
+from comfy_fleet.domain.graphs.output_count import certain_files
+from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
+from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement
+from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
+from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
+from comfy_fleet.services.job_queries import is_id
+from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
+from comfy_fleet.turns import NoTurn, Turns
+
+logger = logging.getLogger(__name__)
+
+LARGE_AT_ONCE = 2
+LARGE_LINE = 16
+LARGE_WAIT_S = 10.0
+
+
+class Inventories(Protocol):
+    """What the nodes have, from memory."""
+
+    async def any_node(self) -> bool:
+        """Return whether a node is registered at all."""
+
+    def declared(self) -> Declared:
+        """Return what the nodes' classes say of their inputs."""
+
+    def read(self, graph: Graph) -> frozenset[str]:
+        """Return the nodes of a graph that some output reads; nobody looks at the others."""
+
+    async def placement(self, graph: Graph, wish: PlacementRequest) -> Placement:
+        """Return what a node must have for the graph; raises InvalidWorkflow if none can run it."""
+
+
+class Sealer(Protocol):
+    """Encrypts what must not be readable at rest."""
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt."""
+
+
+class Catalog(Protocol):
+    """The stored workflows."""
+
+    def get(self, name: str) -> Workflow:
+        """Return a workflow; raises NotFound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What a client may say besides the graph.
+
+    Attributes:
+        extra_data: What the node gets beside the graph: a partner's key, the editor's graph for pictures.
+        deadline_s: Seconds from now after which it must not start any more.
+        where: Pools, zone and labels; what it says counts more than what the workflow says.
+    """
+
+    priority: int = 0
+    metadata: Metadata = None
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
+    deadline_s: float | None = None
+    where: PlacementRequest = field(default_factory=PlacementRequest)
+    idempotency: Idempotency | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitLimits:
+    """The operator's limits for new jobs; times in seconds."""
+
+    depth: int
+    outputs: int
+    retention_s: float
+    max_attempts: int
+
+
+class Submitter:
+    """Turns graphs and stored workflows into jobs.
+
+    Args:
+        files: Which files graphs may name.
+        clock: Unix seconds.
+        new_id: Draws a job's UUID.
+        draw_seed: Draws a seed for parameters that want one.
+        retry_after: Estimates the whole seconds until a full queue has room.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        assets: AssetStore,
+        inventories: Inventories,
+        catalog: Catalog,
+        sealer: Sealer,
+        limits: SubmitLimits,
+        files: FilePolicy,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+        draw_seed: Callable[[], int],
+        retry_after: Callable[[], Awaitable[int]],
+    ) -> None:
+        self._jobs = jobs
+        self._assets = assets
+        self._inventories = inventories
+        self._catalog = catalog
+        self._sealer = sealer
+        self._limits = limits
+        self._files = files
+        self._clock = clock
+        self._new_id = new_id
+        self._draw_seed = draw_seed
+        self._retry_after = retry_after
+        self._large = Turns(LARGE_AT_ONCE, wait_s=LARGE_WAIT_S, line=LARGE_LINE)
+
+    async def graph(self, owner: str, workflow: object, wishes: JobOptions) -> Submitted:
+        """Submit a graph as it is.
+
+        Raises:
+            InvalidWorkflow: Its structure is wrong, it names files that may be somebody else's, or no node
+                can run it; per-node details.
+            WorkflowFormatUi: It is the editor's format.
+            MissingAsset: It refers to an asset that this owner doesn't have.
+            Busy: Several large graphs are being checked already.
+            NoNodes: No node is known at all.
+            NoRoom: The fleet's own disk is too full for another job's outputs.
+            QueueFull: Too many jobs wait.
+            IdempotencyKeyReuse: The key has made a job.
+        """
+        if not _is_large(workflow):
+            checked, profile = self._checked(workflow)
+            return await self._submit(owner, checked, wishes, profile=profile)
+        try:
+            await self._large.take()
+        except NoTurn:
+            raise Busy("several large graphs are being checked already: try again", retry_after_s=2) from None
+        try:
+            checked, profile = await asyncio.to_thread(self._checked, workflow)
+            return await self._submit(owner, checked, wishes, profile=profile, large=True)
+        finally:
+            self._large.give()
+
+    async def stored(self, owner: str, name: str, params: Mapping[str, Any], wishes: JobOptions) -> Submitted:
+        """Submit a stored workflow with parameters.
+
+        Raises:
+            NotFound: There is no such workflow.
+            InvalidParameter: A parameter is out of its limits.
+            FleetError: And everything that :meth:`graph` raises.
+        """
+        workflow = self._catalog.get(name)
+        bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
+        for parameter_name, value in bound.assets.items():
+            await self._check_file(owner, workflow, parameter_name, value)
+        return await self._submit(
+            owner,
+            graph.check(bound.graph, read=self._inventories.read),
+            wishes,
+            profile=workflow.name,
+            workflow=workflow,
+            params=bound.values,
+        )
+
+    async def _submit(
+        self,
+        owner: str,
+        checked: Graph,
+        wishes: JobOptions,
+        *,
+        profile: str,
+        workflow: Workflow | None = None,
+        params: Mapping[str, Any] | None = None,
+        large: bool = False,
+    ) -> Submitted:
+        self._assets.check_room()
+        await worked(large, lambda: self._check_count(checked))
+        declared = self._inventories.declared()
+        read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
+        assets = await self._uploads(owner, read, declared, large=large)
+        await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
+        uploads = {graph.place_name(*at): asset_id for at, asset_id in assets.items()}
+        where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
+        placement = await self._inventories.placement(checked, where)
+        if not await self._inventories.any_node():
+            raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)
+        try:
+            data = orjson.dumps(checked)
+        except (TypeError, ValueError) as error:
+            raise InvalidWorkflow(
+                f"the workflow can't be written as JSON: {error}", details={"field": "workflow"}
+            ) from error
+        now = self._clock()
+        new = NewJob(
+            id=self._new_id(),
+            owner=owner,
+            graph=data,
+            graph_hash=f"blake3:{blake3(data).hexdigest()}",
+            created_at=now,
+            expires_in_s=self._limits.retention_s,
+            priority=wishes.priority,
+            metadata=wishes.metadata,
+            workflow=workflow.name if workflow else None,
+            workflow_version=workflow.version if workflow else None,
+            params=params or {},
+            profile=profile,
+            placement=placement,
+            assets=frozenset(uploads.values()),
+            uploads=uploads,
+            secret=self._sealer.seal(orjson.dumps(wishes.extra_data)) if wishes.extra_data else None,
+            deadline_s=wishes.deadline_s,
+            max_attempts=self._limits.max_attempts,
+        )
+        return await self._write(new, wishes.idempotency)
+
+    def _check_count(self, checked: Graph) -> None:
+        """Refuse a graph that certainly makes more files than a job may have."""
+        count, node_id = certain_files(checked)
+        most = self._limits.outputs
+        if count <= most or node_id is None:
+            return
+        message = f"the workflow makes at least {count} outputs, a job may have {most} (FLEET_MAX_OUTPUTS)"
+        fault = {"field": "batch_size", "reason": "too_many_outputs", "message": message}
+        raise InvalidWorkflow(
+            f"node {node_id}: batch_size: {message}",
+            details={
+                "field": "workflow",
+                "limit": "max_outputs",
+                "value": most,
+                "node_errors": {node_id: [fault]},
+            },
+        )
+
+    async def _check_file(self, owner: str, workflow: Workflow, name: str, value: str) -> None:
+        asset = await self._assets.get(value) if is_id(value) else None
+        if asset is None:
+            asset = await self._assets.by_path(owner=owner, file_path=value)
+        if asset is None or asset.owner != owner:
+            raise MissingAsset(
+                f"{name}: there is no asset {value[:80]!r}; upload the file first: POST /api/v2/assets",
+                details={"field": f"params.{name}", "parameter": name, "id": value[:80]},
+            )
+        parameter = workflow.parameter(name)
+        if parameter is not None:
+            binding.check_file(parameter, content_type=asset.content_type, size_bytes=asset.size_bytes)
+
+    async def _write(self, new: NewJob, idempotency: Idempotency | None) -> Submitted:
+        ids = sorted(new.assets)
+        if ids:
+            await self._assets.hold(owner=new.owner, asset_ids=ids, job_id=new.id)
+        try:
+            done = await self._jobs.submit(new, idempotency=idempotency, depth_limit=self._limits.depth)
+        except StoreDown:
+            raise  # it may have been written; if not, the hold ends by itself
+        except FleetError as error:
+            if ids:
+                await self._assets.release(asset_ids=ids, job_id=new.id)
+            if isinstance(error, QueueFull):
+                error.retry_after_s = await self._retry_after()
+            raise
+        if done.job.id != new.id:  # a replay: the earlier job holds what it needs itself
+            if ids:
+                await self._assets.release(asset_ids=ids, job_id=new.id)
+            return done
+        facts = {"owner": new.owner, "workflow": new.workflow, "priority": new.priority, "assets": len(ids)}
+        logger.info("job accepted", extra={"job_id": new.id, **facts})
+        return done
+
+    def _checked(self, workflow: object) -> tuple[Graph, str]:
+        checked = graph.check(workflow, read=self._inventories.read)
+        return checked, graph.profile(checked)
+
+    async def _uploads(
+        self, owner: str, checked: Graph, declared: Declared, *, large: bool
+    ) -> dict[Place, str]:
+        """Return which asset goes where: ``core/ASSET`` objects, then files that inputs name."""
+        found: dict[Place, str] = {}
+        for reference in await worked(large, lambda: graph.asset_references(checked)):
+            asset = await self._assets.get(reference.asset_id)
+            if asset is None or asset.owner != owner:
+                raise MissingAsset(
+                    f"node {reference.node_id}, input {reference.input}: "
+                    f"there is no asset {reference.asset_id[:80]}",
+                    details={
+                        "field": "workflow",
+                        "node_id": reference.node_id,
+                        "input": reference.input,
+                        "id": reference.asset_id[:80],
+                    },
+                )
+            found[reference.place] = asset.id
+        by_name: dict[str, str | None] = {}
+        for named in await worked(large, lambda: file_check.named_uploads(checked, declared)):
+            if named.name not in by_name:
+                asset = await self._assets.by_path(owner=owner, file_path=named.name)
+                by_name[named.name] = asset.id if asset else None
+            if (asset_id := by_name[named.name]) is not None:
+                found[named.place] = asset_id
+        return found
+
+
+def _is_large(workflow: object) -> bool:
+    try:
+        return len(orjson.dumps(workflow)) > LARGE_BYTES
+    except TypeError:  # it is refused for what it is
+        return True
+
+
+def _wish(requires: ManifestRequirements, asked: PlacementRequest) -> PlacementRequest:
+    """Join what a workflow says with what a request says: a request names other pools, or adds conditions."""
+    pools = asked if asked.pool or asked.prefer else None
+    declared = PlacementRequest(
+        pool=pools.pool if pools else requires.pool,
+        prefer=pools.prefer if pools else requires.prefer_pool,
+        spill_to=pools.spill_to if pools else requires.spill_to,
+        comfyui=requires.comfyui,
+        vram_bytes=int((requires.vram_gb or 0) * GIB),
+    )
+    return replace(
+        declared,
+        zone=asked.zone or requires.zone,
+        labels={**requires.labels, **(asked.labels or {})},
+    )
