@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.graphs.inventory import Inventory
+from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import (
     Job,
@@ -399,6 +401,19 @@ class Content:
 
     chunks: AsyncIterator[bytes]
     length: int | None = None
+
+
+class Catalog(Protocol):
+    """The stored workflows."""
+
+    def get(self, name: str) -> Workflow:
+        """Return a workflow; raises NotFound, WorkflowBroken."""
+
+    def list(self) -> Sequence[Workflow]:
+        """Return all of them by name."""
+
+    def errors(self) -> Mapping[str, ConfigError]:
+        """Return what is wrong with a workflow's files, by its name."""
 
 
 class Replays(Protocol):

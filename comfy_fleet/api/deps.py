@@ -12,11 +12,9 @@ from comfy_fleet.api.auth import Caller, Keys
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.incoming import BodyPace
 from comfy_fleet.api.links import Links
-from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.graphs.inventory import Inventory
-from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.nodes.node import split_credentials
-from comfy_fleet.ports import AssetStore, Events, Hosts, JobStore, NodeRegistry, Replays
+from comfy_fleet.ports import AssetStore, Catalog, Events, Hosts, JobStore, NodeRegistry, Replays
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.submitter import Sealer, Submitter
@@ -34,19 +32,6 @@ class NodeFacts(Protocol):
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
-
-
-class Catalog(Protocol):
-    """The stored workflows."""
-
-    def get(self, name: str) -> Workflow:
-        """Return a workflow; raises NotFound, WorkflowBroken."""
-
-    def list(self) -> Sequence[Workflow]:
-        """Return all of them by name."""
-
-    def errors(self) -> Mapping[str, ConfigError]:
-        """Return what is wrong with the files of which."""
 
 
 async def no_notes() -> list[str]:

@@ -28,7 +28,7 @@ from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
-from comfy_fleet.ports import AssetStore, Idempotency, JobStore, Submitted
+from comfy_fleet.ports import AssetStore, Catalog, Idempotency, JobStore, Submitted
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.turns import NoTurn, Turns
@@ -61,13 +61,6 @@ class Sealer(Protocol):
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt."""
-
-
-class Catalog(Protocol):
-    """The stored workflows."""
-
-    def get(self, name: str) -> Workflow:
-        """Return a workflow; raises NotFound."""
 
 
 @dataclass(frozen=True, kw_only=True)

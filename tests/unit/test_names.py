@@ -1,0 +1,30 @@
+"""One name, one thing."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import comfy_fleet
+
+PACKAGE = Path(comfy_fleet.__file__).parent
+ROOT = PACKAGE.parent
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    places = defaultdict(list)
+    for path in PACKAGE.rglob("*.py"):
+        for made in ast.parse(path.read_text()).body:
+            if isinstance(made, ast.ClassDef) and not made.name.startswith("_"):
+                places[made.name].append(str(path.relative_to(PACKAGE)))
+    assert len(places) > 300
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_docs_name_files_that_exist() -> None:
+    rooms = "domain|services|adapters|agent|api|cli|processes|sim"
+    named = re.compile(rf"`(?:comfy_fleet/)?((?:{rooms})/[\w/.-]+)`")
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    found = {(page.name, path) for page in pages for path in named.findall(page.read_text())}
+    assert len(found) > 40
+    assert [(page, path) for page, path in sorted(found) if not (PACKAGE / path).exists()] == []
