@@ -75,6 +75,8 @@ class NodeDirectory:
             return
         self._shown = look
         self.states = {state.node.name: state for state in states}
+        # Two looks at once may both have loaded one: whoever compares inventories by identity sees the first.
+        digests = {digest: self._digests.get(digest, found) for digest, found in digests.items()}
         self._digests = digests
         seen = []
         for state in states:

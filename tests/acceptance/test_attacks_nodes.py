@@ -1,5 +1,6 @@
 """A node that answers without end, or what no ComfyUI answers: it costs the fleet nothing but the node."""
 
+import contextlib
 import json
 import random
 import time
@@ -89,7 +90,8 @@ class Grown:
     def __init__(self, up: Up) -> None:
         self._words = processes(up)
         for pid in self._words:
-            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the largest size begins anew
+            with contextlib.suppress(FileNotFoundError):  # one that has ended meanwhile grows no more
+                Path(f"/proc/{pid}/clear_refs").write_text("5")  # the largest size begins anew
         self._before = {pid: memory(pid, "VmRSS") for pid in self._words}
 
     def most(self) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from comfy_fleet.adapters.redis.inventories import pack
+from comfy_fleet.adapters.redis.inventories import pack, unpack
 from comfy_fleet.domain.errors import InvalidWorkflow, NodeError
 from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.graph import check
@@ -353,6 +353,34 @@ async def test_a_look_that_took_long_shows_nothing_older_than_a_later_one() -> N
     slow.set()
     await first
     assert list(atlas.states) == ["new"]
+
+
+async def test_looks_at_once_show_each_inventory_as_one() -> None:
+    """Whoever compares them by identity would find a node's own among none of the fleet's."""
+    world, until_both_ask, first_shown = World(a=ALL), asyncio.Event(), asyncio.Event()
+    asked: list[str] = []
+    digest, packed = pack(parse(ALL))
+
+    class Store:
+        async def load(self, wanted: str) -> Inventory:
+            asked.append(wanted)
+            if len(asked) == 1:
+                await until_both_ask.wait()
+            else:
+                until_both_ask.set()
+                await first_shown.wait()
+            return unpack(packed)
+
+    world.readings["a"] = Reading(inventory=digest, read_at=world.now)
+    directory = NodeDirectory(cast(NodeRegistry, world), cast(InventoryStore, Store()))
+    first, second = asyncio.create_task(directory.look()), asyncio.create_task(directory.look())
+    await first
+    first_shown.set()
+    await second
+    assert asked == [digest, digest]
+    (candidate,) = directory.candidates
+    assert [candidate.inventory] == list(directory.inventories)
+    assert candidate.inventory is directory.inventories[0]
 
 
 def node_state(name: str) -> NodeState:
