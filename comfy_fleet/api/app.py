@@ -19,23 +19,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import comfy_fleet
 from comfy_fleet.api import (
-    checks,
     errors,
     events,
     front_page,
     metrics,
     reference,
-    v1_agents,
-    v1_generate,
-    v1_health,
-    v1_jobs,
-    v1_nodes,
-    v2_assets,
-    v2_jobs,
 )
 from comfy_fleet.api.admission import OPEN_PATHS, Admission
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.incoming import Incoming
+from comfy_fleet.api.v1 import agents, generate, health, jobs, nodes, workflows
+from comfy_fleet.api.v2 import assets as v2_assets
+from comfy_fleet.api.v2 import jobs as v2_jobs
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.tasks import forever
 
@@ -78,9 +73,9 @@ def create_app(deps: ApiDeps) -> ASGIApp:
     app.state.deps = deps
     app.state.metrics = figures = metrics.Metrics()
     app.router.routes[:0] = [*metrics.routes, *reference.routes, *front_page.routes]
-    for face in (v1_generate, v1_jobs, v1_nodes, v1_agents, v1_health, checks):
+    for face in (generate, workflows, jobs, nodes, agents, health):
         app.include_router(face.router, prefix="/api/v1")
-    app.include_router(v1_generate.short_router, prefix="/api")
+    app.include_router(generate.short_router, prefix="/api")
     # The hot path goes past the layers that only the typed routes need.
     plain = Router([*v2_jobs.routes, *events.routes, *v2_assets.routes], default=app, redirect_slashes=False)
     return Front(ExceptionMiddleware(plain, handlers), app, deps, figures)

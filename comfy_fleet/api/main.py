@@ -24,7 +24,7 @@ from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
-from comfy_fleet.api.v1_health import disk_probe, node_probe
+from comfy_fleet.api.v1.health import disk_probe, node_probe
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from comfy_fleet.api.where import WhereBody
+from comfy_fleet.api.jobs import JobOptionsBody
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -136,7 +136,7 @@ def _body(schema: dict[str, Any]) -> str:
     required = schema.get("required", [])
     fields = schema.get("properties", {})
     # First what one has to give, last where the job may run: most people leave that open.
-    ordered = sorted(fields, key=lambda name: (name not in required, name in WhereBody.model_fields))
+    ordered = sorted(fields, key=lambda name: (name not in required, name in JobOptionsBody.model_fields))
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(_type(fields[name], schema))}</td>"
         f"<td>{'required' if name in required else ''}</td>"

@@ -1,6 +1,6 @@
 """Typed REST bodies: parsed by the same strict reader as everything else, shown on the OpenAPI page."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -73,14 +73,17 @@ class Replay:
     The same key with the same body gets the same answer and ``Idempotency-Replayed: true``, with another
     body 422, and 409 while the first request is still on its way. Keys are kept for 24 h. The key and
     the job are written in one step, so a crash in between can't make a second job.
+
+    Args:
+        body: What makes two requests the same, besides their path.
     """
 
-    def __init__(self, request: Request, owner: str, body: BaseModel) -> None:
+    def __init__(self, request: Request, owner: str, body: Mapping[str, Any]) -> None:
         self._replays = deps(request).replays
         self._jobs = deps(request).jobs
         self._key = idempotency_key(request)
         self._scope = f"v1:{owner}"
-        content = orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)
+        content = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
         self._fingerprint = blake3(request.url.path.encode() + b"\0" + content).hexdigest()
 
     @property

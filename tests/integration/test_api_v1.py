@@ -8,7 +8,9 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+from blake3 import blake3
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
@@ -565,6 +567,63 @@ async def test_every_face_says_where_a_job_may_run(api: Api) -> None:
             assert refused.json()["error"]["details"]["field"] == field
         taken = await api.client.post(url, json={**body, "pool": "default"})
         assert taken.status_code in (201, 202), taken.text
+
+
+OPTIONS = [
+    ({"priority": 1_000_001}, "priority", "invalid_request"),
+    ({"priority": 1.0}, "priority", "invalid_request"),
+    ({"priority": True}, "priority", "invalid_request"),
+    ({"deadline_s": 0}, "deadline_s", "invalid_request"),
+    ({"deadline_s": "5"}, "deadline_s", "invalid_request"),
+    ({"deadline_s": 31 * 86400}, "deadline_s", "invalid_request"),
+    ({"metadata": {"a": 1}}, "metadata", "metadata_invalid"),
+    ({"metadata": {"a b": "c"}}, "metadata", "metadata_invalid"),
+    ({"metadata": ["a"]}, "metadata", "metadata_invalid"),
+    ({"metadata": "x" * 1025}, "metadata", "metadata_invalid"),
+    ({"pool": 5}, "pool", "invalid_request"),
+    ({"zone": "z" * 65}, "zone", "invalid_request"),
+]
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("/api/v1/generate", {"prompt": "x"}),
+        ("/api/submit", {"prompt": "x"}),
+        ("/api/v1/workflows/image_card/jobs", {"params": {"prompt": "x"}}),
+        ("/api/v2/jobs", {"workflow": GRAPH}),
+    ],
+)
+async def test_every_face_takes_the_same_options(api: Api, url: str, body: dict[str, Any]) -> None:
+    wanted = {"priority": 7, "metadata": {"order": "4711"}, "deadline_s": 3600, "pool": "default"}
+    made = await api.client.post(url, json={**body, **wanted})
+    assert made.status_code in (201, 202), made.text
+    job = await api.stores.jobs.get(made.json().get("task_id") or made.json()["id"])
+    assert job is not None
+    assert (job.priority, job.metadata) == (7, {"order": "4711"})
+    assert job.deadline_at is not None
+    assert 3590 < job.deadline_at - job.created_at < 3610
+    nothing = dict.fromkeys([*wanted, "prefer_pool"])
+    answer = await api.client.post(url, json={**body, **nothing})
+    assert answer.status_code in (201, 202), answer.text
+    for option, field, wrong in OPTIONS:
+        refused = await api.client.post(url, json={**body, **option})
+        assert code(refused) == (422, wrong), (option, refused.text)
+        assert refused.json()["error"]["details"]["field"] == field
+        assert refused.json()["error"]["message"].startswith(field)
+
+
+async def test_a_key_of_an_earlier_version_still_fits_its_request(api: Api) -> None:
+    # What version 0.1 made of {"prompt": "x"}: it knew no deadline here.
+    known = ("prompt", "size", "style", "negative_prompt", "seed", "workflow", "priority", "metadata")
+    content = {**dict.fromkeys(known), "prompt": "x", "pool": None, "prefer_pool": None}
+    content |= {"spill_to": [], "zone": "", "labels": {}}
+    text = b"/api/v1/generate\0" + orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+    answer = (blake3(text).hexdigest(), b'{"task_id": "earlier"}')
+    assert await api.deps.replays.begin("v1:local", "k0")
+    await api.deps.replays.end("v1:local", "k0", answer=answer)
+    again = await api.client.post("/api/v1/generate", json={"prompt": "x"}, headers={"Idempotency-Key": "k0"})
+    assert (again.status_code, again.text) == (202, '{"task_id": "earlier"}')
 
 
 async def test_readiness_tells_nobody_s_business(api: Api) -> None:

@@ -28,7 +28,7 @@ from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.api.main import build
-from comfy_fleet.api.v1_health import not_ready
+from comfy_fleet.api.v1.health import not_ready
 from comfy_fleet.bootstrap import Stores, check_schema, open_nodes
 from comfy_fleet.domain.errors import ConfigError, Outdated
 from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comfy_fleet.api.task_words import COMPLETED, DONE, SUCCESS, TaskWords
+from comfy_fleet.api.v1.task_words import COMPLETED, DONE, SUCCESS, TaskWords
 from comfy_fleet.domain.jobs.job import TERMINAL, JobStatus
 
 

@@ -1,7 +1,7 @@
 """REST in its simplest form: a prompt in, a task to ask about, a picture's URL out.
 
 Three families of clients wait for status words of their own, so each pair of routes speaks one
-vocabulary (:mod:`comfy_fleet.api.task_words`); ``job_status`` beside it is the job's own status.
+vocabulary (:mod:`comfy_fleet.api.v1.task_words`); ``job_status`` beside it is the job's own status.
 """
 
 import re
@@ -13,18 +13,18 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import task_words, v2_jobs
+from comfy_fleet.api import jobs
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.jobs import JobOptionsBody
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.task_words import TaskWords
 from comfy_fleet.api.typed import Replay, read, shown
-from comfy_fleet.api.where import WhereBody, where
+from comfy_fleet.api.v1 import task_words
+from comfy_fleet.api.v1.task_words import TaskWords
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.jobs.job import Job, OutputKind
 from comfy_fleet.ports import Submitted
-from comfy_fleet.services.submitter import JobOptions
 
 router = APIRouter(tags=["generate"])
 short_router = APIRouter(tags=["generate"])
@@ -33,7 +33,7 @@ short_router = APIRouter(tags=["generate"])
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
-class GenerateBody(WhereBody):
+class GenerateBody(JobOptionsBody):
     """A picture from a prompt. Further fields are parameters of the workflow."""
 
     model_config = ConfigDict(
@@ -48,8 +48,6 @@ class GenerateBody(WhereBody):
         None, description="-1 or nothing draws one."
     )  # JSON numbers that no integer holds come as floats: the workflow names its own limits
     workflow: str | None = Field(None, description="Stored workflow; the operator's choice when left out.")
-    priority: int | None = Field(None, description="-1,000,000 to 1,000,000; higher goes first.")
-    metadata: dict[str, str] | str | None = Field(None, description="Up to 16 labels, or a text of 1 KiB.")
 
 
 @router.post("/generate", summary="Make a picture", status_code=202, openapi_extra=shown(GenerateBody))
@@ -75,18 +73,13 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
     body = await read(request, GenerateBody)
     if not body.prompt.strip():
         raise HttpError(400, "invalid_request", "prompt must not be empty", details={"field": "prompt"})
-    replay = Replay(request, who, body)
+    replay = Replay(request, who, _fingerprinted(body))
 
     async def submit() -> Submitted:
         workflow = d.catalog.get(body.workflow or d.settings.generate_workflow)
-        wishes = JobOptions(
-            priority=v2_jobs.priority(body.priority),
-            metadata=v2_jobs.metadata(body.metadata),
-            where=where(body),
-            idempotency=replay.idempotency,
-        )
+        options = jobs.options(body, replay.idempotency)
         try:
-            return await d.submitter.stored(who, workflow.name, _params(body, workflow), wishes)
+            return await d.submitter.stored(who, workflow.name, _params(body, workflow), options)
         except InvalidParameter as error:
             raise _with_style_elsewhere(error, body, workflow, d.catalog.list) from None
 
@@ -134,7 +127,7 @@ async def short_status_of(request: Request, task_id: str) -> Response:
 
 async def _task(request: Request, task_id: str, words: TaskWords) -> Response:
     d = deps(request)
-    job = await v2_jobs.looked_up(request, task_id)
+    job = await jobs.poll_job(request, task_id)
     return json_response(
         {
             "task_id": job.id,
@@ -149,6 +142,17 @@ async def _task(request: Request, task_id: str, words: TaskWords) -> Response:
             "simulated": d.simulated(job.node),
         }
     )
+
+
+def _fingerprinted(body: GenerateBody) -> dict[str, Any]:
+    """Return what makes two requests the same.
+
+    A field that is younger than a key may be must not change the fingerprint of a body without it.
+    """
+    content = body.model_dump()
+    if body.deadline_s is None:
+        del content["deadline_s"]
+    return content
 
 
 def _images(request: Request, job: Job) -> dict[str, Any]:

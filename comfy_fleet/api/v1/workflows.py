@@ -1,0 +1,162 @@
+"""REST: stored workflows, jobs made from their parameters, and whether live nodes can run them."""
+
+import asyncio
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfy_fleet.api import jobs
+from comfy_fleet.api.deps import NodeFacts, admin, deps, owner
+from comfy_fleet.api.jobs import JobOptionsBody
+from comfy_fleet.api.json import json_response
+from comfy_fleet.api.typed import Replay, read
+from comfy_fleet.api.typed import shown as body_schema
+from comfy_fleet.api.v1.jobs import shown
+from comfy_fleet.domain.errors import NodeError, NotFound
+from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.graphs.inventory import Problem
+from comfy_fleet.domain.graphs.workflow import Workflow, json_schema
+from comfy_fleet.ports import Submitted
+from comfy_fleet.services.workflow_check import check_workflow
+
+router = APIRouter(tags=["workflows"])
+_AT_ONCE = 8  # nodes that are asked side by side: half a megabyte each
+
+
+class NewJobBody(JobOptionsBody):
+    """A job from a stored workflow."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"params": {"prompt": "a red fox"}, "metadata": {"order": "4711"}}},
+    )
+
+    params: dict[str, Any] = Field(default_factory=dict, description="Values by parameter name.")
+
+
+@router.get("/workflows", summary="List stored workflows")
+async def list_workflows(request: Request) -> Response:
+    """Every stored workflow with its parameters' names; `broken` says whose files can't be used, and why."""
+    owner(request)
+    catalog = deps(request).catalog
+    found = [
+        {
+            "name": w.name,
+            "title": w.title,
+            "description": w.description,
+            "version": w.version,
+            "parameters": [p.name for p in w.parameters],
+        }
+        for w in catalog.list()
+    ]
+    broken = {name: str(error) for name, error in catalog.errors().items()}
+    return json_response({"workflows": found, "broken": broken})
+
+
+@router.get("/workflows/{name}", summary="Show a stored workflow")
+async def get_workflow(request: Request, name: str) -> Response:
+    """JSON Schema of its parameters, what a node must have, and in `broken` why its files are not in use."""
+    owner(request)
+    catalog = deps(request).catalog
+    found = catalog.get(name)
+    broken = catalog.errors().get(name)
+    return json_response({**_described(found), "broken": None if broken is None else str(broken)})
+
+
+@router.post(
+    "/workflows/{name}/jobs",
+    summary="Run a stored workflow",
+    status_code=201,
+    openapi_extra=body_schema(NewJobBody),
+)
+async def run_workflow(request: Request, name: str) -> Response:
+    """Submit a job; `Idempotency-Key` makes it safe to send again."""
+    d, who = deps(request), owner(request)
+    body = await read(request, NewJobBody)
+    replay = Replay(request, who, body.model_dump())
+
+    async def submit() -> Submitted:
+        return await d.submitter.stored(
+            who,
+            name,
+            body.params,
+            jobs.options(body, replay.idempotency),
+        )
+
+    return await replay.answer(201, submit, partial(shown, request))
+
+
+@router.get("/workflows/{name}/check", summary="Can live nodes run a workflow?")
+async def check(
+    request: Request, name: str, node: Annotated[str | None, Query(description="Only this node.")] = None
+) -> Response:
+    """Ask each node for its classes and files, and list what keeps it from running the workflow."""
+    admin(request)
+    d = deps(request)
+    workflow = d.catalog.get(name)
+    names = [known.name for known in await d.nodes.nodes() if node in (None, known.name)]
+    if not names:
+        raise NotFound(f"no node {node!r}" if node else "no node is known: add one with `fleet node add`")
+    policy = FilePolicy.parse(d.settings.deny_classes, d.settings.free_paths)
+    limit = asyncio.Semaphore(_AT_ONCE)
+    found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow, policy) for one in names))
+    broken = d.catalog.errors().get(name)
+    return json_response(
+        {
+            "workflow": workflow.name,
+            "version": workflow.version,
+            "broken": None if broken is None else str(broken),
+            "nodes": found,
+        }
+    )
+
+
+async def _look(
+    facts: NodeFacts, limit: asyncio.Semaphore, node: str, workflow: Workflow, policy: FilePolicy
+) -> dict[str, Any]:
+    async with limit:
+        try:
+            stats, inventory = await asyncio.gather(facts.system_stats(node), facts.inventory(node))
+        except NodeError as error:
+            problem = {"kind": "unreachable", "message": str(error)}
+            return {"node": node, "comfyui": "", "ok": False, "problems": [problem]}
+        version = str((stats.get("system") or {}).get("comfyui_version") or "")
+        problems = await asyncio.to_thread(check_workflow, workflow, inventory, version, policy=policy)
+    ok = all(problem.only_with for problem in problems)  # a choice that nobody has to make
+    return {"node": node, "comfyui": version, "ok": ok, "problems": [_shown(one) for one in problems]}
+
+
+def _shown(problem: Problem) -> dict[str, Any]:
+    return {name: value for name, value in asdict(problem).items() if name != "doubtful"}
+
+
+def _described(value: Workflow) -> dict[str, Any]:
+    """Return a stored workflow with the schema of its parameters."""
+    needs = value.requires
+    return {
+        "name": value.name,
+        "title": value.title,
+        "description": value.description,
+        "version": value.version,
+        "parameters": json_schema(value),
+        "requires": {
+            "comfyui": needs.comfyui,
+            "models": [
+                {"file": m.file, "folder": m.folder, "source": m.source, "optional": m.optional}
+                for m in needs.models
+            ],
+            "vram_gb": needs.vram_gb,
+            "pool": needs.pool,
+            "prefer_pool": needs.prefer_pool,
+            "spill_to": list(needs.spill_to),
+            "zone": needs.zone,
+            "labels": dict(needs.labels),
+            "note": needs.note,
+        },
+    }

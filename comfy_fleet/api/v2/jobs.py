@@ -1,0 +1,132 @@
+"""Comfy API v2: jobs. Graphs in, states and outputs out."""
+
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from comfy_fleet.api import jobs, wire
+from comfy_fleet.api.body import graph_limits, idempotency_key, read_object
+from comfy_fleet.api.deps import deps, links, owner
+from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.json import json_response
+from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, StoreDown, key_reused
+from comfy_fleet.ports import Idempotency
+
+_RESERVED = ("webhook_url", "inputs")
+
+
+async def create(request: Request) -> Response:
+    """``POST /jobs``: check a graph, write the job, answer 201 once it is durable."""
+    key = idempotency_key(request)
+    once = Idempotency(scope=f"v2:{owner(request)}", key=key) if key is not None else None
+    try:
+        return await _create(request, once)
+    except StoreDown:
+        raise
+    except FleetError:
+        # The contract refuses any later request with a key that made a job, also one that is wrong itself.
+        if once is not None and (job_id := await deps(request).jobs.made_by(once)):
+            raise key_reused(job_id) from None
+        raise
+
+
+async def _create(request: Request, once: Idempotency | None) -> Response:
+    d, who = deps(request), owner(request)
+    body = await read_object(request, graph_limits(d.settings))
+    if found := [name for name in _RESERVED if body.get(name) is not None]:
+        raise InvalidWorkflow(
+            f"{found[0]} is reserved and not taken yet: leave it out", details={"field": found[0]}
+        )
+    if "workflow" not in body:
+        raise InvalidWorkflow(
+            "workflow is missing: send the graph in API format",
+            details={"field": "workflow", "node_errors": {}},
+        )
+    done = await d.submitter.graph(
+        who,
+        body["workflow"],
+        jobs.options(
+            jobs.options_in(body),
+            once,
+            extra_data=_extra_data(body.get("extra_data"), d.settings.max_pnginfo_bytes),
+        ),
+    )
+    position = done.position or await d.jobs.position(done.job)
+    return json_response(wire.job(done.job, links(request), queue_position=position, simulated=False), 201)
+
+
+async def find(request: Request) -> Response:
+    """``GET /jobs``: newest first, filtered by status and labels, page by page."""
+    return json_response(await jobs.page(request))
+
+
+async def get(request: Request) -> Response:
+    """``GET /jobs/{id}``; waits for the end of a job that should end within a moment."""
+    job = await jobs.poll_job(request, request.path_params["id"])
+    return json_response(await jobs.shown(request, job))
+
+
+async def workflow(request: Request) -> Response:
+    """``GET /jobs/{id}/workflow``: the graph as submitted; never ``extra_data``."""
+    job = await jobs.find_job(request, request.path_params["id"])
+    graph = await deps(request).jobs.graph(job)
+    return json_response({"workflow": orjson.Fragment(graph), "format": "api"})
+
+
+async def cancel(request: Request) -> Response:
+    """``POST /jobs/{id}/cancel``: idempotent; a finished job stays what it is."""
+    job = await jobs.cancel_job(request, request.path_params["id"])
+    return json_response(await jobs.shown(request, job))
+
+
+async def health(request: Request) -> Response:
+    """``GET /health``: this process answers."""
+    return json_response({"status": "healthy"})
+
+
+def _extra_data(value: object, most: int) -> dict[str, Any]:
+    """Return what of ``extra_data`` reaches the node."""
+    given = {} if value is None else value
+    if not isinstance(given, dict) or given.keys() - {"api_key_comfy_org", "extra_pnginfo"}:
+        raise HttpError(
+            422,
+            "invalid_request",
+            "extra_data must be an object with api_key_comfy_org, extra_pnginfo and nothing else",
+            details={"field": "extra_data"},
+        )
+    key = given.get("api_key_comfy_org", "")
+    if not isinstance(key, str) or len(key) > 4096:
+        raise _extra("api_key_comfy_org", "must be a string")
+    info = given.get("extra_pnginfo")
+    if not isinstance(info, dict | None):
+        raise _extra("extra_pnginfo", 'must be an object, such as {"workflow": ...} with the editor\'s graph')
+    if info:
+        try:
+            size = len(orjson.dumps(info))
+        except TypeError as error:
+            raise _extra("extra_pnginfo", f"can't be written as JSON: {error}") from None
+        if size > most:
+            raise _extra(
+                "extra_pnginfo", f"is larger than {most} bytes (FLEET_MAX_PNGINFO_BYTES)", limit=most
+            )
+    found = {"api_key_comfy_org": key, "extra_pnginfo": info}
+    return {name: one for name, one in found.items() if one}
+
+
+def _extra(name: str, what: str, **details: Any) -> HttpError:
+    field = f"extra_data.{name}"
+    return HttpError(422, "invalid_request", f"{field} {what}", details={"field": field, **details})
+
+
+routes = [
+    Route("/api/v2/jobs", create, methods=["POST"]),
+    Route("/api/v2/jobs", find, methods=["GET"]),
+    Route("/api/v2/jobs/{id}", get, methods=["GET"]),
+    Route("/api/v2/jobs/{id}/workflow", workflow, methods=["GET"]),
+    Route("/api/v2/jobs/{id}/cancel", cancel, methods=["POST"]),
+    Route("/api/v2/health", health, methods=["GET"]),
+    Route("/health", health, methods=["GET"]),
+]
