@@ -569,7 +569,7 @@ async def test_every_face_says_where_a_job_may_run(api: Api) -> None:
         assert taken.status_code in (201, 202), taken.text
 
 
-OPTIONS = [
+OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"priority": 1_000_001}, "priority", "invalid_request"),
     ({"priority": 1.0}, "priority", "invalid_request"),
     ({"priority": True}, "priority", "invalid_request"),
