@@ -445,7 +445,6 @@ class Claim:
     node: str
     token: str
     attempt: int
-    cancel_requested: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -582,7 +581,6 @@ class RunStore(Protocol):
         claim: Claim,
         *,
         counts: bool,
-        exclude: bool,
         reason: JobError,
         bust: frozenset[str] = frozenset(),
         placement: Placement | None = None,
@@ -593,10 +591,9 @@ class RunStore(Protocol):
         Args:
             claim: The run that ends here.
             counts: Whether this attempt counts towards ``max_attempts``.
-            exclude: Whether the same node must not get it again.
             reason: What the job fails with if this was the last attempt.
             bust: Nodes that must not answer from ComfyUI's cache in the next run.
-            placement: Where it goes from now on; with it ``exclude`` does not count.
+            placement: Where it goes from now on; None: where it came from.
             progress: How far it came, kept if it ends here; None: as far as the record says.
         """
 

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from comfy_fleet.adapters.system.child_processes import RUNS_AGAIN, Child, LogFile
+from comfy_fleet.adapters.system.procfs import Used, used
 from comfy_fleet.agent.node_poller import NodePoller
-from comfy_fleet.agent.procfs import Used, used
 from comfy_fleet.agent.websocket_monitor import WebsocketMonitor
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.process_end import end_of

@@ -18,7 +18,7 @@ import httpx
 import comfy_fleet
 from comfy_fleet.adapters.comfyui.direct_node import trust
 from comfy_fleet.adapters.nvml import NvmlProbe
-from comfy_fleet.agent import procfs
+from comfy_fleet.adapters.system import procfs
 from comfy_fleet.agent.api_client import Answer
 from comfy_fleet.agent.cleaner import Folders, delete
 from comfy_fleet.agent.comfyui_process import ComfyUIProcess

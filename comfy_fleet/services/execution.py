@@ -23,7 +23,8 @@ from comfy_fleet.domain.graphs import graph as graphs
 from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
 from comfy_fleet.domain.jobs.outputs import OutputItem
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import Run, RunLimits
+from comfy_fleet.domain.jobs.run_messages import (
     Action,
     AskFailed,
     AskHistory,
@@ -43,8 +44,6 @@ from comfy_fleet.domain.jobs.run import (
     PostPrompt,
     PostUnknown,
     Report,
-    Run,
-    RunLimits,
     RunResult,
     ShowPreview,
     SocketClosed,
@@ -280,7 +279,7 @@ class Execution:
         )
 
     async def _drive(self, machine: Run) -> None:
-        if self.claim.cancel_requested:
+        if self.claim.job.cancel_requested:
             self.cancel()
         self._events.put_nowait(Opened())
         while True:
@@ -321,9 +320,9 @@ class Execution:
             case PostPrompt():
                 self._spawn(self._post())
             case AskQueue():
-                self._spawn(self._ask(action.after_s, lambda: nodes.queue_state(node, run)))
+                self._spawn(self._ask(lambda: nodes.queue_state(node, run)))
             case AskHistory():
-                self._spawn(self._ask(action.after_s, lambda: nodes.history(node, run)))
+                self._spawn(self._ask(lambda: nodes.history(node, run)))
             case Interrupt():
                 self._spawn(self._tell(lambda: nodes.interrupt(node, run)))
             case DeletePending():
@@ -457,9 +456,7 @@ class Execution:
                 said = self._tools.now()
                 self._events.put_nowait(Unread())
 
-    async def _ask(self, after_s: float, question: Callable[[], Awaitable[Event | AskFailed]]) -> None:
-        if after_s > 0:
-            await asyncio.sleep(after_s)
+    async def _ask(self, question: Callable[[], Awaitable[Event | AskFailed]]) -> None:
         self._events.put_nowait(await question())
 
     async def _tell(self, order: Callable[[], Awaitable[bool]]) -> None:
@@ -503,5 +500,5 @@ class Execution:
         bust = frozenset(self._outputs.gone)
         status = await self._ending.give_back(back, bust=bust, progress=self._outbox.last)
         self._free(back.rest_s)
-        facts = {"status": str(status), "counts": back.counts, "excluded": back.exclude}
+        facts = {"status": str(status), "counts": back.counts}
         logger.warning("job given back", extra={**self._extra, **facts, "error": back.error.message})

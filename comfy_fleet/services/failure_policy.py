@@ -15,7 +15,7 @@ from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.graph import Graph, check, part
 from comfy_fleet.domain.graphs.inventory import Inventory, spelled
 from comfy_fleet.domain.jobs.job import JobError, Placement
-from comfy_fleet.domain.jobs.run import RunResult
+from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.nodes import eligibility
 from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest, Requirements, gib

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.jobs.job import Progress
-from comfy_fleet.domain.jobs.run import ShowPreview
+from comfy_fleet.domain.jobs.run_messages import ShowPreview
 from comfy_fleet.domain.jobs.run_results import MAX_NAME
 from comfy_fleet.domain.text import clip
 from comfy_fleet.ports import Claim, RunStore

@@ -14,7 +14,7 @@ from comfy_fleet.domain.errors import (
     OutputRefused,
 )
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
-from comfy_fleet.domain.jobs.run import RunResult
+from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
 from comfy_fleet.ports import Claim, NodeApi, RunStore
 from comfy_fleet.services.failure_policy import FailurePolicy
@@ -48,14 +48,12 @@ class GivenBack:
     Attributes:
         error: Why, in the words that the user reads if it ends here.
         counts: Whether the attempt counts.
-        exclude: Whether the node must not get it again.
         placement: Where it goes from now on; None: where it came from.
         rest_s: How long its node should get no other job.
     """
 
     error: JobError
     counts: bool
-    exclude: bool = False
     placement: Placement | None = None
     rest_s: float = 0.0
 
@@ -136,8 +134,8 @@ class Ending:
             return GivenBack(error=error, counts=False, rest_s=BUSY_REST_S)
         if released and verdict.kind == "lost":
             return GivenBack(error=error, counts=False)
-        if verdict.exclude_node or verdict.retryable or verdict.kind == "lost":
-            return GivenBack(error=error, counts=verdict.counts, exclude=verdict.exclude_node)
+        if verdict.retryable or verdict.kind == "lost":
+            return GivenBack(error=error, counts=verdict.counts)
         return Over(status=JobStatus.FAILED, error=error)
 
     async def finish(
@@ -181,7 +179,6 @@ class Ending:
             lambda: self._runs.requeue(
                 self._claim,
                 counts=back.counts,
-                exclude=back.exclude,
                 reason=back.error,
                 bust=bust,
                 placement=back.placement,

@@ -10,22 +10,23 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Container, Mapping
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from PIL import Image
 
+from comfy_fleet.sim.catalogue import Catalogue
+from comfy_fleet.sim.engine import Engine
 from comfy_fleet.sim.execution import Item
-from comfy_fleet.sim.faults import BadFault
-from comfy_fleet.sim.files import OutsideFolder, annotated
+from comfy_fleet.sim.faults import BadFault, Faults
+from comfy_fleet.sim.files import OutsideFolder, SimFiles, annotated
 from comfy_fleet.sim.jobs import Jobs, is_canonical
+from comfy_fleet.sim.memory import Vram
 from comfy_fleet.sim.messages import Request, Response, json_response
+from comfy_fleet.sim.options import Models, NodeOptions
 from comfy_fleet.sim.replacements import replace
 from comfy_fleet.sim.uploads import Uploads
 from comfy_fleet.sim.validation import check
-
-if TYPE_CHECKING:
-    from comfy_fleet.sim.node import SimNode
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,34 @@ Route = Callable[[Request], Awaitable[Response] | Response]
 Parent = Callable[[str], Response]
 
 
+class Served(Protocol):
+    """What the routes need of a node: its parts, and the way to steer it."""
+
+    options: NodeOptions
+    faults: Faults
+    vram: Vram
+    files: SimFiles
+    models: Models
+    catalogue: Catalogue
+    engine: Engine
+
+    def describe_stats(self) -> dict[str, Any]:
+        """Return what the GPU did as JSON."""
+
+    def describe_faults(self) -> dict[str, Any]:
+        """Return all switches as JSON."""
+
+    async def set_faults(self, values: Mapping[str, Any]) -> None:
+        """Switch faults; raises BadFault."""
+
+    def reset(self) -> None:
+        """Start the account anew and forget history, cache, loaded models and faults."""
+
+
 class App:
     """The routes of one node."""
 
-    def __init__(self, node: "SimNode") -> None:
+    def __init__(self, node: Served) -> None:
         self._node = node
         self._version = version = node.catalogue.version
         self._number = 0

@@ -12,7 +12,8 @@ from uuid import uuid4
 from comfy_fleet.adapters.comfyui.lease import LeaseClient, WebsocketLease
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.domain.jobs.outputs import FileRef, OutputItem
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import Run, RunLimits
+from comfy_fleet.domain.jobs.run_messages import (
     Action,
     AskHistory,
     AskQueue,
@@ -25,8 +26,6 @@ from comfy_fleet.domain.jobs.run import (
     Left,
     Opened,
     PostPrompt,
-    Run,
-    RunLimits,
     RunResult,
     SocketClosed,
     Tick,

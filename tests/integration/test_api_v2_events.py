@@ -160,9 +160,7 @@ async def test_other_runs_events_are_dropped(api: Api, no_clock: None) -> None:
     old = await api.claim(job["id"])
     async with following(api, job) as stream:
         await stream.count(1)
-        await api.stores.runs.requeue(
-            old, counts=True, exclude=False, reason=JobError(code="node_lost", message="gone")
-        )
+        await api.stores.runs.requeue(old, counts=True, reason=JobError(code="node_lost", message="gone"))
         await stream.count(2)
         new = await api.claim(job["id"])
         await stream.count(3)

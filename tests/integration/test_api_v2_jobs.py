@@ -60,7 +60,7 @@ async def test_every_face_tells_of_all_progress_and_attempts(ready: Api) -> None
     job = await ready.submit(GRAPH)
     first = await ready.claim(job["id"])
     gone = JobError(code="node_lost", message="the node went down")
-    await ready.stores.runs.requeue(first, counts=True, exclude=False, reason=gone)
+    await ready.stores.runs.requeue(first, counts=True, reason=gone)
     claim = await ready.claim(job["id"])
     await ready.stores.runs.progress(claim, Progress(value=0.75, nodes_done=1, nodes_total=2))
     await ready.finish(claim)

@@ -163,7 +163,7 @@ async def test_the_last_progress_of_a_failure_is_kept(stores: Stores, way: str) 
     if way == "finish":
         await stores.runs.finish(run, JobStatus.FAILED, error=BROKEN, duration_s=None, progress=HALF)
     else:
-        await stores.runs.requeue(run, counts=True, exclude=False, reason=BROKEN, progress=HALF)
+        await stores.runs.requeue(run, counts=True, reason=BROKEN, progress=HALF)
     done = await stored(stores, job.id)
     assert (done.status, done.progress) == (JobStatus.FAILED, HALF)
 
@@ -213,7 +213,7 @@ async def test_a_run_that_was_given_back_is_listed_and_not_counted(stores: Store
     await add_nodes(stores, "g1", "g2")
     drained = JobError(code="released", message="given back from node g1")
     first = await claim(stores)
-    await stores.runs.requeue(first, counts=False, exclude=False, reason=drained)
+    await stores.runs.requeue(first, counts=False, reason=drained)
     waits = await stored(stores, job.id)
     assert [(one.run, one.node, one.counted, one.error) for one in waits.attempts] == [
         (first.run, "g1", False, drained)
@@ -249,7 +249,7 @@ async def test_attempts_take_little_room(stores: Stores, redis: Redis) -> None:
         run = await claim(stores)
         runs.append(run.run)
         reason = JobError(code="released", message=f"{number} " + 'äöü\U0001f98a"\\\n' * 1000)
-        await stores.runs.requeue(run, counts=False, exclude=False, reason=reason)
+        await stores.runs.requeue(run, counts=False, reason=reason)
     found = (await stored(stores, job.id)).attempts
     assert [one.run for one in found] == runs[-20:]
     for number, one in enumerate(found, 10):
@@ -275,11 +275,11 @@ async def test_whoever_lost_the_run_notes_no_attempt(stores: Stores) -> None:
     run = await claim(stores, ttl=0)
     (held,) = await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=1)
     for write in (
-        stores.runs.requeue(run, counts=True, exclude=False, reason=BROKEN),
+        stores.runs.requeue(run, counts=True, reason=BROKEN),
         stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=1),
     ):
         with pytest.raises(Exception, match="another dispatcher"):
             await write
     assert (await stored(stores, job.id)).attempts == ()
-    await stores.runs.requeue(held.claim, counts=True, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(held.claim, counts=True, reason=BROKEN)
     assert len((await stored(stores, job.id)).attempts) == 1

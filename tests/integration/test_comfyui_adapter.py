@@ -17,7 +17,7 @@ from comfy_fleet.adapters.comfyui.lease import LeaseClient, WebsocketLease
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.domain.errors import NodeError, NoRoom, OutputGone, OutputRefused
 from comfy_fleet.domain.jobs.outputs import FileRef
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run_messages import (
     AskFailed,
     AskHistory,
     AskQueue,

@@ -239,7 +239,7 @@ async def test_only_the_newest_layout_takes_new_work(stores: Stores) -> None:
     (held,) = await stores.runs.take_over(dispatcher="d1", ttl_s=9, limit=9)
     assert held.claim.job.id == lapsed.job.id
     why = JobError(code="node_lost", message="gone")
-    assert await stores.runs.requeue(held.claim, counts=False, exclude=False, reason=why) == "queued"
+    assert await stores.runs.requeue(held.claim, counts=False, reason=why) == "queued"
 
     # What the newer version has begun is the newer version's.
     args = {"run": str(uuid4()), "token": "t", "dispatcher": "d2", "ttl_s": -1.0}

@@ -38,7 +38,7 @@ CALLS: list[Callable[[RedisJobStore, RedisRunStore, RedisNodeRegistry, RedisRepl
     lambda jobs, runs, nodes, replays: runs.occupied(["g1"]),
     lambda jobs, runs, nodes, replays: runs.secret(CLAIM),
     lambda jobs, runs, nodes, replays: runs.forgettable(5),
-    lambda jobs, runs, nodes, replays: runs.requeue(CLAIM, counts=True, exclude=True, reason=BROKEN),
+    lambda jobs, runs, nodes, replays: runs.requeue(CLAIM, counts=True, reason=BROKEN),
     lambda jobs, runs, nodes, replays: nodes.states(),
     lambda jobs, runs, nodes, replays: nodes.errors("g1"),
     lambda jobs, runs, nodes, replays: nodes.models("g1"),
@@ -77,10 +77,10 @@ async def test_a_server_that_is_full_is_down_for_writers(stores: Stores) -> None
         with pytest.raises(StoreDown, match="maxmemory"):
             await submit(stores)
         with pytest.raises(StoreDown, match="maxmemory"):
-            await stores.runs.requeue(run, counts=True, exclude=False, reason=BROKEN)
+            await stores.runs.requeue(run, counts=True, reason=BROKEN)
     finally:
         await stores.redis.config_set("maxmemory", 0)
-    assert await stores.runs.requeue(run, counts=True, exclude=False, reason=BROKEN) is JobStatus.QUEUED
+    assert await stores.runs.requeue(run, counts=True, reason=BROKEN) is JobStatus.QUEUED
 
 
 async def test_a_server_that_may_not_write_is_down_for_writers(stores: Stores) -> None:

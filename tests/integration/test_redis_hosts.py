@@ -279,10 +279,10 @@ async def test_files_may_go_when_the_job_is_final_and_not_before(stores: Stores,
     await hosts.join("h1", replace(G1, name="far", url="http://10.0.0.2:1", cleans=False), now=1.0)
     job = await submit(stores)
     first = await claim(stores, "h1-gpu0")
-    await stores.runs.requeue(first, counts=True, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(first, counts=True, reason=BROKEN)
     assert (await beat(hosts)).delete == []
     far = await claim(stores, "far")
-    await stores.runs.requeue(far, counts=True, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(far, counts=True, reason=BROKEN)
     last = await claim(stores, "h1-gpu0")
     await stores.runs.finish(last, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
     wanted = [Trash(node="h1-gpu0", job=job.id, run=run) for run in (first.run, last.run)]
@@ -299,7 +299,7 @@ async def test_copies_that_preview3d_left_may_go_with_their_run(stores: Stores, 
     job = await submit(stores)
     first = await claim(stores, "h1-gpu0")
     await stores.runs.output(first, output(name=f"preview3d_{'f' * 32}.glb"))
-    await stores.runs.requeue(first, counts=True, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(first, counts=True, reason=BROKEN)
     last = await claim(stores, "h1-gpu0")
     names = [
         f"preview3d_{'a' * 32}.glb",
@@ -321,7 +321,7 @@ async def test_a_cancelled_job_s_files_may_go(stores: Stores, hosts: RedisHosts)
     await hosts.join("h1", G1, now=1.0)
     job = await submit(stores)
     run = await claim(stores, "h1-gpu0")
-    await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(run, counts=False, reason=BROKEN)
     await stores.jobs.request_cancel(job.id)
     assert (await beat(hosts)).delete == [Trash(node="h1-gpu0", job=job.id, run=run.run)]
 

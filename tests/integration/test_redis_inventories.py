@@ -179,7 +179,7 @@ async def test_a_node_s_last_errors_are_kept(stores: Stores) -> None:
         if number % 2:
             await stores.runs.finish(got, JobStatus.FAILED, error=error, duration_s=None)
         else:
-            await stores.runs.requeue(got, counts=False, exclude=False, reason=error)
+            await stores.runs.requeue(got, counts=False, reason=error)
             again = await claim(stores, "a", Placement())
             assert isinstance(again, Claim)
             await stores.runs.finish(again, JobStatus.SUCCEEDED, error=None, duration_s=1)

@@ -41,7 +41,7 @@ async def test_a_run_that_has_left_its_node_frees_nothing_of_the_next_one(stores
     assert await stores.runs.lease_of("g1") == second.run
     await stores.runs.finish(first, JobStatus.SUCCEEDED, error=None, duration_s=1)
     assert await stores.runs.lease_of("g1") == second.run
-    await stores.runs.requeue(second, counts=False, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(second, counts=False, reason=BROKEN)
     assert await stores.runs.lease_of("g1") is None
 
 
@@ -146,7 +146,7 @@ async def test_a_second_run_shows_nothing_of_the_first_but_its_start(stores: Sto
     job = await submit(stores)
     first = await claim(stores)
     await stores.runs.output(first, output())
-    await stores.runs.requeue(first, counts=False, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(first, counts=False, reason=BROKEN)
     waits = await stores.jobs.get(job.id)
     assert waits is not None
     assert (waits.status, waits.node, waits.run, waits.progress) == (JobStatus.QUEUED, None, None, None)
@@ -164,7 +164,7 @@ async def test_a_job_keeps_its_deadline_wherever_it_goes(stores: Stores) -> None
 
     first = await claim(stores)
     assert await deadlines() == []  # it runs: nobody ends it
-    await stores.runs.requeue(first, counts=False, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(first, counts=False, reason=BROKEN)
     assert await deadlines() == [job.id.encode()]
     await stores.redis.hset("fleet:node:g1", "vram", 5)
     await stores.inventories.note_oom("big", 5, ttl_s=60)
@@ -184,7 +184,7 @@ async def test_who_waits_is_told(stores: Stores) -> None:
         run = await claim(stores)
         await stores.nodes.release("g1")
         await told(news, b"release " + run.run.encode())
-        await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+        await stores.runs.requeue(run, counts=False, reason=BROKEN)
         await told(news, b"job default")
         again = await claim(stores)
         await stores.jobs.request_cancel(again.job.id)
@@ -197,9 +197,9 @@ async def test_what_an_operator_wishes_is_no_error_of_the_node(stores: Stores) -
     await add_nodes(stores, "g1")
     await submit(stores)
     wish = JobError(code="released", message="drained")
-    await stores.runs.requeue(await claim(stores), counts=False, exclude=False, reason=wish)
+    await stores.runs.requeue(await claim(stores), counts=False, reason=wish)
     assert await stores.nodes.errors("g1") == []
-    await stores.runs.requeue(await claim(stores), counts=False, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(await claim(stores), counts=False, reason=BROKEN)
     assert [error["code"] for error in await stores.nodes.errors("g1")] == ["node_lost"]
 
 
@@ -255,7 +255,7 @@ async def test_previews_never_get_into_the_append_only_file(stores: Stores) -> N
         for _ in range(10):
             await stores.runs.preview(run, picture)
         assert await stores.jobs.preview(job.id) == picture, "who comes late gets it"
-        await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+        await stores.runs.requeue(run, counts=False, reason=BROKEN)
         assert await written() - before < 20_000
         assert await stores.jobs.preview(job.id) is None
     finally:

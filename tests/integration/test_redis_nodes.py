@@ -76,7 +76,7 @@ async def test_a_node_can_be_removed_from_under_its_run(stores: Stores) -> None:
     run = await claim(stores)
     await stores.nodes.remove("g1", force=True)
     assert await stores.nodes.get("g1") is None
-    again = await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+    again = await stores.runs.requeue(run, counts=False, reason=BROKEN)
     assert again is JobStatus.QUEUED
 
 

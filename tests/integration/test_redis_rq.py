@@ -58,7 +58,7 @@ async def test_rq_sees_true_figures(stores: Stores, redis_port: int) -> None:
 async def test_what_is_given_back_stands_in_front_for_rq_too(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     first, second = await submit(stores), await submit(stores)
-    await stores.runs.requeue(await claim(stores), counts=False, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(await claim(stores), counts=False, reason=BROKEN)
     waiting = await stores.redis.lrange("rq:queue:fleet", 0, -1)
     assert waiting == [first.id.encode(), second.id.encode()]
 

@@ -127,7 +127,7 @@ async def test_an_expired_run_is_taken_over_once_and_the_old_owner_is_fenced(sto
         stores.runs.finish(old, JobStatus.SUCCEEDED, error=None, duration_s=None),
         stores.runs.output(old, output()),
         stores.runs.left(old, []),
-        stores.runs.requeue(old, counts=True, exclude=False, reason=BROKEN),
+        stores.runs.requeue(old, counts=True, reason=BROKEN),
     ):
         with pytest.raises(LeaseLost):
             await stale_call
@@ -144,7 +144,7 @@ async def test_requeue_counts_attempts_and_drops_outputs_of_the_lost_run(stores:
         got = await claim(stores)
         assert got.job.id == job.id  # it keeps its place in front of the job behind
         await stores.runs.output(got, output())
-        assert await stores.runs.requeue(got, counts=counts, exclude=False, reason=BROKEN) == wanted
+        assert await stores.runs.requeue(got, counts=counts, reason=BROKEN) == wanted
         now = await stores.jobs.get(job.id)
         assert now is not None
         assert now.outputs == () or wanted == "failed"
@@ -153,25 +153,12 @@ async def test_requeue_counts_attempts_and_drops_outputs_of_the_lost_run(stores:
     assert await stores.jobs.position(behind) == 1
 
 
-async def test_a_refusing_node_never_gets_the_job_again(stores: Stores) -> None:
-    await add_nodes(stores, "g1", "g2")
-    job = await submit(stores)
-    got = await claim(stores, "g1")
-    assert await stores.runs.requeue(got, counts=False, exclude=True, reason=BROKEN) == "queued"
-    (waiting,) = await stores.runs.waiting()
-    assert waiting.placement.able(["g1", "g2"]) == {"g2"}
-    again = await claim(stores, "g2", waiting.placement)
-    assert again.job.id == job.id
-    assert await stores.runs.requeue(again, counts=False, exclude=True, reason=BROKEN) == "failed"
-    assert await stores.runs.waiting() == []
-
-
 async def test_a_canceled_job_is_not_requeued(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     job = await submit(stores)
     got = await claim(stores)
     await stores.jobs.request_cancel(job.id)
-    assert await stores.runs.requeue(got, counts=False, exclude=False, reason=BROKEN) == "canceled"
+    assert await stores.runs.requeue(got, counts=False, reason=BROKEN) == "canceled"
     assert await stores.jobs.depth() == 0
 
 
@@ -198,7 +185,7 @@ async def test_secrets_live_apart_and_die_with_the_job(stores: Stores) -> None:
     got = await claim(stores)
     assert await stores.runs.secret(got) == b"cipher"
     assert "cipher" not in str(await stores.redis.hgetall(f"fleet:job:{job.id}"))
-    await stores.runs.requeue(got, counts=False, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(got, counts=False, reason=BROKEN)
     got = await claim(stores)
     assert await stores.runs.secret(got) == b"cipher"
     await stores.runs.finish(got, JobStatus.FAILED, error=BROKEN, duration_s=None)

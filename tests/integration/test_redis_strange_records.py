@@ -290,5 +290,5 @@ async def test_a_node_that_was_removed_and_added_anew_is_free(stores: Stores) ->
     await add_nodes(stores, "g1")
     assert (await refused(stores)).why == "empty"
     assert (await stores.nodes.states())[0].run is None
-    await stores.runs.requeue(run, counts=False, exclude=False, reason=BROKEN)
+    await stores.runs.requeue(run, counts=False, reason=BROKEN)
     assert (await claim(stores)).job.id == run.job.id

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from comfy_fleet.domain.jobs.outputs import InlineBytes, OutputItem
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import Run, RunLimits
+from comfy_fleet.domain.jobs.run_messages import (
     Action,
     AskFailed,
+    AskFailure,
     AskHistory,
     AskQueue,
     Binary,
@@ -32,14 +34,12 @@ from comfy_fleet.domain.jobs.run import (
     PostPrompt,
     PostUnknown,
     QueueAnswered,
+    QueueState,
     Report,
-    Run,
-    RunLimits,
     RunResult,
     SocketClosed,
     Tick,
 )
-from comfy_fleet.domain.jobs.run_messages import AskFailure, QueueState
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 LIMITS = RunLimits(silence_s=600, run_s=3600)
@@ -221,10 +221,10 @@ class World:
         match action:
             case PostPrompt():
                 self.at(self.latency_s, self._posted)
-            case AskQueue(after_s):
-                self.at(after_s + self.latency_s, lambda: self._ask("queue"))
-            case AskHistory(after_s):
-                self.at(after_s + self.latency_s, lambda: self._ask("history"))
+            case AskQueue():
+                self.at(self.latency_s, lambda: self._ask("queue"))
+            case AskHistory():
+                self.at(self.latency_s, lambda: self._ask("history"))
             case Interrupt():
                 self.at(self.latency_s, self._interrupt)
             case DeletePending():

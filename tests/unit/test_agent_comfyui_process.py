@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from comfy_fleet.adapters.system.procfs import Used
 from comfy_fleet.agent import comfyui_process
 from comfy_fleet.agent.comfyui_process import ComfyUIProcess, ProcessSpec
 from comfy_fleet.agent.node_poller import NodePoller
-from comfy_fleet.agent.procfs import Used
 from comfy_fleet.domain.nodes.process_supervision import IDLE_RATE
 
 PID = 7

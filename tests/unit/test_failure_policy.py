@@ -10,7 +10,7 @@ import pytest
 from comfy_fleet.domain.errors import InvalidWorkflow, NodeError, NotFound, StoreDown
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Placement
-from comfy_fleet.domain.jobs.run import RunResult
+from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.domain.nodes.eligibility import GIB, Requirements
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading

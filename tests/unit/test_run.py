@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from comfy_fleet.domain.jobs.outputs import InlineText
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import RunPhase
+from comfy_fleet.domain.jobs.run_messages import (
     AskQueue,
     Binary,
     Collect,
@@ -16,7 +17,6 @@ from comfy_fleet.domain.jobs.run import (
     Left,
     Opened,
     QueueAnswered,
-    RunPhase,
     ShowPreview,
     Tick,
     Unread,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run_messages import (
     AskFailed,
     AskHistory,
     AskQueue,

@@ -6,7 +6,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import Run
+from comfy_fleet.domain.jobs.run_messages import (
+    AskFailure,
     Binary,
     Collect,
     Frame,
@@ -14,9 +16,7 @@ from comfy_fleet.domain.jobs.run import (
     PostAnswered,
     PostUnknown,
     Report,
-    Run,
 )
-from comfy_fleet.domain.jobs.run_messages import AskFailure
 from comfy_fleet.domain.jobs.run_results import read_history
 from tests.unit.run_harness import (
     CANCEL,

@@ -7,7 +7,7 @@ import pytest
 
 from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, OutputLimit, OutputRefused, StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Placement, Progress
-from comfy_fleet.domain.jobs.run import RunResult
+from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import withdrawn
 from comfy_fleet.ports import Claim, RunStore
 from comfy_fleet.services import store_retry
@@ -83,7 +83,7 @@ async def test_a_success_without_its_outputs_is_run_again(released: bool) -> Non
     assert isinstance(found, GivenBack)
     assert (found.error.code, found.error.message) == ("output_lost", "an output can't be read: 404")
     assert found.error.node_id == "9"
-    assert (found.counts, found.exclude, found.placement) == (not released, False, None)
+    assert (found.counts, found.placement) == (not released, None)
 
 
 async def test_what_its_node_never_gives_away_is_not_computed_again() -> None:
@@ -146,10 +146,6 @@ async def test_a_run_that_was_only_taken_off_its_node_costs_nothing() -> None:
             RunResult(kind="failed", error=BOOM, counts=True, retryable=True),
             GivenBack(error=BOOM, counts=True),
         ),
-        (
-            RunResult(kind="rejected", error=BOOM, exclude_node=True),
-            GivenBack(error=BOOM, counts=False, exclude=True),
-        ),
         (RunResult(kind="lost", error=BOOM, counts=True), GivenBack(error=BOOM, counts=True)),
     ],
 )
@@ -169,7 +165,7 @@ async def test_a_run_that_was_lost_while_it_was_taken_off_its_node_costs_nothing
 async def test_a_node_that_works_for_others_rests_until_that_is_known() -> None:
     found = await decided(withdrawn(3))
     assert isinstance(found, GivenBack)
-    assert (found.counts, found.exclude, found.placement) == (False, False, None)
+    assert (found.counts, found.placement) == (False, None)
     assert found.rest_s >= 2
 
 
@@ -210,7 +206,7 @@ async def test_an_end_is_written_as_soon_as_redis_is_back() -> None:
     assert isinstance(back, GivenBack) and not world.written
     world.away = 5
     assert await world.ending.give_back(back, bust=frozenset({"7"}), progress=HALF) is JobStatus.QUEUED
-    facts = {"counts": True, "exclude": False, "reason": BOOM, "placement": BIGGER, "bust": frozenset({"7"})}
+    facts = {"counts": True, "reason": BOOM, "placement": BIGGER, "bust": frozenset({"7"})}
     facts["progress"] = HALF
     assert world.written == [facts]
     world.away = 5

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import Run
+from comfy_fleet.domain.jobs.run_messages import (
     AskFailed,
     AskHistory,
     AskQueue,
@@ -16,7 +17,6 @@ from comfy_fleet.domain.jobs.run import (
     InterruptSent,
     Opened,
     QueueAnswered,
-    Run,
 )
 from tests.unit.run_harness import (
     CANCEL,

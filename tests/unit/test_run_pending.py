@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import Run
+from comfy_fleet.domain.jobs.run_messages import (
     AskFailed,
+    AskFailure,
     AskHistory,
     AskQueue,
     DeletePending,
@@ -22,9 +24,8 @@ from comfy_fleet.domain.jobs.run import (
     Opened,
     PostUnknown,
     QueueAnswered,
-    Run,
+    RunResult,
 )
-from comfy_fleet.domain.jobs.run_messages import AskFailure, RunResult
 from tests.unit.run_harness import (
     CANCEL,
     CLOSED,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import RunPhase
+from comfy_fleet.domain.jobs.run_messages import (
     AskHistory,
     AskQueue,
     Collect,
@@ -16,7 +17,6 @@ from comfy_fleet.domain.jobs.run import (
     PostPrompt,
     PostUnknown,
     QueueAnswered,
-    RunPhase,
 )
 from tests.unit.run_harness import (
     CANCEL,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from comfy_fleet.domain.jobs.outputs import InlineBytes
-from comfy_fleet.domain.jobs.run import (
+from comfy_fleet.domain.jobs.run import Run, RunPhase
+from comfy_fleet.domain.jobs.run_messages import (
     AskHistory,
     AskQueue,
     HistoryAnswered,
@@ -17,8 +18,6 @@ from comfy_fleet.domain.jobs.run import (
     Opened,
     PostAnswered,
     QueueAnswered,
-    Run,
-    RunPhase,
     ShowPreview,
 )
 from comfy_fleet.domain.jobs.run_results import read_history

@@ -44,7 +44,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
     parse_map,
     pools_of,
 )
-from comfy_fleet.domain.errors import ConfigError, FleetError, NotFound
+from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
 from comfy_fleet.timeouts import Timeout
@@ -59,7 +59,7 @@ class Registry(Protocol):
         """Return all nodes by name."""
 
     async def report(self, name: str, *, verdict: str, why: str) -> None:
-        """Record what HAProxy says of a node. Raises NotFound."""
+        """Record what HAProxy says of a node; a node that is gone is left alone."""
 
     def changes(self) -> AsyncIterator[None]:
         """Yield whenever the registry changed, and now and then even if not."""
@@ -474,8 +474,7 @@ class Controller:
             told = (node.added_at, verdict, why)
             if told == seen.told:
                 continue
-            with contextlib.suppress(NotFound):
-                await self._registry.report(node.name, verdict=verdict, why=why)
+            await self._registry.report(node.name, verdict=verdict, why=why)
             seen.told = told
             logger.info("node verdict", extra={"node": node.name, "verdict": verdict, "why": why})
         told_of = ((node, self._seen[node.name].told) for node in self._nodes)

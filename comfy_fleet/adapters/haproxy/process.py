@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from comfy_fleet.adapters.haproxy.runtime import Runtime
+from comfy_fleet.adapters.system import procfs
 from comfy_fleet.adapters.system.child_processes import RUNS_AGAIN, Child
 from comfy_fleet.adapters.system.folders import locked
 from comfy_fleet.domain.errors import BrokerError, ConfigError
@@ -192,9 +193,5 @@ class HAProxy:
 
 
 def _is_ours(pid: int, config: Path) -> bool:
-    try:
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state != "Z" and b"-f" in argv and str(config).encode() in argv
+    argv = procfs.argv(pid)
+    return procfs.alive(pid) and "-f" in argv and str(config) in argv

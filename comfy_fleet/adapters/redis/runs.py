@@ -107,7 +107,6 @@ class RedisRunStore:
             node=node,
             token=token,
             attempt=job.attempt,
-            cancel_requested=job.cancel_requested,
         )
 
     async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
@@ -201,30 +200,20 @@ class RedisRunStore:
         claim: Claim,
         *,
         counts: bool,
-        exclude: bool,
         reason: JobError,
         bust: frozenset[str] = frozenset(),
         placement: Placement | None = None,
         progress: Progress | None = None,
     ) -> JobStatus:
-        """Give the job back, or end it when no attempt or no node is left."""
-        key, give_up = "" if placement is None else placement.key, False
-        if exclude and placement is None:
-            wanted = claim.job.placement
-            moved = replace(wanted, without=wanted.without | {claim.node})
-            with store_errors():
-                members = await self._redis.smembers(f"fleet:pool:{wanted.pool}")
-            give_up = not moved.able(raw.decode() for raw in members)
-            key = moved.key
+        """Give the job back, or end it when no attempt is left."""
         answer = await self._scripts.call(
             "requeue",
             claim.run,
             claim.token,
             int(counts),
-            key,
+            "" if placement is None else placement.key,
             job_records.dump_error(reason),
             job_records.rq_failure(reason),
-            int(give_up),
             "\n".join(sorted(claim.job.bust | bust)),
             job_records.dump_progress(progress),
             job_records.dump_reason(reason),
@@ -259,7 +248,6 @@ class RedisRunStore:
                 node=node.decode(),
                 token=token.decode(),
                 attempt=job.attempt,
-                cancel_requested=job.cancel_requested,
             )
             held.append(Held(claim=claim, phase=phase.decode(), manifest=left))
         return held

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from comfy_fleet.adapters.system import procfs
 from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.cli.exits import Exit, Fail
 
@@ -113,7 +114,7 @@ def running(data: Path) -> dict[str, Any]:
     note = read_note(data)
     pid = note.get("pid")
     # The lock is looked at last: whoever starts at this moment must not find it held by a question.
-    return note if isinstance(pid, int) and runs(pid) and held(data) else {}
+    return note if isinstance(pid, int) and procfs.alive(pid) and held(data) else {}
 
 
 def held(data: Path) -> bool:
@@ -126,12 +127,3 @@ def held(data: Path) -> bool:
     except OSError:
         return True
     return False
-
-
-def runs(pid: int) -> bool:
-    """Return whether a process is alive; one that has ended and only waits to be collected is not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"

@@ -2,19 +2,18 @@
 
 import contextlib
 import ipaddress
-import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from comfy_fleet.adapters.system import procfs
 from comfy_fleet.cli.exits import Exit, Fail
 
 _LOWEST, _CLIENTS = 10_240, 32_768
 _CLAIM = "\0comfy_fleet.port.{}"  # abstract: of this network namespace, as ports are
-_LISTEN = "0A"  # TCP_LISTEN in the `st` column of /proc/net/tcp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,52 +180,17 @@ def draw_block(count: int, *, prefer: int | None = None) -> list[int]:
 
 
 def holder(port: int, proc: Path = Path("/proc")) -> PortHolder | None:
-    """Return who listens on a TCP port, or None if nobody does or it can't be seen.
-
-    Another user's processes hide their descriptors from anybody but root.
-    """
-    inodes = {f"socket:[{inode}]" for inode in _listeners(port, proc)}
-    if not inodes:
-        return None
-    for folder in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
-        if inodes & set(_links(folder / "fd")):
-            return PortHolder(pid=int(folder.name), program=_program(folder))
-    return None
+    """Return who listens on a TCP port, or None if nobody does or it can't be seen."""
+    pid = procfs.listener(port, proc)
+    return None if pid is None else PortHolder(pid=pid, program=_program(procfs.argv(pid, proc)))
 
 
-def _listeners(port: int, proc: Path) -> Iterator[str]:
-    for table in ("net/tcp", "net/tcp6"):
-        try:
-            lines = (proc / table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            columns = line.split()
-            if columns[3] == _LISTEN and int(columns[1].rsplit(":", 1)[1], 16) == port:
-                yield columns[9]
-
-
-def _links(folder: Path) -> Iterator[str]:
-    try:
-        entries = list(folder.iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        with contextlib.suppress(OSError):
-            yield str(entry.readlink())
-
-
-def _program(folder: Path) -> str:
-    try:
-        words = (folder / "cmdline").read_bytes().split(b"\0")
-    except OSError:
+def _program(argv: Sequence[str]) -> str:
+    if not argv:
         return "a process"
-    names = [os.fsdecode(word) for word in words if word]
-    if not names:
-        return "a process"
-    program = Path(names[0]).name
+    program = Path(argv[0]).name
     # "python3" says little: name the script or module that it runs.
-    if program.startswith("python") and len(names) > 1:
-        script = names[names.index("-m") + 1] if "-m" in names[:-1] else names[1]
+    if program.startswith("python") and len(argv) > 1:
+        script = argv[argv.index("-m") + 1] if "-m" in argv[:-1] else argv[1]
         return f"{program} {Path(script).name}"
     return program

@@ -54,45 +54,9 @@ from comfy_fleet.domain.jobs.run_messages import (
     RunResult,
     ShowPreview,
     SocketClosed,
-    Tick,
     Unread,
 )
 from comfy_fleet.domain.jobs.run_transcript import RunTranscript
-
-__all__ = [
-    "FRAME_OUTPUTS",
-    "Action",
-    "AskFailed",
-    "AskHistory",
-    "AskQueue",
-    "Binary",
-    "CancelRequested",
-    "Collect",
-    "DeletePending",
-    "Event",
-    "Finish",
-    "Frame",
-    "FreeElsewhere",
-    "HistoryAnswered",
-    "Interrupt",
-    "InterruptSent",
-    "Left",
-    "LookElsewhere",
-    "Opened",
-    "PostAnswered",
-    "PostPrompt",
-    "PostUnknown",
-    "QueueAnswered",
-    "Report",
-    "Run",
-    "RunLimits",
-    "RunPhase",
-    "RunResult",
-    "ShowPreview",
-    "SocketClosed",
-    "Tick",
-    "Unread",
-]
 
 FRAME_OUTPUTS = frozenset({"SaveImageWebsocket"})
 

@@ -170,16 +170,12 @@ class PostPrompt:
 
 @dataclass(frozen=True, slots=True)
 class AskQueue:
-    """Ask ``GET /queue`` where the prompt is, after ``after_s`` seconds."""
-
-    after_s: float = 0.0
+    """Ask ``GET /queue`` where the prompt is."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskHistory:
-    """Ask ``GET /history/RUN``, after ``after_s`` seconds."""
-
-    after_s: float = 0.0
+    """Ask ``GET /history/RUN``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 -- Give a run's job back to its place in the queue, or end it when its attempts are used up.
--- ARGV: run, token, counts 0/1, new placement or '', error as JSON, RQ result, give up 0/1,
+-- ARGV: run, token, counts 0/1, new placement or '', error as JSON, RQ result,
 --       nodes to keep from the cache, one a line, last progress as JSON or '', why in short as JSON
 -- Returns the job's state, or '' if the lease is gone.
 local run, placement = ARGV[1], ARGV[4]
@@ -10,19 +10,19 @@ local key = jobkey(id)
 local f = redis.call('HMGET', key, 'cancel', 'max_attempts', 'placement', 'rank')
 local attempt = redis.call('HINCRBY', key, 'attempt', tonumber(ARGV[3]))
 local at = now()
-note_attempt(run, id, r[2], r[3], ARGV[10], ARGV[3] == '1', at)
+note_attempt(run, id, r[2], r[3], ARGV[9], ARGV[3] == '1', at)
 drop_run(run, id, r[2])
 if f[1] == '1' then
   end_job(id, 'canceled', '', '', at)
   return 'canceled'
 end
-if ARGV[7] == '1' or (ARGV[3] == '1' and attempt >= tonumber(f[2])) then
-  if ARGV[9] ~= '' then redis.call('HSET', key, 'progress', ARGV[9]) end
+if ARGV[3] == '1' and attempt >= tonumber(f[2]) then
+  if ARGV[8] ~= '' then redis.call('HSET', key, 'progress', ARGV[8]) end
   end_job(id, 'failed', ARGV[5], ARGV[6], at)
   return 'failed'
 end
 note_error(r[2], id, ARGV[5], at)
-redis.call('HSET', key, 'status', 'queued', 'last_error', ARGV[5], 'bust', ARGV[8])
+redis.call('HSET', key, 'status', 'queued', 'last_error', ARGV[5], 'bust', ARGV[7])
 redis.call('HDEL', key, 'run', 'node', 'progress', 'waits')
 redis.call('DEL', key .. ':outputs', key .. ':preview')
 if placement == '' then placement = f[3] else redis.call('HSET', key, 'placement', placement) end

@@ -1,6 +1,8 @@
-"""What a process and its children use, from ``/proc``. Where that is missing (macOS), nothing can be told."""
+"""Processes as ``/proc`` shows them. Where that is missing (macOS), nothing can be told."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +36,7 @@ def used(pid: int, proc: Path = Path("/proc")) -> Used:
     for one in pids:
         folder = proc / str(one)
         try:
-            # The name stands in brackets and may hold anything; the rest begins behind the last one.
-            state, *numbers = (folder / "stat").read_text().rpartition(")")[2].split()
+            state, *numbers = _stat(folder)
             cpu_s += (int(numbers[10]) + int(numbers[11])) / _TICKS
             blocked = blocked or state == "D"
             fields = _fields(folder / "status")
@@ -64,29 +65,62 @@ def family(pid: int, proc: Path = Path("/proc")) -> frozenset[int]:
 
 
 def listener(port: int, proc: Path = Path("/proc")) -> int | None:
-    """Return the process that listens on a port; None if there is none, or it can't be seen."""
-    inodes = set()
+    """Return the process that listens on a TCP port; None if there is none, or it can't be seen.
+
+    Another user's processes hide their descriptors from anybody but root.
+    """
+    sockets = {f"socket:[{inode}]" for inode in _listening(port, proc)}
+    if not sockets:
+        return None
+    for folder in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
+        if not sockets.isdisjoint(_links(folder / "fd")):
+            return int(folder.name)
+    return None
+
+
+def alive(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Return whether a process runs; one that has ended and only waits to be collected does not."""
+    try:
+        return _stat(proc / str(pid))[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def argv(pid: int, proc: Path = Path("/proc")) -> list[str]:
+    """Return a process's program and arguments; empty if it is gone or can't be seen."""
+    try:
+        words = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in words if word]
+
+
+def _listening(port: int, proc: Path) -> Iterator[str]:
+    """Yield the inodes of the sockets that listen on a port."""
     for table in ("net/tcp", "net/tcp6"):
         try:
             rows = [row.split() for row in (proc / table).read_text().splitlines()[1:]]
         except OSError:
             continue
-        inodes |= {
-            f"socket:[{row[9]}]"
-            for row in rows
-            if row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == port
-        }
-    if not inodes:
-        return None
-    for folder in proc.iterdir():
-        if not folder.name.isdecimal():
-            continue
-        try:
-            if any(str(link.readlink()) in inodes for link in (folder / "fd").iterdir()):
-                return int(folder.name)
-        except OSError:
-            continue
-    return None
+        for row in rows:
+            if row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == port:
+                yield row[9]
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Yield where a folder's links lead; nothing of what this user may not see."""
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            yield str(entry.readlink())
+
+
+def _stat(folder: Path) -> list[str]:
+    # The name stands in brackets and may hold anything; the rest begins behind the last one.
+    return (folder / "stat").read_text().rpartition(")")[2].split()
 
 
 def _fields(path: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from comfy_fleet.agent.procfs import family, listener, used
+from comfy_fleet.adapters.system.procfs import family, listener, used
 
 CHILD = """
 import subprocess, sys, time
