@@ -15,6 +15,8 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.system.redis_program import program
+from comfy_fleet.domain.jobs.run import Run
+from comfy_fleet.domain.jobs.run_messages import Action, Event
 from tests.children import mortal
 from tests.comfyui_server import comfyui_server
 
@@ -38,6 +40,21 @@ def free_port() -> int:
     if len(_HELD) > 300:  # more than any test uses
         os.close(_HELD.popleft())
     return port
+
+
+@pytest.fixture(autouse=True, scope="session")
+def valid_runs() -> Iterator[None]:
+    """Check every run of this process after each event."""
+    handle = Run.handle
+
+    def checked(run: Run, event: Event, now: float) -> list[Action]:
+        actions = handle(run, event, now)
+        run.validate()
+        return actions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "handle", checked)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -120,6 +120,11 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
     if len(attempts) > 1 or any(one.get("error") for one in attempts):
         console.print()
         console.print(table(ATTEMPT_COLUMNS, [attempt_row(one) for one in attempts]))
+    if seen := _story(record.get("error")):
+        console.print()
+        console.print(
+            table(["<What its last run saw: seconds, event, phase after it, and what was done"], seen)
+        )
     if outputs := record.get("outputs"):
         console.print()
         rows = [
@@ -257,6 +262,12 @@ def _error(error: dict[str, Any] | None) -> str | None:
         return None
     place = f" (node {error['node_id']} {error.get('class_type') or ''})" if error.get("node_id") else ""
     return f"{error.get('code')}: {error.get('message')}{place}"
+
+
+def _story(error: dict[str, Any] | None) -> list[tuple[str]]:
+    """Return what a run saw that ended a job badly, as rows; none for any other job."""
+    lines = ((error or {}).get("details") or {}).get("story")
+    return [(str(line),) for line in lines] if isinstance(lines, list) else []
 
 
 def _event(kind: str, data: dict[str, Any]) -> str:

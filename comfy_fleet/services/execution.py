@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -50,6 +50,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     Tick,
     Unread,
 )
+from comfy_fleet.domain.jobs.run_story import newest
 from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
 from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
@@ -63,6 +64,8 @@ from comfy_fleet.services.store_retry import retry_while_store_down
 logger = logging.getLogger(__name__)
 
 NOTE_AFTER_S = 0.1
+_TOLD = frozenset({"lost", "timeout", "rejected"})
+"""Ends of a run about which its story says more than its error."""
 READ_AHEAD_BYTES, READ_AHEAD_FRAMES = 64 * 1024, 256
 """Frames that may wait for the machine; no more is read of a node that sends faster."""
 HELD_BYTES, HELD_GAP_S, HELD_SAY_S = 4 * 1024 * 1024, 0.02, 1.0
@@ -291,7 +294,7 @@ class Execution:
                 if isinstance(action, Left) and self._posted_at is not None and machine.computed:
                     self._took_s = self._tools.now() - self._posted_at
                 if isinstance(action, Finish):
-                    await self._end(action.verdict)
+                    await self._end(self._with_story(action.verdict, machine))
                     return
                 await self._act(action)
                 del action  # like the event, it may hold a large frame
@@ -468,6 +471,15 @@ class Execution:
                 self._events.put_nowait(FreeElsewhere())
 
     # -- the end --------------------------------------------------------------------------------------
+
+    def _with_story(self, verdict: RunResult, machine: Run) -> RunResult:
+        """Return the verdict on a run that ended badly with its story, which the log gets as well."""
+        if verdict.error is None or verdict.kind not in _TOLD:
+            return verdict
+        story = machine.story.lines()
+        logger.warning("run ended badly", extra={**self._extra, "kind": verdict.kind, "story": story})
+        details = {**verdict.error.details, "story": newest(story)}
+        return replace(verdict, error=replace(verdict.error, details=details))
 
     async def _end(self, verdict: RunResult) -> None:
         duration_s = self._tools.now() - self._started

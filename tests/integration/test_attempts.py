@@ -203,6 +203,11 @@ async def test_a_job_tells_where_it_was_lost(redis_port: int) -> None:
         assert (done.status, done.attempt) == (JobStatus.FAILED, 3)
         assert {one.node for one in done.attempts} == {"g1", "g2", "g3"}
         assert all(one.counted and one.error and one.error.code == "node_lost" for one in done.attempts)
+        assert done.error is not None
+        story = done.error.details["story"]
+        assert story[0] == "0.000 Opened -> posting: PostPrompt"
+        assert any("PostAnswered 200" in line for line in story)
+        assert story[-1].endswith("-> done: Finish")
         times = [at for one in done.attempts for at in (one.started_at, one.ended_at)]
         assert times == sorted(times)
         assert done.created_at <= times[0] and times[-1] == pytest.approx(done.completed_at or 0, abs=0.001)

@@ -250,6 +250,18 @@ def test_the_beginning_of_an_id_is_enough(canned: Canned) -> None:
     assert JOB in result.output
 
 
+def test_a_job_that_ended_badly_is_shown_with_what_its_run_saw(canned: Canned) -> None:
+    story = ["0.000 Opened -> posting: PostPrompt", "9.000 SocketClosed \x1b[2J -> running"]
+    error = {"code": "node_lost", "message": "the node went down", "details": {"story": story}}
+    canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "status": "failed", "error": error})
+    shown = run(canned, "job", "show", JOB).stdout
+    assert "0.000 Opened -> posting: PostPrompt" in shown
+    assert "9.000 SocketClosed \\x1b[2J -> running" in shown
+    for odd in (None, {"story": "x"}, {"story": None}):
+        canned.on("GET", f"/api/v1/jobs/{JOB}", {**DONE, "error": {**error, "details": odd}})
+        assert run(canned, "job", "show", JOB).exit_code == 0
+
+
 def test_a_beginning_that_several_share_names_them(canned: Canned) -> None:
     other = JOB[:8] + "-0000-4000-8000-000000000000"
     canned.on("GET", "/api/v1/job-ids", {"ids": [JOB, other]})

@@ -56,6 +56,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     SocketClosed,
     Unread,
 )
+from comfy_fleet.domain.jobs.run_story import RunStory
 from comfy_fleet.domain.jobs.run_transcript import RunTranscript
 
 FRAME_OUTPUTS = frozenset({"SaveImageWebsocket"})
@@ -119,11 +120,13 @@ class Run:
         phase: Where the prompt is.
         sockets_only: Whether some output exists only as websocket frames.
         misread: What was last raised by something that the node sent; empty if all was understood.
+        story: What came in lately, and what that led to.
     """
 
     phase: RunPhase
     sockets_only: bool
     misread: str
+    story: RunStory
 
     def __init__(
         self,
@@ -156,6 +159,7 @@ class Run:
         self._reported: Progress | None = None
         self.sockets_only = bool(self._seen.frame_nodes)
         self.misread = ""
+        self.story = RunStory(now)
 
         self.phase = RunPhase.OPEN
         self._answered = adopted  # whether the POST's outcome is known (as far as it ever will be)
@@ -193,13 +197,15 @@ class Run:
         if self.phase is RunPhase.DONE:
             return []
         self._now, self._out = now, []
+        misread = ""
         try:
             self._take(event)
         except Exception as error:  # noqa: BLE001 - whatever a node sends must not end the run's main line
-            self.misread = f"{type(event).__name__}: {type(error).__name__}: {str(error)[:200]}"
+            misread = self.misread = f"{type(event).__name__}: {type(error).__name__}: {str(error)[:200]}"
             self._on_misread(event)
         self._clock()
         out, self._out = self._out, []  # a preview may be large
+        self.story.note(event, now, self.phase, out, misread)
         return out
 
     def _take(self, event: Event) -> None:
@@ -261,6 +267,50 @@ class Run:
         times = [at for at in (self._ask_due(), self._deadline()) if at is not None and at < math.inf]
         return min(times, default=None)
 
+    def validate(self) -> None:
+        """Check what holds between the phase and everything else after each event: for tests.
+
+        Raises:
+            AssertionError: Something does not; it is named.
+        """
+        phase, now, limits = self.phase, self._now, self._limits
+        if phase is RunPhase.DONE:
+            return
+        unposted = phase in (RunPhase.OPEN, RunPhase.POSTING)
+        asked = self._asking is not None or self._ask_at is not None
+        rules = {
+            "nothing is asked, wanted or given out before the prompt is posted": phase is not RunPhase.OPEN
+            or not (self._answered or asked or self._abort or self._given or self._seen.ended),
+            "a run is there with a websocket only": phase is not RunPhase.OPEN or self._socket,
+            "a run whose POST was answered waits for an answer": not self._answered or asked,
+            "no question is planned while one is under way": self._asking is None or self._ask_at is None,
+            "nothing is asked before the POST was answered": self._asking is None or self._answered,
+            "without a websocket frames may be missing": self._socket or self._broken or self._seen.success,
+            "outputs are given out once the POST's answer allows it": not self._given
+            or (self._answered and self._rejection is None),
+            "what was given out is known": self._given <= self._seen.items.keys(),
+            "a rejected prompt is to leave the node": self._rejection is None
+            or (self._answered and self._abort is not None),
+            "whoever wants the prompt off its node gives up some day": self._abort is None
+            or not self._answered
+            or self._abort_until < math.inf,
+            "only a prompt that waits is taken back": self._abort != "behind" or phase is RunPhase.ACCEPTED,
+            "only a prompt that began can take too long": self._abort != "timeout"
+            or phase in (RunPhase.RUNNING, RunPhase.LEFT),
+            "what took too long is said": bool(self._overdue) == (self._abort == "timeout")
+            or self._abort == "cancel",
+            "only what the node has is deleted there": not self._deleted or not unposted,
+            "only what the node has waits there": not unposted
+            or (self._pending_since is None and not self._elsewhere),
+            "only what was begun was seen to end": not self._seen.idle or not unposted,
+            "a limit that is reached ends the run": self._absent < limits.gone_polls
+            and self._tries < limits.history_tries
+            and self._unusable < limits.unusable_tries,
+            "nothing happened in the future": max(self._sign_at, self._since, self._down_since or now) <= now,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise AssertionError(f"{phase}: {'; '.join(broken)}: {vars(self)}")
+
     # Posting ----------------------------------------------------------------------------------------------
 
     def _on_answer(self, answer: PostAnswered) -> None:
@@ -295,10 +345,8 @@ class Run:
     def _resume(self) -> None:
         """Go on after the POST: much may have been seen while it was under way."""
         self._give()
-        if self._abort is None and self._over_limit:
-            self._abort = "limit"
-        if self._abort is None and self._frames_lost:
-            self._abort = "frames"
+        if self._abort is None and (self._over_limit or self._frames_lost):
+            self._decide_abort("limit" if self._over_limit else "frames")
         if self.phase is RunPhase.LEFT:
             self._conclude()
         elif self._abort is not None and self.phase is not RunPhase.POSTING:
@@ -553,10 +601,13 @@ class Run:
         elif self._abort != "cancel":
             self._begin_abort("cancel")
 
-    def _begin_abort(self, why: Abort) -> None:
+    def _decide_abort(self, why: Abort) -> None:
         self._abort = why
         patience = self._limits.silence_s if why == "cancel" else self._limits.abort_s
         self._abort_until = self._now + patience
+
+    def _begin_abort(self, why: Abort) -> None:
+        self._decide_abort(why)
         if not self._answered:
             return  # the POST is under way: its answer comes back here
         if self.phase is RunPhase.RUNNING:
