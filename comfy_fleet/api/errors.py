@@ -25,6 +25,7 @@ from comfy_fleet.domain.errors import (
     MissingAsset,
     NodeError,
     NotFound,
+    NotInTime,
     QueueFull,
     StoreDown,
     StoreRefuses,
@@ -69,6 +70,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (QueueFull, 429),
     (Busy, 503),
     (NodeError, 502),
+    (NotInTime, 504),
 )
 
 _STORE_DOWN = (

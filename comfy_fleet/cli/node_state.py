@@ -1,14 +1,17 @@
 """Nodes in words, and waiting for them."""
 
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.paths import path_of
 
+if TYPE_CHECKING:
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.services.node_life import NodeStatus
+
 COLUMNS = ("<Node", "State", "Pool", ">Done", ">Failed", "Running", "URL")
-LOOK_S = 0.2
 
 
 def nodes_of(answer: Any) -> list[dict[str, Any]]:
@@ -70,29 +73,91 @@ def still_working(node: Mapping[str, Any]) -> str:
     return ", ".join(told) or "a job runs"
 
 
-def wait_for(
-    client: Any,
-    name: str,
-    timeout_s: float,
-    done: Callable[[Mapping[str, Any]], bool],
-    what: str,
-    *,
-    tell: Callable[[Mapping[str, Any]], str] = state,
-) -> dict[str, Any]:
-    """Look at a node until something holds.
+class RemoteNodes:
+    """Looks at nodes and gives orders through the API: the ``NodeControl`` of this side."""
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+
+    async def status(self, name: str) -> "NodeStatus":
+        """Return what a node does now."""
+        from comfy_fleet.services.node_life import NodeStatus
+
+        node = self._client.get(path(name))
+        return NodeStatus(
+            busy=not drained(node),
+            verdict=str(node.get("verdict") or ""),
+            starts=int(node.get("starts") or 0),
+            managed=bool((node.get("report") or {}).get("pid")),
+            state=state(node),
+            work=still_working(node),
+        )
+
+    async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
+        """Keep new jobs away."""
+        self._client.post(f"{path(name)}/drain", {"reason": reason, "requeue": requeue})
+
+    async def resume(self, name: str) -> None:
+        """Let jobs come again."""
+        self._client.post(f"{path(name)}/resume")
+
+    async def restart(self, name: str) -> None:
+        """Have the agent that runs it restart it."""
+        self._client.post(f"{path(name)}/restart")
+
+    async def refresh(self, name: str) -> bool:
+        """Read what it has now; False if it did not answer."""
+        try:
+            self._client.post(f"{path(name)}/refresh")
+        except Fail as error:
+            if error.exit is not Exit.TIMEOUT:
+                raise
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def failing() -> Iterator[None]:
+    """Turn what a walk over nodes raises into a :class:`Fail`."""
+    from comfy_fleet.domain.errors import Conflict, NotInTime
+
+    try:
+        yield
+    except NotInTime as error:
+        show = f"fleet node show {error.details['node']}"
+        hint = f"it stays drained: {show}" if error.details.get("drained") else show
+        raise Fail(error.message, hint=hint, code=Exit.TIMEOUT) from error
+    except Conflict as error:
+        raise Fail(
+            error.message,
+            hint="say who does: --restart-command or --wait-restart; or choose nodes by --pool or --zone",
+            code=Exit.REFUSED,
+        ) from error
+
+
+def wait_drained(client: "Client", names: Sequence[str], timeout_s: float) -> None:
+    """Wait until no job needs any of some nodes, outputs included.
 
     Raises:
-        Fail: The time is over; says what ``tell`` makes of the node.
+        Fail: The time is over; says what the node still works on.
     """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        node = dict(client.get(path(name)))
-        if done(node):
-            return node
-        if time.monotonic() > deadline:
-            raise Fail(
-                f"node {name} is not {what} after {max(0.0, timeout_s):g} s: {tell(node)}",
-                hint=f"fleet node show {name}",
-                code=Exit.TIMEOUT,
-            )
-        time.sleep(LOOK_S)
+    import asyncio
+
+    from comfy_fleet.services import node_life
+
+    with failing():
+        asyncio.run(node_life.wait_drained(RemoteNodes(client), names, timeout_s))
+
+
+def wait_up(client: "Client", name: str, timeout_s: float) -> None:
+    """Wait until a node can get jobs.
+
+    Raises:
+        Fail: The time is over; says why it can't.
+    """
+    import asyncio
+
+    from comfy_fleet.services import node_life
+
+    with failing():
+        asyncio.run(node_life.wait_up(RemoteNodes(client), name, timeout_s))

@@ -10,7 +10,16 @@ import typer
 
 from comfy_fleet.cli import rolling_restart
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.node_state import COLUMNS, drained, nodes_of, path, row, still_working, wait_for
+from comfy_fleet.cli.node_state import (
+    COLUMNS,
+    drained,
+    nodes_of,
+    path,
+    row,
+    still_working,
+    wait_drained,
+    wait_up,
+)
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 from comfy_fleet.cli.submit import pairs
 
@@ -72,7 +81,8 @@ def add(
     with Client(api, key) as client:
         node = client.post("/api/v1/nodes", body)
         if wait:
-            node = wait_for(client, name, timeout, lambda node: node.get("verdict") == "up", "up")
+            wait_up(client, name, timeout)
+            node = client.get(path(name))
     if node.get("credentials") and str(node.get("url")).startswith("http:"):
         stderr().print(f"warning: the password of {name} is sent unencrypted: use https, or a tunnel")
     print_answer(node, f"added {name}", json_=json_)
@@ -229,7 +239,8 @@ def drain(
     with Client(api, key) as client:
         node = client.post(f"{path(name)}/drain", body)
         if wait:
-            node = wait_for(client, name, timeout, drained, "empty", tell=still_working)
+            wait_drained(client, [name], timeout)
+            node = client.get(path(name))
     busy = "" if drained(node) else f" ({still_working(node)} still)"
     print_answer(node, f"drained {name}{busy}", json_=json_)
 

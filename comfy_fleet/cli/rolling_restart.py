@@ -2,8 +2,7 @@
 
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -11,11 +10,8 @@ from urllib.parse import urlsplit
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.node_state import drained, nodes_of, path, still_working, wait_for
+from comfy_fleet.cli.node_state import RemoteNodes, failing, nodes_of, path, wait_drained
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key, words
-
-BACK_S = 0.2  # how often a node that restarts is looked at
-MISSED_S = 8.0  # a restart that was too quick for HAProxy's checks is believed after this
 
 
 class Restarts(Enum):
@@ -49,9 +45,8 @@ def cordon_host(
         names = _on_host(client, host)
         for name in names:
             client.post(f"{path(name)}/drain", {"reason": reason, "requeue": requeue})
-        deadline = time.monotonic() + timeout
-        for name in names if wait else ():
-            wait_for(client, name, deadline - time.monotonic(), drained, "empty", tell=still_working)
+        if wait:
+            wait_drained(client, names, timeout)
     print_answer({"host": host, "nodes": names}, f"drained {', '.join(names)}", json_=json_)
 
 
@@ -117,6 +112,8 @@ def roll(
     gets jobs again as soon as it is back. Nodes that are drained already are left alone. The first node
     that does not come back ends it, and stays drained.
     """
+    import asyncio
+
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import stderr, stdout
 
@@ -136,15 +133,59 @@ def roll(
             chosen.remove(node)
         if not chosen:
             raise Fail("no node to restart", hint="fleet node ls", code=Exit.NOT_FOUND)
+        rows = {str(node["name"]): node for node in chosen}
+
+        def told(names: Sequence[str], done: int) -> None:
+            stdout().print(f"restarted {', '.join(names)} ({done} of {len(rows)})")
+
+        with failing():
+            asyncio.run(
+                _roll(
+                    RemoteNodes(client),
+                    rows,
+                    by,
+                    at_once=parallel or (len(rows) if zone else 1),
+                    drain_s=drain_timeout,
+                    back_s=timeout,
+                    told=told,
+                )
+            )
+
+
+async def _roll(
+    control: RemoteNodes,
+    nodes: Mapping[str, Mapping[str, Any]],
+    by: Restarts | Sequence[str],
+    *,
+    told: Callable[[Sequence[str], int], None],
+    **more: Any,
+) -> None:
+    """Restart nodes, by name.
+
+    Args:
+        control: Gives the orders.
+        nodes: The nodes as the API tells of them.
+        by: Who restarts them, or a command in words.
+        told: Gets the names of those that are done, and how many that makes.
+        more: See :func:`comfy_fleet.services.node_life.roll`.
+    """
+    import asyncio
+
+    from comfy_fleet.services.node_life import check_managed, roll
+
+    async def run(name: str) -> None:
         if by is Restarts.AGENT:
-            _agents_run(client, chosen)
-        size = parallel or (len(chosen) if zone else 1)
-        done = 0
-        for batch in _batches(chosen, size):
-            _restart(client, batch, by, drain_timeout, timeout)
-            done += len(batch)
-            names = ", ".join(str(node["name"]) for node in batch)
-            stdout().print(f"restarted {names} ({done} of {len(chosen)})")
+            await control.restart(name)
+        elif not isinstance(by, Restarts):
+            await asyncio.to_thread(_run, by, nodes[name])
+
+    names = list(nodes)
+    if by is Restarts.AGENT:
+        await check_managed(control, names)
+    done = 0
+    async for batch in roll(control, names, restart=None if by is Restarts.NOBODY else run, **more):
+        done += len(batch)
+        told(batch, done)
 
 
 def hosts_of(node: Mapping[str, Any]) -> frozenset[str]:
@@ -168,62 +209,6 @@ def _command(text: str) -> list[str]:
     return found
 
 
-def _agents_run(client: Any, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Make sure that agents can restart all of these nodes.
-
-    Raises:
-        Fail: One of them runs without.
-    """
-    for node in nodes:
-        name = str(node["name"])
-        if not (client.get(path(name)).get("report") or {}).get("pid"):
-            raise Fail(
-                f"no agent runs node {name}: nothing was restarted",
-                hint="say who does: --restart-command or --wait-restart; or choose nodes by --pool or --zone",
-                code=Exit.REFUSED,
-            )
-
-
-def _restart(
-    client: Any,
-    batch: Sequence[Mapping[str, Any]],
-    by: Restarts | Sequence[str],
-    drain_s: float,
-    back_s: float,
-) -> None:
-    """Restart some nodes.
-
-    Args:
-        client: The API.
-        batch: The nodes.
-        by: Who restarts them, or a command in words.
-        drain_s: How long their jobs may take.
-        back_s: How long they may take to come back.
-    """
-    names = [str(node["name"]) for node in batch]
-    for name in names:
-        client.post(f"{path(name)}/drain", {"reason": "rolling restart"})
-    deadline = time.monotonic() + drain_s
-    try:
-        for name in names:
-            wait_for(client, name, deadline - time.monotonic(), drained, "empty", tell=still_working)
-    except (Fail, KeyboardInterrupt):
-        for name in names:  # nothing was restarted yet: as it was before
-            client.post(f"{path(name)}/resume")
-        raise
-    starts = {name: int(client.get(path(name)).get("starts") or 0) for name in names}
-    for node in batch:
-        if by is Restarts.AGENT:
-            client.post(f"{path(str(node['name']))}/restart")
-        elif not isinstance(by, Restarts):
-            _run(by, node)
-    for name in names:
-        _wait_back(client, name, starts[name], back_s, ordered=not isinstance(by, Restarts))
-        client.post(f"{path(name)}/resume")
-    for name in names:
-        wait_for(client, name, back_s, lambda node: node.get("verdict") == "up", "up")
-
-
 def _run(command: Sequence[str], node: Mapping[str, Any]) -> None:
     url = str(node.get("url") or "")
     values = {"name": str(node["name"]), "url": url, "host": urlsplit(url).hostname or ""}
@@ -244,33 +229,3 @@ def _run(command: Sequence[str], node: Mapping[str, Any]) -> None:
             f"the restart of {node['name']} failed with {ended.returncode}: {' '.join(last)}",
             hint=f"it stays drained; fleet node resume {node['name']}",
         )
-
-
-def _wait_back(client: Any, name: str, starts: int, timeout_s: float, *, ordered: bool) -> None:
-    """Wait until a node was seen to come back, and has told what it has.
-
-    With ``ordered`` the restart has certainly begun: one that nobody saw was quick.
-    """
-    began = time.monotonic()
-    while time.monotonic() - began < timeout_s:
-        node = client.get(path(name))
-        seen = int(node.get("starts") or 0) > starts
-        if (seen or (ordered and time.monotonic() - began > MISSED_S)) and node.get("verdict") != "down":
-            try:
-                client.post(f"{path(name)}/refresh")
-            except Fail as error:
-                if error.exit is not Exit.TIMEOUT:
-                    raise
-            else:
-                return
-        time.sleep(BACK_S)
-    raise Fail(
-        f"node {name} did not come back within {timeout_s:g} s",
-        hint=f"it stays drained: fleet node show {name}",
-        code=Exit.TIMEOUT,
-    )
-
-
-def _batches(nodes: Sequence[Mapping[str, Any]], size: int) -> Iterator[Sequence[Mapping[str, Any]]]:
-    for start in range(0, len(nodes), size):
-        yield nodes[start : start + size]

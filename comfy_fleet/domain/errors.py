@@ -20,6 +20,7 @@ FleetError
 │   ├── Outdated          this process is older than the layout in Redis: it takes no new work
 │   └── StoreDown         Redis does not answer: what was asked may have been done
 │       └── StoreRefuses  Redis answers and takes nothing: nothing was done
+├── NotInTime             a node has not become what was waited for
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
 ├── ConfigError           a setting, file or program of the operator's is wrong
 ├── BrokerError           HAProxy refused an order or could not be asked
@@ -187,6 +188,13 @@ class Outdated(Busy):
     """A newer version has raised the layout in Redis; this process ends what it has and takes no new work."""
 
     code = "outdated"
+
+
+class NotInTime(FleetError):
+    """A node has not become what was waited for; the message says what it is instead."""
+
+    code = "timeout"
+    retryable = True
 
 
 class LeaseLost(FleetError):

@@ -1,7 +1,6 @@
 """REST: nodes. What the CLI does, for operators; agents read the list with their own token."""
 
 import asyncio
-import logging
 from typing import Any
 
 import orjson
@@ -16,14 +15,13 @@ from comfy_fleet.api.deps import admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import MAX_URL, read, shown
-from comfy_fleet.domain.errors import Conflict, NotFound
+from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 from comfy_fleet.domain.nodes.differences import differences
 from comfy_fleet.domain.nodes.node import NAME, Node, NodeState
+from comfy_fleet.services.node_life import NodeLife
 
-logger = logging.getLogger(__name__)
 router = APIRouter(tags=["nodes"])
-_RELEASE_LOOKS, _RELEASE_LOOK_S = 100, 0.1
 
 
 class NodeBody(BaseModel):
@@ -134,13 +132,7 @@ async def drain_node(request: Request, name: str) -> Response:
     admin(request)
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     body = await read(request, DrainBody) if has_body else DrainBody()
-    nodes = deps(request).nodes
-    reason = body.reason or (await _state(request, name)).node.cordon_reason or "drained by hand"
-    await nodes.cordon(name, reason=reason)
-    await deps(request).inventories.look()  # jobs that wait for it say so from now on
-    if body.requeue:
-        asked = await nodes.release(name)
-        logger.info("jobs given back", extra={"node": name, "runs": len(asked)})
+    await _life(request).drain(_name(name), reason=body.reason, requeue=body.requeue)
     return json_response(state(await _state(request, name)))
 
 
@@ -148,8 +140,7 @@ async def drain_node(request: Request, name: str) -> Response:
 async def resume_node(request: Request, name: str) -> Response:
     """Jobs may come again; ends a quarantine, too."""
     admin(request)
-    await deps(request).nodes.uncordon(_name(name))
-    await deps(request).inventories.look()
+    await _life(request).resume(_name(name))
     return json_response(state(await _state(request, name)))
 
 
@@ -157,14 +148,7 @@ async def resume_node(request: Request, name: str) -> Response:
 async def restart_node(request: Request, name: str) -> Response:
     """The agent that runs it restarts it once no job needs it; 409 if none does."""
     admin(request)
-    await _state(request, name)
-    d = deps(request)
-    if not (await d.hosts.report(name) or {}).get("pid"):
-        raise Conflict(
-            f"no agent runs node {name}: restart its ComfyUI yourself",
-            details={"field": "name", "node": name},
-        )
-    await d.nodes.want_restart(name)
+    await _life(request).restart(_name(name))
     return json_response(state(await _state(request, name)), 202)
 
 
@@ -172,8 +156,7 @@ async def restart_node(request: Request, name: str) -> Response:
 async def refresh_node(request: Request, name: str) -> Response:
     """Ask it for classes, files and versions now; 504 if it does not answer, 502 if it can't be read."""
     admin(request)
-    await _state(request, name)
-    if not await deps(request).inventories.refresh(name):
+    if not await _life(request).refresh(_name(name)):
         trouble = (await _state(request, name)).reading.trouble
         if trouble:
             raise HttpError(502, "node_unreadable", f"node {name} can't be read: {trouble}")
@@ -185,17 +168,7 @@ async def refresh_node(request: Request, name: str) -> Response:
 async def remove_node(request: Request, name: str, force: bool = False) -> Response:
     """Forget it; 409 while it works. With `force` its jobs go back to the queue first."""
     admin(request)
-    nodes = deps(request).nodes
-    if force and (await _state(request, name)).work:
-        await nodes.cordon(_name(name), reason="is being removed")
-        await nodes.release(name)
-        for _ in range(
-            _RELEASE_LOOKS
-        ):  # on a dead node it lasts longer: its dispatcher learns that it is gone
-            if not (await _state(request, name)).work:
-                break
-            await asyncio.sleep(_RELEASE_LOOK_S)
-    await nodes.remove(_name(name), force=force)
+    await _life(request).remove(_name(name), force=force)
     return Response(status_code=204)
 
 
@@ -264,11 +237,12 @@ async def detail(request: Request, value: NodeState) -> dict[str, Any]:
 
 
 async def _state(request: Request, name: str) -> NodeState:
-    wanted = _name(name)
-    found = await deps(request).nodes.state(wanted)
-    if found is None:
-        raise NotFound(f"no node {wanted!r}")
-    return found
+    return await _life(request).state(_name(name))
+
+
+def _life(request: Request) -> NodeLife:
+    d = deps(request)
+    return NodeLife(d.nodes, d.hosts, d.inventories)
 
 
 def _name(name: str) -> str:

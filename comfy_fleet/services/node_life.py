@@ -1,0 +1,282 @@
+"""A node's life beside its work: drained, resumed, restarted, removed, and many restarted in turn.
+
+The walks (:func:`wait_drained`, :func:`roll`) only see :class:`NodeControl`. :class:`NodeLife` is that on the
+fleet's own stores; the command line has one that speaks HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from comfy_fleet.domain.errors import Conflict, NotFound, NotInTime
+from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.ports import Hosts, NodeRegistry
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.2
+RELEASE_S = 10.0
+"""How long a removal waits until a node's jobs are back in the queue; on a dead node that takes longer, and
+its dispatcher learns that the node is gone."""
+
+MISSED_S = 8.0
+"""A restart that was ordered, and too quick for HAProxy's checks, is believed after this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeStatus:
+    """What a walk has to know of a node.
+
+    Attributes:
+        busy: Whether a job needs it, or its outputs are still being fetched.
+        verdict: As in :class:`~comfy_fleet.domain.nodes.node.NodeState`.
+        starts: How often it was seen to come back.
+        managed: Whether an agent runs its ComfyUI, and so can restart it.
+        state: Its state in words.
+        work: What needs it, in words.
+    """
+
+    busy: bool
+    verdict: str
+    starts: int
+    managed: bool
+    state: str
+    work: str
+
+
+class NodeControl(Protocol):
+    """Looks at nodes and gives orders. Every method raises NotFound, or what stands for it there."""
+
+    async def status(self, name: str) -> NodeStatus:
+        """Return what a node does now."""
+
+    async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
+        """Keep new jobs away; see :meth:`NodeLife.drain`."""
+
+    async def resume(self, name: str) -> None:
+        """Let jobs come again."""
+
+    async def restart(self, name: str) -> None:
+        """Have the agent that runs it restart it."""
+
+    async def refresh(self, name: str) -> bool:
+        """Read what it has now; False if it did not answer."""
+
+
+class InventoryReader(Protocol):
+    """The part of :class:`comfy_fleet.services.inventories.NodeInventories` that is needed here."""
+
+    async def look(self) -> None:
+        """Look at the nodes now: jobs that wait say what for."""
+
+    async def refresh(self, name: str) -> bool:
+        """Read what a node has now; False if it did not answer, or can't be read."""
+
+
+class NodeLife:
+    """Changes nodes in the fleet's stores; a :class:`NodeControl`."""
+
+    def __init__(self, nodes: NodeRegistry, hosts: Hosts, inventories: InventoryReader) -> None:
+        self._nodes = nodes
+        self._hosts = hosts
+        self._inventories = inventories
+
+    async def state(self, name: str) -> NodeState:
+        """Return a node; raises NotFound."""
+        found = await self._nodes.state(name)
+        if found is None:
+            raise NotFound(f"no node {name!r}")
+        return found
+
+    async def status(self, name: str) -> NodeStatus:
+        """Return what a node does now; raises NotFound."""
+        found = await self.state(name)
+        return NodeStatus(
+            busy=_busy(found),
+            verdict=found.verdict,
+            starts=found.reading.starts,
+            managed=await self._managed(name),
+            state=f"{found.verdict}: {found.why}" if found.why else found.verdict,
+            work=", ".join(f"job {work.job}" for work in found.work) or "a job runs",
+        )
+
+    async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
+        """Keep new jobs away; the one that runs goes on.
+
+        Args:
+            name: The node.
+            reason: Why; None leaves the reason that it has.
+            requeue: Give its jobs back to the queue at once.
+
+        Raises:
+            NotFound: No such node.
+        """
+        reason = reason or (await self.state(name)).node.cordon_reason or "drained by hand"
+        await self._nodes.cordon(name, reason=reason)
+        await self._inventories.look()  # jobs that wait for it say so from now on
+        if requeue:
+            runs = await self._nodes.release(name)
+            logger.info("jobs given back", extra={"node": name, "runs": len(runs)})
+
+    async def resume(self, name: str) -> None:
+        """Let jobs come again; ends a quarantine, too. Raises NotFound."""
+        await self._nodes.uncordon(name)
+        await self._inventories.look()
+
+    async def restart(self, name: str) -> None:
+        """Have the agent that runs it restart it, as soon as no job needs it.
+
+        Raises:
+            NotFound: No such node.
+            Conflict: No agent runs it.
+        """
+        await self.state(name)
+        if not await self._managed(name):
+            raise Conflict(
+                f"no agent runs node {name}: restart its ComfyUI yourself",
+                details={"field": "name", "node": name},
+            )
+        await self._nodes.want_restart(name)
+
+    async def refresh(self, name: str) -> bool:
+        """Read what it has now; False if it did not answer, or can't be read. Raises NotFound."""
+        await self.state(name)
+        return await self._inventories.refresh(name)
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        """Forget a node.
+
+        Args:
+            name: The node.
+            force: Also while it works: its jobs go back to the queue first.
+
+        Raises:
+            NotFound: No such node.
+            Conflict: It works, and ``force`` is not set.
+        """
+        if force and (await self.state(name)).work:
+            await self._nodes.cordon(name, reason="is being removed")
+            await self._nodes.release(name)
+            deadline = time.monotonic() + RELEASE_S
+            while (await self.state(name)).work:
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(LOOK_S)
+        await self._nodes.remove(name, force=force)
+
+    async def _managed(self, name: str) -> bool:
+        return bool((await self._hosts.report(name) or {}).get("pid"))
+
+
+def _busy(state: NodeState) -> bool:
+    return bool(state.run or state.work)
+
+
+async def wait_drained(control: NodeControl, names: Sequence[str], timeout_s: float) -> None:
+    """Wait until no job needs any of some nodes, outputs included.
+
+    Raises:
+        NotInTime: One of them still works; says what on.
+    """
+    deadline = time.monotonic() + timeout_s
+    for name in names:
+        while (node := await control.status(name)).busy:
+            await _wait(name, "empty", node.work, deadline, timeout_s)
+
+
+async def wait_up(control: NodeControl, name: str, timeout_s: float) -> None:
+    """Wait until a node can get jobs.
+
+    Raises:
+        NotInTime: It can't; says why.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (node := await control.status(name)).verdict != "up":
+        await _wait(name, "up", node.state, deadline, timeout_s)
+
+
+async def check_managed(control: NodeControl, names: Sequence[str]) -> None:
+    """Make sure that agents can restart all of these nodes.
+
+    Raises:
+        Conflict: One of them runs without.
+    """
+    for name in names:
+        if not (await control.status(name)).managed:
+            raise Conflict(f"no agent runs node {name}: nothing was restarted", details={"node": name})
+
+
+async def roll(
+    control: NodeControl,
+    names: Sequence[str],
+    *,
+    at_once: int,
+    restart: Callable[[str], Awaitable[None]] | None,
+    drain_s: float,
+    back_s: float,
+) -> AsyncIterator[Sequence[str]]:
+    """Restart nodes in turn without losing a job; yields those of each batch once they are back.
+
+    Each is drained, restarted, and gets jobs again as soon as it has told what it has. The first that does
+    not come back ends the walk, and stays drained.
+
+    Args:
+        control: The nodes.
+        names: Which, in this order.
+        at_once: How many in a batch.
+        restart: Restarts one; None waits for somebody else to do it.
+        drain_s: How long the jobs of a batch may take to end.
+        back_s: How long a node may take to come back.
+
+    Raises:
+        NotInTime: Jobs did not end (all of the batch get jobs again), or a node did not come back.
+    """
+    for first in range(0, len(names), at_once):
+        batch = names[first : first + at_once]
+        try:
+            for name in batch:
+                await control.drain(name, reason="rolling restart")
+            await wait_drained(control, batch, drain_s)
+        except BaseException:
+            for name in batch:  # nothing was restarted yet: as it was before
+                await control.resume(name)
+            raise
+        starts = {name: (await control.status(name)).starts for name in batch}
+        if restart is not None:
+            for name in batch:
+                await restart(name)
+        for name in batch:
+            await _wait_back(control, name, starts[name], back_s, ordered=restart is not None)
+            await control.resume(name)
+        for name in batch:
+            await wait_up(control, name, back_s)
+        yield batch
+
+
+async def _wait(name: str, what: str, now: str, deadline: float, timeout_s: float) -> None:
+    """Pause before the next look; raises NotInTime if there is no time for one."""
+    if time.monotonic() > deadline:
+        raise NotInTime(f"node {name} is not {what} after {timeout_s:g} s: {now}", details={"node": name})
+    await asyncio.sleep(LOOK_S)
+
+
+async def _wait_back(
+    control: NodeControl, name: str, starts: int, timeout_s: float, *, ordered: bool
+) -> None:
+    """Wait until a node was seen to come back, and has told what it has.
+
+    With ``ordered`` the restart has certainly begun: one that nobody saw was quick.
+    """
+    began = time.monotonic()
+    while time.monotonic() - began < timeout_s:
+        node = await control.status(name)
+        seen = node.starts > starts or (ordered and time.monotonic() - began > MISSED_S)
+        if seen and node.verdict != "down" and await control.refresh(name):
+            return
+        await asyncio.sleep(LOOK_S)
+    raise NotInTime(
+        f"node {name} did not come back within {timeout_s:g} s", details={"node": name, "drained": True}
+    )

@@ -1,0 +1,105 @@
+"""Walks over many nodes: who is restarted when, and what a node that does not follow leaves behind."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from comfy_fleet.domain.errors import Conflict, NotInTime
+from comfy_fleet.services import node_life
+from comfy_fleet.services.node_life import NodeStatus, check_managed, roll, wait_drained, wait_up
+
+IDLE = NodeStatus(busy=False, verdict="up", starts=0, managed=True, state="up", work="")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_life, "LOOK_S", 0.001)
+
+
+@dataclass
+class World:
+    """Some nodes, and every order that they got."""
+
+    nodes: dict[str, NodeStatus] = field(default_factory=lambda: dict.fromkeys(["g1", "g2", "g3"], IDLE))
+    orders: list[str] = field(default_factory=list)
+    silent: set[str] = field(default_factory=set)
+
+    async def status(self, name: str) -> NodeStatus:
+        return self.nodes[name]
+
+    async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
+        assert reason == "rolling restart" and not requeue
+        self.orders.append(f"drain {name}")
+
+    async def resume(self, name: str) -> None:
+        self.orders.append(f"resume {name}")
+
+    async def restart(self, name: str) -> None:
+        self.orders.append(f"restart {name}")
+        self.nodes[name] = replace(self.nodes[name], starts=self.nodes[name].starts + 1)
+
+    async def refresh(self, name: str) -> bool:
+        self.orders.append(f"refresh {name}")
+        return name not in self.silent
+
+    async def rolled(self, *names: str, at_once: int = 1, drain_s: float = 5, back_s: float = 5) -> list[str]:
+        walk = roll(self, names, at_once=at_once, restart=self.restart, drain_s=drain_s, back_s=back_s)
+        return [" ".join(batch) async for batch in walk]
+
+
+def steps(name: str) -> list[str]:
+    return [f"{order} {name}" for order in ("drain", "restart", "refresh", "resume")]
+
+
+async def test_one_node_is_back_before_the_next_is_drained() -> None:
+    world = World()
+    assert await world.rolled("g1", "g2") == ["g1", "g2"]
+    assert world.orders == steps("g1") + steps("g2")
+
+
+async def test_a_batch_is_drained_together() -> None:
+    world = World()
+    assert await world.rolled("g1", "g2", "g3", at_once=2) == ["g1 g2", "g3"]
+    assert world.orders[:4] == ["drain g1", "drain g2", "restart g1", "restart g2"]
+
+
+async def test_jobs_that_do_not_end_leave_every_node_as_it_was() -> None:
+    world = World()
+    world.nodes["g2"] = replace(IDLE, busy=True, work="job 1b9d6bcd KSampler 21/50")
+    with pytest.raises(NotInTime, match=r"g2 is not empty after 0\.05 s: job 1b9d6bcd KSampler 21/50"):
+        await world.rolled("g1", "g2", at_once=2, drain_s=0.05)
+    assert world.orders == ["drain g1", "drain g2", "resume g1", "resume g2"]
+
+
+async def test_a_node_that_does_not_come_back_stays_drained_and_ends_the_walk() -> None:
+    world = World(silent={"g1"})
+    with pytest.raises(NotInTime, match=r"g1 did not come back within 0\.05 s") as caught:
+        await world.rolled("g1", "g2", back_s=0.05)
+    assert caught.value.details == {"node": "g1", "drained": True}
+    assert "resume g1" not in world.orders and "drain g2" not in world.orders
+
+
+async def test_a_restart_by_somebody_else_is_waited_for() -> None:
+    world = World()
+    walk = roll(world, ["g1"], at_once=1, restart=None, drain_s=5, back_s=0.05)
+    with pytest.raises(NotInTime, match="did not come back"):
+        [batch async for batch in walk]
+    assert world.orders == ["drain g1"]
+
+
+async def test_a_node_that_comes_up_late_is_told_with_its_state() -> None:
+    world = World()
+    world.nodes["g1"] = replace(IDLE, verdict="down", state="down: its GPU is gone")
+    with pytest.raises(NotInTime, match=r"g1 is not up after 0\.05 s: down: its GPU is gone"):
+        await wait_up(world, "g1", 0.05)
+    await wait_up(world, "g2", 0.05)
+
+
+async def test_a_node_without_an_agent_is_named_before_anything_happens() -> None:
+    world = World()
+    world.nodes["g3"] = replace(IDLE, managed=False)
+    with pytest.raises(Conflict, match="no agent runs node g3: nothing was restarted"):
+        await check_managed(world, ["g1", "g3"])
+    await check_managed(world, ["g1", "g2"])
+    await wait_drained(world, ["g1", "g2", "g3"], 0.05)
+    assert world.orders == []
