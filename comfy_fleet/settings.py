@@ -103,6 +103,19 @@ class Settings(BaseSettings):
     )
     agent_port: int = Field(8193, ge=1, le=65535, description="Where the central agent answers agent-checks.")
     broker_host: Host = Field("127.0.0.1", description="Where dispatchers reach the broker.")
+    metrics_host: Host = Field(
+        "127.0.0.1",
+        description="Address on which dispatchers, HAProxy's controller and agents serve `/metrics`.",
+    )
+    dispatch_metrics_port: int = Field(
+        8194, ge=0, le=65535, description="Port of a dispatcher's `/metrics`; 0: any that is free."
+    )
+    haproxy_metrics_port: int = Field(
+        8195, ge=0, le=65535, description="Port of the HAProxy controller's `/metrics`; 0: any that is free."
+    )
+    agent_metrics_port: int = Field(
+        8196, ge=0, le=65535, description="Port of an agent's `/metrics` and `/health`; 0: any that is free."
+    )
     node_ca_file: FilePath | None = Field(
         None,
         description="Certificate authorities (PEM) that may sign the certificates of https nodes, "

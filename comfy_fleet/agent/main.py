@@ -16,11 +16,12 @@ import uvloop
 from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.adapters.system.folders import locked
 from comfy_fleet.adapters.system.secret_box import NodeCredentials
+from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
 from comfy_fleet.agent.agent_check_server import Agent
 from comfy_fleet.agent.api_client import ApiClient
 from comfy_fleet.agent.cleaner import Folders
 from comfy_fleet.agent.host import HostAgent, Member
-from comfy_fleet.agent.metrics import MetricsServer
+from comfy_fleet.agent.metrics import AgentMetrics
 from comfy_fleet.agent.node_source import HttpNodes, NodesSource, WithoutAgent
 from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.supervisor import Supervision, Supervisor
@@ -74,7 +75,7 @@ class AgentOptions:
         weight: Their weight; None leaves it to the registry.
         zone: Where they stand; None leaves it to the registry.
         labels: Their labels.
-        metrics_port: Port of ``/metrics`` and ``/health``; None serves none.
+        metrics_port: Port of ``/metrics`` and ``/health``; None: the settings' port.
     """
 
     join: str | None = None
@@ -203,19 +204,22 @@ async def run(
     )
     host.speak_as(server.answer)
     host.on_change = link.hurry
+    own_metrics = AgentMetrics(host.heartbeat, lambda node: _word(server, node))
+    registry = new_registry()
+    registry.register(own_metrics)
     metrics = MetricsServer(
-        host.heartbeat,
-        lambda node: _word(server, node),
-        host=address,
-        port=options.metrics_port or 0,
+        registry,
+        host=settings.metrics_host,
+        port=settings.agent_metrics_port if options.metrics_port is None else options.metrics_port,
+        setting="FLEET_AGENT_METRICS_PORT",
+        more={"/health/{node}": own_metrics.health},
     )
     await server.start()
     supervisor: Supervisor | None = None
     tasks: list[asyncio.Task[None]] = []
     alone = contextlib.ExitStack()
     try:
-        if options.metrics_port is not None:
-            await metrics.start()
+        await metrics.start()
         host.address = f"[{address}]:{server.port}" if ":" in address else f"{address}:{server.port}"
         gpus = await host.look_at_gpus()
         for node in options.beside:

@@ -1,25 +1,14 @@
-"""The agent's figures for Prometheus, and a health check for containers, on a port of its own."""
+"""The agent's metrics for Prometheus, and a health check of each node for containers."""
 
-import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from comfy_fleet.agent.listening import listen, port_of
-from comfy_fleet.connections import close
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.host import Heartbeat
-from comfy_fleet.timeouts import Timeout
-
-logger = logging.getLogger(__name__)
-
-_HEAD_LIMIT = 8192
-_TIMEOUT_S = 5.0
 
 _GPU = {
     "utilisation": ("fleet_gpu_utilisation_percent", "Share of the time in which a kernel ran."),
@@ -33,16 +22,38 @@ _GPU = {
 _VRAM = ("total", "own", "foreign", "available")
 
 
-class _Figures(Collector):
-    """Makes figures of the newest heartbeat whenever Prometheus asks."""
+class AgentMetrics(Collector):
+    """Makes metrics of what the agent would say now, whenever Prometheus asks.
 
-    def __init__(self, beat: Callable[[], Heartbeat]) -> None:
+    Args:
+        beat: What the agent would say now.
+        words: Its word on a node, and why.
+    """
+
+    def __init__(
+        self, beat: Callable[[], Heartbeat], words: Callable[[str], tuple[Readiness, str] | None]
+    ) -> None:
         self._beat = beat
+        self._words = words
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: the registry need not know the names before the agent has looked at anything."""
+        return []
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        """``GET /health/NODE``: 200 only while the node may get jobs."""
+        said = self._words(request.match_info["node"])
+        if said is None:
+            return web.Response(status=404, text="no such node here\n")
+        word, why = said
+        text = f"{word.value}: {why}\n" if why else f"{word.value}\n"
+        return web.Response(status=200 if word is Readiness.READY else 503, text=text)
 
     def collect(self) -> list[Metric]:
+        """Return the metrics."""
         beat = self._beat()
         word = GaugeMetricFamily("fleet_node_verdict", "1 for the agent's word.", labels=["node", "word"])
-        vram = GaugeMetricFamily("fleet_node_vram_bytes", "GPU memory by owner.", labels=["node", "of"])
+        vram = GaugeMetricFamily("fleet_gpu_memory_bytes", "GPU memory by owner.", labels=["node", "kind"])
         flags = {
             name: GaugeMetricFamily(f"fleet_node_{name}", text, labels=["node"])
             for name, text in (
@@ -75,88 +86,3 @@ def _add(family: GaugeMetricFamily, labels: list[str], value: Any) -> None:
         value = len(value)
     if isinstance(value, int | float):
         family.add_metric(labels, float(value))
-
-
-class MetricsServer:
-    """``GET /metrics``, ``GET /health`` and ``GET /health/NODE`` (200 only while it may get jobs)."""
-
-    def __init__(
-        self,
-        beat: Callable[[], Heartbeat],
-        words: Callable[[str], tuple[Readiness, str] | None],
-        *,
-        host: str,
-        port: int,
-    ) -> None:
-        """Describe the server; nothing is opened before :meth:`start`.
-
-        Args:
-            beat: What the agent would say now.
-            words: Its word on a node, and why.
-            host: Address to listen on.
-            port: Port; 0 lets the kernel choose.
-        """
-        self._registry = CollectorRegistry()
-        self._registry.register(_Figures(beat))
-        self._words = words
-        self._host = host
-        self._port = port
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.WriteTransport] = set()
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return port_of(self._server, self._port)
-
-    async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            ConfigError: The port is taken.
-        """
-        opening = asyncio.start_server(  # noqa: TID251
-            self._serve, self._host, self._port, limit=_HEAD_LIMIT
-        )
-        way_out = "name a free port: --metrics-port"
-        self._server = await listen(opening, self._host, self._port, way_out=way_out)
-        logger.info("metrics served", extra={"host": self._host, "port": self.port})
-
-    async def stop(self) -> None:
-        """Stop listening; who still asks gets no answer."""
-        if self._server is not None:
-            await close(self._server, self._open)
-            await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer.transport)
-        try:
-            async with Timeout(_TIMEOUT_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-                status, kind, body = self._answer(head.split(b"\r\n", 1)[0].decode("ascii", "replace"))
-                length = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close"
-                writer.write(f"HTTP/1.1 {status}\r\n{length}\r\n\r\n".encode() + body)
-                writer.close()
-                await writer.wait_closed()
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            writer.transport.abort()
-            self._open.discard(writer.transport)
-
-    def _answer(self, line: str) -> tuple[str, str, bytes]:
-        match line.split(" "):
-            case ["GET", "/metrics", _]:
-                return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
-            case ["GET", "/health", _]:
-                return "200 OK", "text/plain", b"ok\n"
-            case ["GET", path, _] if path.startswith("/health/"):
-                said = self._words(path.removeprefix("/health/"))
-                if said is None:
-                    return "404 Not Found", "text/plain", b"no such node here\n"
-                word, why = said
-                text = f"{word.value}: {why}\n" if why else f"{word.value}\n"
-                status = "200 OK" if word is Readiness.READY else "503 Service Unavailable"
-                return status, "text/plain", text.encode()
-            case _:
-                return "404 Not Found", "text/plain", b"/metrics, /health, /health/NODE\n"

@@ -71,7 +71,7 @@ def create_app(deps: ApiDeps) -> ASGIApp:
         exception_handlers={**handlers, Exception: errors.on_exception},
     )
     app.state.deps = deps
-    app.state.metrics = figures = metrics.Metrics()
+    app.state.metrics = figures = metrics.Metrics(deps.registry)
     app.router.routes[:0] = [*metrics.routes, *reference.routes, *front_page.routes]
     for face in (generate, workflows, jobs, nodes, agents, health):
         app.include_router(face.router, prefix="/api/v1")

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
 from comfy_fleet.api.auth import Caller, Keys
@@ -53,6 +54,7 @@ class ApiDeps:
         closing: Set when the server stops: streams end then.
         streams: Open event streams by caller.
         pace: How slowly a request's body may come.
+        registry: The metrics that ``/metrics`` shows.
     """
 
     settings: Settings
@@ -77,6 +79,7 @@ class ApiDeps:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
     pace: BodyPace = field(default_factory=BodyPace)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def split(self, url: str) -> dict[str, str]:
         """Return a node's ``url`` without user and password, and these encrypted as ``sealed``.

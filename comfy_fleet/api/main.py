@@ -20,6 +20,12 @@ from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.scripts import store_errors
+from comfy_fleet.adapters.telemetry import (
+    LoggingTelemetry,
+    Observers,
+    PrometheusTelemetry,
+    new_registry,
+)
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
@@ -61,6 +67,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     assets = open_assets(settings, stores)
     catalog = WorkflowCatalog(settings.workflows_dir)
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
+    registry = new_registry()
     estimator = Estimator(stores.jobs, stores.nodes, clock=time.time)
     sealer = open_secrets(settings)
     submitter = Submitter(
@@ -80,6 +87,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         new_id=lambda: str(uuid4()),
         draw_seed=lambda: secrets.randbits(53),  # every JSON reader keeps 53 bits
         retry_after=estimator.retry_after,
+        telemetry=Observers(LoggingTelemetry(), PrometheusTelemetry(registry)),
     )
     return ApiDeps(
         settings=settings,
@@ -100,6 +108,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         node_facts=info,
         probes=_probes(settings, stores),
         notes=lambda: _outdated(stores),
+        registry=registry,
         background=(inventories.run, lambda: _sweep(assets)),
     )
 

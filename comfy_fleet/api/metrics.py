@@ -1,4 +1,4 @@
-"""Figures for Prometheus, on the API's own port; the edge does not forward ``/metrics``."""
+"""Metrics for Prometheus, on the API's own port; the edge does not forward ``/metrics``."""
 
 from functools import cache
 
@@ -12,10 +12,10 @@ from comfy_fleet.api.deps import deps
 
 
 class Metrics:
-    """This app's figures, in a registry of their own."""
+    """This app's metrics, beside those that the process has already."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         self.requests = Counter(
             "fleet_http_requests_total",
             "Requests by handler and status.",

@@ -75,7 +75,11 @@ def agent(
     metrics_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Serve /metrics and /health there; 0: any port.", rich_help_panel=_HOST
+            min=0,
+            max=65535,
+            help="Port of /metrics and /health; 0: any.",
+            show_default="FLEET_AGENT_METRICS_PORT",
+            rich_help_panel=_HOST,
         ),
     ] = None,
     data: Data = None,

@@ -15,10 +15,18 @@ from uuid import uuid4
 
 import orjson
 import uvloop
+from prometheus_client import Gauge
 
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.events import WAKE
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
+from comfy_fleet.adapters.telemetry import (
+    LoggingTelemetry,
+    MetricsServer,
+    Observers,
+    PrometheusTelemetry,
+    new_registry,
+)
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
@@ -34,6 +42,7 @@ from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.run import RunLimits
 from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.memory import give_memory_back
+from comfy_fleet.ports import Telemetry
 from comfy_fleet.services.collector import OutputLimits
 from comfy_fleet.services.dispatcher import Dispatcher, DispatchLimits
 from comfy_fleet.services.failure_policy import FailureLimits
@@ -58,7 +67,22 @@ def serve(settings: Settings, *, name: str | None = None) -> None:
 
 async def _serve(settings: Settings, name: str | None) -> None:
     stop = asyncio.Event()
-    async with open_stores(settings) as stores, open_dispatcher(settings, stores, name=name) as dispatcher:
+    registry = new_registry()
+    telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
+    async with (
+        open_stores(settings) as stores,
+        open_dispatcher(settings, stores, name=name, telemetry=telemetry) as dispatcher,
+    ):
+        in_flight = Gauge(
+            "fleet_runs_in_flight", "Runs that this dispatcher sees through.", registry=registry
+        )
+        in_flight.set_function(lambda: len(dispatcher.flying))
+        metrics = MetricsServer(
+            registry,
+            host=settings.metrics_host,
+            port=settings.dispatch_metrics_port,
+            setting="FLEET_DISPATCH_METRICS_PORT",
+        )
         await check_schema(stores)
         work = asyncio.create_task(dispatcher.run(stop))
         worker = RqWorker(
@@ -78,8 +102,10 @@ async def _serve(settings: Settings, name: str | None) -> None:
             asyncio.create_task(forever(lambda: _listen(worker), name="RQ's commands")),
         ]
         try:
+            await metrics.start()
             await work
         finally:
+            await metrics.stop()
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -107,9 +133,9 @@ async def _listen(worker: RqWorker) -> None:
 
 @asynccontextmanager
 async def open_dispatcher(
-    settings: Settings, stores: Stores, *, name: str | None = None
+    settings: Settings, stores: Stores, *, name: str | None = None, telemetry: Telemetry | None = None
 ) -> AsyncIterator[Dispatcher]:
-    """Build a dispatcher on open stores."""
+    """Build a dispatcher on open stores; without ``telemetry`` what happens is logged."""
     secrets = open_secrets(settings)
 
     def open_secret(sealed: bytes) -> Mapping[str, Any]:
@@ -161,6 +187,7 @@ async def open_dispatcher(
                 free=ByPool.parse(settings.free_oom),
             ),
             files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
+            telemetry=telemetry or Observers(LoggingTelemetry()),
             now=time.monotonic,
             new_id=lambda: str(uuid4()),
             chance=random.random,

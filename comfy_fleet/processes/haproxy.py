@@ -5,10 +5,12 @@ import logging
 import signal
 
 import uvloop
+from prometheus_client import Gauge
 
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.system.secret_box import NodeCredentials
+from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
 from comfy_fleet.bootstrap import check_schema, open_stores
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.settings import Settings
@@ -44,7 +46,20 @@ async def _serve(settings: Settings) -> None:
             task.add_done_callback(reloads.discard)
 
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-        await controller.run(stop)
+        registry = new_registry()
+        ready = Gauge("fleet_haproxy_ready", "Whether broker and edge answer.", registry=registry)
+        ready.set_function(controller.ready.is_set)
+        metrics = MetricsServer(
+            registry,
+            host=settings.metrics_host,
+            port=settings.haproxy_metrics_port,
+            setting="FLEET_HAPROXY_METRICS_PORT",
+        )
+        try:
+            await metrics.start()
+            await controller.run(stop)
+        finally:
+            await metrics.stop()
 
 
 async def _reload(controller: Controller) -> None:

@@ -8,9 +8,10 @@ never will give, or what passes a limit, ends the job, which keeps the outputs t
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from comfy_fleet.domain.disk_room import size_text
 from comfy_fleet.domain.errors import (
@@ -25,11 +26,13 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineText, OutputItem
-from comfy_fleet.ports import AssetStore, Claim, Content, NodeApi, RunStore
+from comfy_fleet.ports import AssetStore, Claim, Content, NodeApi, RunStore, Telemetry
 from comfy_fleet.services.store_retry import Said, retry_while_store_down
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PIECE = 1024 * 1024  # bytes of a picture that are copied at once
 AT_ONCE = 8  # of one run: more would only make each of them slower
@@ -104,6 +107,7 @@ class Collector:
         assets: Where their bytes are stored.
         limits: What an operator allows one job.
         sharing: What all runs of this process share.
+        telemetry: Is told when Redis does not answer.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Collector:
         assets: AssetStore,
         limits: OutputLimits,
         sharing: Sharing,
+        telemetry: Telemetry,
     ) -> None:
         self._claim = claim
         self._runs = runs
@@ -130,7 +135,8 @@ class Collector:
         self.held_bytes = 0
         self._waiting = 0
         self._hasten = asyncio.Event()
-        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+        self._telemetry = telemetry
+        self._extra = claim.log_fields
         self.gone: set[str] = set()
         self.over: OutputLimit | None = None
 
@@ -240,7 +246,7 @@ class Collector:
             hash=asset.hash,
             temporary=item.temporary,
         )
-        await retry_while_store_down(lambda: self._runs.output(self._claim, output), extra=self._extra)
+        await self._insist(lambda: self._runs.output(self._claim, output))
         self._committed.add(item.id)
 
     def _collected(self, id_: tuple[str, str, int], _: asyncio.Task[None]) -> None:
@@ -248,12 +254,15 @@ class Collector:
         if id_ in self._committed:
             self._items[id_] = self._items[id_].emptied()
 
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await retry_while_store_down(call, about=self._extra, telemetry=self._telemetry)
+
     async def _kept(self, item: OutputItem) -> Asset:
         """Store an output's bytes, however long the fleet's own disk has no room for them."""
         size = _Size()
         while True:
             try:
-                return await retry_while_store_down(lambda: self._store(item, size), extra=self._extra)
+                return await self._insist(lambda: self._store(item, size))
             except NoRoom as error:
                 await self._room(size.bytes, error)
 

@@ -25,6 +25,7 @@ from comfy_fleet.ports import (
     NodeApi,
     NodeRegistry,
     RunStore,
+    Telemetry,
 )
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.execution import Execution, RunDeps
@@ -64,6 +65,7 @@ class Dispatcher:
         wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``).
         forget_files: Deletes a forgotten job's files.
         files: Which files graphs may name.
+        telemetry: Is told what happens to jobs and runs.
         now: Monotonic seconds.
         new_id: Makes run ids and fencing tokens.
         chance: Random numbers from 0 to 1; they spread load.
@@ -87,6 +89,7 @@ class Dispatcher:
         limits: DispatchLimits,
         care: FailureLimits,
         files: FilePolicy,
+        telemetry: Telemetry,
         now: Callable[[], float],
         new_id: Callable[[], str],
         chance: Callable[[], float],
@@ -98,6 +101,7 @@ class Dispatcher:
         self._assets = assets
         self._wakes = wakes
         self._limits = limits
+        self._telemetry = telemetry
         self._now = now
         self._chance = chance
         self._atlas = NodeDirectory(registry, inventories)
@@ -110,6 +114,7 @@ class Dispatcher:
             output_limits=output_limits,
             sharing=self._sharing,
             open_secret=open_secret,
+            telemetry=telemetry,
             measure=Measure(self._atlas),
             care=FailurePolicy(registry, inventories, nodes, self._atlas, care),
             files=files,
@@ -138,6 +143,7 @@ class Dispatcher:
             on_claim=self._start,
             on_taken=self._parking.park,
             may=lambda: self._sharing.waiting < WAITING,
+            telemetry=telemetry,
         )
         self.done = 0
 
@@ -352,7 +358,7 @@ class Dispatcher:
 
     async def _clean_up(self) -> None:
         if expired := await self._runs.overdue(UPKEEP_LIMIT):
-            logger.info("jobs expired in the queue", extra={"count": expired})
+            self._telemetry.expired(expired)
         for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
             if not await self._assets.forget_job(job_id):
                 # A live job still needs one of its outputs. Those behind it must not wait for that.

@@ -51,7 +51,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     Unread,
 )
 from comfy_fleet.domain.jobs.run_story import newest
-from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore
+from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore, Telemetry
 from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
@@ -80,6 +80,7 @@ class RunDeps:
         open_secret: Decrypts ``extra_data``.
         now: Monotonic seconds.
         elsewhere: Tells whether another node could run a claimed job now.
+        telemetry: Is told what happens to runs.
         care: Knows where a job goes after a failure.
         measure: Learns from runs that succeed.
         output_limits: What an operator allows one job's outputs.
@@ -95,6 +96,7 @@ class RunDeps:
     output_limits: OutputLimits
     sharing: Sharing
     open_secret: Callable[[bytes], Mapping[str, Any]]
+    telemetry: Telemetry
     care: FailurePolicy
     measure: Measure
     files: FilePolicy
@@ -138,8 +140,9 @@ class Execution:
             assets=tools.assets,
             limits=tools.output_limits,
             sharing=tools.sharing,
+            telemetry=tools.telemetry,
         )
-        self._ending = Ending(claim, runs=tools.runs, care=tools.care)
+        self._ending = Ending(claim, runs=tools.runs, care=tools.care, telemetry=tools.telemetry)
         self._graph: graphs.Graph = {}
         self._large = len(claim.graph) > LARGE_BYTES
         self._extra_data: Mapping[str, Any] | None = None
@@ -152,7 +155,8 @@ class Execution:
         self._settling = False
         self._timer: asyncio.TimerHandle | None = None
         self._tick_at = math.inf
-        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+        self._left = False
+        self._extra = claim.log_fields
 
     def cancel(self) -> None:
         """Tell the run that its job is to be canceled; safe to call again."""
@@ -371,6 +375,9 @@ class Execution:
 
     def _free(self, rest_s: float = 0.0) -> None:
         """Let the node go, now or after a rest; the lease in Redis has ended before."""
+        if not self._left:
+            self._left = True
+            self._tools.telemetry.left(self.claim, busy_s=self._tools.now() - self._started)
         if self._lease is None:
             return
         lease, self._lease = self._lease, None
@@ -404,7 +411,9 @@ class Execution:
         """Return the decrypted ``extra_data``. Raises ConfigError if it was sealed under another key."""
         if not self.claim.job.has_secret:
             return None
-        secret = await retry_while_store_down(lambda: self._tools.runs.secret(self.claim), extra=self._extra)
+        secret = await retry_while_store_down(
+            lambda: self._tools.runs.secret(self.claim), about=self._extra, telemetry=self._tools.telemetry
+        )
         return self._tools.open_secret(secret) if secret else None
 
     async def _post(self) -> None:
@@ -433,7 +442,7 @@ class Execution:
         )
         self._events.put_nowait(answer)
         if not isinstance(answer, PostUnknown) and answer.status == 200:
-            logger.info("prompt accepted", extra=self._extra)
+            self._tools.telemetry.posted(self.claim)
             # Only matters to who takes the run over; most short runs are over by then.
             await asyncio.sleep(NOTE_AFTER_S)
             await self._tools.runs.accepted(self.claim)
@@ -503,14 +512,16 @@ class Execution:
             end, measured=measured, duration_s=duration_s, progress=self._outbox.last
         )
         self._free()
-        facts = {"status": str(status), "duration_s": round(duration_s, 3), "outputs": len(self._outputs)}
-        if verdict.error:
-            facts["error"] = verdict.error.message
-        logger.info("job ended", extra={**self._extra, **facts})
+        self._tools.telemetry.ended(
+            self.claim,
+            status,
+            error=verdict.error or end.error,
+            duration_s=duration_s,
+            outputs=len(self._outputs),
+        )
 
     async def _give_back(self, back: GivenBack) -> None:
         bust = frozenset(self._outputs.gone)
         status = await self._ending.give_back(back, bust=bust, progress=self._outbox.last)
         self._free(back.rest_s)
-        facts = {"status": str(status), "counts": back.counts}
-        logger.warning("job given back", extra={**self._extra, **facts, "error": back.error.message})
+        self._tools.telemetry.given_back(self.claim, status, error=back.error, counts=back.counts)

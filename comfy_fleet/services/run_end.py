@@ -1,8 +1,9 @@
 """End a run: decide from its verdict whether the job is over or goes back to its queue, and write that."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from comfy_fleet.domain.errors import (
     BadInput,
@@ -16,13 +17,15 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
-from comfy_fleet.ports import Claim, NodeApi, RunStore
+from comfy_fleet.ports import Claim, NodeApi, RunStore, Telemetry
 from comfy_fleet.services.failure_policy import FailurePolicy
 from comfy_fleet.services.run_metrics import Measured
 from comfy_fleet.services.staging import StagingError
 from comfy_fleet.services.store_retry import retry_while_store_down
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BUSY_REST_S = 3.0
 """A node that works for others gets no job for so long: its agent sees that, and HAProxy hears of it."""
@@ -68,13 +71,15 @@ class Ending:
         claim: The run.
         runs: Where its end is written.
         care: Knows where a job goes after a failure.
+        telemetry: Is told when Redis does not answer.
     """
 
-    def __init__(self, claim: Claim, *, runs: RunStore, care: FailurePolicy) -> None:
+    def __init__(self, claim: Claim, *, runs: RunStore, care: FailurePolicy, telemetry: Telemetry) -> None:
         self._claim = claim
         self._runs = runs
         self._care = care
-        self._extra = {"job_id": claim.job.id, "run": claim.run, "node": claim.node}
+        self._telemetry = telemetry
+        self._extra = claim.log_fields
         self.writing = False
 
     async def decide(
@@ -121,9 +126,7 @@ class Ending:
 
     async def _failed(self, verdict: RunResult, *, released: bool) -> Over | GivenBack:
         error = verdict.error or node_lost("the run ended without a reason")
-        after = await retry_while_store_down(
-            lambda: self._care.after(self._claim, verdict), extra=self._extra
-        )
+        after = await self._insist(lambda: self._care.after(self._claim, verdict))
         if after is not None:
             if after.placement is None:
                 return Over(status=JobStatus.FAILED, error=after.error)
@@ -138,6 +141,9 @@ class Ending:
             return GivenBack(error=error, counts=verdict.counts)
         return Over(status=JobStatus.FAILED, error=error)
 
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await retry_while_store_down(call, about=self._extra, telemetry=self._telemetry)
+
     async def finish(
         self, end: Over, *, measured: Measured, duration_s: float, progress: Progress | None
     ) -> JobStatus:
@@ -151,7 +157,7 @@ class Ending:
         """
         self.writing = True
         took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
-        return await retry_while_store_down(
+        return await self._insist(
             lambda: self._runs.finish(
                 self._claim,
                 end.status,
@@ -160,8 +166,7 @@ class Ending:
                 speed=measured.speed,
                 models=measured.models,
                 progress=progress,
-            ),
-            extra=self._extra,
+            )
         )
 
     async def give_back(
@@ -175,7 +180,7 @@ class Ending:
             progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
         """
         self.writing = True
-        return await retry_while_store_down(
+        return await self._insist(
             lambda: self._runs.requeue(
                 self._claim,
                 counts=back.counts,
@@ -183,8 +188,7 @@ class Ending:
                 bust=bust,
                 placement=back.placement,
                 progress=progress,
-            ),
-            extra=self._extra,
+            )
         )
 
 

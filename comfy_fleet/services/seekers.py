@@ -16,7 +16,7 @@ from typing import Any
 from comfy_fleet.domain.errors import Outdated
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes.weights import drawn
-from comfy_fleet.ports import Claim, Lease, Leases, NoLease, RunStore
+from comfy_fleet.ports import Claim, Lease, Leases, NoLease, RunStore, Telemetry
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.timeouts import Timeout
 
@@ -50,6 +50,7 @@ class Seekers:
         on_claim: Called with a claim, the lease that holds its node, and when the claim was asked for.
         on_taken: Called with a lease on a node that a run has already, and with that run.
         may: Whether anything may be claimed now; whoever changes that calls :meth:`look_again`.
+        telemetry: Is told of claims, and of nodes that were not granted.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Seekers:
         on_claim: Callable[[Claim, Lease, float], None],
         on_taken: Callable[[Lease, str], None],
         may: Callable[[], bool],
+        telemetry: Telemetry,
     ) -> None:
         self._atlas = atlas
         self._runs = runs
@@ -80,6 +82,7 @@ class Seekers:
         self._on_claim = on_claim
         self._on_taken = on_taken
         self._may = may
+        self._telemetry = telemetry
         self._stopped = False
         self._seekers: Counter[Placement] = Counter()
         self._known: set[Placement] = set()  # whose jobs wait, as far as we have heard
@@ -289,8 +292,7 @@ class Seekers:
         lease = await self._leases.lease(run=run, pool=pool, nodes=wish[:MAX_WISH])
         if not isinstance(lease, NoLease):
             return lease, run
-        if lease.why != "busy":
-            logger.warning("no lease", extra={"why": lease.why, "detail": lease.detail})
+        self._telemetry.lease_refused(lease.why, detail=lease.detail)
         return None
 
     # -- claiming -------------------------------------------------------------------------------------
@@ -329,10 +331,7 @@ class Seekers:
             lease.release()
             raise
         if isinstance(got, Claim):
-            logger.info(
-                "job claimed",
-                extra={"job_id": got.job.id, "run": run, "node": got.node, "attempt": got.attempt},
-            )
+            self._telemetry.claimed(got)
             if not got.behind:
                 self._known.difference_update(placements)
             sought = sum(self._seekers[one] for one in placements) - seekers
@@ -348,7 +347,7 @@ class Seekers:
         if got.why == "empty":
             self._known.difference_update(placements)
         else:
-            logger.info("node refused", extra={"node": lease.node, "why": got.why})
+            self._telemetry.lease_refused(got.why, node=lease.node)
             self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
         return False
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.ports import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -15,22 +16,40 @@ GAP_S = (0.1, 2.0)  # the first and the longest, while Redis is away
 SAY_EVERY_S = 30.0  # the disk that holds the log may be the trouble
 
 
-async def retry_while_store_down(call: Callable[[], Awaitable[T]], *, extra: Mapping[str, str]) -> T:
+async def retry_while_store_down(
+    call: Callable[[], Awaitable[T]], *, about: dict[str, str], telemetry: Telemetry
+) -> T:
     """Call until Redis answers, and return what the call did.
 
     Args:
         call: Safe to repeat.
-        extra: Fields of the log lines that say that it is tried again.
+        about: Fields of the log lines that say that it is tried again.
+        telemetry: Is told of each repetition.
     """
     gap, longest = GAP_S
-    said = Said(extra)
+    due = Due()
     while True:
         try:
             return await call()
         except StoreDown as error:
-            said("the store is asked again", error)
+            telemetry.store_retried(error, about=about, tell=due())
             await asyncio.sleep(gap)
             gap = min(gap * 2, longest)
+
+
+class Due:
+    """Tells when people should hear again of one trouble that goes on."""
+
+    def __init__(self) -> None:
+        self._at = float("-inf")
+
+    def __call__(self) -> bool:
+        """Return False if it was said a moment ago; else it counts as said."""
+        now = asyncio.get_running_loop().time()
+        if now - self._at < SAY_EVERY_S:
+            return False
+        self._at = now
+        return True
 
 
 class Said:
@@ -38,13 +57,11 @@ class Said:
 
     def __init__(self, extra: Mapping[str, str]) -> None:
         self._extra = extra
-        self._at = float("-inf")
+        self._due = Due()
 
     def __call__(self, message: str, error: Exception) -> bool:
         """Log that it is tried again; False if that was said a moment ago."""
-        now = asyncio.get_running_loop().time()
-        if now - self._at < SAY_EVERY_S:
+        if not self._due():
             return False
-        self._at = now
         logger.warning(message, extra={**self._extra, "error": str(error)})
         return True

@@ -4,7 +4,6 @@ What this refuses costs no GPU second; what it accepts is durable.
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -28,12 +27,10 @@ from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
-from comfy_fleet.ports import AssetStore, Catalog, Idempotency, JobStore, Submitted
+from comfy_fleet.ports import AssetStore, Catalog, Idempotency, JobStore, Submitted, Telemetry
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.turns import NoTurn, Turns
-
-logger = logging.getLogger(__name__)
 
 LARGE_AT_ONCE = 2
 LARGE_LINE = 16
@@ -100,6 +97,7 @@ class Submitter:
         new_id: Draws a job's UUID.
         draw_seed: Draws a seed for parameters that want one.
         retry_after: Estimates the whole seconds until a full queue has room.
+        telemetry: Is told of each job.
     """
 
     def __init__(
@@ -116,6 +114,7 @@ class Submitter:
         new_id: Callable[[], str],
         draw_seed: Callable[[], int],
         retry_after: Callable[[], Awaitable[int]],
+        telemetry: Telemetry,
     ) -> None:
         self._jobs = jobs
         self._assets = assets
@@ -128,6 +127,7 @@ class Submitter:
         self._new_id = new_id
         self._draw_seed = draw_seed
         self._retry_after = retry_after
+        self._telemetry = telemetry
         self._large = Turns(LARGE_AT_ONCE, wait_s=LARGE_WAIT_S, line=LARGE_LINE)
 
     async def graph(self, owner: str, workflow: object, wishes: JobOptions) -> Submitted:
@@ -278,8 +278,7 @@ class Submitter:
             if ids:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
             return done
-        facts = {"owner": new.owner, "workflow": new.workflow, "priority": new.priority, "assets": len(ids)}
-        logger.info("job accepted", extra={"job_id": new.id, **facts})
+        self._telemetry.submitted(new)
         return done
 
     def _checked(self, workflow: object) -> tuple[Graph, str]:

@@ -273,5 +273,5 @@ async def test_metrics_and_health_tell_the_same_verdict(
         assert (sick.status_code, "other programs hold" in sick.text) == (503, True)
         text = (await host.http.get(f"{base}/metrics")).text
         assert 'fleet_node_verdict{node="g1",word="drain"} 1.0' in text
-        (total,) = re.findall(r'fleet_node_vram_bytes{node="g1",of="total"} (\S+)', text)
+        (total,) = re.findall(r'fleet_gpu_memory_bytes{kind="total",node="g1"} (\S+)', text)
         assert float(total) == sim.vram.total

@@ -15,6 +15,7 @@ from comfy_fleet.adapters.comfyui.node_client import NODE, NodeClient
 from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import ServerClock
 from comfy_fleet.adapters.system.disk import Disk
+from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.connections import close
 from comfy_fleet.domain.errors import NodeError, OutputGone, OutputLimit, OutputRefused
@@ -183,6 +184,7 @@ async def hostile(stores: Stores, folder: Path, **limits: Any) -> AsyncIterator[
             assets=store,
             limits=OutputLimits(**limits),
             sharing=Sharing(8),
+            telemetry=NullTelemetry(),
         )
         try:
             yield node, collector

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.errors import (
     LeaseLost,
     NodeError,
@@ -64,6 +65,7 @@ class World:
             assets=cast(AssetStore, self),
             limits=OutputLimits(**limits),
             sharing=Sharing(slots),
+            telemetry=NullTelemetry(),
         )
 
     @asynccontextmanager

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from prometheus_client import CollectorRegistry
 
+from comfy_fleet.adapters.telemetry import MetricsServer
 from comfy_fleet.agent import Agent, HttpNodes
-from comfy_fleet.agent.metrics import MetricsServer
-from comfy_fleet.domain.nodes.host import Heartbeat
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.stream_server import StreamServer
 from tests.tls_proxy import HOST, Authority
@@ -31,14 +31,11 @@ async def agent() -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def metrics() -> AsyncIterator[int]:
-    one = MetricsServer(_no_beat, lambda _: None, host="127.0.0.1", port=0)
+    one = MetricsServer(CollectorRegistry(), host="127.0.0.1", port=0, setting="")
     await one.start()
+    assert one.port is not None
     yield one.port
     await one.stop()
-
-
-def _no_beat() -> Heartbeat:
-    raise AssertionError("nobody asks for it")
 
 
 @asynccontextmanager

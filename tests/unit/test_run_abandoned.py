@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from comfy_fleet.adapters.telemetry import LoggingTelemetry
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.ports import Claim, Held
 from comfy_fleet.services.collector import OutputLimits, Sharing
@@ -31,7 +32,7 @@ class Store:
 def execution(store: Store) -> Execution:
     played: dict[str, Any] = {
         "runs": store, "nodes": None, "assets": None, "care": None, "now": lambda: 0.0,
-        "output_limits": OutputLimits(), "sharing": Sharing(1),
+        "output_limits": OutputLimits(), "telemetry": LoggingTelemetry(), "sharing": Sharing(1),
         "measure": SimpleNamespace(succeeded=lambda *_, **__: Measured()),
     }  # fmt: skip
     store.run = Execution(

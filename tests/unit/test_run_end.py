@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, OutputLimit, OutputRefused, StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
@@ -29,7 +30,9 @@ class World:
         self.advice = advice
         self.away = 0
         self.written: list[dict[str, Any]] = []
-        self.ending = Ending(CLAIM, runs=cast(RunStore, self), care=cast(FailurePolicy, self))
+        self.ending = Ending(
+            CLAIM, runs=cast(RunStore, self), care=cast(FailurePolicy, self), telemetry=NullTelemetry()
+        )
 
     async def after(self, claim: Claim, verdict: RunResult) -> Disposition | None:
         assert claim is CLAIM
@@ -100,7 +103,9 @@ async def test_what_is_lost_again_though_its_node_ran_anew_is_not_computed_a_thi
     gone = OutputGone("404", details={"node_id": "9"})
     for bust, kind in (({"9"}, Over), ({"7"}, GivenBack), (set[str](), GivenBack)):
         claim = replace(CLAIM, job=replace(JOB, bust=frozenset(bust)))
-        ending = Ending(claim, runs=cast(RunStore, World()), care=cast(FailurePolicy, World()))
+        ending = Ending(
+            claim, runs=cast(RunStore, World()), care=cast(FailurePolicy, World()), telemetry=NullTelemetry()
+        )
         found = await ending.decide(
             RunResult(kind="succeeded"), broken=[gone], released=False, canceled=False
         )

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import pytest
 
+from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.domain.nodes.node import Node, NodeState
@@ -76,6 +77,7 @@ class World:
             on_claim=lambda claim, lease, asked: self.claims.append(claim),
             on_taken=lambda lease, run: self.taken.append((lease.node, run)),
             may=lambda: self.may,
+            telemetry=NullTelemetry(),
         )
         for task in self.tasks:
             task.cancel()

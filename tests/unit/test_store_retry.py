@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from comfy_fleet.adapters.telemetry import LoggingTelemetry
 from comfy_fleet.domain.errors import NotFound, StoreDown
 from comfy_fleet.services import store_retry
 
@@ -26,16 +27,25 @@ async def test_a_long_absence_is_said_now_and_then(
     monkeypatch.setattr(store_retry, "GAP_S", (0.0, 0.0))
     caplog.set_level(logging.WARNING)
     assert (
-        await store_retry.retry_while_store_down(Call(*[StoreDown("away")] * 500), extra={"job_id": "j"})
+        await store_retry.retry_while_store_down(
+            Call(*[StoreDown("away")] * 500), about={"job_id": "j"}, telemetry=LoggingTelemetry()
+        )
         == "done"
     )
     (record,) = caplog.records
     assert (record.message, record.__dict__["job_id"]) == ("the store is asked again", "j")
     monkeypatch.setattr(store_retry, "SAY_EVERY_S", 0.0)
-    assert await store_retry.retry_while_store_down(Call(*[StoreDown("away")] * 3), extra={}) == "done"
+    assert (
+        await store_retry.retry_while_store_down(
+            Call(*[StoreDown("away")] * 3), about={}, telemetry=LoggingTelemetry()
+        )
+        == "done"
+    )
     assert len(caplog.records) == 4
 
 
 async def test_any_other_error_passes() -> None:
     with pytest.raises(NotFound):
-        await store_retry.retry_while_store_down(Call(StoreDown("away"), NotFound("no job")), extra={})
+        await store_retry.retry_while_store_down(
+            Call(StoreDown("away"), NotFound("no job")), about={}, telemetry=LoggingTelemetry()
+        )

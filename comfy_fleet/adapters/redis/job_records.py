@@ -63,6 +63,8 @@ def record_fields(new: NewJob) -> list[str | bytes]:
     }
     if new.workflow:
         fields |= {"workflow": new.workflow, "version": new.workflow_version or ""}
+    if new.traceparent:
+        fields["traceparent"] = new.traceparent
     return [part for pair in fields.items() for part in pair]
 
 
@@ -265,4 +267,5 @@ def load_job(
         waiting_for=text("waits"),
         has_secret=record.get("has_secret") == b"1",
         bust=frozenset((text("bust") or "").split("\n")) - {""},
+        traceparent=text("traceparent"),
     )

@@ -36,7 +36,7 @@ _BRIEF = (
         "version",
     ),
     *("profile", "placement", "started", "completed", "deadline", "attempt", "max_attempts", "run", "node"),
-    *("cancel", "progress", "seq", "waits"),
+    *("cancel", "progress", "seq", "waits", "traceparent"),
 )
 """Fields of a record that a list reads; the error first, which the script may cut."""
 
@@ -285,6 +285,7 @@ def _fresh(new: NewJob, created_at: float) -> Job:
         deadline_at=None if new.deadline_s is None else created_at + new.deadline_s,
         max_attempts=new.max_attempts,
         has_secret=new.secret is not None,
+        traceparent=new.traceparent,
     )
 
 

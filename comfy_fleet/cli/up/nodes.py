@@ -73,7 +73,9 @@ def simulated(ports: Sequence[int], *, data: Path, args: Sequence[str] = ()) -> 
     )
 
 
-def comfyuis(home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequence[str]) -> NodePlan:
+def comfyuis(
+    home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequence[str], metrics_port: int
+) -> NodePlan:
     """Return an agent that runs ComfyUIs, dealt over the GPUs; on the CPU where there is none.
 
     Args:
@@ -82,6 +84,7 @@ def comfyuis(home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequ
         host: This machine's name: the nodes' names begin with it.
         gpus: What NVML saw.
         devices: Entries for ``CUDA_VISIBLE_DEVICES``.
+        metrics_port: Where the agent serves its metrics.
 
     Raises:
         ConfigError: A device is not there.
@@ -89,6 +92,7 @@ def comfyuis(home: Checkout, count: int, *, host: str, gpus: Gpus, devices: Sequ
     dealt = ",".join(devices[number % len(devices)] if devices else CPU for number in range(count))
     argv = fleet(
         *("agent", "--host", host, "--port", "0", "--label", f"{MANAGED}={MANAGER}"),
+        *("--metrics-port", str(metrics_port)),
         *("--comfyui", str(home.home), "--python", home.python, "--gpus", dealt),
         *(f"--comfyui-args={shlex.join(home.args)}",),
         *(() if home.custom_nodes else ("--no-custom-nodes",)),

@@ -73,6 +73,7 @@ class Plan:
     def found_by(self) -> dict[str, Any]:
         """The settings by which other commands find the parts; a Redis that was named is theirs to name."""
         names = ["host", "port", "api_port", "lease_port", "direct_port", "agent_port", "haproxy_bin"]
+        names += ["dispatch_metrics_port", "haproxy_metrics_port", "agent_metrics_port"]
         return {
             name: getattr(self.settings, name) for name in (*names, *(["redis_url"] if self.redis else []))
         }
@@ -118,12 +119,20 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     count = options.nodes
     if count is None:
         count = 0 if options.running else (max(1, len(devices)) if options.comfyui else 3)
-    api, lease, direct, agent, redis_port = inner = ports.draw(5, prefer=note.get("ports", []))
+    inner = ports.draw(9, prefer=note.get("ports", []))
+    api, lease, direct, agent, redis_port, *of_metrics = inner
     simulated = 0 if options.comfyui else count
     node_ports = ports.draw_block(simulated, prefer=next(iter(note.get("node_ports", [])), None))
     redis = OwnRedis.plan(settings.data, port=redis_port) if options.own_redis else None
     if options.comfyui and count:
-        made += node_plans.comfyuis(options.comfyui, count, host=host_name(), gpus=gpus, devices=devices)
+        made += node_plans.comfyuis(
+            options.comfyui,
+            count,
+            host=host_name(),
+            gpus=gpus,
+            devices=devices,
+            metrics_port=of_metrics[3],
+        )
     elif count:
         made += node_plans.simulated(node_ports, data=settings.data, args=options.sim_args)
     _require_distinct(made.nodes)
@@ -136,6 +145,9 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
             "lease_port": lease,
             "direct_port": direct,
             "agent_port": agent,
+            "dispatch_metrics_port": of_metrics[0],
+            "haproxy_metrics_port": of_metrics[1],
+            "agent_metrics_port": of_metrics[2],
         }
     )
     env = {
@@ -143,6 +155,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         for name in (
             *("data", "redis_url", "haproxy_bin", "host", "port", "log_level"),
             *("api_host", "api_port", "lease_port", "direct_port", "agent_port", "broker_host"),
+            *("dispatch_metrics_port", "haproxy_metrics_port", "agent_metrics_port"),
         )
     }
     env |= {"FLEET_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}

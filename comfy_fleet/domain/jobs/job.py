@@ -254,6 +254,7 @@ class NewJob:
         secret: Encrypted ``extra_data``, opaque here; stored apart and erased with the run.
         deadline_s: Seconds from when it is written after which it must not start any more.
         expires_in_s: Retention after the end.
+        traceparent: The caller's trace, as W3C Trace Context writes it.
     """
 
     id: str
@@ -274,6 +275,7 @@ class NewJob:
     secret: bytes | None = None
     deadline_s: float | None = None
     max_attempts: int = 3
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +292,7 @@ class Job:
         has_secret: Whether encrypted ``extra_data`` was submitted with it.
         output_count: How many outputs it has; in a list they are not read.
         bust: Nodes whose cached outputs named files that are gone; they must run anew.
+        traceparent: The trace of whoever submitted it, as W3C Trace Context writes it.
     """
 
     id: str
@@ -323,6 +326,7 @@ class Job:
     waiting_for: str | None = None
     has_secret: bool = False
     bust: frozenset[str] = frozenset()
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,15 @@
+"""Observers of jobs and runs (port :class:`comfy_fleet.ports.Telemetry`), and the server of their metrics."""
+
+from comfy_fleet.adapters.telemetry.log_lines import LoggingTelemetry
+from comfy_fleet.adapters.telemetry.observers import NullTelemetry, Observers
+from comfy_fleet.adapters.telemetry.prometheus import PrometheusTelemetry, new_registry
+from comfy_fleet.adapters.telemetry.server import MetricsServer
+
+__all__ = [
+    "LoggingTelemetry",
+    "MetricsServer",
+    "NullTelemetry",
+    "Observers",
+    "PrometheusTelemetry",
+    "new_registry",
+]

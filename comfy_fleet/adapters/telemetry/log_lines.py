@@ -1,0 +1,62 @@
+"""What happens to jobs and runs, as log lines."""
+
+import logging
+from typing import Any
+
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
+from comfy_fleet.ports import Claim
+
+logger = logging.getLogger(__name__)
+
+
+class LoggingTelemetry:
+    """Writes a line for each event that people look for; the port says what the events are."""
+
+    def submitted(self, new: NewJob) -> None:
+        """Log that a job is durable."""
+        facts: dict[str, Any] = {"job_id": new.id, "owner": new.owner, "workflow": new.workflow}
+        facts |= {"priority": new.priority, "assets": len(new.assets)}
+        if new.traceparent:
+            facts["traceparent"] = new.traceparent
+        logger.info("job accepted", extra=facts)
+
+    def claimed(self, claim: Claim) -> None:
+        """Log where a job will run."""
+        logger.info("job claimed", extra={**claim.log_fields, "attempt": claim.attempt})
+
+    def posted(self, claim: Claim) -> None:
+        """Log that the node has the prompt."""
+        logger.info("prompt accepted", extra=claim.log_fields)
+
+    def left(self, claim: Claim, *, busy_s: float) -> None:
+        """Say nothing: the end of the job follows."""
+
+    def ended(
+        self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float, outputs: int
+    ) -> None:
+        """Log how a job ended."""
+        facts = {"status": str(status), "duration_s": round(duration_s, 3), "outputs": outputs}
+        if error is not None:
+            facts["error"] = error.message
+        logger.info("job ended", extra={**claim.log_fields, **facts})
+
+    def given_back(self, claim: Claim, status: JobStatus, *, error: JobError, counts: bool) -> None:
+        """Log why a job did not end with this run."""
+        facts = {"status": str(status), "counts": counts, "error": error.message}
+        logger.warning("job given back", extra={**claim.log_fields, **facts})
+
+    def expired(self, count: int) -> None:
+        """Log how many jobs waited too long."""
+        logger.info("jobs expired in the queue", extra={"count": count})
+
+    def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
+        """Log what is not the usual way of things; that all nodes are busy is."""
+        if node is not None:
+            logger.info("node refused", extra={"node": node, "why": reason})
+        elif reason != "busy":
+            logger.warning("no lease", extra={"why": reason, "detail": detail})
+
+    def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
+        """Log now and then that Redis is asked again."""
+        if tell:
+            logger.warning("the store is asked again", extra={**about, "error": str(error)})

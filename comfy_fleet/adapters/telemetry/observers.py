@@ -1,0 +1,79 @@
+"""Several observers as one, none of which can hurt a job; and the one that does nothing."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import ParamSpec
+
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
+from comfy_fleet.ports import Claim, Telemetry
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+
+class NullTelemetry:
+    """Does nothing about anything."""
+
+    def submitted(self, new: NewJob) -> None:
+        """See the port."""
+
+    def claimed(self, claim: Claim) -> None:
+        """See the port."""
+
+    def posted(self, claim: Claim) -> None:
+        """See the port."""
+
+    def left(self, claim: Claim, *, busy_s: float) -> None:
+        """See the port."""
+
+    def ended(
+        self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float, outputs: int
+    ) -> None:
+        """See the port."""
+
+    def given_back(self, claim: Claim, status: JobStatus, *, error: JobError, counts: bool) -> None:
+        """See the port."""
+
+    def expired(self, count: int) -> None:
+        """See the port."""
+
+    def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
+        """See the port."""
+
+    def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
+        """See the port."""
+
+
+class Observers:
+    """Tells several observers, in their order, and keeps what they raise from whoever tells.
+
+    Each failure of an observer is logged once: it would fail again with the next job.
+    """
+
+    def __init__(self, *observers: Telemetry) -> None:
+        self.submitted = _contained([one.submitted for one in observers])
+        self.claimed = _contained([one.claimed for one in observers])
+        self.posted = _contained([one.posted for one in observers])
+        self.left = _contained([one.left for one in observers])
+        self.ended = _contained([one.ended for one in observers])
+        self.given_back = _contained([one.given_back for one in observers])
+        self.expired = _contained([one.expired for one in observers])
+        self.lease_refused = _contained([one.lease_refused for one in observers])
+        self.store_retried = _contained([one.store_retried for one in observers])
+
+
+def _contained(calls: Sequence[Callable[P, None]]) -> Callable[P, None]:
+    failed: set[int] = set()
+
+    def tell(*args: P.args, **kwargs: P.kwargs) -> None:
+        for number, call in enumerate(calls):
+            try:
+                call(*args, **kwargs)
+            except Exception:
+                if number not in failed:
+                    failed.add(number)
+                    name = getattr(call, "__qualname__", type(call).__name__)
+                    logger.exception("observer failed", extra={"observer": name})
+
+    return tell

@@ -1,0 +1,144 @@
+"""What happens to jobs and runs, as metrics for Prometheus.
+
+Each event is counted by the process that commits it, so sums over all processes count each job once.
+"""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+
+from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, NewJob
+from comfy_fleet.ports import Claim
+
+MOST_VALUES = 200
+"""Values that one label takes; the others become :data:`OTHER`, and no client can fill the memory."""
+MOST_NODES = 2000
+OTHER = "other"
+GRAPH = "graph"
+"""As a workflow: the job was submitted as a graph."""
+
+_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+def new_registry() -> CollectorRegistry:
+    """Return a registry with the metrics that every process has: CPU, memory, descriptors, start."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
+
+
+class _Bounded:
+    """A label's values, no more than ``most`` different ones."""
+
+    def __init__(self, most: int = MOST_VALUES) -> None:
+        self._most = most
+        self._known: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        if value in self._known:
+            return value
+        if len(self._known) >= self._most:
+            return OTHER
+        self._known.add(value)
+        return value
+
+
+class PrometheusTelemetry:
+    """Counts events and measures times; the port says what the events are.
+
+    Args:
+        registry: Where the metrics are registered.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._workflow, self._pool, self._code = _Bounded(), _Bounded(), _Bounded()
+        self._node = _Bounded(MOST_NODES)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(name, text, ["workflow", "pool"], buckets=_BUCKETS_S, registry=registry)
+
+        # Finding a metric by its labels takes longer than counting.
+        self._submitted = cache(counter("fleet_jobs_submitted_total", "Jobs accepted.", "workflow").labels)
+        self._jobs = cache(
+            counter("fleet_jobs_total", "Jobs that ended.", "status", "workflow", "pool").labels
+        )
+        self._runs = cache(
+            counter("fleet_runs_total", "Runs that ended: how, or the error's code.", "outcome").labels
+        )
+        self._queue_s = cache(histogram("fleet_job_queue_seconds", "From submit to the first run.").labels)
+        self._run_s = cache(histogram("fleet_job_run_seconds", "The run that ended the job.").labels)
+        self._total_s = cache(histogram("fleet_job_total_seconds", "From submit to the end.").labels)
+        self._refused = cache(
+            counter("fleet_leases_refused_total", "Nodes that were not granted.", "reason").labels
+        )
+        self._oom = cache(counter("fleet_oom_total", "Runs out of GPU memory.", "node").labels)
+        self._busy_s = cache(
+            counter("fleet_node_busy_seconds_total", "Time for which runs held the node.", "node").labels
+        )
+        self._posted = counter("fleet_prompts_posted_total", "Prompts that a node accepted.")
+        self._retried = counter("fleet_store_retries_total", "Calls that Redis did not answer, repeated.")
+
+    def submitted(self, new: NewJob) -> None:
+        """Count a job."""
+        self._submitted(self._workflow(new.workflow or GRAPH)).inc()
+
+    def claimed(self, claim: Claim) -> None:
+        """Measure how long a job waited for its first run."""
+        job = claim.job
+        if not job.attempts and job.started_at is not None:
+            self._queue_s(*self._labels(job)).observe(max(0.0, job.started_at - job.created_at))
+
+    def posted(self, claim: Claim) -> None:
+        """Count a prompt."""
+        self._posted.inc()
+
+    def left(self, claim: Claim, *, busy_s: float) -> None:
+        """Count the time for which a node was busy."""
+        self._busy_s(self._node(claim.node)).inc(max(0.0, busy_s))
+
+    def ended(
+        self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float, outputs: int
+    ) -> None:
+        """Count a job and its run, and measure their times."""
+        self._run(claim, str(status) if error is None else error.code)
+        labels = self._job(claim.job, status)
+        self._run_s(*labels).observe(max(0.0, duration_s))
+
+    def given_back(self, claim: Claim, status: JobStatus, *, error: JobError, counts: bool) -> None:
+        """Count a run, and its job if its attempts are used up."""
+        self._run(claim, error.code)
+        if status.terminal:
+            self._job(claim.job, status)
+
+    def expired(self, count: int) -> None:
+        """Count jobs that ended while they waited; which ones they were is not known here."""
+        self._jobs(str(JobStatus.EXPIRED), OTHER, OTHER).inc(count)
+
+    def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
+        """Count a node that was not granted."""
+        self._refused(self._code(reason)).inc()
+
+    def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
+        """Count a call that is repeated."""
+        self._retried.inc()
+
+    def _labels(self, job: Job) -> tuple[str, str]:
+        return self._workflow(job.workflow or GRAPH), self._pool(job.placement.pool)
+
+    def _job(self, job: Job, status: JobStatus) -> tuple[str, str]:
+        labels = self._labels(job)
+        self._jobs(str(status), *labels).inc()
+        self._total_s(*labels).observe(max(0.0, self._clock() - job.created_at))
+        return labels
+
+    def _run(self, claim: Claim, outcome: str) -> None:
+        self._runs(self._code(outcome)).inc()
+        if outcome == "out_of_memory":
+            self._oom(self._node(claim.node)).inc()

@@ -1,0 +1,169 @@
+"""What observers make of what happens to jobs and runs, and that none of them hurts a job."""
+
+import inspect
+import logging
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from comfy_fleet.adapters.telemetry import (
+    LoggingTelemetry,
+    NullTelemetry,
+    Observers,
+    PrometheusTelemetry,
+    new_registry,
+)
+from comfy_fleet.adapters.telemetry.prometheus import MOST_VALUES
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, JobStatus, Placement
+from comfy_fleet.ports import Claim, Telemetry
+from tests.factories import new_job
+
+JOB = Job(
+    id="j",
+    owner="o",
+    status=JobStatus.RUNNING,
+    created_at=1000.0,
+    started_at=1002.5,
+    expires_at=9,
+    graph_hash="h",
+    workflow="card",
+    placement=Placement(pool="big"),
+)
+CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
+OOM = JobError(code="out_of_memory", message="too large")
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def tell_all(telemetry: Telemetry) -> None:
+    """Tell everything that there is to tell, once."""
+    telemetry.submitted(new_job())
+    telemetry.claimed(CLAIM)
+    telemetry.posted(CLAIM)
+    telemetry.left(CLAIM, busy_s=4.0)
+    telemetry.ended(CLAIM, JobStatus.SUCCEEDED, error=None, duration_s=3.0, outputs=2)
+    telemetry.given_back(CLAIM, JobStatus.QUEUED, error=OOM, counts=True)
+    telemetry.expired(3)
+    telemetry.lease_refused("error", detail="odd")
+    telemetry.store_retried(StoreDown("away"), about={"job_id": "j"}, tell=True)
+
+
+EVENTS = [name for name, _ in inspect.getmembers(Telemetry, inspect.isfunction) if not name.startswith("_")]
+
+
+def test_every_observer_takes_every_event() -> None:
+    assert len(EVENTS) == 9
+    for one in (NullTelemetry(), LoggingTelemetry(), PrometheusTelemetry(CollectorRegistry())):
+        tell_all(one)
+        tell_all(Observers(one))
+        assert all(callable(getattr(one, name)) for name in EVENTS)
+
+
+def test_what_an_observer_raises_reaches_nobody_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            def fails(*_: object, **__: object) -> None:
+                raise RuntimeError(name)
+
+            return fails
+
+    registry = CollectorRegistry()
+    both = Observers(cast(Telemetry, Broken()), PrometheusTelemetry(registry))
+    caplog.set_level(logging.INFO)
+    for _ in range(3):
+        tell_all(both)
+    assert caplog.messages.count("observer failed") == len(EVENTS), "once of each event"
+    assert registry.get_sample_value("fleet_prompts_posted_total") == 3, "the others are told all the same"
+
+
+def test_events_are_counted_and_measured() -> None:
+    registry = CollectorRegistry()
+    telemetry = PrometheusTelemetry(registry, clock=lambda: 1010.0)
+    tell_all(telemetry)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    where = {"workflow": "card", "pool": "big"}
+    assert value("fleet_jobs_submitted_total", workflow="graph") == 1
+    assert value("fleet_jobs_total", status="succeeded", **where) == 1
+    assert value("fleet_jobs_total", status="expired", workflow="other", pool="other") == 3
+    assert value("fleet_job_queue_seconds_sum", **where) == 2.5
+    assert value("fleet_job_run_seconds_sum", **where) == 3.0
+    assert value("fleet_job_total_seconds_sum", **where) == 10.0
+    assert value("fleet_runs_total", outcome="succeeded") == 1
+    assert value("fleet_runs_total", outcome="out_of_memory") == 1
+    assert value("fleet_oom_total", node="g1") == 1
+    assert value("fleet_node_busy_seconds_total", node="g1") == 4.0
+    assert value("fleet_leases_refused_total", reason="error") == 1
+    assert value("fleet_store_retries_total") == 1
+
+
+def test_a_job_counts_once_however_often_it_ran() -> None:
+    registry = CollectorRegistry()
+    telemetry = PrometheusTelemetry(registry)
+    telemetry.claimed(CLAIM)
+    telemetry.given_back(CLAIM, JobStatus.QUEUED, error=OOM, counts=True)
+    before = Attempt(run="r", node="g1", started_at=0, ended_at=1)
+    again = replace(CLAIM, job=replace(JOB, attempts=(before,)))
+    telemetry.claimed(again)
+    telemetry.given_back(again, JobStatus.FAILED, error=OOM, counts=True)
+    labels = {"workflow": "card", "pool": "big"}
+    assert registry.get_sample_value("fleet_job_queue_seconds_count", labels) == 1
+    assert registry.get_sample_value("fleet_jobs_total", {"status": "failed", **labels}) == 1
+    assert registry.get_sample_value("fleet_jobs_total", {"status": "queued", **labels}) is None
+
+
+def test_no_client_can_make_any_number_of_labels() -> None:
+    registry = CollectorRegistry()
+    telemetry = PrometheusTelemetry(registry)
+    for number in range(5 * MOST_VALUES):
+        job = replace(JOB, workflow=f"w{number}", placement=Placement(pool=f"p{number}"))
+        telemetry.ended(
+            replace(CLAIM, job=job),
+            JobStatus.FAILED,
+            error=replace(OOM, code=f"c{number}"),
+            duration_s=1,
+            outputs=0,
+        )
+        telemetry.lease_refused(f"r{number}")
+    for family in registry.collect():
+        series = {tuple(sorted(s.labels.items())) for s in family.samples if s.name.endswith("_total")}
+        assert len(series) <= 2 * MOST_VALUES + 1, family.name
+
+
+def test_lines_of_the_log_are_those_that_people_look_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    telemetry = LoggingTelemetry()
+    tell_all(telemetry)
+    telemetry.lease_refused("busy")
+    telemetry.lease_refused("cordoned", node="g1")
+    telemetry.store_retried(StoreDown("away"), about={}, tell=False)
+    assert caplog.messages == [
+        "job accepted",
+        "job claimed",
+        "prompt accepted",
+        "job ended",
+        "job given back",
+        "jobs expired in the queue",
+        "no lease",
+        "the store is asked again",
+        "node refused",
+    ]
+    ended = caplog.records[3].__dict__
+    assert (ended["job_id"], ended["run"], ended["node"], ended["outputs"]) == ("j", "r", "g1", 2)
+    assert "traceparent" not in ended
+
+
+def test_a_trace_is_on_every_line_of_its_job(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    telemetry = LoggingTelemetry()
+    telemetry.submitted(replace(new_job(), traceparent=TRACE))
+    telemetry.claimed(replace(CLAIM, job=replace(JOB, traceparent=TRACE)))
+    assert [record.__dict__["traceparent"] for record in caplog.records] == [TRACE, TRACE]
+
+
+def test_every_process_tells_of_itself() -> None:
+    assert new_registry().get_sample_value("process_cpu_seconds_total") is not None
