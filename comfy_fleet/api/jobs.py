@@ -15,6 +15,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed import checked
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, JobStatus, Metadata
+from comfy_fleet.domain.jobs.trace_context import read_traceparent
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import check_name
 from comfy_fleet.ports import Idempotency
@@ -117,11 +118,13 @@ def options(
     body: JobOptionsBody,
     idempotency: Idempotency | None,
     *,
+    traceparent: str | None,
     extra_data: Mapping[str, Any] | None = None,
 ) -> JobOptions:
     """Return what a body says about its job.
 
     Args:
+        traceparent: The request's trace, see :func:`traceparent_in`.
         extra_data: What the node gets beside the graph.
 
     Raises:
@@ -134,7 +137,13 @@ def options(
         where=_placement(body),
         idempotency=idempotency,
         extra_data=extra_data or {},
+        traceparent=traceparent,
     )
+
+
+def traceparent_in(request: Request) -> str | None:
+    """Return the trace that a request belongs to; None if it names none."""
+    return read_traceparent(request.headers.getlist("traceparent"))
 
 
 _NO_OPTIONS = JobOptionsBody()

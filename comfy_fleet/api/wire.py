@@ -47,6 +47,7 @@ def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool
         "attempt": value.attempt,
         "attempts": [attempt(one) for one in value.attempts],
         "waiting_for": value.waiting_for,
+        **({"traceparent": value.traceparent} if value.traceparent else {}),
     }
 
 

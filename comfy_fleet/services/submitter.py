@@ -68,6 +68,7 @@ class JobOptions:
         extra_data: What the node gets beside the graph: a partner's key, the editor's graph for pictures.
         deadline_s: Seconds from now after which it must not start any more.
         where: Pools, zone and labels; what it says counts more than what the workflow says.
+        traceparent: The trace that the job belongs to.
     """
 
     priority: int = 0
@@ -76,6 +77,7 @@ class JobOptions:
     deadline_s: float | None = None
     where: PlacementRequest = field(default_factory=PlacementRequest)
     idempotency: Idempotency | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +228,7 @@ class Submitter:
             secret=self._sealer.seal(orjson.dumps(wishes.extra_data)) if wishes.extra_data else None,
             deadline_s=wishes.deadline_s,
             max_attempts=self._limits.max_attempts,
+            traceparent=wishes.traceparent,
         )
         return await self._write(new, wishes.idempotency)
 

@@ -56,6 +56,36 @@ async def test_a_job_from_submit_to_end(ready: Api) -> None:
     assert picture.headers["content-type"] == "image/png"
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/api/v2/jobs", {"workflow": GRAPH}, "id"),
+        ("/api/v1/generate", {"prompt": "x"}, "task_id"),
+        ("/api/v1/workflows/image_card/jobs", {"params": {"prompt": "x"}}, "id"),
+    ],
+)
+async def test_a_trace_travels_with_its_job(ready: Api, path: str, body: dict[str, Any], name: str) -> None:
+    made = (await ready.client.post(path, json=body, headers={"traceparent": TRACE})).json()
+    claim = await ready.claim(made[name])
+    assert claim.job.traceparent == claim.log_fields["traceparent"] == TRACE
+    for face in ("v1", "v2"):
+        assert (await ready.client.get(f"/api/{face}/jobs/{made[name]}")).json()["traceparent"] == TRACE
+    assert (await ready.client.get("/api/v2/jobs")).json()["jobs"][0]["traceparent"] == TRACE
+
+
+@pytest.mark.parametrize("headers", [{}, {"traceparent": TRACE.upper()}, {"traceparent": "\xff"}])
+async def test_a_malformed_trace_is_ignored(ready: Api, headers: dict[str, str]) -> None:
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=raw)
+    assert answer.status_code == 201 and "traceparent" not in answer.json()
+    twice = [("traceparent", TRACE), ("traceparent", TRACE)]
+    answer = await ready.client.post("/api/v2/jobs", json={"workflow": GRAPH}, headers=twice)
+    assert answer.status_code == 201 and "traceparent" not in answer.json()
+
+
 async def test_every_face_tells_of_all_progress_and_attempts(ready: Api) -> None:
     job = await ready.submit(GRAPH)
     first = await ready.claim(job["id"])

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 import typer.main
+from prometheus_client import CollectorRegistry
 from starlette.routing import BaseRoute, Match
 
 from comfy_fleet.api.app import create_app
@@ -137,7 +138,9 @@ def test_every_setting_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_call_that_is_named_exists(path: Path) -> None:
-    routes = list(all_routes(create_app(cast(Any, SimpleNamespace(settings=Settings())))))
+    routes = list(
+        all_routes(create_app(cast(Any, SimpleNamespace(settings=Settings(), registry=CollectorRegistry()))))
+    )
     for method, place in calls(path):
         if place in ("/api/v1", "/api/v2"):
             continue

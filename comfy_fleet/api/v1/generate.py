@@ -77,7 +77,7 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
 
     async def submit() -> Submitted:
         workflow = d.catalog.get(body.workflow or d.settings.generate_workflow)
-        options = jobs.options(body, replay.idempotency)
+        options = jobs.options(body, replay.idempotency, traceparent=jobs.traceparent_in(request))
         try:
             return await d.submitter.stored(who, workflow.name, _params(body, workflow), options)
         except InvalidParameter as error:

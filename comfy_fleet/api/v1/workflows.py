@@ -86,7 +86,7 @@ async def run_workflow(request: Request, name: str) -> Response:
             who,
             name,
             body.params,
-            jobs.options(body, replay.idempotency),
+            jobs.options(body, replay.idempotency, traceparent=jobs.traceparent_in(request)),
         )
 
     return await replay.answer(201, submit, partial(shown, request))

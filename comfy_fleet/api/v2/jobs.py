@@ -51,6 +51,7 @@ async def _create(request: Request, once: Idempotency | None) -> Response:
         jobs.options(
             jobs.options_in(body),
             once,
+            traceparent=jobs.traceparent_in(request),
             extra_data=_extra_data(body.get("extra_data"), d.settings.max_pnginfo_bytes),
         ),
     )
