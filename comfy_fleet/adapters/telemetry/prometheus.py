@@ -29,19 +29,17 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
-class _Bounded:
-    """A label's values, no more than ``most`` different ones."""
+class _Bounded(dict[str, str]):
+    """A label's values: ``bounded[value]`` is the value, or :data:`OTHER` once there are ``most`` of them."""
 
     def __init__(self, most: int = MOST_VALUES) -> None:
+        super().__init__()
         self._most = most
-        self._known: set[str] = set()
 
-    def __call__(self, value: str) -> str:
-        if value in self._known:
-            return value
-        if len(self._known) >= self._most:
+    def __missing__(self, value: str) -> str:
+        if len(self) >= self._most:
             return OTHER
-        self._known.add(value)
+        self[value] = value
         return value
 
 
@@ -87,7 +85,7 @@ class PrometheusTelemetry:
 
     def submitted(self, new: NewJob) -> None:
         """Count a job."""
-        self._submitted(self._workflow(new.workflow or GRAPH)).inc()
+        self._submitted(self._workflow[new.workflow or GRAPH]).inc()
 
     def claimed(self, claim: Claim) -> None:
         """Measure how long a job waited for its first run."""
@@ -101,7 +99,7 @@ class PrometheusTelemetry:
 
     def left(self, claim: Claim, *, busy_s: float) -> None:
         """Count the time for which a node was busy."""
-        self._busy_s(self._node(claim.node)).inc(max(0.0, busy_s))
+        self._busy_s(self._node[claim.node]).inc(max(0.0, busy_s))
 
     def ended(
         self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float, outputs: int
@@ -123,14 +121,14 @@ class PrometheusTelemetry:
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
         """Count a node that was not granted."""
-        self._refused(self._code(reason)).inc()
+        self._refused(self._code[reason]).inc()
 
     def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
         """Count a call that is repeated."""
         self._retried.inc()
 
     def _labels(self, job: Job) -> tuple[str, str]:
-        return self._workflow(job.workflow or GRAPH), self._pool(job.placement.pool)
+        return self._workflow[job.workflow or GRAPH], self._pool[job.placement.pool]
 
     def _job(self, job: Job, status: JobStatus) -> tuple[str, str]:
         labels = self._labels(job)
@@ -139,6 +137,6 @@ class PrometheusTelemetry:
         return labels
 
     def _run(self, claim: Claim, outcome: str) -> None:
-        self._runs(self._code(outcome)).inc()
+        self._runs(self._code[outcome]).inc()
         if outcome == "out_of_memory":
-            self._oom(self._node(claim.node)).inc()
+            self._oom(self._node[claim.node]).inc()

@@ -6,6 +6,7 @@ comes again and again while the run waits: a prompt that runs for an hour takes 
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from comfy_fleet.domain.jobs.run_messages import (
     Action,
@@ -34,7 +35,7 @@ _TELLING = frozenset(
     {"execution_start", "execution_success", "execution_error", "execution_interrupted", "execution_cached"}
 )
 """Frames that are noted one by one even if nothing follows from them at once."""
-_PROGRESS = (Report, ShowPreview)
+_PROGRESS = frozenset({Report, ShowPreview})
 _FACTS = {
     PostAnswered: "status",
     PostUnknown: "reason",
@@ -42,19 +43,14 @@ _FACTS = {
     QueueAnswered: "state",
     AskFailed: "kind",
     InterruptSent: "ok",
+    HistoryAnswered: "entry",
 }
 """The one attribute of an event that tells which of its kind it was."""
 
 
-class _Entry:
-    """One stimulus, or equal ones: ``what`` is its name, its fact, the phase after it, and the actions."""
-
-    __slots__ = ("at", "last_at", "times", "what")
-
-    def __init__(self, at: float, what: tuple[str, object, str, tuple[type, ...]]) -> None:
-        self.at = self.last_at = at
-        self.times = 1
-        self.what = what
+_Entry: TypeAlias = list[Any]
+"""One stimulus, or equal ones: (name, fact, phase after it, actions), first and last time, how many."""
+_NONE: _Entry = [None, 0.0, 0.0, 0]
 
 
 class RunStory:
@@ -67,8 +63,7 @@ class RunStory:
     def __init__(self, began_at: float) -> None:
         self._began_at = began_at
         self._entries: deque[_Entry] = deque(maxlen=MOST_STIMULI)
-        self._last: _Entry | None = None
-        self._before: _Entry | None = None
+        self._last = self._before = _NONE
 
     def note(self, event: Event, at: float, phase: str, actions: Sequence[Action], misread: str) -> None:
         """Note one stimulus.
@@ -82,27 +77,25 @@ class RunStory:
         """
         kind = type(event)
         led: tuple[type, ...] = ()
-        if actions and (len(actions) > 1 or not isinstance(actions[0], _PROGRESS)):
+        if actions and (len(actions) > 1 or type(actions[0]) not in _PROGRESS):
             led = tuple(map(type, actions))
-        fact: object = misread
+        name, fact = kind.__name__, misread
         if kind is Binary:
             name = FRAMES
         elif isinstance(event, Frame):
             name = event.type if led or event.type in _TELLING else FRAMES
-        else:
-            name = kind.__name__
-            if kind in _FACTS:
-                fact = misread or getattr(event, _FACTS[kind])
-            elif isinstance(event, HistoryAnswered):
-                fact = misread or ("absent" if event.entry is None else "found")
+        elif not misread and kind in _FACTS:
+            fact = getattr(event, _FACTS[kind])
+            if kind is HistoryAnswered:
+                fact = "absent" if fact is None else "found"
         what = (name, fact, phase, led)
         # Two back: a question and its answer alternate for as long as the run waits.
         for entry in (self._last, self._before):
-            if entry is not None and entry.what == what:
-                entry.times += 1
-                entry.last_at = at
+            if entry[0] == what:
+                entry[2] = at
+                entry[3] += 1
                 return
-        self._before, self._last = self._last, _Entry(at, what)
+        self._before, self._last = self._last, [what, at, at, 1]
         self._entries.append(self._last)
 
     def lines(self) -> list[str]:
@@ -114,11 +107,11 @@ class RunStory:
         return [self._line(entry) for entry in self._entries]
 
     def _line(self, entry: _Entry) -> str:
-        name, fact, phase, led = entry.what
-        when = f"{entry.at - self._began_at:.3f}"
-        if entry.times > 1:
-            when = f"{when}..{entry.last_at - self._began_at:.3f}"
-            name = f"{name} x{entry.times}"
+        (name, fact, phase, led), at, last_at, times = entry
+        when = f"{at - self._began_at:.3f}"
+        if times > 1:
+            when = f"{when}..{last_at - self._began_at:.3f}"
+            name = f"{name} x{times}"
         told = "" if fact == "" else f" {clip(str(fact), MOST_FACT)}"
         done = f": {', '.join(action.__name__ for action in led)}" if led else ""
         return f"{when} {name}{told} -> {phase}{done}"
