@@ -17,6 +17,7 @@ from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.inventories import RedisInventories
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
+from comfy_fleet.adapters.redis.pools import RedisPools
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.adapters.system.disk import Disk
@@ -35,6 +36,7 @@ class Stores:
     runs: RedisRunStore
     nodes: RedisNodeRegistry
     inventories: RedisInventories
+    pools: RedisPools
     hosts: RedisHosts
 
 
@@ -52,6 +54,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             runs=RedisRunStore(redis),
             nodes=RedisNodeRegistry(redis, events),
             inventories=RedisInventories(redis),
+            pools=RedisPools(redis),
             hosts=RedisHosts(redis),
         )
     finally:

@@ -39,6 +39,7 @@ from comfy_fleet.domain.jobs.run_messages import (
 from comfy_fleet.domain.nodes.eligibility import Requirements
 from comfy_fleet.domain.nodes.host import Heartbeat, HostState, Joining, Orders
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
+from comfy_fleet.domain.nodes.pool import Pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +214,22 @@ class NodeRegistry(Protocol):
 
     def changes(self) -> AsyncGenerator[None, None]:
         """Yield whenever the registry changed, and now and then even if not."""
+
+
+class PoolStore(Protocol):
+    """What is set for pools. Which nodes are in one, the nodes say."""
+
+    async def pools(self) -> Sequence[Pool]:
+        """Return the pools that are set or have a slot, by name."""
+
+    async def get(self, name: str) -> Pool:
+        """Return a pool; with nothing set if nobody has."""
+
+    async def set(self, pool: Pool) -> None:
+        """Keep what is set of a pool, instead of what was; its slot is not touched."""
+
+    async def place(self, slots: Mapping[str, int]) -> None:
+        """Keep which pool has which of HAProxy's slots; all others have none."""
 
 
 class Hosts(Protocol):

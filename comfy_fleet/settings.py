@@ -8,15 +8,25 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.graphs.file_check import FilePolicy
-from comfy_fleet.domain.nodes.by_pool import ByPool
+from comfy_fleet.domain.nodes import former_pools
+from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
 
 FILES = Path(__file__).parent / "_files"  # inside a wheel
 SOURCE = Path(__file__).parent.parent  # inside a checkout
@@ -64,6 +74,7 @@ class Settings(BaseSettings):
     """The fleet's settings; all processes of one fleet share them."""
 
     model_config = SettingsConfigDict(env_prefix="FLEET_", extra="forbid", frozen=True)
+    _former: Mapping[str, Pool] = PrivateAttr(default_factory=dict)
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey, with AOF switched on.")
     redis_connections: Count = Field(
@@ -145,15 +156,16 @@ class Settings(BaseSettings):
     vram_reserve_gb: Gibibytes | None = Field(
         None, ge=0, description="GPU memory in GiB that agents never count as available; else by card."
     )
-    free_idle_s: str = Field(
-        "0",
-        description="A node that is idle this many seconds unloads its models; 0: never. "
-        "Other pools after commas: `600,big=120,small=0`.",
+    free_idle_s: Seconds = Field(
+        0.0,
+        ge=0,
+        description="A node that is idle this many seconds unloads its models; 0: never. Its pool may say "
+        "otherwise (`fleet pool set`).",
     )
-    free_oom: str = Field(
-        "1",
-        description="1: a node on which a job ran out of memory unloads its models; 0: it does not. "
-        "Other pools after commas: `1,big=0`.",
+    free_oom: bool = Field(
+        True,
+        description="1: a node on which a job ran out of memory unloads its models; 0: it does not. Its pool "
+        "may say otherwise (`fleet pool set`).",
     )
 
     queue_depth: Count = Field(1000, ge=1, description="Queued jobs before submits answer 429 queue_full.")
@@ -377,18 +389,24 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from error
         return value
 
-    @field_validator("free_idle_s", "free_oom", mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _check_by_pool(cls, value: object, info: ValidationInfo) -> str:
-        """Refuse what :meth:`ByPool.parse` can't read."""
-        text = str(value)
+    def _take_former(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Take what settings in their former form say of single pools apart."""
         try:
-            found = ByPool.parse(text, most=1 if info.field_name == "free_oom" else float("inf"))
+            values, pools = former_pools.taken(data)
         except BadInput as error:
             raise ValueError(str(error)) from error
-        if info.field_name == "free_oom" and {found.usual, *found.pools.values()} - {0.0, 1.0}:
-            raise ValueError(f"{text!r} must say 1 or 0 for each pool")
-        return text
+        made = handler(values)
+        made._former = pools  # noqa: SLF001 - our own
+        return made
+
+    @property
+    def pool_defaults(self) -> PoolDefaults:
+        """What holds for pools in which it is not set."""
+        return PoolDefaults(
+            free_idle_s=self.free_idle_s, free_on_oom=self.free_oom, former=dict(self._former)
+        )
 
     @property
     def workflows_dir(self) -> Path:

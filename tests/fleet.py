@@ -199,7 +199,7 @@ async def fleet_of(
                 opinion=host.opinion if look else None,
                 on_nodes=host.follow if look else None,
             )
-            controller = Controller(config, stores.nodes)
+            controller = Controller(config, stores.nodes, pools=stores.pools)
             fleet = Fleet(config, stores, controller, agent=agent, host=host, stack=stack)
             fleet.tasks.append(asyncio.create_task(host.run()))
             for name in names:

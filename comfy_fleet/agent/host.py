@@ -25,11 +25,11 @@ from comfy_fleet.agent.comfyui_process import ComfyUIProcess
 from comfy_fleet.agent.gpu_assessor import CPU, GpuAssessor, Seated, gpu_facts
 from comfy_fleet.agent.node_poller import NodePoller
 from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness, both
-from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.domain.nodes.gpu import Gpus, Nvml
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
 from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat, Trash
 from comfy_fleet.domain.nodes.node import Node, parse_place
+from comfy_fleet.domain.nodes.pool import PoolDefaults
 from comfy_fleet.domain.nodes.process_supervision import ProcessPhase
 from comfy_fleet.domain.nodes.vram import Counted, Device, MemoryClaim
 from comfy_fleet.tasks import forever, start
@@ -87,7 +87,7 @@ class HostAgent:
         *,
         central: bool = False,
         policy: Policy | None = None,
-        free_idle_s: ByPool | None = None,
+        pools: PoolDefaults | None = None,
         nvml: NvmlProbe | None = None,
         ca_file: Path | None = None,
         credentials: Callable[[Node], str] = lambda _: "",
@@ -99,7 +99,7 @@ class HostAgent:
             host: Its host's name.
             central: Whether its nodes are those that have no agent of their own.
             policy: When a GPU drains.
-            free_idle_s: After so many idle seconds a node unloads its models, by pool; 0: never.
+            pools: When idle nodes unload their models, where that is not set for their pool.
             nvml: Reads the GPUs; None reads none.
             ca_file: Who may sign the certificates of https nodes; None: whom the machine trusts.
             credentials: Tells the ``USER:PASSWORD`` of a node that somebody else registered; empty for none.
@@ -111,7 +111,7 @@ class HostAgent:
         self.host = host
         self.address = ""
         self._central = central
-        self._free_idle_s = free_idle_s or ByPool()
+        self._pools = pools or PoolDefaults()
         self._nvml = nvml
         self._credentials = credentials
         self._clock = clock
@@ -415,7 +415,7 @@ class HostAgent:
 
     async def _free_if_idle(self, member: Member) -> None:
         known = self._known.get(member.name)
-        idle_s = self._free_idle_s.of(known.pool) if known is not None else 0
+        idle_s = self._pools.idle_s(known.pool, known.free_idle_s) if known is not None else 0
         if idle_s and await member.probe.free_if_idle(idle_s):
             self.on_change()
 

@@ -27,7 +27,6 @@ from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.supervisor import Supervision, Supervisor
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.agent_state import Readiness
-from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
 from comfy_fleet.domain.nodes.host import Joining
 from comfy_fleet.domain.nodes.node import Node, with_credentials
@@ -181,7 +180,7 @@ async def run(
         f"{name}.central" if central else name,
         central=central,
         policy=_policy(settings),
-        free_idle_s=ByPool.parse(settings.free_idle_s),
+        pools=settings.pool_defaults,
         nvml=nvml,
         ca_file=settings.node_ca_file,
         credentials=credentials,

@@ -117,6 +117,7 @@ def parse_nodes(body: Any) -> list[Node]:
                     pool=str(row.get("pool") or DEFAULT_POOL),
                     weight_by_gpu=bool(row.get("weight_by_gpu", False)),
                     speed=None if row.get("speed") is None else float(row["speed"]),
+                    free_idle_s=None if row.get("free_idle_s") is None else float(row["free_idle_s"]),
                 )
             )
         except (BadInput, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -28,7 +28,7 @@ from comfy_fleet.api import (
 from comfy_fleet.api.admission import OPEN_PATHS, Admission
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.incoming import Incoming
-from comfy_fleet.api.v1 import agents, generate, health, jobs, nodes, workflows
+from comfy_fleet.api.v1 import agents, generate, health, jobs, nodes, pools, workflows
 from comfy_fleet.api.v2 import assets as v2_assets
 from comfy_fleet.api.v2 import jobs as v2_jobs
 from comfy_fleet.domain.errors import FleetError
@@ -73,7 +73,7 @@ def create_app(deps: ApiDeps) -> ASGIApp:
     app.state.deps = deps
     app.state.metrics = figures = metrics.Metrics(deps.registry)
     app.router.routes[:0] = [*metrics.routes, *reference.routes, *front_page.routes]
-    for face in (generate, workflows, jobs, nodes, agents, health):
+    for face in (generate, workflows, jobs, nodes, pools, agents, health):
         app.include_router(face.router, prefix="/api/v1")
     app.include_router(generate.short_router, prefix="/api")
     # The hot path goes past the layers that only the typed routes need.

@@ -15,7 +15,7 @@ from comfy_fleet.api.incoming import BodyPace
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.node import split_credentials
-from comfy_fleet.ports import AssetStore, Catalog, Events, Hosts, JobStore, NodeRegistry, Replays
+from comfy_fleet.ports import AssetStore, Catalog, Events, Hosts, JobStore, NodeRegistry, PoolStore, Replays
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.submitter import Sealer, Submitter
@@ -63,6 +63,7 @@ class ApiDeps:
     events: Events
     nodes: NodeRegistry
     hosts: Hosts
+    pools: PoolStore
     assets: AssetStore
     catalog: Catalog
     submitter: Submitter

@@ -96,6 +96,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         events=stores.events,
         nodes=stores.nodes,
         hosts=stores.hosts,
+        pools=stores.pools,
         assets=assets,
         catalog=catalog,
         submitter=submitter,

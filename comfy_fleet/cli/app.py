@@ -15,6 +15,7 @@ from comfy_fleet.cli import (
     jobs,
     logs,
     nodes,
+    pools,
     processes,
     sim,
     status,
@@ -91,6 +92,7 @@ def build() -> typer.Typer:
     for module in (processes, logs, agent, status, demo, doctor, submit, sim, health):
         module.register(app)
     app.add_typer(nodes.app, name="node", rich_help_panel="Fleet")
+    app.add_typer(pools.app, name="pool", rich_help_panel="Fleet")
     app.add_typer(hosts.app, name="host", rich_help_panel="Fleet")
     app.add_typer(jobs.app, name="job", rich_help_panel="Jobs")
     app.add_typer(workflows.app, name="workflow", rich_help_panel="Jobs")

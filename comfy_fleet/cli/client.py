@@ -112,6 +112,9 @@ class Client:
         """
         if body is None:
             return self._call("POST", path, headers=headers)
+        return self._send("POST", path, body, headers)
+
+    def _send(self, method: str, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Any:
         try:
             content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
@@ -119,7 +122,11 @@ class Client:
         except ValueError as error:
             raise Fail(f"what is to be sent is not JSON: {error}", code=Exit.USAGE) from None
         headers = {"Content-Type": "application/json", **(headers or {})}
-        return self._call("POST", path, content=content, headers=headers)
+        return self._call(method, path, content=content, headers=headers)
+
+    def put(self, path: str, body: Any) -> Any:
+        """Send JSON and return the JSON answer, as :meth:`post` does."""
+        return self._send("PUT", path, body)
 
     def delete(self, path: str, **params: Any) -> Any:
         """Delete something."""

@@ -74,16 +74,21 @@ def still_working(node: Mapping[str, Any]) -> str:
 
 
 class RemoteNodes:
-    """Looks at nodes and gives orders through the API: the ``NodeControl`` of this side."""
+    """Looks at nodes and gives orders through the API: the ``NodeControl`` of this side.
+
+    Attributes:
+        seen: Each node that was looked at, as the API last told of it.
+    """
 
     def __init__(self, client: "Client") -> None:
         self._client = client
+        self.seen: dict[str, dict[str, Any]] = {}
 
     async def status(self, name: str) -> "NodeStatus":
         """Return what a node does now."""
         from comfy_fleet.services.node_life import NodeStatus
 
-        node = self._client.get(path(name))
+        node = self.seen[name] = dict(self._client.get(path(name)))
         return NodeStatus(
             busy=not drained(node),
             verdict=str(node.get("verdict") or ""),
@@ -135,8 +140,8 @@ def failing() -> Iterator[None]:
         ) from error
 
 
-def wait_drained(client: "Client", names: Sequence[str], timeout_s: float) -> None:
-    """Wait until no job needs any of some nodes, outputs included.
+def wait_drained(client: "Client", names: Sequence[str], timeout_s: float) -> Mapping[str, dict[str, Any]]:
+    """Wait until no job needs any of some nodes, outputs included; returns them by name.
 
     Raises:
         Fail: The time is over; says what the node still works on.
@@ -146,11 +151,12 @@ def wait_drained(client: "Client", names: Sequence[str], timeout_s: float) -> No
     from comfy_fleet.services import node_life
 
     with failing():
-        asyncio.run(node_life.wait_drained(RemoteNodes(client), names, timeout_s))
+        asyncio.run(node_life.wait_drained(control := RemoteNodes(client), names, timeout_s))
+    return control.seen
 
 
-def wait_up(client: "Client", name: str, timeout_s: float) -> None:
-    """Wait until a node can get jobs.
+def wait_up(client: "Client", name: str, timeout_s: float) -> dict[str, Any]:
+    """Wait until a node can get jobs; returns it.
 
     Raises:
         Fail: The time is over; says why it can't.
@@ -160,4 +166,5 @@ def wait_up(client: "Client", name: str, timeout_s: float) -> None:
     from comfy_fleet.services import node_life
 
     with failing():
-        asyncio.run(node_life.wait_up(RemoteNodes(client), name, timeout_s))
+        asyncio.run(node_life.wait_up(control := RemoteNodes(client), name, timeout_s))
+    return control.seen[name]

@@ -81,8 +81,7 @@ def add(
     with Client(api, key) as client:
         node = client.post("/api/v1/nodes", body)
         if wait:
-            wait_up(client, name, timeout)
-            node = client.get(path(name))
+            node = wait_up(client, name, timeout)
     if node.get("credentials") and str(node.get("url")).startswith("http:"):
         stderr().print(f"warning: the password of {name} is sent unencrypted: use https, or a tunnel")
     print_answer(node, f"added {name}", json_=json_)
@@ -239,8 +238,7 @@ def drain(
     with Client(api, key) as client:
         node = client.post(f"{path(name)}/drain", body)
         if wait:
-            wait_drained(client, [name], timeout)
-            node = client.get(path(name))
+            node = wait_drained(client, [name], timeout)[name]
     busy = "" if drained(node) else f" ({still_working(node)} still)"
     print_answer(node, f"drained {name}{busy}", json_=json_)
 

@@ -8,10 +8,10 @@ _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,200}")  # of anything: the API
 
 
 def path_of(kind: str, name: str, rest: str = "", *, face: str = "v1") -> str:
-    """Return the path of a job, a node or a workflow, such as ``/api/v1/jobs/ID/cancel``.
+    """Return the path of a job, node, pool or workflow, such as ``/api/v1/jobs/ID/cancel``.
 
     Args:
-        kind: ``job``, ``node`` or ``workflow``.
+        kind: ``job``, ``node``, ``pool`` or ``workflow``.
         name: Its id or name, as somebody typed it.
         rest: What follows, such as ``/cancel``.
         face: ``v1`` or ``v2``.

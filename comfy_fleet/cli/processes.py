@@ -220,12 +220,12 @@ def keep_private() -> None:
 def logging_as(process: str) -> "Settings":
     """Begin one of the fleet's own processes: return the settings, and send logs to stderr as they say."""
     from comfy_fleet import logs
-    from comfy_fleet.cli.variables import unread
+    from comfy_fleet.cli.variables import sentences
 
     keep_private()
     settings = load()
     logs.setup(process, level=settings.log_level, fmt=settings.log_format)
-    for sentence in unread():
+    for sentence in sentences():
         logging.getLogger(__name__).warning("variable not read", extra={"reason": sentence})
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)

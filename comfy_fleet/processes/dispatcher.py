@@ -40,7 +40,6 @@ from comfy_fleet.bootstrap import (
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.run import RunLimits
-from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.ports import Telemetry
 from comfy_fleet.services.collector import OutputLimits
@@ -154,6 +153,7 @@ async def open_dispatcher(
             beats=beats,
             registry=stores.nodes,
             inventories=stores.inventories,
+            pools=stores.pools,
             leases=LeaseClient(
                 settings.lease_url,
                 silence_s=settings.silence_s,
@@ -184,7 +184,7 @@ async def open_dispatcher(
                 faults=settings.quarantine_faults,
                 ooms=settings.quarantine_ooms,
                 oom_memory_s=settings.oom_memory_s,
-                free=ByPool.parse(settings.free_oom),
+                pools=settings.pool_defaults,
             ),
             files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
             telemetry=telemetry or Observers(LoggingTelemetry()),

@@ -35,7 +35,9 @@ async def _serve(settings: Settings) -> None:
     reloads: set[asyncio.Task[None]] = set()
     async with open_stores(settings) as stores:
         await check_schema(stores)
-        controller = Controller(settings, stores.nodes, credentials=NodeCredentials(settings.secret_key_file))
+        controller = Controller(
+            settings, stores.nodes, pools=stores.pools, credentials=NodeCredentials(settings.secret_key_file)
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from comfy_fleet.domain.errors import FleetError, NodeError, NotFound
+from comfy_fleet.domain.errors import FleetError, NodeError, NotFound, StoreDown
 from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.graph import Graph, check, part
 from comfy_fleet.domain.graphs.inventory import Inventory, spelled
 from comfy_fleet.domain.jobs.job import JobError, Placement
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.nodes import eligibility
-from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest, Requirements, gib
+from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
 from comfy_fleet.domain.nodes.system_stats import room_bytes
-from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry
+from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry, PoolStore
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.timeouts import Timeout
 
@@ -64,14 +64,15 @@ class FailureLimits:
         faults: CUDA-like faults, or answers that break a limit, in a row.
         ooms: Jobs out of memory in a row, on the largest card that there is for them. Where a larger one is
             there, the card's size is the likelier reason, and it takes :data:`PATIENCE` times as many.
-        free: Whether a node on which a job ran out of memory is told to unload its models, by pool: 1 or 0.
         oom_memory_s: Seconds until a card that was too small may be tried again.
+        pools: Whether a node on which a job ran out of memory unloads its models, where that is not set for
+            its pool.
     """
 
     faults: int = 2
     ooms: int = 5
     oom_memory_s: float = 86400.0
-    free: ByPool = field(default_factory=lambda: ByPool(usual=1))
+    pools: PoolDefaults = field(default_factory=PoolDefaults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ class FailurePolicy:
         store: Remembers failures and needs.
         nodes: Frees memory.
         atlas: Who can run what.
+        pools: What is set for pools.
     """
 
     def __init__(
@@ -107,12 +109,14 @@ class FailurePolicy:
         store: InventoryStore,
         nodes: FailingNode,
         atlas: NodeDirectory,
+        pools: PoolStore,
         limits: FailureLimits,
     ) -> None:
         self._registry = registry
         self._store = store
         self._nodes = nodes
         self._atlas = atlas
+        self._pools = pools
         self._limits = limits
 
     async def after(self, claim: Claim, verdict: RunResult) -> Disposition | None:
@@ -258,11 +262,18 @@ class FailurePolicy:
             async with Timeout(ASK_S):
                 room = room_bytes(await self._nodes.system_stats(node))
                 state = self._atlas.states.get(node)
-                if state is None or self._limits.free.of(state.node.pool):
+                if state is None or await self._unloads(state.node.pool):
                     await self._nodes.free(node)
         except (NodeError, TimeoutError) as error:
             logger.warning("node not freed", extra={"node": node, "error": str(error)})
         return max(total, room), min(room, total) if room and total else room or total
+
+    async def _unloads(self, name: str) -> bool:
+        try:
+            pool = await self._pools.get(name)
+        except StoreDown:
+            pool = Pool(name=name)
+        return self._limits.pools.on_oom(pool)
 
     async def _strike(self, node: str, kind: str, limit: int, reason: str) -> None:
         if await self._registry.strike(node, kind=kind, limit=limit, reason=reason):

@@ -11,10 +11,10 @@ from comfy_fleet.domain.errors import InvalidWorkflow, NodeError, NotFound, Stor
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Placement
 from comfy_fleet.domain.jobs.run_messages import RunResult
-from comfy_fleet.domain.nodes.by_pool import ByPool
 from comfy_fleet.domain.nodes.eligibility import GIB, Requirements
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
-from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry
+from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
+from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry, PoolStore
 from comfy_fleet.services.failure_policy import PATIENCE, REST_S, FailureLimits, FailurePolicy
 from comfy_fleet.services.node_directory import NodeDirectory
 from tests.factories import GRAPH
@@ -40,6 +40,7 @@ class World:
         self.hangs = False
         self.away = False
         self.needs_kept: dict[str, Any] = {}
+        self.pool: Pool | None = Pool(name="default")
 
     async def states(self) -> list[NodeState]:
         if self.away:
@@ -89,6 +90,11 @@ class World:
         figures = {"vram_total": total, "vram_free": free, "torch_vram_total": 0, "torch_vram_free": 0}
         return {"devices": [{"type": "cuda", **figures}]}
 
+    async def get(self, name: str) -> Pool:
+        if self.pool is None:
+            raise StoreDown("away")
+        return self.pool
+
     async def free(self, node: str) -> None:
         self.freed.append(node)
 
@@ -96,7 +102,12 @@ class World:
         atlas = NodeDirectory(cast(NodeRegistry, self), cast(InventoryStore, self))
         await atlas.look()
         return FailurePolicy(
-            cast(NodeRegistry, self), cast(InventoryStore, self), self, atlas, limits or FailureLimits()
+            cast(NodeRegistry, self),
+            cast(InventoryStore, self),
+            self,
+            atlas,
+            cast(PoolStore, self),
+            limits or FailureLimits(),
         )
 
 
@@ -134,10 +145,20 @@ async def test_out_of_memory_goes_to_a_larger_card_for_free() -> None:
 
 async def test_a_pool_may_keep_its_models_after_out_of_memory() -> None:
     world = World()
-    care = await world.care(FailureLimits(free=ByPool(usual=1, pools={"default": 0})))
+    world.pool = Pool(name="default", free_on_oom=False)
+    care = await world.care()
     found = await care.after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert world.freed == []
+    world.pool = None  # nobody says: as everywhere
+    await care.after(claim("small"), failed("out_of_memory"))
+    assert world.freed == ["small"]
+    defaults = PoolDefaults(free_on_oom=False, former={"default": Pool(name="default", free_on_oom=True)})
+    await (await world.care(FailureLimits(pools=defaults))).after(claim("mid"), failed("out_of_memory"))
+    assert world.freed == ["small", "mid"]
+    world.pool = Pool(name="default", free_on_oom=False)  # its own says more than a setting's former form
+    await (await world.care(FailureLimits(pools=defaults))).after(claim("mid"), failed("out_of_memory"))
+    assert world.freed == ["small", "mid"]
 
 
 async def test_out_of_memory_on_the_largest_card_is_the_end() -> None:

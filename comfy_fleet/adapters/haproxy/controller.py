@@ -46,6 +46,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
 )
 from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.nodes.node import Node
+from comfy_fleet.ports import PoolStore
 from comfy_fleet.settings import Settings
 from comfy_fleet.timeouts import Timeout
 
@@ -87,6 +88,7 @@ class Controller:
         settings: Settings,
         registry: Registry,
         *,
+        pools: PoolStore | None = None,
         credentials: Callable[[str], str] = str,
         poll_s: float = 0.5,
         agent_grace_s: float = 2.0,
@@ -97,6 +99,7 @@ class Controller:
         Args:
             settings: Ports, folders, programs.
             registry: The nodes, and where verdicts are reported.
+            pools: Keeps which pool has which slot; None: the map file alone does.
             credentials: Opens what nodes have :attr:`~comfy_fleet.domain.nodes.node.Node.sealed`.
             poll_s: How often HAProxy is asked.
             agent_grace_s: How long an agent may be silent before its nodes get no leases any more.
@@ -105,6 +108,7 @@ class Controller:
         self.ready = asyncio.Event()
         self._settings = settings
         self._registry = registry
+        self._pool_store = pools
         self._credentials = credentials
         self._poll_s = poll_s
         self._agent_grace_s = agent_grace_s
@@ -128,6 +132,7 @@ class Controller:
         )
         self._nodes: Sequence[Node] = ()
         self._pools: dict[str, int] = {}
+        self._kept_pools: dict[str, int] | None = None  # what the store has of them
         self._seen: dict[str, _Seen] = {}
         self._known = False  # the registry was read at least once
         self._stale = False  # the registry has changed since it was read
@@ -223,6 +228,9 @@ class Controller:
         while not stop.is_set():
             try:
                 self._nodes = await self._registry.nodes()
+                if self._pool_store is not None:  # another controller's slots are ours too
+                    slots = {one.name: one.slot for one in await self._pool_store.pools() if one.slot}
+                    self._pools = slots or self._pools
                 self._known = True
                 break
             except Exception as error:  # noqa: BLE001 - whatever the adapter raises, this process goes on
@@ -293,6 +301,17 @@ class Controller:
             self._pools = pools
             self._map_stale = True
 
+    async def _keep_pools(self) -> None:
+        if self._pool_store is None or self._kept_pools == self._pools:
+            return
+        pools = dict(self._pools)
+        try:
+            await self._pool_store.place(pools)
+        except FleetError as error:  # HAProxy is steered all the same; the next look tries again
+            logger.warning("pools' slots not kept", extra={"reason": error.message})
+        else:
+            self._kept_pools = pools
+
     # ---- the registry --------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
@@ -343,6 +362,7 @@ class Controller:
             wanted = {pool: backend_of(slot) for pool, slot in self._pools.items()}
             await runtime.map_pools(self._files.pools, wanted)
             self._map_stale = False
+        await self._keep_pools()
         rows = await self._rows(entries)
         targets = await self._targets(entries, rows)
         ours = [

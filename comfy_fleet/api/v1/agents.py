@@ -17,6 +17,7 @@ from comfy_fleet.api.deps import ApiDeps, admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import MAX_URL, read, shown
+from comfy_fleet.api.v1.nodes import idle_by_pool
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat, Trash
@@ -147,9 +148,10 @@ async def heartbeat(request: Request, host: str) -> Response:
         deleted=[Trash.parse(line) for line in body.deleted],
     )
     orders = await d.hosts.beat(said, now=now)
+    idle = await idle_by_pool(d)
     return json_response(
         {
-            "nodes": [_node(node) for node in orders.nodes],
+            "nodes": [{**_node(node), "free_idle_s": idle.get(node.pool)} for node in orders.nodes],
             "joined": [node.name for node in body.join if node.name not in refused],
             "refused": refused,
             "explained": sorted(orders.explained),

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.adapters.comfyui.node_address import check_place
-from comfy_fleet.api.deps import admin, caller, deps
+from comfy_fleet.api.deps import ApiDeps, admin, caller, deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed import MAX_URL, read, shown
@@ -74,7 +74,15 @@ async def list_nodes(request: Request, sealed: bool = False) -> Response:
     if not who.agent:
         admin(request)
     states = await deps(request).nodes.states()
-    rows = [{**state(s), "sealed": s.node.sealed} if sealed and s.node.sealed else state(s) for s in states]
+    idle = await idle_by_pool(deps(request))
+    rows = [
+        {
+            **state(s),
+            **({"sealed": s.node.sealed} if sealed and s.node.sealed else {}),
+            **({"free_idle_s": idle[s.node.pool]} if s.node.pool in idle else {}),
+        }
+        for s in states
+    ]
     body = orjson.dumps({"nodes": rows})
     etag = f'"{blake3(body).hexdigest(16)}"'
     if etag in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
@@ -234,6 +242,11 @@ async def detail(request: Request, value: NodeState) -> dict[str, Any]:
         "errors": list(await d.nodes.errors(value.node.name)),
         "report": await d.hosts.report(value.node.name),
     }
+
+
+async def idle_by_pool(d: ApiDeps) -> dict[str, float]:
+    """Return after how many idle seconds nodes unload their models, for the pools in which that is set."""
+    return {pool.name: pool.free_idle_s for pool in await d.pools.pools() if pool.free_idle_s is not None}
 
 
 async def _state(request: Request, name: str) -> NodeState:

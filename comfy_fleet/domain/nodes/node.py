@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 
-LIVE = ("cordoned", "cordon_reason", "twin", "speed")
+LIVE = ("cordoned", "cordon_reason", "twin", "speed", "free_idle_s")
 """What of a node is no part of its registration: it changes while the fleet runs."""
 
 AGENT_DRAINS = "its agent says drain"
@@ -42,6 +42,7 @@ class Node:
         speed: Measured speed beside what its GPU's model promises, see
             :mod:`comfy_fleet.domain.nodes.speed`; None while it was not measured. It counts where
             ``weight_by_gpu`` is true: a weight that somebody has set stays what it is.
+        free_idle_s: What is set for its pool, as agents are told, see :class:`comfy_fleet.domain.nodes.pool.Pool`.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Node:
     sealed: str = field(default="", repr=False)
     added_at: float = 0.0
     speed: float | None = field(default=None, compare=False)  # it changes with every run
+    free_idle_s: float | None = None
 
     def __post_init__(self) -> None:
         check_name("name", self.name)

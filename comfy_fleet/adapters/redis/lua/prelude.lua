@@ -19,7 +19,7 @@
 -- fleet:node:NODE:runs    set     runs that still need it;  fleet:node:NODE:errors  list  the last ten, as JSON
 -- fleet:node:NODE:models  string  files that jobs used since it started or was freed, the latest first, one a line
 -- fleet:urls              hash    HOST:PORT -> NODE: one ComfyUI is one node
--- fleet:pool:POOL         set     its nodes
+-- fleet:pool:POOL         set     its nodes;  fleet:pools  hash  POOL -> what is set, JSON;  fleet:pools:slots  hash  POOL -> slot
 -- fleet:inventory:HASH    string  what nodes have, packed;  fleet:inventory:HASH:nodes  set  whose it is
 -- fleet:reading:NODE      string  somebody asks the node what it has
 -- fleet:needs:KEY         string  what a placement class needs of a node, as JSON

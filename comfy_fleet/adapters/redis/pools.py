@@ -1,0 +1,75 @@
+"""Pools in Redis: what operators have set, and HAProxy's slots (port ``PoolStore``)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.job_records import Complaints
+from comfy_fleet.adapters.redis.scripts import store_errors
+from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.nodes.pool import Pool
+from comfy_fleet.domain.records import UNREADABLE, from_fields
+
+SET, SLOTS = "fleet:pools", "fleet:pools:slots"
+
+
+class RedisPools:
+    """A pool that nobody has set and that has no slot is nowhere: any name may be asked for.
+
+    Args:
+        redis: A client that returns bytes.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._complaints = Complaints()
+
+    async def pools(self) -> Sequence[Pool]:
+        """Return the pools that are set or have a slot, by name."""
+        with store_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hgetall(SET)
+                pipe.hgetall(SLOTS)
+                records, slots = await pipe.execute()
+        return [
+            self._read(raw.decode(), records.get(raw), slots.get(raw))
+            for raw in sorted(records.keys() | slots.keys())
+        ]
+
+    async def get(self, name: str) -> Pool:
+        """Return a pool; with nothing set if nobody has."""
+        with store_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hget(SET, name)
+                pipe.hget(SLOTS, name)
+                record, slot = await pipe.execute()
+        return self._read(name, record, slot)
+
+    async def set(self, pool: Pool) -> None:
+        """Keep what is set of a pool, instead of what was; its slot is not touched."""
+        record = {"free_idle_s": pool.free_idle_s, "free_on_oom": pool.free_on_oom}
+        with store_errors():
+            if pool.is_set:
+                await self._redis.hset(SET, pool.name, orjson.dumps(record))
+            else:
+                await self._redis.hdel(SET, pool.name)
+
+    async def place(self, slots: Mapping[str, int]) -> None:
+        """Keep which pool has which of HAProxy's slots; all others have none."""
+        with store_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(SLOTS)
+                if slots:
+                    pipe.hset(SLOTS, mapping=dict(slots))
+                await pipe.execute()
+
+    def _read(self, name: str, record: bytes | None, slot: bytes | None) -> Pool:
+        facts: dict[str, Any] = {"name": name, "slot": int(slot) if slot and slot.isdigit() else None}
+        if record is not None:
+            try:
+                return from_fields(Pool, {**orjson.loads(record), **facts})
+            except (*UNREADABLE, BadInput) as error:
+                self._complaints.about("pool", name, error)
+        return Pool(**facts)

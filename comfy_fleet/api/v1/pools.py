@@ -1,0 +1,88 @@
+"""REST: pools. Their nodes, HAProxy's slots, and what an operator has set for them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfy_fleet.api.deps import admin, deps
+from comfy_fleet.api.json import json_response
+from comfy_fleet.api.typed import read, shown
+from comfy_fleet.domain.errors import NotFound
+from comfy_fleet.domain.nodes.node import NodeState, check_name
+from comfy_fleet.domain.nodes.pool import LONGEST_S, Pool
+
+router = APIRouter(tags=["pools"])
+
+
+class PoolBody(BaseModel):
+    """What is set for a pool. What is null or left out is not: the fleet's settings hold."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"free_idle_s": 120, "free_on_oom": None}},
+    )
+
+    free_idle_s: float | None = Field(
+        None,
+        ge=0,
+        le=LONGEST_S,
+        allow_inf_nan=False,
+        description="After so many idle seconds a node unloads its models; 0: never.",
+    )
+    free_on_oom: bool | None = Field(
+        None, description="Whether a node on which a job ran out of memory unloads its models."
+    )
+
+
+@router.get("/pools", summary="List pools")
+async def list_pools(request: Request) -> Response:
+    """Every pool that has nodes, a slot in HAProxy, or something set."""
+    admin(request)
+    d = deps(request)
+    states = await d.nodes.states()
+    known = {pool.name: pool for pool in await d.pools.pools()}
+    names = sorted(known.keys() | {one.node.pool for one in states})
+    return json_response({"pools": [_row(known.get(name, Pool(name=name)), states) for name in names]})
+
+
+@router.get("/pools/{name}", summary="Show a pool")
+async def get_pool(request: Request, name: str) -> Response:
+    """One pool; 404 if it has no nodes, no slot, and nothing is set."""
+    admin(request)
+    d = deps(request)
+    states = await d.nodes.states()
+    pool = await d.pools.get(check_name("pool", name))
+    if not (pool.is_set or pool.slot or any(one.node.pool == name for one in states)):
+        raise NotFound(f"no pool {name!r}")
+    return json_response(_row(pool, states))
+
+
+@router.put("/pools/{name}", summary="Set a pool", openapi_extra=shown(PoolBody))
+async def set_pool(request: Request, name: str) -> Response:
+    """Replaces all that was set; also for a pool that has no nodes yet.
+
+    Every process goes by it within seconds. Jobs that wait for the pool are not touched.
+    """
+    admin(request)
+    d = deps(request)
+    body = await read(request, PoolBody)
+    await d.pools.set(Pool(name=name, **body.model_dump()))
+    return json_response(_row(await d.pools.get(name), await d.nodes.states()))
+
+
+def _row(pool: Pool, states: Sequence[NodeState]) -> dict[str, Any]:
+    verdicts = Counter(one.verdict for one in states if one.node.pool == pool.name)
+    return {
+        "name": pool.name,
+        "slot": pool.slot,
+        "nodes": verdicts.total(),
+        "up": verdicts["up"],
+        "free_idle_s": pool.free_idle_s,
+        "free_on_oom": pool.free_on_oom,
+    }

@@ -1,0 +1,151 @@
+"""``fleet pool``: the pools, and what is set for them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.paths import path_of
+
+app = typer.Typer(help="List pools, and set what their nodes do.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The pool's name.")]
+DEFAULT = "default"
+
+
+@app.callback()
+def group() -> None:
+    """List pools, and set what their nodes do."""
+
+
+@app.command("list", hidden=True)
+@app.command("ls")
+def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """List the pools with their nodes and what is set for them."""
+    from comfy_fleet.cli.client import Client
+    from comfy_fleet.cli.console import natural, print_json, stderr, stdout, table
+
+    with Client(api, key) as client:
+        answer = client.get("/api/v1/pools")
+    if json_:
+        print_json(answer)
+        return
+    pools = sorted(answer["pools"], key=lambda pool: natural(str(pool["name"])))
+    if not pools:
+        stderr().print("no pool has a node; add one: fleet node add NAME URL --pool POOL")
+        return
+    rows = [
+        (pool["name"], pool.get("slot") or "-", pool["nodes"], pool["up"], _idle(pool), _on_oom(pool))
+        for pool in pools
+    ]
+    columns = ("<Pool", ">Slot", ">Nodes", ">Up", "Unload when idle", "Unload after OOM")
+    stdout().print(table(columns, rows))
+
+
+@app.command()
+def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
+    """Show a pool."""
+    from comfy_fleet.cli.client import Client
+
+    with Client(api, key) as client:
+        _print(client.get(path_of("pool", name)), json_=json_)
+
+
+@app.command("set")
+def set_(
+    name: Name,
+    free_idle_s: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S",
+            help="A node that is idle this many seconds unloads its models; 0: never; "
+            "default: as FLEET_FREE_IDLE_S says.",
+            show_default="as it is",
+        ),
+    ] = None,
+    free_on_oom: Annotated[
+        str | None,
+        typer.Option(
+            metavar="yes|no",
+            help="Whether a node on which a job ran out of memory unloads its models; "
+            "default: as FLEET_FREE_OOM says.",
+            show_default="as it is",
+        ),
+    ] = None,
+    json_: Json = False,
+    api: Api = DEFAULT_API,
+    key: Key = None,
+) -> None:
+    """Set what the nodes of a pool do; it holds within seconds, without a restart.
+
+    The pool may still have no nodes. Jobs that wait for it are not touched.
+    """
+    from comfy_fleet.cli.client import Client
+
+    wanted: dict[str, Any] = {}
+    if free_idle_s is not None:
+        wanted["free_idle_s"] = _seconds(free_idle_s)
+    if free_on_oom is not None:
+        wanted["free_on_oom"] = _truth(free_on_oom)
+    if not wanted:
+        raise Fail("nothing to set: --free-idle-s S, --free-on-oom yes|no", code=Exit.USAGE)
+    path = path_of("pool", name)
+    with Client(api, key) as client:
+        try:
+            now = client.get(path)
+        except Fail as error:
+            if error.exit is not Exit.NOT_FOUND:
+                raise
+            now = {}
+        body = {field: now.get(field) for field in ("free_idle_s", "free_on_oom")} | wanted
+        _print(client.put(path, body), json_=json_)
+
+
+def _seconds(text: str) -> float | None:
+    if text == DEFAULT:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise Fail(
+            f"--free-idle-s {text!r} is no number of seconds, and not `default`", code=Exit.USAGE
+        ) from None
+
+
+def _truth(text: str) -> bool | None:
+    known = {"yes": True, "no": False, DEFAULT: None}
+    if text not in known:
+        raise Fail(f"--free-on-oom {text!r} must be yes, no or default", code=Exit.USAGE)
+    return known[text]
+
+
+def _print(pool: Mapping[str, Any], *, json_: bool) -> None:
+    from comfy_fleet.cli.console import facts, print_json, stdout
+
+    if json_:
+        print_json(pool)
+        return
+    stdout().print(
+        facts(
+            {
+                "pool": pool["name"],
+                "slot": pool.get("slot") or "none yet",
+                "nodes": f"{pool['nodes']} ({pool['up']} up)",
+                "unload when idle": _idle(pool),
+                "unload after OOM": _on_oom(pool),
+            }
+        )
+    )
+
+
+def _idle(pool: Mapping[str, Any]) -> str:
+    idle_s = pool.get("free_idle_s")
+    if idle_s is None:
+        return DEFAULT
+    return f"after {idle_s:g} s" if idle_s else "never"
+
+
+def _on_oom(pool: Mapping[str, Any]) -> str:
+    on_oom = pool.get("free_on_oom")
+    return DEFAULT if on_oom is None else "yes" if on_oom else "no"

@@ -1,0 +1,72 @@
+"""A pool: the nodes that stand together, and what an operator has set for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.nodes.node import check_name
+
+LONGEST_S = 10 * 365 * 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A pool by its name. What is None is not set: :class:`PoolDefaults` holds there.
+
+    Attributes:
+        name: As nodes and jobs name it.
+        slot: HAProxy's lease backend that it has, from 1; None: none yet, or there are more pools than slots.
+        free_idle_s: After so many idle seconds a node unloads its models; 0: never.
+        free_on_oom: Whether a node on which a job ran out of memory unloads its models.
+    """
+
+    name: str
+    slot: int | None = None
+    free_idle_s: float | None = None
+    free_on_oom: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_name("pool", self.name)
+        if self.free_idle_s is not None and not 0 <= self.free_idle_s <= LONGEST_S:
+            raise BadInput(
+                f"free_idle_s {self.free_idle_s:g} must be seconds, from 0 (never) to {LONGEST_S:.0f}",
+                details={"field": "free_idle_s"},
+            )
+
+    @property
+    def is_set(self) -> bool:
+        """Whether an operator has set anything."""
+        return self.free_idle_s is not None or self.free_on_oom is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolDefaults:
+    """What holds for pools in which it is not set.
+
+    Attributes:
+        free_idle_s: See :class:`Pool`.
+        free_on_oom: See :class:`Pool`.
+        former: What settings in their former form say of single pools: less than a pool's own.
+    """
+
+    free_idle_s: float = 0.0
+    free_on_oom: bool = True
+    former: Mapping[str, Pool] = field(default_factory=dict)
+
+    def idle_s(self, name: str, own: float | None) -> float:
+        """Return after how many idle seconds a pool's nodes unload their models; 0: never.
+
+        Args:
+            name: The pool.
+            own: Its own ``free_idle_s``.
+        """
+        return _first(own, self.former.get(name, Pool(name=name)).free_idle_s, self.free_idle_s)
+
+    def on_oom(self, pool: Pool) -> bool:
+        """Return whether a pool's nodes unload their models after a job ran out of memory."""
+        former = self.former.get(pool.name, pool)
+        return bool(_first(pool.free_on_oom, former.free_on_oom, self.free_on_oom))
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,202 @@
+"""Pools: set by an operator, obeyed by running processes, and nothing that waits for them is lost."""
+
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.jobs.job import JobStatus, Placement
+from comfy_fleet.domain.nodes.pool import Pool
+from comfy_fleet.sim import NodeOptions, SimNode
+from tests.factories import picture
+from tests.fleet import until
+from tests.integration.agent_kit import host_of
+from tests.integration.haproxy_kit import MemoryRegistry, make_settings
+from tests.integration.haproxy_kit import running as broker
+from tests.integration.redis_kit import add_nodes
+from tests.integration.test_host_verdict import beside
+from tests.integration.test_lifecycle import operated
+
+
+@pytest.fixture(autouse=True)
+def clean(redis: Redis) -> None:
+    """Every test begins with an empty database."""
+
+
+async def test_a_pool_is_what_was_set_whatever_its_slot(stores: Stores) -> None:
+    pools = stores.pools
+    assert await pools.get("big") == Pool(name="big")
+    assert await pools.pools() == []
+    await pools.set(Pool(name="big", free_idle_s=120, free_on_oom=False))
+    await pools.place({"default": 1, "big": 2})
+    await pools.set(Pool(name="big", free_idle_s=60))
+    assert await pools.pools() == [Pool(name="big", slot=2, free_idle_s=60), Pool(name="default", slot=1)]
+    await pools.place({"default": 3})
+    await pools.set(Pool(name="big"))
+    assert await pools.pools() == [Pool(name="default", slot=3)]
+    await pools.place({})
+    assert await pools.pools() == []
+
+
+async def test_a_record_of_another_version_or_a_broken_one_hides_no_pool(
+    stores: Stores, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    await redis.hset("fleet:pools", "new", b'{"free_idle_s": 5, "weight": 3}')
+    await redis.hset("fleet:pools", "old", b'{"free_idle_s": 7}')
+    await redis.hset("fleet:pools", "odd", b'{"free_idle_s": -1}')
+    await redis.hset("fleet:pools", "torn", b"{")
+    await redis.hset("fleet:pools:slots", "torn", b"4")
+    assert await stores.pools.pools() == [
+        Pool(name="new", free_idle_s=5),
+        Pool(name="odd"),
+        Pool(name="old", free_idle_s=7),
+        Pool(name="torn", slot=4),
+    ]
+    assert {"odd", "torn"} <= {getattr(record, "name_of_record", "") for record in caplog.records}
+
+
+async def test_an_operator_sets_pools_and_sees_them(redis_port: int, tmp_path: Path) -> None:
+    async with operated(redis_port, tmp_path, "g1") as world:
+        client = world.client
+        await until(lambda: _slot(world.fleet.stores, "default", 1), what="its slot is known")
+        default = {"slot": 1, "nodes": 1, "up": 1, "free_idle_s": None, "free_on_oom": None}
+        assert (await client.get("/api/v1/pools")).json() == {"pools": [{"name": "default", **default}]}
+        assert (await client.get("/api/v1/pools/big")).status_code == 404
+        done = await world.cli("pool", "set", "big", "--free-idle-s", "120")
+        assert done.exit_code == 0, done.output
+        done = await world.cli("pool", "set", "big", "--free-on-oom", "no")  # what was set stays
+        assert "after 120 s" in done.stdout and "no" in done.stdout
+        big = {"name": "big", "slot": None, "nodes": 0, "up": 0, "free_idle_s": 120, "free_on_oom": False}
+        assert (await client.get("/api/v1/pools/big")).json() == big
+        listed = (await world.cli("pool", "ls")).stdout
+        assert "Unload when idle" in listed and "after 120 s" in listed and "default" in listed
+        shown = (await world.cli("pool", "show", "big")).stdout
+        assert "0 (0 up)" in shown and "none yet" in shown
+        put = await client.put("/api/v1/pools/big", json={"free_on_oom": True})
+        assert put.json() == {**big, "free_idle_s": None, "free_on_oom": True}
+        done = await world.cli("pool", "set", "big", "--free-on-oom", "default")
+        assert done.exit_code == 0
+        assert (await client.get("/api/v1/pools/big")).status_code == 404  # nothing is left of it
+        assert (await client.get("/api/v1/pools")).json()["pools"] == [{"name": "default", **default}]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "told"),
+    [
+        ("big", {"free_idle_s": -1}, 422, "free_idle_s"),
+        ("big", {"free_idle_s": 1e12}, 422, "free_idle_s"),
+        ("big", {"free_idle_s": "120"}, 422, "free_idle_s"),
+        ("big", {"free_on_oom": 1}, 422, "free_on_oom"),
+        ("big", {"weight": 2}, 422, "there is no such field; there are free_idle_s, free_on_oom"),
+        ("Big", {}, 400, "pool 'Big' must be 1 to 63 of a-z"),
+        ("x" * 64, {}, 400, "must be 1 to 63 of a-z"),
+    ],
+)
+async def test_what_no_pool_can_be_is_refused_with_the_field(
+    redis_port: int, tmp_path: Path, name: str, body: dict[str, object], status: int, told: str
+) -> None:
+    async with operated(redis_port, tmp_path) as world:
+        answer = await world.client.put(f"/api/v1/pools/{name}", json=body)
+        assert (answer.status_code, told in answer.json()["error"]["message"]) == (status, True), answer.text
+        assert (await world.client.get("/api/v1/pools")).json() == {"pools": []}
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--free-idle-s", "soon"], "--free-idle-s 'soon' is no number of seconds"),
+        (["--free-idle-s", "nan"], "what is to be sent is not JSON"),
+        (["--free-on-oom", "1"], "--free-on-oom '1' must be yes, no or default"),
+        ([], "nothing to set: --free-idle-s S, --free-on-oom yes|no"),
+    ],
+)
+async def test_the_command_says_what_to_type(
+    redis_port: int, tmp_path: Path, argv: list[str], told: str
+) -> None:
+    async with operated(redis_port, tmp_path) as world:
+        assert told in str((await world.cli("pool", "set", "big", *argv)).exception)
+
+
+async def test_a_running_agent_obeys_within_seconds(redis: Redis, redis_port: int, tmp_path: Path) -> None:
+    async with (
+        SimNode(NodeOptions(name="g1")) as sim,
+        host_of(redis_port, tmp_path, options=beside(sim), free_idle_s=0) as host,
+    ):
+        await host.said("g1", "ready")
+        sim.vram.load("m.safetensors", 2**30)
+        rows = (await host.http.get(f"{host.api.url}/api/v1/nodes")).json()["nodes"]
+        assert "free_idle_s" not in rows[0]
+        body = {"free_idle_s": 0.3}
+        assert (await host.http.put(f"{host.api.url}/api/v1/pools/default", json=body)).status_code == 200
+        await until(lambda: not sim.vram.models, what="its models are unloaded")
+        rows = (await host.http.get(f"{host.api.url}/api/v1/nodes")).json()["nodes"]
+        assert rows[0]["free_idle_s"] == 0.3
+
+
+async def test_a_running_dispatcher_obeys_at_once(
+    redis_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with operated(redis_port, tmp_path, "g1", quarantine_ooms=50) as world:
+        sim, asked = world.fleet.sims["g1"], list[bool]()
+        for on_oom in (False, True, False):
+            monkeypatch.setattr(sim.engine, "free", lambda *_, now=on_oom, **__: asked.append(now))
+            await world.client.put("/api/v1/pools/default", json={"free_on_oom": on_oom})
+            await sim.set_faults({"oom": 1})
+            job = await world.fleet.submit(picture(len(asked)), profile=str(on_oom))
+            assert (await world.fleet.ended(job.id)).status is JobStatus.FAILED
+        assert asked == [True]
+
+
+async def test_jobs_wait_for_a_pool_through_all_that_becomes_of_it(redis_port: int, tmp_path: Path) -> None:
+    async with operated(redis_port, tmp_path, "g1") as world:
+        fleet, client = world.fleet, world.client
+        late = Placement(pool="late")
+        jobs = [(await fleet.submit(picture(number), placement=late)).id for number in range(5)]
+        for body in ({"free_idle_s": 60}, {}, {"free_on_oom": False}, {}):
+            assert (await client.put("/api/v1/pools/late", json=body)).status_code == 200
+            assert {(await fleet.job(job)).status for job in jobs} == {JobStatus.QUEUED}
+        await fleet.add_sim("g2", node={"pool": "late"})
+        await fleet.verdict("g2")
+        await client.delete("/api/v1/nodes/g2?force=true")  # the pool's only node is gone
+        jobs += [(await fleet.submit(picture(10 + number), placement=late)).id for number in range(5)]
+        await client.put("/api/v1/pools/late", json={"free_idle_s": 1})
+        await fleet.add_sim("g3", node={"pool": "late"})
+        ended = [await fleet.ended(job) for job in jobs]
+        assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
+
+
+async def test_a_controller_takes_the_slots_that_pools_have(stores: Stores, tmp_path: Path) -> None:
+    await stores.pools.place({"default": 3, "gone": 2})
+    await add_nodes(stores, "g1")
+    nodes = await stores.nodes.nodes()
+    async with broker(tmp_path, MemoryRegistry(nodes), pools=stores.pools) as fleet:
+        await until(lambda: "be_pool_3" in fleet.controller._files.pools.read_text(), what="written")
+        assert await fleet.raw(f"show map {fleet.controller._files.pools}")
+        kept = {pool.name: pool.slot for pool in await stores.pools.pools()}
+        assert kept == {"default": 3, "gone": 2}
+
+
+async def test_slots_that_can_t_be_kept_keep_no_node_out(stores: Stores, tmp_path: Path) -> None:
+    class Away:
+        told = 0
+
+        async def pools(self) -> list[Pool]:
+            return []
+
+        async def place(self, slots: dict[str, int]) -> None:
+            Away.told += 1
+            if Away.told < 3:
+                raise StoreDown("away")
+
+    await add_nodes(stores, "g1")
+    settings = make_settings(tmp_path)
+    nodes = await stores.nodes.nodes()
+    async with broker(tmp_path, MemoryRegistry(nodes), settings=settings, pools=Away()) as fleet:
+        await until(lambda: Away.told >= 3, what="it is tried again")
+        assert "be_pool_1" in fleet.controller._files.pools.read_text()
+
+
+async def _slot(stores: Stores, name: str, slot: int) -> bool:
+    return (await stores.pools.get(name)).slot == slot
