@@ -22,6 +22,7 @@ from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import Node, NodeState
+from comfy_fleet.ports import Telemetry
 from comfy_fleet.processes.dispatcher import open_dispatcher
 from comfy_fleet.services.dispatcher import Dispatcher
 from comfy_fleet.services.inventories import NodeInventories
@@ -84,9 +85,12 @@ class Fleet:
         await self.stores.nodes.add(Node(name=name, url=sim.url, simulated=True, **fields))
         return sim
 
-    async def dispatcher(self, name: str = "d1", **changes: Any) -> Running:
+    async def dispatcher(
+        self, name: str = "d1", *, telemetry: Telemetry | None = None, **changes: Any
+    ) -> Running:
         settings = self.settings.model_copy(update=changes)
-        built = await self.stack.enter_async_context(open_dispatcher(settings, self.stores, name=name))
+        opening = open_dispatcher(settings, self.stores, name=name, telemetry=telemetry)
+        built = await self.stack.enter_async_context(opening)
         stop = asyncio.Event()
         running = Running(built, stop, asyncio.create_task(built.run(stop)))
         self.dispatchers.append(running)
