@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 from comfy_fleet.domain.nodes.node import Node
@@ -45,7 +46,7 @@ class HttpNodes:
         """
         self._url = f"{api_url.rstrip('/')}/api/v1/nodes?sealed=true"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._poll_s = poll_s
+        self._backoff = Backoff(first_s=poll_s, longest_s=max(poll_s, _MAX_PAUSE_S))
         self._transport = transport
 
     async def watch(self) -> AsyncIterator[Sequence[Node]]:
@@ -53,7 +54,7 @@ class HttpNodes:
         etag: str | None = None
         nodes: Sequence[Node] = ()
         trouble = ""
-        pause = self._poll_s
+        failures = 0
         async with httpx.AsyncClient(
             headers=self._headers, timeout=_TIMEOUT_S, transport=self._transport
         ) as client:
@@ -69,14 +70,14 @@ class HttpNodes:
                     if reason != trouble:
                         logger.warning("nodes can't be read", extra={"url": self._url, "reason": reason})
                     trouble = reason
-                    pause = min(pause * 2, _MAX_PAUSE_S)
+                    failures += 1
                 else:
                     if trouble:
                         logger.info("nodes can be read again", extra={"url": self._url})
                     trouble = ""
-                    pause = self._poll_s
+                    failures = 0
                     yield nodes
-                await asyncio.sleep(pause)
+                await asyncio.sleep(self._backoff.pause_s(failures + 1))
 
 
 class WithoutAgent:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.ports import Telemetry
 
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-GAP_S = (0.1, 2.0)  # the first and the longest, while Redis is away
+BACKOFF = Backoff(first_s=0.1, longest_s=2.0)  # while Redis is away
 SAY_EVERY_S = 30.0  # the disk that holds the log may be the trouble
 
 
@@ -26,15 +27,15 @@ async def retry_while_store_down(
         about: Fields of the log lines that say that it is tried again.
         telemetry: Is told of each repetition.
     """
-    gap, longest = GAP_S
     due = Due()
+    failures = 0
     while True:
         try:
             return await call()
         except StoreDown as error:
             telemetry.store_retried(error, about=about, tell=due())
-            await asyncio.sleep(gap)
-            gap = min(gap * 2, longest)
+            failures += 1
+            await asyncio.sleep(BACKOFF.pause_s(failures))
 
 
 class Due:

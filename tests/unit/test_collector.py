@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from comfy_fleet.adapters.telemetry import NullTelemetry
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import (
     LeaseLost,
     NodeError,
@@ -139,7 +140,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "LATE_S", 0.02)
     monkeypatch.setattr(collector, "LATE_PREVIEW_S", 0.01)
     monkeypatch.setattr(collector, "ROOM_GAP_S", 0.001)
-    monkeypatch.setattr(store_retry, "GAP_S", (0.001, 0.004))
+    monkeypatch.setattr(store_retry, "BACKOFF", Backoff(first_s=0.001, longest_s=0.004))
 
 
 async def test_files_texts_and_pictures_from_frames_are_stored_and_committed(

@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 
 from comfy_fleet.adapters.telemetry import NullTelemetry
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, OutputLimit, OutputRefused, StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
@@ -57,7 +58,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_retry, "GAP_S", (0.001, 0.004))
+    monkeypatch.setattr(store_retry, "BACKOFF", Backoff(first_s=0.001, longest_s=0.004))
 
 
 async def decided(

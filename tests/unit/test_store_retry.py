@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from comfy_fleet.adapters.telemetry import LoggingTelemetry
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import NotFound, StoreDown
 from comfy_fleet.services import store_retry
 
@@ -24,7 +25,7 @@ class Call:
 async def test_a_long_absence_is_said_now_and_then(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store_retry, "GAP_S", (0.0, 0.0))
+    monkeypatch.setattr(store_retry, "BACKOFF", Backoff(first_s=0.0, longest_s=0.0))
     caplog.set_level(logging.WARNING)
     assert (
         await store_retry.retry_while_store_down(

@@ -302,15 +302,13 @@ class Controller:
             self._map_stale = True
 
     async def _keep_pools(self) -> None:
-        if self._pool_store is None or self._kept_pools == self._pools:
-            return
         pools = dict(self._pools)
-        try:
-            await self._pool_store.place(pools)
-        except FleetError as error:  # HAProxy is steered all the same; the next look tries again
-            logger.warning("pools' slots not kept", extra={"reason": error.message})
-        else:
-            self._kept_pools = pools
+        if self._pool_store is not None and self._kept_pools != pools:
+            try:
+                await self._pool_store.place(pools)
+                self._kept_pools = pools
+            except FleetError as error:  # HAProxy is steered all the same; the next look tries again
+                logger.warning("pools' slots not kept", extra={"reason": error.message})
 
     # ---- the registry --------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import orjson
 
@@ -14,6 +15,7 @@ from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.adapters.system import procfs
 from comfy_fleet.adapters.system.child_processes import RUNS_AGAIN, Child
 from comfy_fleet.adapters.system.folders import locked
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BrokerError, ConfigError
 from comfy_fleet.domain.nodes.process_end import end_of
 from comfy_fleet.timeouts import Timeout
@@ -29,6 +31,7 @@ _NO_NEWS = "remains in forced drain mode."
 _ORDERED = "has no server available!"
 """An alert to HAProxy, and what an operator orders who drains a pool; what ails a node, its verdict says."""
 
+_BACKOFF = Backoff(first_s=0.1, longest_s=5.0)
 _STEADY_S = 30.0  # after this long alive, an end is taken for a new failure
 
 
@@ -115,27 +118,30 @@ class HAProxy:
             return False
         return self._reloads or pid == self._child.pid
 
-    async def keep(self) -> None:
+    async def keep(self) -> NoReturn:
         """Start it again whenever it ends, with growing pauses; runs until it is cancelled."""
         clock = asyncio.get_running_loop().time
-        pause = 0.1
         down_at: float | None = None
-        while True:
-            since = clock()
-            status = await self._child.wait()
+
+        def ended(status: int, _crashes: int, _pause_s: float) -> None:
+            nonlocal down_at
             down_at = down_at or clock()
             facts = {"haproxy": self.name, "status": end_of(status), "reason": self._child.reason}
             logger.error("haproxy ended", extra=facts)
-            pause = 0.1 if clock() - since > _STEADY_S else min(pause * 2, 5.0)
-            await asyncio.sleep(pause)
-            try:
-                await self.start()
-            except ConfigError as error:
-                logger.error("haproxy not started", extra={"haproxy": self.name, "reason": error.message})
-            else:
-                after_s = round(clock() - down_at, 1)
-                logger.info(RUNS_AGAIN, extra={"haproxy": self.name, "after_s": after_s})
-                down_at = None
+
+        def refused(error: ConfigError) -> None:
+            logger.error("haproxy not started", extra={"haproxy": self.name, "reason": error.message})
+
+        async def restart() -> None:
+            nonlocal down_at
+            await self.start()
+            after_s = round(clock() - (down_at or clock()), 1)
+            logger.info(RUNS_AGAIN, extra={"haproxy": self.name, "after_s": after_s})
+            down_at = None
+
+        await self._child.keep(
+            restart, backoff=_BACKOFF, steady_s=_STEADY_S, on_end=ended, on_refused=refused
+        )
 
     def reload(self) -> None:
         """Let the master start a worker with the new configuration; the old one ends with its last stream."""

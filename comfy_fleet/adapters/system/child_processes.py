@@ -11,14 +11,17 @@ import contextlib
 import ctypes
 import errno
 import io
+import itertools
 import logging
 import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.process_end import reason_of
 from comfy_fleet.tasks import start
@@ -120,6 +123,42 @@ class Child:
             ) from error
         self._pump = start(self._read(self._process), name=f"output of {self.name}")
         logger.info("child started", extra={"child": self.name, "pid": self.pid})
+
+    async def keep(
+        self,
+        restart: Callable[[], Awaitable[None]],
+        *,
+        backoff: Backoff,
+        steady_s: float,
+        on_end: Callable[[int, int, float], None],
+        on_refused: Callable[[ConfigError], None],
+    ) -> NoReturn:
+        """Start it again whenever it ends by itself, with growing pauses; until canceled.
+
+        Args:
+            restart: Starts it; raises ConfigError if that can't be done now, e.g. during an upgrade.
+            backoff: The pauses.
+            steady_s: After this long alive, an end is taken for a new failure.
+            on_end: Gets its exit status, how often it ended without having lived so long, and the pause in
+                seconds that follows.
+            on_refused: Gets why it was not started; it is tried again after a pause.
+        """
+        clock = asyncio.get_running_loop().time
+        crashes = 0
+        while True:
+            since = clock()
+            status = await self.wait()
+            crashes = 1 if clock() - since >= steady_s else crashes + 1
+            pause_s = backoff.pause_s(crashes)
+            on_end(status, crashes, pause_s)
+            await asyncio.sleep(pause_s)
+            for failures in itertools.count(crashes + 1):
+                try:
+                    await restart()
+                    break
+                except ConfigError as error:
+                    on_refused(error)
+                await asyncio.sleep(backoff.pause_s(failures))
 
     async def wait(self) -> int:
         """Wait for its end and return its exit status.

@@ -125,7 +125,14 @@ class Supervised:
             ConfigError: The program can't be run.
         """
         await self._child.start()
-        self._task = start(self._watch(), name=f"watch {self.spec.name}")
+        kept = self._child.keep(
+            self._child.start,
+            backoff=self._backoff,
+            steady_s=_STEADY_S,
+            on_end=self._ended,
+            on_refused=self._refused,
+        )
+        self._task = start(kept, name=f"watch {self.spec.name}")
 
     def kill(self) -> None:
         """End it at once, without asking; :meth:`stop` still has to be awaited."""
@@ -140,26 +147,14 @@ class Supervised:
         await self._child.stop()
         self._log.close()
 
-    async def _watch(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            started = clock()
-            status = await self._child.wait()
-            lived_s = clock() - started
-            self.reason = self._child.reason
-            self._down_at = self._down_at or clock()
-            self.crashes = 1 if lived_s >= _STEADY_S else self.crashes + 1
-            wait_s = self._backoff.pause_s(self.crashes)
-            facts = {"status": end_of(status), "reason": self.reason, "again_in_s": wait_s}
-            self._write(log_fields(self.spec.name, "error", "ended by itself", **facts))
-            await asyncio.sleep(wait_s)
-            while True:
-                try:
-                    await self._child.start()
-                    break
-                except ConfigError as error:  # e.g. its program is being upgraded just now
-                    self._write(log_fields(self.spec.name, "error", str(error)))
-                    await asyncio.sleep(self._backoff.longest_s)
+    def _ended(self, status: int, crashes: int, pause_s: float) -> None:
+        self.reason, self.crashes = self._child.reason, crashes
+        self._down_at = self._down_at or asyncio.get_running_loop().time()
+        facts = {"status": end_of(status), "reason": self.reason, "again_in_s": pause_s}
+        self._write(log_fields(self.spec.name, "error", "ended by itself", **facts))
+
+    def _refused(self, error: ConfigError) -> None:
+        self._write(log_fields(self.spec.name, "error", str(error)))
 
     def _line(self, line: str) -> None:
         if not line.strip():
