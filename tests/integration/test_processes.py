@@ -13,6 +13,7 @@ import pytest
 
 from comfy_fleet.adapters.system import child_processes
 from comfy_fleet.adapters.system.child_processes import Child, LogFile
+from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.process_end import end_of
 
@@ -216,3 +217,40 @@ def test_a_log_on_a_full_disk_loses_whole_lines(tmp_path: Path) -> None:
     log.close()
     assert (tmp_path / "child.log").read_text() == "first\nfourth\n"
     assert [bool(words) for words in told] == [True, True, False]
+
+
+async def test_a_child_is_kept_through_ends_and_refused_starts() -> None:
+    child = Child("short", [sys.executable, "-c", "raise SystemExit(3)"])
+    ends: list[tuple[int, int, float]] = []
+    refusals: list[str] = []
+    enough = asyncio.Event()
+    starts = 0
+
+    async def restart() -> None:
+        nonlocal starts
+        starts += 1
+        if starts % 2:
+            raise ConfigError("its program is being replaced")
+        await child.start()
+
+    def ended(status: int, crashes: int, pause_s: float) -> None:
+        ends.append((status, crashes, pause_s))
+        if len(ends) == 3:
+            enough.set()
+
+    await child.start()
+    kept = asyncio.create_task(
+        child.keep(
+            restart,
+            backoff=Backoff(first_s=0.01, longest_s=0.02),
+            steady_s=3600,
+            on_end=ended,
+            on_refused=lambda error: refusals.append(error.message),
+        )
+    )
+    await asyncio.wait_for(enough.wait(), 30)
+    kept.cancel()
+    await asyncio.gather(kept, return_exceptions=True)
+    await child.stop()
+    assert ends == [(3, 1, 0.01), (3, 2, 0.02), (3, 3, 0.02)]
+    assert refusals == ["its program is being replaced"] * 2

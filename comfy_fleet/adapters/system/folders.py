@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from comfy_fleet.domain.errors import ConfigError
@@ -40,17 +41,41 @@ def locked(path: Path, *, who: str, instead: str) -> Iterator[None]:
         ConfigError: Another process holds it.
     """
     private_folder(path.parent)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise ConfigError(
-                f"another {who} (pid {file.read().strip() or 'unknown'}) works on {path.parent}; "
-                f"stop it, or {instead}",
-                details={"path": str(path)},
-            ) from None
+    file = take_lock(path)
+    if file is None:
+        raise ConfigError(
+            f"another {who} (pid {path.read_text().strip() or 'unknown'}) works on {path.parent}; "
+            f"stop it, or {instead}",
+            details={"path": str(path)},
+        )
+    with file:
         file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        file.write(str(os.getpid()).encode())
         yield
+
+
+def take_lock(path: Path) -> FileIO | None:
+    """Lock a file for as long as it is open; None if another process holds it.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a file's lock."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return False

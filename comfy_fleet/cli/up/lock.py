@@ -1,16 +1,16 @@
 """One ``fleet up`` per data folder: a lock that dies with its process, and a note of who has it."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from comfy_fleet.adapters.system import procfs
-from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.adapters.system.folders import is_locked, private_folder, take_lock
 from comfy_fleet.cli.exits import Exit, Fail
 
 MAKE_ROOM = "make room there, or name another folder: --data DIR"
@@ -25,7 +25,7 @@ class DataLock:
         self.path = note_path(data)
         self._data = data
         self._lock = lock_path(data)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> Self:
         """Take the lock.
@@ -35,22 +35,19 @@ class DataLock:
         """
         try:
             private_folder(self.path.parent)
-            file = os.fdopen(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+            file = take_lock(self._lock)
         except OSError as error:
             raise Fail(
                 f"can't write in {self.path.parent}: {error.strerror}", hint="name another folder: --data DIR"
             ) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
+        if file is None:
             note = read_note(self._data)
             raise Fail(
                 f"a fleet runs on {self.path.parent.parent} already"
                 + (f" (pid {note['pid']}, {note.get('url', 'no address yet')})" if "pid" in note else ""),
                 hint="stop it with `fleet down`, or name another folder: --data DIR",
                 code=Exit.REFUSED,
-            ) from None
+            )
         self._file = file
         # Whoever looks for the holder must find us, never the process that has the last one's number now.
         last = read_note(self._data)
@@ -119,11 +116,4 @@ def running(data: Path) -> dict[str, Any]:
 
 def held(data: Path) -> bool:
     """Return whether a process holds the folder now."""
-    try:
-        with lock_path(data).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return False
+    return is_locked(lock_path(data))
