@@ -8,9 +8,10 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.comfyui.answer_limits import AnswerLimits
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
-from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import ServerClock, connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts
@@ -91,21 +92,24 @@ def open_nodes(settings: Settings, stores: Stores) -> NodeClient:
     )
 
 
-def open_assets(settings: Settings, stores: Stores) -> FileAssetStore:
-    """Return the asset store of this fleet's data folder."""
+def open_assets(settings: Settings, stores: Stores) -> RedisAssets:
+    """Return the asset store, whose bytes are in this fleet's data folder."""
     clock = ServerClock(stores.redis)
 
     async def server_time() -> float:
         with store_errors():
             return await clock()
 
-    return FileAssetStore(
+    def new_id() -> str:
+        return str(uuid4())
+
+    return RedisAssets(
         stores.redis,
-        settings.files_dir,
+        DiskBlobs(settings.files_dir, new_id=new_id, disk=open_disk(settings)),
         clock=server_time,
-        new_id=lambda: str(uuid4()),
+        new_id=new_id,
         retention_s=settings.upload_retention_s,
-        disk=open_disk(settings),
+        grace_s=settings.blob_grace_s,
     )
 
 

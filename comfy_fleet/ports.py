@@ -7,7 +7,6 @@ of what the inside may ask of the outside; each Protocol is short.
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from comfy_fleet.domain.errors import ConfigError
@@ -288,8 +287,66 @@ class InventoryStore(Protocol):
         """Remember that a profile ran out of memory with so many bytes; returns the largest known."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """Bytes in a :class:`BlobStore`, as they were put.
+
+    Attributes:
+        key: What the store calls them.
+        hash: ``blake3:<hex>`` of them.
+    """
+
+    key: str
+    hash: str
+    size_bytes: int
+
+
+class BlobStore(Protocol):
+    """Immutable bytes. It knows of no owners and no records; keys are its own words."""
+
+    async def put(self, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
+        """Store a stream, hashed on the way, under a key that was never used before and holds the hash.
+
+        The key shows nothing until all bytes are there.
+
+        Args:
+            chunks: The bytes.
+            durable: They survive a power cut from the moment this returns.
+
+        Raises:
+            NoRoom: There is no room, or the store can't be written; nothing is kept.
+            Exception: What ``chunks`` raises; nothing is kept.
+        """
+
+    async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Return a range of the bytes, to the end if no length is given. Close it unless it is read up.
+
+        Raises:
+            FileNotFoundError: Nothing has this key.
+            NoRoom: The store can't be read, or has fewer bytes. The iterator may raise it, too.
+        """
+
+    async def replace(self, key: str, *, by: str) -> None:
+        """Move the bytes under the key ``by`` to ``key``, where the same bytes are or should be."""
+
+    async def delete(self, key: str) -> None:
+        """Delete bytes; those that are gone are no error. Raises NoRoom if the store can't be written."""
+
+    async def url(self, key: str) -> str | None:
+        """Return where a client may fetch the bytes itself for some minutes, if the store serves them."""
+
+    def keys(self, *, age_s: float) -> AsyncGenerator[list[str], None]:
+        """Walk the keys of all bytes that were put at least so many seconds ago, in batches."""
+
+    async def tidy(self, *, age_s: float) -> int:
+        """Remove what writers that died left half-written so many seconds ago; returns how many."""
+
+    def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
+        """See :meth:`AssetStore.check_room`."""
+
+
 class Received(Protocol):
-    """Bytes that are on the disk but belong to no record yet."""
+    """Bytes that are stored but belong to no record yet."""
 
     @property
     def hash(self) -> str:
@@ -304,7 +361,7 @@ class AssetStore(Protocol):
     """Files and their records."""
 
     def receive(self, chunks: AsyncIterator[bytes]) -> AbstractAsyncContextManager[Received]:
-        """Stream bytes to disk while hashing; they are gone after the block unless :meth:`keep` took them.
+        """Store bytes while hashing; they are gone after the block unless :meth:`keep` took them.
 
         For callers that know name and type only after the bytes, as in a form.
         """
@@ -333,7 +390,7 @@ class AssetStore(Protocol):
         tags: tuple[str, ...] = (),
         expires_in_s: float | None = None,
     ) -> tuple[Asset, bool]:
-        """Stream bytes to disk while hashing; return the asset and whether the bytes are new to the owner.
+        """Store bytes while hashing; return the asset and whether the bytes are new to the owner.
 
         Raises:
             HashMismatch: ``expected_hash`` is not what came; nothing is kept.
@@ -367,7 +424,7 @@ class AssetStore(Protocol):
         content_type: str,
         expires_at: float,
     ) -> Asset:
-        """Store one output of a job in the job's own folder. The same bytes twice are one file."""
+        """Store one output of a job. The same bytes twice are stored once."""
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
         """Look whether so many bytes more may be stored; outputs of running jobs may use more of the disk.
@@ -383,7 +440,7 @@ class AssetStore(Protocol):
         """Return the owner's newest asset with this name, in any spelling of it."""
 
     async def delete(self, *, owner: str, asset_id: str) -> None:
-        """Forget a record; the bytes go with their last record.
+        """Forget a record; the bytes go some hours after their last record.
 
         Raises:
             NotFound: No such asset of this owner.
@@ -401,10 +458,15 @@ class AssetStore(Protocol):
         """Let go of what was held for a job that was not submitted after all."""
 
     async def forget_job(self, job_id: str) -> bool:
-        """Delete a job's files and their records; True if there were any. Safe to repeat."""
+        """Forget a job's outputs; False if a live job still needs one of them. Safe to repeat."""
 
-    def file(self, asset: Asset) -> Path:
-        """Return where the bytes are on this machine."""
+    async def open(
+        self, asset: Asset, start: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Return the bytes, or a range of them; see :meth:`BlobStore.open`."""
+
+    async def url(self, asset: Asset) -> str | None:
+        """Return where a client may fetch the bytes itself; see :meth:`BlobStore.url`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -738,15 +800,26 @@ class NodeApi(Protocol):
         *,
         name: str,
         subfolder: str,
-        content: Path | AsyncIterator[bytes],
+        content: AsyncIterator[bytes],
         content_type: str,
+        size_bytes: int | None = None,
     ) -> FileRef:
         """Put a file into the node's input folder, replacing one of the same name.
 
+        Args:
+            node: Where to.
+            name: File name there.
+            subfolder: Folder below the input folder; made if missing.
+            content: The bytes.
+            content_type: Their MIME type.
+            size_bytes: How many they are, if that is known.
+
+        Returns:
+            What the node calls it.
+
         Raises:
             NodeError: The node could not be asked or refused the file.
-            FileNotFoundError: ``content`` is a path, and nothing is there.
-            NoRoom: ``content`` is a path, and the fleet's own disk does not give what is there.
+            Exception: What ``content`` raises.
         """
 
     async def inventory(self, node: str) -> Inventory:

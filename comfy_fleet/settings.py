@@ -230,6 +230,12 @@ class Settings(BaseSettings):
         description="How long an upload without `expires_in` stays; always as long as the jobs that used it. "
         "0: until it is deleted.",
     )
+    blob_grace_s: Seconds = Field(
+        6 * 3600.0,
+        ge=0,
+        description="How long a file's bytes stay after its deletion or end: time to restore a backup of "
+        "Redis. While the disk is below its floor, they go at once.",
+    )
     disk_floor_bytes: Count | None = Field(
         None,
         ge=0,

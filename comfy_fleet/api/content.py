@@ -1,27 +1,23 @@
 """Bytes of an asset over HTTP: ranges, validators, and no way to run them in our origin."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from comfy_fleet.api.errors import HttpError, envelope
 from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.ports import AssetStore
 
-_CHUNK = 256 * 1024
-_AT_ONCE = 1024 * 1024  # one hop to a thread is the quickest way for a picture
+_AT_ONCE = 1024 * 1024  # smaller answers are sent in one piece
 _RANGE = re.compile(r"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 # What a browser shows without ever running it.
 _INLINE = re.compile(r"(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)(;.*)?")
 
 
-async def respond(request: Request, asset: Asset, path: Path) -> Response:
-    """Return the asset's bytes: 200, 206, 304 or 416.
+async def respond(request: Request, asset: Asset, assets: AssetStore) -> Response:
+    """Return the asset's bytes: 200, 206, 304 or 416; or 302 to where the store serves them itself.
 
     One range is served; several at once, or a range that can't be read, get everything (RFC 9110, 14.2).
 
@@ -39,6 +35,8 @@ async def respond(request: Request, asset: Asset, path: Path) -> Response:
     }
     if _matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
+    if (url := await assets.url(asset)) is not None:
+        return RedirectResponse(url, 302, {"Cache-Control": "no-store"})
     size = asset.size_bytes
     wanted = request.headers.get("range") if request.method == "GET" else None
     if wanted is not None and request.headers.get("if-range", etag) != etag:
@@ -68,38 +66,13 @@ async def respond(request: Request, asset: Asset, path: Path) -> Response:
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=asset.content_type)
     try:
-        if end - start <= _AT_ONCE:
-            data = await asyncio.to_thread(_slice, path, start, end - start)
-            return Response(data, status, headers, media_type=asset.content_type)
-        file = await asyncio.to_thread(path.open, "rb")
+        chunks = await assets.open(asset, start, end - start)
     except FileNotFoundError:
         raise HttpError(404, "not_found", f"the bytes of asset {asset.id} are gone") from None
-    return StreamingResponse(
-        _read(file, start, end - start), status, headers=headers, media_type=asset.content_type
-    )
-
-
-def _slice(path: Path, start: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(length)
-
-
-async def _read(file: BinaryIO, start: int, length: int) -> AsyncIterator[bytes]:
-    def next_chunk(size: int) -> bytes:
-        return file.read(size)
-
-    try:
-        if start:
-            file.seek(start)
-        while length > 0:
-            chunk = await asyncio.to_thread(next_chunk, min(_CHUNK, length))
-            if not chunk:
-                return
-            length -= len(chunk)
-            yield chunk
-    finally:
-        file.close()
+    if end - start <= _AT_ONCE:
+        data = b"".join([chunk async for chunk in chunks])
+        return Response(data, status, headers, media_type=asset.content_type)
+    return StreamingResponse(chunks, status, headers=headers, media_type=asset.content_type)
 
 
 def _matches(header: str | None, etag: str) -> bool:

@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.scripts import store_errors
@@ -173,8 +173,8 @@ async def _outdated(stores: Stores) -> list[str]:
     return [f"dispatchers: {_ending(len(old))}"] if old else []
 
 
-async def _sweep(assets: FileAssetStore) -> None:
-    """Remove uploads past their end, now and then."""
+async def _sweep(assets: RedisAssets) -> None:
+    """Remove uploads past their end, and bytes that nothing needs, now and then."""
     while True:
         try:
             if removed := await assets.sweep():

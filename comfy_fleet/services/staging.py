@@ -1,5 +1,6 @@
 """Put a job's input files onto the node that runs it, and say in its graph where they lie."""
 
+import contextlib
 from collections.abc import Mapping
 
 from comfy_fleet.domain.errors import NodeError
@@ -57,13 +58,16 @@ async def _stage_one(asset_id: str, claim: Claim, *, nodes: NodeApi, assets: Ass
         raise StagingError(f"asset {asset_id} is gone", fatal=True)
     suffix = "".join(c for c in asset.file_path[-16:].rpartition(".")[2] if c.isalnum())
     try:
-        ref = await nodes.upload(
-            claim.node,
-            name=f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}",
-            subfolder=f"{STAGING}/{claim.job.id}/{claim.run}",
-            content=assets.file(asset),
-            content_type=asset.content_type,
-        )
+        content = await assets.open(asset)
+        async with contextlib.aclosing(content):
+            ref = await nodes.upload(
+                claim.node,
+                name=f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}",
+                subfolder=f"{STAGING}/{claim.job.id}/{claim.run}",
+                content=content,
+                content_type=asset.content_type,
+                size_bytes=asset.size_bytes,
+            )
     except NodeError as error:
         raise StagingError(f"input {asset.file_path} could not be staged: {error}", fatal=False) from error
     except FileNotFoundError as error:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx
 import orjson
 
-from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.deps import ApiDeps, NodeFacts
 from comfy_fleet.api.incoming import BodyPace
@@ -66,8 +66,8 @@ class Api:
     serving: asyncio.Task[None]
 
     @property
-    def assets(self) -> FileAssetStore:
-        assert isinstance(self.deps.assets, FileAssetStore)
+    def assets(self) -> RedisAssets:
+        assert isinstance(self.deps.assets, RedisAssets)
         return self.deps.assets
 
     async def add_node(

@@ -1,8 +1,6 @@
 """The asset store on a real Redis and a real folder."""
 
-import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -11,10 +9,10 @@ import pytest
 from blake3 import blake3
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters import files as files_module
-from comfy_fleet.adapters.files import FileAssetStore
+from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
 from comfy_fleet.domain.jobs.asset import Asset
+from tests.assets_kit import assets_on, content_of
 
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
 
@@ -33,8 +31,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(redis: Redis, tmp_path: Path, clock: Clock) -> FileAssetStore:
-    return FileAssetStore(redis, tmp_path, clock=clock, new_id=lambda: str(uuid4()))
+def store(redis: Redis, tmp_path: Path, clock: Clock) -> RedisAssets:
+    return assets_on(redis, tmp_path, clock=clock)
 
 
 async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
@@ -47,7 +45,7 @@ def files(root: Path) -> list[Path]:
 
 
 async def put(
-    store: FileAssetStore,
+    store: RedisAssets,
     data: bytes,
     owner: str = "ann",
     name: str = "a.png",
@@ -67,18 +65,18 @@ async def put(
     )
 
 
-async def test_upload_is_hashed_and_read_back(store: FileAssetStore, tmp_path: Path) -> None:
+async def test_upload_is_hashed_and_read_back(store: RedisAssets, tmp_path: Path) -> None:
     data = bytes(range(256)) * 9000  # more than one buffer
     asset, fresh = await put(store, data, tags=("input",), expires_in_s=60)
     assert fresh
     assert asset.hash == f"blake3:{blake3(data).hexdigest()}"
     assert asset.size_bytes == len(data)
-    assert store.file(asset).read_bytes() == data
+    assert await content_of(store, asset) == data
     assert await store.get(asset.id) == asset
     assert files(tmp_path) == [Path(asset.path)]
 
 
-async def test_same_bytes_are_one_file_and_two_records(store: FileAssetStore, tmp_path: Path) -> None:
+async def test_same_bytes_are_one_file_and_two_records(store: RedisAssets, tmp_path: Path) -> None:
     one, fresh_one = await put(store, b"x")
     two, fresh_two = await put(store, b"x")
     other, fresh_other = await put(store, b"x", owner="bob")
@@ -87,21 +85,20 @@ async def test_same_bytes_are_one_file_and_two_records(store: FileAssetStore, tm
     assert len(files(tmp_path)) == 1
     await store.delete(owner="ann", asset_id=one.id)
     await store.delete(owner="bob", asset_id=other.id)
-    assert store.file(two).read_bytes() == b"x"
+    assert await content_of(store, two) == b"x"
     await store.delete(owner="ann", asset_id=two.id)
-    assert files(tmp_path) == []
     with pytest.raises(NotFound):
         await store.delete(owner="ann", asset_id=two.id)
 
 
-async def test_wrong_hash_keeps_nothing(store: FileAssetStore, tmp_path: Path, redis: Redis) -> None:
+async def test_wrong_hash_keeps_nothing(store: RedisAssets, tmp_path: Path, redis: Redis) -> None:
     with pytest.raises(HashMismatch):
         await put(store, b"x", expected_hash="blake3:" + "0" * 64)
     assert files(tmp_path) == []
     assert await redis.keys("*") == []
 
 
-async def test_broken_upload_keeps_nothing(store: FileAssetStore, tmp_path: Path, redis: Redis) -> None:
+async def test_broken_upload_keeps_nothing(store: RedisAssets, tmp_path: Path, redis: Redis) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x" * 2_000_000
         raise ConnectionResetError
@@ -113,7 +110,7 @@ async def test_broken_upload_keeps_nothing(store: FileAssetStore, tmp_path: Path
 
 
 async def test_an_upload_is_on_the_disk_before_it_has_a_record_and_an_output_is_not_waited_for(
-    store: FileAssetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: RedisAssets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[bytes] = []
 
@@ -128,7 +125,7 @@ async def test_an_upload_is_on_the_disk_before_it_has_a_record_and_an_output_is_
     assert synced == [b"an upload"]
 
 
-async def test_from_hash_is_the_owners_only(store: FileAssetStore) -> None:
+async def test_from_hash_is_the_owners_only(store: RedisAssets) -> None:
     asset, _ = await put(store, b"x")
     assert await store.has_hash(owner="ann", hash_=asset.hash)
     assert not await store.has_hash(owner="bob", hash_=asset.hash)
@@ -141,7 +138,7 @@ async def test_from_hash_is_the_owners_only(store: FileAssetStore) -> None:
     assert other.id != asset.id
 
 
-async def test_from_hash_extends_retention_and_never_shortens(store: FileAssetStore, clock: Clock) -> None:
+async def test_from_hash_extends_retention_and_never_shortens(store: RedisAssets, clock: Clock) -> None:
     asset, _ = await put(store, b"x", expires_in_s=100)
     longer, _ = await store.from_hash(owner="ann", hash_=asset.hash, file_path="a.png", expires_in_s=500)
     assert longer.expires_at == clock.now + 500
@@ -155,7 +152,7 @@ async def test_from_hash_extends_retention_and_never_shortens(store: FileAssetSt
 
 
 async def test_an_upload_without_an_end_gets_the_fleets(redis: Redis, tmp_path: Path, clock: Clock) -> None:
-    store = FileAssetStore(redis, tmp_path, clock=clock, new_id=lambda: str(uuid4()), retention_s=1000)
+    store = assets_on(redis, tmp_path, clock=clock, retention_s=1000)
     ours, _ = await put(store, b"x")
     theirs, _ = await put(store, b"y", name="b.png", expires_in_s=100)
     assert (ours.expires_at, ours.renews) == (clock.now + 1000, True)
@@ -169,19 +166,21 @@ async def test_an_upload_without_an_end_gets_the_fleets(redis: Redis, tmp_path: 
     assert await store.sweep() == 0
     clock.now += 2
     assert await store.sweep() == 1
+    clock.now += 3601
+    assert await store.sweep() == 0
     assert files(tmp_path) == []
 
 
 async def test_asking_for_the_bytes_again_makes_a_clients_end_the_fleets(
     redis: Redis, tmp_path: Path, clock: Clock
 ) -> None:
-    store = FileAssetStore(redis, tmp_path, clock=clock, new_id=lambda: str(uuid4()), retention_s=1000)
+    store = assets_on(redis, tmp_path, clock=clock, retention_s=1000)
     asset, _ = await put(store, b"x", expires_in_s=100)
     again, _ = await store.from_hash(owner="ann", hash_=asset.hash, file_path="a.png")
     assert (again.id, again.expires_at, again.renews) == (asset.id, clock.now + 1000, True)
 
 
-async def test_newest_upload_of_a_name_wins(store: FileAssetStore, clock: Clock) -> None:
+async def test_newest_upload_of_a_name_wins(store: RedisAssets, clock: Clock) -> None:
     await put(store, b"old")
     clock.now += 1
     new, _ = await put(store, b"new")
@@ -203,7 +202,7 @@ async def test_newest_upload_of_a_name_wins(store: FileAssetStore, clock: Clock)
     ],
 )
 async def test_an_upload_is_found_under_every_spelling_of_its_name(
-    store: FileAssetStore, redis: Redis, clock: Clock, uploaded: str, asked: str
+    store: RedisAssets, redis: Redis, clock: Clock, uploaded: str, asked: str
 ) -> None:
     asset, _ = await put(store, b"x", name=uploaded)
     assert await store.by_path(owner="ann", file_path=asked) == asset
@@ -218,7 +217,7 @@ async def test_an_upload_is_found_under_every_spelling_of_its_name(
     assert await redis.keys("fleet:asset:names:*") == []
 
 
-async def add(store: FileAssetStore, job: str, data: bytes, name: str = "o.png", owner: str = "ann") -> Asset:
+async def add(store: RedisAssets, job: str, data: bytes, name: str = "o.png", owner: str = "ann") -> Asset:
     return await store.add_output(
         owner=owner,
         job_id=job,
@@ -229,34 +228,38 @@ async def add(store: FileAssetStore, job: str, data: bytes, name: str = "o.png",
     )
 
 
-async def test_outputs_stand_in_their_jobs_folder(store: FileAssetStore, tmp_path: Path) -> None:
+async def test_equal_outputs_of_one_job_are_one_file(store: RedisAssets, tmp_path: Path) -> None:
     one = await add(store, JOB, b"x")
     again = await add(store, JOB, b"x")
     named = await add(store, JOB, b"x", name="p.png")
     other = await add(store, str(uuid4()), b"x", owner="bob")
     assert again.id == one.id
     assert named.id != one.id
-    assert store.file(one) == store.file(named) == tmp_path / "jobs" / JOB / blake3(b"x").hexdigest()
-    assert store.file(other) != store.file(one)
+    assert one.path == named.path != other.path
+    assert sorted(files(tmp_path)) == sorted([Path(one.path), Path(other.path)])
     assert await store.by_path(owner="ann", file_path="o.png") is None  # names belong to uploads
 
 
-async def test_from_hash_over_an_output_outlives_the_job(store: FileAssetStore) -> None:
+async def test_from_hash_over_an_output_outlives_the_job(
+    store: RedisAssets, tmp_path: Path, clock: Clock
+) -> None:
     output = await add(store, JOB, b"x")
     kept, fresh = await store.from_hash(owner="ann", hash_=output.hash, file_path="mine.png")
     assert fresh
     assert await store.forget_job(JOB)
     assert await store.get(output.id) is None
-    assert not store.file(output).parent.exists()
-    assert store.file(kept).read_bytes() == b"x"
+    clock.now += 10_000
+    await store.sweep()
+    assert await content_of(store, kept) == b"x"
+    assert files(tmp_path) == [Path(kept.path)]
 
 
-async def test_a_job_id_is_never_a_path(store: FileAssetStore) -> None:
+async def test_a_job_id_is_never_a_path(store: RedisAssets) -> None:
     with pytest.raises(NotFound):
         await add(store, "../../etc", b"x")
 
 
-async def test_what_a_live_job_needs_stays(store: FileAssetStore, redis: Redis) -> None:
+async def test_what_a_live_job_needs_stays(store: RedisAssets, redis: Redis) -> None:
     asset, _ = await put(store, b"x")
     await store.hold(owner="ann", asset_ids=[asset.id], job_id=JOB)
     with pytest.raises(AssetInUse):  # the job is about to be written
@@ -268,7 +271,7 @@ async def test_what_a_live_job_needs_stays(store: FileAssetStore, redis: Redis) 
     await store.delete(owner="ann", asset_id=asset.id)
 
 
-async def test_released_and_forgotten_holds_count_for_nothing(store: FileAssetStore, redis: Redis) -> None:
+async def test_released_and_forgotten_holds_count_for_nothing(store: RedisAssets, redis: Redis) -> None:
     asset, _ = await put(store, b"x")
     other, _ = await put(store, b"y")
     await store.hold(owner="ann", asset_ids=[asset.id, other.id], job_id=JOB)
@@ -278,7 +281,7 @@ async def test_released_and_forgotten_holds_count_for_nothing(store: FileAssetSt
     await store.delete(owner="ann", asset_id=other.id)
 
 
-async def test_what_is_no_job_holds_no_asset(store: FileAssetStore, redis: Redis) -> None:
+async def test_what_is_no_job_holds_no_asset(store: RedisAssets, redis: Redis) -> None:
     asset, _ = await put(store, b"x")
     await store.hold(owner="ann", asset_ids=[asset.id], job_id=JOB)
     await redis.set(f"fleet:job:{JOB}", "somebody's own")
@@ -286,7 +289,7 @@ async def test_what_is_no_job_holds_no_asset(store: FileAssetStore, redis: Redis
     assert await store.get(asset.id) is None
 
 
-async def test_hold_is_all_or_nothing(store: FileAssetStore) -> None:
+async def test_hold_is_all_or_nothing(store: RedisAssets) -> None:
     mine, _ = await put(store, b"x")
     theirs, _ = await put(store, b"y", owner="bob")
     with pytest.raises(MissingAsset) as caught:
@@ -295,7 +298,7 @@ async def test_hold_is_all_or_nothing(store: FileAssetStore) -> None:
     await store.delete(owner="ann", asset_id=mine.id)
 
 
-async def test_outputs_of_a_live_job_stay(store: FileAssetStore, redis: Redis) -> None:
+async def test_outputs_of_a_live_job_stay(store: RedisAssets, redis: Redis) -> None:
     output = await add(store, JOB, b"x")
     await redis.hset(f"fleet:job:{JOB}", "status", "running")
     with pytest.raises(AssetInUse):
@@ -304,86 +307,12 @@ async def test_outputs_of_a_live_job_stay(store: FileAssetStore, redis: Redis) -
     await store.delete(owner="ann", asset_id=output.id)
 
 
-async def test_an_output_that_another_job_needs_delays_forgetting(
-    store: FileAssetStore, redis: Redis
-) -> None:
+async def test_an_output_that_another_job_needs_delays_forgetting(store: RedisAssets, redis: Redis) -> None:
     output, other = await add(store, JOB, b"x"), str(uuid4())
     await store.hold(owner="ann", asset_ids=[output.id], job_id=other)
     await redis.hset(f"fleet:job:{other}", "status", "queued")
     assert not await store.forget_job(JOB)
-    assert store.file(output).exists()
+    assert await store.get(output.id) == output
     await redis.hset(f"fleet:job:{other}", "status", "canceled")
     assert await store.forget_job(JOB)
-    assert not store.file(output).exists()
-
-
-async def test_deletes_and_uploads_of_the_same_bytes_never_lose_them(store: FileAssetStore) -> None:
-    async def churn() -> None:
-        for _ in range(15):
-            asset, _ = await put(store, b"same")
-            assert store.file(asset).read_bytes() == b"same"
-            await store.delete(owner="ann", asset_id=asset.id)
-
-    await asyncio.gather(*(churn() for _ in range(6)))
-
-
-async def test_sweep_removes_what_dead_processes_left(
-    store: FileAssetStore, tmp_path: Path, clock: Clock, redis: Redis
-) -> None:
-    (tmp_path / "tmp" / "half").write_bytes(b"x")
-    await store._call("pin", "blobs/ab/abc", "pin:1", repr(clock.now))
-    (tmp_path / "blobs" / "ab").mkdir()
-    (tmp_path / "blobs" / "ab" / "abc").write_bytes(b"x")
-    clock.now += 10_000_000_000
-    assert await store.sweep() == 1
-    assert files(tmp_path) == []
-    assert await redis.keys("*") == []
-
-
-async def test_a_file_that_a_killed_process_left_is_swept(
-    store: FileAssetStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone, _ = await put(store, b"left")
-    kept, _ = await put(store, b"kept")
-
-    async def killed(path: str) -> None:
-        raise asyncio.CancelledError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(store, "_unlink", killed)
-        for asset in (gone, kept):
-            with pytest.raises(asyncio.CancelledError):
-                await store.delete(owner="ann", asset_id=asset.id)
-    await redis.delete(f"fleet:blob:gone:{gone.path}", f"fleet:blob:gone:{kept.path}")  # as their time does
-    again, _ = await put(store, b"kept")
-    assert await store.sweep() == 0 and store.file(gone).exists()
-    await redis.zadd("fleet:blob:doomed", {gone.path: 1, kept.path: 1})
-    assert await store.sweep() == 1
-    assert not store.file(gone).exists() and store.file(again).exists()
-    assert await redis.zcard("fleet:blob:doomed") == 0
-
-
-async def test_nobody_puts_a_file_anew_while_its_slow_unlink_goes_on(
-    store: FileAssetStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asset, _ = await put(store, b"slow")
-    monkeypatch.setattr(files_module, "_UNLINK_S", 0.02)
-    began, end, real = threading.Event(), threading.Event(), Path.unlink
-
-    def slow(path: Path, missing_ok: bool = False) -> None:
-        if path == store.file(asset):
-            began.set()
-            assert end.wait(30)
-        real(path, missing_ok=missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", slow)
-    deleting = asyncio.create_task(store.delete(owner="ann", asset_id=asset.id))
-    await asyncio.to_thread(began.wait, 30)
-    mark = f"fleet:blob:gone:{asset.path}"
-    await redis.expire(mark, 5)  # most of its time is over
-    while await redis.ttl(mark) <= 5:
-        await asyncio.sleep(0.01)
-    end.set()
-    await deleting
-    again, _ = await put(store, b"slow")
-    assert store.file(again).read_bytes() == b"slow"
+    assert await store.get(output.id) is None

@@ -13,21 +13,17 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom, NotFound
 from comfy_fleet.domain.graphs.graph import asset_reference
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.services import collector
+from tests.assets_kit import assets_on
 from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until
 from tests.integration.api_kit import code, running, upload
 
 NEVER = 10**18  # a floor that no disk reaches
-
-
-async def fixed_clock() -> float:
-    return 1e9
 
 
 @pytest.fixture(autouse=True)
@@ -257,7 +253,7 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
 @pytest.mark.parametrize("size", [200_000, 3_000_000], ids=["one write", "several writes"])
 async def test_a_write_that_fails_leaves_nothing_behind(redis: Redis, tmp_path: Path, size: int) -> None:
     disk = Disk(tmp_path, floor_bytes=0)
-    store = FileAssetStore(redis, tmp_path, clock=fixed_clock, new_id=lambda: str(uuid4()), disk=disk)
+    store = assets_on(redis, tmp_path, disk=disk)
 
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(size // 1000):
@@ -288,7 +284,7 @@ async def test_an_input_that_the_disk_does_not_give_is_no_fault_of_the_node(redi
         asset, _ = await store.upload(
             owner="local", chunks=chunks(), content_type="image/png", file_path="a.png"
         )
-        place = store.file(asset)
+        place = fleet.settings.files_dir / asset.path
         place.unlink()
         place.mkdir()
         load = {"class_type": "LoadImage", "inputs": {"image": asset_reference(asset.id)}}
@@ -306,7 +302,7 @@ async def test_an_input_that_the_disk_does_not_give_is_no_fault_of_the_node(redi
 async def test_an_upload_ends_where_it_would_pass_the_floor(redis: Redis, tmp_path: Path) -> None:
     free = Disk(tmp_path).room().free_bytes
     disk = Disk(tmp_path, floor_bytes=free - 64 * 2**20)  # others may write here meanwhile
-    store = FileAssetStore(redis, tmp_path, clock=fixed_clock, new_id=lambda: str(uuid4()), disk=disk)
+    store = assets_on(redis, tmp_path, disk=disk)
     sent = 0
 
     async def chunks() -> AsyncIterator[bytes]:

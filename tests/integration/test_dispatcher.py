@@ -40,7 +40,7 @@ async def test_a_job_runs_and_its_picture_is_stored(redis_port: int) -> None:
         (running,) = fleet.dispatchers
         asset = await running.dispatcher._assets.get(output.asset_id)
         assert asset is not None
-        data = running.dispatcher._assets.file(asset).read_bytes()
+        data = (fleet.settings.files_dir / asset.path).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) == output.size_bytes
         assert await fleet.stores.runs.lease_of("g1") is None
 

@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.processes.dispatcher import open_dispatcher
+from tests.assets_kit import content_of
 from tests.children import mortal
 from tests.comfyui_server import interpreter
 from tests.factories import new_job
@@ -195,7 +196,7 @@ async def _names_and_previews_are_its_own(world: World) -> None:
                 asset = await assets.get(output.asset_id)
                 assert asset is not None
                 # ComfyUI writes the graph into its pictures, and its prefixes name the job.
-                assert job.id.encode() in assets.file(asset).read_bytes(), (prefix, output.node_id)
+                assert job.id.encode() in await content_of(assets, asset), (prefix, output.node_id)
 
 
 async def _a_killed_one_comes_back(world: World) -> None:

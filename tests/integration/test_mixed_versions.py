@@ -22,7 +22,7 @@ import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.asset_record import load_asset
+from comfy_fleet.adapters.redis.asset_record import load_asset
 from comfy_fleet.adapters.redis.inventories import pack, unpack
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.runs import RedisRunStore

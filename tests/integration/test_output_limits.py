@@ -5,14 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.comfyui.node_client import NODE, NodeClient
-from comfy_fleet.adapters.files import FileAssetStore
 from comfy_fleet.adapters.redis.client import ServerClock
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.telemetry import NullTelemetry
@@ -24,6 +22,7 @@ from comfy_fleet.domain.jobs.outputs import FileRef, find_outputs
 from comfy_fleet.services import collector
 from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
 from comfy_fleet.sim import SimTiming
+from tests.assets_kit import assets_on
 from tests.conftest import free_port
 from tests.factories import picture
 from tests.fleet import fleet_of, until
@@ -169,13 +168,7 @@ async def hostile(stores: Stores, folder: Path, **limits: Any) -> AsyncIterator[
         await add_nodes(stores, "g1")
     await stores.redis.delete("fleet:lease:g1")
     await submit(stores)
-    store = FileAssetStore(
-        stores.redis,
-        folder,
-        clock=ServerClock(stores.redis),
-        new_id=lambda: str(uuid4()),
-        disk=Disk(folder, floor_bytes=0),
-    )
+    store = assets_on(stores.redis, folder, clock=ServerClock(stores.redis), disk=Disk(folder, floor_bytes=0))
     async with NodeClient(f"http://127.0.0.1:{port}") as nodes:
         collector = Collector(
             await claim(stores, ttl=60),

@@ -18,7 +18,6 @@ its answer breaks a limit           ``unusable``     NodeFault
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
@@ -30,7 +29,7 @@ from yarl import URL
 from comfy_fleet.adapters.comfyui.answer_limits import PLAIN, AnswerLimits, decoded, read_body
 from comfy_fleet.adapters.comfyui.head_limits import Connector, TooManyHeads
 from comfy_fleet.adapters.comfyui.object_info import ClassReader
-from comfy_fleet.adapters.comfyui.upload_form import CHUNK_BYTES, UploadForm
+from comfy_fleet.adapters.comfyui.upload_form import UploadForm
 from comfy_fleet.domain.errors import NodeError, NodeFault, OutputGone, OutputRefused
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.jobs.outputs import FileRef
@@ -44,6 +43,7 @@ from comfy_fleet.domain.jobs.run_messages import (
 )
 from comfy_fleet.ports import Content
 
+_CHUNK = 256 * 1024
 NODE = "X-Fleet-Node"
 JOB = "X-Fleet-Job"
 _JSON = {"Content-Type": "application/json"}
@@ -205,7 +205,7 @@ class NodeClient:
             return NodeError(f"reading {ref.filename!r} from node {node}: {_words(error)}", details=facts)
 
         async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-            content = response.content.iter_chunked(CHUNK_BYTES)
+            content = response.content.iter_chunked(_CHUNK)
             while True:
                 try:
                     chunk = await anext(content)
@@ -239,33 +239,17 @@ class NodeClient:
         *,
         name: str,
         subfolder: str,
-        content: Path | AsyncIterator[bytes],
+        content: AsyncIterator[bytes],
         content_type: str,
+        size_bytes: int | None = None,
     ) -> FileRef:
-        """Put a file into the node's input folder, replacing one of the same name.
-
-        Args:
-            node: Where to.
-            name: File name there.
-            subfolder: Folder below the input folder; made if missing.
-            content: A file of ours, or its bytes as they come.
-            content_type: Its MIME type.
-
-        Returns:
-            What the node calls it.
-
-        Raises:
-            NodeError: The node could not be asked or refused the file.
-            FileNotFoundError: ``content`` is a path, and nothing is there.
-            NoRoom: ``content`` is a path, and the fleet's own disk does not give what is there.
-            Exception: What ``content`` raises, if it is no path.
-        """
+        """See :meth:`comfy_fleet.ports.NodeApi.upload`."""
         fields = {"subfolder": subfolder, "type": "input", "overwrite": "true"}
-        form = UploadForm(fields, name, content, content_type)
+        form = UploadForm(fields, name, content, content_type, size_bytes=size_bytes)
         headers = {NODE: node, "Content-Type": f"multipart/form-data; boundary={form.boundary}"}
         # With a length, a node that limits uploads can refuse before it has read everything.
-        if (length := await form.length()) is not None:
-            headers["Content-Length"] = str(length)
+        if form.length is not None:
+            headers["Content-Length"] = str(form.length)
         try:
             answer = await self._call(node, "POST", "/upload/image", headers=headers, data=form.chunks())
         except NodeError:
@@ -331,7 +315,7 @@ class NodeClient:
             async with self._open().request(
                 method, self._at(path), headers=headers, data=data, timeout=patience, allow_redirects=False
             ) as response:
-                chunks = response.content.iter_chunked(CHUNK_BYTES)
+                chunks = response.content.iter_chunked(_CHUNK)
                 sound = response.status == 200 and NODE in response.headers
                 body = await read_body(
                     response.headers,

@@ -1,13 +1,7 @@
 """A file on its way to a node: a multipart form (RFC 7578), streamed."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from pathlib import Path
-
-from comfy_fleet.adapters.system.disk import reading
-
-CHUNK_BYTES = 256 * 1024
 
 
 class UploadForm:
@@ -15,18 +9,26 @@ class UploadForm:
 
     Attributes:
         boundary: What separates its parts.
+        length: How many bytes the form has, if that is known before.
         broken: Why the file could not be read, once that is so. The request breaks off with it, and whoever
             sends it can't tell that from a node that has hung up.
 
     Args:
         fields: Texts that stand before the file.
         name: The file's name on the node.
-        content: A file of ours, or its bytes as they come.
+        content: Its bytes.
         content_type: Its MIME type.
+        size_bytes: How many bytes it has, if that is known.
     """
 
     def __init__(
-        self, fields: dict[str, str], name: str, content: Path | AsyncIterator[bytes], content_type: str
+        self,
+        fields: dict[str, str],
+        name: str,
+        content: AsyncIterator[bytes],
+        content_type: str,
+        *,
+        size_bytes: int | None = None,
     ) -> None:
         self.boundary = secrets.token_hex(16)
         self.broken: Exception | None = None
@@ -42,43 +44,19 @@ class UploadForm:
         )
         self._head = "".join(parts).encode()
         self._tail = f"\r\n--{self.boundary}--\r\n".encode()
-
-    async def length(self) -> int | None:
-        """Return how many bytes the form has, if that is known before.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            NoRoom: Our disk does not tell.
-        """
-        if not isinstance(self._content, Path):
-            return None
-        with reading(self._content):
-            found = await asyncio.to_thread(self._content.stat)
-        return len(self._head) + found.st_size + len(self._tail)
+        around = len(self._head) + len(self._tail)
+        self.length = None if size_bytes is None else around + size_bytes
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Walk the whole form."""
         yield self._head
-        content = _read(self._content) if isinstance(self._content, Path) else self._content
         try:
-            async for chunk in content:
+            async for chunk in self._content:
                 yield chunk
         except Exception as error:
             self.broken = error
             raise
         yield self._tail
-
-
-async def _read(path: Path) -> AsyncIterator[bytes]:
-    with reading(path):
-        file = await asyncio.to_thread(path.open, "rb")
-    with file:
-        while True:
-            with reading(path):
-                chunk = await asyncio.to_thread(file.read, CHUNK_BYTES)
-            if not chunk:
-                return
-            yield chunk
 
 
 def _quoted(name: str) -> str:

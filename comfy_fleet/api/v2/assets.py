@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from comfy_fleet.adapters.files import HASH
 from comfy_fleet.api import content, wire
 from comfy_fleet.api.body import JsonLimits, idempotency_key, read_object
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner
@@ -15,7 +14,7 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.multipart import UploadedForm
 from comfy_fleet.domain.errors import IdempotencyKeyReuse, NotFound
-from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.domain.jobs.asset import HASH, Asset
 from comfy_fleet.services.job_queries import is_id
 
 MIN_EXPIRES_S, MAX_EXPIRES_S = 60, 604_800  # the contract's bounds
@@ -117,7 +116,7 @@ async def get(request: Request) -> Response:
 async def get_content(request: Request) -> Response:
     """``GET /assets/{id}/content``: the bytes."""
     asset = await _owned(request)
-    return await content.respond(request, asset, deps(request).assets.file(asset))
+    return await content.respond(request, asset, deps(request).assets)
 
 
 async def delete(request: Request) -> Response:

@@ -1,8 +1,11 @@
 """An asset: a record over immutable bytes, identified by a UUID."""
 
+import re
 from dataclasses import dataclass
 
 from comfy_fleet.domain.graphs.inputs import alike
+
+HASH = re.compile(r"blake3:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +15,7 @@ class Asset:
     Attributes:
         hash: ``blake3:<hex>`` of the content, always computed here.
         file_path: The name the user gave it, or the output's file name.
-        path: Where the bytes are, relative to the store's root; never derived from user input.
+        path: What the blob store calls the bytes; never derived from user input.
         job_id: The job that produced it; None for uploads.
         expires_at: Unix seconds, or None if it stays.
         renews: Whether its end was the fleet's choice: then it stays as long as each job that used it.

@@ -35,7 +35,21 @@
 -- fleet:idem:SCOPE:HASH   string  JOB FINGERPRINT, 24 h
 -- fleet:durations:PROFILE list    the last 50 run times in seconds;  "*" is every profile
 -- fleet:latest            list    SECONDS NODE of the last 50 jobs that succeeded
--- fleet:asset:ID:jobs     set     live jobs that need the asset;  fleet:asset:ID and fleet:asset:expiry: files.lua
+-- fleet:asset:ID          hash    an asset's record, see asset_record.py
+-- fleet:asset:ID:jobs     set     live jobs that need the asset (submit adds, the job's end removes)
+-- fleet:asset:hold:JOB    string  this job is about to be written, for 60 s
+-- fleet:asset:job:JOB     hash    HASH NUL NAME -> id: the job's outputs
+-- fleet:asset:names:OWNER:NAME  zset  ids of uploads with this name in any spelling, by time
+-- fleet:asset:expiry      zset    ID -> when it ends, uploads only
+-- fleet:blob:owner:OWNER:HASH   set   ids of the owner's records over these bytes
+-- fleet:blob:same:OWNER:HASH    hash  NAME -> the newest upload with these bytes and this name
+-- fleet:blob:at:HASH      string  PATH of these bytes, for the next upload of them
+-- fleet:blob:refs:PATH    set     ids of the records over a blob.  PATH is the blob store's own word
+-- fleet:blob:unused       zset    HASH PATH -> when its last record went: it waits for the sweep
+-- fleet:blob:strays       zset    PATH -> when it was found without any record
+-- fleet:blob:condemned    zset    PATH -> since when it is being deleted: nothing uses it again
+-- fleet:blob:walked       string  all blobs were looked through within the last hour
+-- fleet:blob:{pins,doomed,gone:PATH}  of versions that deleted blobs at once, see condemn_blobs.lua
 -- fleet:events:ID         channel everything that happens to a job
 -- fleet:store             string  drawn when the store was first used: one that was emptied has another
 -- fleet:schema            string  the layout of all this; where it is missing, the first (1). SCHEMA is the script's own
@@ -338,6 +352,34 @@ local function discard(id, at)
     end
   end
   redis.call('DEL', key)
+end
+
+-- An asset's record, or nil.
+local function asset_of(id)
+  local flat = redis.call('HGETALL', 'fleet:asset:' .. id)
+  local found = {}
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return next(found) and found or nil
+end
+
+-- Write an asset's record; 1 if the bytes are new to its owner.
+local function add_asset(r)
+  local flat = {}
+  for key, value in pairs(r) do flat[#flat + 1] = key; flat[#flat + 1] = value end
+  redis.call('HSET', 'fleet:asset:' .. r.id, unpack(flat))
+  redis.call('SADD', 'fleet:blob:refs:' .. r.path, r.id)
+  redis.call('ZREM', 'fleet:blob:unused', r.hash .. ' ' .. r.path)
+  redis.call('ZREM', 'fleet:blob:strays', r.path)
+  local mine = 'fleet:blob:owner:' .. r.owner .. ':' .. r.hash
+  redis.call('SADD', mine, r.id)
+  if r.job_id then
+    redis.call('HSET', 'fleet:asset:job:' .. r.job_id, r.hash .. '\0' .. r.file_path, r.id)
+  else
+    redis.call('HSET', 'fleet:blob:same:' .. r.owner .. ':' .. r.hash, r.file_path, r.id)
+    redis.call('ZADD', 'fleet:asset:names:' .. r.owner .. ':' .. (r.listed or r.file_path), r.created_at, r.id)
+    if r.expires_at then redis.call('ZADD', 'fleet:asset:expiry', r.expires_at, r.id) end
+  end
+  return redis.call('SCARD', mine) == 1 and 1 or 0
 end
 
 -- A job that ends needs an asset no longer; it stays as long as the job's record, unless its client said when it ends.

@@ -1,0 +1,220 @@
+"""Blobs as files in a folder that all processes of the fleet share.
+
+    ROOT/tmp/UUID              being written
+    ROOT/blobs/ab/HASH.DRAWN   complete; DRAWN tells writings of the same bytes apart
+    ROOT/blobs/ab/HASH         of earlier versions
+    ROOT/jobs/JOB/HASH         outputs of earlier versions
+
+No name is made from what a user sent. A file appears under its name by a rename, whole or not at all.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from blake3 import blake3
+
+from comfy_fleet.adapters.system.disk import Disk, reading
+from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.domain.errors import NoRoom
+from comfy_fleet.ports import Blob
+
+_BUFFER = 1 << 20  # written and hashed in one hop to a thread
+_SMALL = 1 << 18  # hashed and written faster (0.2 ms) than a thread is woken
+_FIRST = 1 << 20  # read together with the opening: one hop to a thread is the quickest way for a picture
+_CHUNK = 1 << 18
+_LISTED = 500  # names in one batch
+
+
+class DiskBlobs:
+    """:class:`comfy_fleet.ports.BlobStore` on a file system.
+
+    Args:
+        root: The folder; made when it is missing.
+        new_id: Draws a UUID.
+        disk: Knows how much room there is; the root's own with the usual floor if None.
+    """
+
+    def __init__(self, root: Path, *, new_id: Callable[[], str], disk: Disk | None = None) -> None:
+        self._root = root
+        self._new_id = new_id
+        for folder in ("tmp", "blobs"):
+            private_folder(root / folder)
+        self._disk = disk or Disk(root)
+
+    def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
+        """See :meth:`comfy_fleet.ports.BlobStore.check_room`."""
+        self._disk.check(size_bytes, output=output)
+
+    async def put(self, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
+        """See :meth:`comfy_fleet.ports.BlobStore.put`."""
+        drawn = self._new_id()
+        temp = self._root / "tmp" / drawn
+        hasher = blake3()
+        size = 0
+        buffer: list[bytes] = []
+        buffered = 0
+        file: BinaryIO | None = None
+
+        def flush() -> None:
+            nonlocal file
+            self._disk.check(buffered, output=not durable)
+            with self._disk.writing():
+                file = file or temp.open("xb")
+                for part in buffer:
+                    hasher.update(part)
+                    file.write(part)
+                buffer.clear()
+
+        def finish() -> str:
+            flush()
+            assert file is not None  # noqa: S101 - flush() has opened it
+            with self._disk.writing():
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+                file.close()
+                digest = hasher.hexdigest()
+                key = f"blobs/{digest[:2]}/{digest}.{drawn.replace('-', '')[:12]}"
+                _move(temp, self._root / key)
+            return key
+
+        try:
+            async for chunk in chunks:
+                buffer.append(chunk)
+                buffered += len(chunk)
+                size += len(chunk)
+                if buffered >= _BUFFER:
+                    await asyncio.to_thread(flush)
+                    buffered = 0
+            key = await asyncio.to_thread(finish) if durable or buffered > _SMALL else finish()
+            return Blob(key=key, hash=f"blake3:{hasher.hexdigest()}", size_bytes=size)
+        finally:
+            if file is not None:
+                with contextlib.suppress(OSError):  # what it could not write it raises again
+                    file.close()
+            temp.unlink(missing_ok=True)
+
+    async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """See :meth:`comfy_fleet.ports.BlobStore.open`."""
+        path = self._root / key
+        file, first, left = await asyncio.to_thread(_begin, path, start, length)
+        return _rest(path, file, first, left)
+
+    async def replace(self, key: str, *, by: str) -> None:
+        """See :meth:`comfy_fleet.ports.BlobStore.replace`."""
+
+        def move() -> None:
+            with self._disk.writing():
+                _move(self._root / by, self._root / key)
+
+        await asyncio.to_thread(move)
+
+    async def delete(self, key: str) -> None:
+        """See :meth:`comfy_fleet.ports.BlobStore.delete`."""
+
+        def unlink() -> None:
+            path = self._root / key
+            with self._disk.writing():
+                path.unlink(missing_ok=True)
+            if key.startswith("jobs/"):
+                with contextlib.suppress(OSError):  # others are still in it
+                    path.parent.rmdir()
+
+        await asyncio.to_thread(unlink)
+
+    async def url(self, key: str) -> str | None:
+        """See :meth:`comfy_fleet.ports.BlobStore.url`: files have none."""
+        return None
+
+    async def keys(self, *, age_s: float) -> AsyncGenerator[list[str], None]:
+        """See :meth:`comfy_fleet.ports.BlobStore.keys`."""
+        found = self._walk(time.time() - age_s)
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(found, _LISTED))):
+            yield batch
+
+    async def tidy(self, *, age_s: float) -> int:
+        """See :meth:`comfy_fleet.ports.BlobStore.tidy`."""
+        return await asyncio.to_thread(_remove_older, self._root / "tmp", time.time() - age_s)
+
+    def _walk(self, before: float) -> Iterator[str]:
+        for top in ("blobs", "jobs"):
+            for folder in _entries(self._root / top):
+                for file in _entries(self._root / top / folder):
+                    key = f"{top}/{folder}/{file}"
+                    if _is_older(self._root / key, before):
+                        yield key
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+
+
+def _begin(path: Path, start: int, length: int | None) -> tuple[BinaryIO | None, bytes, int]:
+    """Open a file; return it with the first bytes of a range and how many follow, or None if none do."""
+    with reading(path):
+        file = path.open("rb")
+        try:
+            if length is None:
+                length = max(0, os.fstat(file.fileno()).st_size - start)
+            file.seek(start)
+            first = _exactly(path, file, min(length, _FIRST))
+        except BaseException:
+            file.close()
+            raise
+    if length > len(first):
+        return file, first, length - len(first)
+    file.close()
+    return None, first, 0
+
+
+async def _rest(path: Path, file: BinaryIO | None, first: bytes, left: int) -> AsyncGenerator[bytes, None]:
+    try:
+        yield first
+        while file is not None and left > 0:
+            chunk = await asyncio.to_thread(_exactly, path, file, min(_CHUNK, left))
+            left -= len(chunk)
+            yield chunk
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _exactly(path: Path, file: BinaryIO, size: int) -> bytes:
+    with reading(path):
+        found = file.read(size)
+    if len(found) < size:
+        raise NoRoom(f"the fleet's disk can't be read: {path}: it is shorter than its record says")
+    return found
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_older(path: Path, before: float) -> bool:
+    try:
+        return path.is_file() and path.stat().st_mtime < before
+    except FileNotFoundError:
+        return False
+
+
+def _remove_older(folder: Path, before: float) -> int:
+    count = 0
+    for name in _entries(folder):
+        if _is_older(folder / name, before):
+            (folder / name).unlink(missing_ok=True)
+            count += 1
+    return count

@@ -1,0 +1,433 @@
+"""Assets: their records in Redis, over bytes in a blob store.
+
+Bytes come first and the record second, so whoever dies in between leaves bytes without a record. Bytes whose
+last record went, and bytes that never had one, are deleted by :meth:`RedisAssets.sweep` some hours later.
+"""
+
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.redis.asset_record import dump_asset, dump_tags, load_asset
+from comfy_fleet.adapters.redis.scripts import SCHEMA, Arg, Scripts, store_errors
+from comfy_fleet.domain.errors import (
+    AssetInUse,
+    BlobNotFound,
+    FleetError,
+    HashMismatch,
+    MissingAsset,
+    NoRoom,
+    NotFound,
+    StoreRefuses,
+)
+from comfy_fleet.domain.jobs.asset import HASH, Asset, listed_name
+from comfy_fleet.ports import Blob, BlobStore, Received
+
+logger = logging.getLogger(__name__)
+
+_ASSET_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_JOB_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
+_WRITING_S = 3600.0  # bytes this old that have no record get none any more: their writer died
+_UNSURE_S = 1800.0  # well below
+
+
+@dataclass
+class _Received:
+    """Bytes of an upload. ``recorded``: they may have a record, so nobody but the sweep deletes them."""
+
+    blob: Blob
+    recorded: bool = False
+
+    @property
+    def hash(self) -> str:
+        return self.blob.hash
+
+    @property
+    def size_bytes(self) -> int:
+        return self.blob.size_bytes
+
+
+class RedisAssets:
+    """:class:`comfy_fleet.ports.AssetStore`: records in Redis.
+
+    Args:
+        redis: Where the records are.
+        blobs: Where the bytes are.
+        clock: Unix seconds, the same for all processes.
+        new_id: Draws a UUID.
+        retention_s: How long an upload stays whose client named no time; 0: until it is deleted.
+        grace_s: How long bytes stay after their last record went.
+        schema: The layout that this process knows.
+    """
+
+    def __init__(
+        self,
+        redis: "Redis",
+        blobs: BlobStore,
+        *,
+        clock: Callable[[], Awaitable[float]],
+        new_id: Callable[[], str],
+        retention_s: float = 0.0,
+        grace_s: float = 6 * 3600.0,
+        schema: int = SCHEMA,
+    ) -> None:
+        self._redis = redis
+        self._blobs = blobs
+        self._scripts = Scripts(redis, schema=schema)
+        self._clock = clock
+        self._new_id = new_id
+        self._retention_s = retention_s
+        self._grace_s = grace_s
+        # Outputs whose record may have been written or not: the next try puts its bytes into the same place.
+        self._unsure: dict[tuple[str, str], tuple[str, float]] = {}
+
+    def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
+        """See :meth:`comfy_fleet.ports.AssetStore.check_room`."""
+        self._blobs.check_room(size_bytes, output=output)
+
+    @asynccontextmanager
+    async def receive(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[_Received]:
+        """See :meth:`comfy_fleet.ports.AssetStore.receive`."""
+        self.check_room()
+        received = _Received(await self._blobs.put(chunks, durable=True))
+        try:
+            yield received
+        finally:
+            if not received.recorded:
+                await self._blobs.delete(received.blob.key)
+
+    async def keep(
+        self,
+        received: Received,
+        *,
+        owner: str,
+        content_type: str,
+        file_path: str,
+        expected_hash: str | None = None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """See :meth:`comfy_fleet.ports.AssetStore.keep`."""
+        if not isinstance(received, _Received):
+            raise TypeError("keep() takes what receive() of the same store gave")
+        if expected_hash is not None and expected_hash.lower() != received.hash:
+            raise HashMismatch(
+                f"expected_hash {expected_hash} is not the hash of the bytes that came ({received.hash})",
+                details={"expected": expected_hash, "actual": received.hash},
+            )
+        now = await self._clock()
+        ends, renews = self._end(now, expires_in_s)
+        asset = Asset(
+            id=self._new_id(),
+            owner=owner,
+            hash=received.hash,
+            size_bytes=received.size_bytes,
+            content_type=content_type,
+            file_path=file_path,
+            path=received.blob.key,
+            created_at=now,
+            expires_at=ends,
+            tags=tags,
+            renews=renews,
+        )
+        received.recorded = True
+        try:
+            return await self._add(asset)
+        except StoreRefuses:
+            received.recorded = False
+            raise
+
+    async def upload(
+        self,
+        *,
+        owner: str,
+        chunks: AsyncIterator[bytes],
+        content_type: str,
+        file_path: str,
+        expected_hash: str | None = None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """See :meth:`comfy_fleet.ports.AssetStore.upload`."""
+        async with self.receive(chunks) as received:
+            return await self.keep(
+                received,
+                owner=owner,
+                content_type=content_type,
+                file_path=file_path,
+                expected_hash=expected_hash,
+                tags=tags,
+                expires_in_s=expires_in_s,
+            )
+
+    async def from_hash(
+        self,
+        *,
+        owner: str,
+        hash_: str,
+        file_path: str | None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """See :meth:`comfy_fleet.ports.AssetStore.from_hash`."""
+        missing = BlobNotFound("no bytes with this hash", details={"hash": hash_})
+        if not HASH.fullmatch(hash_):
+            raise missing
+        full: NoRoom | None = None
+        try:
+            self.check_room()
+        except NoRoom as error:
+            full = error
+        now = await self._clock()
+        record = {"id": self._new_id(), "created_at": repr(now)}
+        if tags:
+            record["tags"] = dump_tags(tags)
+        ends, renews = self._end(now, expires_in_s)
+        if ends is not None:
+            record["expires_at"] = repr(ends)
+        if renews:
+            record["renews"] = "1"
+        copy = orjson.dumps(record)
+        outcome, *rest = await self._begin(
+            "copy_asset", owner, hash_, file_path or "", copy, "full" if full else ""
+        )
+        if outcome == "none":
+            raise missing
+        if outcome == "full" and full is not None:
+            raise full
+        found = await self.get(rest[0])
+        if found is None:
+            raise missing
+        if outcome != "copy":
+            return found, outcome == "new"
+        try:
+            content = await self.open(found)
+        except FileNotFoundError:
+            raise missing from None
+        asset, _ = await self.upload(
+            owner=owner,
+            chunks=content,
+            content_type=found.content_type,
+            file_path=file_path or found.file_path,
+            tags=tags,
+            expires_in_s=expires_in_s,
+        )
+        return asset, True
+
+    async def has_hash(self, *, owner: str, hash_: str) -> bool:
+        """See :meth:`comfy_fleet.ports.AssetStore.has_hash`."""
+        with store_errors():
+            return bool(await self._redis.exists(f"fleet:blob:owner:{owner}:{hash_}"))
+
+    async def add_output(
+        self,
+        *,
+        owner: str,
+        job_id: str,
+        chunks: AsyncIterator[bytes],
+        name: str,
+        content_type: str,
+        expires_at: float,
+    ) -> Asset:
+        """See :meth:`comfy_fleet.ports.AssetStore.add_output`.
+
+        Not synced to the disk: like the record's own write, it survives any crash of a process, and
+        a power cut can take the last moment of both. Adding the same bytes under the same name to the
+        same job again returns the record that is there, so a retried collection makes no copies.
+        """
+        if not _JOB_ID.fullmatch(job_id):
+            raise NotFound(f"no job {job_id}")
+        blob = await self._blobs.put(chunks, durable=False)
+        now = await self._recordable(blob)
+        key = blob.key
+        before, at = self._unsure.get((job_id, blob.hash), ("", 0.0))
+        if before and now - at < _UNSURE_S:
+            await self._blobs.replace(before, by=key)
+            key = before
+        else:
+            at = now
+        asset = Asset(
+            id=self._new_id(),
+            owner=owner,
+            hash=blob.hash,
+            size_bytes=blob.size_bytes,
+            content_type=content_type,
+            file_path=name,
+            path=key,
+            created_at=now,
+            expires_at=expires_at,
+            job_id=job_id,
+        )
+        try:
+            asset, _ = await self._add(asset)
+        except BaseException:
+            self._unsure[job_id, blob.hash] = (key, at)
+            raise
+        if self._unsure:
+            self._unsure.pop((job_id, blob.hash), None)
+            self._unsure = {k: v for k, v in self._unsure.items() if now - v[1] < _UNSURE_S}
+        return asset
+
+    async def get(self, asset_id: str) -> Asset | None:
+        """See :meth:`comfy_fleet.ports.AssetStore.get`."""
+        if not _ASSET_ID.fullmatch(asset_id):  # ids come from graphs too; other keys have this prefix
+            return None
+        with store_errors():
+            raw: dict[Any, Any] = await self._redis.hgetall(f"fleet:asset:{asset_id}")
+        return load_asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None
+
+    async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
+        """See :meth:`comfy_fleet.ports.AssetStore.by_path`; only uploads have names of their own."""
+        found: list[tuple[float, str]] = []
+        with store_errors():
+            # Records of earlier versions are listed under the name as it was sent.
+            for name in {listed_name(file_path), file_path}:
+                key = f"fleet:asset:names:{owner}:{name}"
+                newest: list[Any] = await self._redis.zrevrange(key, 0, 0, withscores=True)
+                found += [(float(at), _text(asset_id)) for asset_id, at in newest]
+        return await self.get(max(found)[1]) if found else None
+
+    async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
+        """See :meth:`comfy_fleet.ports.AssetStore.hold`."""
+        place = int(await self._scripts.call("hold_assets", job_id, owner, *asset_ids))
+        if place:
+            asset_id = asset_ids[place - 1]
+            raise MissingAsset(f"asset {asset_id} does not exist", details={"id": asset_id})
+
+    async def release(self, *, asset_ids: Sequence[str], job_id: str) -> None:
+        """See :meth:`comfy_fleet.ports.AssetStore.release`."""
+        await self._scripts.call("release_assets", job_id, *asset_ids)
+
+    async def delete(self, *, owner: str, asset_id: str) -> None:
+        """See :meth:`comfy_fleet.ports.AssetStore.delete`."""
+        outcome = await self._drop(asset_id, owner)
+        if outcome == "none":
+            raise NotFound(f"no asset {asset_id}")
+        if outcome == "held":
+            raise AssetInUse("the asset is in use by a job that is not final")
+
+    async def open(
+        self, asset: Asset, start: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """See :meth:`comfy_fleet.ports.AssetStore.open`."""
+        return await self._blobs.open(
+            asset.path, start, asset.size_bytes - start if length is None else length
+        )
+
+    async def url(self, asset: Asset) -> str | None:
+        """See :meth:`comfy_fleet.ports.AssetStore.url`."""
+        return await self._blobs.url(asset.path)
+
+    async def forget_job(self, job_id: str) -> bool:
+        """Forget a job's outputs.
+
+        Returns:
+            False if another live job still needs one of them: ask again later.
+        """
+        with store_errors():
+            ids = [_text(i) for i in await self._redis.hvals(f"fleet:asset:job:{job_id}")]
+        outcomes = [await self._drop(asset_id, "") for asset_id in ids]
+        return "held" not in outcomes
+
+    async def sweep(self, limit: int = 1000) -> int:
+        """Forget uploads past their end, and delete bytes that nothing has needed for long; safe at any time.
+
+        Where the disk is below its floor, bytes whose last record went don't wait: deleting makes room.
+
+        Returns:
+            How many uploads ended.
+
+        Raises:
+            Outdated: A newer version works on this Redis.
+            StoreDown: No answer.
+        """
+        now = await self._clock()
+        with store_errors():
+            ends = await self._redis.zrangebyscore("fleet:asset:expiry", "-inf", now, start=0, num=limit)
+        ended = sum([await self._drop(_text(i), "") == "gone" for i in ends])
+        await self._note_strays(now)
+        while await self._delete_unused(now, limit) == limit:
+            pass
+        await self._blobs.tidy(age_s=_WRITING_S)
+        return ended
+
+    async def _note_strays(self, now: float) -> None:
+        """Look for bytes without a record, once an hour in the whole fleet."""
+        with store_errors():
+            mine = await self._redis.set("fleet:blob:walked", "1", nx=True, ex=int(_WRITING_S))
+        if mine:
+            async for keys in self._blobs.keys(age_s=_WRITING_S):
+                await self._begin("note_strays", repr(now), *keys)
+
+    async def _delete_unused(self, now: float, limit: int) -> int:
+        """Delete some of the bytes whose time has come; returns how many."""
+        before = now - self._grace_s
+        try:
+            self.check_room()
+        except NoRoom:
+            unused_before = now
+        else:
+            unused_before = before
+        _, *keys = await self._begin(
+            "condemn_blobs", repr(now), repr(unused_before), repr(before), str(limit)
+        )
+        deleted = []
+        for key in keys:
+            try:
+                await self._blobs.delete(key)
+            except FleetError as error:  # it stays condemned; others must not wait for it
+                logger.warning("bytes not deleted", extra={"key": key, "error": str(error)})
+            else:
+                deleted.append(key)
+        if deleted:
+            with store_errors():
+                await self._redis.zrem("fleet:blob:condemned", *deleted)
+            logger.info("bytes deleted", extra={"count": len(deleted)})
+        return len(deleted)
+
+    # -- records -----------------------------------------------------------
+
+    async def _begin(self, name: str, *args: Arg) -> list[str]:
+        return [_text(part) for part in await self._scripts.begin(name, *args)]
+
+    async def _add(self, asset: Asset) -> tuple[Asset, bool]:
+        """Add a record; return it as it is now, and whether the bytes are new to the owner.
+
+        Where the same bytes lie already, these take their place: if those are broken, this mends them.
+        """
+        _, fresh, there, path = await self._begin("add_asset", orjson.dumps(dump_asset(asset)))
+        if path != asset.path:
+            await self._blobs.replace(path, by=asset.path)
+            asset = replace(asset, path=path)
+        if there != asset.id:
+            return await self.get(there) or asset, False
+        return asset, fresh == "1"
+
+    async def _recordable(self, blob: Blob) -> float:
+        """Return the time; without it there is no record, and the bytes go again."""
+        try:
+            return await self._clock()
+        except BaseException:
+            await self._blobs.delete(blob.key)
+            raise
+
+    def _end(self, now: float, expires_in_s: float | None) -> tuple[float | None, bool]:
+        """Return when an upload ends, and whether that was our choice."""
+        if expires_in_s is not None:
+            return now + expires_in_s, False
+        return (now + self._retention_s, True) if self._retention_s else (None, False)
+
+    async def _drop(self, asset_id: str, owner: str) -> str:
+        """Forget a record: ``gone``, ``held`` or ``none``."""
+        (outcome,) = await self._begin("drop_asset", asset_id, owner, repr(await self._clock()))
+        return outcome
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,30 @@
+-- Add the record of an asset whose bytes are there.  ARGV: the record as JSON.
+-- Returns {'schema', layout} | {'ok', 1 if the bytes are new to the owner, id, path}.
+-- Another id: the job has this output already.  Another path: the same bytes lie there already.
+local r = cjson.decode(ARGV[1])
+if r.job_id then
+  -- What a run has made is taken whatever the layout is, like the run's end.
+  local outputs = 'fleet:asset:job:' .. r.job_id
+  local there = redis.call('HGET', outputs, r.hash .. '\0' .. r.file_path)
+  local record = there and asset_of(there)
+  if record and there ~= r.id then return { 'ok', 0, there, record.path } end
+  for _, field in ipairs(redis.call('HKEYS', outputs)) do
+    if string.sub(field, 1, #r.hash) == r.hash then
+      local twin = asset_of(redis.call('HGET', outputs, field))
+      if twin then r.path = twin.path break end
+    end
+  end
+else
+  local other = other_schema()
+  if other then return other end
+  local at = 'fleet:blob:at:' .. r.hash
+  local there = redis.call('GET', at)
+  -- One that is neither used nor waits for the sweep is being deleted, and never used again.
+  if there and (redis.call('EXISTS', 'fleet:blob:refs:' .. there) == 1
+    or redis.call('ZSCORE', 'fleet:blob:unused', r.hash .. ' ' .. there)) then
+    r.path = there
+  else
+    redis.call('SET', at, r.path)
+  end
+end
+return { 'ok', add_asset(r), r.id, r.path }

@@ -1,0 +1,430 @@
+"""When bytes are deleted, and that nothing that has a record ever is: on a real Redis and a real folder.
+
+Crashes are played by raising in between two steps; other processes by stores of their own on the same folder.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from blake3 import blake3
+from redis.asyncio import Redis
+
+from comfy_fleet.adapters.blobs.disk import DiskBlobs
+from comfy_fleet.adapters.redis.assets import RedisAssets
+from comfy_fleet.adapters.redis.scripts import SCHEMA
+from comfy_fleet.adapters.system.disk import Disk
+from comfy_fleet.domain.errors import NoRoom, Outdated, StoreDown
+from comfy_fleet.domain.jobs.asset import Asset
+from tests.assets_kit import assets_on, content_of, new_id
+
+HOUR = 3600.0
+JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    async def __call__(self) -> float:
+        return self.now
+
+
+class Killed(BaseException):
+    """Plays a process that ends here."""
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(redis: Redis, tmp_path: Path, clock: Clock) -> RedisAssets:
+    return assets_on(redis, tmp_path, clock=clock, grace_s=6 * HOUR)
+
+
+async def chunks(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def put(store: RedisAssets, data: bytes, owner: str = "ann") -> Asset:
+    asset, _ = await store.upload(owner=owner, chunks=chunks(data), content_type="a/b", file_path="a.bin")
+    return asset
+
+
+async def output(store: RedisAssets, data: bytes, name: str = "o.png", job: str = JOB) -> Asset:
+    return await store.add_output(
+        owner="ann", job_id=job, chunks=chunks(data), name=name, content_type="a/b", expires_at=2e9
+    )
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+def aged(root: Path) -> None:
+    """Let every file be a day old."""
+    for name in files(root):
+        os.utime(root / name, (1e9, 1e9))
+
+
+async def swept(store: RedisAssets, redis: Redis) -> None:
+    """Sweep, and look at all files."""
+    await redis.delete("fleet:blob:walked")
+    await store.sweep()
+
+
+async def test_bytes_go_some_hours_after_their_last_record(
+    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
+) -> None:
+    one, two = await put(store, b"x"), await put(store, b"x", owner="bob")
+    made = await output(store, b"o")
+    assert await store.forget_job(JOB)
+    await store.delete(owner="ann", asset_id=one.id)
+    clock.now += 5 * HOUR
+    await store.sweep()
+    assert files(tmp_path) == sorted([one.path, made.path])
+    await store.delete(owner="bob", asset_id=two.id)
+    clock.now += 2 * HOUR
+    await store.sweep()
+    assert files(tmp_path) == [one.path]  # whose last record went two hours ago
+    clock.now += 5 * HOUR
+    await store.sweep()
+    assert files(tmp_path) == []
+    left: Any = set(await redis.keys("fleet:blob:*"))
+    assert {key.split(b":")[2] for key in left} == {b"gone", b"walked"}  # both end by themselves
+
+
+async def test_bytes_that_are_wanted_again_meanwhile_stay(
+    store: RedisAssets, tmp_path: Path, clock: Clock
+) -> None:
+    one = await put(store, b"x")
+    await store.delete(owner="ann", asset_id=one.id)
+    clock.now += 5 * HOUR
+    again = await put(store, b"x")
+    assert again.path == one.path and files(tmp_path) == [one.path]
+    clock.now += 20 * HOUR
+    await store.sweep()
+    assert await content_of(store, again) == b"x"
+
+
+async def test_deleting_makes_room_on_a_full_disk(
+    redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(tmp_path, floor_bytes=0)
+    store = assets_on(redis, tmp_path, clock=clock, grace_s=6 * HOUR, disk=disk)
+    gone, kept = await put(store, b"gone"), await put(store, b"kept")
+    stray = tmp_path / "blobs" / "ab" / "stray"
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"of a Redis that was emptied by mistake, perhaps")
+    aged(tmp_path)
+    await store.delete(owner="ann", asset_id=gone.id)
+    await swept(store, redis)
+    assert gone.path in files(tmp_path)
+    monkeypatch.setattr(disk, "_floor_bytes", 10**18)
+    await swept(store, redis)
+    assert files(tmp_path) == sorted([kept.path, "blobs/ab/stray"])
+
+
+async def test_broken_bytes_are_mended_by_the_next_upload_of_them(store: RedisAssets, tmp_path: Path) -> None:
+    one = await put(store, b"x")
+    (tmp_path / one.path).unlink()
+    two = await put(store, b"x", owner="bob")
+    assert await content_of(store, one) == await content_of(store, two) == b"x"
+
+
+@pytest.mark.parametrize("kind", ["upload", "output"])
+async def test_a_process_that_dies_between_bytes_and_record_leaves_what_the_sweep_finds(
+    store: RedisAssets,
+    redis: Redis,
+    tmp_path: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    kept = await put(store, b"kept")
+
+    async def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_add", killed)
+        with pytest.raises(Killed):
+            await (put(store, b"lost") if kind == "upload" else output(store, b"lost"))
+    assert len(files(tmp_path)) == 2
+    await swept(store, redis)
+    clock.now += 7 * HOUR
+    await swept(store, redis)
+    assert len(files(tmp_path)) == 2  # it may be written right now
+    aged(tmp_path)
+    await swept(store, redis)
+    clock.now += 5 * HOUR
+    await swept(store, redis)
+    assert len(files(tmp_path)) == 2
+    clock.now += 2 * HOUR
+    await swept(store, redis)
+    assert files(tmp_path) == [kept.path]
+
+
+async def test_half_written_files_go(store: RedisAssets, redis: Redis, tmp_path: Path) -> None:
+    (tmp_path / "tmp" / "half").write_bytes(b"x")
+    await store.sweep()
+    assert files(tmp_path) == ["tmp/half"]
+    aged(tmp_path)
+    await store.sweep()
+    assert files(tmp_path) == []
+
+
+async def test_a_sweeper_that_dies_is_followed_by_the_next_one(
+    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await put(store, b"one"), await put(store, b"two")
+    for asset in (one, two):
+        await store.delete(owner="ann", asset_id=asset.id)
+    clock.now += 7 * HOUR
+    real = DiskBlobs.delete
+
+    async def killed(blobs: DiskBlobs, key: str) -> None:
+        if key == two.path:
+            raise Killed
+        await real(blobs, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DiskBlobs, "delete", killed)
+        with pytest.raises(Killed):
+            await store.sweep()
+    again = await put(store, b"two")
+    assert again.path != two.path  # the old place is being deleted, whoever does it
+    await store.sweep()
+    assert files(tmp_path) == [again.path]
+    assert await content_of(store, again) == b"two"
+
+
+async def test_a_file_that_can_not_be_deleted_holds_up_no_other(
+    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assets = [await put(store, str(number).encode()) for number in range(3)]
+    for asset in assets:
+        await store.delete(owner="ann", asset_id=asset.id)
+    clock.now += 7 * HOUR
+    real = DiskBlobs.delete
+
+    async def stuck(blobs: DiskBlobs, key: str) -> None:
+        if key == assets[0].path:
+            raise NoRoom("the fleet's disk can't be written")
+        await real(blobs, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DiskBlobs, "delete", stuck)
+        await store.sweep()
+    assert files(tmp_path) == [assets[0].path]
+    await store.sweep()
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["upload", "output"])
+async def test_a_record_whose_answer_got_lost_keeps_its_bytes(
+    store: RedisAssets, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    real = store._scripts.begin
+
+    async def lost(name: str, *args: Any) -> Any:
+        await real(name, *args)
+        raise StoreDown("no answer", retry_after_s=1)
+
+    async def once() -> Asset:
+        return await (put(store, b"x") if kind == "upload" else output(store, b"x"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._scripts, "begin", lost)
+        for _ in range(3):
+            with pytest.raises(StoreDown):
+                await once()
+    asset = await once()
+    assert await content_of(store, asset) == b"x"
+    if kind == "output":
+        assert len(files(tmp_path)) == 1  # tries don't fill the disk
+        known: Any = await redis.hvals(f"fleet:asset:job:{JOB}")
+        assert known == [asset.id.encode()]
+    records: Any = await redis.keys("fleet:asset:????????-*")
+    assert records
+    for key in records:
+        found = await store.get(key.decode().removeprefix("fleet:asset:"))
+        assert found and await content_of(store, found) == b"x"
+
+
+async def test_an_older_process_deletes_nothing_and_takes_no_uploads(
+    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
+) -> None:
+    kept, gone = await put(store, b"kept"), await put(store, b"gone")
+    await store.delete(owner="ann", asset_id=gone.id)
+    await redis.set("fleet:schema", SCHEMA + 1)
+    clock.now += 7 * HOUR
+    for step in (
+        store.sweep(),
+        put(store, b"new"),
+        store.delete(owner="ann", asset_id=kept.id),
+        store.from_hash(owner="ann", hash_=kept.hash, file_path="b.bin"),
+    ):
+        with pytest.raises(Outdated):
+            await step
+    made = await output(store, b"o")  # of a run that it has begun
+    assert await content_of(store, made) == b"o"
+    assert {gone.path, kept.path, made.path} <= set(files(tmp_path))
+
+
+def _steps(store: RedisAssets, redis: Redis, held: list[Asset], rng: random.Random) -> Sequence[Any]:
+    async def add() -> None:
+        held.append(await put(store, b"same", owner=rng.choice(["ann", "bob"])))
+
+    async def again() -> None:
+        if held:
+            one = rng.choice(held)
+            asset, fresh = await store.from_hash(owner=one.owner, hash_=one.hash, file_path=f"{new_id()}.bin")
+            held.extend([asset] if fresh else [])
+
+    async def made() -> None:
+        held.append(await output(store, b"same", job=str(uuid4())))
+
+    async def drop() -> None:
+        if held:
+            asset = held.pop(rng.randrange(len(held)))
+            await store.delete(owner=asset.owner, asset_id=asset.id)
+
+    async def sweep() -> None:
+        await swept(store, redis)
+
+    return add, again, made, drop, drop, drop, sweep, sweep
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_no_order_of_steps_loses_bytes_that_have_a_record(
+    redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Several processes put, drop and sweep the same bytes; every pause is a chance for the others."""
+    real, rng = DiskBlobs.delete, random.Random(seed)
+
+    async def late(blobs: DiskBlobs, key: str) -> None:
+        for _ in range(rng.randrange(60)):  # chosen already, deleted much later
+            await asyncio.sleep(0)
+        await real(blobs, key)
+
+    monkeypatch.setattr(DiskBlobs, "delete", late)
+
+    async def process() -> list[Asset]:
+        store = assets_on(redis, tmp_path, clock=clock, grace_s=0)
+        held: list[Asset] = []
+        steps = _steps(store, redis, held, rng)
+        for _ in range(40):
+            clock.now += 1
+            await rng.choice(steps)()
+            for asset in held:
+                assert await content_of(store, asset) == b"same"
+        return held
+
+    left = [asset for held in await asyncio.gather(*(process() for _ in range(5))) for asset in held]
+    store = assets_on(redis, tmp_path, clock=clock, grace_s=0)
+    clock.now += 1
+    await store.sweep()
+    for asset in left:
+        assert await content_of(store, asset) == b"same"
+    aged(tmp_path)
+    await swept(store, redis)
+    clock.now += 1
+    await swept(store, redis)
+    assert files(tmp_path) == sorted({asset.path for asset in left})
+
+
+async def _earlier(client: Any, root: Path, asset_id: str, data: bytes, job: str = "") -> str:
+    """Write an asset as a version without the sweep did; returns its path."""
+    digest = blake3(data).hexdigest()
+    path = f"jobs/{job}/{digest}" if job else f"blobs/{digest[:2]}/{digest}"
+    record = {
+        "id": asset_id, "owner": "ann", "hash": f"blake3:{digest}", "size_bytes": str(len(data)),
+        "content_type": "a/b", "file_path": "a.bin", "path": path, "created_at": "1.0",
+    }  # fmt: skip
+    if job:
+        record["job_id"] = job
+        await client.hset(f"fleet:asset:job:{job}", f"blake3:{digest}\0a.bin", asset_id)
+    else:
+        await client.hset(f"fleet:blob:same:ann:blake3:{digest}", "a.bin", asset_id)
+        await client.zadd("fleet:asset:names:ann:a.bin", {asset_id: 1.0})
+    await client.hset(f"fleet:asset:{asset_id}", mapping=record)
+    await client.sadd(f"fleet:blob:refs:{path}", asset_id)
+    await client.sadd(f"fleet:blob:owner:ann:blake3:{digest}", asset_id)
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_bytes(data)
+    return path
+
+
+async def test_files_of_an_earlier_version_stay_where_they_are_and_go_with_their_records(
+    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
+) -> None:
+    upload_id, output_id = new_id(), new_id()
+    uploaded = await _earlier(redis, tmp_path, upload_id, b"upload")
+    made = await _earlier(redis, tmp_path, output_id, b"output", JOB)
+    # What processes left that were killed: a writer's mark, a file to delete, and an output without a record.
+    for name in ("blobs/ab/marked", "blobs/ab/doomed", f"jobs/{JOB}/stray"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    await redis.sadd("fleet:blob:refs:blobs/ab/marked", "pin:1")
+    await redis.zadd("fleet:blob:pins", {"blobs/ab/marked\0pin:1": clock.now})
+    await redis.zadd("fleet:blob:doomed", {"blobs/ab/doomed": clock.now})
+    aged(tmp_path)
+
+    upload, picture = await store.get(upload_id), await store.get(output_id)
+    assert upload and picture
+    assert (await content_of(store, upload), await content_of(store, picture)) == (b"upload", b"output")
+    kept, _ = await store.from_hash(owner="ann", hash_=picture.hash, file_path="b.bin")
+    assert await content_of(store, kept) == b"output"
+    for _ in range(2):
+        clock.now += 7 * HOUR
+        await swept(store, redis)
+    assert files(tmp_path) == sorted([uploaded, made, kept.path])
+    assert await store.forget_job(JOB)
+    await store.delete(owner="ann", asset_id=upload_id)
+    clock.now += 7 * HOUR
+    await swept(store, redis)
+    assert files(tmp_path) == [kept.path]
+    assert not (tmp_path / "jobs" / JOB).exists()
+    assert await redis.keys("fleet:blob:[pd]*") == []
+
+
+@pytest.mark.parametrize("trouble", ["no file", "unreadable", "no place", "cut short"])
+async def test_what_the_disk_does_not_give_is_the_fleets_own_trouble(tmp_path: Path, trouble: str) -> None:
+    blobs = DiskBlobs(tmp_path, new_id=new_id)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "short").write_bytes(b"x")
+    key = {"no file": "blobs", "unreadable": "/proc/self/mem", "no place": "loop", "cut short": "short"}[
+        trouble
+    ]
+    with pytest.raises(NoRoom, match=f"the fleet's disk can't be read: {tmp_path / key}: [A-Za-z]"):
+        await blobs.open(key, 0, 2)
+    with pytest.raises(FileNotFoundError):
+        await blobs.open("missing")
+
+
+async def test_a_range_of_a_large_file(tmp_path: Path) -> None:
+    blobs = DiskBlobs(tmp_path, new_id=new_id)
+    data = random.Random(1).randbytes(3_000_001)
+    blob = await blobs.put(chunks(data), durable=True)
+    for start, length in (
+        (0, None),
+        (0, len(data)),
+        (5, 2_000_000),
+        (2_999_999, None),
+        (7, 0),
+        (3_000_001, None),
+    ):
+        found = b"".join([chunk async for chunk in await blobs.open(blob.key, start, length)])
+        assert found == data[start:][:length]
+    (tmp_path / blob.key).write_bytes(data[:2_500_000])
+    with pytest.raises(NoRoom, match="shorter than its record says"):
+        async for _ in await blobs.open(blob.key, 0, len(data)):
+            pass
