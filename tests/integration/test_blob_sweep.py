@@ -393,6 +393,7 @@ async def test_files_of_an_earlier_version_stay_where_they_are_and_go_with_their
     await swept(store, redis)
     assert files(tmp_path) == [kept.path]
     assert not (tmp_path / "jobs" / JOB).exists()
+    assert len(list((tmp_path / "blobs").glob("*/*"))) == 1  # no empty folders
     assert await redis.keys("fleet:blob:[pd]*") == []
 
 

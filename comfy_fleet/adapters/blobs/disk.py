@@ -1,7 +1,7 @@
 """Blobs as files in a folder that all processes of the fleet share.
 
     ROOT/tmp/UUID              being written
-    ROOT/blobs/ab/HASH.DRAWN   complete; DRAWN tells writings of the same bytes apart
+    ROOT/blobs/ab/DRAWN/HASH   complete; DRAWN tells writings of the same bytes apart
     ROOT/blobs/ab/HASH         of earlier versions
     ROOT/jobs/JOB/HASH         outputs of earlier versions
 
@@ -80,7 +80,7 @@ class DiskBlobs:
                     os.fsync(file.fileno())
                 file.close()
                 digest = hasher.hexdigest()
-                key = f"blobs/{digest[:2]}/{digest}.{drawn.replace('-', '')[:12]}"
+                key = f"blobs/{digest[:2]}/{drawn.replace('-', '')[:12]}/{digest}"
                 _move(temp, self._root / key)
             return key
 
@@ -112,6 +112,7 @@ class DiskBlobs:
         def move() -> None:
             with self._disk.writing():
                 _move(self._root / by, self._root / key)
+            _leave(self._root / by)
 
         await asyncio.to_thread(move)
 
@@ -122,9 +123,7 @@ class DiskBlobs:
             path = self._root / key
             with self._disk.writing():
                 path.unlink(missing_ok=True)
-            if key.startswith("jobs/"):
-                with contextlib.suppress(OSError):  # others are still in it
-                    path.parent.rmdir()
+            _leave(path)
 
         await asyncio.to_thread(unlink)
 
@@ -144,19 +143,30 @@ class DiskBlobs:
 
     def _walk(self, before: float) -> Iterator[str]:
         for top in ("blobs", "jobs"):
-            for folder in _entries(self._root / top):
-                for file in _entries(self._root / top / folder):
-                    key = f"{top}/{folder}/{file}"
-                    if _is_older(self._root / key, before):
-                        yield key
+            for place, _, names in os.walk(self._root / top, topdown=False):
+                folder = Path(place)
+                yield from (
+                    str((folder / name).relative_to(self._root))
+                    for name in names
+                    if _is_older(folder / name, before)
+                )
+                if not names and folder.name != top and _changed_at(folder) < before:
+                    _leave(folder / "-")  # whoever made it died
 
 
 def _move(source: Path, target: Path) -> None:
     try:
-        source.replace(target)
+        target.parent.mkdir(exist_ok=True)
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(target)
+    source.replace(target)
+
+
+def _leave(path: Path) -> None:
+    """Remove the folder that was made for a file, or for files of one job, if it is empty now."""
+    if len(path.parent.name) > 2:  # those of two digits are everybody's
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def _begin(path: Path, start: int, length: int | None) -> tuple[BinaryIO | None, bytes, int]:
@@ -197,24 +207,21 @@ def _exactly(path: Path, file: BinaryIO, size: int) -> bytes:
     return found
 
 
-def _entries(folder: Path) -> list[str]:
+def _changed_at(path: Path) -> float:
     try:
-        return [path.name for path in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _is_older(path: Path, before: float) -> bool:
-    try:
-        return path.is_file() and path.stat().st_mtime < before
-    except FileNotFoundError:
-        return False
+    return path.is_file() and _changed_at(path) < before
 
 
 def _remove_older(folder: Path, before: float) -> int:
     count = 0
-    for name in _entries(folder):
-        if _is_older(folder / name, before):
-            (folder / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _is_older(path, before):
+            path.unlink(missing_ok=True)
             count += 1
     return count
