@@ -8,29 +8,20 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Router
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-import comfy_fleet
-from comfy_fleet.api import (
-    errors,
-    events,
-    front_page,
-    metrics,
-    reference,
-)
+from comfy_fleet.api import errors, front_page, metrics
 from comfy_fleet.api.admission import OPEN_PATHS, Admission
+from comfy_fleet.api.auth import shown_key
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.incoming import Incoming
-from comfy_fleet.api.v1 import agents, generate, health, jobs, nodes, pools, workflows
-from comfy_fleet.api.v2 import assets as v2_assets
-from comfy_fleet.api.v2 import jobs as v2_jobs
+from comfy_fleet.api.v1 import routes as v1
+from comfy_fleet.api.v2 import routes as v2
 from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.tasks import forever
 
@@ -40,11 +31,11 @@ _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 """Nothing reads a body of these, so their work need not wait for it."""
 
 
-def create_app(deps: ApiDeps) -> ASGIApp:
+def create_app(deps: ApiDeps) -> "Front":
     """Return the app over its dependencies."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(forever(run, name=run.__qualname__)) for run in deps.background]
         try:
             yield
@@ -54,41 +45,23 @@ def create_app(deps: ApiDeps) -> ASGIApp:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    handlers: dict[Any, Any] = {
-        FleetError: errors.on_fleet_error,
-        HTTPException: errors.on_http_exception,
-        RequestValidationError: errors.on_invalid_request,
-    }
-    app = FastAPI(
-        title="comfy_fleet",
-        summary="Many GPUs, one ComfyUI: stored workflows, jobs and nodes.",
-        version=comfy_fleet.__version__,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url="/api/v1/openapi.json",
-        redirect_slashes=False,
-        lifespan=lifespan,
-        exception_handlers={**handlers, Exception: errors.on_exception},
-    )
-    app.state.deps = deps
-    app.state.metrics = figures = metrics.Metrics(deps.registry)
-    app.router.routes[:0] = [*metrics.routes, *reference.routes, *front_page.routes]
-    for face in (generate, workflows, jobs, nodes, pools, agents, health):
-        app.include_router(face.router, prefix="/api/v1")
-    app.include_router(generate.short_router, prefix="/api")
-    # The hot path goes past the layers that only the typed routes need.
-    plain = Router([*v2_jobs.routes, *events.routes, *v2_assets.routes], default=app, redirect_slashes=False)
-    return Front(ExceptionMiddleware(plain, handlers), app, deps, figures)
+    # The first route that fits answers, so what is asked most often stands in front.
+    routes = [*v2.routes(), *v1.routes(), *metrics.routes, *front_page.routes]
+    return Front(Router(routes, redirect_slashes=False, lifespan=lifespan), deps)
 
 
 class Front:
     """The way in: who calls, whether they may, and what they learn when something breaks."""
 
-    def __init__(self, app: ASGIApp, typed: FastAPI, deps: ApiDeps, figures: metrics.Metrics) -> None:
-        self.app = app
-        self.typed = typed
+    def __init__(self, router: Router, deps: ApiDeps) -> None:
+        self.router = router
+        handlers: dict[Any, Any] = {
+            FleetError: errors.on_fleet_error,
+            HTTPException: errors.on_http_exception,
+        }
+        self.app = ExceptionMiddleware(router, handlers)
         self.deps = deps
-        self.figures = figures
+        self.figures = metrics.Metrics(deps.registry)
         self.admission = Admission(deps.settings)
         public = deps.settings.public_url
         self._public_host = urlsplit(public).hostname if public else None
@@ -96,7 +69,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
         if scope["type"] == "lifespan":
-            await self.typed(scope, receive, send)
+            await self.router(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:  # no face here speaks websocket
@@ -124,12 +97,12 @@ class Front:
                     message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        scope["app"] = self.typed
+        scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
         try:
             keys = self.deps.keys
             if scope["path"] not in OPEN_PATHS:
                 keys.guard(scope["method"], headers, public_host=self._public_host)
-                scope["caller"] = keys.caller(headers)
+                scope["principal"] = keys.principal(shown_key(headers))
             if incoming.ended or scope["method"] in _BODILESS:
                 await ticket.enter()
             await self.app(scope, incoming, sending)
@@ -138,7 +111,7 @@ class Front:
         except ClientDisconnect:
             return
         except Exception:
-            job_id = (scope.get("path_params") or {}).get("id")
+            job_id = (scope.get("path_params") or {}).get("job_id")
             extra = {"method": scope["method"], "path": scope["path"]}
             logger.exception("request failed", extra=extra | ({"job_id": job_id} if job_id else {}))
             if not status:

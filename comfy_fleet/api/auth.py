@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.principal import Principal, PrincipalLimits, Role
 from comfy_fleet.settings import Settings
 
 LOCAL = "local"
@@ -21,23 +22,8 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caller:
-    """Who sent the request.
-
-    Attributes:
-        owner: Whose jobs and assets these are.
-        admin: May change nodes.
-        agent: Showed the agents' token: may read nodes and nothing else.
-    """
-
-    owner: str
-    admin: bool = False
-    agent: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Key:
-    caller: Caller
+    principal: Principal
     digest: bytes
 
 
@@ -45,13 +31,19 @@ class Keys:
     """The API keys; only their hashes stay in memory.
 
     Args:
+        limits: What each caller may hold at once.
         keys: Without any, every caller is :data:`LOCAL` and may do everything.
         agent_token: What agents show instead.
     """
 
-    def __init__(self, keys: Sequence[_Key] = (), *, agent_token: str | None = None) -> None:
+    def __init__(
+        self, limits: PrincipalLimits, keys: Sequence[_Key] = (), *, agent_token: str | None = None
+    ) -> None:
         self._keys = tuple(keys)
-        self._agent = _digest(agent_token) if agent_token else None
+        self._agent_digest = _digest(agent_token) if agent_token else None
+        roles = frozenset({Role.AGENT, Role.ADMIN} if not keys else {Role.AGENT})
+        self._agent = Principal(owner="agent", limits=limits, roles=roles)
+        self._local = Principal(owner=LOCAL, limits=limits, roles=frozenset({Role.ADMIN}))
 
     @property
     def open(self) -> bool:
@@ -61,7 +53,7 @@ class Keys:
     @property
     def owners(self) -> tuple[str, ...]:
         """The names that have a key, in the order of the file."""
-        return tuple(key.caller.owner for key in self._keys)
+        return tuple(key.principal.owner for key in self._keys)
 
     @classmethod
     def load(cls, settings: Settings) -> "Keys":
@@ -70,6 +62,7 @@ class Keys:
         Raises:
             ConfigError: A line is wrong, or there are no keys and the fleet is not on loopback.
         """
+        limits = PrincipalLimits(streams=settings.max_streams)
         if settings.keys_file is None:
             for name, host in (("host", settings.host), ("api_host", settings.api_host)):
                 if not is_loopback(host):
@@ -77,26 +70,28 @@ class Keys:
                         f"{name} {host} can be reached from outside, so API keys are needed: "
                         "set FLEET_KEYS_FILE to a file of lines `NAME KEY`"
                     )
-            return cls(agent_token=settings.agent_token)
-        return cls(_read(settings.keys_file), agent_token=settings.agent_token)
+            return cls(limits, agent_token=settings.agent_token)
+        return cls(limits, _read(settings.keys_file, limits), agent_token=settings.agent_token)
 
-    def caller(self, headers: Headers) -> Caller:
-        """Return who sent a request with these headers.
+    def principal(self, shown: str) -> Principal:
+        """Return who showed a key, wherever it came from; see :func:`shown_key` for headers.
+
+        Args:
+            shown: The key or the agents' token; empty if there was none.
 
         Raises:
-            HttpError: 401 if keys are set and none of them was shown.
+            HttpError: 401 if keys are set and this is none of them.
         """
-        shown = _shown(headers)
-        if shown and self._agent is not None and hmac.compare_digest(_digest(shown), self._agent):
-            return Caller(owner="agent", admin=self.open, agent=True)
+        digest = _digest(shown) if shown else b""
+        if shown and self._agent_digest is not None and hmac.compare_digest(digest, self._agent_digest):
+            return self._agent
         if self.open:
-            return Caller(owner=LOCAL, admin=True)
-        found: Caller | None = None
+            return self._local
+        found: Principal | None = None
         if shown:
-            digest = _digest(shown)
             for key in self._keys:  # all of them, so that the time says nothing
                 if hmac.compare_digest(digest, key.digest):
-                    found = key.caller
+                    found = key.principal
         if found is None:
             raise HttpError(
                 401,
@@ -156,8 +151,11 @@ def host_name(host: str) -> str | None:
     return match["name"].lower() if match else None
 
 
-def _shown(headers: Headers) -> str:
-    """Return the key of a request: ``Bearer KEY``, ``X-API-Key``, or ``Authorization`` with the bare key."""
+def shown_key(headers: Mapping[str, str]) -> str:
+    """Return the key in headers, whose names are in lower case; empty if there is none.
+
+    It comes as ``Bearer KEY``, as ``X-API-Key``, or bare in ``Authorization``, and counts in this order.
+    """
     authorization = headers.get("authorization", "").strip()
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() == "bearer" and token.strip():
@@ -171,7 +169,7 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def _read(path: Path) -> list[_Key]:
+def _read(path: Path, limits: PrincipalLimits) -> list[_Key]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -186,7 +184,9 @@ def _read(path: Path) -> list[_Key]:
             raise ConfigError(f"keys_file {path}, line {number}: must be `NAME KEY` or `NAME KEY admin`")
         if len(words[1]) < 16:
             raise ConfigError(f"keys_file {path}, line {number}: a key must have at least 16 characters")
-        keys.append(_Key(caller=Caller(owner=words[0], admin=role == ["admin"]), digest=_digest(words[1])))
+        roles = frozenset({Role.ADMIN} if role == ["admin"] else ())
+        principal = Principal(owner=words[0], limits=limits, roles=roles)
+        keys.append(_Key(principal=principal, digest=_digest(words[1])))
     if not keys:
         raise ConfigError(f"keys_file {path} holds no key: add a line `NAME KEY`")
     return keys

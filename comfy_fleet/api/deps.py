@@ -9,12 +9,13 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
-from comfy_fleet.api.auth import Caller, Keys
+from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.incoming import BodyPace
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.node import split_credentials
+from comfy_fleet.domain.principal import Principal
 from comfy_fleet.ports import AssetStore, Catalog, Events, Hosts, JobStore, NodeRegistry, PoolStore, Replays
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
@@ -95,13 +96,13 @@ class ApiDeps:
 
 def deps(request: Request) -> ApiDeps:
     """Return the app's dependencies."""
-    found: ApiDeps = request.app.state.deps
+    found: ApiDeps = request.scope["deps"]
     return found
 
 
-def caller(request: Request) -> Caller:
+def principal(request: Request) -> Principal:
     """Return who calls."""
-    found: Caller = request.scope["caller"]
+    found: Principal = request.scope["principal"]
     return found
 
 
@@ -111,19 +112,19 @@ def owner(request: Request) -> str:
     Raises:
         HttpError: 403 for agents, which have none.
     """
-    who = caller(request)
+    who = principal(request)
     if who.agent and not who.admin:
         raise HttpError(403, "forbidden", "the agents' token is for agents only")
     return who.owner
 
 
-def admin(request: Request) -> Caller:
+def admin(request: Request) -> Principal:
     """Return the caller if they may change the fleet.
 
     Raises:
         HttpError: 403.
     """
-    who = caller(request)
+    who = principal(request)
     if not who.admin:
         raise HttpError(403, "forbidden", "this needs a key with the role admin")
     return who

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -153,11 +152,6 @@ def unexpected() -> Response:
     return envelope(500, "upstream_error", "the request could not be processed; try again later")
 
 
-async def on_exception(request: Request, error: Exception) -> Response:
-    """Handle a defect of ours; the way in logs it."""
-    return unexpected()
-
-
 async def on_fleet_error(request: Request, error: FleetError) -> Response:
     """Handle :class:`FleetError` inside the app."""
     return fleet_error(error)
@@ -181,28 +175,9 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """Return what is possible at a path: several routes may share it."""
-    routes = [*request.scope["router"].routes, *request.app.routes]
+    routes = request.scope["router"].routes
     return [
         method
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
     ]
-
-
-async def on_invalid_request(request: Request, error: RequestValidationError) -> Response:
-    """Handle bodies and parameters that don't fit the typed REST models."""
-    problems = [
-        {
-            "field": ".".join(str(part) for part in problem["loc"][1:]) or str(problem["loc"][0]),
-            "message": problem["msg"],
-        }
-        for problem in error.errors()
-    ]
-    unreadable = any(problem["type"] == "json_invalid" for problem in error.errors())
-    first = problems[0]
-    return envelope(
-        400 if unreadable else 422,
-        "invalid_request",
-        f"{first['field']}: {first['message']}",
-        {"field": first["field"], "errors": problems},
-    )

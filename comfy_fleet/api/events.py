@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from comfy_fleet.api import wire
-from comfy_fleet.api.deps import ApiDeps, deps, links, owner
+from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.job import Job, Output, Progress
@@ -25,11 +25,6 @@ _HEADERS = [
 ]
 
 
-async def stream(request: Request) -> Response:
-    """``GET /jobs/{id}/events``."""
-    return await open_stream(request, request.path_params["id"])
-
-
 async def open_stream(request: Request, job_id: str) -> Response:
     """Return the stream of one of the caller's jobs.
 
@@ -38,16 +33,17 @@ async def open_stream(request: Request, job_id: str) -> Response:
         HttpError: 429 ``too_many_streams``.
     """
     d, who = deps(request), owner(request)
+    most = principal(request).limits.streams
     job = await owned(d.jobs, who, job_id)
     if request.method == "HEAD":  # nothing to hold open
         answer = Response()
         answer.raw_headers = [*_HEADERS]
         return answer
-    if d.streams[who] >= d.settings.max_streams:
+    if d.streams[who] >= most:
         raise HttpError(
             429,
             "too_many_streams",
-            f"{d.settings.max_streams} event streams are open already: close one, or poll the job",
+            f"{most} event streams are open already: close one, or poll the job",
             headers={"Retry-After": "5"},
         )
     return EventStream(d, who, job, links(request))
@@ -116,8 +112,5 @@ def frame(seen: Seen, job: Job, to: Links) -> bytes:
             return _event("output", wire.output(seen, job.id, job.expires_at, to))
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
+def _event(name: str, data: Mapping[str, Any]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))
-
-
-routes = [Route("/api/v2/jobs/{id}/events", stream, methods=["GET"])]

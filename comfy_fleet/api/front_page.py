@@ -4,8 +4,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from comfy_fleet.api.reference import CSP
-
+CSP = "default-src 'none'; style-src 'unsafe-inline'"
 # Links are relative: a proxy may have put a path in front.
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>comfy_fleet</title>
@@ -16,8 +15,10 @@ _PAGE = """<!doctype html>
 <p>Many GPUs, one ComfyUI: this schedules jobs on many ComfyUI servers. It has no editor and none of
 ComfyUI's own routes.</p>
 <ul>
-<li><a href="api/v1/docs">/api/v1/docs</a>: the REST API</li>
-<li><code>/api/v2</code>: Comfy API v2, for the official SDKs</li>
+<li><code>/api/v1</code>: REST for programs that send parameters, and for operators;
+<a href="api/v1/openapi.json">/api/v1/openapi.json</a> describes it</li>
+<li><code>/api/v2</code>: Comfy API v2, for the official SDKs;
+<a href="api/v2/openapi.json">/api/v2/openapi.json</a> describes it</li>
 <li><a href="api/v1/health">/api/v1/health</a>: does the API work?
 <a href="api/v1/ready">/api/v1/ready</a>: could a job run?</li>
 </ul></body></html>

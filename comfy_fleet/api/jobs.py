@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 
 from comfy_fleet.api import wire
+from comfy_fleet.api.answers import JobAnswer, JobPageAnswer
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed import checked
@@ -223,7 +224,7 @@ async def cancel_job(request: Request, job_id: str) -> Job:
     return now
 
 
-async def shown(request: Request, job: Job) -> dict[str, Any]:
+async def shown(request: Request, job: Job) -> JobAnswer:
     """Return a job as every face writes it, with its place in the queue."""
     d = deps(request)
     position = None
@@ -236,7 +237,28 @@ async def shown(request: Request, job: Job) -> dict[str, Any]:
 # -- listing -----------------------------------------------------------------
 
 
-async def page(request: Request) -> dict[str, Any]:
+class JobsQuery(BaseModel):
+    """What a list of jobs may be asked for, as it is documented; :func:`page` reads it."""
+
+    status: str | None = Field(None, description="Statuses with commas between them, e.g. `queued,running`.")
+    workflow: str | None = Field(None, description="Only jobs of this stored workflow.")
+    limit: int = Field(50, ge=1, le=100, description="Jobs a page.")
+    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+
+
+LABEL_FILTER = {
+    "name": "metadata",
+    "in": "query",
+    "required": False,
+    "style": "deepObject",
+    "explode": True,
+    "description": "Only jobs with all these labels: `metadata[KEY]=VALUE`.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+"""The one parameter of a list that no model can name."""
+
+
+async def page(request: Request) -> JobPageAnswer:
     """Return a page of the caller's jobs as the query asks for it.
 
     Raises:

@@ -46,7 +46,7 @@ class Metrics:
 async def show(request: Request) -> Response:
     """``GET /metrics``."""
     d = deps(request)
-    metrics: Metrics = request.app.state.metrics
+    metrics: Metrics = request.scope["metrics"]
     metrics.depth.set(await d.jobs.depth())
     states = await d.nodes.states()
     metrics.nodes.clear()

@@ -1,4 +1,4 @@
-"""Typed REST bodies: parsed by the same strict reader as everything else, shown on the OpenAPI page."""
+"""Typed REST bodies: parsed by the same strict reader as everything else, shown in the OpenAPI documents."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -22,12 +22,6 @@ _SHOWN = 20  # wrong fields that a refusal lists
 M = TypeVar("M", bound=BaseModel)
 
 
-def shown(model: type[BaseModel]) -> dict[str, Any]:
-    """Return ``openapi_extra`` for a route whose body is read by :func:`read`."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
 async def read(request: Request, model: type[M], limits: JsonLimits | None = None) -> M:
     """Read a body as a model, within the limits for parameters if no others are given.
 
@@ -35,6 +29,15 @@ async def read(request: Request, model: type[M], limits: JsonLimits | None = Non
         HttpError: 400 if it is no JSON object, 413 if it is too large, 422 if a field is wrong.
     """
     return checked(await read_object(request, limits or params_limits(deps(request).settings)), model)
+
+
+def read_query(request: Request, model: type[M]) -> M:
+    """Read the query as a model; of a field that comes several times, the last one counts.
+
+    Raises:
+        HttpError: 422 if a field is missing or wrong.
+    """
+    return checked(dict(request.query_params), model)
 
 
 def checked(body: dict[str, Any], model: type[M]) -> M:
@@ -97,7 +100,7 @@ class Replay:
         self,
         status: int,
         submit: Callable[[], Awaitable[Submitted]],
-        describe: Callable[[Job], Awaitable[dict[str, Any]]],
+        describe: Callable[[Job], Awaitable[Mapping[str, Any]]],
     ) -> Response:
         """Return the earlier answer, or make one and remember it.
 

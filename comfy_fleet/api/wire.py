@@ -2,8 +2,17 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
+from comfy_fleet.api.answers import (
+    AssetAnswer,
+    AttemptAnswer,
+    JobAnswer,
+    JobErrorAnswer,
+    JobFields,
+    ListedJobAnswer,
+    OutputAnswer,
+    ProgressAnswer,
+)
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
@@ -11,23 +20,45 @@ from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
 _URL_S = 86400.0  # what is promised for URLs of assets that never end
 
 
-def time(seconds: float | None) -> str | None:
+def time(seconds: float) -> str:
     """Return Unix seconds as text."""
-    if seconds is None:
-        return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> dict[str, Any]:
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else time(seconds)
+
+
+def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> JobAnswer:
     """Return a job: the contract's fields, and what the fleet knows besides."""
+    return {
+        **_fields(value, links, queue_position=queue_position, simulated=simulated),
+        "attempts": [attempt(one) for one in value.attempts],
+    }
+
+
+def list_item(value: Job, links: Links, *, simulated: bool) -> ListedJobAnswer:
+    """Return a job in a list, without its attempts and outputs: ``outputs`` is empty there.
+
+    The SDK reads ``create_time``, ``update_time`` and ``deployment_id`` there.
+    """
+    return {
+        **_fields(value, links, queue_position=None, simulated=simulated),
+        "create_time": time(value.created_at),
+        "update_time": time(value.completed_at or value.started_at or value.created_at),
+        "deployment_id": None,
+    }
+
+
+def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> JobFields:
     started, completed = value.started_at, value.completed_at
     url = links.job(value.id)
-    return {
+    fields: JobFields = {
         "id": value.id,
-        "status": value.status.value,
+        "status": value.status,
         "created_at": time(value.created_at),
-        "started_at": time(started),
-        "completed_at": time(completed),
+        "started_at": _time(started),
+        "completed_at": _time(completed),
         "expires_at": time(value.expires_at),
         "queue_position": queue_position,
         "progress": progress(value.progress) if value.progress else None,
@@ -45,28 +76,14 @@ def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool
         "node": value.node,
         "simulated": simulated,
         "attempt": value.attempt,
-        "attempts": [attempt(one) for one in value.attempts],
         "waiting_for": value.waiting_for,
-        **({"traceparent": value.traceparent} if value.traceparent else {}),
     }
+    if value.traceparent:
+        fields["traceparent"] = value.traceparent
+    return fields
 
 
-def list_item(value: Job, links: Links, *, simulated: bool) -> dict[str, Any]:
-    """Return a job in a list, without its attempts and outputs: ``outputs`` is empty there.
-
-    The SDK reads ``create_time``, ``update_time`` and ``deployment_id`` there.
-    """
-    found = job(value, links, queue_position=None, simulated=simulated)
-    del found["attempts"]
-    return {
-        **found,
-        "create_time": time(value.created_at),
-        "update_time": time(value.completed_at or value.started_at or value.created_at),
-        "deployment_id": None,
-    }
-
-
-def progress(value: Progress) -> dict[str, Any]:
+def progress(value: Progress) -> ProgressAnswer:
     """Return a progress snapshot."""
     return {
         "value": value.value,
@@ -80,7 +97,7 @@ def progress(value: Progress) -> dict[str, Any]:
     }
 
 
-def attempt(value: Attempt) -> dict[str, Any]:
+def attempt(value: Attempt) -> AttemptAnswer:
     """Return a run of a job that is over."""
     error = value.error
     return {
@@ -93,12 +110,12 @@ def attempt(value: Attempt) -> dict[str, Any]:
     }
 
 
-def output(value: Output, job_id: str, expires_at: float, links: Links) -> dict[str, Any]:
+def output(value: Output, job_id: str, expires_at: float, links: Links) -> OutputAnswer:
     """Return an output."""
     return {
         "node_id": value.node_id,
         "name": value.name,
-        "type": value.kind.value,
+        "type": value.kind,
         "content_type": value.content_type,
         "size_bytes": value.size_bytes,
         "id": value.asset_id,
@@ -110,7 +127,7 @@ def output(value: Output, job_id: str, expires_at: float, links: Links) -> dict[
     }
 
 
-def error(value: JobError) -> dict[str, Any]:
+def error(value: JobError) -> JobErrorAnswer:
     """Return why a job did not succeed."""
     return {
         "code": value.code,
@@ -122,9 +139,9 @@ def error(value: JobError) -> dict[str, Any]:
     }
 
 
-def asset(value: Asset, links: Links, *, now: float, created_new: bool | None = None) -> dict[str, Any]:
+def asset(value: Asset, links: Links, *, now: float, created_new: bool | None = None) -> AssetAnswer:
     """Return an asset; ``created_new`` only on create responses."""
-    found: dict[str, Any] = {
+    found: AssetAnswer = {
         "id": value.id,
         "hash": value.hash,
         "size_bytes": value.size_bytes,
@@ -134,7 +151,7 @@ def asset(value: Asset, links: Links, *, now: float, created_new: bool | None = 
         "created_at": time(value.created_at),
         "url": links.asset(value.id),
         "url_expires_at": time(value.expires_at or now + _URL_S),
-        "expires_at": time(value.expires_at),
+        "expires_at": _time(value.expires_at),
     }
     if value.job_id is not None:
         found["job_id"] = value.job_id

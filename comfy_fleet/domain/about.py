@@ -8,6 +8,6 @@ NAME = "comfy_fleet"
 
 NOTHING_HERE = (
     "This is comfy_fleet, which schedules jobs on many ComfyUI servers. ComfyUI's own routes are not here: "
-    "the API is at /api/v1, described at /api/v1/docs, and at /api/v2, which is Comfy API v2."
+    "the API is at /api/v1, described at /api/v1/openapi.json, and at /api/v2, which is Comfy API v2."
 )
-WHERE_INSTEAD = {"api": ["/api/v1", "/api/v2"], "docs": "/api/v1/docs"}
+WHERE_INSTEAD = {"api": ["/api/v1", "/api/v2"], "docs": "/api/v1/openapi.json"}

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.timeout(90)
              "localhost:99x", "<b>"],
 )  # fmt: skip
 def test_a_rebound_name_gets_nothing(fleet: Up, host: str) -> None:
-    for method, path in (("GET", "/api/v1/nodes"), ("POST", "/api/v2/jobs"), ("GET", "/api/v1/docs")):
+    for method, path in (("GET", "/api/v1/nodes"), ("POST", "/api/v2/jobs"), ("GET", "/api/v1/openapi.json")):
         raw = ask(fleet, method, path, host=host)
         assert raw.status in (400, 403), raw.raw
         assert b"sim-1" not in raw.raw
@@ -84,7 +84,14 @@ def test_a_page_of_another_site_changes_nothing(fleet: Up, origin: str) -> None:
 
 def test_no_other_site_may_read(fleet: Up, picture: str) -> None:
     for method in ("GET", "OPTIONS"):
-        for path in ("/api/v2/jobs", "/api/v1/nodes", picture, "/api/v1/docs", "/prompt", "/api/v2/health"):
+        for path in (
+            "/api/v2/jobs",
+            "/api/v1/nodes",
+            picture,
+            "/api/v1/openapi.json",
+            "/prompt",
+            "/api/v2/health",
+        ):
             asked = ("Origin: https://evil.test", "Access-Control-Request-Method: GET")
             headers = ask(fleet, method, path, *asked).headers
             assert not [name for name in headers if name.startswith("access-control-")]
@@ -146,7 +153,7 @@ def test_without_a_key_there_is_nothing(keyed: Up, headers: dict[str, str]) -> N
         ("HEAD", "/api/v2/assets/by-hash/blake3:" + "0" * 64),
         ("GET", "/api/v1/nodes"),
         ("GET", "/api/v1/workflows"),
-        ("GET", "/api/v1/docs"),
+        ("GET", "/api/v1/openapi.json"),
         ("GET", "/api/v1/queue"),
     ):
         answer = ask(keyed, method, path, *raw)
@@ -368,14 +375,14 @@ def test_an_open_fleet_does_not_leave_loopback(tmp_path: Path, host: str) -> Non
             Keys.load(outside)
 
 
-def test_the_reference_fetches_nothing(fleet: Up) -> None:
-    page = httpx.get(f"{fleet.url}/docs", follow_redirects=True)
-    assert page.status_code == 200 and "<details>" in page.text
+def test_the_front_page_fetches_nothing(fleet: Up) -> None:
+    page = httpx.get(f"{fleet.url}/")
+    assert page.status_code == 200 and "openapi.json" in page.text
     fetching = r"<(script|link|img|iframe|form|base|object)|(src|href)=[\"']?(https?:)?//|@import|url\("
     assert not re.search(fetching, page.text)
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
-    where = httpx.get(f"{fleet.url}/docs", headers={"Host": f"localhost:{port_of(fleet)}"})
-    assert where.headers["location"] == "/api/v1/docs"
+    where = httpx.get(f"{fleet.url}/openapi.json", headers={"Host": f"localhost:{port_of(fleet)}"})
+    assert where.headers["location"] == "/api/v1/openapi.json"
 
 
 def test_the_fleet_works_on_and_nothing_went_wrong_inside(fleet: Up, keyed: Up) -> None:

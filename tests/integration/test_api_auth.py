@@ -44,7 +44,7 @@ async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Ap
     ],
 )
 async def test_wrong_keys_get_nothing(api: Api, headers: dict[str, str]) -> None:
-    for path in ("/api/v2/jobs", "/api/v1/jobs", "/api/v1/nodes", "/api/v1/docs", "/nothing"):
+    for path in ("/api/v2/jobs", "/api/v1/jobs", "/api/v1/nodes", "/api/v1/openapi.json", "/nothing"):
         answer = await api.client.get(path, headers=headers)
         assert code(answer) == (401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"

@@ -253,7 +253,7 @@ async def test_unknown_routes_and_methods_get_the_envelope(api: Api) -> None:
     for path, methods in (
         ("/api/v2/jobs", "GET, HEAD, POST"),
         ("/api/v2/assets/x", "DELETE, GET, HEAD"),
-        ("/api/v1/nodes/x", "DELETE, GET"),
+        ("/api/v1/nodes/x", "DELETE, GET, HEAD"),
     ):
         answer = await api.client.put(path)
         assert (code(answer), answer.headers["allow"]) == ((405, "method_not_allowed"), methods)

@@ -102,8 +102,8 @@ async def test_only_whole_public_paths_pass(edge: Edge) -> None:
         "/api/status/7f3d-2c1b",
         "/api/v2/assets/by-hash/blake3:00ff",
         "/api/v2/jobs/a%20b",
-        "/api/v1/docs",
-        "/docs",
+        "/api/v1/openapi.json",
+        "/api/v2/openapi.json",
         "/openapi.json",
         "/health",
         "/",
@@ -130,7 +130,7 @@ async def test_only_whole_public_paths_pass(edge: Edge) -> None:
         "/api/v1/x%00",
         "/api/v1//jobs",
         "//api/v1/jobs",
-        "/docs/",
+        "/openapi.json/",
         "/healthz",
         "/x/api/v1/jobs",
         "/prompt",
@@ -145,7 +145,7 @@ async def test_clients_of_comfyui_learn_where_they_are(edge: Edge, path: str) ->
         assert reply.status_code == 404
         error = reply.json()["error"]
         assert "comfy_fleet" in error["message"]
-        assert error["details"] == {"api": ["/api/v1", "/api/v2"], "docs": "/api/v1/docs"}
+        assert error["details"] == {"api": ["/api/v1", "/api/v2"], "docs": "/api/v1/openapi.json"}
     assert edge.api.requests == []
 
 

@@ -152,7 +152,7 @@ def test_every_call_that_is_named_exists(path: Path) -> None:
 
 def all_routes(app: Any) -> Iterator[BaseRoute]:
     """Yield the routes of an application and of those inside it."""
-    for inside in (getattr(app, name, None) for name in ("app", "typed")):
+    for inside in (getattr(app, "app", None),):
         if inside is not None:
             yield from all_routes(inside)
     yield from getattr(app, "routes", ())

@@ -6,25 +6,22 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api.auth import is_loopback
 from comfy_fleet.api.body import graph_limits
-from comfy_fleet.api.deps import ApiDeps, admin, caller, deps
+from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import MAX_URL, read, shown
+from comfy_fleet.api.typed import MAX_URL, read
 from comfy_fleet.api.v1.nodes import idle_by_pool
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat, Trash
 from comfy_fleet.domain.nodes.node import NAME, Node, check_name
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
-
-router = APIRouter(tags=["hosts"])
 
 NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
 _JOINS = 16  # nodes that are registered side by side
@@ -122,11 +119,10 @@ class HeartbeatBody(BaseModel):
     deleted: list[str] = Field(default_factory=list, max_length=1000)
 
 
-@router.post("/agents/{host}/heartbeat", summary="An agent's heartbeat", openapi_extra=shown(HeartbeatBody))
-async def heartbeat(request: Request, host: str) -> Response:
+async def heartbeat(request: Request) -> Response:
     """Keep what the agent saw, register its nodes, and answer with its orders. For agents only."""
     _agents_only(request)
-    check_name("host", host)
+    host = check_name("host", request.path_params["host"])
     d = deps(request)
     body = await read(request, HeartbeatBody, graph_limits(d.settings))
     now = d.clock()
@@ -164,7 +160,6 @@ async def heartbeat(request: Request, host: str) -> Response:
     )
 
 
-@router.get("/hosts", summary="List GPU hosts")
 async def list_hosts(request: Request) -> Response:
     """All hosts whose agents reported lately, with GPUs and nodes as they saw them."""
     admin(request)
@@ -232,7 +227,7 @@ def _agents_only(request: Request) -> None:
     Raises:
         HttpError: 403.
     """
-    who = caller(request)
+    who = principal(request)
     if who.agent:
         return
     if deps(request).settings.agent_token is not None:

@@ -8,8 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,17 +17,13 @@ from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.jobs import JobOptionsBody
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import Replay, read, shown
+from comfy_fleet.api.typed import Replay, read, read_query
 from comfy_fleet.api.v1 import task_words
 from comfy_fleet.api.v1.task_words import TaskWords
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.jobs.job import Job, OutputKind
 from comfy_fleet.ports import Submitted
-
-router = APIRouter(tags=["generate"])
-short_router = APIRouter(tags=["generate"])
-"""The same below ``/api`` itself."""
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
@@ -50,13 +45,11 @@ class GenerateBody(JobOptionsBody):
     workflow: str | None = Field(None, description="Stored workflow; the operator's choice when left out.")
 
 
-@router.post("/generate", summary="Make a picture", status_code=202, openapi_extra=shown(GenerateBody))
 async def generate(request: Request) -> Response:
     """Submit a prompt; answers 202 with `task_id` and `status_url` at once."""
     return await _submit(request, "queued", links(request).status)
 
 
-@short_router.post("/submit", summary="Make a picture", status_code=202, openapi_extra=shown(GenerateBody))
 async def submit_task(request: Request) -> Response:
     """The same as generate, for clients that wait for `done`: the answer's `status` is `submitted`."""
     return await _submit(request, "submitted", links(request).short_status)
@@ -94,35 +87,33 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
     return await replay.answer(202, submit, describe)
 
 
-@router.get("/status/{task_id}", summary="Ask about a task")
-async def status(request: Request, task_id: str) -> Response:
+class TaskQuery(BaseModel):
+    """Which task."""
+
+    task_id: str = Field(description="What generate or submit answered.")
+
+
+async def status(request: Request) -> Response:
     """How far it is, with the pictures once they are there.
 
     `status` is `queued`, `processing`, `completed` or `failed`.
     """
-    return await _task(request, task_id, task_words.COMPLETED)
+    return await _task(request, request.path_params["task_id"], task_words.COMPLETED)
 
 
-@router.get("/result", summary="Fetch a task's result")
-async def result(
-    request: Request, task_id: Annotated[str, Query(description="What generate answered.")]
-) -> Response:
+async def result(request: Request) -> Response:
     """As status, with the id in the query; `status` is `queued`, `processing`, `success` or `failed`."""
-    return await _task(request, task_id, task_words.SUCCESS)
+    return await _task(request, read_query(request, TaskQuery).task_id, task_words.SUCCESS)
 
 
-@short_router.get("/status", summary="Ask about a task")
-async def short_status(
-    request: Request, task_id: Annotated[str, Query(description="What submit answered.")]
-) -> Response:
+async def short_status(request: Request) -> Response:
     """How far it is: `pending`, or `done` once it has ended; `job_status` says whether it went well."""
-    return await _task(request, task_id, task_words.DONE)
+    return await _task(request, read_query(request, TaskQuery).task_id, task_words.DONE)
 
 
-@short_router.get("/status/{task_id}", summary="Ask about a task")
-async def short_status_of(request: Request, task_id: str) -> Response:
+async def short_status_of(request: Request) -> Response:
     """The same with the id in the path."""
-    return await _task(request, task_id, task_words.DONE)
+    return await _task(request, request.path_params["task_id"], task_words.DONE)
 
 
 async def _task(request: Request, task_id: str, words: TaskWords) -> Response:

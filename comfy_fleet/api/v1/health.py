@@ -4,7 +4,6 @@ import asyncio
 import logging
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,17 +17,14 @@ from comfy_fleet.ports import NodeRegistry
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
-router = APIRouter(tags=["health"])
 _PATIENCE_S = 2.0
 
 
-@router.get("/health", summary="Is the API alive?")
 async def health(request: Request) -> Response:
     """Always 200 while the process serves requests."""
     return json_response({"status": "healthy", "name": NAME, "version": comfy_fleet.__version__})
 
 
-@router.get("/ready", summary="Could a job run now?")
 async def ready(request: Request) -> Response:
     """200 when every part answers and a node is up; else 503 with the reasons."""
     d = deps(request)

@@ -1,76 +1,70 @@
 """REST: jobs."""
 
-from typing import Annotated, Any
-
 import orjson
-from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import events, jobs, wire
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.json import json_response
+from comfy_fleet.api.typed import read_query
+from comfy_fleet.api.v1.answers import JobDetailAnswer
 from comfy_fleet.domain.jobs.job import Job
 
-router = APIRouter(tags=["jobs"])
-JobId = Annotated[str, Path(description="The job's id.")]
 
-
-@router.get("/jobs", summary="List jobs")
 async def list_jobs(request: Request) -> Response:
     """Newest first. Query: `status` (commas), `workflow`, `metadata[KEY]=VALUE`, `limit`, `cursor`."""
     return json_response(await jobs.page(request))
 
 
-@router.get("/queue", summary="How many jobs wait")
 async def queue(request: Request) -> Response:
     """All callers' jobs together."""
     return json_response({"queued": await deps(request).jobs.depth()})
 
 
-@router.get("/job-ids", summary="Complete an abbreviated job id")
-async def job_ids(
-    request: Request, prefix: Annotated[str, Query(pattern="^[0-9a-f-]{1,36}$", description="How it begins.")]
-) -> Response:
+class JobIdsQuery(BaseModel):
+    """How the ids begin."""
+
+    prefix: str = Field(pattern="^[0-9a-f-]{1,36}$", description="How it begins.")
+
+
+async def job_ids(request: Request) -> Response:
     """The ids that begin so, of the newest 10,000 jobs; at most 20."""
+    prefix = read_query(request, JobIdsQuery).prefix
     return json_response({"ids": (await deps(request).jobs.ids(owner(request), prefix))[:20]})
 
 
-@router.get("/jobs/{job_id}", summary="Show a job")
-async def get_job(request: Request, job_id: JobId) -> Response:
+async def get_job(request: Request) -> Response:
     """The same job as in Comfy API v2, with its parameters and an estimate."""
-    return json_response(await shown(request, await jobs.poll_job(request, job_id)))
+    return json_response(await shown(request, await jobs.poll_job(request, request.path_params["job_id"])))
 
 
-@router.post("/jobs/{job_id}/cancel", summary="Cancel a job")
-async def cancel_job(request: Request, job_id: JobId) -> Response:
+async def cancel_job(request: Request) -> Response:
     """Queued jobs end at once, running ones at the next step; a finished job stays what it is."""
-    return json_response(await shown(request, await jobs.cancel_job(request, job_id)))
+    return json_response(await shown(request, await jobs.cancel_job(request, request.path_params["job_id"])))
 
 
-@router.get("/jobs/{job_id}/outputs", summary="List a job's outputs")
-async def job_outputs(request: Request, job_id: JobId) -> Response:
+async def job_outputs(request: Request) -> Response:
     """What it has made so far."""
-    found = await jobs.find_job(request, job_id)
+    found = await jobs.find_job(request, request.path_params["job_id"])
     to = links(request)
     outputs = [wire.output(o, found.id, found.expires_at, to) for o in found.outputs]
     return json_response({"status": found.status.value, "outputs": outputs})
 
 
-@router.get("/jobs/{job_id}/workflow", summary="Show a job's graph")
-async def job_workflow(request: Request, job_id: JobId) -> Response:
+async def job_workflow(request: Request) -> Response:
     """The graph in API format, as submitted."""
-    graph = await deps(request).jobs.graph(await jobs.find_job(request, job_id))
+    graph = await deps(request).jobs.graph(await jobs.find_job(request, request.path_params["job_id"]))
     return json_response({"workflow": orjson.Fragment(graph), "format": "api"})
 
 
-@router.get("/jobs/{job_id}/events", summary="Follow a job")
-async def job_events(request: Request, job_id: JobId) -> Response:
+async def job_events(request: Request) -> Response:
     """Server-Sent Events: `status`, `progress`, `preview`, `output`; ends after the last status."""
-    return await events.open_stream(request, job_id)
+    return await events.open_stream(request, request.path_params["job_id"])
 
 
-async def shown(request: Request, job: Job) -> dict[str, Any]:
+async def shown(request: Request, job: Job) -> JobDetailAnswer:
     """Return a job as REST writes it: what every face does, and a few fields more."""
     return {
         **await jobs.shown(request, job),

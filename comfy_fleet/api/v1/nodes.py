@@ -5,23 +5,20 @@ from typing import Any
 
 import orjson
 from blake3 import blake3
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.adapters.comfyui.node_address import check_place
-from comfy_fleet.api.deps import ApiDeps, admin, caller, deps
+from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import MAX_URL, read, shown
+from comfy_fleet.api.typed import MAX_URL, read, read_query
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 from comfy_fleet.domain.nodes.differences import differences
 from comfy_fleet.domain.nodes.node import NAME, Node, NodeState
 from comfy_fleet.services.node_life import NodeLife
-
-router = APIRouter(tags=["nodes"])
 
 
 class NodeBody(BaseModel):
@@ -64,15 +61,20 @@ class DrainBody(BaseModel):
     requeue: bool = Field(False, description="Give its jobs back to the queue at once.")
 
 
-@router.get("/nodes", summary="List nodes")
-async def list_nodes(request: Request, sealed: bool = False) -> Response:
+class NodesQuery(BaseModel):
+    """What the list shows."""
+
+    sealed: bool = Field(False, description="Add the nodes' passwords as they are kept, encrypted.")
+
+
+async def list_nodes(request: Request) -> Response:
     """All nodes with their state; has an ETag, so that asking often is cheap.
 
     Query: `sealed=true` adds their passwords as they are kept, encrypted, for the central agent.
     """
-    who = caller(request)
-    if not who.agent:
+    if not principal(request).agent:
         admin(request)
+    sealed = read_query(request, NodesQuery).sealed
     states = await deps(request).nodes.states()
     idle = await idle_by_pool(deps(request))
     rows = [
@@ -90,7 +92,6 @@ async def list_nodes(request: Request, sealed: bool = False) -> Response:
     return Response(body, headers={"ETag": etag, "Cache-Control": "no-cache"}, media_type="application/json")
 
 
-@router.post("/nodes", summary="Add a node", status_code=201, openapi_extra=shown(NodeBody))
 async def add_node(request: Request) -> Response:
     """It gets jobs as soon as HAProxy finds it healthy."""
     admin(request)
@@ -102,12 +103,17 @@ async def add_node(request: Request) -> Response:
     return json_response(state(NodeState(node=node)), 201)
 
 
-@router.get("/nodes-diff", summary="Compare nodes")
-async def diff_nodes(request: Request, names: str = "") -> Response:
+class DiffQuery(BaseModel):
+    """Which nodes are compared."""
+
+    names: str = Field("", description="Names with commas between them; all if left out.")
+
+
+async def diff_nodes(request: Request) -> Response:
     """Versions, classes and files that not all nodes have. Query: `names`, with commas; else all."""
     admin(request)
     d = deps(request)
-    wanted = frozenset(filter(None, names.split(",")))
+    wanted = frozenset(filter(None, read_query(request, DiffQuery).names.split(",")))
     states = {s.node.name: s for s in await d.nodes.states()}
     if unknown := wanted - states.keys():
         raise NotFound(f"no node {min(unknown)[:80]!r}")
@@ -127,43 +133,43 @@ async def diff_nodes(request: Request, names: str = "") -> Response:
     )
 
 
-@router.get("/nodes/{name}", summary="Show a node")
-async def get_node(request: Request, name: str) -> Response:
+async def get_node(request: Request) -> Response:
     """One node with its state, what works on it, its last errors, and what its agent saw."""
     admin(request)
+    name = request.path_params["node"]
     return json_response(await detail(request, await _state(request, name)))
 
 
-@router.post("/nodes/{name}/drain", summary="Drain a node", openapi_extra=shown(DrainBody))
-async def drain_node(request: Request, name: str) -> Response:
+async def drain_node(request: Request) -> Response:
     """No new jobs; the one that runs goes on, or back to the queue with `requeue`."""
     admin(request)
+    name = request.path_params["node"]
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     body = await read(request, DrainBody) if has_body else DrainBody()
     await _life(request).drain(_name(name), reason=body.reason, requeue=body.requeue)
     return json_response(state(await _state(request, name)))
 
 
-@router.post("/nodes/{name}/resume", summary="Resume a node")
-async def resume_node(request: Request, name: str) -> Response:
+async def resume_node(request: Request) -> Response:
     """Jobs may come again; ends a quarantine, too."""
     admin(request)
+    name = request.path_params["node"]
     await _life(request).resume(_name(name))
     return json_response(state(await _state(request, name)))
 
 
-@router.post("/nodes/{name}/restart", summary="Restart a node", status_code=202)
-async def restart_node(request: Request, name: str) -> Response:
+async def restart_node(request: Request) -> Response:
     """The agent that runs it restarts it once no job needs it; 409 if none does."""
     admin(request)
+    name = request.path_params["node"]
     await _life(request).restart(_name(name))
     return json_response(state(await _state(request, name)), 202)
 
 
-@router.post("/nodes/{name}/refresh", summary="Read a node again")
-async def refresh_node(request: Request, name: str) -> Response:
+async def refresh_node(request: Request) -> Response:
     """Ask it for classes, files and versions now; 504 if it does not answer, 502 if it can't be read."""
     admin(request)
+    name = request.path_params["node"]
     if not await _life(request).refresh(_name(name)):
         trouble = (await _state(request, name)).reading.trouble
         if trouble:
@@ -172,11 +178,17 @@ async def refresh_node(request: Request, name: str) -> Response:
     return json_response(await detail(request, await _state(request, name)))
 
 
-@router.delete("/nodes/{name}", summary="Remove a node", status_code=204)
-async def remove_node(request: Request, name: str, force: bool = False) -> Response:
+class RemoveQuery(BaseModel):
+    """How a node is removed."""
+
+    force: bool = Field(False, description="Also while it works: its jobs go back to the queue first.")
+
+
+async def remove_node(request: Request) -> Response:
     """Forget it; 409 while it works. With `force` its jobs go back to the queue first."""
     admin(request)
-    await _life(request).remove(_name(name), force=force)
+    name = request.path_params["node"]
+    await _life(request).remove(_name(name), force=read_query(request, RemoveQuery).force)
     return Response(status_code=204)
 
 

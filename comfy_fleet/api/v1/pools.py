@@ -4,19 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api.deps import admin, deps
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import read, shown
+from comfy_fleet.api.typed import read
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.nodes.node import NodeState, check_name
 from comfy_fleet.domain.nodes.pool import LONGEST_S, Pool
-
-router = APIRouter(tags=["pools"])
 
 
 class PoolBody(BaseModel):
@@ -40,7 +37,6 @@ class PoolBody(BaseModel):
     )
 
 
-@router.get("/pools", summary="List pools")
 async def list_pools(request: Request) -> Response:
     """Every pool that has nodes, a slot in HAProxy, or something set."""
     admin(request)
@@ -51,27 +47,26 @@ async def list_pools(request: Request) -> Response:
     return json_response({"pools": [_row(known.get(name, Pool(name=name)), states) for name in names]})
 
 
-@router.get("/pools/{name}", summary="Show a pool")
-async def get_pool(request: Request, name: str) -> Response:
+async def get_pool(request: Request) -> Response:
     """One pool; 404 if it has no nodes, no slot, and nothing is set."""
     admin(request)
     d = deps(request)
     states = await d.nodes.states()
-    pool = await d.pools.get(check_name("pool", name))
+    name = check_name("pool", request.path_params["pool"])
+    pool = await d.pools.get(name)
     if not (pool.is_set or pool.slot or any(one.node.pool == name for one in states)):
         raise NotFound(f"no pool {name!r}")
     return json_response(_row(pool, states))
 
 
-@router.put("/pools/{name}", summary="Set a pool", openapi_extra=shown(PoolBody))
-async def set_pool(request: Request, name: str) -> Response:
+async def set_pool(request: Request) -> Response:
     """Replaces all that was set; also for a pool that has no nodes yet.
 
     Every process goes by it within seconds. Jobs that wait for the pool are not touched.
     """
     admin(request)
     d = deps(request)
-    body = await read(request, PoolBody)
+    name, body = request.path_params["pool"], await read(request, PoolBody)
     await d.pools.set(Pool(name=name, **body.model_dump()))
     return json_response(_row(await d.pools.get(name), await d.nodes.states()))
 

@@ -3,10 +3,9 @@
 import asyncio
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,8 +13,7 @@ from comfy_fleet.api import jobs
 from comfy_fleet.api.deps import NodeFacts, admin, deps, owner
 from comfy_fleet.api.jobs import JobOptionsBody
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import Replay, read
-from comfy_fleet.api.typed import shown as body_schema
+from comfy_fleet.api.typed import Replay, read, read_query
 from comfy_fleet.api.v1.jobs import shown
 from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.graphs.file_check import FilePolicy
@@ -24,7 +22,6 @@ from comfy_fleet.domain.graphs.workflow import Workflow, json_schema
 from comfy_fleet.ports import Submitted
 from comfy_fleet.services.workflow_check import check_workflow
 
-router = APIRouter(tags=["workflows"])
 _AT_ONCE = 8  # nodes that are asked side by side: half a megabyte each
 
 
@@ -40,7 +37,6 @@ class NewJobBody(JobOptionsBody):
     params: dict[str, Any] = Field(default_factory=dict, description="Values by parameter name.")
 
 
-@router.get("/workflows", summary="List stored workflows")
 async def list_workflows(request: Request) -> Response:
     """Every stored workflow with its parameters' names; `broken` says whose files can't be used, and why."""
     owner(request)
@@ -59,25 +55,18 @@ async def list_workflows(request: Request) -> Response:
     return json_response({"workflows": found, "broken": broken})
 
 
-@router.get("/workflows/{name}", summary="Show a stored workflow")
-async def get_workflow(request: Request, name: str) -> Response:
+async def get_workflow(request: Request) -> Response:
     """JSON Schema of its parameters, what a node must have, and in `broken` why its files are not in use."""
     owner(request)
-    catalog = deps(request).catalog
+    catalog, name = deps(request).catalog, request.path_params["workflow"]
     found = catalog.get(name)
     broken = catalog.errors().get(name)
     return json_response({**_described(found), "broken": None if broken is None else str(broken)})
 
 
-@router.post(
-    "/workflows/{name}/jobs",
-    summary="Run a stored workflow",
-    status_code=201,
-    openapi_extra=body_schema(NewJobBody),
-)
-async def run_workflow(request: Request, name: str) -> Response:
+async def run_workflow(request: Request) -> Response:
     """Submit a job; `Idempotency-Key` makes it safe to send again."""
-    d, who = deps(request), owner(request)
+    d, who, name = deps(request), owner(request), request.path_params["workflow"]
     body = await read(request, NewJobBody)
     replay = Replay(request, who, body.model_dump())
 
@@ -92,21 +81,25 @@ async def run_workflow(request: Request, name: str) -> Response:
     return await replay.answer(201, submit, partial(shown, request))
 
 
-@router.get("/workflows/{name}/check", summary="Can live nodes run a workflow?")
-async def check(
-    request: Request, name: str, node: Annotated[str | None, Query(description="Only this node.")] = None
-) -> Response:
+class CheckQuery(BaseModel):
+    """Which nodes."""
+
+    node: str | None = Field(None, description="Only this node.")
+
+
+async def check_workflow_on_nodes(request: Request) -> Response:
     """Ask each node for its classes and files, and list what keeps it from running the workflow."""
     admin(request)
     d = deps(request)
-    workflow = d.catalog.get(name)
+    workflow = d.catalog.get(request.path_params["workflow"])
+    node = read_query(request, CheckQuery).node
     names = [known.name for known in await d.nodes.nodes() if node in (None, known.name)]
     if not names:
         raise NotFound(f"no node {node!r}" if node else "no node is known: add one with `fleet node add`")
     policy = FilePolicy.parse(d.settings.deny_classes, d.settings.free_paths)
     limit = asyncio.Semaphore(_AT_ONCE)
     found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow, policy) for one in names))
-    broken = d.catalog.errors().get(name)
+    broken = d.catalog.errors().get(workflow.name)
     return json_response(
         {
             "workflow": workflow.name,

@@ -5,7 +5,6 @@ import re
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from comfy_fleet.api import content, wire
 from comfy_fleet.api.body import JsonLimits, idempotency_key, read_object
@@ -28,8 +27,8 @@ def _invalid(field: str, message: str) -> HttpError:
     return HttpError(422, "invalid_request", f"{field} {message}", details={"field": field})
 
 
-async def create(request: Request) -> Response:
-    """``POST /assets``: one multipart upload, streamed to disk while it is hashed."""
+async def create_asset(request: Request) -> Response:
+    """One multipart upload, written to disk while it is hashed."""
     d, who, key = deps(request), owner(request), idempotency_key(request)
     if key is None:
         return await _upload(request, d, who)
@@ -74,8 +73,8 @@ async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
     return _made(request, d, asset, fresh)
 
 
-async def from_hash(request: Request) -> Response:
-    """``POST /assets/from-hash``: a record over bytes that the caller has already."""
+async def create_asset_from_hash(request: Request) -> Response:
+    """A record over bytes that the caller has already."""
     d, who = deps(request), owner(request)
     body = await read_object(request, _SMALL_BODY)
     path, tags, expires_in = body.get("file_path"), body.get("tags"), body.get("expires_in")
@@ -97,8 +96,8 @@ async def from_hash(request: Request) -> Response:
     )
 
 
-async def by_hash(request: Request) -> Response:
-    """``HEAD /assets/by-hash/{hash}``: whether from-hash would work."""
+async def head_asset_by_hash(request: Request) -> Response:
+    """Whether from-hash would work: the caller has these bytes."""
     wanted = request.path_params["hash"].lower()
     if not HASH.fullmatch(wanted) or not await deps(request).assets.has_hash(
         owner=owner(request), hash_=wanted
@@ -107,27 +106,27 @@ async def by_hash(request: Request) -> Response:
     return Response(status_code=200)
 
 
-async def get(request: Request) -> Response:
-    """``GET /assets/{id}``."""
+async def get_asset(request: Request) -> Response:
+    """A file: its name, type, size and hash."""
     asset = await _owned(request)
     return json_response(wire.asset(asset, links(request), now=deps(request).clock()))
 
 
-async def get_content(request: Request) -> Response:
-    """``GET /assets/{id}/content``: the bytes."""
+async def get_asset_content(request: Request) -> Response:
+    """The bytes; one range at a time."""
     asset = await _owned(request)
     return await content.respond(request, asset, deps(request).assets)
 
 
-async def delete(request: Request) -> Response:
-    """``DELETE /assets/{id}``."""
+async def delete_asset(request: Request) -> Response:
+    """Forget an upload; 409 while a job needs it."""
     asset = await _owned(request)
     await deps(request).assets.delete(owner=asset.owner, asset_id=asset.id)
     return Response(status_code=204)
 
 
 async def _owned(request: Request) -> Asset:
-    asset_id, who = request.path_params["id"], owner(request)
+    asset_id, who = request.path_params["asset_id"], owner(request)
     asset = await deps(request).assets.get(asset_id) if is_id(asset_id) else None
     if asset is None or asset.owner != who:
         raise NotFound(f"no asset {asset_id[:80]}")
@@ -179,13 +178,3 @@ def _expires_in(seconds: int) -> float:
     if not MIN_EXPIRES_S <= seconds <= MAX_EXPIRES_S:
         raise _invalid("expires_in", f"must be {MIN_EXPIRES_S} to {MAX_EXPIRES_S} seconds")
     return float(seconds)
-
-
-routes = [
-    Route("/api/v2/assets", create, methods=["POST"]),
-    Route("/api/v2/assets/from-hash", from_hash, methods=["POST"]),
-    Route("/api/v2/assets/by-hash/{hash}", by_hash, methods=["HEAD"]),
-    Route("/api/v2/assets/{id}/content", get_content, methods=["GET"]),
-    Route("/api/v2/assets/{id}", get, methods=["GET"]),
-    Route("/api/v2/assets/{id}", delete, methods=["DELETE"]),
-]

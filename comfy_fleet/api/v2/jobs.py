@@ -5,9 +5,8 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from comfy_fleet.api import jobs, wire
+from comfy_fleet.api import events, jobs, wire
 from comfy_fleet.api.body import graph_limits, idempotency_key, read_object
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
@@ -18,8 +17,8 @@ from comfy_fleet.ports import Idempotency
 _RESERVED = ("webhook_url", "inputs")
 
 
-async def create(request: Request) -> Response:
-    """``POST /jobs``: check a graph, write the job, answer 201 once it is durable."""
+async def create_job(request: Request) -> Response:
+    """Check a graph, write the job, and answer once it is durable."""
     key = idempotency_key(request)
     once = Idempotency(scope=f"v2:{owner(request)}", key=key) if key is not None else None
     try:
@@ -59,32 +58,37 @@ async def _create(request: Request, once: Idempotency | None) -> Response:
     return json_response(wire.job(done.job, links(request), queue_position=position, simulated=False), 201)
 
 
-async def find(request: Request) -> Response:
-    """``GET /jobs``: newest first, filtered by status and labels, page by page."""
+async def list_jobs(request: Request) -> Response:
+    """Newest first, filtered by status, workflow and labels, page by page."""
     return json_response(await jobs.page(request))
 
 
-async def get(request: Request) -> Response:
-    """``GET /jobs/{id}``; waits for the end of a job that should end within a moment."""
-    job = await jobs.poll_job(request, request.path_params["id"])
+async def get_job(request: Request) -> Response:
+    """The job as it is now; waits for the end of one that should end within a moment."""
+    job = await jobs.poll_job(request, request.path_params["job_id"])
     return json_response(await jobs.shown(request, job))
 
 
-async def workflow(request: Request) -> Response:
-    """``GET /jobs/{id}/workflow``: the graph as submitted; never ``extra_data``."""
-    job = await jobs.find_job(request, request.path_params["id"])
+async def get_job_workflow(request: Request) -> Response:
+    """The graph as submitted; never `extra_data`."""
+    job = await jobs.find_job(request, request.path_params["job_id"])
     graph = await deps(request).jobs.graph(job)
     return json_response({"workflow": orjson.Fragment(graph), "format": "api"})
 
 
-async def cancel(request: Request) -> Response:
-    """``POST /jobs/{id}/cancel``: idempotent; a finished job stays what it is."""
-    job = await jobs.cancel_job(request, request.path_params["id"])
+async def cancel_job(request: Request) -> Response:
+    """Ask for the job to end; a finished job stays what it is. Safe to send again."""
+    job = await jobs.cancel_job(request, request.path_params["job_id"])
     return json_response(await jobs.shown(request, job))
 
 
+async def stream(request: Request) -> Response:
+    """Server-Sent Events: `status`, `progress`, `preview`, `output`; ends after the last status."""
+    return await events.open_stream(request, request.path_params["job_id"])
+
+
 async def health(request: Request) -> Response:
-    """``GET /health``: this process answers."""
+    """Always 200 while the process serves requests."""
     return json_response({"status": "healthy"})
 
 
@@ -120,14 +124,3 @@ def _extra_data(value: object, most: int) -> dict[str, Any]:
 def _extra(name: str, what: str, **details: Any) -> HttpError:
     field = f"extra_data.{name}"
     return HttpError(422, "invalid_request", f"{field} {what}", details={"field": field, **details})
-
-
-routes = [
-    Route("/api/v2/jobs", create, methods=["POST"]),
-    Route("/api/v2/jobs", find, methods=["GET"]),
-    Route("/api/v2/jobs/{id}", get, methods=["GET"]),
-    Route("/api/v2/jobs/{id}/workflow", workflow, methods=["GET"]),
-    Route("/api/v2/jobs/{id}/cancel", cancel, methods=["POST"]),
-    Route("/api/v2/health", health, methods=["GET"]),
-    Route("/health", health, methods=["GET"]),
-]

@@ -1,0 +1,196 @@
+"""What the API answers with: Comfy API v2's shapes, which every surface shares, with what the fleet adds.
+
+The types say what is written, for the type checker and for the OpenAPI documents. Times are RFC 3339 in UTC.
+"""
+
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict
+
+from comfy_fleet.domain.jobs.job import JobStatus, OutputKind
+
+Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+Url = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]
+
+
+class ErrorAnswer(TypedDict):
+    """Why a request failed."""
+
+    code: Annotated[str, Field(description="For programs, e.g. `invalid_parameter`.")]
+    message: Annotated[str, Field(description="For people: names the field and the way out.")]
+    details: Annotated[dict[str, Any] | None, Field(description="`field`, `node_errors` and the like.")]
+
+
+class ErrorEnvelope(TypedDict):
+    """The one form of every error."""
+
+    error: ErrorAnswer
+
+
+class ProgressAnswer(TypedDict):
+    """How far a run is."""
+
+    value: Annotated[float, Field(description="0 to 1.")]
+    nodes_done: int
+    nodes_total: int
+    current_node: str | None
+    current_node_class: str | None
+    step: int | None
+    steps: int | None
+    message: str | None
+
+
+class AttemptErrorAnswer(TypedDict):
+    """Why a run ended without success."""
+
+    code: str
+    message: str
+
+
+class AttemptAnswer(TypedDict):
+    """A run of a job that is over."""
+
+    run: str
+    node: str
+    started_at: Time
+    ended_at: Time
+    counted: Annotated[bool, Field(description="Whether it counts towards the limit of attempts.")]
+    error: AttemptErrorAnswer | None
+
+
+class OutputAnswer(TypedDict):
+    """A file that a job has made."""
+
+    node_id: str
+    name: str
+    type: OutputKind
+    content_type: str
+    size_bytes: int
+    id: Annotated[str, Field(description="The asset's id.")]
+    hash: Annotated[str, Field(description="`blake3:` and 64 hexadecimal digits.")]
+    url: Url
+    url_expires_at: Time
+    job_id: str
+    temporary: Annotated[bool, Field(description="A preview.")]
+
+
+class JobErrorAnswer(TypedDict):
+    """Why a job did not succeed."""
+
+    code: str
+    message: str
+    node_id: str | None
+    class_type: str | None
+    traceback: str | None
+    details: dict[str, Any] | None
+
+
+class JobMetricsAnswer(TypedDict):
+    """How long a job took."""
+
+    queue_ms: int | None
+    execution_ms: int | None
+
+
+class JobUrlsAnswer(TypedDict):
+    """Where to ask about a job."""
+
+    self: Url
+    events: Url
+    cancel: Url
+
+
+class JobFields(TypedDict):
+    """What a job has everywhere."""
+
+    id: str
+    status: JobStatus
+    created_at: Time
+    started_at: Time | None
+    completed_at: Time | None
+    expires_at: Annotated[Time, Field(description="When the job and its outputs are deleted.")]
+    queue_position: Annotated[int | None, Field(description="1 is next; null if it does not wait.")]
+    progress: ProgressAnswer | None
+    outputs: list[OutputAnswer]
+    output_count: int
+    error: JobErrorAnswer | None
+    metrics: JobMetricsAnswer
+    urls: JobUrlsAnswer
+    metadata: Annotated[dict[str, str] | str | None, Field(description="As it was sent.")]
+    priority: int
+    workflow: Annotated[str | None, Field(description="The stored workflow's name.")]
+    node: str | None
+    simulated: Annotated[bool, Field(description="Whether a simulated node runs it.")]
+    attempt: Annotated[int, Field(description="How many attempts have counted.")]
+    waiting_for: Annotated[str | None, Field(description="What it waits for, in words.")]
+    traceparent: NotRequired[Annotated[str, Field(description="The trace that its submit named.")]]
+
+
+class JobAnswer(JobFields):
+    """A job."""
+
+    attempts: list[AttemptAnswer]
+
+
+class ListedJobAnswer(JobFields):
+    """A job in a list, without its outputs, attempts and place in the queue."""
+
+    create_time: Time
+    update_time: Time
+    deployment_id: None
+
+
+class JobPageAnswer(TypedDict):
+    """A page of jobs, newest first."""
+
+    jobs: list[ListedJobAnswer]
+    next_cursor: Annotated[str | None, Field(description="Send it as `cursor` for the next page.")]
+
+
+class JobWorkflowAnswer(TypedDict):
+    """A job's graph as submitted."""
+
+    workflow: Annotated[dict[str, Any], Field(description="The graph in ComfyUI's API format.")]
+    format: str
+
+
+class _AssetFields(TypedDict):
+    id: str
+    hash: Annotated[str, Field(description="`blake3:` and 64 hexadecimal digits.")]
+    size_bytes: int
+    content_type: str
+    file_path: str
+    tags: list[str]
+    created_at: Time
+    url: Url
+    url_expires_at: Time
+    expires_at: Time | None
+
+
+class AssetAnswer(_AssetFields, total=False):
+    """A file: an upload, or an output of a job."""
+
+    job_id: Annotated[str, Field(description="The job that made it.")]
+    created_new: Annotated[bool, Field(description="False if the caller had the same bytes already.")]
+
+
+class StatusEventAnswer(TypedDict):
+    """A stream's `status` event."""
+
+    status: JobStatus
+    queue_position: int | None
+
+
+class PreviewEventAnswer(TypedDict):
+    """A stream's `preview` event."""
+
+    node_id: str
+    content_type: str
+    data_base64: str
+
+
+class HealthAnswer(TypedDict):
+    """This process answers."""
+
+    status: str

@@ -1,0 +1,224 @@
+"""OpenAPI 3.1 documents, made from a table of endpoints."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import orjson
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+import comfy_fleet
+from comfy_fleet.api.answers import ErrorEnvelope
+from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint
+
+_REF = "#/components/schemas/"
+_PATH_NAME = re.compile(r"{(\w+)}")
+
+SECURITY_SCHEMES: Mapping[str, Any] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`Authorization: Bearer KEY`; `Authorization: KEY` is taken, too. A fleet without "
+        "keys needs none.",
+    },
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
+}
+
+_ERRORS = {
+    400: "The request can't be read: no JSON, a bad header or query.",
+    401: "No valid key was shown.",
+    403: "The key may not do this.",
+    404: "There is no such thing, or it is somebody else's.",
+    408: "The body comes too slowly.",
+    409: "It contradicts what is there.",
+    413: "The body is too large.",
+    415: "The body is compressed.",
+    416: "There are no such bytes.",
+    422: "A field is wrong; the message names it.",
+    429: "The queue is full, too many streams are open, or too many requests came: see Retry-After.",
+    500: "A defect of the fleet; its log says more.",
+    502: "The node can't be read.",
+    503: "The fleet takes nothing now: see Retry-After.",
+    504: "The node does not answer.",
+}
+_ALWAYS = (400, 401, 403, 429, 500, 503)
+_WITH_BODY = (408, 413, 415, 422)
+_SUCCESSES = {200: "Done.", 201: "Made.", 202: "Accepted.", 204: "Done; no body.", 206: "A part of it.",
+              304: "Not changed.", 503: "Not ready; the reasons say why."}  # fmt: skip
+
+
+class _Schemas(GenerateJsonSchema):
+    """Pydantic's schemas without a title for each field: it would only be the field's name again."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+class Components:
+    """The schemas of all types that a table names, under short names."""
+
+    def __init__(self, types: Iterable[Any]) -> None:
+        mode: Literal["validation"] = "validation"
+        adapters = [(position, mode, TypeAdapter(kind)) for position, kind in enumerate(types)]
+        refs, definitions = TypeAdapter.json_schemas(
+            adapters, ref_template=f"{_REF}{{model}}", schema_generator=_Schemas
+        )
+        self.schemas: dict[str, Any] = _short(definitions.get("$defs", {}))
+        self.refs = [_short(refs[position, mode]) for position, mode, _ in adapters]
+        for schema in self.schemas.values():
+            schema.pop("title", None)
+
+
+def _short(value: Any) -> Any:
+    """Return a schema with the names that clients see: ``Job``, not ``JobAnswer``."""
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    made = {_short_name(key): _short(item) for key, item in value.items()}
+    reference = made.get("$ref")
+    return made | {"$ref": _REF + _short_name(reference.removeprefix(_REF))} if reference else made
+
+
+def _short_name(name: str) -> str:
+    return name.removesuffix("Answer") or name
+
+
+def document(
+    table: Sequence[Endpoint], *, title: str, summary: str, description: str, paths: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the document of a table.
+
+    Args:
+        paths: What the names in paths mean.
+    """
+    kinds = list(
+        dict.fromkeys(
+            kind
+            for endpoint in table
+            for kind in (*endpoint.answers.values(), endpoint.body, endpoint.query)
+            if kind is not None
+        )
+    )
+    components = Components([ErrorEnvelope, *kinds])
+    refs = dict(zip([ErrorEnvelope, *kinds], components.refs, strict=True))
+    made: dict[str, dict[str, Any]] = {}
+    for endpoint in table:
+        operation = _operation(endpoint, refs, components.schemas, paths)
+        made.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
+    queries = {_name(refs[endpoint.query]) for endpoint in table if endpoint.query is not None}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": title,
+            "summary": summary,
+            "description": description,
+            "version": comfy_fleet.__version__,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "security": [{name: []} for name in SECURITY_SCHEMES],
+        "tags": [{"name": tag} for tag in dict.fromkeys(endpoint.tag for endpoint in table)],
+        "paths": made,
+        "components": {
+            "securitySchemes": dict(SECURITY_SCHEMES),
+            "schemas": {name: schema for name, schema in components.schemas.items() if name not in queries},
+        },
+    }
+
+
+def _name(ref: Mapping[str, Any]) -> str:
+    return str(ref["$ref"]).removeprefix(_REF)
+
+
+def _operation(
+    endpoint: Endpoint, refs: Mapping[Any, Any], schemas: Mapping[str, Any], paths: Mapping[str, str]
+) -> dict[str, Any]:
+    names = _PATH_NAME.findall(endpoint.path)
+    parameters: list[Any] = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": paths[name],
+            "schema": {"type": "string"},
+        }
+        for name in names
+    ]
+    if endpoint.query is not None:
+        parameters += _query(schemas[_name(refs[endpoint.query])])
+    parameters += endpoint.parameters
+    responses = {
+        str(status): _success(status, endpoint.kind, refs.get(kind) if kind is not None else None)
+        for status, kind in endpoint.answers.items()
+    }
+    statuses = {
+        *(_ALWAYS if not endpoint.open else (400, 429, 500)),
+        *(_WITH_BODY if endpoint.body else ()),
+        *((404,) if names else ()),
+        *((422,) if endpoint.query else ()),
+        *endpoint.errors,
+    }
+    for status in sorted(statuses - endpoint.answers.keys()):
+        responses[str(status)] = _failure(status, refs[ErrorEnvelope])
+    operation: dict[str, Any] = {
+        "operationId": endpoint.operation,
+        "summary": endpoint.summary,
+        "description": _paragraphs(endpoint.handler.__doc__ or ""),
+        "tags": [endpoint.tag],
+    }
+    if endpoint.open:
+        operation["security"] = []
+    if parameters:
+        operation["parameters"] = parameters
+    if endpoint.body is not None:
+        operation["requestBody"] = {
+            "required": endpoint.body_required,
+            "content": {endpoint.body_kind: {"schema": refs[endpoint.body]}},
+        }
+    return {**operation, "responses": responses, **endpoint.extra}
+
+
+def _query(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a model's fields as query parameters."""
+    required = schema.get("required", [])
+    found = []
+    for name, shape in schema["properties"].items():
+        inner = {key: value for key, value in shape.items() if key != "description"}
+        optional = [one for one in inner.get("anyOf", ()) if one.get("type") != "null"]
+        if len(optional) == 1:  # a parameter is left out, never null
+            inner = optional[0]
+        parameter = {"name": name, "in": "query", "required": name in required, "schema": inner}
+        if "description" in shape:
+            parameter["description"] = shape["description"]
+        found.append(parameter)
+    return found
+
+
+def _success(status: int, kind: str, schema: Any) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": _SUCCESSES[status]}
+    if schema is not None:
+        response["content"] = {JSON: {"schema": schema}}
+    elif kind == EVENTS:
+        response["content"] = {EVENTS: {"schema": {"type": "string"}}}
+    elif kind == BINARY and status in (200, 206):
+        response["content"] = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
+    return response
+
+
+def _failure(status: int, schema: Any) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
+    if status in (429, 503):
+        seconds = {"schema": {"type": "integer"}, "description": "Seconds after which to try again."}
+        response["headers"] = {"Retry-After": seconds}
+    return response
+
+
+def _paragraphs(text: str) -> str:
+    """Return a docstring as a text without the lines' breaks."""
+    return "\n\n".join(" ".join(part.split()) for part in text.strip().split("\n\n"))
+
+
+def dumped(found: Mapping[str, Any], base: str) -> bytes:
+    """Return a document as JSON, for a fleet that is reached at ``base``."""
+    return orjson.dumps({**found, "servers": [{"url": base}]})

@@ -1,0 +1,50 @@
+"""What Comfy API v2 takes, as it is documented; :mod:`.jobs` and :mod:`.assets` read it.
+
+The contract ignores fields that it does not know, so these models forbid none.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from comfy_fleet.api.jobs import JobOptionsBody
+
+
+class ExtraDataBody(BaseModel):
+    """What the node gets beside the graph; kept encrypted until the job's end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    api_key_comfy_org: str | None = Field(None, description="Pays for partner nodes.")
+    extra_pnginfo: dict[str, Any] | None = Field(
+        None, description='Written into pictures, e.g. `{"workflow": ...}` with the editor\'s graph.'
+    )
+
+
+class GraphJobBody(JobOptionsBody):
+    """A job from a graph."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    workflow: dict[str, Any] = Field(description="The graph in ComfyUI's API format.")
+    extra_data: ExtraDataBody | None = None
+
+
+class UploadBody(BaseModel):
+    """An upload. Its fields may come before or after the file."""
+
+    file: Annotated[str, WithJsonSchema({"type": "string", "format": "binary"})]
+    file_path: str | None = Field(None, description="A relative path; the file's own name if left out.")
+    content_type: str | None = Field(None, description="That of the part, or by the name, if left out.")
+    expected_hash: str | None = Field(None, description="`blake3:` and 64 hexadecimal digits.")
+    expires_in: int | None = Field(None, ge=60, le=604_800, description="Seconds.")
+    tags: list[str] = Field(default_factory=list, max_length=32)
+
+
+class FromHashBody(BaseModel):
+    """A record over bytes that the caller has already."""
+
+    hash: str = Field(description="`blake3:` and 64 hexadecimal digits.")
+    file_path: str | None = Field(None, description="A relative path.")
+    tags: list[str] | None = Field(None, max_length=32)
+    expires_in: int | None = Field(None, ge=60, le=604_800, description="Seconds.")

@@ -1,0 +1,48 @@
+"""On whose behalf a request, a socket or a session acts, and what it may do."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a principal may do beyond its own jobs and assets."""
+
+    ADMIN = "admin"
+    """Change the fleet: nodes, drains, restarts."""
+
+    AGENT = "agent"
+    """Send heartbeats and read the nodes; alone, it owns no jobs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrincipalLimits:
+    """How much one principal may hold at once.
+
+    Attributes:
+        streams: Event streams that may be open at each API process.
+    """
+
+    streams: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Who acts. Made from headers today; whatever else shows who calls makes the same value.
+
+    Attributes:
+        owner: Whose jobs and assets these are.
+    """
+
+    owner: str
+    limits: PrincipalLimits
+    roles: frozenset[Role] = field(default_factory=frozenset)
+
+    @property
+    def admin(self) -> bool:
+        """Whether it may change the fleet."""
+        return Role.ADMIN in self.roles
+
+    @property
+    def agent(self) -> bool:
+        """Whether it showed the agents' token."""
+        return Role.AGENT in self.roles

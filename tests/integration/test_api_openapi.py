@@ -1,0 +1,270 @@
+"""The OpenAPI documents: valid, complete, of each fleet its own, and what the server answers fits them."""
+
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+from redis.asyncio import Redis
+
+from comfy_fleet.domain.jobs.job import JobError, JobStatus
+from comfy_fleet.settings import packaged
+from tests.factories import GRAPH
+from tests.integration.api_kit import Api, running, upload
+
+V1, V2 = "/api/v1/openapi.json", "/api/v2/openapi.json"
+
+
+@pytest.fixture
+async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
+    async with running(redis_port, tmp_path) as started:
+        await started.add_node(info=False)
+        yield started
+
+
+async def document(api: Api, path: str) -> dict[str, Any]:
+    answer = await api.client.get(path)
+    assert answer.headers["content-type"] == "application/json"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def references(value: Any) -> set[str]:
+    if isinstance(value, list):
+        return {one for item in value for one in references(item)}
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own | {one for item in value.values() for one in references(item)}
+    return set()
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema that takes no field that it does not name."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: closed(value) for key, value in schema.items()}
+    if "properties" in made and schema.get("description", "").find("what its agent told") < 0:
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+class Described:
+    """A document, against which answers are held."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.components = closed(spec["components"])
+        self.seen: set[str] = set()
+
+    def operation(self, method: str, path: str) -> dict[str, Any]:
+        paths = sorted(self.spec["paths"], key=lambda one: "{" in one)
+        for template in paths:
+            shape = re.sub(r"{\w+}", "[^/]+", template)
+            if re.fullmatch(shape, path) and method.lower() in self.spec["paths"][template]:
+                found: dict[str, Any] = self.spec["paths"][template][method.lower()]
+                return found
+        raise AssertionError(f"{method} {path} is not described")
+
+    def check(self, method: str, path: str, answer: Any) -> Any:
+        operation = self.operation(method, path)
+        self.seen.add(operation["operationId"])
+        response = operation["responses"].get(str(answer.status_code))
+        assert response is not None, (method, path, answer.status_code, answer.text)
+        kind = response.get("content", {}).get("application/json")
+        if kind is None:
+            return None
+        body = answer.json()
+        whole = {**closed(kind["schema"]), "components": self.components}
+        errors = [f"{one.json_path}: {one.message}" for one in Draft202012Validator(whole).iter_errors(body)]
+        assert not errors, (method, path, errors)
+        return body
+
+
+@pytest.mark.parametrize("path", [V1, V2])
+async def test_documents_are_valid_and_refer_to_nothing_that_is_not_there(api: Api, path: str) -> None:
+    spec = await document(api, path)
+    validate(spec)
+    assert spec["servers"] == [{"url": api.url}]
+    schemas = {f"#/components/schemas/{name}" for name in spec["components"]["schemas"]}
+    assert references(spec) == schemas  # none dangles, and none is left over
+    operations = [one for methods in spec["paths"].values() for one in methods.values()]
+    ids = [one["operationId"] for one in operations]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]{2,40}", one) for one in ids)
+    assert set(spec["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    for one in operations:
+        assert one["summary"] and one["description"]
+        successes = [status for status in one["responses"] if status < "400"]
+        assert successes, one["operationId"]
+        for status, response in one["responses"].items():
+            if status >= "400" and one["operationId"] != "ready":
+                schema = response["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorEnvelope"}
+
+
+async def test_every_route_is_described(api: Api) -> None:
+    described = {
+        (method.upper(), path)
+        for document_path in (V1, V2)
+        for path, methods in (await document(api, document_path))["paths"].items()
+        for method in methods
+    }
+    router = api.server.config.loaded_app.router
+    for route in router.routes:
+        if route.path.startswith("/api/") and not route.path.endswith("openapi.json"):
+            for method in route.methods - ({"HEAD"} if "GET" in route.methods else set()):
+                assert (method, route.path) in described
+
+
+async def test_each_workflow_has_a_path_and_a_request_of_its_own(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    folder = tmp_path / "workflows"
+    for name in ("image_card", "image-card", "image.card", "job", "1", "new"):
+        shutil.copytree(packaged("workflows") / "image_card", folder / name)
+    async with running(redis_port, tmp_path / "data", workflows=folder) as api:
+        await api.add_node(info=False)
+        spec = await document(api, V1)
+        validate(spec)
+        ids = [one["operationId"] for methods in spec["paths"].values() for one in methods.values()]
+        names = [re.sub("[^a-z0-9]", "", name.lower()) for name in spec["components"]["schemas"]]
+        for taken in (ids, names):
+            assert len(set(taken)) == len(taken)
+        operation = spec["paths"]["/api/v1/workflows/image_card/jobs"]["post"]
+        model = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        job = spec["components"]["schemas"][model]
+        assert job["required"] == ["params"] and "deadline_s" in job["properties"]
+        params = spec["components"]["schemas"][job["properties"]["params"]["$ref"].rpartition("/")[2]]
+        assert params["required"] == ["prompt"]
+        assert "silk" in params["properties"]["style"]["enum"]
+        made = Described(spec)
+        path = "/api/v1/workflows/image-card/jobs"
+        made.check("POST", path, await api.client.post(path, json={"params": {"prompt": "x"}}))
+        shutil.rmtree(folder / "new")
+        assert "/api/v1/workflows/new/jobs" not in (await document(api, V1))["paths"]
+
+
+async def test_answers_are_what_the_document_says(api: Api) -> None:
+    spec = Described(await document(api, V1))
+
+    async def call(method: str, path: str, status: int, **more: Any) -> Any:
+        answer = await api.client.request(method, path, **more)
+        assert answer.status_code == status, answer.text
+        return spec.check(method, path.partition("?")[0], answer)
+
+    task = (await call("POST", "/api/v1/generate", 202, json={"prompt": "x"}))["task_id"]
+    await call("POST", "/api/submit", 202, json={"prompt": "x"})
+    labels = {"params": {"prompt": "x"}, "metadata": {"a": "b"}}
+    job = (await call("POST", "/api/v1/workflows/image_card/jobs", 201, json=labels))["id"]
+    tasks = (
+        f"/api/v1/status/{task}",
+        f"/api/v1/result?task_id={task}",
+        f"/api/status?task_id={task}",
+        f"/api/status/{task}",
+        f"/api/v1/jobs/{task}",
+        f"/api/v1/jobs/{task}/outputs",
+        f"/api/v1/jobs/{task}/workflow",
+        "/api/v1/jobs",
+        "/api/v1/jobs?metadata[a]=b",
+        "/api/v1/job-ids?prefix=0",
+        "/api/v1/queue",
+        "/api/v1/nodes",
+        "/api/v1/nodes?sealed=true",
+        "/api/v1/nodes/g1",
+        "/api/v1/nodes-diff",
+        "/api/v1/pools",
+        "/api/v1/pools/default",
+        "/api/v1/hosts",
+        "/api/v1/workflows",
+        "/api/v1/workflows/image_card",
+        "/api/v1/workflows/image_card/check",
+        "/api/v1/health",
+    )
+    for path in tasks:
+        await call("GET", path, 200)
+    claim = await api.claim(task)
+    for path in tasks[:8]:
+        await call("GET", path, 200)
+    await call("GET", "/api/v1/nodes/g1", 200)
+    await api.output(claim, b"picture")
+    await api.finish(claim)
+    for path in tasks[:8]:
+        await call("GET", path, 200)
+    await call("GET", f"/api/v1/jobs/{task}/events", 200)
+    submitted = (await call("POST", "/api/v1/generate", 202, json={"prompt": "y"}))["task_id"]
+    await call("POST", f"/api/v1/jobs/{submitted}/cancel", 200)
+    await call("POST", f"/api/v1/jobs/{job}/cancel", 200)
+    await call("GET", "/api/v1/ready", 503)
+    body = {"name": "g2", "url": "http://10.0.0.2:8188"}
+    await call("POST", "/api/v1/nodes", 201, json=body)
+    await call("POST", "/api/v1/nodes/g2/drain", 200, json={"reason": "fans"})
+    await call("POST", "/api/v1/nodes/g2/resume", 200)
+    await call("POST", "/api/v1/nodes/g2/restart", 409)
+    await call("DELETE", "/api/v1/nodes/g2", 204)
+    await call("PUT", "/api/v1/pools/default", 200, json={"free_idle_s": 60.0})
+    await call("GET", "/api/v1/nodes", 200)
+    beat = {"instance": "i1", "nodes": [{"name": "g1", "word": "ready"}]}
+    await call("POST", "/api/v1/agents/h1/heartbeat", 200, json=beat)
+    await call("GET", "/api/v1/hosts", 200)
+    for method, path, status, more in (
+        ("POST", "/api/v1/generate", 400, {"content": b"{"}),
+        ("POST", "/api/v1/generate", 422, {"json": {"prompt": "x", "size": "1x1"}}),
+        ("POST", "/api/v1/generate", 413, {"content": b" " * 5_000_000}),
+        ("POST", "/api/v1/generate", 415, {"content": b"x", "headers": {"Content-Encoding": "gzip"}}),
+        ("POST", "/api/v1/nodes", 409, {"json": {"name": "g1", "url": "http://10.0.0.9:1"}}),
+        ("GET", "/api/v1/result", 422, {}),
+        ("GET", "/api/v1/jobs/none", 404, {}),
+        ("GET", "/api/v1/jobs?limit=0", 400, {}),
+        ("POST", "/api/v1/nodes/g1/refresh", 504, {}),
+    ):
+        await call(method, path, status, **more)
+    general = {  # each workflow has its own beside it
+        operation["operationId"]
+        for path, methods in spec.spec["paths"].items()
+        for operation in methods.values()
+        if not re.fullmatch(r"/api/v1/workflows/[^{/]+/jobs", path)
+    }
+    assert general - spec.seen == {"run_workflow"}
+
+
+async def test_answers_of_v2_are_what_its_document_says(api: Api) -> None:
+    spec = Described(await document(api, V2))
+
+    async def call(method: str, path: str, status: int, **more: Any) -> Any:
+        answer = await api.client.request(method, path, **more)
+        assert answer.status_code == status, answer.text
+        return spec.check(method, path.partition("?")[0], answer)
+
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    graph = {"workflow": GRAPH}
+    job = (await call("POST", "/api/v2/jobs", 201, json=graph, headers={"traceparent": trace}))["id"]
+    claim = await api.claim(job)
+    await api.stores.runs.left(claim, [])
+    error = JobError(code="out_of_memory", message="no memory left", traceback="line 1")
+    await api.stores.runs.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
+    for path in ("", f"/{job}", f"/{job}/workflow", f"/{job}/events"):
+        await call("GET", f"/api/v2/jobs{path}", 200)
+    await call("POST", f"/api/v2/jobs/{job}/cancel", 200)
+    await call("POST", "/api/v2/jobs", 422, json={})
+    made = await upload(api, b"bytes")
+    asset = spec.check("POST", "/api/v2/assets", made)
+    at = f"/api/v2/assets/{asset['id']}"
+    await call("GET", at, 200)
+    await call("GET", f"{at}/content", 200)
+    await call("GET", f"{at}/content", 206, headers={"Range": "bytes=0-1"})
+    await call("GET", f"{at}/content", 416, headers={"Range": "bytes=99-"})
+    await call("POST", "/api/v2/assets/from-hash", 201, json={"hash": asset["hash"], "file_path": "b.png"})
+    await call("HEAD", f"/api/v2/assets/by-hash/{asset['hash']}", 200)
+    await call("DELETE", at, 204)
+    await call("GET", at, 404)
+    await call("GET", "/api/v2/health", 200)
+    described = {
+        operation["operationId"] for methods in spec.spec["paths"].values() for operation in methods.values()
+    }
+    assert spec.seen == described
