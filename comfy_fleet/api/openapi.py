@@ -122,9 +122,32 @@ def document(
         "paths": made,
         "components": {
             "securitySchemes": dict(SECURITY_SCHEMES),
-            "schemas": {name: schema for name, schema in components.schemas.items() if name not in queries},
+            "schemas": {
+                name: without_defaults(schema)
+                for name, schema in components.schemas.items()
+                if name not in queries
+            },
         },
     }
+
+
+def without_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's model with its fields' defaults told in words.
+
+    Some generators take a field that has a default for one that is always there, and make clients send it.
+    """
+    made = dict(model)
+    for name, shape in model.get("properties", {}).items():
+        if "default" not in shape:
+            continue
+        field = {key: value for key, value in shape.items() if key != "default"}
+        if (default := shape["default"]) not in (None, "", [], {}):
+            told = f"Default: `{orjson.dumps(default).decode()}`."
+            field["description"] = (
+                f"{field['description'].rstrip('.')}. {told}" if "description" in field else told
+            )
+        made["properties"] = {**made["properties"], name: field}
+    return made
 
 
 def _name(ref: Mapping[str, Any]) -> str:

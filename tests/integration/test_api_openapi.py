@@ -143,6 +143,9 @@ async def test_each_workflow_has_a_path_and_a_request_of_its_own(
         params = spec["components"]["schemas"][job["properties"]["params"]["$ref"].rpartition("/")[2]]
         assert params["required"] == ["prompt"]
         assert "silk" in params["properties"]["style"]["enum"]
+        # Generators for TypeScript would make clients send what has a default.
+        assert not any("default" in shape for shape in params["properties"].values())
+        assert "Default: `512`" in params["properties"]["width"]["description"]
         made = Described(spec)
         path = "/api/v1/workflows/image-card/jobs"
         made.check("POST", path, await api.client.post(path, json={"params": {"prompt": "x"}}))

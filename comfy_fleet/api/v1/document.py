@@ -136,7 +136,7 @@ def _params(workflow: Workflow) -> dict[str, Any]:
         "properties": properties,
         "additionalProperties": False,
     }
-    return made | ({"required": whole["required"]} if whole["required"] else {})
+    return openapi.without_defaults(made | ({"required": whole["required"]} if whole["required"] else {}))
 
 
 def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
