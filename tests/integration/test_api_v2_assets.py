@@ -13,6 +13,7 @@ from blake3 import blake3
 from comfy_low.models import Asset as SdkAsset
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running, upload
 
@@ -409,3 +410,16 @@ async def test_uploads_end_by_themselves_unless_the_operator_wants_to_keep_them(
         assert ends - created == timedelta(days=30)
     async with running(redis_port, tmp_path / "kept", upload_retention_s=0) as api:
         assert (await upload(api, b"x")).json()["expires_at"] is None
+
+
+async def test_a_store_that_serves_bytes_itself_gets_clients(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def url(_: DiskBlobs, key: str) -> str:
+        return f"https://store.example/{key}?signed"
+
+    asset = (await upload(api, b"x")).json()
+    monkeypatch.setattr(DiskBlobs, "url", url)
+    answer = await api.client.get(f"/api/v2/assets/{asset['id']}/content")
+    assert answer.status_code == 302 and answer.headers["cache-control"] == "no-store"
+    assert answer.headers["location"].endswith(f"/{asset['hash'].removeprefix('blake3:')}?signed")
