@@ -238,24 +238,15 @@ async def shown(request: Request, job: Job) -> JobAnswer:
 
 
 class JobsQuery(BaseModel):
-    """What a list of jobs may be asked for, as it is documented; :func:`page` reads it."""
+    """What a list of jobs may be asked for, as it is documented; :func:`page` reads it.
+
+    ``metadata[KEY]`` is left out: some generators write such a parameter as ``KEY``, which asks for all jobs.
+    """
 
     status: str | None = Field(None, description="Statuses with commas between them, e.g. `queued,running`.")
     workflow: str | None = Field(None, description="Only jobs of this stored workflow.")
     limit: int = Field(50, ge=1, le=100, description="Jobs a page.")
     cursor: str | None = Field(None, description="`next_cursor` of the page before.")
-
-
-LABEL_FILTER = {
-    "name": "metadata",
-    "in": "query",
-    "required": False,
-    "style": "deepObject",
-    "explode": True,
-    "description": "Only jobs with all these labels: `metadata[KEY]=VALUE`.",
-    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
-}
-"""The one parameter of a list that no model can name."""
 
 
 async def page(request: Request) -> JobPageAnswer:

@@ -87,7 +87,7 @@ def with_workflows(common: Mapping[str, Any], workflows: Sequence[Workflow]) -> 
             "operationId": ids.free("run_" + re.sub(r"[^a-z0-9]+", "_", workflow.name).strip("_")),
             "summary": f"Run {workflow.title or workflow.name}"[:120],
             "description": workflow.description or f"Run the stored workflow {workflow.name}.",
-            "parameters": [],
+            "parameters": [one for one in generic["parameters"] if one["in"] != "path"],
         }
         operation["requestBody"]["content"][JSON]["schema"] = {"$ref": _REF + job}
         paths[f"/api/v1/workflows/{workflow.name}/jobs"] = {"post": operation}

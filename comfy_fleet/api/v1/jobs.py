@@ -14,7 +14,7 @@ from comfy_fleet.domain.jobs.job import Job
 
 
 async def list_jobs(request: Request) -> Response:
-    """Newest first. Query: `status` (commas), `workflow`, `metadata[KEY]=VALUE`, `limit`, `cursor`."""
+    """Newest first, page by page. `metadata[KEY]=VALUE` in the query asks for jobs with that label."""
     return json_response(await jobs.page(request))
 
 

@@ -8,6 +8,14 @@ from comfy_fleet.api.endpoint import EVENTS, Endpoint
 from comfy_fleet.api.v1 import agents, answers, document, generate, health, nodes, pools, workflows
 from comfy_fleet.api.v1 import jobs as v1_jobs
 
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "For 24 h, the same key with the same body gets the same answer again.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
 TABLE = (
     Endpoint(
         method="POST",
@@ -15,6 +23,7 @@ TABLE = (
         handler=generate.generate,
         summary="Make a picture",
         tag="generate",
+        parameters=(_IDEMPOTENCY_KEY,),
         body=generate.GenerateBody,
         answers={202: answers.AcceptedTaskAnswer},
         errors=(404, 409),
@@ -43,6 +52,7 @@ TABLE = (
         handler=generate.submit_task,
         summary="Make a picture",
         tag="generate",
+        parameters=(_IDEMPOTENCY_KEY,),
         body=generate.GenerateBody,
         answers={202: answers.SubmittedTaskAnswer},
         errors=(404, 409),
@@ -88,6 +98,7 @@ TABLE = (
         handler=workflows.run_workflow,
         summary="Run a stored workflow",
         tag="workflows",
+        parameters=(_IDEMPOTENCY_KEY,),
         body=workflows.NewJobBody,
         answers={201: answers.JobDetailAnswer},
         errors=(409,),
@@ -109,7 +120,6 @@ TABLE = (
         summary="List jobs",
         tag="jobs",
         query=jobs.JobsQuery,
-        parameters=(jobs.LABEL_FILTER,),
         answers={200: JobPageAnswer},
     ),
     Endpoint(

@@ -59,7 +59,7 @@ async def _create(request: Request, once: Idempotency | None) -> Response:
 
 
 async def list_jobs(request: Request) -> Response:
-    """Newest first, filtered by status, workflow and labels, page by page."""
+    """Newest first, page by page. `metadata[KEY]=VALUE` in the query asks for jobs with that label."""
     return json_response(await jobs.page(request))
 
 

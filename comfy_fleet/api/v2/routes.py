@@ -46,7 +46,6 @@ TABLE = (
         summary="List jobs",
         tag="jobs",
         query=every_jobs.JobsQuery,
-        parameters=(every_jobs.LABEL_FILTER,),
         answers={200: JobPageAnswer},
     ),
     Endpoint(
