@@ -42,7 +42,8 @@ class Node:
         speed: Measured speed beside what its GPU's model promises, see
             :mod:`comfy_fleet.domain.nodes.speed`; None while it was not measured. It counts where
             ``weight_by_gpu`` is true: a weight that somebody has set stays what it is.
-        free_idle_s: What is set for its pool, as agents are told, see :class:`comfy_fleet.domain.nodes.pool.Pool`.
+        free_idle_s: What is set for its pool, as agents are told; see
+            :class:`comfy_fleet.domain.nodes.pool.Pool`.
     """
 
     name: str
