@@ -96,15 +96,18 @@ class Fleet:
         self.dispatchers.append(running)
         return running
 
-    async def keeper(self) -> NodeInventories:
+    async def refresher(self) -> NodeInventories:
         """Read what the nodes have, as the API does; returns when the API and every dispatcher know it."""
         ask = await self.stack.enter_async_context(NodeClient(self.settings.direct_url))
         known = NodeInventories(self.stores.nodes, self.stores.inventories, ask)
         self.tasks.append(asyncio.create_task(known.run()))
 
         def all_read() -> bool:
-            atlases = [running.dispatcher._atlas for running in self.dispatchers]
-            seen = [{n for n, state in atlas.states.items() if state.reading.inventory} for atlas in atlases]
+            atlases = [running.dispatcher._directory for running in self.dispatchers]
+            seen = [
+                {n for n, state in directory.states.items() if state.reading.inventory}
+                for directory in atlases
+            ]
             return all(names == set(self.sims) for names in (known.known, *seen))
 
         await until(all_read, what="all nodes are read")

@@ -102,7 +102,7 @@ class ComfyUIProcess:
         self._on_change = on_change
         self._turn = turn
         self._clock = clock
-        self._pulse = WebsocketMonitor(probe.url, client_id, clock=clock)
+        self._monitor = WebsocketMonitor(probe.url, client_id, clock=clock)
         self._log_failing = False
         self._log = LogFile(spec.log, on_trouble=self._log_trouble)
         self._child = Child(
@@ -134,7 +134,7 @@ class ComfyUIProcess:
     @property
     def jobs(self) -> int:
         """Prompts that it has finished since its start."""
-        return self._pulse.jobs
+        return self._monitor.jobs
 
     def recycle(self, why: str) -> None:
         """Restart it as soon as nobody needs it."""
@@ -151,7 +151,7 @@ class ComfyUIProcess:
 
     async def run(self) -> None:
         """Keep it running until canceled, then end it."""
-        listening = start(self._pulse.run(), name=f"pulse of {self.spec.name}")
+        listening = start(self._monitor.run(), name=f"pulse of {self.spec.name}")
         try:
             while True:
                 await self._tick()
@@ -170,7 +170,7 @@ class ComfyUIProcess:
         ready = False
         if self.watch.phase is ProcessPhase.STARTING and self._child.running:
             # A job that ends before the websocket listens would not be counted.
-            ready = await self.probe.ready() and self._pulse.open
+            ready = await self.probe.ready() and self._monitor.open
         watch, order = step(self.watch, self._look(ready), self._limits)
         self._become(watch)
         match order:
@@ -188,7 +188,7 @@ class ComfyUIProcess:
             self.watch = replace(self.watch, why=f"pid {self.pid} hangs in the kernel and can't be ended")
             return
         self.probe.restarted()
-        self._pulse.restarted()
+        self._monitor.restarted()
         self._effort = self._cpu_and_disk = 0.0
         self._read_at = self._clear_at = None
         self._failed = self._broken = ""
@@ -202,7 +202,7 @@ class ComfyUIProcess:
         running = self._child.running
         if running and (self._read_at is None or now - self._read_at >= _READ_EVERY_S):
             self._read_usage(now)
-        heard = [at for at in (self.probe.heard_at, self._pulse.heard_at) if at is not None]
+        heard = [at for at in (self.probe.heard_at, self._monitor.heard_at) if at is not None]
         return Look(
             now=now,
             running=running,
@@ -212,7 +212,7 @@ class ComfyUIProcess:
             heard_at=max(heard, default=None),
             effort=self._effort,
             rss_bytes=self.used.own_bytes,
-            jobs=self._pulse.jobs,
+            jobs=self._monitor.jobs,
             needed=self.probe.queue.busy or self._clear_at is None,
             turn=self._turn(),
         )

@@ -115,7 +115,7 @@ class HostAgent:
         self._nvml = nvml
         self._credentials = credentials
         self._clock = clock
-        self._judge = GpuAssessor(policy)
+        self._assessor = GpuAssessor(policy)
         self._gpus = Gpus(why=Nvml.NO_DEVICE)
         self._instance = uuid4().hex
         self._joined: set[str] = set()
@@ -183,7 +183,7 @@ class HostAgent:
             said.append(AgentState(word=Readiness.DRAIN, why=why))
         if member.probe.faults:
             said.append(AgentState(word=Readiness.DRAIN, why=next(iter(member.probe.faults.values()))))
-        judgement = self._judge.of(name)
+        judgement = self._assessor.of(name)
         if judgement is not None:
             said.append(judgement.verdict)
         elif not said:
@@ -271,7 +271,7 @@ class HostAgent:
             "url": probe.url,
             "gpu": member.gpu,
             "weight": said.weight,
-            "vram": dict(self._judge.facts(member.name)),
+            "vram": dict(self._assessor.facts(member.name)),
             "version": probe.version[:80],
             "busy": probe.queue.busy,
             "orphans": [prompt.id for prompt in probe.queue.orphans[:20]],
@@ -359,7 +359,7 @@ class HostAgent:
                     speed=None if known is None else known.pace,
                 )
             )
-        self._judge.look(self._gpus, [*seated, *self._others()], now_s=self._clock())
+        self._assessor.look(self._gpus, [*seated, *self._others()], now_s=self._clock())
 
     def _claim(self, member: Member) -> MemoryClaim:
         process = member.process

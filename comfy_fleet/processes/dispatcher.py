@@ -180,7 +180,7 @@ async def open_dispatcher(
                 beat_s=settings.beat_s,
                 stop_wait_s=settings.stop_wait_s,
             ),
-            care=FailureLimits(
+            failure_limits=FailureLimits(
                 faults=settings.quarantine_faults,
                 ooms=settings.quarantine_ooms,
                 oom_memory_s=settings.oom_memory_s,

@@ -89,7 +89,7 @@ class Dispatcher:
         run_limits: RunLimits,
         output_limits: OutputLimits,
         limits: DispatchLimits,
-        care: FailureLimits,
+        failure_limits: FailureLimits,
         files: FilePolicy,
         telemetry: Telemetry,
         now: Callable[[], float],
@@ -106,7 +106,7 @@ class Dispatcher:
         self._telemetry = telemetry
         self._now = now
         self._chance = chance
-        self._atlas = NodeDirectory(registry, inventories)
+        self._directory = NodeDirectory(registry, inventories)
         self._sharing = Sharing(TRANSFERS, on_room=self._look_again)
         self._tools = RunDeps(
             runs=runs,
@@ -117,11 +117,13 @@ class Dispatcher:
             sharing=self._sharing,
             open_secret=open_secret,
             telemetry=telemetry,
-            measure=Measure(self._atlas),
-            care=FailurePolicy(registry, inventories, nodes, self._atlas, pools, care),
+            measure=Measure(self._directory),
+            failure_policy=FailurePolicy(
+                registry, inventories, nodes, self._directory, pools, failure_policy
+            ),
             files=files,
             now=now,
-            elsewhere=lambda claim: self._atlas.free(claim.job.placement, besides=claim.node),
+            elsewhere=lambda claim: self._directory.free(claim.job.placement, besides=claim.node),
             safe=self._safe,
         )
         self.flying: dict[str, Execution] = {}
@@ -131,9 +133,9 @@ class Dispatcher:
         self._stopping = False
         self._hurried = False
         self._retired = asyncio.Event()  # a newer version works on this Redis
-        self._parking = LeaseHolder(runs, spawn=self._spawn, on_free=self._freed)
+        self._lease_holder = LeaseHolder(runs, spawn=self._spawn, on_free=self._freed)
         self._seekers = Seekers(
-            self._atlas,
+            self._directory,
             runs,
             leases,
             name=name,
@@ -143,7 +145,7 @@ class Dispatcher:
             chance=chance,
             spawn=self._spawn,
             on_claim=self._start,
-            on_taken=self._parking.park,
+            on_taken=self._lease_holder.park,
             may=lambda: self._sharing.waiting < WAITING,
             telemetry=telemetry,
         )
@@ -157,7 +159,7 @@ class Dispatcher:
         Raises:
             ConfigError: A newer version works on this Redis, and the runs that were in flight here are over.
         """
-        await self._atlas.look()
+        await self._directory.look()
         background = [
             asyncio.create_task(forever(loop, name=loop.__qualname__, pause_s=self._pause_s))
             for loop in (self._listen, self._beat, self._watch_nodes, self._upkeep, self._seekers.seek)
@@ -291,7 +293,7 @@ class Dispatcher:
             self._fly(execution, execution.resume(held), asked=asked)
 
     def _execution(self, claim: Claim, lease: Lease | None) -> Execution:
-        return Execution(self._tools, claim, lease, on_free=self._freed, on_rest=self._parking.rest)
+        return Execution(self._tools, claim, lease, on_free=self._freed, on_rest=self._lease_holder.rest)
 
     def _look_again(self) -> None:
         self._seekers.look_again()
@@ -341,11 +343,11 @@ class Dispatcher:
 
     async def _watch_nodes(self) -> None:
         async for _ in self._registry.changes():
-            await self._atlas.look()
+            await self._directory.look()
             for execution in tuple(self.flying.values()):
                 node = execution.claim.node
                 # A node that was granted to us while we looked is not missing.
-                if node not in self._atlas.states and await self._registry.get(node) is None:
+                if node not in self._directory.states and await self._registry.get(node) is None:
                     execution.evict()
             self._seekers.look_again()
 

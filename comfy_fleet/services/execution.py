@@ -81,7 +81,7 @@ class RunDeps:
         now: Monotonic seconds.
         elsewhere: Tells whether another node could run a claimed job now.
         telemetry: Is told what happens to runs.
-        care: Knows where a job goes after a failure.
+        failure_policy: Knows where a job goes after a failure.
         measure: Learns from runs that succeed.
         output_limits: What an operator allows one job's outputs.
         sharing: What runs share while their outputs are collected.
@@ -97,7 +97,7 @@ class RunDeps:
     sharing: Sharing
     open_secret: Callable[[bytes], Mapping[str, Any]]
     telemetry: Telemetry
-    care: FailurePolicy
+    failure_policy: FailurePolicy
     measure: Measure
     files: FilePolicy
     now: Callable[[], float]
@@ -132,7 +132,7 @@ class Execution:
         self._on_rest = on_rest
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._outbox = ProgressReporter(tools.runs, claim, tools.now)
+        self._reporter = ProgressReporter(tools.runs, claim, tools.now)
         self._outputs = Collector(
             claim,
             runs=tools.runs,
@@ -142,7 +142,9 @@ class Execution:
             sharing=tools.sharing,
             telemetry=tools.telemetry,
         )
-        self._ending = Ending(claim, runs=tools.runs, care=tools.care, telemetry=tools.telemetry)
+        self._ending = Ending(
+            claim, runs=tools.runs, failure_policy=tools.failure_policy, telemetry=tools.telemetry
+        )
         self._graph: graphs.Graph = {}
         self._large = len(claim.graph) > LARGE_BYTES
         self._extra_data: Mapping[str, Any] | None = None
@@ -206,7 +208,7 @@ class Execution:
             self._free()
             if self._timer:
                 self._timer.cancel()
-            self._outbox.close()
+            self._reporter.close()
             self._cancel_tasks()
 
     def _cancel_tasks(self) -> None:
@@ -232,13 +234,13 @@ class Execution:
     async def _made_ready(self) -> graphs.Graph | None:
         """Put all on the node that the prompt needs; None if the job belongs elsewhere and was given back."""
         graph: graphs.Graph = orjson.loads(self.claim.graph)
-        if (elsewhere := await self._tools.care.misfit(self.claim, graph)) is not None:
+        if (elsewhere := await self._tools.failure_policy.misfit(self.claim, graph)) is not None:
             lacking = f"node {self.claim.node} lacks what it needs now"
             error = JobError(code="invalid_workflow", message=lacking)
             await self._give_back(GivenBack(error=error, counts=False, placement=elsewhere))
             return None
-        graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
-        if (unseen := self._tools.care.unseen(self.claim)) is not None:
+        graph = await worked(self._large, partial(self._tools.failure_policy.fitted, self.claim, graph))
+        if (unseen := self._tools.failure_policy.unseen(self.claim)) is not None:
             assets = asset_places(graph, self.claim.job.uploads)
             declared, files = Declared(unseen), self._tools.files
             check = partial(file_check.check, graph, declared, policy=files, assets=assets)
@@ -267,12 +269,12 @@ class Execution:
                 await self._give_back(GivenBack(error=node_lost(str(error)), counts=False))
                 return
             self._outputs.add(items)
-            self._outbox.progress(Progress.complete(len(orjson.loads(self.claim.graph))))
+            self._reporter.progress(Progress.complete(len(orjson.loads(self.claim.graph))))
             await self._end(RunResult(kind="succeeded"))
             return
         graph = orjson.loads(self.claim.graph)
         with contextlib.suppress(BadInput):  # it runs already
-            graph = await worked(self._large, partial(self._tools.care.fitted, self.claim, graph))
+            graph = await worked(self._large, partial(self._tools.failure_policy.fitted, self.claim, graph))
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
 
     def _new_machine(self, graph: graphs.Graph, *, adopted: bool, accepted: bool) -> Run:
@@ -338,9 +340,9 @@ class Execution:
                 self._posted_at = None  # the time since then tells nothing of the node's speed
                 self._spawn(self._look_elsewhere())
             case Report():
-                self._outbox.progress(action.progress)
+                self._reporter.progress(action.progress)
             case ShowPreview():
-                self._outbox.preview(action)
+                self._reporter.preview(action)
             case Collect():
                 self._outputs.add([action.item])
                 if self._outputs.over is not None:
@@ -393,7 +395,7 @@ class Execution:
         """Stage the job's files on the node and return the graph to post."""
         job = self.claim.job
         replacements = await stage(graph, self.claim, nodes=self._tools.nodes, assets=self._tools.assets)
-        inventory = self._tools.care.inventory(self.claim.node)
+        inventory = self._tools.failure_policy.inventory(self.claim.node)
         return await worked(
             self._large,
             lambda: graphs.for_run(
@@ -492,7 +494,7 @@ class Execution:
 
     async def _end(self, verdict: RunResult) -> None:
         duration_s = self._tools.now() - self._started
-        self._outbox.close()
+        self._reporter.close()
         self._settling = True
         if self._canceled:
             self._outputs.cancel()
@@ -509,7 +511,7 @@ class Execution:
         if end.status is JobStatus.SUCCEEDED:
             measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
         status = await self._ending.finish(
-            end, measured=measured, duration_s=duration_s, progress=self._outbox.last
+            end, measured=measured, duration_s=duration_s, progress=self._reporter.last
         )
         self._free()
         self._tools.telemetry.ended(
@@ -522,6 +524,6 @@ class Execution:
 
     async def _give_back(self, back: GivenBack) -> None:
         bust = frozenset(self._outputs.gone)
-        status = await self._ending.give_back(back, bust=bust, progress=self._outbox.last)
+        status = await self._ending.give_back(back, bust=bust, progress=self._reporter.last)
         self._free(back.rest_s)
         self._tools.telemetry.given_back(self.claim, status, error=back.error, counts=back.counts)

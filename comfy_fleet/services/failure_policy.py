@@ -99,7 +99,7 @@ class FailurePolicy:
         registry: Cordons nodes.
         store: Remembers failures and needs.
         nodes: Frees memory.
-        atlas: Who can run what.
+        directory: Who can run what.
         pools: What is set for pools.
     """
 
@@ -108,14 +108,14 @@ class FailurePolicy:
         registry: NodeRegistry,
         store: InventoryStore,
         nodes: FailingNode,
-        atlas: NodeDirectory,
+        directory: NodeDirectory,
         pools: PoolStore,
         limits: FailureLimits,
     ) -> None:
         self._registry = registry
         self._store = store
         self._nodes = nodes
-        self._atlas = atlas
+        self._directory = directory
         self._pools = pools
         self._limits = limits
 
@@ -136,19 +136,19 @@ class FailurePolicy:
 
     def inventory(self, node: str) -> Inventory | None:
         """Return what a node has; None if that is not known."""
-        return self._atlas.inventory(node)
+        return self._directory.inventory(node)
 
     def changed(self, claim: Claim) -> Inventory | None:
         """Return what a job's node has, if the job was checked before that was known; else None."""
-        node = self._atlas.states.get(claim.node)
+        node = self._directory.states.get(claim.node)
         if node is None or node.reading.changed_at <= claim.job.created_at:
             return None
-        return self._atlas.inventory(claim.node)
+        return self._directory.inventory(claim.node)
 
     def unseen(self, claim: Claim) -> Sequence[Inventory] | None:
         """Return by which inventories a job has to be checked anew; None if it was checked by its node's."""
-        if self._atlas.inventory(claim.node) is None:
-            return self._atlas.inventories  # by itself it may read what no other node does
+        if self._directory.inventory(claim.node) is None:
+            return self._directory.inventories  # by itself it may read what no other node does
         changed = self.changed(claim)
         return None if changed is None else [changed]
 
@@ -161,16 +161,18 @@ class FailurePolicy:
         if known is None or not inventory.problems(graph, known):
             return None
         placement = claim.job.placement
-        await self._atlas.learn([placement])
-        needed = self._atlas.needs(placement) or Requirements()
-        found = eligibility.needs_of(graph, PlacementRequest(), self._atlas.inventories)
+        await self._directory.learn([placement])
+        needed = self._directory.needs(placement) or Requirements()
+        found = eligibility.needs_of(graph, PlacementRequest(), self._directory.inventories)
         needs = replace(
             needed, classes=needed.classes | found.classes, choices=needed.choices | found.choices
         )
         await self._store.keep_needs(needs)
         moved = replace(placement, needs=needs.key)
-        await self._atlas.learn([moved])
-        if claim.node in self._atlas.able(moved):  # something that needs can't say, such as an input's range
+        await self._directory.learn([moved])
+        if claim.node in self._directory.able(
+            moved
+        ):  # something that needs can't say, such as an input's range
             moved = _without(moved, claim.node)
         return moved
 
@@ -180,10 +182,10 @@ class FailurePolicy:
         Raises:
             InvalidWorkflow: The node reads what no node did when the job came, and that is not sound.
         """
-        made = part(graph, self._atlas.read(graph, claim.node))
+        made = part(graph, self._directory.read(graph, claim.node))
         if self.unseen(claim) is not None:
             check(made)
-        known = self._atlas.inventory(claim.node)
+        known = self._directory.inventory(claim.node)
         return spelled(made, known) if known else made
 
     async def _rejected(self, claim: Claim, error: JobError, *, counts: bool) -> Disposition:
@@ -198,10 +200,12 @@ class FailurePolicy:
 
     def _alike(self, node: str) -> frozenset[str]:
         """Return the nodes with the same inventory."""
-        state = self._atlas.states.get(node)
+        state = self._directory.states.get(node)
         digest = state.reading.inventory if state else ""
         return frozenset(
-            name for name, other in self._atlas.states.items() if digest and other.reading.inventory == digest
+            name
+            for name, other in self._directory.states.items()
+            if digest and other.reading.inventory == digest
         )
 
     async def _gpu_fault(self, claim: Claim, error: JobError) -> Disposition:
@@ -234,7 +238,7 @@ class FailurePolicy:
             await self._store.note_oom(claim.job.profile, room, ttl_s=int(self._limits.oom_memory_s))
         placement = claim.job.placement
         moved = replace(_without(placement, claim.node), above=max(placement.above, room))
-        cards = {name: self._atlas.vram_bytes(name) for name in await self._able(moved)}
+        cards = {name: self._directory.vram_bytes(name) for name in await self._able(moved)}
         larger = [name for name, size in cards.items() if not size or size > room]
         limit = self._limits.ooms * (PATIENCE if larger else 1)
         await self._strike(claim.node, "oom", limit, f"quarantined: {limit} jobs in a row ran out of memory")
@@ -256,12 +260,12 @@ class FailurePolicy:
 
     async def _memory(self, node: str) -> tuple[int, int]:
         """Free a node if its pool says so; return its card's bytes, and how many it had; 0: unknown."""
-        total = self._atlas.vram_bytes(node)
+        total = self._directory.vram_bytes(node)
         room = 0
         try:
             async with Timeout(ASK_S):
                 room = room_bytes(await self._nodes.system_stats(node))
-                state = self._atlas.states.get(node)
+                state = self._directory.states.get(node)
                 if state is None or await self._unloads(state.node.pool):
                     await self._nodes.free(node)
         except (NodeError, TimeoutError) as error:
@@ -281,11 +285,11 @@ class FailurePolicy:
 
     async def _able(self, placement: Placement) -> frozenset[str]:
         try:
-            await self._atlas.look()
+            await self._directory.look()
         except FleetError as error:
             logger.warning("nodes not read", extra={"error": str(error)})
-        await self._atlas.learn([placement])
-        return self._atlas.able(placement)
+        await self._directory.learn([placement])
+        return self._directory.able(placement)
 
 
 def _without(placement: Placement, node: str) -> Placement:

@@ -58,8 +58,8 @@ class NodeInventories:
     ) -> None:
         self._registry = registry
         self._store = store
-        self._atlas = NodeDirectory(registry, store, clock=clock)
-        self.keeper = InventoryRefresher(registry, store, ask, clock=clock)
+        self._directory = NodeDirectory(registry, store, clock=clock)
+        self.refresher = InventoryRefresher(registry, store, ask, clock=clock)
         self._recheck_s = recheck_s
         self._patience_s = patience_s
         self._clock = clock
@@ -76,30 +76,30 @@ class NodeInventories:
                     async with aclosing(self._registry.changes()) as changes:
                         async for _ in changes:
                             await self.look()
-                            self.keeper.follow(self._atlas.states.values())
+                            self.refresher.follow(self._directory.states.values())
                 except Exception as error:  # noqa: BLE001 - Redis away: what is known is good enough
                     logger.warning("node registry unreachable", extra={"error": str(error)})
                     await asyncio.sleep(1)
         finally:
-            await self.keeper.stop()
+            await self.refresher.stop()
 
     async def look(self) -> None:
         """Read the registry now."""
-        await self._atlas.look()
+        await self._directory.look()
         self._states = float("-inf"), ()  # who asks next sees what this look was for
-        if self._atlas.inventories != self._declared.inventories:
-            self._declared = Declared(self._atlas.inventories)
-        self._asked = {name: at for name, at in self._asked.items() if name in self._atlas.states}
+        if self._directory.inventories != self._declared.inventories:
+            self._declared = Declared(self._directory.inventories)
+        self._asked = {name: at for name, at in self._asked.items() if name in self._directory.states}
 
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
-        if not self._atlas.states:
+        if not self._directory.states:
             await self.look()
-        return bool(self._atlas.states)
+        return bool(self._directory.states)
 
     def simulated(self, name: str | None) -> bool:
         """Return whether a node is known to be a simulated one."""
-        state = self._atlas.states.get(name or "")
+        state = self._directory.states.get(name or "")
         return state is not None and state.simulated
 
     def declared(self) -> Declared:
@@ -108,12 +108,12 @@ class NodeInventories:
 
     def read(self, graph: Graph) -> frozenset[str]:
         """Return the nodes of a graph that some output reads; all of them while no inventory is known."""
-        return self._atlas.read(graph)
+        return self._directory.read(graph)
 
     @property
     def known(self) -> frozenset[str]:
         """The nodes whose inventory is known."""
-        return frozenset(c.node.name for c in self._atlas.candidates if c.inventory is not None)
+        return frozenset(c.node.name for c in self._directory.candidates if c.inventory is not None)
 
     # -- who can run it -------------------------------------------------------------------------------
 
@@ -151,8 +151,8 @@ class NodeInventories:
             wanted = Placement(pool=wish.prefer, spill=(ANY_POOL,))
         else:
             wanted = Placement()
-        if not any(pool in self._atlas.pools for pool in self._atlas.pools_of(wanted)):
-            have = ", ".join(sorted(self._atlas.pools))
+        if not any(pool in self._directory.pools for pool in self._directory.pools_of(wanted)):
+            have = ", ".join(sorted(self._directory.pools))
             raise InvalidWorkflow(
                 f"no node is in pool {wanted.pool}: name one of {have}",
                 details={"field": "pool", "value": wanted.pool, "node_errors": {}},
@@ -160,21 +160,21 @@ class NodeInventories:
         return wanted
 
     def _members(self, wanted: Placement) -> list[Candidate]:
-        pools = self._atlas.pools_of(wanted)
-        return [candidate for candidate in self._atlas.candidates if candidate.node.pool in pools]
+        pools = self._directory.pools_of(wanted)
+        return [candidate for candidate in self._directory.candidates if candidate.node.pool in pools]
 
     async def _judged(
         self, graph: Graph, wish: PlacementRequest, wanted: Placement
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Judge a graph, a large one in a thread: nothing that is read there changes, it is replaced."""
         large = len(graph) > _LARGE_NODES or has_many_inputs(graph)
-        return await worked(large, lambda: self._judge(graph, wish, wanted))
+        return await worked(large, lambda: self._assessor(graph, wish, wanted))
 
-    def _judge(
+    def _assessor(
         self, graph: Graph, wish: PlacementRequest, wanted: Placement
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Return the needs, and the nodes that can't run it; a graph is checked once for nodes alike."""
-        checked = {id(one): inventory.findings(graph, one) for one in self._atlas.inventories}
+        checked = {id(one): inventory.findings(graph, one) for one in self._directory.inventories}
         differ = any(checked.values())
         needs = eligibility.needs_of(graph, wish, ())
         if not differ and not needs.key:
@@ -182,7 +182,7 @@ class NodeInventories:
         members = self._members(wanted)
         if differ:
             near = {id(one): one for candidate in members if (one := candidate.inventory)}
-            known = self._atlas.inventories
+            known = self._directory.inventories
             needs = eligibility.needs_of(graph, wish, known, near=list(near.values()))
         bad: dict[str, _Unable] = {}
         for candidate in members:
@@ -199,11 +199,11 @@ class NodeInventories:
             name
             for name in bad
             if now - self._asked.get(name, float("-inf")) >= self._recheck_s
-            and now - self._atlas.states[name].reading.read_at >= self._recheck_s
+            and now - self._directory.states[name].reading.read_at >= self._recheck_s
         ]
         self._asked.update(dict.fromkeys(old, now))
         if old:
-            await self.keeper.refresh(old, patience_s=self._patience_s)
+            await self.refresher.refresh(old, patience_s=self._patience_s)
             await self.look()
 
     async def _keep(self, needs: Requirements) -> None:
@@ -253,10 +253,10 @@ class NodeInventories:
         if job.status is not JobStatus.QUEUED:
             return job.waiting_for
         states = await self._recent()
-        self._atlas.keep_small(_MOST_PLACEMENTS)
-        await self._atlas.learn([job.placement])
-        able = self._atlas.able(job.placement)
-        needs = self._atlas.needs(job.placement) or Requirements()
+        self._directory.keep_small(_MOST_PLACEMENTS)
+        await self._directory.learn([job.placement])
+        able = self._directory.able(job.placement)
+        needs = self._directory.needs(job.placement) or Requirements()
         reasons = (
             {}
             if able
@@ -282,14 +282,14 @@ class NodeInventories:
 
     async def refresh(self, name: str) -> bool:
         """Ask a node now; False if it did not answer in time."""
-        answered = await self.keeper.refresh([name], patience_s=15.0)
+        answered = await self.refresher.refresh([name], patience_s=15.0)
         await self.look()
         return name in answered
 
     async def by_node(self) -> Mapping[str, Candidate]:
         """Return every node with what it has, as it is now."""
         await self.look()
-        return {candidate.node.name: candidate for candidate in self._atlas.candidates}
+        return {candidate.node.name: candidate for candidate in self._directory.candidates}
 
 
 class _Unable:

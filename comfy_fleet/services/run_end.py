@@ -70,14 +70,16 @@ class Ending:
     Args:
         claim: The run.
         runs: Where its end is written.
-        care: Knows where a job goes after a failure.
+        failure_policy: Knows where a job goes after a failure.
         telemetry: Is told when Redis does not answer.
     """
 
-    def __init__(self, claim: Claim, *, runs: RunStore, care: FailurePolicy, telemetry: Telemetry) -> None:
+    def __init__(
+        self, claim: Claim, *, runs: RunStore, failure_policy: FailurePolicy, telemetry: Telemetry
+    ) -> None:
         self._claim = claim
         self._runs = runs
-        self._care = care
+        self._failure_policy = failure_policy
         self._telemetry = telemetry
         self._extra = claim.log_fields
         self.writing = False
@@ -126,7 +128,7 @@ class Ending:
 
     async def _failed(self, verdict: RunResult, *, released: bool) -> Over | GivenBack:
         error = verdict.error or node_lost("the run ended without a reason")
-        after = await self._insist(lambda: self._care.after(self._claim, verdict))
+        after = await self._insist(lambda: self._failure_policy.after(self._claim, verdict))
         if after is not None:
             if after.placement is None:
                 return Over(status=JobStatus.FAILED, error=after.error)

@@ -30,11 +30,11 @@ class Measure:
     """Measures for one dispatcher.
 
     Args:
-        atlas: Who has what.
+        directory: Who has what.
     """
 
-    def __init__(self, atlas: NodeDirectory) -> None:
-        self._atlas = atlas
+    def __init__(self, directory: NodeDirectory) -> None:
+        self._directory = directory
         self._speeds = Speeds()
         self._used: dict[str, tuple[int, frozenset[str]]] = {}
 
@@ -46,7 +46,7 @@ class Measure:
             took_s: Seconds from the POST to its end; None if they say nothing about the node.
         """
         node = claim.node
-        state, known = self._atlas.states.get(node), self._atlas.inventory(node)
+        state, known = self._directory.states.get(node), self._directory.inventory(node)
         if state is None or known is None:
             return Measured()
         graph = orjson.loads(claim.graph)
@@ -54,8 +54,8 @@ class Measure:
         starts, used = state.reading.starts, frozenset(models)
         before = self._used.get(node)
         warm = before is not None and before[0] == starts and used <= before[1]
-        if len(self._used) > len(self._atlas.states):
-            self._used = {name: seen for name, seen in self._used.items() if name in self._atlas.states}
+        if len(self._used) > len(self._directory.states):
+            self._used = {name: seen for name, seen in self._used.items() if name in self._directory.states}
         self._used[node] = starts, used if before is None or before[0] != starts else before[1] | used
         speed = None
         if took_s is not None and warm:

@@ -38,7 +38,7 @@ class Seekers:
     """The seekers of one dispatcher.
 
     Args:
-        atlas: Who can run what.
+        directory: Who can run what.
         runs: Where jobs wait and are claimed.
         leases: Where nodes are granted.
         name: The dispatcher's.
@@ -55,7 +55,7 @@ class Seekers:
 
     def __init__(
         self,
-        atlas: NodeDirectory,
+        directory: NodeDirectory,
         runs: RunStore,
         leases: Leases,
         *,
@@ -70,7 +70,7 @@ class Seekers:
         may: Callable[[], bool],
         telemetry: Telemetry,
     ) -> None:
-        self._atlas = atlas
+        self._directory = directory
         self._runs = runs
         self._leases = leases
         self._name = name
@@ -98,8 +98,8 @@ class Seekers:
         while True:
             waiting = await self._runs.waiting() if self._claiming else []
             self._known = {head.placement for head in waiting}
-            self._atlas.forget({*self._known, *self._seekers})
-            await self._atlas.learn(self._known)
+            self._directory.forget({*self._known, *self._seekers})
+            await self._directory.learn(self._known)
             for head in waiting:
                 self._start(head.placement)
             if waiting:
@@ -172,7 +172,7 @@ class Seekers:
     async def _seek_again(self, node: str, placement: Placement) -> None:
         """Take a node that a run of ours has just left; HAProxy needs a moment to see that it is free."""
         try:
-            pool = self._atlas.states[node].node.pool
+            pool = self._directory.states[node].node.pool
             until = self._now() + RECLAIM_S
             while self._now() < until:
                 run = self._new_id()
@@ -191,19 +191,20 @@ class Seekers:
 
     async def _seek_one(self, placement: Placement) -> bool:
         """Take one node, of the first pool that has a free one; returns whether to go on seeking."""
-        await self._atlas.learn([placement])
-        atlas = self._atlas
+        await self._directory.learn([placement])
+        directory = self._directory
         if any(
-            atlas.pools.get(pool, frozenset()) & atlas.unread and not atlas.able_in(placement, pool)
-            for pool in atlas.pools_of(placement)
+            directory.pools.get(pool, frozenset()) & directory.unread
+            and not directory.able_in(placement, pool)
+            for pool in directory.pools_of(placement)
         ):
-            await atlas.look()  # before a pool is passed over: its nodes may have been read just now
-        pools = [pool for pool in atlas.pools_of(placement) if atlas.able_in(placement, pool)]
+            await directory.look()  # before a pool is passed over: its nodes may have been read just now
+        pools = [pool for pool in directory.pools_of(placement) if directory.able_in(placement, pool)]
         if not pools:
             return False
         for at, pool in enumerate(pools):  # a later one only if the ones before have no free node
             if granted := await self._ask(placement, pool):
-                rather = {earlier: atlas.able_in(placement, earlier) for earlier in pools[:at]}
+                rather = {earlier: directory.able_in(placement, earlier) for earlier in pools[:at]}
                 rather[pool] = self._faster(placement, pool, granted[0].node)
                 granted = await self._prefer_faster(rather, granted)
                 return await self._claim(*granted, placement, seekers=1)
@@ -213,12 +214,12 @@ class Seekers:
 
     def _faster(self, placement: Placement, pool: str, node: str) -> frozenset[str]:
         """Return the able nodes of a pool that have a much larger share than one of them."""
-        states = self._atlas.states
+        states = self._directory.states
         if node not in states:
             return frozenset()
         enough = FASTER * states[node].node.share
         return frozenset(
-            name for name in self._atlas.able_in(placement, pool) if states[name].node.share >= enough
+            name for name in self._directory.able_in(placement, pool) if states[name].node.share >= enough
         )
 
     async def _prefer_faster(
@@ -247,7 +248,7 @@ class Seekers:
 
     async def _await_preferred(self, wanted: Mapping[str, Iterable[str]]) -> tuple[Lease, str] | None:
         """Return one of the nodes, or None once all of them are at work or it takes too long."""
-        states, now = self._atlas.states, self._now()
+        states, now = self._directory.states, self._now()
         self._vain_until = {name: until for name, until in self._vain_until.items() if now < until}
         left = {
             pool: [n for n in names if states[n].verdict == "up" and n not in self._vain_until]
@@ -271,19 +272,21 @@ class Seekers:
 
     async def _ask(self, placement: Placement, pool: str) -> tuple[Lease, str] | None:
         """Ask a pool for a node that is able; returns the lease and its run's id."""
-        able = self._atlas.able_in(placement, pool)
+        able = self._directory.able_in(placement, pool)
         if not able:
             return None
-        everyone = len(able) == len(self._atlas.pools[pool])
+        everyone = len(able) == len(self._directory.pools[pool])
         # What stands before a node is told of it by name: it must be known before HAProxy chooses.
-        named = any(self._atlas.states[name].node.proxied for name in able if name in self._atlas.states)
+        named = any(
+            self._directory.states[name].node.proxied for name in able if name in self._directory.states
+        )
         return await self._ask_for(pool, able if named or not everyone else ())
 
     async def _ask_for(
         self, pool: str, able: Collection[str], *, fastest_first: bool = False
     ) -> tuple[Lease, str] | None:
         """Ask a pool for one of the able nodes, or for any; returns the lease and its run's id."""
-        states = self._atlas.states
+        states = self._directory.states
         shares = {name: states[name].node.share if name in states else 1.0 for name in able}
         wish = drawn(shares, self._chance)  # as HAProxy itself would share
         if fastest_first:
@@ -367,8 +370,8 @@ class Seekers:
 
     def _first_choice(self, placement: Placement, node: str) -> bool:
         """Whether a node is in the first of a class's pools that has any able node."""
-        pools = (self._atlas.able_in(placement, pool) for pool in self._atlas.pools_of(placement))
+        pools = (self._directory.able_in(placement, pool) for pool in self._directory.pools_of(placement))
         return node in next(filter(None, pools), frozenset())
 
     def _able(self, placement: Placement, node: str) -> bool:
-        return node in self._atlas.able(placement)
+        return node in self._directory.able(placement)

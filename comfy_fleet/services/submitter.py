@@ -132,7 +132,7 @@ class Submitter:
         self._telemetry = telemetry
         self._large = Turns(LARGE_AT_ONCE, wait_s=LARGE_WAIT_S, line=LARGE_LINE)
 
-    async def graph(self, owner: str, workflow: object, wishes: JobOptions) -> Submitted:
+    async def graph(self, owner: str, workflow: object, options: JobOptions) -> Submitted:
         """Submit a graph as it is.
 
         Raises:
@@ -148,18 +148,20 @@ class Submitter:
         """
         if not _is_large(workflow):
             checked, profile = self._checked(workflow)
-            return await self._submit(owner, checked, wishes, profile=profile)
+            return await self._submit(owner, checked, options, profile=profile)
         try:
             await self._large.take()
         except NoTurn:
             raise Busy("several large graphs are being checked already: try again", retry_after_s=2) from None
         try:
             checked, profile = await asyncio.to_thread(self._checked, workflow)
-            return await self._submit(owner, checked, wishes, profile=profile, large=True)
+            return await self._submit(owner, checked, options, profile=profile, large=True)
         finally:
             self._large.give()
 
-    async def stored(self, owner: str, name: str, params: Mapping[str, Any], wishes: JobOptions) -> Submitted:
+    async def stored(
+        self, owner: str, name: str, params: Mapping[str, Any], options: JobOptions
+    ) -> Submitted:
         """Submit a stored workflow with parameters.
 
         Raises:
@@ -174,7 +176,7 @@ class Submitter:
         return await self._submit(
             owner,
             graph.check(bound.graph, read=self._inventories.read),
-            wishes,
+            options,
             profile=workflow.name,
             workflow=workflow,
             params=bound.values,
@@ -184,7 +186,7 @@ class Submitter:
         self,
         owner: str,
         checked: Graph,
-        wishes: JobOptions,
+        options: JobOptions,
         *,
         profile: str,
         workflow: Workflow | None = None,
@@ -198,7 +200,7 @@ class Submitter:
         assets = await self._uploads(owner, read, declared, large=large)
         await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
         uploads = {graph.place_name(*at): asset_id for at, asset_id in assets.items()}
-        where = _wish(workflow.requires, wishes.where) if workflow else wishes.where
+        where = _placement_request(workflow.requires, options.where) if workflow else options.where
         placement = await self._inventories.placement(checked, where)
         if not await self._inventories.any_node():
             raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)
@@ -216,8 +218,8 @@ class Submitter:
             graph_hash=f"blake3:{blake3(data).hexdigest()}",
             created_at=now,
             expires_in_s=self._limits.retention_s,
-            priority=wishes.priority,
-            metadata=wishes.metadata,
+            priority=options.priority,
+            metadata=options.metadata,
             workflow=workflow.name if workflow else None,
             workflow_version=workflow.version if workflow else None,
             params=params or {},
@@ -225,12 +227,12 @@ class Submitter:
             placement=placement,
             assets=frozenset(uploads.values()),
             uploads=uploads,
-            secret=self._sealer.seal(orjson.dumps(wishes.extra_data)) if wishes.extra_data else None,
-            deadline_s=wishes.deadline_s,
+            secret=self._sealer.seal(orjson.dumps(options.extra_data)) if options.extra_data else None,
+            deadline_s=options.deadline_s,
             max_attempts=self._limits.max_attempts,
-            traceparent=wishes.traceparent,
+            traceparent=options.traceparent,
         )
-        return await self._write(new, wishes.idempotency)
+        return await self._write(new, options.idempotency)
 
     def _check_count(self, checked: Graph) -> None:
         """Refuse a graph that certainly makes more files than a job may have."""
@@ -324,7 +326,7 @@ def _is_large(workflow: object) -> bool:
         return True
 
 
-def _wish(requires: ManifestRequirements, asked: PlacementRequest) -> PlacementRequest:
+def _placement_request(requires: ManifestRequirements, asked: PlacementRequest) -> PlacementRequest:
     """Join what a workflow says with what a request says: a request names other pools, or adds conditions."""
     pools = asked if asked.pool or asked.prefer else None
     declared = PlacementRequest(

@@ -288,10 +288,10 @@ async def test_a_graph_goes_to_the_nodes_that_can_run_it(ready: Api) -> None:
     record = await ready.stores.jobs.get(job["id"])
     assert record is not None
     assert record.placement.nodes == frozenset()
-    atlas = NodeDirectory(ready.stores.nodes, ready.stores.inventories)
-    await atlas.look()
-    await atlas.learn([record.placement])
-    assert atlas.able(record.placement) == {"g2", "g3"}  # nobody knows what g2 has
+    directory = NodeDirectory(ready.stores.nodes, ready.stores.inventories)
+    await directory.look()
+    await directory.learn([record.placement])
+    assert directory.able(record.placement) == {"g2", "g3"}  # nobody knows what g2 has
 
 
 async def test_without_nodes_there_is_a_503(api: Api) -> None:

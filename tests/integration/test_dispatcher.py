@@ -103,9 +103,11 @@ async def test_a_second_dispatcher_takes_no_job_to_a_slow_node_while_the_fast_on
         await fleet.add_sim("slow", node={"weight": 1})
         for name in fleet.sims:
             await fleet.verdict(name)
-        atlases = [running.dispatcher._atlas for running in fleet.dispatchers]
+        atlases = [running.dispatcher._directory for running in fleet.dispatchers]
         await until(
-            lambda: all([s.verdict for s in atlas.states.values()] == ["up", "up"] for atlas in atlases),
+            lambda: all(
+                [s.verdict for s in directory.states.values()] == ["up", "up"] for directory in atlases
+            ),
             what="the dispatchers know both nodes",
         )
         for number in range(20):

@@ -27,7 +27,7 @@ async def test_a_job_reaches_only_nodes_that_have_its_files(redis_port: int) -> 
         await fleet.add_sim("b", models=with_model(1))
         for name in "ab":
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         jobs = [await fleet.send(known, sampled(seed=i), PlacementRequest()) for i in range(6)]
         ended = [await fleet.ended(job.id) for job in jobs]
         assert {(job.status, job.node, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, "b", 0)}
@@ -42,7 +42,7 @@ async def test_a_node_that_joins_takes_jobs_that_wait(redis_port: int) -> None:
         await fleet.add_sim("b", models=with_model(1))
         for name in "ab":
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         await fleet.stores.nodes.cordon("b", reason="maintenance")
         job = await fleet.send(known, sampled(), PlacementRequest())
         assert await known.waiting_for(job) == "node b is drained: maintenance"
@@ -55,7 +55,7 @@ async def test_a_node_that_lost_a_file_never_sees_the_job(redis_port: int) -> No
     async with fleet_of(redis_port) as fleet:
         await fleet.add_sim("a", models=with_model(1))
         await fleet.verdict("a")
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         await fleet.stores.nodes.cordon("a", reason="models")
         job = await fleet.send(known, sampled(), PlacementRequest())
         assert job.placement == Placement()  # every node had it
@@ -77,7 +77,7 @@ async def test_a_node_that_lost_a_file_never_sees_the_job(redis_port: int) -> No
 
 async def test_a_refusal_has_the_node_read_again(redis_port: int) -> None:
     async with fleet_of(redis_port, "a", "b") as fleet:
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         fleet.sims["a"].faults.update({"reject": "always"})
         before = (await fleet.state("a")).reading.read_at
         ended: list[Job] = []
@@ -96,7 +96,7 @@ async def test_jobs_spill_into_the_next_pool_when_the_first_is_full(redis_port: 
         await fleet.add_sim("small", timing=timing)
         for name in ("big", "small"):
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         lone = await fleet.send(known, picture(1), PlacementRequest(pool="big", spill_to=("default",)))
         assert (await fleet.ended(lone.id)).node == "big"
         nodes: set[str | None] = set()
@@ -121,7 +121,7 @@ async def test_no_job_spills_while_the_first_pool_has_a_free_node(redis_port: in
         await fleet.add_sim("small")
         for name in ("big", "small"):
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         for seed in range(20):
             job = await fleet.send(known, picture(seed), PlacementRequest(pool="big", spill_to=("default",)))
             for _ in range(3):  # several reasons to look for a node for the same job
@@ -135,7 +135,7 @@ async def test_out_of_memory_goes_to_a_larger_card_and_is_remembered(redis_port:
             await fleet.add_sim(name, models=with_model(18), vram_bytes=size * GIB)
         for name in fleet.sims:
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         jobs = [
             await fleet.send(known, sampled(seed=i), PlacementRequest(), profile="big") for i in range(12)
         ]
@@ -156,7 +156,7 @@ async def test_out_of_memory_on_the_largest_card_fails_in_clear_words(redis_port
         await fleet.add_sim("large", models=with_model(40), vram_bytes=24 * GIB)
         for name in fleet.sims:
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         failed = await fleet.ended((await fleet.send(known, sampled(), PlacementRequest())).id)
         assert failed.status is JobStatus.FAILED and failed.error
         assert failed.error.code == "out_of_memory"
@@ -171,7 +171,7 @@ async def test_a_card_that_others_have_filled_is_no_sink_for_waiting_jobs(redis_
         await fleet.add_sim("free", models=with_model(18), vram_bytes=24 * GIB, timing=SimTiming(job_s=0.3))
         for name in fleet.sims:
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         # Nobody tells HAProxy here that the card is full: a job that fails at once makes room for the next.
         jobs = [
             await fleet.send(known, sampled(seed=i), PlacementRequest(), profile=f"p{i}") for i in range(8)
@@ -189,7 +189,7 @@ async def test_a_node_on_which_everything_fails_is_quarantined_until_it_restarts
         await fleet.add_sim("good", vram_bytes=24 * GIB)
         for name in fleet.sims:
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         fleet.sims["bad"].faults.update({"oom": "always"})
         jobs: list[Job] = []
         async with asyncio.timeout(40):
@@ -216,7 +216,7 @@ async def test_a_node_that_was_not_known_at_submit_is_told_no_foreign_file(redis
     async with fleet_of(redis_port) as fleet:
         await fleet.add_sim("a")
         await fleet.verdict("a")
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         await fleet.stores.nodes.cordon("a", reason="not yet")
         graph = {
             "1": {"class_type": "LoadImage", "inputs": {"image": "x.png [temp]"}},

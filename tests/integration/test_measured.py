@@ -43,7 +43,7 @@ async def test_work_goes_to_nodes_by_their_measured_speed(redis_port: int) -> No
         await fleet.add_sim("slow", timing=SLOW, node={"weight_by_gpu": True})
         for name in ("fast", "slow"):
             await fleet.verdict(name)
-        await fleet.keeper()
+        await fleet.refresher()
         before = await one_by_one(fleet, range(24))
         assert min(before.values()) >= ENOUGH, before  # nothing was known of them: about half each
         fast, slow = await fleet.state("fast"), await fleet.state("slow")
@@ -68,7 +68,7 @@ async def test_a_weight_that_was_set_by_hand_stays(redis_port: int) -> None:
         await fleet.add_sim("slow", timing=SLOW, node={"weight": 50})
         for name in ("fast", "slow"):
             await fleet.verdict(name)
-        await fleet.keeper()
+        await fleet.refresher()
         await one_by_one(fleet, range(24))  # ten each suffice for one of them only
         assert (await fleet.state("slow")).node.speed is not None
         assert (weight(fleet, "fast"), weight(fleet, "slow")) == (50, 50)
@@ -81,7 +81,7 @@ async def test_models_are_remembered_until_they_can_t_be_in_memory_any_more(
     async with fleet_of(redis_port) as fleet:
         sim = await fleet.add_sim("g1", models=models)
         await fleet.verdict("g1")
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         nodes = fleet.stores.nodes
 
         async def run(file: str, seed: int) -> None:
@@ -121,7 +121,7 @@ async def test_runs_that_load_a_model_say_nothing_about_the_gpu(redis_port: int)
         for name in ("a", "b"):
             await fleet.add_sim(name, timing=timing, models=with_model(1), node={"weight_by_gpu": True})
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         for seed in range(26):
             if seed == 20:
                 await fleet.sims["b"].restart()
@@ -138,7 +138,7 @@ async def test_a_speed_counts_after_a_few_runs_and_ends_with_the_card(redis: Red
         for runs, speed in ((ENOUGH - 1, None), (ENOUGH, 0.5)):
             await redis.hset("fleet:node:g1", mapping={"speed": -0.6931, "speeds": runs})
             assert (await fleet.state("g1")).node.speed == speed
-        await fleet.keeper()
+        await fleet.refresher()
         await redis.hset("fleet:node:g1", "gpu", "another card")
         await fleet.stores.nodes.want_reading("g1")
         await until(partial(_no_speed, fleet), what="the speed is forgotten")

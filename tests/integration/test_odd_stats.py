@@ -44,7 +44,7 @@ async def test_figures_that_no_card_has_are_not_taken(
             devices = [dict.fromkeys(json.loads(RECORDED)["devices"][0], "@")]
             system = dict.fromkeys(json.loads(RECORDED)["system"], "@")
             odd.text = json.dumps({"system": system, "devices": devices}).replace('"@"', figure)
-        api.deps.inventories.keeper._ask = odd
+        api.deps.inventories.refresher._ask = odd
         answer = await api.client.post("/api/v1/nodes/g1/refresh")
         assert answer.status_code in (200, 502), answer.text
         for path in ("/api/v1/nodes", "/api/v1/nodes/g1", "/api/v1/nodes-diff"):

@@ -41,7 +41,7 @@ async def test_each_node_gets_the_spelling_that_it_lists(redis_port: int, wanted
         for name, spelling in spellings.items():
             await fleet.add_sim(name, models=with_model(1, spelling))
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         for name, spelling in spellings.items():
             other = Placement(without=frozenset(spellings) - {name})
             job = await fleet.submit(sampled(file=wanted), placement=other)
@@ -60,7 +60,7 @@ async def test_what_no_output_reads_is_neither_checked_nor_posted(redis_port: in
         "10": {"class_type": "ImageScale", "inputs": {"crop": "nonsense"}},
     }
     async with fleet_of(redis_port, "a") as fleet:
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         graph = check({**GRAPH, **orphans}, read=known.read)
         job = await fleet.submit(graph, placement=await known.placement(graph, PlacementRequest()))
         done = await fleet.ended(job.id)
@@ -114,7 +114,7 @@ async def test_a_class_that_a_node_replaces_runs_there(redis_port: int) -> None:
         for name, version in (("old", "0.3.64"), ("new", "0.33.0")):
             await fleet.add_sim(name, models=files, comfyui=version)
             await fleet.verdict(name)
-        known = await fleet.keeper()
+        known = await fleet.refresher()
         graph = {
             "1": {"class_type": "T2IAdapterLoader", "inputs": {"t2i_adapter_name": "sub/depth.pth"}},
             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},

@@ -256,9 +256,9 @@ async def test_an_inventory_that_cannot_be_read_stops_no_look(stores: Stores, pa
     await stores.inventories.save("g2", inventory.parse({"B": {}}), Reading())
     digest = (await stores.nodes.states())[0].reading.inventory
     await client.set(f"fleet:inventory:{digest}", packed)
-    atlas = NodeDirectory(stores.nodes, stores.inventories)
-    await atlas.look()
-    assert atlas.inventory("g1") is None and atlas.inventory("g2") is not None
+    directory = NodeDirectory(stores.nodes, stores.inventories)
+    await directory.look()
+    assert directory.inventory("g1") is None and directory.inventory("g2") is not None
 
 
 async def test_an_inventory_of_an_earlier_version_is_not_used_and_read_again(stores: Stores) -> None:
@@ -269,9 +269,9 @@ async def test_an_inventory_of_an_earlier_version_is_not_used_and_read_again(sto
     await client.set("fleet:inventory:0123", zlib.compress(b'{"classes":{"A":{}},"lists":[]}'))
     await client.sadd("fleet:inventory:0123:nodes", "g1")
     assert not (await stores.nodes.states())[0].reading.wanted
-    atlas = NodeDirectory(stores.nodes, stores.inventories)
-    await atlas.look()
-    assert atlas.inventory("g1") is None
+    directory = NodeDirectory(stores.nodes, stores.inventories)
+    await directory.look()
+    assert directory.inventory("g1") is None
     assert (await stores.nodes.states())[0].reading.wanted
 
 

@@ -43,8 +43,8 @@ async def test_who_asks_what_jobs_wait_for_is_not_remembered_for_good(stores: St
             placement=Placement(needs=f"{number:016x}"),
         )
         await known.waiting_for(job)
-    assert len(known._atlas._needs) <= _MOST_PLACEMENTS
-    assert len(known._atlas._able) <= _MOST_PLACEMENTS
+    assert len(known._directory._needs) <= _MOST_PLACEMENTS
+    assert len(known._directory._able) <= _MOST_PLACEMENTS
 
 
 async def test_dispatchers_that_were_killed_leave_no_names_for_good(stores: Stores) -> None:

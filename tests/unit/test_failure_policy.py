@@ -98,14 +98,14 @@ class World:
     async def free(self, node: str) -> None:
         self.freed.append(node)
 
-    async def care(self, limits: FailureLimits | None = None) -> FailurePolicy:
-        atlas = NodeDirectory(cast(NodeRegistry, self), cast(InventoryStore, self))
-        await atlas.look()
+    async def failure_policy(self, limits: FailureLimits | None = None) -> FailurePolicy:
+        directory = NodeDirectory(cast(NodeRegistry, self), cast(InventoryStore, self))
+        await directory.look()
         return FailurePolicy(
             cast(NodeRegistry, self),
             cast(InventoryStore, self),
             self,
-            atlas,
+            directory,
             cast(PoolStore, self),
             limits or FailureLimits(),
         )
@@ -131,7 +131,7 @@ def failed(code: str, *, exclude: bool = False) -> RunResult:
 
 async def test_out_of_memory_goes_to_a_larger_card_for_free() -> None:
     world = World()
-    found = await (await world.care()).after(claim("small"), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert (found.placement.above, found.placement.without, found.counts) == (
         12 * GIB,
@@ -146,24 +146,28 @@ async def test_out_of_memory_goes_to_a_larger_card_for_free() -> None:
 async def test_a_pool_may_keep_its_models_after_out_of_memory() -> None:
     world = World()
     world.pool = Pool(name="default", free_on_oom=False)
-    care = await world.care()
-    found = await care.after(claim("small"), failed("out_of_memory"))
+    failure_policy = await world.failure_policy()
+    found = await failure_policy.after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert world.freed == []
     world.pool = None  # nobody says: as everywhere
-    await care.after(claim("small"), failed("out_of_memory"))
+    await failure_policy.after(claim("small"), failed("out_of_memory"))
     assert world.freed == ["small"]
     defaults = PoolDefaults(free_on_oom=False, former={"default": Pool(name="default", free_on_oom=True)})
-    await (await world.care(FailureLimits(pools=defaults))).after(claim("mid"), failed("out_of_memory"))
+    await (await world.failure_policy(FailureLimits(pools=defaults))).after(
+        claim("mid"), failed("out_of_memory")
+    )
     assert world.freed == ["small", "mid"]
     world.pool = Pool(name="default", free_on_oom=False)  # its own says more than a setting's former form
-    await (await world.care(FailureLimits(pools=defaults))).after(claim("mid"), failed("out_of_memory"))
+    await (await world.failure_policy(FailureLimits(pools=defaults))).after(
+        claim("mid"), failed("out_of_memory")
+    )
     assert world.freed == ["small", "mid"]
 
 
 async def test_out_of_memory_on_the_largest_card_is_the_end() -> None:
     world = World()
-    found = await (await world.care()).after(claim("large"), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("large"), failed("out_of_memory"))
     assert found is not None and found.placement is None
     assert world.limits == [5]
     assert found.error.message == "out of memory on large (24 GiB), the largest node that can run it: boom"
@@ -171,18 +175,18 @@ async def test_out_of_memory_on_the_largest_card_is_the_end() -> None:
 
 async def test_another_card_of_the_same_size_gets_one_try() -> None:
     world = World(one=24, two=24, three=24)
-    care = await world.care()
-    found = await care.after(claim("one"), failed("out_of_memory"))
+    failure_policy = await world.failure_policy()
+    found = await failure_policy.after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert (found.placement.without, found.counts) == (frozenset({"one"}), True)
-    found = await care.after(claim("two", found.placement), failed("out_of_memory"))
+    found = await failure_policy.after(claim("two", found.placement), failed("out_of_memory"))
     assert found is not None and found.placement is None
 
 
 async def test_memory_that_others_hold_is_not_the_card_s_fault() -> None:
     world = World(one=24, two=24)
     world.foreign["one"] = 10
-    found = await (await world.care()).after(claim("one"), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert (found.placement.above, found.placement.without, found.counts) == (
         14 * GIB,
@@ -193,7 +197,7 @@ async def test_memory_that_others_hold_is_not_the_card_s_fault() -> None:
     assert found.rest_s == REST_S  # until its agent has told HAProxy
     lone = World(one=24)
     lone.foreign["one"] = 10
-    found = await (await lone.care()).after(claim("one"), failed("out_of_memory"))
+    found = await (await lone.failure_policy()).after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement == Placement()  # once more, when there is room again
     assert "of which others hold 10 GiB" in found.error.message and found.counts
     assert found.rest_s == REST_S
@@ -203,7 +207,7 @@ async def test_a_little_that_others_hold_changes_nothing() -> None:
     world = World(one=24, two=24)
     world.foreign["two"] = 1
     tried = Placement(without=frozenset({"one"}), above=24 * GIB)
-    found = await (await world.care()).after(claim("two", tried), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("two", tried), failed("out_of_memory"))
     assert found is not None and (found.placement, found.rest_s) == (None, 0.0)
     assert "the largest node that can run it" in found.error.message
 
@@ -211,12 +215,12 @@ async def test_a_little_that_others_hold_changes_nothing() -> None:
 async def test_an_attempt_counts_where_not_every_card_left_is_larger() -> None:
     world = World(one=24, two=24, big=48)
     world.foreign["one"] = 10
-    found = await (await world.care()).after(claim("one"), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement is not None and found.counts
 
 
 async def test_what_was_learnt_of_a_larger_card_is_kept() -> None:
-    found = await (await World().care()).after(
+    found = await (await World().failure_policy()).after(
         claim("small", Placement(above=16 * GIB)), failed("out_of_memory")
     )
     assert found is not None and found.placement is not None
@@ -225,12 +229,12 @@ async def test_what_was_learnt_of_a_larger_card_is_kept() -> None:
 
 async def test_cards_of_unknown_size_may_be_larger_and_teach_nothing() -> None:
     world = World(one=24, new=0)
-    found = await (await world.care()).after(claim("one"), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert (found.placement.without, found.counts) == (frozenset({"one"}), True)
     world = World(new=0, big=24)
     world.silent = True
-    found = await (await world.care()).after(claim("new"), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("new"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert (found.placement.above, found.counts, world.oom) == (0, True, {})
 
@@ -239,7 +243,7 @@ async def test_a_job_does_not_wait_for_a_node_that_hangs(monkeypatch: pytest.Mon
     monkeypatch.setattr("comfy_fleet.services.failure_policy.ASK_S", 0.01)
     world = World()
     world.hangs = True
-    found = await (await world.care()).after(claim("small"), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert (found.placement.above, world.freed) == (12 * GIB, [])
 
@@ -247,31 +251,31 @@ async def test_a_job_does_not_wait_for_a_node_that_hangs(monkeypatch: pytest.Mon
 async def test_a_silent_node_counts_with_its_whole_card() -> None:
     world = World()
     world.silent = True
-    found = await (await world.care()).after(claim("mid"), failed("out_of_memory"))
+    found = await (await world.failure_policy()).after(claim("mid"), failed("out_of_memory"))
     assert found is not None and found.placement is not None and found.placement.above == 16 * GIB
 
 
 async def test_gpu_faults_go_elsewhere_and_count_against_the_node() -> None:
     world = World()
-    found = await (await world.care()).after(claim("mid"), failed("gpu_fault", exclude=True))
+    found = await (await world.failure_policy()).after(claim("mid"), failed("gpu_fault", exclude=True))
     assert found is not None and found.placement is not None
     assert (found.placement.without, found.counts) == (frozenset({"mid"}), True)
     assert world.strikes == [("mid", "gpu")]
     lone = World(one=24)
-    found = await (await lone.care()).after(claim("one"), failed("gpu_fault", exclude=True))
+    found = await (await lone.failure_policy()).after(claim("one"), failed("gpu_fault", exclude=True))
     assert found is not None and found.placement == Placement()  # it may be cured by a restart
 
 
 async def test_a_refusal_has_the_node_read_again() -> None:
     world = World()
-    care = await world.care()
-    found = await care.after(claim("mid"), failed("invalid_workflow", exclude=True))
+    failure_policy = await world.failure_policy()
+    found = await failure_policy.after(claim("mid"), failed("invalid_workflow", exclude=True))
     assert found is not None and found.placement is not None and found.placement.without == {"mid"}
     assert world.wanted == ["mid"]
     last = Placement(without=frozenset({"small", "large"}))
-    found = await care.after(claim("mid", last), failed("invalid_workflow", exclude=True))
+    found = await failure_policy.after(claim("mid", last), failed("invalid_workflow", exclude=True))
     assert found is not None and found.placement is None  # nobody is left
-    assert await care.after(claim("gone"), failed("invalid_workflow", exclude=True)) is not None
+    assert await failure_policy.after(claim("gone"), failed("invalid_workflow", exclude=True)) is not None
 
 
 @pytest.mark.parametrize(
@@ -287,21 +291,21 @@ async def test_two_alike_nodes_that_refuse_a_graph_speak_for_all(
 ) -> None:
     world = World(a=8, b=8, c=8, d=8)
     world.digest = digest
-    care = await world.care()
+    failure_policy = await world.failure_policy()
     details = {"node_errors": {"1": [{"field": "x", "reason": reason, "message": "no"}]}}
     error = JobError(code="invalid_workflow", message="no", details=details)
     verdict = RunResult(kind="rejected", error=error, counts=False, retryable=True, exclude_node=True)
-    first = await care.after(claim("a"), verdict)
+    first = await failure_policy.after(claim("a"), verdict)
     assert first is not None and first.placement is not None and first.placement.without == {"a"}
-    second = await care.after(claim("b", first.placement), verdict)
+    second = await failure_policy.after(claim("b", first.placement), verdict)
     assert second is not None
     assert (second.placement.without if second.placement else None) == left
 
 
 async def test_other_failures_are_nothing_special() -> None:
-    care = await World().care()
-    assert await care.after(claim("mid"), failed("node_execution_error")) is None
-    assert await care.after(claim("mid"), RunResult(kind="succeeded")) is None
+    failure_policy = await World().failure_policy()
+    assert await failure_policy.after(claim("mid"), failed("node_execution_error")) is None
+    assert await failure_policy.after(claim("mid"), RunResult(kind="succeeded")) is None
 
 
 @pytest.mark.parametrize(("changed_at", "moves"), [(50.0, False), (100.0, False), (150.0, True)])
@@ -310,14 +314,14 @@ async def test_only_nodes_that_changed_since_are_looked_at(changed_at: float, mo
     good = {name: {"input": {}, "output_node": True} for name in ("EmptyImage", "SaveImage")}
     world.has = {"small": parse({"SaveImage": {"output_node": True}}), "large": parse(good)}
     world.changed_at = changed_at
-    care = await world.care()
-    moved = await care.misfit(claim("small"), GRAPH)
+    failure_policy = await world.failure_policy()
+    moved = await failure_policy.misfit(claim("small"), GRAPH)
     assert (moved is not None) == moves
-    assert await care.misfit(claim("large"), GRAPH) is None
-    assert await care.misfit(claim("mid"), GRAPH) is None  # not known: it decides by itself
+    assert await failure_policy.misfit(claim("large"), GRAPH) is None
+    assert await failure_policy.misfit(claim("mid"), GRAPH) is None  # not known: it decides by itself
     if moved is not None:
         assert world.needs_kept[moved.needs].classes == {"EmptyImage"}
-        assert care._atlas.able(moved) == {"large", "mid"}
+        assert failure_policy._directory.able(moved) == {"large", "mid"}
 
 
 async def test_a_job_keeps_its_needs_and_gets_those_that_came() -> None:
@@ -329,7 +333,7 @@ async def test_a_job_keeps_its_needs_and_gets_those_that_came() -> None:
         classes=frozenset({"Rare"}), choices=frozenset({("Rare", "x", "a.pt")})
     )
     graph = {**GRAPH, "3": {"class_type": "VAELoader", "inputs": {"vae_name": "a.pt"}}}
-    moved = await (await world.care()).misfit(claim("small", Placement(needs="k")), graph)
+    moved = await (await world.failure_policy()).misfit(claim("small", Placement(needs="k")), graph)
     assert moved is not None
     kept = world.needs_kept[moved.needs]
     assert kept.classes == {"Rare", "EmptyImage", "SaveImage"}
@@ -341,15 +345,15 @@ async def test_a_node_whose_limits_changed_is_named_where_needs_can_not_say_it()
     narrow = {"input": {"required": {"width": ["INT", {"max": 8}]}}, "output": ["IMAGE"]}
     world.has = {"small": parse({"EmptyImage": narrow, "SaveImage": {"output_node": True}})}
     world.changed_at = 150.0
-    moved = await (await world.care()).misfit(claim("small"), GRAPH)
+    moved = await (await world.failure_policy()).misfit(claim("small"), GRAPH)
     assert moved == Placement(without=frozenset({"small"}))
 
 
 async def test_while_redis_is_away_the_last_that_was_known_of_the_nodes_counts() -> None:
     world = World()
-    care = await world.care()
+    failure_policy = await world.failure_policy()
     world.away = True
-    found = await care.after(claim("small"), failed("out_of_memory"))
+    found = await failure_policy.after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert found.placement.above == 12 * GIB
 
@@ -368,15 +372,15 @@ async def test_what_a_changed_node_would_read_is_checked_before_it_is_posted() -
     world = World()
     world.has = {"small": parse(CLASSES), "large": parse(reads_all)}
     world.changed_at = 150.0
-    care = await world.care()
-    assert care.fitted(claim("small"), graph).keys() == GRAPH.keys()
-    assert care.unseen(claim("small")) == [world.has["small"]]
+    failure_policy = await world.failure_policy()
+    assert failure_policy.fitted(claim("small"), graph).keys() == GRAPH.keys()
+    assert failure_policy.unseen(claim("small")) == [world.has["small"]]
     with pytest.raises(InvalidWorkflow):
-        care.fitted(claim("large"), graph)
+        failure_policy.fitted(claim("large"), graph)
     with pytest.raises(InvalidWorkflow):  # it is not known what it has, so it may read what any other does
-        care.fitted(claim("mid"), graph)
-    assert len(care.unseen(claim("mid")) or ()) == 2
+        failure_policy.fitted(claim("mid"), graph)
+    assert len(failure_policy.unseen(claim("mid")) or ()) == 2
     del world.has["large"]
-    assert (await world.care()).fitted(claim("mid"), graph).keys() == GRAPH.keys()
+    assert (await world.failure_policy()).fitted(claim("mid"), graph).keys() == GRAPH.keys()
     world.changed_at = 50.0
-    assert (await world.care()).unseen(claim("small")) is None
+    assert (await world.failure_policy()).unseen(claim("small")) is None

@@ -107,7 +107,7 @@ async def inventories(world: World) -> AsyncIterator[NodeInventories]:
     )
     task = asyncio.create_task(made.run())
     async with asyncio.timeout(5):
-        while made.keeper._asking or len(world.asked) < len(world.answers):
+        while made.refresher._asking or len(world.asked) < len(world.answers):
             await asyncio.sleep(0.001)
     await made.look()
     try:
@@ -121,13 +121,13 @@ ALL = classes("EmptyImage", "SaveImage")
 
 
 async def able(known: NodeInventories, placement: Placement) -> frozenset[str]:
-    await known._atlas.learn([placement])
-    return known._atlas.able(placement)
+    await known._directory.learn([placement])
+    return known._directory.able(placement)
 
 
 async def test_alike_nodes_share_one_inventory() -> None:
     async with inventories(World(a=ALL, b=dict(reversed(ALL.items())), c=classes("Odd"))) as known:
-        assert len(known._atlas.inventories) == 2
+        assert len(known._directory.inventories) == 2
         placement = await known.placement(check(GRAPH), PlacementRequest())
         assert placement.needs and not placement.nodes
         assert await able(known, placement) == {"a", "b"}
@@ -144,14 +144,14 @@ async def test_a_node_that_joins_later_takes_what_waits() -> None:
         placement = await known.placement(check(GRAPH), PlacementRequest())
         assert await able(known, placement) == {"a"}
         world.answers |= {"new": ALL, "odd": classes("Odd")}
-        await known.keeper.refresh(["new", "odd"], patience_s=5)
+        await known.refresher.refresh(["new", "odd"], patience_s=5)
         await known.look()
         assert await able(known, placement) == {"a", "new"}
 
 
 async def idle(known: NodeInventories) -> None:
     async with asyncio.timeout(10):
-        while known.keeper._asking:
+        while known.refresher._asking:
             await asyncio.sleep(0.001)
 
 
@@ -184,7 +184,7 @@ class ComesUpMeanwhile(World):
             self.verdicts[node] = "up"
             self.changed.set()
             async with asyncio.timeout(5):
-                while self.known.keeper._verdicts[node] != "up":
+                while self.known.refresher._verdicts[node] != "up":
                     await asyncio.sleep(0.001)
         return await super().inventory(node)
 
@@ -322,7 +322,7 @@ async def test_removed_nodes_are_forgotten() -> None:
         del world.answers["a"]
         world.changed.set()
         async with asyncio.timeout(5):
-            while "a" in known._atlas.states:
+            while "a" in known._directory.states:
                 await asyncio.sleep(0.001)
         with pytest.raises(InvalidWorkflow):
             await known.placement(check(GRAPH), PlacementRequest())
@@ -346,13 +346,13 @@ async def test_a_look_that_took_long_shows_nothing_older_than_a_later_one() -> N
                 await slow.wait()
             return found
 
-    atlas = NodeDirectory(cast(NodeRegistry, Registry()), cast(InventoryStore, World()))
-    first = asyncio.create_task(atlas.look())
+    directory = NodeDirectory(cast(NodeRegistry, Registry()), cast(InventoryStore, World()))
+    first = asyncio.create_task(directory.look())
     await asyncio.sleep(0)
-    await atlas.look()
+    await directory.look()
     slow.set()
     await first
-    assert list(atlas.states) == ["new"]
+    assert list(directory.states) == ["new"]
 
 
 async def test_looks_at_once_show_each_inventory_as_one() -> None:

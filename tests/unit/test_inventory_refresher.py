@@ -55,7 +55,7 @@ class Nodes:
         return parse(INFO)
 
 
-def keeper(store: Store, nodes: Nodes) -> InventoryRefresher:
+def refresher(store: Store, nodes: Nodes) -> InventoryRefresher:
     return InventoryRefresher(cast(NodeRegistry, Registry()), cast(InventoryStore, store), nodes)
 
 
@@ -69,7 +69,7 @@ def keeper(store: Store, nodes: Nodes) -> InventoryRefresher:
 )
 async def test_whatever_is_raised_is_the_nodes_trouble(error: Exception, why: str) -> None:
     store = Store()
-    assert await keeper(store, Nodes(error)).refresh(["g1"], patience_s=5) == frozenset()
+    assert await refresher(store, Nodes(error)).refresh(["g1"], patience_s=5) == frozenset()
     assert store.unread["g1"].startswith(why)
     assert store.claimed == set()
 
@@ -77,7 +77,7 @@ async def test_whatever_is_raised_is_the_nodes_trouble(error: Exception, why: st
 async def test_readings_that_others_have_begun_hold_up_no_reading() -> None:
     taken = frozenset(f"dead{number}" for number in range(AT_ONCE))
     store = Store(taken)
-    kept = keeper(store, Nodes())
+    kept = refresher(store, Nodes())
     waiting = asyncio.create_task(kept.refresh(sorted(taken), patience_s=30))
     await asyncio.sleep(0)
     assert await kept.refresh(["g1"], patience_s=5) == {"g1"}

@@ -39,7 +39,7 @@ class World:
         self.looks = 0
         self.free: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.parking = LeaseHolder(cast(RunStore, self), spawn=self._spawn, on_free=self.free.append)
+        self.lease_holder = LeaseHolder(cast(RunStore, self), spawn=self._spawn, on_free=self.free.append)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.create_task(work))
@@ -61,7 +61,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_second_lease_is_kept_until_the_run_that_has_the_node_is_over() -> None:
     world, lease = World(), Granted("g1")
     world.runs["g1"] = "r"
-    world.parking.park(cast(Lease, lease), "r")
+    world.lease_holder.park(cast(Lease, lease), "r")
     await until(lambda: world.looks > 2, what="it is looked at again and again")
     assert not lease.over.is_set() and world.free == []
     world.runs["g1"] = "another"
@@ -73,12 +73,12 @@ async def test_one_lease_is_enough_to_keep_a_node() -> None:
     world, first, second, other = World(), Granted("g1"), Granted("g1"), Granted("g2")
     world.runs = {"g1": "r", "g2": "s"}
     for lease, run in ((first, "r"), (second, "r"), (other, "s")):
-        world.parking.park(cast(Lease, lease), run)
+        world.lease_holder.park(cast(Lease, lease), run)
     assert [lease.over.is_set() for lease in (first, second, other)] == [False, True, False]
     world.runs.clear()
     await world.over()
     assert sorted(world.free) == ["g1", "g2"]  # the second one never was the node's
-    world.parking.park(cast(Lease, again := Granted("g1")), "t")
+    world.lease_holder.park(cast(Lease, again := Granted("g1")), "t")
     assert not again.over.is_set()
     await world.over()
 
@@ -86,7 +86,7 @@ async def test_one_lease_is_enough_to_keep_a_node() -> None:
 async def test_a_parked_lease_that_closes_is_parked_no_more() -> None:
     world, lease = World(), Granted("g1")
     world.runs["g1"] = "r"
-    world.parking.park(cast(Lease, lease), "r")
+    world.lease_holder.park(cast(Lease, lease), "r")
     lease.over.set()
     await world.over()
     assert world.free == ["g1"]
@@ -95,7 +95,7 @@ async def test_a_parked_lease_that_closes_is_parked_no_more() -> None:
 async def test_a_node_rests_for_its_time_and_is_free_then() -> None:
     world, lease, loop = World(), Granted("g1"), asyncio.get_running_loop()
     before = loop.time()
-    world.parking.rest(cast(Lease, lease), 0.05)
+    world.lease_holder.rest(cast(Lease, lease), 0.05)
     await asyncio.sleep(0)
     assert not lease.over.is_set() and world.free == []
     await world.over()
@@ -105,7 +105,7 @@ async def test_a_node_rests_for_its_time_and_is_free_then() -> None:
 
 async def test_a_stop_lets_a_resting_node_go_without_asking_for_it() -> None:
     world, lease = World(), Granted("g1")
-    world.parking.rest(cast(Lease, lease), 60)
+    world.lease_holder.rest(cast(Lease, lease), 60)
     await asyncio.sleep(0)
     world.tasks[0].cancel()
     await asyncio.gather(*world.tasks, return_exceptions=True)
@@ -125,7 +125,7 @@ async def test_a_lease_is_kept_while_redis_is_away(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(world, "lease_of", lease_of)
     world.runs["g1"] = "r"
-    world.parking.park(cast(Lease, lease), "r")
+    world.lease_holder.park(cast(Lease, lease), "r")
     await until(lambda: world.looks > 2, what="Redis is back")
     assert not lease.over.is_set()
     world.runs.clear()
@@ -142,13 +142,13 @@ async def test_a_defect_while_a_lease_is_parked_keeps_nobody_from_the_node(
         raise ValueError("a defect")
 
     monkeypatch.setattr(world, "lease_of", breaks)
-    world.parking.park(cast(Lease, lease), "r1")
+    world.lease_holder.park(cast(Lease, lease), "r1")
     with pytest.raises(ValueError, match="a defect"):
         await world.over()
     assert lease.over.is_set() and world.free == ["g1"]
     monkeypatch.undo()
     again = Granted("g1")
-    world.parking.park(cast(Lease, again), "r1")
+    world.lease_holder.park(cast(Lease, again), "r1")
     assert not again.over.is_set(), "it is not taken for parked"
     world.tasks.pop().cancel()
     world.tasks.clear()

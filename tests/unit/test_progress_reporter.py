@@ -27,7 +27,7 @@ class Store:
         self.values: list[float] = []
         self.pictures: list[bytes] = []
         self.trouble: list[Exception] = []
-        self.outbox = ProgressReporter(cast(RunStore, self), CLAIM, lambda: 0.0)
+        self.reporter = ProgressReporter(cast(RunStore, self), CLAIM, lambda: 0.0)
 
     async def progress(self, claim: Claim, progress: Progress) -> None:
         if self.trouble:
@@ -42,10 +42,10 @@ class Store:
         self.pictures.append(b64decode(data["data_base64"]))
 
     def tell(self, value: float) -> None:
-        self.outbox.progress(Progress(value=value, nodes_done=0, nodes_total=1))
+        self.reporter.progress(Progress(value=value, nodes_done=0, nodes_total=1))
 
     def show(self, picture: bytes) -> None:
-        self.outbox.preview(ShowPreview("1", "image/jpeg", picture))
+        self.reporter.preview(ShowPreview("1", "image/jpeg", picture))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ async def test_a_preview_waits_until_somebody_follows(store: Store) -> None:
     store.show(b"3")
     await until(lambda: len(store.pictures) == 2, what="the next one, too")
     assert store.pictures == [b"2", b"3"]
-    store.outbox.close()
+    store.reporter.close()
 
 
 async def test_nobody_is_asked_about_where_there_is_no_preview(store: Store) -> None:
@@ -73,7 +73,7 @@ async def test_nobody_is_asked_about_where_there_is_no_preview(store: Store) -> 
     store.tell(0.2)
     await until(lambda: len(store.values) == 2, what="the next one, too")
     assert store.asked == 0
-    store.outbox.close()
+    store.reporter.close()
 
 
 async def test_a_picture_that_is_too_large_is_no_preview(store: Store) -> None:
@@ -82,7 +82,7 @@ async def test_a_picture_that_is_too_large_is_no_preview(store: Store) -> None:
     store.show(bytes(MAX_PREVIEW_BYTES + 1))
     await until(lambda: store.pictures, what="the other one goes out")
     assert [len(picture) for picture in store.pictures] == [MAX_PREVIEW_BYTES]
-    store.outbox.close()
+    store.reporter.close()
 
 
 @pytest.mark.parametrize("error", [StoreDown("away"), ValueError("a defect")])
@@ -92,7 +92,7 @@ async def test_trouble_with_one_snapshot_ends_nothing(store: Store, error: Excep
     await until(lambda: not store.trouble, what="it was tried")
     store.tell(0.2)
     await until(lambda: store.values == [0.2], what="the next one is written")
-    store.outbox.close()
+    store.reporter.close()
 
 
 async def test_whoever_lost_the_run_tells_nothing_more(store: Store) -> None:
@@ -103,4 +103,4 @@ async def test_whoever_lost_the_run_tells_nothing_more(store: Store) -> None:
     for _ in range(10):
         await asyncio.sleep(0.001)
     assert store.values == []
-    assert store.outbox.last is not None and store.outbox.last.value == 0.2
+    assert store.reporter.last is not None and store.reporter.last.value == 0.2

@@ -32,7 +32,10 @@ class World:
         self.away = 0
         self.written: list[dict[str, Any]] = []
         self.ending = Ending(
-            CLAIM, runs=cast(RunStore, self), care=cast(FailurePolicy, self), telemetry=NullTelemetry()
+            CLAIM,
+            runs=cast(RunStore, self),
+            failure_policy=cast(FailurePolicy, self),
+            telemetry=NullTelemetry(),
         )
 
     async def after(self, claim: Claim, verdict: RunResult) -> Disposition | None:
@@ -105,7 +108,10 @@ async def test_what_is_lost_again_though_its_node_ran_anew_is_not_computed_a_thi
     for bust, kind in (({"9"}, Over), ({"7"}, GivenBack), (set[str](), GivenBack)):
         claim = replace(CLAIM, job=replace(JOB, bust=frozenset(bust)))
         ending = Ending(
-            claim, runs=cast(RunStore, World()), care=cast(FailurePolicy, World()), telemetry=NullTelemetry()
+            claim,
+            runs=cast(RunStore, World()),
+            failure_policy=cast(FailurePolicy, World()),
+            telemetry=NullTelemetry(),
         )
         found = await ending.decide(
             RunResult(kind="succeeded"), broken=[gone], released=False, canceled=False

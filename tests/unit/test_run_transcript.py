@@ -16,7 +16,7 @@ GRAPH: dict[str, Any] = {
 }
 
 
-def sightings() -> RunTranscript:
+def transcript() -> RunTranscript:
     return RunTranscript("r", GRAPH, FRAME_OUTPUTS)
 
 
@@ -32,7 +32,7 @@ def picture(node: str | None = None, prompt: str = "r") -> bytes:
 
 
 def test_whose_frame_it_is() -> None:
-    seen = sightings()
+    seen = transcript()
     assert seen.mine(frame("x"))
     assert seen.mine(Frame("progress", {"value": 1, "max": 2}))
     assert not seen.mine(Frame("executing", {"node": None}))
@@ -40,7 +40,7 @@ def test_whose_frame_it_is() -> None:
 
 
 def test_a_grown_node_is_shown_as_the_one_it_grew_from() -> None:
-    seen = sightings()
+    seen = transcript()
     seen.take(frame("executing", node="1.0.7", display_node="1"))
     seen.take(Frame("progress", {"value": 3, "max": 4}))
     assert (seen.meter.snapshot.current_node, seen.meter.snapshot.step) == ("1", 3)
@@ -52,7 +52,7 @@ def test_a_grown_node_is_shown_as_the_one_it_grew_from() -> None:
 
 
 def test_pictures_go_to_the_node_that_sent_them() -> None:
-    seen = sightings()
+    seen = transcript()
     seen.take(frame("executing", node="1"))
     assert seen.take_binary(picture("3")) is None, "an output, whoever computes now"
     assert seen.take_binary(picture("3", prompt="other")) is None
@@ -73,7 +73,7 @@ def test_complete_only_if_nothing_can_be_missing() -> None:
         frame("execution_success"),
     ]
     for missing in (None, *frames):
-        seen = sightings()
+        seen = transcript()
         for each in frames:
             if each is not missing:
                 seen.take(each)
@@ -82,13 +82,13 @@ def test_complete_only_if_nothing_can_be_missing() -> None:
 
 
 def test_unknown_types_say_nothing() -> None:
-    seen = sightings()
+    seen = transcript()
     assert not seen.take(frame("new_type", node="1"))
     assert not seen.ended
 
 
 def test_of_nodes_that_were_made_up_little_is_kept() -> None:
-    seen = sightings()
+    seen = transcript()
     for number in range(MOST_NODES + 100):
         seen.take(frame("executing", node=f"x{number}", display_node=f"y{number}"))
         seen.take(frame("executed", node=f"x{number}", output={"text": ["a"]}))

@@ -59,13 +59,13 @@ class World:
         self.frozen: str | None = ""
         self.weights: dict[str, int] = {}
         self.verdicts: dict[str, str] = {}
-        self.atlas = NodeDirectory(cast(NodeRegistry, self), cast(InventoryStore, self))
+        self.directory = NodeDirectory(cast(NodeRegistry, self), cast(InventoryStore, self))
 
     @asynccontextmanager
     async def seekers(self) -> AsyncIterator[Seekers]:
-        await self.atlas.look()
+        await self.directory.look()
         yield Seekers(
-            self.atlas,
+            self.directory,
             cast(RunStore, self),
             cast(Leases, self),
             name="d1",
