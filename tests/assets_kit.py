@@ -10,7 +10,7 @@ from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.jobs.asset import Asset
-from comfy_fleet.ports import AssetStore
+from comfy_fleet.ports.assets import AssetStore
 
 
 def new_id() -> str:

@@ -22,7 +22,7 @@ from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import Node, NodeState
-from comfy_fleet.ports import Telemetry
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.processes.dispatcher import open_dispatcher
 from comfy_fleet.services.dispatcher import Dispatcher
 from comfy_fleet.services.inventories import NodeInventories

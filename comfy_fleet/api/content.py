@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from comfy_fleet.api.errors import HttpError, envelope
 from comfy_fleet.domain.jobs.asset import Asset
-from comfy_fleet.ports import AssetStore
+from comfy_fleet.ports.assets import AssetStore
 
 _AT_ONCE = 1024 * 1024  # smaller answers are sent in one piece
 _RANGE = re.compile(r"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)

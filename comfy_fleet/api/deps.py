@@ -16,7 +16,10 @@ from comfy_fleet.api.links import Links
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.node import split_credentials
 from comfy_fleet.domain.principal import Principal
-from comfy_fleet.ports import AssetStore, Catalog, Events, Hosts, JobStore, NodeRegistry, PoolStore, Replays
+from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.jobs import Events, JobStore, Replays
+from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
+from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.submitter import Sealer, Submitter
@@ -27,7 +30,7 @@ Probe = Callable[[], Awaitable[str | None]]
 
 
 class NodeFacts(Protocol):
-    """The part of :class:`comfy_fleet.ports.NodeApi` that the API needs."""
+    """The part of :class:`comfy_fleet.ports.comfyui.NodeApi` that the API needs."""
 
     async def inventory(self, node: str) -> Inventory:
         """Return the node's classes, without its version. Raises NodeError."""

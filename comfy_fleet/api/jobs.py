@@ -19,7 +19,7 @@ from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilt
 from comfy_fleet.domain.jobs.trace_context import read_traceparent
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import check_name
-from comfy_fleet.ports import Idempotency
+from comfy_fleet.ports.jobs import Idempotency
 from comfy_fleet.services.job_queries import owned, settled
 from comfy_fleet.services.submitter import JobOptions
 

@@ -15,7 +15,7 @@ from comfy_fleet.api.deps import deps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.errors import FleetError, IdempotencyConflict, IdempotencyKeyReuse, StoreDown
 from comfy_fleet.domain.jobs.job import Job
-from comfy_fleet.ports import Idempotency, Submitted
+from comfy_fleet.ports.jobs import Idempotency, Submitted
 
 MAX_URL = 4096
 _SHOWN = 20  # wrong fields that a refusal lists

@@ -41,7 +41,7 @@ from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.run import RunLimits
 from comfy_fleet.memory import give_memory_back
-from comfy_fleet.ports import Telemetry
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits
 from comfy_fleet.services.dispatcher import Dispatcher, DispatchLimits
 from comfy_fleet.services.failure_policy import FailureLimits

@@ -26,7 +26,10 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineText, OutputItem
-from comfy_fleet.ports import AssetStore, Claim, Content, NodeApi, RunStore, Telemetry
+from comfy_fleet.ports.assets import AssetStore, Content
+from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.store_retry import Said, retry_while_store_down
 from comfy_fleet.timeouts import Timeout
 

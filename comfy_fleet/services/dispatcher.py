@@ -16,18 +16,11 @@ from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.jobs.run import RunLimits
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.ports import (
-    AssetStore,
-    Claim,
-    InventoryStore,
-    Lease,
-    Leases,
-    NodeApi,
-    NodeRegistry,
-    PoolStore,
-    RunStore,
-    Telemetry,
-)
+from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.comfyui import Lease, Leases, NodeApi
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
+from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.execution import Execution, RunDeps
 from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy

@@ -51,7 +51,10 @@ from comfy_fleet.domain.jobs.run_messages import (
     Unread,
 )
 from comfy_fleet.domain.jobs.run_story import newest
-from comfy_fleet.ports import AssetStore, Claim, Held, Lease, NodeApi, RunStore, Telemetry
+from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.comfyui import Lease, NodeApi
+from comfy_fleet.ports.runs import Claim, Held, RunStore
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked

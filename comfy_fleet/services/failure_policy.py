@@ -20,7 +20,8 @@ from comfy_fleet.domain.nodes import eligibility
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest, Requirements, gib
 from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
 from comfy_fleet.domain.nodes.system_stats import room_bytes
-from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry, PoolStore
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.timeouts import Timeout
 
@@ -47,7 +48,7 @@ ASK_S = 3.0  # a node that has just failed may not answer; its job must not wait
 
 
 class FailingNode(Protocol):
-    """The part of :class:`comfy_fleet.ports.NodeApi` that is needed here."""
+    """The part of :class:`comfy_fleet.ports.comfyui.NodeApi` that is needed here."""
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""

@@ -20,7 +20,7 @@ from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, 
 from comfy_fleet.domain.nodes import eligibility, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
 from comfy_fleet.domain.nodes.node import NodeState
-from comfy_fleet.ports import InventoryStore, NodeRegistry
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
 from comfy_fleet.services.large_graphs import has_many_inputs, worked
 from comfy_fleet.services.node_directory import NodeDirectory

@@ -15,7 +15,7 @@ from comfy_fleet.domain.errors import FleetError, StoreDown
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.nodes.system_stats import reading_of
-from comfy_fleet.ports import InventoryStore, NodeRegistry
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ NEW_AGAIN_S = (0.05, 0.05, 0.1, 0.2)  # how soon a node that just joined is aske
 
 
 class NodeInfo(Protocol):
-    """The part of :class:`comfy_fleet.ports.NodeApi` that is needed here."""
+    """The part of :class:`comfy_fleet.ports.comfyui.NodeApi` that is needed here."""
 
     async def inventory(self, node: str) -> Inventory:
         """Return the node's classes, without its version. Raises NodeError."""

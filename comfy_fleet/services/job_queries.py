@@ -14,7 +14,8 @@ from comfy_fleet.domain.jobs import estimate
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.nodes.weights import default_weight
-from comfy_fleet.ports import Events, JobStore, NodeRegistry
+from comfy_fleet.ports.jobs import Events, JobStore
+from comfy_fleet.ports.nodes import NodeRegistry
 from comfy_fleet.timeouts import Timeout
 
 LOOK_S = 1.0

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobStatus, Output, Progress
 from comfy_fleet.domain.records import UNREADABLE, from_fields
-from comfy_fleet.ports import Events, JobStore
+from comfy_fleet.ports.jobs import Events, JobStore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.ports import Lease, RunStore
+from comfy_fleet.ports.comfyui import Lease
+from comfy_fleet.ports.runs import RunStore
 from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes import eligibility
 from comfy_fleet.domain.nodes.eligibility import Candidate, Requirements
 from comfy_fleet.domain.nodes.node import NodeState
-from comfy_fleet.ports import InventoryStore, NodeRegistry
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 
 NOTHING = Requirements()
 UNREAD_S = 10.0

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from comfy_fleet.domain.errors import FleetError, NodeFault
-from comfy_fleet.ports import NodeRegistry
+from comfy_fleet.ports.nodes import NodeRegistry
 from comfy_fleet.services.failure_policy import PATIENCE
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from comfy_fleet.domain.errors import Conflict, NotFound, NotInTime
 from comfy_fleet.domain.nodes.node import NodeState
-from comfy_fleet.ports import Hosts, NodeRegistry
+from comfy_fleet.ports.nodes import Hosts, NodeRegistry
 
 logger = logging.getLogger(__name__)
 

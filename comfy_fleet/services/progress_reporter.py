@@ -14,7 +14,7 @@ from comfy_fleet.domain.jobs.job import Progress
 from comfy_fleet.domain.jobs.run_messages import ShowPreview
 from comfy_fleet.domain.jobs.run_results import MAX_NAME
 from comfy_fleet.domain.text import clip
-from comfy_fleet.ports import Claim, RunStore
+from comfy_fleet.ports.runs import Claim, RunStore
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,9 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
-from comfy_fleet.ports import Claim, NodeApi, RunStore, Telemetry
+from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.failure_policy import FailurePolicy
 from comfy_fleet.services.run_metrics import Measured
 from comfy_fleet.services.staging import StagingError

@@ -9,7 +9,7 @@ from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.nodes.eligibility import file_place
 from comfy_fleet.domain.nodes.speed import Speeds
 from comfy_fleet.domain.nodes.weights import default_weight
-from comfy_fleet.ports import Claim
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.node_directory import NodeDirectory
 
 

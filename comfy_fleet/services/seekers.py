@@ -16,7 +16,9 @@ from typing import Any
 from comfy_fleet.domain.errors import Outdated
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes.weights import drawn
-from comfy_fleet.ports import Claim, Lease, Leases, NoLease, RunStore, Telemetry
+from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
+from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.timeouts import Timeout
 

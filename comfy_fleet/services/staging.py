@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.graphs import graph as graphs
 from comfy_fleet.domain.graphs.file_access import STAGING
-from comfy_fleet.ports import AssetStore, Claim, NodeApi
+from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.runs import Claim
 
 
 class StagingError(Exception):

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.ports import Telemetry
+from comfy_fleet.ports.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,10 @@ from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
-from comfy_fleet.ports import AssetStore, Catalog, Idempotency, JobStore, Submitted, Telemetry
+from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
+from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.turns import NoTurn, Turns

@@ -24,7 +24,7 @@ from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import JobStatus, Output, OutputKind
 from comfy_fleet.domain.nodes.node import Node
-from comfy_fleet.ports import Claim
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.settings import Settings
 
 OBJECT_INFO = Path(__file__).parents[1] / "data" / "object_info_0.3.64.json.gz"

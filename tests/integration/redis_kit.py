@@ -15,7 +15,7 @@ from comfy_fleet.domain.jobs.job import (
     Placement,
 )
 from comfy_fleet.domain.nodes.node import Node
-from comfy_fleet.ports import Claim, Refused
+from comfy_fleet.ports.runs import Claim, Refused
 from tests.factories import new_job
 
 BROKEN = JobError(code="node_lost", message="gone")

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.job import Job, JobStatus
-from comfy_fleet.ports import Claim
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.run_metrics import Measure, Measured
 from comfy_fleet.sim import SimTiming
 from tests.factories import picture

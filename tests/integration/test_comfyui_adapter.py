@@ -31,7 +31,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     QueueAnswered,
     Report,
 )
-from comfy_fleet.ports import Leases, NodeApi, NoLease
+from comfy_fleet.ports.comfyui import Leases, NodeApi, NoLease
 from tests.conftest import free_port
 from tests.integration.comfyui_kit import Fleet, a_fleet, carry, granted, graph, kind
 from tests.integration.haproxy_kit import eventually

@@ -16,7 +16,7 @@ from comfy_fleet.bootstrap import open_secrets
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import JobStatus, Placement
 from comfy_fleet.domain.jobs.run_messages import PostAnswered, PostUnknown
-from comfy_fleet.ports import Claim, Refused
+from comfy_fleet.ports.runs import Claim, Refused
 from comfy_fleet.sim import SimTiming
 from tests.factories import GRAPH, picture
 from tests.fleet import fleet_of, until

@@ -9,7 +9,7 @@ import pytest
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.domain.nodes.node import Node
-from comfy_fleet.ports import Claim
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services import job_queries
 from comfy_fleet.services.job_queries import Estimator, settled
 from tests.factories import new_job

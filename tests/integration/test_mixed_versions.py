@@ -35,7 +35,7 @@ from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
 from comfy_fleet.domain.jobs.job import Job, JobError, JobFilter, JobStatus, Placement
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
-from comfy_fleet.ports import Claim
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.settings import Settings
 from tests.factories import new_job, picture

@@ -16,7 +16,8 @@ from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus
-from comfy_fleet.ports import Claim, Idempotency
+from comfy_fleet.ports.jobs import Idempotency
+from comfy_fleet.ports.runs import Claim
 from tests.conftest import free_port
 from tests.integration.api_kit import running
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit

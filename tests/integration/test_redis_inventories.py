@@ -13,7 +13,7 @@ from comfy_fleet.domain.graphs.file_access import Use
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.nodes.eligibility import GIB, Requirements
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
-from comfy_fleet.ports import Claim, Refused
+from comfy_fleet.ports.runs import Claim, Refused
 from tests.factories import new_job
 from tests.integration.api_kit import object_info
 

@@ -10,7 +10,8 @@ from comfy_fleet.domain.jobs.job import (
     JobFilter,
     JobStatus,
 )
-from comfy_fleet.ports import Claim, Idempotency
+from comfy_fleet.ports.jobs import Idempotency
+from comfy_fleet.ports.runs import Claim
 from tests.factories import new_job
 from tests.integration.redis_kit import add_nodes, claim, submit
 

@@ -12,7 +12,7 @@ from comfy_fleet.adapters.redis.runs import MODELS
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.nodes.speed import SHARE
-from comfy_fleet.ports import Claim
+from comfy_fleet.ports.runs import Claim
 from tests.fleet import until
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, submit
 

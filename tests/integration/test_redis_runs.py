@@ -14,7 +14,7 @@ from comfy_fleet.domain.jobs.job import (
     Placement,
     Progress,
 )
-from comfy_fleet.ports import Refused
+from comfy_fleet.ports.runs import Refused
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, submit
 
 

@@ -13,7 +13,7 @@ from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus, Placement, Pr
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
 from comfy_fleet.domain.nodes.node import Reading
-from comfy_fleet.ports import Refused
+from comfy_fleet.ports.runs import Refused
 from comfy_fleet.services.node_directory import NodeDirectory
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, refused, submit
 

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.telemetry import Observers
 from comfy_fleet.domain.jobs.job import JobStatus
-from comfy_fleet.ports import Telemetry
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.sim import SimTiming
 from tests.factories import GRAPH
 from tests.fleet import fleet_of, until

@@ -21,7 +21,9 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Output, OutputKind
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineBytes, InlineText, OutputItem, Source
-from comfy_fleet.ports import AssetStore, Claim, Content, NodeApi, RunStore
+from comfy_fleet.ports.assets import AssetStore, Content
+from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.services import collector, store_retry
 from comfy_fleet.services.collector import AT_ONCE, FETCH_TRIES, Collector, OutputLimits, Sharing
 from tests.fleet import until

@@ -14,7 +14,8 @@ from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.nodes.eligibility import GIB, Requirements
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
 from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
-from comfy_fleet.ports import Claim, InventoryStore, NodeRegistry, PoolStore
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.failure_policy import PATIENCE, REST_S, FailureLimits, FailurePolicy
 from comfy_fleet.services.node_directory import NodeDirectory
 from tests.factories import GRAPH

@@ -18,7 +18,7 @@ from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest, Requirements
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
-from comfy_fleet.ports import InventoryStore, NodeRegistry
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.inventory_refresher import AT_ONCE, NEW_AGAIN_S
 from comfy_fleet.services.node_directory import NodeDirectory

@@ -9,7 +9,7 @@ import pytest
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.nodes.node import Node, NodeState
-from comfy_fleet.ports import InventoryStore, NodeRegistry
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventory_refresher import AT_ONCE, InventoryRefresher
 
 INFO = {"EmptyImage": {"input": {"required": {}}, "output": ["IMAGE"]}}

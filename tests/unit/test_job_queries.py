@@ -7,7 +7,8 @@ import pytest
 
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.nodes.node import NodeState
-from comfy_fleet.ports import JobStore, NodeRegistry
+from comfy_fleet.ports.jobs import JobStore
+from comfy_fleet.ports.nodes import NodeRegistry
 from comfy_fleet.services.job_queries import LOOK_S, Estimator
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobStatus, Output, OutputKind, Progress
-from comfy_fleet.ports import Events, JobStore
+from comfy_fleet.ports.jobs import Events, JobStore
 from comfy_fleet.services.job_watch import Alive, Seen, Status, StreamPace, watch
 
 JOB = Job(id="j", owner="o", status=JobStatus.QUEUED, created_at=0, expires_at=10, graph_hash="h", seq=1)

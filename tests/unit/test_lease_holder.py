@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.ports import Lease, RunStore
+from comfy_fleet.ports.comfyui import Lease
+from comfy_fleet.ports.runs import RunStore
 from comfy_fleet.services import lease_holder
 from comfy_fleet.services.lease_holder import LeaseHolder
 from tests.fleet import until

@@ -9,7 +9,7 @@ import pytest
 from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Progress
 from comfy_fleet.domain.jobs.run_messages import ShowPreview
-from comfy_fleet.ports import Claim, RunStore
+from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.services import progress_reporter
 from comfy_fleet.services.progress_reporter import MAX_PREVIEW_BYTES, ProgressReporter
 from tests.fleet import until

@@ -7,7 +7,7 @@ import pytest
 
 from comfy_fleet.adapters.telemetry import LoggingTelemetry
 from comfy_fleet.domain.jobs.job import Job, JobStatus
-from comfy_fleet.ports import Claim, Held
+from comfy_fleet.ports.runs import Claim, Held
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.execution import Execution, RunDeps
 from comfy_fleet.services.run_metrics import Measured

@@ -11,7 +11,7 @@ from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, OutputLi
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import withdrawn
-from comfy_fleet.ports import Claim, RunStore
+from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.services import store_retry
 from comfy_fleet.services.failure_policy import Disposition, FailurePolicy
 from comfy_fleet.services.run_end import Ending, GivenBack, Over

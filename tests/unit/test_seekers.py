@@ -13,7 +13,9 @@ from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.domain.nodes.node import Node, NodeState
-from comfy_fleet.ports import Claim, InventoryStore, Lease, Leases, NodeRegistry, NoLease, Refused, RunStore
+from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
+from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
+from comfy_fleet.ports.runs import Claim, Refused, RunStore
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.seekers import MAX_WISH, PARALLEL, RATHER_GAPS_S, RECLAIM_S, UNAVAILABLE_S, Seekers
 from tests.fleet import until

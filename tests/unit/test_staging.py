@@ -7,7 +7,9 @@ import pytest
 
 from comfy_fleet.domain.graphs.graph import asset_reference
 from comfy_fleet.domain.jobs.job import Job, JobStatus
-from comfy_fleet.ports import AssetStore, Claim, NodeApi
+from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.staging import StagingError, stage
 
 

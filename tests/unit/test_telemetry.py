@@ -18,7 +18,8 @@ from comfy_fleet.adapters.telemetry import (
 from comfy_fleet.adapters.telemetry.prometheus import MOST_VALUES
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, JobStatus, Placement
-from comfy_fleet.ports import Claim, Telemetry
+from comfy_fleet.ports.runs import Claim
+from comfy_fleet.ports.telemetry import Telemetry
 from tests.factories import new_job
 
 JOB = Job(

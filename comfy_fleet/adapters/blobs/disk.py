@@ -22,7 +22,7 @@ from blake3 import blake3
 from comfy_fleet.adapters.system.disk import Disk, reading
 from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.domain.errors import NoRoom
-from comfy_fleet.ports import Blob
+from comfy_fleet.ports.blobs import Blob
 
 _BUFFER = 1 << 20  # written and hashed in one hop to a thread
 _SMALL = 1 << 18  # hashed and written faster (0.2 ms) than a thread is woken
@@ -32,7 +32,7 @@ _LISTED = 500  # names in one batch
 
 
 class DiskBlobs:
-    """:class:`comfy_fleet.ports.BlobStore` on a file system.
+    """:class:`comfy_fleet.ports.blobs.BlobStore` on a file system.
 
     Args:
         root: The folder; made when it is missing.
@@ -48,11 +48,11 @@ class DiskBlobs:
         self._disk = disk or Disk(root)
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
-        """See :meth:`comfy_fleet.ports.BlobStore.check_room`."""
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.check_room`."""
         self._disk.check(size_bytes, output=output)
 
     async def put(self, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
-        """See :meth:`comfy_fleet.ports.BlobStore.put`."""
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.put`."""
         drawn = self._new_id()
         temp = self._root / "tmp" / drawn
         hasher = blake3()
@@ -101,13 +101,13 @@ class DiskBlobs:
             temp.unlink(missing_ok=True)
 
     async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
-        """See :meth:`comfy_fleet.ports.BlobStore.open`."""
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.open`."""
         path = self._root / key
         file, first, left = await asyncio.to_thread(_begin, path, start, length)
         return _rest(path, file, first, left)
 
     async def replace(self, key: str, *, by: str) -> None:
-        """See :meth:`comfy_fleet.ports.BlobStore.replace`."""
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.replace`."""
 
         def move() -> None:
             with self._disk.writing():
@@ -117,7 +117,7 @@ class DiskBlobs:
         await asyncio.to_thread(move)
 
     async def delete(self, key: str) -> None:
-        """See :meth:`comfy_fleet.ports.BlobStore.delete`."""
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.delete`."""
 
         def unlink() -> None:
             path = self._root / key
@@ -128,17 +128,17 @@ class DiskBlobs:
         await asyncio.to_thread(unlink)
 
     async def url(self, key: str) -> str | None:
-        """See :meth:`comfy_fleet.ports.BlobStore.url`: files have none."""
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.url`: files have none."""
         return None
 
     async def keys(self, *, age_s: float) -> AsyncGenerator[list[str], None]:
-        """See :meth:`comfy_fleet.ports.BlobStore.keys`."""
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.keys`."""
         found = self._walk(time.time() - age_s)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(found, _LISTED))):
             yield batch
 
     async def tidy(self, *, age_s: float) -> int:
-        """See :meth:`comfy_fleet.ports.BlobStore.tidy`."""
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.tidy`."""
         return await asyncio.to_thread(_remove_older, self._root / "tmp", time.time() - age_s)
 
     def _walk(self, before: float) -> Iterator[str]:

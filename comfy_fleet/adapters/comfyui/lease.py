@@ -24,7 +24,7 @@ from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits, decode
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.jobs.frames import frame_of
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
-from comfy_fleet.ports import NoLease
+from comfy_fleet.ports.comfyui import NoLease
 
 MAX_NODES = 64  # HAProxy looks at no more
 MAX_FRAME_BYTES = 32 * MIB
@@ -211,7 +211,7 @@ def _joined(part: bytearray | None, data: bytes | bytearray | memoryview) -> byt
 
 
 class WebsocketLease:
-    """A granted node; see :class:`comfy_fleet.ports.Lease`.
+    """A granted node; see :class:`comfy_fleet.ports.comfyui.Lease`.
 
     Attributes:
         node: The node that HAProxy chose.
@@ -282,7 +282,7 @@ class WebsocketLease:
 
 
 class LeaseClient:
-    """HAProxy's lease frontend; see :class:`comfy_fleet.ports.Leases`.
+    """HAProxy's lease frontend; see :class:`comfy_fleet.ports.comfyui.Leases`.
 
     Args:
         url: ``ws://HOST:PORT`` of the lease frontend.

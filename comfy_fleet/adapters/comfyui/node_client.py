@@ -41,7 +41,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     PostUnknown,
     QueueAnswered,
 )
-from comfy_fleet.ports import Content
+from comfy_fleet.ports.assets import Content
 
 _CHUNK = 256 * 1024
 NODE = "X-Fleet-Node"
@@ -70,7 +70,7 @@ class _Answer(NamedTuple):
 
 
 class NodeClient:
-    """ComfyUI's API on all nodes; see :class:`comfy_fleet.ports.NodeApi`.
+    """ComfyUI's API on all nodes; see :class:`comfy_fleet.ports.comfyui.NodeApi`.
 
     ``async with NodeClient(settings.direct_url) as nodes: ...``
 
@@ -243,7 +243,7 @@ class NodeClient:
         content_type: str,
         size_bytes: int | None = None,
     ) -> FileRef:
-        """See :meth:`comfy_fleet.ports.NodeApi.upload`."""
+        """See :meth:`comfy_fleet.ports.comfyui.NodeApi.upload`."""
         fields = {"subfolder": subfolder, "type": "input", "overwrite": "true"}
         form = UploadForm(fields, name, content, content_type, size_bytes=size_bytes)
         headers = {NODE: node, "Content-Type": f"multipart/form-data; boundary={form.boundary}"}

@@ -46,7 +46,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
 )
 from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.nodes.node import Node
-from comfy_fleet.ports import PoolStore
+from comfy_fleet.ports.nodes import PoolStore
 from comfy_fleet.settings import Settings
 from comfy_fleet.timeouts import Timeout
 
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class Registry(Protocol):
-    """The part of :class:`comfy_fleet.ports.NodeRegistry` that the controller needs."""
+    """The part of :class:`comfy_fleet.ports.nodes.NodeRegistry` that the controller needs."""
 
     async def nodes(self) -> Sequence[Node]:
         """Return all nodes by name."""

@@ -27,7 +27,8 @@ from comfy_fleet.domain.errors import (
     StoreRefuses,
 )
 from comfy_fleet.domain.jobs.asset import HASH, Asset, listed_name
-from comfy_fleet.ports import Blob, BlobStore, Received
+from comfy_fleet.ports.assets import Received
+from comfy_fleet.ports.blobs import Blob, BlobStore
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class _Received:
 
 
 class RedisAssets:
-    """:class:`comfy_fleet.ports.AssetStore`: records in Redis.
+    """:class:`comfy_fleet.ports.assets.AssetStore`: records in Redis.
 
     Args:
         redis: Where the records are.
@@ -88,12 +89,12 @@ class RedisAssets:
         self._unsure: dict[tuple[str, str], tuple[str, float]] = {}
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
-        """See :meth:`comfy_fleet.ports.AssetStore.check_room`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.check_room`."""
         self._blobs.check_room(size_bytes, output=output)
 
     @asynccontextmanager
     async def receive(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[_Received]:
-        """See :meth:`comfy_fleet.ports.AssetStore.receive`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.receive`."""
         self.check_room()
         received = _Received(await self._blobs.put(chunks, durable=True))
         try:
@@ -113,7 +114,7 @@ class RedisAssets:
         tags: tuple[str, ...] = (),
         expires_in_s: float | None = None,
     ) -> tuple[Asset, bool]:
-        """See :meth:`comfy_fleet.ports.AssetStore.keep`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.keep`."""
         if not isinstance(received, _Received):
             raise TypeError("keep() takes what receive() of the same store gave")
         if expected_hash is not None and expected_hash.lower() != received.hash:
@@ -154,7 +155,7 @@ class RedisAssets:
         tags: tuple[str, ...] = (),
         expires_in_s: float | None = None,
     ) -> tuple[Asset, bool]:
-        """See :meth:`comfy_fleet.ports.AssetStore.upload`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.upload`."""
         async with self.receive(chunks) as received:
             return await self.keep(
                 received,
@@ -175,7 +176,7 @@ class RedisAssets:
         tags: tuple[str, ...] = (),
         expires_in_s: float | None = None,
     ) -> tuple[Asset, bool]:
-        """See :meth:`comfy_fleet.ports.AssetStore.from_hash`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.from_hash`."""
         missing = BlobNotFound("no bytes with this hash", details={"hash": hash_})
         if not HASH.fullmatch(hash_):
             raise missing
@@ -221,7 +222,7 @@ class RedisAssets:
         return asset, True
 
     async def has_hash(self, *, owner: str, hash_: str) -> bool:
-        """See :meth:`comfy_fleet.ports.AssetStore.has_hash`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.has_hash`."""
         with store_errors():
             return bool(await self._redis.exists(f"fleet:blob:owner:{owner}:{hash_}"))
 
@@ -235,7 +236,7 @@ class RedisAssets:
         content_type: str,
         expires_at: float,
     ) -> Asset:
-        """See :meth:`comfy_fleet.ports.AssetStore.add_output`.
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.add_output`.
 
         Not synced to the disk: like the record's own write, it survives any crash of a process, and
         a power cut can take the last moment of both. Adding the same bytes under the same name to the
@@ -275,7 +276,7 @@ class RedisAssets:
         return asset
 
     async def get(self, asset_id: str) -> Asset | None:
-        """See :meth:`comfy_fleet.ports.AssetStore.get`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.get`."""
         if not _ASSET_ID.fullmatch(asset_id):  # ids come from graphs too; other keys have this prefix
             return None
         with store_errors():
@@ -283,7 +284,7 @@ class RedisAssets:
         return load_asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None
 
     async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
-        """See :meth:`comfy_fleet.ports.AssetStore.by_path`; only uploads have names of their own."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.by_path`; only uploads have names of their own."""
         found: list[tuple[float, str]] = []
         with store_errors():
             # Records of earlier versions are listed under the name as it was sent.
@@ -294,18 +295,18 @@ class RedisAssets:
         return await self.get(max(found)[1]) if found else None
 
     async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
-        """See :meth:`comfy_fleet.ports.AssetStore.hold`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.hold`."""
         place = int(await self._scripts.call("hold_assets", job_id, owner, *asset_ids))
         if place:
             asset_id = asset_ids[place - 1]
             raise MissingAsset(f"asset {asset_id} does not exist", details={"id": asset_id})
 
     async def release(self, *, asset_ids: Sequence[str], job_id: str) -> None:
-        """See :meth:`comfy_fleet.ports.AssetStore.release`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.release`."""
         await self._scripts.call("release_assets", job_id, *asset_ids)
 
     async def delete(self, *, owner: str, asset_id: str) -> None:
-        """See :meth:`comfy_fleet.ports.AssetStore.delete`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.delete`."""
         outcome = await self._drop(asset_id, owner)
         if outcome == "none":
             raise NotFound(f"no asset {asset_id}")
@@ -315,13 +316,13 @@ class RedisAssets:
     async def open(
         self, asset: Asset, start: int = 0, length: int | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """See :meth:`comfy_fleet.ports.AssetStore.open`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.open`."""
         return await self._blobs.open(
             asset.path, start, asset.size_bytes - start if length is None else length
         )
 
     async def url(self, asset: Asset) -> str | None:
-        """See :meth:`comfy_fleet.ports.AssetStore.url`."""
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.url`."""
         return await self._blobs.url(asset.path)
 
     async def forget_job(self, job_id: str) -> bool:

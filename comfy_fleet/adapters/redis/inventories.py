@@ -1,4 +1,4 @@
-"""What nodes have, and what their failures taught, in Redis (port :class:`comfy_fleet.ports.InventoryStore`).
+"""What nodes have, and what their failures taught, in Redis (port ``InventoryStore``).
 
 Nodes that are alike share one packed inventory under its content hash. Lists of uploaded files are left
 out of it: they change with every upload and are no need of any job.

@@ -1,4 +1,4 @@
-"""Jobs as clients see them: submit, read, list, cancel (port :class:`comfy_fleet.ports.JobStore`)."""
+"""Jobs as clients see them: submit, read, list, cancel (port :class:`comfy_fleet.ports.jobs.JobStore`)."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
-from comfy_fleet.ports import Idempotency, Submitted
+from comfy_fleet.ports.jobs import Idempotency, Submitted
 
 WINDOW = (
     1000  # jobs that one call of a script compares with a filter: a few milliseconds of the server's time

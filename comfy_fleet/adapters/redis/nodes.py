@@ -1,4 +1,4 @@
-"""The node registry in Redis (port :class:`comfy_fleet.ports.NodeRegistry`)."""
+"""The node registry in Redis (port :class:`comfy_fleet.ports.nodes.NodeRegistry`)."""
 
 import asyncio
 import contextlib

@@ -15,20 +15,20 @@ _KEEP_S = 86400
 
 
 class RedisReplays:
-    """:class:`comfy_fleet.ports.Replays`. The client may decode responses or not."""
+    """:class:`comfy_fleet.ports.jobs.Replays`. The client may decode responses or not."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def begin(self, scope: str, key: str) -> bool:
-        """See :meth:`comfy_fleet.ports.Replays.begin`."""
+        """See :meth:`comfy_fleet.ports.jobs.Replays.begin`."""
         with store_errors():
             return bool(
                 await self._redis.set(f"fleet:replay:mark:{_id(scope, key)}", "1", nx=True, ex=_MARK_S)
             )
 
     async def recall(self, scope: str, key: str) -> tuple[str, bytes] | None:
-        """See :meth:`comfy_fleet.ports.Replays.recall`."""
+        """See :meth:`comfy_fleet.ports.jobs.Replays.recall`."""
         with store_errors():
             kept = await self._redis.get(f"fleet:replay:{_id(scope, key)}")
         if kept is None:
@@ -37,7 +37,7 @@ class RedisReplays:
         return fingerprint.decode(), body
 
     async def end(self, scope: str, key: str, *, answer: tuple[str, bytes] | None) -> None:
-        """See :meth:`comfy_fleet.ports.Replays.end`."""
+        """See :meth:`comfy_fleet.ports.jobs.Replays.end`."""
         name = _id(scope, key)
         with store_errors():
             async with self._redis.pipeline(transaction=True) as pipe:

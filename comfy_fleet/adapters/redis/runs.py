@@ -16,7 +16,7 @@ from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.ports import Beat, Claim, Held, Refused, Waiting
+from comfy_fleet.ports.runs import Beat, Claim, Held, Refused, Waiting
 
 logger = logging.getLogger(__name__)
 

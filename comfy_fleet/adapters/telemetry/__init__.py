@@ -1,4 +1,4 @@
-"""Observers of jobs and runs (port :class:`comfy_fleet.ports.Telemetry`), and the server of their metrics."""
+"""Observers of jobs and runs (port ``Telemetry``), and the server of their metrics."""
 
 from comfy_fleet.adapters.telemetry.log_lines import LoggingTelemetry
 from comfy_fleet.adapters.telemetry.observers import NullTelemetry, Observers

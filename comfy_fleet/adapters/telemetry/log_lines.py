@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
-from comfy_fleet.ports import Claim
+from comfy_fleet.ports.runs import Claim
 
 logger = logging.getLogger(__name__)
 

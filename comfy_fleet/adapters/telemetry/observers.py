@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import ParamSpec
 
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
-from comfy_fleet.ports import Claim, Telemetry
+from comfy_fleet.ports.runs import Claim
+from comfy_fleet.ports.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 

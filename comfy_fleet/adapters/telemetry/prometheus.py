@@ -10,7 +10,7 @@ from functools import cache
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, NewJob
-from comfy_fleet.ports import Claim
+from comfy_fleet.ports.runs import Claim
 
 MOST_VALUES = 200
 """Values that one label takes; the others become :data:`OTHER`, and no client can fill the memory."""

@@ -23,7 +23,7 @@ from comfy_fleet.api.v1.task_words import TaskWords
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.jobs.job import Job, OutputKind
-from comfy_fleet.ports import Submitted
+from comfy_fleet.ports.jobs import Submitted
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 

@@ -13,7 +13,7 @@ from comfy_fleet.api.deps import ApiDeps, Probe, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.about import NAME
 from comfy_fleet.domain.errors import NoRoom
-from comfy_fleet.ports import NodeRegistry
+from comfy_fleet.ports.nodes import NodeRegistry
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.graphs.inventory import Problem
 from comfy_fleet.domain.graphs.workflow import Workflow, json_schema
-from comfy_fleet.ports import Submitted
+from comfy_fleet.ports.jobs import Submitted
 from comfy_fleet.services.workflow_check import check_workflow
 
 _AT_ONCE = 8  # nodes that are asked side by side: half a megabyte each

@@ -12,7 +12,7 @@ from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow, StoreDown, key_reused
-from comfy_fleet.ports import Idempotency
+from comfy_fleet.ports.jobs import Idempotency
 
 _RESERVED = ("webhook_url", "inputs")
 

@@ -1,0 +1,145 @@
+"""Uploads and outputs: their records and their bytes."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from comfy_fleet.domain.jobs.asset import Asset
+
+
+class Received(Protocol):
+    """Bytes that are stored but belong to no record yet."""
+
+    @property
+    def hash(self) -> str:
+        """``blake3:<hex>`` of them."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many they are."""
+
+
+class AssetStore(Protocol):
+    """Files and their records."""
+
+    def receive(self, chunks: AsyncIterator[bytes]) -> AbstractAsyncContextManager[Received]:
+        """Store bytes while hashing; they are gone after the block unless :meth:`keep` took them.
+
+        For callers that know name and type only after the bytes, as in a form.
+        """
+
+    async def keep(
+        self,
+        received: Received,
+        *,
+        owner: str,
+        content_type: str,
+        file_path: str,
+        expected_hash: str | None = None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """Make an asset of received bytes; see :meth:`upload`."""
+
+    async def upload(
+        self,
+        *,
+        owner: str,
+        chunks: AsyncIterator[bytes],
+        content_type: str,
+        file_path: str,
+        expected_hash: str | None = None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """Store bytes while hashing; return the asset and whether the bytes are new to the owner.
+
+        Raises:
+            HashMismatch: ``expected_hash`` is not what came; nothing is kept.
+        """
+
+    async def from_hash(
+        self,
+        *,
+        owner: str,
+        hash_: str,
+        file_path: str | None,
+        tags: tuple[str, ...] = (),
+        expires_in_s: float | None = None,
+    ) -> tuple[Asset, bool]:
+        """Make an asset over bytes that the owner has already; True if the record is new.
+
+        Raises:
+            BlobNotFound: The owner has no such bytes.
+        """
+
+    async def has_hash(self, *, owner: str, hash_: str) -> bool:
+        """Return whether :meth:`from_hash` would work."""
+
+    async def add_output(
+        self,
+        *,
+        owner: str,
+        job_id: str,
+        chunks: AsyncIterator[bytes],
+        name: str,
+        content_type: str,
+        expires_at: float,
+    ) -> Asset:
+        """Store one output of a job. The same bytes twice are stored once."""
+
+    def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
+        """Look whether so many bytes more may be stored; outputs of running jobs may use more of the disk.
+
+        Raises:
+            NoRoom: The disk is too full. Whatever stores bytes raises it too, and keeps nothing then.
+        """
+
+    async def get(self, asset_id: str) -> Asset | None:
+        """Return a record; the caller checks the owner."""
+
+    async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
+        """Return the owner's newest asset with this name, in any spelling of it."""
+
+    async def delete(self, *, owner: str, asset_id: str) -> None:
+        """Forget a record; the bytes go some hours after their last record.
+
+        Raises:
+            NotFound: No such asset of this owner.
+            AssetInUse: A job that is not final needs it.
+        """
+
+    async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
+        """Keep assets for a job that is about to be submitted, until it is final.
+
+        Raises:
+            MissingAsset: One of them is not there (any more) or somebody else's; none is held then.
+        """
+
+    async def release(self, *, asset_ids: Sequence[str], job_id: str) -> None:
+        """Let go of what was held for a job that was not submitted after all."""
+
+    async def forget_job(self, job_id: str) -> bool:
+        """Forget a job's outputs; False if a live job still needs one of them. Safe to repeat."""
+
+    async def open(
+        self, asset: Asset, start: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Return the bytes, or a range of them; see :meth:`BlobStore.open`."""
+
+    async def url(self, asset: Asset) -> str | None:
+        """Return where a client may fetch the bytes itself; see :meth:`BlobStore.url`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A file on its way from a node.
+
+    Attributes:
+        chunks: Its bytes as they come.
+        length: How many there will be, if the node said so.
+    """
+
+    chunks: AsyncIterator[bytes]
+    length: int | None = None

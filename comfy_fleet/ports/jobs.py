@@ -1,0 +1,114 @@
+"""Jobs as clients see them: taken, read, listed, canceled, watched."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idempotency:
+    """A client's ``Idempotency-Key``.
+
+    Attributes:
+        key: As sent, 1 to 255 printable ASCII characters; scoped by ``scope`` (face and owner).
+        fingerprint: Hash of the request body, for faces that replay.
+        replay: False (Comfy API v2): any reuse is refused. True (REST): the same body gets the same job.
+    """
+
+    scope: str
+    key: str
+    fingerprint: str = ""
+    replay: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """What a submit led to.
+
+    Attributes:
+        replayed: The key had made this job before.
+        position: Its place in the queue right then; None if that was not asked.
+    """
+
+    job: Job
+    replayed: bool = False
+    position: int | None = None
+
+
+class JobStore(Protocol):
+    """The jobs, as clients see them. Redis is the only truth."""
+
+    async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
+        """Write and enqueue a job in one step; when this returns, the job is durable.
+
+        Raises:
+            QueueFull: ``depth_limit`` jobs wait already; the key stays free.
+            IdempotencyKeyReuse: The key made another job, or (replay) the same key came with another body.
+        """
+
+    async def made_by(self, idempotency: Idempotency) -> str | None:
+        """Return the id of the job that a key has made, or None."""
+
+    async def replayed(self, idempotency: Idempotency) -> Submitted | None:
+        """Return the job that the same body with this key has made, or None.
+
+        Raises:
+            IdempotencyKeyReuse: The same key came with another body.
+        """
+
+    async def get(self, job_id: str) -> Job | None:
+        """Return the job with outputs, progress and error, or None."""
+
+    async def graph(self, job: Job) -> bytes:
+        """Return the graph as submitted.
+
+        Raises:
+            NotFound: The job is past its retention.
+        """
+
+    async def find(self, wanted: JobFilter) -> JobPage:
+        """List jobs, newest first."""
+
+    async def ids(self, owner: str | None, prefix: str) -> list[str]:
+        """Return the ids that begin so, of an owner's (None: everybody's) newest 10,000 jobs."""
+
+    async def request_cancel(self, job_id: str) -> Job | None:
+        """Ask for cancellation: queued jobs end at once, running ones become ``canceling``."""
+
+    async def position(self, job: Job) -> int | None:
+        """Return the 1-based place in the queue, or None if it does not wait."""
+
+    async def depth(self) -> int:
+        """Return how many jobs wait."""
+
+    async def preview(self, job_id: str) -> Mapping[str, Any] | None:
+        """Return the latest preview event's data of a running job."""
+
+    async def durations(self, profile: str) -> Sequence[float]:
+        """Return the last measured run times of a profile in seconds, newest first, at most 50."""
+
+    async def latest_runs(self) -> Sequence[tuple[float, str]]:
+        """Return seconds and node of the last jobs that succeeded, newest first, at most 50."""
+
+
+class Events(Protocol):
+    """Live events. They hasten; the record stays the truth."""
+
+    def subscribe(self, job_id: str) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
+        """Yield the job's events from now on; subscribe first, then read the record."""
+
+
+class Replays(Protocol):
+    """Answers that a repeated request gets again (REST's ``Idempotency-Key``), kept for 24 h."""
+
+    async def begin(self, scope: str, key: str) -> bool:
+        """Mark a key as being worked on; False if somebody else works on it right now."""
+
+    async def recall(self, scope: str, key: str) -> tuple[str, bytes] | None:
+        """Return fingerprint and body of an earlier answer."""
+
+    async def end(self, scope: str, key: str, *, answer: tuple[str, bytes] | None) -> None:
+        """Take the mark away; remember the answer, if there is one."""

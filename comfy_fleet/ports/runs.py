@@ -1,0 +1,211 @@
+"""Jobs as dispatchers work on them: claimed, kept alive, ended, given back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Output, Placement, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A job, claimed for one run on one node. ``token`` fences every later write.
+
+    Attributes:
+        graph: The job's graph as submitted, JSON bytes.
+        behind: How many jobs of the same placement classes waited behind it.
+    """
+
+    job: Job
+    graph: bytes
+    behind: int = 0
+    run: str
+    node: str
+    token: str
+    attempt: int
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """Fields of every log line about this run."""
+        fields = {"job_id": self.job.id, "run": self.run, "node": self.node}
+        if self.job.traceparent:
+            fields["traceparent"] = self.job.traceparent
+        return fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A run lease of somebody's, as the store has it.
+
+    Attributes:
+        phase: ``claimed`` (nobody knows whether the node has it), ``accepted``, or ``left`` (only outputs
+            are missing).
+        manifest: With ``left``: the outputs still to be fetched (JSON-ready).
+    """
+
+    claim: Claim
+    phase: str
+    manifest: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """How many jobs of one placement class wait, and what its head needs."""
+
+    placement: Placement
+    count: int
+    head_score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """What a beat learned.
+
+    Attributes:
+        lost: Leases that are gone.
+        cancel: Runs whose job is to be canceled.
+        release: Runs that are to be taken off their node, back into the queue.
+    """
+
+    lost: frozenset[str]
+    cancel: frozenset[str]
+    release: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """Why a claim got no job.
+
+    Attributes:
+        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, or ``broken``: the best job
+            could not be read and has ended; others may wait behind it.
+        run: Who has the node.
+    """
+
+    why: str
+    run: str | None = None
+
+
+class RunStore(Protocol):
+    """The jobs, as dispatchers work on them. Every write is fenced by the claim's token.
+
+    Every method that takes a claim raises LeaseLost if the token is not the current one.
+    """
+
+    async def waiting(self) -> Sequence[Waiting]:
+        """Return the placement classes that have queued jobs, best head first."""
+
+    async def check_schema(self) -> None:
+        """Look whether this process may still take new work; raises Outdated if a newer version has come."""
+
+    async def claim(
+        self,
+        *,
+        node: str,
+        placements: Sequence[Placement],
+        run: str,
+        token: str,
+        dispatcher: str,
+        ttl_s: float,
+    ) -> Claim | Refused:
+        """Take the best job of the given classes for a granted node, with node and run lease, in one step.
+
+        Raises:
+            Outdated: A newer version works on this store: nothing more may be claimed.
+        """
+
+    async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
+        """Renew run leases."""
+
+    async def accepted(self, claim: Claim) -> None:
+        """Note that the node took the prompt; the attempt may count from now on."""
+
+    async def progress(self, claim: Claim, progress: Progress) -> None:
+        """Store and publish a progress snapshot."""
+
+    async def followed(self, claim: Claim) -> bool:
+        """Tell whether anybody listens to the job's events."""
+
+    async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
+        """Publish a preview, and keep it for a minute for who joins late; it does not survive the store."""
+
+    async def output(self, claim: Claim, output: Output) -> None:
+        """Commit one output; the same (node, key, index) twice is one output."""
+
+    async def waits(self, claim: Claim, why: str | None) -> None:
+        """Note what a run waits for on the fleet's own side, or that it goes on."""
+
+    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
+        """Note that the prompt has left the node; the node's lease ends here."""
+
+    async def finish(
+        self,
+        claim: Claim,
+        status: JobStatus,
+        *,
+        error: JobError | None,
+        duration_s: float | None,
+        speed: float | None = None,
+        models: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> JobStatus:
+        """End the job and both leases; returns its final state (``canceling`` always ends ``canceled``).
+
+        Args:
+            claim: The run that ends here.
+            status: How.
+            error: Why, if it failed.
+            duration_s: What it took, for estimates.
+            speed: Natural logarithm of the node's speed in this run, see
+                :mod:`comfy_fleet.domain.nodes.speed`.
+            models: The model files that it used.
+            progress: How far it came; None: as far as the record says.
+        """
+
+    async def requeue(
+        self,
+        claim: Claim,
+        *,
+        counts: bool,
+        reason: JobError,
+        bust: frozenset[str] = frozenset(),
+        placement: Placement | None = None,
+        progress: Progress | None = None,
+    ) -> JobStatus:
+        """Give the job back to its place in the queue, or end it when its attempts are used up.
+
+        Args:
+            claim: The run that ends here.
+            counts: Whether this attempt counts towards ``max_attempts``.
+            reason: What the job fails with if this was the last attempt.
+            bust: Nodes that must not answer from ComfyUI's cache in the next run.
+            placement: Where it goes from now on; None: where it came from.
+            progress: How far it came, kept if it ends here; None: as far as the record says.
+        """
+
+    async def hand_over(self, claims: Sequence[Claim]) -> None:
+        """Let these leases expire now, so that another dispatcher takes the runs over at once."""
+
+    async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
+        """Transfer expired run leases to this dispatcher: new token, same run, same attempt."""
+
+    async def lease_of(self, node: str) -> str | None:
+        """Return the run that occupies a node, or None."""
+
+    async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
+        """Return those of some nodes that a run occupies."""
+
+    async def secret(self, claim: Claim) -> bytes | None:
+        """Return the encrypted ``extra_data`` of the claimed job."""
+
+    async def overdue(self, limit: int) -> int:
+        """End queued jobs that are past their deadline as ``expired``; returns how many."""
+
+    async def forgettable(self, limit: int) -> Sequence[str]:
+        """Return ids of jobs that are past their retention."""
+
+    async def postpone(self, job_id: str, *, seconds: float) -> None:
+        """Let a job that can't be forgotten yet be forgettable again so much later."""
+
+    async def forget(self, job_id: str) -> None:
+        """Remove every trace of a job from the store; its files are gone already."""
