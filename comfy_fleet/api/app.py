@@ -18,8 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 from comfy_fleet.api import errors, front_page, metrics
 from comfy_fleet.api.admission import OPEN_PATHS, Admission
 from comfy_fleet.api.auth import shown_key
+from comfy_fleet.api.body_pace import Incoming
 from comfy_fleet.api.deps import ApiDeps
-from comfy_fleet.api.incoming import Incoming
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
 from comfy_fleet.domain.errors import FleetError

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
 from comfy_fleet.api.auth import Keys
+from comfy_fleet.api.body_pace import BodyPace
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.incoming import BodyPace
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.node import split_credentials

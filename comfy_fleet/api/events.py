@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from comfy_fleet.api import wire
+from comfy_fleet.api import serialize
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
@@ -105,11 +105,11 @@ def frame(seen: Seen, job: Job, to: Links) -> bytes:
         case Status():
             return _event("status", {"status": seen.status.value, "queue_position": seen.queue_position})
         case Progress():
-            return _event("progress", wire.progress(seen))
+            return _event("progress", serialize.progress(seen))
         case Preview():
             return _event("preview", dict(seen.data))
         case Output():
-            return _event("output", wire.output(seen, job.id, job.expires_at, to))
+            return _event("output", serialize.output(seen, job.id, job.expires_at, to))
 
 
 def _event(name: str, data: Mapping[str, Any]) -> bytes:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 
-from comfy_fleet.api import wire
+from comfy_fleet.api import serialize
 from comfy_fleet.api.answers import JobAnswer, JobPageAnswer
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.typed import checked
+from comfy_fleet.api.typed_bodies import checked
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilter, JobStatus, Metadata
 from comfy_fleet.domain.jobs.trace_context import read_traceparent
@@ -231,7 +231,7 @@ async def shown(request: Request, job: Job) -> JobAnswer:
     if job.status is JobStatus.QUEUED:
         position = await d.jobs.position(job)
         job = replace(job, waiting_for=await d.inventories.waiting_for(job))
-    return wire.job(job, links(request), queue_position=position, simulated=d.simulated(job.node))
+    return serialize.job(job, links(request), queue_position=position, simulated=d.simulated(job.node))
 
 
 # -- listing -----------------------------------------------------------------
@@ -264,7 +264,7 @@ async def page(request: Request) -> JobPageAnswer:
         raise
     to, simulated = links(request), deps(request).simulated
     return {
-        "jobs": [wire.list_item(job, to, simulated=simulated(job.node)) for job in found.jobs],
+        "jobs": [serialize.list_item(job, to, simulated=simulated(job.node)) for job in found.jobs],
         "next_cursor": found.next_cursor,
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from comfy_fleet.api.incoming import BodyPace
+from comfy_fleet.api.body_pace import BodyPace
 from tests.integration.api_kit import Api, running
 
 PACE = BodyPace(window_s=1.0, window_bytes=1000, linger_s=0.3)

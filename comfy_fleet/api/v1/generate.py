@@ -17,7 +17,7 @@ from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.jobs import JobOptionsBody
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import Replay, read, read_query
+from comfy_fleet.api.typed_bodies import Replay, read, read_query
 from comfy_fleet.api.v1 import task_words
 from comfy_fleet.api.v1.task_words import TaskWords
 from comfy_fleet.domain.errors import InvalidParameter

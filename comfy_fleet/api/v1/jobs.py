@@ -5,10 +5,10 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import events, jobs, wire
+from comfy_fleet.api import events, jobs, serialize
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import read_query
+from comfy_fleet.api.typed_bodies import read_query
 from comfy_fleet.api.v1.answers import JobDetailAnswer
 from comfy_fleet.domain.jobs.job import Job
 
@@ -49,7 +49,7 @@ async def job_outputs(request: Request) -> Response:
     """What it has made so far."""
     found = await jobs.find_job(request, request.path_params["job_id"])
     to = links(request)
-    outputs = [wire.output(o, found.id, found.expires_at, to) for o in found.outputs]
+    outputs = [serialize.output(o, found.id, found.expires_at, to) for o in found.outputs]
     return json_response({"status": found.status.value, "outputs": outputs})
 
 

@@ -13,7 +13,7 @@ from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import MAX_URL, read, read_query
+from comfy_fleet.api.typed_bodies import MAX_URL, read, read_query
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 from comfy_fleet.domain.nodes.differences import differences

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from comfy_fleet.api.deps import admin, deps
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import read
+from comfy_fleet.api.typed_bodies import read
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.nodes.node import NodeState, check_name
 from comfy_fleet.domain.nodes.pool import LONGEST_S, Pool

@@ -5,7 +5,7 @@ from starlette.routing import Route
 from comfy_fleet.api import endpoint, jobs
 from comfy_fleet.api.answers import JobPageAnswer, JobWorkflowAnswer
 from comfy_fleet.api.endpoint import EVENTS, Endpoint
-from comfy_fleet.api.v1 import agents, answers, document, generate, health, nodes, pools, workflows
+from comfy_fleet.api.v1 import answers, document, generate, health, hosts, nodes, pools, workflows
 from comfy_fleet.api.v1 import jobs as v1_jobs
 
 _IDEMPOTENCY_KEY = {
@@ -291,7 +291,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/hosts",
-        handler=agents.list_hosts,
+        handler=hosts.list_hosts,
         summary="List GPU hosts",
         tag="hosts",
         answers={200: answers.HostListAnswer},
@@ -299,10 +299,10 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/agents/{host}/heartbeat",
-        handler=agents.heartbeat,
+        handler=hosts.heartbeat,
         summary="An agent's heartbeat",
         tag="hosts",
-        body=agents.HeartbeatBody,
+        body=hosts.HeartbeatBody,
         answers={200: answers.OrdersAnswer},
         errors=(409,),
     ),

@@ -13,7 +13,7 @@ from comfy_fleet.api import jobs
 from comfy_fleet.api.deps import NodeFacts, admin, deps, owner
 from comfy_fleet.api.jobs import JobOptionsBody
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import Replay, read, read_query
+from comfy_fleet.api.typed_bodies import Replay, read, read_query
 from comfy_fleet.api.v1.jobs import shown
 from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.graphs.file_check import FilePolicy

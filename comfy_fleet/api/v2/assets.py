@@ -6,7 +6,7 @@ import re
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import content, wire
+from comfy_fleet.api import asset_response, serialize
 from comfy_fleet.api.body import JsonLimits, idempotency_key, read_object
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner
 from comfy_fleet.api.errors import HttpError
@@ -92,7 +92,7 @@ async def create_asset_from_hash(request: Request) -> Response:
         expires_in_s=None if expires_in is None else _expires_in(expires_in),
     )
     return json_response(
-        wire.asset(asset, links(request), now=d.clock(), created_new=False), 201 if fresh else 200
+        serialize.asset(asset, links(request), now=d.clock(), created_new=False), 201 if fresh else 200
     )
 
 
@@ -109,13 +109,13 @@ async def head_asset_by_hash(request: Request) -> Response:
 async def get_asset(request: Request) -> Response:
     """A file: its name, type, size and hash."""
     asset = await _owned(request)
-    return json_response(wire.asset(asset, links(request), now=deps(request).clock()))
+    return json_response(serialize.asset(asset, links(request), now=deps(request).clock()))
 
 
 async def get_asset_content(request: Request) -> Response:
     """The bytes; one range at a time."""
     asset = await _owned(request)
-    return await content.respond(request, asset, deps(request).assets)
+    return await asset_response.respond(request, asset, deps(request).assets)
 
 
 async def delete_asset(request: Request) -> Response:
@@ -135,7 +135,7 @@ async def _owned(request: Request) -> Asset:
 
 def _made(request: Request, d: ApiDeps, asset: Asset, fresh: bool) -> Response:
     return json_response(
-        wire.asset(asset, links(request), now=d.clock(), created_new=fresh),
+        serialize.asset(asset, links(request), now=d.clock(), created_new=fresh),
         201 if fresh else 200,
         {"X-Fleet-Asset": asset.id},
     )

@@ -6,7 +6,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api import events, jobs, wire
+from comfy_fleet.api import events, jobs, serialize
 from comfy_fleet.api.body import graph_limits, idempotency_key, read_object
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
@@ -55,7 +55,9 @@ async def _create(request: Request, once: Idempotency | None) -> Response:
         ),
     )
     position = done.position or await d.jobs.position(done.job)
-    return json_response(wire.job(done.job, links(request), queue_position=position, simulated=False), 201)
+    return json_response(
+        serialize.job(done.job, links(request), queue_position=position, simulated=False), 201
+    )
 
 
 async def list_jobs(request: Request) -> Response:

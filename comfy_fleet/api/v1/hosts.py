@@ -15,7 +15,7 @@ from comfy_fleet.api.body import graph_limits
 from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed import MAX_URL, read
+from comfy_fleet.api.typed_bodies import MAX_URL, read
 from comfy_fleet.api.v1.nodes import idle_by_pool
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.nodes.agent_state import Readiness
