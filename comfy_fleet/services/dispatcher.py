@@ -112,7 +112,7 @@ class Dispatcher:
             telemetry=telemetry,
             measure=Measure(self._directory),
             failure_policy=FailurePolicy(
-                registry, inventories, nodes, self._directory, pools, failure_policy
+                registry, inventories, nodes, self._directory, pools, failure_limits
             ),
             files=files,
             now=now,
