@@ -16,8 +16,8 @@ import httpx
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.paths import path_of
 from comfy_fleet.cli.up.lock import running
+from comfy_fleet.cli.up.public_port import USUAL_URL
 
-USUAL_URL = "http://127.0.0.1:8188"
 _STATUS_EXIT = {
     400: Exit.USAGE,
     401: Exit.REFUSED,

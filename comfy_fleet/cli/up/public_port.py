@@ -10,6 +10,7 @@ from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import ports
 from comfy_fleet.domain.nodes.node import Node
 
+USUAL_URL = "http://127.0.0.1:8188"
 _NEXT = 100  # so many ports are looked at before the kernel is asked for one
 
 

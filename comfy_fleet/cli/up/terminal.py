@@ -16,9 +16,9 @@ from rich.status import Status
 from rich.text import Text
 
 from comfy_fleet.api.auth import is_loopback
-from comfy_fleet.cli.client import USUAL_URL
 from comfy_fleet.cli.console import SIMULATED, natural, span, table
 from comfy_fleet.cli.up.plan import Plan
+from comfy_fleet.cli.up.public_port import USUAL_URL
 from comfy_fleet.cli.up.supervisor import is_loud
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.logs import one_line
