@@ -168,9 +168,9 @@ class NodeInventories:
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Judge a graph, a large one in a thread: nothing that is read there changes, it is replaced."""
         large = len(graph) > _LARGE_NODES or has_many_inputs(graph)
-        return await worked(large, lambda: self._assessor(graph, wish, wanted))
+        return await worked(large, lambda: self._unable(graph, wish, wanted))
 
-    def _assessor(
+    def _unable(
         self, graph: Graph, wish: PlacementRequest, wanted: Placement
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Return the needs, and the nodes that can't run it; a graph is checked once for nodes alike."""

@@ -31,7 +31,7 @@ class Store:
 
 def execution(store: Store) -> Execution:
     played: dict[str, Any] = {
-        "runs": store, "nodes": None, "assets": None, "care": None, "now": lambda: 0.0,
+        "runs": store, "nodes": None, "assets": None, "failure_policy": None, "now": lambda: 0.0,
         "output_limits": OutputLimits(), "telemetry": LoggingTelemetry(), "sharing": Sharing(1),
         "measure": SimpleNamespace(succeeded=lambda *_, **__: Measured()),
     }  # fmt: skip
