@@ -46,7 +46,7 @@ async def test_a_job_runs_and_its_picture_is_stored(redis_port: int) -> None:
 
 
 async def test_many_jobs_spread_and_each_runs_once(redis_port: int) -> None:
-    timing = SimTiming(job_s=0.02)
+    timing = SimTiming(job_s=0.1)  # the work decides how it is shared, not a hiccup of this machine
     async with fleet_of(redis_port, "g1", "g2", "g3", sim={"timing": timing}) as fleet:
         jobs = [await fleet.submit(picture(i)) for i in range(45)]
         ended = [await fleet.ended(job.id) for job in jobs]
