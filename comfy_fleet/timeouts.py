@@ -21,7 +21,7 @@ class Timeout:
         self._before = 0
 
     def expired(self) -> bool:
-        """Tell whether the time was over before the block ended."""
+        """Return whether the time was over before the block ended."""
         return self._inner.expired()
 
     async def __aenter__(self) -> Self:

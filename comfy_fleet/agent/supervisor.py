@@ -152,7 +152,7 @@ class Supervisor:
         )
 
     def _turn(self, name: str) -> bool:
-        """Tell whether a process may be recycled: one of a host at a time."""
+        """Return whether a process may be recycled: one of a host at a time."""
         away = (ProcessPhase.LEAVING, ProcessPhase.STOPPING, ProcessPhase.STARTING)
         return not any(one.watch.phase in away for one in self._processes if one.spec.name != name)
 

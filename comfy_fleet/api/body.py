@@ -129,7 +129,7 @@ def _why(body: bytes, error: orjson.JSONDecodeError) -> str:
 
 
 def _has_more_values(body: bytes, most: int) -> bool:
-    """Tell whether a text of JSON has more values, before any of them is made.
+    """Return whether a text of JSON has more values, before any of them is made.
 
     Each value but the outermost is the first of a list or an object, or follows a comma. Counting bytes takes
     milliseconds for what takes seconds to parse and check; texts, whose bytes don't count, are cut out only

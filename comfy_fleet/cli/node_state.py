@@ -59,7 +59,7 @@ def path(name: str) -> str:
 
 
 def drained(node: Mapping[str, Any]) -> bool:
-    """Tell whether no job needs the node any more, its outputs included."""
+    """Return whether no job needs the node any more, its outputs included."""
     return not node.get("run") and not node.get("work")
 
 

@@ -158,7 +158,7 @@ def default_workflow() -> str:
 
 
 def is_file(workflow: str) -> bool:
-    """Tell whether a file is meant rather than a stored workflow."""
+    """Return whether a file is meant rather than a stored workflow."""
     path = Path(workflow)
     return (
         "/" in workflow or path.suffix.lower() in (".json", ".png") or (path.suffix != "" and path.is_file())

@@ -1,10 +1,10 @@
-"""What the fleet says of itself to whoever asks for something that it does not have.
+"""What the fleet says about itself to clients that ask for something it does not have.
 
-ComfyUI's clients come by, as the port is ComfyUI's own.
+It listens on ComfyUI's usual port, so clients of ComfyUI call it.
 """
 
 NAME = "comfy_fleet"
-"""By which ``/api/v1/health`` tells a fleet from a ComfyUI."""
+"""Shows in ``/api/v1/health`` that this is a fleet and not a ComfyUI."""
 
 NOTHING_HERE = (
     "This is comfy_fleet, which schedules jobs on many ComfyUI servers. ComfyUI's own routes are not here: "

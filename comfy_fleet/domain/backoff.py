@@ -1,4 +1,4 @@
-"""How long to wait before what failed is tried again."""
+"""How long to wait before trying again after a failure."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Backoff:
     """Pauses that double with every failure in a row.
 
     Attributes:
-        first_s: After the first one.
-        longest_s: At most.
+        first_s: Pause after the first failure.
+        longest_s: Longest pause.
     """
 
     first_s: float

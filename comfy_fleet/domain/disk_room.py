@@ -12,7 +12,7 @@ from dataclasses import dataclass
 USUAL_FLOOR_BYTES = 512 * 10**6
 """Half of it is enough for Redis to rewrite a large fleet's append-only file."""
 SHARE = 10
-"""Of a small disk the floor is one part in so many."""
+"""On a small disk the floor is this fraction of it: one tenth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Room:
         return self.free_bytes < self.floor_bytes
 
     def lacks(self, needed_bytes: int) -> str | None:
-        """Say that there is no room if less than this is free; else None."""
+        """Return the error message if less than this is free; else None."""
         if self.free_bytes >= needed_bytes:
             return None
         return (

@@ -1,4 +1,4 @@
-"""The project's errors: one root, a stable code, whether trying again can help.
+"""The project's errors: one root, a stable code, and a flag that says if a retry can help.
 
 FleetError
 ├── BadInput              what the caller sent can't be used (the field is named)
@@ -11,24 +11,24 @@ FleetError
 ├── Conflict              the request contradicts what is there
 │   ├── HashMismatch      the declared hash is not the one of the bytes
 │   ├── AssetInUse        something still needs the asset
-│   ├── IdempotencyKeyReuse  the key was used already (carries the job's id)
-│   └── IdempotencyConflict  the same key is being worked on right now
+│   ├── IdempotencyKeyReuse  the key has been used (carries the job's id)
+│   └── IdempotencyConflict  a request with the same key is in progress
 ├── Busy                  try again later (carries ``retry_after_s``)
 │   ├── QueueFull         the configured depth is reached
 │   ├── NoNodes           no node is known at all
 │   ├── NoRoom            the fleet's own disk is full, or can't be used
 │   ├── Outdated          this process is older than the layout in Redis: it takes no new work
-│   └── StoreDown         Redis does not answer: what was asked may have been done
-│       └── StoreRefuses  Redis answers and takes nothing: nothing was done
-├── NotInTime             a node has not become what was waited for
+│   └── StoreDown         Redis does not answer: the command may have been carried out
+│       └── StoreRefuses  Redis refuses the command: nothing was done
+├── NotInTime             a node did not reach the expected state in time
 ├── LeaseLost             another dispatcher owns this run now: touch nothing
 ├── ConfigError           a setting, file or program of the operator's is wrong
 ├── BrokerError           HAProxy refused an order or could not be asked
 ├── OutputLimit           a run's outputs are more, or larger, than the operator allows
 └── NodeError             a ComfyUI node could not be asked
-    ├── NodeFault         it answered with what no sound ComfyUI sends: counts against the node
-    ├── OutputGone        the node does not have this output (yet, or any more)
-    └── OutputRefused     the node will never give this output away
+    ├── NodeFault         its answer is one that no healthy ComfyUI sends: counts against the node
+    ├── OutputGone        the node does not have this output (not yet, or no longer)
+    └── OutputRefused     the node will never hand out this output
 """
 
 from collections.abc import Mapping
@@ -134,7 +134,7 @@ def key_reused(job_id: str) -> IdempotencyKeyReuse:
 
 
 class IdempotencyConflict(Conflict):
-    """A request with the same key is being worked on right now."""
+    """A request with the same key is in progress."""
 
     code = "idempotency_conflict"
     retryable = True
@@ -166,17 +166,17 @@ class NoNodes(Busy):
 
 
 class StoreDown(Busy):
-    """Redis does not answer; what was asked may or may not have been done."""
+    """Redis does not answer; the command may or may not have been carried out."""
 
     code = "store_unavailable"
 
 
 class StoreRefuses(StoreDown):
-    """Redis takes nothing now (full, a replica, loading, busy), or was not asked; nothing was done."""
+    """Redis refuses commands now (full, a replica, loading, busy), or was not asked; nothing was done."""
 
 
 class NoRoom(Busy):
-    """The fleet's own disk is full or can't be used; nothing was kept of what was to be stored."""
+    """The fleet's own disk is full or can't be used; nothing was stored."""
 
     code = "insufficient_storage"
 
@@ -185,20 +185,20 @@ class NoRoom(Busy):
 
 
 class Outdated(Busy):
-    """A newer version has raised the layout in Redis; this process ends what it has and takes no new work."""
+    """A newer version has raised the layout in Redis; this process only finishes its runs."""
 
     code = "outdated"
 
 
 class NotInTime(FleetError):
-    """A node has not become what was waited for; the message says what it is instead."""
+    """A node did not reach the expected state in time; the message names its present state."""
 
     code = "timeout"
     retryable = True
 
 
 class LeaseLost(FleetError):
-    """Another dispatcher owns this run now; whoever sees this touches nothing more."""
+    """Another dispatcher owns this run now; the caller must touch nothing more."""
 
     code = "lease_lost"
 
@@ -217,32 +217,32 @@ class BrokerError(FleetError):
 
 
 class NodeError(FleetError):
-    """A ComfyUI node could not be asked, or answered nonsense."""
+    """A ComfyUI node could not be reached, or its answer makes no sense."""
 
     code = "node_error"
     retryable = True
 
 
 class NodeFault(NodeError):
-    """A node's answer breaks a limit: the node's own fault, whoever asked. ``details["limit"]`` names it."""
+    """A node's answer breaks a limit, which is the node's fault. ``details["limit"]`` names the limit."""
 
     code = "node_fault"
 
 
 class OutputGone(NodeError):
-    """The node does not have this output: not yet, or only another run can bring it back."""
+    """The node does not have this output: not yet, or it is gone and only another run can make it again."""
 
     code = "output_lost"
 
 
 class OutputRefused(NodeError):
-    """The node will not give this output away, however often it is computed: its name or place forbids it."""
+    """The node will never hand out this output, because of its name or folder."""
 
     code = "output_lost"
     retryable = False
 
 
 class OutputLimit(FleetError):
-    """A run's outputs pass one of the operator's limits; ``details["limit"]`` is the setting's name."""
+    """A run's outputs exceed one of the operator's limits; ``details["limit"]`` is the setting's name."""
 
     code = "output_limit"

@@ -1,22 +1,22 @@
-"""On whose behalf a request, a socket or a session acts, and what it may do."""
+"""Who a request, a socket or a session acts for, and what it may do."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a principal may do beyond its own jobs and assets."""
+    """What a principal may do beyond using its own jobs and assets."""
 
     ADMIN = "admin"
     """Change the fleet: nodes, drains, restarts."""
 
     AGENT = "agent"
-    """Send heartbeats and read the nodes; alone, it owns no jobs."""
+    """Send heartbeats and read the nodes. A principal with this role alone owns no jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrincipalLimits:
-    """How much one principal may hold at once.
+    """How much one principal may use at once.
 
     Attributes:
         streams: Event streams that may be open at each API process.
@@ -27,7 +27,7 @@ class PrincipalLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Who acts. Made from headers today; whatever else shows who calls makes the same value.
+    """Who acts. Made from headers today; any other kind of authentication makes the same value.
 
     Attributes:
         owner: Whose jobs and assets these are.

@@ -1,4 +1,4 @@
-"""Dataclasses from what was stored or sent, perhaps by another version of the fleet."""
+"""Dataclasses from data that was stored or sent, perhaps by another version of the fleet."""
 
 import types
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 T = TypeVar("T")
 
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-"""What reading a record raises that is broken: whoever reads several goes on with the others."""
+"""What reading a broken record raises; a reader of several records goes on with the others."""
 
 
 def from_fields(cls: type[T], raw: Mapping[str, Any]) -> T:
-    """Make a dataclass from the fields that it knows; what a newer version added is left out.
+    """Make a dataclass from the fields that it knows; fields that a newer version added are ignored.
 
     Raises:
-        TypeError: ``raw`` is no mapping, a field is missing, or one has another type than its annotation says
-            (plain types, enums and tuples of them are looked at).
+        TypeError: ``raw`` is not a mapping, a field is missing, or one has a type that differs from its
+            annotation (plain types, enums and tuples of them are checked).
         ValueError: An enum has no such member.
     """
     if not isinstance(raw, Mapping):
@@ -33,7 +33,7 @@ def from_fields(cls: type[T], raw: Mapping[str, Any]) -> T:
 
 @cache
 def _kinds(cls: Any) -> dict[str, tuple[Any, frozenset[type]]]:
-    """Return each field's annotation, and the types whose values are taken as they are."""
+    """Return each field's annotation, and the types whose values need no conversion."""
     hints = get_type_hints(cls)
     return {field.name: (hints[field.name], _plain(hints[field.name])) for field in fields(cls)}
 

@@ -1,8 +1,8 @@
-"""Texts of nodes, cut to what records and lists can carry."""
+"""Texts from nodes, shortened for records and lists."""
 
 
 def clean(text: str) -> str:
-    """Return a text that every encoder takes: halves of characters become question marks."""
+    """Return a text that every encoder accepts: lone surrogates become question marks."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -11,5 +11,5 @@ def clean(text: str) -> str:
 
 
 def clip(text: str, most: int) -> str:
-    """Return at most so many characters of a text, clean; an ellipsis says that there were more."""
+    """Return at most this many characters of a text, cleaned; an ellipsis shows that it was cut."""
     return clean(text if len(text) <= most else f"{text[: most - 1]}…")

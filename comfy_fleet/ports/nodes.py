@@ -142,7 +142,7 @@ class InventoryStore(Protocol):
     """What nodes have, by content hash; what placement classes need; and which cards were too small."""
 
     async def claim(self, node: str, *, ttl_s: int) -> bool:
-        """Tell whether this process should ask the node now; nobody else does for that long."""
+        """Return whether this process should ask the node now; nobody else does for that long."""
 
     async def unclaim(self, node: str, *, why: str = "") -> None:
         """Let another process ask the node; ``why`` it could not be read is shown with it."""

@@ -124,7 +124,7 @@ class RunStore(Protocol):
         """Store and publish a progress snapshot."""
 
     async def followed(self, claim: Claim) -> bool:
-        """Tell whether anybody listens to the job's events."""
+        """Return whether anybody listens to the job's events."""
 
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
         """Publish a preview, and keep it for a minute for who joins late; it does not survive the store."""

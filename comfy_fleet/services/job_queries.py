@@ -37,7 +37,7 @@ async def owned(jobs: JobStore, owner: str, job_id: str) -> Job:
 
 
 def is_id(text: str) -> bool:
-    """Tell whether a text can be one of our ids at all (a lower-case UUID)."""
+    """Return whether a text can be one of our ids at all (a lower-case UUID)."""
     return _ID.fullmatch(text) is not None
 
 
@@ -89,7 +89,7 @@ class Estimator:
         return estimate.retry_after(load.took_s, nodes=load.up)
 
     async def soon(self, job: Job) -> bool:
-        """Tell whether the job should end within a moment, as jobs of its own kind did."""
+        """Return whether the job should end within a moment, as jobs of its own kind did."""
         if job.status.terminal or not (own := await self._jobs.durations(job.profile)):
             return False
         if job.status is not JobStatus.QUEUED:

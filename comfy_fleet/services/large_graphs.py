@@ -15,7 +15,7 @@ LARGE_INPUTS = 5000
 
 
 def has_many_inputs(graph: Graph) -> bool:
-    """Tell whether a checked graph is large by its inputs."""
+    """Return whether a checked graph is large by its inputs."""
     return sum(len(node["inputs"]) for node in graph.values()) > LARGE_INPUTS
 
 

@@ -405,7 +405,7 @@ def _plain(path: str) -> str:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Tell whether a host's name or address is this machine."""
+    """Return whether a host's name or address is this machine."""
     if host == "localhost":
         return True
     try:
@@ -415,7 +415,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def same_origin(headers: Mapping[str, str]) -> bool:
-    """Tell whether a browser's request comes from the node's own page; only loopback hosts are guarded."""
+    """Return whether a browser's request comes from the node's own page; only loopback hosts are guarded."""
     if "host" not in headers or "origin" not in headers:
         return True
     host = urlsplit(f"//{headers['host'].lower()}")

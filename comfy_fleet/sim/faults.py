@@ -74,7 +74,7 @@ class Faults:
         return left != 0
 
     def drops(self, kind: str, client: str) -> bool:
-        """Tell whether a frame of this type to this client is lost."""
+        """Return whether a frame of this type to this client is lost."""
         if not self.drop_types and not self.drop_clients:
             return False
         return kind in self.drop_types or client in self.drop_clients or "*" in self.drop_clients

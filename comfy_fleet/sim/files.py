@@ -55,7 +55,7 @@ class SimFiles:
         return self.inside(kind or "input", "", name)
 
     def exists(self, name: str) -> bool:
-        """Tell whether a file input names a file that is there."""
+        """Return whether a file input names a file that is there."""
         try:
             return self.uploaded(name).is_file()
         except OutsideFolder:

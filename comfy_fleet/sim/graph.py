@@ -10,7 +10,7 @@ Graph = Mapping[str, Mapping[str, Any]]
 
 
 def is_link(value: object) -> TypeGuard[list[Any]]:
-    """Tell whether an input's value is ``[node id, output index]``."""
+    """Return whether an input's value is ``[node id, output index]``."""
     return (
         isinstance(value, list)
         and len(value) == 2

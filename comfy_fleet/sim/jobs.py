@@ -16,7 +16,7 @@ MAX_TEXT = 1024  # characters of a text that stand in a list
 
 
 def is_canonical(prompt_id: object) -> bool:
-    """Tell whether an id is a UUID as text, in lower case and with hyphens."""
+    """Return whether an id is a UUID as text, in lower case and with hyphens."""
     try:
         return isinstance(prompt_id, str) and str(uuid.UUID(prompt_id)) == prompt_id
     except ValueError:

@@ -229,7 +229,7 @@ class _Checker:
 
 
 def fits(received: Any, wanted: Any) -> bool:
-    """Tell whether an output of one type may be linked to an input of another; ``*`` fits all."""
+    """Return whether an output of one type may be linked to an input of another; ``*`` fits all."""
     if received == wanted or received in ANYTHING or wanted in ANYTHING:
         return True
     if not isinstance(received, str) or not isinstance(wanted, str):

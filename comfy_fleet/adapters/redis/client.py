@@ -47,7 +47,7 @@ class _Direct(AbstractConnection):
             self.socket_timeout = patience_s
 
     def _goes_at_once(self, command: bytes | str | Iterable[bytes]) -> bool:
-        """Tell whether a write surely need not wait: a timeout costs more than such a write."""
+        """Return whether a write surely need not wait: a timeout costs more than such a write."""
         if self._writer is None or not isinstance(command, list):
             return False
         transport = self._writer.transport

@@ -47,7 +47,7 @@ class RedisInventories:
         self._complaints = Complaints()
 
     async def claim(self, node: str, *, ttl_s: int) -> bool:
-        """Tell whether this process should ask the node now; nobody else does for that long."""
+        """Return whether this process should ask the node now; nobody else does for that long."""
         return bool(await self._scripts.call("claim_reading", node, ttl_s))
 
     async def unclaim(self, node: str, *, why: str = "") -> None:

@@ -133,7 +133,7 @@ class RedisRunStore:
         await self._note(claim, "progress", job_records.dump_progress(progress))
 
     async def followed(self, claim: Claim) -> bool:
-        """Tell whether anybody listens to the job's events."""
+        """Return whether anybody listens to the job's events."""
         with store_errors():
             ((_, listeners),) = await self._redis.pubsub_numsub(PREFIX + claim.job.id)
         return bool(listeners)

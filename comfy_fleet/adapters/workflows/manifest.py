@@ -369,7 +369,7 @@ class _Resolver:
                 say(f"{key}.default: {error}")
 
     def acts(self, parameter: Parameter) -> bool:
-        """Tell whether the parameter does something without a target."""
+        """Return whether the parameter does something without a target."""
         effects = [choice.effect for choice in parameter.choices] + [parameter.on, parameter.off]
         return any(effect != NO_EFFECT for effect in effects)
 

@@ -1,1 +1,1 @@
-"""Graphs and stored workflows: what they say, and what a node's classes make of them."""
+"""Graphs and stored workflows: their content, and how a node's classes read it."""

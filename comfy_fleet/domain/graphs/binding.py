@@ -25,10 +25,10 @@ from comfy_fleet.domain.graphs.workflow import (
 )
 
 MAX_TEXT = 100_000
-"""Characters of a text whose parameter sets no limit."""
+"""Longest text, in characters, where the parameter sets no limit."""
 _SHOWN_NAME = 80
 MAX_UNKNOWN = 20
-"""Names that are no parameters, and that are told one by one what they could have meant."""
+"""How many unknown names get an error with a suggestion each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Bound:
     Attributes:
         graph: A new graph, ready to be checked and submitted like any other.
         values: Every parameter's value as it was used: defaults and drawn seeds included.
-        assets: For image and asset parameters, what names the file: an asset's id, or a name. The caller
-            looks it up and then asks :func:`check_file`.
+        assets: For image and asset parameters, an asset's id or a file name. The caller looks it up and then
+            calls :func:`check_file`.
     """
 
     graph: Graph
@@ -50,7 +50,7 @@ class Bound:
 def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[], int]) -> Bound:
     """Return the workflow's graph with the caller's values in it.
 
-    Inputs that are nobody's target stay as they are. An asset's id goes in as a ``core/ASSET`` reference, an
+    Inputs that no parameter sets stay as they are. An asset's id goes in as a ``core/ASSET`` reference, an
     uploaded file's name as it is; a job's submit resolves both.
 
     Args:
@@ -63,7 +63,7 @@ def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[
             ``errors`` with all of them (and each one's ``message``).
     """
     strange = [name for name in values if not _known(workflow, name)]
-    if len(strange) > MAX_UNKNOWN:  # looking for what each of them could have meant takes its time
+    if len(strange) > MAX_UNKNOWN:  # finding a suggestion for each of them takes time
         raise InvalidParameter(
             f"{len(strange)} of the {len(values)} values are no parameters of workflow {workflow.name!r}; "
             f"it takes {', '.join(parameter.name for parameter in workflow.parameters) or 'none'}",
@@ -117,10 +117,10 @@ def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[
 
 
 def check_value(parameter: Parameter, value: Any) -> Any:
-    """Return a value as :func:`bind` would use it.
+    """Return the value that :func:`bind` would use.
 
     Raises:
-        InvalidParameter: The parameter does not take it.
+        InvalidParameter: The parameter does not accept it.
     """
     try:
         return _value(parameter, value, lambda: 0)
@@ -170,7 +170,7 @@ class _Problem(Exception):
 
 
 def _shown(value: object) -> object:
-    """Return a value as an error may repeat it: short, and always JSON."""
+    """Return a value in a form that an error may show: short, and always JSON."""
     if isinstance(value, str):
         text = value.encode("utf-8", "replace").decode()
         return text if len(text) <= 100 else text[:100] + "…"
@@ -250,7 +250,7 @@ def _seed(parameter: Parameter, given: Any, draw_seed: Callable[[], int]) -> int
 
 
 def _whole(parameter: Parameter, given: Any) -> int:
-    # JSON has one kind of number: 8.0 is as whole as 8. True is no number at all.
+    # JSON has one kind of number: 8.0 is as whole as 8. True is not a number.
     if isinstance(given, float) and given.is_integer():
         return int(given)
     if isinstance(given, bool) or not isinstance(given, int):
@@ -352,7 +352,7 @@ def _formed(value: Any, form: TargetForm) -> Any:
 
 
 def _without(graph: Graph, node_id: str, through: tuple[str, ...]) -> Graph:
-    """Return the graph without a node; whoever read slot i of it gets what its input ``through[i]`` got."""
+    """Return the graph without a node; readers of its slot i get the source of input ``through[i]``."""
     if node_id not in graph:  # two effects may bypass the same node
         return graph
     given = graph[node_id]["inputs"]

@@ -1,12 +1,12 @@
-"""What the inputs of a node class name on the node's disk: a file that is read, a folder that is written.
+"""Which inputs of a node class name a file to read or a folder to write on the node's disk.
 
-Most of it follows from ``/object_info`` (:func:`uses`); what does not stands in :data:`KNOWN`, and the
-classes that can't be made safe in :data:`DENIED`. Which values are let through is
-:mod:`comfy_fleet.domain.graphs.file_check`'s matter.
+Most of it follows from ``/object_info`` (:func:`uses`); the rest is in :data:`KNOWN`, and the classes that
+can't be made safe are in :data:`DENIED`. :mod:`comfy_fleet.domain.graphs.file_check` decides which values are
+accepted.
 
 Facts (ComfyUI 0.3.64 and 0.33.0): a name is joined to the input folder, or to another one if it ends in
-``[output]`` or ``[temp]``; 0.3.64 joins ``..`` and absolute names as well. Values that come through a link
-are never compared with an enumeration. A class may take values that its enumeration does not list.
+``[output]`` or ``[temp]``; 0.3.64 joins ``..`` and absolute names as well. ComfyUI never compares values that
+come through a link with an enumeration. A class may accept values that its enumeration does not list.
 """
 
 import re
@@ -20,16 +20,16 @@ STAGING = "fleet"
 
 
 class Use(StrEnum):
-    """What an input's value is to the node."""
+    """What a node does with an input's value."""
 
     FILE = "file"
     """A file that is read: an upload of the job's owner, or what the operator has put into ``input``."""
     PATH = "path"
     """A file or a folder that is read or written where the graph says."""
     SHOWN = "shown"
-    """A file's name that the node only hands on: it may come through a link."""
+    """A file's name that the node only passes on: it may come through a link."""
     PREFIX = "prefix"
-    """Folders and the beginning of a name below ``output``; each run gets its own."""
+    """A prefix (folders and the beginning of a file name) below ``output``; each run gets its own."""
     TARGET = "target"
     """A folder that the node makes below ``output``, for a prefix or by itself; each run gets its own."""
     TEXT = "text"
@@ -37,10 +37,11 @@ class Use(StrEnum):
 
 
 Uses: TypeAlias = Mapping[str, Use]
-"""By input, see :func:`use_of`; one of a group is named ``group.input``, any of a growing row ``group.``."""
+"""By input, see :func:`use_of`. An input of a group is named ``group.input``, those of a growing row
+``group.``."""
 
 _SAFEST = (Use.FILE, Use.PATH, Use.SHOWN, Use.TARGET, Use.PREFIX, None, Use.TEXT)
-"""Of an input that one node takes in more than one way, each is safe with what stands first here."""
+"""Strictest first: if a node uses an input in several ways, the first of them here is safe for all."""
 
 
 def _data(entries: dict[str, dict[str, Use]]) -> Mapping[str, Uses]:
@@ -81,7 +82,7 @@ KNOWN = _data(
         "SaveLoRANode": {"prefix": Use.PREFIX},
     }
 )
-"""What the rules do not find, or what must hold before any node was asked; it counts more than the rules."""
+"""What the rules can't find, or what must hold before any node was read. It overrides the rules."""
 
 DENIED: Mapping[str, str] = MappingProxyType(
     {
@@ -91,10 +92,10 @@ DENIED: Mapping[str, str] = MappingProxyType(
 """Classes that no job may use unless the operator says so, and why."""
 
 MAX_NAMES = 250_000
-"""Characters of the names of all inputs of a class, each with the groups that it is in."""
+"""Longest sum, in characters, of the names of a class's inputs, each with the groups that it is in."""
 
 PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAudio", "ImageCompositor"})
-"""Classes of :func:`keeps_graph` that are known before any node was asked, and never forgotten."""
+"""Classes to which :func:`keeps_graph` applies even before any node was read."""
 
 _UPLOADED_TYPES = frozenset({"WEBCAM", "AUDIO_RECORD", "LOAD_3D", "LOAD_3D_ANIMATION"})
 """Widgets of the editor that upload what they record and put the files' names into the graph."""
@@ -114,17 +115,17 @@ _ANY_STAGED = re.compile(rf"{STAGING}[/\\\\]+[0-9a-f]{{8}}-[0-9a-f-]{{27}}(?:[/\
 
 
 def names_folder(name: str) -> bool:
-    """Tell whether an input's name says that it holds a folder: ``folder``, ``output_dir``, ..."""
+    """Return whether an input's name says that it holds a folder: ``folder``, ``output_dir``, ..."""
     return _FOLDER.fullmatch(_last(name)) is not None
 
 
 def names_path(name: str) -> bool:
-    """Tell whether an input's name says that it holds a path of any kind: ``file``, ``image_path``."""
+    """Return whether an input's name says that it holds a path of any kind: ``file``, ``image_path``."""
     return names_folder(name) or _PATH.fullmatch(_last(name)) is not None
 
 
 def names_prefix(name: str) -> bool:
-    """Tell whether an input holds the prefix of what is saved, in any class."""
+    """Return whether an input holds the prefix of what is saved, in any class."""
     return name == "filename_prefix" or name.endswith(".filename_prefix")
 
 
@@ -136,7 +137,8 @@ def _last(name: str) -> str:
 def use_of(found: Uses, name: str) -> Use | None:
     """Return what an input names, under the name that a graph gives it.
 
-    A member of a row that grows, and what such a member brings along, stands there under the row's name.
+    A member of a growing row, and the inputs that such a member brings along, are listed under the row's
+    name.
     """
     if name in found:
         return found[name]
@@ -148,7 +150,7 @@ def use_of(found: Uses, name: str) -> Use | None:
 
 
 def leaves_folder(value: str) -> bool:
-    """Tell whether a name, joined to a folder, may lead out of it on any system, or to the fleet's files."""
+    """Return whether a name, joined to a folder, may leave it on any system, or lead to the fleet's files."""
     parts = [part for part in re.split(r"[/\\]", value) if part not in ("", ".")]
     return (
         _ROOTED.match(value) is not None
@@ -160,34 +162,34 @@ def leaves_folder(value: str) -> bool:
 
 
 def in_staging(value: str) -> bool:
-    """Tell whether a relative path begins with our own folder, as Windows and macOS read it, too."""
+    """Return whether a relative path begins with our own folder, as Windows and macOS read it, too."""
     first = next((part for part in re.split(r"[/\\]", value) if part.strip(" .")), "")
     return first.partition(":")[0].strip(" .").casefold() == STAGING
 
 
 def names_foreign(value: str) -> bool:
-    """Tell whether a text can be nothing but the name of a file that a run has written or staged."""
+    """Return whether a text can only be the name of a file that a run has written or staged."""
     if "\n" in value:
         return False
     note = _ANNOTATION.search(value)
     if note is None:
         return is_staged(value)
-    # ComfyUI cuts the character before the bracket off, whatever it is.
+    # ComfyUI cuts off the character before the bracket, whatever it is.
     return has_extension(value[: max(0, note.start() - 1)]) or has_extension(value[: note.start()])
 
 
 def is_staged(value: str) -> bool:
-    """Tell whether a path names a job's own folder, or what is in it."""
+    """Return whether a path names a job's own folder, or what is in it."""
     return _STAGED.match(value) is not None
 
 
 def has_extension(value: object) -> bool:
-    """Tell whether a value ends as a file's name does."""
+    """Return whether a value ends as a file's name does."""
     return isinstance(value, str) and _EXTENSION.search(value[-13:]) is not None
 
 
 def without_staged(text: str) -> str:
-    """Return a node's words without the names of jobs' own folders, which lists of its folders show."""
+    """Return a node's message without the names of jobs' folders, which its lists of folders contain."""
     return _ANY_STAGED.sub(f"{STAGING}/...", text)
 
 
@@ -197,7 +199,7 @@ def uses(name: str, body: Mapping[str, Any]) -> dict[str, Use]:
     Inputs that are not in it hold numbers, choices, objects or one line of text.
 
     Raises:
-        ValueError: It declares more inputs, or longer names of them, than any class does.
+        ValueError: It declares more inputs, or longer names, than any real class does.
     """
     output_node = body.get("output_node") is True
     found: dict[str, Use | None] = {}
@@ -212,7 +214,7 @@ def uses(name: str, body: Mapping[str, Any]) -> dict[str, Use]:
         found[input_] = min(made, key=_SAFEST.index)
     rules = {key: use for key, use in found.items() if use is not None}
     if output_node:
-        # What is called a path beside a prefix is the folder that the prefix is joined to.
+        # An input called "path" beside a prefix is the folder that the prefix is joined to.
         groups = {key.rpartition(".")[0] for key in rules if names_prefix(key)}
         for key, use in rules.items():
             group, _, last = key.rpartition(".")
@@ -224,17 +226,18 @@ def uses(name: str, body: Mapping[str, Any]) -> dict[str, Use]:
 def declared_inputs(groups: object) -> Iterator[tuple[str, list[Any]]]:
     """Walk every input that a class declares; members of its groups are named ``group.input``.
 
-    Members of a group that grows (``images.image0``) are named without what is counted: ``images.``.
+    Members of a growing group (``images.image0``) are named without the counter: ``images.``.
     """
     return ((key, declared) for key, _, declared in _walk(groups))
 
 
 def keeps_graph(body: Mapping[str, Any], found: Uses) -> bool:
-    """Tell whether a class may write the posted graph into files under names of its own.
+    """Return whether a class may write the posted graph into files under names of its own.
 
-    From ComfyUI's cache it would answer a job with the files of an earlier one, that one's whole graph in
-    their metadata. A class that saves below a prefix is made to run anew by the prefix; one that calls a
-    paid service would be paid for again; one that takes texts and numbers only shows them.
+    Served from ComfyUI's cache, it would give a job the files of an earlier one, with the earlier job's whole
+    graph in their metadata. Classes left out: those that save below a prefix (each run's own prefix makes
+    them run again), those that call a paid service (it would be paid for again), and those that take only
+    texts and numbers (they only show them).
     """
     inputs = body.get("input")
     hidden = inputs.get("hidden") if isinstance(inputs, Mapping) else None
@@ -256,7 +259,7 @@ def keeps_graph(body: Mapping[str, Any], found: Uses) -> bool:
 
 
 def _walk(groups: object, prefix: str = "") -> Iterator[tuple[str, list[str], list[Any]]]:
-    """Walk inputs as :func:`declared_inputs` does, with the names that tell what each of them is for."""
+    """Walk inputs as :func:`declared_inputs` does, with the names that show what each of them is for."""
     for optional in ("required", "optional"):
         declared = groups.get(optional) if isinstance(groups, Mapping) else None
         for name, spec in declared.items() if isinstance(declared, Mapping) else ():
@@ -304,7 +307,7 @@ def _use(name: str, declared: list[Any], *, output_node: bool) -> Use | None:
 
 
 def _is_told_path(extra: Mapping[str, Any]) -> bool:
-    """Tell whether an input's options say that it holds a path, or its default is one."""
+    """Return whether an input's options say that it holds a path, or its default is one."""
     default = extra.get("default")
     return any(_PATH_OPTION.search(key) and value for key, value in extra.items()) or (
         isinstance(default, str)

@@ -1,8 +1,9 @@
 """Which files a graph may name on a node: those of the job's owner, and those that the operator put there.
 
-One user's uploads, previews and results lie on the same disk as everybody's. What an input names is known
-from :mod:`comfy_fleet.domain.graphs.file_access`; here its values are judged. What a custom node makes of a
-text that looks like no path is its own affair: users who must not see each other need pools of their own.
+All users' uploads, previews and results are on the same disk. :mod:`comfy_fleet.domain.graphs.file_access`
+says what an input names; this module checks its values. A custom node may read a file whose name it takes
+from a text that does not look like a path. That can't be seen here: users who must not see each other's files
+need separate pools.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +17,7 @@ from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, NamedUpload, Path
 from comfy_fleet.domain.graphs.inputs import InputSpec
 from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
 
-# What one node alone writes anew comes after what another one takes as it is.
+# Uses that a single node rewrites come after those that another node takes unchanged.
 _STRICTEST = (Use.FILE, Use.PATH, Use.SHOWN, None, Use.TARGET, Use.PREFIX, Use.TEXT)
 
 
@@ -34,7 +35,7 @@ class FilePolicy:
 
     @classmethod
     def parse(cls, deny: str, free: str) -> "FilePolicy":
-        """Read the settings: class names after commas, ``-NAME`` for one that is allowed after all.
+        """Read the settings: class names separated by commas; ``-NAME`` allows one that is denied by default.
 
         Raises:
             BadInput: An entry of ``free`` does not look like ``CLASS.input``.
@@ -59,11 +60,11 @@ OPEN = FilePolicy(denied={})
 
 @dataclass(frozen=True, kw_only=True)
 class DeclaredInput:
-    """What all nodes together say of an input.
+    """How all nodes together declare an input.
 
     Attributes:
-        use: The strictest of what they say.
-        specs: How it is declared; empty where no node declares it.
+        use: The strictest use that any of them declares.
+        specs: Its declarations; empty where no node declares it.
     """
 
     use: Use | None
@@ -71,24 +72,24 @@ class DeclaredInput:
 
     @property
     def free_text(self) -> bool:
-        """Whether a line of text may stand here that is no path, on every node."""
+        """Whether every node accepts a line of text here that is not a path."""
         return all(
             spec.type in ("*", "COMFY_MATCHTYPE_V3") or "STRING" in spec.type.split(",")
             for spec in self.specs
         )
 
     def offers(self, text: str) -> bool:
-        """Tell whether a node offers this choice, and none takes what is no choice of its own."""
+        """Return whether some node offers this choice, and every node accepts only its own choices."""
         return all(spec.options is not None for spec in self.specs) and any(
             spec.offers(text) for spec in self.specs
         )
 
 
 class Declared:
-    """What the nodes' classes say of their inputs; worked out once for each that is asked for.
+    """How the nodes' classes declare their inputs; worked out once for each input that is looked up.
 
     Args:
-        inventories: What is known of the nodes, each inventory once.
+        inventories: The nodes' inventories, each different one once.
     """
 
     def __init__(self, inventories: Sequence[Inventory] = ()) -> None:
@@ -96,11 +97,11 @@ class Declared:
         self._inputs: dict[tuple[str, str], DeclaredInput] = {}
 
     def input(self, class_type: str, name: str) -> DeclaredInput:
-        """Return what is said of an input, under whatever name a graph gives it."""
+        """Return an input's declaration, under whatever name a graph gives it."""
         found = self._inputs.get((class_type, name))
         if found is None:
             found = self._read(class_type, name)
-            if found.specs:  # any number of others may be asked for
+            if found.specs:  # requests may name any number of others
                 self._inputs[class_type, name] = found
         return found
 
@@ -124,13 +125,13 @@ def check(
     policy: FilePolicy,
     assets: Collection[Place] = (),
 ) -> None:
-    """Refuse a graph that names files which may be somebody else's.
+    """Refuse a graph that names files that may belong to somebody else.
 
     Args:
         graph: A checked graph.
-        declared: What the nodes' classes say of their inputs; what any of them says counts.
+        declared: How the nodes' classes declare their inputs; the strictest declaration counts.
         policy: The operator's exceptions.
-        assets: Places whose value is replaced by a file of the job's owner.
+        assets: Places whose value is replaced with a file of the job's owner.
 
     Raises:
         InvalidWorkflow: ``details["node_errors"]`` lists ``{field, reason, message}`` by node id. Reasons:
@@ -164,7 +165,7 @@ def check(
 
 
 def named_uploads(graph: Graph, declared: Declared) -> tuple[NamedUpload, ...]:
-    """Find the texts that may name a file which the job's owner has uploaded, at any depth of an input."""
+    """Find the texts that may name one of the owner's uploads, at any depth of an input."""
     found = []
     for node_id, node in graph.items():
         for name, value in node["inputs"].items():
@@ -194,10 +195,10 @@ def saves(graph: Graph, inventory: Inventory | None, policy: FilePolicy = SHIPPE
 
 
 def reruns(graph: Graph, inventory: Inventory | None) -> frozenset[str]:
-    """Return the nodes of a graph that must not be answered from ComfyUI's cache.
+    """Return the nodes of a graph that ComfyUI must not answer from its cache.
 
-    Those are the ones that write the graph into their files. A node that only shows files on its way runs
-    anew where that costs nothing but itself: where every node that reads it runs anew in any case.
+    Those are the nodes that write the graph into their files. A node that only shows files and passes them on
+    is added where that makes no other node run again: where every node that reads it runs again anyway.
     """
     infos = {
         node_id: None if inventory is None else inventory.classes.get(node["class_type"])
@@ -242,7 +243,7 @@ def _is_saved(node: Mapping[str, Any], info: ClassInfo | None) -> bool:
 def _defect(
     name: str, value: object, found: DeclaredInput, settled: Collection[Path]
 ) -> tuple[str, str] | None:
-    """Return why a value may not stand here, as reason and message."""
+    """Return why a value is refused here, as reason and message."""
     use = found.use
     if use in (Use.TEXT, Use.PREFIX, Use.TARGET):
         return None
@@ -273,7 +274,7 @@ def _defect(
 
 
 def _holds_link(value: object) -> bool:
-    """Tell whether a value is a link or holds one: ComfyUI unwraps ``{"__value__": [node id, slot]}``."""
+    """Return whether a value is a link or holds one: ComfyUI unwraps ``{"__value__": [node id, slot]}``."""
     if is_link(value):
         return True
     if isinstance(value, dict):

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Path: TypeAlias = tuple[str | int, ...]
-"""Where a value stands in a node's inputs: the input's name, then keys and indices inside it."""
+"""Where a value is in a node's inputs: the input's name, then keys and indices inside it."""
 Place: TypeAlias = tuple[str, Path]
 """Node id and path."""
 
@@ -57,8 +57,8 @@ class AssetReference:
     """A ``core/ASSET`` object in a graph.
 
     Attributes:
-        node_id: The node it stands in.
-        input: The input it stands in.
+        node_id: The node it is in.
+        input: The input it is in.
         path: Where exactly; begins with ``input``.
         asset_id: ``info.id``: the only part that counts.
     """
@@ -79,7 +79,7 @@ class NamedUpload:
     """A text that names an uploaded file, as in ``LoadImage``.
 
     Attributes:
-        path: Where it stands in the node's inputs.
+        path: Where it is in the node's inputs.
         name: The file's name without ComfyUI's annotation, e.g. ``photo.png`` of ``photo.png [input]``.
     """
 
@@ -120,7 +120,7 @@ def asset_reference(asset_id: str) -> dict[str, Any]:
 
 
 def texts(graph: Graph) -> Iterator[tuple[str, Path, str]]:
-    """Walk every text inside the inputs, but for those of asset references: node id, path, text."""
+    """Walk every text inside the inputs except those of asset references: node id, path, text."""
     for node_id, node in graph.items():
         for name, value in node["inputs"].items():
             for path, text in texts_in((name,), value):
@@ -128,7 +128,7 @@ def texts(graph: Graph) -> Iterator[tuple[str, Path, str]]:
 
 
 def texts_in(path: Path, value: object) -> Iterator[tuple[Path, str]]:
-    """Walk every text inside a value that stands at ``path``, but for those of asset references."""
+    """Walk every text inside the value at ``path`` except those of asset references."""
     # check() has limited the depth, so this recursion ends.
     if isinstance(value, str):
         yield path, value
@@ -141,17 +141,17 @@ def texts_in(path: Path, value: object) -> Iterator[tuple[Path, str]]:
 
 
 def place_name(node_id: str, path: Path) -> str:
-    """Return a place as :attr:`NewJob.uploads` names it: ``NODE/INPUT[/KEY ...]``."""
+    """Return a place in the form that :attr:`NewJob.uploads` uses: ``NODE/INPUT[/KEY ...]``."""
     return "/".join([node_id, *map(str, path)])
 
 
 def copied(graph: Graph) -> Graph:
-    """Return a copy that shares nothing that could be changed with the original's inputs."""
+    """Return a copy whose inputs can be changed without changing the original's."""
     return {node_id: {**node, "inputs": _copied(node["inputs"])} for node_id, node in graph.items()}
 
 
 def part(graph: Graph, wanted: Collection[str]) -> Graph:
-    """Return the graph with these nodes alone."""
+    """Return the graph with only these nodes."""
     return {node_id: node for node_id, node in graph.items() if node_id in wanted}
 
 
@@ -161,14 +161,14 @@ def classes(graph: Graph) -> frozenset[str]:
 
 
 COSTLY = frozenset({"steps", "width", "height", "batch_size", "length", "frames", "megapixels", "scale_by"})
-"""Inputs that a graph's duration hangs on most."""
+"""The inputs that a graph's duration depends on most."""
 
 
 _MODELS = frozenset({"ckpt_name", "unet_name", "clip_name", "clip_name1", "clip_name2", "clip_name3"})
 
 
 def profile(graph: Graph) -> str:
-    """Return what the graph's duration and memory are remembered under: classes, costly inputs, models.
+    """Return the key for the graph's statistics of duration and memory: classes, costly inputs, models.
 
     Prompts, seeds, LoRAs and other files don't count, so that a graph's variations share their statistics.
     """
@@ -196,18 +196,18 @@ def for_run(
 ) -> Graph:
     """Return the graph as one run posts it.
 
-    Files are named as they are staged on the node, and everything that is saved goes below
-    ``fleet/JOB/RUN/``: that keeps users apart, makes clean-up a matter of one folder, and makes the save
-    nodes run again where ComfyUI's cache would name a file that is gone.
+    Files get the names under which they are staged on the node, and everything that is saved goes below
+    ``fleet/JOB/RUN/``. That keeps users apart, leaves one folder to clean up, and makes the save nodes run
+    again where ComfyUI's cache would name a file that is gone.
 
     Args:
         graph: A checked graph.
         job_id: Letters, digits, ``-`` and ``_``.
         run_id: The same.
-        replacements: What stands at a place instead: the staged name of an asset or an upload.
-        bust: Nodes that must not come from the cache though they have no file prefix. They get an input
-            ``fleet_run`` that no class declares: ComfyUI leaves it out of validation and call, but counts
-            it in the cache's key.
+        replacements: The new value for a place: the staged name of an asset or an upload.
+        bust: Nodes that must not come from the cache although they have no file prefix. They get an input
+            ``fleet_run`` that no class declares: ComfyUI ignores it when it validates and calls the node, but
+            it is part of the cache's key.
         saves: What the inputs of each class name.
         at: The time that ``%date:...%`` in a saved file's name stands for, as the editor would write it.
     """
@@ -228,7 +228,7 @@ def for_run(
         if node_id in bust:
             inputs[BUST_INPUT] = run_id
         meta = node.get("_meta")
-        # A server that replaces the class by another one copies this, and fails where it is missing.
+        # A server that replaces the class with another one copies this, and fails if it is missing.
         result[node_id] = {**node, "inputs": inputs, "_meta": meta if isinstance(meta, dict) else {}}
     return result
 
@@ -239,7 +239,7 @@ def for_run(
 def _saved_below(
     folder: str, graph: Graph, inputs: Mapping[str, Any], uses: Uses, at: datetime | None
 ) -> dict[str, str]:
-    """Return the inputs that say where a node saves, so that they lie in a folder; also those left out."""
+    """Return new values for the inputs that say where a node saves, missing ones included."""
     # Without a value the class takes its own default, which is the same for every job.
     left_out = [name for name in uses if name not in inputs and "." not in name]
     targets = [name for name in (*inputs, *left_out) if use_of(uses, name) is Use.TARGET]
@@ -249,7 +249,7 @@ def _saved_below(
         use = use_of(uses, name)
         if use in (Use.PREFIX, Use.TARGET) or (use is None and names_prefix(name)):
             path = safe_path(expanded(_literal(graph, inputs.get(name)), graph, at))
-            # A prefix that is joined to a folder can't make folders in it.
+            # A prefix that is joined to a folder can't create folders in it.
             joined = targets and name not in targets
             found[name] = path.rpartition("/")[2] if joined else f"{folder}/{path}"
     return found
@@ -291,10 +291,10 @@ def _replaced(value: Any, path: Path, places: Mapping[Path, str]) -> Any:
 
 
 def _literal(graph: Graph, value: object) -> str:
-    """Return a prefix's text; of a link only where the other end is a node that holds a fixed text."""
+    """Return a prefix's text; for a link, only if it leads to a node that holds a fixed text."""
     if is_link(value):
         value = graph[value[0]]["inputs"].get("value")
     value = unwrapped(value)
     if isinstance(value, int | float):
-        return str(value)  # as ComfyUI does with what is to be a text
+        return str(value)  # as ComfyUI does where it expects a text
     return value if isinstance(value, str) else ""

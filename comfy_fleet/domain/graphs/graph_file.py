@@ -1,4 +1,4 @@
-"""Files that hold a graph, as people have them: JSON in any Unicode encoding, and ComfyUI's own pictures.
+"""Files that hold a graph: JSON in any Unicode encoding, and pictures that ComfyUI saved.
 
 ComfyUI writes the graph that made a picture into PNG's text chunks: ``prompt`` is in API format, ``workflow``
 is the editor's. Its JSON may hold NaN.
@@ -13,7 +13,7 @@ from typing import Any
 from comfy_fleet.domain.errors import BadInput
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
-"""Most bytes that a packed text of a PNG may unpack to."""
+"""Most bytes that a compressed text of a PNG may unpack to."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OTHERS = (
@@ -25,17 +25,17 @@ _OTHERS = (
     (b"%PDF", "a PDF document"),
 )
 _WAY_OUT = "export the graph in ComfyUI with Workflow > Export (API)"
-MAX_LEVELS = 200  # more than any graph has, and few enough to be walked by recursion
+MAX_LEVELS = 200  # deeper than any graph, and shallow enough for recursion
 
 
 def read_graph(content: bytes) -> Any:
     """Return what a file holds: JSON, or the graph inside a PNG that ComfyUI has saved.
 
-    NaN and infinite numbers are kept as such; whether it is a graph at all is
-    :func:`comfy_fleet.domain.graphs.structure.check`'s matter.
+    NaN and infinite numbers are kept. :func:`comfy_fleet.domain.graphs.structure.check` decides if it is a
+    graph.
 
     Raises:
-        BadInput: It is neither; the message continues "the file ...".
+        BadInput: It is neither; the message is the rest of a sentence that begins "the file ...".
     """
     if content.startswith(_PNG):
         return _of_png(content)
@@ -59,9 +59,9 @@ def _json(content: bytes, problem: str) -> Any:
         raise BadInput(f"{problem}: it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise BadInput(f"{problem}: {error}") from None
-    except ValueError:  # Python's own limit, told in words for programmers
+    except ValueError:  # Python's own limit; its message is for programmers
         raise BadInput(f"{problem}: it holds a number of more than 4300 digits") from None
-    if _deep(value):  # how deep Python's reader goes differs by its version
+    if _deep(value):  # the depth that Python's parser allows depends on its version
         raise BadInput(f"{problem}: it is nested too deeply")
     return value
 

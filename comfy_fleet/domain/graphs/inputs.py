@@ -1,10 +1,10 @@
-"""What a class declares of its inputs, and what that means for one node of a graph.
+"""How a class declares its inputs, and what that means for one node of a graph.
 
 Facts (ComfyUI 0.3.64 and 0.33): an enumeration is ``[["a", "b"], {...}]`` or
 ``["COMBO", {"options": ["a", "b"]}]``, model files included. Newer classes declare *groups*, whose members a
-graph names ``group.member``: a value that brings inputs of its own along (``COMFY_DYNAMICCOMBO_V3``,
-``COMFY_DYNAMICSLOT_V3``) and a row of like inputs that grows (``COMFY_AUTOGROW_V3``: ``min`` of them must be
-given, and what lies beyond its names is ignored). Groups may hold groups.
+graph names ``group.member``: a value that brings further inputs along (``COMFY_DYNAMICCOMBO_V3``,
+``COMFY_DYNAMICSLOT_V3``) and a growing row of inputs of one kind (``COMFY_AUTOGROW_V3``: ``min`` of them must
+be given; inputs beyond its list of names are ignored). Groups may hold groups.
 """
 
 import unicodedata
@@ -20,31 +20,32 @@ from comfy_fleet.domain.graphs.file_access import Use, Uses
 
 MAX_NESTING = 16
 MAX_GROWTH = 1000
-"""Groups inside groups, and names of one growing row, that are read of a node; ComfyUI allows 100 names."""
+"""Limits on what is read from a node: groups inside groups, and names of one growing row (ComfyUI allows
+100)."""
 MAX_INPUTS = 10_000
-"""Inputs of one class, those of its groups and all names of its growing rows included."""
+"""Most inputs of one class, including those of its groups and all names of its growing rows."""
 MAX_PREFIX = 200
-"""Characters before what is counted in the names of a growing row."""
+"""Longest prefix, in characters, before the counter in the names of a growing row."""
 
 WRAPPER = "__value__"
-"""The key of the object in which a list stands as a value; a bare list would be a link."""
+"""The key of the object that wraps a list as a value; a bare list would be a link."""
 
 NO_USES: Uses = MappingProxyType({})
 _DYNAMIC = "COMFY_"
 _INPUTS_BYTES, _SPEC_BYTES = 400, 360
-"""Of the objects that stand for a group and for an input, their places in mappings included."""
+"""Bytes of the objects for a group and for an input, including their entries in mappings."""
 
 Share: TypeAlias = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """Inputs of one kind, of which a graph gives as many as it likes.
+    """Inputs of one kind, of which a graph may give any number.
 
     Attributes:
-        names: What they are called, in their order, without the group's name.
-        least: So many of the first ones must be given.
-        spec: What each of them takes.
+        names: Their names in order, without the group's name.
+        least: How many of the first ones must be given.
+        spec: What each of them accepts.
     """
 
     names: tuple[str, ...]
@@ -54,18 +55,18 @@ class Growth:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a class wants of one input.
+    """What a class accepts for one input.
 
     Attributes:
         type: ``INT``, ``FLOAT``, ``STRING``, ``BOOLEAN``, ``COMBO`` or the name of a linked type.
         options: The values of an enumeration; None where it is open (filled by the editor at run time).
         upload: It names a file that is uploaded with the job: never something a node must have.
-        remote: Its values come from elsewhere: nothing can be said about them.
+        remote: Its values come from elsewhere and are not known here.
         multiselect: It takes several of its values at once.
-        fillable: Its list is empty and of the form that users may fill.
-        branches: A group: the inputs that each of its values brings along.
-        slot: A group: the inputs that come along once anything is given.
-        growth: A group: inputs of one kind.
+        fillable: Its list is empty and users may fill it.
+        branches: For a group: the inputs that each of its values brings along.
+        slot: For a group: the inputs that exist once any value is given.
+        growth: For a group: inputs of one kind, in any number.
     """
 
     type: str
@@ -96,7 +97,7 @@ class InputSpec:
         return (*(self.branches or {}).values(), *(() if self.slot is None else (self.slot,)))
 
     def offers(self, value: object) -> bool:
-        """Tell whether an enumeration has a value, in any spelling."""
+        """Return whether an enumeration has a value, in any spelling."""
         if self.branches is not None:
             return not isinstance(value, str) or value in self.branches
         try:
@@ -148,7 +149,7 @@ class Inputs:
         yield from self.optional.items()
 
     def input(self, name: str) -> InputSpec | None:
-        """Return what stands under exactly this name."""
+        """Return the input with exactly this name."""
         return self.required.get(name) or self.optional.get(name)
 
     def everything(self) -> Iterator[tuple[str, InputSpec]]:
@@ -181,8 +182,8 @@ class Inputs:
     def laid_out(self, given: Mapping[str, Any]) -> "Inputs":
         """Return the inputs that the class has for what a graph gives, each under its full name.
 
-        A group whose value is none of its own, or a link, stands for itself: nothing is known of what is
-        inside.
+        A group whose value is a link, or not one of its own values, is returned as it is, since its members
+        are not known.
         """
         if self.flat:  # as nearly all are
             return self
@@ -198,7 +199,7 @@ class Inputs:
         required: dict[str, InputSpec],
         optional: dict[str, InputSpec],
     ) -> None:
-        """Add to both what stands below a prefix; see :meth:`laid_out`."""
+        """Add the inputs below a prefix to both; see :meth:`laid_out`."""
         for place, specs in ((required, self.required), (optional, self.optional)):
             for short, spec in specs.items():
                 name = prefix + short
@@ -217,12 +218,12 @@ class Inputs:
 
 
 def read(group: object, uses: Uses = NO_USES, shared: Share = tuple) -> Inputs:
-    """Read ``{"required": {...}, "optional": {...}}``. What can't be read is left open.
+    """Read ``{"required": {...}, "optional": {...}}``. An input that can't be read accepts anything.
 
     Args:
         group: The inputs of a class.
         uses: What they name (:func:`comfy_fleet.domain.graphs.file_access.uses`).
-        shared: Returns the list to keep for one that is equal to it.
+        shared: Returns the list to keep in place of an equal one.
 
     Raises:
         ValueError: There are more inputs, or names of growing rows, than any class has.
@@ -248,17 +249,18 @@ def _held(spec: InputSpec) -> int:
 
 
 def alike(text: str) -> str:
-    """Return what is the same for all spellings of a file's name: other slashes, composed letters or not."""
+    """Return a file name's normal form: one kind of slash, composed letters."""
     return (text if text.isascii() else unicodedata.normalize("NFC", text)).replace("\\", "/")
 
 
 def unwrapped(value: object) -> object:
-    """Return a value as ComfyUI reads it: a list stands in ``{"__value__": [...]}``, else it were a link."""
+    """Return a value as ComfyUI reads it: a list is wrapped in ``{"__value__": [...]}``; bare, it would be a
+    link."""
     return value[WRAPPER] if isinstance(value, dict) and WRAPPER in value else value
 
 
 def spelled(value: object, spec: InputSpec) -> Any:
-    """Return a value as the node spells it; unchanged where the node does not offer it."""
+    """Return a value in the node's spelling; unchanged if the node does not offer it."""
     if not spec.closed or isinstance(value, list):
         return value
     bare = unwrapped(value)
@@ -275,7 +277,7 @@ def _offered(value: object, spec: InputSpec) -> Any:
 
 
 def is_group(spec: InputSpec) -> bool:
-    """Tell whether an input may be given by its members alone (``group.member``)."""
+    """Return whether an input may be given by its members alone (``group.member``)."""
     return spec.type.startswith(_DYNAMIC)
 
 
@@ -356,7 +358,7 @@ class _Reading:
     def _growth(self, template: object, prefix: str, depth: int) -> Growth | None:
         if not isinstance(template, Mapping):
             return None
-        # What is counted is not part of the name in `uses`.
+        # The counter is not part of the name in `uses`.
         declared = (
             (part, spec)
             for part, given in _mapping(template.get("input")).items()
@@ -378,7 +380,7 @@ class _Reading:
         least = template.get("min")
         return Growth(
             names=called,
-            # Members of an optional kind need not be given, whatever the minimum says.
+            # Members of an optional kind may be left out, whatever the minimum is.
             least=least if isinstance(least, int) and part == "required" else 0,
             spec=self._spec(prefix, first, depth),
         )
@@ -390,7 +392,7 @@ class _Reading:
 
 
 def _is_ours(option: object, *, folders: bool) -> bool:
-    """Tell whether an option is what jobs have put into the node's folders: no choice of anybody."""
+    """Return whether an option is a file that jobs have put into the node's folders; that is not a choice."""
     return isinstance(option, str) and (
         file_access.is_staged(option) or (folders and file_access.in_staging(option))
     )
@@ -407,5 +409,5 @@ _EXTENSIONS = (
 
 
 def looks_like_file(value: object) -> bool:
-    """Tell whether a value names a model file, by the extensions that ComfyUI and its extensions load."""
+    """Return whether a value names a model file, by the extensions that ComfyUI and its extensions load."""
     return isinstance(value, str) and value.lower().endswith(_EXTENSIONS)

@@ -2,8 +2,8 @@
 
 Facts (ComfyUI 0.3.64 and 0.33): a link into an enumeration is not checked; only nodes that an output node
 reads are validated, but every node's class must exist; inputs that a class does not declare are ignored. A
-class may check inputs by itself: ComfyUI then looks neither at their lists nor at their limits, and
-``/object_info`` does not say so (see :data:`OWN_CHECKS`).
+class may check inputs itself: ComfyUI then ignores their lists and limits, and ``/object_info`` does not show
+it (see :data:`OWN_CHECKS`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,8 +39,8 @@ OWN_CHECKS: Mapping[str, frozenset[str]] = MappingProxyType(
         "WebcamCapture": frozenset({"image"}),
     }
 )
-"""Inputs that classes of ComfyUI 0.3.64 and 0.33 check by themselves (``VALIDATE_INPUTS``), by class. For
-node packs' classes it can't be known."""
+"""Inputs that classes of ComfyUI 0.3.64 and 0.33 check themselves (``VALIDATE_INPUTS``), by class. It can't
+be known for classes of node packs."""
 
 
 class ProblemKind(StrEnum):
@@ -65,9 +65,9 @@ class Problem:
     """One reason why a node can't run a graph; ``message`` is a sentence that names the way out.
 
     Attributes:
-        doubtful: The node may take it all the same: it is asked where no node is without doubt.
-        only_with: For stored workflows: the choice that meets it, e.g. ``lora = illustration``; empty
-            where every job does.
+        doubtful: The node may accept it anyway. Such a node is used only if there is none without doubts.
+        only_with: For stored workflows: the choice that has this problem, e.g. ``lora = illustration``; empty
+            if every job has it.
     """
 
     kind: ProblemKind
@@ -85,14 +85,14 @@ class ClassInfo(Inputs):
     """One node class, with the inputs that it declares.
 
     Attributes:
-        outputs: The types of what it hands on.
-        output_node: Whether it runs without being read.
-        pack: Whether it comes from a node pack: it may check inputs by itself.
-        files: What its inputs name, as :func:`comfy_fleet.domain.graphs.file_access.uses` tells.
+        outputs: The types of its outputs.
+        output_node: Whether it runs even if no other node reads it.
+        pack: Whether it comes from a node pack, and so may check inputs itself.
+        files: What its inputs name, see :func:`comfy_fleet.domain.graphs.file_access.uses`.
         keeps_graph: It may write the graph into files under names of its own.
-        shows_files: It tells of files though it may be no output node, even from the cache.
-        replaced_by: The class that the node runs in its place; empty for one that it has.
-        checks: Inputs that the class in its place checks by itself.
+        shows_files: It reports files even when it is not an output node, and even from the cache.
+        replaced_by: The class that the node runs in its place; empty if the node has the class itself.
+        checks: Inputs that the replacing class checks itself.
     """
 
     name: str
@@ -106,9 +106,10 @@ class ClassInfo(Inputs):
     checks: frozenset[str] = frozenset()
 
     def may_take(self, name: str, spec: InputSpec, value: object) -> bool:
-        """Tell whether the class may take a value of this input that its list or its limits exclude.
+        """Return whether the class may take a value of this input that its list or its limits exclude.
 
-        A model file that a node does not have is missing there, unless the class is known to take others.
+        A model file that is not on the node counts as missing, unless the class is known to accept other
+        values.
         """
         if name in self.checks or name in OWN_CHECKS.get(self.name, ()):
             return True
@@ -130,7 +131,7 @@ class Inventory:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphRequirements:
-    """What a graph needs of a node, without asking a particular one.
+    """What a graph needs, whatever the node.
 
     Attributes:
         classes: Node classes.
@@ -142,14 +143,15 @@ class GraphRequirements:
 
 
 class TooManyClasses(ValueError):
-    """An inventory would take more memory than may be."""
+    """An inventory would take more memory than is allowed."""
 
 
 class Reader:
-    """Takes the classes of ``GET /object_info`` one by one. What can't be read is left open, never refused.
+    """Takes the classes of ``GET /object_info`` one by one. What can't be read accepts anything; it is never
+    refused.
 
     Args:
-        most_bytes: What the inventory may take in memory, about; None: anything.
+        most_bytes: About how much memory the inventory may take; None: any amount.
     """
 
     def __init__(self, *, most_bytes: int | None = None) -> None:
@@ -162,14 +164,14 @@ class Reader:
         """Take one class.
 
         Raises:
-            TooManyClasses: All of them take more memory than may be.
+            TooManyClasses: Together they take more memory than is allowed.
         """
         if isinstance(body, Mapping):
             self._classes[name] = info = _read_class(name, body, self._shared)
             self._count(info)
 
     def inventory(self, replacements: object = None, version: str = "") -> Inventory:
-        """Return what was taken; for the arguments see :func:`parse`. Raises TooManyClasses."""
+        """Return the inventory; for the arguments see :func:`parse`. Raises TooManyClasses."""
         replaced = _replaced(replacements, self._classes)
         for info in replaced.values():
             self._count(info)
@@ -183,7 +185,7 @@ class Reader:
             raise TooManyClasses(f"its {len(self._classes)} classes take more than {mib:g} MiB to hold")
 
     def _shared(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return an equal list that is known: the names of all models stand in many classes."""
+        """Return an equal list that exists already: the names of all models appear in many classes."""
         if all(type(option) is str for option in options):  # True equals 1
             if (found := self._lists.get(options)) is not None:
                 return found
@@ -197,8 +199,8 @@ def parse(object_info: object, *, replacements: object = None, version: str = ""
 
     Args:
         object_info: The body.
-        replacements: The body of ``GET /node_replacements``: classes that the node replaces by itself count
-            as classes that it has.
+        replacements: The body of ``GET /node_replacements``: classes that the node itself replaces count as
+            classes that it has.
         version: ComfyUI's version.
 
     Raises:
@@ -218,10 +220,11 @@ def problems(graph: Graph, inventory: Inventory) -> list[Problem]:
 
 
 def findings(graph: Graph, inventory: Inventory) -> list[Problem]:
-    """Return what speaks against running a checked graph on a node with this inventory, doubts included.
+    """Return every problem with running a checked graph on a node with this inventory, doubts included.
 
     Linked values, uploaded files, ``core/ASSET`` references and what the class doesn't declare are left
-    out. Other spellings of a name on the node count as that name; :func:`spelled` writes the node's own.
+    out. A name that the node spells differently counts as present; :func:`spelled` puts in the node's
+    spelling.
     """
     found = [
         Problem(
@@ -248,7 +251,8 @@ def findings(graph: Graph, inventory: Inventory) -> list[Problem]:
 def spelled(graph: Graph, inventory: Inventory) -> Graph:
     """Return a graph that names everything as a node with this inventory does.
 
-    Nodes on Windows and on Linux list the same file with other slashes, and take no spelling but their own.
+    Nodes on Windows and on Linux list the same file with different slashes, and accept only their own
+    spelling.
     """
     result: Graph = {}
     for node_id, node in graph.items():
@@ -270,7 +274,7 @@ def requirements(graph: Graph, inventory: Inventory) -> GraphRequirements:
 
     Args:
         graph: A checked graph.
-        inventory: Any node's that knows the classes: it says which inputs name model files.
+        inventory: That of any node that has the classes; it says which inputs name model files.
     """
     visited = reached(graph, inventory)
     files = set()
@@ -309,7 +313,7 @@ def _size(value: object) -> int:
 
 
 def _read_class(name: str, body: Mapping[str, Any], shared: declared.Share) -> ClassInfo:
-    """Return a class; one that declares what nobody can make sense of is there, and takes anything."""
+    """Return a class; if its declaration can't be read, it exists and accepts anything."""
     try:
         return _class_info(name, body, shared)
     except Exception:  # noqa: BLE001 - one odd class must not cost the node all others
@@ -338,10 +342,10 @@ def _class_info(name: str, body: Mapping[str, Any], shared: declared.Share) -> C
 
 
 def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[str, ClassInfo]:
-    """Return the classes that a node lacks and replaces on ``POST /prompt``, with what it asks of them.
+    """Return the classes that a node does not have but replaces on ``POST /prompt``, with their inputs.
 
-    As the node does: the first entry of a class counts; what the mapping does not name is dropped. A saver
-    that would not be told where to save counts as lacking.
+    As on the node, the first entry of a class counts, and inputs that the mapping does not name are dropped.
+    A saver whose replacement would not get its prefix counts as missing.
     """
     found: dict[str, ClassInfo] = {}
     for name, entries in replacements.items() if isinstance(replacements, Mapping) else ():
@@ -362,7 +366,7 @@ def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[st
         laid_out = new.laid_out(given)
         saved = {target for target, use in new.files.items() if use in (Use.PREFIX, Use.TARGET)}
         if laid_out.required.keys() <= given.keys() and saved <= set(names.values()):
-            # An input that the mapping names and the graph does not give is an error of the node's.
+            # The node answers with an error if the graph lacks an input that the mapping names.
             required = {old: laid_out.input(target) or InputSpec(type="*") for old, target in names.items()}
             files = {
                 old: use for old, target in names.items() if (use := file_access.use_of(new.files, target))
@@ -423,7 +427,7 @@ def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inve
             if source is not None and 0 < len(source.outputs) <= slot:
                 message = f"{name} links to slot {slot} of node {from_} ({source.name}), whose outputs are "
                 message += ", ".join(source.outputs)
-                # A pack's class may hand out more than it lists, and a replaced one's slots are others.
+                # A pack's class may have more outputs than it lists, and a replaced one has other slots.
                 doubtful = source.pack or bool(source.replaced_by)
                 yield problem(ProblemKind.BAD_LINK, name, message, value=given, doubtful=doubtful)
             continue
@@ -445,7 +449,7 @@ def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inve
             doubtful = info.may_take(name, found, value)
             yield problem(ProblemKind.OUT_OF_RANGE, name, message, value=value, doubtful=doubtful)
         for missing in _unlisted(value, found, required=name in laid_out.required):
-            # Not only where other options are files: VAELoader offers "pixel_space" with an empty folder.
+            # Even if no other option is a file: VAELoader offers "pixel_space" with an empty folder.
             is_file = looks_like_file(missing)
             yield problem(
                 ProblemKind.FILE_MISSING if is_file else ProblemKind.VALUE_NOT_IN_LIST,
@@ -459,10 +463,10 @@ def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inve
 
 
 def _number(value: Any, type_: str) -> float | None:
-    """Return what ComfyUI makes of a value for a number; None where the input is none.
+    """Return the number that ComfyUI makes of a value; None if the input does not take numbers.
 
     Raises:
-        TypeError: It makes nothing of it (nor does it with ValueError or OverflowError).
+        TypeError: It can't be converted (the same holds for ValueError and OverflowError).
     """
     if type_ == "INT":
         return int(value)
@@ -479,7 +483,7 @@ def _unlisted(value: Any, spec: InputSpec, *, required: bool) -> list[Any]:
     """Return those of an input's values that its list does not have."""
     if spec.multiselect:
         return [item for item in value if not spec.offers(item)] if isinstance(value, list) else []
-    # An optional group is left out of the call, if its value is none of its own.
+    # ComfyUI leaves an optional group out of the call if its value is not one of its own.
     listed = spec.options is not None or (required and spec.branches is not None)
     return [] if not listed or spec.offers(value) else [value]
 

@@ -1,4 +1,4 @@
-"""How many files a graph certainly makes, as far as its own numbers tell."""
+"""How many files a graph makes at least, as far as its own numbers show."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from comfy_fleet.domain.graphs.graph import Graph, is_link
 
 # One file for each picture of a batch.
 _SAVERS = {"SaveImage": "images", "PreviewImage": "images"}
-# What comes out has as many pictures as what goes in.
+# These put out as many pictures as they take in.
 _KEEPERS = {
     "VAEDecode": "samples",
     "VAEDecodeTiled": "samples",
@@ -16,8 +16,8 @@ _KEEPERS = {
     "ImageScale": "image",
     "ImageScaleBy": "image",
 }
-_HOPS = 32  # longer chains are rare, and a circle never ends
-# Where ``batch_size`` is the number of pictures.
+_HOPS = 32  # longer chains are rare, and a cycle would never end
+# Classes in which ``batch_size`` is the number of pictures.
 _SOURCES = frozenset({"EmptyImage", "EmptyLatentImage", "EmptySD3LatentImage"})
 
 

@@ -1,7 +1,8 @@
-"""Names below which nodes save: what the editor fills in, and what every file system takes.
+"""Names under which nodes save: placeholders that the editor fills in, and names that every file system
+accepts.
 
 Facts (ComfyUI 0.3.64 and 0.33): the server fills in :data:`SERVER_TOKENS`. The editor fills in
-``%date:yyyy-MM-dd%`` and ``%Node.input%`` before it posts a graph; one that comes another way has them still.
+``%date:yyyy-MM-dd%`` and ``%Node.input%`` before it posts a graph; a graph from elsewhere still has them.
 """
 
 import re
@@ -14,20 +15,20 @@ SERVER_TOKENS = frozenset(
     for name in ("width", "height", "year", "month", "day", "hour", "minute", "second", "batch_num")
 )
 
-_LONGEST = 1000  # no name of a file needs more, and each token looks through the graph
+_LONGEST = 1000  # no file name needs more, and each token searches the graph
 _TOKEN = re.compile(r"%([^%]+)%")
 _KEPT = re.compile("(" + "|".join(sorted(SERVER_TOKENS)) + ")")
 _DATE_PART = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyy?y?")
 _ILLEGAL_IN_VALUE = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*%\ud800-\udfff]')
-# ``GET /view`` gives no file whose name holds two dots in a row, wherever they stand.
+# ``GET /view`` refuses every file whose name has two dots in a row, wherever they are.
 _DOTS = re.compile(r"\.{2,}")
 # Windows takes these for devices, whatever extension follows.
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:\.|$)", re.IGNORECASE)
 
 
 def expanded(text: str, graph: Mapping[str, Mapping[str, Any]], at: datetime | None) -> str:
-    """Return a text with what the editor fills in; what it does not know stays.
+    """Fill in a text's placeholders as the editor does; unknown ones stay.
 
     Args:
         text: The text.
@@ -60,8 +61,8 @@ def safe_path(original: str) -> str:
     for part in original.replace("\\", "/").split("/"):
         pieces = _KEPT.split(part)
         pieces[::2] = [_UNSAFE.sub("_", piece) for piece in pieces[::2]]
-        # Windows drops dots and blanks at a name's end, and ".." is nothing but them.
-        # File systems take names of 255 bytes, and a counter and an extension follow.
+        # Windows drops dots and blanks at the end of a name, and ".." consists of nothing else.
+        # File systems allow names of 255 bytes, and a counter and an extension follow.
         short = "".join(pieces).strip()[:80].encode()[:160].decode(errors="ignore")
         if name := short.rstrip(". "):
             name = _DOTS.sub("_", name)

@@ -18,7 +18,8 @@ def select(graph: Graph, *, title: str | None = None, class_type: str | None = N
     """Return the id of the one node that has this title, this class, or both.
 
     Raises:
-        ConfigError: None or several have; ``details`` lists the candidates as ``{node_id, class, title}``.
+        ConfigError: None does, or several do; ``details`` lists the candidates as ``{node_id, class,
+            title}``.
     """
     if title is None and class_type is None:
         raise ConfigError("a selector needs a title or a class")
@@ -60,7 +61,7 @@ def target(
         input_: The input's name; it must be there, because exports hold every input of a node.
         title: See :func:`select`.
         class_type: See :func:`select`.
-        form: What of the value goes in.
+        form: Which part of the value goes in.
         replace_link: Whether a value may take the place of a link.
 
     Raises:
@@ -76,7 +77,7 @@ def check_target(graph: Graph, target: ParameterTarget, *, replace_link: bool = 
     """Return ``target`` if its input exists and holds a value.
 
     Raises:
-        ConfigError: It doesn't.
+        ConfigError: It does not exist, or is a link.
     """
     node = graph[target.node_id]
     inputs = node["inputs"]
@@ -99,7 +100,7 @@ def check_target(graph: Graph, target: ParameterTarget, *, replace_link: bool = 
 def bypass(
     graph: Graph, *, through: Sequence[str], title: str | None = None, class_type: str | None = None
 ) -> Bypass:
-    """Return how to take the one chosen node out.
+    """Return how to bypass the one node that is chosen.
 
     Args:
         graph: A checked graph.
@@ -108,7 +109,8 @@ def bypass(
         class_type: See :func:`select`.
 
     Raises:
-        ConfigError: No such node, several, an input that is no link, or a slot that nothing replaces.
+        ConfigError: No such node, several of them, an input that is not a link, or a slot without a
+            replacement.
     """
     node_id = select(graph, title=title, class_type=class_type)
     inputs = graph[node_id]["inputs"]

@@ -1,4 +1,4 @@
-"""Whether a graph is a graph: the defects that can be seen without knowing any node class."""
+"""Checks a graph's structure: the defects that show without knowing any node class."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -12,12 +12,12 @@ Graph: TypeAlias = dict[str, dict[str, Any]]
 MAX_NODES = 10_000
 MAX_DEPTH = 64
 
-# What fits into JSON as every reader of ours (and SQLite's and JavaScript's tools) can hold it.
+# The integers that all our readers of JSON can hold (SQLite's and JavaScript's tools, too).
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 
 
 def is_link(value: object) -> TypeGuard[list[Any]]:
-    """Tell whether an input is a link to another node's output, by ComfyUI's own rule."""
+    """Return whether an input is a link to another node's output, by ComfyUI's own rule."""
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -29,16 +29,16 @@ def is_link(value: object) -> TypeGuard[list[Any]]:
 def check(
     graph: object, *, max_nodes: int = MAX_NODES, read: Callable[[Graph], Collection[str]] | None = None
 ) -> Graph:
-    """Return ``graph`` typed, if its structure is sound; whether a node can run it is not asked here.
+    """Return ``graph`` with its type if its structure is sound. A node may still be unable to run it.
 
-    What a node holds beside its class and its inputs is nobody's to check: what JSON can't carry of it (the
-    NaN that pictures' metadata have under ``is_changed``) is left out of the result.
+    Other keys of a node than its class and inputs are not checked. Values there that JSON can't carry
+    (pictures' metadata have NaN under ``is_changed``) are left out of the result.
 
     Args:
-        graph: What came.
+        graph: What the client sent.
         max_nodes: More are refused.
-        read: Returns the nodes that some output reads: only their links are looked at, as ComfyUI does. None:
-            all are.
+        read: Returns the nodes that some output reads: only their links are checked, as in ComfyUI. None: all
+            links are.
 
     Raises:
         WorkflowFormatUi: It is the editor's own format.
@@ -128,10 +128,10 @@ def _refuse_editor_format(graph: Mapping[Any, Any]) -> None:
 
 
 def carried(graph: object) -> dict[str, Any]:
-    """Return what may be a graph without what JSON can't carry beside its nodes' inputs.
+    """Return a possible graph without values that JSON can't carry, outside its nodes' inputs.
 
     Raises:
-        InvalidWorkflow: It is no object, or an input holds something that JSON can't carry.
+        InvalidWorkflow: It is not an object, or an input holds something that JSON can't carry.
     """
     if not isinstance(graph, dict):
         raise InvalidWorkflow(f"holds {_kind(graph)}, not an object of nodes by id (ComfyUI: Export (API))")
@@ -152,7 +152,7 @@ def carried(graph: object) -> dict[str, Any]:
 
 
 def _carried(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a node without what JSON can't carry beside its inputs; a title is kept."""
+    """Return a node without values outside its inputs that JSON can't carry; a title is kept."""
     lost = {key for key, value in node.items() if not _is_plain(key, value) and _bad_json({key: value})}
     if not lost:
         return node
@@ -162,7 +162,7 @@ def _carried(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain(key: object, value: object) -> bool:
-    """Tell at once what needs no closer look: the inputs, and the class of nearly every node."""
+    """Return whether a value needs no closer look: the inputs, and the class of nearly every node."""
     return key == "inputs" or (key == "class_type" and isinstance(value, str) and value.isascii())
 
 
@@ -222,7 +222,7 @@ def _link_defect(graph: Mapping[Any, Any], value: list[object]) -> tuple[str, st
     elif isinstance(source, str) and source in graph and slot is None:
         return "bad_link", "links to slot null; a slot is a whole number from 0"
     elif type(source) is int and type(slot) is int and source not in graph and str(source) in graph:
-        # A slip of hand-written clients. A declared input can't hold such a list otherwise: ComfyUI
+        # A common slip in hand-written clients. No declared input can hold such a list as a value: ComfyUI
         # takes every list of two for a link.
         return "bad_link", f'links to node {source}; ids in links are strings: ["{source}", {slot}]'
     return None
@@ -264,7 +264,7 @@ def _bad_json(value: object) -> str | None:
 
 
 def _cycle(graph: Graph) -> list[tuple[str, str]]:
-    """Return one circle of links as (node id, input), or nothing. Iterative: chains may be long."""
+    """Return one cycle of links as (node id, input), or nothing. Iterative: chains may be long."""
     done: set[str] = set()
     for start in graph:
         if start in done:

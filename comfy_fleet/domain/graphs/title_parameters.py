@@ -1,10 +1,10 @@
-"""Parameters that a graph declares by itself, in its nodes' titles.
+"""Parameters that a graph declares in its nodes' titles.
 
-A title of only such words declares a parameter with each of them:
+A title that consists only of such words declares a parameter with each:
 
 - ``$NAME.INPUT`` binds the parameter NAME to that input of the node.
 - ``$NAME`` binds it to the input called NAME; else to the one that is usual for NAME (``seed`` →
-  ``noise_seed``, ``prompt`` → ``text``); else to the node's only input that is no link.
+  ``noise_seed``, ``prompt`` → ``text``); else to the node's only input that is not a link.
 
 So ``$width $height`` on an ``EmptyLatentImage`` declares two. The same NAME at several places is one
 parameter with several targets: ``$size.width $size.height`` makes squares. Type and default come from the
@@ -37,8 +37,8 @@ def declared(graph: Graph) -> tuple[Parameter, ...]:
     """Return the parameters that titles declare, in the graph's order.
 
     Raises:
-        ConfigError: A word can't be read, names no input or more than one, or places of one parameter
-            hold values of different types. ``details["problems"]`` lists all of them.
+        ConfigError: A word can't be read, names no input or more than one, or one parameter has targets of
+            different types. ``details["problems"]`` lists all of them.
     """
     found: dict[str, list[tuple[ParameterTarget, ParameterType, Any]]] = {}
     problems: list[str] = []
@@ -88,7 +88,7 @@ def inferred(name: str, targets: tuple[ParameterTarget, ...], type_: ParameterTy
         name=name,
         type=type_,
         targets=targets,
-        # A file of the artist's own machine, or the seed of the last try, is nobody's default.
+        # A file on the artist's machine, or the seed of the last try, is not a useful default.
         default=None if is_file or type_ is ParameterType.SEED else value,
         required=is_file,
         accept=("image/*",) if type_ is ParameterType.IMAGE else (),

@@ -9,10 +9,10 @@ _NUMBERS = re.compile(r"v?(\d+(?:\.\d+)*)")
 
 
 def version_allows(version: str, wanted: str) -> bool | None:
-    """Tell whether ``version`` fulfils a condition such as ``>=0.3.71`` or ``>=0.3.71,<2``.
+    """Return whether ``version`` fulfils a condition such as ``>=0.3.71`` or ``>=0.3.71,<2``.
 
     Returns:
-        None if the version can't be read, so that nothing can be said.
+        None if the version can't be read.
 
     Raises:
         ConfigError: The condition can't be read.

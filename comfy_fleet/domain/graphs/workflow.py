@@ -1,8 +1,8 @@
 """A stored workflow: a graph, and the parameters that an application may set in it.
 
-Values of this module are resolved: a :class:`ParameterTarget` names a node of exactly this graph. How targets
-are chosen (by title or by class) is :mod:`comfy_fleet.domain.graphs.selector`; what a title alone can declare
-is :mod:`comfy_fleet.domain.graphs.title_parameters`.
+Values of this module are resolved: a :class:`ParameterTarget` names a node of exactly this graph.
+:mod:`comfy_fleet.domain.graphs.selector` chooses targets by title or class;
+:mod:`comfy_fleet.domain.graphs.title_parameters` reads what titles declare.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from comfy_fleet.domain.graphs.graph import Graph
 
 MAX_SEED = 2**64 - 1
 DRAWN = -1
-"""The seed that asks for a drawn one."""
+"""The seed that stands for "draw one"."""
 
 
 class ParameterType(StrEnum):
-    """What a parameter takes."""
+    """What kind of value a parameter accepts."""
 
     STRING = "string"
     INTEGER = "integer"
@@ -37,7 +37,7 @@ NUMBERS = frozenset({ParameterType.INTEGER, ParameterType.NUMBER, ParameterType.
 
 
 class TargetForm(StrEnum):
-    """What of the value goes into a target: itself, or a number made of it."""
+    """What goes into a target: the value itself, or a number made of it."""
 
     VALUE = "value"
     HASH = "hash"
@@ -48,8 +48,8 @@ class ParameterTarget:
     """One input of one node.
 
     Attributes:
-        form: ``hash`` puts in the first 32 bits of the SHA-256 of the value's text: where a text has to
-            drive a number, such as a seed.
+        form: ``hash`` puts in the first 32 bits of the SHA-256 of the value's text: for a number, such as a
+            seed, that a text decides.
     """
 
     node_id: str
@@ -59,7 +59,7 @@ class ParameterTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class Bypass:
-    """A node that is taken out; its readers get what it was given.
+    """A node to take out; its readers get its own inputs instead.
 
     Attributes:
         node_id: The node.
@@ -72,7 +72,7 @@ class Bypass:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What a choice, or a boolean's on or off, does besides setting its targets.
+    """What a choice, or a boolean's on or off, does in addition to setting its targets.
 
     Attributes:
         set: Values for further inputs.
@@ -105,10 +105,10 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """Something that a caller may set.
+    """A value that a caller may set.
 
     Attributes:
-        default: What is used when the caller sends nothing; of no meaning where ``required``.
+        default: Used when the caller sends nothing; meaningless with ``required``.
         minimum: Smallest number.
         maximum: Largest number.
         multiple_of: Numbers must be multiples of it.
@@ -117,12 +117,11 @@ class Parameter:
         format: ``xml``: the text must be well-formed XML elements
             (see :mod:`comfy_fleet.domain.graphs.xml_text`).
         choices: For ``choice``.
-        on: For ``boolean``: what true does besides.
-        off: For ``boolean``: what false does besides.
+        on: For ``boolean``: what else true does.
+        off: For ``boolean``: what else false does.
         accept: For files: content types, e.g. ``image/png`` or ``image/*``.
         max_bytes: For files: largest size.
-        role: What it is to who does not know this workflow, where its name does not say so; see
-            :meth:`Workflow.name_for`.
+        role: The general name for what it does, if its own name differs; see :meth:`Workflow.name_for`.
     """
 
     name: str
@@ -153,7 +152,7 @@ class ModelFile:
     Attributes:
         folder: ComfyUI's folder below ``models``, e.g. ``diffusion_models``.
         source: Where it comes from, in words: ``Hugging Face: Comfy-Org/z_image_turbo``.
-        optional: True if only some choice of the caller's needs it.
+        optional: True if only some of the caller's choices need it.
     """
 
     file: str
@@ -168,13 +167,13 @@ class ManifestRequirements:
 
     Attributes:
         comfyui: Versions, e.g. ``>=0.3.71``; empty means any.
-        vram_gb: Video memory in GiB that the workflow wants; None means it does not matter.
+        vram_gb: Video memory in GiB that the workflow needs; None means any.
         pool: The pool that it must run in; None leaves it to ``prefer_pool`` and to the request.
-        prefer_pool: The pool that is asked first; any other takes it when that one has no free node.
-        spill_to: With ``pool``: pools that are asked next, in this order, when it has no free node.
+        prefer_pool: The pool that is tried first; any other takes the job if that one has no free node.
+        spill_to: With ``pool``: pools that are tried next, in this order, if it has no free node.
         zone: The zone that it must run in; empty means any.
         labels: Labels that a node must carry.
-        note: A remark for the operator, e.g. that nobody has run it here yet.
+        note: A note for the operator, e.g. that it has never been run here.
     """
 
     comfyui: str = ""
@@ -209,14 +208,14 @@ class Workflow:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
     def name_for(self, role: str) -> str:
-        """Return the name of the parameter that plays a role: one that says so, else the one called so.
+        """Return the name of the parameter with a role: one that declares the role, else one of that name.
 
-        Callers that don't know the workflow speak of ``negative_prompt``, whatever its author calls it.
+        Callers that don't know the workflow say ``negative_prompt``, whatever its author calls it.
         """
         return next((parameter.name for parameter in self.parameters if parameter.role == role), role)
 
     def choices_for(self, role: str) -> tuple[str, ...]:
-        """Return what the parameter that plays a role lets callers choose from; empty if there is none."""
+        """Return the choices of the parameter with a role; empty if there is none."""
         parameter = self.parameter(self.name_for(role))
         return tuple(choice.name for choice in parameter.choices) if parameter else ()
 

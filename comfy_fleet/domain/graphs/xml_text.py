@@ -7,8 +7,8 @@ def defect(text: str) -> str | None:
     """Say what is wrong with a text of XML elements, or return None.
 
     Several elements side by side, with or without text between them, are fine: that is how structured
-    prompts look. Refused are declarations, processing instructions and every entity but the five that XML
-    itself defines; so nothing a parser could be made to expand or to fetch gets through.
+    prompts look. Declarations, processing instructions and every entity except XML's own five are refused, so
+    a parser can't be made to expand or fetch anything.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text or "<!doctype" in text:
         return "it declares a DOCTYPE or an entity"
@@ -29,8 +29,8 @@ def defect(text: str) -> str | None:
     parser.StartElementHandler = start
     parser.ProcessingInstructionHandler = refuse_instruction
     parser.SkippedEntityHandler = refuse_entity
-    # The wrapping makes one document of the elements; a closing tag too many ends it early and
-    # is reported as junk behind it. A DOCTYPE can't stand inside an element at all.
+    # The wrapping makes one document of the elements; an extra closing tag ends it early and is reported as
+    # junk after it. A DOCTYPE can't be inside an element at all.
     try:
         parser.Parse("<fragment>\n", False)
         parser.Parse(text, False)

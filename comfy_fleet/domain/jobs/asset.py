@@ -18,7 +18,7 @@ class Asset:
         path: What the blob store calls the bytes; never derived from user input.
         job_id: The job that produced it; None for uploads.
         expires_at: Unix seconds, or None if it stays.
-        renews: Whether its end was the fleet's choice: then it stays as long as each job that used it.
+        renews: Whether the fleet chose its end. Then it stays at least as long as each job that uses it.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Asset:
 
 
 def listed_name(file_path: str) -> str:
-    """Return what is the same for all spellings of an upload's name.
+    """Return the normal form of an upload's name.
 
     macOS sends letters with accents in two parts, and the editor on Windows writes ``pasted\\image.png``.
     """

@@ -18,20 +18,19 @@ def seconds_left(
 ) -> float | None:
     """Estimate the seconds until a queued job is done.
 
-    The nodes work off what is ahead of the job side by side, at the mean of all recent runs: where some
-    are slower or some jobs are longer, these take their part of the time. A run that is on its way counts
-    half. Then the job takes the median of its own kind.
+    The nodes work side by side on the jobs ahead of this one, at the mean time of all recent runs. A run in
+    progress counts half. Then the job itself takes the median of its own kind.
 
     Args:
         own: Measured run times of the same kind of job, in seconds; may be empty.
-        all_jobs: Measured run times of all jobs, as on a node of mean speed (see :func:`evened`); stands in
-            for ``own`` while that is empty.
+        all_jobs: Measured run times of all jobs, as on a node of mean speed (see :func:`evened`); used in
+            place of ``own`` while that is empty.
         ahead: Queued jobs before this one.
         busy: Jobs that run now.
         nodes: Nodes that are up.
 
     Returns:
-        Seconds, or None while nothing was measured or no node is up: then nobody can know.
+        Seconds, or None while nothing was measured or no node is up.
     """
     if nodes < 1 or not (own or all_jobs):
         return None
@@ -43,19 +42,19 @@ def seconds_left(
 
 
 def seconds_running(own: Sequence[float], *, elapsed_s: float) -> float | None:
-    """Estimate what is left of a job that runs since ``elapsed_s`` seconds; None without measurements."""
+    """Estimate the time left for a job that has run for ``elapsed_s`` seconds; None without measurements."""
     return max(0.0, median(own) - elapsed_s) if own else None
 
 
 def evened(runs: Sequence[tuple[float, str]], rates: Mapping[str, float], up: Sequence[str]) -> list[float]:
-    """Return what runs would have taken on a node of the mean speed of those that are up.
+    """Return the times that runs would have taken on a node of mean speed, of those that are up.
 
-    Under load every node has its part of the last runs, and this changes little. In quiet times most jobs
-    run on the fastest nodes, which says too little of how long all of them need for a full queue.
+    Under load every node has its share of the last runs, and this changes little. In quiet times most jobs
+    run on the fastest nodes, which says little about how long all nodes need for a full queue.
 
     Args:
-        runs: Seconds and node of each.
-        rates: How fast nodes are beside each other, by name.
+        runs: Seconds and node of each run.
+        rates: The nodes' relative speeds, by name.
         up: The nodes that are up, all of them in ``rates``.
     """
     if not up:

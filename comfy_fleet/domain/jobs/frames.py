@@ -20,8 +20,8 @@ from typing import Any
 from comfy_fleet.domain.jobs.run_messages import Frame
 
 MAX_METADATA_BYTES, MAX_LINE_BYTES = 64 * 1024, 64 * 1024
-"""Of a picture's metadata and of a line of text: a frame may be far larger, and either takes several times as
-much once it is decoded."""
+"""Most bytes of a picture's metadata or of a line of text. A frame may be far larger, and decoding takes
+several times as much memory."""
 _SMALL = 1024 * 1024
 _JPEG, _PNG, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
 
@@ -32,7 +32,7 @@ class Picture:
 
     Attributes:
         data: The encoded image; a large one is a view into the frame, which is not copied.
-        content_type: By the image's own first bytes, else as announced.
+        content_type: By the image's first bytes, else as announced.
         node_id: Who sent it, if the frame says so.
         prompt_id: For which prompt, if the frame says so.
     """
@@ -52,7 +52,7 @@ class ProgressText:
 
 
 def frame_of(message: object, *, size: int = 0) -> Frame | None:
-    """Return a decoded JSON text frame of ``size`` bytes, or None if it has not ComfyUI's shape."""
+    """Return a decoded JSON text frame of ``size`` bytes, or None if it does not have ComfyUI's shape."""
     if not isinstance(message, Mapping):
         return None
     type_, data = message.get("type"), message.get("data")
@@ -62,7 +62,7 @@ def frame_of(message: object, *, size: int = 0) -> Frame | None:
 
 
 def prompt_of(frame: Frame) -> str | None:
-    """Return the prompt that a frame is about; None for frames about the server or of old servers."""
+    """Return the prompt that a frame is about; None for frames about the server and from old servers."""
     prompt_id = frame.data.get("prompt_id")
     return prompt_id if isinstance(prompt_id, str) else None
 
@@ -121,7 +121,7 @@ def _string(metadata: Mapping[str, Any], key: str) -> str | None:
 
 
 def _image_type(image: bytes | memoryview, announced: str) -> str:
-    # The header knows two formats; nodes send others under them.
+    # The header has codes for two formats; nodes send others under the same codes.
     head = bytes(image[:12])
     if head.startswith(_PNG):
         return "image/png"

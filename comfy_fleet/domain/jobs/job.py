@@ -53,12 +53,12 @@ class OutputKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A whole snapshot of how far a run is: one is enough to catch up.
+    """A complete snapshot of a run's progress: the latest one is enough to catch up.
 
     Attributes:
         value: Overall fraction, 0 to 1, weighted by nodes and sampler steps.
         nodes_done: Nodes that finished or came from the cache.
-        nodes_total: Nodes that this run will visit.
+        nodes_total: Nodes that this run will execute.
         current_node: Id of the node that computes now.
         current_node_class: Its class, e.g. ``KSampler``.
         step: Step inside the current node, 1-based.
@@ -94,7 +94,7 @@ class Output:
     Attributes:
         asset_id: The asset that holds the bytes.
         node_id: The output node in the graph.
-        key: The key it stood under in the node's output, e.g. ``images``.
+        key: Its key in the node's output, e.g. ``images``.
         index: Its place in that list; (node_id, key, index) is unique in a run.
         name: File name as the node gave it, e.g. ``ComfyUI_00001_.png``.
         kind: Normalised kind.
@@ -141,7 +141,7 @@ class Attempt:
         run: The run's id.
         node: Where it ran.
         started_at: When the job was claimed for the node.
-        ended_at: When the run was written off, one way or the other.
+        ended_at: When the run ended, in whatever way.
         counted: Whether it counts towards ``max_attempts``.
         error: Why it did not succeed: code and message, both shortened. None for a success, and for a run
             that was canceled.
@@ -156,22 +156,22 @@ class Attempt:
 
 
 ANY_POOL = "*"
-"""As a pool to spill into: any other one."""
+"""In a list of pools to spill into: every other pool."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What a job asks of a node: the name of its queue.
+    """Where a job may run. It names the job's queue.
 
     Attributes:
-        pool: The lease backend that it asks first.
-        spill: Pools that are asked next, in this order, while there is no free node; :data:`ANY_POOL` at
-            the end means every other.
+        pool: The pool that is tried first.
+        spill: Pools that are tried next, in this order, while there is no free node; :data:`ANY_POOL` at the
+            end means every other.
         nodes: Able nodes by name; empty means every node of the pools.
         without: Nodes that refused it or failed at it; they never get it again.
         needs: Key of what a node must have, or empty
             (:attr:`comfy_fleet.domain.nodes.eligibility.Requirements.key`).
-        above: Bytes of the largest card on which it ran out of memory; 0: none yet.
+        above: Memory in bytes of the largest card on which it ran out of memory; 0: none yet.
     """
 
     pool: str = DEFAULT_POOL
@@ -185,7 +185,7 @@ class Placement:
     def key(self) -> str:
         """Name of the placement class: jobs with the same key can run on the same nodes.
 
-        ``POOL>SPILL...:NODES:WITHOUT:NEEDS:ABOVE``, or the pools alone where nothing else is asked.
+        ``POOL>SPILL...:NODES:WITHOUT:NEEDS:ABOVE``, or only the pools if nothing else is set.
         """
         pools = ">".join((self.pool, *self.spill))
         if not (self.nodes or self.without or self.needs or self.above):
@@ -200,7 +200,7 @@ class Placement:
         """Read :attr:`key` back.
 
         Raises:
-            ValueError: It asks for something that this version does not know.
+            ValueError: It has a part that this version does not know.
         """
         if key.count(":") > 4:
             raise ValueError(f"placement {key[:200]} has more parts than are known")
@@ -216,16 +216,16 @@ class Placement:
         )
 
     def able(self, pool_nodes: Iterable[str]) -> frozenset[str]:
-        """Return which of these nodes it names, or at least does not exclude; needs don't count here."""
+        """Return which of these nodes its names allow; needs are not looked at."""
         return frozenset(
             n for n in pool_nodes if (not self.nodes or n in self.nodes) and n not in self.without
         )
 
     def pools(self, known: Iterable[str]) -> tuple[str, ...]:
-        """Return the pools that it may use, the first wanted first.
+        """Return the pools that it may use, in order of preference.
 
         Args:
-            known: Every pool that has nodes.
+            known: All pools that have nodes.
         """
         named = (self.pool, *(pool for pool in self.spill if pool != ANY_POOL))
         if ANY_POOL not in self.spill:
@@ -243,16 +243,17 @@ class NewJob:
     Attributes:
         id: UUID, drawn by the caller.
         owner: Whose it is; nobody else can see it.
-        graph: API-format graph as submitted (asset references and all), JSON bytes.
+        graph: API-format graph as submitted, asset references included, as JSON bytes.
         graph_hash: ``blake3:<hex>`` of ``graph``: equal graphs are stored once.
         workflow: Name of the stored workflow, if it came from one.
         workflow_version: Content hash of that workflow.
         params: Values bound into it, drawn seeds included.
-        profile: What its duration is remembered under: the workflow's name, or a hash of the graph's classes.
+        profile: Key of its statistics (duration, memory): the workflow's name, or a hash of the graph's
+            classes.
         assets: Ids of assets the graph needs; they are kept until the job is final.
-        uploads: Asset id by ``NODE_ID/INPUT``: what is staged on the node and put in that place.
+        uploads: Asset id by ``NODE_ID/INPUT``: the file is staged on the node and its name put in that place.
         secret: Encrypted ``extra_data``, opaque here; stored apart and erased with the run.
-        deadline_s: Seconds from when it is written after which it must not start any more.
+        deadline_s: Seconds after it is written; later it must not start.
         expires_in_s: Retention after the end.
         traceparent: The caller's trace, as W3C Trace Context writes it.
     """
@@ -284,14 +285,14 @@ class Job:
 
     Attributes:
         attempt: Attempts that counted so far.
-        attempts: The runs that are over, oldest first; of very many only the last.
+        attempts: The runs that are over, oldest first; only the last ones if there are very many.
         run: The current or last run's id.
         node: The node of that run.
         seq: Sequence number of its last event.
-        waiting_for: What it waits for, in words: while queued a node, at its end room for its outputs.
+        waiting_for: What it waits for, in words: a node while queued, or room for its outputs at the end.
         has_secret: Whether encrypted ``extra_data`` was submitted with it.
-        output_count: How many outputs it has; in a list they are not read.
-        bust: Nodes whose cached outputs named files that are gone; they must run anew.
+        output_count: How many outputs it has; lists don't read the outputs themselves.
+        bust: Nodes whose cached outputs named files that are gone; they must run again.
         traceparent: The trace of whoever submitted it, as W3C Trace Context writes it.
     """
 
@@ -334,8 +335,8 @@ class JobFilter:
     """Which jobs a listing wants, newest first.
 
     Attributes:
-        owner: None lists everybody's (operators only).
-        metadata: Labels that must all be there with exactly these values.
+        owner: None lists the jobs of all owners (operators only).
+        metadata: Labels that a job must have with exactly these values.
         cursor: What an earlier page returned as ``next_cursor``.
     """
 
@@ -352,8 +353,8 @@ class JobPage:
     """One page of a listing, its jobs without outputs, parameters and details of errors.
 
     Attributes:
-        next_cursor: Where the next page begins; None on the last. A page may have fewer jobs than were asked
-            for, even none, and others follow all the same: only so many are looked at for each.
+        next_cursor: Where the next page begins; None on the last. A page before the last may have fewer jobs
+            than requested, even none, because only a limited number is looked at for each page.
     """
 
     jobs: tuple[Job, ...]
@@ -366,7 +367,7 @@ class JobEvent:
 
     Attributes:
         type: ``status``, ``progress``, ``preview`` or ``output``.
-        run: The run it belongs to; consumers drop events of other runs than the current.
+        run: The run it belongs to; consumers drop events of any run but the current one.
         data: ``status``: {status, node?, queue_position?}; ``progress``: Progress's fields;
             ``preview``: {node_id, content_type, data_base64}; ``output``: Output's fields.
     """

@@ -1,6 +1,7 @@
 """MIME types and kinds of outputs, by file name.
 
-The standard library's ``mimetypes`` reads the machine's own tables; a job's outputs must not depend on them.
+The standard library's ``mimetypes`` reads the machine's tables; a job's outputs must not depend on the
+machine.
 """
 
 from comfy_fleet.domain.jobs.job import OutputKind
@@ -24,7 +25,7 @@ MODELS = {
     ".ksplat": "model/x-ksplat",
     ".spz": "model/x-spz",
 }
-"""3D files. Those that IANA has no name for are ``x-``."""
+"""3D files. Types without a name at IANA begin with ``x-``."""
 
 _TYPES = {
     ".png": "image/png",

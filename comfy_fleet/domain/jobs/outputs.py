@@ -1,7 +1,7 @@
 """Outputs of a run: finding them in what a node returned.
 
 ComfyUI's nodes return a dict of lists for the user interface: files as ``{filename, subfolder, type}``, texts
-as strings, under any key (``images``, ``gifs``, ``audio``, ``3d``, ``text``, ...), and beside them what only
+as strings, under any key (``images``, ``gifs``, ``audio``, ``3d``, ``text``, ...), and also values that only
 the editor needs. Nothing that could be a result is dropped because of its shape.
 """
 
@@ -19,18 +19,18 @@ from comfy_fleet.domain.jobs.media import MODELS, content_type_of, extension_of,
 from comfy_fleet.domain.text import clean
 
 MAX_INLINE_BYTES = 64 * 1024
-"""Longer texts are files like any other: they never go through the store of records."""
+"""Longer texts are stored as files and never in a record."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
-    """A file on the node, as ``GET /view`` wants it.
+    """A file on the node, as ``GET /view`` names it.
 
     Attributes:
         filename: Its name.
         subfolder: Where it is below the folder of its type.
         type: ``output``, ``temp`` or ``input``.
-        or_type: Where else it may be, if its node does not tell.
+        or_type: The other folder it may be in, if the node does not say.
     """
 
     filename: str
@@ -63,11 +63,11 @@ Source: TypeAlias = FileRef | InlineText | InlineBytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputItem:
-    """One output that a run produced and that is still to be stored.
+    """One output that a run produced and that has not been stored yet.
 
     Attributes:
         node_id: The node that produced it.
-        key: The key it stood under.
+        key: Its key in the node's output.
         index: Its place in that list; (node_id, key, index) is unique in a run.
         name: File name for people.
         content_type: MIME type by the name.
@@ -86,7 +86,7 @@ class OutputItem:
 
     @property
     def id(self) -> tuple[str, str, int]:
-        """What makes it the same output."""
+        """What identifies the output within its run."""
         return self.node_id, self.key, self.index
 
     @property
@@ -100,7 +100,7 @@ class OutputItem:
         return 0
 
     def emptied(self) -> "OutputItem":
-        """Return it without a content that somebody else has now."""
+        """Return it without its content, which the caller has taken over."""
         match self.source:
             case InlineText():
                 return replace(self, source=InlineText(""))
@@ -109,7 +109,7 @@ class OutputItem:
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dict; of a frame's picture and of a long text only the length."""
+        """Return a JSON-ready dict; a frame's picture and a long text are given by their length only."""
         return {
             "node_id": self.node_id,
             "key": self.key,
@@ -126,7 +126,7 @@ class OutputItem:
         """Read :meth:`to_json` back.
 
         Raises:
-            ValueError: The bytes were in another process's memory only, or this is no such dict.
+            ValueError: The bytes were only in another process's memory, or this is not such a dict.
         """
         try:
             source = value["source"]
@@ -174,21 +174,22 @@ def _source_json(source: Source) -> dict[str, Any]:
 def find_outputs(
     node_id: str, output: object, *, run: str = "", most: int | None = None
 ) -> tuple[OutputItem, ...]:
-    """Return what a node's output dict names, in its own order.
+    """Return the results in a node's output dict, in its order.
 
     - An object with a ``filename`` is a file, under whatever key.
-    - A string is a text; of a list that holds nothing but single characters it is one text: ComfyUI makes
-      such a list of a string that a node returned bare. Lists inside lists count as if they were not nested.
+    - A string is a text. A list of nothing but single characters is one text: ComfyUI makes such a list of a
+      bare string that a node returned. Nested lists are flattened.
     - A string can also name a 3D file (:func:`_named_model`).
-    - Whatever else there is under a key is a document: a number is a text, anything larger is JSON.
-    - Beside files, documents and fingerprints describe these files, and are no outputs. Nor is null.
+    - Anything else is a document: a number becomes a text, anything larger becomes JSON.
+    - Next to files, documents and fingerprints describe these files and are not outputs. Null is not one
+      either.
 
     Args:
         node_id: The node that returned it.
         output: ``executed``'s ``output``, or a value of a history entry's ``outputs``: anything at all,
             ``None`` (a cached node without output) included.
         run: The run's id: files below its own folder may be named by a bare string.
-        most: So many are enough; None: all.
+        most: Stop after this many; None: all.
     """
     return tuple(islice(_outputs(node_id, output, run), most))
 
@@ -249,17 +250,17 @@ RESULT = "result"
 """Where ComfyUI's 3D nodes name their file by a bare string, beside a camera and a background."""
 
 NOTES = frozenset({"animated", "dims", "histogram", "input_bboxes"})
-"""What ComfyUI's own nodes tell its editor only."""
+"""Keys that ComfyUI's own nodes use for the editor only."""
 
 _FINGERPRINT = re.compile(r"(?:[a-z0-9]+:)?[0-9a-f]{16,128}", re.IGNORECASE)
 _PREVIEW = re.compile(r"(preview[a-z0-9]*(?:_[a-z0-9]+)*)_[0-9a-f]{32}\.[a-z0-9]{1,8}")
-_MAX_KEY = 100  # of node ids and keys: records and lists carry them
+_MAX_KEY = 100  # characters of node ids and keys, which are in records and lists
 _MAX_NAME = 200
 _MAX_PATH = 1024
 
 
 def _leaves(value: object) -> list[Any]:
-    """Return what a key holds, as one flat list; a text that ComfyUI took apart is put together again."""
+    """Return a key's values as one flat list; a text that ComfyUI split into characters is joined again."""
     leaves: list[Any] = []
     stack = [iter(value if isinstance(value, list | tuple) else [value])]
     while stack:
@@ -283,7 +284,7 @@ def _file_ref(entry: object) -> FileRef | None:
     if not isinstance(filename, str) or not filename:
         return None
     subfolder, type_ = entry.get("subfolder"), entry.get("type")
-    # ``/view`` drops folders from a file's name: they belong to the subfolder.
+    # ``/view`` drops folders from a file's name, so they go into the subfolder.
     folders, _, base = filename.rpartition("/")
     inside = [part for part in (subfolder if isinstance(subfolder, str) else "", folders) if part]
     return FileRef(
@@ -296,9 +297,10 @@ def _file_ref(entry: object) -> FileRef | None:
 def _named_model(text: str, run: str) -> FileRef | None:
     """Return the 3D file that a bare string names, if this run may have made it; else None.
 
-    The string can be the user's own (``Preview3D`` hands on the path that it was given), so it counts only
-    where nobody else's file can be meant: below the run's own folder, or under a random name that such a node
-    draws. Which of ComfyUI's folders the latter are in is not told; ``Preview3D`` alone uses ``output``.
+    The string can come from the user (``Preview3D`` passes on the path that it was given). So it counts only
+    if it can't name somebody else's file: below the run's folder, or with a random name that such a node
+    draws. The node does not say which of ComfyUI's folders the latter is in; only ``Preview3D`` uses
+    ``output``.
     """
     path = text.replace("\\", "/")
     parts = path.split("/")
@@ -358,7 +360,7 @@ def _document(node_id: str, key: str, index: int, value: Any) -> OutputItem:
 
 
 def _short(key: str) -> str:
-    """Return a node's id or a key in a length that records can carry; different ones stay different."""
+    """Return a node's id or a key, shortened for records; different ones stay different."""
     key = clean(key)
     if len(key) <= _MAX_KEY:
         return key
@@ -366,7 +368,7 @@ def _short(key: str) -> str:
 
 
 def _short_name(name: str) -> str:
-    """Return a file name of at most so many characters, with its extension."""
+    """Return a file name of at most this many characters, with its extension."""
     if len(name) <= _MAX_NAME:
         return name
     extension = extension_of(name)[:16]

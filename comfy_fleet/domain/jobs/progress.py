@@ -1,4 +1,4 @@
-"""How far a run is: frames about single nodes become one fraction.
+"""A run's progress: frames about single nodes become one fraction.
 
 Every node of the graph weighs one; a node with a whole number of ``steps`` (a sampler) weighs that much
 more, because its steps are where the time goes. Cached nodes weigh nothing. The fraction never falls.
@@ -11,7 +11,7 @@ from comfy_fleet.domain.jobs.job import Progress
 
 MAX_STEPS = 1000
 MOST = 2**53
-"""Larger steps, and more of them, are nonsense: every JSON reader takes integers up to here."""
+"""Larger step numbers make no sense; every JSON reader takes integers up to here."""
 
 
 def weight(node: Mapping[str, Any]) -> float:
@@ -52,11 +52,11 @@ class Meter:
 
     @property
     def all_cached(self) -> bool:
-        """Whether no node of the graph has anything to compute."""
+        """Whether every node of the graph came from the cache."""
         return self._cached >= self._weights.keys()
 
     def cached(self, nodes: Iterable[str]) -> None:
-        """Note nodes whose results are still there: they take no time."""
+        """Note nodes whose results are cached: they take no time."""
         known = {node for node in nodes if node in self._weights}
         self._cached |= known
         self._done |= known
@@ -70,7 +70,7 @@ class Meter:
     def step(self, node: str, value: float, maximum: float) -> None:
         """Note how far a node is."""
         value, maximum = min(value, MOST), min(maximum, MOST)
-        if not (maximum > 0 and value >= -MOST) or node in self._done:  # NaN is no number, either
+        if not (maximum > 0 and value >= -MOST) or node in self._done:  # NaN is not a number, either
             return
         self.start(node)
         if node in self._weights:
@@ -88,7 +88,7 @@ class Meter:
             self._count()
 
     def finish(self) -> None:
-        """Note that all of it has finished; what was not visited was not needed."""
+        """Note that the whole graph has finished; nodes that did not run were not needed."""
         self._done = set(self._weights)
         self._current = self._step = self._steps = None
         self._value = 1.0

@@ -2,19 +2,19 @@
 
     OPEN ─▶ POSTING ─▶ ACCEPTED ─▶ RUNNING ─▶ LEFT ─▶ DONE
 
-The rules, which come from what ComfyUI was seen to do:
+The rules, from ComfyUI's observed behaviour:
 
-- A prompt has left the node with ``executing {node: null}``, or when it is absent from ``/queue`` and then
-  asked for in ``/history``: in this order, for the other order misses a prompt that ends in between.
-- After a success the frames suffice if none can be missing; otherwise the history entry completes them.
+- A prompt has left the node with ``executing {node: null}``, or when it is absent first from ``/queue`` and
+  then looked up in ``/history``. The other order would miss a prompt that ends in between.
+- After a success the frames are enough if none can be missing; otherwise the history entry completes them.
 - HAProxy's silence says nothing about a node. Its 503, twice, says that the node is gone.
-- Whoever wants a prompt off its node keeps at it until it has left: the node is not free before.
-- A node has one job of the fleet's at a time. A prompt that waits there waits for somebody else's, or for a
-  prompt thread that is dead. It is deleted and runs elsewhere, unless it begins before that.
+- A prompt that must leave its node is interrupted until it has left: the node is not free before.
+- A node has one job of the fleet's at a time. A prompt that waits there waits behind somebody else's, or for
+  a dead prompt thread. It is deleted and runs elsewhere, unless it begins before that.
 
-This module is longer than others because the rules only make sense next to each other. What answers and
-errors mean is in :mod:`comfy_fleet.domain.jobs.run_results`, what frames tell in
-:mod:`comfy_fleet.domain.jobs.run_transcript`.
+This module is longer than others because the rules only make sense next to each other.
+:mod:`comfy_fleet.domain.jobs.run_results` says what answers and errors mean,
+:mod:`comfy_fleet.domain.jobs.run_transcript` what frames mean.
 """
 
 import math
@@ -77,24 +77,24 @@ class RunPhase(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RunLimits:
-    """How long things may take, in seconds.
+    """Time limits in seconds, and counts of questions.
 
     Attributes:
-        silence_s: Without any sign of progress. On an open websocket only frames are signs (and waiting
-            in the node's queue); without one, so is the node's answer that the prompt runs.
-        run_s: In all, from the moment the prompt started.
-        pending_s: In the node's own queue, before the prompt is taken back.
-        poll_s: Between two questions while there is no websocket, or while the prompt has not begun.
-        probe_s: Without a frame on an open websocket before the queue is asked.
-        settle_s: Between a final frame and the last ``executing {node: null}``.
-        nag_s: Between two interrupts of a prompt that does not stop.
-        abort_s: For an interrupted prompt to leave the node after a timeout.
-        down_s: Between two answers that the node is down before it counts as lost.
-        gone_polls: Times that a prompt must be absent whose POST got no answer: it may still be on its way.
-        history_tries: Questions for a history entry that must exist.
-        history_gap_s: Between those.
-        unusable_tries: Answers that break a limit, or can't be read, before nothing more is asked.
-        outputs: How many are looked at, one more than a job may have; None: all.
+        silence_s: Longest time without a sign of progress. On an open websocket only frames (and waiting in
+            the node's queue) are signs; without one, the node's answer that the prompt runs is one, too.
+        run_s: Longest run, from the moment the prompt started.
+        pending_s: Longest time in the node's own queue before the prompt is taken back.
+        poll_s: Pause between two questions while there is no websocket, or while the prompt has not begun.
+        probe_s: Time without a frame on an open websocket before the queue is asked.
+        settle_s: Longest time between a final frame and the last ``executing {node: null}``.
+        nag_s: Pause between two interrupts of a prompt that does not stop.
+        abort_s: Time for an interrupted prompt to leave the node after a timeout.
+        down_s: Time between two answers that the node is down before it counts as lost.
+        gone_polls: How often a prompt must be absent if its POST got no answer: it may still arrive.
+        history_tries: How often to ask for a history entry that must exist.
+        history_gap_s: Pause between these questions.
+        unusable_tries: Answers that break a limit, or can't be read, before the machine stops asking.
+        outputs: How many outputs are looked at, one more than a job may have; None: all.
     """
 
     silence_s: float
@@ -119,8 +119,8 @@ class Run:
     Attributes:
         phase: Where the prompt is.
         sockets_only: Whether some output exists only as websocket frames.
-        misread: What was last raised by something that the node sent; empty if all was understood.
-        story: What came in lately, and what that led to.
+        misread: The last exception that something from the node raised; empty if all was understood.
+        story: The latest events, and what each led to.
     """
 
     phase: RunPhase
@@ -145,9 +145,9 @@ class Run:
             run_id: ComfyUI's ``prompt_id`` and ``clientId``.
             graph: The API-format graph as it is posted.
             limits: How long things may take.
-            now: Monotonic time, the same clock as everywhere below.
-            adopted: Another dispatcher began this run: there is no websocket, and the prompt was
-                perhaps posted. :class:`Opened` or :class:`Tick` starts the questions.
+            now: Monotonic time; the same clock is used everywhere below.
+            adopted: Another dispatcher began this run: there is no websocket, and the prompt may have been
+                posted. :class:`Opened` or :class:`Tick` starts the questions.
             accepted: With ``adopted``: the node is known to have taken the prompt.
             frame_output_classes: Node classes whose pictures come as binary frames.
         """
@@ -162,7 +162,7 @@ class Run:
         self.story = RunStory(now)
 
         self.phase = RunPhase.OPEN
-        self._answered = adopted  # whether the POST's outcome is known (as far as it ever will be)
+        self._answered = adopted  # whether the POST's outcome is known, or never will be
         self._absent = 0
         self._rejection: RunResult | None = None
 
@@ -172,7 +172,7 @@ class Run:
         self._given: set[tuple[str, str, int]] = set()
 
         self._pending_since: float | None = None
-        self._elsewhere = False  # whether another node was free while it waited
+        self._elsewhere = False  # whether another node was free while the prompt waited
         self._deleted = False  # whether the node has confirmed that it took the prompt out of its queue
 
         self._abort: Abort | None = None
@@ -193,14 +193,14 @@ class Run:
             self._schedule("queue", 0)
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take a fact in, at monotonic time ``now``; return what to do, in this order."""
+        """Handle an event at monotonic time ``now``; return what to do, in this order."""
         if self.phase is RunPhase.DONE:
             return []
         self._now, self._out = now, []
         misread = ""
         try:
             self._take(event)
-        except Exception as error:  # noqa: BLE001 - whatever a node sends must not end the run's main line
+        except Exception as error:  # noqa: BLE001 - nothing that a node sends may end the run's task
             misread = self.misread = f"{type(event).__name__}: {type(error).__name__}: {str(error)[:200]}"
             self._on_misread(event)
         self._clock()
@@ -244,7 +244,7 @@ class Run:
             # Nothing for a Tick: the clock is looked at after every event.
 
     def _on_misread(self, event: Event) -> None:
-        """Go on after something that can't be understood: a frame is left out, an answer is none."""
+        """Go on after something that can't be understood: a frame is ignored, an answer counts as missing."""
         match event:
             case PostAnswered():
                 self._answered = True
@@ -254,24 +254,24 @@ class Run:
 
     @property
     def held_bytes(self) -> int:
-        """How much memory the results take that were not given out yet."""
+        """Memory of the results that were not given out yet."""
         return sum(item.held_bytes for id_, item in self._seen.items.items() if id_ not in self._given)
 
     @property
     def computed(self) -> bool:
-        """Whether the node had anything to compute, as far as it told: not all came from its cache."""
+        """Whether the node computed anything: not everything came from its cache, as far as is known."""
         return not self._seen.meter.all_cached
 
     def next_tick(self) -> float | None:
-        """Return the monotonic time at which a :class:`Tick` is wanted, or None."""
+        """Return the monotonic time of the next :class:`Tick`, or None."""
         times = [at for at in (self._ask_due(), self._deadline()) if at is not None and at < math.inf]
         return min(times, default=None)
 
     def validate(self) -> None:
-        """Check what holds between the phase and everything else after each event: for tests.
+        """Check the invariants that hold after each event; for tests.
 
         Raises:
-            AssertionError: Something does not; it is named.
+            AssertionError: One does not hold; the message names it.
         """
         phase, now, limits = self.phase, self._now, self._limits
         if phase is RunPhase.DONE:
@@ -343,7 +343,7 @@ class Run:
         self._resume()
 
     def _resume(self) -> None:
-        """Go on after the POST: much may have been seen while it was under way."""
+        """Go on after the POST: much may have happened while it was in progress."""
         self._give()
         if self._abort is None and (self._over_limit or self._frames_lost):
             self._decide_abort("limit" if self._over_limit else "frames")
@@ -367,7 +367,7 @@ class Run:
         self._accept()
         if self.phase is RunPhase.ACCEPTED:
             self.phase = RunPhase.RUNNING
-            self._since = self._now  # time in the node's queue is not the job's
+            self._since = self._now  # time in the node's queue is not the job's fault
             self._sign()
             if self._abort == "behind":  # it began before it was taken back
                 self._abort = None
@@ -443,7 +443,7 @@ class Run:
                 self._begin_abort("frames")
             elif self._abort is not None:
                 self._push_out(pending=state == "pending")
-            elif self.phase is RunPhase.ACCEPTED:  # not if a frame has told meanwhile that it runs
+            elif self.phase is RunPhase.ACCEPTED:  # not if a frame has shown meanwhile that it runs
                 self._wait_behind()
             else:
                 self._watch()
@@ -455,7 +455,7 @@ class Run:
             self.phase = RunPhase.LEFT
             self._assessor(verdicts.read_history(entry, self._id, self._limits.outputs))
         elif self._seen.idle or self._seen.ended:
-            # It is written before the last frame is sent; anything else is a server in trouble.
+            # The entry is written before the last frame is sent; if it is missing, the server is in trouble.
             self._tries += 1
             if self._tries < self._limits.history_tries:
                 self._schedule("history", self._limits.history_gap_s)
@@ -493,7 +493,7 @@ class Run:
             return
         self._down_since = None
         if kind == "unreachable":
-            # Without HAProxy nothing can be known or done: no clock runs against the job.
+            # Without HAProxy nothing can be known or done: no time limit runs.
             self._broker_gone = True
             self._sign()
             if self._abort is not None:
@@ -501,7 +501,7 @@ class Run:
         self._schedule(what, self._limits.poll_s)
 
     def _schedule(self, what: str, in_s: float, *, lazy: bool = False) -> None:
-        """Plan the next question; a question that is under way is awaited first."""
+        """Plan the next question; a question in progress is awaited first."""
         if self._asking is None:
             self._ask_what, self._ask_at, self._lazy = what, self._now + in_s, lazy
 
@@ -573,7 +573,7 @@ class Run:
     # Waiting for others' work -----------------------------------------------------------------------------
 
     def _wait_behind(self) -> None:
-        """Go on with a prompt that waits in the node's queue: behind nothing of ours."""
+        """Go on with a prompt that waits in the node's queue, behind work that is not ours."""
         if self._pending_since is None:
             self._pending_since = self._now
         if self._elsewhere or self._now - self._pending_since >= self._limits.pending_s:
@@ -583,13 +583,14 @@ class Run:
             self._watch()
 
     def _on_free_elsewhere(self) -> None:
-        # It is deleted only right after the node said that it waits: so nearly all that begin are left alone.
+        # It is deleted only right after the node said that it waits, so a prompt that begins is nearly always
+        # left alone.
         if self.phase is RunPhase.ACCEPTED and self._abort is None:
             self._elsewhere = True
             self._schedule("queue", 0)
 
     def _take_back(self) -> None:
-        """Begin to delete the prompt from the node's queue; if it begins all the same, it goes on."""
+        """Begin to delete the prompt from the node's queue; if it starts anyway, it goes on."""
         self._abort, self._abort_until = "behind", self._now + self._limits.abort_s
         self._push_out(pending=True)
 
@@ -609,18 +610,19 @@ class Run:
     def _begin_abort(self, why: Abort) -> None:
         self._decide_abort(why)
         if not self._answered:
-            return  # the POST is under way: its answer comes back here
+            return  # the POST is in progress: its answer leads back here
         if self.phase is RunPhase.RUNNING:
             self._push_out(pending=False)
         elif self.phase is RunPhase.ACCEPTED:
-            # It may start at this very moment: each of the two is harmless where it does not apply.
+            # It may start at this very moment. Each of the two is harmless if it does not apply.
             self._out += (DeletePending(), Interrupt())
             self._schedule("queue", self._limits.poll_s)
 
     def _push_out(self, *, pending: bool) -> None:
         self._out.append(DeletePending() if pending else Interrupt())
         polls = pending or not self._socket
-        # ComfyUI forgets an interrupt that comes while it starts a prompt: ask again, and repeat it.
+        # ComfyUI forgets an interrupt that comes while it starts a prompt: ask again, and repeat the
+        # interrupt.
         self._schedule("queue", self._limits.poll_s if polls else self._limits.nag_s)
 
     def _on_interrupt_sent(self, ok: bool) -> None:
@@ -638,7 +640,7 @@ class Run:
         """Judge a prompt that has left the node, by its frames if they are complete."""
         seen = self._seen
         if not self._answered:
-            return  # the POST's answer may still say that half of the graph was dropped
+            return  # the POST's answer may still say that a part of the graph was dropped
         failed = seen.error is not None or seen.interrupted
         if self._rejection is not None or (failed and not seen.success):
             self._judge_by_frames()
@@ -648,7 +650,7 @@ class Run:
             self._schedule("history", 0)
 
     def _assessor(self, past: verdicts.Past) -> None:
-        """Judge by the history entry, which knows best."""
+        """Judge by the history entry, which is authoritative."""
         seen = self._seen
         if past.success is False or (seen.error is not None and not past.told):
             if past.error is None and (past.interrupted or seen.interrupted):
@@ -687,7 +689,7 @@ class Run:
             self._finish(verdicts.failed(data))
 
     def _stopped(self) -> None:
-        """End a prompt that has left the node without a result that may be used."""
+        """End a prompt that has left the node without a usable result."""
         if self._abort is None and self._over_limit:
             self._abort = "limit"
         if self._abort is None and self._frames_lost:
@@ -698,7 +700,7 @@ class Run:
             self._give_up("its pictures travel by websocket only, and the websocket broke")
 
     def _give_up(self, why: str) -> None:
-        """End a run whose prompt is gone, or is as good as gone, for the reason that is already known."""
+        """End a run whose prompt is gone, or as good as gone, for the reason known so far."""
         accepted = self.phase in (RunPhase.ACCEPTED, RunPhase.RUNNING, RunPhase.LEFT)
         match self._abort:
             case "cancel":
@@ -716,9 +718,10 @@ class Run:
 
     @property
     def _unbegun(self) -> bool:
-        """Whether a prompt that is no longer on the node has certainly not begun there.
+        """Whether a prompt that is no longer on the node has certainly not started there.
 
-        Either the node has confirmed the deletion and was there ever since, or the websocket would have told.
+        Either the node has confirmed the deletion and was reachable since, or the websocket would have shown
+        it.
         """
         return self._deleted or not self._broken
 
@@ -731,14 +734,15 @@ class Run:
         self._out.append(Finish(verdict))
 
     def _give(self) -> None:
-        """Hand out what was found, once the POST's answer has not dropped half of the graph."""
+        """Give out the outputs found, once it is known that the POST's answer dropped no part of the
+        graph."""
         if not self._answered or self._rejection is not None:
             return
         for id_, item in self._seen.items.items():
             if id_ not in self._given:
                 self._given.add(id_)
                 self._out.append(Collect(item))
-                self._seen.items[id_] = item.emptied()  # whoever collects it has the content now
+                self._seen.items[id_] = item.emptied()  # the collector has the content now
 
     def _report(self) -> None:
         progress = self._seen.meter.snapshot

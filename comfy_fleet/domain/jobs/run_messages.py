@@ -1,13 +1,13 @@
 """What goes into a run and what comes out of it.
 
-*Events* are facts that somebody saw (a frame, an answer, a clock); *actions* are what the machine of
-:mod:`comfy_fleet.domain.jobs.run` wants done about them. Neither does anything by itself.
+*Events* are facts (a frame, an answer, the time); *actions* are what the machine of
+:mod:`comfy_fleet.domain.jobs.run` wants to be done. Neither does anything itself.
 
-Two promises bind whoever carries the actions out:
+Code that carries out actions must keep two promises:
 
 - Every :class:`PostPrompt` is answered by exactly one :class:`PostAnswered` or :class:`PostUnknown`.
 - Every :class:`AskQueue` and :class:`AskHistory` is answered by exactly one :class:`QueueAnswered`,
-  :class:`HistoryAnswered` or :class:`AskFailed`, which was asked *after* the action was given out.
+  :class:`HistoryAnswered` or :class:`AskFailed`, for a question asked *after* the action was given out.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class PostAnswered:
 
     Attributes:
         status: HTTP status; 503 without a body means that the node was not reached.
-        body: The JSON object, or None if the answer held none.
+        body: The JSON object, or None if the answer had none.
         text: The answer as text, for people; may be shortened.
     """
 
@@ -49,7 +49,7 @@ class PostAnswered:
 
 @dataclass(frozen=True, slots=True)
 class PostUnknown:
-    """The connection broke while posting: the node may have the prompt or not."""
+    """The connection broke while posting: the node may or may not have the prompt."""
 
     reason: str = ""
 
@@ -72,11 +72,11 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class SocketClosed:
-    """The websocket is gone; no frame will come any more.
+    """The websocket is gone; no more frames will come.
 
     Attributes:
         reason: Why, for the log.
-        limit: The limit that a frame broke, in words; empty if none did.
+        limit: The limit that a frame broke, in words; empty if no frame broke one.
     """
 
     reason: str = ""
@@ -85,7 +85,7 @@ class SocketClosed:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """No frame is read now, because results that came in others are still being stored."""
+    """No frame is read now, because results from earlier frames are still being stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +104,13 @@ class HistoryAnswered:
 
 @dataclass(frozen=True, slots=True)
 class AskFailed:
-    """A question got no answer.
+    """A question got no usable answer.
 
     Attributes:
         what: ``queue`` or ``history``.
         kind: ``unreachable``: HAProxy itself did not answer, which says nothing about the node;
             ``node_down``: a reachable HAProxy could not connect to the node;
-            ``error``: the node took too long or answered nonsense;
+            ``error``: the node took too long, or its answer made no sense;
             ``unusable``: its answer breaks a limit.
         why: In words, for ``unusable``.
     """
@@ -139,7 +139,7 @@ class InterruptSent:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed; wanted at ``Run.next_tick()``, harmless at any other time."""
+    """Time has passed; due at ``Run.next_tick()``, harmless at any other time."""
 
 
 Event: TypeAlias = (
@@ -190,7 +190,7 @@ class DeletePending:
 
 @dataclass(frozen=True, slots=True)
 class LookElsewhere:
-    """The prompt waits behind work that is not the fleet's: tell of another node that is free.
+    """The prompt waits behind work that is not the fleet's: report another node that is free.
 
     Answered by :class:`FreeElsewhere`, or not at all; given out again for as long as it waits.
     """
@@ -223,9 +223,9 @@ class Collect:
 class Left:
     """The prompt succeeded and has left the node, which is free: these are all outputs.
 
-    What :class:`Collect` gave out is not here once more: no text, and no picture that came as a frame.
+    Texts and pictures from frames that :class:`Collect` has given out are not repeated here.
 
-    Given out once, directly before ``Finish`` of a run that succeeded, and in no other case.
+    Given out once, directly before the ``Finish`` of a run that succeeded, and never otherwise.
     """
 
     items: tuple[OutputItem, ...]
@@ -236,12 +236,12 @@ class RunResult:
     """How a run ended.
 
     Attributes:
-        kind: ``rejected``: the node would not take the graph; ``lost``: nothing is known about the
-            prompt any more; ``timeout``: it took too long and was interrupted.
-        error: Why, for everything but ``succeeded`` and ``canceled``.
+        kind: ``rejected``: the node refused the graph; ``lost``: the prompt's fate can no longer be found
+            out; ``timeout``: it took too long and was interrupted.
+        error: Why; None for ``succeeded`` and ``canceled``.
         counts: Whether this attempt counts towards the job's ``max_attempts``.
         exclude_node: Whether another node should be tried instead of this one.
-        retryable: Whether trying again can help at all (a plain execution error repeats itself).
+        retryable: Whether a retry can help (a plain execution error would repeat itself).
         details: Facts for the log.
     """
 

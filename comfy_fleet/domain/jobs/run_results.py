@@ -1,6 +1,7 @@
-"""Verdicts: what ComfyUI's answers, error frames and history entries mean for a job.
+"""Run results: what ComfyUI's answers, error frames and history entries mean for a job.
 
-An attempt counts towards ``max_attempts`` only if the node took the prompt and then died, lost it or raised.
+An attempt counts towards ``max_attempts`` only if the node took the prompt and then died, lost it or raised
+an error.
 """
 
 import re
@@ -16,11 +17,12 @@ from comfy_fleet.domain.jobs.run_messages import PostAnswered, RunResult
 from comfy_fleet.domain.text import clean, clip
 
 MAX_MESSAGE, MAX_TRACE = 4096, 32_768
-"""Characters of an error that a job keeps: every list of jobs carries them. A traceback's end tells most."""
+"""Characters of an error that a job keeps, because every list of jobs has them. A traceback's end says
+most."""
 MAX_NAME, MAX_DEFECT = 128, 512
 """Characters of a name (a node's id, a class, a field) and of what is wrong with one input."""
 MAX_DEFECTS = 32
-"""Faults of a graph that a job keeps; how many there were besides is told."""
+"""How many faults of a graph a job keeps; the number of the others is given."""
 
 NODE_BUSY = "node_busy"
 
@@ -28,14 +30,14 @@ NODE_BUSY = "node_busy"
 BLOCKED = "ExecutionBlocked"
 
 _OUT_OF_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU)\b.{0,40}out of memory|Allocation on device", re.IGNORECASE)
-# After one of these the process's CUDA context is broken, as a rule: every later job on the node fails, too.
+# After one of these the process's CUDA context is usually broken: every later job on the node fails, too.
 _GPU_FAULT = re.compile(
     r"(CUDA|HIP|cuDNN|CUBLAS|cuBLAS|CUFFT|NCCL)(_STATUS_\w+| error\b| driver error|DNN_STATUS)"
     r"|CUDNN_STATUS|illegal memory access|unspecified launch failure|uncorrectable ECC|GPU is lost"
     r"|fallen off the bus|no CUDA-capable device|No CUDA GPUs are available|misaligned address",
 )
 _GPU_FAULT_TYPES = frozenset({"AcceleratorError", "CudaError", "DeferredCudaCallError"})
-# The graph's own doing, on whatever GPU; the context is broken all the same.
+# The graph's own fault, on any GPU; the context is broken nevertheless.
 _ASSERT = re.compile(r"device-side assert")
 _REASONS = {"required_input_missing": "missing_input", "bad_linked_input": "bad_link"}
 
@@ -45,8 +47,8 @@ class Past:
     """What a history entry says.
 
     Attributes:
-        success: How it ended: as its messages tell, else as its status says; None if neither does.
-        told: Whether the messages tell how it ended.
+        success: Whether it succeeded: by its messages, else by its status; None if neither says.
+        told: Whether the messages say how it ended.
         error: The ``execution_error`` message's data, if there is one.
         interrupted: Whether it was interrupted.
         items: Its outputs, by node and key.
@@ -60,10 +62,10 @@ class Past:
 
 
 def read_history(entry: Mapping[str, Any], run: str = "", most: int | None = None) -> Past:
-    """Read a value of ``GET /history/ID``, of this run; so many of its outputs are enough.
+    """Read this run's value of ``GET /history/ID``, with at most a given number of outputs.
 
-    Its ``status_str`` can't be relied on: a dependency cycle that appears while the prompt runs ends it with
-    an ``execution_error``, and ComfyUI still writes "success".
+    Its ``status_str`` is not reliable: a dependency cycle that appears while the prompt runs ends it with an
+    ``execution_error``, and ComfyUI still writes "success".
     """
     outputs = entry.get("outputs")
     found = (
@@ -99,7 +101,7 @@ def read_history(entry: Mapping[str, Any], run: str = "", most: int | None = Non
 
 
 def rejected(answer: PostAnswered) -> RunResult:
-    """Return the verdict on an answer to ``POST /prompt`` that is no clean 200."""
+    """Return the run's result after an answer to ``POST /prompt`` that is not a clean 200."""
     body = answer.body or {}
     error = body.get("error")
     errors = node_errors(body)
@@ -118,7 +120,7 @@ def rejected(answer: PostAnswered) -> RunResult:
         message = f"the node answered POST /prompt with {answer.status}: {answer.text[:500] or 'no text'}"
     first = next(iter(errors), None)
     if first is not None and (told := errors[first][0]["message"]) not in message:
-        # "Prompt outputs failed validation" alone would leave the user to look for what was meant.
+        # "Prompt outputs failed validation" alone does not tell the user what is wrong.
         message = f"{message}. Node {first}: {told}"
     return RunResult(
         kind="rejected",
@@ -146,7 +148,7 @@ def node_errors(body: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
                 found.setdefault(clip(str(node_id), MAX_NAME), []).append(_defect(error))
     top = body.get("error")
     if not found and isinstance(top, Mapping):
-        # A class that is not installed is told about the whole prompt: "Node ID '#12'".
+        # ComfyUI reports a missing class for the whole prompt: "Node ID '#12'".
         extra = top.get("extra_info")
         node_id = extra.get("node_id") if isinstance(extra, Mapping) else None
         match = re.fullmatch(r"Node ID '#(.+)'", str(top.get("details")))
@@ -168,7 +170,7 @@ def _count(body: Mapping[str, Any]) -> int:
 
 
 def failed(data: Mapping[str, Any]) -> RunResult:
-    """Return the verdict on an ``execution_error``."""
+    """Return the run's result after an ``execution_error``."""
     type_ = str(data.get("exception_type") or "")
     message = str(data.get("exception_message") or "").strip()
     out_of_memory = type_.rpartition(".")[2] == "OutOfMemoryError" or bool(_OUT_OF_MEMORY.search(message))
@@ -191,31 +193,32 @@ def failed(data: Mapping[str, Any]) -> RunResult:
         ),
         counts=True,
         exclude_node=fault and not blamed,
-        # The same graph raises the same error again; memory may be free, and a GPU sound, on another node.
+        # The same graph would raise the same error again; but another node may have free memory, or a sound
+        # GPU.
         retryable=out_of_memory or (fault and not blamed),
     )
 
 
 def lost(message: str, *, counts: bool, code: str = "node_lost") -> RunResult:
-    """Return the verdict on a prompt about which nothing can be learnt any more."""
+    """Return the run's result when its prompt's fate can no longer be found out."""
     return RunResult(kind="lost", error=JobError(code=code, message=message), counts=counts, retryable=True)
 
 
 def withdrawn(waited_s: float) -> RunResult:
-    """Return the verdict on a prompt that was taken back before it had begun."""
+    """Return the run's result when its prompt was taken back before it had begun."""
     message = f"it waited {waited_s:.0f} s on its node behind a prompt that is not the fleet's"
     return lost(message, counts=False, code=NODE_BUSY)
 
 
 def timed_out(message: str) -> RunResult:
-    """Return the verdict on a prompt that was interrupted because it took too long."""
+    """Return the run's result when its prompt was interrupted because it took too long."""
     return RunResult(
         kind="timeout", error=JobError(code="run_timeout", message=message), counts=True, retryable=False
     )
 
 
 def over_limit(message: str) -> RunResult:
-    """Return the verdict on a prompt that was interrupted because its node sent too large a frame."""
+    """Return the run's result when its prompt was interrupted because its node sent too large a frame."""
     return RunResult(
         kind="failed", error=JobError(code="frame_too_large", message=message), counts=True, retryable=True
     )

@@ -1,7 +1,7 @@
-"""What a run saw and what that led to: enough to tell afterwards why it ended as it did.
+"""What a run saw and what that led to: enough to explain afterwards why it ended as it did.
 
-Whatever comes in is noted, without anything large. What only moves the progress is counted, and so is what
-comes again and again while the run waits: a prompt that runs for an hour takes a handful of entries.
+Every event is noted, without its large parts. Events that only move the progress, or that repeat while the
+run waits, are counted: a prompt that runs for an hour takes a handful of entries.
 """
 
 from collections import deque
@@ -27,14 +27,14 @@ from comfy_fleet.domain.text import clip
 
 MOST_STIMULI = 200
 MOST_CHARACTERS = 6000
-"""Of a story that a job keeps with its error; of a longer one the newest lines."""
+"""Characters of the story that a job keeps with its error; of a longer one, the newest lines."""
 MOST_FACT = 120
 
 FRAMES = "frames"
 _TELLING = frozenset(
     {"execution_start", "execution_success", "execution_error", "execution_interrupted", "execution_cached"}
 )
-"""Frames that are noted one by one even if nothing follows from them at once."""
+"""Frames that get an entry each, even if nothing follows from them at once."""
 _PROGRESS = frozenset({Report, ShowPreview})
 _FACTS = {
     PostAnswered: "status",
@@ -45,16 +45,16 @@ _FACTS = {
     InterruptSent: "ok",
     HistoryAnswered: "entry",
 }
-"""The one attribute of an event that tells which of its kind it was."""
+"""For each event, the one attribute that is noted."""
 
 
 _Entry: TypeAlias = list[Any]
-"""One stimulus, or equal ones: (name, fact, phase after it, actions), first and last time, how many."""
+"""One event, or several equal ones: (name, fact, phase after it, actions), first and last time, count."""
 _NONE: _Entry = [None, 0.0, 0.0, 0]
 
 
 class RunStory:
-    """The last stimuli of one run.
+    """The last events of one run.
 
     Args:
         began_at: When the run began, in the seconds of the clock that :meth:`note` is told.
@@ -66,14 +66,14 @@ class RunStory:
         self._last = self._before = _NONE
 
     def note(self, event: Event, at: float, phase: str, actions: Sequence[Action], misread: str) -> None:
-        """Note one stimulus.
+        """Note one event.
 
         Args:
             event: What came in.
             at: When.
             phase: The run's phase after it.
             actions: What followed.
-            misread: What it raised; empty if it was understood.
+            misread: The exception it raised; empty if it was understood.
         """
         kind = type(event)
         led: tuple[type, ...] = ()
@@ -89,7 +89,7 @@ class RunStory:
             if kind is HistoryAnswered:
                 fact = "absent" if fact is None else "found"
         what = (name, fact, phase, led)
-        # Two back: a question and its answer alternate for as long as the run waits.
+        # Looks two entries back: a question and its answer alternate while the run waits.
         for entry in (self._last, self._before):
             if entry[0] == what:
                 entry[2] = at
@@ -99,10 +99,10 @@ class RunStory:
         self._entries.append(self._last)
 
     def lines(self) -> list[str]:
-        """Return the story, a line for each stimulus, the oldest first.
+        """Return the story, a line for each event, the oldest first.
 
-        Such as ``0.004 PostAnswered 200 -> accepted`` or ``0.120..35.402 frames x812 -> running``: seconds
-        since the run began, what came and how often, the phase after it, and what was done.
+        Examples: ``0.004 PostAnswered 200 -> accepted``, ``0.120..35.402 frames x812 -> running``. That is:
+            seconds since the run began, the event and how often it came, the phase after it, and the actions.
         """
         return [self._line(entry) for entry in self._entries]
 
@@ -118,7 +118,7 @@ class RunStory:
 
 
 def newest(lines: Sequence[str], most: int = MOST_CHARACTERS) -> list[str]:
-    """Return the last lines that fit into so many characters, after one that says how many are left out."""
+    """Return the last lines that fit into this many characters, after one that says how many are left out."""
     room, kept = most, len(lines)
     while kept and room >= len(lines[kept - 1]):
         kept -= 1

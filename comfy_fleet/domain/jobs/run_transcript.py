@@ -1,7 +1,7 @@
-"""What the frames of one run have told so far.
+"""What the frames of one run have shown so far.
 
-Frames of other prompts are not looked at; types and fields that are not known here are normal. Everything
-kept is a growing set of facts, so that a frame that comes twice or late changes nothing.
+Frames of other prompts are ignored; unknown types and fields are normal. What is kept is a growing set of
+facts, so a frame that comes twice or late changes nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,8 +15,8 @@ from comfy_fleet.domain.jobs.run_messages import Frame
 from comfy_fleet.domain.jobs.run_results import BLOCKED
 
 MOST_NODES, LONGEST_ID = 20_000, 200
-"""Nodes that were not posted: those that grow while a run computes, and what is made up. Of more than that,
-and of longer ids, nothing is kept; the history tells of them."""
+"""Most nodes that are kept though they were not posted: nodes that grow during a run, or made-up ones.
+Further ones, and longer ids, are dropped; the history has them."""
 
 
 class RunTranscript:
@@ -40,7 +40,7 @@ class RunTranscript:
         *,
         most_items: int | None = None,
     ) -> None:
-        """Begin; of more than ``most_items`` outputs the others are not kept."""
+        """Begin; at most ``most_items`` outputs are kept."""
         self._id = run_id
         self._most_items = most_items
         self._posted = frozenset(graph)
@@ -63,15 +63,15 @@ class RunTranscript:
 
     @property
     def ended(self) -> bool:
-        """Whether the prompt's end was told; it leaves the node a moment later."""
+        """Whether a frame reported the prompt's end; it leaves the node a moment later."""
         return self.success or self.interrupted or self.error is not None
 
     @property
     def complete(self) -> bool:
         """Whether no frame of a successful prompt can be missing, so that no history is needed.
 
-        Every node that began has finished, and every node without a consumer has named its outputs:
-        a cached one may keep silent.
+        Every node that began must have finished, and every node that nobody reads must have reported its
+        outputs; a cached one may not do so.
         """
         return (
             self._started
@@ -91,7 +91,7 @@ class RunTranscript:
         return prompt == self._id or (prompt is None and frame.type == "progress")
 
     def take(self, frame: Frame) -> bool:
-        """Note what a frame of this run says; return False for a type that says nothing known."""
+        """Note what a frame of this run says; return False for an unknown type."""
         data = frame.data
         match frame.type:
             case "execution_start":
@@ -109,7 +109,7 @@ class RunTranscript:
             case "execution_success":
                 self.success = True
             case "execution_error":
-                # ComfyUI tells of a blocked branch with the same type, and goes on.
+                # ComfyUI reports a blocked branch with the same type, and goes on.
                 if data.get("exception_type") != BLOCKED:
                     self.error = data
             case "execution_interrupted":
@@ -119,7 +119,7 @@ class RunTranscript:
         return True
 
     def take_binary(self, data: bytes | bytearray) -> Picture | None:
-        """Keep a picture that is an output; return one that is a preview, with its node if known."""
+        """Keep a picture that is an output; return a preview instead, with its node if known."""
         picture = parse_binary(data)
         if not isinstance(picture, Picture) or picture.prompt_id not in (self._id, None):
             return None
@@ -138,7 +138,7 @@ class RunTranscript:
         return self._most_items is not None and len(self.items) >= self._most_items
 
     def _keeps(self, node: str) -> bool:
-        """Tell whether what is told of a node is kept."""
+        """Return whether facts about a node are kept."""
         if node in self._posted or node in self._grown:
             return True
         if len(node) > LONGEST_ID or len(self._grown) >= MOST_NODES:
@@ -182,13 +182,13 @@ class RunTranscript:
             self.add(find_outputs(node, data.get("output"), run=self._id, most=self._most_items))
 
     def add(self, items: Iterable[OutputItem]) -> None:
-        """Note outputs, as far as they are kept."""
+        """Note outputs, up to the limit."""
         for item in items:
             if not self._full:
                 self.items.setdefault(item.id, item)
 
     def _show(self, node: str, display: object) -> None:
-        # A node that another one grew while running is shown as the one in the posted graph.
+        # For a node that another node created while running, the node of the posted graph is shown.
         self._shown[node] = display if isinstance(display, str) and self._keeps(display) else node
 
 
@@ -197,7 +197,7 @@ def _class(node: object) -> str:
 
 
 def _sinks(graph: Mapping[str, Any]) -> frozenset[str]:
-    """Return the nodes that no other node takes anything from."""
+    """Return the nodes that no other node reads."""
     used: set[str] = set()
     for node in graph.values():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None

@@ -4,16 +4,16 @@ import re
 from collections.abc import Sequence
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
-_MOST = 512  # characters that are looked at: those of a later version may be longer than ours
+_MOST = 512  # longest header that is read; a later version's may be longer than ours
 
 
 def read_traceparent(headers: Sequence[str]) -> str | None:
-    """Return a request's trace in the form of version 00; None if there is none, or it is malformed.
+    """Return a request's trace in the form of version 00; None if it is missing or malformed.
 
-    A later version is read as far as version 00 goes, of its flags the one that is known: sampled.
+    Of a later version only the parts of version 00 are read, and of its flags only ``sampled``.
 
     Args:
-        headers: The values of all ``traceparent`` headers; more than one is as good as none.
+        headers: The values of all ``traceparent`` headers; more than one counts as none.
     """
     if len(headers) != 1 or len(headers[0]) > _MOST:
         return None

@@ -1,10 +1,9 @@
 """May a node get new jobs? The agent's answer to HAProxy, as a pure rule.
 
-``ready`` gives: it is the only word that undoes a drain or activates a new server. ``drain`` takes. ``hold``
-does neither: it is the answer of an agent whose knowledge is too old. An agent that has lost the API must not
-undo a cordon that it can't see, but an API that restarts, or is away for an hour, is no reason to stop the
-fleet: cordons are also checked where jobs are claimed, and where HAProxy is steered.
-``down`` takes, too: the GPU is gone.
+Only ``ready`` undoes a drain or activates a new server. ``drain`` stops new jobs, and so does ``down``: the
+GPU is gone. ``hold`` changes nothing: an agent says it when its knowledge is too old. An agent that has lost
+the API must not undo a cordon that it can't see. But an API that restarts, or is away for an hour, must not
+stop the fleet: cordons are also checked where jobs are claimed and by HAProxy's controller.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from enum import StrEnum
 from comfy_fleet.domain.nodes.node import Node
 
 HEAVIEST = 256
-"""HAProxy takes no weight beyond it."""
+"""HAProxy's largest weight."""
 
 
 class Readiness(StrEnum):
@@ -30,10 +29,10 @@ class Facts:
     """What an agent knows besides the node's record.
 
     Attributes:
-        age_s: Seconds since the record was last confirmed by the API.
-        grace_s: How old a record may be before it is no longer acted upon.
-        reached: Whether the node has answered since it was added; HAProxy would take it on trust.
-        trouble: Why it has not; empty while that is not known.
+        age_s: Seconds since the API last confirmed the record.
+        grace_s: How old a record may be; an older one is not acted upon.
+        reached: Whether the node has answered since it was added. HAProxy alone would assume that it does.
+        trouble: Why it has not answered; empty while that is not known.
     """
 
     age_s: float
@@ -47,7 +46,7 @@ class AgentState:
     """An agent's answer for one node.
 
     Attributes:
-        word: Whether leases are given, taken or left as they are.
+        word: Whether the node gets jobs, gets none, or stays as it is.
         weight: HAProxy's weight for the node, 1 to 256; only with ``ready``.
         why: The reason in words, empty with ``ready``.
     """
@@ -59,7 +58,7 @@ class AgentState:
 
 def verdict(node: Node, facts: Facts) -> AgentState:
     """Decide whether a node may get new jobs."""
-    if node.cordoned:  # also when old: taking away is the safe side
+    if node.cordoned:  # even if old: stopping new jobs is the safe side
         return AgentState(word=Readiness.DRAIN, why=node.cordon_reason or "cordoned")
     if facts.age_s > facts.grace_s:
         return AgentState(word=Readiness.HOLD, why=f"nothing heard from the API for {facts.age_s:.0f} s")
@@ -71,14 +70,14 @@ def verdict(node: Node, facts: Facts) -> AgentState:
 
 
 def both(record: AgentState, gpu: AgentState) -> AgentState:
-    """Join what a node's record says with what its GPU says: the stricter word counts.
+    """Combine what a node's record says with what its GPU says: the stricter readiness counts.
 
     Args:
         record: From :func:`verdict`; its weight is the node's own.
-        gpu: From the GPU's judgement; its weight is a percentage of that.
+        gpu: From the GPU's assessment; its weight is a percentage of that.
     """
     for word in (Readiness.DOWN, Readiness.DRAIN, Readiness.HOLD):
-        for one in (record, gpu):  # who wants both to know: the operator's own reason comes first
+        for one in (record, gpu):  # both reasons are shown, the operator's own first
             if one.word is word:
                 return one
     return AgentState(word=Readiness.READY, weight=max(1, round(record.weight * gpu.weight / 100)))

@@ -13,7 +13,7 @@ HAS, LACKS = "yes", ""
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One thing that not all nodes have alike.
+    """One thing in which nodes differ.
 
     Attributes:
         kind: ``version``, ``gpu``, ``class`` or ``file``.
@@ -27,11 +27,11 @@ class Difference:
 
 
 def differences(states: Mapping[str, NodeState], inventories: Mapping[str, Inventory]) -> list[Difference]:
-    """Compare nodes.
+    """Return what differs between nodes.
 
     Args:
         states: The nodes by name.
-        inventories: What they have, by name; a node that was not read is left out of classes and files.
+        inventories: Their inventories by name; a node without one is left out of classes and files.
     """
     readings = {name: state.reading for name, state in states.items()}
     found = [

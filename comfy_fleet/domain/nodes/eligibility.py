@@ -1,10 +1,10 @@
-"""Which nodes can run a job: a graph's needs × what the nodes have × what memory failures have taught.
+"""Which nodes can run a job: what the graph needs, what the nodes have, and what failed for lack of memory.
 
 A job keeps its *needs*, not the names of today's able nodes: a node that joins later, or gets the missing
-file, takes jobs that wait already. Needs hold only what tells nodes apart; what every known node has would
-give each graph a queue of its own. A node that is not known yet counts as able: it decides by itself.
+file, takes jobs that wait already. Needs hold only what some node lacks: with what every node has, each graph
+would have its own queue. A node that is not known yet counts as able: it decides itself.
 
-Memory is declared, or learned from failure only. The peak that was seen is no need: ComfyUI caches models up
+Memory needs are declared or learned from failures. An observed peak is not a need: ComfyUI caches models up
 to the card's limit.
 """
 
@@ -28,7 +28,7 @@ from comfy_fleet.domain.nodes.node import Node
 
 GIB = 2**30
 CARD_TOLERANCE = 0.94
-"""A "24 GB" card has 23.5 GiB or so for programs: this part of a declared need is enough."""
+"""A "24 GB" card has about 23.5 GiB for programs: this fraction of a declared need is enough."""
 
 Choice = tuple[str, str, str | int | float | bool]
 """Class, input, value."""
@@ -36,12 +36,12 @@ Choice = tuple[str, str, str | int | float | bool]
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementRequest:
-    """Where a job wants to run, as a workflow or a request says it.
+    """Where a job should run, as a workflow or a request says it.
 
     Attributes:
         pool: The pool it must have; None leaves it to ``prefer`` and the default.
-        prefer: The pool that is asked first; any other takes the job when that one has no free node.
-        spill_to: With ``pool``: pools that are asked, in this order, when it has no free node.
+        prefer: The pool that is tried first; any other takes the job if that one has no free node.
+        spill_to: With ``pool``: pools that are tried, in this order, if it has no free node.
         zone: The zone it must have; empty means any.
         labels: Labels that a node must carry.
         comfyui: ComfyUI versions, e.g. ``>=0.3.71``.
@@ -59,7 +59,7 @@ class PlacementRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What a node must have for a job, besides its place in a pool.
+    """What a node must have for a job, in addition to being in the right pool.
 
     Attributes:
         classes: Node classes.
@@ -78,7 +78,7 @@ class Requirements:
     labels: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """Return it JSON-ready, always in the same order; without what is not asked for."""
+        """Return it JSON-ready, always in the same order, without empty fields."""
         fields: dict[str, object] = {
             "classes": sorted(self.classes),
             "choices": sorted((list(choice) for choice in self.choices), key=repr),
@@ -116,7 +116,7 @@ class Requirements:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A node as far as eligibility goes.
+    """What eligibility needs to know of a node.
 
     Attributes:
         inventory: None while it is not known.
@@ -137,16 +137,16 @@ def needs_of(
     *,
     near: Sequence[Inventory] | None = None,
 ) -> Requirements:
-    """Return what tells apart the nodes that can run a checked graph from those that can't.
+    """Return the requirements of a checked graph that not every node meets.
 
-    Linked values, uploads, ``remote`` enumerations and open values are no needs. A value that a class may
-    take though it is not listed is one if a node lists it: that one is the safer choice.
+    Linked values, uploads, ``remote`` enumerations and open values are not requirements. A value that a class
+    may accept unlisted is one if some node lists it: that node is the safer choice.
 
     Args:
         graph: The graph.
-        wish: What was declared besides.
-        inventories: The different inventories of the fleet.
-        near: Those of the nodes that the job may go to by its pools; all of them if None.
+        wish: What the workflow and the request declare.
+        inventories: The fleet's inventories, each different one once.
+        near: Those of the nodes in the job's pools; None: all of them.
     """
     classes = {
         node["class_type"]
@@ -166,13 +166,13 @@ def needs_of(
             value = unwrapped(given)
             if not isinstance(value, str | int | float | bool):
                 continue
-            # What another value of a group would bring along is not looked at, by ComfyUI neither.
+            # Inputs of a group's other values are ignored, as ComfyUI ignores them.
             lacking = [
                 info
                 for info, inputs in laid_out
                 if inputs.input(name) is not None and offers(info, name, value) is False
             ]
-            # Nobody may have it now: whoever gets it may take the job.
+            # Perhaps no node has it now: a node that gets it later may take the job.
             if lacking and (
                 not any(info.may_take(name, spec, value) for info in lacking for spec in info.possible(name))
                 or any(
@@ -193,16 +193,16 @@ def needs_of(
 
 
 def offers(info: ClassInfo, name: str, value: object) -> bool | None:
-    """Tell whether an enumeration offers a value; None where the input is no closed enumeration.
+    """Return whether an enumeration offers a value; None if the input is not a closed enumeration.
 
-    An input inside a group offers what it offers with any value of the group.
+    An input inside a group offers its options for every value of the group.
     """
     specs = [spec for spec in info.possible(name) if spec.closed and not spec.multiselect]
     return any(spec.offers(value) for spec in specs) if specs else None
 
 
 def why_not(needs: Requirements, candidate: Candidate) -> list[str]:
-    """Return why a node can't run a job with these needs, in words; empty if it can."""
+    """Return why a node can't run a job with these requirements, in words; empty if it can."""
     node, found = candidate.node, []
     if needs.zone and node.zone != needs.zone:
         found.append(f"is in zone {node.zone or '(none)'}, not {needs.zone}")
@@ -232,13 +232,13 @@ def able(
 ) -> frozenset[str]:
     """Return the names of the nodes that may run a job, in any of its pools.
 
-    Cards on which it ran out of memory, and smaller ones, are left out as long as a larger one is there.
+    Cards on which it ran out of memory, and smaller ones, are left out as long as there is a larger one.
 
     Args:
         placement: Pools, excluded nodes and the largest card that was too small.
         needs: What :attr:`Placement.needs` stands for.
         candidates: All nodes.
-        pools: The job's pools, if they are known; else they are worked out.
+        pools: The job's pools, if they are known already.
     """
     nodes = list(candidates)
     wanted = placement.pools({c.node.pool for c in nodes}) if pools is None else pools
@@ -253,7 +253,7 @@ def able(
 
 
 def sentences(problems: Iterable[Problem]) -> list[str]:
-    """Return what :func:`comfy_fleet.domain.graphs.inventory.problems` found in words; each once."""
+    """Return in words what :func:`comfy_fleet.domain.graphs.inventory.problems` found, each problem once."""
     found: dict[str, None] = {}
     for problem in problems:
         match problem.kind:
@@ -268,7 +268,7 @@ def sentences(problems: Iterable[Problem]) -> list[str]:
 
 
 def of_every_node(sentence: str) -> str:
-    """Say of all nodes what :func:`sentences` says of one: ``no node has the class `A```."""
+    """As :func:`sentences`, about all nodes: ``no node has the class `A```."""
     if sentence.startswith("has no class "):
         return "no node has the class " + sentence.removeprefix("has no class ")
     if sentence.endswith("` missing"):
@@ -306,7 +306,7 @@ def _lacks(class_type: str, name: str, value: object) -> str:
 
 
 def file_place(class_type: str, name: str, file: str) -> str:
-    """Return where a model file belongs, as far as its input tells: ``vae/ae.safetensors``."""
+    """Return a model file with its folder, if its input tells that: ``vae/ae.safetensors``."""
     folder = _FOLDERS_BY_CLASS.get(class_type) or _FOLDERS.get(name)
     return f"{folder or f'{class_type}.{name}'}/{alike(file)}"
 

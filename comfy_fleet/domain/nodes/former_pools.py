@@ -1,4 +1,5 @@
-"""Settings that once named single pools, as in ``FLEET_FREE_IDLE_S=600,big=120``: they still count."""
+"""Settings in their former form, which named single pools (``FLEET_FREE_IDLE_S=600,big=120``): they still
+count."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,13 +13,13 @@ from comfy_fleet.domain.nodes.pool import Pool
 
 @dataclass(frozen=True, kw_only=True)
 class _Former:
-    """What became of a setting.
+    """How a former setting maps to a pool's field.
 
     Attributes:
         field: The field of :class:`Pool`.
         option: The option of ``fleet pool set``.
-        value: Makes the field's value of a figure.
-        word: Makes the option's value of a figure.
+        value: Makes the field's value from a number.
+        word: Makes the option's value from a number.
     """
 
     field: str
@@ -42,7 +43,7 @@ SETTINGS: Mapping[str, _Former] = {
 
 
 def taken(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Pool]]:
-    """Return settings without what they say of single pools, and that.
+    """Return settings without their parts about single pools, and those parts.
 
     Raises:
         BadInput: A setting can't be read; says what to type.
@@ -57,7 +58,7 @@ def taken(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Pool]]:
             for pool, figure in _figures(text):
                 had = pools.get(pool, Pool(name=pool))
                 if getattr(had, former.field) is not None:
-                    raise BadInput(f"pool {pool} is named twice")  # noqa: TRY301 - one place says what to type
+                    raise BadInput(f"pool {pool} is named twice")  # noqa: TRY301 - one place for the hint
                 facts: dict[str, Any] = {former.field: former.value(figure)}
                 pools[pool] = replace(had, **facts)
         except BadInput as error:
@@ -68,7 +69,7 @@ def taken(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Pool]]:
 
 
 def orders(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables in their former form, each with what to type instead; those that can be read."""
+    """Return the readable variables in their former form, each with the command that replaces it."""
     found = {}
     for name, former in SETTINGS.items():
         variable = f"FLEET_{name.upper()}"

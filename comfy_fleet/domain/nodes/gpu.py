@@ -1,7 +1,7 @@
 """What a probe saw of a machine's GPUs, as plain values.
 
-Every reading but the index may be missing on its own: drivers, cards and containers differ in what they tell.
-None means "not told", never "zero".
+Any reading except the index may be missing: drivers, cards and containers differ in what they report. None
+means "not reported", never "zero".
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Nvml(StrEnum):
-    """What NVML, NVIDIA's management library, has to say: it can be read, or why it can't."""
+    """Whether NVML, NVIDIA's management library, can be read, and if not, why."""
 
     OK = "ok"
     NO_BINDING = "the Python package nvidia-ml-py is missing"
@@ -26,7 +26,7 @@ class Nvml(StrEnum):
 
     @property
     def what_to_do(self) -> str:
-        """A sentence for the operator; empty if there is nothing to do."""
+        """Advice for the operator; empty if there is nothing to do."""
         return _WHAT_TO_DO[self]
 
 
@@ -46,7 +46,7 @@ _WHAT_TO_DO = {
 
 
 class Throttle(StrEnum):
-    """Why a GPU runs slower than it could. Power caps are no throttling: most cards touch theirs all day."""
+    """Why a GPU runs slower than it could. Power caps are left out: most cards reach theirs all day."""
 
     SOFT_THERMAL = "software thermal slowdown"
     HARD_THERMAL = "hardware thermal slowdown"
@@ -71,7 +71,7 @@ class Memory:
         total: All of it, the driver's own part included.
         used: What processes hold.
         free: What is neither used nor reserved.
-        reserved: The driver's own part, never to be had; None where the driver counts it as used.
+        reserved: The driver's own part, never available; None where the driver counts it as used.
     """
 
     total: int
@@ -85,9 +85,9 @@ class GpuProcess:
     """A process on a GPU.
 
     Attributes:
-        pid: As the driver numbers it: mostly the host's number, also inside of a container.
+        pid: The driver's number for it: usually the host's, even inside a container.
         used: Bytes of GPU memory; None where the driver hides it (Windows).
-        name: The program, where it can be told.
+        name: The program, if it is known.
     """
 
     pid: int
@@ -103,18 +103,18 @@ class Gpu:
         index: Its place in NVML's order; a MIG instance's place on its GPU.
         uuid: ``GPU-...`` or ``MIG-...``: what ``CUDA_VISIBLE_DEVICES`` takes.
         memory: Its memory.
-        processes: Who holds it; None where the driver does not tell at all.
+        processes: Its processes; None if the driver does not list them at all.
         utilisation: Percent of the time in which a kernel ran.
         temperature_c: Degrees Celsius.
         power_w: Watts.
         ecc_uncorrected: Memory errors beyond correction since the driver was loaded.
         throttles: Why it runs slower than it could.
-        reset_pending: Whether bad memory was found that only a reset takes out of use.
+        reset_pending: Whether bad memory was found that needs a reset to be taken out of use.
         remap_failed: Whether spare memory rows have run out: the card is worn.
         recovery: What the driver demands.
         xids: Xid numbers that the driver reported since the probe was opened.
-        lost: Whether it was there and does not answer any more.
-        mig: Whether it is divided; then only its instances can be used.
+        lost: Whether it was there and no longer answers.
+        mig: Whether it is divided into instances; then only these can be used.
         instances: Its MIG instances.
         parent: UUID of the GPU that a MIG instance is a part of.
     """
@@ -147,7 +147,7 @@ class Gpus:
         why: OK, or why nothing could be read.
         gpus: The GPUs in NVML's order, lost ones included.
         driver: The driver's version.
-        error: The driver's own words, if something failed.
+        error: The driver's own message, if something failed.
         took_s: Seconds that the look took.
     """
 
@@ -158,7 +158,7 @@ class Gpus:
     took_s: float = 0.0
 
     def usable(self) -> Iterator[Gpu]:
-        """Yield what a process can be put on: GPUs, and instances in place of a divided GPU."""
+        """Yield the devices that a process can use: GPUs, and in place of a divided GPU its instances."""
         for gpu in self.gpus:
             if gpu.mig:
                 yield from gpu.instances
@@ -168,7 +168,7 @@ class Gpus:
     def find(self, key: str) -> Gpu | None:
         """Return the GPU or instance that a value of ``CUDA_VISIBLE_DEVICES`` names: an index or a UUID.
 
-        A UUID may be shortened, as CUDA allows, as long as it is clear. A number counts in NVML's order,
+        A UUID may be shortened, as in CUDA, as long as it is unique. A number counts in NVML's order,
         which is CUDA's only under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``; of a divided GPU, CUDA takes the first
         instance.
         """

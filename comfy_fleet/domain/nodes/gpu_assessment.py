@@ -2,22 +2,22 @@
 
 **Two thresholds for foreign memory**; the lower one counts.
 
-- 90 % of the card: beyond that nothing useful fits, whatever a job needs.
-- What leaves less than the smallest job needs. Where the operator has not said what that is, it is two thirds
-  of what the card has to give. Jobs are matched to cards by size, and cards come in steps of about that much
-  (24, 16, 12, 8 GB): a card with less than two thirds left is a smaller card than the one that its jobs were
-  meant for. A desktop's gigabyte or two stays well below; 10 GB on a 24 GB card do not. A host's memory is
-  bought for many things, jobs on the CPU being the least: there only the 90 % count.
+- 90 % of the card: beyond that no useful job fits.
+- What leaves less than the smallest job needs. If the operator has not set that need, it is two thirds of
+  what the card can give. Jobs are matched to cards by size, and cards come in steps of about that ratio (24,
+  16, 12, 8 GB): a card with less than two thirds left is smaller than the one that its jobs were meant for. A
+  desktop's gigabyte or two stays well below; 10 GB on a 24 GB card do not. A host's memory has many uses
+  besides jobs on the CPU, so there only the 90 % count.
 
-**The reserve** is what no model can use although nobody else holds it: each node's CUDA context (half a GiB),
-and 2 % of the card for fragmentation and for what a desktop grows by while a job runs.
+**The reserve** is memory that no model can use although nobody else holds it: each node's CUDA context (half
+a GiB), and 2 % of the card for fragmentation and for a desktop that grows while a job runs.
 
 **Hysteresis**: a drained GPU returns only below a second threshold (lower by 5 % of the card), and only after
-it has been below it for the whole dwell time without a break. The dwell delays the return alone; a drain is
-said at once. Faults are treated alike.
+it has stayed below it for the whole dwell time. The dwell time delays only the return; a drain takes effect
+at once. Faults are treated in the same way.
 
-**The weight** is the lower of what heat and measured speed leave: speed that was measured in the heat has the
-heat in it already.
+**The weight** is the lower of what heat and measured speed allow: speed that was measured in the heat
+includes its effect already.
 """
 
 from dataclasses import dataclass, replace
@@ -28,8 +28,7 @@ from comfy_fleet.domain.nodes.vram import CONTEXT_BYTES, GIB, Source, Usage
 
 FATAL_XIDS = frozenset({46, 48, 54, 62, 64, 79, 95, 110, 119, 120, 140, 143, 158})
 """Xids after which a GPU needs a reset or a repair (NVIDIA's "Xid Errors"). The others are mostly a program's
-own fault (13, 31, 43, 45), were contained (94), or concern links between GPUs (74), which ComfyUI does not
-use."""
+fault (13, 31, 43, 45), contained (94), or about links between GPUs (74), which ComfyUI does not use."""
 
 _HEAT_PERCENT = {
     Throttle.SOFT_THERMAL: 60,
@@ -41,17 +40,18 @@ _HEAT_PERCENT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What an operator may set; see the module's text for the reasons of the defaults.
+    """What an operator may set; the module's docstring explains the defaults.
 
     Attributes:
         need_bytes: What the smallest job of the pool needs; None: two thirds of what the card can give.
         reserve_bytes: Never counted as available; None: half a GiB for each node and 2 % of the card.
-        foreign_share: The share of the card beyond which foreign memory always drains.
-        band_share: How far below the threshold, as a share of the card, the way back lies.
-        dwell_s: How long it must have been well before it returns.
-        blind_s: How long a GPU that can't be judged keeps its nodes; a model load may starve a node's answers
+        foreign_share: The share of the card above which foreign memory always drains the node.
+        band_share: How far below the threshold, as a share of the card, a drained GPU must fall to return.
+        dwell_s: How long it must have been fit before it returns.
+        blind_s: How long a GPU that can't be judged keeps its nodes; a model load may delay a node's answers
             for a minute.
-        ecc_limit: Uncorrected memory errors since the driver was loaded that take a GPU out; 0: any number.
+        ecc_limit: Uncorrected memory errors since the driver was loaded at which a GPU is taken out; 0:
+            never.
         context_bytes: What CUDA takes for each node.
     """
 
@@ -65,13 +65,13 @@ class Policy:
     context_bytes: int = CONTEXT_BYTES
 
     def reserve(self, total: int, nodes: int) -> int:
-        """Return the bytes that are never available on a card of this size with so many nodes."""
+        """Return the bytes that are never available on a card of this size with this many nodes."""
         if self.reserve_bytes is not None:
             return self.reserve_bytes
         return max(1, nodes) * self.context_bytes + total // 50
 
     def drain_at(self, total: int, nodes: int, source: Source = Source.PROCESSES) -> int:
-        """Return the foreign bytes at which a card drains; 0 or less: it is too small even when empty."""
+        """Return the foreign bytes at which a card drains; 0 or less: it is too small even if empty."""
         usable = max(0, total - self.reserve(total, nodes))
         need = self.need_bytes
         if need is None:
@@ -86,13 +86,13 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What one judgement leaves to the next.
+    """What one assessment passes to the next.
 
     Attributes:
-        taken: Whether the GPU was last taken out.
-        well_since: Since when it has been fit to return, without a break.
-        blind_since: Since when it can't be judged.
-        seen: Whether it could ever be judged.
+        taken: Whether the GPU was taken out by the last assessment.
+        well_since: Since when it has been fit to return, without interruption.
+        blind_since: Since when it could not be judged.
+        seen: Whether it could be judged at least once.
     """
 
     taken: bool = False
@@ -106,12 +106,12 @@ class Assessment:
     """What a GPU's state means for the nodes on it.
 
     Attributes:
-        word: ready, drain, down, or hold where nothing can be told.
+        word: ready, drain, down, or hold if nothing is known.
         weight: Percent of a node's own weight: up to 100 for what heat leaves, up to 400 for a fast one.
-        why: The reason in words; with ready only what lowers the weight.
-        available_bytes: What the fleet's nodes on this GPU have together; None if unknown.
-        foreign_bytes: What others hold; None if unknown.
-        source: Where the figures come from.
+        why: The reason in words; with ready, only what lowers the weight.
+        available_bytes: What is available to all of the fleet's nodes on this GPU together; None if unknown.
+        foreign_bytes: What other programs hold; None if unknown.
+        source: Where the numbers come from.
     """
 
     word: Readiness
@@ -123,7 +123,7 @@ class Assessment:
 
     @property
     def verdict(self) -> AgentState:
-        """The same in the agent's words, to be joined with what the node's record says."""
+        """The same as an agent state, to be combined with what the node's record says."""
         ready = self.word is Readiness.READY
         return AgentState(word=self.word, weight=self.weight if ready else 0, why="" if ready else self.why)
 
@@ -142,13 +142,13 @@ def assess(
     Args:
         gpu: What NVML saw; None without NVML.
         use: Who holds its memory.
-        state: What the judgement before left; ``State()`` at first.
+        state: The state from the assessment before; ``State()`` at first.
         now_s: Seconds on a clock that never goes back.
         nodes: How many fleet nodes share the GPU.
         policy: Thresholds.
 
     Returns:
-        The judgement, and the state for the next one.
+        The assessment, and the state for the next one.
     """
     policy = policy or Policy()
     trouble = _trouble(gpu, use, policy, nodes, taken=state.taken)
@@ -189,11 +189,11 @@ def assess(
 
 
 def paced(judgement: Assessment, speed: float | None) -> Assessment:
-    """Return a judgement whose weight follows a node's measured speed as well.
+    """Return an assessment whose weight takes a node's measured speed into account.
 
     Args:
-        judgement: What the GPU's state says.
-        speed: Measured speed, 1.0 where it is what the node's weight promises; None while it is not known.
+        judgement: The assessment of the GPU's state.
+        speed: Measured speed; 1.0 means as fast as the node's weight promises. None while it is not known.
     """
     if speed is None:
         return judgement
@@ -204,7 +204,7 @@ def paced(judgement: Assessment, speed: float | None) -> Assessment:
 
 
 def _trouble(gpu: Gpu | None, use: Usage, policy: Policy, nodes: int, *, taken: bool) -> AgentState | None:
-    """Return what speaks against new jobs; with ``hold``, that nothing can be told; None if all is well."""
+    """Return what forbids new jobs, or ``hold`` if nothing is known; None if all is well."""
     if gpu is not None:
         if gpu.lost:
             return AgentState(

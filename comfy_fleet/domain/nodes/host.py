@@ -1,4 +1,4 @@
-"""A GPU host as its agent tells of it, and what the agent is told in return."""
+"""A GPU host's heartbeat, sent by its agent, and the orders that the agent gets back."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,22 +10,22 @@ from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.node import Node, check_name
 
 HOST_LABEL = "host"
-"""Every node that an agent registers carries its host's name under this label."""
+"""Every node that an agent registers has its host's name under this label."""
 
 STRAY = re.compile(r"preview3d_[0-9a-f]{32}\.[a-z0-9]{1,8}")
-"""Under such a random name ComfyUI's ``Preview3D`` leaves a copy in the root of ``output``."""
+"""ComfyUI's ``Preview3D`` leaves a copy with such a random name in the root of ``output``."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trash:
-    """Files of one run of a job that is over: they may be deleted from the node.
+    """Files of one run whose job is over: they may be deleted from the node.
 
     Attributes:
-        node: Where they lie.
+        node: Where they are.
         job: The job.
         run: The run: its outputs are in ``output/fleet/JOB/RUN``, its inputs in ``input/fleet/JOB/RUN``.
-        strays: Files in ``output`` itself, by names as :data:`STRAY` has them.
+        strays: Files in ``output`` itself, with names that match :data:`STRAY`.
     """
 
     node: str
@@ -60,15 +60,15 @@ class Trash:
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Where a node computes and what it holds there, for the other agents that have a node on that GPU.
+    """The GPU that a node uses and its memory there, for other agents with a node on that GPU.
 
     Attributes:
-        gpu: The GPU's UUID: no other machine has one of that.
-        running: Whether it runs at all.
-        pids: Its processes, in the numbers that its agent sees.
-        own: Bytes that it counts as its own; None if it has not told.
-        used: Bytes of the card that anybody used when it told that; None if unknown.
-        age_s: Seconds since it told.
+        gpu: The GPU's UUID, unique among all machines.
+        running: Whether the node runs.
+        pids: Its processes, with the numbers that its agent sees.
+        own: Bytes that it counts as its own; None if it has not reported.
+        used: Bytes of the card in use, by anybody, at the time of that report; None if unknown.
+        age_s: Seconds since that report.
     """
 
     gpu: str
@@ -81,19 +81,20 @@ class Seat:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeReport:
-    """What an agent says of one node.
+    """An agent's report on one node.
 
     Attributes:
         name: The node.
         word: Its answer to HAProxy.
         why: The reason in words, empty with ``ready``.
         weight: Its weight with ``ready``.
-        boot: Changes with every start of its process; empty if that can't be told.
-        freed: Changes whenever its models were unloaded.
-        seat: Where it computes; None where no GPU of a known UUID is.
-        facts: Everything else that was seen, JSON-ready: memory by owner, process, version, queue.
-        address: ``HOST:PORT`` that was looked at.
-        runs: Runs of the fleet that its queue has just held; another node that shows one is the same ComfyUI.
+        boot: Changes with every start of its process; empty if that is not known.
+        freed: Changes whenever its models are unloaded.
+        seat: Its share of a GPU; None without a GPU of a known UUID.
+        facts: All other observations, JSON-ready: memory by owner, process, version, queue.
+        address: ``HOST:PORT`` that was observed.
+        runs: Runs of the fleet that were in its queue just now; another node that shows one of them is the
+            same ComfyUI.
     """
 
     name: str
@@ -110,19 +111,19 @@ class NodeReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Joining:
-    """A node that an agent wants to have in the registry.
+    """A node that an agent registers.
 
     Attributes:
         name: Stable across restarts of host, agent and ComfyUI.
-        url: ``http://HOST:PORT`` as HAProxy reaches it; on its way to the API with user and password.
+        url: ``http://HOST:PORT`` as HAProxy reaches it; on its way to the API it includes user and password.
         agent: ``HOST:PORT`` of the agent, as HAProxy reaches it.
-        pool: Its pool; None leaves it to the registry.
-        weight: Its weight; None leaves it to the registry.
-        zone: Where it stands; None leaves it to the registry.
-        labels: Labels on top of those in the registry.
-        simulated: Whether it is a stand-in.
+        pool: Its pool; None keeps the registry's.
+        weight: Its weight; None keeps the registry's.
+        zone: Its zone; None keeps the registry's.
+        labels: Labels in addition to those in the registry.
+        simulated: Whether it is a simulated node.
         cleans: Whether the agent can delete files of finished jobs.
-        sealed: Its user and password, encrypted; empty: it asks for none.
+        sealed: Its user and password, encrypted; empty if it needs none.
     """
 
     name: str
@@ -139,7 +140,7 @@ class Joining:
     def applied(self, host: str, known: Node | None, *, now: float) -> Node:
         """Return the node as it should be registered.
 
-        What an operator has set since stays, unless the agent was started with another value.
+        What an operator has set since then stays, unless the agent was started with another value.
 
         Args:
             host: The host's name.
@@ -171,12 +172,12 @@ class Heartbeat:
         central: Whether it answers for all nodes that have no agent of their own.
         version: The agent's version.
         agent: ``HOST:PORT`` where it answers agent-checks.
-        gpus: Every GPU as it was seen, JSON-ready.
+        gpus: Every GPU's state, JSON-ready.
         gpus_why: Why no GPU could be read; empty if one could.
-        nodes: What it says of its nodes.
+        nodes: Its reports on its nodes.
         seen: Prompts that its nodes work on: which of them are runs of the fleet?
-        leaving: Nodes that wait to be restarted: does any run still need them?
-        deleted: Deletions that are done.
+        leaving: Nodes that wait for a restart: does any run still need them?
+        deleted: Deletions that were carried out.
     """
 
     host: str
@@ -194,16 +195,17 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Orders:
-    """What an agent is told in return.
+    """The API's answer to a heartbeat.
 
     Attributes:
         nodes: The host's nodes as they are registered, with their cordons.
-        explained: Those of the seen prompts that are runs of the fleet, also runs whose lease has expired.
-        clear: Those of the leaving nodes that no run needs any more.
+        explained: Those of the seen prompts that are runs of the fleet, runs with an expired lease included.
+        clear: Those of the leaving nodes that no run needs now.
         delete: Files to delete.
-        restart: Nodes that an operator wants restarted, until they were.
+        restart: Nodes that an operator wants restarted; listed until they were.
         neighbours: Nodes of other agents on this host's GPUs, by name.
-        store: Tells the store from one that was emptied, whose nodes have to be registered anew.
+        store: Identifies the store; if it changes, the store was emptied and the nodes must be registered
+            again.
     """
 
     nodes: Sequence[Node] = ()
@@ -217,12 +219,12 @@ class Orders:
 
 @dataclass(frozen=True, kw_only=True)
 class HostState:
-    """A host as it is known.
+    """What is known of a host.
 
     Attributes:
         host: Its name.
         seen_at: Unix seconds of its last heartbeat.
-        alive: Whether that was just now.
+        alive: Whether that is recent.
         record: The last heartbeat, JSON-ready; empty if it is too old.
     """
 

@@ -11,10 +11,10 @@ from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 
 LIVE = ("cordoned", "cordon_reason", "twin", "speed", "free_idle_s")
-"""What of a node is no part of its registration: it changes while the fleet runs."""
+"""Facts about a node that are not part of its registration, because they change while the fleet runs."""
 
 AGENT_DRAINS = "its agent says drain"
-"""Why HAProxy gives a node no lease, if that is all that it knows; the agent's own words say more."""
+"""HAProxy's reason for giving a node no lease when it knows no other; the agent's own reason says more."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _PREFIX = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,80}){0,8}")
@@ -30,20 +30,19 @@ class Node:
     Attributes:
         name: Unique; what HAProxy calls its server.
         url: ``http[s]://HOST:PORT[/PREFIX]`` of the ComfyUI.
-        sealed: The user and password that what stands there asks for, encrypted; empty: it asks for none.
-        pool: The one lease backend it stands in.
+        sealed: The user and password that the server there asks for, encrypted; empty if it needs none.
+        pool: The one pool it is in, which is a backend of the broker.
         weight: HAProxy's base weight, 1 to 256.
-        weight_by_gpu: True if nobody has set the weight: it follows the GPU's model once that is known.
+        weight_by_gpu: True if nobody has set the weight. It then follows the GPU's model, once that is known.
         cordoned: True while it must not get new jobs (drain).
-        cordon_reason: Who or what wanted that.
-        twin: The node that is the same ComfyUI, if it is cordoned for that; else empty.
-        simulated: True for the stand-in of :mod:`comfy_fleet.sim`.
+        cordon_reason: Who or what cordoned it.
+        twin: If it is cordoned as a duplicate, the node that is the same ComfyUI; else empty.
+        simulated: True for a simulated node of :mod:`comfy_fleet.sim`.
         agent: ``HOST:PORT`` that answers HAProxy's agent-check for it; None means the central agent.
-        speed: Measured speed beside what its GPU's model promises, see
-            :mod:`comfy_fleet.domain.nodes.speed`; None while it was not measured. It counts where
-            ``weight_by_gpu`` is true: a weight that somebody has set stays what it is.
-        free_idle_s: What is set for its pool, as agents are told; see
-            :class:`comfy_fleet.domain.nodes.pool.Pool`.
+        speed: Measured speed relative to what its GPU's model promises, see
+            :mod:`comfy_fleet.domain.nodes.speed`; None until it has been measured. It is used only if
+            ``weight_by_gpu`` is true: a weight that somebody has set stays.
+        free_idle_s: Its pool's setting, for agents; see :class:`comfy_fleet.domain.nodes.pool.Pool`.
     """
 
     name: str
@@ -71,7 +70,7 @@ class Node:
                 f"weight {self.weight} is not between 1 and 256",
                 details={"field": "weight", "value": self.weight},
             )
-        # Both raise on what HAProxy could not use: one such node would keep it from every change.
+        # Both raise on values that HAProxy can't use: one such node would block all changes to HAProxy.
         _ = self.address, self.agent_address
 
     @property
@@ -81,7 +80,7 @@ class Node:
 
     @property
     def share(self) -> float:
-        """How much work it gets beside others while it is idle: its weight at its measured speed."""
+        """Its share of the work while it is idle: its weight times its measured speed."""
         return self.weight * (self.pace or 1.0)
 
     @property
@@ -95,12 +94,12 @@ class Node:
 
     @property
     def key(self) -> str:
-        """What tells one ComfyUI from another: its host and port, and the path before it."""
+        """What identifies one ComfyUI: its host and port, and its path prefix."""
         return parse_place(self.url).key
 
     @property
     def proxied(self) -> bool:
-        """Whether something stands before it that needs its own name, its path, or a password."""
+        """Whether it is behind a proxy that needs its own host name, a path, or a password."""
         return parse_place(self.url).proxied or bool(self.sealed)
 
     @property
@@ -122,7 +121,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a node's ComfyUI last told of itself, apart from its inventory's content.
+    """What a node's ComfyUI last reported, except the content of its inventory.
 
     Attributes:
         inventory: Content hash of its inventory; empty while it is not known.
@@ -134,9 +133,9 @@ class Reading:
         vram_bytes: The device's memory; 0 while it is not known.
         read_at: Unix seconds of the last answer; 0: never.
         changed_at: Unix seconds when the inventory became what it is.
-        wanted: Somebody wants it to be read again.
+        wanted: Whether somebody wants it to be read again.
         starts: How often the node was seen to come back.
-        trouble: Why it could not be read the last time; empty if it could.
+        trouble: Why the last reading failed; empty if it did not.
     """
 
     inventory: str = ""
@@ -155,10 +154,10 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A run that is not over yet on its node.
+    """A run that is not over on its node.
 
     Attributes:
-        phase: ``claimed``, ``accepted``, or ``left``: only its outputs are still being fetched.
+        phase: ``claimed``, ``accepted``, or ``left`` (only its outputs are still being fetched).
     """
 
     run: str
@@ -171,15 +170,17 @@ class NodeState:
     """What the fleet knows of a node right now.
 
     Attributes:
-        verdict: ``up``, ``drain``, ``down`` or ``new`` (not yet answered for), as HAProxy sees it.
+        verdict: ``up``, ``drain``, ``down`` or ``new`` (no agent has answered for it yet), as HAProxy sees
+            it.
         why: The reason in words, empty when it is up.
         run: The run that leases it.
         job: That run's job.
         done: Jobs that succeeded on it since it was added.
         failed: Jobs that failed on it since it was added.
-        work: Every run that still needs it; that of the lease, and those whose outputs are being fetched.
+        work: Every run that still needs it: the one with the lease, and those whose outputs are being
+            fetched.
         quarantined: True if the fleet itself cordoned it, after faults.
-        reading: What its ComfyUI told of itself.
+        reading: What its ComfyUI last reported.
     """
 
     node: Node
@@ -195,7 +196,7 @@ class NodeState:
 
     @property
     def simulated(self) -> bool:
-        """Whether it is a stand-in, by its registration or by the version that it tells of itself."""
+        """Whether it is simulated, by its registration or by the version that it reports."""
         return self.node.simulated or self.reading.comfyui.startswith("sim-")
 
 
@@ -221,8 +222,8 @@ class Place:
         host: Host name or address.
         port: TCP port.
         tls: Whether it is https.
-        prefix: What stands before every path, such as ``/comfy``; empty for most.
-        authority: Host and port as the URL writes them: what a ``Host`` header says.
+        prefix: The prefix of every path, such as ``/comfy``; usually empty.
+        authority: Host and port as in the URL, for a ``Host`` header.
     """
 
     host: str
@@ -233,20 +234,20 @@ class Place:
 
     @property
     def key(self) -> str:
-        """What tells one ComfyUI from another."""
+        """What identifies one ComfyUI."""
         return f"{self.host}:{self.port}{self.prefix}"
 
     @property
     def proxied(self) -> bool:
-        """Whether a proxy answers there, which is told its own name; a plain node is not."""
+        """Whether a proxy answers there. A proxy gets its own name as ``Host``, a plain node does not."""
         return self.tls or bool(self.prefix)
 
 
 def split_credentials(url: str) -> tuple[str, str]:
-    """Take user and password out of ``http[s]://USER:PASSWORD@HOST...``; neither is ever repeated.
+    """Take user and password out of ``http[s]://USER:PASSWORD@HOST...``; no error repeats them.
 
     Returns:
-        The URL without them, and ``USER:PASSWORD`` decoded; empty if it names none.
+        The URL without them, and ``USER:PASSWORD`` decoded; empty if the URL has none.
 
     Raises:
         BadInput: They can't be used, see :func:`check_credentials`.
@@ -270,7 +271,7 @@ def check_credentials(credentials: str) -> str:
     """Return ``USER:PASSWORD`` if basic authentication (RFC 7617) can carry it; the password may be empty.
 
     Raises:
-        BadInput: It names no user, is longer than 512 characters, or holds control characters.
+        BadInput: It has no user, is longer than 512 characters, or contains control characters.
     """
     user, colon, _ = credentials.partition(":")
     if not user or not colon:
@@ -283,7 +284,8 @@ def check_credentials(credentials: str) -> str:
 
 
 def with_credentials(url: str, credentials: str) -> str:
-    """Return a URL that holds ``USER:PASSWORD``, as :func:`split_credentials` reads it; as it is if empty."""
+    """Return the URL with ``USER:PASSWORD`` in it, as :func:`split_credentials` reads it; unchanged if
+    empty."""
     if not credentials:
         return url
     scheme, slashes, rest = url.partition("://")
@@ -300,7 +302,7 @@ def _unusable(why: str) -> BadInput:
     return BadInput(f"url: its user and password {why}", details={"field": "url"})
 
 
-@lru_cache(maxsize=4096)  # a thousand nodes are looked at twice a second
+@lru_cache(maxsize=4096)  # called twice a second for up to a thousand nodes
 def parse_place(url: str) -> Place:
     """Split ``http[s]://HOST[:PORT][/PREFIX]``; the port is 8188 for http and 443 for https if none is named.
 
@@ -314,7 +316,7 @@ def parse_place(url: str) -> Place:
             details={"field": "url", "value": url},
         )
 
-    if "@" in url:  # Not shown, and looked for before anything else: what is before it may be a password.
+    if "@" in url:  # Checked first, and the URL is not shown: the text before the @ may be a password.
         raise BadInput(
             "url holds an @ in another place than behind a user and password: in these, write @ as %40, "
             "/ as %2F, ? as %3F, # as %23 and % as %25",
@@ -328,7 +330,7 @@ def parse_place(url: str) -> Place:
     host = parts.hostname or ""
     if parts.scheme not in ("http", "https"):
         raise refused("is neither http nor https")
-    # urlsplit drops newlines and tabs without a word.
+    # urlsplit drops newlines and tabs silently.
     if not url.isprintable() or " " in url:
         raise refused("holds blanks or control characters")
     if "?" in url or "#" in url:

@@ -1,11 +1,11 @@
 """Work on a node that no run of the fleet explains.
 
-A dispatcher that dies gives its slot back while the GPU still computes; a person may have posted a prompt
-past the fleet. ComfyUI runs one prompt at a time, so such a node must get no lease. A prompt counts as an
-orphan when it was seen, the fleet was asked and knew no run of its id, and a look that began some time after
-the question still saw it. That last look counts: a run that ends between a look and the question explains
-nothing any more, and its prompt is gone too. Without it every job that ended at such a moment drained its
-node. A run whose lease has expired still explains its prompt: another dispatcher will adopt it.
+When a dispatcher dies, its slot is free while the GPU still computes; and people may post prompts to a node
+without the fleet. ComfyUI runs one prompt at a time, so such a node must get no lease. A prompt is an orphan
+if it was seen, the fleet was asked and knew no run with its id, and a look that began some time after the
+question still saw it. The last look is needed because a run may end between the first look and the question:
+then its prompt is gone, too. Without it, every job that ended at such a moment would drain its node. A run
+whose lease has expired still explains its prompt: another dispatcher will adopt it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,11 +16,11 @@ APART_S = 0.5
 
 
 MOST_PROMPTS, LONGEST_ID = 500, 200
-"""Of one node's queue: what an agent tells of it must not be longer than the API takes."""
+"""Most prompts of one node's queue in a heartbeat, which must not be longer than the API accepts."""
 
 MOST_SHOWN, SHOWN_S = 16, 2.5
-"""How many of the fleet's prompts that a queue has held are told, and for how many seconds: two agents look
-at the same short prompt at different moments."""
+"""How many of the fleet's prompts are reported after they left the queue, and for how many seconds: two
+agents may see the same short prompt at different moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Prompt:
     Attributes:
         id: ``prompt_id``; the run's id, if the fleet posted it.
         running: Whether it runs; else it waits.
-        ours: Whether its ``extra_data`` says that the fleet posted it.
+        ours: Whether the fleet posted it, by its ``extra_data``.
     """
 
     id: str
@@ -44,8 +44,8 @@ class Sighted:
 
     Attributes:
         last_at: Monotonic seconds when the last look that saw it began.
-        denied_at: When the first of the answered questions was sent since which no run explains it;
-            None: a run does, or nobody was asked.
+        denied_at: When the first question was sent to which the answer was that no run explains it; None if a
+            run does, or no answer has come.
     """
 
     prompt: Prompt
@@ -53,7 +53,7 @@ class Sighted:
     denied_at: float | None = None
 
     def told(self, explained: bool, asked_at: float) -> "Sighted":
-        """Take in an answer to a question that was sent at ``asked_at``."""
+        """Apply an answer to a question that was sent at ``asked_at``."""
         if explained:
             return replace(self, denied_at=None)
         return self if self.denied_at is not None else replace(self, denied_at=asked_at)
@@ -70,10 +70,10 @@ class Queue:
 
     prompts: Mapping[str, Sighted] = field(default_factory=dict)
     ours: Mapping[str, float] = field(default_factory=dict)
-    """The fleet's prompts that it holds or has just held, and when it was last seen to."""
+    """The fleet's prompts that are, or just were, in it, and when each was last seen."""
 
     def look(self, prompts: Iterable[Prompt], now: float) -> "Queue":
-        """Take in what the queue held at a look that began at ``now``."""
+        """Apply what the queue held at a look that began at ``now``."""
         seen: dict[str, Sighted] = {}
         for prompt in prompts:
             known = self.prompts.get(prompt.id)
@@ -85,7 +85,7 @@ class Queue:
         return Queue(prompts=seen, ours=dict(held[-MOST_SHOWN:]))
 
     def told(self, asked: Iterable[str], explained: Iterable[str], asked_at: float) -> "Queue":
-        """Take in the fleet's answer to a question about these prompts."""
+        """Apply the fleet's answer to a question about these prompts."""
         known, answered = frozenset(explained), frozenset(asked)
         told = {
             id_: one.told(id_ in known, asked_at) if id_ in answered else one
@@ -94,7 +94,7 @@ class Queue:
         return replace(self, prompts=told)
 
     def shown(self, now: float) -> tuple[str, ...]:
-        """Return the fleet's prompts that it holds or has just held."""
+        """Return the fleet's prompts that are, or just were, in the queue."""
         return tuple(id_ for id_, at in self.ours.items() if now - at <= SHOWN_S)
 
     @property
@@ -104,7 +104,7 @@ class Queue:
 
     @property
     def orphans(self) -> tuple[Prompt, ...]:
-        """Prompts that nobody explains."""
+        """Prompts that no run explains."""
         return tuple(one.prompt for one in self.prompts.values() if one.orphan)
 
 

@@ -1,4 +1,4 @@
-"""A pool: the nodes that stand together, and what an operator has set for them."""
+"""A pool: a group of nodes, and what an operator has set for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ LONGEST_S = 10 * 365 * 86400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """A pool by its name. What is None is not set: :class:`PoolDefaults` holds there.
+    """A pool. A field that is None is not set: :class:`PoolDefaults` applies.
 
     Attributes:
-        name: As nodes and jobs name it.
-        slot: HAProxy's lease backend that it has, from 1; None: none yet, or there are more pools than slots.
-        free_idle_s: After so many idle seconds a node unloads its models; 0: never.
+        name: The name that nodes and jobs use.
+        slot: Number of its backend in HAProxy, from 1; None: none yet, or there are more pools than slots.
+        free_idle_s: Idle seconds after which a node unloads its models; 0: never.
         free_on_oom: Whether a node on which a job ran out of memory unloads its models.
     """
 
@@ -41,12 +41,12 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolDefaults:
-    """What holds for pools in which it is not set.
+    """The values for pools that have not set their own.
 
     Attributes:
         free_idle_s: See :class:`Pool`.
         free_on_oom: See :class:`Pool`.
-        former: What settings in their former form say of single pools: less than a pool's own.
+        former: Values for single pools from settings in their former form; a pool's own values come first.
     """
 
     free_idle_s: float = 0.0
@@ -58,7 +58,7 @@ class PoolDefaults:
 
         Args:
             name: The pool.
-            own: Its own ``free_idle_s``.
+            own: The pool's own ``free_idle_s``.
         """
         return _first(own, self.former.get(name, Pool(name=name)).free_idle_s, self.free_idle_s)
 

@@ -1,6 +1,6 @@
-"""How a process ended, in words. Pure: takes its status and the end of its output.
+"""How a process ended, in words, from its status and the end of its output.
 
-The last line that a process wrote is rarely why it ended: a killed one wrote it about something else.
+The last line of its output is rarely the reason: a killed process wrote it about something else.
 """
 
 import json
@@ -14,9 +14,9 @@ _TROUBLE = re.compile(
     re.IGNORECASE,
 )
 _LONGEST = 300
-_BY_SIGNAL = 128  # a shell, or HAProxy's master, ends with this and the signal that ended its child
+_BY_SIGNAL = 128  # a shell, or HAProxy's master, adds this to the number of the signal that ended its child
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_FRAME = " │╭╮╰╯─"  # around the errors of the command line's own
+_FRAME = " │╭╮╰╯─"  # the frame around errors of our own command line
 _DEFECTS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 
 
@@ -31,7 +31,7 @@ def end_of(status: int) -> str:
 
 
 def reason_of(status: int, lines: Sequence[str]) -> str:
-    """Return why a process ended, as far as it can be told.
+    """Return why a process ended, as far as that is known.
 
     Args:
         status: Its exit status; negative: the signal that ended it.
@@ -44,7 +44,7 @@ def reason_of(status: int, lines: Sequence[str]) -> str:
         return error_in(lines) or words
     if words == "SIGKILL":
         return "killed by signal SIGKILL (perhaps out of memory)"
-    if words == "SIGABRT":  # a process does that to itself, and says why first
+    if words == "SIGABRT":  # a process does that to itself, and prints the reason first
         said = error_in(lines)
         return f"gave up with signal SIGABRT{f': {said}' if said else ''}"
     if words in _DEFECTS:
@@ -53,9 +53,9 @@ def reason_of(status: int, lines: Sequence[str]) -> str:
 
 
 def error_in(lines: Sequence[str]) -> str:
-    """Return the last line that tells of an error; empty if none does.
+    """Return the last line about an error; empty if there is none.
 
-    Lines of JSON are the logs of our own processes, and what HAProxy says of requests.
+    Lines of JSON are skipped: they are our own processes' logs, and HAProxy's log of requests.
     """
     for line in reversed(lines):
         found = _logged(line) if line.startswith("{") else _said(line)

@@ -1,10 +1,11 @@
-"""When to start, restart and recycle a ComfyUI process. Pure: looks in, orders out; no process, no clock.
+"""When to start, restart and recycle a ComfyUI process. Pure: observations in, orders out; no process, no
+clock.
 
 *Frozen* means: neither HTTP nor the websocket answers, and nothing else shows progress. A model load
 starves ComfyUI's event loop for a minute while its process computes or reads: that is not frozen. A process
-that keeps the processor busy and stays silent is given up only after a much longer limit.
+that is busy and silent is given up only after a much longer limit.
 
-*Broken* means: the thread that runs prompts has died. ComfyUI answers everything then, and runs nothing.
+*Broken* means: the thread that runs prompts has died. ComfyUI then still answers, but runs nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -16,16 +17,16 @@ BACKOFF = Backoff(first_s=0.2, longest_s=60.0)
 
 
 class ProcessPhase(StrEnum):
-    """Where a process stands."""
+    """The state of a process."""
 
     STOPPED = "stopped"
     STARTING = "starting"
     UP = "up"
     LEAVING = "leaving"
-    """It gets no new job and is restarted once nobody needs it."""
+    """It gets no new job and is restarted once no run needs it."""
     STOPPING = "stopping"
     WAITING = "waiting"
-    """It ended by itself and is started again after a pause."""
+    """It ended on its own and is started again after a pause."""
 
 
 class Order(StrEnum):
@@ -41,14 +42,13 @@ class RestartLimits:
     """When a process is restarted.
 
     Attributes:
-        start_s: How long it may take until it answers for the first time.
+        start_s: How long it may take before its first answer.
         frozen_s: How long it may be silent without any progress.
         hung_s: How long it may be silent at all.
-        rss_bytes: Host memory of its own (files that it maps don't count) from which on it is recycled; None:
-            any.
-        jobs: Jobs after which it is recycled; 0: any number.
+        rss_bytes: Host memory of its own (mapped files don't count) at which it is recycled; None: never.
+        jobs: Number of jobs after which it is recycled; 0: never.
         backoff: Pauses after crashes in a row.
-        steady_s: A process that was up so long starts over at the first pause.
+        steady_s: After a process has been up for this long, pauses start over at the first.
     """
 
     start_s: float = 600.0
@@ -62,7 +62,7 @@ class RestartLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What was seen of a process at one instant.
+    """One observation of a process.
 
     Attributes:
         now: Monotonic seconds.
@@ -71,11 +71,12 @@ class Look:
         ready: Whether it has answered ``/object_info`` since it was started.
         heard_at: When HTTP or the websocket last answered; None: never.
         effort: Grows while it computes, reads or uses its GPU: seconds of work since its start.
-        rss_bytes: Host memory of its own; None if it can't be told.
+        rss_bytes: Host memory of its own; None if unknown.
         jobs: Prompts that it has finished since it was started.
         needed: Whether anything runs on it, or a run still fetches its files.
-        turn: Whether it may be recycled now. Those of one host wear alike: all would go at once.
-        broken: Why it can do no work any more though it lives and answers; empty if it can.
+        turn: Whether it may be recycled now. The processes of a host grow alike and would otherwise all be
+            recycled at once.
+        broken: Why it can no longer work although it lives and answers; empty if it can.
     """
 
     now: float
@@ -93,14 +94,14 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What is remembered of a process between two looks.
+    """What is kept between two observations of a process.
 
     Attributes:
-        phase: Where it stands.
-        since: When it came there.
+        phase: Its state.
+        since: When it came into this state.
         why: Why it is not up, in words.
-        crashes: How often it ended by itself without having been up steadily in between.
-        restarts: How often it was started, the first time left out.
+        crashes: How often it ended on its own without having been up steadily in between.
+        restarts: How often it was started after the first time.
         effort: Its effort when that last grew by more than an idle process does.
         effort_at: When that was.
         up_at: When it last came up.
@@ -123,17 +124,17 @@ class Watch:
 
 
 IDLE_RATE = 0.05
-"""Seconds of work a second below which a process counts as idle: threads that only wait wake up, too."""
+"""Seconds of work per second below which a process counts as idle: waiting threads wake up, too."""
 
 _LEAKS_ON = 1.2
-"""So far beyond its limit of host memory nobody waits for a turn."""
+"""A process this far above its memory limit is recycled without waiting for its turn."""
 
 SETTLE_S = 2.0
-"""HAProxy has heard ``drain`` by then, and who was granted a lease before has claimed a job."""
+"""By then HAProxy has heard ``drain``, and every lease granted before has led to a claim."""
 
 
 def step(watch: Watch, look: Look, limits: RestartLimits) -> tuple[Watch, Order | None]:
-    """Take one look in, and return what to do."""
+    """Handle one observation, and return what to do."""
     match watch.phase:
         case ProcessPhase.STOPPED:
             return _start(watch, look), Order.START

@@ -1,4 +1,4 @@
-"""What a ComfyUI's ``/system_stats`` tells about its node.
+"""What a ComfyUI's ``/system_stats`` says about its node.
 
 ``vram_free`` counts what PyTorch keeps in its cache (``torch_vram_free``); ``torch_vram_total`` is what it
 has taken from the driver (ComfyUI 0.3.64).
@@ -9,12 +9,12 @@ from typing import Any
 
 from comfy_fleet.domain.nodes.node import Reading
 
-_NO_FIGURES = ("privateuseone",)  # DirectML tells a constant
-_LONGEST = 200  # characters of a name or version: it is listed
+_NO_FIGURES = ("privateuseone",)  # DirectML reports a constant
+_LONGEST = 200  # longest name or version, in characters: lists show it
 
 
 def reading_of(stats: Mapping[str, Any]) -> Reading:
-    """Read an answer; what is not told stays empty."""
+    """Read an answer; missing values stay empty."""
     system = stats.get("system")
     system = system if isinstance(system, Mapping) else {}
     device = _device(stats)
@@ -30,7 +30,7 @@ def reading_of(stats: Mapping[str, Any]) -> Reading:
 
 
 def room_bytes(stats: Mapping[str, Any]) -> int:
-    """Return how much of the card this ComfyUI could use, its own part included; 0 if that is unknown."""
+    """Return how many bytes of the card this ComfyUI could use, its own included; 0 if unknown."""
     device = _device(stats)
     if _text(device, "type") in (*_NO_FIGURES, ""):
         return 0

@@ -1,23 +1,23 @@
 """How much of a GPU's memory other programs hold.
 
 ComfyUI keeps models loaded until it needs the room, so a node that has just run a job looks full and is not.
-What is really gone is what *foreign* processes hold: ``available = total - foreign - reserve``. Memory of the
-fleet's own nodes is never foreign, whichever of them holds it: nodes on one GPU share one budget.
+Only memory that *foreign* processes hold is unavailable: ``available = total - foreign - reserve``. The
+memory of the fleet's own nodes is never foreign: nodes on one GPU share one budget.
 
-Foreign memory is what is used beyond our own, not the sum of the foreigners that are listed: a process that
-the driver does not list holds memory all the same. Our own is found in this order, node by node:
+Foreign memory is the used memory minus our own, not the sum over the foreign processes that are listed: a
+process that the driver does not list holds memory, too. Our own is found in this order, node by node:
 
 1. by process, if NVML lists the node's processes with their bytes;
-2. else as ComfyUI counts it (``torch_vram_total``) plus an allowance for what CUDA itself takes. This is the
-   way in containers without the host's process ids, and on Windows. Some drivers list a container's process
-   under its inner number with zero bytes; a number may also be another process's. Both are recognised by a
-   count far below ComfyUI's own;
-3. else nothing, if it does not run, or if another node's processes are listed and its own are not;
-4. else it is unknown. Then only bounds can be told, and often they are enough.
+2. else by ComfyUI's count (``torch_vram_total``) plus an allowance for CUDA itself. This is used in
+   containers without the host's process ids, and on Windows. Some drivers list a container's process under
+   its inner pid with zero bytes; and a pid may belong to another process. Both show as a count far below
+   ComfyUI's own;
+3. else as zero, if the node does not run, or if another node's processes are listed and its own are not;
+4. else it is unknown. Then only bounds can be given, which are often enough.
 
-A node of another agent on the same GPU is no foreigner either. What it counts arrives a second or two late,
-and what it has taken since would look foreign. Its count came with the card's use at that instant: the
-smaller use counts.
+A node of another agent on the same GPU is not foreign either. Its count arrives a second or two late, and
+memory that it has taken since would look foreign. The count comes with the card's total use at that instant;
+the smaller of the two uses counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,10 +30,10 @@ MIB = 2**20
 GIB = 2**30
 
 CONTEXT_BYTES = 512 * MIB
-"""What CUDA takes for a process beside PyTorch's own count: 0.3 to 0.6 GiB, by card and driver."""
+"""What CUDA takes per process on top of PyTorch's count: 0.3 to 0.6 GiB, depending on card and driver."""
 
 STALE_S = 3.0
-"""A node's own count older than this says nothing about now: a model may have been loaded since."""
+"""A node's own count is too old after this many seconds: a model may have been loaded since."""
 
 
 class Source(StrEnum):
@@ -58,15 +58,15 @@ class Device(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """A node's memory as its ComfyUI told it, all at one instant.
+    """A node's memory as its ComfyUI reported it, all at one instant.
 
     Attributes:
         device: What kind of memory it is.
-        total: Bytes; None where ComfyUI can't tell.
-        used: Bytes of it that anybody uses; None where ComfyUI can't tell.
-        own: Bytes that this ComfyUI has taken; None where that can't be told.
+        total: Bytes; None if ComfyUI does not know.
+        used: Bytes in use by anybody; None if ComfyUI does not know.
+        own: Bytes that this ComfyUI has taken; None if unknown.
         name: The device's name.
-        age_s: Seconds since it was told.
+        age_s: Seconds since the report.
     """
 
     device: Device = Device.CARD
@@ -78,7 +78,7 @@ class Counted:
 
     @property
     def fresh(self) -> bool:
-        """Whether it still says something about now."""
+        """Whether it is recent enough to use."""
         return self.age_s <= STALE_S
 
 
@@ -88,10 +88,10 @@ class MemoryClaim:
 
     Attributes:
         node: Its name.
-        pids: Its processes, children included; empty if nobody knows them.
+        pids: Its processes, children included; empty if unknown.
         counted: Its own count; None if it never answered.
         running: False when it is known not to run: then it holds nothing.
-        late: Whether another agent told of it, by way of the API.
+        late: Whether the report is another agent's, received through the API.
     """
 
     node: str
@@ -102,14 +102,14 @@ class MemoryClaim:
 
     @property
     def told(self) -> int | None:
-        """What it counts as its own of a card, if that is fresh."""
+        """The bytes of a card that it counts as its own, if the count is recent."""
         if self.counted is None or self.counted.device is not Device.CARD or not self.counted.fresh:
             return None
         return self.counted.own
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it is known to hold nothing of any card."""
+        """Whether it is known to hold no memory of any card."""
         return not self.running or (self.counted is not None and self.counted.device is Device.HOST)
 
 
@@ -119,9 +119,9 @@ class Usage:
 
     Attributes:
         total: All of it; None if unknown.
-        foreign: What others hold; with ``Source.BOUNDS`` the most that it can be; None if unknown.
+        foreign: What others hold; with ``Source.BOUNDS``, the upper bound; None if unknown.
         own: What each node holds, as far as known.
-        source: Where this comes from.
+        source: Where the numbers come from.
         others: The foreign processes that are listed, the largest first, as (pid, name, bytes).
     """
 
@@ -133,17 +133,17 @@ class Usage:
 
     @property
     def certain(self) -> bool:
-        """Whether ``foreign`` is a measurement and no bound."""
+        """Whether ``foreign`` is a measurement and not a bound."""
         return self.foreign is not None and self.source is not Source.BOUNDS
 
 
 def usage(gpu: Gpu | None, claims: Sequence[MemoryClaim], *, context_bytes: int = CONTEXT_BYTES) -> Usage:
-    """Tell who holds a GPU's memory.
+    """Work out who holds a GPU's memory.
 
     Args:
-        gpu: What NVML saw; None, or one without memory, leaves it to the nodes' own counts.
+        gpu: What NVML saw; if None or without memory, the nodes' own counts are used.
         claims: All fleet nodes on this GPU, of this or any other agent.
-        context_bytes: What a process takes beside PyTorch's own count.
+        context_bytes: What a process takes on top of PyTorch's count.
     """
     if gpu is None or gpu.memory is None:
         return _from_counts(claims, context_bytes)
@@ -164,8 +164,8 @@ def usage(gpu: Gpu | None, claims: Sequence[MemoryClaim], *, context_bytes: int 
     snapshots = [(one.late, one.counted.age_s, one.counted.used) for one in counted if one.counted]
     soon = [(age_s, seen) for late, age_s, seen in snapshots if not late and seen is not None]
     if soon:
-        # The node told used and own at one instant. NVML's figure is of another one, and a model that is
-        # loaded in between, at ten gigabytes a second, would look like somebody else's.
+        # The node reported used and own at one instant. NVML's number is from another instant, and a model
+        # that is loaded in between, at ten gigabytes a second, would look foreign.
         used = min(soon)[1]
     used = min([used, *(seen for late, _, seen in snapshots if late and seen is not None)])
     source = Source.COUNTED if counted else Source.PROCESSES
@@ -182,13 +182,13 @@ def usage(gpu: Gpu | None, claims: Sequence[MemoryClaim], *, context_bytes: int 
         foreign=foreign,
         own=own,
         source=source,
-        # With a node that is not among them by its number, any of them may be the node.
+        # If a node's pid is not listed, any listed process may be the node.
         others=tuple(sorted(others, key=lambda one: -one[2])) if source is Source.PROCESSES else (),
     )
 
 
 def _listed(claim: MemoryClaim, used: Mapping[int, int | None]) -> int | None:
-    """Return a node's bytes by process; None if they are hidden, or are none of its own."""
+    """Return a node's bytes by process; None if they are hidden or belong to another process."""
     mine = [used[pid] for pid in claim.pids if pid in used]
     if not mine or any(one is None for one in mine):
         return None
@@ -210,13 +210,13 @@ def _from_counts(claims: Sequence[MemoryClaim], context_bytes: int) -> Usage:
     context = context_bytes if newest.device is Device.CARD else 0
     own = {node: one.own + context for node, one in told.items() if one.own is not None}
     if newest.device is Device.UNSEEN or newest.used is None or len(own) < len(told):
-        # Nobody can tell what others hold. A node that never got a job for that would be of no use, and
-        # memory that its own models hold is no reason to take it out.
+        # What others hold is unknown. Never giving the node a job would make it useless, and its own models'
+        # memory is no reason to take it out.
         return Usage(total=newest.total, foreign=0, own=own, source=Source.UNSEEN)
     foreign = max(0, newest.used - sum(own.values()))
     source = Source.HOST if newest.device is Device.HOST else Source.STATS
     if any(claim.running and claim.node not in told for claim in claims):
-        source = Source.BOUNDS  # one that starts, or does not answer, may hold all of the rest
+        source = Source.BOUNDS  # a node that starts, or does not answer, may hold all of the rest
     return Usage(
         total=newest.total,
         foreign=foreign if newest.total is None else min(newest.total, foreign),

@@ -10,12 +10,12 @@ _SHOWN = 3
 def waiting_for(
     able: Collection[str], states: Sequence[NodeState], reasons: Mapping[str, Sequence[str]]
 ) -> str | None:
-    """Say what keeps a job in the queue, or None if a node is free for it.
+    """Return why a job is still queued, or None if a node is free for it.
 
     Args:
         able: Nodes that can run it.
         states: All nodes.
-        reasons: Why the others of its pools can't.
+        reasons: Why the other nodes of its pools can't run it.
     """
     mine = [state for state in states if state.node.name in able]
     if not mine:
@@ -39,13 +39,13 @@ def lacking(reasons: Mapping[str, Sequence[str]]) -> str:
 
 
 def told(reasons: Mapping[str, Sequence[str]]) -> str:
-    """Return ``gpu-3: has no class `A`; gpu-4: `vae/b` missing``; of many nodes only the first."""
+    """Return ``gpu-3: has no class `A`; gpu-4: `vae/b` missing``; if there are many nodes, only the first."""
     return _joined([f"{name}: {', '.join(why[:_SHOWN])}" for name, why in sorted(reasons.items()) if why])
 
 
 def _out(state: NodeState) -> str:
     node, said = state.node, []
-    if node.cordoned:  # it keeps jobs away even once the node is back: so it is told first
+    if node.cordoned:  # it would keep jobs away even once the node is back, so it comes first
         said.append(f"drained: {node.cordon_reason}" if node.cordon_reason else "drained")
     if state.verdict == "down" or not node.cordoned:
         word = {"drain": "drained", "new": "new"}.get(state.verdict, state.verdict)

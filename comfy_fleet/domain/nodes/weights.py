@@ -1,8 +1,8 @@
-"""How much work a GPU should get beside others, where the operator has not said it.
+"""How much work a GPU should get compared with others, if the operator has not set it.
 
-The figures are shares, 100 for an RTX 4090, in the order of what image and video models reach in half
-precision. HAProxy takes 1 to 256. They decide who gets more of a short queue; a long one keeps every node
-busy anyway.
+The numbers are shares, 100 for an RTX 4090, roughly in proportion to the speed of image and video models in
+half precision. HAProxy takes 1 to 256. They decide who gets more of a short queue; a long one keeps every
+node busy anyway.
 """
 
 import re
@@ -31,7 +31,7 @@ _BY_MODEL: tuple[tuple[str, int], ...] = (
 
 
 def default_weight(gpu: str, device: str = "cuda") -> int:
-    """Return the weight of a node by its GPU's name, as the driver or ComfyUI tells it.
+    """Return the weight of a node by its GPU's name, as the driver or ComfyUI reports it.
 
     Args:
         gpu: For example ``cuda:0 NVIDIA GeForce RTX 4090 : cudaMallocAsync``.
@@ -44,9 +44,10 @@ def default_weight(gpu: str, device: str = "cuda") -> int:
 
 
 def drawn(shares: Mapping[str, float], chance: Callable[[], float]) -> list[str]:
-    """Return nodes at random, the greater a share the sooner: each place is drawn by the shares left over.
+    """Return nodes in random order: each place is drawn among the remaining nodes in proportion to their
+    shares.
 
-    The lots of a weighted draw without repetition (Efraimidis and Spirakis, 2006).
+    This is weighted random sampling without replacement (Efraimidis and Spirakis, 2006).
 
     Args:
         shares: Above 0, by node.
