@@ -1,4 +1,4 @@
-"""What services need from the outside. Adapters implement it; nothing here does I/O.
+"""What services need from outside, as Protocols. Adapters implement them; nothing here does I/O.
 
 Everything is async; every id is a string; every time is Unix seconds.
 """

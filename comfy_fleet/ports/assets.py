@@ -9,24 +9,24 @@ from comfy_fleet.domain.jobs.asset import Asset
 
 
 class Received(Protocol):
-    """Bytes that are stored but belong to no record yet."""
+    """Bytes that are stored but have no record yet."""
 
     @property
     def hash(self) -> str:
-        """``blake3:<hex>`` of them."""
+        """``blake3:<hex>`` of the bytes."""
 
     @property
     def size_bytes(self) -> int:
-        """How many they are."""
+        """Their number."""
 
 
 class AssetStore(Protocol):
     """Files and their records."""
 
     def receive(self, chunks: AsyncIterator[bytes]) -> AbstractAsyncContextManager[Received]:
-        """Store bytes while hashing; they are gone after the block unless :meth:`keep` took them.
+        """Store and hash bytes; they are deleted after the block unless :meth:`keep` took them.
 
-        For callers that know name and type only after the bytes, as in a form.
+        For callers that learn name and type only after the bytes, as in a form.
         """
 
     async def keep(
@@ -53,10 +53,10 @@ class AssetStore(Protocol):
         tags: tuple[str, ...] = (),
         expires_in_s: float | None = None,
     ) -> tuple[Asset, bool]:
-        """Store bytes while hashing; return the asset and whether the bytes are new to the owner.
+        """Store and hash bytes; return the asset, and True if the bytes are new to the owner.
 
         Raises:
-            HashMismatch: ``expected_hash`` is not what came; nothing is kept.
+            HashMismatch: The bytes do not have ``expected_hash``; nothing is kept.
         """
 
     async def from_hash(
@@ -90,10 +90,10 @@ class AssetStore(Protocol):
         """Store one output of a job. The same bytes twice are stored once."""
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
-        """Look whether so many bytes more may be stored; outputs of running jobs may use more of the disk.
+        """Check that this many more bytes may be stored; outputs of running jobs may use more of the disk.
 
         Raises:
-            NoRoom: The disk is too full. Whatever stores bytes raises it too, and keeps nothing then.
+            NoRoom: The disk is too full. Methods that store bytes raise it, too, and then keep nothing.
         """
 
     async def get(self, asset_id: str) -> Asset | None:
@@ -114,11 +114,12 @@ class AssetStore(Protocol):
         """Keep assets for a job that is about to be submitted, until it is final.
 
         Raises:
-            MissingAsset: One of them is not there (any more) or somebody else's; none is held then.
+            MissingAsset: One of them does not exist, no longer exists or is somebody else's; then none is
+                held.
         """
 
     async def release(self, *, asset_ids: Sequence[str], job_id: str) -> None:
-        """Let go of what was held for a job that was not submitted after all."""
+        """Release the assets that were held for a job that was not submitted after all."""
 
     async def forget_job(self, job_id: str) -> bool:
         """Forget a job's outputs; False if a live job still needs one of them. Safe to repeat."""
@@ -129,7 +130,7 @@ class AssetStore(Protocol):
         """Return the bytes, or a range of them; see :meth:`BlobStore.open`."""
 
     async def url(self, asset: Asset) -> str | None:
-        """Return where a client may fetch the bytes itself; see :meth:`BlobStore.url`."""
+        """Return a URL from which a client may fetch the bytes itself; see :meth:`BlobStore.url`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ class Content:
 
     Attributes:
         chunks: Its bytes as they come.
-        length: How many there will be, if the node said so.
+        length: Their number, if the node has announced it.
     """
 
     chunks: AsyncIterator[bytes]

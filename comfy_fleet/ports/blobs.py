@@ -1,4 +1,4 @@
-"""Bytes under their content hash, wherever they lie."""
+"""Bytes by content hash, wherever they are stored."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """Bytes in a :class:`BlobStore`, as they were put.
+    """Stored bytes of a :class:`BlobStore`.
 
     Attributes:
-        key: What the store calls them.
-        hash: ``blake3:<hex>`` of them.
+        key: The store's name for them.
+        hash: ``blake3:<hex>`` of the bytes.
     """
 
     key: str
@@ -20,44 +20,45 @@ class Blob:
 
 
 class BlobStore(Protocol):
-    """Immutable bytes. It knows of no owners and no records; keys are its own words."""
+    """Immutable bytes. It knows nothing of owners and records, and makes its own keys."""
 
     async def put(self, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
-        """Store a stream, hashed on the way, under a key that was never used before and holds the hash.
+        """Store and hash a stream under a new key, which contains the hash.
 
-        The key shows nothing until all bytes are there.
+        Nothing is visible under the key until all bytes are there.
 
         Args:
             chunks: The bytes.
-            durable: They survive a power cut from the moment this returns.
+            durable: Whether the bytes survive a power cut once this has returned.
 
         Raises:
-            NoRoom: There is no room, or the store can't be written; nothing is kept.
+            NoRoom: There is no room, or the store can't be written to; nothing is kept.
             Exception: What ``chunks`` raises; nothing is kept.
         """
 
     async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Return a range of the bytes, to the end if no length is given. Close it unless it is read up.
+        """Return a range of the bytes, to the end if no length is given. Close it if it is not read to its
+        end.
 
         Raises:
-            FileNotFoundError: Nothing has this key.
+            FileNotFoundError: There is nothing under this key.
             NoRoom: The store can't be read, or has fewer bytes. The iterator may raise it, too.
         """
 
     async def replace(self, key: str, *, by: str) -> None:
-        """Move the bytes under the key ``by`` to ``key``, where the same bytes are or should be."""
+        """Move the bytes from the key ``by`` to ``key``, where the same bytes are or should be."""
 
     async def delete(self, key: str) -> None:
-        """Delete bytes; those that are gone are no error. Raises NoRoom if the store can't be written."""
+        """Delete bytes; it is no error if they are gone. Raises NoRoom if the store can't be written to."""
 
     async def url(self, key: str) -> str | None:
-        """Return where a client may fetch the bytes itself for some minutes, if the store serves them."""
+        """Return a URL, valid for some minutes, from which a client may fetch the bytes; None without one."""
 
     def keys(self, *, age_s: float) -> AsyncGenerator[list[str], None]:
-        """Walk the keys of all bytes that were put at least so many seconds ago, in batches."""
+        """Walk, in batches, the keys of all bytes that are at least this many seconds old."""
 
     async def tidy(self, *, age_s: float) -> int:
-        """Remove what writers that died left half-written so many seconds ago; returns how many."""
+        """Remove unfinished writes of dead writers that are this many seconds old; return how many."""
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
         """See :meth:`AssetStore.check_room`."""

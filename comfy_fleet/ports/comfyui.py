@@ -1,4 +1,4 @@
-"""ComfyUI servers: leases on them and questions to them."""
+"""ComfyUI servers: leases on them, and calls to them."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -24,8 +24,8 @@ class NoLease:
     """No node was granted.
 
     Attributes:
-        why: ``busy``: no able node is free; ``error``: a node or the broker answered nonsense or too
-            late; ``unreachable``: HAProxy did not answer.
+        why: ``busy``: no able node is free; ``error``: the answer of a node or the broker made no sense or
+            came too late; ``unreachable``: HAProxy did not answer.
         detail: The same in words.
     """
 
@@ -57,12 +57,13 @@ class Leases(Protocol):
     """HAProxy's lease frontend."""
 
     async def lease(self, *, run: str, pool: str, nodes: Sequence[str] = ()) -> Lease | NoLease:
-        """Ask for a node, now.
+        """Ask for a node that is free now.
 
         Args:
             run: The run's id; ComfyUI's ``clientId``.
-            pool: The lease backend.
-            nodes: Able nodes in order of preference, binding; empty means any of the pool. At most 64 count.
+            pool: The pool, which is a backend of the broker.
+            nodes: Able nodes in order of preference; no other node is granted. Empty means any of the pool.
+                Only the first 64 count.
         """
 
 
@@ -78,27 +79,27 @@ class NodeApi(Protocol):
         job: str,
         extra_data: Mapping[str, Any] | None = None,
     ) -> PostAnswered | PostUnknown:
-        """Post a graph under the run's id. Never raises for what the node or the broker does."""
+        """Post a graph under the run's id. Never raises because of the node or the broker."""
 
     async def queue_state(self, node: str, run: str) -> QueueAnswered | AskFailed:
-        """Ask where the run is. Never raises for what the node or the broker does."""
+        """Ask where the run is. Never raises because of the node or the broker."""
 
     async def history(self, node: str, run: str) -> HistoryAnswered | AskFailed:
-        """Ask for the run's history entry. Never raises for what the node or the broker does."""
+        """Ask for the run's history entry. Never raises because of the node or the broker."""
 
     async def interrupt(self, node: str, run: str) -> bool:
-        """Interrupt this run and no other; False if the node could not be told."""
+        """Interrupt this run and no other; False if the node could not be reached."""
 
     async def delete_pending(self, node: str, run: str) -> bool:
-        """Delete this run from the node's queue; False if the node could not be told."""
+        """Delete this run from the node's queue; False if the node could not be reached."""
 
     def view(self, node: str, ref: FileRef) -> AbstractAsyncContextManager[Content]:
         """Stream a file.
 
         Raises:
             OutputGone: The node has no such file.
-            OutputRefused: The node gives no file of such a name or place.
-            NodeError: The node could not be asked, or broke off; also while reading.
+            OutputRefused: The node hands out no file with such a name or folder.
+            NodeError: The node could not be reached, or broke off; also while reading.
         """
 
     async def upload(
@@ -114,18 +115,18 @@ class NodeApi(Protocol):
         """Put a file into the node's input folder, replacing one of the same name.
 
         Args:
-            node: Where to.
+            node: The node.
             name: File name there.
-            subfolder: Folder below the input folder; made if missing.
+            subfolder: Folder below the input folder; created if missing.
             content: The bytes.
             content_type: Their MIME type.
-            size_bytes: How many they are, if that is known.
+            size_bytes: Their number, if known.
 
         Returns:
-            What the node calls it.
+            The node's name for it.
 
         Raises:
-            NodeError: The node could not be asked or refused the file.
+            NodeError: The node could not be reached, or refused the file.
             Exception: What ``content`` raises.
         """
 

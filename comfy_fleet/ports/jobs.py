@@ -1,4 +1,4 @@
-"""Jobs as clients see them: taken, read, listed, canceled, watched."""
+"""Jobs as clients see them: submit, read, list, cancel, watch."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -26,11 +26,11 @@ class Idempotency:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What a submit led to.
+    """The result of a submit.
 
     Attributes:
-        replayed: The key had made this job before.
-        position: Its place in the queue right then; None if that was not asked.
+        replayed: Whether an earlier request with this key made the job.
+        position: Its place in the queue at that moment; None if not requested.
     """
 
     job: Job
@@ -39,13 +39,13 @@ class Submitted:
 
 
 class JobStore(Protocol):
-    """The jobs, as clients see them. Redis is the only truth."""
+    """The jobs, as clients see them. Redis is the only source of truth."""
 
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; when this returns, the job is durable.
 
         Raises:
-            QueueFull: ``depth_limit`` jobs wait already; the key stays free.
+            QueueFull: ``depth_limit`` jobs wait already; the key stays unused.
             IdempotencyKeyReuse: The key made another job, or (replay) the same key came with another body.
         """
 
@@ -73,7 +73,7 @@ class JobStore(Protocol):
         """List jobs, newest first."""
 
     async def ids(self, owner: str | None, prefix: str) -> list[str]:
-        """Return the ids that begin so, of an owner's (None: everybody's) newest 10,000 jobs."""
+        """Return the ids with this prefix among an owner's newest 10,000 jobs (None: everybody's)."""
 
     async def request_cancel(self, job_id: str) -> Job | None:
         """Ask for cancellation: queued jobs end at once, running ones become ``canceling``."""
@@ -95,20 +95,20 @@ class JobStore(Protocol):
 
 
 class Events(Protocol):
-    """Live events. They hasten; the record stays the truth."""
+    """Live events. They are quick and may be lost; the record is the truth."""
 
     def subscribe(self, job_id: str) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
         """Yield the job's events from now on; subscribe first, then read the record."""
 
 
 class Replays(Protocol):
-    """Answers that a repeated request gets again (REST's ``Idempotency-Key``), kept for 24 h."""
+    """Answers to repeat to a repeated request (REST's ``Idempotency-Key``), kept for 24 h."""
 
     async def begin(self, scope: str, key: str) -> bool:
-        """Mark a key as being worked on; False if somebody else works on it right now."""
+        """Mark a key as in progress; False if another request has marked it."""
 
     async def recall(self, scope: str, key: str) -> tuple[str, bytes] | None:
         """Return fingerprint and body of an earlier answer."""
 
     async def end(self, scope: str, key: str, *, answer: tuple[str, bytes] | None) -> None:
-        """Take the mark away; remember the answer, if there is one."""
+        """Remove the mark; store the answer, if there is one."""

@@ -33,10 +33,10 @@ class NodeRegistry(Protocol):
         """Return a node with verdict and lease, or None."""
 
     async def cordon(self, name: str, *, reason: str) -> Node:
-        """Keep new jobs away. Raises NotFound."""
+        """Stop new jobs on a node. Raises NotFound."""
 
     async def uncordon(self, name: str) -> Node:
-        """Let jobs come again. Raises NotFound."""
+        """Allow new jobs again. Raises NotFound."""
 
     async def remove(self, name: str, *, force: bool = False) -> None:
         """Forget a node.
@@ -47,25 +47,25 @@ class NodeRegistry(Protocol):
         """
 
     async def report(self, name: str, *, verdict: str, why: str) -> None:
-        """Record what HAProxy or an agent says of a node."""
+        """Record a node's state as HAProxy or an agent reports it."""
 
     async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
         """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
 
     async def models(self, name: str) -> Sequence[str]:
-        """Return the model files that jobs on a node used since it started or was freed, the latest first.
+        """Return the model files that jobs on a node have used since it started or was freed, latest first.
 
-        An unmodified ComfyUI does not tell which models are in its memory; these may be.
+        An unmodified ComfyUI does not report which models are in its memory; these may be.
         """
 
     async def release(self, name: str) -> Sequence[str]:
-        """Have the jobs on a node given back to the queue; returns the runs that are asked for.
+        """Have a node's jobs given back to the queue; return the runs concerned.
 
-        Runs of which only outputs are still being fetched go on.
+        Runs that only fetch their outputs go on.
         """
 
     async def started(self, name: str) -> None:
-        """Note that a node's ComfyUI has started anew: it is read again, and a quarantine ends.
+        """Note that a node's ComfyUI was restarted: it is read again, and a quarantine ends.
 
         Raises:
             NotFound: No such node.
@@ -78,47 +78,48 @@ class NodeRegistry(Protocol):
         """Have the agent that runs a node restart it, as soon as no job needs it. Raises NotFound."""
 
     async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
-        """Count a failure that is the node's fault; with ``limit`` in a row it is cordoned: then True.
+        """Count a failure that is the node's fault; after ``limit`` in a row cordon it and return True.
 
         Args:
             name: The node.
-            kind: ``oom``, ``gpu``, ``answer`` or ``frame``; each is counted apart, and a success ends both.
-            limit: How many in a row are too many.
-            reason: Why it is cordoned then.
+            kind: ``oom``, ``gpu``, ``answer`` or ``frame``; each is counted separately, and a success resets
+                all.
+            limit: How many in a row lead to a cordon.
+            reason: The cordon's reason.
         """
 
     def changes(self) -> AsyncGenerator[None, None]:
-        """Yield whenever the registry changed, and now and then even if not."""
+        """Yield whenever the registry has changed, and now and then without a change."""
 
 
 class PoolStore(Protocol):
-    """What is set for pools. Which nodes are in one, the nodes say."""
+    """Settings of pools. Which nodes are in a pool is part of the nodes' records."""
 
     async def pools(self) -> Sequence[Pool]:
-        """Return the pools that are set or have a slot, by name."""
+        """Return the pools that have a setting or a slot, by name."""
 
     async def get(self, name: str) -> Pool:
-        """Return a pool; with nothing set if nobody has."""
+        """Return a pool, with empty fields if nothing is set."""
 
     async def set(self, pool: Pool) -> None:
-        """Keep what is set of a pool, instead of what was; its slot is not touched."""
+        """Store a pool's settings, replacing the earlier ones; its slot is not touched."""
 
     async def place(self, slots: Mapping[str, int]) -> None:
-        """Keep which pool has which of HAProxy's slots; all others have none."""
+        """Store which pool has which of HAProxy's slots; all others have none."""
 
 
 class Hosts(Protocol):
-    """GPU hosts, as their agents tell of them. Times are Unix seconds."""
+    """GPU hosts, as their agents report them. Times are Unix seconds."""
 
     async def admit(self, host: str, instance: str) -> None:
-        """Let one start of an agent speak for a host.
+        """Make one start of an agent the only one that speaks for its host.
 
         Raises:
-            Conflict: Another one does.
+            Conflict: Another one does already.
         """
 
     async def beat(self, beat: Heartbeat, *, now: float) -> Orders:
-        """Keep a heartbeat and return what its agent has to know.
+        """Store a heartbeat and return the orders for its agent.
 
         Raises:
             Conflict: Another agent speaks for the host.
@@ -132,32 +133,33 @@ class Hosts(Protocol):
         """
 
     async def hosts(self) -> Sequence[HostState]:
-        """Return all hosts that were heard of lately, by name."""
+        """Return all hosts with a recent heartbeat, by name."""
 
     async def report(self, node: str) -> Mapping[str, Any] | None:
-        """Return what an agent last saw of a node, or None if that is too long ago."""
+        """Return an agent's last report on a node, or None if it is too old."""
 
 
 class InventoryStore(Protocol):
-    """What nodes have, by content hash; what placement classes need; and which cards were too small."""
+    """Inventories of nodes by content hash, requirements of placement classes, and cards that were too
+    small."""
 
     async def claim(self, node: str, *, ttl_s: int) -> bool:
-        """Return whether this process should ask the node now; nobody else does for that long."""
+        """Return True if this process should ask the node now; no other process does so for that long."""
 
     async def unclaim(self, node: str, *, why: str = "") -> None:
-        """Let another process ask the node; ``why`` it could not be read is shown with it."""
+        """Let another process ask the node; ``why`` says why it could not be read."""
 
     async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
-        """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
+        """Store a node's inventory; return ``unknown`` (no such node), ``same`` or ``changed``."""
 
     async def load(self, digest: str) -> Inventory | None:
-        """Return the inventory with this content hash; None if there is none that can be read."""
+        """Return the inventory with this content hash; None if it is missing or can't be read."""
 
     async def keep_needs(self, needs: Requirements) -> None:
-        """Keep what :attr:`comfy_fleet.domain.nodes.eligibility.Requirements.key` stands for."""
+        """Store requirements under :attr:`comfy_fleet.domain.nodes.eligibility.Requirements.key`."""
 
     async def needs(self, key: str) -> Requirements | None:
-        """Return what a key stands for, or None if nobody knows any more."""
+        """Return the requirements of a key, or None if they are no longer stored."""
 
     async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
-        """Remember that a profile ran out of memory with so many bytes; returns the largest known."""
+        """Remember that a profile ran out of memory with this many bytes; return the largest known."""

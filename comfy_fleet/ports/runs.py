@@ -1,4 +1,4 @@
-"""Jobs as dispatchers work on them: claimed, kept alive, ended, given back."""
+"""Jobs as dispatchers see them: claim, keep alive, end, give back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Claim:
 
     Attributes:
         graph: The job's graph as submitted, JSON bytes.
-        behind: How many jobs of the same placement classes waited behind it.
+        behind: How many jobs of the same placement classes wait behind it.
     """
 
     job: Job
@@ -26,7 +26,7 @@ class Claim:
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """Fields of every log line about this run."""
+        """The fields of every log line about this run."""
         fields = {"job_id": self.job.id, "run": self.run, "node": self.node}
         if self.job.traceparent:
             fields["traceparent"] = self.job.traceparent
@@ -35,11 +35,11 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A run lease of somebody's, as the store has it.
+    """Any run's lease, as it is stored.
 
     Attributes:
-        phase: ``claimed`` (nobody knows whether the node has it), ``accepted``, or ``left`` (only outputs
-            are missing).
+        phase: ``claimed`` (the node may or may not have it), ``accepted``, or ``left`` (only outputs are
+            missing).
         manifest: With ``left``: the outputs still to be fetched (JSON-ready).
     """
 
@@ -50,7 +50,7 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """How many jobs of one placement class wait, and what its head needs."""
+    """How many jobs of one placement class wait, and what the first of them needs."""
 
     placement: Placement
     count: int
@@ -62,9 +62,9 @@ class Beat:
     """What a beat learned.
 
     Attributes:
-        lost: Leases that are gone.
+        lost: Runs whose lease is gone.
         cancel: Runs whose job is to be canceled.
-        release: Runs that are to be taken off their node, back into the queue.
+        release: Runs that are to be taken off their node and put back into the queue.
     """
 
     lost: frozenset[str]
@@ -87,16 +87,16 @@ class Refused:
 
 
 class RunStore(Protocol):
-    """The jobs, as dispatchers work on them. Every write is fenced by the claim's token.
+    """The jobs, as dispatchers see them. Every write is fenced by the claim's token.
 
     Every method that takes a claim raises LeaseLost if the token is not the current one.
     """
 
     async def waiting(self) -> Sequence[Waiting]:
-        """Return the placement classes that have queued jobs, best head first."""
+        """Return the placement classes with queued jobs, the one with the best first job first."""
 
     async def check_schema(self) -> None:
-        """Look whether this process may still take new work; raises Outdated if a newer version has come."""
+        """Raise Outdated if a newer version has come, so that this process may take no new work."""
 
     async def claim(
         self,
@@ -111,7 +111,7 @@ class RunStore(Protocol):
         """Take the best job of the given classes for a granted node, with node and run lease, in one step.
 
         Raises:
-            Outdated: A newer version works on this store: nothing more may be claimed.
+            Outdated: A newer version works on this store: no more jobs may be claimed.
         """
 
     async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
@@ -124,19 +124,19 @@ class RunStore(Protocol):
         """Store and publish a progress snapshot."""
 
     async def followed(self, claim: Claim) -> bool:
-        """Return whether anybody listens to the job's events."""
+        """Return True if anybody listens to the job's events."""
 
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
-        """Publish a preview, and keep it for a minute for who joins late; it does not survive the store."""
+        """Publish a preview, and keep it for a minute for late listeners; it may be lost with the store."""
 
     async def output(self, claim: Claim, output: Output) -> None:
-        """Commit one output; the same (node, key, index) twice is one output."""
+        """Commit one output; the same (node, key, index) again is the same output."""
 
     async def waits(self, claim: Claim, why: str | None) -> None:
-        """Note what a run waits for on the fleet's own side, or that it goes on."""
+        """Note that a run waits for something of the fleet's own, or no longer does."""
 
     async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
-        """Note that the prompt has left the node; the node's lease ends here."""
+        """Note that the prompt has left the node; the node's lease ends."""
 
     async def finish(
         self,
@@ -149,13 +149,13 @@ class RunStore(Protocol):
         models: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> JobStatus:
-        """End the job and both leases; returns its final state (``canceling`` always ends ``canceled``).
+        """End the job and both leases; return its final state (``canceling`` always becomes ``canceled``).
 
         Args:
-            claim: The run that ends here.
-            status: How.
-            error: Why, if it failed.
-            duration_s: What it took, for estimates.
+            claim: The run that ends.
+            status: The final state.
+            error: Why it failed, if it did.
+            duration_s: How long it took, for estimates.
             speed: Natural logarithm of the node's speed in this run, see
                 :mod:`comfy_fleet.domain.nodes.speed`.
             models: The model files that it used.
@@ -172,19 +172,19 @@ class RunStore(Protocol):
         placement: Placement | None = None,
         progress: Progress | None = None,
     ) -> JobStatus:
-        """Give the job back to its place in the queue, or end it when its attempts are used up.
+        """Return the job to its place in the queue, or end it if its attempts are used up.
 
         Args:
             claim: The run that ends here.
             counts: Whether this attempt counts towards ``max_attempts``.
-            reason: What the job fails with if this was the last attempt.
+            reason: The job's error if this was the last attempt.
             bust: Nodes that must not answer from ComfyUI's cache in the next run.
-            placement: Where it goes from now on; None: where it came from.
+            placement: Its new placement; None keeps the present one.
             progress: How far it came, kept if it ends here; None: as far as the record says.
         """
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:
-        """Let these leases expire now, so that another dispatcher takes the runs over at once."""
+        """Make these leases expire now, so that another dispatcher takes the runs over at once."""
 
     async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
         """Transfer expired run leases to this dispatcher: new token, same run, same attempt."""
@@ -193,19 +193,19 @@ class RunStore(Protocol):
         """Return the run that occupies a node, or None."""
 
     async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
-        """Return those of some nodes that a run occupies."""
+        """Return those of the given nodes that a run occupies."""
 
     async def secret(self, claim: Claim) -> bytes | None:
         """Return the encrypted ``extra_data`` of the claimed job."""
 
     async def overdue(self, limit: int) -> int:
-        """End queued jobs that are past their deadline as ``expired``; returns how many."""
+        """End queued jobs that are past their deadline as ``expired``; return how many."""
 
     async def forgettable(self, limit: int) -> Sequence[str]:
         """Return ids of jobs that are past their retention."""
 
     async def postpone(self, job_id: str, *, seconds: float) -> None:
-        """Let a job that can't be forgotten yet be forgettable again so much later."""
+        """Postpone the removal of a job that can't be forgotten yet."""
 
     async def forget(self, job_id: str) -> None:
-        """Remove every trace of a job from the store; its files are gone already."""
+        """Remove every trace of a job from the store; its files must be gone already."""

@@ -1,4 +1,4 @@
-"""Who is told what happens to a job and a run."""
+"""Observers of what happens to jobs and runs."""
 
 from typing import Protocol
 
@@ -7,39 +7,39 @@ from comfy_fleet.ports.runs import Claim
 
 
 class Telemetry(Protocol):
-    """Is told what happens to jobs and runs, by whoever has just made it happen.
+    """Observes what happens to jobs and runs. The code that makes something happen calls it.
 
-    It is told in the middle of a job's way: it returns at once. What it raises hurts no job
-    (:class:`comfy_fleet.adapters.telemetry.Observers` sees to that).
+    The caller waits, so every method must return at once. Exceptions do not harm the job
+    (:class:`comfy_fleet.adapters.telemetry.Observers` catches them).
     """
 
     def submitted(self, new: NewJob) -> None:
-        """Take note that a job is durable; not of a repeated request that got the earlier job."""
+        """A job is durable. Not called for a repeated request that got the earlier job."""
 
     def claimed(self, claim: Claim) -> None:
-        """Take note that a job has its node."""
+        """A job was claimed for a node."""
 
     def posted(self, claim: Claim) -> None:
-        """Take note that the node has accepted the prompt."""
+        """The node has accepted the prompt."""
 
     def left(self, claim: Claim, *, busy_s: float) -> None:
-        """Take note that a run has let its node go, after so many seconds; told once of each run."""
+        """A run has let its node go, after this many seconds; called once per run."""
 
     def ended(
         self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float, outputs: int
     ) -> None:
-        """Take note that a run's job is over.
+        """A run's job is over.
 
         Args:
             claim: The run.
-            status: How it ended.
+            status: Its final state.
             error: Why, if it did not succeed.
-            duration_s: What the run took, without the wait for its outputs.
-            outputs: How many it has.
+            duration_s: How long the run took, without the wait for its outputs.
+            outputs: How many outputs it has.
         """
 
     def given_back(self, claim: Claim, status: JobStatus, *, error: JobError, counts: bool) -> None:
-        """Take note that a run ended and its job did not, as a rule.
+        """A run ended and its job usually did not.
 
         Args:
             claim: The run.
@@ -49,23 +49,23 @@ class Telemetry(Protocol):
         """
 
     def expired(self, count: int) -> None:
-        """Take note that so many jobs passed their deadlines in the queue."""
+        """This many jobs passed their deadlines in the queue."""
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
-        """Take note that no node was granted.
+        """No node was granted.
 
         Args:
-            reason: HAProxy's (:attr:`NoLease.why`), or the store's for a node that HAProxy had granted
+            reason: HAProxy's reason (:attr:`NoLease.why`), or the store's for a node that HAProxy had granted
                 (:attr:`Refused.why`).
             node: The node that the store refused.
             detail: The reason in words.
         """
 
     def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
-        """Take note that the store did not answer and is asked again.
+        """The store did not answer and is asked again.
 
         Args:
-            error: What it said.
-            about: Fields of a log line: the run.
-            tell: Whether to tell people: not of each try while it is away.
+            error: The error.
+            about: Fields of a log line about the run.
+            tell: Whether to log it; not every try is logged while the store is away.
         """

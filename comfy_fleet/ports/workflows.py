@@ -14,7 +14,7 @@ class Catalog(Protocol):
         """Return a workflow; raises NotFound, WorkflowBroken."""
 
     def list(self) -> Sequence[Workflow]:
-        """Return all of them by name."""
+        """Return all workflows by name."""
 
     def errors(self) -> Mapping[str, ConfigError]:
         """Return what is wrong with a workflow's files, by its name."""
