@@ -1,8 +1,8 @@
 """Collect a run's outputs: fetch each from the node, store its bytes, commit it to the job.
 
-Three kinds of trouble are kept apart. The fleet's own (Redis is away, its disk is full) is waited out: the
-run has succeeded, and nobody else is to blame. What the node does not give *yet* is asked for again. What it
-never will give, or what passes a limit, ends the job, which keeps the outputs that could be had.
+There are three kinds of trouble. The fleet's own (Redis is away, its disk is full) is waited out, since the
+run has succeeded. An output that the node does not have *yet* is asked for again. An output that it will
+never have, or that exceeds a limit, ends the job, which keeps the outputs that could be fetched.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_PIECE = 1024 * 1024  # bytes of a picture that are copied at once
-AT_ONCE = 8  # of one run: more would only make each of them slower
+_PIECE = 1024 * 1024  # bytes of a picture that are copied in one step
+AT_ONCE = 8  # per run: more would only make each of them slower
 FETCH_TRIES = 5
 FETCH_GAP_S = 0.2  # grows with every try
-LATE_S = 3.0  # some nodes name a file first and have it written by another thread
+LATE_S = 3.0  # some nodes name a file before another thread has written it
 LATE_PREVIEW_S = 1.0  # the same for a preview beside real outputs, which would not be missed
-LINGER_S = 0.05  # small outputs are here sooner; then one write ends the run and frees the node
+LINGER_S = 0.05  # small outputs arrive within it; then one write ends the run and frees the node
 YIELD_S = 0.01
 ROOM_GAP_S = 1.0  # between two looks at a full disk
 
@@ -53,10 +53,10 @@ class OutputLimits:
     """The operator's limits; see :class:`comfy_fleet.settings.Settings`.
 
     Attributes:
-        outputs: How many one job may have.
-        output_bytes: How large one may be.
-        job_bytes: How large all of a job's may be together.
-        output_s: Seconds that one may take on its way from the node.
+        outputs: Most outputs of one job.
+        output_bytes: Largest output.
+        job_bytes: Largest sum of a job's outputs.
+        output_s: Longest transfer of one output from the node, in seconds.
     """
 
     outputs: int = 1000
@@ -69,12 +69,12 @@ class Sharing:
     """What the runs of one process share.
 
     Attributes:
-        slots: Transfers from nodes that may be under way.
+        slots: Limits how many transfers from nodes run at once.
         waiting: Runs that wait for room on the fleet's disk.
 
     Args:
-        transfers: How many slots there are.
-        on_room: Called when a run has its room.
+        transfers: The number of slots.
+        on_room: Called when a run no longer waits for room.
     """
 
     def __init__(self, transfers: int, *, on_room: Callable[[], None] = lambda: None) -> None:
@@ -83,33 +83,33 @@ class Sharing:
         self._on_room = on_room
 
     def waits(self) -> None:
-        """Take note that a run waits for room."""
+        """Note that a run waits for room."""
         self.waiting += 1
 
     def goes_on(self) -> None:
-        """Take note that a run waits no longer."""
+        """Note that a run no longer waits."""
         self.waiting -= 1
         self._on_room()
 
 
 class Collector:
-    """Fetches the outputs of one run, some side by side and each once.
+    """Fetches the outputs of one run, several at a time and each once.
 
-    While others wait, the node's next job comes first: fetching would take the loop from it. So an output is
-    then left for a moment, which ends a little after the run has left the node.
+    While other jobs wait, the node's next job comes first, because fetching would take time from the event
+    loop. So outputs are then delayed until a little after the run has left the node.
 
     Attributes:
         gone: Nodes of the graph whose files are no longer there.
-        held_bytes: How much memory the outputs take that exist nowhere else.
-        over: The limit that the outputs have passed; nothing more is fetched then.
+        held_bytes: Memory of the outputs that exist nowhere else.
+        over: The limit that the outputs have exceeded; then nothing more is fetched.
 
     Args:
         claim: The run.
         runs: Where outputs are committed.
         nodes: Where they are fetched.
         assets: Where their bytes are stored.
-        limits: What an operator allows one job.
-        sharing: What all runs of this process share.
+        limits: The operator's limits for one job.
+        sharing: Shared by all runs of this process.
         telemetry: Is told when Redis does not answer.
     """
 
@@ -147,7 +147,7 @@ class Collector:
         return len(self._tasks)
 
     def add(self, items: Iterable[OutputItem]) -> None:
-        """Begin to collect what has not been begun."""
+        """Start to collect the outputs that were not started yet."""
         new = {item.id: item for item in items if item.id not in self._items}
         if len(self._items) + len(new) > self._limits.outputs:
             self._refuse(
@@ -164,7 +164,7 @@ class Collector:
             task.add_done_callback(partial(self._collected, id_))
 
     async def stored(self, items: Iterable[OutputItem]) -> bool:
-        """Whether all outputs are stored; waits a moment for small ones."""
+        """Return True if all outputs are stored; wait a moment for small ones."""
         self.add(items)
         pending = [task for task in self._tasks.values() if not task.done()]
         if pending:
@@ -173,7 +173,7 @@ class Collector:
         return True
 
     def unsafe(self, items: Iterable[OutputItem]) -> list[OutputItem]:
-        """Return those that whoever takes the run over has to collect: on the node, or not committed yet."""
+        """Return the outputs for a dispatcher that takes the run over: on the node, or not committed yet."""
         known = (self._items.get(item.id, item) for item in items)
         return [item for item in known if isinstance(item.source, FileRef) or item.id not in self._committed]
 
@@ -184,9 +184,9 @@ class Collector:
         self.add(items)
 
     async def settled(self) -> list[BaseException]:
-        """Wait for every output; returns why some can't be had.
+        """Wait for every output; return why some can't be fetched.
 
-        A preview that can't be had is no loss beside real outputs, and is not told.
+        A missing preview is not reported if there are real outputs.
 
         Raises:
             LeaseLost: Another dispatcher has the run.
@@ -216,7 +216,7 @@ class Collector:
         return self._items[id_].temporary and isinstance(error, NodeError)
 
     def _refuse(self, limit: str, value: float, what: str, node_id: str | None = None) -> OutputLimit:
-        """Take no more: what is under way is dropped, what is stored stays."""
+        """Stop: transfers in progress are dropped, stored outputs stay."""
         error = OutputLimit(
             f"{what} (FLEET_{limit.upper()})",
             details={"limit": limit, "value": value, **({"node_id": node_id} if node_id else {})},
@@ -230,8 +230,8 @@ class Collector:
         return error
 
     async def _collect(self, item: OutputItem) -> None:
-        """Store one output and commit it. Raises NodeError or OutputLimit when it can't be had."""
-        # A long text exists nowhere else, and no record of the run can hold it.
+        """Store one output and commit it. Raises NodeError or OutputLimit if that is impossible."""
+        # A long text exists nowhere else, and is too long for a record of the run.
         if self._claim.behind and not (isinstance(item.source, InlineText) and item.source.long):
             with contextlib.suppress(TimeoutError):
                 async with Timeout(LINGER_S):
@@ -261,7 +261,7 @@ class Collector:
         return await retry_while_store_down(call, about=self._extra, telemetry=self._telemetry)
 
     async def _kept(self, item: OutputItem) -> Asset:
-        """Store an output's bytes, however long the fleet's own disk has no room for them."""
+        """Store an output's bytes; wait for as long as the fleet's own disk has no room."""
         size = _Size()
         while True:
             try:
@@ -270,7 +270,7 @@ class Collector:
                 await self._room(size.bytes, error)
 
     async def _room(self, size_bytes: int, error: NoRoom) -> None:
-        """Wait until so many bytes fit. The node is left alone meanwhile, and no slot is held."""
+        """Wait until this many bytes fit, without a slot and without calls to the node."""
         said = Said(self._extra)
         self._waiting += 1
         if self._waiting == 1:
@@ -293,11 +293,11 @@ class Collector:
                 await self._show(None)
 
     async def _show(self, why: str | None) -> None:
-        with contextlib.suppress(StoreDown):  # a disk without room is Redis' trouble too, as a rule
+        with contextlib.suppress(StoreDown):  # a full disk is usually a problem for Redis, too
             await self._runs.waits(self._claim, why)
 
     async def _store(self, item: OutputItem, size: "_Size") -> Asset:
-        """Store an output's bytes, trying again while its node may still give them."""
+        """Store an output's bytes; try again while the node may still have them."""
         loop = asyncio.get_running_loop()
         attempt, late_until = 1, None
         while True:
@@ -361,7 +361,7 @@ class Collector:
                     expires_at=job.expires_at,
                 )
         except BaseException:
-            self._bytes -= mine  # nothing of it was kept
+            self._bytes -= mine  # nothing was kept of it
             raise
 
     def _weigh(self, item: OutputItem, size_bytes: int, all_bytes: int) -> None:
@@ -375,7 +375,7 @@ class Collector:
             raise self._refuse("max_job_bytes", most, what, item.node_id)
 
     async def _view(self, stack: contextlib.AsyncExitStack, ref: FileRef) -> Content:
-        """Open a file, in the one folder or the other where its node did not say in which."""
+        """Open a file; if its node did not say in which of two folders it is, try both."""
         node = self._claim.node
         try:
             return await stack.enter_async_context(self._nodes.view(node, ref))
@@ -399,7 +399,7 @@ class Collector:
 
 @dataclass
 class _Size:
-    """How many bytes an output has at least, as far as its node has told."""
+    """The least number of bytes an output has, as far as its node has announced."""
 
     bytes: int = 0
 

@@ -1,6 +1,6 @@
-"""A dispatcher's life: it has nodes sought, keeps its runs' leases, takes over others', cleans up.
+"""A dispatcher's life: look for nodes, keep its runs' leases, take over expired runs, clean up.
 
-Nothing starts without HAProxy's 101, and no job is claimed without a node. Any number of dispatchers work on
+No run starts without HAProxy's 101, and no job is claimed without a node. Any number of dispatchers work on
 the same queues without talking to each other.
 """
 
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 TAKE_OVER_LIMIT = 32
 UPKEEP_LIMIT = 200
-TRANSFERS = 64  # of outputs, for all runs of the process
-WAITING = 32  # runs that may wait for room on the disk before no more are begun: they hold results in memory
-HELD_S = 60.0  # until a job that could not be forgotten is looked at again
+TRANSFERS = 64  # transfers of outputs, for all runs of the process
+WAITING = 32  # once this many runs wait for room on the disk, no more are begun: they hold results in memory
+HELD_S = 60.0  # until the next try to forget a job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class Dispatcher:
 
     Args:
         name: Unique; RQ's worker name.
-        beats: The same store as ``runs`` over a connection of its own: no run's lease is renewed late because
-            others have much to write.
+        beats: The same store as ``runs`` over a separate connection, so that leases are renewed in time even
+            while much is written.
         wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``).
         forget_files: Deletes a forgotten job's files.
         files: Which files graphs may name.
@@ -147,7 +147,7 @@ class Dispatcher:
     # -- life -----------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until ``stop`` is set; then land what is in flight, or hand it over if that takes long.
+        """Work until ``stop`` is set; then finish the runs in flight, or hand them over if that takes long.
 
         Raises:
             ConfigError: A newer version works on this Redis, and the runs that were in flight here are over.
@@ -188,7 +188,7 @@ class Dispatcher:
             await self._over.wait()
 
     async def _check_schema(self) -> None:
-        """Claim nothing more once a newer version works on this Redis; it stays so."""
+        """Stop claiming for good once a newer version works on this Redis."""
         if self._retired.is_set():
             return
         try:
@@ -202,7 +202,7 @@ class Dispatcher:
             )
 
     def hurry(self) -> None:
-        """Don't wait for runs any more: hand them over."""
+        """Stop waiting for runs: hand them over."""
         self._hurried = True
         self._over.set()
 
@@ -218,7 +218,7 @@ class Dispatcher:
         logger.warning("runs handed over", extra={"dispatcher": self.name, "count": len(claims)})
         try:
             await self._runs.hand_over(claims)
-        except StoreDown as error:  # their leases run out, which says the same a little later
+        except StoreDown as error:  # their leases run out a little later, with the same effect
             logger.warning("hand-over not written", extra={"dispatcher": self.name, "error": str(error)})
 
     def _pause_s(self) -> float:
@@ -232,7 +232,7 @@ class Dispatcher:
     # -- who may write --------------------------------------------------------------------------------
 
     def _safe(self, run: str) -> bool:
-        """Whether the run's lease certainly holds: nobody else can have taken it over yet."""
+        """Whether the run's lease certainly still holds, so that nobody can have taken the run over."""
         margin = self._limits.lease_ttl_s / 4
         return self._now() - self._confirmed.get(run, float("-inf")) < self._limits.lease_ttl_s - margin
 
@@ -246,7 +246,7 @@ class Dispatcher:
                 beat = await self._beats.beat(self.name, claims, ttl_s=self._limits.lease_ttl_s)
             except StoreDown:
                 if self._stopping:
-                    self.hurry()  # stopping, and nothing can be written: waiting would gain nothing
+                    self.hurry()  # stopping, and nothing can be written: there is no point in waiting
                 raise
             for claim in claims:
                 if claim.run not in beat.lost:
@@ -257,7 +257,7 @@ class Dispatcher:
                 self._cancel(run)
             for run in beat.release:
                 self._release(run)
-            # After an outage or a freeze of ours every other dispatcher gets one TTL to renew its leases.
+            # After an outage, or if we were frozen, every other dispatcher gets one TTL to renew its leases.
             if self._now() - last > self._limits.lease_ttl_s / 2:
                 healthy = self._now()
             last = self._now()
@@ -310,7 +310,7 @@ class Dispatcher:
             await work
             self.done += 1
         except Exception:
-            # Not ended: its lease runs out, and whoever takes it over asks the node what became of it.
+            # Not ended: its lease runs out, and the dispatcher that takes it over asks the node about it.
             logger.exception("run broke off", extra={"job_id": claim.job.id, "run": claim.run})
         finally:
             self.flying.pop(claim.run, None)
@@ -323,7 +323,7 @@ class Dispatcher:
         async for message in self._wakes():
             kind, _, rest = message.partition(" ")
             if kind == "job":
-                with contextlib.suppress(*UNREADABLE):  # of a newer version, for which it is
+                with contextlib.suppress(*UNREADABLE):  # from a newer version, and for it
                     self._seekers.wanted(Placement.parse(rest))
             elif kind == "cancel":
                 self._cancel(rest)
@@ -339,7 +339,7 @@ class Dispatcher:
             await self._directory.look()
             for execution in tuple(self.flying.values()):
                 node = execution.claim.node
-                # A node that was granted to us while we looked is not missing.
+                # A node that was granted to us during this look is not missing.
                 if node not in self._directory.states and await self._registry.get(node) is None:
                     execution.evict()
             self._seekers.look_again()
@@ -349,7 +349,7 @@ class Dispatcher:
     async def _upkeep(self) -> None:
         while True:
             await self._check_schema()
-            if not self._retired.is_set():  # else the newer version cleans up what it alone understands
+            if not self._retired.is_set():  # else a newer version cleans up: only it can read the data
                 await self._clean_up()
             await asyncio.sleep(max(1.0, self._limits.beat_s))
 
@@ -358,7 +358,7 @@ class Dispatcher:
             self._telemetry.expired(expired)
         for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
             if not await self._assets.forget_job(job_id):
-                # A live job still needs one of its outputs. Those behind it must not wait for that.
+                # A live job still needs one of its outputs. The jobs behind it must not wait for that.
                 await self._runs.postpone(job_id, seconds=HELD_S)
                 continue
             await self._runs.forget(job_id)  # files first: a crash in between repeats both

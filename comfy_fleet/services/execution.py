@@ -1,8 +1,7 @@
-"""Carry out one claimed run: the hands of the state machine in :mod:`comfy_fleet.domain.jobs.run`.
+"""Carry out one claimed run: does what the state machine in :mod:`comfy_fleet.domain.jobs.run` decides.
 
-The machine decides; this module posts and asks, has outputs collected and the end written. Every write is
-fenced by the claim's token: whoever gets :class:`LeaseLost` stops at once and touches nothing on the node any
-more.
+This module posts, asks, has outputs collected and the end written. Every write is fenced by the claim's
+token: after :class:`LeaseLost` a run stops at once and no longer touches the node.
 """
 
 import asyncio
@@ -68,28 +67,29 @@ logger = logging.getLogger(__name__)
 
 NOTE_AFTER_S = 0.1
 _TOLD = frozenset({"lost", "timeout", "rejected"})
-"""Ends of a run about which its story says more than its error."""
+"""Results about which the run's story says more than its error."""
 READ_AHEAD_BYTES, READ_AHEAD_FRAMES = 64 * 1024, 256
-"""Frames that may wait for the machine; no more is read of a node that sends faster."""
+"""How many frames may wait for the machine; reading pauses if the node sends faster."""
 HELD_BYTES, HELD_GAP_S, HELD_SAY_S = 4 * 1024 * 1024, 0.02, 1.0
-"""Results that may wait in memory until they are stored, before no more frames are read of their node."""
+"""Bytes of results that may wait in memory to be stored; above it, reading of frames pauses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDeps:
-    """What every run of a dispatcher shares.
+    """What all runs of a dispatcher share.
 
     Attributes:
         open_secret: Decrypts ``extra_data``.
         now: Monotonic seconds.
-        elsewhere: Tells whether another node could run a claimed job now.
+        elsewhere: Returns True if another node could run a claimed job now.
         telemetry: Is told what happens to runs.
-        failure_policy: Knows where a job goes after a failure.
+        failure_policy: Decides where a job goes after a failure.
         measure: Learns from runs that succeed.
-        output_limits: What an operator allows one job's outputs.
-        sharing: What runs share while their outputs are collected.
+        output_limits: The operator's limits for one job's outputs.
+        sharing: Shared by all runs for collecting outputs.
         files: Which files graphs may name.
-        safe: Whether this run's lease certainly still holds (its last confirmed beat is young enough).
+        safe: Returns True if this run's lease certainly still holds (its last confirmed beat is recent
+            enough).
     """
 
     runs: RunStore
@@ -113,10 +113,10 @@ class Execution:
 
     Args:
         tools: Shared by all runs.
-        claim: What was claimed.
+        claim: The claimed job.
         lease: The websocket that holds the node; None for a run that was taken over.
         on_free: Called once with the node's name, as soon as it can take another job.
-        on_rest: Called instead with the lease and seconds, if the node should get no job for so long.
+        on_rest: Called instead with the lease and a time in seconds for which the node should get no job.
     """
 
     def __init__(
@@ -164,11 +164,11 @@ class Execution:
         self._extra = claim.log_fields
 
     def cancel(self) -> None:
-        """Tell the run that its job is to be canceled; safe to call again."""
+        """Cancel the run's job; safe to call again."""
         if not self._canceled:
             self._canceled = True
             self._events.put_nowait(CancelRequested())
-            if self._settling:  # the machine is done; outputs may wait for room for hours
+            if self._settling:  # the machine is done, but outputs may wait for room for hours
                 self._outputs.cancel()
 
     def release(self) -> None:
@@ -178,14 +178,15 @@ class Execution:
             self._events.put_nowait(CancelRequested())
 
     def evict(self) -> None:
-        """Give the job back: its node was removed, and HAProxy keeps it only until the lease ends."""
+        """Give the job back: its node was removed, and HAProxy keeps the node only until the lease ends."""
         self.release()
         self._free()
 
     def abandon(self) -> bool:
         """Stop at once: another dispatcher has taken the run over.
 
-        False while the end is being written: either that has let the lease go, or it meets the loss itself.
+        Return False while the end is being written: that either has ended the lease, or finds out itself that
+        it is lost.
         """
         if self._ending.writing:
             return False
@@ -195,7 +196,7 @@ class Execution:
         return True
 
     async def run(self) -> None:
-        """Post the prompt and see it through."""
+        """Post the prompt and follow it to its end."""
         await self._guarded(self._fresh())
 
     async def resume(self, held: Held) -> None:
@@ -224,7 +225,7 @@ class Execution:
             graph = await self._made_ready()
         except (LeaseLost, StoreDown):
             raise
-        except Exception as error:  # noqa: BLE001 - it would meet the next run, too, and the one after that
+        except Exception as error:  # noqa: BLE001 - every further run of the job would fail in the same way
             await self._end(unready(error, extra=self._extra))
             return
         if graph is None:
@@ -235,7 +236,7 @@ class Execution:
         await self._drive(machine)
 
     async def _made_ready(self) -> graphs.Graph | None:
-        """Put all on the node that the prompt needs; None if the job belongs elsewhere and was given back."""
+        """Put the prompt's files on the node; None if the job belongs elsewhere and was given back."""
         graph: graphs.Graph = orjson.loads(self.claim.graph)
         if (elsewhere := await self._tools.failure_policy.misfit(self.claim, graph)) is not None:
             lacking = f"node {self.claim.node} lacks what it needs now"
@@ -257,7 +258,7 @@ class Execution:
             await self._adopted(held)
         except (LeaseLost, StoreDown):
             raise
-        except Exception as error:  # noqa: BLE001 - it would meet whoever takes the run over next, too
+        except Exception as error:  # noqa: BLE001 - a take-over would meet it, too
             self._cancel_tasks()
             if held.phase != "left" and self._tools.safe(self.claim.run):
                 await self._watched(withdraw(self.claim, self._tools.nodes))
@@ -276,7 +277,7 @@ class Execution:
             await self._end(RunResult(kind="succeeded"))
             return
         graph = orjson.loads(self.claim.graph)
-        with contextlib.suppress(BadInput):  # it runs already
+        with contextlib.suppress(BadInput):  # it is already running
             graph = await worked(self._large, partial(self._tools.failure_policy.fitted, self.claim, graph))
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
 
@@ -306,7 +307,7 @@ class Execution:
                     await self._end(self._with_story(action.verdict, machine))
                     return
                 await self._act(action)
-                del action  # like the event, it may hold a large frame
+                del action  # like the event, this may hold a large frame
             if machine.misread and not self._misread:
                 self._misread = True
                 logger.warning("not understood", extra={**self._extra, "reason": machine.misread})
@@ -314,7 +315,7 @@ class Execution:
             self._events.task_done()
 
     def _set_timer(self, at: float | None) -> None:
-        if at is None or at >= self._tick_at:  # a tick too soon does no harm, and sets the next one
+        if at is None or at >= self._tick_at:  # an early tick does no harm, and sets the next one
             return
         if self._timer:
             self._timer.cancel()
@@ -340,7 +341,7 @@ class Execution:
             case DeletePending():
                 self._spawn(self._tell(lambda: nodes.delete_pending(node, run)))
             case LookElsewhere():
-                self._posted_at = None  # the time since then tells nothing of the node's speed
+                self._posted_at = None  # the time since then says nothing about the node's speed
                 self._spawn(self._look_elsewhere())
             case Report():
                 self._reporter.progress(action.progress)
@@ -350,7 +351,7 @@ class Execution:
                 self._outputs.add([action.item])
                 if self._outputs.over is not None:
                     self._events.put_nowait(CancelRequested())  # nobody will get the rest
-                await asyncio.sleep(0)  # it is asked for now, not after all frames that came with this one
+                await asyncio.sleep(0)  # ask now, not after all frames that came with this one
             case Left():
                 if self.claim.behind or not await self._outputs.stored(action.items):
                     manifest = [item.to_json() for item in self._outputs.unsafe(action.items)]
@@ -359,9 +360,9 @@ class Execution:
                 self._outputs.left(action.items)
 
     async def _leave(self, manifest: list[dict[str, Any]]) -> None:
-        """Give the node back in Redis and in HAProxy at once: both must have it free before a next claim."""
+        """Give the node back in Redis and in HAProxy; the next claim needs it free in both."""
         writing = asyncio.create_task(self._tools.runs.left(self.claim, manifest))
-        await asyncio.sleep(0)  # Redis first: a claim that came sooner would find the node taken
+        await asyncio.sleep(0)  # Redis first: otherwise a claim could find the node still taken there
         self._free()
         await writing
 
@@ -374,12 +375,12 @@ class Execution:
         try:
             await work
         except LeaseLost:
-            pass  # the next fenced write of the main line sees it too
+            pass  # the main task's next fenced write sees it, too
         except Exception:
             logger.exception("run helper failed", extra=self._extra)
 
     def _free(self, rest_s: float = 0.0) -> None:
-        """Let the node go, now or after a rest; the lease in Redis has ended before."""
+        """Release the node, now or after a rest; its lease in Redis must have ended."""
         if not self._left:
             self._left = True
             self._tools.telemetry.left(self.claim, busy_s=self._tools.now() - self._started)
@@ -427,13 +428,13 @@ class Execution:
         except LeaseLost:
             raise
         except Exception as error:
-            # Whatever it was: the machine waits for an answer, and a second one changes nothing.
+            # The machine waits for an answer in any case, and a second one changes nothing.
             self._events.put_nowait(PostUnknown(f"{type(error).__name__}: {error}"))
             raise
 
     async def _post_prompt(self) -> None:
         if not self._tools.safe(self.claim.run):
-            # Posting now could start the job a second time beside whoever took it over.
+            # Posting now could start the job a second time, beside the run that took it over.
             logger.warning("lease too old to post", extra=self._extra)
             self._events.put_nowait(PostUnknown("the lease was too old to post safely"))
             return
@@ -448,7 +449,7 @@ class Execution:
         self._events.put_nowait(answer)
         if not isinstance(answer, PostUnknown) and answer.status == 200:
             self._tools.telemetry.posted(self.claim)
-            # Only matters to who takes the run over; most short runs are over by then.
+            # This matters only for a take-over; most short runs are over by then.
             await asyncio.sleep(NOTE_AFTER_S)
             await self._tools.runs.accepted(self.claim)
 
@@ -459,13 +460,13 @@ class Execution:
             self._events.put_nowait(frame)
             del frame
             if ahead >= READ_AHEAD_BYTES or self._events.qsize() >= READ_AHEAD_FRAMES:
-                await self._events.join()  # no more is read before this is handled
+                await self._events.join()  # reading goes on once this is handled
                 await self._unburdened(machine)
                 ahead = 0
         self._events.put_nowait(SocketClosed(lease.close_reason, lease.limit))
 
     async def _unburdened(self, machine: Run) -> None:
-        """Wait until most of the results that exist in memory only are stored: there may be any number."""
+        """Wait until most results that exist only in memory are stored: there may be any number."""
         said = self._tools.now()
         while machine.held_bytes + self._outputs.held_bytes > HELD_BYTES:
             await asyncio.sleep(HELD_GAP_S)
@@ -487,7 +488,7 @@ class Execution:
     # -- the end --------------------------------------------------------------------------------------
 
     def _with_story(self, verdict: RunResult, machine: Run) -> RunResult:
-        """Return the verdict on a run that ended badly with its story, which the log gets as well."""
+        """Add its story to the result of a run that ended badly, and log it."""
         if verdict.error is None or verdict.kind not in _TOLD:
             return verdict
         story = machine.story.lines()

@@ -1,7 +1,8 @@
-"""Where a job goes that its node could not run, and what becomes of the node.
+"""Where a job goes if its node could not run it, and what happens to the node.
 
-Running out of memory is a normal day: the node is told to free its memory, the profile remembers the card,
-and the job goes to a larger one. A node on which every job fails is taken out until it has been restarted.
+Running out of memory is normal: the node is told to free its memory, the card's size is stored for the job's
+profile, and the job goes to a larger card. A node on which every job fails is taken out until it has been
+restarted.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 4
 REFUSALS = 2
-"""So many nodes with the same classes that find the same kind of fault in a graph speak for all of them."""
+"""After this many nodes with the same classes find the same kind of fault in a graph, skip all such nodes."""
 _OF_THE_GRAPH = frozenset(
     {
         "bad_link",
@@ -40,11 +41,11 @@ _OF_THE_GRAPH = frozenset(
         "value_smaller_than_min",
     }
 )
-"""Faults that a node finds by its classes alone; others may be due to the files in its own folders."""
+"""Faults that depend only on a node's classes; others may be due to the files in its folders."""
 REST_S = 1.0
-"""Another program has taken memory: so long the agent needs to see it and HAProxy to hear of it. A job that
-runs out of memory ends at once, and the next one would be there before."""
-ASK_S = 3.0  # a node that has just failed may not answer; its job must not wait for it
+"""If another program has taken memory, the agent needs this long to see it and to tell HAProxy. A job that
+runs out of memory ends at once, and without a pause the next one would follow too early."""
+ASK_S = 3.0  # a node that has just failed may not answer, and its job must not wait for that
 
 
 class FailingNode(Protocol):
@@ -62,12 +63,11 @@ class FailureLimits:
     """When a node is taken out, and how long failures are remembered.
 
     Attributes:
-        faults: CUDA-like faults, or answers that break a limit, in a row.
-        ooms: Jobs out of memory in a row, on the largest card that there is for them. Where a larger one is
-            there, the card's size is the likelier reason, and it takes :data:`PATIENCE` times as many.
+        faults: How many CUDA-like faults, or answers that break a limit, in a row.
+        ooms: How many jobs in a row that ran out of memory on the largest card they can use. If there is a
+            larger one, the card's size is the likelier reason, and it takes :data:`PATIENCE` times as many.
         oom_memory_s: Seconds until a card that was too small may be tried again.
-        pools: Whether a node on which a job ran out of memory unloads its models, where that is not set for
-            its pool.
+        pools: Defaults of pools: whether a node unloads its models after a job ran out of memory on it.
     """
 
     faults: int = 2
@@ -81,10 +81,10 @@ class Disposition:
     """What to do with a job whose run failed.
 
     Attributes:
-        placement: Where it goes; None: it has failed for good.
+        placement: Where it goes; None: it has finally failed.
         counts: Whether the attempt counts.
-        error: Why, in the words that the user reads if it ends here.
-        rest_s: How long its node should get no other job.
+        error: Why; what the user reads if it ends here.
+        rest_s: For how long its node should get no other job.
     """
 
     placement: Placement | None
@@ -100,8 +100,8 @@ class FailurePolicy:
         registry: Cordons nodes.
         store: Remembers failures and needs.
         nodes: Frees memory.
-        directory: Who can run what.
-        pools: What is set for pools.
+        directory: Which nodes can run what.
+        pools: The pools' settings.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class FailurePolicy:
         self._limits = limits
 
     async def after(self, claim: Claim, verdict: RunResult) -> Disposition | None:
-        """Return what to do after a failed run, or None where nothing special is known."""
+        """Return what to do after a failed run, or None for the usual handling."""
         error = verdict.error
         if error is None:
             return None
@@ -136,27 +136,27 @@ class FailurePolicy:
         return None
 
     def inventory(self, node: str) -> Inventory | None:
-        """Return what a node has; None if that is not known."""
+        """Return a node's inventory; None if it is not known."""
         return self._directory.inventory(node)
 
     def changed(self, claim: Claim) -> Inventory | None:
-        """Return what a job's node has, if the job was checked before that was known; else None."""
+        """Return the inventory of a job's node if it is newer than the job's check; else None."""
         node = self._directory.states.get(claim.node)
         if node is None or node.reading.changed_at <= claim.job.created_at:
             return None
         return self._directory.inventory(claim.node)
 
     def unseen(self, claim: Claim) -> Sequence[Inventory] | None:
-        """Return by which inventories a job has to be checked anew; None if it was checked by its node's."""
+        """Return the inventories for a new check of a job; None if it was checked against its node's."""
         if self._directory.inventory(claim.node) is None:
-            return self._directory.inventories  # by itself it may read what no other node does
+            return self._directory.inventories  # this node may read nodes of the graph that no other does
         changed = self.changed(claim)
         return None if changed is None else [changed]
 
     async def misfit(self, claim: Claim, graph: Graph) -> Placement | None:
-        """Return where a job belongs that its node can't run after all, or None if it can.
+        """Return a job's new placement if its node can't run it after all, or None if it can.
 
-        A job was checked against the nodes when it came. Only a node that has changed since is looked at.
+        A job is checked against the nodes at its submit. Only a node that has changed since is checked again.
         """
         known = self.changed(claim)
         if known is None or not inventory.problems(graph, known):
@@ -173,15 +173,16 @@ class FailurePolicy:
         await self._directory.learn([moved])
         if claim.node in self._directory.able(
             moved
-        ):  # something that needs can't say, such as an input's range
+        ):  # something that requirements can't express, such as an input's range
             moved = _without(moved, claim.node)
         return moved
 
     def fitted(self, claim: Claim, graph: Graph) -> Graph:
-        """Return a job's graph as its node is sent it: what some output reads, named as the node names it.
+        """Return the graph for a job's node: only what some output reads, in the node's spelling.
 
         Raises:
-            InvalidWorkflow: The node reads what no node did when the job came, and that is not sound.
+            InvalidWorkflow: The node reads a part that no node read at the submit, and that part is not
+                sound.
         """
         made = part(graph, self._directory.read(graph, claim.node))
         if self.unseen(claim) is not None:
@@ -217,12 +218,12 @@ class FailurePolicy:
             f"quarantined: {self._limits.faults} GPU faults in a row, the last: {error.message[:200]}",
         )
         moved = _without(claim.job.placement, claim.node)
-        # Alone it may be cured by a restart; elsewhere the job need not wait for that.
+        # A restart may cure the node; on another one the job need not wait for that.
         left = await self._able(moved)
         return Disposition(placement=moved if left else claim.job.placement, counts=True, error=error)
 
     async def _frame_too_large(self, claim: Claim, error: JobError) -> Disposition:
-        # It may be the graph's own picture or text: only many in a row say that it is the node.
+        # The graph's own picture or text may be the cause: only many in a row point to the node.
         limit = self._limits.faults * PATIENCE
         await self._strike(
             claim.node, "frame", limit, f"quarantined: {limit} runs in a row, the last: {error.message[:200]}"
@@ -244,11 +245,11 @@ class FailurePolicy:
         limit = self._limits.ooms * (PATIENCE if larger else 1)
         await self._strike(claim.node, "oom", limit, f"quarantined: {limit} jobs in a row ran out of memory")
         if larger:
-            # Each step to a strictly larger card is one of a few: it need not use an attempt up.
+            # There are few steps to strictly larger cards, so they need not use up an attempt.
             grows = bool(total) and all(cards[name] > total for name in larger)
             return Disposition(placement=moved, counts=not grows, error=error, rest_s=rest_s)
         if room and placement.above < room and any(size >= room for size in cards.values()):
-            # Nothing larger, but another one of this size: it may be this node that is at fault. Once.
+            # No larger card, but another one of this size: this node may be at fault. Tried once.
             return Disposition(placement=moved, counts=True, error=error, rest_s=rest_s)
         where = f"{claim.node} ({gib(total)})" if total else claim.node
         if shared:
@@ -260,7 +261,8 @@ class FailurePolicy:
         return Disposition(placement=None, counts=True, error=replace(error, message=message))
 
     async def _memory(self, node: str) -> tuple[int, int]:
-        """Free a node if its pool says so; return its card's bytes, and how many it had; 0: unknown."""
+        """Free a node if its pool says so; return its card's bytes, and those that were usable; 0:
+        unknown."""
         total = self._directory.vram_bytes(node)
         room = 0
         try:

@@ -1,6 +1,6 @@
-"""What a submit asks of the nodes: who can run this graph, why can the others not, what does a job wait for.
+"""What a submit needs to know of the nodes: which can run this graph, why others can't, what a job waits for.
 
-All of it comes from memory. Only before a graph is refused are the nodes asked again: a model may have been
+The answers come from memory. Only before a graph is refused, the nodes are asked again: a model may have been
 added just now.
 """
 
@@ -27,22 +27,22 @@ from comfy_fleet.services.node_directory import NodeDirectory
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 20  # nodes that a refusal explains
-_MOST_PLACEMENTS = 1000  # placement classes that are remembered for who asks what a job waits for
-_LARGE_NODES = 500  # graphs of more nodes are large for what they are compared with
-_RECENT_S = 1.0  # whether a node is busy is not announced
-_KEEP_NEEDS_S = 3600.0  # needs are written again that often, so that they outlive every job
+_SHOWN = 20  # how many nodes a refusal explains
+_MOST_PLACEMENTS = 1000  # placement classes that are remembered for questions what a job waits for
+_LARGE_NODES = 500  # comparing graphs with more nodes is work for a thread
+_RECENT_S = 1.0  # no message announces that a node becomes busy or free
+_KEEP_NEEDS_S = 3600.0  # requirements are written again this often, so that they outlive every job
 
 
 class NodeInventories:
-    """The fleet as the API knows it.
+    """The fleet's nodes, as the API knows them.
 
     Args:
         registry: Which nodes there are.
         store: What they have.
         ask: Asks a node.
-        recheck_s: Age at which an answer is too old to refuse a graph on.
-        patience_s: How long a submit waits for nodes that are asked again.
+        recheck_s: Age from which an inventory is too old to refuse a graph.
+        patience_s: How long a submit waits for nodes to answer again.
         clock: Unix seconds.
     """
 
@@ -77,7 +77,7 @@ class NodeInventories:
                         async for _ in changes:
                             await self.look()
                             self.refresher.follow(self._directory.states.values())
-                except Exception as error:  # noqa: BLE001 - Redis away: what is known is good enough
+                except Exception as error:  # noqa: BLE001 - Redis is away: what is known is good enough
                     logger.warning("node registry unreachable", extra={"error": str(error)})
                     await asyncio.sleep(1)
         finally:
@@ -86,7 +86,7 @@ class NodeInventories:
     async def look(self) -> None:
         """Read the registry now."""
         await self._directory.look()
-        self._states = float("-inf"), ()  # who asks next sees what this look was for
+        self._states = float("-inf"), ()  # the next question sees what this look was for
         if self._directory.inventories != self._declared.inventories:
             self._declared = Declared(self._directory.inventories)
         self._asked = {name: at for name, at in self._asked.items() if name in self._directory.states}
@@ -103,11 +103,11 @@ class NodeInventories:
         return state is not None and state.simulated
 
     def declared(self) -> Declared:
-        """Return what the nodes' classes say of their inputs."""
+        """Return how the nodes' classes declare their inputs."""
         return self._declared
 
     def read(self, graph: Graph) -> frozenset[str]:
-        """Return the nodes of a graph that some output reads; all of them while no inventory is known."""
+        """Return the nodes of a graph that some output reads; all nodes while no inventory is known."""
         return self._directory.read(graph)
 
     @property
@@ -118,10 +118,10 @@ class NodeInventories:
     # -- who can run it -------------------------------------------------------------------------------
 
     async def placement(self, graph: Graph, wish: PlacementRequest) -> Placement:
-        """Return what a job needs of a node, and the pools it may use.
+        """Return a job's requirements and the pools it may use.
 
-        A node whose inventory is not known counts as able: it decides by itself. So does one that is down or
-        drained: the job waits for it.
+        A node whose inventory is not known counts as able: it decides itself. A node that is down or drained
+        counts as able, too: the job waits for it.
 
         Raises:
             InvalidWorkflow: No node of its pools can run it; details say why, per graph node and per server.
@@ -131,13 +131,13 @@ class NodeInventories:
         wanted = self._pools(wish)
         needs, bad = await self._judged(graph, wish, wanted)
         if bad and len(bad) == len(self._members(wanted)):
-            # Before refusing make sure that this is how things are now: a model may have been added.
+            # Before refusing, look at the present state: a model may have been added.
             await self._settle(bad)
             wanted = self._pools(wish)
             needs, bad = await self._judged(graph, wish, wanted)
             if bad and len(bad) == len(self._members(wanted)):
                 raise self._refusal(bad)
-        # What needs can't say (an input's range, one that is missing) is about these very nodes.
+        # Problems that requirements can't express (an input's range, a missing input) are about these nodes.
         without = frozenset(
             name for name, found in bad.items() if not eligibility.why_not(needs, found.candidate)
         )
@@ -166,19 +166,20 @@ class NodeInventories:
     async def _judged(
         self, graph: Graph, wish: PlacementRequest, wanted: Placement
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
-        """Judge a graph, a large one in a thread: nothing that is read there changes, it is replaced."""
+        """Check a graph; a large one in a thread, which is safe because inventories are replaced and never
+        changed."""
         large = len(graph) > _LARGE_NODES or has_many_inputs(graph)
         return await worked(large, lambda: self._unable(graph, wish, wanted))
 
     def _unable(
         self, graph: Graph, wish: PlacementRequest, wanted: Placement
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
-        """Return the needs, and the nodes that can't run it; a graph is checked once for nodes alike."""
+        """Return the requirements, and the nodes that can't run it; checked once for each inventory."""
         checked = {id(one): inventory.findings(graph, one) for one in self._directory.inventories}
         differ = any(checked.values())
         needs = eligibility.needs_of(graph, wish, ())
         if not differ and not needs.key:
-            return needs, {}  # as it is with most jobs: nothing to ask a thousand nodes about
+            return needs, {}  # true for most jobs; saves asking a thousand nodes
         members = self._members(wanted)
         if differ:
             near = {id(one): one for candidate in members if (one := candidate.inventory)}
@@ -215,7 +216,7 @@ class NodeInventories:
             self._kept[needs.key] = now
 
     def _refusal(self, bad: Mapping[str, "_Unable"]) -> InvalidWorkflow:
-        """Explain node by node; the graph's own places by the node that lacks least."""
+        """Explain node by node; problems in the graph are those of the node with the fewest."""
         best = min(bad, key=lambda name: len(bad[name].problems) or 1000)
         errors: dict[str, list[dict[str, Any]]] = {}
         for problem in bad[best].problems:
@@ -234,7 +235,7 @@ class NodeInventories:
         alike = len({tuple(found) for found in told.values()}) == 1
         words = waiting_reason.told(told)
         if alike and (len(told) > 1 or of_graph(told[best])):
-            # What is wrong with the graph itself is said of the graph, not of the nodes.
+            # Problems of the graph itself are reported for the graph, not for the nodes.
             of_nodes = (eligibility.of_every_node(text) for text in told[best][:3])
             words = ", ".join(told[best][:3] if of_graph(told[best][:1]) else of_nodes)
         return InvalidWorkflow(
@@ -249,7 +250,7 @@ class NodeInventories:
     # -- what it waits for ----------------------------------------------------------------------------
 
     async def waiting_for(self, job: Job) -> str | None:
-        """Say what a job waits for; None if it does not, or if a node is free for it."""
+        """Return what a job waits for; None if it does not wait, or if a node is free for it."""
         if job.status is not JobStatus.QUEUED:
             return job.waiting_for
         states = await self._recent()
@@ -268,7 +269,7 @@ class NodeInventories:
         return waiting_reason.waiting_for(able, states, reasons)
 
     async def _recent(self) -> Sequence[NodeState]:
-        """Return the nodes as they were a second ago or later; what is announced is there at once."""
+        """Return the nodes as of at most a second ago; announced changes are included at once."""
         known = self._states
         if self._clock() - known[0] <= _RECENT_S:
             return known[1]
@@ -281,13 +282,13 @@ class NodeInventories:
     # -- for operators --------------------------------------------------------------------------------
 
     async def refresh(self, name: str) -> bool:
-        """Ask a node now; False if it did not answer in time."""
+        """Read a node now; False if it did not answer in time."""
         answered = await self.refresher.refresh([name], patience_s=15.0)
         await self.look()
         return name in answered
 
     async def by_node(self) -> Mapping[str, Candidate]:
-        """Return every node with what it has, as it is now."""
+        """Return every node with its present inventory."""
         await self.look()
         return {candidate.node.name: candidate for candidate in self._directory.candidates}
 

@@ -1,7 +1,7 @@
-"""Keep what is known of the nodes fresh: ask them for ``/object_info`` and ``/system_stats``.
+"""Keep inventories fresh: ask nodes for ``/object_info`` and ``/system_stats``.
 
-A node is asked when it is new, when it came back, when somebody wants it (an operator, a dispatcher whose
-graph it refused), and now and then. Any number of processes may do this: the store sees to it that one asks.
+A node is asked when it is new, when it has come back, on request (by an operator, or a dispatcher whose graph
+it refused), and now and then. Any number of processes may do this: the store lets only one of them ask.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 8  # nodes that are asked side by side
-READING_S = 20  # a process that asks and dies holds a node so long
+AT_ONCE = 8  # nodes that are asked at the same time
+READING_S = 20  # a process that dies while it asks blocks the node for this long
 RETRY_S = 5.0
 POLL_S = 0.05
 NEW_AGAIN_S = (0.05, 0.05, 0.1, 0.2)  # how soon a node that just joined is asked again
@@ -44,7 +44,7 @@ class InventoryRefresher:
         registry: Which nodes there are.
         store: Where answers are kept.
         ask: Asks a node.
-        fresh_s: Age at which an answer is asked for anew, without any other reason.
+        fresh_s: Age at which a node is asked again without any other reason.
         clock: Unix seconds.
     """
 
@@ -68,7 +68,7 @@ class InventoryRefresher:
         self._limit = asyncio.Semaphore(AT_ONCE)
 
     def follow(self, states: Collection[NodeState]) -> None:
-        """Ask those nodes that are due; to be called whenever the registry was read.
+        """Ask the nodes that are due; to be called whenever the registry was read.
 
         Args:
             states: All nodes.
@@ -80,16 +80,16 @@ class InventoryRefresher:
                 self._start(state.node.name)
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         tasks = list(self._asking.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refresh(self, names: Sequence[str], *, patience_s: float) -> frozenset[str]:
-        """Ask nodes now, and wait for the answers; returns who has answered in time.
+        """Ask nodes now, and wait; return the nodes that have answered in time.
 
-        A node that another process asks right now is waited for.
+        If another process is asking a node right now, its answer is waited for.
         """
         tasks = {name: self._start(name) for name in names}
         if not tasks:
@@ -118,12 +118,12 @@ class InventoryRefresher:
         self._asking.pop(name, None)
 
     async def _fetch(self, name: str) -> bool:
-        """Ask one node, a new one more than once; False if it did not answer."""
+        """Ask one node, a new one several times; False if it did not answer."""
         for pause_s in NEW_AGAIN_S:
-            verdict = self._verdicts.get(name)  # it may have come up while it was asked too early
+            verdict = self._verdicts.get(name)  # the first try may have come before the node was up
             if await self._fetch_once(name):
                 return True
-            # HAProxy is just being told of it. Whoever joins with many others is asked when it is up.
+            # HAProxy is just learning of it. A node that joins with many others is asked when it is up.
             if verdict != "new" or len(self._asking) > AT_ONCE:
                 return False
             await asyncio.sleep(pause_s)
@@ -136,12 +136,12 @@ class InventoryRefresher:
             async with self._limit:
                 claimed = await self._store.claim(name, ttl_s=READING_S)
                 outcome = await self._read(name) if claimed else ""
-            if not claimed:  # whoever has it may have died: others are read meanwhile
+            if not claimed:  # the process that has it may have died: others are read meanwhile
                 return await self._others_answer(name)
         except StoreDown as error:
             self._failed(name, verdict, error)
             return False
-        except Exception as error:  # noqa: BLE001 - a node that can't be read is no trouble of who asked
+        except Exception as error:  # noqa: BLE001 - a node that can't be read must not harm the caller
             self._failed(name, verdict, error)
             if claimed:
                 # A node that is down keeps its last inventory; it is asked again soon.
@@ -155,7 +155,7 @@ class InventoryRefresher:
         logger.log(level, "no inventory", extra={"node": name, "error": _words(error)})
 
     async def _read(self, name: str) -> str:
-        """Ask a node and keep what it has; returns what the store says of it."""
+        """Ask a node and store its inventory; return the store's answer."""
         stats = await self._ask.system_stats(name)
         parsed = await self._ask.inventory(name)
         outcome = await self._store.save(name, parsed, reading_of(stats))
@@ -170,7 +170,7 @@ class InventoryRefresher:
             logger.debug("reading not given back", extra={"node": name, "error": str(error)})
 
     async def _others_answer(self, name: str) -> bool:
-        """Wait for another process that asks this node."""
+        """Wait for the process that is asking this node."""
         before = await self._read_at(name)
         until = self._clock() + READING_S
         while self._clock() < until:

@@ -1,4 +1,4 @@
-"""Reading jobs: who may see which, and how long one will take."""
+"""Reading jobs: who may see which, and how long they will take."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from comfy_fleet.timeouts import Timeout
 
 LOOK_S = 1.0
 MOMENT_S = 0.2
-"""A job that should end within this time is waited for when somebody asks how it is."""
+"""A request for a job waits if the job should end within this time."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -37,12 +37,12 @@ async def owned(jobs: JobStore, owner: str, job_id: str) -> Job:
 
 
 def is_id(text: str) -> bool:
-    """Return whether a text can be one of our ids at all (a lower-case UUID)."""
+    """Return whether a text has the form of our ids (a lower-case UUID)."""
     return _ID.fullmatch(text) is not None
 
 
 class Estimator:
-    """Estimates from measured durations; looks at the nodes and the latest runs at most once a second.
+    """Estimates from measured durations; reads the nodes and the latest runs at most once a second.
 
     Args:
         jobs: Where durations and positions are.
@@ -72,7 +72,7 @@ class Estimator:
         return None if left is None else math.ceil(left)
 
     async def seconds(self, job: Job) -> float | None:
-        """Return the seconds until the job is done; None when nobody can know, 0 when it is."""
+        """Return the seconds until the job is done; None if that can't be known, 0 if it is done."""
         if job.status.terminal:
             return 0.0
         own = await self._jobs.durations(job.profile)
@@ -84,12 +84,12 @@ class Estimator:
         return estimate.seconds_left(own, load.took_s, ahead=position - 1, busy=load.busy, nodes=load.up)
 
     async def retry_after(self) -> int:
-        """Return the whole seconds after which a queue that is full now should have room."""
+        """Return the whole seconds after which a full queue should have room."""
         load = await self._look()
         return estimate.retry_after(load.took_s, nodes=load.up)
 
     async def soon(self, job: Job) -> bool:
-        """Return whether the job should end within a moment, as jobs of its own kind did."""
+        """Return whether the job should end within a moment, judging by jobs of its kind."""
         if job.status.terminal or not (own := await self._jobs.durations(job.profile)):
             return False
         if job.status is not JobStatus.QUEUED:
@@ -111,11 +111,11 @@ class Estimator:
     def _looked(self, task: "asyncio.Task[_Load]") -> None:
         self._looking = None
         if not task.cancelled():
-            task.exception()  # who asked has it, if they are still there
+            task.exception()  # the caller has the result, if it is still there
 
     async def _look_now(self) -> "_Load":
         states, runs = await self._nodes.states(), await self._jobs.latest_runs()
-        if not runs:  # none ended since an earlier version, which did not note their nodes
+        if not runs:  # nothing has ended since an earlier version, which did not store the nodes
             runs = [(seconds, "") for seconds in await self._jobs.durations("*")]
         rates = {s.node.name: _rate(s) for s in states}
         up = [s.node.name for s in states if s.verdict == "up" and not s.node.cordoned]
@@ -130,7 +130,7 @@ class Estimator:
 
 @dataclass(frozen=True, kw_only=True)
 class _Load:
-    """How many nodes are up and busy, and what the last runs took, as on a node of mean speed."""
+    """How many nodes are up and busy, and the last runs' times, as on a node of mean speed."""
 
     up: int = 0
     busy: int = 0
@@ -138,22 +138,22 @@ class _Load:
 
 
 def _rate(state: NodeState) -> float:
-    """Return how fast a node is beside others: what its GPU's model promises, and what was measured."""
+    """Return a node's relative speed, from its GPU's model and what was measured."""
     reading = state.reading
     return default_weight(reading.gpu, reading.device) * (state.node.speed or 1.0)
 
 
 async def settled(job: Job, *, jobs: JobStore, events: Events, estimator: Estimator) -> Job:
-    """Return a job as it is, or as it ended if that was a matter of a moment.
+    """Return a job; wait up to 0.2 s if it is about to end.
 
-    Clients look, sleep, and look again: the official SDK half a second at first. Whoever looks just before
-    the end is told of it now and not at the next look.
+    Clients poll with pauses, the official SDK with half a second at first. A client that asks just before the
+    end gets the result now and not at its next poll.
     """
     if not await estimator.soon(job):
         return job
     with contextlib.suppress(TimeoutError):
         async with Timeout(MOMENT_S), events.subscribe(job.id) as stream:
-            now = await jobs.get(job.id)  # it may have ended before anybody listened
+            now = await jobs.get(job.id)  # it may have ended before we listened
             if now is None or now.status.terminal:
                 return now or job
             async for event in stream:

@@ -1,7 +1,7 @@
-"""Follow a job live: its snapshot first, then what changes, until its last status.
+"""Follow a job live: its snapshot first, then changes, until its last status.
 
-Events hasten, the record is the truth: the watcher subscribes before it reads the record, drops events
-that the record has already, follows a job from run to run, and reads the record again now and then in
+Events are quick, the record is the truth. The watcher subscribes before it reads the record, drops events
+that the record includes already, follows a job from run to run, and reads the record again now and then in
 case an event was lost.
 """
 
@@ -27,14 +27,14 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A picture of how far it is: ``{node_id, content_type, data_base64}``."""
+    """A preview picture: ``{node_id, content_type, data_base64}``."""
 
     data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alive:
-    """Nothing happened for a while; something should go over the wire."""
+    """Nothing has happened for a while: a sign of life for the connection."""
 
 
 Seen: TypeAlias = Status | Progress | Preview | Output | Alive
@@ -42,7 +42,7 @@ Seen: TypeAlias = Status | Progress | Preview | Output | Alive
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPace:
-    """How often things are told, in seconds."""
+    """How often updates are sent, in seconds."""
 
     progress_s: float = 0.5
     position_s: float = 1.0
@@ -51,7 +51,7 @@ class StreamPace:
 
 
 class _Throttle:
-    """Lets the newest through at most once per period."""
+    """Lets the newest value through, at most once per period."""
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
@@ -80,8 +80,8 @@ async def watch(
 ) -> AsyncGenerator[list[Seen], None]:
     """Yield a job's snapshot and then what happens, outputs before the last status.
 
-    What comes together is yielded together. Ends after the final status, when the job is forgotten, or when
-    ``closing`` is set.
+    Updates that come together are yielded together. Ends after the final status, when the job is forgotten,
+    or when ``closing`` is set.
     """
     pace = pace or StreamPace()
     async with events.subscribe(job.id) as stream:
@@ -103,7 +103,7 @@ async def watch(
                     coming = None
                     try:
                         told = [seen async for seen in watcher.take(event)]
-                    except UNREADABLE:  # of another version: the record tells what it can
+                    except UNREADABLE:  # from another version: the record has the facts
                         continue
                     if told:
                         yield told
@@ -121,11 +121,11 @@ async def _next(stream: AsyncIterator[JobEvent]) -> JobEvent:
 
 
 class _Watcher:
-    """What one stream has told so far, and what it still has to tell."""
+    """What one stream has sent so far, and what it still has to send."""
 
     def __init__(self, job: Job, *, jobs: JobStore, pace: StreamPace, monotonic: Callable[[], float]) -> None:
         self._job_id = job.id
-        self._started = job.status is not JobStatus.QUEUED  # before that there is no preview
+        self._started = job.status is not JobStatus.QUEUED  # there is no preview before that
         self._jobs = jobs
         self._pace = pace
         self._monotonic = monotonic
@@ -141,7 +141,8 @@ class _Watcher:
         self.done = False
 
     async def snapshot(self) -> AsyncIterator[Seen]:
-        """Yield the state as it is: status, progress, preview, outputs; of a final job the status last."""
+        """Yield the present state: status, progress, preview, outputs; the status comes last if it is
+        final."""
         preview = await self._jobs.preview(self._job_id) if self._started else None
         async for seen in self._reread():
             yield seen
@@ -150,7 +151,7 @@ class _Watcher:
             self._preview.due_at = self._monotonic() + self._pace.progress_s
 
     def next_at(self) -> float:
-        """Return when :meth:`tick` has something to do, on the monotonic clock."""
+        """Return the monotonic time at which :meth:`tick` has something to do."""
         moments = [self._read_at + self._pace.reread_s, self._told_at + self._pace.alive_s]
         if self._status is JobStatus.QUEUED:
             moments.append(self._position_at + self._pace.position_s)
@@ -166,7 +167,7 @@ class _Watcher:
             status = JobStatus(event.data["status"])
             self._run = event.run
             if status.terminal and whole:
-                last = self._progress.waiting  # the whole of it, before the end
+                last = self._progress.waiting  # complete progress before the end
                 if "progress" in event.data:
                     last = progress_of(event.data["progress"])
                 self.done = True
@@ -174,7 +175,7 @@ class _Watcher:
                     yield self._told(last)
                 yield self._told(Status(status=status))
             elif status.terminal:
-                async for seen in self._reread():  # outputs that were missed come before the end
+                async for seen in self._reread():  # outputs that were missed, before the end
                     yield seen
             elif status is not self._status:
                 async for seen in self._say_status(status):
@@ -188,7 +189,7 @@ class _Watcher:
                 yield self._told(output)
 
     async def tick(self) -> AsyncIterator[Seen]:
-        """Yield what time brings: throttled events, queue positions, a look at the record, a sign of life."""
+        """Yield what is due: throttled events, queue positions, changes of the record, a sign of life."""
         now = self._monotonic()
         if self.done:
             return
@@ -210,7 +211,7 @@ class _Watcher:
         except StoreDown:
             if self._status is None:
                 raise
-            return  # the stream outlives a restart of Redis; the next look tells what was missed
+            return  # the stream survives a restart of Redis; the next look finds what was missed
         if job is None:  # past its retention
             self.done = True
             return

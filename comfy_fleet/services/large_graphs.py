@@ -1,4 +1,4 @@
-"""Work on large graphs is done in a thread: whatever else the process does goes on meanwhile."""
+"""Work on large graphs is done in a thread, so that the event loop stays free."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from comfy_fleet.domain.graphs.graph import Graph
 T = TypeVar("T")
 
 LARGE_BYTES = 256 * 1024
-"""A graph of more bytes of JSON is large."""
+"""A graph with more bytes of JSON is large."""
 LARGE_INPUTS = 5000
-"""A graph of more inputs, all nodes together, is large as well."""
+"""A graph with more inputs, over all nodes, is large, too."""
 
 
 def has_many_inputs(graph: Graph) -> bool:

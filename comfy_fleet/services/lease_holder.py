@@ -1,4 +1,4 @@
-"""Keep leases that no run uses, so that HAProxy gives their nodes to nobody for the time."""
+"""Hold leases that no run uses, so that HAProxy does not grant their nodes meanwhile."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ LOOK_S = 0.25
 
 
 class LeaseHolder:
-    """The parked leases of one dispatcher.
+    """The held leases of one dispatcher.
 
     Args:
         runs: Knows which run has a node.
@@ -37,13 +37,14 @@ class LeaseHolder:
         self._taken: set[str] = set()
 
     def rest(self, lease: Lease, seconds: float) -> None:
-        """Keep a node that no run has any more from new jobs for a while."""
+        """Keep new jobs away for a while from a node that no run has."""
         self._spawn(self._rested(lease, seconds))
 
     def park(self, lease: Lease, run: str) -> None:
-        """Keep a second lease on a node until the run that really has the node is over.
+        """Hold a second lease on a node until the run that really has the node is over.
 
-        HAProxy forgot that run's tunnel (a reload, a restart): this one makes the slot count as taken.
+        HAProxy has forgotten that run's tunnel (after a reload or restart): this one makes the slot count as
+        taken.
         """
         if lease.node in self._taken:
             lease.release()
@@ -73,7 +74,7 @@ class LeaseHolder:
     async def _has(self, node: str, run: str) -> bool:
         try:
             return await self._runs.lease_of(node) == run
-        except StoreDown:  # nobody can tell now
+        except StoreDown:  # unknown at the moment
             return True
 
 

@@ -1,7 +1,7 @@
-"""The nodes and what they have, in memory: read from the store, never from the nodes.
+"""The nodes and their inventories, in memory: read from the store, never from the nodes.
 
-Every process that places jobs keeps one. Nodes that are alike share one parsed inventory, and the answer for
-a placement class is worked out once until something changes.
+Every process that places jobs has one. Equal nodes share one parsed inventory, and the answer for a placement
+class is worked out only once until something changes.
 """
 
 import time
@@ -17,20 +17,20 @@ from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 
 NOTHING = Requirements()
 UNREAD_S = 10.0
-"""A node that was just added gets no job before it was read; if that takes longer, it decides by itself."""
+"""A node that was just added gets no job for this long unless it was read; after that it decides itself."""
 
 
 class NodeDirectory:
-    """Who can run what.
+    """Which nodes can run what.
 
     Attributes:
         states: The nodes by name.
         candidates: The same, as eligibility sees them.
-        unread: Nodes that were just added: they get no job before it is known what they have.
+        unread: Nodes that were just added: they get no job before their inventory is known.
 
     Args:
         registry: Which nodes there are.
-        store: What they have.
+        store: Their inventories.
         clock: Unix seconds.
     """
 
@@ -53,7 +53,7 @@ class NodeDirectory:
 
     @property
     def inventories(self) -> Sequence[Inventory]:
-        """The different inventories of the fleet."""
+        """The fleet's inventories, each different one once."""
         return tuple(self._digests.values())
 
     @property
@@ -62,7 +62,7 @@ class NodeDirectory:
         return self._pools
 
     async def look(self) -> None:
-        """Read the registry, and inventories that are new; nothing older than this call is shown after it."""
+        """Read the registry and new inventories; afterwards nothing older than this call is shown."""
         self._looks += 1
         look = self._looks
         states = await self._registry.states()
@@ -71,11 +71,12 @@ class NodeDirectory:
             found = self._digests.get(digest) or await self._store.load(digest)
             if found is not None:
                 digests[digest] = found
-        if look < self._shown:  # another look began later and was faster
+        if look < self._shown:  # another call began later and finished earlier
             return
         self._shown = look
         self.states = {state.node.name: state for state in states}
-        # Two looks at once may both have loaded one: whoever compares inventories by identity sees the first.
+        # Two calls at once may both have loaded one; inventories are compared by identity, so the first is
+        # kept.
         digests = {digest: self._digests.get(digest, found) for digest, found in digests.items()}
         self._digests = digests
         seen = []
@@ -108,30 +109,30 @@ class NodeDirectory:
         self._pools = {pool: frozenset(names) for pool, names in pools.items()}
 
     async def learn(self, placements: Iterable[Placement]) -> None:
-        """Read the needs that these placement classes stand for."""
+        """Read the requirements of these placement classes."""
         for placement in placements:
             if placement.needs and placement.needs not in self._needs:
-                # Needs that nobody knows any more: a node decides by itself.
+                # The requirements are no longer stored: a node decides itself.
                 self._needs[placement.needs] = await self._store.needs(placement.needs) or NOTHING
 
     def forget(self, placements: Iterable[Placement]) -> None:
-        """Keep only what these placement classes need."""
+        """Keep only the requirements of these placement classes."""
         kept = set(placements)
         needs = {placement.needs for placement in kept}
         self._needs = {key: value for key, value in self._needs.items() if key in needs}
         self._able = {placement: names for placement, names in self._able.items() if placement in kept}
 
     def keep_small(self, most: int) -> None:
-        """Forget all placement classes once there are more: they are read again when they are asked for."""
+        """Forget all placement classes once there are more than this; they are read again on demand."""
         if max(len(self._needs), len(self._able)) >= most:
             self.forget(())
 
     def needs(self, placement: Placement) -> Requirements | None:
-        """Return what a placement class needs, or None if it was not learned."""
+        """Return the requirements of a placement class, or None if they were not read."""
         return self._needs.get(placement.needs) if placement.needs else NOTHING
 
     def able(self, placement: Placement) -> frozenset[str]:
-        """Return the nodes that may run jobs of a class; none while its needs were not learned."""
+        """Return the nodes that may run jobs of a class; none until its requirements were read."""
         found = self._able.get(placement)
         if found is None:
             needs = self.needs(placement)
@@ -142,7 +143,7 @@ class NodeDirectory:
         return found
 
     async def free(self, placement: Placement, *, besides: str) -> bool:
-        """Look whether a node, other than one, may run a job of a class and has nothing to do."""
+        """Return True if some idle node, other than the given one, may run a job of a class."""
         await self.look()
         await self.learn([placement])
         others = (self.states[name] for name in self.able(placement) - {besides})
@@ -157,11 +158,11 @@ class NodeDirectory:
         return placement.pools(self._pools)
 
     def read(self, graph: Graph, node: str | None = None) -> frozenset[str]:
-        """Return the nodes of a graph that some output reads, directly or not: nothing else is ever run.
+        """Return the nodes of a graph that some output reads, directly or indirectly: only those ever run.
 
         Args:
             graph: Its shape is sound; its links need not be.
-            node: The node that runs it; None, or one that is not known: whichever can run it may.
+            node: The node that runs it; None or unknown: any node that can run it.
         """
         known = None if node is None else self.inventory(node)
         classes = {entry["class_type"] for entry in graph.values()}
@@ -169,7 +170,7 @@ class NodeDirectory:
         return frozenset().union(*(reached(graph, one) for one in may)) if may else frozenset(graph)
 
     def inventory(self, node: str) -> Inventory | None:
-        """Return what a node has; None if that is not known."""
+        """Return a node's inventory; None if it is not known."""
         state = self.states.get(node)
         return None if state is None else self._digests.get(state.reading.inventory)
 

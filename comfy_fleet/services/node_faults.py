@@ -1,4 +1,4 @@
-"""Answers that no sound ComfyUI gives: they count against the node, and a node with too many is taken out."""
+"""Answers that no healthy ComfyUI gives: they count against the node, and too many take it out."""
 
 import asyncio
 import logging
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 class NodeFaults:
     """Counts for one process; called with every fault.
 
-    What a node tells of one run may be too large because of the run's own texts: it counts once a run, and it
-    takes many runs in a row to say that it is the node. Else one user's graph could take all nodes out.
+    An answer about a run may be too large because of the run's own texts. So a fault counts once per run, and
+    it takes many runs in a row to blame the node. Otherwise one user's graph could take all nodes out.
 
     Args:
-        registry: Where they are counted: those in a row, by all processes together.
-        limit: With so many a node is quarantined.
+        registry: Counts faults in a row, over all processes.
+        limit: The number at which a node is quarantined.
     """
 
     def __init__(self, registry: NodeRegistry, *, limit: int) -> None:
@@ -28,7 +28,7 @@ class NodeFaults:
         self._run: dict[str, str] = {}  # the last one that counted, by node
 
     def __call__(self, node: str, fault: NodeFault) -> None:
-        """Count one; those that come while the last one is still being written are one with it."""
+        """Count a fault; faults that come while the last one is being written count as the same."""
         run = str(fault.details.get("run") or "") if fault.details.get("limit") else ""
         if run and self._run.get(node) == run:
             return

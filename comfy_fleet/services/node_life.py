@@ -1,7 +1,7 @@
-"""A node's life beside its work: drained, resumed, restarted, removed, and many restarted in turn.
+"""Operations on a node: drain, resume, restart, remove, and restart many in turn.
 
-The walks (:func:`wait_drained`, :func:`roll`) only see :class:`NodeControl`. :class:`NodeLife` is that on the
-fleet's own stores; the command line has one that speaks HTTP.
+The waiting functions (:func:`wait_drained`, :func:`roll`) use only :class:`NodeControl`. :class:`NodeLife`
+implements it on the fleet's stores; the command line implements it over HTTP.
 """
 
 import asyncio
@@ -19,22 +19,22 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 RELEASE_S = 10.0
-"""How long a removal waits until a node's jobs are back in the queue; on a dead node that takes longer, and
-its dispatcher learns that the node is gone."""
+"""How long a removal waits for a node's jobs to be back in the queue. On a dead node that takes longer; then
+its dispatcher finds the node gone."""
 
 MISSED_S = 8.0
-"""A restart that was ordered, and too quick for HAProxy's checks, is believed after this."""
+"""An ordered restart may be too quick for HAProxy's checks; after this time it counts as done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeStatus:
-    """What a walk has to know of a node.
+    """What the waiting functions need to know about a node.
 
     Attributes:
         busy: Whether a job needs it, or its outputs are still being fetched.
         verdict: As in :class:`~comfy_fleet.domain.nodes.node.NodeState`.
-        starts: How often it was seen to come back.
-        managed: Whether an agent runs its ComfyUI, and so can restart it.
+        starts: How often it has come back.
+        managed: Whether an agent runs its ComfyUI and can restart it.
         state: Its state in words.
         work: What needs it, in words.
     """
@@ -48,13 +48,13 @@ class NodeStatus:
 
 
 class NodeControl(Protocol):
-    """Looks at nodes and gives orders. Every method raises NotFound, or what stands for it there."""
+    """Reads and controls nodes. Every method raises NotFound or the implementation's equivalent."""
 
     async def status(self, name: str) -> NodeStatus:
-        """Return what a node does now."""
+        """Return a node's present state."""
 
     async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
-        """Keep new jobs away; see :meth:`NodeLife.drain`."""
+        """Stop new jobs; see :meth:`NodeLife.drain`."""
 
     async def resume(self, name: str) -> None:
         """Let jobs come again."""
@@ -63,17 +63,17 @@ class NodeControl(Protocol):
         """Have the agent that runs it restart it."""
 
     async def refresh(self, name: str) -> bool:
-        """Read what it has now; False if it did not answer."""
+        """Read its inventory now; False if it did not answer."""
 
 
 class InventoryReader(Protocol):
     """The part of :class:`comfy_fleet.services.inventories.NodeInventories` that is needed here."""
 
     async def look(self) -> None:
-        """Look at the nodes now: jobs that wait say what for."""
+        """Read the nodes now, so that waiting jobs show their present reason."""
 
     async def refresh(self, name: str) -> bool:
-        """Read what a node has now; False if it did not answer, or can't be read."""
+        """Read a node's inventory now; False if it did not answer, or can't be read."""
 
 
 class NodeLife:
@@ -92,7 +92,7 @@ class NodeLife:
         return found
 
     async def status(self, name: str) -> NodeStatus:
-        """Return what a node does now; raises NotFound."""
+        """Return a node's present state; raises NotFound."""
         found = await self.state(name)
         return NodeStatus(
             busy=_busy(found),
@@ -104,11 +104,11 @@ class NodeLife:
         )
 
     async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
-        """Keep new jobs away; the one that runs goes on.
+        """Stop new jobs; the running one goes on.
 
         Args:
             name: The node.
-            reason: Why; None leaves the reason that it has.
+            reason: Why; None keeps the present reason.
             requeue: Give its jobs back to the queue at once.
 
         Raises:
@@ -116,13 +116,13 @@ class NodeLife:
         """
         reason = reason or (await self.state(name)).node.cordon_reason or "drained by hand"
         await self._nodes.cordon(name, reason=reason)
-        await self._inventories.look()  # jobs that wait for it say so from now on
+        await self._inventories.look()  # jobs that wait for it show that from now on
         if requeue:
             runs = await self._nodes.release(name)
             logger.info("jobs given back", extra={"node": name, "runs": len(runs)})
 
     async def resume(self, name: str) -> None:
-        """Let jobs come again; ends a quarantine, too. Raises NotFound."""
+        """Allow new jobs again; ends a quarantine, too. Raises NotFound."""
         await self._nodes.uncordon(name)
         await self._inventories.look()
 
@@ -142,7 +142,7 @@ class NodeLife:
         await self._nodes.want_restart(name)
 
     async def refresh(self, name: str) -> bool:
-        """Read what it has now; False if it did not answer, or can't be read. Raises NotFound."""
+        """Read its inventory now; False if it did not answer, or can't be read. Raises NotFound."""
         await self.state(name)
         return await self._inventories.refresh(name)
 
@@ -151,7 +151,7 @@ class NodeLife:
 
         Args:
             name: The node.
-            force: Also while it works: its jobs go back to the queue first.
+            force: Forget it even while it works: its jobs go back to the queue first.
 
         Raises:
             NotFound: No such node.
@@ -176,10 +176,10 @@ def _busy(state: NodeState) -> bool:
 
 
 async def wait_drained(control: NodeControl, names: Sequence[str], timeout_s: float) -> None:
-    """Wait until no job needs any of some nodes, outputs included.
+    """Wait until no job needs any of these nodes, outputs included.
 
     Raises:
-        NotInTime: One of them still works; says what on.
+        NotInTime: One of them still works; the message says on what.
     """
     deadline = time.monotonic() + timeout_s
     for name in names:
@@ -191,7 +191,7 @@ async def wait_up(control: NodeControl, name: str, timeout_s: float) -> None:
     """Wait until a node can get jobs.
 
     Raises:
-        NotInTime: It can't; says why.
+        NotInTime: It can't; the message says why.
     """
     deadline = time.monotonic() + timeout_s
     while (node := await control.status(name)).verdict != "up":
@@ -199,10 +199,10 @@ async def wait_up(control: NodeControl, name: str, timeout_s: float) -> None:
 
 
 async def check_managed(control: NodeControl, names: Sequence[str]) -> None:
-    """Make sure that agents can restart all of these nodes.
+    """Check that agents can restart all of these nodes.
 
     Raises:
-        Conflict: One of them runs without.
+        Conflict: One of them has no agent that runs it.
     """
     for name in names:
         if not (await control.status(name)).managed:
@@ -218,18 +218,18 @@ async def roll(
     drain_s: float,
     back_s: float,
 ) -> AsyncIterator[Sequence[str]]:
-    """Restart nodes in turn without losing a job; yields those of each batch once they are back.
+    """Restart nodes in turn without losing a job; yields each batch once its nodes are back.
 
-    Each is drained, restarted, and gets jobs again as soon as it has told what it has. The first that does
-    not come back ends the walk, and stays drained.
+    Each is drained and restarted, and gets jobs again as soon as its inventory was read. The first that does
+    not come back ends the roll and stays drained.
 
     Args:
         control: The nodes.
-        names: Which, in this order.
+        names: Their names, in this order.
         at_once: How many in a batch.
         restart: Restarts one; None waits for somebody else to do it.
-        drain_s: How long the jobs of a batch may take to end.
-        back_s: How long a node may take to come back.
+        drain_s: Longest time for the jobs of a batch to end.
+        back_s: Longest time for a node to come back.
 
     Raises:
         NotInTime: Jobs did not end (all of the batch get jobs again), or a node did not come back.
@@ -241,7 +241,7 @@ async def roll(
                 await control.drain(name, reason="rolling restart")
             await wait_drained(control, batch, drain_s)
         except BaseException:
-            for name in batch:  # nothing was restarted yet: as it was before
+            for name in batch:  # nothing was restarted yet: restore the state before
                 await control.resume(name)
             raise
         starts = {name: (await control.status(name)).starts for name in batch}
@@ -266,9 +266,9 @@ async def _wait(name: str, what: str, now: str, deadline: float, timeout_s: floa
 async def _wait_back(
     control: NodeControl, name: str, starts: int, timeout_s: float, *, ordered: bool
 ) -> None:
-    """Wait until a node was seen to come back, and has told what it has.
+    """Wait until a node has come back and its inventory was read.
 
-    With ``ordered`` the restart has certainly begun: one that nobody saw was quick.
+    With ``ordered`` the restart has certainly begun: if it was not seen, it was quick.
     """
     began = time.monotonic()
     while time.monotonic() - began < timeout_s:

@@ -1,6 +1,6 @@
-"""What a run tells while it computes: the latest progress and preview, now and then.
+"""Reports a run's latest progress and preview now and then.
 
-A preview goes out while somebody follows the job. Until then the latest is kept here, for whoever comes.
+Previews are published while somebody follows the job. Until then the latest one is kept here.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from comfy_fleet.ports.runs import Claim, RunStore
 
 logger = logging.getLogger(__name__)
 
-EVERY_S = 0.5  # twice a second is what the faces promise
+EVERY_S = 0.5  # the APIs promise twice a second
 MAX_PREVIEW_BYTES = 256 * 1024
-"""A larger picture is left out. ComfyUI's own previews are of some 50 KiB."""
+"""Larger pictures are left out. ComfyUI's own previews have about 50 KiB."""
 
 
 class ProgressReporter:
-    """Writes the latest progress and preview at most twice a second, and none at all for short runs.
+    """Writes the latest progress and preview at most twice a second, and nothing for short runs.
 
     Attributes:
-        last: The last progress that was told, written or not.
+        last: The latest progress, written or not.
     """
 
     def __init__(self, runs: RunStore, claim: Claim, now: Callable[[], float]) -> None:
@@ -40,8 +40,8 @@ class ProgressReporter:
         self._closed = False
 
     def progress(self, progress: Progress) -> None:
-        """Take note of a snapshot; an older one that was not written is dropped."""
-        # Ids are the node's word, which can be of any length.
+        """Note a snapshot; an older one that was not written yet is dropped."""
+        # Ids come from the node and can have any length.
         node = progress.current_node
         told = clip(node, MAX_NAME) if node else node
         self._progress = progress if told is node else replace(progress, current_node=told)
@@ -49,14 +49,14 @@ class ProgressReporter:
         self._kick()
 
     def preview(self, preview: ShowPreview) -> None:
-        """Take note of a preview; only the latest is written, and none that is too large."""
+        """Note a preview; only the latest is written, and none that is too large."""
         if len(preview.data) > MAX_PREVIEW_BYTES:
             return
         self._preview = preview
         self._kick()
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Stop writing."""
         self._closed = True
         if self._task:
             self._task.cancel()
@@ -73,7 +73,7 @@ class ProgressReporter:
             except LeaseLost:
                 return
             except StoreDown:
-                continue  # the next snapshot is a whole one
+                continue  # the next snapshot is complete
             except Exception:
                 logger.exception("progress not written", extra={"job_id": self._claim.job.id})
 

@@ -1,4 +1,4 @@
-"""End a run: decide from its verdict whether the job is over or goes back to its queue, and write that."""
+"""End a run: decide from its result if the job is over or goes back to its queue, and write that."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BUSY_REST_S = 3.0
-"""A node that works for others gets no job for so long: its agent sees that, and HAProxy hears of it."""
+"""A node that works for others gets no job for this long, in which its agent sees that and tells HAProxy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Over:
     """The job is over.
 
     Attributes:
-        status: How.
+        status: Its final state.
         error: Why, if it failed.
     """
 
@@ -51,10 +51,10 @@ class GivenBack:
     """The job goes back to its queue; if its attempts are used up, it ends there.
 
     Attributes:
-        error: Why, in the words that the user reads if it ends here.
+        error: Why; what the user reads if it ends here.
         counts: Whether the attempt counts.
-        placement: Where it goes from now on; None: where it came from.
-        rest_s: How long its node should get no other job.
+        placement: Its new placement; None keeps the present one.
+        rest_s: For how long its node should get no other job.
     """
 
     error: JobError
@@ -67,12 +67,12 @@ class Ending:
     """Ends one run.
 
     Attributes:
-        writing: Whether its end is being written: then the run's lease may be over, and no loss.
+        writing: Whether its end is being written. The run's lease may then be over without being lost.
 
     Args:
         claim: The run.
         runs: Where its end is written.
-        failure_policy: Knows where a job goes after a failure.
+        failure_policy: Decides where a job goes after a failure.
         telemetry: Is told when Redis does not answer.
     """
 
@@ -89,16 +89,16 @@ class Ending:
     async def decide(
         self, verdict: RunResult, *, broken: Sequence[BaseException], released: bool, canceled: bool
     ) -> Over | GivenBack:
-        """Return what becomes of the job.
+        """Return what happens to the job.
 
         Args:
             verdict: How the run ended.
-            broken: Why outputs can't be had; empty if all of them are stored.
-            released: The run was to be taken off its node.
-            canceled: The job was to be canceled.
+            broken: Why outputs can't be fetched; empty if all are stored.
+            released: Whether the run was to be taken off its node.
+            canceled: Whether the job was to be canceled.
         """
         for error in broken:
-            # The next run would make them again; a run is stopped early for it, so this is no cancel.
+            # The next run would make them again. The run was stopped early for this; that is not a cancel.
             if isinstance(error, OutputLimit) and not canceled:
                 return Over(status=JobStatus.FAILED, error=_about(error, "output_limit", str(error)))
         match verdict.kind:
@@ -123,7 +123,8 @@ class Ending:
                 return await self._failed(verdict, released=released)
 
     def _never(self, error: BaseException) -> bool:
-        """Whether another run would change nothing: the name is refused, or the node has run anew already."""
+        """Whether another run would change nothing: the name is refused, or the node has run again
+        already."""
         if isinstance(error, OutputGone):
             return error.details.get("node_id") in self._claim.job.bust
         return isinstance(error, OutputRefused)
@@ -154,9 +155,9 @@ class Ending:
         """Write that the job is over; returns its final state.
 
         Args:
-            end: How.
-            measured: What the run tells of its node.
-            duration_s: What it took; counts only if it succeeded.
+            end: How it ended.
+            measured: What the run shows about its node.
+            duration_s: How long it took; used only if it succeeded.
             progress: How far it came, as far as this dispatcher saw.
         """
         self.writing = True
@@ -179,7 +180,7 @@ class Ending:
         """Write that the job goes back; returns its state.
 
         Args:
-            back: Why, and where to.
+            back: Why it goes back, and where.
             bust: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
             progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
         """
@@ -202,7 +203,7 @@ def _about(error: BaseException, code: str, message: str) -> JobError:
 
 
 def unready(error: Exception, *, extra: Mapping[str, str]) -> RunResult:
-    """Return the verdict on a run whose prompt could not be made ready.
+    """Return the result of a run whose prompt could not be prepared.
 
     Args:
         error: Why.
@@ -231,10 +232,10 @@ def unready(error: Exception, *, extra: Mapping[str, str]) -> RunResult:
 
 
 def broken_off(error: Exception, *, extra: Mapping[str, str]) -> GivenBack:
-    """Return what becomes of a job whose run nobody can go on with: something of the fleet's own fails.
+    """Return what happens to a job if its run can't go on because of a failure in the fleet itself.
 
     Args:
-        error: What was raised.
+        error: The exception.
         extra: Fields of the log line.
     """
     logger.error("run broke off", exc_info=error, extra=extra)
@@ -243,11 +244,11 @@ def broken_off(error: Exception, *, extra: Mapping[str, str]) -> GivenBack:
 
 
 async def withdraw(claim: Claim, nodes: NodeApi) -> None:
-    """Take a run's prompt off its node, whether it waits there or runs; nothing is told if that fails."""
+    """Take a run's prompt off its node, whether it waits or runs; failures are ignored."""
     await nodes.delete_pending(claim.node, claim.run)
     await nodes.interrupt(claim.node, claim.run)
 
 
 def node_lost(message: str) -> JobError:
-    """Return the error of a run that is lost."""
+    """Return the error of a lost run."""
     return JobError(code="node_lost", message=message)

@@ -1,4 +1,4 @@
-"""What a run that succeeded tells of its node: how fast it is, and which models it has in memory now."""
+"""What a successful run shows about its node: its speed, and the models in its memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from comfy_fleet.services.node_directory import NodeDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What is written with a run's end.
+    """Measurements that are written with a run's end.
 
     Attributes:
-        speed: Natural logarithm of the node's speed in this run; None: it says nothing about that.
+        speed: Natural logarithm of the node's speed in this run; None if the run says nothing about it.
         models: The model files that it used, as ``FOLDER/FILE``.
     """
 
@@ -30,7 +30,7 @@ class Measure:
     """Measures for one dispatcher.
 
     Args:
-        directory: Who has what.
+        directory: The nodes and their inventories.
     """
 
     def __init__(self, directory: NodeDirectory) -> None:
@@ -39,7 +39,7 @@ class Measure:
         self._used: dict[str, tuple[int, frozenset[str]]] = {}
 
     def succeeded(self, claim: Claim, *, took_s: float | None) -> Measured:
-        """Look at a run that succeeded.
+        """Measure a successful run.
 
         Args:
             claim: The run.

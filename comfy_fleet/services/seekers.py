@@ -1,7 +1,7 @@
-"""Seek nodes for jobs that wait: ask HAProxy for one, then claim the best job for it.
+"""Seek nodes for waiting jobs: ask HAProxy for a node, then claim the best job for it.
 
-A *seeker* is a task that takes node after node for one placement class. Several run for each class while jobs
-of it wait and nodes are granted; without either, nothing runs but a look at the queues now and then.
+A *seeker* is a task that takes node after node for one placement class. Several run for each class while its
+jobs wait and nodes are granted. Otherwise there is only a look at the queues now and then.
 """
 
 import asyncio
@@ -24,23 +24,28 @@ from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
-MAX_WISH = 64  # names in X-Fleet-Nodes; more cost HAProxy milliseconds
-PARALLEL = 4  # lease requests of one placement class at a time
-RECLAIM_S = 0.05  # how long a slot that we gave back may take to be free again
+MAX_WISH = 64  # most names in X-Fleet-Nodes; more cost HAProxy milliseconds
+PARALLEL = 4  # most lease requests of one placement class at a time
+RECLAIM_S = 0.05  # how long a slot may take to become free after we gave it back
 HOT_GAP_S = 0.001
-FASTER = 2.0  # a node with so many times the share is rather taken
-PREFER_TIMEOUT_S = 0.25  # for asking about nodes that are rather taken: one of them may be frozen
-RATHER_GAPS_S = (0.001, 0.002, 0.004, *[0.008] * 7)  # whoever was granted one claims for it within these
-UNAVAILABLE_S = 0.5  # a node that is not to be had is not waited for again so soon
-LOOK_AGAIN_S = (0.1, 0.3)  # while jobs wait and every node is busy
-IDLE_LOOK_S = 2.0  # a lost wake-up must not matter
+FASTER = 2.0  # a node with this many times the share is preferred
+PREFER_TIMEOUT_S = 0.25  # time to ask about preferred nodes: one of them may be frozen
+RATHER_GAPS_S = (
+    0.001,
+    0.002,
+    0.004,
+    *[0.008] * 7,
+)  # within which a granted node is claimed for
+UNAVAILABLE_S = 0.5  # how long a node that could not be had is not waited for again
+LOOK_AGAIN_S = (0.1, 0.3)  # pause while jobs wait and every node is busy
+IDLE_LOOK_S = 2.0  # so that a lost wake-up does not matter
 
 
 class Seekers:
     """The seekers of one dispatcher.
 
     Args:
-        directory: Who can run what.
+        directory: Which nodes can run what.
         runs: Where jobs wait and are claimed.
         leases: Where nodes are granted.
         name: The dispatcher's.
@@ -50,8 +55,8 @@ class Seekers:
         chance: Random numbers from 0 to 1; they spread load.
         spawn: Starts a task that ends with the dispatcher.
         on_claim: Called with a claim, the lease that holds its node, and when the claim was asked for.
-        on_taken: Called with a lease on a node that a run has already, and with that run.
-        may: Whether anything may be claimed now; whoever changes that calls :meth:`look_again`.
+        on_taken: Called with a lease on a node that another run has already, and with that run.
+        may: Returns True if jobs may be claimed now; call :meth:`look_again` when that changes.
         telemetry: Is told of claims, and of nodes that were not granted.
     """
 
@@ -87,7 +92,7 @@ class Seekers:
         self._telemetry = telemetry
         self._stopped = False
         self._seekers: Counter[Placement] = Counter()
-        self._known: set[Placement] = set()  # whose jobs wait, as far as we have heard
+        self._known: set[Placement] = set()  # classes with waiting jobs, as far as we know
         self._busy_until: dict[Placement, float] = {}
         self._vain_until: dict[str, float] = {}
         self._look = asyncio.Event()
@@ -96,7 +101,7 @@ class Seekers:
     # -- when to seek ---------------------------------------------------------------------------------
 
     async def seek(self) -> None:
-        """Look at the queues, now and whenever there is a reason to, and seek nodes for what waits there."""
+        """Look at the queues, now and whenever there is a reason, and seek nodes for the waiting jobs."""
         while True:
             waiting = await self._runs.waiting() if self._claiming else []
             self._known = {head.placement for head in waiting}
@@ -113,7 +118,7 @@ class Seekers:
             self._look.clear()
 
     def stop(self) -> None:
-        """Claim nothing more."""
+        """Stop claiming."""
         self._stopped = True
 
     @property
@@ -121,23 +126,23 @@ class Seekers:
         return not self._stopped and self._may()
 
     def wanted(self, placement: Placement) -> None:
-        """Take note that a job of a class waits."""
+        """Note that a job of a class waits."""
         if not self._start(placement):
-            self._look_in(LOOK_AGAIN_S[0])  # whoever seeks now may have looked before it was there
+            self._look_in(LOOK_AGAIN_S[0])  # present seekers may have looked before it was there
 
     def freed(self, node: str) -> None:
-        """Take note that a node of ours can take another job: ask for just this one at once."""
+        """Note that a node of ours can take another job: ask for exactly this node at once."""
         placement = next((p for p in self._known if self._able(p, node)), None)
         if self._claiming and placement is not None:
             self._spawn(self._seek_again(node, placement))
 
     def look_again(self) -> None:
-        """Take note that nodes have changed, or that another dispatcher let one go: none counts as busy."""
+        """Note that nodes have changed, or that another dispatcher let one go: none counts as busy now."""
         self._busy_until.clear()
         self._look.set()
 
     def _look_in(self, seconds: float) -> None:
-        """Look at the queues again, at the latest after this time."""
+        """Look at the queues again after at most this time."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         if self._timer is not None:
@@ -147,7 +152,7 @@ class Seekers:
         self._timer = loop.call_at(due, self._look.set)
 
     def _start(self, placement: Placement) -> bool:
-        """Start a seeker, unless enough of them seek or all nodes were busy just now; returns whether."""
+        """Start a seeker unless there are enough or all nodes were busy just now; return True if started."""
         self._known.add(placement)
         if (
             not self._claiming
@@ -160,7 +165,7 @@ class Seekers:
         return True
 
     async def _seek_nodes(self, placement: Placement) -> None:
-        """Take node after node for one placement class, until none is free or nothing waits."""
+        """Take node after node for one placement class, until no node is free or no job waits."""
         try:
             while self._claiming and await self._seek_one(placement):
                 self._start(placement)  # more nodes may be free: ask for several at a time
@@ -172,7 +177,7 @@ class Seekers:
                 del self._seekers[placement]
 
     async def _seek_again(self, node: str, placement: Placement) -> None:
-        """Take a node that a run of ours has just left; HAProxy needs a moment to see that it is free."""
+        """Take a node that a run of ours has just left; HAProxy needs a moment to notice."""
         try:
             pool = self._directory.states[node].node.pool
             until = self._now() + RECLAIM_S
@@ -192,7 +197,7 @@ class Seekers:
     # -- asking for nodes -----------------------------------------------------------------------------
 
     async def _seek_one(self, placement: Placement) -> bool:
-        """Take one node, of the first pool that has a free one; returns whether to go on seeking."""
+        """Take one node, of the first pool that has a free one; return True to go on seeking."""
         await self._directory.learn([placement])
         directory = self._directory
         if any(
@@ -200,11 +205,11 @@ class Seekers:
             and not directory.able_in(placement, pool)
             for pool in directory.pools_of(placement)
         ):
-            await directory.look()  # before a pool is passed over: its nodes may have been read just now
+            await directory.look()  # before a pool is skipped: its nodes may have been read just now
         pools = [pool for pool in directory.pools_of(placement) if directory.able_in(placement, pool)]
         if not pools:
             return False
-        for at, pool in enumerate(pools):  # a later one only if the ones before have no free node
+        for at, pool in enumerate(pools):  # a later pool only if the earlier ones have no free node
             if granted := await self._ask(placement, pool):
                 rather = {earlier: directory.able_in(placement, earlier) for earlier in pools[:at]}
                 rather[pool] = self._faster(placement, pool, granted[0].node)
@@ -227,10 +232,10 @@ class Seekers:
     async def _prefer_faster(
         self, better: Mapping[str, frozenset[str]], granted: tuple[Lease, str]
     ) -> tuple[Lease, str]:
-        """Return one of the better nodes if one is free by now; else what was granted.
+        """Return one of the better nodes if one is free by now; else the granted one.
 
-        A better node that HAProxy refuses and that no run has was granted a moment ago, to another seeker or
-        another dispatcher, perhaps for the same job: returns once that one has claimed what it came for.
+        If HAProxy refuses a better node that no run has, it was granted a moment ago to another seeker or
+        dispatcher, perhaps for the same job. Then this returns once that one has made its claim.
 
         Args:
             better: By pool.
@@ -245,11 +250,11 @@ class Seekers:
         if found is None:
             return granted
         lease.release()
-        self.look_again()  # whoever wanted that one was told that it is busy
+        self.look_again()  # other seekers may have been told that it is busy
         return found
 
     async def _await_preferred(self, wanted: Mapping[str, Iterable[str]]) -> tuple[Lease, str] | None:
-        """Return one of the nodes, or None once all of them are at work or it takes too long."""
+        """Return one of the nodes, or None once all are at work or it takes too long."""
         states, now = self._directory.states, self._now()
         self._vain_until = {name: until for name, until in self._vain_until.items() if now < until}
         left = {
@@ -268,17 +273,17 @@ class Seekers:
                         if names and (found := await self._ask_for(pool, names, fastest_first=True)):
                             return found
                     await asyncio.sleep(gap)
-        # No run has them, and HAProxy does not grant them: their dispatcher or they themselves froze, say.
+        # No run has them, and HAProxy does not grant them: they or their dispatcher may have frozen.
         self._vain_until |= dict.fromkeys(chain.from_iterable(left.values()), self._now() + UNAVAILABLE_S)
         return None
 
     async def _ask(self, placement: Placement, pool: str) -> tuple[Lease, str] | None:
-        """Ask a pool for a node that is able; returns the lease and its run's id."""
+        """Ask a pool for an able node; return the lease and its run's id."""
         able = self._directory.able_in(placement, pool)
         if not able:
             return None
         everyone = len(able) == len(self._directory.pools[pool])
-        # What stands before a node is told of it by name: it must be known before HAProxy chooses.
+        # A proxy in front of a node is sent the node's name, so the node must be chosen before HAProxy does.
         named = any(
             self._directory.states[name].node.proxied for name in able if name in self._directory.states
         )
@@ -287,10 +292,10 @@ class Seekers:
     async def _ask_for(
         self, pool: str, able: Collection[str], *, fastest_first: bool = False
     ) -> tuple[Lease, str] | None:
-        """Ask a pool for one of the able nodes, or for any; returns the lease and its run's id."""
+        """Ask a pool for one of the able nodes, or for any; return the lease and its run's id."""
         states = self._directory.states
         shares = {name: states[name].node.share if name in states else 1.0 for name in able}
-        wish = drawn(shares, self._chance)  # as HAProxy itself would share
+        wish = drawn(shares, self._chance)  # with the shares that HAProxy itself would use
         if fastest_first:
             wish.sort(key=shares.__getitem__, reverse=True)
         run = self._new_id()
@@ -308,11 +313,11 @@ class Seekers:
         Args:
             lease: Holds the node.
             run: Its run's id.
-            placement: Whose job was sought; another one that is able may be better.
-            seekers: How many of the placement's seekers we are ourselves.
+            placement: The class whose job was sought; the node may get a better job of another class.
+            seekers: How many of the placement's seekers are this dispatcher's.
 
         Returns:
-            Whether more jobs wait than others are seeking nodes for.
+            True if more jobs wait than other seekers are seeking nodes for.
         """
         if not self._claiming:
             lease.release()
@@ -328,7 +333,7 @@ class Seekers:
                 dispatcher=self._name,
                 ttl_s=self._lease_ttl_s,
             )
-        except Outdated:  # for good: the dispatcher says so
+        except Outdated:  # for good; the dispatcher reports it
             lease.release()
             self.stop()
             return False
@@ -357,9 +362,9 @@ class Seekers:
         return False
 
     def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
-        """Return the placement classes that may use the node; the wanted one is first.
+        """Return the placement classes that may use the node, the sought one first.
 
-        Jobs that would rather run in another pool stay out while that one is still asked for them.
+        Jobs that prefer another pool are left out while that pool is still being asked for them.
         """
         others = [
             placement
@@ -371,7 +376,7 @@ class Seekers:
         return [wanted, *others]
 
     def _first_choice(self, placement: Placement, node: str) -> bool:
-        """Whether a node is in the first of a class's pools that has any able node."""
+        """Whether a node is in the first of a class's pools with any able node."""
         pools = (self._directory.able_in(placement, pool) for pool in self._directory.pools_of(placement))
         return node in next(filter(None, pools), frozenset())
 

@@ -1,4 +1,4 @@
-"""Put a job's input files onto the node that runs it, and say in its graph where they lie."""
+"""Put a job's input files onto the node that runs it, and their names into its graph."""
 
 import contextlib
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ class StagingError(Exception):
 async def stage(
     graph: graphs.Graph, claim: Claim, *, nodes: NodeApi, assets: AssetStore
 ) -> dict[graphs.Place, str]:
-    """Upload every asset that the job needs; return what stands where in the graph to post.
+    """Upload every asset that the job needs; return the new values for the graph by place.
 
-    The files lie in ``input/fleet/JOB/RUN/`` under names made from their content: nothing that a user named
-    reaches the node's disk. Nobody else knows the run's id, and a class that lists ``input/fleet`` and the
-    folders in it, as loaders of folders do, finds no file there.
+    The files go into ``input/fleet/JOB/RUN/`` under names made from their content: no name from a user
+    reaches the node's disk. Nobody else knows the run's id, and loaders of folders, which list
+    ``input/fleet`` and the folders in it, find no file there.
 
     Raises:
-        StagingError: A file is gone, or the node did not take it, or nobody has looked whose it is.
-        NoRoom: The fleet's own disk does not give a file.
+        StagingError: A file is gone, the node did not accept it, or its owner was not checked.
+        NoRoom: A file can't be read from the fleet's own disk.
     """
     places = asset_places(graph, claim.job.uploads)
     if unchecked := set(places.values()) - set(claim.job.uploads.values()):
@@ -45,7 +45,7 @@ async def stage(
 
 
 def asset_places(graph: graphs.Graph, uploads: Mapping[str, str]) -> dict[graphs.Place, str]:
-    """Return which asset goes where: references in the graph, and file names that the submit resolved."""
+    """Return the asset for each place: references in the graph, and file names that the submit resolved."""
     places: dict[graphs.Place, str] = {ref.place: ref.asset_id for ref in graphs.asset_references(graph)}
     if uploads:
         for node_id, path, _ in graphs.texts(graph):

@@ -1,4 +1,4 @@
-"""Keep at what Redis does not answer: a finished GPU minute must not be lost to its restart."""
+"""Repeat calls until Redis answers: a restart of it must not cost a finished GPU minute."""
 
 import asyncio
 import logging
@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BACKOFF = Backoff(first_s=0.1, longest_s=2.0)  # while Redis is away
-SAY_EVERY_S = 30.0  # the disk that holds the log may be the trouble
+BACKOFF = Backoff(first_s=0.1, longest_s=2.0)  # pauses while Redis is away
+SAY_EVERY_S = 30.0  # the disk of the logs may be the full one
 
 
 async def retry_while_store_down(
@@ -24,8 +24,8 @@ async def retry_while_store_down(
 
     Args:
         call: Safe to repeat.
-        about: Fields of the log lines that say that it is tried again.
-        telemetry: Is told of each repetition.
+        about: Fields for the log lines about retries.
+        telemetry: Told about each retry.
     """
     due = Due()
     failures = 0
@@ -39,13 +39,13 @@ async def retry_while_store_down(
 
 
 class Due:
-    """Tells when people should hear again of one trouble that goes on."""
+    """Decides when to report a continuing problem again."""
 
     def __init__(self) -> None:
         self._at = float("-inf")
 
     def __call__(self) -> bool:
-        """Return False if it was said a moment ago; else it counts as said."""
+        """Return False if it was reported a moment ago; else count it as reported and return True."""
         now = asyncio.get_running_loop().time()
         if now - self._at < SAY_EVERY_S:
             return False
@@ -54,14 +54,14 @@ class Due:
 
 
 class Said:
-    """Says of one trouble that it goes on, now and then."""
+    """Logs a continuing problem now and then."""
 
     def __init__(self, extra: Mapping[str, str]) -> None:
         self._extra = extra
         self._due = Due()
 
     def __call__(self, message: str, error: Exception) -> bool:
-        """Log that it is tried again; False if that was said a moment ago."""
+        """Log that the call is repeated; False if that was logged a moment ago."""
         if not self._due():
             return False
         logger.warning(message, extra={**self._extra, "error": str(error)})

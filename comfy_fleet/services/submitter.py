@@ -1,6 +1,6 @@
-"""Take a job: check everything that can be checked now, then write it in one step.
+"""Submit a job: check everything that can be checked now, then write it in one step.
 
-What this refuses costs no GPU second; what it accepts is durable.
+A refused job costs no GPU time; an accepted job is durable.
 """
 
 import asyncio
@@ -41,23 +41,23 @@ LARGE_WAIT_S = 10.0
 
 
 class Inventories(Protocol):
-    """What the nodes have, from memory."""
+    """The nodes' inventories, in memory."""
 
     async def any_node(self) -> bool:
         """Return whether a node is registered at all."""
 
     def declared(self) -> Declared:
-        """Return what the nodes' classes say of their inputs."""
+        """Return how the nodes' classes declare their inputs."""
 
     def read(self, graph: Graph) -> frozenset[str]:
-        """Return the nodes of a graph that some output reads; nobody looks at the others."""
+        """Return the nodes of a graph that some output reads; the others are ignored."""
 
     async def placement(self, graph: Graph, wish: PlacementRequest) -> Placement:
-        """Return what a node must have for the graph; raises InvalidWorkflow if none can run it."""
+        """Return the graph's requirements; raises InvalidWorkflow if no node can run it."""
 
 
 class Sealer(Protocol):
-    """Encrypts what must not be readable at rest."""
+    """Encrypts data that must not be readable at rest."""
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt."""
@@ -65,12 +65,13 @@ class Sealer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What a client may say besides the graph.
+    """What a client may send in addition to the graph.
 
     Attributes:
-        extra_data: What the node gets beside the graph: a partner's key, the editor's graph for pictures.
-        deadline_s: Seconds from now after which it must not start any more.
-        where: Pools, zone and labels; what it says counts more than what the workflow says.
+        extra_data: What the node gets in addition to the graph: a partner's key, the editor's graph for
+            pictures.
+        deadline_s: Seconds from now; later it must not start.
+        where: Pools, zone and labels; these override the workflow's.
         traceparent: The trace that the job belongs to.
     """
 
@@ -100,7 +101,7 @@ class Submitter:
         files: Which files graphs may name.
         clock: Unix seconds.
         new_id: Draws a job's UUID.
-        draw_seed: Draws a seed for parameters that want one.
+        draw_seed: Draws a seed for a parameter.
         retry_after: Estimates the whole seconds until a full queue has room.
         telemetry: Is told of each job.
     """
@@ -136,13 +137,13 @@ class Submitter:
         self._large = Turns(LARGE_AT_ONCE, wait_s=LARGE_WAIT_S, line=LARGE_LINE)
 
     async def graph(self, owner: str, workflow: object, options: JobOptions) -> Submitted:
-        """Submit a graph as it is.
+        """Submit a graph unchanged.
 
         Raises:
-            InvalidWorkflow: Its structure is wrong, it names files that may be somebody else's, or no node
-                can run it; per-node details.
+            InvalidWorkflow: Its structure is wrong, it names files that may belong to somebody else, or no
+                node can run it. Details are given per node.
             WorkflowFormatUi: It is the editor's format.
-            MissingAsset: It refers to an asset that this owner doesn't have.
+            MissingAsset: It refers to an asset that this owner does not have.
             Busy: Several large graphs are being checked already.
             NoNodes: No node is known at all.
             NoRoom: The fleet's own disk is too full for another job's outputs.
@@ -170,7 +171,7 @@ class Submitter:
         Raises:
             NotFound: There is no such workflow.
             InvalidParameter: A parameter is out of its limits.
-            FleetError: And everything that :meth:`graph` raises.
+            FleetError: Everything that :meth:`graph` raises.
         """
         workflow = self._catalog.get(name)
         bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
@@ -275,14 +276,14 @@ class Submitter:
         try:
             done = await self._jobs.submit(new, idempotency=idempotency, depth_limit=self._limits.depth)
         except StoreDown:
-            raise  # it may have been written; if not, the hold ends by itself
+            raise  # it may have been written; if not, the hold expires
         except FleetError as error:
             if ids:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
             if isinstance(error, QueueFull):
                 error.retry_after_s = await self._retry_after()
             raise
-        if done.job.id != new.id:  # a replay: the earlier job holds what it needs itself
+        if done.job.id != new.id:  # a replay: the earlier job holds its own assets
             if ids:
                 await self._assets.release(asset_ids=ids, job_id=new.id)
             return done
@@ -296,7 +297,7 @@ class Submitter:
     async def _uploads(
         self, owner: str, checked: Graph, declared: Declared, *, large: bool
     ) -> dict[Place, str]:
-        """Return which asset goes where: ``core/ASSET`` objects, then files that inputs name."""
+        """Return the asset for each place: ``core/ASSET`` objects, then files that inputs name."""
         found: dict[Place, str] = {}
         for reference in await worked(large, lambda: graph.asset_references(checked)):
             asset = await self._assets.get(reference.asset_id)
@@ -325,12 +326,12 @@ class Submitter:
 def _is_large(workflow: object) -> bool:
     try:
         return len(orjson.dumps(workflow)) > LARGE_BYTES
-    except TypeError:  # it is refused for what it is
+    except TypeError:  # it is refused for its own faults
         return True
 
 
 def _placement_request(requires: ManifestRequirements, asked: PlacementRequest) -> PlacementRequest:
-    """Join what a workflow says with what a request says: a request names other pools, or adds conditions."""
+    """Combine a workflow's placement with a request's, which names other pools or adds conditions."""
     pools = asked if asked.pool or asked.prefer else None
     declared = PlacementRequest(
         pool=pools.pool if pools else requires.pool,

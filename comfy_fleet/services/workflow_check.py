@@ -1,4 +1,4 @@
-"""Ask whether a node can run a stored workflow, with every choice that a caller may make."""
+"""Check that a node can run a stored workflow, with every choice that a caller may make."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,15 +20,15 @@ def check_workflow(
     *,
     policy: FilePolicy = SHIPPED,
 ) -> list[Problem]:
-    """Return what keeps a node from running the workflow, worst first; empty means it can.
+    """Return what prevents a node from running the workflow, worst first; empty means it can.
 
-    "ComfyUI too old" and "file missing" are told apart: where the node's version is below
-    ``[requires] comfyui``, that stands first, and unknown classes and values are explained by it.
+    "ComfyUI too old" and "file missing" are distinguished: if the node's version is below ``[requires]
+    comfyui``, that comes first and explains unknown classes and values.
 
     Args:
         workflow: The workflow.
         inventory: The node's ``/object_info``.
-        version: The node's ComfyUI version; the inventory's own when None.
+        version: The node's ComfyUI version; None uses the inventory's.
         policy: Which files graphs may name.
     """
     version = inventory.version if version is None else version
@@ -65,7 +65,7 @@ def check_workflow(
 
 
 def _of_files(graph: Graph, inventory: Inventory, policy: FilePolicy) -> Iterator[Problem]:
-    """Yield what a submit would refuse for the files that it names."""
+    """Yield the problems with file names for which a submit would refuse it."""
     try:
         file_check.check(graph, Declared([inventory]), policy=policy)
     except InvalidWorkflow as error:
@@ -82,7 +82,7 @@ def _of_files(graph: Graph, inventory: Inventory, policy: FilePolicy) -> Iterato
 
 
 def _variants(workflow: Workflow) -> Iterator[tuple[str, Graph]]:
-    """Yield the graph with all defaults, then with every choice and switch once, each with its label."""
+    """Yield the graph with all defaults, then once with each choice and switch, each with a label."""
     filled = {parameter.name: _sample(parameter) for parameter in workflow.parameters}
     base = {name: value for name, value in filled.items() if value is not None}
     yield "", _bound(workflow, base)
@@ -116,5 +116,5 @@ def _bound(workflow: Workflow, values: dict[str, object]) -> Graph:
     try:
         return bind(workflow, values, draw_seed=lambda: 0).graph
     except InvalidParameter:
-        # A limit that no sample fits is for the binding's own check; the exported graph still tells a lot.
+        # If no sample fits a limit, the binding's own check reports it; the exported graph still shows a lot.
         return workflow.graph
