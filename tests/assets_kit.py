@@ -35,6 +35,12 @@ def assets_on(
     return RedisAssets(redis, blobs, clock=clock, new_id=new_id, retention_s=retention_s, grace_s=grace_s)
 
 
+async def begun(redis: Redis, job: str) -> dict[str, str]:
+    """Let a run have a job; returns what its writes have to show."""
+    await redis.hset(f"fleet:run:run-of-{job}", mapping={"job": job, "token": "t"})
+    return {"run": f"run-of-{job}", "token": "t"}
+
+
 async def content_of(store: AssetStore, asset: Asset) -> bytes:
     """Return an asset's bytes."""
     return b"".join([chunk async for chunk in await store.open(asset)])

@@ -82,12 +82,18 @@ class AssetStore(Protocol):
         *,
         owner: str,
         job_id: str,
+        run: str,
+        token: str,
         chunks: AsyncIterator[bytes],
         name: str,
         content_type: str,
         expires_at: float,
     ) -> Asset:
-        """Store one output of a job. The same bytes twice are stored once."""
+        """Store one output of a job. The same bytes twice are stored once.
+
+        Raises:
+            LeaseLost: The job is not this run's any more, or the run not this token's; nothing is kept.
+        """
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
         """Check that this many more bytes may be stored; outputs of running jobs may use more of the disk.

@@ -355,6 +355,8 @@ class Collector:
                 return await self._assets.add_output(
                     owner=job.owner,
                     job_id=job.id,
+                    run=self._claim.run,
+                    token=self._claim.token,
                     chunks=counted(content.chunks),
                     name=item.name,
                     content_type=item.content_type,

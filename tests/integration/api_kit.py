@@ -116,6 +116,8 @@ class Api:
         asset = await self.assets.add_output(
             owner=claim.job.owner,
             job_id=claim.job.id,
+            run=claim.run,
+            token=claim.token,
             chunks=chunks(),
             name=name,
             content_type="image/png",

@@ -10,9 +10,16 @@ from blake3 import blake3
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.assets import RedisAssets
-from comfy_fleet.domain.errors import AssetInUse, BlobNotFound, HashMismatch, MissingAsset, NotFound
+from comfy_fleet.domain.errors import (
+    AssetInUse,
+    BlobNotFound,
+    HashMismatch,
+    LeaseLost,
+    MissingAsset,
+    NotFound,
+)
 from comfy_fleet.domain.jobs.asset import Asset
-from tests.assets_kit import assets_on, content_of
+from tests.assets_kit import assets_on, begun, content_of
 
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
 
@@ -110,7 +117,7 @@ async def test_broken_upload_keeps_nothing(store: RedisAssets, tmp_path: Path, r
 
 
 async def test_an_upload_is_on_the_disk_before_it_has_a_record_and_an_output_is_not_waited_for(
-    store: RedisAssets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: RedisAssets, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[bytes] = []
 
@@ -121,7 +128,7 @@ async def test_an_upload_is_on_the_disk_before_it_has_a_record_and_an_output_is_
     monkeypatch.setattr(os, "fsync", fsync)
     await put(store, b"an upload")
     assert synced == [b"an upload"]
-    await add(store, JOB, b"an output")
+    await add(redis, store, JOB, b"an output")
     assert synced == [b"an upload"]
 
 
@@ -217,10 +224,13 @@ async def test_an_upload_is_found_under_every_spelling_of_its_name(
     assert await redis.keys("fleet:asset:names:*") == []
 
 
-async def add(store: RedisAssets, job: str, data: bytes, name: str = "o.png", owner: str = "ann") -> Asset:
+async def add(
+    redis: Redis, store: RedisAssets, job: str, data: bytes, name: str = "o.png", owner: str = "ann"
+) -> Asset:
     return await store.add_output(
         owner=owner,
         job_id=job,
+        **await begun(redis, job),
         chunks=chunks(data),
         name=name,
         content_type="image/png",
@@ -228,11 +238,13 @@ async def add(store: RedisAssets, job: str, data: bytes, name: str = "o.png", ow
     )
 
 
-async def test_equal_outputs_of_one_job_are_one_file(store: RedisAssets, tmp_path: Path) -> None:
-    one = await add(store, JOB, b"x")
-    again = await add(store, JOB, b"x")
-    named = await add(store, JOB, b"x", name="p.png")
-    other = await add(store, str(uuid4()), b"x", owner="bob")
+async def test_equal_outputs_of_one_job_are_one_file(
+    store: RedisAssets, redis: Redis, tmp_path: Path
+) -> None:
+    one = await add(redis, store, JOB, b"x")
+    again = await add(redis, store, JOB, b"x")
+    named = await add(redis, store, JOB, b"x", name="p.png")
+    other = await add(redis, store, str(uuid4()), b"x", owner="bob")
     assert again.id == one.id
     assert named.id != one.id
     assert one.path == named.path != other.path
@@ -240,10 +252,45 @@ async def test_equal_outputs_of_one_job_are_one_file(store: RedisAssets, tmp_pat
     assert await store.by_path(owner="ann", file_path="o.png") is None  # names belong to uploads
 
 
-async def test_from_hash_over_an_output_outlives_the_job(
-    store: RedisAssets, tmp_path: Path, clock: Clock
+@pytest.mark.parametrize("why", ["taken over", "given back", "another run's", "over"])
+async def test_an_output_that_comes_late_is_not_added_to_a_job_that_another_run_has(
+    store: RedisAssets, redis: Redis, tmp_path: Path, why: str
 ) -> None:
-    output = await add(store, JOB, b"x")
+    """Whoever lost the run may store its last output long after."""
+    first = await begun(redis, JOB)
+    kept = await add(redis, store, JOB, b"in time")
+    await redis.hset(f"fleet:job:{JOB}", "status", "running")
+    match why:
+        case "taken over":
+            await redis.hset(f"fleet:run:{first['run']}", "token", "of another dispatcher")
+        case "given back":
+            await redis.delete(f"fleet:run:{first['run']}")
+            await redis.hset("fleet:run:second", mapping={"job": JOB, "token": "t2"})
+        case "another run's":
+            await redis.hset(f"fleet:run:{first['run']}", "job", str(uuid4()))
+        case "over":
+            await redis.delete(f"fleet:run:{first['run']}")
+    before = await redis.hgetall(f"fleet:asset:job:{JOB}")
+    for data in (b"late", b"in time"):
+        with pytest.raises(LeaseLost, match=first["run"]):
+            await store.add_output(
+                owner="ann",
+                job_id=JOB,
+                **first,
+                chunks=chunks(data),
+                name="o.png",
+                content_type="image/png",
+                expires_at=2e9,
+            )
+    assert await redis.hgetall(f"fleet:asset:job:{JOB}") == before
+    assert files(tmp_path) == [Path(kept.path)]
+    assert await content_of(store, kept) == b"in time"
+
+
+async def test_from_hash_over_an_output_outlives_the_job(
+    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
+) -> None:
+    output = await add(redis, store, JOB, b"x")
     kept, fresh = await store.from_hash(owner="ann", hash_=output.hash, file_path="mine.png")
     assert fresh
     assert await store.forget_job(JOB)
@@ -254,9 +301,9 @@ async def test_from_hash_over_an_output_outlives_the_job(
     assert files(tmp_path) == [Path(kept.path)]
 
 
-async def test_a_job_id_is_never_a_path(store: RedisAssets) -> None:
+async def test_a_job_id_is_never_a_path(store: RedisAssets, redis: Redis) -> None:
     with pytest.raises(NotFound):
-        await add(store, "../../etc", b"x")
+        await add(redis, store, "../../etc", b"x")
 
 
 async def test_what_a_live_job_needs_stays(store: RedisAssets, redis: Redis) -> None:
@@ -299,7 +346,7 @@ async def test_hold_is_all_or_nothing(store: RedisAssets) -> None:
 
 
 async def test_outputs_of_a_live_job_stay(store: RedisAssets, redis: Redis) -> None:
-    output = await add(store, JOB, b"x")
+    output = await add(redis, store, JOB, b"x")
     await redis.hset(f"fleet:job:{JOB}", "status", "running")
     with pytest.raises(AssetInUse):
         await store.delete(owner="ann", asset_id=output.id)
@@ -308,7 +355,7 @@ async def test_outputs_of_a_live_job_stay(store: RedisAssets, redis: Redis) -> N
 
 
 async def test_an_output_that_another_job_needs_delays_forgetting(store: RedisAssets, redis: Redis) -> None:
-    output, other = await add(store, JOB, b"x"), str(uuid4())
+    output, other = await add(redis, store, JOB, b"x"), str(uuid4())
     await store.hold(owner="ann", asset_ids=[output.id], job_id=other)
     await redis.hset(f"fleet:job:{other}", "status", "queued")
     assert not await store.forget_job(JOB)

@@ -21,7 +21,7 @@ from comfy_fleet.adapters.redis.scripts import SCHEMA
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom, Outdated, StoreDown
 from comfy_fleet.domain.jobs.asset import Asset
-from tests.assets_kit import assets_on, content_of, new_id
+from tests.assets_kit import assets_on, begun, content_of, new_id
 
 HOUR = 3600.0
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
@@ -58,9 +58,15 @@ async def put(store: RedisAssets, data: bytes, owner: str = "ann") -> Asset:
     return asset
 
 
-async def output(store: RedisAssets, data: bytes, name: str = "o.png", job: str = JOB) -> Asset:
+async def output(redis: Redis, store: RedisAssets, data: bytes, name: str = "o.png", job: str = JOB) -> Asset:
     return await store.add_output(
-        owner="ann", job_id=job, chunks=chunks(data), name=name, content_type="a/b", expires_at=2e9
+        owner="ann",
+        job_id=job,
+        **await begun(redis, job),
+        chunks=chunks(data),
+        name=name,
+        content_type="a/b",
+        expires_at=2e9,
     )
 
 
@@ -84,7 +90,7 @@ async def test_bytes_go_some_hours_after_their_last_record(
     store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
 ) -> None:
     one, two = await put(store, b"x"), await put(store, b"x", owner="bob")
-    made = await output(store, b"o")
+    made = await output(redis, store, b"o")
     assert await store.forget_job(JOB)
     await store.delete(owner="ann", asset_id=one.id)
     clock.now += 5 * HOUR
@@ -150,13 +156,13 @@ async def test_a_process_that_dies_between_bytes_and_record_leaves_what_the_swee
 ) -> None:
     kept = await put(store, b"kept")
 
-    async def killed(*_: object) -> None:
+    async def killed(*_: object, **__: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patched:
         patched.setattr(store, "_add", killed)
         with pytest.raises(Killed):
-            await (put(store, b"lost") if kind == "upload" else output(store, b"lost"))
+            await (put(store, b"lost") if kind == "upload" else output(redis, store, b"lost"))
     assert len(files(tmp_path)) == 2
     await swept(store, redis)
     clock.now += 7 * HOUR
@@ -239,7 +245,7 @@ async def test_a_record_whose_answer_got_lost_keeps_its_bytes(
         raise StoreDown("no answer", retry_after_s=1)
 
     async def once() -> Asset:
-        return await (put(store, b"x") if kind == "upload" else output(store, b"x"))
+        return await (put(store, b"x") if kind == "upload" else output(redis, store, b"x"))
 
     with monkeypatch.context() as patched:
         patched.setattr(store._scripts, "begin", lost)
@@ -274,7 +280,7 @@ async def test_an_older_process_deletes_nothing_and_takes_no_uploads(
     ):
         with pytest.raises(Outdated):
             await step
-    made = await output(store, b"o")  # of a run that it has begun
+    made = await output(redis, store, b"o")  # of a run that it has begun
     assert await content_of(store, made) == b"o"
     assert {gone.path, kept.path, made.path} <= set(files(tmp_path))
 
@@ -290,7 +296,7 @@ def _steps(store: RedisAssets, redis: Redis, held: list[Asset], rng: random.Rand
             held.extend([asset] if fresh else [])
 
     async def made() -> None:
-        held.append(await output(store, b"same", job=str(uuid4())))
+        held.append(await output(redis, store, b"same", job=str(uuid4())))
 
     async def drop() -> None:
         while held:

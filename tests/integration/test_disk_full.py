@@ -264,6 +264,8 @@ async def test_a_write_that_fails_leaves_nothing_behind(redis: Redis, tmp_path: 
             await store.add_output(
                 owner="o",
                 job_id=str(uuid4()),
+                run="r",
+                token="t",
                 chunks=chunks(),
                 name="a.bin",
                 content_type="x/y",

@@ -107,6 +107,7 @@ class World:
 
     async def add_output(self, *, chunks: AsyncIterator[bytes], name: str, **facts: Any) -> Asset:
         assert (facts["owner"], facts["job_id"], facts["expires_at"]) == ("o", "j", 9)
+        assert (facts["run"], facts["token"]) == ("r", "t")
         data = b""
         async for chunk in chunks:
             data += chunk

@@ -21,6 +21,7 @@ from comfy_fleet.domain.errors import (
     BlobNotFound,
     FleetError,
     HashMismatch,
+    LeaseLost,
     MissingAsset,
     NoRoom,
     NotFound,
@@ -231,6 +232,8 @@ class RedisAssets:
         *,
         owner: str,
         job_id: str,
+        run: str,
+        token: str,
         chunks: AsyncIterator[bytes],
         name: str,
         content_type: str,
@@ -266,7 +269,11 @@ class RedisAssets:
             job_id=job_id,
         )
         try:
-            asset, _ = await self._add(asset)
+            asset, _ = await self._add(asset, run=run, token=token)
+        except LeaseLost:
+            if key == blob.key:  # else an earlier try may have made a record over it: the sweep knows
+                await self._blobs.delete(key)
+            raise
         except BaseException:
             self._unsure[job_id, blob.hash] = (key, at)
             raise
@@ -397,12 +404,21 @@ class RedisAssets:
     async def _begin(self, name: str, *args: Arg) -> list[str]:
         return [_text(part) for part in await self._scripts.begin(name, *args)]
 
-    async def _add(self, asset: Asset) -> tuple[Asset, bool]:
+    async def _add(self, asset: Asset, *, run: str = "", token: str = "") -> tuple[Asset, bool]:
         """Add a record; return it as it is now, and whether the bytes are new to the owner.
 
         Where the same bytes lie already, these take their place: if those are broken, this mends them.
+
+        Raises:
+            LeaseLost: It is an output of a run that this token does not own.
         """
-        _, fresh, there, path = await self._begin("add_asset", orjson.dumps(dump_asset(asset)))
+        outcome, *rest = await self._begin("add_asset", orjson.dumps(dump_asset(asset)), run, token)
+        if outcome == "lost":
+            raise LeaseLost(
+                f"run {run} of job {asset.job_id} belongs to another dispatcher now",
+                details={"job_id": asset.job_id, "run": run},
+            )
+        fresh, there, path = rest
         if path != asset.path:
             await self._blobs.replace(path, by=asset.path)
             asset = replace(asset, path=path)

@@ -1,9 +1,13 @@
--- Add the record of an asset whose bytes are there.  ARGV: the record as JSON.
--- Returns {'schema', layout} | {'ok', 1 if the bytes are new to the owner, id, path}.
+-- Add the record of an asset whose bytes are there.
+-- ARGV: the record as JSON, then of an output: run, token
+-- Returns {'schema', layout} | {'lost'} | {'ok', 1 if the bytes are new to the owner, id, path}.
+-- Lost: the job is not this run's any more, or the run not this token's.
 -- Another id: the job has this output already.  Another path: the same bytes lie there already.
 local r = cjson.decode(ARGV[1])
 if r.job_id then
   -- What a run has made is taken whatever the layout is, like the run's end.
+  local run = fields('fleet:run:' .. ARGV[2], 'job')
+  if not owned(ARGV[2], ARGV[3]) or run[1] ~= r.job_id then return { 'lost' } end
   local outputs = 'fleet:asset:job:' .. r.job_id
   local there = redis.call('HGET', outputs, r.hash .. '\0' .. r.file_path)
   local record = there and asset_of(there)
