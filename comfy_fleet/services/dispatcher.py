@@ -15,6 +15,7 @@ from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.jobs.run import RunLimits
+from comfy_fleet.domain.nodes.node_order import ByShare
 from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import Lease, Leases, NodeApi
@@ -131,6 +132,7 @@ class Dispatcher:
             self._directory,
             runs,
             leases,
+            order=ByShare(chance),
             name=name,
             lease_ttl_s=limits.lease_ttl_s,
             now=now,

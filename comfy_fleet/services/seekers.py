@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from comfy_fleet.domain.errors import Outdated
 from comfy_fleet.domain.jobs.job import Placement
-from comfy_fleet.domain.nodes.weights import drawn
+from comfy_fleet.domain.nodes.node_order import NodeOrder, Nodes
 from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
 from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
@@ -28,14 +28,8 @@ MAX_WISH = 64  # most names in X-Fleet-Nodes; more cost HAProxy milliseconds
 PARALLEL = 4  # most lease requests of one placement class at a time
 RECLAIM_S = 0.05  # how long a slot may take to become free after we gave it back
 HOT_GAP_S = 0.001
-FASTER = 2.0  # a node with this many times the share is preferred
-PREFER_TIMEOUT_S = 0.25  # time to ask about preferred nodes: one of them may be frozen
-RATHER_GAPS_S = (
-    0.001,
-    0.002,
-    0.004,
-    *[0.008] * 7,
-)  # within which a granted node is claimed for
+BETTER_TIMEOUT_S = 0.25  # time to ask about better nodes: one of them may be frozen
+BETTER_GAPS_S = (0.001, 0.002, 0.004, *[0.008] * 7)  # whoever was granted one makes a claim within these
 UNAVAILABLE_S = 0.5  # how long a node that could not be had is not waited for again
 LOOK_AGAIN_S = (0.1, 0.3)  # pause while jobs wait and every node is busy
 IDLE_LOOK_S = 2.0  # so that a lost wake-up does not matter
@@ -48,6 +42,7 @@ class Seekers:
         directory: Which nodes can run what.
         runs: Where jobs wait and are claimed.
         leases: Where nodes are granted.
+        order: Which able nodes are asked for first.
         name: The dispatcher's.
         lease_ttl_s: How long a claim holds without a beat.
         now: Monotonic seconds.
@@ -66,6 +61,7 @@ class Seekers:
         runs: RunStore,
         leases: Leases,
         *,
+        order: NodeOrder,
         name: str,
         lease_ttl_s: float,
         now: Callable[[], float],
@@ -80,6 +76,7 @@ class Seekers:
         self._directory = directory
         self._runs = runs
         self._leases = leases
+        self._order = order
         self._name = name
         self._lease_ttl_s = lease_ttl_s
         self._now = now
@@ -209,28 +206,21 @@ class Seekers:
         pools = [pool for pool in directory.pools_of(placement) if directory.able_in(placement, pool)]
         if not pools:
             return False
-        for at, pool in enumerate(pools):  # a later pool only if the earlier ones have no free node
+        for at, pool in enumerate(pools, start=1):  # a later pool only if the earlier ones have no free node
             if granted := await self._ask(placement, pool):
-                rather = {earlier: directory.able_in(placement, earlier) for earlier in pools[:at]}
-                rather[pool] = self._faster(placement, pool, granted[0].node)
-                granted = await self._prefer_faster(rather, granted)
+                granted = await self._prefer_better(placement, pools[:at], granted)
                 return await self._claim(*granted, placement, seekers=1)
         self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
         self._look_in(LOOK_AGAIN_S[1])
         return False
 
-    def _faster(self, placement: Placement, pool: str, node: str) -> frozenset[str]:
-        """Return the able nodes of a pool that have a much larger share than one of them."""
+    def _able_nodes(self, placement: Placement, pool: str) -> Nodes:
+        """Return the able nodes of a pool."""
         states = self._directory.states
-        if node not in states:
-            return frozenset()
-        enough = FASTER * states[node].node.share
-        return frozenset(
-            name for name in self._directory.able_in(placement, pool) if states[name].node.share >= enough
-        )
+        return {name: states[name] for name in self._directory.able_in(placement, pool) if name in states}
 
-    async def _prefer_faster(
-        self, better: Mapping[str, frozenset[str]], granted: tuple[Lease, str]
+    async def _prefer_better(
+        self, placement: Placement, pools: Sequence[str], granted: tuple[Lease, str]
     ) -> tuple[Lease, str]:
         """Return one of the better nodes if one is free by now; else the granted one.
 
@@ -238,12 +228,14 @@ class Seekers:
         dispatcher, perhaps for the same job. Then this returns once that one has made its claim.
 
         Args:
-            better: By pool.
+            placement: Whose job is to get it.
+            pools: The pools that were asked, the granted node's last.
             granted: A lease, and its run's id.
         """
         lease, _ = granted
         try:
-            found = await self._await_preferred(better)
+            asked = [(pool, self._able_nodes(placement, pool)) for pool in pools]
+            found = await self._await_better(self._order.better(placement, lease.node, asked))
         except BaseException:
             lease.release()
             raise
@@ -253,24 +245,24 @@ class Seekers:
         self.look_again()  # other seekers may have been told that it is busy
         return found
 
-    async def _await_preferred(self, wanted: Mapping[str, Iterable[str]]) -> tuple[Lease, str] | None:
+    async def _await_better(self, better: Mapping[str, Sequence[str]]) -> tuple[Lease, str] | None:
         """Return one of the nodes, or None once all are at work or it takes too long."""
         states, now = self._directory.states, self._now()
         self._vain_until = {name: until for name, until in self._vain_until.items() if now < until}
         left = {
             pool: [n for n in names if states[n].verdict == "up" and n not in self._vain_until]
-            for pool, names in wanted.items()
+            for pool, names in better.items()
         }
         with contextlib.suppress(TimeoutError):
-            async with Timeout(PREFER_TIMEOUT_S):
-                for gap in RATHER_GAPS_S:
+            async with Timeout(BETTER_TIMEOUT_S):
+                for gap in BETTER_GAPS_S:
                     occupied = await self._runs.occupied(list(chain.from_iterable(left.values())))
                     for pool, names in left.items():
                         left[pool] = [name for name in names if name not in occupied]
                     if not any(left.values()):
                         return None
                     for pool, names in left.items():
-                        if names and (found := await self._ask_for(pool, names, fastest_first=True)):
+                        if names and (found := await self._ask_for(pool, names)):
                             return found
                     await asyncio.sleep(gap)
         # No run has them, and HAProxy does not grant them: they or their dispatcher may have frozen.
@@ -279,25 +271,18 @@ class Seekers:
 
     async def _ask(self, placement: Placement, pool: str) -> tuple[Lease, str] | None:
         """Ask a pool for an able node; return the lease and its run's id."""
-        able = self._directory.able_in(placement, pool)
+        able = self._able_nodes(placement, pool)
         if not able:
             return None
-        everyone = len(able) == len(self._directory.pools[pool])
         # A proxy in front of a node is sent the node's name, so the node must be chosen before HAProxy does.
-        named = any(
-            self._directory.states[name].node.proxied for name in able if name in self._directory.states
-        )
-        return await self._ask_for(pool, able if named or not everyone else ())
+        named = any(state.node.proxied for state in able.values())
+        everyone = len(able) == len(self._directory.pools[pool])
+        if self._order.as_haproxy and everyone and not named:
+            return await self._ask_for(pool, ())
+        return await self._ask_for(pool, self._order.wish(placement, able))
 
-    async def _ask_for(
-        self, pool: str, able: Collection[str], *, fastest_first: bool = False
-    ) -> tuple[Lease, str] | None:
-        """Ask a pool for one of the able nodes, or for any; return the lease and its run's id."""
-        states = self._directory.states
-        shares = {name: states[name].node.share if name in states else 1.0 for name in able}
-        wish = drawn(shares, self._chance)  # with the shares that HAProxy itself would use
-        if fastest_first:
-            wish.sort(key=shares.__getitem__, reverse=True)
+    async def _ask_for(self, pool: str, wish: Sequence[str]) -> tuple[Lease, str] | None:
+        """Ask a pool for the first free one of some nodes, or for any; return the lease and its run's id."""
         run = self._new_id()
         lease = await self._leases.lease(run=run, pool=pool, nodes=wish[:MAX_WISH])
         if not isinstance(lease, NoLease):

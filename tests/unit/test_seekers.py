@@ -1,7 +1,7 @@
 """Which nodes are asked for, and what is claimed for them; store, registry and HAProxy are played."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from random import Random
@@ -13,11 +13,12 @@ from comfy_fleet.adapters.telemetry import NullTelemetry
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.domain.nodes.node import Node, NodeState
+from comfy_fleet.domain.nodes.node_order import ByShare, NodeOrder, Nodes
 from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.ports.runs import Claim, Refused, RunStore
 from comfy_fleet.services.node_directory import NodeDirectory
-from comfy_fleet.services.seekers import MAX_WISH, PARALLEL, RATHER_GAPS_S, RECLAIM_S, UNAVAILABLE_S, Seekers
+from comfy_fleet.services.seekers import BETTER_GAPS_S, MAX_WISH, PARALLEL, RECLAIM_S, UNAVAILABLE_S, Seekers
 from tests.fleet import until
 
 ANY = Placement()
@@ -61,6 +62,7 @@ class World:
         self.frozen: str | None = ""
         self.weights: dict[str, int] = {}
         self.verdicts: dict[str, str] = {}
+        self.order: NodeOrder = ByShare(self.chance)
         self.directory = NodeDirectory(cast(NodeRegistry, self), cast(InventoryStore, self))
 
     @asynccontextmanager
@@ -70,6 +72,7 @@ class World:
             self.directory,
             cast(RunStore, self),
             cast(Leases, self),
+            order=self.order,
             name="d1",
             lease_ttl_s=5,
             now=lambda: self.time,
@@ -297,13 +300,13 @@ async def test_a_better_node_that_is_kept_for_no_run_is_not_waited_for_long() ->
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert [claim.node for claim in world.claims] == ["slow"] and world.looked == len(RATHER_GAPS_S)
+    assert [claim.node for claim in world.claims] == ["slow"] and world.looked == len(BETTER_GAPS_S)
 
 
 async def test_a_better_node_that_does_not_answer_is_not_waited_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.services.seekers.PREFER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("comfy_fleet.services.seekers.BETTER_TIMEOUT_S", 0.01)
     world = World("slow", "fast", jobs=1)
     world.weights, world.frozen = UNEQUAL, "fast"
     async with world.seekers() as seekers:
@@ -321,6 +324,51 @@ async def test_of_the_better_nodes_the_fastest_is_taken() -> None:
             await world.idle()
         assert [claim.node for claim in world.claims] == ["fast"]
         assert all(lease.released for lease in world.granted if lease.node != "fast")
+
+
+class Warm:
+    """Another order: nodes that have the model come first, whatever their pool or weight."""
+
+    as_haproxy = False
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def wish(self, placement: Placement, able: Nodes) -> list[str]:
+        return sorted(able, key=lambda name: (name not in self.names, name))
+
+    def better(
+        self, placement: Placement, granted: str, pools: Sequence[tuple[str, Nodes]]
+    ) -> Mapping[str, Sequence[str]]:
+        if granted in self.names:
+            return {}
+        return {
+            pool: [name for name in self.wish(placement, nodes) if name in self.names]
+            for pool, nodes in pools
+        }
+
+
+async def test_another_order_decides_what_is_asked_for() -> None:
+    world = World("a", "b", "c", jobs=2)
+    world.weights, world.order = {"a": 100, "b": 100, "c": 7}, Warm("c", "b")
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert world.asked[0] == ("default", ("b", "c", "a"))  # though every node is able
+    assert [claim.node for claim in world.claims] == ["b", "c"]
+    assert not any(lease.released for lease in world.granted if lease.node != "a")
+
+
+async def test_another_order_decides_which_nodes_are_better_than_the_granted_one() -> None:
+    for warm, claimed in (("slow", "slow"), ("elsewhere", "fast")):
+        world = World("fast", "slow", jobs=1)
+        world.weights, world.order = UNEQUAL, Warm(warm)
+        world.free = ["fast"]
+        async with world.seekers() as seekers:
+            world.on_ask = lambda pool, world=world: world.free.extend(["slow"] * (len(world.asked) == 1))  # type: ignore[misc]
+            seekers.wanted(ANY)
+            await world.idle()
+        assert [claim.node for claim in world.claims] == [claimed], warm
 
 
 async def test_a_better_node_that_is_not_to_be_had_costs_only_the_first_job_a_wait() -> None:
