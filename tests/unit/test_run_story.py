@@ -143,3 +143,21 @@ def test_a_run_that_is_over_has_nothing_to_check() -> None:
     assert run.handle(Tick(), 0.4) == []
     assert run.handle(Opened(), 0.4) == []
     run.validate()
+
+
+def test_no_name_that_a_node_sends_is_kept_whole() -> None:
+    run, _ = started()
+    run.handle(frame("execution_start"), 0.02)
+    at = 0.1
+    tracemalloc.start()
+    try:
+        for number in range(50):  # the time brings a question with each of them
+            at = max(at + 1, run.next_tick() or 0)
+            run.handle(Frame(f"{number}" + "t" * 1_000_000, {}), at)
+            run.handle(QueueAnswered("running"), at + 0.1)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert run.phase is RunPhase.RUNNING
+    assert held < 500_000
+    assert max(map(len, run.story.lines())) < 2 * MOST_FACT

@@ -7,7 +7,7 @@ last record went, and bytes that never had one, are deleted by :meth:`RedisAsset
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from comfy_fleet.domain.errors import (
     MissingAsset,
     NoRoom,
     NotFound,
+    Outdated,
     StoreRefuses,
 )
 from comfy_fleet.domain.jobs.asset import HASH, Asset, listed_name
@@ -141,7 +142,7 @@ class RedisAssets:
         received.recorded = True
         try:
             return await self._add(asset)
-        except StoreRefuses:
+        except (StoreRefuses, Outdated):
             received.recorded = False
             raise
 
@@ -212,14 +213,15 @@ class RedisAssets:
             content = await self.open(found)
         except FileNotFoundError:
             raise missing from None
-        asset, _ = await self.upload(
-            owner=owner,
-            chunks=content,
-            content_type=found.content_type,
-            file_path=file_path or found.file_path,
-            tags=tags,
-            expires_in_s=expires_in_s,
-        )
+        async with aclosing(content):
+            asset, _ = await self.upload(
+                owner=owner,
+                chunks=content,
+                content_type=found.content_type,
+                file_path=file_path or found.file_path,
+                tags=tags,
+                expires_in_s=expires_in_s,
+            )
         return asset, True
 
     async def has_hash(self, *, owner: str, hash_: str) -> bool:
@@ -375,15 +377,16 @@ class RedisAssets:
 
     async def _delete_unused(self, now: float, limit: int) -> int:
         """Delete some of the bytes whose time has come; returns how many."""
-        before = now - self._grace_s
         try:
             self.check_room()
         except NoRoom:
             unused_before = now
         else:
-            unused_before = before
+            unused_before = now - self._grace_s
+        # A file's age is by the file system's clock, so a stray waits by Redis's: its writer may live.
+        strays_before = now - max(self._grace_s, _WRITING_S)
         _, *keys = await self._begin(
-            "condemn_blobs", repr(now), repr(unused_before), repr(before), str(limit)
+            "condemn_blobs", repr(now), repr(unused_before), repr(strays_before), str(limit)
         )
         deleted = []
         for key in keys:

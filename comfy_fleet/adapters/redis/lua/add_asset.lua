@@ -23,9 +23,10 @@ else
   if other then return other end
   local at = 'fleet:blob:at:' .. r.hash
   local there = redis.call('GET', at)
-  -- One that is neither used nor waits for the sweep is being deleted, and never used again.
-  if there and (redis.call('EXISTS', 'fleet:blob:refs:' .. there) == 1
-    or redis.call('ZSCORE', 'fleet:blob:unused', r.hash .. ' ' .. there)) then
+  -- One that is being deleted, or was, is never used again.  It may wait for the sweep as well: a walk found it, too.
+  if there and not redis.call('ZSCORE', 'fleet:blob:condemned', there)
+    and (redis.call('EXISTS', 'fleet:blob:refs:' .. there) == 1
+      or redis.call('ZSCORE', 'fleet:blob:unused', r.hash .. ' ' .. there)) then
     r.path = there
   else
     redis.call('SET', at, r.path)
