@@ -161,3 +161,11 @@ def test_no_name_that_a_node_sends_is_kept_whole() -> None:
     assert run.phase is RunPhase.RUNNING
     assert held < 500_000
     assert max(map(len, run.story.lines())) < 2 * MOST_FACT
+
+
+def test_a_name_that_no_encoder_takes_is_told_all_the_same() -> None:
+    run, _ = started()
+    run.handle(frame("execution_start"), 0.02)
+    run.handle(Frame("\ud800", {}), run.next_tick() or 0)
+    assert run.story.lines()[-1].endswith(" ? -> running: AskQueue")
+    "".join(run.story.lines()).encode()

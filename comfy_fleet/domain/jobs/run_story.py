@@ -83,11 +83,14 @@ class RunStory:
         if kind is Binary:
             name = FRAMES
         elif isinstance(event, Frame):
-            name = event.type if led or event.type in _TELLING else FRAMES
+            # Time may bring an action with any frame, so its name may be anything that a node sends.
+            name = clip(event.type, MOST_FACT) if led or event.type in _TELLING else FRAMES
         elif not misread and kind in _FACTS:
             fact = getattr(event, _FACTS[kind])
             if kind is HistoryAnswered:
                 fact = "absent" if fact is None else "found"
+        if fact != "":
+            fact = clip(str(fact), MOST_FACT)
         what = (name, fact, phase, led)
         # Looks two entries back: a question and its answer alternate while the run waits.
         for entry in (self._last, self._before):
@@ -112,7 +115,7 @@ class RunStory:
         if times > 1:
             when = f"{when}..{last_at - self._began_at:.3f}"
             name = f"{name} x{times}"
-        told = "" if fact == "" else f" {clip(str(fact), MOST_FACT)}"
+        told = f" {fact}" if fact else ""
         done = f": {', '.join(action.__name__ for action in led)}" if led else ""
         return f"{when} {name}{told} -> {phase}{done}"
 
