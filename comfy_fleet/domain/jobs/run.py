@@ -453,7 +453,7 @@ class Run:
         if entry is not None:
             self._running()
             self.phase = RunPhase.LEFT
-            self._assessor(verdicts.read_history(entry, self._id, self._limits.outputs))
+            self._judge(verdicts.read_history(entry, self._id, self._limits.outputs))
         elif self._seen.idle or self._seen.ended:
             # The entry is written before the last frame is sent; if it is missing, the server is in trouble.
             self._tries += 1
@@ -649,7 +649,7 @@ class Run:
         else:
             self._schedule("history", 0)
 
-    def _assessor(self, past: verdicts.Past) -> None:
+    def _judge(self, past: verdicts.Past) -> None:
         """Judge by the history entry, which is authoritative."""
         seen = self._seen
         if past.success is False or (seen.error is not None and not past.told):
