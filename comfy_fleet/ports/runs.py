@@ -14,6 +14,7 @@ class Claim:
     Attributes:
         graph: The job's graph as submitted, JSON bytes.
         behind: How many jobs of the same placement classes wait behind it.
+        pool: The node's pool, which need not be the one that the job asked for; empty if it is not known.
     """
 
     job: Job
@@ -23,6 +24,7 @@ class Claim:
     node: str
     token: str
     attempt: int
+    pool: str = ""
 
     @property
     def log_fields(self) -> dict[str, str]:

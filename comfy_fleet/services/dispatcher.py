@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
@@ -284,7 +284,8 @@ class Dispatcher:
         for held in await self._runs.take_over(
             dispatcher=self.name, ttl_s=self._limits.lease_ttl_s, limit=TAKE_OVER_LIMIT
         ):
-            execution = self._execution(held.claim, None)
+            claim = replace(held.claim, pool=self._directory.pool_of(held.claim.node))
+            execution = self._execution(claim, None)
             self._fly(execution, execution.resume(held), asked=asked)
 
     def _execution(self, claim: Claim, lease: Lease | None) -> Execution:

@@ -267,6 +267,7 @@ class Execution:
     async def _adopted(self, held: Held) -> None:
         logger.info("run taken over", extra={**self._extra, "phase": held.phase})
         if held.phase == "left":
+            self._left = True  # as the dispatcher that wrote this has told
             try:
                 items = tuple(OutputItem.from_json(item) for item in held.manifest)
             except ValueError as error:

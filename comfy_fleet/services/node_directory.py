@@ -61,6 +61,11 @@ class NodeDirectory:
         """The nodes of every pool that has any."""
         return self._pools
 
+    def pool_of(self, node: str) -> str:
+        """Return a node's pool; empty if the node is not known."""
+        state = self.states.get(node)
+        return state.node.pool if state is not None else ""
+
     async def look(self) -> None:
         """Read the registry and new inventories; afterwards nothing older than this call is shown."""
         self._looks += 1

@@ -326,11 +326,12 @@ class Seekers:
             lease.release()
             raise
         if isinstance(got, Claim):
-            self._telemetry.claimed(got)
             if not got.behind:
                 self._known.difference_update(placements)
             sought = sum(self._seekers[one] for one in placements) - seekers
-            got = replace(got, behind=max(0, got.behind - sought))
+            pool = self._directory.pool_of(got.node)
+            got = replace(got, behind=max(0, got.behind - sought), pool=pool)
+            self._telemetry.claimed(got)
             self._on_claim(got, lease, asked)
             return got.behind > 0
         if got.why == "leased" and got.run is not None:

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.telemetry import Observers
-from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.domain.jobs.job import JobStatus, Placement
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.sim import SimTiming
 from tests.factories import GRAPH
@@ -42,13 +42,16 @@ async def test_a_jobs_life_is_told_in_order(redis_port: int, fails: bool) -> Non
     recorder = Recorder(fails=fails)
     async with fleet_of(redis_port, "g1", dispatch=False, sim={"timing": SimTiming(job_s=0.1)}) as fleet:
         await fleet.dispatcher(telemetry=Observers(cast(Telemetry, recorder)))
-        done = await fleet.ended((await fleet.submit(GRAPH)).id)
+        wished = Placement(pool="made-up", spill=("default",))
+        done = await fleet.ended((await fleet.submit(GRAPH, placement=wished)).id)
         assert done.status is JobStatus.SUCCEEDED
         await until(lambda: "ended" in recorder.of_runs(), what="the end is told")
     assert sorted(recorder.of_runs()) == ["claimed", "ended", "left", "posted"]
     assert recorder.of_runs()[0] == "claimed" and recorder.of_runs()[-1] == "ended"
     told = {name: (args, more) for name, args, more in recorder.told}
     assert told["left"][1]["busy_s"] > 0
+    claims = [told[name][0][0] for name in ("claimed", "posted", "left", "ended")]
+    assert {claim.pool for claim in claims} == {"default"}, "not what the client made up"
     (claim, status), more = told["ended"]
     assert (claim.job.id, claim.node, status) == (done.id, "g1", JobStatus.SUCCEEDED)
     assert (more["error"], more["outputs"]) == (None, 1) and more["duration_s"] > 0

@@ -8,6 +8,7 @@ import pytest
 from comfy_fleet.adapters.telemetry import LoggingTelemetry
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 from comfy_fleet.ports.runs import Claim, Held
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.execution import Execution, RunDeps
 from comfy_fleet.services.run_metrics import Measured
@@ -29,10 +30,10 @@ class Store:
         return JobStatus.SUCCEEDED
 
 
-def execution(store: Store) -> Execution:
+def execution(store: Store, telemetry: Telemetry | None = None) -> Execution:
     played: dict[str, Any] = {
         "runs": store, "nodes": None, "assets": None, "failure_policy": None, "now": lambda: 0.0,
-        "output_limits": OutputLimits(), "telemetry": LoggingTelemetry(), "sharing": Sharing(1),
+        "output_limits": OutputLimits(), "telemetry": telemetry or LoggingTelemetry(), "sharing": Sharing(1),
         "measure": SimpleNamespace(succeeded=lambda *_, **__: Measured()),
     }  # fmt: skip
     store.run = Execution(
@@ -47,6 +48,17 @@ async def test_a_lease_that_the_end_itself_lets_go_is_not_lost(caplog: pytest.Lo
     await execution(store).resume(Held(claim=CLAIM, phase="left", manifest=()))
     assert store.abandoned == [False]
     assert "job ended" in caplog.messages
+
+
+async def test_a_node_that_a_prompt_has_left_is_not_busy_with_its_outputs() -> None:
+    told: list[float] = []
+
+    class Busy(LoggingTelemetry):
+        def left(self, claim: Claim, *, busy_s: float) -> None:
+            told.append(busy_s)
+
+    await execution(Store(), Busy()).resume(Held(claim=CLAIM, phase="left", manifest=()))
+    assert told == []
 
 
 async def test_a_lease_that_is_lost_before_ends_the_run() -> None:

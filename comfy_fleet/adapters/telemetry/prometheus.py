@@ -6,14 +6,16 @@ Each event is counted by the process that commits it, so sums over all processes
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
-from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, NewJob
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
 from comfy_fleet.ports.runs import Claim
 
 MOST_VALUES = 200
-"""Values that one label takes; the others become :data:`OTHER`, and no client can fill the memory."""
+"""Values that one label takes, and pairs of workflow and pool; all others become :data:`OTHER`. While a scrape
+is written, which takes a millisecond for each pair, the process does nothing else."""
 MOST_NODES = 2000
 OTHER = "other"
 GRAPH = "graph"
@@ -29,16 +31,20 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
-class _Bounded(dict[str, str]):
-    """A label's values: ``bounded[value]`` is the value, or :data:`OTHER` once there are ``most`` of them."""
+V = TypeVar("V")
 
-    def __init__(self, most: int = MOST_VALUES) -> None:
+
+class _Bounded(dict[V, V], Generic[V]):
+    """A label's values: ``bounded[value]`` is the value, or ``other`` once there are ``most`` of them."""
+
+    def __init__(self, other: V, most: int = MOST_VALUES) -> None:
         super().__init__()
+        self._other = other
         self._most = most
 
-    def __missing__(self, value: str) -> str:
+    def __missing__(self, value: V) -> V:
         if len(self) >= self._most:
-            return OTHER
+            return self._other
         self[value] = value
         return value
 
@@ -53,8 +59,9 @@ class PrometheusTelemetry:
 
     def __init__(self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._workflow, self._pool, self._code = _Bounded(), _Bounded(), _Bounded()
-        self._node = _Bounded(MOST_NODES)
+        self._workflow, self._code = _Bounded(OTHER), _Bounded(OTHER)
+        self._where = _Bounded((OTHER, OTHER))
+        self._node = _Bounded(OTHER, MOST_NODES)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
@@ -91,7 +98,7 @@ class PrometheusTelemetry:
         """Measure how long a job waited for its first run."""
         job = claim.job
         if not job.attempts and job.started_at is not None:
-            self._queue_s(*self._labels(job)).observe(max(0.0, job.started_at - job.created_at))
+            self._queue_s(*self._labels(claim)).observe(max(0.0, job.started_at - job.created_at))
 
     def posted(self, claim: Claim) -> None:
         """Count a prompt."""
@@ -106,14 +113,14 @@ class PrometheusTelemetry:
     ) -> None:
         """Count a job and its run, and measure their times."""
         self._run(claim, str(status) if error is None else error.code)
-        labels = self._job(claim.job, status)
+        labels = self._job(claim, status)
         self._run_s(*labels).observe(max(0.0, duration_s))
 
     def given_back(self, claim: Claim, status: JobStatus, *, error: JobError, counts: bool) -> None:
         """Count a run, and its job if its attempts are used up."""
         self._run(claim, error.code)
         if status.terminal:
-            self._job(claim.job, status)
+            self._job(claim, status)
 
     def expired(self, count: int) -> None:
         """Count jobs that ended while they waited; which ones they were is not known here."""
@@ -127,13 +134,14 @@ class PrometheusTelemetry:
         """Count a call that is repeated."""
         self._retried.inc()
 
-    def _labels(self, job: Job) -> tuple[str, str]:
-        return self._workflow[job.workflow or GRAPH], self._pool[job.placement.pool]
+    def _labels(self, claim: Claim) -> tuple[str, str]:
+        # The node's pool: clients may name any, with others to spill to.
+        return self._where[self._workflow[claim.job.workflow or GRAPH], claim.pool or OTHER]
 
-    def _job(self, job: Job, status: JobStatus) -> tuple[str, str]:
-        labels = self._labels(job)
+    def _job(self, claim: Claim, status: JobStatus) -> tuple[str, str]:
+        labels = self._labels(claim)
         self._jobs(str(status), *labels).inc()
-        self._total_s(*labels).observe(max(0.0, self._clock() - job.created_at))
+        self._total_s(*labels).observe(max(0.0, self._clock() - claim.job.created_at))
         return labels
 
     def _run(self, claim: Claim, outcome: str) -> None:
