@@ -14,7 +14,7 @@ from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
 from comfy_fleet.ports.runs import Claim
 
 MOST_VALUES = 200
-"""Values that one label takes, and pairs of workflow and pool; all others become :data:`OTHER`. While a scrape
+"""Values of one label, and pairs of workflow and pool; all others become :data:`OTHER`. While a scrape
 is written, which takes a millisecond for each pair, the process does nothing else."""
 MOST_NODES = 2000
 OTHER = "other"
