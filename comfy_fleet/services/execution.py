@@ -60,7 +60,7 @@ from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.progress_reporter import ProgressReporter
 from comfy_fleet.services.run_end import Ending, GivenBack, broken_off, node_lost, unready, withdraw
 from comfy_fleet.services.run_metrics import Measure, Measured
-from comfy_fleet.services.staging import asset_places, stage
+from comfy_fleet.services.staging import stage
 from comfy_fleet.services.store_retry import retry_while_store_down
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ class Execution:
             return None
         graph = await worked(self._large, partial(self._tools.failure_policy.fitted, self.claim, graph))
         if (unseen := self._tools.failure_policy.unseen(self.claim)) is not None:
-            assets = asset_places(graph, self.claim.job.uploads)
+            assets = graphs.asset_places(graph, self.claim.job.uploads)
             declared, files = Declared(unseen), self._tools.files
             check = partial(file_check.check, graph, declared, policy=files, assets=assets)
             await worked(self._large, check)

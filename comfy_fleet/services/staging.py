@@ -1,7 +1,6 @@
 """Put a job's input files onto the node that runs it, and their names into its graph."""
 
 import contextlib
-from collections.abc import Mapping
 
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.graphs import graph as graphs
@@ -32,7 +31,7 @@ async def stage(
         StagingError: A file is gone, the node did not accept it, or its owner was not checked.
         NoRoom: A file can't be read from the fleet's own disk.
     """
-    places = asset_places(graph, claim.job.uploads)
+    places = graphs.asset_places(graph, claim.job.uploads)
     if unchecked := set(places.values()) - set(claim.job.uploads.values()):
         raise StagingError(
             f"asset {min(unchecked)} was not part of the job when it was submitted", fatal=True
@@ -42,16 +41,6 @@ async def stage(
         for asset_id in sorted(set(places.values()))
     }
     return {place: staged[asset_id] for place, asset_id in places.items()}
-
-
-def asset_places(graph: graphs.Graph, uploads: Mapping[str, str]) -> dict[graphs.Place, str]:
-    """Return the asset for each place: references in the graph, and file names that the submit resolved."""
-    places: dict[graphs.Place, str] = {ref.place: ref.asset_id for ref in graphs.asset_references(graph)}
-    if uploads:
-        for node_id, path, _ in graphs.texts(graph):
-            if asset_id := uploads.get(graphs.place_name(node_id, path)):
-                places[node_id, path] = asset_id
-    return places
 
 
 async def _stage_one(asset_id: str, claim: Claim, *, nodes: NodeApi, assets: AssetStore) -> str:

@@ -203,7 +203,7 @@ class Submitter:
         read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
         assets = await self._uploads(owner, read, declared, large=large)
         await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
-        uploads = {graph.place_name(*at): asset_id for at, asset_id in assets.items()}
+        uploads = graph.place_names(assets)
         where = _placement_request(workflow.requires, options.where) if workflow else options.where
         placement = await self._inventories.placement(checked, where)
         if not await self._inventories.any_node():

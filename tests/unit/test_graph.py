@@ -161,6 +161,26 @@ def test_a_malformed_asset_reference_names_its_place(info: object) -> None:
     assert caught.value.details["node_id"] == "7"
 
 
+def test_what_is_recorded_of_assets_leads_back_to_their_places() -> None:
+    graph = g.check(
+        {
+            "1": {"class_type": "LoadImage", "inputs": {"image": g.asset_reference("a"), "n": 1}},
+            "2": {"class_type": "X", "inputs": {"files": [g.asset_reference("b"), {"inner": "mesh.glb"}]}},
+            "3": {"class_type": "LoadImage", "inputs": {"image": "face.png", "other": "face.png"}},
+        }
+    )
+    places: dict[g.Place, str] = {
+        ("1", ("image",)): "a",
+        ("2", ("files", 0)): "b",
+        ("2", ("files", 1, "inner")): "c",
+        ("3", ("image",)): "d",
+    }
+    recorded = g.place_names(places)
+    assert recorded == {"1/image": "a", "2/files/0": "b", "2/files/1/inner": "c", "3/image": "d"}
+    assert g.asset_places(graph, recorded) == places
+    assert g.asset_places(graph, {}) == {("1", ("image",)): "a", ("2", ("files", 0)): "b"}
+
+
 def run(graph: Any, **options: Any) -> g.Graph:
     return g.for_run(g.check(graph), job_id="J", run_id="R", **options)
 

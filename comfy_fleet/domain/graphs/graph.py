@@ -29,6 +29,7 @@ __all__ = [
     "NamedUpload",
     "Path",
     "Place",
+    "asset_places",
     "asset_reference",
     "asset_references",
     "check",
@@ -37,9 +38,8 @@ __all__ = [
     "for_run",
     "is_link",
     "part",
-    "place_name",
+    "place_names",
     "profile",
-    "texts",
     "texts_in",
 ]
 
@@ -119,14 +119,6 @@ def asset_reference(asset_id: str) -> dict[str, Any]:
     return {"__type": ASSET_TYPE, "info": {"id": asset_id}}
 
 
-def texts(graph: Graph) -> Iterator[tuple[str, Path, str]]:
-    """Walk every text inside the inputs except those of asset references: node id, path, text."""
-    for node_id, node in graph.items():
-        for name, value in node["inputs"].items():
-            for path, text in texts_in((name,), value):
-                yield node_id, path, text
-
-
 def texts_in(path: Path, value: object) -> Iterator[tuple[Path, str]]:
     """Walk every text inside the value at ``path`` except those of asset references."""
     # check() has limited the depth, so this recursion ends.
@@ -140,8 +132,27 @@ def texts_in(path: Path, value: object) -> Iterator[tuple[Path, str]]:
             yield from texts_in((*path, index), inner)
 
 
-def place_name(node_id: str, path: Path) -> str:
-    """Return a place in the form that :attr:`NewJob.uploads` uses: ``NODE/INPUT[/KEY ...]``."""
+def place_names(assets: Mapping[Place, str]) -> dict[str, str]:
+    """Return which asset goes where, as :attr:`NewJob.uploads` keeps it: by ``NODE/INPUT[/KEY ...]``."""
+    return {_place_name(*place): asset_id for place, asset_id in assets.items()}
+
+
+def asset_places(graph: Graph, uploads: Mapping[str, str]) -> dict[Place, str]:
+    """Return which asset goes where: the opposite of :func:`place_names`.
+
+    References that were not recorded are included: the caller has to refuse those.
+    """
+    places: dict[Place, str] = {one.place: one.asset_id for one in asset_references(graph)}
+    if uploads:
+        for node_id, node in graph.items():
+            for name, value in node["inputs"].items():
+                for path, _ in texts_in((name,), value):
+                    if asset_id := uploads.get(_place_name(node_id, path)):
+                        places[node_id, path] = asset_id
+    return places
+
+
+def _place_name(node_id: str, path: Path) -> str:
     return "/".join([node_id, *map(str, path)])
 
 
