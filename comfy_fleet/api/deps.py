@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from comfy_fleet.api.body_pace import BodyPace
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.graphs.inventory import Inventory
-from comfy_fleet.domain.nodes.node import split_credentials
+from comfy_fleet.domain.nodes.node import Node, split_credentials
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
@@ -27,6 +27,10 @@ from comfy_fleet.settings import Settings
 
 Probe = Callable[[], Awaitable[str | None]]
 """Says why a part is not ready, or None."""
+
+
+PlaceCheck = Callable[[Node, Iterable[Node]], Awaitable[None]]
+"""Looks where a new node's URL leads, given the registered ones; raises Conflict or BadInput."""
 
 
 class NodeFacts(Protocol):
@@ -52,6 +56,7 @@ class ApiDeps:
         simulated: Whether a node, by name, is a stand-in: every surface says so.
         node_facts: Asks nodes through the broker.
         inventories: What the nodes have, and what jobs wait for.
+        check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
         probes: Parts that ``/ready`` asks, by name.
         notes: Says what an operator should know of though jobs can run.
         background: Coroutine functions that run as long as the app does.
@@ -78,6 +83,7 @@ class ApiDeps:
     simulated: Callable[[str | None], bool]
     node_facts: NodeFacts
     inventories: NodeInventories
+    check_place: PlaceCheck
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes
     background: Sequence[Callable[[], Awaitable[None]]] = ()

@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
@@ -30,7 +31,7 @@ from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
-from comfy_fleet.api.v1.health import disk_probe, node_probe
+from comfy_fleet.api.v1.health import node_probe
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
@@ -41,7 +42,7 @@ from comfy_fleet.bootstrap import (
     open_secrets,
     open_stores,
 )
-from comfy_fleet.domain.errors import FleetError, Outdated, StoreDown, StoreRefuses
+from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.inventories import NodeInventories
@@ -107,6 +108,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         simulated=inventories.simulated,
         inventories=inventories,
         node_facts=info,
+        check_place=check_place,
         probes=_probes(settings, stores),
         notes=lambda: _outdated(stores),
         registry=registry,
@@ -140,6 +142,15 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
             return None
         return None
 
+    fleets_disk = open_disk(settings)
+
+    async def disk() -> str | None:
+        try:
+            await asyncio.to_thread(fleets_disk.probe)
+        except NoRoom as error:
+            return error.message
+        return None
+
     async def broker() -> str | None:
         try:
             _, writer = await asyncio.open_connection(settings.broker_host, settings.lease_port)
@@ -153,7 +164,7 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
     return {
         "redis": redis,
         "schema": schema,
-        "disk": disk_probe(open_disk(settings)),
+        "disk": disk,
         "nodes": node_probe(stores.nodes),
         "dispatcher": dispatcher,
         "broker": broker,

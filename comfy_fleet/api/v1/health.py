@@ -8,11 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import comfy_fleet
-from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.api.deps import ApiDeps, Probe, deps
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.about import NAME
-from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.ports.nodes import NodeRegistry
 from comfy_fleet.timeouts import Timeout
 
@@ -77,18 +75,5 @@ def node_probe(nodes: NodeRegistry) -> Probe:
             f"{s.node.name} is {'drained' if s.node.cordoned else words.get(s.verdict, s.verdict)}"
             for s in states[:5]
         )
-
-    return probe
-
-
-def disk_probe(disk: Disk) -> Probe:
-    """Return a probe that is content while the fleet's own disk takes new jobs."""
-
-    async def probe() -> str | None:
-        try:
-            await asyncio.to_thread(disk.probe)
-        except NoRoom as error:
-            return error.message
-        return None
 
     return probe

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
@@ -98,7 +97,7 @@ async def add_node(request: Request) -> Response:
     d, body = deps(request), await read(request, NodeBody)
     fields = body.model_dump(exclude_none=True) | d.split(body.url)
     node = Node(**fields, weight_by_gpu=body.weight is None, added_at=d.clock())
-    await check_place(node, await d.nodes.nodes())
+    await d.check_place(node, await d.nodes.nodes())
     node = await d.nodes.add(node)
     return json_response(state(NodeState(node=node)), 201)
 
