@@ -7,20 +7,16 @@ or takes slowly, and an event stream, keep nobody out.
 """
 
 import re
+from collections.abc import Iterable
 
+from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.domain.errors import Busy
 from comfy_fleet.settings import Settings
 from comfy_fleet.turns import NoTurn, Turns
 
+_NAME = re.compile(r"{\w+}")
 LINE = 8
 """So many times as many requests as are worked on may wait."""
-
-OPEN_PATHS = frozenset({"/", "/health", "/api/v2/health", "/api/v1/health", "/api/v1/ready", "/metrics"})
-"""These say nothing about anybody's work, and neither a browser nor a health check shows a key."""
-
-_AT_ONCE = re.compile(r"/api/v1/agents/[^/]+/heartbeat|/api/v[12]/jobs/[^/]+/cancel")
-_UPLOADS = "/api/v2/assets"
-"""Uploads are written while they come: refused at their end, all of it would have to come again."""
 
 
 class Admission:
@@ -28,9 +24,10 @@ class Admission:
 
     Args:
         settings: How many, and how long the others wait.
+        routes: What is served; some of it is let in at once.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, routes: Iterable[ServedRoute]) -> None:
         most = settings.max_requests
         self.turns = Turns(most, wait_s=settings.request_wait_s, line=LINE * most)
         self._busy = (
@@ -38,11 +35,17 @@ class Admission:
             "(FLEET_MAX_REQUESTS): try again"
         )
 
+        paths: dict[str, list[str]] = {}
+        for route in routes:
+            if route.open or route.at_once:
+                for method in route.methods or ():
+                    paths.setdefault(method, []).append(_NAME.sub("[^/]+", route.path))
+        self._at_once = {method: re.compile("|".join(found)) for method, found in paths.items()}
+
     def ticket(self, method: str, path: str) -> "Ticket":
         """Return the place of one request, which it has yet to take."""
-        free = path in OPEN_PATHS or (
-            method == "POST" and (path == _UPLOADS or _AT_ONCE.fullmatch(path) is not None)
-        )
+        at_once = self._at_once.get(method)
+        free = at_once is not None and at_once.fullmatch(path) is not None
         return Ticket(None if free else self.turns, self._busy)
 
 

@@ -3,6 +3,7 @@
 The types say what is written, for the type checker and for the OpenAPI documents. Times are RFC 3339 in UTC.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, WithJsonSchema
@@ -12,6 +13,8 @@ from comfy_fleet.domain.jobs.job import JobStatus, OutputKind
 
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 Url = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]
+ANYTHING = WithJsonSchema({})
+"""An object or a text: generated clients pass on either as it is, but wrap a union of both in a class."""
 
 
 class ErrorAnswer(TypedDict):
@@ -117,7 +120,7 @@ class JobFields(TypedDict):
     error: JobErrorAnswer | None
     metrics: JobMetricsAnswer
     urls: JobUrlsAnswer
-    metadata: Annotated[dict[str, str] | str | None, Field(description="As it was sent.")]
+    metadata: Annotated[dict[str, str] | str | None, ANYTHING, Field(description="As it was sent.")]
     priority: int
     workflow: Annotated[str | None, Field(description="The stored workflow's name.")]
     node: str | None
@@ -188,6 +191,15 @@ class PreviewEventAnswer(TypedDict):
     node_id: str
     content_type: str
     data_base64: str
+
+
+JOB_EVENTS: Mapping[str, Any] = {
+    "status": StatusEventAnswer,
+    "progress": ProgressAnswer,
+    "preview": PreviewEventAnswer,
+    "output": OutputAnswer,
+}
+"""What the stream of a job tells: each event's data, by its name."""
 
 
 class HealthAnswer(TypedDict):

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,10 +16,11 @@ from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
 from comfy_fleet.api import errors, front_page, metrics
-from comfy_fleet.api.admission import OPEN_PATHS, Admission
+from comfy_fleet.api.admission import Admission
 from comfy_fleet.api.auth import shown_key
 from comfy_fleet.api.body_pace import Incoming
 from comfy_fleet.api.deps import ApiDeps
+from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
 from comfy_fleet.domain.errors import FleetError
@@ -47,14 +48,16 @@ def create_app(deps: ApiDeps) -> "Front":
 
     # The first route that fits answers, so what is asked most often stands in front.
     routes = [*v2.routes(), *v1.routes(), *metrics.routes, *front_page.routes]
-    return Front(Router(routes, redirect_slashes=False, lifespan=lifespan), deps)
+    return Front(Router(routes, redirect_slashes=False, lifespan=lifespan), routes, deps)
 
 
 class Front:
     """The way in: who calls, whether they may, and what they learn when something breaks."""
 
-    def __init__(self, router: Router, deps: ApiDeps) -> None:
+    def __init__(self, router: Router, routes: Sequence[ServedRoute], deps: ApiDeps) -> None:
         self.router = router
+        self._routes: dict[Any, ServedRoute] = {route.endpoint: route for route in routes}
+        self._open_paths = frozenset(route.path for route in routes if route.open)
         handlers: dict[Any, Any] = {
             FleetError: errors.on_fleet_error,
             HTTPException: errors.on_http_exception,
@@ -62,7 +65,7 @@ class Front:
         self.app = ExceptionMiddleware(router, handlers)
         self.deps = deps
         self.figures = metrics.Metrics(deps.registry)
-        self.admission = Admission(deps.settings)
+        self.admission = Admission(deps.settings, routes)
         public = deps.settings.public_url
         self._public_host = urlsplit(public).hostname if public else None
 
@@ -100,7 +103,7 @@ class Front:
         scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
         try:
             keys = self.deps.keys
-            if scope["path"] not in OPEN_PATHS:
+            if scope["path"] not in self._open_paths:
                 keys.guard(scope["method"], headers, public_host=self._public_host)
                 scope["principal"] = keys.principal(shown_key(headers))
             if incoming.ended or scope["method"] in _BODILESS:
@@ -120,7 +123,6 @@ class Front:
                 raise  # the connection breaks off, so that nobody takes the answer for whole
         finally:
             ticket.leave()
-            endpoint = scope.get("endpoint")
-            handler = getattr(endpoint, "__name__", "none")
-            streaming = handler in ("stream", "job_events")
-            self.figures.count(handler, status, None if streaming else time.perf_counter() - began)
+            route = self._routes.get(scope.get("endpoint"))
+            seconds = None if route is not None and route.streams else time.perf_counter() - began
+            self.figures.count(route.name if route is not None else "none", status, seconds)

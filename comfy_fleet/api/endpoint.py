@@ -16,53 +16,88 @@ EVENTS = "text/event-stream"
 BINARY = "application/octet-stream"
 
 
+class ServedRoute(Route):
+    """A route, and what the way in has to know of its requests before and after they are handled.
+
+    Attributes:
+        name: The label in metrics.
+        open: Whether a request needs no key.
+        at_once: Whether a request is let in however many are worked on.
+        streams: Whether the answer goes on for as long as something happens, so that its time says nothing.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        handler: Handler,
+        *,
+        name: str,
+        method: str = "GET",
+        open: bool = False,  # noqa: A002 - as in Endpoint
+        at_once: bool = False,
+        streams: bool = False,
+    ) -> None:
+        super().__init__(path, handler, methods=[method], name=name)
+        self.open = open
+        self.at_once = at_once
+        self.streams = streams
+
+
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """A method and path, who answers, and with what.
 
     Attributes:
         path: With names in braces, e.g. ``/api/v1/jobs/{job_id}``.
-        handler: Its name is the operation's id and the label in metrics; its docstring the description.
+        operation: The operation's id in the document, and the label in metrics.
+        handler: Its docstring is the description.
         tag: Groups operations; clients make modules of it.
         query: The query's fields.
         parameters: Further parameters, as OpenAPI writes them: what a model can't say.
-        body: What the request carries.
+        body: What the request carries: a model, or a TypedDict.
         body_kind: The body's content type.
         body_required: Whether it has to be there.
         answers: What successes carry, by status: a model or TypedDict, or None for no body.
         kind: Content type of the successes.
         errors: Statuses of errors besides those that follow from path, query and body.
+        events: What a stream's events carry, by the event's name.
         open: Whether it needs no key.
-        extra: More of the operation, such as the catalog of a stream's events.
+        at_once: Whether a request is let in however many are worked on: what must not wait behind all the
+            rest, and uploads, which are written while they come: refused at their end, all would come again.
     """
 
     method: str
     path: str
+    operation: str
     handler: Handler
     summary: str
     tag: str
     query: type[BaseModel] | None = None
     parameters: Sequence[Mapping[str, Any]] = ()
-    body: type[BaseModel] | None = None
+    body: Any = None
     body_kind: str = JSON
     body_required: bool = True
     answers: Mapping[int, Any] = field(default_factory=dict)
     kind: str = JSON
     errors: Sequence[int] = ()
+    events: Mapping[str, Any] = field(default_factory=dict)
     open: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    at_once: bool = False
 
     @property
-    def operation(self) -> str:
-        """The operation's id."""
-        return self.handler.__name__
-
-    @property
-    def route(self) -> Route:
+    def route(self) -> ServedRoute:
         """The route that serves it."""
-        return Route(self.path, self.handler, methods=[self.method])
+        return ServedRoute(
+            self.path,
+            self.handler,
+            name=self.operation,
+            method=self.method,
+            open=self.open,
+            at_once=self.at_once,
+            streams=bool(self.events),
+        )
 
 
-def routes(table: Iterable[Endpoint]) -> list[Route]:
+def routes(table: Iterable[Endpoint]) -> list[ServedRoute]:
     """Return the routes of a table, in its order."""
     return [endpoint.route for endpoint in table]

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from comfy_fleet.api import serialize
+from comfy_fleet.api.answers import StatusEventAnswer
 from comfy_fleet.api.deps import ApiDeps, deps, links, owner, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
@@ -103,7 +104,8 @@ def frame(seen: Seen, job: Job, to: Links) -> bytes:
         case Alive():
             return b": still here\n\n"
         case Status():
-            return _event("status", {"status": seen.status.value, "queue_position": seen.queue_position})
+            status: StatusEventAnswer = {"status": seen.status, "queue_position": seen.queue_position}
+            return _event("status", status)
         case Progress():
             return _event("progress", serialize.progress(seen))
         case Preview():

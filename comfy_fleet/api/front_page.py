@@ -2,7 +2,8 @@
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+
+from comfy_fleet.api.endpoint import ServedRoute
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'"
 # Links are relative: a proxy may have put a path in front.
@@ -30,4 +31,4 @@ async def page(request: Request) -> Response:
     return HTMLResponse(_PAGE, headers={"Content-Security-Policy": CSP})
 
 
-routes = [Route("/", page, methods=["GET"])]
+routes = [ServedRoute("/", page, name="page", open=True)]

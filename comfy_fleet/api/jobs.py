@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 
 from comfy_fleet.api import serialize
-from comfy_fleet.api.answers import JobAnswer, JobPageAnswer
+from comfy_fleet.api.answers import ANYTHING, JobAnswer, JobPageAnswer
 from comfy_fleet.api.deps import deps, links, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed_bodies import checked
@@ -98,8 +98,9 @@ class JobOptionsBody(BaseModel):
     priority: Annotated[int | None, BeforeValidator(_priority)] = Field(
         None, ge=MIN_PRIORITY, le=MAX_PRIORITY, description="Higher goes first; 0 if left out."
     )
-    metadata: Annotated[dict[str, str] | str | None, BeforeValidator(_metadata)] = Field(
-        None, description=f"Up to {MAX_LABELS} labels, or a text of at most {MAX_METADATA_BYTES} bytes."
+    metadata: Annotated[dict[str, str] | str | None, BeforeValidator(_metadata), ANYTHING] = Field(
+        None,
+        description=f"An object of up to {MAX_LABELS} labels, or a text of up to {MAX_METADATA_BYTES} bytes.",
     )
     deadline_s: Annotated[float | None, BeforeValidator(_deadline_s)] = Field(
         None, description="Seconds from now; a job that has not started by then expires. At most 30 days."

@@ -6,9 +6,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from comfy_fleet.api.deps import deps
+from comfy_fleet.api.endpoint import ServedRoute
 
 
 class Metrics:
@@ -57,4 +57,4 @@ async def show(request: Request) -> Response:
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-routes = [Route("/metrics", show, methods=["GET"])]
+routes = [ServedRoute("/metrics", show, name="show", open=True)]

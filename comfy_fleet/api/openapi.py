@@ -1,4 +1,7 @@
-"""OpenAPI 3.1 documents, made from a table of endpoints."""
+"""OpenAPI documents, made from a table of endpoints.
+
+They are of version 3.0: every generator of clients reads that one, and some are not done with 3.1.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,10 +52,21 @@ _SUCCESSES = {200: "Done.", 201: "Made.", 202: "Accepted.", 204: "Done; no body.
 
 
 class _Schemas(GenerateJsonSchema):
-    """Pydantic's schemas without a title for each field: it would only be the field's name again."""
+    """Pydantic's schemas as OpenAPI 3.0 has them, without titles that only repeat a field's name."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
+        inner = self.generate_inner(schema["schema"])
+        return {**(inner if "$ref" not in inner else {"type": "object", "allOf": [inner]}), "nullable": True}
+
+    def none_schema(self, schema: Any) -> dict[str, Any]:
+        return {"type": "string", "nullable": True}
+
+    def literal_schema(self, schema: Any) -> dict[str, Any]:
+        made = super().literal_schema(schema)
+        return made if "const" not in made else {"type": made["type"], "enum": [made["const"]]}
 
 
 class Components:
@@ -64,21 +78,23 @@ class Components:
         refs, definitions = TypeAdapter.json_schemas(
             adapters, ref_template=f"{_REF}{{model}}", schema_generator=_Schemas
         )
-        self.schemas: dict[str, Any] = _short(definitions.get("$defs", {}))
-        self.refs = [_short(refs[position, mode]) for position, mode, _ in adapters]
+        self.schemas: dict[str, Any] = _finished(definitions.get("$defs", {}))
+        self.refs = [_finished(refs[position, mode]) for position, mode, _ in adapters]
         for schema in self.schemas.values():
             schema.pop("title", None)
 
 
-def _short(value: Any) -> Any:
+def _finished(value: Any) -> Any:
     """Return a schema with the names that clients see: ``Job``, not ``JobAnswer``."""
     if isinstance(value, list):
-        return [_short(item) for item in value]
+        return [_finished(item) for item in value]
     if not isinstance(value, dict):
         return value
-    made = {_short_name(key): _short(item) for key, item in value.items()}
-    reference = made.get("$ref")
-    return made | {"$ref": _REF + _short_name(reference.removeprefix(_REF))} if reference else made
+    made = {_short_name(key): _finished(item) for key, item in value.items()}
+    if not isinstance(made.get("$ref"), str):
+        return made
+    reference = {"$ref": _REF + _short_name(made.pop("$ref").removeprefix(_REF))}
+    return {"allOf": [reference], **made} if made else reference  # nothing may stand beside a reference
 
 
 def _short_name(name: str) -> str:
@@ -86,18 +102,24 @@ def _short_name(name: str) -> str:
 
 
 def document(
-    table: Sequence[Endpoint], *, title: str, summary: str, description: str, paths: Mapping[str, str]
+    table: Sequence[Endpoint],
+    *,
+    title: str,
+    description: str,
+    tags: Mapping[str, str],
+    paths: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the document of a table.
 
     Args:
+        tags: What the endpoints with each tag are about.
         paths: What the names in paths mean.
     """
     kinds = list(
         dict.fromkeys(
             kind
             for endpoint in table
-            for kind in (*endpoint.answers.values(), endpoint.body, endpoint.query)
+            for kind in (*endpoint.answers.values(), *endpoint.events.values(), endpoint.body, endpoint.query)
             if kind is not None
         )
     )
@@ -109,16 +131,15 @@ def document(
         made.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
     queries = {_name(refs[endpoint.query]) for endpoint in table if endpoint.query is not None}
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.0.3",
         "info": {
             "title": title,
-            "summary": summary,
             "description": description,
             "version": comfy_fleet.__version__,
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "security": [{name: []} for name in SECURITY_SCHEMES],
-        "tags": [{"name": tag} for tag in dict.fromkeys(endpoint.tag for endpoint in table)],
+        "tags": [{"name": name, "description": about} for name, about in tags.items()],
         "paths": made,
         "components": {
             "securitySchemes": dict(SECURITY_SCHEMES),
@@ -175,6 +196,8 @@ def _operation(
         str(status): _success(status, endpoint.kind, refs.get(kind) if kind is not None else None)
         for status, kind in endpoint.answers.items()
     }
+    if endpoint.events:
+        responses["200"] = _stream({name: refs[kind] for name, kind in endpoint.events.items()})
     statuses = {
         *(_ALWAYS if not endpoint.open else (400, 429, 500)),
         *(_WITH_BODY if endpoint.body else ()),
@@ -199,7 +222,7 @@ def _operation(
             "required": endpoint.body_required,
             "content": {endpoint.body_kind: {"schema": refs[endpoint.body]}},
         }
-    return {**operation, "responses": responses, **endpoint.extra}
+    return {**operation, "responses": responses}
 
 
 def _query(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -207,10 +230,12 @@ def _query(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
     required = schema.get("required", [])
     found = []
     for name, shape in schema["properties"].items():
-        inner = {key: value for key, value in shape.items() if key != "description"}
-        optional = [one for one in inner.get("anyOf", ()) if one.get("type") != "null"]
-        if len(optional) == 1:  # a parameter is left out, never null
-            inner = optional[0]
+        # A parameter is left out, never null.
+        inner = {
+            key: value
+            for key, value in shape.items()
+            if key not in ("description", "nullable") and not (key == "default" and value is None)
+        }
         parameter = {"name": name, "in": "query", "required": name in required, "schema": inner}
         if "description" in shape:
             parameter["description"] = shape["description"]
@@ -222,11 +247,18 @@ def _success(status: int, kind: str, schema: Any) -> dict[str, Any]:
     response: dict[str, Any] = {"description": _SUCCESSES[status]}
     if schema is not None:
         response["content"] = {JSON: {"schema": schema}}
-    elif kind == EVENTS:
-        response["content"] = {EVENTS: {"schema": {"type": "string"}}}
     elif kind == BINARY and status in (200, 206):
         response["content"] = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
     return response
+
+
+def _stream(events: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer that is a stream of events; OpenAPI 3.1 has no words for what is in it."""
+    told = ", ".join(f"`{name}` with a {_name(ref)}" for name, ref in events.items())
+    return {
+        "description": f"Server-Sent Events, each with a name and one line of JSON as its data: {told}.",
+        "content": {EVENTS: {"schema": {"type": "string"}, "x-fleet-events": dict(events)}},
+    }
 
 
 def _failure(status: int, schema: Any) -> dict[str, Any]:

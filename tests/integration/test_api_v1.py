@@ -518,6 +518,11 @@ async def test_events_work_here_too(api: Api) -> None:
     await api.client.post(f"/api/v1/jobs/{task}/cancel")
     answer = await api.client.get(f"/api/v1/jobs/{task}/events")
     assert answer.text == 'event: status\ndata: {"status":"canceled","queue_position":null}\n\n'
+    await api.client.get(f"/api/v2/jobs/{task}/events")
+    text = (await api.client.get("/metrics")).text
+    for surface in ("stream", "job_events"):  # counted, but not how long they were: that says nothing
+        assert f'fleet_http_requests_total{{handler="{surface}",status="200"}} 1.0' in text
+        assert f'fleet_http_request_seconds_count{{handler="{surface}"}}' not in text
 
 
 async def test_every_face_says_where_a_job_may_run(api: Api) -> None:

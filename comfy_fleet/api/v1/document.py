@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -16,7 +16,19 @@ from comfy_fleet.domain.graphs.workflow import Workflow, json_schema
 PATH = "/api/v1/openapi.json"
 _GENERIC = "/api/v1/workflows/{workflow}/jobs"
 _REF = "#/components/schemas/"
+_LONGEST = 40  # characters of a name in generated code
+_METHODS = ("from_dict", "to_dict", "additional_keys", "model_name")
+"""Parameters that generated models would take for methods of their own."""
 
+_TAGS = {
+    "generate": "A prompt in, a picture out.",
+    "workflows": "Stored workflows: typed parameters in, jobs out.",
+    "jobs": "What became of them.",
+    "nodes": "ComfyUI servers, for operators.",
+    "pools": "Nodes by name of their pool, for operators.",
+    "hosts": "GPU hosts and their agents.",
+    "health": "Whether the fleet works.",
+}
 _PATH_NAMES = {
     "workflow": "The stored workflow's name.",
     "job_id": "The job's id.",
@@ -26,8 +38,9 @@ _PATH_NAMES = {
     "host": "The GPU host's name.",
 }
 _DESCRIPTION = (
-    "Stored workflows with typed parameters, jobs, nodes. Each stored workflow has a path and a request of "
-    "its own. The same jobs are at `/api/v2`, which is Comfy API v2: graphs, uploads, and files of jobs."
+    "Many GPUs, one ComfyUI. Stored workflows with typed parameters, jobs, nodes. Each stored workflow has a "
+    "path and a request of its own. The same jobs are at `/api/v2`, which is Comfy API v2: graphs, uploads, "
+    "and files of jobs."
 )
 
 
@@ -54,8 +67,8 @@ class FleetDocument:
             self._common = openapi.document(
                 self._table,
                 title="comfy_fleet",
-                summary="Many GPUs, one ComfyUI: stored workflows, jobs and nodes.",
                 description=_DESCRIPTION,
+                tags=_TAGS,
                 paths=_PATH_NAMES,
             )
         return with_workflows(self._common, workflows)
@@ -71,25 +84,27 @@ def with_workflows(common: Mapping[str, Any], workflows: Sequence[Workflow]) -> 
     generic = common["paths"][_GENERIC]["post"]
     schemas = dict(common["components"]["schemas"])
     body = schemas[generic["requestBody"]["content"][JSON]["schema"]["$ref"].removeprefix(_REF)]
-    operations = {
+    operations = [
         operation["operationId"] for methods in common["paths"].values() for operation in methods.values()
-    }
-    names, ids = _Names(schemas), _Names(operations)
+    ]
+    # Generators name the models of fields after the model and the field.
+    models = [name + field for name, shape in schemas.items() for field in ("", *shape.get("properties", ()))]
+    names, ids = _Names(models), _Names(operations)
     paths: dict[str, Any] = {}
     for workflow in workflows:
-        stem = "".join(word[:1].upper() + word[1:] for word in re.split(r"[^A-Za-z0-9]+", workflow.name))
-        stem = stem if stem[0].isalpha() else f"Workflow{stem}"
-        params, job = names.free(f"{stem}Params"), names.free(f"{stem}Job")
-        schemas[params] = _params(workflow)
-        schemas[job] = _job(body, workflow, params, required="required" in schemas[params])
+        words = re.findall(r"[a-z0-9]+", workflow.name)
+        choices = [f"Params{one.name}" for one in workflow.parameters if one.choices]
+        stem = names.free(_stem(words), ["Params", "Job", *choices])
+        schemas[f"{stem}Params"] = _params(workflow)
+        schemas[f"{stem}Job"] = _job(body, workflow, f"{stem}Params")
         operation = copy.deepcopy(generic)
         operation |= {
-            "operationId": ids.free("run_" + re.sub(r"[^a-z0-9]+", "_", workflow.name).strip("_")),
-            "summary": f"Run {workflow.title or workflow.name}"[:120],
-            "description": workflow.description or f"Run the stored workflow {workflow.name}.",
+            "operationId": ids.free(f"run_{'_'.join(words)}"[:_LONGEST].rstrip("_")),
+            "summary": f"Run {' '.join(_text(workflow.title).split()) or workflow.name}"[:120],
+            "description": _text(workflow.description) or f"Run the stored workflow {workflow.name}.",
             "parameters": [one for one in generic["parameters"] if one["in"] != "path"],
         }
-        operation["requestBody"]["content"][JSON]["schema"] = {"$ref": _REF + job}
+        operation["requestBody"]["content"][JSON]["schema"] = {"$ref": f"{_REF}{stem}Job"}
         paths[f"/api/v1/workflows/{workflow.name}/jobs"] = {"post": operation}
     return {
         **common,
@@ -101,16 +116,16 @@ def with_workflows(common: Mapping[str, Any], workflows: Sequence[Workflow]) -> 
 class _Names:
     """Names that are taken, compared as clients' languages do: without case and without signs."""
 
-    def __init__(self, taken: Any) -> None:
+    def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = {_plain(name) for name in taken}
 
-    def free(self, name: str) -> str:
-        """Return the name, with a number behind it if another one looks the same."""
+    def free(self, name: str, endings: Sequence[str] = ("",)) -> str:
+        """Return the name, with a number behind it if with any of the endings it looks like another one."""
         found, number = name, 1
-        while _plain(found) in self._taken:
+        while any(_plain(found + ending) in self._taken for ending in endings):
             number += 1
             found = f"{name}{number}"
-        self._taken.add(_plain(found))
+        self._taken.update(_plain(found + ending) for ending in endings)
         return found
 
 
@@ -118,31 +133,66 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _job(body: Mapping[str, Any], workflow: Workflow, params: str, *, required: bool) -> dict[str, Any]:
+def _stem(words: Sequence[str]) -> str:
+    """Return how the models of a workflow begin."""
+    stem = "".join(word[0].upper() + word[1:] for word in words)
+    return (stem if stem[0].isalpha() else f"Workflow{stem}")[:_LONGEST]
+
+
+def _job(body: Mapping[str, Any], workflow: Workflow, params: str) -> dict[str, Any]:
     """Return the request's model: the general one with the workflow's own parameters."""
     made = {name: value for name, value in body.items() if name != "example"}
     made["description"] = f"A job from the stored workflow {workflow.name}."
     made["properties"] = {**body["properties"], "params": {"$ref": _REF + params}}
+    required = any(parameter.required for parameter in workflow.parameters)
     return made | ({"required": ["params"]} if required else {})
 
 
 def _params(workflow: Workflow) -> dict[str, Any]:
     """Return the parameters' model, in the part of JSON Schema that generators of clients understand."""
     whole = json_schema(workflow)
-    properties = {name: _property(schema) for name, schema in whole["properties"].items()}
+    typed: dict[str, Any] = {}
+    seen = {_plain(name) for name in _METHODS}
+    for name, schema in whole["properties"].items():
+        if _plain(name) not in seen:
+            seen.add(_plain(name))
+            typed[name] = _property(schema)
+    required = [name for name in whole["required"] if name in typed]
+    untyped = [name for name in whole["properties"] if name not in typed]
+    about = f"Parameters of the stored workflow {workflow.name}, version {workflow.version}."
+    if untyped:
+        about += f" It takes {', '.join(untyped)}, too, which generated code could not tell from others."
     made = {
         "type": "object",
-        "description": f"Parameters of the stored workflow {workflow.name}, version {workflow.version}.",
-        "properties": properties,
-        "additionalProperties": False,
+        "description": about,
+        "properties": typed,
+        "additionalProperties": bool(untyped),
     }
-    return openapi.without_defaults(made | ({"required": whole["required"]} if whole["required"] else {}))
+    return openapi.without_defaults(made | ({"required": required} if required else {}))
 
 
 def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return one parameter without what names or means the same again: titles, and choices' labels."""
-    made = {name: value for name, value in schema.items() if name not in ("title", "oneOf")}
+    made = {
+        name: value for name, value in schema.items() if name not in ("title", "oneOf", "contentMediaType")
+    }
+    if kind := schema.get("contentMediaType"):  # OpenAPI 3.0 does not know it
+        made["format"] = kind
+    if "enum" in made:
+        names = _Names()
+        made["x-enum-varnames"] = [names.free(_constant(choice)) for choice in made["enum"]]
     labels = [f"`{one['const']}`: {one['title']}" for one in schema.get("oneOf", ())]
     texts = [schema.get("title", ""), schema.get("description", ""), ", ".join(labels)]
-    description = ". ".join(text.strip().rstrip(".") for text in texts if text.strip())
+    description = ". ".join(_text(text).rstrip(".") for text in texts if _text(text))
     return made | ({"description": description} if description else {})
+
+
+def _text(text: str) -> str:
+    """Return a text of the workflow's author without what no comment in generated code may hold."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text).strip()
+
+
+def _constant(choice: str) -> str:
+    """Return what a choice is called in generated code: choices are any text, and some look alike."""
+    name = re.sub(r"[^A-Z0-9]+", "_", choice.upper()).strip("_")[:_LONGEST]
+    return name if name[:1].isalpha() else f"VALUE_{name}".rstrip("_")

@@ -39,7 +39,7 @@ class GenerateBody(JobOptionsBody):
     size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, e.g. 512x512.")
     style: str | None = Field(None, description="One of the workflow's styles.")
     negative_prompt: str | None = Field(None, description="What not to draw.")
-    seed: Annotated[int | float | None, WithJsonSchema({"type": ["integer", "null"]})] = Field(
+    seed: Annotated[int | float | None, WithJsonSchema({"type": "integer", "nullable": True})] = Field(
         None, description="-1 or nothing draws one."
     )  # JSON numbers that no integer holds come as floats: the workflow names its own limits
     workflow: str | None = Field(None, description="Stored workflow; the operator's choice when left out.")

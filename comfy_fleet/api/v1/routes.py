@@ -1,10 +1,8 @@
 """``/api/v1``, and the two short routes beside it: the table of what it answers."""
 
-from starlette.routing import Route
-
 from comfy_fleet.api import endpoint, jobs
-from comfy_fleet.api.answers import JobPageAnswer, JobWorkflowAnswer
-from comfy_fleet.api.endpoint import EVENTS, Endpoint
+from comfy_fleet.api.answers import JOB_EVENTS, JobPageAnswer, JobWorkflowAnswer
+from comfy_fleet.api.endpoint import EVENTS, Endpoint, ServedRoute
 from comfy_fleet.api.v1 import answers, document, generate, health, hosts, nodes, pools, workflows
 from comfy_fleet.api.v1 import jobs as v1_jobs
 
@@ -20,6 +18,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/generate",
+        operation="generate",
         handler=generate.generate,
         summary="Make a picture",
         tag="generate",
@@ -31,6 +30,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/status/{task_id}",
+        operation="status",
         handler=generate.status,
         summary="Ask about a task",
         tag="generate",
@@ -39,6 +39,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/result",
+        operation="result",
         handler=generate.result,
         summary="Fetch a task's result",
         tag="generate",
@@ -49,6 +50,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/submit",
+        operation="submit_task",
         handler=generate.submit_task,
         summary="Make a picture",
         tag="generate",
@@ -60,6 +62,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/status",
+        operation="short_status",
         handler=generate.short_status,
         summary="Ask about a task",
         tag="generate",
@@ -70,6 +73,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/status/{task_id}",
+        operation="short_status_of",
         handler=generate.short_status_of,
         summary="Ask about a task",
         tag="generate",
@@ -78,6 +82,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/workflows",
+        operation="list_workflows",
         handler=workflows.list_workflows,
         summary="List stored workflows",
         tag="workflows",
@@ -86,6 +91,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/workflows/{workflow}",
+        operation="get_workflow",
         handler=workflows.get_workflow,
         summary="Show a stored workflow",
         tag="workflows",
@@ -95,6 +101,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/workflows/{workflow}/jobs",
+        operation="run_workflow",
         handler=workflows.run_workflow,
         summary="Run a stored workflow",
         tag="workflows",
@@ -106,6 +113,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/workflows/{workflow}/check",
+        operation="check_workflow_on_nodes",
         handler=workflows.check_workflow_on_nodes,
         summary="Can live nodes run a workflow?",
         tag="workflows",
@@ -116,6 +124,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/jobs",
+        operation="list_jobs",
         handler=v1_jobs.list_jobs,
         summary="List jobs",
         tag="jobs",
@@ -125,6 +134,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/job-ids",
+        operation="job_ids",
         handler=v1_jobs.job_ids,
         summary="Complete an abbreviated job id",
         tag="jobs",
@@ -134,6 +144,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/jobs/{job_id}",
+        operation="get_job",
         handler=v1_jobs.get_job,
         summary="Show a job",
         tag="jobs",
@@ -142,14 +153,17 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/jobs/{job_id}/cancel",
+        operation="cancel_job",
         handler=v1_jobs.cancel_job,
         summary="Cancel a job",
         tag="jobs",
         answers={200: answers.JobDetailAnswer},
+        at_once=True,
     ),
     Endpoint(
         method="GET",
         path="/api/v1/jobs/{job_id}/outputs",
+        operation="job_outputs",
         handler=v1_jobs.job_outputs,
         summary="List a job's outputs",
         tag="jobs",
@@ -158,6 +172,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/jobs/{job_id}/workflow",
+        operation="job_workflow",
         handler=v1_jobs.job_workflow,
         summary="Show a job's graph",
         tag="jobs",
@@ -166,15 +181,18 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/jobs/{job_id}/events",
+        operation="job_events",
         handler=v1_jobs.job_events,
         summary="Follow a job",
         tag="jobs",
         answers={200: None},
         kind=EVENTS,
+        events=JOB_EVENTS,
     ),
     Endpoint(
         method="GET",
         path="/api/v1/queue",
+        operation="queue",
         handler=v1_jobs.queue,
         summary="How many jobs wait",
         tag="jobs",
@@ -183,6 +201,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/nodes",
+        operation="list_nodes",
         handler=nodes.list_nodes,
         summary="List nodes",
         tag="nodes",
@@ -192,6 +211,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/nodes",
+        operation="add_node",
         handler=nodes.add_node,
         summary="Add a node",
         tag="nodes",
@@ -202,6 +222,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/nodes-diff",
+        operation="diff_nodes",
         handler=nodes.diff_nodes,
         summary="Compare nodes",
         tag="nodes",
@@ -212,6 +233,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/nodes/{node}",
+        operation="get_node",
         handler=nodes.get_node,
         summary="Show a node",
         tag="nodes",
@@ -220,6 +242,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/nodes/{node}/drain",
+        operation="drain_node",
         handler=nodes.drain_node,
         summary="Drain a node",
         tag="nodes",
@@ -230,6 +253,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/nodes/{node}/resume",
+        operation="resume_node",
         handler=nodes.resume_node,
         summary="Resume a node",
         tag="nodes",
@@ -238,6 +262,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/nodes/{node}/restart",
+        operation="restart_node",
         handler=nodes.restart_node,
         summary="Restart a node",
         tag="nodes",
@@ -247,6 +272,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/nodes/{node}/refresh",
+        operation="refresh_node",
         handler=nodes.refresh_node,
         summary="Read a node again",
         tag="nodes",
@@ -256,6 +282,7 @@ TABLE = (
     Endpoint(
         method="DELETE",
         path="/api/v1/nodes/{node}",
+        operation="remove_node",
         handler=nodes.remove_node,
         summary="Remove a node",
         tag="nodes",
@@ -266,6 +293,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/pools",
+        operation="list_pools",
         handler=pools.list_pools,
         summary="List pools",
         tag="pools",
@@ -274,6 +302,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/pools/{pool}",
+        operation="get_pool",
         handler=pools.get_pool,
         summary="Show a pool",
         tag="pools",
@@ -282,6 +311,7 @@ TABLE = (
     Endpoint(
         method="PUT",
         path="/api/v1/pools/{pool}",
+        operation="set_pool",
         handler=pools.set_pool,
         summary="Set a pool",
         tag="pools",
@@ -291,6 +321,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/hosts",
+        operation="list_hosts",
         handler=hosts.list_hosts,
         summary="List GPU hosts",
         tag="hosts",
@@ -299,16 +330,19 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v1/agents/{host}/heartbeat",
+        operation="heartbeat",
         handler=hosts.heartbeat,
         summary="An agent's heartbeat",
         tag="hosts",
         body=hosts.HeartbeatBody,
         answers={200: answers.OrdersAnswer},
         errors=(409,),
+        at_once=True,
     ),
     Endpoint(
         method="GET",
         path="/api/v1/health",
+        operation="health",
         handler=health.health,
         summary="Is the API alive?",
         tag="health",
@@ -318,6 +352,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v1/ready",
+        operation="ready",
         handler=health.ready,
         summary="Could a job run now?",
         tag="health",
@@ -327,11 +362,11 @@ TABLE = (
 )
 
 
-def routes() -> list[Route]:
+def routes() -> list[ServedRoute]:
     """Return the routes, with the document that describes them."""
     described = document.FleetDocument(TABLE)
     return [
         *endpoint.routes(TABLE),
-        Route(document.PATH, described.openapi, methods=["GET"]),
-        Route("/openapi.json", document.to_document, methods=["GET"]),
+        ServedRoute(document.PATH, described.openapi, name="openapi"),
+        ServedRoute("/openapi.json", document.to_document, name="to_document"),
     ]

@@ -67,7 +67,7 @@ async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
             content_type=_content_type(kind or "application/octet-stream"),
             file_path=_file_path(path),
             expected_hash=_hash(expected, "expected_hash") if expected is not None else None,
-            tags=_tags(form.many("tags")),
+            tags=_tags([tag for tags in form.many("tags") for tag in tags.split(",")]),
             expires_in_s=_expires_in(int(expires_in)) if expires_in is not None else None,
         )
     return _made(request, d, asset, fresh)

@@ -6,6 +6,7 @@ The contract ignores fields that it does not know, so these models forbid none.
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from typing_extensions import TypedDict
 
 from comfy_fleet.api.jobs import JobOptionsBody
 
@@ -30,15 +31,18 @@ class GraphJobBody(JobOptionsBody):
     extra_data: ExtraDataBody | None = None
 
 
-class UploadBody(BaseModel):
+class _UploadFields(TypedDict, total=False):
+    file_path: Annotated[str, Field(description="A relative path; the file's own name if left out.")]
+    content_type: Annotated[str, Field(description="That of the part, or by the name, if left out.")]
+    expected_hash: Annotated[str, Field(description="`blake3:` and 64 hexadecimal digits.")]
+    expires_in: Annotated[int, Field(ge=60, le=604_800, description="Seconds.")]
+    tags: Annotated[str, Field(description="At most 32: with commas between, or the field once for each.")]
+
+
+class UploadBody(_UploadFields):
     """An upload. Its fields may come before or after the file."""
 
     file: Annotated[str, WithJsonSchema({"type": "string", "format": "binary"})]
-    file_path: str | None = Field(None, description="A relative path; the file's own name if left out.")
-    content_type: str | None = Field(None, description="That of the part, or by the name, if left out.")
-    expected_hash: str | None = Field(None, description="`blake3:` and 64 hexadecimal digits.")
-    expires_in: int | None = Field(None, ge=60, le=604_800, description="Seconds.")
-    tags: list[str] = Field(default_factory=list, max_length=32)
 
 
 class FromHashBody(BaseModel):

@@ -5,11 +5,11 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from comfy_fleet.api import endpoint, openapi
 from comfy_fleet.api import jobs as every_jobs
 from comfy_fleet.api.answers import (
+    JOB_EVENTS,
     AssetAnswer,
     HealthAnswer,
     JobAnswer,
@@ -17,7 +17,7 @@ from comfy_fleet.api.answers import (
     JobWorkflowAnswer,
 )
 from comfy_fleet.api.deps import links, owner
-from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint
+from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint, ServedRoute
 from comfy_fleet.api.v2 import assets, bodies, jobs
 
 IDEMPOTENCY_KEY = {
@@ -32,6 +32,7 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v2/jobs",
+        operation="create_job",
         handler=jobs.create_job,
         summary="Submit a graph",
         tag="jobs",
@@ -42,6 +43,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v2/jobs",
+        operation="list_jobs",
         handler=jobs.list_jobs,
         summary="List jobs",
         tag="jobs",
@@ -51,6 +53,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v2/jobs/{job_id}",
+        operation="get_job",
         handler=jobs.get_job,
         summary="Show a job",
         tag="jobs",
@@ -59,6 +62,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v2/jobs/{job_id}/workflow",
+        operation="get_job_workflow",
         handler=jobs.get_job_workflow,
         summary="Show a job's graph",
         tag="jobs",
@@ -67,23 +71,28 @@ TABLE = (
     Endpoint(
         method="POST",
         path="/api/v2/jobs/{job_id}/cancel",
+        operation="cancel_job",
         handler=jobs.cancel_job,
         summary="Cancel a job",
         tag="jobs",
         answers={200: JobAnswer},
+        at_once=True,
     ),
     Endpoint(
         method="GET",
         path="/api/v2/jobs/{job_id}/events",
+        operation="stream",
         handler=jobs.stream,
         summary="Follow a job",
         tag="jobs",
         answers={200: None},
         kind=EVENTS,
+        events=JOB_EVENTS,
     ),
     Endpoint(
         method="POST",
         path="/api/v2/assets",
+        operation="create_asset",
         handler=assets.create_asset,
         summary="Upload a file",
         tag="assets",
@@ -92,10 +101,12 @@ TABLE = (
         body_kind="multipart/form-data",
         answers={201: AssetAnswer, 200: AssetAnswer},
         errors=(409,),
+        at_once=True,
     ),
     Endpoint(
         method="POST",
         path="/api/v2/assets/from-hash",
+        operation="create_asset_from_hash",
         handler=assets.create_asset_from_hash,
         summary="Make an asset over bytes that are there",
         tag="assets",
@@ -106,6 +117,7 @@ TABLE = (
     Endpoint(
         method="HEAD",
         path="/api/v2/assets/by-hash/{hash}",
+        operation="head_asset_by_hash",
         handler=assets.head_asset_by_hash,
         summary="Are these bytes there?",
         tag="assets",
@@ -114,6 +126,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v2/assets/{asset_id}/content",
+        operation="get_asset_content",
         handler=assets.get_asset_content,
         summary="Download a file",
         tag="assets",
@@ -124,6 +137,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v2/assets/{asset_id}",
+        operation="get_asset",
         handler=assets.get_asset,
         summary="Show an asset",
         tag="assets",
@@ -132,6 +146,7 @@ TABLE = (
     Endpoint(
         method="DELETE",
         path="/api/v2/assets/{asset_id}",
+        operation="delete_asset",
         handler=assets.delete_asset,
         summary="Delete an asset",
         tag="assets",
@@ -141,6 +156,7 @@ TABLE = (
     Endpoint(
         method="GET",
         path="/api/v2/health",
+        operation="health",
         handler=jobs.health,
         summary="Does the API answer?",
         tag="health",
@@ -149,6 +165,11 @@ TABLE = (
     ),
 )
 
+_TAGS = {
+    "jobs": "Graphs in; states, events and outputs out.",
+    "assets": "Files: uploads, and outputs of jobs.",
+    "health": "Whether the API answers.",
+}
 _PATH_NAMES = {
     "job_id": "The job's id.",
     "asset_id": "The asset's id.",
@@ -167,17 +188,17 @@ def _document() -> dict[str, Any]:
     return openapi.document(
         TABLE,
         title="Comfy API v2, as comfy_fleet serves it",
-        summary="Graphs in, jobs, events and files out.",
-        description="The contract of the official SDKs, with what this fleet adds to it. Jobs from stored "
-        "workflows are submitted at `/api/v1`, and are shown here, too.",
+        description="Graphs in; jobs, events and files out. The contract of the official SDKs, with what "
+        "this fleet adds to it. Jobs from stored workflows are submitted at `/api/v1` and shown here, too.",
+        tags=_TAGS,
         paths=_PATH_NAMES,
     )
 
 
-def routes() -> list[Route]:
+def routes() -> list[ServedRoute]:
     """Return the routes, with the document that describes them."""
     return [
         *endpoint.routes(TABLE),
-        Route("/health", jobs.health, methods=["GET"]),
-        Route("/api/v2/openapi.json", document, methods=["GET"]),
+        ServedRoute("/health", jobs.health, name="health", open=True),
+        ServedRoute("/api/v2/openapi.json", document, name="document"),
     ]
