@@ -87,6 +87,14 @@ class JobStore(Protocol):
     async def preview(self, job_id: str) -> Mapping[str, Any] | None:
         """Return the latest preview event's data of a running job."""
 
+    async def ui(self, job_id: str) -> Mapping[str, Any]:
+        """Return what the graph's nodes handed over for the user interface, unchanged, by node id.
+
+        That is what ComfyUI tells in ``executed`` and in its history: files by their names there, texts, and
+        whatever else a node pack makes up. A node that hands over more than a job may keep is missing
+        (:mod:`comfy_fleet.domain.jobs.raw_ui`). Empty until the prompt has left its node.
+        """
+
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile in seconds, newest first, at most 50."""
 

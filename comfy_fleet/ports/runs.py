@@ -137,8 +137,15 @@ class RunStore(Protocol):
     async def waits(self, claim: Claim, why: str | None) -> None:
         """Note that a run waits for something of the fleet's own, or no longer does."""
 
-    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
-        """Note that the prompt has left the node; the node's lease ends."""
+    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]], *, ui: str = "") -> None:
+        """Note that the prompt has left the node; the node's lease ends.
+
+        Args:
+            claim: The run.
+            manifest: The outputs that are still to be fetched.
+            ui: What the graph's nodes handed over, as :attr:`comfy_fleet.domain.jobs.run.Run.ui` gives it;
+                empty: as the record says, or nothing.
+        """
 
     async def finish(
         self,
@@ -150,6 +157,7 @@ class RunStore(Protocol):
         speed: float | None = None,
         models: Sequence[str] = (),
         progress: Progress | None = None,
+        ui: str = "",
     ) -> JobStatus:
         """End the job and both leases; return its final state (``canceling`` always becomes ``canceled``).
 
@@ -162,6 +170,7 @@ class RunStore(Protocol):
                 :mod:`comfy_fleet.domain.nodes.speed`.
             models: The model files that it used.
             progress: How far it came; None: as far as the record says.
+            ui: As for :meth:`left`.
         """
 
     async def requeue(
@@ -173,6 +182,7 @@ class RunStore(Protocol):
         bust: frozenset[str] = frozenset(),
         placement: Placement | None = None,
         progress: Progress | None = None,
+        ui: str = "",
     ) -> JobStatus:
         """Return the job to its place in the queue, or end it if its attempts are used up.
 
@@ -183,6 +193,7 @@ class RunStore(Protocol):
             bust: Nodes that must not answer from ComfyUI's cache in the next run.
             placement: Its new placement; None keeps the present one.
             progress: How far it came, kept if it ends here; None: as far as the record says.
+            ui: As for :meth:`left`, kept if it ends here.
         """
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:

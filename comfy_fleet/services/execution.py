@@ -154,6 +154,7 @@ class Execution:
         self._started = tools.now()
         self._posted_at: float | None = None
         self._took_s: float | None = None
+        self._ui = ""
         self._canceled = False
         self._released = False
         self._abandoned = self._misread = False
@@ -302,6 +303,8 @@ class Execution:
             if self._abandoned:
                 raise LeaseLost(f"run {self.claim.run} was taken over")
             for action in machine.handle(event, self._tools.now()):
+                if isinstance(action, Left | Finish):
+                    self._ui = machine.ui
                 if isinstance(action, Left) and self._posted_at is not None and machine.computed:
                     self._took_s = self._tools.now() - self._posted_at
                 if isinstance(action, Finish):
@@ -362,7 +365,7 @@ class Execution:
 
     async def _leave(self, manifest: list[dict[str, Any]]) -> None:
         """Give the node back in Redis and in HAProxy; the next claim needs it free in both."""
-        writing = asyncio.create_task(self._tools.runs.left(self.claim, manifest))
+        writing = asyncio.create_task(self._tools.runs.left(self.claim, manifest, ui=self._ui))
         await asyncio.sleep(0)  # Redis first: otherwise a claim could find the node still taken there
         self._free()
         await writing
@@ -516,7 +519,7 @@ class Execution:
         if end.status is JobStatus.SUCCEEDED:
             measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
         status = await self._ending.finish(
-            end, measured=measured, duration_s=duration_s, progress=self._reporter.last
+            end, measured=measured, duration_s=duration_s, progress=self._reporter.last, ui=self._ui
         )
         self._free()
         self._tools.telemetry.ended(
@@ -529,6 +532,6 @@ class Execution:
 
     async def _give_back(self, back: GivenBack) -> None:
         bust = frozenset(self._outputs.gone)
-        status = await self._ending.give_back(back, bust=bust, progress=self._reporter.last)
+        status = await self._ending.give_back(back, bust=bust, progress=self._reporter.last, ui=self._ui)
         self._free(back.rest_s)
         self._tools.telemetry.given_back(self.claim, status, error=back.error, counts=back.counts)

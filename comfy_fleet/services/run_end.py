@@ -150,7 +150,7 @@ class Ending:
         return await retry_while_store_down(call, about=self._extra, telemetry=self._telemetry)
 
     async def finish(
-        self, end: Over, *, measured: Measured, duration_s: float, progress: Progress | None
+        self, end: Over, *, measured: Measured, duration_s: float, progress: Progress | None, ui: str
     ) -> JobStatus:
         """Write that the job is over; returns its final state.
 
@@ -159,6 +159,7 @@ class Ending:
             measured: What the run shows about its node.
             duration_s: How long it took; used only if it succeeded.
             progress: How far it came, as far as this dispatcher saw.
+            ui: What the graph's nodes handed over, as far as this dispatcher saw.
         """
         self.writing = True
         took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
@@ -171,11 +172,12 @@ class Ending:
                 speed=measured.speed,
                 models=measured.models,
                 progress=progress,
+                ui=ui,
             )
         )
 
     async def give_back(
-        self, back: GivenBack, *, bust: frozenset[str], progress: Progress | None
+        self, back: GivenBack, *, bust: frozenset[str], progress: Progress | None, ui: str
     ) -> JobStatus:
         """Write that the job goes back; returns its state.
 
@@ -183,6 +185,7 @@ class Ending:
             back: Why it goes back, and where.
             bust: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
             progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
+            ui: What the graph's nodes handed over, as far as this dispatcher saw; kept if the job ends here.
         """
         self.writing = True
         return await self._insist(
@@ -193,6 +196,7 @@ class Ending:
                 bust=bust,
                 placement=back.placement,
                 progress=progress,
+                ui=ui,
             )
         )
 

@@ -126,11 +126,13 @@ async def test_an_expired_run_is_taken_over_once_and_the_old_owner_is_fenced(sto
     for stale_call in (
         stores.runs.finish(old, JobStatus.SUCCEEDED, error=None, duration_s=None),
         stores.runs.output(old, output()),
-        stores.runs.left(old, []),
-        stores.runs.requeue(old, counts=True, reason=BROKEN),
+        stores.runs.left(old, [], ui=UI),
+        stores.runs.requeue(old, counts=True, reason=BROKEN, ui=UI),
+        stores.runs.finish(old, JobStatus.FAILED, error=BROKEN, duration_s=None, ui=UI),
     ):
         with pytest.raises(LeaseLost):
             await stale_call
+    assert await stores.jobs.ui(old.job.id) == {}
     assert (
         await stores.runs.finish(held[0].claim, JobStatus.SUCCEEDED, error=None, duration_s=1) == "succeeded"
     )
@@ -151,6 +153,44 @@ async def test_requeue_counts_attempts_and_drops_outputs_of_the_lost_run(stores:
     ended = await stores.jobs.get(job.id)
     assert ended is not None and ended.error == BROKEN
     assert await stores.jobs.position(behind) == 1
+
+
+UI = '{"9":{"images":[{"filename":"a.png"}],"animated":[false]},"10":{"custom":{"n":[null,0.5,"ü"]}}}'
+
+
+async def test_what_nodes_handed_over_stays_with_the_job_that_ends(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores, max_attempts=2)
+    got = await claim(stores)
+    await stores.runs.left(got, [], ui=UI)
+    assert await stores.jobs.ui(job.id) == json.loads(UI)
+    await stores.runs.requeue(got, counts=True, reason=BROKEN, ui=UI)
+    assert await stores.jobs.ui(job.id) == {}  # the next run makes its own
+    got = await claim(stores)
+    assert await stores.runs.requeue(got, counts=True, reason=BROKEN, ui=UI) == "failed"
+    assert await stores.jobs.ui(job.id) == json.loads(UI)
+    for status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED):
+        job = await submit(stores)
+        got = await claim(stores)
+        await stores.runs.finish(got, status, error=None, duration_s=None, models=["m"], ui=UI)
+        assert await stores.jobs.ui(job.id) == json.loads(UI)
+        assert list(await stores.jobs.ui(job.id)) == ["9", "10"]
+    job = await submit(stores)
+    got = await claim(stores)
+    await stores.jobs.request_cancel(job.id)
+    await stores.runs.requeue(got, counts=False, reason=BROKEN, ui=UI)
+    assert await stores.jobs.ui(job.id) == json.loads(UI)
+
+
+async def test_whoever_only_ends_a_run_keeps_what_its_nodes_handed_over(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    job = await submit(stores)
+    got = await claim(stores, ttl=0.01)
+    await stores.runs.left(got, [], ui=UI)
+    await asyncio.sleep(0.03)
+    (held,) = await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=1)
+    await stores.runs.finish(held.claim, JobStatus.SUCCEEDED, error=None, duration_s=1)
+    assert await stores.jobs.ui(job.id) == json.loads(UI)
 
 
 async def test_a_canceled_job_is_not_requeued(stores: Stores) -> None:
@@ -200,7 +240,7 @@ async def test_forgetting_leaves_nothing_behind(stores: Stores) -> None:
     assert await stores.redis.smembers("fleet:asset:a1:jobs") == {job.id.encode()}
     got = await claim(stores)
     await stores.runs.output(got, output())
-    await stores.runs.finish(got, JobStatus.FAILED, error=BROKEN, duration_s=None)
+    await stores.runs.finish(got, JobStatus.FAILED, error=BROKEN, duration_s=None, ui=UI)
     assert await stores.redis.exists("fleet:asset:a1:jobs") == 0
     await asyncio.sleep(0.03)
     assert await stores.runs.forgettable(10) == [job.id]

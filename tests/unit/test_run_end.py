@@ -21,6 +21,7 @@ JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=
 CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
 BOOM = JobError(code="node_execution_error", message="boom")
 BIGGER = Placement(above=1)
+UI = '{"9":{"images":[]}}'
 HALF = Progress(value=0.5, nodes_done=1, nodes_total=2)
 
 
@@ -205,8 +206,8 @@ async def test_only_a_success_says_how_long_a_job_takes(status: JobStatus, durat
     world = World()
     measured = Measured(speed=0.1, models=["vae/a"])
     end = Over(status=status, error=BOOM)
-    assert await world.ending.finish(end, measured=measured, duration_s=2.5, progress=HALF) is status
-    facts = {"duration_s": duration_s, "speed": 0.1, "models": ["vae/a"], "progress": HALF}
+    assert await world.ending.finish(end, measured=measured, duration_s=2.5, progress=HALF, ui=UI) is status
+    facts = {"duration_s": duration_s, "speed": 0.1, "models": ["vae/a"], "progress": HALF, "ui": UI}
     assert world.written == [{"status": status, "error": BOOM, **facts}]
 
 
@@ -217,13 +218,13 @@ async def test_an_end_is_written_as_soon_as_redis_is_back() -> None:
     back = await world.ending.decide(verdict, broken=[], released=False, canceled=False)
     assert isinstance(back, GivenBack) and not world.written
     world.away = 5
-    assert await world.ending.give_back(back, bust=frozenset({"7"}), progress=HALF) is JobStatus.QUEUED
+    assert await world.ending.give_back(back, bust=frozenset({"7"}), progress=HALF, ui=UI) is JobStatus.QUEUED
     facts = {"counts": True, "reason": BOOM, "placement": BIGGER, "bust": frozenset({"7"})}
-    facts["progress"] = HALF
+    facts |= {"progress": HALF, "ui": UI}
     assert world.written == [facts]
     world.away = 5
     end = Over(status=JobStatus.SUCCEEDED)
-    written = world.ending.finish(end, measured=Measured(), duration_s=1, progress=None)
+    written = world.ending.finish(end, measured=Measured(), duration_s=1, progress=None, ui="")
     assert await written is JobStatus.SUCCEEDED
     assert len(world.written) == 2
 
@@ -236,4 +237,6 @@ async def test_whoever_lost_the_run_writes_nothing(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(world, "requeue", stale)
     with pytest.raises(LeaseLost):
-        await world.ending.give_back(GivenBack(error=BOOM, counts=True), bust=frozenset(), progress=None)
+        await world.ending.give_back(
+            GivenBack(error=BOOM, counts=True), bust=frozenset(), progress=None, ui=""
+        )

@@ -1,6 +1,7 @@
 """Jobs as clients see them: submit, read, list, cancel (port :class:`comfy_fleet.ports.jobs.JobStore`)."""
 
 import hashlib
+import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
@@ -237,6 +238,12 @@ class RedisJobStore:
         with store_errors():
             data = await self._redis.get(f"fleet:job:{job_id}:preview")
         return dict(orjson.loads(data)) if data else None
+
+    async def ui(self, job_id: str) -> Mapping[str, Any]:
+        """Return what the graph's nodes handed over; see the port."""
+        with store_errors():
+            data = await self._redis.get(f"fleet:job:{job_id}:ui")
+        return dict(json.loads(data)) if data else {}
 
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile (``*`` for all), newest first."""

@@ -155,10 +155,10 @@ class RedisRunStore:
         """Note what a run waits for on the fleet's own side, or that it goes on."""
         await self._note(claim, "waits", (why or "").encode(errors="replace"))
 
-    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]]) -> None:
+    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]], *, ui: str = "") -> None:
         """Note that the prompt has left the node."""
         data = orjson.dumps([dict(item) for item in manifest])
-        _check(claim, await self._scripts.call("left", claim.run, claim.token, data))
+        _check(claim, await self._scripts.call("left", claim.run, claim.token, data, ui))
 
     async def finish(
         self,
@@ -170,6 +170,7 @@ class RedisRunStore:
         speed: float | None = None,
         models: Sequence[str] = (),
         progress: Progress | None = None,
+        ui: str = "",
     ) -> JobStatus:
         """End the job and both leases."""
         done = replace(claim.job, run=claim.run, node=claim.node)
@@ -191,6 +192,7 @@ class RedisRunStore:
             MODELS,
             job_records.dump_progress(progress),
             job_records.dump_reason(error),
+            ui,
             *models[:MODELS],
         )
         return JobStatus(_check(claim, answer).decode())
@@ -204,6 +206,7 @@ class RedisRunStore:
         bust: frozenset[str] = frozenset(),
         placement: Placement | None = None,
         progress: Progress | None = None,
+        ui: str = "",
     ) -> JobStatus:
         """Give the job back, or end it when no attempt is left."""
         answer = await self._scripts.call(
@@ -217,6 +220,7 @@ class RedisRunStore:
             "\n".join(sorted(claim.job.bust | bust)),
             job_records.dump_progress(progress),
             job_records.dump_reason(reason),
+            ui,
         )
         return JobStatus(_check(claim, answer).decode())
 

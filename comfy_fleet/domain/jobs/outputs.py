@@ -197,7 +197,7 @@ def find_outputs(
 def _outputs(node_id: str, output: object, run: str) -> Iterator[OutputItem]:
     if not isinstance(output, Mapping):
         return
-    by_key = [(str(key), _leaves(value), value) for key, value in output.items()]
+    by_key = [(str(key), leaves_of(value), value) for key, value in output.items()]
     named = {
         (id_, index): ref
         for id_, (_, leaves, _) in enumerate(by_key)
@@ -259,7 +259,7 @@ _MAX_NAME = 200
 _MAX_PATH = 1024
 
 
-def _leaves(value: object) -> list[Any]:
+def leaves_of(value: object) -> list[Any]:
     """Return a key's values as one flat list; a text that ComfyUI split into characters is joined again."""
     leaves: list[Any] = []
     stack = [iter(value if isinstance(value, list | tuple) else [value])]

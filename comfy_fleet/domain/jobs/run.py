@@ -258,6 +258,11 @@ class Run:
         return sum(item.held_bytes for id_, item in self._seen.items.items() if id_ not in self._given)
 
     @property
+    def ui(self) -> str:
+        """What the graph's nodes handed over so far, as JSON by node id; empty if it is nothing."""
+        return self._seen.ui.dump()
+
+    @property
     def computed(self) -> bool:
         """Whether the node computed anything: not everything came from its cache, as far as is known."""
         return not self._seen.meter.all_cached
@@ -453,6 +458,7 @@ class Run:
         if entry is not None:
             self._running()
             self.phase = RunPhase.LEFT
+            self._seen.take_ui(entry.get("outputs"))
             self._judge(verdicts.read_history(entry, self._id, self._limits.outputs))
         elif self._seen.idle or self._seen.ended:
             # The entry is written before the last frame is sent; if it is missing, the server is in trouble.

@@ -11,6 +11,7 @@ from typing import Any
 from comfy_fleet.domain.jobs.frames import Picture, parse_binary, prompt_of
 from comfy_fleet.domain.jobs.outputs import OutputItem, find_outputs, frame_output
 from comfy_fleet.domain.jobs.progress import Meter
+from comfy_fleet.domain.jobs.raw_ui import RawUi
 from comfy_fleet.domain.jobs.run_messages import Frame
 from comfy_fleet.domain.jobs.run_results import BLOCKED
 
@@ -26,6 +27,7 @@ class RunTranscript:
         frame_nodes: Nodes whose pictures come as binary frames only.
         meter: Progress.
         items: Outputs by their identity, in the order in which they came.
+        ui: What their nodes handed over as it was.
         success: ``execution_success`` was seen.
         interrupted: ``execution_interrupted`` was seen.
         error: The data of ``execution_error``.
@@ -52,6 +54,7 @@ class RunTranscript:
         self._sinks = _sinks(graph) - self.frame_nodes
         self.meter = Meter(graph)
         self.items: dict[tuple[str, str, int], OutputItem] = {}
+        self.ui = RawUi()
         self.success = self.interrupted = self.idle = False
         self.error: Mapping[str, Any] | None = None
         self._started = False
@@ -118,6 +121,11 @@ class RunTranscript:
                 return False
         return True
 
+    def take_ui(self, outputs: object) -> None:
+        """Note what a history entry's ``outputs`` say that nodes handed over."""
+        for node, output in outputs.items() if isinstance(outputs, Mapping) else ():
+            self.ui.take(str(node), output)
+
     def take_binary(self, data: bytes | bytearray) -> Picture | None:
         """Keep a picture that is an output; return a preview instead, with its node if known."""
         picture = parse_binary(data)
@@ -180,6 +188,7 @@ class RunTranscript:
         if isinstance(node, str) and self._keeps(node):
             self._executed.add(node)
             self.add(find_outputs(node, data.get("output"), run=self._id, most=self._most_items))
+            self.ui.take(node, data.get("output"))
 
     def add(self, items: Iterable[OutputItem]) -> None:
         """Note outputs, up to the limit."""

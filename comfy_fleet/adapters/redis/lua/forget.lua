@@ -13,7 +13,7 @@ if redis.call('HINCRBY', 'fleet:graphs', f[3], -1) <= 0 then
 end
 redis.call('ZREM', 'fleet:jobs', id)
 redis.call('ZREM', 'fleet:jobs:' .. f[2], id)
-redis.call('DEL', key, key .. ':outputs', key .. ':secret', key .. ':preview', 'rq:job:' .. id, 'rq:results:' .. id)
+redis.call('DEL', key, key .. ':outputs', key .. ':ui', key .. ':secret', key .. ':preview', 'rq:job:' .. id, 'rq:results:' .. id)
 for _, registry in ipairs({ 'rq:finished:', 'rq:failed:', 'rq:canceled:' }) do
   redis.call('ZREM', registry .. QUEUE, id)
 end

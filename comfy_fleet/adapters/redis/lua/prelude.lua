@@ -2,6 +2,7 @@
 --
 -- fleet:job:ID            hash    the job's record, see codec.py
 -- fleet:job:ID:outputs    hash    NODE\nKEY\nINDEX -> output as JSON
+-- fleet:job:ID:ui        string  what the graph's nodes handed over for the user interface: JSON by node id
 -- fleet:job:ID:secret     string  encrypted extra_data, erased when the job ends
 -- fleet:job:ID:preview    string  the latest preview, for readers who come late
 -- fleet:graph:HASH        string  a graph as submitted;  fleet:graphs  hash  HASH -> jobs that need it
@@ -130,6 +131,11 @@ local function cleared(key, kind)
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
   return key
+end
+
+-- Keep what the graph's nodes handed over, as JSON, instead of what is there; '' says nothing of it.
+local function keep_ui(id, ui)
+  if ui ~= '' then redis.call('SET', jobkey(id) .. ':ui', ui) end
 end
 
 local function rqkey(id) return cleared('rq:job:' .. id, 'hash') end

@@ -1,0 +1,62 @@
+"""What the nodes of a graph handed over for the user interface, as ComfyUI said it.
+
+:mod:`comfy_fleet.domain.jobs.outputs` finds files and texts in it. The rest (which pictures are animated,
+histograms, keys of node packs' own) is for ComfyUI's clients, which get it back unchanged. A file is named in
+it as on its node; the output that has its bytes has the same node, key and place among the key's
+:func:`~comfy_fleet.domain.jobs.outputs.leaves_of`.
+"""
+
+import json
+from typing import Any
+
+MAX_UI_BYTES = 256 * 1024
+"""Of one run, as JSON. What ComfyUI's own nodes hand over takes some hundred bytes for each output."""
+_NODE_BYTES = 64
+_DEEPEST = 64
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
+
+class RawUi:
+    """Collects it for one run, within :data:`MAX_UI_BYTES`; a node whose part would not fit is left out."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._room = MAX_UI_BYTES
+
+    def take(self, node_id: str, ui: object) -> None:
+        """Take what a node handed over, instead of what it did before; anything but an object is nothing."""
+        if (before := self._texts.pop(node_id, None)) is not None:
+            self._room += _cost(node_id, before)
+        if not isinstance(ui, dict) or not ui or not _fits(ui, self._room):
+            return
+        text = _ENCODER.encode(ui)
+        if (cost := _cost(node_id, text)) <= self._room:
+            self._room -= cost
+            self._texts[node_id] = text
+
+    def dump(self) -> str:
+        """Return a JSON object of it by node id, in the order in which it came; empty if there is none."""
+        if not self._texts:
+            return ""
+        return "{" + ",".join(f"{json.dumps(node)}:{text}" for node, text in self._texts.items()) + "}"
+
+
+def _cost(node_id: str, text: str) -> int:
+    return _NODE_BYTES + len(node_id) + len(text)
+
+
+def _fits(value: object, room: int) -> bool:
+    """Tell whether a JSON value is surely small and flat enough to be written, without writing it."""
+    stack: list[tuple[Any, int]] = [(value, 0)]
+    while stack:
+        one, depth = stack.pop()
+        room -= len(one) if isinstance(one, str | list | dict) else 1
+        if room < 0 or depth > _DEEPEST:
+            return False
+        if isinstance(one, dict):
+            room -= sum(map(len, one))
+            stack.extend((inner, depth + 1) for inner in one.values())
+        elif isinstance(one, list):
+            stack.extend((inner, depth + 1) for inner in one)
+    return True
