@@ -79,7 +79,8 @@ def test_what_a_node_hands_over_last_counts() -> None:
         "2": {"n": [None, True, 0.5, {"deep": [[]]}], "é😀": "ü"},
         "1": {"text": ["b"]},
     }
-    for nothing in (None, {}, [], "text", 5):
+    values: list[object] = [None, {}, [], "text", 5]
+    for nothing in values:
         ui.take("1", nothing)
         assert list(dumped(ui)) == ["2"]
 
