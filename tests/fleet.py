@@ -14,9 +14,9 @@ from typing import Any
 
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.haproxy.controller import Controller
-from comfy_fleet.agent.agent_check_server import Agent
+from comfy_fleet.agent.agent_check_server import AgentCheckServer
 from comfy_fleet.agent.host import HostAgent
-from comfy_fleet.agent.reach import Reach
+from comfy_fleet.agent.node_source import NodesSource
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.jobs.job import Job
@@ -68,7 +68,6 @@ class Fleet:
     settings: Settings
     stores: Stores
     controller: Controller
-    agent: Agent
     host: HostAgent
     sims: dict[str, SimNode] = field(default_factory=dict)
     dispatchers: list[Running] = field(default_factory=list)
@@ -168,19 +167,21 @@ def unsealed(node: Node) -> str:
     return node.sealed
 
 
+async def followed(host: HostAgent, source: NodesSource) -> None:
+    """Keep an agent at a source's nodes."""
+    async for nodes in source.watch():
+        host.follow(nodes)
+
+
 @asynccontextmanager
 async def fleet_of(
     redis_port: int,
     *names: str,
     dispatch: bool = True,
     sim: dict[str, Any] | None = None,
-    look: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Fleet]:
-    """Start a fleet of simulated nodes; yields when all of them are up.
-
-    With ``look`` the agent also looks at the nodes, as the central one does.
-    """
+    """Start a fleet of simulated nodes; yields when all of them are up."""
     with tempfile.TemporaryDirectory() as folder:
         config = Settings(
             redis_url=f"redis://127.0.0.1:{redis_port}/0",
@@ -198,21 +199,19 @@ async def fleet_of(
         )
         async with AsyncExitStack() as stack, open_stores(config) as stores:
             host = HostAgent("central", central=True, ca_file=config.node_ca_file, credentials=unsealed)
-            agent = Agent(
-                RegistryNodes(stores),
-                host="127.0.0.1",
-                port=config.agent_port,
-                reach=Reach(config.node_ca_file, credentials=unsealed),
-                opinion=host.opinion if look else None,
-                on_nodes=host.follow if look else None,
-            )
+            server = AgentCheckServer(host.answer, host="127.0.0.1", port=config.agent_port)
+            await server.start()
+            stack.push_async_callback(server.stop)
             controller = Controller(config, stores.nodes, pools=stores.pools)
-            fleet = Fleet(config, stores, controller, agent=agent, host=host, stack=stack)
-            fleet.tasks.append(asyncio.create_task(host.run()))
+            fleet = Fleet(config, stores, controller, host=host, stack=stack)
+            fleet.tasks += [
+                asyncio.create_task(host.run()),
+                asyncio.create_task(followed(host, RegistryNodes(stores))),
+            ]
             for name in names:
                 await fleet.add_sim(name, **(sim or {}))
             stop = asyncio.Event()
-            services = [asyncio.create_task(agent.run(stop)), asyncio.create_task(controller.run(stop))]
+            services = [asyncio.create_task(controller.run(stop))]
             try:
                 if dispatch:
                     await fleet.dispatcher()

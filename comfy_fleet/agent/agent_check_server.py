@@ -16,17 +16,13 @@ nothing              the name is unknown here, or nothing was ever heard: nothin
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import cast
 
 from comfy_fleet.agent.listening import listen, port_of
-from comfy_fleet.agent.node_source import NodesSource
-from comfy_fleet.agent.reach import Reach
 from comfy_fleet.connections import close
-from comfy_fleet.domain.nodes.agent_state import HEAVIEST, AgentState, Facts, Readiness, both, verdict
-from comfy_fleet.domain.nodes.node import NAME, Node
+from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
+from comfy_fleet.domain.nodes.node import NAME
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +32,7 @@ _WHY_LIMIT = 80  # characters of a reason; HAProxy reads no more than one short 
 
 
 def line(answer: AgentState) -> bytes:
-    """Return a verdict as HAProxy reads it."""
+    """Return an agent's state as HAProxy reads it."""
     match answer.word:
         case Readiness.READY:
             return b"ready up %d%%\n" % answer.weight
@@ -49,48 +45,20 @@ def line(answer: AgentState) -> bytes:
             return b"down 0%% #%s\n" % why.encode("ascii", errors="replace")
 
 
-class Agent:
-    """Answers for every node that its source tells of."""
+class AgentCheckServer:
+    """Answers for every node that its agent knows.
 
-    def __init__(
-        self,
-        source: NodesSource,
-        *,
-        host: str,
-        port: int,
-        grace_s: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-        reach: Reach | None = None,
-        opinion: Callable[[str], AgentState | None] | None = None,
-        on_nodes: Callable[[Sequence[Node]], None] | None = None,
-    ) -> None:
-        """Describe the agent; nothing is opened before :meth:`start`.
+    Args:
+        answer: Tells what HAProxy is told of a node; None: nothing.
+        host: Address to listen on.
+        port: Port to listen on; 0 lets the kernel choose.
+    """
 
-        Args:
-            source: The nodes.
-            host: Address to listen on.
-            port: Port to listen on; 0 lets the kernel choose.
-            grace_s: How old the source's last word may be before ``ready`` is no longer said.
-            clock: Seconds, monotonic.
-            reach: Asks new nodes whether they are there.
-            opinion: What was seen of a node itself: its GPU, its process, what it works on. None from it
-                means that nothing is known yet.
-            on_nodes: Gets the nodes whenever the source told them.
-        """
-        self._source = source
+    def __init__(self, answer: Callable[[str], AgentState | None], *, host: str, port: int) -> None:
+        self._answer = answer
         self._host = host
         self._port = port
-        self._grace_s = grace_s
-        self._clock = clock
-        self._nodes: Mapping[str, Node] = {}
-        self._heard_at: float | None = None
-        self._said: dict[str, Readiness] = {}
-        self._reach = reach or Reach()
-        self._opinion = opinion
-        self._on_nodes = on_nodes
         self._server: asyncio.Server | None = None
-        self._listener: asyncio.Task[None] | None = None
-        self._heard = asyncio.Event()
         self._questions: set[asyncio.Transport] = set()
 
     @property
@@ -99,88 +67,28 @@ class Agent:
         return port_of(self._server, self._port)
 
     async def start(self) -> None:
-        """Listen, and begin to follow the source.
+        """Listen.
 
         Raises:
             ConfigError: The port is taken.
         """
         loop = asyncio.get_running_loop()
-        opening = loop.create_server(lambda: _Question(self, self._questions), self._host, self._port)
+        opening = loop.create_server(lambda: _Question(self._answer, self._questions), self._host, self._port)
         way_out = "name a free port: --port or FLEET_AGENT_PORT"
         self._server = await listen(opening, self._host, self._port, way_out=way_out)
-        self._listener = asyncio.create_task(self._follow(), name="agent's nodes")
         logger.info("agent listens", extra={"host": self._host, "port": self.port})
 
     async def stop(self) -> None:
-        """Stop listening and following; who still asks gets no answer."""
+        """Stop listening; who still asks gets no answer."""
         if self._server is not None:
             await close(self._server, self._questions)
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
-        await self._reach.stop()
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Answer until ``stop`` is set.
-
-        Raises:
-            ConfigError: The port is taken.
-        """
-        await self.start()
-        try:
-            waiter = asyncio.create_task(stop.wait())
-            assert self._listener is not None  # noqa: S101 - start() has made it
-            done, _ = await asyncio.wait({waiter, self._listener}, return_when=asyncio.FIRST_COMPLETED)
-            waiter.cancel()
-            if self._listener in done:
-                self._listener.result()  # a source never ends: this raises
-        finally:
-            await self.stop()
-
-    async def heard(self) -> None:
-        """Wait until the source has told the nodes for the first time."""
-        await self._heard.wait()
-
-    def answer(self, name: str) -> AgentState | None:
-        """Return the verdict on a node, or None if nothing can be said of it."""
-        node = self._nodes.get(name)
-        if node is None or self._heard_at is None:
-            return None
-        facts = Facts(
-            age_s=self._clock() - self._heard_at,
-            grace_s=self._grace_s,
-            reached=self._reach.reached(node),
-            trouble=self._reach.trouble(node),
-        )
-        found = verdict(node, facts)
-        if self._opinion is not None:
-            seen = self._opinion(name) or AgentState(word=Readiness.HOLD, why="was not looked at yet")
-            found = both(found, seen)
-        found = replace(found, weight=min(HEAVIEST, found.weight))
-        if self._said.get(name) is not found.word:
-            self._said[name] = found.word
-            logger.info("agent says", extra={"node": name, "verdict": found.word.value, "why": found.why})
-        return found
-
-    async def _follow(self) -> None:
-        async for nodes in self._source.watch():
-            self._take(nodes)
-
-    def _take(self, nodes: Sequence[Node]) -> None:
-        self._nodes = {node.name: node for node in nodes}
-        self._reach.follow(nodes)
-        if self._on_nodes is not None:
-            self._on_nodes(nodes)
-        self._said = {name: word for name, word in self._said.items() if name in self._nodes}
-        self._heard_at = self._clock()
-        self._heard.set()
 
 
 class _Question(asyncio.Protocol):
     """One agent-check: a name in, a line out. Without a task: a fleet asks hundreds of times a second."""
 
-    def __init__(self, agent: Agent, open_: set[asyncio.Transport]) -> None:
-        self._agent = agent
+    def __init__(self, answer: Callable[[str], AgentState | None], open_: set[asyncio.Transport]) -> None:
+        self._answer = answer
         self._open = open_
         self._text = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -196,7 +104,7 @@ class _Question(asyncio.Protocol):
         if not end and len(self._text) <= _QUESTION_LIMIT:
             return
         text = name.strip().decode("ascii", errors="replace")
-        answer = self._agent.answer(text) if end and NAME.fullmatch(text) else None
+        answer = self._answer(text) if end and NAME.fullmatch(text) else None
         if answer is not None:
             self._transport.write(line(answer))
         self._transport.close()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class Answer:
 
 
 class ApiClient:
-    """Sends heartbeats; also the source of the host's nodes."""
+    """Sends heartbeats, and hands over what the API answers."""
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class ApiClient:
         *,
         compose: Callable[[], tuple[Heartbeat, Sequence[Joining]]],
         take: Callable[[Answer], None],
+        changed: asyncio.Event | None = None,
         token: str | None = None,
         every_s: float = BEAT_S,
         again_s: float = AGAIN_S,
@@ -81,6 +82,7 @@ class ApiClient:
             host: This host's name.
             compose: Says what to send: the heartbeat, and nodes to register.
             take: Gets every answer.
+            changed: Set when the next heartbeat should go out at once; cleared then.
             token: The agents' token.
             every_s: Pause between two heartbeats.
             again_s: Pause after a failure; doubles up to 15 s while the API is away.
@@ -97,18 +99,8 @@ class ApiClient:
         self._transport = transport
         self._clock = clock
         self._jitter = jitter
-        self._nodes: asyncio.Queue[Sequence[Node]] = asyncio.Queue(maxsize=1)
-        self._soon = asyncio.Event()
+        self._changed = changed or asyncio.Event()
         self.trouble = ""
-
-    def hurry(self) -> None:
-        """Send the next heartbeat now: something changed."""
-        self._soon.set()
-
-    async def watch(self) -> AsyncIterator[Sequence[Node]]:
-        """Yield the host's nodes whenever the API confirmed them."""
-        while True:
-            yield await self._nodes.get()
 
     async def run(self) -> None:
         """Send heartbeats until canceled."""
@@ -126,19 +118,16 @@ class ApiClient:
                     failures = 0
                     self._well()
                     self._take(answer)
-                    if self._nodes.full():
-                        self._nodes.get_nowait()
-                    self._nodes.put_nowait(answer.nodes)
                 pause = self._every_s
                 if failures:
                     pause = self._backoff.pause_s(failures)
                     pause *= 0.5 + self._jitter() / 2
                 try:
                     async with Timeout(pause):
-                        await self._soon.wait()
+                        await self._changed.wait()
                 except TimeoutError:
                     pass
-                self._soon.clear()
+                self._changed.clear()
 
     async def _beat(self, client: httpx.AsyncClient) -> Answer:
         beat, join = self._compose()

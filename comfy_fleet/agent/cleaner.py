@@ -6,15 +6,17 @@ custom node or a graph may have put there leads out of it. ``temp`` is never tou
 its files.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from comfy_fleet.domain.nodes.host import Trash
+from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,43 @@ class Folders:
 
     output: Path
     input: Path | None = None
+
+
+class Cleaner:
+    """Deletes what the API asks for, in a thread, one run's files at a time.
+
+    Attributes:
+        deleted: What was deleted, as long as the API may not have heard of it.
+    """
+
+    def __init__(self) -> None:
+        self.deleted: list[Trash] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def take(self, wanted: Sequence[Trash], folders: Mapping[str, Folders]) -> None:
+        """Begin to delete, unless that is under way: what is still wanted then comes again.
+
+        Args:
+            wanted: All that the API still asks for.
+            folders: The nodes' folders, by node.
+        """
+        self.deleted = [trash for trash in self.deleted if trash in wanted]
+        if wanted and (self._task is None or self._task.done()):
+            self._task = start(self._delete(wanted, folders))
+
+    async def stop(self) -> None:
+        """Stop after the files that are being deleted."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _delete(self, wanted: Sequence[Trash], folders: Mapping[str, Folders]) -> None:
+        for trash in wanted:
+            if trash in self.deleted:
+                continue
+            if trash.node in folders:
+                await asyncio.to_thread(delete, trash, folders[trash.node])
+            self.deleted.append(trash)  # also what can't be deleted: asking again would not help
 
 
 def delete(trash: Trash, folders: Folders) -> None:

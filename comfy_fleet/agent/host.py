@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import chain, islice
 from pathlib import Path
@@ -20,19 +20,19 @@ from comfy_fleet.adapters.comfyui.direct_node import trust
 from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.adapters.system import procfs
 from comfy_fleet.agent.api_client import Answer
-from comfy_fleet.agent.cleaner import Folders, delete
+from comfy_fleet.agent.cleaner import Cleaner, Folders
 from comfy_fleet.agent.comfyui_process import ComfyUIProcess
 from comfy_fleet.agent.gpu_assessor import CPU, GpuAssessor, Seated, gpu_facts
 from comfy_fleet.agent.node_poller import NodePoller
-from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness, both
+from comfy_fleet.domain.nodes.agent_state import HEAVIEST, AgentState, Readiness, both, record_state
 from comfy_fleet.domain.nodes.gpu import Gpus, Nvml
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
-from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat, Trash
+from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
 from comfy_fleet.domain.nodes.node import Node, parse_place
 from comfy_fleet.domain.nodes.pool import PoolDefaults
 from comfy_fleet.domain.nodes.process_supervision import ProcessPhase
 from comfy_fleet.domain.nodes.vram import Counted, Device, MemoryClaim
-from comfy_fleet.tasks import forever, start
+from comfy_fleet.tasks import forever
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ MOST_SEEN = 10_000  # prompts in one heartbeat; the API takes no more
 _PROBES_PER_S = 100  # of a central agent: with more nodes each is looked at less often
 _FIND_PID_EVERY_S = 5.0
 _WELL = AgentState(word=Readiness.READY, weight=100)
+_UNSEEN = AgentState(word=Readiness.HOLD, why="was not looked at yet")
 
 
 @dataclass(kw_only=True)
@@ -78,7 +79,7 @@ class HostAgent:
         address: ``HOST:PORT`` where agent-checks are answered.
         members: Its nodes by name.
         stopping: Set once no new job may come, because the agent is about to end.
-        on_change: Called when something should be told soon.
+        changed: Set when the API should be told soon; cleared by whoever tells it.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class HostAgent:
         nvml: NvmlProbe | None = None,
         ca_file: Path | None = None,
         credentials: Callable[[Node], str] = lambda _: "",
+        grace_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Describe the agent; nothing is looked at before :meth:`run`.
@@ -103,11 +105,12 @@ class HostAgent:
             nvml: Reads the GPUs; None reads none.
             ca_file: Who may sign the certificates of https nodes; None: whom the machine trusts.
             credentials: Tells the ``USER:PASSWORD`` of a node that somebody else registered; empty for none.
+            grace_s: How old the API's last word may be before ``ready`` is no longer said.
             clock: Seconds, monotonic.
         """
         self.members: dict[str, Member] = {}
         self.stopping = False
-        self.on_change: Callable[[], None] = lambda: None
+        self.changed = asyncio.Event()
         self.host = host
         self.address = ""
         self._central = central
@@ -120,20 +123,20 @@ class HostAgent:
         self._instance = uuid4().hex
         self._joined: set[str] = set()
         self._store = ""
-        self._known: Mapping[str, Node] = {}
+        self._records: Mapping[str, Node] = {}
+        self._confirmed_at: float | None = None
+        self._grace_s = grace_s
         self._neighbours: tuple[float, Mapping[str, Seat]] | None = None
         self._refused: Mapping[str, str] = {}
-        self._deleted: list[Trash] = []
-        self._deleting = asyncio.Lock()
-        self._words: Callable[[str], AgentState | None] = self.opinion
-        self._told: dict[str, Readiness] = {}
+        self._cleaner = Cleaner()
+        self._logged: dict[str, Readiness] = {}
+        self._reported: dict[str, Readiness] = {}
         self._client = httpx.AsyncClient(
             trust_env=False,
             verify=trust(ca_file),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=1000),
         )
         self._looking: dict[str, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def probe(self, name: str, url: str, credentials: str = "") -> NodePoller:
         """Return a probe that shares the agent's connections."""
@@ -149,13 +152,9 @@ class HostAgent:
             self._gpus = await self._nvml.look()
         return self._gpus
 
-    def speak_as(self, words: Callable[[str], AgentState | None]) -> None:
-        """Report these words instead of the agent's own opinion: what HAProxy is really told."""
-        self._words = words
-
     def follow(self, nodes: Sequence[Node]) -> None:
-        """Look after exactly these nodes: the central agent's."""
-        self._known = {node.name: node for node in nodes}
+        """Look after exactly these nodes, as the API has just confirmed them: the central agent's."""
+        self._confirm(nodes)
         wanted = {node.name: (node.url.rstrip("/"), self._credentials(node)) for node in nodes}
         for name, member in list(self.members.items()):
             if wanted.get(name) != (member.probe.url, member.probe.credentials):
@@ -167,28 +166,46 @@ class HostAgent:
 
     # ---- what it says --------------------------------------------------------------------------------------
 
-    def opinion(self, name: str) -> AgentState | None:
-        """Return what was seen of a node: its process, its work, its GPU. None before the first look."""
+    def answer(self, name: str) -> AgentState | None:
+        """Return what HAProxy is told of a node: by its record and by what was seen of it.
+
+        None if it is not registered here, or the API has never been heard.
+        """
+        node = self._records.get(name)
+        if node is None or self._confirmed_at is None:
+            return None
+        state = record_state(node, age_s=self._clock() - self._confirmed_at, grace_s=self._grace_s)
+        state = both(state, self._observed(name))
+        state = replace(state, weight=min(HEAVIEST, state.weight))
+        if self._logged.get(name) is not state.word:
+            self._logged[name] = state.word
+            logger.info("agent says", extra={"node": name, "verdict": state.word.value, "why": state.why})
+        return state
+
+    def _observed(self, name: str) -> AgentState:
+        """Return what was seen of a node: its answers, its process, its work, its GPU."""
         member = self.members.get(name)
         if member is None:
-            return None
-        said = []
+            return _UNSEEN
+        found: list[AgentState] = []
         if self.stopping:
-            said.append(AgentState(word=Readiness.DRAIN, why="its agent is stopping"))
+            found.append(AgentState(word=Readiness.DRAIN, why="its agent is stopping"))
         if member.process is not None and not member.process.up:
-            said.append(AgentState(word=Readiness.DRAIN, why=member.process.watch.why))
+            found.append(AgentState(word=Readiness.DRAIN, why=member.process.watch.why))
         if member.probe.queue.orphans:
             first = member.probe.queue.orphans[0].id
             why = f"works on {first[:80]}, which no run explains; if that does not end, restart its ComfyUI"
-            said.append(AgentState(word=Readiness.DRAIN, why=why))
+            found.append(AgentState(word=Readiness.DRAIN, why=why))
         if member.probe.faults:
-            said.append(AgentState(word=Readiness.DRAIN, why=next(iter(member.probe.faults.values()))))
-        judgement = self._assessor.of(name)
-        if judgement is not None:
-            said.append(judgement.verdict)
-        elif not said:
-            return None
-        return reduce(both, said, _WELL)
+            found.append(AgentState(word=Readiness.DRAIN, why=next(iter(member.probe.faults.values()))))
+        if member.probe.heard_at is None:
+            # HAProxy takes a server that leaves maintenance for healthy until its first checks have failed.
+            why = f"has not answered yet{f': {member.probe.trouble}' if member.probe.trouble else ''}"
+            found.append(AgentState(word=Readiness.HOLD, why=why))
+        assessment = self._assessor.of(name)
+        if assessment is not None:
+            found.append(assessment.verdict)
+        return reduce(both, found, _WELL) if found else _UNSEEN
 
     @property
     def busy(self) -> bool:
@@ -218,7 +235,7 @@ class HostAgent:
                 for member in self.members.values()
                 if member.process is not None and member.process.watch.phase is ProcessPhase.LEAVING
             ],
-            deleted=list(self._deleted),
+            deleted=list(self._cleaner.deleted),
         )
 
     def compose(self) -> tuple[Heartbeat, Sequence[Joining]]:
@@ -231,13 +248,13 @@ class HostAgent:
             and (member.process is None or member.process.watch.phase is not ProcessPhase.STOPPED)
         ]
         beat = self.heartbeat()
-        self._told = {report.name: report.word for report in beat.nodes}
+        self._reported = {report.name: report.word for report in beat.nodes}
         return beat, joining
 
     def take(self, answer: Answer) -> None:
         """Do what an answer of the API asks for."""
         if not self._central:
-            self._known = {node.name: node for node in answer.nodes}
+            self._confirm(answer.nodes)
         self._neighbours = answer.asked_at, answer.neighbours
         asked = {report.name: report.boot for report in answer.asked.nodes}
         for member in self.members.values():
@@ -252,25 +269,29 @@ class HostAgent:
             if self._store and self._joined:
                 logger.warning("the fleet's store was emptied: nodes are registered again")
                 self._joined.clear()
-                self.on_change()
+                self.changed.set()
             self._store = answer.store
         self._joined |= answer.joined
         if answer.refused != self._refused:
             for name, why in answer.refused.items():
                 logger.error("node can't be registered", extra={"node": name, "reason": why})
         self._refused = answer.refused
-        self._deleted = [trash for trash in self._deleted if trash in answer.delete]
-        if answer.delete and not self._deleting.locked():
-            self._spawn(self._delete(answer.delete))
+        folders = {name: one.folders for name, one in self.members.items() if one.folders is not None}
+        self._cleaner.take(answer.delete, folders)
+
+    def _confirm(self, nodes: Sequence[Node]) -> None:
+        self._records = {node.name: node for node in nodes}
+        self._logged = {name: word for name, word in self._logged.items() if name in self._records}
+        self._confirmed_at = self._clock()
 
     def _report(self, member: Member) -> NodeReport:
-        said = self._words(member.name) or AgentState(word=Readiness.HOLD, why="was not looked at yet")
+        state = self.answer(member.name) or _UNSEEN
         probe, process = member.probe, member.process
         now = self._clock()
         facts: dict[str, Any] = {
             "url": probe.url,
             "gpu": member.gpu,
-            "weight": said.weight,
+            "weight": state.weight,
             "vram": dict(self._assessor.facts(member.name)),
             "version": probe.version[:80],
             "busy": probe.queue.busy,
@@ -289,9 +310,9 @@ class HostAgent:
             }
         return NodeReport(
             name=member.name,
-            word=said.word,
-            why=said.why[:500],
-            weight=said.weight,
+            word=state.word,
+            why=state.why[:500],
+            weight=state.weight,
             freed=f"{self._instance}.{probe.frees}" if probe.frees else "",
             boot=self._boot(member),
             seat=self._seat(member),
@@ -335,13 +356,13 @@ class HostAgent:
                 await self.look_at_gpus()
                 self._judge_all()
                 if not self._central and self._has_news():  # of a thousand nodes one always has
-                    self.on_change()
+                    self.changed.set()
                 await asyncio.sleep(LOOK_S)
         finally:
-            tasks = [*self._looking.values(), *self._tasks]
-            for task in tasks:
+            for task in self._looking.values():
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._looking.values(), return_exceptions=True)
+            await self._cleaner.stop()
             await self._client.aclose()
             if self._nvml is not None:
                 await self._nvml.close()
@@ -351,7 +372,7 @@ class HostAgent:
             return  # whose memory it is can't be told before the API has said who else is here
         seated = []
         for member in self.members.values():
-            known = self._known.get(member.name)
+            known = self._records.get(member.name)
             seated.append(
                 Seated(
                     gpu=CPU if member.on_cpu else member.gpu,
@@ -385,8 +406,8 @@ class HostAgent:
             yield Seated(gpu=seat.gpu, claim=claim)
 
     def _has_news(self) -> bool:
-        said = {name: self._words(name) for name in self._told if name in self.members}
-        return any(word is not None and word.word is not self._told[name] for name, word in said.items())
+        states = {name: self.answer(name) for name in self._reported if name in self.members}
+        return any(state and state.word is not self._reported[name] for name, state in states.items())
 
     def _look_after(self, name: str) -> None:
         what = f"look at {name}"
@@ -411,28 +432,14 @@ class HostAgent:
             if beside and self._clock() >= find_pid_at:
                 find_pid_at = self._clock() + _FIND_PID_EVERY_S
                 member.pids = await asyncio.to_thread(_pids_of, member.probe.url)
-            await asyncio.sleep(max(LOOK_S, len(self.members) / _PROBES_PER_S))
+            unheard = member.probe.heard_at is None  # it gets no job before it has answered
+            await asyncio.sleep(LOOK_S if unheard else max(LOOK_S, len(self.members) / _PROBES_PER_S))
 
     async def _free_if_idle(self, member: Member) -> None:
-        known = self._known.get(member.name)
+        known = self._records.get(member.name)
         idle_s = self._pools.idle_s(known.pool, known.free_idle_s) if known is not None else 0
         if idle_s and await member.probe.free_if_idle(idle_s):
-            self.on_change()
-
-    async def _delete(self, wanted: Sequence[Trash]) -> None:
-        async with self._deleting:
-            for trash in wanted:
-                if trash in self._deleted:
-                    continue
-                member = self.members.get(trash.node)
-                if member is not None and member.folders is not None:
-                    await asyncio.to_thread(delete, trash, member.folders)
-                self._deleted.append(trash)  # also what can't be deleted: asking again would not help
-
-    def _spawn(self, work: Any) -> None:
-        task = start(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self.changed.set()
 
 
 def _pids_of(url: str) -> frozenset[int]:

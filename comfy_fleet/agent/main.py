@@ -17,19 +17,17 @@ from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.adapters.system.folders import locked
 from comfy_fleet.adapters.system.secret_box import NodeCredentials
 from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
-from comfy_fleet.agent.agent_check_server import Agent
+from comfy_fleet.agent.agent_check_server import AgentCheckServer
 from comfy_fleet.agent.api_client import ApiClient
 from comfy_fleet.agent.cleaner import Folders
 from comfy_fleet.agent.host import HostAgent, Member
 from comfy_fleet.agent.metrics import AgentMetrics
 from comfy_fleet.agent.node_source import HttpNodes, NodesSource, WithoutAgent
-from comfy_fleet.agent.reach import Reach
 from comfy_fleet.agent.supervisor import Supervision, Supervisor
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
 from comfy_fleet.domain.nodes.host import Joining
-from comfy_fleet.domain.nodes.node import Node, with_credentials
+from comfy_fleet.domain.nodes.node import with_credentials
 from comfy_fleet.domain.nodes.vram import GIB
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.settings import Settings
@@ -171,11 +169,6 @@ async def run(
     port = settings.agent_port if options.port is None else options.port
     nvml = None if central else NvmlProbe()
     opened = NodeCredentials(settings.secret_key_file)
-    own = {node.name: node.credentials for node in options.beside}
-
-    def credentials(node: Node) -> str:
-        return own.get(node.name) or opened(node.sealed)
-
     host = HostAgent(
         f"{name}.central" if central else name,
         central=central,
@@ -183,27 +176,13 @@ async def run(
         pools=settings.pool_defaults,
         nvml=nvml,
         ca_file=settings.node_ca_file,
-        credentials=credentials,
+        credentials=lambda node: opened(node.sealed),
     )
-    link = ApiClient(
-        api_url,
-        host.host,
-        compose=host.compose,
-        take=host.take,
-        token=token,
+    client = ApiClient(
+        api_url, host.host, compose=host.compose, take=host.take, changed=host.changed, token=token
     )
-    source: NodesSource = WithoutAgent(HttpNodes(api_url, token=token)) if central else link
-    server = Agent(
-        source,
-        host=address,
-        port=port,
-        reach=Reach(settings.node_ca_file, credentials=credentials),
-        opinion=host.opinion,
-        on_nodes=host.follow if central else None,
-    )
-    host.speak_as(server.answer)
-    host.on_change = link.hurry
-    own_metrics = AgentMetrics(host.heartbeat, lambda node: _word(server, node))
+    server = AgentCheckServer(host.answer, host=address, port=port)
+    own_metrics = AgentMetrics(host.heartbeat, host.answer)
     registry = new_registry()
     registry.register(own_metrics)
     metrics = MetricsServer(
@@ -244,8 +223,11 @@ async def run(
             tasks.append(asyncio.create_task(supervisor.run(), name="supervisor"))
         tasks += [
             asyncio.create_task(host.run(), name="host"),
-            asyncio.create_task(link.run(), name="link"),
+            asyncio.create_task(client.run(), name="heartbeats"),
         ]
+        if central:
+            source = WithoutAgent(HttpNodes(api_url, token=token))
+            tasks.append(asyncio.create_task(_follow(host, source), name="agent's nodes"))
         waiter = asyncio.create_task(_wait(stop), name="stop")
         done, _ = await asyncio.wait({*tasks, waiter}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
@@ -253,7 +235,7 @@ async def run(
             task.result()  # none of them ends by itself: this raises
         host.stopping = True
         if supervisor is not None:
-            link.hurry()
+            host.changed.set()
             await _let_work_end(host, settings.stop_wait_s, hurry or asyncio.Event())
     finally:
         for task in tasks:
@@ -262,6 +244,11 @@ async def run(
         await server.stop()
         await metrics.stop()
         alone.close()
+
+
+async def _follow(host: HostAgent, source: NodesSource) -> None:
+    async for nodes in source.watch():
+        host.follow(nodes)
 
 
 async def _wait(stop: asyncio.Event) -> None:
@@ -312,8 +299,3 @@ def _joining(
         simulated=simulated,
         cleans=cleans,
     )
-
-
-def _word(server: Agent, node: str) -> tuple[Readiness, str] | None:
-    said = server.answer(node)
-    return None if said is None else (said.word, said.why)

@@ -7,7 +7,7 @@ from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from comfy_fleet.domain.nodes.agent_state import Readiness
+from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
 from comfy_fleet.domain.nodes.host import Heartbeat
 
 _GPU = {
@@ -27,14 +27,12 @@ class AgentMetrics(Collector):
 
     Args:
         beat: What the agent would say now.
-        words: Its word on a node, and why.
+        answer: What HAProxy is told of a node; None: no such node.
     """
 
-    def __init__(
-        self, beat: Callable[[], Heartbeat], words: Callable[[str], tuple[Readiness, str] | None]
-    ) -> None:
+    def __init__(self, beat: Callable[[], Heartbeat], answer: Callable[[str], AgentState | None]) -> None:
         self._beat = beat
-        self._words = words
+        self._answer = answer
 
     def describe(self) -> list[Metric]:
         """Return nothing: the registry need not know the names before the agent has looked at anything."""
@@ -42,12 +40,11 @@ class AgentMetrics(Collector):
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """``GET /health/NODE``: 200 only while the node may get jobs."""
-        said = self._words(request.match_info["node"])
-        if said is None:
+        state = self._answer(request.match_info["node"])
+        if state is None:
             return web.Response(status=404, text="no such node here\n")
-        word, why = said
-        text = f"{word.value}: {why}\n" if why else f"{word.value}\n"
-        return web.Response(status=200 if word is Readiness.READY else 503, text=text)
+        text = f"{state.word.value}: {state.why}\n" if state.why else f"{state.word.value}\n"
+        return web.Response(status=200 if state.word is Readiness.READY else 503, text=text)
 
     def collect(self) -> list[Metric]:
         """Return the metrics."""

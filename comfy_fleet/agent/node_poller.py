@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from comfy_fleet.adapters.comfyui.direct_node import DirectNode
+from comfy_fleet.adapters.comfyui.node_address import answers_as_fleet
 from comfy_fleet.adapters.comfyui.system_stats import SystemStats
 from comfy_fleet.domain.errors import NodeError, NodeFault
 from comfy_fleet.domain.nodes.orphans import Prompt, Queue, read_queue
@@ -88,11 +89,10 @@ class NodePoller:
 
     async def look(self) -> None:
         """Look once. Never raises for what the node does."""
-        looks = [self._look_at_stats()]
-        if self._asked_at is None or self._clock() - self._asked_at >= _QUEUE_EVERY_S:
-            self._asked_at = self._clock()
-            looks.append(self._look_at_queue())
-        await asyncio.gather(*looks)
+        if self.heard_at is not None:
+            await asyncio.gather(self._look_at_stats(), self._look_at_queue_if_due())
+        elif await self._look_at_stats():  # while nothing answers, one question at a time is enough
+            await self._look_at_queue_if_due()
 
     async def ready(self) -> bool:
         """Return whether it answers ``/object_info``: all its node classes are loaded then."""
@@ -166,6 +166,11 @@ class NodePoller:
         self.frees += self.freed
         logger.info("models unloaded", extra={"node": self.name})
 
+    async def _look_at_queue_if_due(self) -> None:
+        if self._asked_at is None or self._clock() - self._asked_at >= _QUEUE_EVERY_S:
+            self._asked_at = self._clock()
+            await self._look_at_queue()
+
     async def _look_at_queue(self) -> None:
         began_at = self._clock()  # a slow answer tells what was true then
         try:
@@ -181,17 +186,23 @@ class NodePoller:
             if prompts:
                 self._newest = None
 
-    async def _look_at_stats(self) -> None:
+    async def _look_at_stats(self) -> bool:
+        """Ask for its memory; returns whether anything answered, be it no ComfyUI."""
         try:
             await self.stats.ask()
         except NodeError as error:
             self._note("/system_stats", error)
-            self.trouble = error.message
-            return
+            trouble, answered = error.message, "url" not in error.details
+            stranger = answered and self.heard_at is None
+            if stranger and await answers_as_fleet(self._node, timeout_s=_TIMEOUT_S):
+                trouble = f"that is the fleet itself, no ComfyUI: {self.url}"
+            self.trouble = trouble
+            return answered
         self._note("/system_stats", None)
         self.trouble = ""
         self._heard()
         self.version = self.stats.version
+        return True
 
     async def _ask(self, path: str, **more: Any) -> Any:
         """Ask the node and keep in mind whether its answer is one of a sound ComfyUI. Raises NodeError."""

@@ -138,7 +138,7 @@ class Supervisor:
             client_id=f"fleet-agent-{name}",
             limits=wanted.limits,
             gpu_busy=lambda: self._host.busy_gpu(place.device),
-            on_change=lambda: self._host.on_change(),  # noqa: PLW0108 - it is set later
+            on_change=self._host.changed.set,
             turn=lambda: self._turn(name),
         )
         self._processes.append(process)

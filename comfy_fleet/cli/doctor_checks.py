@@ -58,6 +58,18 @@ class Finding:
     do: str = ""
 
 
+def _ok(check: str, found: str) -> Finding:
+    return Finding(check=check, verdict=Severity.OK, found=found)
+
+
+def _warn(check: str, found: str, do: str) -> Finding:
+    return Finding(check=check, verdict=Severity.WARN, found=found, do=do)
+
+
+def _fail(check: str, found: str, do: str = "") -> Finding:
+    return Finding(check=check, verdict=Severity.FAIL, found=found, do=do)
+
+
 def examine(settings: Settings) -> list[Finding]:
     """Return all findings, in the order in which a person would look."""
     looks: Sequence[tuple[str, Callable[[], list[Finding]]]] = (
@@ -79,9 +91,7 @@ def examine(settings: Settings) -> list[Finding]:
         try:
             findings += look()
         except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, too
-            findings.append(
-                Finding(check=check, verdict=Severity.FAIL, found=f"{type(error).__name__}: {error}")
-            )
+            findings.append(_fail(check, f"{type(error).__name__}: {error}"))
     return findings
 
 
@@ -89,13 +99,12 @@ def python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
     """Check Python's version."""
     words = ".".join(map(str, version))
     if version[:2] < OLDEST_PYTHON:
-        return Finding(
-            check="Python",
-            verdict=Severity.FAIL,
-            found=f"{words} is too old",
-            do="install Python 3.11 or newer and make the virtual environment anew",
+        return _fail(
+            "Python",
+            f"{words} is too old",
+            "install Python 3.11 or newer and make the virtual environment anew",
         )
-    return Finding(check="Python", verdict=Severity.OK, found=f"{words} at {sys.executable}")
+    return _ok("Python", f"{words} at {sys.executable}")
 
 
 def haproxy(name: str) -> list[Finding]:
@@ -103,15 +112,11 @@ def haproxy(name: str) -> list[Finding]:
     try:
         path = find_haproxy(name)
     except Fail as error:
-        return [
-            Finding(
-                check="HAProxy", verdict=Severity.FAIL, found=error.message, do=f"as root: {INSTALL_HAPROXY}"
-            )
-        ]
+        return [_fail("HAProxy", error.message, f"as root: {INSTALL_HAPROXY}")]
     try:
         return haproxy_build(build.look(path), path)
     except FleetError as error:
-        return [Finding(check="HAProxy", verdict=Severity.FAIL, found=str(error))]
+        return [_fail("HAProxy", str(error))]
 
 
 def haproxy_build(made: build.Build, path: str) -> list[Finding]:
@@ -120,16 +125,14 @@ def haproxy_build(made: build.Build, path: str) -> list[Finding]:
     threads = "" if strict else "; the broker uses one thread (it must, before 3.2)"
     faults = made.faults()
     if (first := faults.get("HAProxy")) is not None:
-        return [Finding(check="HAProxy", verdict=Severity.FAIL, found=f"{path}: {first[0]}", do=first[1])]
+        return [_fail("HAProxy", f"{path}: {first[0]}", first[1])]
     fine = {
         "HAProxy": f"{made.words} at {path}{threads}",
         "HAProxy Lua": "built in",
         "HAProxy metrics": "Prometheus exporter built in",
     }
     return [
-        Finding(check=check, verdict=Severity.FAIL, found=faults[check][0], do=faults[check][1])
-        if check in faults
-        else Finding(check=check, verdict=Severity.OK, found=found)
+        _fail(check, faults[check][0], faults[check][1]) if check in faults else _ok(check, found)
         for check, found in fine.items()
     ]
 
@@ -139,23 +142,17 @@ def redis_program() -> Finding:
     try:
         path = program()
     except FleetError as error:
-        return Finding(
-            check="Redis program",
-            verdict=Severity.WARN,
-            found="no redis-server or valkey-server here",
-            do=str(error).partition(": ")[2] + "; or use a server elsewhere: --redis URL",
+        return _warn(
+            "Redis program",
+            "no redis-server or valkey-server here",
+            str(error).partition(": ")[2] + "; or use a server elsewhere: --redis URL",
         )
     told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     version = version_in(told, r"v=(\d+)\.(\d+)\.(\d+)")
     words = f"{'.'.join(map(str, version))} at {path}" if version else path
     if version and version < OLDEST_REDIS:
-        return Finding(
-            check="Redis program",
-            verdict=Severity.FAIL,
-            found=f"{words} is too old",
-            do="install Redis 6.2 or newer, or Valkey",
-        )
-    return Finding(check="Redis program", verdict=Severity.OK, found=words)
+        return _fail("Redis program", f"{words} is too old", "install Redis 6.2 or newer, or Valkey")
+    return _ok("Redis program", words)
 
 
 def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
@@ -181,19 +178,14 @@ def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
     except redis.RedisError as error:
         if asked:
             return [
-                Finding(
-                    check="Redis server",
-                    verdict=Severity.FAIL,
-                    found=f"{place} does not answer: {error}",
-                    do="start it, or correct FLEET_REDIS_URL",
+                _fail(
+                    "Redis server",
+                    f"{place} does not answer: {error}",
+                    "start it, or correct FLEET_REDIS_URL",
                 )
             ]
         return [
-            Finding(
-                check="Redis server",
-                verdict=Severity.OK,
-                found=f"none at {place}: `fleet up` runs its own, with the append-only file on",
-            )
+            _ok("Redis server", f"none at {place}: `fleet up` runs its own, with the append-only file on")
         ]
     return redis_state({str(name): str(value) for name, value in dict(info).items()}, place)
 
@@ -203,14 +195,13 @@ def redis_state(info: dict[str, str], place: str) -> list[Finding]:
     kind = "Valkey" if "valkey_version" in info else "Redis"
     shown = info.get("valkey_version") or info.get("redis_version", "?")
     version = version_in(info.get("redis_version", ""), r"(\d+)\.(\d+)\.(\d+)")
-    findings = [Finding(check="Redis server", verdict=Severity.OK, found=f"{kind} {shown} at {place}")]
+    findings = [_ok("Redis server", f"{kind} {shown} at {place}")]
     if version is None or version < OLDEST_REDIS:
         findings = [
-            Finding(
-                check="Redis server",
-                verdict=Severity.FAIL,
-                found=f"{kind} {shown} at {place} is too old",
-                do="upgrade to Redis 6.2 or newer, or Valkey",
+            _fail(
+                "Redis server",
+                f"{kind} {shown} at {place} is too old",
+                "upgrade to Redis 6.2 or newer, or Valkey",
             )
         ]
     risk, setting = "", ""
@@ -220,23 +211,21 @@ def redis_state(info: dict[str, str], place: str) -> list[Finding]:
         risk, setting = "appendfsync is everysec: while the disk is slow", "appendfsync always"
     if risk:
         findings.append(
-            Finding(
-                check="Redis AOF",
-                verdict=Severity.WARN,
-                found=f"{risk} a crash of Redis loses accepted jobs",
-                do=f"CONFIG SET {setting}, and the same in redis.conf",
+            _warn(
+                "Redis AOF",
+                f"{risk} a crash of Redis loses accepted jobs",
+                f"CONFIG SET {setting}, and the same in redis.conf",
             )
         )
     else:
-        findings.append(Finding(check="Redis AOF", verdict=Severity.OK, found="the append-only file is on"))
+        findings.append(_ok("Redis AOF", "the append-only file is on"))
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         findings.append(
-            Finding(
-                check="Redis eviction",
-                verdict=Severity.FAIL,
-                found=f"maxmemory-policy is {policy}: Redis may throw jobs away",
-                do="CONFIG SET maxmemory-policy noeviction, and the same in redis.conf",
+            _fail(
+                "Redis eviction",
+                f"maxmemory-policy is {policy}: Redis may throw jobs away",
+                "CONFIG SET maxmemory-policy noeviction, and the same in redis.conf",
             )
         )
     return findings
@@ -273,28 +262,24 @@ def _gpu(gpu: Gpu) -> str:
 def port_findings(settings: Settings) -> list[Finding]:
     """Check whether the public port is free, unless this very fleet runs on it."""
     if held(settings.data):
-        return [Finding(check="Port", verdict=Severity.OK, found=f"a fleet runs on {settings.data} now")]
+        return [_ok("Port", f"a fleet runs on {settings.data} now")]
     if ports.is_free(settings.port, settings.host):
-        return [
-            Finding(check="Port", verdict=Severity.OK, found=f"{settings.port} is free, the others are drawn")
-        ]
+        return [_ok("Port", f"{settings.port} is free, the others are drawn")]
     if why := ports.unusable(settings.host):
         return [
-            Finding(
-                check="Port",
-                verdict=Severity.FAIL,
-                found=f"address {settings.host} can't be used: {why}",
-                do="set FLEET_HOST to an address of this machine; 0.0.0.0 for all",
+            _fail(
+                "Port",
+                f"address {settings.host} can't be used: {why}",
+                "set FLEET_HOST to an address of this machine; 0.0.0.0 for all",
             )
         ]
     free = public_port.next_free(settings.port, settings.host)
     named = "FLEET_PORT" in os.environ
     return [
-        Finding(
-            check="Port",
-            verdict=Severity.WARN,
-            found=f"{settings.port} is taken by {ports.held_by(settings.port)}",
-            do=f"use another: fleet up --port {free}"
+        _warn(
+            "Port",
+            f"{settings.port} is taken by {ports.held_by(settings.port)}",
+            f"use another: fleet up --port {free}"
             if named
             else f"nothing: fleet up takes {free} instead, or what --port N names",
         )
@@ -312,24 +297,22 @@ def data_folder(settings: Settings) -> list[Finding]:
     except NoRoom as error:
         full = not isinstance(error.__cause__, OSError) or error.__cause__.errno in FULL
         return [
-            Finding(
-                check="Data folder",
-                verdict=Severity.FAIL,
-                found=f"{error.message}; submits and uploads are refused" if full else error.message,
-                do=_MAKE_ROOM if full else "name another folder: --data DIR, or FLEET_DATA",
+            _fail(
+                "Data folder",
+                f"{error.message}; submits and uploads are refused" if full else error.message,
+                _MAKE_ROOM if full else "name another folder: --data DIR, or FLEET_DATA",
             )
         ]
     left = size_text(room.free_bytes)
     if room.free_bytes < max(LOW_DISK_BYTES, 2 * room.floor_bytes):
         return [
-            Finding(
-                check="Data folder",
-                verdict=Severity.WARN,
-                found=f"{data} has {left} left; below {size_text(room.floor_bytes)} submits are refused",
-                do=_MAKE_ROOM,
+            _warn(
+                "Data folder",
+                f"{data} has {left} left; below {size_text(room.floor_bytes)} submits are refused",
+                _MAKE_ROOM,
             )
         ]
-    return [Finding(check="Data folder", verdict=Severity.OK, found=f"{data}, {left} free")]
+    return [_ok("Data folder", f"{data}, {left} free")]
 
 
 def keys(settings: Settings) -> Finding:
@@ -337,14 +320,10 @@ def keys(settings: Settings) -> Finding:
     try:
         owners = Keys.load(settings).owners
     except FleetError as error:
-        return Finding(check="Keys", verdict=Severity.FAIL, found=error.message)
+        return _fail("Keys", error.message)
     if settings.keys_file is None:
-        return Finding(check="Keys", verdict=Severity.OK, found="none: whoever is on this machine may ask")
-    return Finding(
-        check="Keys",
-        verdict=Severity.OK,
-        found=f"{', '.join(owners)} in {settings.keys_file}: others are refused",
-    )
+        return _ok("Keys", "none: whoever is on this machine may ask")
+    return _ok("Keys", f"{', '.join(owners)} in {settings.keys_file}: others are refused")
 
 
 def secret_key(settings: Settings) -> list[Finding]:
@@ -355,20 +334,19 @@ def secret_key(settings: Settings) -> list[Finding]:
     try:
         SecretBox.open(path)
     except FleetError as error:
-        return [Finding(check="Secret key", verdict=Severity.FAIL, found=error.message)]
-    return [Finding(check="Secret key", verdict=Severity.OK, found=f"{path}, for the fleet's user alone")]
+        return [_fail("Secret key", error.message)]
+    return [_ok("Secret key", f"{path}, for the fleet's user alone")]
 
 
 def open_files(limits: tuple[int, int]) -> Finding:
     """Judge how many files and sockets a process may have open."""
     soft, hard = limits
     if soft == resource.RLIM_INFINITY or soft >= ENOUGH_FILES:
-        return Finding(check="Open files", verdict=Severity.OK, found=f"{soft} allowed")
-    return Finding(
-        check="Open files",
-        verdict=Severity.WARN,
-        found=f"{soft} allowed: enough for about {soft // FILES_PER_NODE} nodes",
-        do=f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}; in systemd LimitNOFILE=65536",
+        return _ok("Open files", f"{soft} allowed")
+    return _warn(
+        "Open files",
+        f"{soft} allowed: enough for about {soft // FILES_PER_NODE} nodes",
+        f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}; in systemd LimitNOFILE=65536",
     )
 
 
@@ -379,22 +357,16 @@ def workflows(settings: Settings) -> list[Finding]:
     folder = settings.workflows_dir
     if not folder.is_dir():
         return [
-            Finding(
-                check="Workflows",
-                verdict=Severity.FAIL,
-                found=f"{folder} does not exist",
-                do="set FLEET_WORKFLOWS to a folder, or unset it for the shipped ones",
+            _fail(
+                "Workflows",
+                f"{folder} does not exist",
+                "set FLEET_WORKFLOWS to a folder, or unset it for the shipped ones",
             )
         ]
     catalog = WorkflowCatalog(folder)
     good, broken = catalog.names(), catalog.errors()
     findings = [
-        Finding(
-            check="Workflow",
-            verdict=Severity.FAIL,
-            found=f"{name}: {error}",
-            do=f"correct {folder / name}, or remove it",
-        )
+        _fail("Workflow", f"{name}: {error}", f"correct {folder / name}, or remove it")
         for name, error in broken.items()
     ]
     if good or not broken:
@@ -411,11 +383,10 @@ def workflows(settings: Settings) -> list[Finding]:
         name = getattr(settings, usual)
         if name not in good and usual in settings.model_fields_set:
             findings.append(
-                Finding(
-                    check="Workflow",
-                    verdict=Severity.WARN,
-                    found=f"FLEET_{usual.upper()} names {name}, which {folder} does not have",
-                    do=f"name one that is there, or put it into {folder / name}",
+                _warn(
+                    "Workflow",
+                    f"FLEET_{usual.upper()} names {name}, which {folder} does not have",
+                    f"name one that is there, or put it into {folder / name}",
                 )
             )
     return findings
@@ -427,9 +398,7 @@ def templates(settings: Settings) -> Finding:
 
     rendered = render(settings, [], {})
     lines = rendered.broker.count("\n") + rendered.edge.count("\n")
-    return Finding(
-        check="HAProxy files", verdict=Severity.OK, found=f"{settings.haproxy_dir} renders ({lines} lines)"
-    )
+    return _ok("HAProxy files", f"{settings.haproxy_dir} renders ({lines} lines)")
 
 
 def version_in(text: str, pattern: str) -> tuple[int, ...] | None:

@@ -30,7 +30,7 @@ from comfy_fleet.ports.assets import AssetStore, Content
 from comfy_fleet.ports.comfyui import NodeApi
 from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
-from comfy_fleet.services.store_retry import Said, retry_while_store_down
+from comfy_fleet.services.store_retry import Reminder, retry_while_store_down
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -271,13 +271,17 @@ class Collector:
 
     async def _room(self, size_bytes: int, error: NoRoom) -> None:
         """Wait until this many bytes fit, without a slot and without calls to the node."""
-        said = Said(self._extra)
+        reminder = Reminder()
         self._waiting += 1
         if self._waiting == 1:
             self._sharing.waits()
         try:
             while True:
-                if said("outputs wait for room on the fleet's disk", error):
+                if reminder.due():
+                    logger.warning(
+                        "outputs wait for room on the fleet's disk",
+                        extra={**self._extra, "error": str(error)},
+                    )
                     await self._show(str(error))
                 await asyncio.sleep(ROOM_GAP_S)
                 try:

@@ -1,20 +1,17 @@
 """Repeat calls until Redis answers: a restart of it must not cost a finished GPU minute."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.ports.telemetry import Telemetry
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 BACKOFF = Backoff(first_s=0.1, longest_s=2.0)  # pauses while Redis is away
-SAY_EVERY_S = 30.0  # the disk of the logs may be the full one
+REPORT_EVERY_S = 30.0  # the disk of the logs may be the full one
 
 
 async def retry_while_store_down(
@@ -27,42 +24,27 @@ async def retry_while_store_down(
         about: Fields for the log lines about retries.
         telemetry: Told about each retry.
     """
-    due = Due()
+    reminder = Reminder()
     failures = 0
     while True:
         try:
             return await call()
         except StoreDown as error:
-            telemetry.store_retried(error, about=about, tell=due())
+            telemetry.store_retried(error, about=about, tell=reminder.due())
             failures += 1
             await asyncio.sleep(BACKOFF.pause_s(failures))
 
 
-class Due:
+class Reminder:
     """Decides when to report a continuing problem again."""
 
     def __init__(self) -> None:
         self._at = float("-inf")
 
-    def __call__(self) -> bool:
+    def due(self) -> bool:
         """Return False if it was reported a moment ago; else count it as reported and return True."""
         now = asyncio.get_running_loop().time()
-        if now - self._at < SAY_EVERY_S:
+        if now - self._at < REPORT_EVERY_S:
             return False
         self._at = now
-        return True
-
-
-class Said:
-    """Logs a continuing problem now and then."""
-
-    def __init__(self, extra: Mapping[str, str]) -> None:
-        self._extra = extra
-        self._due = Due()
-
-    def __call__(self, message: str, error: Exception) -> bool:
-        """Log that the call is repeated; False if that was logged a moment ago."""
-        if not self._due():
-            return False
-        logger.warning(message, extra={**self._extra, "error": str(error)})
         return True

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import uvloop
 
-from comfy_fleet.agent.agent_check_server import Agent
+from comfy_fleet.agent.agent_check_server import AgentCheckServer
 from comfy_fleet.agent.api_client import Answer, ApiClient
 from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
 from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
@@ -44,13 +44,13 @@ class StandInHost:
         self._pool = pool
         self._joined: frozenset[str] = frozenset()
         self._instance = uuid4().hex
-        self._link = ApiClient(api_url, name, compose=self._compose, take=self._take)
-        self._agent = Agent(self._link, host="127.0.0.1", port=0, opinion=lambda _: _READY)
+        self._client = ApiClient(api_url, name, compose=self._compose, take=self._take)
+        self._agent = AgentCheckServer(self._answer, host="127.0.0.1", port=0)
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self._agent.start()
-        self._beating = asyncio.create_task(self._link.run())
+        self._beating = asyncio.create_task(self._client.run())
         return self
 
     async def __aexit__(
@@ -88,6 +88,9 @@ class StandInHost:
 
     def _take(self, answer: Answer) -> None:
         self._joined |= answer.joined
+
+    def _answer(self, node: str) -> AgentState | None:
+        return _READY if node in self._joined else None
 
 
 def _gpu(index: int) -> dict[str, Any]:

@@ -19,13 +19,15 @@ from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.adapters.haproxy.runtime import Runtime
-from comfy_fleet.agent import Agent
-from comfy_fleet.agent.reach import Reach
+from comfy_fleet.agent import AgentCheckServer
+from comfy_fleet.agent.host import HostAgent
+from comfy_fleet.agent.node_source import NodesSource
 from comfy_fleet.domain.errors import Conflict, NotFound
-from comfy_fleet.domain.nodes.agent_state import AgentState
+from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
 from comfy_fleet.domain.nodes.node import Node, NodeState
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
+from tests.fleet import followed, unsealed
 from tests.stream_server import StreamServer
 
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -94,6 +96,14 @@ class Listening(ABC):
         """Answer one connection."""
 
 
+SOUND = {
+    "devices": [{"name": "cpu", "type": "cpu", "vram_total": 2**34, "vram_free": 2**33}],
+    "queue_running": [],
+    "queue_pending": [],
+}
+"""What an agent wants to hear of a node that is well, whatever it asks."""
+
+
 class TinyNode(Listening):
     """An HTTP server that says who it is, and holds websockets open."""
 
@@ -135,7 +145,7 @@ class TinyNode(Listening):
         request = {"method": method, "target": target, "headers": headers, "bytes": len(body)}
         if target != "/system_stats":
             self.requests.append(request)
-        answer = json.dumps({"node": self.name, **request}).encode()
+        answer = json.dumps({"node": self.name, **request, **SOUND}).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
         await writer.drain()
         return True
@@ -226,14 +236,58 @@ class MemoryRegistry:
                 yield await self.nodes()
 
 
-class CountingAgent(Agent):
-    """Counts how often it was asked."""
+class CountingAgent:
+    """A central agent, as far as HAProxy sees it; counts how often it was asked."""
 
-    asked = 0
+    def __init__(self, host: HostAgent, source: NodesSource, *, port: int) -> None:
+        self.host = host
+        self.asked = 0
+        self._source = source
+        self._server = AgentCheckServer(self.answer, host="127.0.0.1", port=port)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        await self._server.start()
+        looking = self.host.run(), followed(self.host, self._source)
+        self._tasks = [asyncio.create_task(work) for work in looking]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.stop()
+
+    async def silent(self) -> None:
+        """Answer HAProxy no more."""
+        await self._server.stop()
+
+    async def back(self) -> None:
+        """Answer again."""
+        await self._server.start()
 
     def answer(self, name: str) -> AgentState | None:
         self.asked += 1
-        return super().answer(name)
+        return self.host.answer(name)
+
+
+async def why_held(node: Node, *, ca_file: Path | None = None) -> str:
+    """Return why an agent holds a new node back, once it knows."""
+    host = HostAgent("central", central=True, ca_file=ca_file)
+    looking = asyncio.create_task(host.run())
+    host.follow([node])
+
+    def known() -> bool:
+        state = host.answer(node.name)
+        assert state is not None and state.word is Readiness.HOLD
+        return bool(host.members[node.name].probe.trouble)
+
+    try:
+        await eventually("the agent knows why", known)
+        state = host.answer(node.name)
+        return state.why if state is not None else ""
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
 
 
 def make_settings(data: Path, **more: Any) -> Settings:
@@ -320,13 +374,8 @@ async def running(
 ) -> AsyncIterator[Broker]:
     """Run a controller and an agent on the nodes of a registry."""
     settings = settings or make_settings(data)
-    agent = CountingAgent(
-        registry,
-        host="127.0.0.1",
-        port=settings.agent_port,
-        grace_s=stale_s,
-        reach=Reach(ca_file, credentials=lambda node: node.sealed),
-    )
+    host = HostAgent("central", central=True, ca_file=ca_file, credentials=unsealed, grace_s=stale_s)
+    agent = CountingAgent(host, registry, port=settings.agent_port)
     controller = Controller(settings, registry, poll_s=0.05, **more)
     stop = asyncio.Event()
     await agent.start()

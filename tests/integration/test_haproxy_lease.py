@@ -335,11 +335,11 @@ async def test_a_silent_agent_takes_its_nodes_out_after_the_grace(
     registry = MemoryRegistry([Node(name="g1", url=nodes["g1"].url)])
     async with running(tmp_path, registry, agent_grace_s=0.3) as fleet:
         await fleet.told("g1", "up")
-        await fleet.agent.stop()
+        await fleet.agent.silent()
         await fleet.told("g1", "drain")
         assert "agent is silent" in registry.told["g1"][1]
         assert await fleet.grants(nodes="g1") is None
-        await fleet.agent.start()
+        await fleet.agent.back()
         await fleet.told("g1", "up")
 
 

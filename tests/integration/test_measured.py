@@ -33,12 +33,12 @@ async def one_by_one(fleet: Fleet, numbers: range) -> Counter[str | None]:
 
 def weight(fleet: Fleet, name: str) -> int:
     """Return the weight that HAProxy is told."""
-    said = fleet.agent.answer(name)
+    said = fleet.host.answer(name)
     return 0 if said is None else said.weight
 
 
 async def test_work_goes_to_nodes_by_their_measured_speed(redis_port: int) -> None:
-    async with fleet_of(redis_port, look=True) as fleet:
+    async with fleet_of(redis_port) as fleet:
         await fleet.add_sim("fast", timing=FAST, node={"weight_by_gpu": True})
         await fleet.add_sim("slow", timing=SLOW, node={"weight_by_gpu": True})
         for name in ("fast", "slow"):
@@ -63,7 +63,7 @@ async def _weighs(fleet: Fleet, name: str, wanted: int) -> bool:
 
 
 async def test_a_weight_that_was_set_by_hand_stays(redis_port: int) -> None:
-    async with fleet_of(redis_port, look=True) as fleet:
+    async with fleet_of(redis_port) as fleet:
         await fleet.add_sim("fast", timing=FAST, node={"weight": 50})
         await fleet.add_sim("slow", timing=SLOW, node={"weight": 50})
         for name in ("fast", "slow"):

@@ -14,10 +14,10 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.comfyui import node_address
-from comfy_fleet.agent.reach import Reach
 from comfy_fleet.domain.nodes.node import Node
 from tests.conftest import free_port
 from tests.integration.api_kit import Api, running
+from tests.integration.haproxy_kit import why_held
 
 
 @pytest.fixture
@@ -90,21 +90,11 @@ async def test_the_fleet_itself_is_no_node(redis: Redis, redis_port: int, tmp_pa
         answer = await api.client.post("/api/v1/nodes", json=body, headers=headers)
         assert answer.status_code == 400, answer.text
         assert "is the fleet itself, not a ComfyUI" in answer.json()["error"]["message"]
-        assert await _why(api.url) == f"that is the fleet itself, no ComfyUI: {api.url}"
+        assert await _why(api.url) == f"has not answered yet: that is the fleet itself, no ComfyUI: {api.url}"
 
 
 async def _why(url: str) -> str:
-    """Return what an agent says of a new node."""
-    reach, node = Reach(), Node(name="g9", url=url)
-    reach.follow([node])
-    try:
-        async with asyncio.timeout(20):
-            while not reach.trouble(node):
-                assert not reach.reached(node)
-                await asyncio.sleep(0.01)
-        return reach.trouble(node)
-    finally:
-        await reach.stop()
+    return await why_held(Node(name="g9", url=url))
 
 
 @contextlib.contextmanager
@@ -126,9 +116,9 @@ def files(folder: Path) -> Iterator[str]:
 
 async def test_what_is_there_instead_of_a_comfyui_is_said_in_words(tmp_path: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    assert await _why(nobody) == f"nothing listens at {nobody}: connection refused"
+    assert await _why(nobody) == f"has not answered yet: nothing listens at {nobody}: connection refused"
     with files(tmp_path) as url:
-        assert await _why(url) == "that is no ComfyUI: 404 at /system_stats"
+        assert await _why(url) == "has not answered yet: that is no ComfyUI: 404 at /system_stats"
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
-        assert await _why(url) == f"no answer from {url} within 2 s"
+        assert await _why(url) == f"has not answered yet: no answer from {url} within 2 s"

@@ -147,7 +147,7 @@ async def work(fleet: Fleet, colors: Iterator[int], jobs: int) -> set[str | None
 async def test_one_comfyui_under_two_names_is_found_at_work(
     redis: Redis, redis_port: int, colors: Iterator[int]
 ) -> None:
-    async with fleet_of(redis_port, look=True) as fleet:
+    async with fleet_of(redis_port) as fleet:
         sim = await fleet.add_sim("one", timing=SLOW)
         await fleet.stores.nodes.add(
             Node(name="two", url=sim.url.replace("127.0.0.1", "localhost"), added_at=time.time() + 1)
@@ -174,7 +174,7 @@ async def test_two_that_are_alike_are_two_also_when_jobs_go_from_one_to_the_othe
     redis: Redis, redis_port: int, colors: Iterator[int]
 ) -> None:
     async with (
-        fleet_of(redis_port, "one", "two", look=True, sim={"timing": SLOW}) as fleet,
+        fleet_of(redis_port, "one", "two", sim={"timing": SLOW}) as fleet,
         beating(fleet, fleet.host),
     ):
         working = asyncio.create_task(work(fleet, colors, 10))

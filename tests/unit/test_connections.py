@@ -11,7 +11,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from comfy_fleet.adapters.telemetry import MetricsServer
-from comfy_fleet.agent import Agent, HttpNodes
+from comfy_fleet.agent import AgentCheckServer
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.stream_server import StreamServer
 from tests.tls_proxy import HOST, Authority
@@ -23,7 +23,7 @@ Serving = Callable[[], AbstractAsyncContextManager[int]]  # on the port that it 
 
 @asynccontextmanager
 async def agent() -> AsyncIterator[int]:
-    one = Agent(HttpNodes("http://127.0.0.1:1", token=""), host="127.0.0.1", port=0)
+    one = AgentCheckServer(lambda _: None, host="127.0.0.1", port=0)
     await one.start()
     yield one.port
     await one.stop()

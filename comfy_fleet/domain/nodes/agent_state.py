@@ -25,23 +25,6 @@ class Readiness(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What an agent knows besides the node's record.
-
-    Attributes:
-        age_s: Seconds since the API last confirmed the record.
-        grace_s: How old a record may be; an older one is not acted upon.
-        reached: Whether the node has answered since it was added. HAProxy alone would assume that it does.
-        trouble: Why it has not answered; empty while that is not known.
-    """
-
-    age_s: float
-    grace_s: float
-    reached: bool = True
-    trouble: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class AgentState:
     """An agent's answer for one node.
 
@@ -56,16 +39,18 @@ class AgentState:
     why: str = ""
 
 
-def verdict(node: Node, facts: Facts) -> AgentState:
-    """Decide whether a node may get new jobs."""
+def record_state(node: Node, *, age_s: float, grace_s: float) -> AgentState:
+    """Decide by a node's record alone whether it may get new jobs.
+
+    Args:
+        node: Its record.
+        age_s: Seconds since the API last confirmed the record.
+        grace_s: How old a record may be; an older one is not acted upon.
+    """
     if node.cordoned:  # even if old: stopping new jobs is the safe side
         return AgentState(word=Readiness.DRAIN, why=node.cordon_reason or "cordoned")
-    if facts.age_s > facts.grace_s:
-        return AgentState(word=Readiness.HOLD, why=f"nothing heard from the API for {facts.age_s:.0f} s")
-    if not facts.reached:
-        return AgentState(
-            word=Readiness.HOLD, why=f"has not answered yet{f': {facts.trouble}' if facts.trouble else ''}"
-        )
+    if age_s > grace_s:
+        return AgentState(word=Readiness.HOLD, why=f"nothing heard from the API for {age_s:.0f} s")
     return AgentState(word=Readiness.READY, weight=node.weight)
 
 
@@ -73,7 +58,7 @@ def both(record: AgentState, gpu: AgentState) -> AgentState:
     """Combine what a node's record says with what its GPU says: the stricter readiness counts.
 
     Args:
-        record: From :func:`verdict`; its weight is the node's own.
+        record: From :func:`record_state`; its weight is the node's own.
         gpu: From the GPU's assessment; its weight is a percentage of that.
     """
     for word in (Readiness.DOWN, Readiness.DRAIN, Readiness.HOLD):
