@@ -35,7 +35,7 @@ async def test_a_long_absence_is_said_now_and_then(
     )
     (record,) = caplog.records
     assert (record.message, record.__dict__["job_id"]) == ("the store is asked again", "j")
-    monkeypatch.setattr(store_retry, "SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(store_retry, "REPORT_EVERY_S", 0.0)
     assert (
         await store_retry.retry_while_store_down(
             Call(*[StoreDown("away")] * 3), about={}, telemetry=LoggingTelemetry()
