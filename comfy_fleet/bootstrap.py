@@ -3,7 +3,8 @@
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 from uuid import uuid4
 
 from redis.asyncio import Redis
@@ -23,6 +24,7 @@ from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.secret_box import SecretBox
+from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.node_faults import NodeFaults
 from comfy_fleet.settings import Settings
 
@@ -39,6 +41,10 @@ class Stores:
     inventories: RedisInventories
     pools: RedisPools
     hosts: RedisHosts
+
+    def telling(self, telemetry: Telemetry) -> Self:
+        """Return these stores; they also tell an observer of jobs that they end."""
+        return replace(self, jobs=self.jobs.telling(telemetry), runs=self.runs.telling(telemetry))
 
 
 @asynccontextmanager

@@ -69,6 +69,8 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     catalog = WorkflowCatalog(settings.workflows_dir)
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
     registry = new_registry()
+    telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
+    stores = stores.telling(telemetry)
     estimator = Estimator(stores.jobs, stores.nodes, clock=time.time)
     sealer = open_secrets(settings)
     submitter = Submitter(
@@ -88,7 +90,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         new_id=lambda: str(uuid4()),
         draw_seed=lambda: secrets.randbits(53),  # every JSON reader keeps 53 bits
         retry_after=estimator.retry_after,
-        telemetry=Observers(LoggingTelemetry(), PrometheusTelemetry(registry)),
+        telemetry=telemetry,
     )
     return ApiDeps(
         settings=settings,

@@ -1,9 +1,31 @@
 """Observers of what happens to jobs and runs."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
 from comfy_fleet.ports.runs import Claim
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedJob:
+    """A job that no run has ended.
+
+    Attributes:
+        job_id: The job.
+        status: Its final state.
+        workflow: Its stored workflow; None: it was submitted as a graph.
+        pool: The pool that it asked first.
+        total_s: Seconds from its submit.
+        error: Why, unless it was canceled.
+    """
+
+    job_id: str
+    status: JobStatus
+    workflow: str | None
+    pool: str
+    total_s: float
+    error: JobError | None = None
 
 
 class Telemetry(Protocol):
@@ -48,8 +70,11 @@ class Telemetry(Protocol):
             counts: Whether the attempt counts.
         """
 
-    def expired(self, count: int) -> None:
-        """This many jobs passed their deadlines in the queue."""
+    def ended_without_run(self, job: EndedJob) -> None:
+        """Take note that a job is over though no run ended it.
+
+        It was canceled or passed its deadline in the queue, or its record can't be read.
+        """
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
         """No node was granted.

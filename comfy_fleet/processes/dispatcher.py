@@ -84,9 +84,8 @@ async def _serve(settings: Settings, name: str | None) -> None:
         )
         await check_schema(stores)
         work = asyncio.create_task(dispatcher.run(stop))
-        worker = RqWorker(
-            stores.redis, stores.events, dispatcher.name, stop=stop.set, cancel=stores.jobs.request_cancel
-        )
+        cancel = stores.jobs.telling(telemetry).request_cancel
+        worker = RqWorker(stores.redis, stores.events, dispatcher.name, stop=stop.set, cancel=cancel)
 
         def on_signal() -> None:
             if stop.is_set():
@@ -136,6 +135,7 @@ async def open_dispatcher(
 ) -> AsyncIterator[Dispatcher]:
     """Build a dispatcher on open stores; without ``telemetry`` what happens is logged."""
     secrets = open_secrets(settings)
+    telemetry = telemetry or Observers(LoggingTelemetry())
 
     def open_secret(sealed: bytes) -> Mapping[str, Any]:
         plain: dict[str, Any] = orjson.loads(secrets.open_sealed(sealed))
@@ -149,7 +149,7 @@ async def open_dispatcher(
     async with open_nodes(settings, stores) as nodes, open_beats(settings) as beats:
         yield Dispatcher(
             name=name or f"{socket.gethostname()}.{os.getpid()}",
-            runs=stores.runs,
+            runs=stores.runs.telling(telemetry),
             beats=beats,
             registry=stores.nodes,
             inventories=stores.inventories,
@@ -187,7 +187,7 @@ async def open_dispatcher(
                 pools=settings.pool_defaults,
             ),
             files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
-            telemetry=telemetry or Observers(LoggingTelemetry()),
+            telemetry=telemetry,
             now=time.monotonic,
             new_id=lambda: str(uuid4()),
             chance=random.random,

@@ -97,7 +97,6 @@ class Dispatcher:
         self._assets = assets
         self._wakes = wakes
         self._limits = limits
-        self._telemetry = telemetry
         self._now = now
         self._chance = chance
         self._directory = NodeDirectory(registry, inventories)
@@ -357,8 +356,7 @@ class Dispatcher:
             await asyncio.sleep(max(1.0, self._limits.beat_s))
 
     async def _clean_up(self) -> None:
-        if expired := await self._runs.overdue(UPKEEP_LIMIT):
-            self._telemetry.expired(expired)
+        await self._runs.overdue(UPKEEP_LIMIT)
         for job_id in await self._runs.forgettable(UPKEEP_LIMIT):
             if not await self._assets.forget_job(job_id):
                 # A live job still needs one of its outputs. The jobs behind it must not wait for that.

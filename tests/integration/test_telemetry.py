@@ -1,16 +1,21 @@
 """What observers are told of real jobs, and that one which fails hurts none of them."""
 
+from collections import Counter
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from comfy_fleet.adapters.telemetry import Observers
-from comfy_fleet.domain.jobs.job import JobStatus, Placement
+from comfy_fleet.adapters.telemetry import Observers, PrometheusTelemetry, new_registry
+from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus, Placement
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.sim import SimTiming
-from tests.factories import GRAPH
-from tests.fleet import fleet_of, until
+from tests.factories import GRAPH, picture
+from tests.fleet import Fleet, fleet_of, until
+from tests.integration.api_kit import running
 
 
 @pytest.fixture(autouse=True)
@@ -75,4 +80,81 @@ async def test_expired_jobs_are_told(redis_port: int) -> None:
     async with fleet_of(redis_port, dispatch=False) as fleet:
         await fleet.submit(GRAPH, deadline_s=0.001)
         await fleet.dispatcher(telemetry=Observers(cast(Telemetry, recorder)))
-        await until(lambda: ("expired", (1,), {}) in recorder.told, what="it is told")
+        await until(lambda: recorder.told, what="it is told")
+    ((name, (job,), _),) = recorder.told
+    assert (name, job.status, job.pool) == ("ended_without_run", JobStatus.EXPIRED, "default")
+
+
+def ended_jobs(*texts: str) -> Counter[str]:
+    """Add up what the metrics of several processes say of ended jobs, by state."""
+    found: Counter[str] = Counter()
+    for text in texts:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == "fleet_jobs_total":
+                    found[sample.labels["status"]] += int(sample.value)
+    return found
+
+
+async def test_every_job_that_ended_is_counted_once_among_all_processes(
+    redis_port: int, tmp_path: Path
+) -> None:
+    registries = [new_registry(), new_registry()]
+    async with (
+        fleet_of(redis_port, "g1", dispatch=False) as fleet,
+        running(redis_port, tmp_path) as api,
+    ):
+        client: Any = fleet.stores.redis
+
+        async def cancel(job: Job, face: str) -> None:
+            answer = await api.client.post(f"/api/{face}/jobs/{job.id}/cancel")
+            assert answer.status_code in (200, 202), answer.text
+
+        # In the queue, where no dispatcher is.
+        for face in ("v1", "v2"):
+            job = await fleet.submit()
+            await cancel(job, face)
+            await cancel(job, face)  # again: it has ended already
+        for workflow in ("card", None):
+            await fleet.submit(deadline_s=0.001, workflow=workflow)
+        await client.hset(f"fleet:job:{(await fleet.submit()).id}", "attempt", "one")
+        await client.hset(f"rq:job:{(await fleet.submit()).id}", "data", b"another handler")
+
+        for number, registry in enumerate(registries):
+            await fleet.dispatcher(f"d{number}", telemetry=Observers(PrometheusTelemetry(registry)))
+        for _ in range(4):
+            await fleet.submit()
+        await until(lambda: _waiting(fleet, 0), what="all have ended")
+        fleet.sims["g1"].faults.update({"execution_error": "always"})
+        await fleet.ended((await fleet.submit(picture(1))).id)
+        fleet.sims["g1"].faults.update({"execution_error": 0, "crash_mid_run": "always"})
+        await fleet.ended((await fleet.submit(picture(2), max_attempts=1)).id)
+
+        await fleet.add_sim("g2", timing=SimTiming(job_s=60.0), node={"pool": "slow"})
+        await fleet.verdict("g2")
+        job = await fleet.submit(placement=Placement(pool="slow"))
+        await until(lambda: _runs(fleet, job), what="it runs")
+        await cancel(job, "v1")
+        await fleet.ended(job.id)
+
+        page = await fleet.stores.jobs.find(JobFilter(owner=None, limit=100))
+        stored = Counter(str(job.status) for job in page.jobs)
+        assert set(stored) == {"succeeded", "failed", "canceled", "expired"}
+
+        async def counted() -> Counter[str]:
+            texts = [generate_latest(registry).decode() for registry in registries]
+            return ended_jobs(*texts, (await api.client.get("/metrics")).text)
+
+        async def equal() -> bool:
+            return await counted() == stored
+
+        await until(equal, what=f"{await counted()} is {stored}")
+
+
+async def _waiting(fleet: Fleet, count: int) -> bool:
+    page = await fleet.stores.jobs.find(JobFilter(owner=None, limit=100))
+    return sum(not job.status.terminal for job in page.jobs) == count
+
+
+async def _runs(fleet: Fleet, job: Job) -> bool:
+    return (await fleet.job(job.id)).status is JobStatus.RUNNING

@@ -19,7 +19,7 @@ from comfy_fleet.adapters.telemetry.prometheus import MOST_VALUES
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, JobStatus, Placement
 from comfy_fleet.ports.runs import Claim
-from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 from tests.factories import new_job
 
 JOB = Job(
@@ -35,6 +35,7 @@ JOB = Job(
 )
 CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", pool="big", token="t", attempt=0)
 OOM = JobError(code="out_of_memory", message="too large")
+EXPIRED = EndedJob(job_id="k", status=JobStatus.EXPIRED, workflow=None, pool="big", total_s=7.0)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -46,7 +47,7 @@ def tell_all(telemetry: Telemetry) -> None:
     telemetry.left(CLAIM, busy_s=4.0)
     telemetry.ended(CLAIM, JobStatus.SUCCEEDED, error=None, duration_s=3.0, outputs=2)
     telemetry.given_back(CLAIM, JobStatus.QUEUED, error=OOM, counts=True)
-    telemetry.expired(3)
+    telemetry.ended_without_run(EXPIRED)
     telemetry.lease_refused("error", detail="odd")
     telemetry.store_retried(StoreDown("away"), about={"job_id": "j"}, tell=True)
 
@@ -90,10 +91,11 @@ def test_events_are_counted_and_measured() -> None:
     where = {"workflow": "card", "pool": "big"}
     assert value("fleet_jobs_submitted_total", workflow="graph") == 1
     assert value("fleet_jobs_total", status="succeeded", **where) == 1
-    assert value("fleet_jobs_total", status="expired", workflow="other", pool="other") == 3
+    assert value("fleet_jobs_total", status="expired", workflow="graph", pool="big") == 1
     assert value("fleet_job_queue_seconds_sum", **where) == 2.5
     assert value("fleet_job_run_seconds_sum", **where) == 3.0
     assert value("fleet_job_total_seconds_sum", **where) == 10.0
+    assert value("fleet_job_total_seconds_sum", workflow="graph", pool="big") == 7.0
     assert value("fleet_runs_total", outcome="succeeded") == 1
     assert value("fleet_runs_total", outcome="out_of_memory") == 1
     assert value("fleet_oom_total", node="g1") == 1
@@ -148,7 +150,7 @@ def test_lines_of_the_log_are_those_that_people_look_for(caplog: pytest.LogCaptu
         "prompt accepted",
         "job ended",
         "job given back",
-        "jobs expired in the queue",
+        "job ended",
         "no lease",
         "the store is asked again",
         "node refused",
@@ -164,6 +166,13 @@ def test_a_trace_is_on_every_line_of_its_job(caplog: pytest.LogCaptureFixture) -
     telemetry.submitted(replace(new_job(), traceparent=TRACE))
     telemetry.claimed(replace(CLAIM, job=replace(JOB, traceparent=TRACE)))
     assert [record.__dict__["traceparent"] for record in caplog.records] == [TRACE, TRACE]
+
+
+def test_no_series_says_when_another_one_was_made() -> None:
+    registry = new_registry()
+    tell_all(PrometheusTelemetry(registry))
+    names = {sample.name for family in registry.collect() for sample in family.samples}
+    assert "fleet_jobs_total" in names and not {name for name in names if name.endswith("_created")}
 
 
 def test_every_process_tells_of_itself() -> None:

@@ -3,7 +3,7 @@
 import logging
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +21,7 @@ from comfy_fleet.domain.jobs.job import (
     Progress,
 )
 from comfy_fleet.domain.records import UNREADABLE, from_fields
+from comfy_fleet.ports.telemetry import EndedJob
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,23 @@ def dump_error(error: JobError | None) -> str:
 def dump_progress(progress: Progress | None) -> str:
     """Return a progress snapshot as JSON, or an empty string."""
     return orjson.dumps(progress).decode() if progress else ""
+
+
+def ended_job(row: Sequence[bytes], status: JobStatus, error: JobError | None = None) -> EndedJob:
+    """Read what a script tells of a job that it has ended."""
+    job_id, workflow, placement, seconds = (raw.decode(errors="replace") for raw in row)
+    try:
+        pool = Placement.parse(placement).pool
+    except UNREADABLE:
+        pool = ""
+    return EndedJob(
+        job_id=job_id,
+        status=status,
+        workflow=workflow or None,
+        pool=pool,
+        total_s=float(seconds),
+        error=error,
+    )
 
 
 def dump_reason(error: JobError | None) -> str:

@@ -5,7 +5,8 @@ import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import orjson
 from redis.asyncio import Redis
@@ -16,6 +17,7 @@ from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts, store_errors
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.ports.jobs import Idempotency, Submitted
+from comfy_fleet.ports.telemetry import Telemetry
 
 WINDOW = (
     1000  # jobs that one call of a script compares with a filter: a few milliseconds of the server's time
@@ -58,6 +60,13 @@ class RedisJobStore:
         self._ageing_s = ageing_s
         self._scripts = Scripts(redis, schema=schema)
         self._complaints = job_records.Complaints()
+        self.telemetry: Telemetry | None = None
+
+    def telling(self, telemetry: Telemetry) -> Self:
+        """Return this store; it also tells an observer of jobs that it ends."""
+        made = copy(self)
+        made.telemetry = telemetry
+        return made
 
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; see the port."""
@@ -218,7 +227,9 @@ class RedisJobStore:
 
     async def request_cancel(self, job_id: str) -> Job | None:
         """Ask for cancellation; returns the job as it is now, or None."""
-        await self._scripts.call("cancel", job_id)
+        answer = await self._scripts.call("cancel", job_id)
+        if isinstance(answer, list) and self.telemetry is not None:
+            self.telemetry.ended_without_run(job_records.ended_job(answer, JobStatus.CANCELED))
         return await self.get(job_id)
 
     async def position(self, job: Job) -> int | None:

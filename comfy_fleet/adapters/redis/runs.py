@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import orjson
@@ -17,6 +18,7 @@ from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, 
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.ports.runs import Beat, Claim, Held, Refused, Waiting
+from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,17 @@ class RedisRunStore:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._scripts = Scripts(redis, schema=schema)
         self._complaints = job_records.Complaints()
+        self.telemetry: Telemetry | None = None
+
+    def telling(self, telemetry: Telemetry) -> Self:
+        """Return this store; it also tells an observer of jobs that it ends without the end of a run."""
+        made = copy(self)
+        made.telemetry = telemetry
+        return made
+
+    def _tell(self, job: EndedJob) -> None:
+        if self.telemetry is not None:
+            self.telemetry.ended_without_run(job)
 
     async def waiting(self) -> Sequence[Waiting]:
         """Return the placement classes that have queued jobs, best head first."""
@@ -97,7 +110,17 @@ class RedisRunStore:
                 code="internal_error",
                 message=f"the job's RQ record names another handler than {job_records.HANDLER}",
             )
-            await self.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
+            status = await self.finish(claim, JobStatus.FAILED, error=error, duration_s=None)
+            self._tell(
+                EndedJob(
+                    job_id=job.id,
+                    status=status,
+                    workflow=job.workflow,
+                    pool=job.placement.pool,
+                    total_s=(job.started_at or job.created_at) - job.created_at,
+                    error=error,
+                )
+            )
             return Refused(why="broken")
         return Claim(
             job=job,
@@ -260,9 +283,11 @@ class RedisRunStore:
         """End a job that can't be read, and its run."""
         logger.error("job ends, its record can't be read", exc_info=problem, extra={"job_id": job_id})
         error = job_records.dump_error(job_records.UNREADABLE_JOB)
-        await self._scripts.call(
+        row = await self._scripts.call(
             "abandon", run, token, error, job_records.rq_failure(job_records.UNREADABLE_JOB)
         )
+        if row:
+            self._tell(job_records.ended_job(row, JobStatus.FAILED, job_records.UNREADABLE_JOB))
 
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""
@@ -287,7 +312,10 @@ class RedisRunStore:
     async def overdue(self, limit: int) -> int:
         """End queued jobs that are past their deadline."""
         error = job_records.dump_error(DEADLINE)
-        return int(await self._scripts.call("overdue", limit, error, job_records.rq_failure(DEADLINE)))
+        rows = await self._scripts.call("overdue", limit, error, job_records.rq_failure(DEADLINE))
+        for row in rows:
+            self._tell(job_records.ended_job(row, JobStatus.EXPIRED, DEADLINE))
+        return len(rows)
 
     async def forgettable(self, limit: int) -> Sequence[str]:
         """Return ids of jobs that are past their retention."""

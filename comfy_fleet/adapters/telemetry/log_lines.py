@@ -5,6 +5,7 @@ from typing import Any
 
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
 from comfy_fleet.ports.runs import Claim
+from comfy_fleet.ports.telemetry import EndedJob
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,13 @@ class LoggingTelemetry:
         facts = {"status": str(status), "counts": counts, "error": error.message}
         logger.warning("job given back", extra={**claim.log_fields, **facts})
 
-    def expired(self, count: int) -> None:
-        """Log how many jobs waited too long."""
-        logger.info("jobs expired in the queue", extra={"count": count})
+    def ended_without_run(self, job: EndedJob) -> None:
+        """Log how a job ended."""
+        facts: dict[str, Any] = {"job_id": job.job_id, "status": str(job.status)}
+        facts["total_s"] = round(job.total_s, 3)
+        if job.error is not None:
+            facts["error"] = job.error.message
+        logger.info("job ended", extra=facts)
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
         """Log what is not the usual way of things; that all nodes are busy is."""

@@ -6,7 +6,7 @@ from typing import ParamSpec
 
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
 from comfy_fleet.ports.runs import Claim
-from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class NullTelemetry:
     def given_back(self, claim: Claim, status: JobStatus, *, error: JobError, counts: bool) -> None:
         """See the port."""
 
-    def expired(self, count: int) -> None:
+    def ended_without_run(self, job: EndedJob) -> None:
         """See the port."""
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
@@ -59,7 +59,7 @@ class Observers:
         self.left = _contained([one.left for one in observers])
         self.ended = _contained([one.ended for one in observers])
         self.given_back = _contained([one.given_back for one in observers])
-        self.expired = _contained([one.expired for one in observers])
+        self.ended_without_run = _contained([one.ended_without_run for one in observers])
         self.lease_refused = _contained([one.lease_refused for one in observers])
         self.store_retried = _contained([one.store_retried for one in observers])
 

@@ -1,14 +1,12 @@
--- Ask for cancellation.  ARGV: job.  Returns the job's state, or '' if there is no such job.
+-- Ask for cancellation.  ARGV: job.  Returns what observers are told of it if it ends here, else its state, or ''.
 local id = ARGV[1]
 local key = jobkey(id)
 local f = fields(key, 'status', 'placement', 'run', 'node')
 local status = f[1]
 if not status then return '' end
 if status == 'queued' then
-  dequeue(id, f[2])
   redis.call('HSET', key, 'cancel', 1)
-  end_job(id, 'canceled', '', '', now())
-  return 'canceled'
+  return end_queued(id, f[2], 'canceled', '', '', now())
 end
 if status == 'running' then
   redis.call('HSET', key, 'cancel', 1, 'status', 'canceling')

@@ -431,6 +431,21 @@ local function end_job(id, status, err, result, at, progress)
   publish_status(id, status, f[3], f[4], progress)
 end
 
+-- What observers are told of a job that ended without the end of a run: {job, workflow, placement, seconds}.
+-- A field that can't be read is ''.
+local function ended_job(id, at)
+  local f = redis.pcall('HMGET', jobkey(id), 'workflow', 'placement', 'created')
+  if f.err then f = {} end
+  return { id, f[1] or '', f[2] or '', num(at - (tonumber(f[3] or '') or at)) }
+end
+
+-- End a job that waits; returns what observers are told of it.
+local function end_queued(id, placement, status, err, result, at)
+  dequeue(id, placement)
+  end_job(id, status, err, result, at)
+  return ended_job(id, at)
+end
+
 -- A run is over: keep what became of it in its job's record.
 -- err: why, as JSON {code, message}, or '';  counted: whether it uses one of the job's attempts up.
 local function note_attempt(run, id, node, since, err, counted, at)
