@@ -55,11 +55,17 @@ def _check_path(value: object) -> object:
     return value
 
 
+def _no_port(value: object) -> object:
+    """Read the word for no port at all."""
+    return None if value == "none" else value
+
+
 Seconds = Annotated[float, Field(le=10 * 365 * 86400)]
 """At most ten years: what is added to the time of day must stay a date, and a lease must end."""
 Count = Annotated[int, Field(le=10**18)]
 """HAProxy counts in 64 bits."""
 Gibibytes = Annotated[float, Field(le=10**6)]
+MetricsPort = Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(_no_port)]
 Host = Annotated[str, AfterValidator(_check_host)]
 FilePath = Annotated[Path, BeforeValidator(_check_path)]
 
@@ -118,14 +124,17 @@ class Settings(BaseSettings):
         "127.0.0.1",
         description="Address on which dispatchers, HAProxy's controller and agents serve `/metrics`.",
     )
-    dispatch_metrics_port: int = Field(
-        8194, ge=0, le=65535, description="Port of a dispatcher's `/metrics`; 0: any that is free."
+    dispatch_metrics_port: MetricsPort = Field(
+        8194, description="Port of a dispatcher's `/metrics`; 0: any that is free; `none`: not served."
     )
-    haproxy_metrics_port: int = Field(
-        8195, ge=0, le=65535, description="Port of the HAProxy controller's `/metrics`; 0: any that is free."
+    haproxy_metrics_port: MetricsPort = Field(
+        8195,
+        description="Port of the HAProxy controller's `/metrics`; 0: any that is free; `none`: not served.",
     )
-    agent_metrics_port: int = Field(
-        8196, ge=0, le=65535, description="Port of an agent's `/metrics` and `/health`; 0: any that is free."
+    agent_metrics_port: MetricsPort = Field(
+        8196,
+        description="Port of an agent's `/metrics` and `/health`; 0: any that is free; `none`: not served. "
+        "Give each of several agents on one machine its own.",
     )
     node_ca_file: FilePath | None = Field(
         None,

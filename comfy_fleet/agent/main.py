@@ -72,7 +72,6 @@ class AgentOptions:
         weight: Their weight; None leaves it to the registry.
         zone: Where they stand; None leaves it to the registry.
         labels: Their labels.
-        metrics_port: Port of ``/metrics`` and ``/health``; None: the settings' port.
     """
 
     join: str | None = None
@@ -86,7 +85,6 @@ class AgentOptions:
     weight: int | None = None
     zone: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    metrics_port: int | None = None
 
     @property
     def central(self) -> bool:
@@ -188,7 +186,7 @@ async def run(
     metrics = MetricsServer(
         registry,
         host=settings.metrics_host,
-        port=settings.agent_metrics_port if options.metrics_port is None else options.metrics_port,
+        port=settings.agent_metrics_port,
         setting="FLEET_AGENT_METRICS_PORT",
         more={"/health/{node}": own_metrics.health},
     )

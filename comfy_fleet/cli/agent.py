@@ -73,11 +73,10 @@ def agent(
         typer.Option(metavar="K=V", help="A label of the nodes. Repeatable.", rich_help_panel=_HOST),
     ] = None,
     metrics_port: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=0,
-            max=65535,
-            help="Port of /metrics and /health; 0: any.",
+            metavar="PORT",
+            help="Port of /metrics and /health; 0: any; none: not served.",
             show_default="FLEET_AGENT_METRICS_PORT",
             rich_help_panel=_HOST,
         ),
@@ -172,7 +171,10 @@ def agent(
     from comfy_fleet.cli.submit import pairs
     from comfy_fleet.domain.nodes.node import check_name
 
-    settings = logging_as("agent").model_copy(update={"data": load(data=data).data})
+    given = load(data=data, agent_metrics_port=metrics_port)
+    settings = logging_as("agent").model_copy(
+        update={"data": given.data, "agent_metrics_port": given.agent_metrics_port}
+    )
     options = AgentOptions(
         join=join,
         token=token,
@@ -183,7 +185,6 @@ def agent(
         weight=weight,
         zone=zone,
         labels=pairs(label or [], "--label"),
-        metrics_port=metrics_port,
         beside=beside(
             node or [], pairs(output_dir or [], "--output-dir"), pairs(input_dir or [], "--input-dir")
         ),

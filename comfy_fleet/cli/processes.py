@@ -15,7 +15,10 @@ from comfy_fleet.cli.options import NAME_ITS_FOLDER, Data, words
 if TYPE_CHECKING:
     from comfy_fleet.settings import Settings
 
-_FLAGS = {"redis_url": "--redis"}  # settings whose flag has another name
+_FLAGS = {
+    "redis_url": "--redis",
+    "agent_metrics_port": "--metrics-port",
+}  # settings whose flag has another name
 
 
 def register(app: typer.Typer) -> None:

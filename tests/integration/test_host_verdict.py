@@ -260,7 +260,7 @@ async def test_metrics_and_health_tell_the_same_verdict(
     port = free_port()
     async with (
         SimNode(NodeOptions(name="g1")) as sim,
-        host_of(redis_port, tmp_path, options={**beside(sim), "metrics_port": port}) as host,
+        host_of(redis_port, tmp_path, options=beside(sim), agent_metrics_port=port) as host,
     ):
         await host.said("g1", "ready")
         base = f"http://127.0.0.1:{port}"

@@ -29,6 +29,8 @@ BESIDE = (*AGENT, "--node", "g1=http://127.0.0.1:1")
         (("up", "--data", "/tmp/\udcff"), "--data"),
         (("down", "--data", "/tmp/a\nb"), "--data"),
         ((*BESIDE, "--node", "g1=http://127.0.0.1:2"), "named twice"),
+        ((*BESIDE, "--metrics-port", "65536"), "--metrics-port"),
+        ((*BESIDE, "--metrics-port", "no"), "--metrics-port"),
     ],
 )
 def test_it_is_told_before_anything_is_begun(line: tuple[str, ...], words: str) -> None:

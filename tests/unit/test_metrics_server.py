@@ -13,7 +13,7 @@ from comfy_fleet.adapters.telemetry import MetricsServer, server
 from comfy_fleet.sim import NodeOptions, SimNode
 
 
-def made(port: int = 0) -> MetricsServer:
+def made(port: int | None = 0) -> MetricsServer:
     registry = CollectorRegistry()
     Counter("fleet_things", "Things.", registry=registry).inc(3)
 
@@ -51,8 +51,17 @@ async def test_a_port_that_is_taken_is_said_and_hurts_nobody(caplog: pytest.LogC
         await one.stop()
     (record,) = (record for record in caplog.records if record.message == "metrics not served")
     assert record.__dict__["setting"] == "FLEET_X_PORT"
+    assert "0 for any that is free, or none" in record.__dict__["way_out"]
     assert record.__dict__["port"] == other.port
     assert record.levelname == "WARNING"
+
+
+async def test_without_a_port_nothing_is_served_or_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    one = made(None)
+    await one.start()
+    assert one.port is None and not caplog.records
+    await one.stop()
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nX: "])

@@ -146,3 +146,18 @@ def test_bases_of_urls(url: str) -> None:
 def test_an_empty_base_of_urls_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEET_PUBLIC_URL", "")  # as Compose passes on what is not set
     assert load().public_url is None
+
+
+@pytest.mark.parametrize(("text", "port"), [("none", None), ("0", 0), ("8200", 8200)])
+def test_a_process_serves_metrics_on_a_port_on_any_or_not_at_all(
+    text: str, port: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_AGENT_METRICS_PORT", text)
+    assert Settings().agent_metrics_port == port
+
+
+def test_what_is_no_port_for_metrics_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("no", "-1", "65536", ""):
+        monkeypatch.setenv("FLEET_DISPATCH_METRICS_PORT", text)
+        with pytest.raises(Fail, match=r"^FLEET_DISPATCH_METRICS_PORT: "):
+            load()

@@ -24,7 +24,7 @@ class MetricsServer:
     Args:
         registry: The metrics.
         host: Address to listen on.
-        port: Port; 0 lets the kernel choose.
+        port: Port; 0 lets the kernel choose; None: nothing is served.
         setting: What sets the port, for the log.
         more: Further paths, as aiohttp writes them, and who answers a GET there.
     """
@@ -34,7 +34,7 @@ class MetricsServer:
         registry: CollectorRegistry,
         *,
         host: str,
-        port: int,
+        port: int | None,
         setting: str,
         more: Mapping[str, Handler] | None = None,
     ) -> None:
@@ -57,6 +57,8 @@ class MetricsServer:
 
     async def start(self) -> None:
         """Listen, if the port can be had."""
+        if self._port is None:
+            return
         await self._runner.setup()
         connections, loop = self._runner.server, asyncio.get_running_loop()
         if connections is None:
@@ -77,6 +79,7 @@ class MetricsServer:
                     "port": self._port,
                     "setting": self._setting,
                     "reason": error.strerror or str(error),
+                    "way_out": f"{self._setting}: another port, 0 for any that is free, or none",
                 },
             )
         else:
