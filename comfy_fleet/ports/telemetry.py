@@ -15,7 +15,6 @@ class EndedJob:
         job_id: The job.
         status: Its final state.
         workflow: Its stored workflow; None: it was submitted as a graph.
-        pool: The pool that it asked first.
         total_s: Seconds from its submit.
         error: Why, unless it was canceled.
     """
@@ -23,7 +22,6 @@ class EndedJob:
     job_id: str
     status: JobStatus
     workflow: str | None
-    pool: str
     total_s: float
     error: JobError | None = None
 

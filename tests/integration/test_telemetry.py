@@ -82,7 +82,7 @@ async def test_expired_jobs_are_told(redis_port: int) -> None:
         await fleet.dispatcher(telemetry=Observers(cast(Telemetry, recorder)))
         await until(lambda: recorder.told, what="it is told")
     ((name, (job,), _),) = recorder.told
-    assert (name, job.status, job.pool) == ("ended_without_run", JobStatus.EXPIRED, "default")
+    assert (name, job.status, job.workflow) == ("ended_without_run", JobStatus.EXPIRED, None)
 
 
 def ended_jobs(*texts: str) -> Counter[str]:

@@ -35,7 +35,7 @@ JOB = Job(
 )
 CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", pool="big", token="t", attempt=0)
 OOM = JobError(code="out_of_memory", message="too large")
-EXPIRED = EndedJob(job_id="k", status=JobStatus.EXPIRED, workflow=None, pool="big", total_s=7.0)
+EXPIRED = EndedJob(job_id="k", status=JobStatus.EXPIRED, workflow=None, total_s=7.0)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -91,11 +91,11 @@ def test_events_are_counted_and_measured() -> None:
     where = {"workflow": "card", "pool": "big"}
     assert value("fleet_jobs_submitted_total", workflow="graph") == 1
     assert value("fleet_jobs_total", status="succeeded", **where) == 1
-    assert value("fleet_jobs_total", status="expired", workflow="graph", pool="big") == 1
+    assert value("fleet_jobs_total", status="expired", workflow="graph", pool="other") == 1
     assert value("fleet_job_queue_seconds_sum", **where) == 2.5
     assert value("fleet_job_run_seconds_sum", **where) == 3.0
     assert value("fleet_job_total_seconds_sum", **where) == 10.0
-    assert value("fleet_job_total_seconds_sum", workflow="graph", pool="big") == 7.0
+    assert value("fleet_job_total_seconds_sum", workflow="graph", pool="other") == 7.0
     assert value("fleet_runs_total", outcome="succeeded") == 1
     assert value("fleet_runs_total", outcome="out_of_memory") == 1
     assert value("fleet_oom_total", node="g1") == 1

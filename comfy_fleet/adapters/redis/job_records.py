@@ -104,18 +104,9 @@ def dump_progress(progress: Progress | None) -> str:
 
 def ended_job(row: Sequence[bytes], status: JobStatus, error: JobError | None = None) -> EndedJob:
     """Read what a script tells of a job that it has ended."""
-    job_id, workflow, placement, seconds = (raw.decode(errors="replace") for raw in row)
-    try:
-        pool = Placement.parse(placement).pool
-    except UNREADABLE:
-        pool = ""
+    job_id, workflow, seconds = (raw.decode(errors="replace") for raw in row)
     return EndedJob(
-        job_id=job_id,
-        status=status,
-        workflow=workflow or None,
-        pool=pool,
-        total_s=float(seconds),
-        error=error,
+        job_id=job_id, status=status, workflow=workflow or None, total_s=float(seconds), error=error
     )
 
 

@@ -116,7 +116,6 @@ class RedisRunStore:
                     job_id=job.id,
                     status=status,
                     workflow=job.workflow,
-                    pool=job.placement.pool,
                     total_s=(job.started_at or job.created_at) - job.created_at,
                     error=error,
                 )

@@ -126,7 +126,7 @@ class PrometheusTelemetry:
 
     def ended_without_run(self, job: EndedJob) -> None:
         """Count a job, and measure its time."""
-        labels = self._workflow[job.workflow or GRAPH], self._pool[job.pool]
+        labels = self._where[self._workflow[job.workflow or GRAPH], OTHER]  # no node, so no pool
         self._jobs(str(job.status), *labels).inc()
         self._total_s(*labels).observe(max(0.0, job.total_s))
 

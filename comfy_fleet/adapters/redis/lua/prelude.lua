@@ -431,12 +431,12 @@ local function end_job(id, status, err, result, at, progress)
   publish_status(id, status, f[3], f[4], progress)
 end
 
--- What observers are told of a job that ended without the end of a run: {job, workflow, placement, seconds}.
+-- What observers are told of a job that ended without the end of a run: {job, workflow, seconds since its submit}.
 -- A field that can't be read is ''.
 local function ended_job(id, at)
-  local f = redis.pcall('HMGET', jobkey(id), 'workflow', 'placement', 'created')
+  local f = redis.pcall('HMGET', jobkey(id), 'workflow', 'created')
   if f.err then f = {} end
-  return { id, f[1] or '', f[2] or '', num(at - (tonumber(f[3] or '') or at)) }
+  return { id, f[1] or '', num(at - (tonumber(f[2] or '') or at)) }
 end
 
 -- End a job that waits; returns what observers are told of it.
