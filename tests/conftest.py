@@ -15,8 +15,10 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.system.redis_program import program
+from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.domain.jobs.run import Run
 from comfy_fleet.domain.jobs.run_messages import Action, Event
+from comfy_fleet.settings import Settings
 from tests.children import mortal
 from tests.comfyui_server import comfyui_server
 
@@ -102,6 +104,13 @@ async def redis(redis_port: int) -> AsyncIterator[Redis]:
     await client.flushall()
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+async def stores(redis_port: int, redis: object) -> AsyncIterator[Stores]:
+    """All stores, on an empty database."""
+    async with open_stores(Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from uuid import uuid4
 import orjson
 from blake3 import blake3
 
-from comfy_fleet.domain.jobs.job import NewJob
+from comfy_fleet.domain.jobs.job import Job, JobStatus, NewJob
+from comfy_fleet.ports.runs import Claim
 
 GRAPH: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
@@ -70,3 +71,15 @@ def bare_checkout(folder: Path, *, main: str = "", database: bool = False) -> Pa
     known = 'parser.add_argument("--database-url")' if database else ""
     (home / "comfy" / "cli_args.py").write_text(known)
     return home
+
+
+def running_job(**fields: Any) -> Job:
+    """Return the record of a job that runs."""
+    defaults: dict[str, Any] = {"id": "j", "owner": "o", "created_at": 0, "expires_at": 9, "graph_hash": "h"}
+    return Job(**{"status": JobStatus.RUNNING, **defaults, **fields})
+
+
+def a_claim(job: Job | None = None, **fields: Any) -> Claim:
+    """Return a claim of a job, by a run ``r`` on node ``g1``."""
+    defaults: dict[str, Any] = {"graph": b"{}", "run": "r", "node": "g1", "token": "t", "attempt": 0}
+    return Claim(job=job or running_job(), **{**defaults, **fields})

@@ -67,6 +67,11 @@ class InventoryRefresher:
         self._asking: dict[str, asyncio.Task[bool]] = {}
         self._limit = asyncio.Semaphore(AT_ONCE)
 
+    @property
+    def asking(self) -> frozenset[str]:
+        """The nodes that are being asked."""
+        return frozenset(self._asking)
+
     def follow(self, states: Collection[NodeState]) -> None:
         """Ask the nodes that are due; to be called whenever the registry was read.
 

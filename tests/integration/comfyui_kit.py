@@ -33,7 +33,8 @@ from comfy_fleet.domain.jobs.run_messages import (
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
-from tests.integration.haproxy_kit import Broker, MemoryRegistry, eventually, running
+from tests.fakes.nodes import FakeNodeRegistry
+from tests.integration.haproxy_kit import Broker, eventually, running
 
 LIMITS = RunLimits(silence_s=20, run_s=60, poll_s=0.1, probe_s=0.3, settle_s=0.2, nag_s=0.3)
 
@@ -70,7 +71,7 @@ async def a_fleet(data: Path, *, job_s: float = 0.15) -> AsyncIterator[Fleet]:
             )
             for name in ("g1", "g2")
         }
-        registry = MemoryRegistry([Node(name=name, url=sim.url) for name, sim in sims.items()])
+        registry = FakeNodeRegistry([Node(name=name, url=sim.url) for name, sim in sims.items()])
         broker = await stack.enter_async_context(running(data, registry))
         for name in sims:
             await broker.told(name, "up")

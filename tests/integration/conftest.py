@@ -1,23 +1,13 @@
-"""Stores on a real Redis, and a stand-in for NVIDIA's library."""
+"""A stand-in for NVIDIA's library."""
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from comfy_fleet.bootstrap import Stores, open_stores
-from comfy_fleet.settings import Settings
-
 STANDIN = Path(__file__).parents[1] / "native" / "nvml_standin.c"
-
-
-@pytest.fixture
-async def stores(redis_port: int, redis: object) -> AsyncIterator[Stores]:
-    """All stores, on an empty database."""
-    async with open_stores(Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="session")

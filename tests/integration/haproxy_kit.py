@@ -1,4 +1,4 @@
-"""What the HAProxy tests share: tiny nodes, a registry in memory, and a running controller with its agent."""
+"""What the HAProxy tests share: tiny nodes, and a running controller with its agent."""
 
 import asyncio
 import base64
@@ -8,8 +8,8 @@ import hashlib
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,11 +22,11 @@ from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.agent import AgentCheckServer
 from comfy_fleet.agent.host import HostAgent
 from comfy_fleet.agent.node_source import NodesSource
-from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
-from comfy_fleet.domain.nodes.node import Node, NodeState
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
+from tests.fakes.nodes import FakeNodeRegistry
 from tests.fleet import followed, unsealed
 from tests.stream_server import StreamServer
 
@@ -161,81 +161,6 @@ class TinyNode(Listening):
                 writer.write(bytes([0x81, len(plain)]) + plain)
 
 
-class MemoryRegistry:
-    """The registry port over a dict."""
-
-    def __init__(self, nodes: Sequence[Node] = ()) -> None:
-        self._nodes = {node.name: node for node in nodes}
-        self.told: dict[str, tuple[str, str]] = {}
-        self.broken = False
-        self._count = 0.0
-        self._changed = asyncio.Condition()
-
-    async def _announce(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def add(self, node: Node) -> Node:
-        if node.name in self._nodes:
-            raise Conflict(f"node {node.name} exists")
-        self._count += 1
-        self._nodes[node.name] = replace(node, added_at=self._count)
-        await self._announce()
-        return node
-
-    async def get(self, name: str) -> Node | None:
-        return self._nodes.get(name)
-
-    async def nodes(self) -> Sequence[Node]:
-        if self.broken:
-            raise ConnectionError("registry is away")
-        return [self._nodes[name] for name in sorted(self._nodes)]
-
-    async def states(self) -> Sequence[NodeState]:
-        return [NodeState(node=node) for node in await self.nodes()]
-
-    async def _change(self, name: str, **fields: Any) -> Node:
-        if name not in self._nodes:
-            raise NotFound(name)
-        self._nodes[name] = replace(self._nodes[name], **fields)
-        await self._announce()
-        return self._nodes[name]
-
-    async def cordon(self, name: str, *, reason: str) -> Node:
-        return await self._change(name, cordoned=True, cordon_reason=reason)
-
-    async def uncordon(self, name: str) -> Node:
-        return await self._change(name, cordoned=False, cordon_reason="")
-
-    async def weigh(self, name: str, weight: int) -> Node:
-        return await self._change(name, weight=weight)
-
-    async def remove(self, name: str, *, force: bool = False) -> None:
-        if self._nodes.pop(name, None) is None:
-            raise NotFound(name)
-        self.told.pop(name, None)
-        await self._announce()
-
-    async def report(self, name: str, *, verdict: str, why: str) -> None:
-        if name not in self._nodes:
-            raise NotFound(name)
-        self.told[name] = (verdict, why)
-
-    async def changes(self) -> AsyncIterator[None]:
-        while True:
-            yield
-            async with self._changed:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.2):
-                        await self._changed.wait()
-
-    async def watch(self) -> AsyncIterator[Sequence[Node]]:
-        """Be an agent's source, too."""
-        async for _ in self.changes():
-            if not self.broken:
-                yield await self.nodes()
-
-
 class CountingAgent:
     """A central agent, as far as HAProxy sees it; counts how often it was asked."""
 
@@ -301,7 +226,7 @@ class Broker:
     """A running controller, its agent, and a client's view of them."""
 
     settings: Settings
-    registry: MemoryRegistry
+    registry: FakeNodeRegistry
     agent: CountingAgent
     controller: Controller
     task: asyncio.Task[None]
@@ -365,7 +290,7 @@ class Broker:
 @contextlib.asynccontextmanager
 async def running(
     data: Path,
-    registry: MemoryRegistry,
+    registry: FakeNodeRegistry,
     *,
     settings: Settings | None = None,
     stale_s: float = 10.0,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.domain.nodes.node import Node
-from tests.integration.haproxy_kit import Broker, Listening, MemoryRegistry, TinyNode, eventually, running
+from tests.fakes.nodes import FakeNodeRegistry
+from tests.integration.haproxy_kit import Broker, Listening, TinyNode, eventually, running
 
 PATIENT_S = 30.0
 READY, HOLD, DRAIN = b"ready up 40%\n", b"up\n", b"drain up 0%\n"
@@ -53,7 +54,7 @@ async def node() -> AsyncIterator[TinyNode]:
 
 
 def patient(
-    data: Path, registry: MemoryRegistry, *, agent_grace_s: float = PATIENT_S
+    data: Path, registry: FakeNodeRegistry, *, agent_grace_s: float = PATIENT_S
 ) -> AbstractAsyncContextManager[Broker]:
     """Run a controller that gives the first answer all the time that it needs on a slow machine."""
     return running(data, registry, first_answer_s=PATIENT_S, agent_grace_s=agent_grace_s)
@@ -72,7 +73,7 @@ async def maintained(fleet: Broker, name: str = "g1") -> bool:
 
 
 async def test_the_first_ready_opens_and_carries_the_weight(tmp_path: Path, node: TinyNode) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with TalkingAgent() as agent, patient(tmp_path, registry) as fleet:
         await registry.add(Node(name="g1", url=node.url, agent=agent.address))
         await fleet.told("g1", "up")
@@ -84,7 +85,7 @@ async def test_the_first_ready_opens_and_carries_the_weight(tmp_path: Path, node
 
 
 async def test_nodes_that_come_together_wait_for_no_other(tmp_path: Path, node: TinyNode) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with (
         TinyNode("g2") as second,
         TalkingAgent() as slow,
@@ -100,7 +101,7 @@ async def test_nodes_that_come_together_wait_for_no_other(tmp_path: Path, node: 
 
 @pytest.mark.parametrize("said", [DRAIN, HOLD, b"down 0% #gone\n", b"hello\n", b"ready up 40", b""])
 async def test_no_other_word_opens(tmp_path: Path, node: TinyNode, said: bytes) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with (
         TalkingAgent(first=said, then=b"" if said.startswith(b"ready") else said) as agent,
         patient(tmp_path, registry) as fleet,
@@ -110,7 +111,7 @@ async def test_no_other_word_opens(tmp_path: Path, node: TinyNode, said: bytes) 
 
 
 async def test_a_cordoned_node_stays_closed(tmp_path: Path, node: TinyNode) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with TalkingAgent() as agent, patient(tmp_path, registry) as fleet:
         await registry.add(Node(name="g1", url=node.url, agent=agent.address, cordoned=True))
         await closed(fleet, agent)
@@ -118,7 +119,7 @@ async def test_a_cordoned_node_stays_closed(tmp_path: Path, node: TinyNode) -> N
 
 
 async def test_a_cordon_that_comes_while_the_agent_is_asked_wins(tmp_path: Path, node: TinyNode) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with TalkingAgent() as agent, patient(tmp_path, registry) as fleet:
         agent.open.clear()
         await registry.add(Node(name="g1", url=node.url, agent=agent.address))
@@ -131,7 +132,7 @@ async def test_a_cordon_that_comes_while_the_agent_is_asked_wins(tmp_path: Path,
 
 
 async def test_a_cordon_that_comes_right_after_the_opening_wins(tmp_path: Path, node: TinyNode) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with TalkingAgent() as agent, patient(tmp_path, registry) as fleet:
         await registry.add(Node(name="g1", url=node.url, agent=agent.address))
         await fleet.told("g1", "up")
@@ -141,7 +142,7 @@ async def test_a_cordon_that_comes_right_after_the_opening_wins(tmp_path: Path, 
 
 
 async def test_whatever_the_agent_says_later_counts(tmp_path: Path, node: TinyNode) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with TalkingAgent() as agent, patient(tmp_path, registry) as fleet:
         await registry.add(Node(name="g1", url=node.url, agent=agent.address))
         await fleet.told("g1", "up")
@@ -163,7 +164,7 @@ async def test_whatever_the_agent_says_later_counts(tmp_path: Path, node: TinyNo
 async def test_a_node_whose_agent_dies_after_its_first_word_is_drained(
     tmp_path: Path, node: TinyNode
 ) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with (
         TalkingAgent() as agent,
         patient(tmp_path, registry, agent_grace_s=0.3) as fleet,
@@ -177,7 +178,7 @@ async def test_a_node_whose_agent_dies_after_its_first_word_is_drained(
 
 
 async def test_a_node_that_left_and_came_back_is_asked_anew(tmp_path: Path, node: TinyNode) -> None:
-    registry = MemoryRegistry()
+    registry = FakeNodeRegistry()
     async with TalkingAgent() as agent, patient(tmp_path, registry) as fleet:
         await registry.add(Node(name="g1", url=node.url, agent=agent.address))
         await fleet.told("g1", "up")

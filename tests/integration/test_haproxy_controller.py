@@ -20,7 +20,8 @@ from comfy_fleet.adapters.haproxy.server_lines import pools_of
 from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings, packaged
-from tests.integration.haproxy_kit import MemoryRegistry, TinyNode, eventually, make_settings, running
+from tests.fakes.nodes import FakeNodeRegistry
+from tests.integration.haproxy_kit import TinyNode, eventually, make_settings, running
 
 
 def many(count: int) -> list[Node]:
@@ -59,7 +60,7 @@ def test_ipv6_is_accepted(tmp_path: Path) -> None:
 
 async def test_a_name_that_does_not_resolve_stops_only_its_own_node(tmp_path: Path) -> None:
     async with TinyNode("g1") as node:
-        registry = MemoryRegistry(
+        registry = FakeNodeRegistry(
             [
                 Node(name="g1", url=f"http://localhost:{node.port}"),
                 Node(name="lost", url="http://no-such-host.invalid:8188"),
@@ -113,7 +114,7 @@ def test_a_missing_haproxy_is_told(tmp_path: Path) -> None:
 
 
 async def test_everything_stops_and_nothing_is_left(tmp_path: Path) -> None:
-    async with running(tmp_path, MemoryRegistry()) as fleet:
+    async with running(tmp_path, FakeNodeRegistry()) as fleet:
         pids = [fleet.controller.broker.pid, fleet.controller.edge.pid]
         for pid in pids:
             assert pid is not None
@@ -132,7 +133,7 @@ async def test_a_stop_that_comes_with_news_is_not_lost(
     async def nothing() -> None:
         return
 
-    controller = Controller(make_settings(tmp_path), MemoryRegistry())
+    controller = Controller(make_settings(tmp_path), FakeNodeRegistry())
     monkeypatch.setattr(controller, "_tick", nothing)
     steering = asyncio.create_task(controller._steer())
     await asyncio.sleep(0.01)
@@ -150,7 +151,7 @@ async def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     go = tmp_path / "go"
     slow.write_text(f'#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\nexec haproxy "$@"\n')
     slow.chmod(0o755)
-    controller = Controller(settings.model_copy(update={"haproxy_bin": str(slow)}), MemoryRegistry(many(1)))
+    controller = Controller(settings.model_copy(update={"haproxy_bin": str(slow)}), FakeNodeRegistry(many(1)))
     writing = asyncio.create_task(controller._first_files(asyncio.Event()))
     new = settings.run_dir / "broker.cfg.new"
     await eventually("it writes", new.exists)
@@ -162,18 +163,18 @@ async def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
 
 async def test_the_next_start_needs_no_registry(tmp_path: Path) -> None:
     async with TinyNode("g1") as node:
-        registry = MemoryRegistry()
+        registry = FakeNodeRegistry()
         settings = make_settings(tmp_path)
         async with running(tmp_path, registry, settings=settings) as fleet:
             await registry.add(Node(name="g1", url=node.url, pool="video"))
             await fleet.told("g1", "up")
             await eventually("the file follows", lambda: "server g1" in files(settings).broker.read_text())
-        registry.broken = True
-        registry.told.clear()
+        registry.down = True
+        registry.put("g1", verdict="new")
         async with running(tmp_path, registry, settings=settings) as fleet:
             assert (await fleet.call("g1")).json()["node"] == "g1"
             assert await fleet.refused(pool="video") == (503, "busy", "1")  # no agent has said ready
-            registry.broken = False
+            registry.down = False
             await fleet.told("g1", "up")
             assert await fleet.grants(pool="video", nodes="g1") == "g1"
 
@@ -184,7 +185,7 @@ async def test_a_taken_port_is_told_in_haproxys_words(tmp_path: Path) -> None:
         socket.create_server(("127.0.0.1", settings.port)),
         pytest.raises(ConfigError, match=rf"edge.*{settings.port}"),
     ):
-        async with running(tmp_path, MemoryRegistry(), settings=settings):
+        async with running(tmp_path, FakeNodeRegistry(), settings=settings):
             pass
     assert not list(settings.run_dir.glob("*.pid"))
 
@@ -195,7 +196,7 @@ async def test_two_controllers_never_work_on_one_folder(tmp_path: Path) -> None:
         only_one(settings.run_dir.absolute()),
         pytest.raises(ConfigError, match=f"pid {os.getpid()}"),
     ):
-        async with running(tmp_path, MemoryRegistry(), settings=settings):
+        async with running(tmp_path, FakeNodeRegistry(), settings=settings):
             pass
 
 
@@ -211,7 +212,7 @@ async def test_a_stray_broker_is_stopped_but_a_stranger_is_not(tmp_path: Path) -
         await eventually("the stray holds the port", lambda: _listens(settings.lease_port))
         places.broker.with_suffix(".pid").write_text(str(stray.pid))
         places.edge.with_suffix(".pid").write_text(str(stranger.pid))
-        async with running(tmp_path, MemoryRegistry(), settings=settings) as fleet:
+        async with running(tmp_path, FakeNodeRegistry(), settings=settings) as fleet:
             assert stray.wait(5) is not None
             assert stranger.poll() is None
             assert await fleet.refused() == (404, "pool", "")
@@ -232,10 +233,10 @@ async def test_a_killed_controller_takes_haproxy_along_and_another_takes_over(tm
         "import asyncio, sys\n"
         "from comfy_fleet.adapters.haproxy.controller import Controller\n"
         "from comfy_fleet.settings import Settings\n"
-        "from tests.integration.haproxy_kit import MemoryRegistry\n"
+        "from tests.fakes.nodes import FakeNodeRegistry\n"
         "async def main():\n"
         "    settings = Settings.model_validate_json(sys.argv[1])\n"
-        "    controller = Controller(settings, MemoryRegistry())\n"
+        "    controller = Controller(settings, FakeNodeRegistry())\n"
         "    task = asyncio.create_task(controller.run(asyncio.Event()))\n"
         "    await controller.ready.wait()\n"
         "    print(controller.broker.pid, controller.edge.pid, flush=True)\n"
@@ -252,14 +253,14 @@ async def test_a_killed_controller_takes_haproxy_along_and_another_takes_over(tm
     await eventually(
         "nothing listens", lambda: not _listens(settings.lease_port) and not _listens(settings.port)
     )
-    async with running(tmp_path, MemoryRegistry(), settings=settings) as fleet:
+    async with running(tmp_path, FakeNodeRegistry(), settings=settings) as fleet:
         assert await fleet.refused() == (404, "pool", "")
 
 
 async def test_the_edge_reloads_and_the_broker_does_not(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     async with TinyNode("g1") as node:
-        registry = MemoryRegistry([Node(name="g1", url=node.url)])
+        registry = FakeNodeRegistry([Node(name="g1", url=node.url)])
         async with running(tmp_path, registry, settings=settings) as fleet:
             await fleet.told("g1", "up")
             _, tunnel = await fleet.lease()
@@ -291,7 +292,7 @@ async def test_an_upgrade_in_its_place_leaves_a_running_fleet_as_it_was_until_it
         return f"server {name} " in files(settings).broker.read_text()
 
     async with TinyNode("g1") as first, TinyNode("g2") as second, TinyNode("g3") as third:
-        registry = MemoryRegistry([Node(name="g1", url=first.url)])
+        registry = FakeNodeRegistry([Node(name="g1", url=first.url)])
         async with running(tmp_path, registry, settings=settings) as fleet:
             await fleet.told("g1", "up")
             for name in ("broker.cfg.j2", "edge.cfg.j2"):
@@ -309,7 +310,7 @@ async def test_an_upgrade_in_its_place_leaves_a_running_fleet_as_it_was_until_it
 
 
 async def test_the_monitor_answers_on_its_socket(tmp_path: Path) -> None:
-    async with running(tmp_path, MemoryRegistry()) as fleet:
+    async with running(tmp_path, FakeNodeRegistry()) as fleet:
         for path in (files(fleet.settings).broker_monitor, files(fleet.settings).edge_monitor):
             reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(b"GET /metrics?scope=frontend HTTP/1.0\r\n\r\n")
@@ -326,5 +327,5 @@ async def test_a_small_limit_on_open_files_does_not_stop_it(tmp_path: Path) -> N
     wrapper.write_text('#!/bin/sh\nulimit -n 1024\nexec haproxy "$@"\n')
     wrapper.chmod(0o755)
     few = settings.model_copy(update={"haproxy_bin": str(wrapper)})
-    async with running(tmp_path, MemoryRegistry(), settings=few) as fleet:
+    async with running(tmp_path, FakeNodeRegistry(), settings=few) as fleet:
         assert await fleet.refused() == (404, "pool", "")

@@ -15,8 +15,8 @@ import pytest
 from comfy_fleet.adapters.haproxy.config_render import files
 from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.settings import Settings
+from tests.fakes.nodes import FakeNodeRegistry
 from tests.integration.haproxy_kit import (
-    MemoryRegistry,
     TinyNode,
     client,
     counted,
@@ -73,7 +73,7 @@ async def edge_of(folder: Path, **more: object) -> AsyncIterator[Edge]:
     api = TinyApi(settings.api_port)
     async with (
         api,
-        running(folder, MemoryRegistry(), settings=settings),
+        running(folder, FakeNodeRegistry(), settings=settings),
         client(base_url=f"http://127.0.0.1:{settings.port}") as http,
     ):
         yield Edge(settings, api, http)

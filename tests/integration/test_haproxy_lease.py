@@ -13,7 +13,8 @@ from websockets.asyncio.client import ClientConnection
 from comfy_fleet.domain.nodes.agent_state import Readiness
 from comfy_fleet.domain.nodes.node import Node
 from tests.conftest import free_port
-from tests.integration.haproxy_kit import Broker, MemoryRegistry, TinyNode, eventually, raw_request, running
+from tests.fakes.nodes import FakeNodeRegistry
+from tests.integration.haproxy_kit import Broker, TinyNode, eventually, raw_request, running
 
 UUID = "0b1c2d3e-0000-4000-8000-123456789abc"
 
@@ -27,7 +28,7 @@ async def nodes() -> AsyncIterator[dict[str, TinyNode]]:
 @pytest.fixture
 async def fleet(tmp_path: Path, nodes: dict[str, TinyNode]) -> AsyncIterator[Broker]:
     """g1 and g2 are members; g3 is not yet."""
-    registry = MemoryRegistry([Node(name=name, url=nodes[name].url) for name in ("g1", "g2")])
+    registry = FakeNodeRegistry([Node(name=name, url=nodes[name].url) for name in ("g1", "g2")])
     async with running(tmp_path, registry) as broker:
         for name in ("g1", "g2"):
             await broker.told(name, "up")
@@ -185,7 +186,7 @@ REFUSED = [
 async def test_only_calls_that_the_fleet_makes_reach_a_node(tmp_path: Path) -> None:
     async with (
         TinyNode("g1") as node,
-        running(tmp_path, MemoryRegistry([Node(name="g1", url=node.url)])) as it,
+        running(tmp_path, FakeNodeRegistry([Node(name="g1", url=node.url)])) as it,
     ):
         for method, path in ALLOWED:
             reply = await it.call("g1", method, path)
@@ -222,7 +223,7 @@ async def test_nodes_come_drain_resume_and_go_under_an_open_tunnel(
     assert await fleet.grants(nodes="g3") == "g3"
     assert (await fleet.call("g3")).json()["node"] == "g3"
     await eventually("g3 has its weight", lambda: _weight(fleet, "g3", "40"))
-    await fleet.registry.weigh("g3", 200)
+    await fleet.registry.change("g3", weight=200)
     await eventually("g3 has its new weight", lambda: _weight(fleet, "g3", "200"))
 
     await fleet.registry.cordon("g1", reason="fans")
@@ -311,7 +312,7 @@ async def _leaves(fleet: Broker, name: str) -> bool:
 
 
 async def test_servers_from_the_file_are_kept(tmp_path: Path, nodes: dict[str, TinyNode]) -> None:
-    registry = MemoryRegistry([Node(name="g1", url=nodes["g1"].url, agent=f"127.0.0.1:{free_port()}")])
+    registry = FakeNodeRegistry([Node(name="g1", url=nodes["g1"].url, agent=f"127.0.0.1:{free_port()}")])
     async with running(tmp_path, registry) as fleet:
         await fleet.told("g1", "new")
         servers = await fleet.controller.broker.runtime.servers()
@@ -319,7 +320,7 @@ async def test_servers_from_the_file_are_kept(tmp_path: Path, nodes: dict[str, T
 
 
 async def test_more_pools_than_slots_are_told(tmp_path: Path) -> None:
-    registry = MemoryRegistry(
+    registry = FakeNodeRegistry(
         [Node(name=f"n{n}", url=f"http://127.0.0.1:{free_port()}", pool=f"p{n}") for n in range(5)]
     )
     async with running(tmp_path, registry) as fleet:
@@ -332,7 +333,7 @@ async def test_more_pools_than_slots_are_told(tmp_path: Path) -> None:
 async def test_a_silent_agent_takes_its_nodes_out_after_the_grace(
     tmp_path: Path, nodes: dict[str, TinyNode]
 ) -> None:
-    registry = MemoryRegistry([Node(name="g1", url=nodes["g1"].url)])
+    registry = FakeNodeRegistry([Node(name="g1", url=nodes["g1"].url)])
     async with running(tmp_path, registry, agent_grace_s=0.3) as fleet:
         await fleet.told("g1", "up")
         await fleet.agent.silent()
@@ -346,11 +347,11 @@ async def test_a_silent_agent_takes_its_nodes_out_after_the_grace(
 async def test_an_agent_without_news_undoes_no_drain_and_makes_none(
     tmp_path: Path, nodes: dict[str, TinyNode]
 ) -> None:
-    registry = MemoryRegistry([Node(name=name, url=nodes[name].url) for name in ("g1", "g2")])
+    registry = FakeNodeRegistry([Node(name=name, url=nodes[name].url) for name in ("g1", "g2")])
     async with running(tmp_path, registry, stale_s=0.6) as fleet:
         await fleet.told("g1", "up")
         await fleet.told("g2", "up")
-        registry.broken = True
+        registry.down = True
         await eventually("the agent has no news", lambda: _holds(fleet))
         await fleet.raw("set server be_pool_1/g1 state drain")
         await fleet.raw("set weight be_pool_1/g1 0")
@@ -358,7 +359,7 @@ async def test_an_agent_without_news_undoes_no_drain_and_makes_none(
         await eventually("it was asked again", lambda: fleet.agent.asked >= asked + 6)
         assert await fleet.grants(nodes="g1") is None
         assert await fleet.grants(nodes="g2") == "g2"
-        registry.broken = False
+        registry.down = False
         await eventually("g1 is given again", lambda: _granted(fleet, "g1"))
 
 
@@ -368,7 +369,7 @@ def _holds(fleet: Broker) -> bool:
 
 
 async def test_a_new_node_waits_for_its_agent(tmp_path: Path, nodes: dict[str, TinyNode]) -> None:
-    registry = MemoryRegistry([Node(name="g1", url=nodes["g1"].url, agent=f"127.0.0.1:{free_port()}")])
+    registry = FakeNodeRegistry([Node(name="g1", url=nodes["g1"].url, agent=f"127.0.0.1:{free_port()}")])
     async with running(tmp_path, registry) as fleet:
         await fleet.told("g1", "new")
         await eventually("the reason is told", lambda: "refused" in registry.told["g1"][1])

@@ -14,10 +14,10 @@ from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
 from tests.conftest import free_port
+from tests.fakes.nodes import FakeNodeRegistry
 from tests.fleet import fleet_of
 from tests.integration.haproxy_kit import (
     Broker,
-    MemoryRegistry,
     TinyNode,
     eventually,
     make_settings,
@@ -54,7 +54,7 @@ async def test_it_works_like_any_other(
         Proxy(tiny.port, prefix=prefix, context=context, credentials=credentials) as proxy,
     ):
         node = Node(name="far", url=proxy.url, sealed=credentials)
-        registry = MemoryRegistry([node] if from_file else [])
+        registry = FakeNodeRegistry([node] if from_file else [])
         async with running(settings.data, registry, settings=settings, ca_file=authority.file) as fleet:
             if not from_file:
                 await registry.add(node)
@@ -74,13 +74,13 @@ async def test_a_password_that_is_wrong_or_changes(tmp_path: Path) -> None:
         TinyNode("far") as tiny,
         Proxy(tiny.port, prefix="", context=None, credentials="u:one") as proxy,
     ):
-        registry = MemoryRegistry([Node(name="far", url=proxy.url, sealed="u:one")])
+        registry = FakeNodeRegistry([Node(name="far", url=proxy.url, sealed="u:one")])
         async with running(settings.data, registry, settings=settings) as fleet:
             await fleet.told("far", "up")
             proxy.credentials = "u:two"
             await fleet.told("far", "down")
             assert "Unauthorized" in registry.told["far"][1]
-            await registry._change("far", sealed="u:two")
+            await registry.change("far", sealed="u:two")
             await fleet.told("far", "up")
             assert (await fleet.call("far")).status_code == 200
             for name in ("nodes.map", "broker.cfg"):
@@ -109,7 +109,7 @@ async def test_a_password_goes_with_its_node(tmp_path: Path, used: bool) -> None
         TinyNode("far") as tiny,
         Proxy(tiny.port, prefix="", context=None, credentials="u:s3cret") as proxy,
     ):
-        registry = MemoryRegistry([Node(name="far", url=proxy.url, sealed="u:s3cret")])
+        registry = FakeNodeRegistry([Node(name="far", url=proxy.url, sealed="u:s3cret")])
         async with running(settings.data, registry, settings=settings) as fleet:
             await fleet.told("far", "up")
             assert password in (settings.data / "run" / "nodes.map").read_text()
@@ -134,21 +134,21 @@ async def test_a_password_goes_with_the_last_node_also_if_the_start_did_not_hear
 ) -> None:
     settings = make_settings(tmp_path / "data")
     password = b64encode(b"u:s3cret").decode()
-    registry = MemoryRegistry([Node(name="far", url="http://127.0.0.1:9/x", sealed="u:s3cret")])
+    registry = FakeNodeRegistry([Node(name="far", url="http://127.0.0.1:9/x", sealed="u:s3cret")])
     async with running(settings.data, registry, settings=settings) as fleet:
         pass
-    registry.broken = True
+    registry.down = True
     async with running(settings.data, registry, settings=settings) as fleet:
         assert password in await fleet.raw(f"show map {settings.data / 'run' / 'nodes.map'}")
         await registry.remove("far")
-        registry.broken = False
+        registry.down = False
         await forgotten(fleet, password)
 
 
 async def test_a_callers_own_password_goes_to_no_node(tmp_path: Path) -> None:
     settings = make_settings(tmp_path / "data")
     async with TinyNode("far") as tiny:
-        registry = MemoryRegistry([Node(name="far", url=tiny.url)])
+        registry = FakeNodeRegistry([Node(name="far", url=tiny.url)])
         async with running(settings.data, registry, settings=settings) as fleet:
             await fleet.told("far", "up")
             await raw_request(
@@ -179,14 +179,14 @@ async def test_beside_plain_ones_and_moved(tmp_path: Path) -> None:
         TinyNode("near") as near,
         Proxy(tiny.port, prefix="/x", context=authority.context(HOST)) as proxy,
     ):
-        registry = MemoryRegistry([Node(name="far", url=proxy.url), Node(name="near", url=near.url)])
+        registry = FakeNodeRegistry([Node(name="far", url=proxy.url), Node(name="near", url=near.url)])
         async with running(settings.data, registry, settings=settings, ca_file=authority.file) as fleet:
             await fleet.told("far", "up")
             await fleet.told("near", "up")
             assert (await fleet.call("near")).json()["headers"]["host"].startswith("127.0.0.1:")
             assert (await fleet.call("far")).json()["node"] == "far"
             for url in (tiny.url, proxy.url):
-                await registry._change("far", url=url)
+                await registry.change("far", url=url)
 
                 async def moved(url: str = url) -> bool:
                     answer = await fleet.call("far")
@@ -207,7 +207,7 @@ async def test_a_wrong_certificate_is_a_node_that_is_not_up(tmp_path: Path, faul
     async with TinyNode("far") as tiny, Proxy(tiny.port, prefix="/x", context=context) as proxy:
         node = Node(name="far", url=proxy.url)
         assert "CERTIFICATE_VERIFY_FAILED" in await why_held(node, ca_file=right.file)
-        async with running(settings.data, MemoryRegistry([node]), settings=settings) as fleet:
+        async with running(settings.data, FakeNodeRegistry([node]), settings=settings) as fleet:
             await fleet.told("far", "new")
             runtime = fleet.controller.broker.runtime
             # Whoever opened it all the same: its health check fails, and no call gets through.

@@ -11,9 +11,10 @@ from comfy_fleet.domain.jobs.job import JobStatus, Placement
 from comfy_fleet.domain.nodes.pool import Pool
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.factories import picture
+from tests.fakes.nodes import FakeNodeRegistry
 from tests.fleet import until
 from tests.integration.agent_kit import host_of
-from tests.integration.haproxy_kit import MemoryRegistry, make_settings
+from tests.integration.haproxy_kit import make_settings
 from tests.integration.haproxy_kit import running as broker
 from tests.integration.redis_kit import add_nodes
 from tests.integration.test_host_verdict import beside
@@ -171,7 +172,7 @@ async def test_a_controller_takes_the_slots_that_pools_have(stores: Stores, tmp_
     await stores.pools.place({"default": 3, "gone": 2})
     await add_nodes(stores, "g1")
     nodes = await stores.nodes.nodes()
-    async with broker(tmp_path, MemoryRegistry(nodes), pools=stores.pools) as fleet:
+    async with broker(tmp_path, FakeNodeRegistry(nodes), pools=stores.pools) as fleet:
         await until(lambda: "be_pool_3" in fleet.controller._files.pools.read_text(), what="written")
         assert await fleet.raw(f"show map {fleet.controller._files.pools}")
         kept = {pool.name: pool.slot for pool in await stores.pools.pools()}
@@ -193,7 +194,7 @@ async def test_slots_that_can_t_be_kept_keep_no_node_out(stores: Stores, tmp_pat
     await add_nodes(stores, "g1")
     settings = make_settings(tmp_path)
     nodes = await stores.nodes.nodes()
-    async with broker(tmp_path, MemoryRegistry(nodes), settings=settings, pools=Away()) as fleet:
+    async with broker(tmp_path, FakeNodeRegistry(nodes), settings=settings, pools=Away()) as fleet:
         await until(lambda: Away.told >= 3, what="it is tried again")
         assert "be_pool_1" in fleet.controller._files.pools.read_text()
 

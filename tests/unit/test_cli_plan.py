@@ -18,11 +18,12 @@ from comfy_fleet.cli.up.lock import DataLock
 from comfy_fleet.cli.up.plan import Plan, UpOptions, plan, public_url
 from comfy_fleet.cli.up.programs import OwnRedis
 from comfy_fleet.cli.up.roster import keep, reconcile
-from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict, StoreDown
+from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict
 from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Nvml
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import Settings
 from tests.factories import bare_checkout
+from tests.fakes.nodes import FakeNodeRegistry
 
 
 @pytest.fixture
@@ -213,36 +214,8 @@ def test_an_address_that_is_not_here_is_no_taken_port(settings: Settings) -> Non
     assert caught.value.exit is Exit.USAGE
 
 
-class Registry:
-    """Just the part of the registry that reconciling needs."""
-
-    def __init__(self, *nodes: Node) -> None:
-        self.held = {node.name: node for node in nodes}
-        self.added: list[str] = []
-        self.store = "first"
-
-    async def store_id(self) -> str:
-        if not self.store:
-            raise StoreDown("Redis does not answer", retry_after_s=1)
-        return self.store
-
-    async def nodes(self) -> Sequence[Node]:
-        return list(self.held.values())
-
-    async def add(self, node: Node) -> Node:
-        if node.name in self.held:
-            raise Conflict(f"node {node.name} exists already")
-        self.held[node.name] = node
-        self.added.append(node.name)
-        return node
-
-    async def remove(self, name: str, *, force: bool = False) -> None:
-        assert force
-        del self.held[name]
-
-    async def cordon(self, name: str, *, reason: str) -> Node:
-        self.held[name] = replace(self.held[name], cordoned=True, cordon_reason=reason)
-        return self.held[name]
+def nodes_of(registry: FakeNodeRegistry) -> dict[str, Node]:
+    return {name: state.node for name, state in registry.held.items()}
 
 
 def node(name: str, port: int, *, ours: bool = True) -> Node:
@@ -251,41 +224,42 @@ def node(name: str, port: int, *, ours: bool = True) -> Node:
 
 
 async def test_nodes_of_the_last_start_are_kept_moved_or_removed() -> None:
-    registry = Registry(node("same", 1), node("moved", 2), node("gone", 3), node("theirs", 4, ours=False))
+    registry = FakeNodeRegistry(
+        [node("same", 1), node("moved", 2), node("gone", 3), node("theirs", 4, ours=False)]
+    )
     await reconcile(registry, [node("same", 1), node("moved", 20), node("new", 5)], now=NOW)
-    urls = {name: held.url.rsplit(":", 1)[1] for name, held in registry.held.items()}
+    urls = {name: held.url.rsplit(":", 1)[1] for name, held in nodes_of(registry).items()}
     assert urls == {"same": "1", "moved": "20", "new": "5", "theirs": "4"}
-    assert registry.added == ["moved", "new"]
-    assert registry.held["new"].added_at == NOW
+    assert {name for name, held in nodes_of(registry).items() if held.added_at == NOW} == {"moved", "new"}
 
 
 async def test_what_an_agent_will_register_stays_with_its_cordon() -> None:
-    registry = Registry(replace(node("h-gpu0", 1), cordoned=True), node("h-gpu1", 2))
+    registry = FakeNodeRegistry([replace(node("h-gpu0", 1), cordoned=True), node("h-gpu1", 2)])
     await reconcile(registry, [], ["h-gpu0"], now=NOW)
-    assert {name: held.cordoned for name, held in registry.held.items()} == {"h-gpu0": True}
+    assert {name: held.cordoned for name, held in nodes_of(registry).items()} == {"h-gpu0": True}
 
 
 async def test_a_cordon_moves_with_its_node() -> None:
-    registry = Registry(replace(node("a", 1), cordoned=True, cordon_reason="new driver"))
+    registry = FakeNodeRegistry([replace(node("a", 1), cordoned=True, cordon_reason="new driver")])
     await reconcile(registry, [node("a", 2)], now=NOW)
-    held = registry.held["a"]
+    held = nodes_of(registry)["a"]
     assert (held.url, held.cordoned, held.cordon_reason) == ("http://127.0.0.1:2", True, "new driver")
 
 
 async def test_the_cordon_of_a_twin_stays_where_it_was() -> None:
-    registry = Registry(replace(node("a", 1), cordoned=True, cordon_reason="is node b", twin="b"))
+    registry = FakeNodeRegistry([replace(node("a", 1), cordoned=True, cordon_reason="is node b", twin="b")])
     await reconcile(registry, [node("a", 2)], now=NOW)
-    assert not registry.held["a"].cordoned
+    assert not nodes_of(registry)["a"].cordoned
 
 
 async def test_a_name_that_somebody_else_uses_is_refused() -> None:
     with pytest.raises(Conflict):
-        await reconcile(Registry(node("a", 1, ours=False)), [node("a", 2)], now=NOW)
+        await reconcile(FakeNodeRegistry([node("a", 1, ours=False)]), [node("a", 2)], now=NOW)
 
 
 async def test_an_emptied_store_gets_its_nodes_back_and_a_removed_one_stays_removed() -> None:
     ours = [node("a", 1), node("b", 2)]
-    registry = Registry(*ours)
+    registry = FakeNodeRegistry(ours)
     said: list[tuple[str, str]] = []
     keeping = asyncio.create_task(
         keep(registry, ours, (), lambda *words: said.append(words), every_s=0.001, clock=lambda: NOW)
@@ -298,9 +272,9 @@ async def test_an_emptied_store_gets_its_nodes_back_and_a_removed_one_stays_remo
     try:
         await looked()
         await registry.remove("b", force=True)  # an operator's wish
-        registry.store = ""  # away for a moment
+        registry.down = True
         await looked()
-        registry.store = "first"
+        registry.down = False
         await looked()
         assert set(registry.held) == {"a"}
         registry.held.clear()
@@ -309,9 +283,9 @@ async def test_an_emptied_store_gets_its_nodes_back_and_a_removed_one_stays_remo
             while not said:
                 await looked()
         assert set(registry.held) == {"a", "b"}
-        assert registry.held["b"].added_at == NOW
-        registry.held = {"a": node("a", 1, ours=False)}
-        registry.held["a"] = replace(registry.held["a"], url="http://127.0.0.1:9")
+        assert nodes_of(registry)["b"].added_at == NOW
+        registry.held.clear()
+        await registry.add(node("a", 9, ours=False))
         registry.store = "third"
         async with asyncio.timeout(10):
             while len(said) < 2:

@@ -1,123 +1,84 @@
-"""Where jobs go after failures, and what becomes of nodes; registry, store and nodes are played."""
+"""Where jobs go after failures, and what becomes of nodes."""
 
-import asyncio
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
 
-from comfy_fleet.domain.errors import InvalidWorkflow, NodeError, NotFound, StoreDown
-from comfy_fleet.domain.graphs.inventory import Inventory, parse
-from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Placement
+from comfy_fleet.domain.errors import InvalidWorkflow, StoreDown
+from comfy_fleet.domain.graphs.inventory import parse
+from comfy_fleet.domain.jobs.job import JobError, Placement
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.nodes.eligibility import GIB, Requirements
-from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
+from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
-from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.failure_policy import PATIENCE, REST_S, FailureLimits, FailurePolicy
 from comfy_fleet.services.node_directory import NodeDirectory
-from tests.factories import GRAPH
+from tests.factories import GRAPH, a_claim, running_job
+from tests.fakes.comfyui import FakeNodeApi
+from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry, FakePoolStore
 
 CARDS = {"small": 12, "mid": 16, "large": 24}
 
 
 class World:
-    """Nodes with cards of some GiB; ``foreign`` is what others hold there."""
+    """Nodes with cards of some GiB."""
 
     def __init__(self, **cards: int) -> None:
-        self.cards = cards or CARDS
-        self.foreign: dict[str, int] = {}
-        self.has: dict[str, Inventory] = {}
-        self.digest = ""
-        self.changed_at = 0.0
-        self.strikes: list[tuple[str, str]] = []
-        self.limits: list[int] = []
-        self.wanted: list[str] = []
-        self.freed: list[str] = []
-        self.oom: dict[str, int] = {}
-        self.silent = False
-        self.hangs = False
-        self.away = False
-        self.needs_kept: dict[str, Any] = {}
-        self.pool: Pool | None = Pool(name="default")
+        self.registry = FakeNodeRegistry()
+        self.inventories = FakeInventoryStore(self.registry)
+        self.pools = FakePoolStore()
+        self.nodes = FakeNodeApi()
+        for name, size in (cards or CARDS).items():
+            self.registry.put(name, reading=Reading(vram_bytes=size * GIB))
+            self.held_by_others(name, 0)
 
-    async def states(self) -> list[NodeState]:
-        if self.away:
-            raise StoreDown("away")
-        return [
-            NodeState(
-                node=Node(name=name, url=f"http://{name}:1"),
-                reading=Reading(
-                    vram_bytes=size * GIB,
-                    inventory=name if name in self.has else self.digest,
-                    changed_at=self.changed_at,
-                ),
-            )
-            for name, size in sorted(self.cards.items())
-        ]
+    def held_by_others(self, name: str, size: int) -> None:
+        """Have other programs hold some GiB of a node's card."""
+        total = self.registry.held[name].reading.vram_bytes
+        free = {"vram_total": total, "vram_free": total - size * GIB}
+        self.nodes.stats[name] = {
+            "devices": [{"type": "cuda", **free, "torch_vram_total": 0, "torch_vram_free": 0}]
+        }
 
-    async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
-        self.strikes.append((name, kind))
-        self.limits.append(limit)
-        return len(self.strikes) >= limit
+    def read(self, **facts: Any) -> None:
+        """Change what every node told of itself."""
+        for name, state in self.registry.held.items():
+            self.registry.put(name, reading=replace(state.reading, **facts))
 
-    async def want_reading(self, name: str) -> None:
-        if name not in self.cards:
-            raise NotFound(name)
-        self.wanted.append(name)
+    def has(self, name: str, classes: Mapping[str, Any]) -> None:
+        """Have it known which classes a node has."""
+        self.inventories.inventories[name] = parse(classes)
+        reading = self.registry.held[name].reading
+        self.registry.put(name, reading=replace(reading, inventory=name))
 
-    async def load(self, digest: str) -> Inventory | None:
-        return self.has.get(digest)
+    @property
+    def strikes(self) -> list[tuple[str, str]]:
+        return [(node, kind) for node, kind, _ in self.registry.strikes]
 
-    async def needs(self, key: str) -> Any:
-        return self.needs_kept.get(key)
-
-    async def keep_needs(self, needs: Any) -> None:
-        self.needs_kept[needs.key] = needs
-
-    async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
-        self.oom[profile] = max(size, self.oom.get(profile, 0))
-        return self.oom[profile]
-
-    async def system_stats(self, node: str) -> Mapping[str, Any]:
-        if self.hangs:
-            await asyncio.Event().wait()
-        if self.silent:
-            raise NodeError("no answer")
-        total = self.cards[node] * GIB
-        free = total - self.foreign.get(node, 0) * GIB
-        figures = {"vram_total": total, "vram_free": free, "torch_vram_total": 0, "torch_vram_free": 0}
-        return {"devices": [{"type": "cuda", **figures}]}
-
-    async def get(self, name: str) -> Pool:
-        if self.pool is None:
-            raise StoreDown("away")
-        return self.pool
-
-    async def free(self, node: str) -> None:
-        self.freed.append(node)
+    @property
+    def limits(self) -> list[int]:
+        return [limit for _, _, limit in self.registry.strikes]
 
     async def failure_policy(self, limits: FailureLimits | None = None) -> FailurePolicy:
-        directory = NodeDirectory(cast(NodeRegistry, self), cast(InventoryStore, self))
-        await directory.look()
+        self.directory = NodeDirectory(self.registry, self.inventories)
+        await self.directory.look()
         return FailurePolicy(
-            cast(NodeRegistry, self),
-            cast(InventoryStore, self),
-            self,
-            directory,
-            cast(PoolStore, self),
+            self.registry,
+            self.inventories,
+            self.nodes,
+            self.directory,
+            self.pools,
             limits or FailureLimits(),
         )
 
 
 def claim(node: str, placement: Placement | None = None) -> Claim:
-    job = Job(
-        id="j", owner="o", status=JobStatus.RUNNING, created_at=100, expires_at=200, graph_hash="h",
-        profile="p", placement=placement or Placement(),
-    )  # fmt: skip
-    return Claim(job=job, graph=orjson.dumps(GRAPH), run="r", node=node, token="t", attempt=0)
+    job = running_job(created_at=100, expires_at=200, profile="p", placement=placement or Placement())
+    return a_claim(job, graph=orjson.dumps(GRAPH), node=node)
 
 
 def failed(code: str, *, exclude: bool = False) -> RunResult:
@@ -139,31 +100,35 @@ async def test_out_of_memory_goes_to_a_larger_card_for_free() -> None:
         frozenset({"small"}),
         False,
     )
-    assert (world.oom, world.freed, world.strikes) == ({"p": 12 * GIB}, ["small"], [("small", "oom")])
+    assert (world.inventories.too_small, world.nodes.freed, world.strikes) == (
+        {"p": 12 * GIB},
+        ["small"],
+        [("small", "oom")],
+    )
     assert world.limits == [5 * PATIENCE]  # the card's size is the likelier reason
     assert found.rest_s == 0.0  # its card is too small for this job, not for the next one
 
 
 async def test_a_pool_may_keep_its_models_after_out_of_memory() -> None:
     world = World()
-    world.pool = Pool(name="default", free_on_oom=False)
+    await world.pools.set(Pool(name="default", free_on_oom=False))
     failure_policy = await world.failure_policy()
     found = await failure_policy.after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
-    assert world.freed == []
-    world.pool = None  # nobody says: as everywhere
+    assert world.nodes.freed == []
+    world.pools.down = True  # nobody says: as everywhere
     await failure_policy.after(claim("small"), failed("out_of_memory"))
-    assert world.freed == ["small"]
+    assert world.nodes.freed == ["small"]
     defaults = PoolDefaults(free_on_oom=False, former={"default": Pool(name="default", free_on_oom=True)})
     await (await world.failure_policy(FailureLimits(pools=defaults))).after(
         claim("mid"), failed("out_of_memory")
     )
-    assert world.freed == ["small", "mid"]
-    world.pool = Pool(name="default", free_on_oom=False)  # its own says more than a setting's former form
+    assert world.nodes.freed == ["small", "mid"]
+    world.pools.down = False  # its own says more than a setting's former form
     await (await world.failure_policy(FailureLimits(pools=defaults))).after(
         claim("mid"), failed("out_of_memory")
     )
-    assert world.freed == ["small", "mid"]
+    assert world.nodes.freed == ["small", "mid"]
 
 
 async def test_out_of_memory_on_the_largest_card_is_the_end() -> None:
@@ -186,7 +151,7 @@ async def test_another_card_of_the_same_size_gets_one_try() -> None:
 
 async def test_memory_that_others_hold_is_not_the_card_s_fault() -> None:
     world = World(one=24, two=24)
-    world.foreign["one"] = 10
+    world.held_by_others("one", 10)
     found = await (await world.failure_policy()).after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert (found.placement.above, found.placement.without, found.counts) == (
@@ -194,10 +159,10 @@ async def test_memory_that_others_hold_is_not_the_card_s_fault() -> None:
         frozenset({"one"}),
         True,
     )
-    assert world.oom == {"p": 14 * GIB}
+    assert world.inventories.too_small == {"p": 14 * GIB}
     assert found.rest_s == REST_S  # until its agent has told HAProxy
     lone = World(one=24)
-    lone.foreign["one"] = 10
+    lone.held_by_others("one", 10)
     found = await (await lone.failure_policy()).after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement == Placement()  # once more, when there is room again
     assert "of which others hold 10 GiB" in found.error.message and found.counts
@@ -206,7 +171,7 @@ async def test_memory_that_others_hold_is_not_the_card_s_fault() -> None:
 
 async def test_a_little_that_others_hold_changes_nothing() -> None:
     world = World(one=24, two=24)
-    world.foreign["two"] = 1
+    world.held_by_others("two", 1)
     tried = Placement(without=frozenset({"one"}), above=24 * GIB)
     found = await (await world.failure_policy()).after(claim("two", tried), failed("out_of_memory"))
     assert found is not None and (found.placement, found.rest_s) == (None, 0.0)
@@ -215,7 +180,7 @@ async def test_a_little_that_others_hold_changes_nothing() -> None:
 
 async def test_an_attempt_counts_where_not_every_card_left_is_larger() -> None:
     world = World(one=24, two=24, big=48)
-    world.foreign["one"] = 10
+    world.held_by_others("one", 10)
     found = await (await world.failure_policy()).after(claim("one"), failed("out_of_memory"))
     assert found is not None and found.placement is not None and found.counts
 
@@ -234,24 +199,24 @@ async def test_cards_of_unknown_size_may_be_larger_and_teach_nothing() -> None:
     assert found is not None and found.placement is not None
     assert (found.placement.without, found.counts) == (frozenset({"one"}), True)
     world = World(new=0, big=24)
-    world.silent = True
+    world.nodes.stats.clear()
     found = await (await world.failure_policy()).after(claim("new"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
-    assert (found.placement.above, found.counts, world.oom) == (0, True, {})
+    assert (found.placement.above, found.counts, world.inventories.too_small) == (0, True, {})
 
 
 async def test_a_job_does_not_wait_for_a_node_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comfy_fleet.services.failure_policy.ASK_S", 0.01)
     world = World()
-    world.hangs = True
+    world.nodes.hangs = True
     found = await (await world.failure_policy()).after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
-    assert (found.placement.above, world.freed) == (12 * GIB, [])
+    assert (found.placement.above, world.nodes.freed) == (12 * GIB, [])
 
 
 async def test_a_silent_node_counts_with_its_whole_card() -> None:
     world = World()
-    world.silent = True
+    world.nodes.stats.clear()
     found = await (await world.failure_policy()).after(claim("mid"), failed("out_of_memory"))
     assert found is not None and found.placement is not None and found.placement.above == 16 * GIB
 
@@ -272,7 +237,7 @@ async def test_a_refusal_has_the_node_read_again() -> None:
     failure_policy = await world.failure_policy()
     found = await failure_policy.after(claim("mid"), failed("invalid_workflow", exclude=True))
     assert found is not None and found.placement is not None and found.placement.without == {"mid"}
-    assert world.wanted == ["mid"]
+    assert [n for n, state in world.registry.held.items() if state.reading.wanted] == ["mid"]
     last = Placement(without=frozenset({"small", "large"}))
     found = await failure_policy.after(claim("mid", last), failed("invalid_workflow", exclude=True))
     assert found is not None and found.placement is None  # nobody is left
@@ -291,7 +256,7 @@ async def test_two_alike_nodes_that_refuse_a_graph_speak_for_all(
     reason: str, digest: str, left: set[str] | None
 ) -> None:
     world = World(a=8, b=8, c=8, d=8)
-    world.digest = digest
+    world.read(inventory=digest)
     failure_policy = await world.failure_policy()
     details = {"node_errors": {"1": [{"field": "x", "reason": reason, "message": "no"}]}}
     error = JobError(code="invalid_workflow", message="no", details=details)
@@ -313,30 +278,31 @@ async def test_other_failures_are_nothing_special() -> None:
 async def test_only_nodes_that_changed_since_are_looked_at(changed_at: float, moves: bool) -> None:
     world = World()
     good = {name: {"input": {}, "output_node": True} for name in ("EmptyImage", "SaveImage")}
-    world.has = {"small": parse({"SaveImage": {"output_node": True}}), "large": parse(good)}
-    world.changed_at = changed_at
+    world.has("small", {"SaveImage": {"output_node": True}})
+    world.has("large", good)
+    world.read(changed_at=changed_at)
     failure_policy = await world.failure_policy()
     moved = await failure_policy.misfit(claim("small"), GRAPH)
     assert (moved is not None) == moves
     assert await failure_policy.misfit(claim("large"), GRAPH) is None
     assert await failure_policy.misfit(claim("mid"), GRAPH) is None  # not known: it decides by itself
     if moved is not None:
-        assert world.needs_kept[moved.needs].classes == {"EmptyImage"}
-        assert failure_policy._directory.able(moved) == {"large", "mid"}
+        assert world.inventories.requirements[moved.needs].classes == {"EmptyImage"}
+        assert world.directory.able(moved) == {"large", "mid"}
 
 
 async def test_a_job_keeps_its_needs_and_gets_those_that_came() -> None:
     world = World()
     loader = {"input": {"required": {"vae_name": [["b.pt"]]}}, "output_node": True}
-    world.has = {"small": parse({"VAELoader": loader})}
-    world.changed_at = 150.0
-    world.needs_kept["k"] = Requirements(
+    world.has("small", {"VAELoader": loader})
+    world.read(changed_at=150.0)
+    world.inventories.requirements["k"] = Requirements(
         classes=frozenset({"Rare"}), choices=frozenset({("Rare", "x", "a.pt")})
     )
     graph = {**GRAPH, "3": {"class_type": "VAELoader", "inputs": {"vae_name": "a.pt"}}}
     moved = await (await world.failure_policy()).misfit(claim("small", Placement(needs="k")), graph)
     assert moved is not None
-    kept = world.needs_kept[moved.needs]
+    kept = world.inventories.requirements[moved.needs]
     assert kept.classes == {"Rare", "EmptyImage", "SaveImage"}
     assert kept.choices == {("Rare", "x", "a.pt"), ("VAELoader", "vae_name", "a.pt")}
 
@@ -344,8 +310,8 @@ async def test_a_job_keeps_its_needs_and_gets_those_that_came() -> None:
 async def test_a_node_whose_limits_changed_is_named_where_needs_can_not_say_it() -> None:
     world = World()
     narrow = {"input": {"required": {"width": ["INT", {"max": 8}]}}, "output": ["IMAGE"]}
-    world.has = {"small": parse({"EmptyImage": narrow, "SaveImage": {"output_node": True}})}
-    world.changed_at = 150.0
+    world.has("small", {"EmptyImage": narrow, "SaveImage": {"output_node": True}})
+    world.read(changed_at=150.0)
     moved = await (await world.failure_policy()).misfit(claim("small"), GRAPH)
     assert moved == Placement(without=frozenset({"small"}))
 
@@ -353,7 +319,7 @@ async def test_a_node_whose_limits_changed_is_named_where_needs_can_not_say_it()
 async def test_while_redis_is_away_the_last_that_was_known_of_the_nodes_counts() -> None:
     world = World()
     failure_policy = await world.failure_policy()
-    world.away = True
+    world.registry.troubles = [StoreDown("away")]
     found = await failure_policy.after(claim("small"), failed("out_of_memory"))
     assert found is not None and found.placement is not None
     assert found.placement.above == 12 * GIB
@@ -371,17 +337,18 @@ async def test_what_a_changed_node_would_read_is_checked_before_it_is_posted() -
     graph = {**GRAPH, "9": {"class_type": "Loose", "inputs": {"x": ["77", 0]}}}
     reads_all = {**CLASSES, "Loose": {"input": {}, "output_node": True}}
     world = World()
-    world.has = {"small": parse(CLASSES), "large": parse(reads_all)}
-    world.changed_at = 150.0
+    world.has("small", CLASSES)
+    world.has("large", reads_all)
+    world.read(changed_at=150.0)
     failure_policy = await world.failure_policy()
     assert failure_policy.fitted(claim("small"), graph).keys() == GRAPH.keys()
-    assert failure_policy.unseen(claim("small")) == [world.has["small"]]
+    assert failure_policy.unseen(claim("small")) == [world.inventories.inventories["small"]]
     with pytest.raises(InvalidWorkflow):
         failure_policy.fitted(claim("large"), graph)
     with pytest.raises(InvalidWorkflow):  # it is not known what it has, so it may read what any other does
         failure_policy.fitted(claim("mid"), graph)
     assert len(failure_policy.unseen(claim("mid")) or ()) == 2
-    del world.has["large"]
+    del world.inventories.inventories["large"]
     assert (await world.failure_policy()).fitted(claim("mid"), graph).keys() == GRAPH.keys()
-    world.changed_at = 50.0
+    world.read(changed_at=50.0)
     assert (await world.failure_policy()).unseen(claim("small")) is None

@@ -1,28 +1,29 @@
-"""Inventories in memory, with a registry, a store and nodes that the test plays."""
+"""What the nodes have, as the API knows it, and who can run what."""
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack, unpack
-from comfy_fleet.domain.errors import InvalidWorkflow, NodeError
+from comfy_fleet.domain.errors import InvalidWorkflow
 from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import Placement
-from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest, Requirements
+from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
-from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.inventory_refresher import AT_ONCE, NEW_AGAIN_S
 from comfy_fleet.services.node_directory import NodeDirectory
 from tests.factories import GRAPH
+from tests.fakes.comfyui import FakeNodeApi
+from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry
+from tests.fleet import until
 
 
 def classes(*names: str) -> dict[str, Any]:
@@ -30,85 +31,49 @@ def classes(*names: str) -> dict[str, Any]:
 
 
 class World:
-    """Registry, store and nodes in one."""
+    """Registry, store and nodes. A name is a node's with what it answers; None: it is down."""
 
     def __init__(self, **nodes: Mapping[str, Any] | None) -> None:
-        self.answers = dict(nodes)
-        self.fields: dict[str, dict[str, Any]] = {}
-        self.vram: dict[str, int] = {}
-        self.asked: list[str] = []
-        self.verdicts: dict[str, str] = {}
-        self.missing: dict[str, int] = {}  # so many questions come too early
-        self.changed = asyncio.Event()
         self.now = time.time()
-        self.readings: dict[str, Reading] = {}
-        self.kept: dict[str, Inventory] = {}
-        self.needs_kept: dict[str, Requirements] = {}
+        self.registry = FakeNodeRegistry()
+        self.registry.every_s = 60
+        self.store = FakeInventoryStore(self.registry)
+        self.store.clock = lambda: self.now
+        self.nodes = FakeNodeApi()
+        for name, classes in nodes.items():
+            self.join(name, classes)
 
-    async def nodes(self) -> list[Node]:
-        return [state.node for state in await self.states()]
+    def join(
+        self, name: str, classes: Mapping[str, Any] | None, *, verdict: str = "up", early: int = 0
+    ) -> None:
+        """Register a node; so many questions to it come too early."""
+        self.nodes.classes[name] = classes
+        self.nodes.early[name] = early
+        self.has_vram(name, 0)
+        self.registry.put(name, verdict=verdict)
 
-    async def states(self) -> list[NodeState]:
-        return [
-            NodeState(
-                node=Node(name=name, url=f"http://{name}:1", **self.fields.get(name, {})),
-                verdict=self.verdicts.get(name, "up"),
-                reading=self.readings.get(name, Reading()),
-            )
-            for name in sorted(self.answers)
-        ]
+    def has_vram(self, name: str, size: int) -> None:
+        device = {"type": "cuda", "vram_total": size}
+        self.nodes.stats[name] = {"system": {"comfyui_version": "0.3.64"}, "devices": [device]}
 
-    async def changes(self) -> AsyncIterator[None]:
-        while True:
-            yield
-            await self.changed.wait()
-            self.changed.clear()
+    def set(self, name: str, **fields: Any) -> None:
+        """Register a node with these fields."""
+        self.registry.put(name, node=Node(name=name, url=f"http://{name}.test:1", **fields))
 
-    async def system_stats(self, node: str) -> Mapping[str, Any]:
-        device = {"type": "cuda", "vram_total": self.vram.get(node, 0)}
-        return {"system": {"comfyui_version": "0.3.64"}, "devices": [device]}
+    def was_read(self, name: str) -> bool:
+        return bool(self.registry.held[name].reading.inventory)
 
-    async def inventory(self, node: str) -> Inventory:
-        self.asked.append(node)
-        if self.missing.get(node, 0) > 0:
-            self.missing[node] -= 1
-            raise NodeError("HAProxy does not know it yet")
-        answer = self.answers[node]
-        if answer is None:
-            raise NodeError("down")
-        return parse(answer)
-
-    async def claim(self, node: str, *, ttl_s: int) -> bool:
-        return node in self.answers
-
-    async def unclaim(self, node: str, *, why: str = "") -> None:
-        pass
-
-    async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
-        digest, _ = pack(inventory)
-        self.kept[digest] = inventory
-        self.readings[node] = replace(reading, inventory=digest, read_at=self.now)
-        return "changed"
-
-    async def load(self, digest: str) -> Inventory | None:
-        return self.kept.get(digest)
-
-    async def keep_needs(self, needs: Requirements) -> None:
-        self.needs_kept[needs.key] = needs
-
-    async def needs(self, key: str) -> Requirements | None:
-        return self.needs_kept.get(key)
+    @property
+    def asked(self) -> list[str]:
+        return self.nodes.asked
 
 
 @asynccontextmanager
 async def inventories(world: World) -> AsyncIterator[NodeInventories]:
-    made = NodeInventories(
-        cast(NodeRegistry, world), cast(InventoryStore, world), world, clock=lambda: world.now
-    )
+    made = NodeInventories(world.registry, world.store, world.nodes, clock=lambda: world.now)
     task = asyncio.create_task(made.run())
-    async with asyncio.timeout(5):
-        while made.refresher._asking or len(world.asked) < len(world.answers):
-            await asyncio.sleep(0.001)
+    await until(lambda: len(world.asked) >= len(world.registry.held), what="every node is asked")
+    await idle(made)
     await made.look()
     try:
         yield made
@@ -117,20 +82,28 @@ async def inventories(world: World) -> AsyncIterator[NodeInventories]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def idle(known: NodeInventories) -> None:
+    await until(lambda: not known.refresher.asking, what="no node is asked")
+
+
 ALL = classes("EmptyImage", "SaveImage")
 
 
-async def able(known: NodeInventories, placement: Placement) -> frozenset[str]:
-    await known._directory.learn([placement])
-    return known._directory.able(placement)
+async def able(world: World, placement: Placement) -> frozenset[str]:
+    """Return which nodes a dispatcher would give a job of this class to."""
+    directory = NodeDirectory(world.registry, world.store)
+    await directory.look()
+    await directory.learn([placement])
+    return directory.able(placement)
 
 
 async def test_alike_nodes_share_one_inventory() -> None:
-    async with inventories(World(a=ALL, b=dict(reversed(ALL.items())), c=classes("Odd"))) as known:
-        assert len(known._directory.inventories) == 2
+    world = World(a=ALL, b=dict(reversed(ALL.items())), c=classes("Odd"))
+    async with inventories(world) as known:
+        assert len(known.declared().inventories) == 2
         placement = await known.placement(check(GRAPH), PlacementRequest())
         assert placement.needs and not placement.nodes
-        assert await able(known, placement) == {"a", "b"}
+        assert await able(world, placement) == {"a", "b"}
 
 
 async def test_what_every_node_can_run_needs_no_queue_of_its_own() -> None:
@@ -142,76 +115,63 @@ async def test_a_node_that_joins_later_takes_what_waits() -> None:
     world = World(a=ALL, c=classes("Odd"))
     async with inventories(world) as known:
         placement = await known.placement(check(GRAPH), PlacementRequest())
-        assert await able(known, placement) == {"a"}
-        world.answers |= {"new": ALL, "odd": classes("Odd")}
+        assert await able(world, placement) == {"a"}
+        world.join("new", ALL)
+        world.join("odd", classes("Odd"))
         await known.refresher.refresh(["new", "odd"], patience_s=5)
         await known.look()
-        assert await able(known, placement) == {"a", "new"}
-
-
-async def idle(known: NodeInventories) -> None:
-    async with asyncio.timeout(10):
-        while known.refresher._asking:
-            await asyncio.sleep(0.001)
+        assert await able(world, placement) == {"a", "new"}
 
 
 @pytest.mark.parametrize(("verdict", "asked"), [("new", 3), ("up", 1), ("drain", 1)])
 async def test_a_node_that_just_joined_is_read_without_another_word(verdict: str, asked: int) -> None:
     world = World(old=ALL)
     async with inventories(world) as known:
-        world.missing["new"] = 2
-        world.verdicts["new"] = verdict
-        world.answers["new"] = ALL
-        world.changed.set()
-        await asyncio.wait_for(_asked(world, "new"), 10)
-        await idle(known)
+        world.join("new", ALL, verdict=verdict, early=2)
+        await followed(world, known, "new")
         assert world.asked.count("new") == asked
-        assert ("new" in world.readings) == (verdict == "new")
+        assert world.was_read("new") == (verdict == "new")
 
 
-async def _asked(world: World, name: str) -> None:
-    while name not in world.asked:
-        await asyncio.sleep(0.001)
+async def followed(world: World, known: NodeInventories, name: str) -> None:
+    """Have the registry looked at; returns once a node was asked and no other one is."""
+    world.registry.announce()
+    await until(lambda: name in world.asked, what="it is asked")
+    await idle(known)
 
 
-class ComesUpMeanwhile(World):
-    """A node was asked too early, and is up when the answer to that arrives."""
+class ComesUpMeanwhile(FakeNodeApi):
+    """A node was asked too early, and is known to be up when the answer to that arrives."""
 
-    known: NodeInventories
+    def __init__(self, registry: FakeNodeRegistry) -> None:
+        super().__init__()
+        self._registry = registry
 
     async def inventory(self, node: str) -> Inventory:
-        if node == "new" and self.missing.get(node):
-            self.verdicts[node] = "up"
-            self.changed.set()
-            async with asyncio.timeout(5):
-                while self.known.refresher._verdicts[node] != "up":
-                    await asyncio.sleep(0.001)
+        if self.early.get(node):
+            looks = self._registry.calls["states"]
+            self._registry.put(node, verdict="up")
+            self._registry.announce()
+            await until(lambda: self._registry.calls["states"] > looks, what="it is seen that it is up")
         return await super().inventory(node)
 
 
 async def test_a_node_that_comes_up_while_it_is_asked_too_early_is_asked_again() -> None:
-    world = ComesUpMeanwhile(old=ALL)
+    world = World(old=ALL)
+    answers, world.nodes = world.nodes, ComesUpMeanwhile(world.registry)
+    world.nodes.classes, world.nodes.stats = answers.classes, answers.stats
     async with inventories(world) as known:
-        world.known = known
-        world.missing["new"] = 1
-        world.verdicts["new"] = "new"
-        world.answers["new"] = ALL
-        world.changed.set()
-        await asyncio.wait_for(_asked(world, "new"), 10)
-        await idle(known)
+        world.join("new", ALL, verdict="new", early=1)
+        await followed(world, known, "new")
         assert world.asked.count("new") == 2
-        assert "new" in world.readings
+        assert world.was_read("new")
 
 
 async def test_a_node_that_joins_and_stays_away_is_left_alone() -> None:
     world = World(old=ALL)
     async with inventories(world) as known:
-        world.missing["new"] = 1000
-        world.verdicts["new"] = "new"
-        world.answers["new"] = ALL
-        world.changed.set()
-        await asyncio.wait_for(_asked(world, "new"), 10)
-        await idle(known)
+        world.join("new", ALL, verdict="new", early=1000)
+        await followed(world, known, "new")
         assert world.asked.count("new") == len(NEW_AGAIN_S) + 1
 
 
@@ -219,12 +179,9 @@ async def test_many_that_join_together_are_asked_once_each_until_they_are_up() -
     world = World(old=ALL)
     names = [f"n{number}" for number in range(5 * AT_ONCE)]
     async with inventories(world) as known:
-        world.missing |= dict.fromkeys(names, 1000)
-        world.verdicts |= dict.fromkeys(names, "new")
-        world.answers |= dict.fromkeys(names, ALL)
-        world.changed.set()
-        await asyncio.wait_for(_asked(world, names[-1]), 10)
-        await idle(known)
+        for name in names:
+            world.join(name, ALL, verdict="new", early=1000)
+        await followed(world, known, max(names))
         counts = [world.asked.count(name) for name in names]
         assert min(counts) == 1
         assert counts[: 4 * AT_ONCE] == [1] * (4 * AT_ONCE)
@@ -240,9 +197,9 @@ async def test_refused_only_after_a_second_look() -> None:
     world = World(a=classes("SaveImage"), b=classes("Odd"))
     async with inventories(world) as known:
         world.now += 10
-        world.answers["a"] = ALL  # somebody installed it just now
-        assert await able(known, await known.placement(check(GRAPH), PlacementRequest())) == {"a"}
-        world.answers["a"] = classes("SaveImage")  # and took it away again
+        world.nodes.classes["a"] = ALL  # somebody installed it just now
+        assert await able(world, await known.placement(check(GRAPH), PlacementRequest())) == {"a"}
+        world.nodes.classes["a"] = classes("SaveImage")  # and took it away again
         world.now += 10
         await known.refresh("a")
         world.now += 10
@@ -285,16 +242,17 @@ async def test_what_is_wrong_with_the_graph_is_not_said_of_the_nodes() -> None:
 
 async def test_pools_are_wanted_preferred_or_spilled_into() -> None:
     world = World(a=ALL, b=ALL, c=classes("Odd"))
-    world.fields = {"b": {"pool": "big"}, "c": {"pool": "odd"}}
+    world.set("b", pool="big")
+    world.set("c", pool="odd")
     async with inventories(world) as known:
         graph = check(GRAPH)
-        assert await able(known, await known.placement(graph, PlacementRequest())) == {"a"}
-        assert await able(known, await known.placement(graph, PlacementRequest(pool="big"))) == {"b"}
+        assert await able(world, await known.placement(graph, PlacementRequest())) == {"a"}
+        assert await able(world, await known.placement(graph, PlacementRequest(pool="big"))) == {"b"}
         spilling = await known.placement(graph, PlacementRequest(pool="big", spill_to=("default",)))
         assert spilling.pools(["big", "default", "odd"]) == ("big", "default")
         preferring = await known.placement(graph, PlacementRequest(prefer="odd"))
         assert preferring.pools(["big", "default", "odd"]) == ("odd", "big", "default")
-        assert await able(known, preferring) == {"a", "b"}
+        assert await able(world, preferring) == {"a", "b"}
         with pytest.raises(InvalidWorkflow, match="c: has no class"):
             await known.placement(graph, PlacementRequest(pool="odd"))
         with pytest.raises(InvalidWorkflow, match="no node is in pool none: name one of big, default, odd"):
@@ -303,13 +261,15 @@ async def test_pools_are_wanted_preferred_or_spilled_into() -> None:
 
 async def test_declared_memory_zone_and_labels() -> None:
     world = World(a=ALL, b=ALL)
-    world.vram = {"a": 12 * GIB, "b": 24 * GIB}
-    world.fields = {"a": {"zone": "z1"}, "b": {"labels": {"kind": "fast"}}}
+    world.has_vram("a", 12 * GIB)
+    world.has_vram("b", 24 * GIB)
+    world.set("a", zone="z1")
+    world.set("b", labels={"kind": "fast"})
     async with inventories(world) as known:
         graph = check(GRAPH)
-        assert await able(known, await known.placement(graph, PlacementRequest(vram_bytes=16 * GIB))) == {"b"}
-        assert await able(known, await known.placement(graph, PlacementRequest(zone="z1"))) == {"a"}
-        assert await able(known, await known.placement(graph, PlacementRequest(labels={"kind": "fast"}))) == {
+        assert await able(world, await known.placement(graph, PlacementRequest(vram_bytes=16 * GIB))) == {"b"}
+        assert await able(world, await known.placement(graph, PlacementRequest(zone="z1"))) == {"a"}
+        assert await able(world, await known.placement(graph, PlacementRequest(labels={"kind": "fast"}))) == {
             "b"
         }
         with pytest.raises(InvalidWorkflow, match="a: has 12 GiB of VRAM, not 32 GiB"):
@@ -319,72 +279,69 @@ async def test_declared_memory_zone_and_labels() -> None:
 async def test_removed_nodes_are_forgotten() -> None:
     world = World(a=ALL, b=classes("Odd"))
     async with inventories(world) as known:
-        del world.answers["a"]
-        world.changed.set()
-        async with asyncio.timeout(5):
-            while "a" in known._directory.states:
-                await asyncio.sleep(0.001)
+        await world.registry.remove("a")
+        await until(lambda: "a" not in known.known, what="it is forgotten")
         with pytest.raises(InvalidWorkflow):
             await known.placement(check(GRAPH), PlacementRequest())
 
 
 async def test_any_node_asks_when_it_knows_none() -> None:
     world = World()
-    known = NodeInventories(cast(NodeRegistry, world), cast(InventoryStore, world), world)
+    known = NodeInventories(world.registry, world.store, world.nodes)
     assert not await known.any_node()
-    world.answers["a"] = ALL
+    world.join("a", ALL)
     assert await known.any_node()
 
 
 async def test_a_look_that_took_long_shows_nothing_older_than_a_later_one() -> None:
-    slow, states = asyncio.Event(), [[node_state("old")], [node_state("new")]]
+    gate = asyncio.Event()
 
-    class Registry:
-        async def states(self) -> list[NodeState]:
-            found = states.pop(0)
-            if found[0].node.name == "old":
-                await slow.wait()
+    class Slow(FakeNodeRegistry):
+        async def states(self) -> Sequence[NodeState]:
+            found = await super().states()
+            if self.calls["states"] == 1:
+                await gate.wait()
             return found
 
-    directory = NodeDirectory(cast(NodeRegistry, Registry()), cast(InventoryStore, World()))
+    registry = Slow([Node(name="old", url="http://old.test:1")])
+    directory = NodeDirectory(registry, FakeInventoryStore(registry))
     first = asyncio.create_task(directory.look())
     await asyncio.sleep(0)
+    await registry.remove("old")
+    await registry.add(Node(name="new", url="http://new.test:1"))
     await directory.look()
-    slow.set()
+    gate.set()
     await first
     assert list(directory.states) == ["new"]
 
 
 async def test_looks_at_once_show_each_inventory_as_one() -> None:
     """Whoever compares them by identity would find a node's own among none of the fleet's."""
-    world, until_both_ask, first_shown = World(a=ALL), asyncio.Event(), asyncio.Event()
-    asked: list[str] = []
+    both_ask, first_shown = asyncio.Event(), asyncio.Event()
     digest, packed = pack(parse(ALL))
 
-    class Store:
-        async def load(self, wanted: str) -> Inventory:
-            asked.append(wanted)
-            if len(asked) == 1:
-                await until_both_ask.wait()
+    class Slow(FakeInventoryStore):
+        async def load(self, digest: str) -> Inventory | None:
+            await super().load(digest)
+            if self.calls["load"] == 1:
+                await both_ask.wait()
             else:
-                until_both_ask.set()
+                both_ask.set()
                 await first_shown.wait()
             return unpack(packed)
 
-    world.readings["a"] = Reading(inventory=digest, read_at=world.now)
-    directory = NodeDirectory(cast(NodeRegistry, world), cast(InventoryStore, Store()))
+    registry = FakeNodeRegistry()
+    registry.put("a", reading=Reading(inventory=digest, read_at=1))
+    store = Slow(registry)
+    directory = NodeDirectory(registry, store)
     first, second = asyncio.create_task(directory.look()), asyncio.create_task(directory.look())
     await first
     first_shown.set()
     await second
-    assert asked == [digest, digest]
+    assert store.calls["load"] == 2
     (candidate,) = directory.candidates
     assert [candidate.inventory] == list(directory.inventories)
     assert candidate.inventory is directory.inventories[0]
-
-
-def node_state(name: str) -> NodeState:
-    return NodeState(node=Node(name=name, url=f"http://{name}:1"))
 
 
 @pytest.mark.parametrize(("nodes", "inputs"), [(1, 6000), (600, 1), (20, 300)])

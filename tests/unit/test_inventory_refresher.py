@@ -1,62 +1,43 @@
 """Reading what nodes have: what can't be read of one is its own trouble."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from comfy_fleet.domain.errors import NodeFault
-from comfy_fleet.domain.graphs.inventory import Inventory, parse
-from comfy_fleet.domain.nodes.node import Node, NodeState
-from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
+from comfy_fleet.domain.graphs.inventory import parse
 from comfy_fleet.services.inventory_refresher import AT_ONCE, InventoryRefresher
+from tests.fakes.comfyui import FakeNodeApi
+from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry
 
+OTHERS = [f"dead{number}" for number in range(AT_ONCE)]
 INFO = {"EmptyImage": {"input": {"required": {}}, "output": ["IMAGE"]}}
 
 
-class Store:
-    def __init__(self, taken: frozenset[str] = frozenset()) -> None:
-        self.claimed: set[str] = set(taken)
-        self.unread: dict[str, str] = {}
-        self.saved: list[str] = []
-
-    async def claim(self, node: str, *, ttl_s: int) -> bool:
-        if node in self.claimed:
-            return False
-        self.claimed.add(node)
-        return True
-
-    async def unclaim(self, node: str, *, why: str = "") -> None:
-        self.claimed.discard(node)
-        self.unread[node] = why
-
-    async def save(self, node: str, *_: Any) -> str:
-        self.claimed.discard(node)
-        self.saved.append(node)
-        return "changed"
+@pytest.fixture
+def registry() -> FakeNodeRegistry:
+    return FakeNodeRegistry()
 
 
-class Registry:
-    async def state(self, name: str) -> NodeState:
-        return NodeState(node=Node(name=name, url="http://127.0.0.1:1"), verdict="up")
+@pytest.fixture
+def store(registry: FakeNodeRegistry) -> FakeInventoryStore:
+    return FakeInventoryStore(registry)
 
 
-class Nodes:
-    def __init__(self, raises: Exception | None = None) -> None:
-        self._raises = raises
-
-    async def system_stats(self, node: str) -> Mapping[str, Any]:
-        return {}
-
-    async def inventory(self, node: str) -> Inventory:
-        if self._raises is not None:
-            raise self._raises
-        return parse(INFO)
+@pytest.fixture
+def nodes() -> FakeNodeApi:
+    return FakeNodeApi()
 
 
-def refresher(store: Store, nodes: Nodes) -> InventoryRefresher:
-    return InventoryRefresher(cast(NodeRegistry, Registry()), cast(InventoryStore, store), nodes)
+@pytest.fixture
+def refresher(
+    registry: FakeNodeRegistry, store: FakeInventoryStore, nodes: FakeNodeApi
+) -> InventoryRefresher:
+    for name in ("g1", *OTHERS):
+        registry.put(name, verdict="up")
+        nodes.classes[name], nodes.stats[name] = INFO, {}
+    return InventoryRefresher(registry, store, nodes)
 
 
 @pytest.mark.parametrize(
@@ -67,23 +48,31 @@ def refresher(store: Store, nodes: Nodes) -> InventoryRefresher:
         (NodeFault("/object_info answered with more than 32 MiB"), "/object_info answered with more than"),
     ],
 )
-async def test_whatever_is_raised_is_the_nodes_trouble(error: Exception, why: str) -> None:
-    store = Store()
-    assert await refresher(store, Nodes(error)).refresh(["g1"], patience_s=5) == frozenset()
-    assert store.unread["g1"].startswith(why)
-    assert store.claimed == set()
+async def test_whatever_is_raised_is_the_nodes_trouble(
+    refresher: InventoryRefresher,
+    registry: FakeNodeRegistry,
+    store: FakeInventoryStore,
+    nodes: FakeNodeApi,
+    error: Exception,
+    why: str,
+) -> None:
+    nodes.troubles = [error]
+    assert await refresher.refresh(["g1"], patience_s=5) == frozenset()
+    assert registry.held["g1"].reading.trouble.startswith(why)
+    assert not store.reading
 
 
-async def test_readings_that_others_have_begun_hold_up_no_reading() -> None:
-    taken = frozenset(f"dead{number}" for number in range(AT_ONCE))
-    store = Store(taken)
-    kept = refresher(store, Nodes())
-    waiting = asyncio.create_task(kept.refresh(sorted(taken), patience_s=30))
+async def test_readings_that_others_have_begun_hold_up_no_reading(
+    refresher: InventoryRefresher, store: FakeInventoryStore
+) -> None:
+    for name in OTHERS:
+        assert await store.claim(name, ttl_s=20)
+    waiting = asyncio.create_task(refresher.refresh(OTHERS, patience_s=30))
     await asyncio.sleep(0)
-    assert await kept.refresh(["g1"], patience_s=5) == {"g1"}
+    assert await refresher.refresh(["g1"], patience_s=5) == {"g1"}
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await kept.stop()
+    await refresher.stop()
 
 
 def test_one_odd_class_costs_no_other() -> None:

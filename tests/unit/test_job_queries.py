@@ -1,43 +1,34 @@
-"""Estimates with stores that the test plays."""
+"""Estimates, and how often the store is asked for them."""
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Sequence
 
 import pytest
 
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.nodes.node import NodeState
-from comfy_fleet.ports.jobs import JobStore
-from comfy_fleet.ports.nodes import NodeRegistry
 from comfy_fleet.services.job_queries import LOOK_S, Estimator
+from tests.fakes.nodes import FakeNodeRegistry
+from tests.fakes.runs import FakeJobStore
 
 
-class World:
-    """Jobs and nodes in one."""
+class World(FakeNodeRegistry):
+    """A registry that takes its time."""
 
-    def __init__(self) -> None:
-        self.looks = 0
-        self.now = 0.0
-        self.down = False
+    now = 0.0
 
-    async def states(self) -> list[NodeState]:
-        self.looks += 1
+    async def states(self) -> Sequence[NodeState]:
         await asyncio.sleep(0)
-        if self.down:
-            raise StoreDown("gone", retry_after_s=1)
-        return []
+        return await super().states()
 
-    async def latest_runs(self) -> list[tuple[float, str]]:
-        return [(2.0, "a")]
+    @property
+    def looks(self) -> int:
+        return self.calls["states"]
 
     def estimator(self) -> Estimator:
-        world = cast(Any, self)
-        return Estimator(
-            cast(JobStore, world),
-            cast(NodeRegistry, world),
-            clock=lambda: self.now,
-            monotonic=lambda: self.now,
-        )
+        jobs = FakeJobStore()
+        jobs.latest = [(2.0, "a")]
+        return Estimator(jobs, self, clock=lambda: self.now, monotonic=lambda: self.now)
 
 
 async def test_many_that_ask_at_once_look_at_the_nodes_once() -> None:

@@ -1,53 +1,35 @@
-"""Leases that are kept without a run; runs and leases are played."""
+"""Leases that are kept without a run."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, cast
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.ports.comfyui import Lease
-from comfy_fleet.ports.runs import RunStore
 from comfy_fleet.services import lease_holder
 from comfy_fleet.services.lease_holder import LeaseHolder
+from tests.factories import a_claim
+from tests.fakes.comfyui import FakeLease
+from tests.fakes.runs import FakeRunStore
 from tests.fleet import until
 
 
-class Granted:
-    """A lease on a node."""
-
-    close_reason = ""
-    limit = ""
-
-    def __init__(self, node: str) -> None:
-        self.node = node
-        self.over = asyncio.Event()
-
-    async def frames(self) -> AsyncIterator[str]:
-        yield "any"
-        await self.over.wait()
-
-    def release(self) -> None:
-        self.over.set()
-
-
 class World:
-    """Who has which node, and what the parking does."""
+    """Who has which node, and what is done with the leases."""
 
-    def __init__(self) -> None:
-        self.runs: dict[str, str] = {}
-        self.looks = 0
+    def __init__(self, **runs: str) -> None:
+        self.runs = FakeRunStore()
+        for node, run in runs.items():
+            self.runs.hold(a_claim(node=node, run=run))
         self.free: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.lease_holder = LeaseHolder(cast(RunStore, self), spawn=self._spawn, on_free=self.free.append)
+        self.lease_holder = LeaseHolder(self.runs, spawn=self._spawn, on_free=self.free.append)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.create_task(work))
 
-    async def lease_of(self, node: str) -> str | None:
-        self.looks += 1
-        return self.runs.get(node)
+    async def looked(self, what: str) -> None:
+        await until(lambda: self.runs.calls["lease_of"] > 2, what=what)
 
     async def over(self) -> None:
         async with asyncio.timeout(5):
@@ -60,43 +42,42 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_second_lease_is_kept_until_the_run_that_has_the_node_is_over() -> None:
-    world, lease = World(), Granted("g1")
-    world.runs["g1"] = "r"
-    world.lease_holder.park(cast(Lease, lease), "r")
-    await until(lambda: world.looks > 2, what="it is looked at again and again")
+    world, lease = World(g1="r"), FakeLease("g1")
+    world.lease_holder.park(lease, "r")
+    await world.looked("it is looked at again and again")
     assert not lease.over.is_set() and world.free == []
-    world.runs["g1"] = "another"
+    world.runs.runs.clear()
+    world.runs.hold(a_claim(run="another"))
     await world.over()
     assert lease.over.is_set() and world.free == ["g1"]
 
 
 async def test_one_lease_is_enough_to_keep_a_node() -> None:
-    world, first, second, other = World(), Granted("g1"), Granted("g1"), Granted("g2")
-    world.runs = {"g1": "r", "g2": "s"}
+    first, second, other = FakeLease("g1"), FakeLease("g1"), FakeLease("g2")
+    world = World(g1="r", g2="s")
     for lease, run in ((first, "r"), (second, "r"), (other, "s")):
-        world.lease_holder.park(cast(Lease, lease), run)
+        world.lease_holder.park(lease, run)
     assert [lease.over.is_set() for lease in (first, second, other)] == [False, True, False]
-    world.runs.clear()
+    world.runs.runs.clear()
     await world.over()
     assert sorted(world.free) == ["g1", "g2"]  # the second one never was the node's
-    world.lease_holder.park(cast(Lease, again := Granted("g1")), "t")
+    world.lease_holder.park(again := FakeLease("g1"), "t")
     assert not again.over.is_set()
     await world.over()
 
 
 async def test_a_parked_lease_that_closes_is_parked_no_more() -> None:
-    world, lease = World(), Granted("g1")
-    world.runs["g1"] = "r"
-    world.lease_holder.park(cast(Lease, lease), "r")
+    world, lease = World(g1="r"), FakeLease("g1")
+    world.lease_holder.park(lease, "r")
     lease.over.set()
     await world.over()
     assert world.free == ["g1"]
 
 
 async def test_a_node_rests_for_its_time_and_is_free_then() -> None:
-    world, lease, loop = World(), Granted("g1"), asyncio.get_running_loop()
+    world, lease, loop = World(), FakeLease("g1"), asyncio.get_running_loop()
     before = loop.time()
-    world.lease_holder.rest(cast(Lease, lease), 0.05)
+    world.lease_holder.rest(lease, 0.05)
     await asyncio.sleep(0)
     assert not lease.over.is_set() and world.free == []
     await world.over()
@@ -105,51 +86,38 @@ async def test_a_node_rests_for_its_time_and_is_free_then() -> None:
 
 
 async def test_a_stop_lets_a_resting_node_go_without_asking_for_it() -> None:
-    world, lease = World(), Granted("g1")
-    world.lease_holder.rest(cast(Lease, lease), 60)
+    world, lease = World(), FakeLease("g1")
+    world.lease_holder.rest(lease, 60)
     await asyncio.sleep(0)
     world.tasks[0].cancel()
     await asyncio.gather(*world.tasks, return_exceptions=True)
     assert lease.over.is_set() and world.free == []
 
 
-async def test_a_lease_is_kept_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    world, lease = World(), Granted("g1")
-    read, away = world.lease_of, 3
-
-    async def lease_of(node: str) -> str | None:
-        nonlocal away
-        away -= 1
-        if away >= 0:
-            raise StoreDown("Redis is away")
-        return await read(node)
-
-    monkeypatch.setattr(world, "lease_of", lease_of)
-    world.runs["g1"] = "r"
-    world.lease_holder.park(cast(Lease, lease), "r")
-    await until(lambda: world.looks > 2, what="Redis is back")
+async def test_a_lease_is_kept_while_redis_is_away() -> None:
+    world, lease = World(g1="r"), FakeLease("g1")
+    world.runs.down = True
+    world.lease_holder.park(lease, "r")
+    await world.looked("it is asked for in vain")
     assert not lease.over.is_set()
-    world.runs.clear()
+    world.runs.down = False
+    looks = world.runs.calls["lease_of"]
+    await until(lambda: world.runs.calls["lease_of"] > looks, what="Redis is back")
+    assert not lease.over.is_set()
+    world.runs.runs.clear()
     await world.over()
     assert world.free == ["g1"]
 
 
-async def test_a_defect_while_a_lease_is_parked_keeps_nobody_from_the_node(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    world, lease = World(), Granted("g1")
-
-    async def breaks(node: str) -> str | None:
-        raise ValueError("a defect")
-
-    monkeypatch.setattr(world, "lease_of", breaks)
-    world.lease_holder.park(cast(Lease, lease), "r1")
+async def test_a_defect_while_a_lease_is_parked_keeps_nobody_from_the_node() -> None:
+    world, lease = World(g1="r1"), FakeLease("g1")
+    world.runs.troubles = [ValueError("a defect")]
+    world.lease_holder.park(lease, "r1")
     with pytest.raises(ValueError, match="a defect"):
         await world.over()
     assert lease.over.is_set() and world.free == ["g1"]
-    monkeypatch.undo()
-    again = Granted("g1")
-    world.lease_holder.park(cast(Lease, again), "r1")
+    again = FakeLease("g1")
+    world.lease_holder.park(again, "r1")
     assert not again.over.is_set(), "it is not taken for parked"
     world.tasks.pop().cancel()
     world.tasks.clear()

@@ -6,26 +6,17 @@ from typing import Any
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.services.failure_policy import PATIENCE
 from comfy_fleet.services.node_faults import NodeFaults
-
-
-class Registry:
-    def __init__(self) -> None:
-        self.strikes: list[tuple[str, str, int]] = []
-
-    async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
-        assert reason
-        self.strikes.append((name, kind, limit))
-        return False
+from tests.fakes.nodes import FakeNodeRegistry
 
 
 async def told(*faults: NodeFault) -> list[tuple[str, str, int]]:
-    registry: Any = Registry()
+    registry = FakeNodeRegistry()
     count = NodeFaults(registry, limit=2)
     for fault in faults:
         count("g1", fault)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-    return list(registry.strikes)
+    return registry.strikes
 
 
 def of_run(run: str, **details: Any) -> NodeFault:

@@ -1,4 +1,4 @@
-"""When a run gives up because its lease is gone; store, care and clock are played."""
+"""When a run gives up because its lease is gone."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -6,28 +6,31 @@ from typing import Any, cast
 import pytest
 
 from comfy_fleet.adapters.telemetry import LoggingTelemetry
-from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.ports.runs import Claim, Held
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.execution import Execution, RunDeps
 from comfy_fleet.services.run_metrics import Measured
+from tests.factories import a_claim
+from tests.fakes.runs import FakeRunStore
 
-JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
-CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
+CLAIM = a_claim()
 
 
-class Store:
-    """Ends a run, and has its dispatcher told meanwhile that the run's lease is gone."""
+class Store(FakeRunStore):
+    """Has a run's dispatcher told, while its end is written, that its lease is gone."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.hold(CLAIM)
         self.run: Execution | None = None
         self.abandoned: list[bool] = []
 
-    async def finish(self, *_: object, **__: object) -> JobStatus:
+    async def finish(self, claim: Claim, status: JobStatus, **facts: Any) -> JobStatus:
         assert self.run is not None
         self.abandoned.append(self.run.abandon())
-        return JobStatus.SUCCEEDED
+        return await super().finish(claim, status, **facts)
 
 
 def execution(store: Store, telemetry: Telemetry | None = None) -> Execution:

@@ -1,7 +1,6 @@
-"""What becomes of a job when its run ends, and that it is written; store and care are played."""
+"""What becomes of a job when its run ends, with what is known of failures, and that it is written."""
 
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -11,53 +10,46 @@ from comfy_fleet.domain.errors import LeaseLost, NodeError, OutputGone, OutputLi
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import withdrawn
-from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.domain.nodes.eligibility import GIB
+from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.services import store_retry
-from comfy_fleet.services.failure_policy import Disposition, FailurePolicy
+from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
+from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.run_end import Ending, GivenBack, Over
 from comfy_fleet.services.run_metrics import Measured
+from tests.factories import a_claim, running_job
+from tests.fakes.comfyui import FakeNodeApi
+from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry, FakePoolStore
+from tests.fakes.runs import FakeRunStore, Finished, Requeued
 
-JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
-CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
 BOOM = JobError(code="node_execution_error", message="boom")
-BIGGER = Placement(above=1)
-UI = '{"9":{"images":[]}}'
+TOO_LARGE = JobError(code="out_of_memory", message="too large")
+BIGGER = Placement(above=12 * GIB, without=frozenset({"g1"}))
+UI = '{"9":{"text":["a"]}}'
 HALF = Progress(value=0.5, nodes_done=1, nodes_total=2)
 
 
 class World:
-    """What care advises, what was written, and how often Redis is away before."""
+    """A run on node ``g1``, among nodes with cards of some GiB."""
 
-    def __init__(self, advice: Disposition | None = None) -> None:
-        self.advice = advice
-        self.away = 0
-        self.written: list[dict[str, Any]] = []
-        self.ending = Ending(
-            CLAIM,
-            runs=cast(RunStore, self),
-            failure_policy=cast(FailurePolicy, self),
-            telemetry=NullTelemetry(),
+    def __init__(self, job: Job | None = None, **cards: int) -> None:
+        self.registry = FakeNodeRegistry()
+        for name, size in (cards or {"g1": 24}).items():
+            self.registry.put(name, reading=Reading(vram_bytes=size * GIB))
+        self.inventories = FakeInventoryStore(self.registry)
+        self.directory = NodeDirectory(self.registry, self.inventories)
+        self.runs = FakeRunStore()
+        self.claim = a_claim(job)
+        self.runs.hold(self.claim)
+        policy = FailurePolicy(
+            self.registry,
+            self.inventories,
+            FakeNodeApi(),
+            self.directory,
+            FakePoolStore(),
+            FailureLimits(),
         )
-
-    async def after(self, claim: Claim, verdict: RunResult) -> Disposition | None:
-        assert claim is CLAIM
-        self._answer()
-        return self.advice
-
-    async def finish(self, claim: Claim, status: JobStatus, **fields: Any) -> JobStatus:
-        self._answer()
-        self.written.append({"status": status, **fields})
-        return status
-
-    async def requeue(self, claim: Claim, **fields: Any) -> JobStatus:
-        self._answer()
-        self.written.append(fields)
-        return JobStatus.QUEUED
-
-    def _answer(self) -> None:
-        self.away -= 1
-        if self.away >= 0:
-            raise StoreDown("Redis is away")
+        self.ending = Ending(self.claim, runs=self.runs, failure_policy=policy, telemetry=NullTelemetry())
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +58,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def decided(
-    verdict: RunResult, *, lost: Exception | None = None, ordered: str = "", advice: Disposition | None = None
+    verdict: RunResult, *, lost: Exception | None = None, ordered: str = "", world: World | None = None
 ) -> Over | GivenBack:
-    return await World(advice).ending.decide(
+    world = world or World()
+    await world.directory.look()  # as a dispatcher does before its first job
+    return await world.ending.decide(
         verdict,
         broken=[lost] if lost else [],
         released="release" in ordered,
@@ -107,16 +101,8 @@ async def test_what_its_node_never_gives_away_is_not_computed_again() -> None:
 async def test_what_is_lost_again_though_its_node_ran_anew_is_not_computed_a_third_time() -> None:
     gone = OutputGone("404", details={"node_id": "9"})
     for bust, kind in (({"9"}, Over), ({"7"}, GivenBack), (set[str](), GivenBack)):
-        claim = replace(CLAIM, job=replace(JOB, bust=frozenset(bust)))
-        ending = Ending(
-            claim,
-            runs=cast(RunStore, World()),
-            failure_policy=cast(FailurePolicy, World()),
-            telemetry=NullTelemetry(),
-        )
-        found = await ending.decide(
-            RunResult(kind="succeeded"), broken=[gone], released=False, canceled=False
-        )
+        world = World(running_job(bust=frozenset(bust)))
+        found = await decided(RunResult(kind="succeeded"), lost=gone, world=world)
         assert isinstance(found, kind) and found.error is not None and found.error.code == "output_lost"
 
 
@@ -187,15 +173,35 @@ async def test_a_failure_without_a_reason_has_one() -> None:
     assert found.error is not None and found.error.code == "node_lost"
 
 
-async def test_what_care_knows_comes_first() -> None:
-    worse = JobError(code="out_of_memory", message="too large")
-    verdict = RunResult(kind="failed", error=BOOM, counts=True, retryable=True)
-    moved = Disposition(placement=BIGGER, counts=False, error=worse, rest_s=3)
-    back = GivenBack(error=worse, counts=False, placement=BIGGER, rest_s=3)
-    for ordered in ("", "release"):
-        assert await decided(verdict, advice=moved, ordered=ordered) == back
-    last = Disposition(placement=None, counts=True, error=worse)
-    assert await decided(verdict, advice=last) == Over(status=JobStatus.FAILED, error=worse)
+@pytest.mark.parametrize("ordered", ["", "release"])
+@pytest.mark.parametrize("retryable", [True, False])
+async def test_a_job_that_ran_out_of_memory_goes_to_a_larger_card(ordered: str, retryable: bool) -> None:
+    verdict = RunResult(kind="failed", error=TOO_LARGE, counts=True, retryable=retryable)
+    moved = GivenBack(error=TOO_LARGE, counts=False, placement=BIGGER)
+    assert await decided(verdict, world=World(g1=12, g2=24), ordered=ordered) == moved
+    over = await decided(verdict, world=World(g1=24, g2=12), ordered=ordered)
+    assert isinstance(over, Over) and over.status is JobStatus.FAILED and over.error is not None
+    assert "out of memory on g1 (24 GiB), the largest node that can run it" in over.error.message
+
+
+async def test_a_node_that_refuses_a_job_does_not_get_it_again() -> None:
+    refused = JobError(code="invalid_workflow", message="no class X")
+    verdict = RunResult(kind="rejected", error=refused, counts=False, retryable=True, exclude_node=True)
+    world = World(g1=12, g2=12)
+    elsewhere = Placement(without=frozenset({"g1"}))
+    assert await decided(verdict, world=world) == GivenBack(error=refused, counts=False, placement=elsewhere)
+    assert world.registry.held["g1"].reading.wanted
+    assert await decided(verdict) == Over(status=JobStatus.FAILED, error=refused)  # there is no other node
+
+
+async def test_a_job_whose_node_broke_goes_elsewhere_and_the_node_is_counted() -> None:
+    broke = JobError(code="gpu_fault", message="CUDA error")
+    verdict = RunResult(kind="failed", error=broke, counts=True, retryable=True, exclude_node=True)
+    world = World(g1=12, g2=12)
+    elsewhere = Placement(without=frozenset({"g1"}))
+    assert await decided(verdict, world=world) == GivenBack(error=broke, counts=True, placement=elsewhere)
+    assert world.registry.strikes == [("g1", "gpu", 2)]
+    assert await decided(verdict) == GivenBack(error=broke, counts=True, placement=Placement())
 
 
 @pytest.mark.parametrize(
@@ -207,36 +213,37 @@ async def test_only_a_success_says_how_long_a_job_takes(status: JobStatus, durat
     measured = Measured(speed=0.1, models=["vae/a"])
     end = Over(status=status, error=BOOM)
     assert await world.ending.finish(end, measured=measured, duration_s=2.5, progress=HALF, ui=UI) is status
-    facts = {"duration_s": duration_s, "speed": 0.1, "models": ["vae/a"], "progress": HALF, "ui": UI}
-    assert world.written == [{"status": status, "error": BOOM, **facts}]
+    assert world.runs.finished == [
+        Finished(status=status, error=BOOM, duration_s=duration_s, speed=0.1, models=["vae/a"], progress=HALF)
+    ]
 
 
 async def test_an_end_is_written_as_soon_as_redis_is_back() -> None:
-    world = World(Disposition(placement=BIGGER, counts=True, error=BOOM, rest_s=1))
-    world.away = 5
-    verdict = RunResult(kind="failed", error=BOOM)
-    back = await world.ending.decide(verdict, broken=[], released=False, canceled=False)
-    assert isinstance(back, GivenBack) and not world.written
-    world.away = 5
+    world = World(g1=12, g2=24)
+    away: list[Exception] = [StoreDown("Redis is away")] * 5
+    world.inventories.troubles = away.copy()
+    back = await decided(RunResult(kind="failed", error=TOO_LARGE, counts=True), world=world)
+    assert isinstance(back, GivenBack) and not world.runs.requeued
+    world.runs.troubles = away.copy()
     assert await world.ending.give_back(back, bust=frozenset({"7"}), progress=HALF, ui=UI) is JobStatus.QUEUED
-    facts = {"counts": True, "reason": BOOM, "placement": BIGGER, "bust": frozenset({"7"})}
-    facts |= {"progress": HALF, "ui": UI}
-    assert world.written == [facts]
-    world.away = 5
+    assert world.runs.requeued == [
+        Requeued(
+            counts=False, reason=TOO_LARGE, bust=frozenset({"7"}), placement=BIGGER, progress=HALF, ui=UI
+        )
+    ]
+    world = World()
+    world.runs.troubles = away.copy()
     end = Over(status=JobStatus.SUCCEEDED)
     written = world.ending.finish(end, measured=Measured(), duration_s=1, progress=None, ui="")
     assert await written is JobStatus.SUCCEEDED
-    assert len(world.written) == 2
+    assert len(world.runs.finished) == 1
 
 
-async def test_whoever_lost_the_run_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_whoever_lost_the_run_writes_nothing() -> None:
     world = World()
-
-    async def stale(claim: Claim, **fields: Any) -> JobStatus:
-        raise LeaseLost("another dispatcher has it")
-
-    monkeypatch.setattr(world, "requeue", stale)
+    world.runs.lose("r")
     with pytest.raises(LeaseLost):
         await world.ending.give_back(
             GivenBack(error=BOOM, counts=True), bust=frozenset(), progress=None, ui=""
         )
+    assert not world.runs.requeued

@@ -1,92 +1,88 @@
-"""Which nodes are asked for, and what is claimed for them; store, registry and HAProxy are played."""
+"""Which nodes are asked for, and what is claimed for them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from random import Random
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import pytest
 
 from comfy_fleet.adapters.telemetry import NullTelemetry
-from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
-from comfy_fleet.domain.nodes.node import Node, NodeState
+from comfy_fleet.domain.jobs.job import JobStatus, Placement
+from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.nodes.node_order import ByShare, NodeOrder, Nodes
-from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
-from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
-from comfy_fleet.ports.runs import Claim, Refused, RunStore
+from comfy_fleet.ports.comfyui import NoLease
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.seekers import BETTER_GAPS_S, MAX_WISH, PARALLEL, RECLAIM_S, UNAVAILABLE_S, Seekers
+from tests.factories import a_claim
+from tests.fakes.comfyui import FakeLeases
+from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry
+from tests.fakes.runs import FakeRunStore
 from tests.fleet import until
 
 ANY = Placement()
 
 
-class Granted:
-    """A lease on a node."""
-
-    def __init__(self, node: str) -> None:
-        self.node = node
-        self.released = False
-
-    def release(self) -> None:
-        self.released = True
-
-
 class World:
-    """Nodes that are free, jobs that wait, and what was asked and claimed."""
+    """Nodes that are free, jobs that wait, and what was claimed."""
 
     def __init__(
-        self, *nodes: str, jobs: int = 0, pools: dict[str, str] | None = None, seed: int = 1
+        self,
+        *nodes: str,
+        jobs: int = 0,
+        pools: dict[str, str] | None = None,
+        wish: Placement = ANY,
+        seed: int = 1,
     ) -> None:
         self.chance = Random(seed).random
-        self.pools = pools or dict.fromkeys(nodes, "default")
-        self.free = list(self.pools)
-        self.jobs = jobs
+        pools = pools or dict.fromkeys(nodes, "default")
+        self.registry = FakeNodeRegistry(
+            Node(name=name, url=f"http://{name}.test:1", pool=pool) for name, pool in pools.items()
+        )
+        for name in pools:
+            self.registry.put(name, verdict="up")
+        self.runs = FakeRunStore(self.registry)
+        self.runs.queue(jobs, wish)
+        self.leases = FakeLeases(pools)
+        self.order: NodeOrder = ByShare(self.chance)
         self.time = 0.0
-        self.on_ask: Callable[[str], None] = lambda pool: None
-        self.asked: list[tuple[str, tuple[str, ...]]] = []
-        self.offered: list[Sequence[Placement]] = []
-        self.granted: list[Granted] = []
         self.claims: list[Claim] = []
         self.taken: list[tuple[str, str]] = []
-        self.refusal: Refused | Exception | None = None
-        self.no_lease: Literal["busy", "error"] = "busy"
         self.tasks: set[asyncio.Task[None]] = set()
         self.ids = count()
-        self.occupying: set[str] = set()
-        self.looked = 0
-        self.may = True
-        self.frozen: str | None = ""
-        self.weights: dict[str, int] = {}
-        self.verdicts: dict[str, str] = {}
-        self.order: NodeOrder = ByShare(self.chance)
-        self.directory = NodeDirectory(cast(NodeRegistry, self), cast(InventoryStore, self))
+        self.directory = NodeDirectory(self.registry, FakeInventoryStore(self.registry))
 
     @asynccontextmanager
-    async def seekers(self) -> AsyncIterator[Seekers]:
+    async def seekers(self, *, looking: bool = False) -> AsyncIterator[Seekers]:
         await self.directory.look()
-        yield Seekers(
+        made = Seekers(
             self.directory,
-            cast(RunStore, self),
-            cast(Leases, self),
+            self.runs,
+            self.leases,
             order=self.order,
             name="d1",
             lease_ttl_s=5,
-            now=lambda: self.time,
+            now=lambda: self.time + 0.002 * self.leases.calls["lease"],
             new_id=lambda: f"id-{next(self.ids)}",
             chance=self.chance,
             spawn=self.spawn,
             on_claim=lambda claim, lease, asked: self.claims.append(claim),
             on_taken=lambda lease, run: self.taken.append((lease.node, run)),
-            may=lambda: self.may,
+            may=lambda: True,
             telemetry=NullTelemetry(),
         )
-        for task in self.tasks:
+        look = asyncio.create_task(made.seek()) if looking else None
+        if look is not None:
+            await until(lambda: self.looks, what="it has looked once")
+        yield made
+        tasks = [*self.tasks, *([look] if look else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -96,47 +92,25 @@ class World:
     async def idle(self) -> None:
         await until(lambda: not self.tasks, what="nobody seeks")
 
-    async def states(self) -> list[NodeState]:
-        return [
-            NodeState(
-                node=Node(name=n, url=f"http://{n}:1", pool=p, weight=self.weights.get(n, 100)),
-                verdict=self.verdicts.get(n, "up"),
-            )
-            for n, p in self.pools.items()
-        ]
+    @property
+    def looks(self) -> int:
+        """How often it was looked at the queues."""
+        return self.runs.calls["waiting"]
 
-    async def lease(self, *, run: str, pool: str, nodes: Sequence[str] = ()) -> Lease | NoLease:
-        self.asked.append((pool, tuple(nodes)))
-        self.time += 0.002
-        self.on_ask(pool)
-        await asyncio.sleep(0)
-        able = nodes or [name for name, where in self.pools.items() if where == pool]
-        name = next((name for name in able if name in self.free), None)
-        if name == self.frozen:
-            await asyncio.sleep(60)
-        if name is None:
-            return NoLease(why=self.no_lease, detail="")
-        self.free.remove(name)
-        self.granted.append(Granted(name))
-        return cast(Lease, self.granted[-1])
+    def weigh(self, weights: dict[str, int]) -> None:
+        for name, state in self.registry.held.items():
+            self.registry.put(name, node=replace(state.node, weight=weights.get(name, 100)))
 
-    async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
-        self.looked += 1
-        await asyncio.sleep(0)
-        return frozenset(nodes) & self.occupying
+    def occupy(self, node: str, run: str = "theirs") -> None:
+        """Have another dispatcher's run on a node."""
+        self.runs.hold(a_claim(node=node, run=run))
 
-    async def claim(
-        self, *, node: str, placements: Sequence[Placement], run: str, **_: Any
-    ) -> Claim | Refused:
-        self.offered.append(placements)
-        if isinstance(self.refusal, Exception):
-            raise self.refusal
-        if self.refusal or not self.jobs:
-            return self.refusal or Refused(why="empty")
-        self.jobs -= 1
-        self.occupying.add(node)
-        job = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
-        return Claim(job=job, graph=b"{}", run=run, node=node, token="t", attempt=0, behind=self.jobs)
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks at the queues without a reason."""
+    monkeypatch.setattr("comfy_fleet.services.seekers.LOOK_AGAIN_S", (60.0, 90.0))
+    monkeypatch.setattr("comfy_fleet.services.seekers.IDLE_LOOK_S", 60.0)
 
 
 async def test_one_wake_up_fills_all_nodes_and_asks_for_no_more_than_jobs_wait() -> None:
@@ -148,7 +122,11 @@ async def test_one_wake_up_fills_all_nodes_and_asks_for_no_more_than_jobs_wait()
         assert len({claim.node for claim in world.claims}) == len(world.claims) == claimed
         runs = {claim.run for claim in world.claims}
         assert len(runs) == claimed
-        idle = [lease for lease in world.granted if lease.node not in {claim.node for claim in world.claims}]
+        idle = [
+            lease
+            for lease in world.leases.granted
+            if lease.node not in {claim.node for claim in world.claims}
+        ]
         assert all(lease.released for lease in idle)
 
 
@@ -166,7 +144,7 @@ async def test_a_claim_tells_how_many_jobs_wait_that_nobody_seeks_a_node_for() -
         seekers.wanted(ANY)
         seekers.wanted(ANY)
         await world.idle()
-    assert [claim.behind for claim in world.claims] == [0, 0] and len(world.asked) == 2
+    assert [claim.behind for claim in world.claims] == [0, 0] and len(world.leases.asked) == 2
     world = World("g1", jobs=4)
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
@@ -180,7 +158,7 @@ async def test_only_able_nodes_are_wished_and_none_is_named_where_all_are_able()
         seekers.wanted(ANY)
         seekers.wanted(Placement(without=frozenset({"g1"})))
         await world.idle()
-    (_, none), (_, named) = sorted(world.asked, key=lambda asked: len(asked[1]))
+    (_, none), (_, named) = sorted(world.leases.asked, key=lambda asked: len(asked[1]))
     assert none == () and len(set(named)) == MAX_WISH and "g1" not in named
     assert named != tuple(sorted(named))
 
@@ -194,45 +172,58 @@ async def test_a_freed_node_is_asked_for_by_name_while_its_jobs_wait() -> None:
         await world.idle()
         seekers.freed("g1")  # that was the last one
         assert not world.tasks
-        world.free, world.jobs = [], 1
+        await world.runs.finish(world.claims[0], JobStatus.SUCCEEDED, error=None, duration_s=None)
+        world.leases.free = []
+        world.runs.queue(1)
         seekers.wanted(ANY)
         await world.idle()
-        world.asked.clear()
-        world.on_ask = lambda pool: world.free.extend(["g1"] * (len(world.asked) == 4))
+        world.leases.asked.clear()
+        world.leases.on_ask = lambda pool: world.leases.free.extend(["g1"] * (len(world.leases.asked) == 4))
         seekers.freed("g1")  # HAProxy sees it a little later
         await world.idle()
-    assert world.asked == [("default", ("g1",))] * 4
+    assert world.leases.asked == [("default", ("g1",))] * 4
     assert world.claims[-1].node == "g1" and len(world.claims) == 2
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("why", ["busy", "error"])
 async def test_a_freed_node_that_stays_busy_is_left_to_the_next_look(why: Literal["busy", "error"]) -> None:
     world = World("g1", jobs=1)
-    world.free, world.no_lease = [], why
-    async with world.seekers() as seekers:
-        seekers.wanted(ANY)
+    world.leases.free, world.leases.refusal = [], NoLease(why=why)
+    async with world.seekers(looking=True) as seekers:
         await world.idle()
-        world.asked.clear()
+        world.leases.asked.clear()
+        looks = world.looks
         seekers.freed("g1")
+        await until(lambda: world.looks > looks, what="the queues are looked at")
         await world.idle()
-        assert seekers._look.is_set()
-    assert len(world.asked) == (1 if why == "error" else RECLAIM_S / 0.002)
+    assert len(world.leases.asked) == (1 if why == "error" else RECLAIM_S / 0.002)
 
 
 async def test_a_busy_class_is_not_asked_for_again_at_once_unless_something_changes() -> None:
     world = World("g1", jobs=2)
-    world.free = []
+    world.leases.free = []
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
         seekers.wanted(ANY)
-        assert not world.tasks and len(world.asked) == 1
-        world.free = ["g1"]
+        assert not world.tasks and len(world.leases.asked) == 1
+        world.leases.free = ["g1"]
         seekers.look_again()
-        assert seekers._look.is_set()
         seekers.wanted(ANY)
         await world.idle()
     assert len(world.claims) == 1
+
+
+@pytest.mark.usefixtures("patient")
+async def test_when_something_changes_the_queues_are_looked_at_at_once() -> None:
+    world = World("g1", jobs=1)
+    world.leases.free = []
+    async with world.seekers(looking=True) as seekers:
+        await world.idle()
+        world.leases.free = ["g1"]
+        seekers.look_again()
+        await until(lambda: world.claims, what="the job has its node")
 
 
 SPILLING = Placement(pool="big", spill=("default",))
@@ -241,34 +232,41 @@ UNEQUAL = {"fast": 100, "slow": 7}
 
 
 async def test_a_node_of_a_later_pool_is_taken_at_once_while_the_first_pool_is_at_work() -> None:
-    world = World(pools=POOLS, jobs=1)
-    world.free, world.occupying = ["small"], {"big"}
+    world = World(pools=POOLS, jobs=1, wish=SPILLING)
+    world.leases.free = ["small"]
+    world.occupy("big")
     async with world.seekers() as seekers:
         seekers.wanted(SPILLING)
         await world.idle()
     assert [claim.node for claim in world.claims] == ["small"]
-    assert (len(world.asked), world.looked) == (2, 1)
+    assert (len(world.leases.asked), world.runs.calls["occupied"]) == (2, 1)
 
 
 async def test_a_node_of_a_later_pool_is_given_back_if_one_of_the_first_became_free() -> None:
-    world = World(pools=POOLS, jobs=1)
-    world.free = ["small"]
+    world = World(pools=POOLS, jobs=1, wish=SPILLING)
+    world.leases.free = ["small"]
     async with world.seekers() as seekers:
-        world.on_ask = lambda pool: world.free.extend(["big"] * (pool == "default"))
+        world.leases.on_ask = lambda pool: world.leases.free.extend(["big"] * (pool == "default"))
         seekers.wanted(SPILLING)
         await world.idle()
     assert [claim.node for claim in world.claims] == ["big"]
-    assert [(lease.node, lease.released) for lease in world.granted] == [("small", True), ("big", False)]
+    assert [(lease.node, lease.released) for lease in world.leases.granted] == [
+        ("small", True),
+        ("big", False),
+    ]
 
 
 async def test_a_much_faster_node_that_is_free_is_taken_instead() -> None:
     world = World("slow", "fast", jobs=1)
-    world.weights = UNEQUAL
+    world.weigh(UNEQUAL)
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
     assert [claim.node for claim in world.claims] == ["fast"]
-    assert [(lease.node, lease.released) for lease in world.granted] == [("slow", True), ("fast", False)]
+    assert [(lease.node, lease.released) for lease in world.leases.granted] == [
+        ("slow", True),
+        ("fast", False),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -278,29 +276,35 @@ async def test_whoever_was_given_a_better_node_claims_before_who_got_the_other(
     pools: dict[str, str], wish: Placement
 ) -> None:
     better, ours = pools
-    world = World(pools=pools, jobs=1)
-    world.weights = UNEQUAL
-    world.free = [ours]  # another dispatcher has just been given the better one, for the same job
+    world = World(pools=pools, jobs=1, wish=wish)
+    world.weigh(UNEQUAL)
+    world.leases.free = [ours]  # another dispatcher has just been given the better one, for the same job
     async with world.seekers() as seekers:
         seekers.wanted(wish)
-        await until(lambda: world.looked > 2, what="it waits for the other one")
-        assert not world.offered
-        world.occupying, world.jobs = {better}, 0  # which claims now
+        await until(lambda: world.runs.calls["occupied"] > 2, what="it waits for the other one")
+        assert not world.runs.offered
+        await world.runs.claim(
+            node=better, placements=[wish], run="theirs", token="t2", dispatcher="d2", ttl_s=5
+        )
         await world.idle()
-        assert world.offered and world.granted[0].released and not world.claims
-        world.jobs, world.free, world.looked = 1, [ours], 0
+        assert len(world.runs.offered) == 2 and world.leases.granted[0].released and not world.claims
+        world.runs.queue(1, wish)
+        world.leases.free, world.runs.calls["occupied"] = [ours], 0
         seekers.wanted(wish)  # the better one is at work: a job that is left goes to the other
         await world.idle()
-    assert [claim.node for claim in world.claims] == [ours] and world.looked == 1
+    assert [claim.node for claim in world.claims] == [ours] and world.runs.calls["occupied"] == 1
 
 
 async def test_a_better_node_that_is_kept_for_no_run_is_not_waited_for_long() -> None:
     world = World("fast", "slow", jobs=1)
-    world.weights, world.free = UNEQUAL, ["slow"]
+    world.weigh(UNEQUAL)
+    world.leases.free = ["slow"]
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert [claim.node for claim in world.claims] == ["slow"] and world.looked == len(BETTER_GAPS_S)
+    assert [claim.node for claim in world.claims] == ["slow"] and world.runs.calls["occupied"] == len(
+        BETTER_GAPS_S
+    )
 
 
 async def test_a_better_node_that_does_not_answer_is_not_waited_for_long(
@@ -308,22 +312,23 @@ async def test_a_better_node_that_does_not_answer_is_not_waited_for_long(
 ) -> None:
     monkeypatch.setattr("comfy_fleet.services.seekers.BETTER_TIMEOUT_S", 0.01)
     world = World("slow", "fast", jobs=1)
-    world.weights, world.frozen = UNEQUAL, "fast"
+    world.weigh(UNEQUAL)
+    world.leases.frozen = "fast"
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert [claim.node for claim in world.claims] == ["slow"] and not world.granted[0].released
+    assert [claim.node for claim in world.claims] == ["slow"] and not world.leases.granted[0].released
 
 
 async def test_of_the_better_nodes_the_fastest_is_taken() -> None:
     for seed in range(8):
         world = World("slow", "middle", "fast", jobs=1, seed=seed)
-        world.weights = {"slow": 10, "middle": 40, "fast": 100}
+        world.weigh({"slow": 10, "middle": 40, "fast": 100})
         async with world.seekers() as seekers:
             seekers.wanted(ANY)
             await world.idle()
         assert [claim.node for claim in world.claims] == ["fast"]
-        assert all(lease.released for lease in world.granted if lease.node != "fast")
+        assert all(lease.released for lease in world.leases.granted if lease.node != "fast")
 
 
 class Warm:
@@ -350,22 +355,27 @@ class Warm:
 
 async def test_another_order_decides_what_is_asked_for() -> None:
     world = World("a", "b", "c", jobs=2)
-    world.weights, world.order = {"a": 100, "b": 100, "c": 7}, Warm("c", "b")
+    world.weigh({"a": 100, "b": 100, "c": 7})
+    world.order = Warm("c", "b")
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert world.asked[0] == ("default", ("b", "c", "a"))  # though every node is able
+    assert world.leases.asked[0] == ("default", ("b", "c", "a"))  # though every node is able
     assert [claim.node for claim in world.claims] == ["b", "c"]
-    assert not any(lease.released for lease in world.granted if lease.node != "a")
+    assert not any(lease.released for lease in world.leases.granted if lease.node != "a")
 
 
 async def test_another_order_decides_which_nodes_are_better_than_the_granted_one() -> None:
     for warm, claimed in (("slow", "slow"), ("elsewhere", "fast")):
         world = World("fast", "slow", jobs=1)
-        world.weights, world.order = UNEQUAL, Warm(warm)
-        world.free = ["fast"]
+        world.weigh(UNEQUAL)
+        world.order = Warm(warm)
+        world.leases.free = ["fast"]
         async with world.seekers() as seekers:
-            world.on_ask = lambda pool, world=world: world.free.extend(["slow"] * (len(world.asked) == 1))  # type: ignore[misc]
+            leases = world.leases
+            leases.on_ask = lambda pool, leases=leases: leases.free.extend(
+                ["slow"] * (len(leases.asked) == 1)
+            )  # type: ignore[misc]
             seekers.wanted(ANY)
             await world.idle()
         assert [claim.node for claim in world.claims] == [claimed], warm
@@ -373,49 +383,52 @@ async def test_another_order_decides_which_nodes_are_better_than_the_granted_one
 
 async def test_a_better_node_that_is_not_to_be_had_costs_only_the_first_job_a_wait() -> None:
     world = World("fast", "slow-1", "slow-2", "slow-3", jobs=3)
-    world.weights = {"fast": 100, "slow-1": 7, "slow-2": 7, "slow-3": 7}
-    world.free = ["slow-1"]
+    world.weigh({"fast": 100, "slow-1": 7, "slow-2": 7, "slow-3": 7})
+    world.leases.free = ["slow-1"]
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await until(lambda: world.claims, what="the first job has its node")
-        world.looked, world.free = 0, ["slow-2"]
+        world.runs.calls["occupied"], world.leases.free = 0, ["slow-2"]
         seekers.look_again()
         seekers.wanted(ANY)
         await world.idle()
-        assert world.looked <= 2  # nothing is left to wait for
+        assert world.runs.calls["occupied"] <= 2  # nothing is left to wait for
         world.time += UNAVAILABLE_S
-        world.free = ["slow-3", "fast"]
-        world.asked.clear()
+        world.leases.free = ["slow-3", "fast"]
+        world.leases.asked.clear()
         seekers.look_again()
         seekers.wanted(ANY)
         await world.idle()
     assert [claim.node for claim in world.claims] == ["slow-1", "slow-2", "fast"]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_who_was_refused_the_node_that_is_given_back_may_ask_again_at_once() -> None:
-    world = World(pools=POOLS, jobs=1)
-    world.free = ["small"]
-    async with world.seekers() as seekers:
+    world = World(pools=POOLS)
+    world.leases.free = ["small"]
+    async with world.seekers(looking=True) as seekers:
+        world.runs.queue(1, SPILLING)
+        world.runs.queue(1)
 
         def on_ask(pool: str) -> None:
-            if pool == "default":
-                world.free.append("big")
-                seekers._busy_until[ANY] = 1e9  # somebody else was refused a moment ago
+            if pool == "default" and world.leases.calls["lease"] == 2:
+                world.leases.free.append("big")
+                seekers.wanted(ANY)  # is refused: the node has just been granted
 
-        world.on_ask = on_ask
+        world.leases.on_ask = on_ask
         seekers.wanted(SPILLING)
-        await world.idle()
-        assert [claim.node for claim in world.claims] == ["big"]
-        assert ANY not in seekers._busy_until and seekers._look.is_set()
+        await until(lambda: len(world.claims) == 2, what="both jobs have a node")
+    assert [claim.node for claim in world.claims] == ["big", "small"]
+    assert "default" in [pool for pool, _ in world.leases.asked[2:-1]]
 
 
 async def test_a_node_that_was_granted_before_a_stop_is_given_back() -> None:
     world = World("g1", jobs=1)
     async with world.seekers() as seekers:
-        world.on_ask = lambda pool: seekers.stop()
+        world.leases.on_ask = lambda pool: seekers.stop()
         seekers.wanted(ANY)
         await world.idle()
-    assert world.granted[0].released and not world.offered
+    assert world.leases.granted[0].released and not world.runs.offered
 
 
 @pytest.mark.parametrize(
@@ -430,68 +443,75 @@ async def test_nobody_asks_for_a_node_that_is_not_much_faster_or_takes_no_jobs(
     weights: dict[str, int], verdict: str
 ) -> None:
     world = World("slow", "fast", jobs=1)
-    world.weights, world.verdicts = weights, {"fast": verdict}
+    world.weigh(weights)
+    world.registry.put("fast", verdict=verdict)
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert [claim.node for claim in world.claims] == ["slow"] and len(world.asked) == 1
+    assert [claim.node for claim in world.claims] == ["slow"] and len(world.leases.asked) == 1
 
 
 async def test_a_slow_node_is_given_back_if_the_wait_for_a_faster_one_is_cut_short() -> None:
     world = World("fast", "slow", jobs=1)
-    world.weights, world.free = UNEQUAL, ["slow"]
+    world.weigh(UNEQUAL)
+    world.leases.free = ["slow"]
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
-        await until(lambda: world.granted, what="a node is granted")
-    assert world.granted[0].released and not world.offered
+        await until(lambda: world.leases.granted, what="a node is granted")
+    assert world.leases.granted[0].released and not world.runs.offered
 
 
 async def test_a_node_is_offered_to_all_classes_that_may_use_it_but_for_those_with_a_better_one() -> None:
-    world = World(pools={"big": "big", "small": "default"}, jobs=9)
-    world.free = []
-    elsewhere, spilling = (
-        Placement(without=frozenset({"small"})),
-        Placement(pool="big", spill=("default",)),
-    )
+    world = World(pools=POOLS, jobs=9)
+    world.leases.free = []
+    elsewhere = Placement(without=frozenset({"small"}))
     async with world.seekers() as seekers:
-        for placement in (Placement(pool="default"), elsewhere, spilling):
-            seekers._known.add(placement)
-        assert seekers._fitting("small", ANY) == [ANY, *(seekers._known - {elsewhere, ANY})]
-        seekers.wanted(spilling)
-        assert spilling not in seekers._fitting("small", ANY)
-        assert spilling in seekers._fitting("big", ANY)
+        for placement in (ANY, elsewhere, SPILLING):
+            seekers.wanted(placement)
+        await world.idle()
+        seekers.look_again()
+        world.leases.free = ["small"]
+        seekers.wanted(ANY)
+        await world.idle()
+        assert world.runs.offered[-1] == [ANY, SPILLING]
+        world.leases.free, world.leases.frozen = ["small", "big"], "big"
+        await world.runs.finish(world.claims[0], JobStatus.SUCCEEDED, error=None, duration_s=None)
+        seekers.look_again()
+        seekers.wanted(SPILLING)
+        seekers.wanted(ANY)
+        await until(lambda: len(world.claims) == 2, what="the other class has its node")
+        assert world.runs.offered[-1] == [ANY]
 
 
 async def test_a_lease_on_a_node_that_a_run_has_is_handed_on_to_be_kept() -> None:
     world = World("g1", jobs=1)
-    world.refusal = Refused(why="leased", run="r")
+    world.occupy("g1", run="r")
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert world.taken == [("g1", "r")] and not world.granted[0].released
+    assert world.taken == [("g1", "r")] and not world.leases.granted[0].released
 
 
-@pytest.mark.parametrize("refusal", [Refused(why="cordoned"), Refused(why="empty"), StoreDown("gone")])
-async def test_a_lease_without_a_claim_is_given_back(refusal: Refused | Exception) -> None:
-    world = World("g1", jobs=1)
-    world.refusal = refusal
+@pytest.mark.parametrize("why", ["cordoned", "empty", "the store is away"])
+async def test_a_lease_without_a_claim_is_given_back(why: str) -> None:
+    world = World("g1", jobs=0 if why == "empty" else 1)
     async with world.seekers() as seekers:
+        if why == "cordoned":
+            await world.registry.cordon("g1", reason="fans")
+        elif why != "empty":
+            world.runs.down = True
         seekers.wanted(ANY)
         await world.idle()
-    assert world.granted[0].released and not world.claims
+    assert world.leases.granted[0].released and not world.claims
 
 
 async def test_jobs_behind_a_broken_one_are_claimed_at_once() -> None:
-    world = World("g1", "g2", jobs=1)
-
-    def first_only(pool: str) -> None:
-        world.refusal = Refused(why="broken") if not world.granted else None
-
-    world.on_ask = first_only
+    world = World("g1", "g2", jobs=2)
+    world.runs.broken = 1
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert world.granted[0].released and len(world.claims) == 1
+    assert world.leases.granted[0].released and len(world.claims) == 1
 
 
 async def test_nothing_is_claimed_after_a_stop() -> None:
@@ -504,4 +524,4 @@ async def test_nothing_is_claimed_after_a_stop() -> None:
         for act in acts:
             act()
             assert not world.tasks
-    assert not world.asked
+    assert not world.leases.asked

@@ -1,0 +1,74 @@
+"""Uploads and outputs in memory."""
+
+from collections.abc import AsyncIterator
+
+from blake3 import blake3
+
+from comfy_fleet.domain.errors import LeaseLost, NoRoom
+from comfy_fleet.domain.jobs.asset import Asset
+from tests.fakes.base import Fake, unplayed
+from tests.fakes.runs import FakeRunStore
+
+
+class FakeAssetStore(Fake):
+    """Outputs of jobs.
+
+    Attributes:
+        runs: Which runs may add any.
+        outputs: The bytes of each output by its name.
+        records: By id.
+        room: Bytes left on the disk; None: there is no end of them.
+    """
+
+    def __init__(self, runs: FakeRunStore) -> None:
+        super().__init__()
+        self.runs = runs
+        self.outputs: dict[str, bytes] = {}
+        self.records: dict[str, Asset] = {}
+        self.room: int | None = None
+
+    def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
+        if self.room is not None and size_bytes > self.room:
+            raise NoRoom("the fleet's disk is full")
+
+    async def add_output(
+        self,
+        *,
+        owner: str,
+        job_id: str,
+        run: str,
+        token: str,
+        chunks: AsyncIterator[bytes],
+        name: str,
+        content_type: str,
+        expires_at: float,
+    ) -> Asset:
+        data = b""
+        async for chunk in chunks:
+            data += chunk
+            self.check_room(len(data), output=True)
+        self.answer("add_output")
+        if self.runs.owned(run, token).claim.job.id != job_id:
+            raise LeaseLost(f"run {run} has another job")
+        self.outputs[name] = data
+        asset = Asset(
+            id=f"a-{name}",
+            owner=owner,
+            hash=f"blake3:{blake3(data).hexdigest()}",
+            size_bytes=len(data),
+            content_type=content_type,
+            file_path=name,
+            path=name,
+            created_at=0,
+            expires_at=expires_at,
+            job_id=job_id,
+        )
+        self.records[asset.id] = asset
+        return asset
+
+    async def get(self, asset_id: str) -> Asset | None:
+        self.answer("get")
+        return self.records.get(asset_id)
+
+    receive = keep = upload = from_hash = has_hash = by_path = delete = hold = release = unplayed
+    forget_job = open = url = unplayed

@@ -1,0 +1,172 @@
+"""ComfyUI servers in memory: leases on them, and what they answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from comfy_fleet.domain.errors import NodeError, OutputGone
+from comfy_fleet.domain.graphs.inventory import Inventory, parse
+from comfy_fleet.domain.jobs.outputs import FileRef
+from comfy_fleet.domain.jobs.run_messages import Binary, Frame
+from comfy_fleet.ports.assets import Content
+from comfy_fleet.ports.comfyui import NoLease
+from tests.fakes.base import Fake, unplayed
+
+
+class FakeLease:
+    """A lease on a node.
+
+    Attributes:
+        sent: The frames that its node sends.
+        over: Set once it is released or its websocket has closed.
+        released: Whether it was given back.
+    """
+
+    close_reason = ""
+    limit = ""
+
+    def __init__(self, node: str, on_release: Callable[[str], None] = lambda node: None) -> None:
+        self.node = node
+        self.sent: list[Frame | Binary] = []
+        self.over = asyncio.Event()
+        self.released = False
+        self._on_release = on_release
+
+    async def frames(self) -> AsyncIterator[Frame | Binary]:
+        for frame in self.sent:
+            yield frame
+        await self.over.wait()
+
+    def release(self) -> None:
+        if not self.released:
+            self._on_release(self.node)
+        self.released = True
+        self.over.set()
+
+
+class FakeLeases(Fake):
+    """HAProxy's lease frontend, with one slot for each node.
+
+    Attributes:
+        pools: The pool of each node.
+        free: Nodes that can be granted, in the order in which HAProxy would take them.
+        asked: Every request: pool and nodes.
+        granted: Every lease.
+        refusal: Why nothing is granted.
+        frozen: A node that answers nothing at all.
+        on_ask: Called with the pool of each request.
+    """
+
+    def __init__(self, pools: Mapping[str, str]) -> None:
+        super().__init__()
+        self.pools = pools
+        self.free = list(pools)
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+        self.granted: list[FakeLease] = []
+        self.refusal = NoLease(why="busy")
+        self.frozen = ""
+        self.on_ask: Callable[[str], None] = lambda pool: None
+
+    async def lease(self, *, run: str, pool: str, nodes: Sequence[str] = ()) -> FakeLease | NoLease:
+        self.answer("lease")
+        self.asked.append((pool, tuple(nodes)))
+        self.on_ask(pool)
+        await asyncio.sleep(0)
+        able = nodes or [name for name, where in self.pools.items() if where == pool]
+        name = next((name for name in able if name in self.free and self.pools[name] == pool), None)
+        if name is None:
+            return self.refusal
+        if name == self.frozen:
+            await asyncio.Event().wait()
+        self.free.remove(name)
+        self.granted.append(FakeLease(name, self.free.append))
+        return self.granted[-1]
+
+
+class FakeNodeApi(Fake):
+    """ComfyUI's HTTP API on named nodes.
+
+    Attributes:
+        classes: What each node answers to ``/object_info``; None: it is down.
+        early: How many questions to each node come before it is there.
+        stats: What each node answers to ``/system_stats``; a node without is asked in vain.
+        hangs: Whether ``/system_stats`` is never answered.
+        files: What the nodes' files hold, by name, or by ``type/name`` for what is not in ``output``.
+        file_troubles: What asking for a file raises, one each time.
+        slow: What each file waits for before it is sent.
+        tells_length: Whether it says how long a file is.
+        freed: Nodes that were asked to unload their models.
+        asked: Every node whose inventory was asked for.
+        viewed: Every file that was asked for.
+        under_way: How many files are being sent.
+        most: How many were at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes: dict[str, Mapping[str, Any] | None] = {}
+        self.early: dict[str, int] = {}
+        self.stats: dict[str, Mapping[str, Any]] = {}
+        self.hangs = False
+        self.files: dict[str, bytes] = {}
+        self.file_troubles: dict[str, list[Exception]] = {}
+        self.slow: dict[str, asyncio.Event] = {}
+        self.tells_length = True
+        self.freed: list[str] = []
+        self.asked: list[str] = []
+        self.viewed: list[str] = []
+        self.under_way = self.most = 0
+
+    async def inventory(self, node: str) -> Inventory:
+        self.asked.append(node)
+        self.answer("inventory")
+        answer = self.classes.get(node)
+        early = self.early.get(node, 0)
+        if early:
+            self.early[node] = early - 1
+        if answer is None or early:
+            raise NodeError(f"node {node} does not answer")
+        return parse(answer)
+
+    async def system_stats(self, node: str) -> Mapping[str, Any]:
+        self.answer("system_stats")
+        if self.hangs:
+            await asyncio.Event().wait()
+        if node not in self.stats:
+            raise NodeError(f"node {node} does not answer")
+        return self.stats[node]
+
+    async def free(self, node: str) -> None:
+        self.answer("free")
+        self.freed.append(node)
+
+    @asynccontextmanager
+    async def view(self, node: str, ref: FileRef) -> AsyncIterator[Content]:
+        self.answer("view")
+        self.viewed.append(ref.filename)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            if (gate := self.slow.get(ref.filename)) is not None:
+                await gate.wait()
+            if troubles := self.file_troubles.get(ref.filename):
+                raise troubles.pop(0)
+            yield self._content(ref)
+        finally:
+            self.under_way -= 1
+
+    def _content(self, ref: FileRef) -> Content:
+        typed, plain = f"{ref.type}/{ref.filename}", ref.filename
+        data = self.files.get(typed) if ref.or_type else self.files.get(plain, self.files.get(typed))
+        if data is None:
+            raise OutputGone(f"no file {ref.filename}")
+        return Content(chunks=chunks(data), length=len(data) if self.tells_length else None)
+
+    post_prompt = queue_state = history = interrupt = delete_pending = upload = unplayed
+
+
+async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    """Yield bytes in pieces."""
+    for start in range(0, len(data), size):
+        yield data[start : start + size]

@@ -1,0 +1,343 @@
+"""Jobs and runs in memory."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+from comfy_fleet.domain.errors import LeaseLost
+from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
+from comfy_fleet.ports.runs import Claim, Refused, Waiting
+from tests.factories import running_job
+from tests.fakes.base import Fake, unplayed
+from tests.fakes.nodes import FakeNodeRegistry
+
+
+class FakeEvents(Fake):
+    """Live events of jobs.
+
+    Attributes:
+        subscribers: How many follow each job.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.subscribers: Counter[str] = Counter()
+        self._queues: dict[str, list[asyncio.Queue[JobEvent]]] = {}
+
+    def tell(self, event: JobEvent) -> None:
+        """Publish an event."""
+        for queue in self._queues.get(event.job_id, ()):
+            queue.put_nowait(event)
+
+    def unread(self, job_id: str) -> int:
+        """Return how many events of a job were not read yet."""
+        return sum(queue.qsize() for queue in self._queues.get(job_id, ()))
+
+    @asynccontextmanager
+    async def subscribe(self, job_id: str) -> AsyncIterator[AsyncIterator[JobEvent]]:
+        self.answer("subscribe")
+        queue: asyncio.Queue[JobEvent] = asyncio.Queue()
+        self._queues.setdefault(job_id, []).append(queue)
+        self.subscribers[job_id] += 1
+        try:
+            yield _all(queue)
+        finally:
+            self._queues[job_id].remove(queue)
+            self.subscribers[job_id] -= 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a run's end was written with."""
+
+    status: JobStatus
+    error: JobError | None
+    duration_s: float | None
+    speed: float | None
+    models: Sequence[str]
+    progress: Progress | None
+    ui: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requeued:
+    """What a job was given back with."""
+
+    counts: bool
+    reason: JobError
+    bust: frozenset[str]
+    placement: Placement | None
+    progress: Progress | None
+    ui: str
+
+
+@dataclass
+class FakeRun:
+    """A run that is not over.
+
+    Attributes:
+        on_node: Whether it has its node's lease.
+    """
+
+    claim: Claim
+    on_node: bool = True
+    outputs: dict[tuple[str, str, int], Output] = field(default_factory=dict)
+
+
+class FakeRunStore(Fake):
+    """Queues of placement classes, and runs that are fenced by their tokens.
+
+    Attributes:
+        registry: Which nodes may be claimed; None: any.
+        queues: The jobs that wait in each class, best first.
+        runs: Those that are not over.
+        offered: What each claim was asked for.
+        progressed: Every progress that was stored.
+        previews: Every preview that was published.
+        waiting_for: What each note said that a run waits for.
+        events: Who follows the jobs.
+        finished: Every end that was written.
+        requeued: Every job that was given back.
+        broken: Claims that meet a job that can't be read: it ends.
+    """
+
+    def __init__(self, registry: FakeNodeRegistry | None = None) -> None:
+        super().__init__()
+        self.registry = registry
+        self.queues: dict[Placement, list[Job]] = {}
+        self.runs: dict[str, FakeRun] = {}
+        self.offered: list[Sequence[Placement]] = []
+        self.progressed: list[Progress] = []
+        self.previews: list[Mapping[str, Any]] = []
+        self.waiting_for: list[str | None] = []
+        self.events = FakeEvents()
+        self.finished: list[Finished] = []
+        self.requeued: list[Requeued] = []
+        self.broken = 0
+        self._ids = count(1)
+
+    # -- what a test says -----------------------------------------------------------------------------
+
+    def queue(self, jobs: int, placement: Placement | None = None) -> None:
+        """Have some more jobs wait."""
+        placement = placement or Placement()
+        waiting = self.queues.setdefault(placement, [])
+        for _ in range(jobs):
+            waiting.append(
+                running_job(id=f"j{next(self._ids)}", placement=placement, status=JobStatus.QUEUED)
+            )
+
+    def hold(self, claim: Claim) -> None:
+        """Have a run hold its node, whoever claimed it."""
+        self.runs[claim.run] = FakeRun(claim)
+        self._show(claim.node)
+
+    def lose(self, run: str) -> None:
+        """Have another dispatcher take a run over."""
+        held = self.runs[run]
+        held.claim = replace(held.claim, token=f"{held.claim.token}'")
+
+    # -- the port -------------------------------------------------------------------------------------
+
+    async def waiting(self) -> Sequence[Waiting]:
+        self.answer("waiting")
+        return [
+            Waiting(placement=placement, count=len(jobs), head_score=float(at))
+            for at, (placement, jobs) in enumerate(self.queues.items())
+            if jobs
+        ]
+
+    async def claim(
+        self,
+        *,
+        node: str,
+        placements: Sequence[Placement],
+        run: str,
+        token: str,
+        dispatcher: str,
+        ttl_s: float,
+    ) -> Claim | Refused:
+        self.offered.append(placements)
+        self.answer("claim")
+        if self.registry is not None:
+            state = self.registry.held.get(node)
+            if state is None:
+                return Refused(why="removed")
+            if state.node.cordoned:
+                return Refused(why="cordoned")
+        if (holder := self._holder(node)) is not None:
+            return Refused(why="leased", run=holder)
+        jobs = next((jobs for placement in placements if (jobs := self.queues.get(placement))), None)
+        if jobs is None:
+            return Refused(why="empty")
+        job = jobs.pop(0)
+        if self.broken:
+            self.broken -= 1
+            return Refused(why="broken")
+        claim = Claim(
+            job=replace(job, status=JobStatus.RUNNING, run=run, node=node),
+            graph=b"{}",
+            run=run,
+            node=node,
+            token=token,
+            attempt=job.attempt,
+            behind=sum(len(self.queues.get(placement, ())) for placement in placements),
+        )
+        self.hold(claim)
+        return claim
+
+    async def lease_of(self, node: str) -> str | None:
+        self.answer("lease_of")
+        return self._holder(node)
+
+    async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
+        self.answer("occupied")
+        await asyncio.sleep(0)
+        return frozenset(node for node in nodes if self._holder(node) is not None)
+
+    async def progress(self, claim: Claim, progress: Progress) -> None:
+        self.answer("progress")
+        self.owned(claim.run, claim.token)
+        self.progressed.append(progress)
+
+    async def followed(self, claim: Claim) -> bool:
+        self.answer("followed")
+        return bool(self.events.subscribers[claim.job.id])
+
+    async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
+        self.answer("preview")
+        self.owned(claim.run, claim.token)
+        self.previews.append(data)
+
+    async def output(self, claim: Claim, output: Output) -> None:
+        self.answer("output")
+        self.owned(claim.run, claim.token).outputs.setdefault(
+            (output.node_id, output.key, output.index), output
+        )
+
+    async def waits(self, claim: Claim, why: str | None) -> None:
+        self.answer("waits")
+        self.owned(claim.run, claim.token)
+        self.waiting_for.append(why)
+
+    async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]], *, ui: str = "") -> None:
+        self.answer("left")
+        self.owned(claim.run, claim.token).on_node = False
+        self._show(claim.node)
+
+    async def finish(
+        self,
+        claim: Claim,
+        status: JobStatus,
+        *,
+        error: JobError | None,
+        duration_s: float | None,
+        speed: float | None = None,
+        models: Sequence[str] = (),
+        progress: Progress | None = None,
+        ui: str = "",
+    ) -> JobStatus:
+        self.answer("finish")
+        self._end(claim)
+        self.finished.append(
+            Finished(
+                status=status,
+                error=error,
+                duration_s=duration_s,
+                speed=speed,
+                models=models,
+                progress=progress,
+                ui=ui,
+            )
+        )
+        return status
+
+    async def requeue(
+        self,
+        claim: Claim,
+        *,
+        counts: bool,
+        reason: JobError,
+        bust: frozenset[str] = frozenset(),
+        placement: Placement | None = None,
+        progress: Progress | None = None,
+        ui: str = "",
+    ) -> JobStatus:
+        self.answer("requeue")
+        self._end(claim)
+        self.requeued.append(
+            Requeued(counts=counts, reason=reason, bust=bust, placement=placement, progress=progress, ui=ui)
+        )
+        job = replace(claim.job, attempt=claim.job.attempt + counts, run=None, node=None)
+        if counts and job.attempt >= job.max_attempts:
+            return JobStatus.FAILED
+        where = placement or job.placement
+        self.queues.setdefault(where, []).insert(0, replace(job, placement=where, status=JobStatus.QUEUED))
+        return JobStatus.QUEUED
+
+    check_schema = beat = accepted = hand_over = take_over = secret = unplayed
+    overdue = forgettable = postpone = forget = unplayed
+
+    def _holder(self, node: str) -> str | None:
+        return next((run for run, it in self.runs.items() if it.on_node and it.claim.node == node), None)
+
+    def _end(self, claim: Claim) -> None:
+        self.owned(claim.run, claim.token)
+        del self.runs[claim.run]
+        self._show(claim.node)
+
+    def _show(self, node: str) -> None:
+        """Have the registry show what a node does."""
+        if self.registry is not None and node in self.registry.held:
+            self.registry.put(node, run=self._holder(node))
+
+    def owned(self, run: str, token: str) -> FakeRun:
+        """Return a run that a token holds; raises LeaseLost."""
+        held = self.runs.get(run)
+        if held is None or held.claim.token != token:
+            raise LeaseLost(f"run {run} belongs to another dispatcher now")
+        return held
+
+
+class FakeJobStore(Fake):
+    """The jobs as clients see them.
+
+    Attributes:
+        held: By id.
+        places: Where in the queue each waits.
+        latest: Seconds and node of the last jobs that succeeded.
+    """
+
+    def __init__(self, *jobs: Job) -> None:
+        super().__init__()
+        self.held = {job.id: job for job in jobs}
+        self.places: dict[str, int] = {}
+        self.latest: list[tuple[float, str]] = []
+
+    async def get(self, job_id: str) -> Job | None:
+        self.answer("get")
+        return self.held.get(job_id)
+
+    async def position(self, job: Job) -> int | None:
+        self.answer("position")
+        found = self.held.get(job.id)
+        return None if found is None or found.status is not JobStatus.QUEUED else self.places.get(job.id, 1)
+
+    async def preview(self, job_id: str) -> Mapping[str, Any] | None:
+        self.answer("preview")
+        return None
+
+    async def latest_runs(self) -> Sequence[tuple[float, str]]:
+        self.answer("latest_runs")
+        return self.latest
+
+    submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = ui = unplayed
+
+
+async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:
+    while True:
+        yield await queue.get()
