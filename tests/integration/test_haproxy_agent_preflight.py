@@ -113,7 +113,8 @@ async def test_no_other_word_opens(tmp_path: Path, node: TinyNode, said: bytes) 
 async def test_a_cordoned_node_stays_closed(tmp_path: Path, node: TinyNode) -> None:
     registry = FakeNodeRegistry()
     async with TalkingAgent() as agent, patient(tmp_path, registry) as fleet:
-        await registry.add(Node(name="g1", url=node.url, agent=agent.address, cordoned=True))
+        registry.put("g1", node=Node(name="g1", url=node.url, agent=agent.address, cordoned=True))
+        registry.announce()
         await closed(fleet, agent)
         assert await maintained(fleet)
 

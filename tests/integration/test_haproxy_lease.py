@@ -203,7 +203,8 @@ async def test_a_node_that_is_drained_before_its_first_lease_is_not_down(
     fleet: Broker, nodes: dict[str, TinyNode]
 ) -> None:
     new = Node(name="g3", url=nodes["g3"].url, cordoned=True, cordon_reason="not yet")
-    await fleet.registry.add(new)
+    fleet.registry.put("g3", node=new)
+    fleet.registry.announce()
     await fleet.told("g3", "drain")
     assert fleet.registry.told["g3"] == ("drain", "cordoned: not yet")
     assert await fleet.grants(nodes="g3") is None

@@ -365,6 +365,12 @@ async def test_another_order_decides_what_is_asked_for() -> None:
     assert not any(lease.released for lease in world.leases.granted if lease.node != "a")
 
 
+def then_free(leases: FakeLeases, node: str, pool: str) -> None:
+    """Have a node free from the first request on."""
+    if len(leases.asked) == 1:
+        leases.free.append(node)
+
+
 async def test_another_order_decides_which_nodes_are_better_than_the_granted_one() -> None:
     for warm, claimed in (("slow", "slow"), ("elsewhere", "fast")):
         world = World("fast", "slow", jobs=1)
