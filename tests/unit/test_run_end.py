@@ -214,7 +214,15 @@ async def test_only_a_success_says_how_long_a_job_takes(status: JobStatus, durat
     end = Over(status=status, error=BOOM)
     assert await world.ending.finish(end, measured=measured, duration_s=2.5, progress=HALF, ui=UI) is status
     assert world.runs.finished == [
-        Finished(status=status, error=BOOM, duration_s=duration_s, speed=0.1, models=["vae/a"], progress=HALF)
+        Finished(
+            status=status,
+            error=BOOM,
+            duration_s=duration_s,
+            speed=0.1,
+            models=["vae/a"],
+            progress=HALF,
+            ui=UI,
+        )
     ]
 
 
