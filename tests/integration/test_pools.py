@@ -49,6 +49,9 @@ async def test_a_record_of_another_version_or_a_broken_one_hides_no_pool(
     await redis.hset("fleet:pools", "odd", b'{"free_idle_s": -1}')
     await redis.hset("fleet:pools", "torn", b"{")
     await redis.hset("fleet:pools:slots", "torn", b"4")
+    for name in (b"Upper", b"no name", b"\xff"):  # those of no pool hide none either
+        await redis.hset("fleet:pools", name, b'{"free_idle_s": 5}')
+        await redis.hset("fleet:pools:slots", name, b"5")
     assert await stores.pools.pools() == [
         Pool(name="new", free_idle_s=5),
         Pool(name="odd"),

@@ -33,10 +33,13 @@ class RedisPools:
                 pipe.hgetall(SET)
                 pipe.hgetall(SLOTS)
                 records, slots = await pipe.execute()
-        return [
-            self._read(raw.decode(), records.get(raw), slots.get(raw))
-            for raw in sorted(records.keys() | slots.keys())
-        ]
+        found = []
+        for raw in sorted(records.keys() | slots.keys()):
+            try:
+                found.append(self._read(raw.decode(), records.get(raw), slots.get(raw)))
+            except (*UNREADABLE, BadInput) as error:  # no pool has such a name
+                self._complaints.about("pool", raw.decode(errors="backslashreplace"), error)
+        return found
 
     async def get(self, name: str) -> Pool:
         """Return a pool; with nothing set if nobody has."""
