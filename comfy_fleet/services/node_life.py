@@ -5,6 +5,7 @@ implements it on the fleet's stores; the command line implements it over HTTP.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -236,13 +237,16 @@ async def roll(
     """
     for first in range(0, len(names), at_once):
         batch = names[first : first + at_once]
+        drained: list[str] = []
         try:
             for name in batch:
+                drained.append(name)  # also if the order fails: it may have been carried out
                 await control.drain(name, reason="rolling restart")
             await wait_drained(control, batch, drain_s)
         except BaseException:
-            for name in batch:  # nothing was restarted yet: restore the state before
-                await control.resume(name)
+            for name in drained:  # nothing was restarted yet: restore the state before
+                with contextlib.suppress(Exception):  # of one node; the others are resumed all the same
+                    await control.resume(name)
             raise
         starts = {name: (await control.status(name)).starts for name in batch}
         if restart is not None:

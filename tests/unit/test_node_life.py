@@ -71,6 +71,24 @@ async def test_jobs_that_do_not_end_leave_every_node_as_it_was() -> None:
     assert world.orders == ["drain g1", "drain g2", "resume g1", "resume g2"]
 
 
+async def test_a_node_that_can_not_be_drained_leaves_the_others_as_they_were() -> None:
+    class Odd(World):
+        async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
+            await super().drain(name, reason=reason, requeue=requeue)
+            if name == "g2":
+                raise Conflict("g2 can't be drained")
+
+        async def resume(self, name: str) -> None:
+            await super().resume(name)
+            if name == "g1":
+                raise Conflict("g1 can't be resumed")
+
+    world = Odd()
+    with pytest.raises(Conflict, match="g2 can't be drained"):
+        await world.rolled("g1", "g2", "g3", at_once=3)
+    assert world.orders == ["drain g1", "drain g2", "resume g1", "resume g2"], "g3 was left alone"
+
+
 async def test_a_node_that_does_not_come_back_stays_drained_and_ends_the_walk() -> None:
     world = World(silent={"g1"})
     with pytest.raises(NotInTime, match=r"g1 did not come back within 0\.05 s") as caught:
