@@ -119,17 +119,21 @@ async def test_broken_upload_keeps_nothing(store: RedisAssets, tmp_path: Path, r
 async def test_an_upload_is_on_the_disk_before_it_has_a_record_and_an_output_is_not_waited_for(
     store: RedisAssets, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[bytes] = []
+    synced: list[object] = []
 
     def fsync(descriptor: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
-        assert files(tmp_path / "blobs") == []
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append(files(path) if path.is_dir() else path.read_bytes())
 
     monkeypatch.setattr(os, "fsync", fsync)
-    await put(store, b"an upload")
-    assert synced == [b"an upload"]
+    asset, _ = await put(store, b"an upload")
+    name = Path(Path(asset.path).name)
+    assert synced == [b"an upload", [name]], "its bytes, then its name"
+    again, _ = await put(store, b"an upload")
+    assert again.path == asset.path and synced[-1] == [name], "the name of those that took its place"
+    synced.clear()
     await add(redis, store, JOB, b"an output")
-    assert synced == [b"an upload"]
+    assert synced == []
 
 
 async def test_from_hash_is_the_owners_only(store: RedisAssets) -> None:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from comfy_fleet.adapters.system.disk import Disk, reading
-from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.adapters.system.folders import private_folder, sync_folder
 from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.ports.blobs import Blob
 
@@ -82,6 +82,8 @@ class DiskBlobs:
                 digest = hasher.hexdigest()
                 key = f"blobs/{digest[:2]}/{drawn.replace('-', '')[:12]}/{digest}"
                 _move(temp, self._root / key)
+                if durable:
+                    sync_folder((self._root / key).parent)
             return key
 
         try:
@@ -112,6 +114,7 @@ class DiskBlobs:
         def move() -> None:
             with self._disk.writing():
                 _move(self._root / by, self._root / key)
+                sync_folder((self._root / key).parent)
             _leave(self._root / by)
 
         await asyncio.to_thread(move)

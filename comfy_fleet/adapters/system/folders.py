@@ -4,6 +4,7 @@ Some of them belong to one process at a time.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -26,6 +27,22 @@ def private_folder(path: Path) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
     path.mkdir(exist_ok=True)  # says so if it is a file
     return path
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk: a file's own sync may leave its new name out.
+
+    Raises:
+        OSError: The disk is in trouble.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without such a sync
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

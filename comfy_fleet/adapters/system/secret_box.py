@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
-from comfy_fleet.adapters.system.folders import private_folder
+from comfy_fleet.adapters.system.folders import private_folder, sync_folder
 from comfy_fleet.domain.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class SecretBox:
                     file.flush()
                     os.fsync(file.fileno())
                 path.hardlink_to(temp)
+                sync_folder(path.parent)
             except FileExistsError:
                 pass
             finally:
