@@ -1,11 +1,11 @@
 """Blobs as files in a folder that all processes of the fleet share.
 
     ROOT/tmp/UUID              being written
-    ROOT/blobs/ab/DRAWN/HASH   complete; DRAWN tells writings of the same bytes apart
+    ROOT/blobs/ab/DRAWN/HASH   complete; DRAWN is a new random name for each write
     ROOT/blobs/ab/HASH         of earlier versions
     ROOT/jobs/JOB/HASH         outputs of earlier versions
 
-No name is made from what a user sent. A file appears under its name by a rename, whole or not at all.
+No name is made from a user's input. A file appears under its name by a rename, complete or not at all.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from comfy_fleet.adapters.system.folders import private_folder, sync_folder
 from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.ports.blobs import Blob
 
-_BUFFER = 1 << 20  # written and hashed in one hop to a thread
-_SMALL = 1 << 18  # hashed and written faster (0.2 ms) than a thread is woken
-_FIRST = 1 << 20  # read together with the opening: one hop to a thread is the quickest way for a picture
+_BUFFER = 1 << 20  # bytes written and hashed per hop to a thread
+_SMALL = 1 << 18  # takes 0.2 ms, which is faster than waking a thread
+_FIRST = 1 << 20  # read together with opening the file: one hop to a thread is the fastest way for a picture
 _CHUNK = 1 << 18
 _LISTED = 500  # names in one batch
 
@@ -35,9 +35,9 @@ class DiskBlobs:
     """:class:`comfy_fleet.ports.blobs.BlobStore` on a file system.
 
     Args:
-        root: The folder; made when it is missing.
+        root: The folder; created if missing.
         new_id: Draws a UUID.
-        disk: Knows how much room there is; the root's own with the usual floor if None.
+        disk: Knows how much room there is; None: the root's own disk with the usual floor.
     """
 
     def __init__(self, root: Path, *, new_id: Callable[[], str], disk: Disk | None = None) -> None:
@@ -98,7 +98,7 @@ class DiskBlobs:
             return Blob(key=key, hash=f"blake3:{hasher.hexdigest()}", size_bytes=size)
         finally:
             if file is not None:
-                with contextlib.suppress(OSError):  # what it could not write it raises again
+                with contextlib.suppress(OSError):  # it raises again if it could not write
                     file.close()
             temp.unlink(missing_ok=True)
 
@@ -154,7 +154,7 @@ class DiskBlobs:
                     if _is_older(folder / name, before)
                 )
                 if not names and folder.name != top and _changed_at(folder) < before:
-                    _leave(folder / "-")  # whoever made it died
+                    _leave(folder / "-")  # its writer has died
 
 
 def _move(source: Path, target: Path) -> None:
@@ -166,8 +166,8 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _leave(path: Path) -> None:
-    """Remove the folder that was made for a file, or for files of one job, if it is empty now."""
-    if len(path.parent.name) > 2:  # those of two digits are everybody's
+    """Remove the folder of a file, or of one job's files, if it is empty now."""
+    if len(path.parent.name) > 2:  # folders named by two digits are shared
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 

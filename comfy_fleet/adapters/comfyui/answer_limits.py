@@ -1,7 +1,7 @@
-"""What a node's HTTP answer may cost: bytes, seconds, and the values that its JSON is made of.
+"""Limits on a node's HTTP answer: bytes, seconds, and the number of values in its JSON.
 
-Every process that asks a node reads the answer here, whatever client it asks with. A node that breaks one of
-these limits is at fault itself (:class:`NodeFault`, which names the limit and its setting).
+Every process reads nodes' answers here, with whatever HTTP client. Breaking a limit is the node's fault
+(:class:`NodeFault`, which names the limit and its setting).
 """
 
 import asyncio
@@ -20,17 +20,17 @@ MIB = 1024 * 1024
 OFF_LOOP_BYTES = 256 * 1024
 """Larger answers are decoded in a thread."""
 PLAIN = {"Accept-Encoding": "identity"}
-"""Headers of every question: an answer that comes packed could unpack to anything."""
+"""Headers of every request: a compressed answer could unpack to any size."""
 _SMALL = (
     "/system_stats", "/node_replacements", "/object_info/", "/upload", "/interrupt", "/free", "/api/",
 )  # fmt: skip
-"""Calls that every ComfyUI answers with a few KB."""
+"""Calls that every ComfyUI answers with a few kB."""
 _SMALL_BYTES = MIB
 
-# What JSON costs beside its texts, measured with orjson on CPython 3.11 to 3.13: objects, and 16 bytes
-# for each value that the decoder needs meanwhile. Signs inside of texts count as well.
+# Memory that JSON takes in addition to its texts, measured with orjson on CPython 3.11 to 3.13: objects, and
+# 16 bytes per value for the decoder. Punctuation inside texts is counted, too.
 _COSTS = ((b",", 80), (b":", 104), (b"[", 96), (b"{", 200))
-_DEAREST = 100  # bytes that one byte of JSON can cost at most: {},{},
+_DEAREST = 100  # most bytes that one byte of JSON can cost: {},{},
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _LONG = 64 * 1024
 _WIDEST = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
@@ -39,13 +39,13 @@ _WIDE = re.compile(rb"[\x80-\xff]|\\u(?!00)")
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerLimits:
-    """How much of a node's answer is taken.
+    """How much of a node's answer is read.
 
     Attributes:
-        size: Bytes (``FLEET_NODE_ANSWER_BYTES``).
-        seconds: From its head to its end (``FLEET_NODE_ANSWER_S``).
-        setting: What sets ``size``; empty where nothing does.
-        held: How much an answer and its JSON may take at once, in largest answers.
+        size: Most bytes (``FLEET_NODE_ANSWER_BYTES``).
+        seconds: Longest time from its head to its end (``FLEET_NODE_ANSWER_S``).
+        setting: The setting for ``size``; empty if there is none.
+        held: Most memory of an answer and its JSON, as a multiple of ``size``.
     """
 
     size: int = 24 * MIB
@@ -54,14 +54,14 @@ class AnswerLimits:
     held: float = 7 / 3
 
     def of(self, what: str) -> "AnswerLimits":
-        """Return the limits of one call: little is read of those that no ComfyUI answers with much."""
+        """Return the limits for one call; small ones for calls that have short answers."""
         if not what.startswith(_SMALL) or self.size <= _SMALL_BYTES:
             return self
         return replace(self, size=_SMALL_BYTES, held=8, setting="")
 
     @property
     def named(self) -> str:
-        """The setting, for a message; empty where there is none."""
+        """The setting, for a message; empty if there is none."""
         return f" ({self.setting})" if self.setting else ""
 
 
@@ -71,15 +71,15 @@ def shown(size: int) -> str:
 
 
 def check_head(headers: Mapping[str, str], limits: AnswerLimits, *, what: str) -> None:
-    """Look at an answer's headers before its body is read.
+    """Check an answer's headers before its body is read.
 
     Args:
         headers: Case-insensitive.
-        limits: What may come.
-        what: The question, for the message, e.g. ``/queue``.
+        limits: The limits.
+        what: The request, for the message, e.g. ``/queue``.
 
     Raises:
-        NodeFault: It is packed, or says that it is too long.
+        NodeFault: It is compressed, or announces too many bytes.
     """
     coding = headers.get("Content-Encoding", "").strip().lower()
     if coding not in ("", "identity"):
@@ -101,13 +101,13 @@ async def read_body(
 
     Args:
         headers: Its headers, case-insensitive.
-        chunks: Its body as it comes, not unpacked.
+        chunks: Its body as it arrives, not decompressed.
         limits: What may come.
         what: The question, for the message.
-        take: Gets the body piece by piece; nothing of it is returned then.
+        take: Gets the body piece by piece; then nothing is returned.
 
     Raises:
-        NodeFault: It breaks a limit; the rest is left unread.
+        NodeFault: It breaks a limit; the rest is not read.
     """
     limits = limits.of(what)
     check_head(headers, limits, what=what)
@@ -135,16 +135,16 @@ async def read_body(
 
 
 async def decoded(body: bytes | bytearray, limits: AnswerLimits, *, what: str, brief: bool = False) -> Any:
-    """Return an answer's JSON value; None if it is none.
+    """Return an answer's JSON value; None if it is not JSON.
 
     Args:
         body: The answer.
-        limits: What it may take.
+        limits: The limits.
         what: The question, for the message.
-        brief: Nobody reads long texts in it, such as pictures in a graph: they may come out empty.
+        brief: Long texts in it, such as pictures in a graph, are not needed and may come out empty.
 
     Raises:
-        NodeFault: It would take more memory than may be.
+        NodeFault: It would take more memory than is allowed.
     """
     if len(body) > OFF_LOOP_BYTES:
         return await asyncio.to_thread(decode_within, body, limits, what=what, brief=brief)
@@ -152,7 +152,7 @@ async def decoded(body: bytes | bytearray, limits: AnswerLimits, *, what: str, b
 
 
 def decode_within(body: bytes | bytearray, limits: AnswerLimits, *, what: str, brief: bool = False) -> Any:
-    """Do the same here and now."""
+    """Do the same without a thread."""
     limits = limits.of(what)
     most = int(limits.size * limits.held)
     size = len(body)
@@ -162,7 +162,7 @@ def decode_within(body: bytes | bytearray, limits: AnswerLimits, *, what: str, b
             raise _too_much(limits, what, "values", size)
         if brief:
             body = _without_long_texts(body)
-        # The decoder makes a copy of its own. An error of its, too, holds all as one text.
+        # The decoder makes its own copy. Its error also contains the whole text.
         width = _width(body)
         copies = 1 + width + (len(body) < size)
         if size + copies * len(body) + made > most:
@@ -179,12 +179,12 @@ def decode_within(body: bytes | bytearray, limits: AnswerLimits, *, what: str, b
 
 
 def _width(body: bytes | bytearray) -> int:
-    """Return the bytes of a character: one beyond Latin makes all of its text as wide as itself."""
+    """Return the bytes per character: one character beyond Latin widens the whole text."""
     return 4 if _WIDEST.search(body) else 2 if _WIDE.search(body) else 1
 
 
 def _without_long_texts(body: bytes | bytearray) -> bytes | bytearray:
-    """Return JSON with its long texts empty; as it is if there is little in them."""
+    """Return JSON with its long texts emptied; unchanged if they are a small part of it."""
     long = [found.span() for found in _STRING.finditer(body) if found.end() - found.start() > _LONG]
     if 2 * sum(end - start for start, end in long) < len(body):
         return body

@@ -14,7 +14,7 @@ class Launch:
 
     Attributes:
         argv: Program and arguments.
-        env: Variables on top of our own.
+        env: Variables in addition to our own.
         cwd: Folder to run in.
     """
 
@@ -25,11 +25,11 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """A ComfyUI to start servers from. Models and custom nodes are those of the checkout, shared by all.
+    """A ComfyUI to start servers from. All of them share the checkout's models and custom nodes.
 
     Attributes:
         home: Its folder, with ``main.py``.
-        python: The Python that has its requirements.
+        python: The Python with its requirements.
         args: More arguments for every server.
         custom_nodes: Whether its custom nodes are loaded.
     """
@@ -43,7 +43,7 @@ class Checkout:
     def find(
         cls, home: Path, *, python: str | None, args: Sequence[str] = (), custom_nodes: bool = True
     ) -> "Checkout":
-        """Look at a folder.
+        """Find the ComfyUI in a folder.
 
         Args:
             home: The checkout.
@@ -52,7 +52,7 @@ class Checkout:
             custom_nodes: Whether its custom nodes are loaded.
 
         Raises:
-            BadInput: No ComfyUI is there, or no such Python.
+            BadInput: There is no ComfyUI, or no such Python.
         """
         home = home.expanduser().resolve()
         if not (home / "main.py").is_file() or not (home / "comfy").is_dir():
@@ -79,28 +79,28 @@ class Checkout:
         address: str = "127.0.0.1",
         args: Sequence[str] = (),
     ) -> Launch:
-        """Return how to start one server; makes its folders.
+        """Return how to start one server; creates its folders.
 
         Args:
-            port: Where it listens.
-            folder: Where its own output, input, temp and user folders go.
-            gpu: Entry for ``CUDA_VISIBLE_DEVICES``; None runs on the CPU.
-            address: Where it listens. ComfyUI has no login: only HAProxy may reach it.
+            port: The port to listen on.
+            folder: The parent of its own output, input, temp and user folders.
+            gpu: Value for ``CUDA_VISIBLE_DEVICES``; None runs on the CPU.
+            address: The address to listen on. ComfyUI has no login: only HAProxy may reach it.
             args: More arguments for this one.
         """
         known = (self.home / "comfy" / "cli_args.py").read_text(encoding="utf-8", errors="replace")
         argv = [self.python, "main.py", "--listen", address, "--port", str(port)]
-        # ComfyUI makes `temp` inside the folder that it is given for it.
+        # ComfyUI creates `temp` inside the folder that it is given for it.
         for flag, part in (("output", "output"), ("input", "input"), ("user", "user"), ("temp", "")):
             path = folder / part
             path.mkdir(parents=True, exist_ok=True)
             argv += [f"--{flag}-directory", str(path)]
-        if '"--database-url"' in known:  # younger versions only; two processes can't share one file
+        if '"--database-url"' in known:  # newer versions only; two processes can't share one file
             argv += ["--database-url", f"sqlite:///{folder / 'user' / 'comfyui.db'}"]
         if not self.custom_nodes:
             argv.append("--disable-all-custom-nodes")
         if gpu is None:
             argv.append("--cpu")
-        # By bus, as NVML counts; CUDA's own order begins with the fastest.
+        # In bus order, like NVML; CUDA's own order begins with the fastest.
         env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         return Launch(argv=(*argv, *self.args, *args), env=env, cwd=self.home)

@@ -1,4 +1,4 @@
-"""A ComfyUI asked at its own URL, as agents do: past the broker, within the same limits."""
+"""A ComfyUI called at its own URL, as agents do: without the broker, with the same limits."""
 
 import logging
 import ssl
@@ -22,14 +22,14 @@ _HINTS = {403: "it refuses the fleet", 404: "that is no ComfyUI"}
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:
-    """Return who may sign the certificates of https nodes: a file's authorities, or the machine's.
+    """Return the certificate authorities for https nodes: those in a file, or the machine's.
 
     Raises:
         ConfigError: The file can't be read or holds no certificate.
     """
     try:
         return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # SSLError is one
+    except OSError as error:  # includes SSLError
         raise ConfigError(f"FLEET_NODE_CA_FILE {ca_file}: {error}") from error
 
 
@@ -38,9 +38,9 @@ class DirectNode:
 
     Args:
         url: Its base URL.
-        client: Whom to ask with; its caller closes it.
+        client: The HTTP client; the caller closes it.
         credentials: ``USER:PASSWORD``; empty for none.
-        limits: How much of an answer is taken.
+        limits: How much of an answer is read.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class DirectNode:
         post: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Ask, and return what the answer's JSON says, perhaps without its long texts; None if it is none.
+        """Ask, and return the answer's JSON, perhaps without its long texts; None if it is not JSON.
 
         Args:
-            path: What to ask for.
-            timeout_s: For the answer's head, and between two pieces of it.
-            post: Sent by POST, if given.
+            path: The path.
+            timeout_s: Limit for the answer's head, and between two pieces of the body.
+            post: Body of a POST, if given.
             params: The query.
 
         Raises:
@@ -100,7 +100,7 @@ class DirectNode:
 
 
 def why_silent(url: str, error: Exception, timeout_s: float) -> str:
-    """Say in words why there was no answer from a URL."""
+    """Return in words why there was no answer from a URL."""
     if isinstance(error, httpx.ConnectTimeout):
         return f"nothing answers at {url}: no connection within {timeout_s:g} s"
     if isinstance(error, httpx.TimeoutException | TimeoutError):

@@ -1,8 +1,8 @@
-"""A connector for aiohttp that bounds the answers before the answer.
+"""A connector for aiohttp that limits interim responses.
 
 A server may send any number of interim heads (``100 Continue``, ``103 Early Hints``) before its answer.
-HAProxy passes them on, aiohttp skips them, and each of them starts the wait for the next one anew: without a
-bound, a node that sends nothing else holds its caller for good.
+HAProxy passes them on, aiohttp skips them, and each one restarts the timeout: without a limit, a node that
+sends nothing else would block its caller for ever.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 MAX_INTERIM = 8
-"""Interim heads before one answer; ComfyUI sends none, a proxy before it one or two."""
-_SWITCHING = 101  # is an answer
+"""Most interim heads before one answer; ComfyUI sends none, a proxy in front of it one or two."""
+_SWITCHING = 101  # counts as an answer
 
 
 class TooManyHeads(aiohttp.ClientError):
-    """A server sent one interim head after the other instead of an answer."""
+    """A server sent too many interim heads before its answer."""
 
 
 class _Handler(ResponseHandler):
@@ -41,7 +41,7 @@ def _handler(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
 
 
 class Connector(aiohttp.TCPConnector):
-    """A :class:`aiohttp.TCPConnector` whose connections end at :class:`TooManyHeads`."""
+    """A :class:`aiohttp.TCPConnector` whose connections end with :class:`TooManyHeads`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

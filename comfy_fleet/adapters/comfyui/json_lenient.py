@@ -1,4 +1,4 @@
-"""JSON as nodes write it."""
+"""JSON as nodes write it, which is not always valid."""
 
 import json
 import math
@@ -11,21 +11,21 @@ _LONE = (
     r"\\u(?:[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u)[dD][c-fC-F])"
 )
 HALF_BYTES = re.compile(_LONE.encode())
-"""Half a character, without its other half beside it."""
+"""A lone surrogate: half a character without its other half."""
 _HALF = re.compile(_LONE)
 _RAW_HALF = re.compile("[\ud800-\udfff]")
 _EXACT_DIGITS = 18
-"""So many digits fit into 64 bits, with or without a sign."""
+"""Integers with this many digits fit into 64 bits, signed or not."""
 _MOST_DIGITS = 400
-"""A longer number is beyond every float."""
+"""An integer with more digits is too large for a float."""
 
 
 def decode(text: bytes | bytearray | str) -> Any:
-    """Return the value; None if it is no JSON. ``orjson`` can write whatever comes back.
+    """Return the value; None if it is not JSON. ``orjson`` can write every returned value.
 
-    Nodes let NaN and infinities through, integers of any size, and halves of characters (``"\\udcff"``) from
-    file names and cut texts. Only the slower reader takes them. An integer that 64 bits don't hold becomes a
-    float, and half a character a question mark: nobody could write them again.
+    Nodes send NaN and infinities, integers of any size, and lone surrogates (``"\\udcff"``) from file names
+    and cut texts. Only the slower reader accepts them. An integer of more than 64 bits becomes a float, and a
+    lone surrogate a question mark: they could not be written as JSON again.
     """
     try:
         return orjson.loads(text)

@@ -26,19 +26,19 @@ from comfy_fleet.domain.jobs.frames import frame_of
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from comfy_fleet.ports.comfyui import NoLease
 
-MAX_NODES = 64  # HAProxy looks at no more
+MAX_NODES = 64  # HAProxy ignores further names
 MAX_FRAME_BYTES = 32 * MIB
-READ_AHEAD_BYTES = 2 * MIB  # frames that may wait for whoever handles them; a larger one waits alone
-_SLICE = 8 * 1024  # bytes parsed before anybody else may have a turn
+READ_AHEAD_BYTES = 2 * MIB  # bytes of frames that may wait to be handled; a larger one waits alone
+_SLICE = 8 * 1024  # bytes parsed before other tasks get a turn
 _FRAMES_A_TURN = 256
 _TAKEN_A_TURN = 16
 _LARGE = 64 * 1024
-_FRAME_COST = 512  # bytes that even an empty frame takes while it waits
-MAX_FRAGMENTS = 1024  # parts of one message; ComfyUI sends each in one
-MAX_CONTROLS = 64  # pings and the like in a second; each costs an answer
-MAX_FRAMES = 20_000  # at once, e.g. of a minute in which nobody read; ComfyUI sends a few hundred a second
-MAX_FRAMES_A_SECOND = 2_000  # for long
-_HELD = 1.75  # a text, the decoder's copy and what it is decoded to, in largest frames
+_FRAME_COST = 512  # bytes that an empty frame takes while it waits
+MAX_FRAGMENTS = 1024  # parts of one message; ComfyUI sends every message in one part
+MAX_CONTROLS = 64  # control frames, such as pings, per second; each costs an answer
+MAX_FRAMES = 20_000  # at once, e.g. after a minute without reading; ComfyUI sends a few hundred a second
+MAX_FRAMES_A_SECOND = 2_000  # over a long time
+_HELD = 1.75  # a text, the decoder's copy and the decoded value, as a multiple of the largest frame
 PING_EVERY_S = 5.0  # HAProxy frees the slot of a dispatcher that is silent for 20 s
 
 # Close without lingering: the kernel sends a reset, and HAProxy frees the slot without waiting for the node.
@@ -46,7 +46,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class _Reader(StreamReader):
-    """Gives a large payload out without a copy."""
+    """Returns a large payload without a copy."""
 
     def read_exact(self, n: int) -> Generator[None, None, bytearray]:
         return super().read_exact(n) if n < _LARGE else self._read_large(n)
@@ -62,13 +62,13 @@ class _Reader(StreamReader):
 
 
 class _Connection(ClientConnection):
-    """Reads from the network only while few bytes of whole messages wait to be handled.
+    """Reads from the network only while few bytes of complete messages wait to be handled.
 
-    What was read is parsed in slices: one read can hold tens of thousands of tiny frames, and everybody else
-    on the event loop would wait for all of them.
+    The bytes are parsed in slices: one read can contain tens of thousands of tiny frames, and all other tasks
+    on the event loop would have to wait for them.
 
     Attributes:
-        flood: What the node sent far too much of, in words; it ended the websocket.
+        flood: What the node sent too much of, in words; it ended the websocket.
     """
 
     def __init__(self, protocol: ClientProtocol, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +107,7 @@ class _Connection(ClientConnection):
         self._wake()
 
     def _parse(self, *, to_the_end: bool = False) -> None:
-        """Parse what was read, as far as one turn and what may wait allow."""
+        """Parse bytes until the turn is over or enough messages wait."""
         if self._parsing is not None:
             self._parsing.cancel()
             self._parsing = None
@@ -116,7 +116,7 @@ class _Connection(ClientConnection):
             super().data_received(self._unparsed.popleft())
             if self.protocol.parser_exc is not None or self.flood:
                 self._unparsed.clear()
-                self.transport.abort()  # who breaks the protocol or a limit won't answer a goodbye, either
+                self.transport.abort()  # no close frame: such a node won't answer it
         if self._unparsed and self._waiting <= READ_AHEAD_BYTES:
             self._parsing = self.loop.call_soon(self._parse)
         if to_the_end:
@@ -152,7 +152,7 @@ class _Connection(ClientConnection):
             self._wake()
 
     def _count(self, frame: WireFrame) -> None:
-        """Take note of frames that are cheap to send and dear to take."""
+        """Count frames that are cheap to send and costly to receive."""
         self._turn += 1
         now = self.loop.time()
         self._allowance = (
@@ -177,7 +177,7 @@ class _Connection(ClientConnection):
     # Messages ---------------------------------------------------------------------------------------------
 
     async def message(self) -> tuple[bytearray, bool]:
-        """Return the next message, and whether it is text. Raises ConnectionClosed after the last one."""
+        """Return the next message, and True if it is text. Raises ConnectionClosed after the last one."""
         while not self._messages:
             if self.connection_lost_waiter.done():
                 raise self.protocol.close_exc
@@ -187,7 +187,7 @@ class _Connection(ClientConnection):
         return message, text
 
     def handled(self) -> None:
-        """Take note that the message that was taken last needs no memory any more."""
+        """Note that the last message taken no longer needs memory."""
         self._waiting -= self._handling
         self._handling = 0
         if self._paused and self._parsing is None and self._waiting <= READ_AHEAD_BYTES:
@@ -243,7 +243,7 @@ class WebsocketLease:
                 self._connection.handled()
                 taken += 1
                 if taken % _TAKEN_A_TURN == 0:
-                    await asyncio.sleep(0)  # many may wait, and nothing here does
+                    await asyncio.sleep(0)  # many messages may wait, and nothing here gives others a turn
         except NodeFault as fault:
             self.limit = f"node {self.node}: {fault.message}"
             self.release()
@@ -264,10 +264,9 @@ class WebsocketLease:
     def release(self) -> None:
         """Give the slot back at once; safe to call again.
 
-        A closing handshake, or only the end of our side, waits for the node's event loop, which a model
-        load can hold up for a minute. A reset does not: HAProxy 2.6.12 frees the slot in 0.6 ms while
-        the node is stopped, and ends its side towards the node, for which that is any client that went
-        away.
+        A closing handshake, or closing only our side, waits for the node's event loop, which a model load can
+        block for a minute. A reset does not: HAProxy 2.6.12 frees the slot in 0.6 ms even while the node is
+        stopped, and closes its connection to the node, as for any client that goes away.
         """
         if self._released:
             return
@@ -286,9 +285,9 @@ class LeaseClient:
 
     Args:
         url: ``ws://HOST:PORT`` of the lease frontend.
-        silence_s: A node that answers no ping for this long ends the websocket; a model load may hold its
-            event loop up for a minute, so less than a run's own limit makes no sense.
-        open_timeout_s: For the whole handshake; a frozen node answers none.
+        silence_s: The websocket ends if the node answers no ping for this long. A model load may block its
+            event loop for a minute, so this should not be less than a run's own limit.
+        open_timeout_s: Limit for the whole handshake; a frozen node does not answer.
         max_frame_bytes: A larger frame ends the websocket (``FLEET_NODE_FRAME_BYTES``).
     """
 
@@ -306,12 +305,12 @@ class LeaseClient:
         self._open_timeout_s = open_timeout_s
 
     async def lease(self, *, run: str, pool: str, nodes: Sequence[str] = ()) -> WebsocketLease | NoLease:
-        """Ask for a node, now. Never raises for what HAProxy or a node does.
+        """Ask for a node that is free now. Never raises because of HAProxy or a node.
 
         Args:
             run: The run's id; ComfyUI's ``clientId``. Use one only once.
-            pool: The lease backend.
-            nodes: Able nodes in order of preference, binding; empty means any of the pool.
+            pool: The pool, which is a backend of the broker.
+            nodes: Able nodes in order of preference; no other node is granted. Empty means any of the pool.
         """
         headers = {"X-Fleet-Pool": pool}
         if nodes:
@@ -327,7 +326,7 @@ class LeaseClient:
                 ping_interval=PING_EVERY_S,
                 ping_timeout=self._silence_s,
                 max_size=self._max_frame_bytes,
-                max_queue=None,  # frames are counted by their bytes instead
+                max_queue=None,  # frames are limited by their bytes instead
                 create_connection=_Connection,
             )
         except InvalidStatus as error:
@@ -351,7 +350,7 @@ class LeaseClient:
 
 
 def _refusal(status: int, refused: str | None) -> NoLease:
-    # A 503 of the broker's own says why; without that it chose a node that would not connect.
+    # The broker's own 503 has a reason; without it, the chosen node did not accept the connection.
     if status == 503 and refused in ("busy", "nodes"):
         return NoLease(why="busy", detail=f"503 {refused}")
     return NoLease(why="error", detail=f"{status} {refused or 'from a node that does not answer'}")

@@ -1,4 +1,4 @@
-"""Where a node's URL leads: two that lead to one place are one ComfyUI, and the fleet itself is none."""
+"""Checks where a node's URL leads: two URLs of one place are one ComfyUI, and the fleet is not a ComfyUI."""
 
 import asyncio
 import ipaddress
@@ -15,13 +15,14 @@ from comfy_fleet.timeouts import Timeout
 
 _RESOLVE_S = 1.0
 _ANSWER_S = 0.5
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a connection to them goes
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where connections to them lead
 
 
 async def check_place(node: Node, registered: Iterable[Node]) -> None:
-    """Make sure that a new node's URL leads to no node that is registered, and not to the fleet.
+    """Check that a new node's URL does not lead to a registered node or to the fleet itself.
 
-    What can't be told now, because a name does not resolve or nobody answers in time, is let through.
+    If that can't be found out now, because a name does not resolve or nobody answers in time, the URL is
+    accepted.
 
     Args:
         node: The new node.
@@ -32,7 +33,7 @@ async def check_place(node: Node, registered: Iterable[Node]) -> None:
         BadInput: A fleet answers there.
     """
     host, port = node.address
-    # One proxy serves several ComfyUIs at one address, by their names and paths.
+    # A proxy may serve several ComfyUIs at one address, by host name and path.
     others = [
         other
         for other in registered
@@ -56,7 +57,7 @@ async def check_place(node: Node, registered: Iterable[Node]) -> None:
 
 
 async def answers_as_fleet(node: DirectNode, *, timeout_s: float) -> bool:
-    """Return whether a fleet answers, and no ComfyUI."""
+    """Return whether a fleet answers instead of a ComfyUI."""
     try:
         told = await node.json("/api/v1/health", timeout_s=timeout_s)
     except NodeError:
@@ -70,7 +71,7 @@ def _proxied(node: Node) -> bool:
 
 async def _is_fleet(node: Node) -> bool:
     if node.sealed:
-        return False  # its agent, which knows the password, will say so
+        return False  # its agent, which knows the password, will report it
     try:
         async with Timeout(_ANSWER_S), httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501
             return await answers_as_fleet(DirectNode(node.url, client), timeout_s=_ANSWER_S)
@@ -79,7 +80,7 @@ async def _is_fleet(node: Node) -> bool:
 
 
 async def _addresses(host: str) -> frozenset[str]:
-    """Return where connections to a host go; nothing if that can't be told in time."""
+    """Return the addresses of a host; empty if they can't be found in time."""
     try:
         async with Timeout(_RESOLVE_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)

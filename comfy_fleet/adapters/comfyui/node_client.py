@@ -1,7 +1,7 @@
 """ComfyUI's HTTP API on a named node, through the broker's direct frontend.
 
-Every call carries ``X-Fleet-Node: NAME``, and every answer that a node gave carries it too: an answer
-without it is HAProxy's own. This is where foreign errors become the fleet's:
+Every call has the header ``X-Fleet-Node: NAME``, and so has every answer from a node: an answer without it is
+HAProxy's own. Errors of HAProxy and nodes become the fleet's here:
 
 ==================================  ===============  ==================================
 what happens                        a question       anything else
@@ -48,21 +48,21 @@ NODE = "X-Fleet-Node"
 JOB = "X-Fleet-Job"
 _JSON = {"Content-Type": "application/json"}
 
-# The broker is next door: what it does not accept in two seconds it does not accept at all.
+# The broker is near: a connection that it does not accept in two seconds, it won't accept at all.
 _CONNECT_S = 2.0
-# A model load can hold a node's event loop up for a minute. A question gives up before and is asked again;
-# a POST that gave up would leave open whether the prompt is there.
-# HAProxy bounds the time to an answer's head (its `timeout server`), AnswerLimits that from there to its end.
+# A model load can block a node's event loop for a minute. A question gives up earlier and is asked again. A
+# POST must not give up: it would not be known if the prompt has arrived. HAProxy limits the time to an
+# answer's head (its `timeout server`), AnswerLimits the time from there to its end.
 _ASK = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=10.0)
 _SEND = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=60.0)
-_KEEPALIVE_S = 3.0  # HAProxy closes idle connections after five seconds; ours must be gone before
+_KEEPALIVE_S = 3.0  # HAProxy closes idle connections after five seconds; ours must be closed earlier
 _HISTORY = "/history/"
 _TEXT_LIMIT = 2000
 _BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class _Answer(NamedTuple):
-    """What came back, read to its end."""
+    """An answer, read to its end."""
 
     status: int
     headers: Mapping[str, str]
@@ -78,8 +78,8 @@ class NodeClient:
 
     Args:
         url: ``http://HOST:PORT`` of the broker's direct frontend.
-        limits: How much of an answer is taken.
-        on_fault: Told of every node whose answer breaks a limit.
+        limits: How much of an answer is read.
+        on_fault: Called for every node whose answer breaks a limit.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class NodeClient:
         job: str,
         extra_data: Mapping[str, Any] | None = None,
     ) -> PostAnswered | PostUnknown:
-        """Post a graph under the run's id. Never raises for what the node or the broker does."""
+        """Post a graph under the run's id. Never raises because of the node or the broker."""
         body = orjson.dumps(
             {
                 "prompt": graph,
@@ -153,7 +153,7 @@ class NodeClient:
         except _BROKEN as error:
             return PostUnknown(_words(error))
         if NODE not in response.headers and response.status in (502, 504):
-            # HAProxy lost the node in between, or waited for it in vain.
+            # HAProxy lost the node meanwhile, or got no answer from it.
             return PostUnknown(f"the broker answered {response.status}")
         return PostAnswered(
             response.status,
@@ -162,7 +162,7 @@ class NodeClient:
         )
 
     async def queue_state(self, node: str, run: str) -> QueueAnswered | AskFailed:
-        """Ask where the run is. Never raises for what the node or the broker does."""
+        """Ask where the run is. Never raises because of the node or the broker."""
         answer = await self._ask(node, "queue", "/queue", brief=True)
         if isinstance(answer, AskFailed):
             return answer
@@ -174,7 +174,7 @@ class NodeClient:
         return QueueAnswered("pending" if _holds(pending, run) else "absent")
 
     async def history(self, node: str, run: str) -> HistoryAnswered | AskFailed:
-        """Ask for the run's history entry. Never raises for what the node or the broker does."""
+        """Ask for the run's history entry. Never raises because of the node or the broker."""
         answer = await self._ask(node, "history", f"{_HISTORY}{run}")
         if isinstance(answer, AskFailed):
             return answer
@@ -182,21 +182,21 @@ class NodeClient:
         return HistoryAnswered(entry if isinstance(entry, dict) else None)
 
     async def interrupt(self, node: str, run: str) -> bool:
-        """Interrupt this run and no other; False if the node could not be told."""
+        """Interrupt this run and no other; False if the node could not be reached."""
         return await self._tell(node, "/interrupt", {"prompt_id": run})
 
     async def delete_pending(self, node: str, run: str) -> bool:
-        """Delete this run from the node's queue; False if the node could not be told."""
+        """Delete this run from the node's queue; False if the node could not be reached."""
         return await self._tell(node, "/queue", {"delete": [run]})
 
     @asynccontextmanager
     async def view(self, node: str, ref: FileRef) -> AsyncIterator[Content]:
-        """Stream a file. What the caller raises meanwhile is its own and passes through.
+        """Stream a file. Exceptions of the caller pass through unchanged.
 
         Raises:
             OutputGone: The node has no such file.
-            OutputRefused: The node gives no file of such a name or place.
-            NodeError: The node could not be asked, or broke off; also while reading.
+            OutputRefused: The node hands out no file with such a name or folder.
+            NodeError: The node could not be reached, or broke off; also while reading.
         """
         params = {"filename": ref.filename, "subfolder": ref.subfolder, "type": ref.type}
         facts = {"node": node, **params}
@@ -281,7 +281,7 @@ class NodeClient:
         try:
             return await self._call(node, "GET", "/node_replacements")
         except NodeError as error:
-            # Older versions do not know it, and an entry of a node pack may break it.
+            # Older versions don't have it, and an entry of a node pack may break it.
             if error.details.get("status", 503) in (502, 503, 504):
                 raise
             return None
@@ -333,7 +333,7 @@ class NodeClient:
             ) from None
 
     async def _decoded(self, answer: _Answer, node: str, path: str, *, brief: bool = False) -> Any:
-        """Return an answer's JSON, or None if it is none. Raises NodeFault."""
+        """Return an answer's JSON, or None if it is not JSON. Raises NodeFault."""
         try:
             return await decoded(answer.content, self._limits, what=_call_of(path), brief=brief)
         except NodeFault as fault:
@@ -365,7 +365,8 @@ class NodeClient:
         except TimeoutError:
             return failed("error")
         except _BROKEN:
-            # A node that breaks off makes HAProxy answer 502: a broken connection is HAProxy's own end.
+            # If a node breaks off, HAProxy answers 502; a broken connection means that HAProxy itself has
+            # gone.
             return failed("unreachable")
         return answer if isinstance(answer, dict) else failed("error")
 
@@ -375,7 +376,7 @@ class NodeClient:
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise
-            # Most likely HAProxy closed an idle connection as it was taken: a fresh one tells for sure.
+            # Probably HAProxy has just closed this idle connection: a new one settles it.
             return await self._send("GET", path, {NODE: node})
 
     async def _tell(self, node: str, path: str, body: Mapping[str, Any]) -> bool:
@@ -401,7 +402,7 @@ class NodeClient:
         data: bytes | AsyncIterator[bytes] | None = None,
         take: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> Any:
-        """Call and return what the answer's JSON says; None if ``take`` gets it. Raises NodeError."""
+        """Call and return the answer's JSON; None if ``take`` gets it. Raises NodeError."""
         try:
             response = await self._send(
                 method, path, headers or {NODE: node}, data=data, patience=_SEND, take=take
@@ -418,7 +419,7 @@ def _holds(rows: list[Any], run: str) -> bool:
 
 
 def _call_of(path: str) -> str:
-    """Return a call's name for people: a run's id says nothing about the node."""
+    """Return a call's name for messages, without a run's id, which says nothing about the node."""
     return f"/{path.split('/')[1]}"
 
 

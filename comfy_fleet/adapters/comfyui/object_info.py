@@ -1,4 +1,4 @@
-"""``/object_info``, taken apart as it comes: only one class of it is ever held as JSON."""
+"""Reads ``/object_info`` as it arrives: only one class at a time is held as JSON."""
 
 import asyncio
 import re
@@ -10,11 +10,12 @@ from comfy_fleet.domain.errors import NodeError, NodeFault
 from comfy_fleet.domain.graphs.inventory import Reader, TooManyClasses
 
 _STEP_BYTES = MIB
-"""So many bytes come before they are looked at, in a thread."""
+"""Bytes that are collected before they are read, in a thread."""
 _CLASS_SHARE, _DECODED_SHARE, _HELD_SHARE = 1 / 4, 2 / 3, 4 / 3
-"""Of the largest answer: the JSON of one class, and what is held of all; one being decoded takes as much."""
+"""Share of the largest answer for one class's JSON, and for all that is kept; decoding takes as much
+again."""
 MAX_OBJECTS = 500_000
-"""Lists and objects in one answer; a hundred node packs make fewer than a tenth of that."""
+"""Most lists and objects in one answer; a hundred node packs have less than a tenth of that."""
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+([\[\]{}])", re.DOTALL)
 _NAME = re.compile(rb"(" + _STRING + rb")\s*:\s*\Z", re.DOTALL)
@@ -23,10 +24,10 @@ _NONE = "it is no object"
 
 
 class ClassReader:
-    """Reads the answer of one node.
+    """Reads one node's answer.
 
     Args:
-        limits: What may come, all in all.
+        limits: The limits for the whole answer.
     """
 
     def __init__(self, limits: AnswerLimits) -> None:
@@ -35,13 +36,13 @@ class ClassReader:
         self._class_bytes = int(limits.size * _CLASS_SHARE)
         self._found = Reader(most_bytes=int(limits.size * _HELD_SHARE))
         self._text = bytearray()
-        self._looked = self._from = 0  # where to go on, and where the class begins that is open there
+        self._looked = self._from = 0  # where to go on, and where the unfinished class begins
         self._depth = self._objects = 0
         self._whole = False
         self._why = ""
 
     async def take(self, chunk: bytes) -> None:
-        """Take what came. Raises NodeFault if it breaks a limit."""
+        """Take bytes. Raises NodeFault if they break a limit."""
         self._objects += chunk.count(b"[") + chunk.count(b"{")
         if self._objects > MAX_OBJECTS:
             raise NodeFault(
@@ -53,11 +54,11 @@ class ClassReader:
             await asyncio.to_thread(self._look)
 
     async def end(self) -> Reader:
-        """Return what was read.
+        """Return the inventory.
 
         Raises:
             NodeFault: It breaks a limit.
-            NodeError: It is no JSON object; the message says why.
+            NodeError: It is not a JSON object; the message says why.
         """
         await asyncio.to_thread(self._look)
         if self._whole and self._text[self._looked :].strip():
@@ -67,7 +68,7 @@ class ClassReader:
         return self._found
 
     def _look(self) -> None:
-        """Read the classes that are whole."""
+        """Read the complete classes."""
         text, done = self._text, 0
         while not self._why and (found := _BRACKET.match(text, self._looked)) is not None:
             self._looked = end = found.end()

@@ -1,7 +1,7 @@
-"""A node's memory as its own ComfyUI tells it: ``GET /system_stats``.
+"""A node's memory as its own ComfyUI reports it: ``GET /system_stats``.
 
-It is all there is without NVML (AMD, Apple, Intel, the CPU, a node known by its URL alone), and it tells a
-node's own memory where the driver hides processes. What the numbers mean differs by device
+It is the only source without NVML (AMD, Apple, Intel, the CPU, a node known only by its URL), and it shows a
+node's own memory where the driver hides processes. The meaning of the numbers depends on the device
 (``comfy/model_management.py``, 0.3.64):
 
 =================================  ================================================================
@@ -38,12 +38,12 @@ def counted(stats: Mapping[str, Any], *, rss_bytes: int | None = None, age_s: fl
 
     Args:
         stats: The answer.
-        rss_bytes: What the node's processes hold of the host's memory; only a node that computes there needs
-            it, and only the agent beside it can know.
-        age_s: Seconds since it was told.
+        rss_bytes: The host memory that the node's processes hold. Only a node that computes in host memory
+            needs it, and only the agent on its machine knows it.
+        age_s: Seconds since the answer.
 
     Raises:
-        NodeError: It lists no device, or one without figures.
+        NodeError: It lists no device, or one without numbers.
     """
     device = _first_device(stats)
     kind, name = str(device.get("type") or ""), str(device.get("name") or "")
@@ -74,7 +74,7 @@ def counted(stats: Mapping[str, Any], *, rss_bytes: int | None = None, age_s: fl
 
 
 class SystemStats:
-    """Asks one node, and remembers what it last said and when."""
+    """Asks one node, and keeps its last answer with its time."""
 
     def __init__(
         self,
@@ -84,11 +84,11 @@ class SystemStats:
         credentials: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Name the node; nothing is asked yet.
+        """Set up; nothing is asked yet.
 
         Args:
             url: Base of the ComfyUI, e.g. ``http://127.0.0.1:8188``.
-            client: Whom to ask with; its caller closes it.
+            client: The HTTP client; the caller closes it.
             credentials: ``USER:PASSWORD``; empty for none.
             clock: Seconds, monotonic.
         """
@@ -99,18 +99,18 @@ class SystemStats:
         self.took_s = 0.0
 
     async def ask(self) -> None:
-        """Ask once. What was said before stays if the node does not answer.
+        """Ask once. The last answer is kept if the node does not answer.
 
         Raises:
             NodeFault: The answer breaks a limit.
-            NodeError: No answer in time, or nothing that can be read.
+            NodeError: No answer in time, or one that can't be read.
         """
         asked = self._clock()
         stats = await self._node.json(PATH, timeout_s=_TIMEOUT_S)
         if not isinstance(stats, dict):
             raise NodeError(f"that is no ComfyUI: no JSON object at {PATH}")
         counted(stats)
-        # Told some time after it was asked; by the earlier one it is never thought younger than it is.
+        # The answer was made some time after the request; the earlier time never makes it seem too recent.
         self._stats, self._at, self.took_s = stats, asked, self._clock() - asked
 
     @property
@@ -120,7 +120,7 @@ class SystemStats:
         return str(system.get("comfyui_version") or "") if isinstance(system, dict) else ""
 
     def last(self, *, rss_bytes: int | None = None) -> Counted | None:
-        """Return what the node last said, with its age; None if it never answered.
+        """Return the node's last answer, with its age; None if it never answered.
 
         Args:
             rss_bytes: See :func:`counted`.

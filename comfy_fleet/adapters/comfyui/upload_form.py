@@ -9,16 +9,16 @@ class UploadForm:
 
     Attributes:
         boundary: What separates its parts.
-        length: How many bytes the form has, if that is known before.
-        broken: Why the file could not be read, once that is so. The request breaks off with it, and whoever
-            sends it can't tell that from a node that has hung up.
+        length: Bytes of the whole form, if known in advance.
+        broken: Why the file could not be read, if so. The request then breaks off, and the HTTP client can't
+            distinguish that from a node that has hung up.
 
     Args:
-        fields: Texts that stand before the file.
+        fields: Text fields, sent before the file.
         name: The file's name on the node.
         content: Its bytes.
         content_type: Its MIME type.
-        size_bytes: How many bytes it has, if that is known.
+        size_bytes: Its size, if known.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class UploadForm:
         self.length = None if size_bytes is None else around + size_bytes
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Walk the whole form."""
+        """Yield the whole form."""
         yield self._head
         try:
             async for chunk in self._content:

@@ -1,1 +1,2 @@
-"""HAProxy as broker and edge: rendered, checked, applied, steered at run time and kept alive."""
+"""HAProxy as broker and edge: render, check and apply configurations, control it at run time, keep it
+running."""

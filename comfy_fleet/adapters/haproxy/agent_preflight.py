@@ -1,8 +1,8 @@
 """Ask the agent of a server that was just added, instead of waiting for HAProxy's first agent-check.
 
-HAProxy begins to ask a server's agent a whole interval after the server was added. Here the same question is
-put at once, over the same protocol, and only the answer that gives, ``ready up NN%``, is of any use: whatever
-else is said, or not, HAProxy hears itself a moment later.
+HAProxy first asks a server's agent one whole interval after the server was added. Here the same question is
+asked at once, with the same protocol. Only the answer ``ready up NN%`` is used: any other answer HAProxy
+hears itself a moment later.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from comfy_fleet.tasks import start
 from comfy_fleet.timeouts import Timeout
 
 WINDOW_S = 0.5
-"""So long after a server was added HAProxy asks by itself (its ``agent-inter``)."""
+"""This long after a server was added, HAProxy itself asks (its ``agent-inter``)."""
 _PAUSES_S = (0.03, 0.06, 0.12)
-_AT_ONCE = 32  # a thousand nodes that join together leave the rest to HAProxy
-_LONGEST = 80  # bytes of an answer that gives
+_AT_ONCE = 32  # if a thousand nodes join at once, the others are left to HAProxy
+_LONGEST = 80  # longest ``ready`` answer, in bytes
 _GIVES = re.compile(rb"ready up ([1-9][0-9]{0,2})%\r?\n")
 
 
@@ -29,8 +29,8 @@ class Given:
     """An agent's ``ready``.
 
     Attributes:
-        agent: Address and port of who said it.
-        percent: The weight that came with it, in percent of the server's own.
+        agent: Address and port of the agent.
+        percent: The weight in the answer, in percent of the server's own.
     """
 
     agent: tuple[str, int]
@@ -38,10 +38,10 @@ class Given:
 
 
 def given_by(line: bytes) -> int | None:
-    """Return the weight of an answer that gives leases, in percent; None for everything else.
+    """Return the weight in percent of an answer that opens the server; None for any other answer.
 
-    Only the whole line as :func:`comfy_fleet.agent.agent_check_server.line` writes it counts: what HAProxy
-    might make of any other is for HAProxy to find out.
+    Only the exact form that :func:`comfy_fleet.agent.agent_check_server.line` writes counts: any other is
+    left to HAProxy.
     """
     found = _GIVES.fullmatch(line)
     if found is None or int(found[1]) > HEAVIEST:
@@ -50,11 +50,11 @@ def given_by(line: bytes) -> int | None:
 
 
 class Preflight:
-    """Asks in the background and keeps what gives until HAProxy asks by itself.
+    """Asks in the background and keeps ``ready`` answers until HAProxy itself asks.
 
     Args:
         on_ready: Called whenever there is something new in :meth:`ready`.
-        window_s: How long after it was asked for an answer is of use.
+        window_s: How long after the request an answer is of use.
         clock: Seconds, monotonic.
     """
 
@@ -73,7 +73,7 @@ class Preflight:
         self._given: dict[str, tuple[float, Given]] = {}
 
     def ask(self, entry: Entry, agent: str) -> None:
-        """Begin to ask; what an agent said of a server of this name before is forgotten.
+        """Begin to ask; an earlier answer about a server of this name is dropped.
 
         Args:
             entry: The node whose servers were added just now.
@@ -87,19 +87,19 @@ class Preflight:
         task.add_done_callback(lambda done: self._done(entry.name, done))
 
     def forget(self, name: str) -> None:
-        """Stop asking about a node and forget what was said."""
+        """Stop asking about a node and drop its answer."""
         self._given.pop(name, None)
         if task := self._tasks.pop(name, None):
             task.cancel()
 
     def ready(self) -> Mapping[str, Given]:
-        """Return by node what agents have given and HAProxy has not had time to hear."""
+        """Return, by node, the ``ready`` answers that HAProxy has not had time to hear itself."""
         now = self._clock()
         self._given = {name: found for name, found in self._given.items() if now < found[0]}
         return {name: given for name, (_, given) in self._given.items()}
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -124,8 +124,8 @@ class Preflight:
                 self._given[name] = until, Given(agent=agent, percent=percent)
                 self._on_ready()
                 return
-            # An agent that joins hears of its node, and sees it answer, only just now: till then it says
-            # nothing, or `up`.
+            # An agent that joins learns of its node, and sees it answer, only now: before, it says nothing,
+            # or `up`.
             if said not in (b"", b"up\n") or pause_s is None:
                 return
             await asyncio.sleep(pause_s)

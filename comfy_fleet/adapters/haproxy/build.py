@@ -1,4 +1,4 @@
-"""Which HAProxy this is, and whether it will do."""
+"""Checks that an HAProxy has the right version and parts."""
 
 import re
 import subprocess
@@ -18,9 +18,9 @@ class Build:
     """What ``haproxy -vv`` says.
 
     Attributes:
-        version: Major, minor and patch; empty if it does not say so.
-        lua: Whether Lua is built in, which chooses among the able nodes.
-        exporter: Whether the Prometheus exporter is, which the configuration uses.
+        version: Major, minor and patch; empty if not given.
+        lua: Whether Lua is built in; it chooses among the able nodes.
+        exporter: Whether the Prometheus exporter is built in; the configuration uses it.
     """
 
     version: tuple[int, ...]
@@ -29,7 +29,7 @@ class Build:
 
     @classmethod
     def read(cls, text: str) -> "Build":
-        """Return what the output of ``haproxy -vv`` tells."""
+        """Read the output of ``haproxy -vv``."""
         found = _VERSION.search(text)
         return cls(
             version=tuple(int(part) for part in found.groups() if part is not None) if found else (),
@@ -43,9 +43,9 @@ class Build:
         return ".".join(map(str, self.version))
 
     def faults(self) -> dict[str, tuple[str, str]]:
-        """Return what is wrong, by what was looked at: in words, and what to do.
+        """Return each problem, by the part that was checked: its description, and what to do.
 
-        One that is too old is told as that alone: what else it lacks follows from it.
+        A version that is too old is the only problem reported: missing parts follow from it.
         """
         if not self.version:
             return {"HAProxy": ("it does not say its version", "set FLEET_HAPROXY_BIN to HAProxy's program")}
@@ -67,7 +67,7 @@ class Build:
 
 
 def look(program: str) -> Build:
-    """Ask a program what it is.
+    """Ask a program for its version and parts.
 
     Raises:
         ConfigError: It can't be run.
@@ -91,7 +91,7 @@ def look(program: str) -> Build:
 
 
 def require(program: str) -> None:
-    """Make sure that an HAProxy will do, before it fails in words that don't say so.
+    """Check an HAProxy before it fails with an unclear message.
 
     Raises:
         ConfigError: It is too old, lacks a part, or can't be run.

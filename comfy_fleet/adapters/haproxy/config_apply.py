@@ -1,4 +1,4 @@
-"""From text to files that HAProxy has accepted: ``.new``, ``haproxy -c``, rename; a refused one is kept."""
+"""Write files that HAProxy has accepted: ``.new``, ``haproxy -c``, rename; a refused file is kept."""
 
 import logging
 import subprocess
@@ -15,7 +15,7 @@ _VALID = "Configuration file is valid"
 
 
 def check(program: str, path: Path) -> str:
-    """Let HAProxy read a configuration; return its warnings, empty if it has none.
+    """Have HAProxy check a configuration; return its warnings, empty if there are none.
 
     Raises:
         ConfigError: HAProxy refuses it (the message says why), or HAProxy is missing.
@@ -45,26 +45,27 @@ def check(program: str, path: Path) -> str:
 
 
 def apply(rendered: Rendered, places: ConfigFiles, *, program: str) -> frozenset[str]:
-    """Write what changed, once HAProxy has accepted it; all or nothing.
+    """Write the changed files, once HAProxy has accepted them; all or nothing.
 
     Args:
         rendered: The texts.
-        places: Where they go.
+        places: Their paths.
         program: HAProxy, for the check.
 
     Returns:
         The names of the files that changed: ``broker.cfg``, ``edge.cfg``, ``pools.map``, ``nodes.map``.
 
     Raises:
-        ConfigError: HAProxy refused one. It lies beside the good one as ``.rejected``; nothing was replaced.
+        ConfigError: HAProxy refused one. It is kept beside the good one as ``.rejected``; nothing was
+            replaced.
     """
     private_folder(places.folder)
     maps = {places.pools: rendered.pools, places.vias: rendered.vias}
     for path, text in maps.items():
-        # Of a process that was killed; it may hold passwords of nodes that are gone.
+        # From a process that was killed; it may contain passwords of removed nodes.
         _beside(path).unlink(missing_ok=True)
         if not path.exists():
-            _write(path, text)  # the broker's configuration names it
+            _write(path, text)  # the broker's configuration refers to it
     texts = {
         **maps,
         places.broker: rendered.broker,
@@ -99,7 +100,7 @@ def _beside(path: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that only this user reads, from its first byte on: a map holds passwords."""
+    """Write a file that only this user can ever read: a map contains passwords."""
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_text(text)

@@ -1,4 +1,4 @@
-"""From settings and nodes to the text of both configurations. Only templates are read; nothing is written."""
+"""Render both configurations from settings and nodes. Only templates are read; nothing is written."""
 
 import json
 import re
@@ -22,11 +22,11 @@ from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.node import Node, check_name
 from comfy_fleet.settings import Settings
 
-_SOCKET_PATH_LIMIT = 90  # sun_path holds 108 bytes, and HAProxy binds PATH.PID.tmp first
+_SOCKET_PATH_LIMIT = 90  # sun_path has 108 bytes, and HAProxy first binds PATH.PID.tmp
 _ANSWER_TIMEOUT_S = 600
-_SMALL_BODY_BYTES = 8192  # with the head it fits into one buffer (tune.bufsize is 16384)
+_SMALL_BODY_BYTES = 8192  # with the head, it fits into one buffer (tune.bufsize is 16384)
 _REQUESTS = 4
-"""So many times as many requests as the API works on may be on their way to it."""
+"""Requests that may be on their way to the API, as a multiple of those it works on."""
 
 _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
     (400, "invalid_request", "The request is not valid HTTP.", None),
@@ -40,7 +40,7 @@ _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """Everything that HAProxy reads.
+    """All texts that HAProxy reads.
 
     Attributes:
         broker: The lease broker's configuration.
@@ -57,7 +57,7 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigFiles:
-    """Where things lie on this machine; all paths are absolute."""
+    """Paths on this machine; all are absolute."""
 
     folder: Path
 
@@ -78,7 +78,7 @@ class ConfigFiles:
 
     @property
     def vias(self) -> Path:
-        """The map of the nodes behind a proxy: what they are told."""
+        """The map of the nodes behind a proxy, with the headers for them."""
         return self.folder / "nodes.map"
 
     @property
@@ -103,7 +103,7 @@ class ConfigFiles:
 
 
 def files(settings: Settings) -> ConfigFiles:
-    """Return where this fleet's HAProxy files lie.
+    """Return the paths of this fleet's HAProxy files.
 
     Raises:
         ConfigError: The data folder's path is too long for a unix socket.
@@ -134,13 +134,13 @@ def render(
         settings: Ports, folders and limits.
         nodes: All nodes; those whose pool has no slot are left out.
         pools: Slot (from 1) by pool, see :func:`~comfy_fleet.adapters.haproxy.server_lines.pools_of`.
-        addresses: What host names resolve to. A node whose host, or whose agent's, is missing here is left
-            out: HAProxy would refuse the whole file for it. Without it, names are written as they are.
-        credentials: Opens the nodes' passwords; without it, three stars stand for each.
-        templates: What :func:`read_templates` gave; read now if None.
+        addresses: Addresses by host name. A node is left out if its host, or its agent's, is missing here:
+            HAProxy would refuse the whole file. None writes names unchanged.
+        credentials: Decrypts the nodes' passwords; without it, three stars replace each.
+        templates: From :func:`read_templates`; None reads them now.
 
     Raises:
-        BadInput: A name or an address that can't stand in a configuration.
+        BadInput: A name or an address that can't be in a configuration.
         ConfigError: A template is missing or wrong, or a path can't be written into it.
     """
     places = files(settings)
@@ -184,8 +184,7 @@ def render(
 def read_templates(folder: Path) -> dict[str, str]:
     """Return the templates of a folder by file name.
 
-    A process that keeps them goes on with those that fit its code, also when another version of the project
-    has been put in its place.
+    A process that keeps them uses templates that fit its code even after another version was installed.
 
     Raises:
         ConfigError: One can't be read.
@@ -243,7 +242,7 @@ def _broker(
 
 
 def ca_file_of(settings: Settings) -> str:
-    """Return who may sign the certificates of nodes, as a server line names it."""
+    """Return the authorities for nodes' certificates, in the form for a server line."""
     return SYSTEM_CA if settings.node_ca_file is None else str(settings.node_ca_file.absolute())
 
 
@@ -272,7 +271,7 @@ def _edge(settings: Settings, places: ConfigFiles) -> dict[str, Any]:
 
 
 def envelope(code: str, message: str, details: Mapping[str, Any] | None = None) -> str:
-    """Return an error as every face tells it, for a single-quoted word of the configuration."""
+    """Return an error in the APIs' form, for a single-quoted word of the configuration."""
     text = json.dumps({"error": {"code": code, "message": message, "details": details}})
     return text.replace("'", "\\u0027")
 

@@ -1,8 +1,9 @@
-"""The controller: both HAProxy processes, in agreement with the node registry, without a reload.
+"""The controller: keeps both HAProxy processes in agreement with the node registry, without a reload.
 
-Every half second, and at once when the registry changes, it compares what HAProxy has with what it should
-have and gives the missing orders. That heals a restarted HAProxy, a lost order and an operator's slip in one
-way. The rendered files follow every change a moment later, so that the next start needs no registry at all.
+Every half second, and at once when the registry changes, it compares HAProxy's state with the wanted state
+and sends the missing commands. So a restarted HAProxy, a lost command and an operator's slip are all repaired
+in the same way. The rendered files follow every change a moment later, so that the next start needs no
+registry.
 """
 
 import asyncio
@@ -60,15 +61,15 @@ class Registry(Protocol):
         """Return all nodes by name."""
 
     async def report(self, name: str, *, verdict: str, why: str) -> None:
-        """Record what HAProxy says of a node; a node that is gone is left alone."""
+        """Record a node's state as HAProxy reports it; a removed node is ignored."""
 
     def changes(self) -> AsyncIterator[None]:
-        """Yield whenever the registry changed, and now and then even if not."""
+        """Yield whenever the registry has changed, and now and then without a change."""
 
 
 @dataclass(kw_only=True)
 class _Seen:
-    """What was noticed about one node between two looks."""
+    """What is kept about one node between two looks."""
 
     silent_since: float | None = None
     told: tuple[float, str, str] | None = None
@@ -94,16 +95,16 @@ class Controller:
         agent_grace_s: float = 2.0,
         first_answer_s: float = WINDOW_S,
     ) -> None:
-        """Describe the controller; nothing starts before :meth:`run`.
+        """Set up; nothing starts before :meth:`run`.
 
         Args:
             settings: Ports, folders, programs.
-            registry: The nodes, and where verdicts are reported.
-            pools: Keeps which pool has which slot; None: the map file alone does.
-            credentials: Opens what nodes have :attr:`~comfy_fleet.domain.nodes.node.Node.sealed`.
+            registry: The nodes; states are reported there.
+            pools: Stores each pool's slot; None: only the map file does.
+            credentials: Decrypts :attr:`~comfy_fleet.domain.nodes.node.Node.sealed`.
             poll_s: How often HAProxy is asked.
-            agent_grace_s: How long an agent may be silent before its nodes get no leases any more.
-            first_answer_s: How long a new node's agent is asked directly, and its ready is passed on.
+            agent_grace_s: How long an agent may be silent before its nodes get no more leases.
+            first_answer_s: How long a new node's agent is asked directly and its ``ready`` passed on.
         """
         self.ready = asyncio.Event()
         self._settings = settings
@@ -132,12 +133,12 @@ class Controller:
         )
         self._nodes: Sequence[Node] = ()
         self._pools: dict[str, int] = {}
-        self._kept_pools: dict[str, int] | None = None  # what the store has of them
+        self._kept_pools: dict[str, int] | None = None  # as they are in the store
         self._seen: dict[str, _Seen] = {}
-        self._known = False  # the registry was read at least once
-        self._stale = False  # the registry has changed since it was read
+        self._known = False  # the registry has been read at least once
+        self._stale = False  # the registry may have changed since it was read
         self._map_stale = True  # the running map may differ from ours
-        self._templates: Mapping[str, str] | None = None  # those of the start: they fit this process's code
+        self._templates: Mapping[str, str] | None = None  # from the start of the process: they fit its code
         self._resolver = Resolver(time.monotonic)
         self._wake = asyncio.Event()
         self._first = Preflight(self._wake.set, window_s=first_answer_s)
@@ -200,10 +201,10 @@ class Controller:
                 await self.broker.stop()
 
     async def reload_edge(self) -> bool:
-        """Render both files from the templates as they are now; reload the edge if its file changed.
+        """Render both files from the present templates; reload the edge if its file changed.
 
         Returns:
-            Whether it did.
+            True if it did.
 
         Raises:
             ConfigError: The new file is refused; the edge goes on with the old one.
@@ -228,16 +229,16 @@ class Controller:
         while not stop.is_set():
             try:
                 self._nodes = await self._registry.nodes()
-                if self._pool_store is not None:  # another controller's slots are ours too
+                if self._pool_store is not None:  # keep another controller's slots
                     slots = {one.name: one.slot for one in await self._pool_store.pools() if one.slot}
                     self._pools = slots or self._pools
                 self._known = True
                 break
-            except Exception as error:  # noqa: BLE001 - whatever the adapter raises, this process goes on
+            except Exception as error:  # noqa: BLE001 - this process must go on, whatever the adapter raises
                 logger.warning("registry can't be read", extra={"reason": str(error)})
                 if self._files.broker.exists() and self._files.edge.exists():
                     self._stale = True
-                    return  # the files of the last run are the truth until the registry is back
+                    return  # until the registry is back, the files of the last run apply
             with contextlib.suppress(TimeoutError):
                 async with Timeout(pause):
                     await stop.wait()
@@ -246,20 +247,21 @@ class Controller:
             await self._write_files()
 
     async def _follow_with_files(self) -> None:
-        """Write the files after changes: the running broker comes first, a new node waits for no check."""
+        """Write the files after changes. The running broker comes first: a new node does not wait for a
+        check."""
         while True:
             await self._unwritten.wait()
             self._unwritten.clear()
             try:
                 await self._write_files()
             except ConfigError:
-                pass  # already logged, and kept as .rejected; the running HAProxy follows the registry
-            except Exception as error:  # a full disk, say: tried again, and this process goes on
+                pass  # already logged and kept as .rejected; the running HAProxy follows the registry
+            except Exception as error:  # e.g. a full disk: tried again, and this process goes on
                 self._unwritten.set()
                 unexpected = not isinstance(error, FleetError | OSError)
                 facts = {"reason": str(error)}
                 logger.warning("configuration not written", extra=facts, exc_info=unexpected)
-            await asyncio.sleep(self._poll_s)  # a thousand nodes that join are a few checks
+            await asyncio.sleep(self._poll_s)  # so a thousand joining nodes cause only a few checks
 
     async def _write_files(self) -> frozenset[str]:
         async with self._writing:
@@ -287,7 +289,7 @@ class Controller:
             try:
                 return await asyncio.shield(writing)
             except asyncio.CancelledError:
-                # A thread can't be stopped: the next controller must not find it at work on the folder.
+                # A thread can't be stopped, and must not be at work when the next controller gets the folder.
                 await asyncio.gather(writing, return_exceptions=True)
                 raise
 
@@ -307,7 +309,7 @@ class Controller:
             try:
                 await self._pool_store.place(pools)
                 self._kept_pools = pools
-            except FleetError as error:  # HAProxy is steered all the same; the next look tries again
+            except FleetError as error:  # HAProxy is kept up to date anyway; the next look tries again
                 logger.warning("pools' slots not kept", extra={"reason": error.message})
 
     # ---- the registry --------------------------------------------------------------------------------------
@@ -335,7 +337,8 @@ class Controller:
                 await self._tick()
                 self._trouble = ""
             except Exception as error:
-                # A restarting broker, Redis away: the next look repairs it. Said once, not twice a second.
+                # The broker restarts, or Redis is away: the next look repairs it. Logged once, not twice a
+                # second.
                 if str(error) != self._trouble:
                     self._trouble = str(error)
                     unexpected = not isinstance(error, FleetError | OSError)
@@ -352,7 +355,7 @@ class Controller:
             except Exception:
                 self._stale = True
                 if not self._known:
-                    raise  # with an empty list every server would be taken out
+                    raise  # an empty list would remove every server
                 logger.warning("registry can't be read", exc_info=True)
         entries = {entry.name: entry for entry in self._entries()}
         runtime = self.broker.runtime
@@ -431,7 +434,7 @@ class Controller:
         return seen.silent_since is not None and now - seen.silent_since >= self._agent_grace_s
 
     async def _do(self, step: Step) -> bool:
-        """Give one order; returns whether another look is due at once."""
+        """Carry out one step; return True if another look is due at once."""
         runtime = self.broker.runtime
         match step:
             case Retire(server=server):

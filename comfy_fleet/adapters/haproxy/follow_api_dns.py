@@ -1,7 +1,8 @@
-"""Keep the edge pointed at the API when the API goes by a name: a container comes back elsewhere.
+"""Keep the edge pointed at the API when it is given by host name: a restarted container may get a new
+address.
 
-HAProxy looks names up once, when it starts. Its own resolvers would ask DNS servers only and so miss the
-hosts file; this asks the system, as the start did.
+HAProxy looks names up once, at its start. Its own resolvers would ask only DNS servers and miss the hosts
+file; this asks the system, as HAProxy's start does.
 """
 
 import asyncio
@@ -25,20 +26,20 @@ async def follow_api(
     reload: Callable[[], None],
     pause_s: float = 1.0,
 ) -> None:
-    """Move the edge's server whenever the name no longer means its address; runs until it is cancelled.
+    """Move the edge's server whenever the name resolves to another address; runs until canceled.
 
     Args:
         runtime: The edge's control socket.
         host: The API's host name.
         port: The API's port.
-        resolve: Returns the addresses of a name, the preferred one first; none when it can't.
-        reload: Starts the edge's worker anew: HAProxy gives no address to a server that never had one.
+        resolve: Returns the addresses of a name, the preferred one first; empty if it fails.
+        reload: Restarts the edge's worker: HAProxy can't give an address to a server that never had one.
         pause_s: How long to wait between two looks.
     """
     while True:
         try:
             await _look(runtime, host, port, await resolve(host), reload)
-        except BrokerError as error:  # the edge restarts, and looks the name up itself
+        except BrokerError as error:  # the edge restarts and looks the name up itself
             logger.debug("edge not asked", extra={"reason": error.message})
         await asyncio.sleep(pause_s)
 
@@ -47,7 +48,7 @@ async def _look(
     runtime: Runtime, host: str, port: int, addresses: Sequence[str], reload: Callable[[], None]
 ) -> None:
     if not addresses:
-        return  # nothing better is known than what it has
+        return  # no better address is known
     for server in await runtime.servers():
         if server.backend != BACKEND or server.host in addresses:
             continue

@@ -1,7 +1,7 @@
-"""What has to change in a running HAProxy so that it agrees with the registry. Pure: no socket, no clock.
+"""The steps that make a running HAProxy agree with the registry. Pure: no socket, no clock.
 
-The controller only ever takes leases away; only an agent's ``ready`` gives them. It may hear the first one
-before HAProxy does, and then passes it on as it was said.
+The controller can only stop leases; only an agent's ``ready`` allows them. The controller may hear the first
+``ready`` before HAProxy does, and then passes it on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ from comfy_fleet.domain.nodes.node import AGENT_DRAINS, Node
 
 @dataclass(frozen=True, kw_only=True)
 class ServerTarget:
-    """A node as it should stand in HAProxy.
+    """A node as it should be in HAProxy.
 
     Attributes:
         entry: Its servers.
-        addresses: What its host name resolves to, the first preferred; empty while it does not resolve.
-        agent_addresses: The same of its agent.
+        addresses: The addresses of its host name, the preferred one first; empty while it does not resolve.
+        agent_addresses: The same for its agent.
         drain: Whether it must not get leases, whatever its agent says.
     """
 
@@ -39,7 +39,7 @@ class Retire:
 
 @dataclass(frozen=True, kw_only=True)
 class Add:
-    """Make both servers of a node."""
+    """Add both servers of a node."""
 
     entry: Entry
     address: str
@@ -57,7 +57,7 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True)
 class MoveAgent:
-    """Ask another agent."""
+    """Point a server at another agent."""
 
     server: ServerStatus
     address: str
@@ -66,7 +66,7 @@ class MoveAgent:
 
 @dataclass(frozen=True, kw_only=True)
 class Drain:
-    """Keep new leases away."""
+    """Stop new leases."""
 
     server: ServerStatus
 
@@ -81,7 +81,7 @@ class Open:
 
 @dataclass(frozen=True, kw_only=True)
 class Forget:
-    """Take out of the map how a node was reached: the map may hold its password."""
+    """Remove a node from the map of proxies, which may contain its password."""
 
     name: str
 
@@ -97,18 +97,18 @@ def plan(
     given: Mapping[str, Given] = _NOTHING,
     vias: Mapping[str, str] = _PLAIN,
 ) -> list[Step]:
-    """Return the steps from what HAProxy has to what it should have.
+    """Return the steps from HAProxy's state to the wanted one.
 
-    A node that changes its pool is first retired from the old one: two entries would be two slots. So is one
-    that left and came back before its last connection was gone, and one that is reached in another way
-    now. Its direct server goes last, because whoever still holds the lease needs it; then goes what the map
-    says of it.
+    A node that changes its pool is first retired from the old one: two entries would be two slots. The same
+    holds for a node that left and came back before its last connection was gone, and for one that is now
+    reached in another way. Its direct server goes last, because the lease's holder still needs it; then its
+    entry in the map.
 
     Args:
-        targets: What should be, by name.
-        servers: What is, of all lease backends and the direct one.
-        given: What the agents of new servers have given, by name.
-        vias: What HAProxy's map says of nodes, see :attr:`Entry.via`.
+        targets: The wanted nodes, by name.
+        servers: The present servers of all lease backends and of the direct one.
+        given: ``ready`` answers from agents of new servers, by name.
+        vias: HAProxy's map of proxies, see :attr:`Entry.via`.
     """
     lease: dict[str, list[ServerStatus]] = {}
     direct: dict[str, ServerStatus] = {}
@@ -130,7 +130,7 @@ def plan(
         if target is not None and name in lease:
             steps += _moves(target, server)
         elif name not in lease:
-            # Also a half of a node that is to be added: it is made anew, together with its other half.
+            # Also one of a new node's two servers without the other: both are made again.
             steps.append(Retire(server=server))
     steps += [
         Forget(name=name)
@@ -148,12 +148,12 @@ def plan(
 
 
 def _leaving(server: ServerStatus) -> bool:
-    """Return whether a server was told to go: its node has come back since, and gets another one."""
+    """Return whether a server is retiring: its node has come back since and gets a new one."""
     return server.maint and not server.asks
 
 
 def _elsewhere(entry: Entry, server: ServerStatus, vias: Mapping[str, str]) -> bool:
-    """Return whether a server is not its node's any more, in a way that no order could mend."""
+    """Return whether a server must be replaced because no command could correct it."""
     return (server.backend, server.tls, vias.get(entry.name, "")) != (entry.backend, entry.tls, entry.via)
 
 
@@ -163,16 +163,16 @@ def _corrections(target: ServerTarget, server: ServerStatus) -> list[Step]:
     wanted = [(address, target.entry.agent_port) for address in target.agent_addresses]
     if wanted and agent not in wanted:
         steps.append(MoveAgent(server=server, address=wanted[0][0], port=wanted[0][1]))
-    # In maintenance it waits for its agent's first ready: nothing to take away yet.
+    # In maintenance it waits for its agent's first ready: there is nothing to stop yet.
     if target.drain and not server.maint and not (server.drain and server.weight == 0):
         steps.append(Drain(server=server))
     return steps
 
 
 def _opening(target: ServerTarget, server: ServerStatus, given: Given | None) -> list[Step]:
-    """Return the step that a ``ready`` allows: only for who waits for just this agent's first word.
+    """Return the step for a ``ready``: only for a server that waits for this agent's first answer.
 
-    A server that is out of maintenance has heard its agent itself, perhaps something else by now.
+    A server out of maintenance has heard its agent itself, perhaps with another answer by now.
     """
     if given is None or target.drain or not server.maint:
         return []
@@ -201,28 +201,28 @@ def agent_silent(row: Mapping[str, str]) -> str:
 
 
 def silence_s(row: Mapping[str, str]) -> float:
-    """Return how long the agent's last check had waited when it ended, from a ``show stat`` row.
+    """Return how long the last check of the agent took, from a ``show stat`` row.
 
-    A process that is gone refuses at once. One that hangs has been silent for the check's whole timeout.
+    If the process is gone, it fails at once. If it hangs, the check takes its whole timeout.
     """
     taken_ms = row.get("agent_duration", "")
     return int(taken_ms) / 1000 if taken_ms.isdecimal() else 0.0
 
 
 def verdict_of(node: Node, row: Mapping[str, str], *, silent: bool) -> tuple[str, str]:
-    """Say in the fleet's words what HAProxy thinks of a node.
+    """Return a node's state in HAProxy, in the fleet's words.
 
     Args:
         node: The node.
         row: Its ``show stat`` row in its lease backend.
-        silent: Whether its agent has been silent for longer than it may.
+        silent: Whether its agent has been silent for too long.
 
     Returns:
         ``up``, ``drain``, ``down`` or ``new``, and the reason.
     """
     status = row.get("status", "")
     if status.startswith("MAINT"):
-        # An agent that has not heard of the node answers nothing.
+        # An agent that does not know the node gives no answer.
         unasked = row.get("agent_status", "").endswith("L7RSP")
         why = "agent not asked yet" if unasked else agent_silent(row)
         return "new", f"waits for its first answer ({why})" if why else "waits for its first answer"

@@ -1,4 +1,4 @@
-"""Say when a pool loses its last node, and when it has one again. What operators order is no news."""
+"""Log when a pool loses its last node, and when it has one again, unless an operator has ordered it."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class PoolNews:
         """Compare with the last time, and log what changed.
 
         Args:
-            verdicts: Every node with what HAProxy says of it, and why.
+            verdicts: Every node with its state in HAProxy, and why.
         """
         served = {node.pool for node, verdict, _ in verdicts if verdict == "up"}
         wanted = {node.pool for node, *_ in verdicts if not node.cordoned}

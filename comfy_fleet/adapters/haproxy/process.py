@@ -1,4 +1,4 @@
-"""One HAProxy process: started, watched, started again; and one controller a folder, for sure."""
+"""One HAProxy process: start, watch, restart. And a lock that allows one controller per folder."""
 
 import asyncio
 import contextlib
@@ -26,13 +26,13 @@ _START_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 _LEVELS = {"[ALERT]": logging.WARNING, "[WARNING]": logging.INFO, "[NOTICE]": logging.DEBUG}
 _NO_NEWS = "remains in forced drain mode."
-"""HAProxy says so, twice, at every agent-check that drains a server which the controller has drained."""
+"""HAProxy logs this, twice, at every agent-check that drains a server that the controller has drained."""
 
 _ORDERED = "has no server available!"
-"""An alert to HAProxy, and what an operator orders who drains a pool; what ails a node, its verdict says."""
+"""An alert to HAProxy, but normal when an operator drains a pool; a node's trouble shows in its state."""
 
 _BACKOFF = Backoff(first_s=0.1, longest_s=5.0)
-_STEADY_S = 30.0  # after this long alive, an end is taken for a new failure
+_STEADY_S = 30.0  # after this long alive, an end counts as a new failure
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ class HAProxy:
         reloads: bool,
         on_start: Callable[[], None],
     ) -> None:
-        """Describe the process.
+        """Set up.
 
         Args:
             name: ``broker`` or ``edge``.
@@ -90,7 +90,7 @@ class HAProxy:
         """Start it and wait until it answers.
 
         Raises:
-            ConfigError: It ended at once, e.g. because a port is taken; the message holds its words.
+            ConfigError: It ended at once, e.g. because a port is taken; the message includes its output.
         """
         await self._child.start()
         self._pid_file.write_text(str(self._child.pid))
@@ -111,7 +111,7 @@ class HAProxy:
         self._on_start()
 
     async def _answers(self) -> bool:
-        # A socket file of a process that is gone refuses; one of a stranger is not ours.
+        # The socket file of a dead process refuses; one of another program is not ours.
         try:
             pid = await self.runtime.pid()
         except (BrokerError, KeyError, ValueError):
@@ -119,7 +119,7 @@ class HAProxy:
         return self._reloads or pid == self._child.pid
 
     async def keep(self) -> NoReturn:
-        """Start it again whenever it ends, with growing pauses; runs until it is cancelled."""
+        """Restart it whenever it ends, with growing pauses; runs until canceled."""
         clock = asyncio.get_running_loop().time
         down_at: float | None = None
 
@@ -154,7 +154,7 @@ class HAProxy:
         self._pid_file.unlink(missing_ok=True)
 
     async def stop_stray(self) -> None:
-        """Stop the process that an earlier controller left behind, if it is one of ours.
+        """Stop the process that an earlier controller left behind, if it is ours.
 
         The pid file alone proves nothing: the command line must name our configuration.
         """
@@ -171,7 +171,7 @@ class HAProxy:
                 os.kill(pid, number)
             with contextlib.suppress(TimeoutError):
                 async with Timeout(5.0):
-                    while _is_ours(pid, self._config):  # noqa: ASYNC110 - not our child: nothing to wait on
+                    while _is_ours(pid, self._config):  # noqa: ASYNC110 - not our child: there is nothing to wait on
                         await asyncio.sleep(_POLL_S)
                 break
         self._pid_file.unlink(missing_ok=True)
@@ -191,7 +191,7 @@ class HAProxy:
                 facts = {"line": line}
             logger.info("haproxy request", extra=extra | {key: v for key, v in facts.items() if v != ""})
             return
-        # HAProxy warns of good news, too: a server that comes up is the day's work.
+        # HAProxy's warnings include good news: a server that comes up is normal.
         level = next((level for tag, level in _LEVELS.items() if line.startswith(tag)), logging.INFO)
         if line.rstrip().endswith(_ORDERED):
             level = logging.INFO

@@ -1,4 +1,4 @@
-"""Host names to addresses, because HAProxy's ``add server`` takes only addresses."""
+"""Resolve host names, because HAProxy's ``add server`` takes only addresses."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ _TIMEOUT_S = 1.0
 
 
 class Resolver:
-    """Remembers what names resolve to; a name that failed, or is in doubt, is asked again after a while."""
+    """Caches addresses; a name that failed, or is in doubt, is looked up again after a while."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Take the time in seconds from ``clock``."""
@@ -25,19 +25,19 @@ class Resolver:
     async def resolve(
         self, hosts: Iterable[str], *, doubt: Collection[str] = ()
     ) -> dict[str, tuple[str, ...]]:
-        """Return the addresses of all hosts; nothing for those that don't resolve.
+        """Return the addresses of all hosts; hosts that don't resolve are left out.
 
         Args:
             hosts: Names or addresses.
-            doubt: Those to ask for again although they resolved: nothing answers there (a container came back
-                elsewhere).
+            doubt: Hosts to look up again although they resolved, because nothing answers there (a container
+                may have a new address).
         """
         names = sorted(set(hosts))
         found = await asyncio.gather(*(self._one(name, doubt=name in doubt) for name in names))
         return dict(zip(names, found, strict=True))
 
     async def again(self, host: str) -> tuple[str, ...]:
-        """Return a host's addresses, asked for anew unless that was done a moment ago."""
+        """Return a host's addresses, looked up again unless that was done a moment ago."""
         return await self._one(host, doubt=True)
 
     async def _one(self, host: str, *, doubt: bool) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""HAProxy's Runtime API: orders and questions on its control socket, one connection each."""
+"""HAProxy's Runtime API: commands on its control socket, one connection for each."""
 
 import asyncio
 import csv
@@ -33,7 +33,7 @@ STAT = (
     *("svname", "status", "weight", "scur", "stot", "check_desc", "last_chk"),
     *("agent_status", "agent_desc", "agent_duration", "last_agt"),
 )
-"""The columns of ``show stat`` that somebody here asks for."""
+"""The columns of ``show stat`` that are used here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class ServerStatus:
         port: Its port.
         maint: Whether it is in maintenance.
         drain: Whether an order or an agent has put it into drain.
-        weight: Its weight at the moment.
+        weight: Its present weight.
         agent_host: Address of its agent.
         agent_port: Port of its agent; 0 without one.
-        asks: Whether it asks its agent.
+        asks: Whether its agent-check is on.
         tls: Whether it speaks TLS.
     """
 
@@ -68,20 +68,18 @@ class ServerStatus:
 
 
 class Runtime:
-    """Orders to one HAProxy process.
+    """Commands to one HAProxy process.
 
-    Every method raises :class:`BrokerError` if it does not answer, or refuses the order.
+    Every method raises :class:`BrokerError` if HAProxy does not answer, or refuses the command.
     """
 
     def __init__(self, socket: Path) -> None:
-        """Name the control socket; nothing is opened before the first order."""
+        """Set up; nothing is opened before the first command."""
         self._socket = str(socket)
-        self._servers: dict[
-            tuple[str, ...], ServerStatus
-        ] = {}  # as told by the last look: most stay as they were
+        self._servers: dict[tuple[str, ...], ServerStatus] = {}  # from the last look: most rows stay the same
 
     async def ask(self, order: str) -> str:
-        """Send one order and return the answer, without blank lines around it.
+        """Send one command and return the answer, without blank lines around it.
 
         Raises:
             BrokerError: HAProxy can't be reached, or does not answer.
@@ -102,7 +100,7 @@ class Runtime:
         return answer.decode(errors="replace").strip()
 
     async def order(self, order: str, *, expect: str = "") -> None:
-        """Send one order that has to work.
+        """Send one command that has to succeed.
 
         Raises:
             BrokerError: HAProxy refused it, or can't be reached.
@@ -122,7 +120,7 @@ class Runtime:
             return False
 
     async def pid(self) -> int:
-        """Return the process id of whoever answers on the socket."""
+        """Return the id of the process that answers on the socket."""
         facts = dict(
             line.split(": ", 1) for line in (await self.ask("show info")).splitlines() if ": " in line
         )
@@ -147,7 +145,7 @@ class Runtime:
         return servers
 
     async def stats(self, backend: str) -> list[dict[str, str]]:
-        """Return the ``show stat`` rows of a backend's servers: what :data:`STAT` names of each."""
+        """Return the ``show stat`` rows of a backend's servers, with the columns in :data:`STAT`."""
         rows = csv.reader(io.StringIO((await self.ask(f"show stat {backend} 4 -1")).removeprefix("# ")))
         fields = _picked(next(rows, []), STAT)
         return [dict(zip(STAT, fields(row), strict=True)) for row in rows]
@@ -155,14 +153,14 @@ class Runtime:
     async def add(
         self, entry: Entry, address: str, agent: str, *, vias: Path, ca_file: str = SYSTEM_CA
     ) -> None:
-        """Make a server in its lease backend and in the direct one. It gets leases once its agent says ready.
+        """Add a server to its lease backend and to the direct one. It gets leases once its agent says ready.
 
         Args:
             entry: The node.
             address: Its resolved address.
             agent: Its agent's resolved address.
-            vias: The map of how nodes are reached.
-            ca_file: Who may sign its certificate.
+            vias: The map of proxies.
+            ca_file: The authorities for its certificate.
         """
         await self.forget(entry.name, vias=vias)  # a node that had this name before
         if entry.via:
@@ -180,14 +178,14 @@ class Runtime:
         await self.order(f"enable agent {server}")
 
     async def forget(self, name: str, *, vias: Path) -> None:
-        """Take a node out of the map of how nodes are reached, if it is there."""
+        """Remove a node from the map of proxies, if it is there."""
         await self.ask(f"del map {vias} {name}")
 
     async def retire(self, server: ServerStatus) -> bool:
-        """Take a server out; False while a connection of its still lives (ask again later).
+        """Remove a server; False while it still has a connection (call again later).
 
-        Maintenance keeps new connections away and leaves open tunnels alone. The agent is told nothing more,
-        because its next ``ready`` would bring the server back.
+        Maintenance stops new connections and leaves open tunnels alone. The agent-check is turned off,
+        because the next ``ready`` would bring the server back.
         """
         name = f"{server.backend}/{server.name}"
         if not server.maint or server.backend != DIRECT:
@@ -205,38 +203,38 @@ class Runtime:
         )
 
     async def drain(self, server: ServerStatus) -> None:
-        """Keep new leases away until its agent says ready again.
+        """Stop new leases until its agent says ready again.
 
-        The weight goes too: Lua's sample fetches see weights, but not that a server drains.
+        The weight is set to 0, too: Lua's sample fetches see weights, but not that a server is draining.
         """
         await self.order(f"set server {server.backend}/{server.name} state drain")
         await self.order(f"set weight {server.backend}/{server.name} 0")
 
     async def open(self, server: ServerStatus, percent: int) -> None:
-        """Do what HAProxy does when an agent says ``ready up NN%``, and in an order that opens it last.
+        """Do what HAProxy does when an agent says ``ready up NN%``, opening the server last.
 
         Args:
-            server: In maintenance, waiting for its agent's first ready.
-            percent: The weight that the agent said, in percent of the server's own.
+            server: A server in maintenance that waits for its agent's first ready.
+            percent: The agent's weight, in percent of the server's own.
         """
         name = f"{server.backend}/{server.name}"
         await self.order(f"set weight {name} {percent}%")
-        await self.order(f"set server {name} agent up")  # without it, it would leave maintenance down
+        await self.order(f"set server {name} agent up")  # else it would be down after maintenance
         await self.order(f"set server {name} state ready")
 
     async def move(self, server: ServerStatus, address: str, port: int) -> None:
-        """Point a server somewhere else; open connections stay where they are."""
+        """Point a server at another address; open connections stay."""
         order = f"set server {server.backend}/{server.name} addr {address} port {port}"
         answer = await self.ask(order)
         if "changed from" not in answer and "no need to change" not in answer:
             raise BrokerError(f"HAProxy refused `{order}`: {answer}", details={"answer": answer})
 
     async def move_agent(self, server: ServerStatus, address: str, port: int) -> None:
-        """Ask another agent from now on."""
+        """Use another agent from now on."""
         await self.order(f"set server {server.backend}/{server.name} agent-addr {address} port {port}")
 
     async def map(self, path: Path) -> dict[str, str]:
-        """Return what a running map says."""
+        """Return the content of a running map."""
         lines = (await self.ask(f"show map {path}")).splitlines()
         return {parts[1]: parts[2] for line in lines if len(parts := line.split()) == 3}
 
@@ -253,12 +251,12 @@ class Runtime:
 
 
 def shown(order: str) -> str:
-    """Return an order or an answer without the passwords in it."""
+    """Return a command or an answer with its passwords masked."""
     return _AUTHORIZATION.sub("***", order)
 
 
 def _picked(columns: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[str]], tuple[str, ...]]:
-    """Return what picks some columns out of a row; there are a thousand rows of a hundred columns.
+    """Return a function that picks columns out of a row; there may be a thousand rows of a hundred columns.
 
     Raises:
         BrokerError: A column is missing.

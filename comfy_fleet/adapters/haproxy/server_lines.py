@@ -1,6 +1,6 @@
-"""How a node stands in HAProxy: its server lines, in files and on the control socket alike.
+"""A node's server lines in HAProxy, for files and for the control socket.
 
-One place says it, so that a server that was rendered and one that was added at run time behave the same.
+They are made in one place, so that rendered servers and servers added at run time behave the same.
 """
 
 import ipaddress
@@ -12,8 +12,8 @@ from comfy_fleet.domain.nodes.node import Node, authorization, check_name, parse
 
 DIRECT = "be_direct"
 BASE_WEIGHT = 100
-"""Every server's own weight. An agent's answer is a percentage of it and so carries the node's weight,
-because HAProxy can't change a server's own weight at run time, and an agent's answer overrules any other."""
+"""Every server's own weight. An agent's answer is a percentage of it and thereby sets the node's weight,
+because HAProxy can't change a server's own weight at run time, and an agent's answer overrides any other."""
 
 SYSTEM_CA = "@system-ca"
 """HAProxy's name for the authorities that the machine trusts."""
@@ -23,7 +23,7 @@ Endpoint = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A node as HAProxy has to know it.
+    """What HAProxy needs to know about a node.
 
     Attributes:
         name: The server's name.
@@ -31,9 +31,9 @@ class Entry:
         host: Host name or address of the ComfyUI.
         port: Its port.
         tls: Whether it is reached by TLS.
-        via: What a proxy before it has to be told, ``AUTHORITY|PREFIX|AUTHORIZATION``: its ``Host`` header,
-            what stands before every path, and the ``Authorization`` header with its blank as ``%20``. Empty
-            for a plain node, which is told none of them.
+        via: What a proxy in front of it needs, ``AUTHORITY|PREFIX|AUTHORIZATION``: the ``Host`` header, the
+            prefix of every path, and the ``Authorization`` header with its blank as ``%20``. Empty for a
+            plain node, which gets none of them.
         agent_host: Host name or address of the agent that answers for it.
         agent_port: That agent's port.
     """
@@ -67,7 +67,7 @@ def backend_of(slot: int) -> str:
 
 
 def lease_options(entry: Entry, agent_address: str) -> str:
-    """Return what stands behind the address on a server line of a lease backend.
+    """Return the part of a lease backend's server line after the address.
 
     ``agent-send`` ends with a slash, which no name contains: the control socket can't carry a newline.
 
@@ -84,13 +84,13 @@ def lease_options(entry: Entry, agent_address: str) -> str:
 
 
 def tls_options(entry: Entry, ca_file: str, *, checked: bool) -> str:
-    """Return how a node is reached by TLS, to stand on its server line; empty for a plain one.
+    """Return the TLS options for a node's server line; empty for a plain node.
 
-    HAProxy checks the certificate against the name that it asks for.
+    HAProxy checks the certificate against the host name that it requests.
 
     Args:
         entry: The node.
-        ca_file: Who may sign its certificate: a file, or :data:`SYSTEM_CA`.
+        ca_file: The authorities for its certificate: a file, or :data:`SYSTEM_CA`.
         checked: Whether the server has a health check.
     """
     if not entry.tls:
@@ -100,11 +100,11 @@ def tls_options(entry: Entry, ca_file: str, *, checked: bool) -> str:
 
 
 def pools_of(nodes: Iterable[Node], previous: Mapping[str, int], *, slots: int) -> dict[str, int]:
-    """Give every pool that has nodes a slot; pools keep the slot that they have.
+    """Give every pool that has nodes a slot; pools keep their slots.
 
     Args:
         nodes: All nodes of the fleet.
-        previous: Slots given so far; those of pools without nodes are given away only when none is free.
+        previous: Slots given so far; those of pools without nodes are reused only if none is free.
         slots: How many lease backends there are; slots count from 1.
 
     Returns:
@@ -138,7 +138,7 @@ def entries_of(
         nodes: All nodes of the fleet.
         pools: Slot by pool.
         agent: Host and port of the central agent, for nodes without an agent of their own.
-        credentials: Opens :attr:`Node.sealed`; without it, three stars stand for each password.
+        credentials: Decrypts :attr:`Node.sealed`; without it, three stars replace each password.
 
     Raises:
         BadInput: A name or an address that can't stand in a configuration.

@@ -1,4 +1,4 @@
-"""Looks at all GPUs from an event loop, without holding it up."""
+"""Reads all GPUs from an event loop, without blocking it."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ _MOMENT_S = 0.05
 
 
 class NvmlProbe:
-    """Looks from an event loop, one thread at a time."""
+    """Reads from an event loop, one thread at a time."""
 
     def __init__(self, reader: NvmlReader | None = None, *, timeout_s: float = 2.0) -> None:
-        """Describe the probe; nothing is opened before the first look.
+        """Set up; nothing is opened before the first look.
 
         Args:
-            reader: The reader; the probe alone uses it from now on.
-            timeout_s: After so long the driver counts as silent. A look that hangs is what the next ones wait
-                for, though only for a moment: a thread inside of the driver can't be ended, but there is
+            reader: The reader; only the probe may use it from now on.
+            timeout_s: After this time the driver counts as silent. If a look hangs, later calls wait for the
+                same look, each only for a moment: a thread inside the driver can't be ended, but there is
                 never a second one.
         """
         self._reader = reader or NvmlReader()
@@ -30,12 +30,12 @@ class NvmlProbe:
         self._silent = False
 
     async def look(self) -> Gpus:
-        """Look at all GPUs. Never raises."""
+        """Read all GPUs. Never raises."""
         if self._looking is None:
             self._looking = self._in_thread(self._reader.read)
         looking = self._looking
         try:
-            # A cancelled caller must not cancel the look: another one would start beside it.
+            # A canceled caller must not cancel the look: a second one would start beside it.
             patience_s = _MOMENT_S if self._silent else self._timeout_s
             async with Timeout(patience_s):
                 found = await asyncio.shield(looking)
@@ -49,7 +49,7 @@ class NvmlProbe:
         return found
 
     async def close(self) -> None:
-        """Let go of the driver, unless it hangs."""
+        """Release the driver, unless it hangs."""
         looking, self._looking = self._looking, None
         if looking is not None:
             done, _ = await asyncio.wait({looking}, timeout=self._timeout_s)
@@ -58,7 +58,7 @@ class NvmlProbe:
         self._reader.close()
 
     def _in_thread(self, work: Callable[[], Gpus]) -> "asyncio.Future[Gpus]":
-        # Not the loop's executor: Python waits for its threads at exit, and this one may never come back.
+        # Not the loop's executor: Python waits for its threads at exit, and this one may never return.
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Gpus] = loop.create_future()
 

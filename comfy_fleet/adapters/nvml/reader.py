@@ -1,4 +1,4 @@
-"""Looks at all GPUs through NVML, in whatever thread calls; never raises."""
+"""Reads all GPUs through NVML, in the calling thread; never raises."""
 
 import contextlib
 import ctypes
@@ -44,7 +44,7 @@ class _Seat:
 
     Attributes:
         handle: NVML's.
-        gpu: What was last known, for readings that are not taken at every look.
+        gpu: The last values, for readings that are not taken each time.
         slow_at: When the slow readings are due.
     """
 
@@ -55,7 +55,7 @@ class _Seat:
 
 @dataclass
 class _Session:
-    """What lives between initialisation and shutdown."""
+    """State between initialisation and shutdown."""
 
     driver: str = ""
     seats: list[_Seat] = field(default_factory=list)
@@ -63,7 +63,7 @@ class _Session:
 
 
 class NvmlReader:
-    """Looks at all GPUs; not for two threads at once."""
+    """Reads all GPUs; not for two threads at once."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class NvmlReader:
         lost_retry_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Describe the reader; nothing is opened before the first look.
+        """Set up; nothing is opened before the first look.
 
         Args:
             slow_every_s: How often power, heat and faults are read.
@@ -88,12 +88,12 @@ class NvmlReader:
         self._session: _Session | None = None
         self._failed = Gpus(why=Nvml.UNKNOWN)
         self._open_after = float("-inf")
-        self._whole_at = float("-inf")  # when the list of GPUs was last known to be whole
-        self._xids: dict[str, list[int]] = {}  # by UUID, over sessions: a GPU stays broken until it was reset
-        self._known: dict[str, Gpu] = {}  # by UUID: a GPU that is lost vanishes from the driver's own list
+        self._whole_at = float("-inf")  # when the list of GPUs was last known to be complete
+        self._xids: dict[str, list[int]] = {}  # by UUID, over sessions: a GPU stays broken until its reset
+        self._known: dict[str, Gpu] = {}  # by UUID: a lost GPU vanishes from the driver's own list
 
     def read(self) -> Gpus:
-        """Look at all GPUs. Never raises."""
+        """Read all GPUs. Never raises."""
         started = time.perf_counter()
         try:
             import pynvml
@@ -101,18 +101,18 @@ class NvmlReader:
             return Gpus(why=Nvml.NO_BINDING)
         try:
             found = self._read(pynvml)
-        except Exception as error:  # noqa: BLE001 - a driver's trouble has many classes; each is a finding
+        except Exception as error:  # noqa: BLE001 - drivers fail in many ways; each is a result
             lost = tuple(gpu for gpu in self._known.values() if gpu.lost)
             self._failed = Gpus(why=reason(error), error=str(error) or type(error).__name__, gpus=lost)
             self.close()
             if getattr(error, "value", 0) in SESSION_OVER:
-                self._xids.clear()  # the driver was unloaded, and what was wrong with it
+                self._xids.clear()  # the driver was unloaded, which ended its faults
             self._open_after = self._clock() + self._retry_s
             found = self._failed
         return replace(found, took_s=time.perf_counter() - started)
 
     def close(self) -> None:
-        """Let go of the driver. The next look opens it again."""
+        """Release the driver. The next look opens it again."""
         session, self._session = self._session, None
         if session is None:
             return
@@ -153,7 +153,7 @@ class NvmlReader:
         if gpus and not any(gpu.lost for gpu in gpus):
             self._whole_at = now
         elif now >= self._whole_at + self._lost_retry_s:
-            # The driver draws its list up when NVML is opened: only that finds a GPU that was reset or added.
+            # The driver makes its list when NVML is opened: only that finds a GPU that was reset or added.
             self._whole_at = now
             self.close()
         return Gpus(why=why, gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)), driver=session.driver)
@@ -172,7 +172,7 @@ class NvmlReader:
         return replace(gpu, memory=memory, processes=processes, instances=(), lost=False)
 
     def _hear(self, nvml: ModuleType, session: _Session) -> None:
-        """Take note of the Xids since the last look."""
+        """Note the Xids since the last look."""
         if session.events is None:
             return
         places = {_address(seat.handle): seat.gpu.uuid for seat in session.seats if seat.handle is not None}
@@ -182,7 +182,7 @@ class NvmlReader:
             except nvml.NVMLError as error:
                 if error.value in SESSION_OVER:
                     raise
-                return  # mostly a timeout: nothing happened
+                return  # usually a timeout: nothing happened
             uuid = places.get(_address(event.device))
             if uuid is not None and event.eventType & nvml.nvmlEventTypeXidCriticalError:
                 heard = self._xids.setdefault(uuid, [])
@@ -192,7 +192,7 @@ class NvmlReader:
 
 
 def _lost(gpu: Gpu) -> Gpu:
-    """Return what is left to say of a GPU that does not answer: who it is, and what was wrong before."""
+    """Return what is known of a GPU that does not answer: its identity, and its earlier faults."""
     return Gpu(index=gpu.index, uuid=gpu.uuid, name=gpu.name, xids=gpu.xids, mig=gpu.mig, lost=True)
 
 
@@ -228,7 +228,7 @@ def _seats(nvml: ModuleType) -> list[_Seat]:
                 raise
             if error.value in LOST:
                 seats.append(_Seat(handle=None, gpu=Gpu(index=index, lost=True)))
-            else:  # one that a container may not touch although the driver counts it
+            else:  # a GPU that this container may not use although the driver counts it
                 refused = error
         else:
             seats.append(_Seat(handle=handle, gpu=Gpu(index=index, uuid=uuid, name=name)))
@@ -238,7 +238,7 @@ def _seats(nvml: ModuleType) -> list[_Seat]:
 
 
 def _listen(nvml: ModuleType, seats: list[_Seat]) -> Any:
-    """Return an event set that hears of Xids; None where there are no events (Windows, some containers)."""
+    """Return an event set for Xids; None where there are no events (Windows, some containers)."""
     events = maybe(nvml, nvml.nvmlEventSetCreate) if seats else None
     if events is None:
         return None

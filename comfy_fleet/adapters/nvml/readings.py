@@ -1,4 +1,4 @@
-"""One reading of a GPU after the other, through NVML; each may be missing on its own."""
+"""Single readings of a GPU through NVML; any of them may be missing."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +9,10 @@ from typing import Any
 from comfy_fleet.domain.nodes.gpu import Gpu, GpuProcess, Memory, Recovery, Throttle
 
 LOST = (15, 16)
-"""NVML's errors of one GPU that is gone: lost; reset required."""
+"""NVML's errors for a GPU that is gone: lost; reset required."""
 
 SESSION_OVER = (1, 9, 18)
-"""NVML's errors after which all handles are void: uninitialized; driver not loaded; versions differ."""
+"""NVML's errors that make all handles invalid: uninitialized; driver not loaded; versions differ."""
 
 _HOST_PIDS = "pid:[4026531836]"  # the kernel's fixed name of the first process namespace (proc_ns.h)
 _THROTTLES = {
@@ -33,7 +33,7 @@ _RECOVERIES = {
 
 
 def with_health(nvml: ModuleType, handle: Any, gpu: Gpu) -> Gpu:
-    """Return a GPU with what changes slowly or costs more: load, heat, power, faults, whether it is divided.
+    """Return a GPU with its slow or costly readings: load, heat, power, faults, division into instances.
 
     Raises:
         NVMLError: The GPU or the session is gone.
@@ -77,8 +77,8 @@ def _recovery(nvml: ModuleType, handle: Any) -> Recovery | None:
 
 
 def read_memory(nvml: ModuleType, handle: Any) -> Memory | None:
-    """Return the memory; None if the driver does not tell."""
-    # The first version counts the driver's own part as used; some drivers of that age lack the second.
+    """Return the memory; None if the driver does not report it."""
+    # The first version counts the driver's own part as used; some old drivers lack the second.
     told = maybe(nvml, nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2)
     if told is not None:
         return Memory(
@@ -91,11 +91,10 @@ def read_memory(nvml: ModuleType, handle: Any) -> Memory | None:
 
 
 def read_held(nvml: ModuleType, handle: Any) -> tuple[Memory | None, tuple[GpuProcess, ...] | None]:
-    """Return the memory and who holds it.
+    """Return the memory and the processes that hold it.
 
-    The memory is read before the processes and after them, and the lower reading counts: a model that is
-    loaded or freed meanwhile would else look like somebody else's memory. Somebody else's will still be there
-    at the next look.
+    The memory is read before and after the processes, and the lower reading counts: otherwise a model that is
+    loaded or freed meanwhile would look foreign. Memory that is really foreign will still be there next time.
     """
     before = read_memory(nvml, handle)
     processes = read_processes(nvml, handle)
@@ -106,18 +105,18 @@ def read_held(nvml: ModuleType, handle: Any) -> tuple[Memory | None, tuple[GpuPr
 
 
 def read_processes(nvml: ModuleType, handle: Any) -> tuple[GpuProcess, ...] | None:
-    """Return who holds memory, each process once; None if the driver does not tell."""
+    """Return the processes that hold memory, each once; None if the driver does not list them."""
     found: dict[int, int | None] = {}
     told = False
     for kind in ("Compute", "Graphics", "MPSCompute"):
         rows = None
-        for version in ("v3", "v2"):  # the second is what drivers before 510 have
+        for version in ("v3", "v2"):  # drivers before 510 have only the second
             rows = maybe(nvml, getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses_{version}"), handle)
             if rows is not None:
                 break
         told = told or rows is not None
         for row in rows or ():
-            # A process that computes and draws is in two lists, each with all that it holds.
+            # A process that computes and draws is in both lists, each time with all of its memory.
             used = None if row.usedGpuMemory is None else int(row.usedGpuMemory)
             before = found.get(row.pid)
             found[row.pid] = used if before is None else max(before, used or 0)
@@ -127,11 +126,11 @@ def read_processes(nvml: ModuleType, handle: Any) -> tuple[GpuProcess, ...] | No
 
 
 def read_instances(nvml: ModuleType, parent: Any, gpu: Gpu) -> tuple[Gpu, ...]:
-    """Return the MIG instances: memory and processes are their own, heat and faults the whole GPU's."""
+    """Return the MIG instances: memory and processes are their own, heat and faults are the whole GPU's."""
     found = []
     for index in range(maybe(nvml, nvml.nvmlDeviceGetMaxMigDeviceCount, parent) or 0):
         handle = maybe(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, parent, index)
-        if handle is None:  # an empty place
+        if handle is None:  # an unused slot
             continue
         memory, processes = read_held(nvml, handle)
         found.append(
@@ -142,7 +141,7 @@ def read_instances(nvml: ModuleType, parent: Any, gpu: Gpu) -> tuple[Gpu, ...]:
                 name=text(maybe(nvml, nvml.nvmlDeviceGetName, handle) or gpu.name),
                 memory=memory,
                 processes=processes,
-                utilisation=None,  # not told by instance
+                utilisation=None,  # not reported per instance
                 mig=False,
                 instances=(),
                 parent=gpu.uuid,
@@ -152,7 +151,7 @@ def read_instances(nvml: ModuleType, parent: Any, gpu: Gpu) -> tuple[Gpu, ...]:
 
 
 def maybe(nvml: ModuleType, call: Callable[..., Any], *arguments: Any) -> Any:
-    """Call NVML; None if this one reading can't be had.
+    """Call NVML; None if this reading is not available.
 
     Raises:
         NVMLError: The GPU or the session is gone: no other reading would work either.
@@ -166,7 +165,7 @@ def maybe(nvml: ModuleType, call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _name(pid: int) -> str:
-    """Return a program's name; empty where process ids may be another namespace's."""
+    """Return a program's name; empty if process ids may be from another namespace."""
     try:
         if str(Path("/proc/self/ns/pid").readlink()) != _HOST_PIDS:
             return ""
@@ -176,5 +175,5 @@ def _name(pid: int) -> str:
 
 
 def text(value: str | bytes) -> str:
-    """Return NVML's text as text, whichever of both the binding gives."""
+    """Return NVML's text as str; the binding may give bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value

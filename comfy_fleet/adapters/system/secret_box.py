@@ -1,4 +1,4 @@
-"""Partner keys and passwords of nodes at rest: encrypted, with a key that only the fleet's user reads."""
+"""Encrypts partner keys and nodes' passwords at rest, with a key that only the fleet's user can read."""
 
 import logging
 import os
@@ -26,12 +26,12 @@ class SecretBox:
 
     @classmethod
     def open(cls, path: Path) -> "SecretBox":
-        """Read the key file; make it (mode 0600) when it is missing.
+        """Read the key file; create it (mode 0600) if it is missing.
 
-        Two processes that start at once end up with the same key: the first link wins.
+        Two processes that start at once get the same key: the first link wins.
 
         Raises:
-            ConfigError: The file holds no key, or others may read it.
+            ConfigError: The file has no key, or others may read it.
         """
         if not path.exists():
             private_folder(path.parent)
@@ -65,7 +65,7 @@ class SecretBox:
         """Decrypt.
 
         Raises:
-            ConfigError: It was sealed under another key.
+            ConfigError: It was encrypted with another key.
         """
         try:
             return self._fernet.decrypt(sealed)
@@ -76,10 +76,10 @@ class SecretBox:
 
 
 class NodeCredentials:
-    """Opens :attr:`comfy_fleet.domain.nodes.node.Node.sealed`; each is decrypted once."""
+    """Decrypts :attr:`comfy_fleet.domain.nodes.node.Node.sealed`, each value once."""
 
     def __init__(self, path: Path) -> None:
-        """Name the key file; it is read when the first node needs it, and never made."""
+        """Set up; the key file is read when the first node needs it, and never created."""
         self._path = path
         self._box: SecretBox | None = None
         self._opened: dict[str, str] = {}
@@ -89,7 +89,8 @@ class NodeCredentials:
         return "NodeCredentials(***)"
 
     def __call__(self, sealed: str) -> str:
-        """Return ``USER:PASSWORD``; empty for a node without, and, logged, for what can't be opened."""
+        """Return ``USER:PASSWORD``; empty for a node without one, or, with a log line, if it can't be
+        decrypted."""
         if not sealed:
             return ""
         if (known := self._opened.get(sealed)) is not None:
@@ -97,7 +98,7 @@ class NodeCredentials:
         try:
             plain = self._key().open_sealed(sealed.encode()).decode()
         except (ConfigError, OSError, UnicodeError) as error:
-            self._box = None  # the file may be another one by the next time
+            self._box = None  # the file may have been replaced by the next time
             if str(error) != self._trouble:
                 self._trouble = str(error)
                 logger.error("passwords of nodes can't be read", extra={"reason": str(error)})

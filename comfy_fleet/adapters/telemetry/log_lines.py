@@ -1,4 +1,4 @@
-"""What happens to jobs and runs, as log lines."""
+"""An observer that writes log lines."""
 
 import logging
 from typing import Any
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoggingTelemetry:
-    """Writes a line for each event that people look for; the port says what the events are."""
+    """Writes a line for each event that people search for; the port describes the events."""
 
     def submitted(self, new: NewJob) -> None:
         """Log that a job is durable."""
@@ -26,11 +26,11 @@ class LoggingTelemetry:
         logger.info("job claimed", extra={**claim.log_fields, "attempt": claim.attempt})
 
     def posted(self, claim: Claim) -> None:
-        """Log that the node has the prompt."""
+        """Log that the node has accepted the prompt."""
         logger.info("prompt accepted", extra=claim.log_fields)
 
     def left(self, claim: Claim, *, busy_s: float) -> None:
-        """Say nothing: the end of the job follows."""
+        """Do nothing: the end of the job follows."""
 
     def ended(
         self, claim: Claim, status: JobStatus, *, error: JobError | None, duration_s: float, outputs: int
@@ -55,7 +55,7 @@ class LoggingTelemetry:
         logger.info("job ended", extra=facts)
 
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
-        """Log what is not the usual way of things; that all nodes are busy is."""
+        """Log unusual reasons; that all nodes are busy is usual."""
         if node is not None:
             logger.info("node refused", extra={"node": node, "why": reason})
         elif reason != "busy":

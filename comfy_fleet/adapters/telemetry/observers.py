@@ -1,4 +1,4 @@
-"""Several observers as one, none of which can hurt a job; and the one that does nothing."""
+"""Several observers as one, none of which can harm a job; and an observer that does nothing."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ P = ParamSpec("P")
 
 
 class NullTelemetry:
-    """Does nothing about anything."""
+    """Does nothing."""
 
     def submitted(self, new: NewJob) -> None:
         """See the port."""
@@ -47,9 +47,9 @@ class NullTelemetry:
 
 
 class Observers:
-    """Tells several observers, in their order, and keeps what they raise from whoever tells.
+    """Passes events to several observers, in order; their exceptions never reach the caller.
 
-    Each failure of an observer is logged once: it would fail again with the next job.
+    Each observer's failure is logged once, because it would fail again with the next job.
     """
 
     def __init__(self, *observers: Telemetry) -> None:

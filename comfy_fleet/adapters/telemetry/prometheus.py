@@ -1,6 +1,6 @@
-"""What happens to jobs and runs, as metrics for Prometheus.
+"""An observer that counts metrics for Prometheus.
 
-Each event is counted by the process that commits it, so sums over all processes count each job once.
+The process that commits an event counts it, so a sum over all processes counts each job once.
 """
 
 import time
@@ -20,7 +20,7 @@ is written, which takes a millisecond for each pair, the process does nothing el
 MOST_NODES = 2000
 OTHER = "other"
 GRAPH = "graph"
-"""As a workflow: the job was submitted as a graph."""
+"""The workflow's label for a job that was submitted as a graph."""
 
 _BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
@@ -52,7 +52,7 @@ class _Bounded(dict[V, V], Generic[V]):
 
 
 class PrometheusTelemetry:
-    """Counts events and measures times; the port says what the events are.
+    """Counts events and measures times; the port describes the events.
 
     Args:
         registry: Where the metrics are registered.

@@ -1,4 +1,4 @@
-"""``/metrics`` for Prometheus and ``/health``, on a port of a process's own."""
+"""``/metrics`` for Prometheus and ``/health``, on a separate port of each process."""
 
 import asyncio
 import logging
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CONNECTION_S = 10.0
-"""How long a connection may last: a scrape takes milliseconds, and whoever sends nothing holds nothing."""
+"""Longest connection: a scrape takes milliseconds, and idle clients must not hold connections."""
 
 
 class MetricsServer:
-    """Serves what a registry has. A port that is taken is said, and the process goes on without it.
+    """Serves a registry's metrics. If the port is taken, that is logged and the process goes on without it.
 
     Args:
         registry: The metrics.
@@ -50,7 +50,7 @@ class MetricsServer:
 
     @property
     def port(self) -> int | None:
-        """The port that it listens on; None while it does not."""
+        """The port that it listens on; None while it does not listen."""
         if self._server is None or not self._server.sockets:
             return None
         return int(self._server.sockets[0].getsockname()[1])
@@ -86,7 +86,7 @@ class MetricsServer:
             logger.info("metrics served", extra={"host": self._host, "port": self.port})
 
     async def stop(self) -> None:
-        """Stop listening; whoever still asks gets no answer."""
+        """Stop listening; open requests get no answer."""
         if self._server is not None:
             await close(self._server, _Open(self._runner))
             await self._server.wait_closed()
@@ -98,7 +98,7 @@ class MetricsServer:
 
 
 class _Open:
-    """The open connections of a server, whenever it is looked at."""
+    """The open connections of a server at each scrape."""
 
     def __init__(self, runner: web.AppRunner) -> None:
         self._runner = runner

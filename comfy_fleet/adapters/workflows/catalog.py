@@ -1,4 +1,4 @@
-"""The folder of stored workflows: ``NAME/workflow.json`` and, where titles don't say enough, a manifest."""
+"""The folder of stored workflows: ``NAME/workflow.json`` and, if titles are not enough, a manifest."""
 
 import logging
 import math
@@ -30,7 +30,7 @@ _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """What was read last: the last good version, and what is wrong with the files as they are now."""
+    """The last good version of a workflow, and what is wrong with its present files."""
 
     stamp: _Stamp
     workflow: Workflow | None
@@ -40,8 +40,8 @@ class _Entry:
 class WorkflowCatalog:
     """Stored workflows, read again when their files change.
 
-    An edit that can't be used leaves the last good version in service and shows up in :meth:`errors`; so an
-    artist may save half a change without stopping anybody. Safe to use from several threads.
+    After an edit that can't be used, the last good version stays in service and :meth:`errors` shows the
+    problem: saving half a change stops nobody. Safe to use from several threads.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,11 +50,11 @@ class WorkflowCatalog:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Return the names of the workflows that can be used, sorted."""
+        """Return the sorted names of the usable workflows."""
         return [workflow.name for workflow in self.list()]
 
     def list(self) -> "list[Workflow]":
-        """Return the workflows that can be used, by name.
+        """Return the usable workflows by name.
 
         Raises:
             ConfigError: The folder can't be read.
@@ -63,10 +63,10 @@ class WorkflowCatalog:
         return [entry.workflow for entry in entries if entry and entry.workflow]
 
     def get(self, name: str) -> Workflow:
-        """Return a workflow as its files are now, or as they last made sense.
+        """Return a workflow from its present files, or in its last good version.
 
         Raises:
-            NotFound: No such workflow; details list those that there are.
+            NotFound: No such workflow; details list the existing ones.
             WorkflowBroken: It has never been readable since this process started.
         """
         entry = self._entry(name) if NAME.fullmatch(name) else None
@@ -83,7 +83,7 @@ class WorkflowCatalog:
         return entry.workflow
 
     def errors(self) -> dict[str, ConfigError]:
-        """Return what is wrong, by workflow; the last good version is served meanwhile, if there is one."""
+        """Return the problems by workflow; meanwhile the last good version is served, if there is one."""
         found: dict[str, ConfigError] = {}
         for name in self._folders():
             entry = self._entry(name)
@@ -93,7 +93,7 @@ class WorkflowCatalog:
         return found
 
     def _overlooked(self) -> dict[str, ConfigError]:
-        """Return what somebody meant to be a workflow, and what keeps it from being one."""
+        """Return files that look like workflows but are not, with the reason."""
         found: dict[str, ConfigError] = {}
         for path in sorted(self.folder.iterdir()):
             name = path.name[:80]
@@ -123,7 +123,7 @@ class WorkflowCatalog:
             ) from None
 
     def _entry(self, name: str) -> _Entry | None:
-        """Return what is known of a workflow, read again if its files changed; None if it is gone."""
+        """Return a workflow's state, read again if its files changed; None if it is gone."""
         folder = self.folder / name
         stamp = (_stamp(folder / GRAPH_FILE), _stamp(folder / MANIFEST_FILE))
         with self._lock:
@@ -169,15 +169,13 @@ def load(folder: Path) -> Workflow:
         raise ConfigError(f"{where}: {error}", details=error.details) from None
     try:
         title_parameters.declared(graph)
-    except (
-        ConfigError
-    ) as error:  # whatever the manifest says of these parameters would only be its consequence
+    except ConfigError as error:  # further problems with these parameters would only follow from this one
         raise ConfigError(f"{where}: {error}", details=error.details) from None
     where = f"{folder.name}/{MANIFEST_FILE}"
     manifest: dict[str, Any] = {}
     if manifest_file.exists():
         try:
-            # Editors on Windows like to put a byte order mark in front.
+            # Some editors on Windows write a byte order mark first.
             manifest = tomllib.loads(_content(manifest_file).decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not TOML: {error}") from None
@@ -190,7 +188,7 @@ def load(folder: Path) -> Workflow:
 
 
 def _unwritable(value: object, key: str) -> str:
-    """Return which value no answer in JSON could show, and why; empty if all can be shown."""
+    """Return the first value that JSON can't carry, and why; empty if there is none."""
     match value:
         case dict():
             inside = ((f"{key}.{name}" if key else name, one) for name, one in value.items())

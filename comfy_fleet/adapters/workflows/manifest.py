@@ -1,4 +1,4 @@
-"""``workflow.toml``: what it may say, and how it is resolved against the graph beside it."""
+"""``workflow.toml``: its format, and how it is resolved against the graph beside it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
@@ -95,7 +95,7 @@ class _Parameter(_Table):
     @field_validator("choices", mode="before")
     @classmethod
     def _short_form(cls, value: object) -> object:
-        """Take ``["a", "b"]`` for ``{a = {}, b = {}}``."""
+        """Read ``["a", "b"]`` as ``{a = {}, b = {}}``."""
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return {item: {} for item in value}
         return value
@@ -134,12 +134,13 @@ class _Manifest(_Table):
 
 
 def resolve(name: str, graph: Graph, manifest: Mapping[str, Any]) -> Workflow:
-    """Return the stored workflow that a checked graph and a manifest make.
+    """Return the stored workflow for a checked graph and a manifest.
 
-    Titles in the graph declare parameters too; where both name one, the manifest wins key by key.
+    Titles in the graph declare parameters, too; if both name the same one, the manifest overrides single
+    keys.
 
     Raises:
-        ConfigError: With every problem at once in ``details["problems"]``, each naming its key.
+        ConfigError: ``details["problems"]`` has all problems, each with its key.
     """
     try:
         read = _Manifest.model_validate(dict(manifest))
@@ -169,7 +170,7 @@ _SCALARS = frozenset({"str", "int", "float", "bool"})
 
 
 def _readable(error: ValidationError) -> list[str]:
-    """Return one line per key; pydantic has one per member of a union, and names the members in the key."""
+    """Return one line per key; pydantic has one per member of a union, with the member in the key."""
     lines: dict[str, str] = {}
     for entry in error.errors():
         location = [str(part) for part in entry["loc"]]
@@ -182,7 +183,7 @@ def _readable(error: ValidationError) -> list[str]:
 
 
 class _Resolver:
-    """Turns the manifest's words into targets and collects what can't be turned."""
+    """Turns the manifest's entries into targets and collects problems."""
 
     def __init__(self, graph: Graph, manifest: _Manifest) -> None:
         self.graph = graph
@@ -190,7 +191,7 @@ class _Resolver:
         self.problems: list[str] = []
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Return the manifest's parameters in its order, then those that only titles declare."""
+        """Return the manifest's parameters in order, then those that only titles declare."""
         by_title = {parameter.name: parameter for parameter in title_parameters.declared(self.graph)}
         made: dict[str, Parameter] = {}
         for name, read in self.manifest.parameters.items():
@@ -219,7 +220,7 @@ class _Resolver:
             return None
         base = declared
         if targets and (base is None or base.targets != targets):
-            # A number made of the value says nothing about the value.
+            # A number derived from the value says nothing about the value.
             shown = next((target for target in targets if target.form is TargetForm.VALUE), targets[0])
             node = self.graph[shown.node_id]
             value = node["inputs"][shown.input]
@@ -334,7 +335,7 @@ class _Resolver:
         )
 
     def check(self, key: str, parameter: Parameter, read: _Parameter) -> None:
-        """Refuse what contradicts itself, and a default that the parameter would not take."""
+        """Refuse contradictions, and a default that the parameter would not accept."""
         kind = parameter.type
         say = self.problems.append
         if kind is ParameterType.CHOICE and not parameter.choices:
@@ -369,12 +370,12 @@ class _Resolver:
                 say(f"{key}.default: {error}")
 
     def acts(self, parameter: Parameter) -> bool:
-        """Return whether the parameter does something without a target."""
+        """Return whether the parameter has an effect without a target."""
         effects = [choice.effect for choice in parameter.choices] + [parameter.on, parameter.off]
         return any(effect != NO_EFFECT for effect in effects)
 
     def check_wraps(self, made: Mapping[str, Parameter]) -> None:
-        """Refuse a wrap around something that is no text parameter, or one that loses the text."""
+        """Refuse a wrap around something other than a text parameter, or one that loses the text."""
         for parameter in made.values():
             for effect in (*(choice.effect for choice in parameter.choices), parameter.on, parameter.off):
                 for name, text in effect.wrap.items():
@@ -389,7 +390,7 @@ class _Resolver:
                         )
 
     def check_overlaps(self, made: Mapping[str, Parameter]) -> None:
-        """Refuse two parameters with the same target: one of them would do nothing."""
+        """Refuse two parameters with the same target: one of them would have no effect."""
         owners: dict[tuple[str, str], str] = {}
         for parameter in made.values():
             for target in parameter.targets:
@@ -402,7 +403,7 @@ class _Resolver:
                     )
 
     def attempt(self, key: str, action: Callable[..., T], *arguments: object) -> T | None:
-        """Return what the action returns, or note its error under the manifest's key."""
+        """Return the action's result, or note its error under the manifest's key."""
         try:
             return action(*arguments)
         except ConfigError as error:
