@@ -31,7 +31,7 @@ from comfy_fleet.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Stores:
-    """Everything that stands in Redis."""
+    """All stores in Redis."""
 
     redis: Redis
     events: RedisEvents
@@ -49,7 +49,7 @@ class Stores:
 
 @asynccontextmanager
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
-    """Connect to Redis; connections are made on first use and mended when they break."""
+    """Connect to Redis; connections are opened on first use and replaced when they break."""
     redis = connect(settings.redis_url, connections=settings.redis_connections, wait_s=settings.redis_wait_s)
     listening = subscriber(settings.redis_url)
     events = RedisEvents(listening)
@@ -71,17 +71,17 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
 
 
 async def check_schema(stores: Stores) -> None:
-    """Compare the layout in Redis with ours, and raise an older one: what every process does at its start.
+    """Compare the layout in Redis with ours, and raise an older one; every process does this at its start.
 
     Raises:
-        ConfigError: It is a newer version's.
+        ConfigError: The layout is a newer version's.
     """
     await Scripts(stores.redis).start()
 
 
 @asynccontextmanager
 async def open_beats(settings: Settings) -> AsyncIterator[RedisRunStore]:
-    """Connect to Redis once more, for what must never wait behind other work: the renewal of leases."""
+    """Open a second connection to Redis, for the renewal of leases: it must never wait behind other work."""
     redis = connect(settings.redis_url, connections=2)
     try:
         yield RedisRunStore(redis)
@@ -90,7 +90,7 @@ async def open_beats(settings: Settings) -> AsyncIterator[RedisRunStore]:
 
 
 def open_nodes(settings: Settings, stores: Stores) -> NodeClient:
-    """Return a client of all nodes; whose answers break a limit is counted against them."""
+    """Return a client for all nodes; answers that break a limit count against the node."""
     return NodeClient(
         settings.direct_url,
         limits=AnswerLimits(size=settings.node_answer_bytes, seconds=settings.node_answer_s),
@@ -120,19 +120,19 @@ def open_assets(settings: Settings, stores: Stores) -> RedisAssets:
 
 
 def open_disk(settings: Settings) -> Disk:
-    """Return the disk of this fleet's data folder, which :func:`open_assets` has made."""
+    """Return the disk of this fleet's data folder, which :func:`open_assets` has created."""
     return Disk(settings.files_dir, floor_bytes=settings.disk_floor_bytes, shown=str(settings.data))
 
 
 def open_secrets(settings: Settings) -> SecretBox:
-    """Return what encrypts partner keys and passwords of nodes at rest."""
+    """Return the box that encrypts partner keys and nodes' passwords at rest."""
     return SecretBox.open(settings.secret_key_file)
 
 
 def calm_collector() -> None:
-    """Let the garbage collector look less often, and not at what the start has made.
+    """Make the garbage collector run less often, and skip objects from the start.
 
-    For processes that make thousands of short-lived objects a second, nearly all of which die without it.
+    For processes that make thousands of short-lived objects a second, nearly all freed without it.
     """
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line, or a readable line on a terminal.
+"""Structured logs: one JSON object per line, or readable lines on a terminal.
 
-The message is a constant and the facts are fields, so that ``grep JOB_ID`` tells a job's whole story
-across all processes. Fields come from ``extra``; ``job_id`` is on every line that concerns a job.
+The message is a constant and the facts are fields, so that ``grep JOB_ID`` finds a job's whole story across
+all processes. Fields come from ``extra``; every line about a job has ``job_id``.
 """
 
 import logging
@@ -15,7 +15,8 @@ from typing import Any, TextIO
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-# What moves a terminal's cursor, ends a line or turns its direction: C0, C1, separators, bidirectional marks.
+# Characters that move a terminal's cursor, end a line or change its direction: C0, C1, separators, bidi
+# marks.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SECRET = ("api_key", "authorization", "token", "secret", "password")
 
@@ -34,20 +35,20 @@ def setup(process: str, *, level: str = "info", fmt: str = "auto") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # No line says where in the code, in which thread, process or task it was written: it isn't looked up.
+    # Lines don't show the place in the code, the thread, process or task: skip looking them up.
     logging._srcfile = None  # noqa: SLF001 - the way that logging's documentation names
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    # What a client garbled is answered to the client; a line each would let anybody fill the log.
+    # Clients get an answer to a malformed request; a log line for each would let anybody fill the log.
     logging.getLogger("python_multipart").setLevel("ERROR")
     for noisy in ("httpx", "httpcore", "websockets", "uvicorn.access", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes lines, and loses those that can't be written, on a full disk say: work goes on."""
+    """Writes lines; those that can't be written, e.g. on a full disk, are lost and work goes on."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say nothing where nothing can be said; logging would try to print a traceback for every line."""
+        """Do nothing; logging would try to print a traceback for every line."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
@@ -58,13 +59,13 @@ def one_line(text: str) -> str:
 
 
 def json_line(fields: Mapping[str, Any]) -> str:
-    """Return fields as one line of JSON, without a character that a terminal would act on."""
+    """Return fields as one line of JSON, without characters that control a terminal."""
     made = orjson.dumps(fields, default=str).decode()
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", made)
 
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what ``extra`` added, with anything that smells of a secret masked."""
+    """Return the fields from ``extra``; values that look like secrets are masked."""
     return {
         key: "***" if _is_secret(key) else value
         for key, value in vars(record).items()

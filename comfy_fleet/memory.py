@@ -3,14 +3,14 @@
 import contextlib
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def give_memory_back() -> None:
     """Give large blocks back to the system once they are free.
 
-    glibc stops doing so after the first one: it takes a block of up to 32 MiB that was freed as a reason to
-    keep, and to copy as they grow, all others up to that size. Other C libraries do as they do.
+    glibc stops doing so after the first one: once a block of up to 32 MiB was freed, it keeps all later ones
+    up to that size, and copies them as they grow. Other C libraries are left alone.
     """
     with contextlib.suppress(OSError, AttributeError):  # no glibc
         libc = ctypes.CDLL(None)

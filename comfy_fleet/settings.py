@@ -1,4 +1,4 @@
-"""Every setting, read from the environment (``FLEET_*``) in this one place.
+"""All settings, read from the environment (``FLEET_*``) in this one place.
 
 ``docs/reference/settings.md`` is generated from the fields below.
 """
@@ -33,23 +33,23 @@ SOURCE = Path(__file__).parent.parent  # inside a checkout
 
 
 WARNED = "FLEET_WARNED"
-"""Variables that a parent process has warned of already, with commas; its children need not."""
+"""Variables, separated by commas, that a parent process has warned about already; its children need not."""
 _OF_COMMANDS = ("FLEET_API_URL", "FLEET_API_KEY")
-_OF_COMPOSE = ("GPU_HOST", "IMAGE", "PUBLISH", "SECRETS", "TAG", "WORKFLOWS_DIR")  # docker/ reads them
+_OF_COMPOSE = ("GPU_HOST", "IMAGE", "PUBLISH", "SECRETS", "TAG", "WORKFLOWS_DIR")  # used in docker/
 _FOR_TESTS = "FLEET_TEST_"
 _HOST = re.compile(r"[A-Za-z0-9_*](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
-_ALIKE = 0.7  # of 1: from here on a name is taken for a slip of the pen
+_ALIKE = 0.7  # similarity from 0 to 1 from which a name counts as a typo
 
 
 def _check_host(value: str) -> str:
-    """Refuse what is neither a name nor an address; whether it can be used shows where it is."""
+    """Refuse what is neither a name nor an address; if it works shows only when it is used."""
     if not _HOST.fullmatch(value):
         raise ValueError(f"{value!r} is no host name and no address; unset it for the usual one")
     return value
 
 
 def _check_path(value: object) -> object:
-    """Refuse the empty path: it would be the folder that a process happens to run in."""
+    """Refuse the empty path: it would mean the process's current folder."""
     if value == "":
         raise ValueError("it names nothing; unset it, or name a path")
     return value
@@ -61,7 +61,7 @@ def _no_port(value: object) -> object:
 
 
 Seconds = Annotated[float, Field(le=10 * 365 * 86400)]
-"""At most ten years: what is added to the time of day must stay a date, and a lease must end."""
+"""At most ten years: times must stay valid dates, and leases must end."""
 Count = Annotated[int, Field(le=10**18)]
 """HAProxy counts in 64 bits."""
 Gibibytes = Annotated[float, Field(le=10**6)]
@@ -87,39 +87,41 @@ class Settings(BaseSettings):
         128, ge=4, description="Connections to Redis that each process may use; further calls wait for one."
     )
     redis_wait_s: Seconds = Field(
-        5.0, gt=0, description="How long a call waits for a free connection to Redis before it is given up."
+        5.0, gt=0, description="How long a call waits for a free connection to Redis before it fails."
     )
     data: FilePath = Field(
         Path(".fleet"), description="Folder for files, rendered configurations, sockets and logs."
     )
     workflows: FilePath | None = Field(
-        None, description="Folder of stored workflows; the shipped ones when unset."
+        None, description="Folder of stored workflows; if unset, the shipped ones."
     )
     haproxy: FilePath | None = Field(
-        None, description="Folder of HAProxy templates; the shipped ones when unset."
+        None, description="Folder of HAProxy templates; if unset, the shipped ones."
     )
     haproxy_bin: str = Field("haproxy", description="HAProxy's program.")
 
-    host: Host = Field("127.0.0.1", description="Address of the public port. Other than loopback needs keys.")
+    host: Host = Field(
+        "127.0.0.1", description="Address of the public port. Any address but loopback needs keys."
+    )
     port: int = Field(
         8188,
         ge=1,
         le=65535,
-        description="The one public port; `fleet up` takes the next that is free if this is unset.",
+        description="The public port; if unset and taken, `fleet up` uses the next free one.",
     )
     public_url: str | None = Field(
-        None, description="Base of absolute URLs; else the request's host and scheme."
+        None, description="Base of absolute URLs; if unset, the request's host and scheme."
     )
-    api_host: Host = Field("127.0.0.1", description="Where `fleet api` listens, behind the edge.")
+    api_host: Host = Field("127.0.0.1", description="Address of `fleet api`, behind the edge.")
     api_port: int = Field(8190, ge=1, le=65535, description="Port of `fleet api`, behind the edge.")
     lease_port: int = Field(8191, ge=1, le=65535, description="The broker's lease frontend (loopback).")
     direct_port: int = Field(8192, ge=1, le=65535, description="The broker's pinned frontend (loopback).")
     broker_bind: Host = Field("127.0.0.1", description="Address that the broker listens on.")
     agent_host: Host = Field(
-        "127.0.0.1", description="Address of the central agent: it listens there, HAProxy asks there."
+        "127.0.0.1", description="Address of the central agent, on which it listens and HAProxy asks it."
     )
-    agent_port: int = Field(8193, ge=1, le=65535, description="Where the central agent answers agent-checks.")
-    broker_host: Host = Field("127.0.0.1", description="Where dispatchers reach the broker.")
+    agent_port: int = Field(8193, ge=1, le=65535, description="Port on which the central agent answers.")
+    broker_host: Host = Field("127.0.0.1", description="Address at which dispatchers reach the broker.")
     metrics_host: Host = Field(
         "127.0.0.1",
         description="Address on which dispatchers, HAProxy's controller and agents serve `/metrics`.",
@@ -138,52 +140,60 @@ class Settings(BaseSettings):
     )
     node_ca_file: FilePath | None = Field(
         None,
-        description="Certificate authorities (PEM) that may sign the certificates of https nodes, "
-        "for agents and HAProxy; the machine's own when unset.",
+        description="Certificate authorities (PEM file) for the certificates of https nodes, "
+        "used by agents and HAProxy; if unset, the machine's own.",
     )
-    pool_slots: int = Field(16, ge=1, le=256, description="Pools that can be made without a reload.")
+    pool_slots: int = Field(
+        16, ge=1, le=256, description="Most pools that can be used without a restart of HAProxy."
+    )
 
     keys_file: FilePath | None = Field(
         None,
-        description="API keys, one a line: `NAME KEY`, or `NAME KEY admin` for who may change nodes. "
-        "Without it only loopback is served.",
+        description="File of API keys, one per line: `NAME KEY`, or `NAME KEY admin` for operators. "
+        "Without it, only loopback is served.",
     )
     secret_file: FilePath | None = Field(
         None,
-        description="Key that encrypts partner keys and nodes' passwords at rest; made in `data` when unset.",
+        description="File of the key that encrypts stored secrets; if unset, it is made in `data`.",
     )
     agent_token_file: FilePath | None = Field(
-        None, description="File that holds the agents' token, where FLEET_AGENT_TOKEN is unset."
+        None, description="File with the agents' token, if FLEET_AGENT_TOKEN is unset."
     )
     agent_token: str | None = Field(
         None, repr=False, validate_default=True, description="Token that agents show to the API."
     )
 
     vram_need_gb: Gibibytes | None = Field(
-        None, gt=0, description="GPU memory in GiB that the smallest job needs; else two thirds of a card."
+        None,
+        gt=0,
+        description="GPU memory in GiB for the smallest job; if unset, two thirds of a card.",
     )
     vram_reserve_gb: Gibibytes | None = Field(
-        None, ge=0, description="GPU memory in GiB that agents never count as available; else by card."
+        None,
+        ge=0,
+        description="GPU memory in GiB that is never available; if unset, it depends on the card.",
     )
     free_idle_s: Seconds = Field(
         0.0,
         ge=0,
-        description="A node that is idle this many seconds unloads its models; 0: never. Its pool may say "
-        "otherwise (`fleet pool set`).",
+        description="Idle seconds after which a node unloads its models; 0: never. A pool may have its own "
+        "value (`fleet pool set`).",
     )
     free_oom: bool = Field(
         True,
-        description="1: a node on which a job ran out of memory unloads its models; 0: it does not. Its pool "
-        "may say otherwise (`fleet pool set`).",
+        description="1: a node unloads its models after a job ran out of memory on it, 0: never. A pool "
+        "may have its own value (`fleet pool set`).",
     )
 
-    queue_depth: Count = Field(1000, ge=1, description="Queued jobs before submits answer 429 queue_full.")
-    ageing_s: Seconds = Field(
-        60.0, gt=0, description="A job that waits this long gains one point of priority."
+    queue_depth: Count = Field(
+        1000, ge=1, description="Most queued jobs; further submits get 429 `queue_full`."
     )
-    max_attempts: int = Field(3, ge=1, le=20, description="Attempts that count before a job fails.")
+    ageing_s: Seconds = Field(
+        60.0, gt=0, description="Waiting time in seconds that is worth one point of priority."
+    )
+    max_attempts: int = Field(3, ge=1, le=20, description="Attempts of a job before it fails.")
     lease_ttl_s: Seconds = Field(
-        5.0, gt=0.5, description="A run whose dispatcher is silent this long is taken over."
+        5.0, gt=0.5, description="A run is taken over once its dispatcher has been silent for this long."
     )
     beat_s: Seconds = Field(
         1.0,
@@ -192,25 +202,27 @@ class Settings(BaseSettings):
         description="How often a dispatcher renews its run leases; at most half of `FLEET_LEASE_TTL_S`.",
     )
     stop_wait_s: Seconds = Field(
-        10.0, ge=0, description="How long a stopping dispatcher waits for its runs before handing them over."
+        10.0, ge=0, description="How long a stopping dispatcher waits for its runs before it hands them over."
     )
-    run_timeout_s: Seconds = Field(3600.0, gt=0, description="Longest time one run may take on a node.")
-    silence_s: Seconds = Field(600.0, gt=0, description="Longest time a run may show no sign of progress.")
+    run_timeout_s: Seconds = Field(3600.0, gt=0, description="Longest time of one run on a node.")
+    silence_s: Seconds = Field(600.0, gt=0, description="Longest time of a run without a sign of progress.")
     pending_s: Seconds = Field(
         10.0,
         gt=0,
         description="Longest time a job waits in a node's own queue, behind work that is not the fleet's, "
-        "before it goes back to the fleet's; it goes sooner if another node is free.",
+        "before it goes back to the fleet's queue; it goes back earlier if another node is free.",
     )
     node_answer_bytes: Count = Field(
         24 * 1024 * 1024,
         ge=64 * 1024,
-        description="Largest answer of a node to any call but `/view`. One beyond it is the node's fault. "
+        description="Largest answer of a node to any call but `/view`. A larger one is the node's fault. "
         "Decoding it may take 7/3 of this in memory (a text in ASCII takes three times its size). One class "
         "of `/object_info` may have a quarter of this, and all of them may take four thirds in memory.",
     )
     node_answer_s: Seconds = Field(
-        60.0, gt=0, description="Longest time from the beginning of a node's answer to its end; not `/view`."
+        60.0,
+        gt=0,
+        description="Longest time from the start of a node's answer to its end; not for `/view`.",
     )
     node_frame_bytes: Count = Field(
         32 * 1024 * 1024,
@@ -222,13 +234,15 @@ class Settings(BaseSettings):
         2,
         ge=1,
         description="GPU faults, or answers that break a limit, in a row after which a node gets no jobs "
-        "until it was restarted.",
+        "until it is restarted.",
     )
     quarantine_ooms: Count = Field(
-        5, ge=1, description="Jobs in a row out of memory on the largest card after which it gets no jobs."
+        5,
+        ge=1,
+        description="Jobs in a row out of memory on the largest card, after which its node gets no jobs.",
     )
     oom_memory_s: Seconds = Field(
-        86400.0, gt=0, description="How long a card is kept from jobs that ran out of memory on it."
+        86400.0, gt=0, description="How long jobs that ran out of memory on a card avoid cards of its size."
     )
     retention_s: Seconds = Field(
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
@@ -236,84 +250,88 @@ class Settings(BaseSettings):
     upload_retention_s: Seconds = Field(
         30 * 86400.0,
         ge=0,
-        description="How long an upload without `expires_in` stays; always as long as the jobs that used it. "
+        description="How long an upload without `expires_in` stays, and at least as long as its jobs. "
         "0: until it is deleted.",
     )
     blob_grace_s: Seconds = Field(
         6 * 3600.0,
         ge=0,
-        description="How long a file's bytes stay after its deletion or end: time to restore a backup of "
-        "Redis. While the disk is below its floor, they go at once.",
+        description="How long a file's bytes stay after it was deleted or has expired, so that a backup of "
+        "Redis can be restored. While the disk is below its floor, they are deleted at once.",
     )
     disk_floor_bytes: Count | None = Field(
         None,
         ge=0,
-        description="Free space on the disk of `data` below which submits and uploads are refused; unset: "
+        description="Free space on the disk of `data` below which submits and uploads are refused; if unset, "
         "512 MB, or a tenth of a smaller disk. Running jobs may use half of it; Redis needs the rest.",
     )
     max_outputs: Count = Field(
-        1000, ge=1, description="Outputs of one job; a run that makes more ends `failed`, `output_limit`."
+        1000,
+        ge=1,
+        description="Most outputs of one job; with more, it ends `failed` with `output_limit`.",
     )
-    max_output_bytes: Count = Field(10**9, ge=1, description="Bytes of one output; the same beyond.")
+    max_output_bytes: Count = Field(10**9, ge=1, description="Largest output in bytes; otherwise as above.")
     max_job_bytes: Count = Field(
-        4 * 10**9, ge=1, description="Bytes of all outputs of one job; the same beyond."
+        4 * 10**9, ge=1, description="Most bytes of all outputs of one job; otherwise as above."
     )
     output_timeout_s: Seconds = Field(
-        1800.0, gt=0, description="Longest time that one output may take from its node; the same beyond."
+        1800.0, gt=0, description="Longest transfer of one output from its node; otherwise as above."
     )
-    max_body_bytes: Count = Field(100 * 1024 * 1024, gt=0, description="Largest request body.")
+    max_body_bytes: Count = Field(100 * 1024 * 1024, gt=0, description="Largest request body in bytes.")
     max_pnginfo_bytes: Count = Field(
         1024 * 1024,
         gt=0,
-        description="Largest `extra_data.extra_pnginfo`, which each job keeps until its end.",
+        description="Largest `extra_data.extra_pnginfo` in bytes, which each job keeps until its end.",
     )
     max_json_bytes: Count = Field(
         16 * 1024 * 1024,
         gt=0,
-        description="Largest JSON body with a graph, or of an agent's heartbeat. Pictures inside a graph "
+        description="Largest JSON body with a graph, or of a heartbeat, in bytes. Pictures in a graph "
         "fit; larger files are uploaded as assets.",
     )
     max_json_values: Count = Field(
-        250_000, gt=0, description="Most values, lists and objects included, in such a body."
+        250_000, gt=0, description="Most values in such a body, lists and objects included."
     )
-    max_params_bytes: Count = Field(4 * 1024 * 1024, gt=0, description="Largest JSON body of any other kind.")
+    max_params_bytes: Count = Field(
+        4 * 1024 * 1024, gt=0, description="Largest JSON body in bytes of any other kind."
+    )
     max_params_values: Count = Field(
-        10_000, gt=0, description="Most values, lists and objects included, in a JSON body of any other kind."
+        10_000, gt=0, description="Most values in a JSON body of any other kind, lists and objects included."
     )
     max_requests: Count = Field(
         128,
         ge=1,
-        description="Requests that the API works on at once. Eight times as many wait for their turn; "
-        "the others are answered 503 `busy`.",
+        description="Requests that the API works on at once. Eight times as many may wait for their turn; "
+        "further ones get 503 `busy`.",
     )
     request_wait_s: Seconds = Field(
-        8.0, gt=0, description="How long a request waits for its turn before it is answered 503 `busy`."
+        8.0, gt=0, description="How long a request waits for its turn before it gets 503 `busy`."
     )
     rate_limit: Count = Field(
-        0, ge=0, description="Requests in 10 s that one address may make before 429; 0: any number."
+        0, ge=0, description="Requests that one address may make in 10 s before it gets 429; 0: any number."
     )
-    max_streams: Count = Field(64, ge=1, description="Event streams that one caller may hold open.")
+    max_streams: Count = Field(64, ge=1, description="Most open event streams of one caller.")
 
     deny_classes: str = Field(
         "",
-        description="Node classes that no job may use, after commas; `-NAME` allows one that is denied "
-        "as shipped.",
+        description="Comma-separated node classes that no job may use; `-NAME` allows one that is denied "
+        "by default.",
     )
     free_paths: str = Field(
         "",
-        description="Inputs that may name any file on a node, after commas: `CLASS.input`. All others must "
-        "stay in their folder, or are put below the run's.",
+        description="Comma-separated inputs that may name any file on a node, as `CLASS.input`. Others must "
+        "stay in their folder, or are moved below the run's.",
     )
 
     default_workflow: str = Field(
-        "image_card", description="What `fleet submit` and the demo run when nothing is named."
+        "image_card", description="Workflow that `fleet submit` and the demo run if none is named."
     )
     generate_workflow: str = Field(
-        "image_card", description="What POST /api/v1/generate and /api/submit run."
+        "image_card", description="Workflow that `POST /api/v1/generate` and `/api/submit` run."
     )
 
     log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="auto: text on a terminal, else JSON lines."
+        "auto", description="`auto`: text on a terminal, else JSON lines."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line to log."
@@ -322,7 +340,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str) -> str:
-        """Refuse what no client could connect to; the value is not shown, it may hold a password."""
+        """Refuse a URL that no client could use; it is not shown, as it may contain a password."""
         example = "it must look like redis://HOST:PORT/0, rediss://HOST:PORT/0 or unix:///PATH?db=0"
         try:
             parts = urlsplit(value)
@@ -337,7 +355,7 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _check_public_url(cls, value: str | None) -> str | None:
-        """Refuse what makes no URL with a path behind it; empty, as Compose sets what is unset, is none."""
+        """Refuse what can't be the base of a URL; empty, as Compose sets unset variables, means unset."""
         if not value:
             return None
         example = "it must look like https://HOST or https://HOST/PREFIX"
@@ -355,7 +373,7 @@ class Settings(BaseSettings):
     @field_validator("node_ca_file")
     @classmethod
     def _check_node_ca_file(cls, value: Path | None) -> Path | None:
-        """Refuse what HAProxy could not read, or name on its control socket."""
+        """Refuse a file that HAProxy could not read, or name on its control socket."""
         if value is None:
             return None
         if not value.is_file():
@@ -373,7 +391,7 @@ class Settings(BaseSettings):
     @field_validator("beat_s")
     @classmethod
     def _check_beat_s(cls, value: float, info: ValidationInfo) -> float:
-        """Refuse a beat that leaves a lease no time: runs would be taken over between two of them."""
+        """Refuse too long a beat: runs would be taken over between two beats."""
         ttl_s: float | None = info.data.get("lease_ttl_s")
         if ttl_s is not None and value > ttl_s / 2:
             raise ValueError(f"{value:g} must be at most half of FLEET_LEASE_TTL_S ({ttl_s:g})")
@@ -382,7 +400,7 @@ class Settings(BaseSettings):
     @field_validator("agent_token")
     @classmethod
     def _read_agent_token(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Take the token from its file, as containers get secrets."""
+        """Read the token from its file: containers get secrets as files."""
         path: Path | None = info.data.get("agent_token_file")
         if value is not None or path is None:
             return value
@@ -407,7 +425,7 @@ class Settings(BaseSettings):
     @model_validator(mode="wrap")
     @classmethod
     def _take_former(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Take what settings in their former form say of single pools apart."""
+        """Take parts about single pools out of settings in their former form."""
         try:
             values, pools = former_pools.taken(data)
         except BadInput as error:
@@ -418,7 +436,7 @@ class Settings(BaseSettings):
 
     @property
     def pool_defaults(self) -> PoolDefaults:
-        """What holds for pools in which it is not set."""
+        """The values for pools that have not set their own."""
         return PoolDefaults(
             free_idle_s=self.free_idle_s, free_on_oom=self.free_oom, former=dict(self._former)
         )
@@ -440,7 +458,7 @@ class Settings(BaseSettings):
 
     @property
     def secret_key_file(self) -> Path:
-        """Where the key lies that encrypts partner keys and passwords of nodes."""
+        """File of the key that encrypts partner keys and passwords of nodes."""
         return self.secret_file or self.data / "secret.key"
 
     @property
@@ -463,7 +481,7 @@ def unknown(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Return the ``FLEET_*`` variables that nothing here reads, each with the name that may be meant.
 
     Args:
-        environ: The environment; those that :data:`WARNED` names are left out.
+        environ: The environment; variables listed in :data:`WARNED` are left out.
     """
     usual = {*(f"FLEET_{name.upper()}" for name in Settings.model_fields), *_OF_COMMANDS}
     known = {*usual, WARNED, *(f"FLEET_{name}" for name in _OF_COMPOSE)}
@@ -480,7 +498,7 @@ def unknown(environ: Mapping[str, str]) -> dict[str, str | None]:
 
 
 def _alike(name: str, usual: Iterable[str]) -> str | None:
-    # The common beginning would make everything look alike.
+    # The common prefix would make all names look similar.
     words = {one.removeprefix("FLEET_"): one for one in sorted(usual)}
     near = difflib.get_close_matches(name.upper().removeprefix("FLEET_"), words, n=1, cutoff=_ALIKE)
     return words[near[0]] if near else None

@@ -1,4 +1,4 @@
-"""Tasks that nobody waits for: what they raise is logged, and loops go on."""
+"""Background tasks: their exceptions are logged, and loops go on."""
 
 import asyncio
 import logging
@@ -15,12 +15,12 @@ PAUSE_S = 1.0
 
 
 def start(work: Coroutine[Any, Any, T], *, name: str = "") -> asyncio.Task[T]:
-    """Start a task; if it breaks off, that is logged, even where nobody ever asks for its result.
+    """Start a task; if it fails, that is logged, even if nobody asks for its result.
 
-    The caller keeps the task: the event loop does not.
+    The caller must keep a reference to the task: the event loop does not.
 
     Args:
-        work: What it does.
+        work: The coroutine.
         name: For the log; the coroutine's own by default.
     """
     task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
@@ -36,7 +36,7 @@ def _note(task: asyncio.Task[Any]) -> None:
 async def forever(
     work: Callable[[], Awaitable[object]], *, name: str, pause_s: Callable[[], float] = lambda: PAUSE_S
 ) -> None:
-    """Run a loop again whatever it raises, after a pause.
+    """Run a loop again, after a pause, whatever it raises.
 
     Args:
         work: The loop.
@@ -48,7 +48,7 @@ async def forever(
             await work()
         except (
             FleetError
-        ) as error:  # Redis is away, say: known well enough, and perhaps the log's disk is full
+        ) as error:  # e.g. Redis is away: that is logged elsewhere, and the log's disk may be full
             logger.warning("loop waits", extra={"loop": name, "error": str(error)})
         except Exception:
             logger.exception("loop broke off", extra={"loop": name})

@@ -1,4 +1,4 @@
-"""A timeout that also holds in a task that was canceled before, e.g. while it cleans up."""
+"""A timeout that also works in a task that was canceled before, e.g. while it cleans up."""
 
 import asyncio
 from types import TracebackType
@@ -8,8 +8,8 @@ from typing import Self
 class Timeout:
     """End a block of code after a time, as :func:`asyncio.timeout` does.
 
-    Before Python 3.11.4 that one raises ``CancelledError`` in place of ``TimeoutError`` in a task that was
-    canceled before: what its ``finally`` waits for, such as the end of a child, would be left half done.
+    Before Python 3.11.4, ``asyncio.timeout`` raises ``CancelledError`` instead of ``TimeoutError`` in a task
+    that was canceled before: waits in its ``finally``, such as for the end of a child, would break off.
     Debian 12 has 3.11.2.
 
     Args:
@@ -21,7 +21,7 @@ class Timeout:
         self._before = 0
 
     def expired(self) -> bool:
-        """Return whether the time was over before the block ended."""
+        """Return whether the time was up before the block ended."""
         return self._inner.expired()
 
     async def __aenter__(self) -> Self:
@@ -35,7 +35,7 @@ class Timeout:
         """Leave the block.
 
         Raises:
-            TimeoutError: The time is over, and nobody else canceled the task meanwhile.
+            TimeoutError: The time is up, and nobody else canceled the task meanwhile.
         """
         await self._inner.__aexit__(kind, error, trace)
         if (

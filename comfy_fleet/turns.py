@@ -1,4 +1,4 @@
-"""So many at once: the others wait in line, neither too many of them nor too long."""
+"""A limited number of places: others wait in line, but not too many and not too long."""
 
 import asyncio
 from types import TracebackType
@@ -7,16 +7,16 @@ from comfy_fleet.timeouts import Timeout
 
 
 class NoTurn(Exception):
-    """The line was too long, or nobody left in time."""
+    """The line was too long, or no place became free in time."""
 
 
 class Turns:
-    """A bounded number of places, given in the order in which they were asked for.
+    """A limited number of places, given in the order of requests.
 
     Args:
         places: How many there are.
-        wait_s: Longest time that somebody waits for one.
-        line: Most that may wait at the same time; None: any number.
+        wait_s: Longest wait for a place.
+        line: How many may wait at the same time; None: any number.
     """
 
     def __init__(self, places: int, *, wait_s: float, line: int | None = None) -> None:
@@ -33,7 +33,7 @@ class Turns:
             NoTurn: Too many wait already, or it took too long.
         """
         if not self._free.locked():
-            await self._free.acquire()  # at once, without a step of the loop
+            await self._free.acquire()  # at once, without a turn of the event loop
             return
         if self._line is not None and self._waiting >= self._line:
             raise NoTurn

@@ -1,5 +1,6 @@
 """Write the reference for the command line and the settings from the code that implements them."""
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,8 +42,11 @@ def cli_page() -> str:
         *(f"| {int(code)} | {words} |" for code, words in MEANING.items()),
         "",
     ]
-    for name, command in sorted(commands(root, "fleet")):
-        lines += [f"## {name}", *describe(name, command), ""]
+    same: dict[Any, list[tuple[str, Any]]] = {}
+    for name, command in sorted(commands(root, "fleet"), key=lambda pair: (pair[1].hidden, pair[0])):
+        same.setdefault(inspect.unwrap(command.callback), []).append((name, command))
+    for (name, command), *others in sorted(same.values(), key=lambda names: names[0][0]):
+        lines += [f"## {name}", *describe(name, command, [other for other, _ in others]), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -55,13 +59,16 @@ def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from commands(below, f"{name} {child}")
 
 
-def describe(name: str, command: Any) -> Iterator[str]:
-    """Yield the lines about one command."""
+def describe(name: str, command: Any, others: list[str]) -> Iterator[str]:
+    """Yield the lines about one command, which may have other names, too."""
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     options = [param for param in command.params if param.param_type_name == "option"]
     words = [usage_word(argument) for argument in arguments]
     yield f"`{' '.join([name, '[OPTIONS]' if options else '', *words]).replace('  ', ' ').strip()}`"
     yield ""
+    if others:
+        yield f"Other names: {', '.join(f'`{other}`' for other in others)}."
+        yield ""
     # One line a paragraph: the docstring's line ends have no meaning.
     for paragraph in re.split(r"\n\s*\n", (command.help or "").strip()):
         yield " ".join(paragraph.split())

@@ -10,7 +10,7 @@ HAProxy opens a connection, sends ``NAME/`` (its ``agent-send``), and takes one 
 nothing              the name is unknown here, or nothing was ever heard: nothing changes
 ==================== =====================================================================================
 
-``up`` stands beside ``drain`` because HAProxy takes a server whose agent never said it for down.
+``drain`` comes with ``up`` because HAProxy considers a server down if its agent never said ``up``.
 ``maxconn:N`` is never sent: zero means unlimited to HAProxy.
 """
 
@@ -26,9 +26,9 @@ from comfy_fleet.domain.nodes.node import NAME
 
 logger = logging.getLogger(__name__)
 
-_QUESTION_LIMIT = 80  # bytes: a name has at most 63
+_QUESTION_LIMIT = 80  # bytes; a name has at most 63
 _QUESTION_TIMEOUT_S = 2.0
-_WHY_LIMIT = 80  # characters of a reason; HAProxy reads no more than one short line
+_WHY_LIMIT = 80  # characters of a reason; HAProxy reads only one short line
 
 
 def line(answer: AgentState) -> bytes:
@@ -85,7 +85,7 @@ class AgentCheckServer:
 
 
 class _Question(asyncio.Protocol):
-    """One agent-check: a name in, a line out. Without a task: a fleet asks hundreds of times a second."""
+    """One agent-check: a name in, a line out. Without a task, as there may be hundreds a second."""
 
     def __init__(self, answer: Callable[[str], AgentState | None], open_: set[asyncio.Transport]) -> None:
         self._answer = answer
@@ -94,7 +94,7 @@ class _Question(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class, only by methods
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has only its methods
         self._open.add(self._transport)
         self._timer = asyncio.get_running_loop().call_later(_QUESTION_TIMEOUT_S, self._transport.abort)
 

@@ -1,4 +1,4 @@
-"""The agent's line to the API: a heartbeat every second, orders in return."""
+"""The agent's connection to the API: a heartbeat every second, orders in the answer."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 _TIMEOUT_S = 5.0
-AGAIN_S = 0.25  # a single lost answer must not hold up what has just changed
+AGAIN_S = 0.25  # a single lost answer must not delay a change
 _LONGEST_PAUSE_S = 15.0
 
 
@@ -31,17 +31,18 @@ class Answer:
     """What the API answered to a heartbeat.
 
     Attributes:
-        asked: What was sent.
-        asked_at: When, on the agent's monotonic clock.
+        asked: The heartbeat that was sent.
+        asked_at: When it was sent, on the agent's monotonic clock.
         nodes: The host's nodes as they are registered.
         joined: Nodes that are registered now.
         refused: Nodes that could not be registered, and why.
-        explained: Those of the prompts asked about that are runs of the fleet.
+        explained: Those of the reported prompts that are runs of the fleet.
         clear: Those of the leaving nodes that no run needs.
         delete: Files to delete.
         restart: Nodes that an operator wants restarted.
         neighbours: Nodes of other agents on this host's GPUs, by name.
-        store: Tells the fleet's store from one that was emptied; empty if the API does not say.
+        store: Identifies the fleet's store; another value means that it was emptied. Empty if the API does
+            not say.
     """
 
     asked: Heartbeat
@@ -75,7 +76,7 @@ class ApiClient:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """Name both ends; nothing is sent before :meth:`run`.
+        """Set up; nothing is sent before :meth:`run`.
 
         Args:
             api_url: Base of the API or of the edge.
@@ -88,7 +89,7 @@ class ApiClient:
             again_s: Pause after a failure; doubles up to 15 s while the API is away.
             transport: Replaces the network, for tests.
             clock: Seconds, monotonic.
-            jitter: 0 to 1, drawn anew for each pause, so that a thousand agents don't come back at once.
+            jitter: Returns 0 to 1, drawn for each pause, so that a thousand agents don't come back at once.
         """
         self._url = f"{api_url.rstrip('/')}/api/v1/agents/{host}/heartbeat"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -135,7 +136,7 @@ class ApiClient:
         body = {
             **{name: value for name, value in asdict(beat).items() if name != "host"},
             "deleted": [str(trash) for trash in beat.deleted],
-            # What is sealed, the API seals itself.
+            # The API itself encrypts passwords.
             "join": [
                 {name: value for name, value in asdict(one).items() if name != "sealed"} for one in join
             ],
@@ -145,7 +146,7 @@ class ApiClient:
             raise ValueError(self._refusal(reply))
         told: Any = reply.json()
         if not isinstance(told, dict):
-            raise ValueError("the answer is no object")  # noqa: TRY004 - one way to fail for all nonsense
+            raise ValueError("the answer is no object")  # noqa: TRY004 - one error for all unusable answers
         return Answer(
             asked=beat,
             asked_at=asked_at,

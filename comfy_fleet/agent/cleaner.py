@@ -1,9 +1,8 @@
-"""Delete what finished jobs left in a node's folders: two of them by id, and copies by the names that
-``Preview3D`` drew; nothing else.
+"""Delete what finished jobs left in a node's folders: two folders per run, and copies with names drawn by
+``Preview3D``. Nothing else.
 
-Every step goes through the descriptor of the folder before and follows no link, so that nothing that a
-custom node or a graph may have put there leads out of it. ``temp`` is never touched: ComfyUI's cache names
-its files.
+Every step uses the descriptor of the parent folder and follows no link, so that nothing a custom node or a
+graph has put there can lead out of it. ``temp`` is never touched: ComfyUI's cache refers to its files.
 """
 
 import asyncio
@@ -74,7 +73,8 @@ class Cleaner:
 
 
 def delete(trash: Trash, folders: Folders) -> None:
-    """Delete ``fleet/JOB/RUN`` in the output and input folders, and strays. What can't be deleted stays."""
+    """Delete ``fleet/JOB/RUN`` in the output and input folders, and strays. Files that can't be deleted
+    stay."""
     with _inside(folders.output) as output:
         for name in trash.strays if output is not None else ():
             with contextlib.suppress(OSError):  # a folder, or gone
@@ -92,7 +92,7 @@ def delete(trash: Trash, folders: Folders) -> None:
 
 
 def _remove_files(folder: int) -> None:
-    """Remove what lies beside the runs' folders: earlier versions staged a job's inputs there."""
+    """Remove files beside the runs' folders: earlier versions staged a job's inputs there."""
     for name in os.listdir(folder):
         with contextlib.suppress(OSError):  # a folder, or gone
             os.unlink(name, dir_fd=folder)
@@ -114,7 +114,7 @@ def _inside(folder: Path, *names: str) -> Iterator[int | None]:
     """Open a folder below another, step by step; None if it is not there or a link is on the way."""
     with contextlib.ExitStack() as stack:
         try:
-            # The folder itself is the operator's word and may be a link.
+            # The operator has named the folder itself; it may be a link.
             here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, here)
             for name in names:

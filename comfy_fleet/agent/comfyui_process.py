@@ -1,4 +1,4 @@
-"""A ComfyUI process of the agent's own: started, watched, restarted, recycled."""
+"""A ComfyUI process that the agent runs: start, watch, restart, recycle."""
 
 import asyncio
 import logging
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 _READ_EVERY_S = 0.5  # how often /proc is read
-_READ_RATE = 20 * 2**20  # bytes a second from a disk that count as much as a second of computing
+_READ_RATE = 20 * 2**20  # bytes read from a disk that count as a second of computing
 _BUSY_GPU = 5  # percent
-# How Python tells of it, and what ComfyUI calls the thread that runs prompts.
+# Python's message, with ComfyUI's name of the thread that runs prompts.
 _WORKER_DIED = re.compile(r"Exception in thread .*\(prompt_worker\)")
 
 
@@ -45,7 +45,7 @@ class ProcessSpec:
     Attributes:
         name: The node's name, also of its log file.
         argv: Program and arguments.
-        env: Variables on top of our own.
+        env: Variables in addition to our own.
         cwd: Folder to run in.
         log: Where its output goes.
         stop_timeout_s: How long it may take to end before it is killed.
@@ -64,9 +64,9 @@ class ComfyUIProcess:
 
     Attributes:
         spec: What is run.
-        probe: What it says over HTTP.
-        watch: Where it stands.
-        used: What it used at the last look.
+        probe: Its state over HTTP.
+        watch: The state of the process.
+        used: Its resources at the last look.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class ComfyUIProcess:
         turn: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Describe it; nothing runs before :meth:`run`.
+        """Set up; nothing runs before :meth:`run`.
 
         Args:
             spec: What to run.
-            probe: Looks at it over HTTP; looked at by whoever owns it.
+            probe: Polls it over HTTP; the owner runs the probe.
             client_id: For its websocket.
             limits: When it is restarted.
-            gpu_busy: Percent of the time in which its GPU computes, if that is known.
-            on_change: Called whenever it comes into another phase.
-            turn: Whether it may be recycled now.
+            gpu_busy: Returns how busy its GPU is in percent, if known.
+            on_change: Called whenever its phase changes.
+            turn: Returns True if it may be recycled now.
             clock: Seconds, monotonic.
         """
         self.probe = probe
@@ -137,11 +137,11 @@ class ComfyUIProcess:
         return self._monitor.jobs
 
     def recycle(self, why: str) -> None:
-        """Restart it as soon as nobody needs it."""
+        """Restart it as soon as no run needs it."""
         self._become(self.watch.recycle(why, self._clock()))
 
     def clear(self, asked_at: float) -> None:
-        """Take in that the fleet knows no run that needs it.
+        """Note that no run of the fleet needs it.
 
         Args:
             asked_at: When the fleet was asked; an answer from before it began to leave says nothing.
@@ -169,7 +169,7 @@ class ComfyUIProcess:
     async def _tick(self) -> None:
         ready = False
         if self.watch.phase is ProcessPhase.STARTING and self._child.running:
-            # A job that ends before the websocket listens would not be counted.
+            # A job that ends before the websocket is open would not be counted.
             ready = await self.probe.ready() and self._monitor.open
         watch, order = step(self.watch, self._look(ready), self._limits)
         self._become(watch)
@@ -183,8 +183,8 @@ class ComfyUIProcess:
                 await self._child.stop()
 
     async def _start(self) -> None:
-        await self._child.stop()  # what the last one left behind
-        if self._child.running:  # it holds its GPU and its port: another one beside it would be no use
+        await self._child.stop()  # left behind by the last one
+        if self._child.running:  # it still has its GPU and its port: a second one beside it would be useless
             self.watch = replace(self.watch, why=f"pid {self.pid} hangs in the kernel and can't be ended")
             return
         self.probe.restarted()
@@ -228,7 +228,7 @@ class ComfyUIProcess:
     def _on_line(self, line: str) -> None:
         if not line.strip():
             return
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")  # ComfyUI's own lines tell no time
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")  # ComfyUI's own lines have no time
         said = {"ts": now, "level": "info", "process": self.spec.name, "logger": "comfyui", "msg": line}
         self._log.write(json_line(said))
         if _WORKER_DIED.match(line):

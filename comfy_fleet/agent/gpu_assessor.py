@@ -1,4 +1,4 @@
-"""GPUs and the nodes on them: who holds the memory, and may new jobs come."""
+"""GPUs and the nodes on them: who holds the memory, and whether new jobs may come."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ from comfy_fleet.domain.nodes.gpu_assessment import Assessment, Policy, State, a
 from comfy_fleet.domain.nodes.vram import GIB, Device, MemoryClaim, Usage, usage
 
 CPU = "cpu"
-"""The GPU of nodes that compute on the host's processor: they share its memory."""
+"""The "GPU" of nodes that compute on the host's processor: they share the host's memory."""
 
 HOST_POLICY = Policy(need_bytes=GIB, reserve_bytes=0)
-"""For nodes that compute on the CPU: the host's memory belongs to many programs, and much of it is cache."""
+"""For nodes on the CPU: many programs use the host's memory, and much of it is cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seated:
-    """A node and the GPU that it computes on.
+    """A node and the GPU that it uses.
 
     Attributes:
-        gpu: As in its ``CUDA_VISIBLE_DEVICES``, or :data:`CPU`; None where nobody knows: it is judged by what
-            it says itself.
+        gpu: As in its ``CUDA_VISIBLE_DEVICES``, or :data:`CPU`; None if unknown: then it is assessed by its
+            own report.
         claim: What is known of its memory.
         speed: Its measured speed, if its weight follows that.
     """
@@ -33,7 +33,7 @@ class Seated:
 
 
 class GpuAssessor:
-    """Remembers each GPU's state from one look to the next."""
+    """Keeps each GPU's state from one assessment to the next."""
 
     def __init__(self, policy: Policy | None = None) -> None:
         self._policy = policy or Policy()
@@ -41,7 +41,7 @@ class GpuAssessor:
         self._said: dict[str, tuple[Assessment, Usage]] = {}
 
     def look(self, gpus: Gpus, seated: Sequence[Seated], *, now_s: float) -> None:
-        """Judge every node.
+        """Assess every node.
 
         Args:
             gpus: What NVML saw.
@@ -71,7 +71,7 @@ class GpuAssessor:
         self._states, self._said = states, said
 
     def of(self, node: str) -> Assessment | None:
-        """Return the last judgement on a node; None if there was none."""
+        """Return the last assessment of a node; None if there was none."""
         return self._said[node][0] if node in self._said else None
 
     def facts(self, node: str) -> Mapping[str, Any]:
@@ -95,12 +95,12 @@ def _find(gpus: Gpus, key: str | None) -> Gpu | None:
         return None
     found = gpus.find(key)
     if found is None and gpus.why in (Nvml.OK, Nvml.LOST_DEVICE):
-        return Gpu(index=-1, uuid=key, lost=True)  # the others are there, this one is not
+        return Gpu(index=-1, uuid=key, lost=True)  # NVML shows the others, but not this one
     return found
 
 
 def gpu_facts(gpu: Gpu) -> dict[str, Any]:
-    """Return a GPU, JSON-ready; its processes are shown with the nodes."""
+    """Return a GPU, JSON-ready; its processes are listed with the nodes."""
     facts = {name: value for name, value in asdict(gpu).items() if name not in ("processes", "instances")}
     facts["throttles"] = sorted(gpu.throttles or ())
     facts["instances"] = [gpu_facts(one) for one in gpu.instances]

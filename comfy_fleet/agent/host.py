@@ -1,4 +1,4 @@
-"""The agent of one GPU host, or the central one: looks at nodes and GPUs, and knows what to say of each."""
+"""The agent of one GPU host, or the central one: watches nodes and GPUs, and decides each node's state."""
 
 import asyncio
 import contextlib
@@ -37,8 +37,8 @@ from comfy_fleet.tasks import forever
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
-MOST_SEEN = 10_000  # prompts in one heartbeat; the API takes no more
-_PROBES_PER_S = 100  # of a central agent: with more nodes each is looked at less often
+MOST_SEEN = 10_000  # most prompts in one heartbeat; the API takes no more
+_PROBES_PER_S = 100  # for a central agent: with more nodes, each is looked at less often
 _FIND_PID_EVERY_S = 5.0
 _WELL = AgentState(word=Readiness.READY, weight=100)
 _UNSEEN = AgentState(word=Readiness.HOLD, why="was not looked at yet")
@@ -49,10 +49,10 @@ class Member:
     """A node that the agent looks after.
 
     Attributes:
-        probe: Looks at it over HTTP.
-        gpu: Its ``CUDA_VISIBLE_DEVICES``; None if it computes elsewhere or nobody knows.
+        probe: Polls it over HTTP.
+        gpu: Its ``CUDA_VISIBLE_DEVICES``; None if it is on another machine or unknown.
         process: Its process, if the agent runs it.
-        joining: How it wants to be registered; None if somebody else registered it.
+        joining: Its registration; None if somebody else registered it.
         folders: Its files, if they can be reached.
         on_cpu: Whether it computes on the host's processor.
     """
@@ -72,7 +72,7 @@ class Member:
 
 
 class HostAgent:
-    """Looks at its nodes and their GPUs, and says of each whether new jobs may come.
+    """Watches its nodes and their GPUs, and decides for each whether new jobs may come.
 
     Attributes:
         host: Its host's name.
@@ -95,13 +95,13 @@ class HostAgent:
         grace_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Describe the agent; nothing is looked at before :meth:`run`.
+        """Set up; nothing is read before :meth:`run`.
 
         Args:
             host: Its host's name.
             central: Whether its nodes are those that have no agent of their own.
             policy: When a GPU drains.
-            pools: When idle nodes unload their models, where that is not set for their pool.
+            pools: Defaults of pools: when idle nodes unload their models.
             nvml: Reads the GPUs; None reads none.
             ca_file: Who may sign the certificates of https nodes; None: whom the machine trusts.
             credentials: Tells the ``USER:PASSWORD`` of a node that somebody else registered; empty for none.
@@ -143,11 +143,11 @@ class HostAgent:
         return NodePoller(name, url, self._client, credentials=credentials, clock=self._clock)
 
     def add(self, member: Member) -> None:
-        """Look after one more node."""
+        """Add a node."""
         self.members[member.name] = member
 
     async def look_at_gpus(self) -> Gpus:
-        """Look once, so that the first heartbeat can say where the nodes compute."""
+        """Look once, so that the first heartbeat can name the nodes' GPUs."""
         if self._nvml is not None:
             self._gpus = await self._nvml.look()
         return self._gpus
@@ -218,7 +218,7 @@ class HostAgent:
         return None if found is None else found.utilisation
 
     def heartbeat(self) -> Heartbeat:
-        """Return everything that was seen."""
+        """Return all observations."""
         members = list(self.members.values())
         return Heartbeat(
             host=self.host,
@@ -252,7 +252,7 @@ class HostAgent:
         return beat, joining
 
     def take(self, answer: Answer) -> None:
-        """Do what an answer of the API asks for."""
+        """Carry out the orders in an answer of the API."""
         if not self._central:
             self._confirm(answer.nodes)
         self._neighbours = answer.asked_at, answer.neighbours
@@ -261,7 +261,7 @@ class HostAgent:
             member.probe.queue = member.probe.queue.told(answer.asked.seen, answer.explained, answer.asked_at)
             if member.process is not None and member.name in answer.clear:
                 member.process.clear(answer.asked_at)
-            # A process that came up while the question was under way is the restart that was wanted.
+            # A process that came up while the request was in progress is the restart that was ordered.
             same = asked.get(member.name) == self._boot(member)
             if member.process is not None and member.name in answer.restart and same:
                 member.process.recycle("an operator wants it restarted")
@@ -369,7 +369,7 @@ class HostAgent:
 
     def _judge_all(self) -> None:
         if self._neighbours is None and not self._central:
-            return  # whose memory it is can't be told before the API has said who else is here
+            return  # the owner of memory is unknown until the API has named the other nodes here
         seated = []
         for member in self.members.values():
             known = self._records.get(member.name)
@@ -394,7 +394,7 @@ class HostAgent:
         return MemoryClaim(node=member.name, pids=member.pids, counted=counted, running=running)
 
     def _others(self) -> Iterator[Seated]:
-        """Yield the nodes of other agents on these GPUs, as the API last told of them."""
+        """Yield other agents' nodes on these GPUs, by the API's last answer."""
         told_at, seats = self._neighbours or (0.0, {})
         for name, seat in seats.items():
             if name in self.members:
@@ -443,7 +443,7 @@ class HostAgent:
 
 
 def _pids_of(url: str) -> frozenset[int]:
-    """Return the processes of a ComfyUI on this machine; empty if they can't be seen."""
+    """Return the processes of a ComfyUI on this machine; empty if they are hidden."""
     place = parse_place(url)
     if place.proxied:
         return frozenset()  # a proxy listens there

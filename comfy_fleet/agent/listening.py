@@ -12,10 +12,10 @@ async def listen(opening: Awaitable[asyncio.Server], host: str, port: int, *, wa
     """Return a server that listens.
 
     Args:
-        opening: Makes it.
+        opening: Opens it.
         host: Address that it listens on.
         port: Port that it listens on.
-        way_out: What to do if the port is taken, for the message.
+        way_out: What to do if the port is taken; for the message.
 
     Raises:
         ConfigError: The port is taken, or the address is not this machine's.
@@ -34,7 +34,7 @@ async def listen(opening: Awaitable[asyncio.Server], host: str, port: int, *, wa
 
 
 def port_of(server: asyncio.Server | None, wanted: int) -> int:
-    """Return the port that a server listens on, the wanted one while it does not."""
+    """Return the port that a server listens on; the wanted one while it does not listen."""
     if server is not None and server.sockets:
         return int(server.sockets[0].getsockname()[1])
     return wanted

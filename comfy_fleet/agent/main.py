@@ -1,4 +1,4 @@
-"""The process ``fleet agent``: the central one, or the one of a GPU host."""
+"""The process ``fleet agent``: the central agent, or that of a GPU host."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """A ComfyUI that runs already, on this host.
+    """A ComfyUI that already runs on this host.
 
     Attributes:
         name: The node's name.
@@ -64,13 +64,13 @@ class AgentOptions:
         join: Base of the API or of the edge; None: the API of the settings.
         token: The agents' token; None: that of the settings.
         host: The host's name; None: the machine's own.
-        advertise: The address under which HAProxy reaches this host; None: found out.
+        advertise: The address at which HAProxy reaches this host; None: determined from the route to the API.
         port: Where agent-checks are answered; None: the settings' port.
         supervision: The ComfyUIs to run; None runs none.
         beside: ComfyUIs that run already.
-        pool: Pool of the nodes; None leaves it to the registry.
-        weight: Their weight; None leaves it to the registry.
-        zone: Where they stand; None leaves it to the registry.
+        pool: Pool of the nodes; None keeps the registry's.
+        weight: Their weight; None keeps the registry's.
+        zone: Their zone; None keeps the registry's.
         labels: Their labels.
     """
 
@@ -88,22 +88,22 @@ class AgentOptions:
 
     @property
     def central(self) -> bool:
-        """Whether this is the agent of the nodes that have none of their own."""
+        """Whether this is the agent of all nodes without an agent of their own."""
         return self.supervision is None and not self.beside
 
 
 def serve(settings: Settings, options: AgentOptions) -> None:
-    """Run until SIGTERM or SIGINT; a second one waits for no prompt.
+    """Run until SIGTERM or SIGINT; a second signal ends it without waiting for prompts.
 
     Raises:
-        ConfigError: A port is taken, or a GPU or program is not there.
+        ConfigError: A port is taken, or a GPU or program is missing.
     """
     give_memory_back()
     uvloop.run(_serve(settings, options))
 
 
 def host_name() -> str:
-    """Return this machine's name as a node's name may be."""
+    """Return this machine's name, made valid as a node's name."""
     name = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-_")
     return name[:40] or "host"
 
@@ -116,7 +116,7 @@ def own_address(url: str) -> str:
     """
     parts = urlsplit(url)
     try:
-        # Nothing is sent: connecting a datagram socket only chooses a route.
+        # This sends nothing: connecting a datagram socket only chooses a route.
         found = socket.getaddrinfo(parts.hostname or "", parts.port or 80, type=socket.SOCK_DGRAM)
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as sock:
@@ -154,7 +154,7 @@ async def run(
         hurry: Ends it without waiting for them.
 
     Raises:
-        ConfigError: A port is taken, a GPU or program is not there, or another agent works on the folder.
+        ConfigError: A port is taken, a GPU or program is missing, or another agent works on the folder.
     """
     api_host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
     api_url = options.join or f"http://{api_host}:{settings.api_port}"
@@ -207,7 +207,7 @@ async def run(
                         extra={"node": node.name, "folder": str(folder)},
                     )
         if options.supervision is not None:
-            # Two would start two ComfyUIs on one GPU, in one folder, with one database.
+            # Two agents would start two ComfyUIs on one GPU, in one folder, with one database.
             alone.enter_context(
                 locked(
                     settings.data / "comfyui" / "agent.lock",
@@ -230,7 +230,7 @@ async def run(
         done, _ = await asyncio.wait({*tasks, waiter}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
         for task in done - {waiter}:
-            task.result()  # none of them ends by itself: this raises
+            task.result()  # none of them ends without an error: this raises
         host.stopping = True
         if supervisor is not None:
             host.changed.set()
@@ -254,7 +254,7 @@ async def _wait(stop: asyncio.Event) -> None:
 
 
 async def _let_work_end(host: HostAgent, patience_s: float, hurry: asyncio.Event) -> None:
-    """Give what runs on nodes that will be ended a chance to finish; no new job comes meanwhile."""
+    """Wait for running prompts on nodes that will be ended; no new job comes meanwhile."""
     for _ in range(int(patience_s * 10)):
         if not host.busy or hurry.is_set():
             return

@@ -23,7 +23,7 @@ _VRAM = ("total", "own", "foreign", "available")
 
 
 class AgentMetrics(Collector):
-    """Makes metrics of what the agent would say now, whenever Prometheus asks.
+    """Makes metrics from the agent's present report at each scrape.
 
     Args:
         beat: What the agent would say now.
@@ -35,7 +35,7 @@ class AgentMetrics(Collector):
         self._answer = answer
 
     def describe(self) -> list[Metric]:
-        """Return nothing: the registry need not know the names before the agent has looked at anything."""
+        """Return nothing: the registry must not collect before the agent has looked."""
         return []
 
     async def health(self, request: web.Request) -> web.StreamResponse:

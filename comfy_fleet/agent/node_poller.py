@@ -1,4 +1,4 @@
-"""What one node says of itself: its queue, its memory, and that it is there at all."""
+"""Polls one node: its queue, its memory, and that it answers at all."""
 
 import asyncio
 import logging
@@ -19,26 +19,26 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 2.0
 _INTERRUPT_EVERY_S = 3.0
 _NEWEST_AGAIN_S = 0.5
-_NEWEST_SHARE = 0.1  # of the idle time: how late a short prompt may be noticed
-_QUEUE_EVERY_S = 0.45  # whole graphs come with it: less often than memory
+_NEWEST_SHARE = 0.1  # share of the idle time by which a short prompt may be noticed late
+_QUEUE_EVERY_S = 0.45  # the answer contains whole graphs: asked less often than memory
 
 
 class NodePoller:
-    """Looks at one ComfyUI over HTTP.
+    """Polls one ComfyUI over HTTP.
 
     Attributes:
         name: The node.
         url: Its base URL.
         credentials: Its ``USER:PASSWORD``; empty for none.
-        queue: What it works on, and which of it nobody explains.
-        stats: What it says of its memory.
+        queue: Its prompts, and which of them no run explains.
+        stats: Its report on memory.
         heard_at: When it last answered; None: never.
         busy_at: When it was last known to work, or it answered for the first time.
-        trouble: Why it did not answer when it was last asked; empty: it did.
-        faults: What it answers so that no sound ComfyUI would, by call; gone with the next good answer.
+        trouble: Why it did not answer the last time; empty if it did.
+        faults: By call, answers that no healthy ComfyUI would give; removed by the next good answer.
         version: Its version of ComfyUI.
-        freed: Whether it was asked to unload its models since it last was busy.
-        frees: How often it was.
+        freed: Whether it was asked to unload its models since it was last busy.
+        frees: How often it was asked.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class NodePoller:
         credentials: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Name the node; nothing is asked yet.
+        """Set up; nothing is asked yet.
 
         Args:
             name: The node.
             url: Base of its ComfyUI.
-            client: Whom to ask with.
+            client: The HTTP client.
             credentials: ``USER:PASSWORD``; empty for none.
             clock: Seconds, monotonic.
         """
@@ -80,7 +80,7 @@ class NodePoller:
         self._newest_at = -_NEWEST_AGAIN_S
 
     def restarted(self) -> None:
-        """Forget what a restart of the ComfyUI makes untrue."""
+        """Forget everything that a restart of the ComfyUI changes."""
         self.queue = Queue()
         self.heard_at = self.busy_at = self.looked_at = self._asked_at = None
         self.freed = False
@@ -95,7 +95,7 @@ class NodePoller:
             await self._look_at_queue_if_due()
 
     async def ready(self) -> bool:
-        """Return whether it answers ``/object_info``: all its node classes are loaded then."""
+        """Return whether it answers ``/object_info``, which means that all node classes are loaded."""
         try:
             await self._ask("/object_info/PreviewImage")
         except NodeError:
@@ -105,7 +105,7 @@ class NodePoller:
         return True
 
     async def stop_orphans(self) -> None:
-        """Take prompts off the node that the fleet posted and that no run explains any more."""
+        """Take the fleet's prompts that no run explains any more off the node."""
         now = self._clock()
         for prompt in self.queue.orphans:
             last = self._interrupted.get(prompt.id)
@@ -122,9 +122,10 @@ class NodePoller:
         self._interrupted = {id_: at for id_, at in self._interrupted.items() if id_ in self.queue.prompts}
 
     async def free_if_idle(self, idle_s: float) -> bool:
-        """Ask it to unload its models, once, if it did nothing for so long; returns whether it was asked.
+        """Ask it once to unload its models if it was idle for this long; return True if it was asked.
 
-        Most prompts are over between two looks at the queue, but none ends without an entry in the history.
+        Most prompts begin and end between two looks at the queue, but each one leaves an entry in the
+        history.
 
         Args:
             idle_s: Seconds.
@@ -135,7 +136,7 @@ class NodePoller:
         if now - self._newest_at < (_NEWEST_AGAIN_S if known is None else idle_s * _NEWEST_SHARE):
             return False
         self._newest_at, self._newest = now, await self._newest_prompt()
-        if known is None or self._newest is None:  # it has just become idle, or does not say
+        if known is None or self._newest is None:  # it has just become idle, or did not answer
             return False
         if self._newest != known:
             self.busy_at, self.freed = now, False
@@ -145,7 +146,7 @@ class NodePoller:
         return self.freed
 
     async def _newest_prompt(self) -> str | None:
-        """Return the prompt that ended last; empty if there was none, None if it does not say."""
+        """Return the prompt that ended last; empty if there was none, None without an answer."""
         try:
             entries = await self._ask("/history", params={"max_items": 1})
         except NodeError:
@@ -153,7 +154,7 @@ class NodePoller:
         return next(reversed(entries), "") if isinstance(entries, dict) else None
 
     async def _free(self) -> None:
-        """Ask it to unload its models, unless something is on it. It does so between two prompts only."""
+        """Ask it to unload its models, unless it has work. It does so only between two prompts."""
         await self._look_at_queue()
         if self.queue.busy or self.looked_at is None:
             return
@@ -172,7 +173,7 @@ class NodePoller:
             await self._look_at_queue()
 
     async def _look_at_queue(self) -> None:
-        began_at = self._clock()  # a slow answer tells what was true then
+        began_at = self._clock()  # a slow answer shows the state at that time
         try:
             prompts = read_queue(await self._ask("/queue"))
         except (NodeError, ValueError):
@@ -205,7 +206,7 @@ class NodePoller:
         return True
 
     async def _ask(self, path: str, **more: Any) -> Any:
-        """Ask the node and keep in mind whether its answer is one of a sound ComfyUI. Raises NodeError."""
+        """Ask the node, and note an answer that no healthy ComfyUI gives. Raises NodeError."""
         call = f"/{path.split('/')[1]}"
         try:
             answer = await self._node.json(path, timeout_s=_TIMEOUT_S, **more)

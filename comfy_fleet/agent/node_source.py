@@ -1,4 +1,4 @@
-"""Where an agent learns of its nodes: ``GET /api/v1/nodes``, asked again and again."""
+"""How an agent learns of its nodes: it polls ``GET /api/v1/nodes``."""
 
 import asyncio
 import logging
@@ -19,14 +19,14 @@ _MAX_PAUSE_S = 2.0
 
 
 class NodesSource(Protocol):
-    """Anything that tells an agent its nodes."""
+    """A source of an agent's nodes."""
 
     def watch(self) -> AsyncIterator[Sequence[Node]]:
-        """Yield all nodes whenever they were confirmed, changed or not; never ends."""
+        """Yield all nodes whenever they are confirmed, changed or not; never ends."""
 
 
 class HttpNodes:
-    """The nodes as the API lists them."""
+    """The nodes in the API's list."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class HttpNodes:
         poll_s: float = 0.5,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Name the API; nothing is asked before :meth:`watch`.
+        """Set up; nothing is asked before :meth:`watch`.
 
         Args:
             api_url: Base of the API, e.g. ``http://127.0.0.1:8190``.
             token: The agents' token.
-            poll_s: Pause between two questions. An unchanged list costs a 304 without a body.
+            poll_s: Pause between two requests. An unchanged list costs a 304 without a body.
             transport: Replaces the network, for tests.
         """
         self._url = f"{api_url.rstrip('/')}/api/v1/nodes?sealed=true"
@@ -50,7 +50,7 @@ class HttpNodes:
         self._transport = transport
 
     async def watch(self) -> AsyncIterator[Sequence[Node]]:
-        """Yield all nodes whenever the API confirmed them, changed or not."""
+        """Yield all nodes whenever the API has confirmed them, changed or not."""
         etag: str | None = None
         nodes: Sequence[Node] = ()
         trouble = ""
@@ -81,19 +81,19 @@ class HttpNodes:
 
 
 class WithoutAgent:
-    """The nodes of another source that have no agent of their own: the central agent's."""
+    """The nodes of another source that have no agent of their own; for the central agent."""
 
     def __init__(self, source: NodesSource) -> None:
         self._source = source
 
     async def watch(self) -> AsyncIterator[Sequence[Node]]:
-        """Yield those nodes whenever they were confirmed."""
+        """Yield those nodes whenever they are confirmed."""
         async for nodes in self._source.watch():
             yield [node for node in nodes if node.agent is None]
 
 
 def parse_nodes(body: Any) -> list[Node]:
-    """Read the API's list. A node that can't be read is left out and logged: the others still count.
+    """Read the API's list. A node that can't be read is logged and left out.
 
     Raises:
         ValueError: The body is not ``{"nodes": [...]}``.

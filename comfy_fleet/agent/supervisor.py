@@ -1,4 +1,4 @@
-"""Which ComfyUIs a host runs: one or more a GPU, each with a name, a port and folders that stay the same."""
+"""Which ComfyUIs a host runs: one or more per GPU, each with a fixed name, port and folders."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 ALL = "all"
 CPU = "cpu"
 _KEY = re.compile(r"[0-9]{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{1,80}")
-"""What a GPU may be called where NVML can't say which there are."""
+"""The allowed names of GPUs where NVML can't list them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,14 @@ class Supervision:
 
     Attributes:
         checkout: The ComfyUI.
-        gpus: ``all``, or GPUs by index or UUID, and ``cpu``, with commas. What is named twice gets two.
-        per_gpu: How many for each time that it is named.
-        env: Variables for every one.
-        envs: More variables by GPU, as it is named in ``gpus`` or by index.
-        overrides: More arguments by GPU, named likewise.
-        limits: When one is restarted.
-        simulated: Whether they are stand-ins.
+        gpus: ``all``, or GPUs by index or UUID, and ``cpu``, separated by commas. One that is named twice
+            gets two.
+        per_gpu: ComfyUIs for each time that a GPU is named.
+        env: Variables for all of them.
+        envs: More variables by GPU, under its name in ``gpus`` or its index.
+        overrides: More arguments by GPU, in the same way.
+        limits: When a ComfyUI is restarted.
+        simulated: Whether they are simulated nodes.
     """
 
     checkout: Checkout
@@ -60,7 +61,7 @@ class GpuPlace:
     Attributes:
         label: Its part of the node's name, such as ``gpu0``.
         device: For ``CUDA_VISIBLE_DEVICES``; None: the CPU.
-        called: What an operator may call it in an override.
+        called: Its names for overrides.
     """
 
     label: str
@@ -72,19 +73,19 @@ class Join(Protocol):
     """Makes a node's registration."""
 
     def __call__(self, *, name: str, url: str, cleans: bool, simulated: bool) -> Joining:
-        """Return how a node wants to be registered."""
+        """Return a node's registration."""
 
 
 class Supervisor:
     """Runs a host's ComfyUIs."""
 
     def __init__(self, wanted: Supervision, host: HostAgent, *, address: str, data: Path) -> None:
-        """Describe it; nothing runs before :meth:`run`.
+        """Set up; nothing runs before :meth:`run`.
 
         Args:
             wanted: What to run.
             host: Whose nodes they are.
-            address: Where they listen, as HAProxy reaches it.
+            address: Their address, as HAProxy reaches it.
             data: Folder for their files, logs and ports.
         """
         self._wanted = wanted
@@ -95,14 +96,14 @@ class Supervisor:
         self._processes: list[ComfyUIProcess] = []
 
     def plan(self, gpus: Gpus, join: Join) -> list[Member]:
-        """Decide what runs where, and return the nodes.
+        """Choose GPUs and ports, and return the nodes.
 
         Args:
             gpus: What NVML saw.
             join: Makes registrations.
 
         Raises:
-            ConfigError: A GPU is not there, or one that runs nothing has arguments or variables of its own.
+            ConfigError: A GPU does not exist, or one that runs nothing has its own arguments or variables.
         """
         wanted = self._wanted
         slots = slots_of(self._host.host, wanted.gpus, gpus, per_gpu=wanted.per_gpu)
@@ -164,7 +165,7 @@ class Supervisor:
 
 
 def slots_of(host: str, wanted: str, gpus: Gpus, *, per_gpu: int = 1) -> dict[str, GpuPlace]:
-    """Return the nodes to run, by name, and where each computes.
+    """Return the nodes to run, by name, with the GPU of each.
 
     Args:
         host: The host's name: every node's name begins with it.
@@ -173,7 +174,7 @@ def slots_of(host: str, wanted: str, gpus: Gpus, *, per_gpu: int = 1) -> dict[st
         per_gpu: How many for each time that a GPU is named.
 
     Raises:
-        ConfigError: A GPU is not there, or none.
+        ConfigError: A GPU does not exist, or there is none.
     """
     places = [place for place in places_of(wanted, gpus) for _ in range(per_gpu)]
     several = {label for label, count in Counter(place.label for place in places).items() if count > 1}
@@ -194,7 +195,7 @@ def places_of(wanted: str, gpus: Gpus) -> list[GpuPlace]:
         gpus: What NVML saw.
 
     Raises:
-        ConfigError: One of them is not there, or none.
+        ConfigError: One of them does not exist, or there is none.
     """
     labels = _labels(gpus)
     if wanted == ALL:
@@ -233,7 +234,7 @@ def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> GpuPlace:
         raise ConfigError(f"--gpus: there is no GPU {key}; there are: {there}")
     if found is None and not _KEY.fullmatch(key):
         raise ConfigError(f"--gpus: {key!r} is neither an index nor a UUID; say all, cpu, or such as 0,2")
-    device = found.uuid or key if found is not None else key  # AMD's too: what the runtime makes of it
+    device = found.uuid or key if found is not None else key  # AMD's, too; the runtime interprets it
     label = labels.get(device, f"gpu{re.sub('[^a-z0-9]+', '-', key.lower().removeprefix('gpu-'))[:12]}")
     return GpuPlace(
         label=label, device=device, called=frozenset({key, label, label.removeprefix("gpu"), device})
@@ -241,7 +242,7 @@ def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> GpuPlace:
 
 
 def _ports(path: Path, names: Sequence[str], address: str) -> dict[str, int]:
-    """Return a port for each node: the one that it had, where that is free."""
+    """Return a port for each node: its earlier one if that is free."""
     try:
         known = {str(name): int(port) for name, port in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError):

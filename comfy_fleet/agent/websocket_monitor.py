@@ -1,7 +1,7 @@
-"""A websocket to a ComfyUI of our own: a second sign of life, and a count of the prompts that it finished.
+"""A websocket to a ComfyUI that the agent runs: a second sign of life, and a count of finished prompts.
 
-Short prompts come and go between two looks at the queue. Every change of the queue is told to every
-websocket, so a falling count is a prompt that ended.
+Short prompts come and go between two looks at the queue. ComfyUI sends every change of the queue's length to
+every websocket; a smaller length means that a prompt has ended.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ class WebsocketMonitor:
     """Listens on one websocket.
 
     Attributes:
-        open: Whether it is open now: what ends from here on is counted.
-        heard_at: When it last said anything; None: never.
+        open: Whether it is open now, so that prompts that end are counted.
+        heard_at: When the last message came; None: never.
         jobs: Prompts that have left its queue.
     """
 
     def __init__(self, url: str, client_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Name the node; nothing is opened before :meth:`run`.
+        """Set up; nothing is opened before :meth:`run`.
 
         Args:
             url: Base of the ComfyUI.
-            client_id: One that nobody else uses: ComfyUI forgets a socket whose id comes twice.
+            client_id: A unique id: ComfyUI drops a socket when its id is used a second time.
             clock: Seconds, monotonic.
         """
         self._url = f"ws{url.removeprefix('http').rstrip('/')}/ws?clientId={client_id}"
@@ -42,7 +42,7 @@ class WebsocketMonitor:
         self.jobs = 0
 
     def restarted(self) -> None:
-        """Count from nothing again."""
+        """Reset the count."""
         self.heard_at = None
         self.jobs = self._waiting = 0
 
@@ -54,7 +54,7 @@ class WebsocketMonitor:
                     self._url,
                     ping_interval=None,
                     open_timeout=5,
-                    close_timeout=1,  # nobody must wait for the goodbye of one that is frozen
+                    close_timeout=1,  # don't wait for a frozen one to close
                     max_size=_MOST_BYTES,
                     max_queue=4,
                     compression=None,

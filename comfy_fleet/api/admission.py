@@ -1,9 +1,9 @@
 """How many requests the API works on at once.
 
-More at once would make none of them faster, and every step of the event loop longer: health checks,
-heartbeats and cancels would wait behind all the rest. So those are let in at once, and the others wait in
-line for a moment. A request counts from when its body is here until its answer begins: a client that sends
-or takes slowly, and an event stream, keep nobody out.
+More at once would not be faster, and would make every turn of the event loop longer: health checks,
+heartbeats and cancels would wait behind everything else. So those are let in at once, and other requests wait
+in line for a moment. A request counts from the arrival of its body until its answer begins: slow clients and
+event streams block nobody.
 """
 
 import re
@@ -16,7 +16,7 @@ from comfy_fleet.turns import NoTurn, Turns
 
 _NAME = re.compile(r"{\w+}")
 LINE = 8
-"""So many times as many requests as are worked on may wait."""
+"""How many requests may wait, as a multiple of those in progress."""
 
 
 class Admission:
@@ -53,8 +53,8 @@ class Ticket:
     """One request's place.
 
     Args:
-        turns: The line; None: the request need not wait.
-        busy: What is said to who waited in vain.
+        turns: The line; None if the request need not wait.
+        busy: The error's message if the wait fails.
     """
 
     def __init__(self, turns: Turns | None, busy: str) -> None:

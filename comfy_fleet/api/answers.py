@@ -1,6 +1,6 @@
-"""What the API answers with: Comfy API v2's shapes, which every surface shares, with what the fleet adds.
+"""The API's answers: Comfy API v2's shapes, which all surfaces share, with the fleet's additions.
 
-The types say what is written, for the type checker and for the OpenAPI documents. Times are RFC 3339 in UTC.
+The types serve the type checker and the OpenAPI documents. Times are RFC 3339 in UTC.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class ErrorEnvelope(TypedDict):
 
 
 class ProgressAnswer(TypedDict):
-    """How far a run is."""
+    """A run's progress."""
 
     value: Annotated[float, Field(description="0 to 1.")]
     nodes_done: int
@@ -97,7 +97,7 @@ class JobMetricsAnswer(TypedDict):
 
 
 class JobUrlsAnswer(TypedDict):
-    """Where to ask about a job."""
+    """URLs of a job."""
 
     self: Url
     events: Url
@@ -105,7 +105,7 @@ class JobUrlsAnswer(TypedDict):
 
 
 class JobFields(TypedDict):
-    """What a job has everywhere."""
+    """The fields that every view of a job has."""
 
     id: str
     status: JobStatus

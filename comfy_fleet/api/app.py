@@ -1,4 +1,4 @@
-"""The ASGI app: all faces over the same services, one way in, one way to fail."""
+"""The ASGI app: all surfaces over the same services, with one entrance and one form of error."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ from comfy_fleet.tasks import forever
 logger = logging.getLogger(__name__)
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
-"""Nothing reads a body of these, so their work need not wait for it."""
+"""Nothing reads the body of these requests, so they need not wait for it."""
 
 
 def create_app(deps: ApiDeps) -> "Front":
@@ -46,13 +46,13 @@ def create_app(deps: ApiDeps) -> "Front":
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    # The first route that fits answers, so what is asked most often stands in front.
+    # The first route that fits answers, so the most frequent ones come first.
     routes = [*v2.routes(), *v1.routes(), *metrics.routes, *front_page.routes]
     return Front(Router(routes, redirect_slashes=False, lifespan=lifespan), routes, deps)
 
 
 class Front:
-    """The way in: who calls, whether they may, and what they learn when something breaks."""
+    """The entrance: identifies callers, checks their rights, and answers if something breaks."""
 
     def __init__(self, router: Router, routes: Sequence[ServedRoute], deps: ApiDeps) -> None:
         self.router = router
@@ -75,7 +75,7 @@ class Front:
             await self.router(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
-        else:  # no face here speaks websocket
+        else:  # no surface uses websockets
             await send({"type": "websocket.close", "code": 1000})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +90,7 @@ class Front:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 ticket.leave()
-                if not incoming.ended:  # refused before it was read: the rest of it is nobody's
+                if not incoming.ended:  # refused before it was read: drain the unread body
                     message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             elif message["type"] == "http.response.body":
                 finished = not message.get("more_body", False)
@@ -120,7 +120,7 @@ class Front:
             if not status:
                 await errors.unexpected()(scope, incoming, sending)
             elif not finished:
-                raise  # the connection breaks off, so that nobody takes the answer for whole
+                raise  # break off the connection, so that nobody takes the answer for complete
         finally:
             ticket.leave()
             route = self._routes.get(scope.get("endpoint"))

@@ -1,4 +1,4 @@
-"""Bytes of an asset over HTTP: ranges, validators, and no way to run them in our origin."""
+"""Bytes of an asset over HTTP: ranges, validators, and headers that stop browsers from running them."""
 
 import re
 from urllib.parse import quote
@@ -12,14 +12,15 @@ from comfy_fleet.ports.assets import AssetStore
 
 _AT_ONCE = 1024 * 1024  # smaller answers are sent in one piece
 _RANGE = re.compile(r"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
-# What a browser shows without ever running it.
+# Types that a browser shows without running them.
 _INLINE = re.compile(r"(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)(;.*)?")
 
 
 async def respond(request: Request, asset: Asset, assets: AssetStore) -> Response:
-    """Return the asset's bytes: 200, 206, 304 or 416; or 302 to where the store serves them itself.
+    """Return the asset's bytes: 200, 206, 304 or 416; or 302 to a URL of the store.
 
-    One range is served; several at once, or a range that can't be read, get everything (RFC 9110, 14.2).
+    One range is served; a request for several, or for one that can't be read, gets everything (RFC 9110,
+    14.2).
 
     Raises:
         HttpError: 404 if the bytes are gone.

@@ -1,4 +1,4 @@
-"""Who calls: API keys from a file, or everybody on this machine."""
+"""Identifies callers: by API keys from a file, or everybody on this machine."""
 
 import hashlib
 import hmac
@@ -28,12 +28,12 @@ class _Key:
 
 
 class Keys:
-    """The API keys; only their hashes stay in memory.
+    """The API keys; only their hashes are kept in memory.
 
     Args:
-        limits: What each caller may hold at once.
-        keys: Without any, every caller is :data:`LOCAL` and may do everything.
-        agent_token: What agents show instead.
+        limits: How much each caller may use at once.
+        keys: Hashes of keys; without any, every caller is :data:`LOCAL` and may do everything.
+        agent_token: The token that agents show instead.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Keys:
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """The names that have a key, in the order of the file."""
+        """The names with a key, in the order of the file."""
         return tuple(key.principal.owner for key in self._keys)
 
     @classmethod
@@ -74,13 +74,13 @@ class Keys:
         return cls(limits, _read(settings.keys_file, limits), agent_token=settings.agent_token)
 
     def principal(self, shown: str) -> Principal:
-        """Return who showed a key, wherever it came from; see :func:`shown_key` for headers.
+        """Return the principal of a key; see :func:`shown_key` for headers.
 
         Args:
             shown: The key or the agents' token; empty if there was none.
 
         Raises:
-            HttpError: 401 if keys are set and this is none of them.
+            HttpError: 401 if keys are set and this is not one of them.
         """
         digest = _digest(shown) if shown else b""
         if shown and self._agent_digest is not None and hmac.compare_digest(digest, self._agent_digest):
@@ -89,7 +89,7 @@ class Keys:
             return self._local
         found: Principal | None = None
         if shown:
-            for key in self._keys:  # all of them, so that the time says nothing
+            for key in self._keys:  # compare all of them, so that the time reveals nothing
                 if hmac.compare_digest(digest, key.digest):
                     found = key.principal
         if found is None:
@@ -102,18 +102,18 @@ class Keys:
         return found
 
     def guard(self, method: str, headers: Headers, *, public_host: str | None) -> None:
-        """Refuse hosts that are none, and keep web pages away from a fleet that needs no key.
+        """Refuse malformed hosts, and web pages' requests to a fleet that needs no key.
 
-        A page that somebody on this machine looks at can make their browser send requests here, under a
-        name of the page's own that points to loopback, or plainly across sites. Such a page can't forge
-        ``Host``, but it can send ``X-Forwarded-Host`` to the API's own port: both have to be right.
+        A page that somebody opens on this machine can make the browser send requests here, across sites or
+        through the page's own host name that resolves to loopback. Such a page can't forge ``Host``, but it
+        can send ``X-Forwarded-Host`` to the API's own port: both must be right.
 
         Raises:
             HttpError: 400 or 403.
         """
         named = [headers[key] for key in ("x-forwarded-host", "host") if headers.get(key)]
         names = [host_name(host) for host in named]
-        if not named or None in names:  # it would end up in URLs
+        if not named or None in names:  # it would appear in URLs
             raise HttpError(400, "invalid_request", "the Host header is not a host name")
         if not self.open:
             return
@@ -146,15 +146,15 @@ _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::
 
 
 def host_name(host: str) -> str | None:
-    """Return the name in a ``Host`` header without its port; None if the header is no host at all."""
+    """Return the name in a ``Host`` header without its port; None if it is not a host."""
     match = _HOST.fullmatch(host)
     return match["name"].lower() if match else None
 
 
 def shown_key(headers: Mapping[str, str]) -> str:
-    """Return the key in headers, whose names are in lower case; empty if there is none.
+    """Return the key in headers (with names in lower case); empty if there is none.
 
-    It comes as ``Bearer KEY``, as ``X-API-Key``, or bare in ``Authorization``, and counts in this order.
+    It comes as ``Bearer KEY``, as ``X-API-Key``, or bare in ``Authorization``; the first of these counts.
     """
     authorization = headers.get("authorization", "").strip()
     scheme, _, token = authorization.partition(" ")
@@ -162,7 +162,7 @@ def shown_key(headers: Mapping[str, str]) -> str:
         return token.strip()
     if key := headers.get("x-api-key", "").strip():
         return key
-    return "" if token else authorization  # of another scheme: no key of ours
+    return "" if token else authorization  # another scheme: not one of our keys
 
 
 def _digest(key: str) -> bytes:

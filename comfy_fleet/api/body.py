@@ -17,13 +17,13 @@ _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLimits:
-    """How much JSON is taken: parsed it needs up to thirty times as much memory, and the loop's time.
+    """Limits on JSON, which needs up to thirty times its size in memory when parsed, and time of the loop.
 
     Attributes:
         size: Most bytes of a body.
         values: Most values in it, lists and objects included.
-        size_name: Where the operator sets ``size``; empty: nowhere.
-        values_name: The same of ``values``.
+        size_name: The setting for ``size``; empty if there is none.
+        values_name: The same for ``values``.
     """
 
     size: int
@@ -33,12 +33,12 @@ class JsonLimits:
 
 
 def graph_limits(settings: Settings) -> JsonLimits:
-    """Return the limits of bodies that carry graphs, with pictures in them perhaps, or a host's nodes."""
+    """Return the limits for bodies with graphs, perhaps with pictures in them, or with a host's nodes."""
     return _limits(settings, settings.max_json_bytes, settings.max_json_values, "JSON")
 
 
 def params_limits(settings: Settings) -> JsonLimits:
-    """Return the limits of all other bodies."""
+    """Return the limits for all other bodies."""
     return _limits(settings, settings.max_params_bytes, settings.max_params_values, "PARAMS")
 
 
@@ -53,7 +53,7 @@ def _limits(settings: Settings, size: int, values: int, name: str) -> JsonLimits
 
 
 def refuse_encoding(request: Request) -> None:
-    """Refuse bodies that have to be unpacked first: a small one could become a very large one.
+    """Refuse compressed bodies: a small one could become very large.
 
     Raises:
         HttpError: 415 ``unsupported_media_type``.
@@ -70,7 +70,7 @@ def refuse_encoding(request: Request) -> None:
 
 
 async def read_body(request: Request, limit: int, *, name: str = "") -> bytes:
-    """Read a whole body of at most ``limit`` bytes, which the operator sets as ``name``.
+    """Read a whole body of at most ``limit`` bytes; ``name`` is the setting of that limit.
 
     Raises:
         HttpError: 413 ``payload_too_large``, before anything is read if the length is announced; 415.
@@ -96,8 +96,8 @@ async def read_object(request: Request, limits: JsonLimits) -> dict[str, Any]:
     """Read a JSON object within limits.
 
     Raises:
-        HttpError: 413 if it is larger or has more values; 415 if it is compressed; 400 if it is no JSON (NaN
-            and invalid UTF-8 are none), too deep, or no object.
+        HttpError: 413 if it is larger or has more values; 415 if it is compressed; 400 if it is not JSON (NaN
+            and invalid UTF-8 are not), too deep, or not an object.
     """
     body = await read_body(request, limits.size, name=limits.size_name)
     if _has_more_values(body, limits.values):
@@ -118,7 +118,7 @@ async def read_object(request: Request, limits: JsonLimits) -> dict[str, Any]:
 
 
 def _why(body: bytes, error: orjson.JSONDecodeError) -> str:
-    """Say what is wrong with a body in words that lead to it, where the parser's own do not."""
+    """Return what is wrong with a body, in clearer words than the parser's."""
     # The parser's position counts characters.
     text = body.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
     if found := _NO_NUMBER.match(text, error.pos):
@@ -129,17 +129,17 @@ def _why(body: bytes, error: orjson.JSONDecodeError) -> str:
 
 
 def _has_more_values(body: bytes, most: int) -> bool:
-    """Return whether a text of JSON has more values, before any of them is made.
+    """Return whether a JSON text has more values, before any of them is created.
 
-    Each value but the outermost is the first of a list or an object, or follows a comma. Counting bytes takes
-    milliseconds for what takes seconds to parse and check; texts, whose bytes don't count, are cut out only
-    where they could matter.
+    Each value except the outermost is the first of a list or an object, or follows a comma. Counting bytes
+    takes milliseconds where parsing and checking takes seconds. Texts must not be counted; they are cut out
+    only if they could matter.
     """
     if _marks(body) <= most:
         return False
     if b"\\" in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # what is left are the ends of texts
-    if body.count(b'"') > 4 * most:  # a value brings two texts at most, its key and itself
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # only the ends of texts are left
+    if body.count(b'"') > 4 * most:  # a value has at most two texts, its key and itself
         return True
     return _marks(b'"'.join(body.split(b'"')[::2])) > most
 

@@ -1,7 +1,7 @@
-"""A request's body on its way in: it has to keep coming, and none is left half read.
+"""A request's body on its way in: it must keep coming, and none is left half read.
 
-HAProxy bounds how long a request's head may take, and how long a client may be silent; a byte now and then
-satisfies it for ever. What such a client would hold here is a task, a connection, and all it has sent so far.
+HAProxy limits the time for a request's head, and a client's silence; but a byte now and then satisfies it for
+ever. Such a client would occupy a task, a connection, and memory for all it has sent.
 """
 
 import asyncio
@@ -21,11 +21,12 @@ class BodyPace:
     """How slowly a body may come.
 
     Attributes:
-        window_s: How long the API waits, all in all, for the next ``window_bytes`` or for the body's end. Its
-            own work on what came does not count.
-        window_bytes: With 30 s, a line of 18 kbit/s is fast enough for a body of any length.
-        linger_s: How long an answered request's remaining body is still read. To close at once could take the
-            answer away from a client that is still sending.
+        window_s: How long the API waits in total for the next ``window_bytes`` or for the body's end. Its own
+            work on the bytes does not count.
+        window_bytes: See ``window_s``. With 30 s, a line of 18 kbit/s is fast enough for a body of any
+            length.
+        linger_s: How long the rest of an answered request's body is still read. Closing at once could take
+            the answer away from a client that is still sending.
     """
 
     window_s: float = 30.0
@@ -40,7 +41,7 @@ class Incoming:
         receive: The server's.
         headers: The request's.
         pace: How slowly the body may come.
-        whole: Called once the whole body is here; what it raises, the reader gets.
+        whole: Called once the whole body is here; its exceptions reach the reader.
 
     Attributes:
         ended: Whether the whole body was read, or the client is gone.
@@ -81,7 +82,7 @@ class Incoming:
         return message
 
     async def discard(self) -> None:
-        """Read what is left, for a moment."""
+        """Read the rest, for a moment."""
         with contextlib.suppress(TimeoutError):
             async with Timeout(self._pace.linger_s):
                 while not self.ended:

@@ -1,4 +1,4 @@
-"""What the HTTP faces need; made in ``bootstrap.py``, given to every handler through the app."""
+"""What the HTTP surfaces need; made at the start, and given to every handler through the app."""
 
 import asyncio
 from collections import Counter
@@ -26,7 +26,7 @@ from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.settings import Settings
 
 Probe = Callable[[], Awaitable[str | None]]
-"""Says why a part is not ready, or None."""
+"""Returns why a part is not ready, or None."""
 
 
 PlaceCheck = Callable[[Node, Iterable[Node]], Awaitable[None]]
@@ -44,23 +44,23 @@ class NodeFacts(Protocol):
 
 
 async def no_notes() -> list[str]:
-    """Say nothing."""
+    """Return nothing."""
     return []
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiDeps:
-    """Everything behind the HTTP faces.
+    """Everything behind the HTTP surfaces.
 
     Attributes:
-        simulated: Whether a node, by name, is a stand-in: every surface says so.
+        simulated: Returns True if a node, by name, is simulated: every surface shows that.
         node_facts: Asks nodes through the broker.
         inventories: What the nodes have, and what jobs wait for.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
         probes: Parts that ``/ready`` asks, by name.
-        notes: Says what an operator should know of though jobs can run.
+        notes: Returns what an operator should know even if jobs can run.
         background: Coroutine functions that run as long as the app does.
-        closing: Set when the server stops: streams end then.
+        closing: Set when the server stops, which ends streams.
         streams: Open event streams by caller.
         pace: How slowly a request's body may come.
         registry: The metrics that ``/metrics`` shows.
@@ -110,13 +110,13 @@ def deps(request: Request) -> ApiDeps:
 
 
 def principal(request: Request) -> Principal:
-    """Return who calls."""
+    """Return the caller."""
     found: Principal = request.scope["principal"]
     return found
 
 
 def owner(request: Request) -> str:
-    """Return whose jobs and assets the request is about.
+    """Return the caller as an owner of jobs and assets.
 
     Raises:
         HttpError: 403 for agents, which have none.
@@ -128,7 +128,7 @@ def owner(request: Request) -> str:
 
 
 def admin(request: Request) -> Principal:
-    """Return the caller if they may change the fleet.
+    """Return the caller if it may change the fleet.
 
     Raises:
         HttpError: 403.

@@ -45,7 +45,7 @@ class ServedRoute(Route):
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A method and path, who answers, and with what.
+    """A method and path, its handler, and its answers.
 
     Attributes:
         path: With names in braces, e.g. ``/api/v1/jobs/{job_id}``.

@@ -1,4 +1,4 @@
-"""Every answer that is no success: one envelope, ``{"error": {"code", "message", "details"}}``."""
+"""Error answers: one envelope, ``{"error": {"code", "message", "details"}}``."""
 
 import logging
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from comfy_fleet.domain.text import clip
 
 
 class HttpError(FleetError):
-    """An error that only HTTP knows: its status and code are given where it is raised."""
+    """An error that only HTTP has: its status and code are given where it is raised."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class HttpError(FleetError):
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE, MAX_TEXT, MAX_DETAILS = 4096, 1000, 262_144
-"""Characters of an error's message, of a text in its details, and of all of them together, about."""
+"""About how many characters an error's message, a text in its details, and all together may have."""
 
 # The first class that fits decides.
 _STATUS: tuple[tuple[type[FleetError], int], ...] = (
@@ -64,7 +64,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (InvalidParameter, 422),
     (BadInput, 400),
     (NotFound, 404),
-    (IdempotencyKeyReuse, 422),  # the contract's choice, though it is a conflict
+    (IdempotencyKeyReuse, 422),  # the contract's choice, although it is a conflict
     (Conflict, 409),
     (QueueFull, 429),
     (Busy, 503),
@@ -99,7 +99,7 @@ def envelope(
     details: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the error envelope as a response; what it repeats of the request is shortened."""
+    """Return the error envelope as a response; parts of the request in it are shortened."""
     error: dict[str, Any] = {
         "code": code,
         "message": clip(message, MAX_MESSAGE),
@@ -109,7 +109,7 @@ def envelope(
 
 
 def _bounded(value: Any, room: list[int]) -> Any:
-    """Return details with short texts, and without the entries for which no room is left."""
+    """Return details with shortened texts, and without entries for which there is no room."""
     if isinstance(value, str):
         text = clip(value, MAX_TEXT)
         room[0] -= len(text)
@@ -131,7 +131,7 @@ def fleet_error(error: FleetError) -> Response:
     if status == 500:
         logger.error("request failed", extra={"code": error.code, "error": error.message})
         return unexpected()
-    if isinstance(error, StoreDown):  # its text names addresses and settings: that is for the log
+    if isinstance(error, StoreDown):  # its text contains addresses and settings, so it only goes to the log
         logger.warning("request not served", extra={"code": error.code, "error": error.message})
         return envelope(
             status,
@@ -139,7 +139,7 @@ def fleet_error(error: FleetError) -> Response:
             _STORE_REFUSES if isinstance(error, StoreRefuses) else _STORE_DOWN,
             headers={"Retry-After": str(error.retry_after_s)},
         )
-    if isinstance(error, AssetInUse):  # the contract: never say which hold it is
+    if isinstance(error, AssetInUse):  # the contract: never say who holds it
         return envelope(409, error.code, "the asset is in use")
     headers = None
     if isinstance(error, Busy | IdempotencyConflict):
@@ -148,7 +148,7 @@ def fleet_error(error: FleetError) -> Response:
 
 
 def unexpected() -> Response:
-    """Return what a caller learns of a defect of ours: nothing but that there was one."""
+    """Return the answer for a defect of ours, without any details."""
     return envelope(500, "upstream_error", "the request could not be processed; try again later")
 
 
@@ -158,7 +158,7 @@ async def on_fleet_error(request: Request, error: FleetError) -> Response:
 
 
 async def on_http_exception(request: Request, error: HTTPException) -> Response:
-    """Handle what the framework raises: unknown routes, wrong methods, bodies that are too large."""
+    """Handle the framework's errors: unknown routes, wrong methods, bodies that are too large."""
     code = _HTTP_CODES.get(
         error.status_code, "invalid_request" if error.status_code < 500 else "upstream_error"
     )
@@ -174,7 +174,7 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Return what is possible at a path: several routes may share it."""
+    """Return the methods that a path allows: several routes may share it."""
     routes = request.scope["router"].routes
     return [
         method

@@ -30,13 +30,13 @@ async def open_stream(request: Request, job_id: str) -> Response:
     """Return the stream of one of the caller's jobs.
 
     Raises:
-        NotFound: It is none of the caller's.
+        NotFound: The caller has no such job.
         HttpError: 429 ``too_many_streams``.
     """
     d, who = deps(request), owner(request)
     most = principal(request).limits.streams
     job = await owned(d.jobs, who, job_id)
-    if request.method == "HEAD":  # nothing to hold open
+    if request.method == "HEAD":  # nothing to keep open
         answer = Response()
         answer.raw_headers = [*_HEADERS]
         return answer
@@ -51,7 +51,7 @@ async def open_stream(request: Request, job_id: str) -> Response:
 
 
 class EventStream(Response):
-    """Streams until the job's last status, the client's goodbye, or the server's end."""
+    """Streams until the job's last status, the client's disconnect, or the server's end."""
 
     def __init__(self, d: ApiDeps, who: str, job: Job, to: Links) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ async def _left(receive: Receive) -> None:
 
 
 def frame(seen: Seen, job: Job, to: Links) -> bytes:
-    """Return one event as it goes over the wire."""
+    """Return one event in the wire format."""
     match seen:
         case Alive():
             return b": still here\n\n"

@@ -1,4 +1,4 @@
-"""What every face lets a client say about a job, and how jobs are found, listed and canceled."""
+"""What every surface lets a request say about its job, and how jobs are found, listed and canceled."""
 
 import logging
 import re
@@ -60,7 +60,7 @@ def _deadline_s(value: object) -> float | None:
 
 
 def _metadata(value: object) -> Metadata:
-    """Check metadata: labels as the SDK sends them, or an opaque text as the first-party proxy takes it."""
+    """Check metadata: labels as the SDK sends them, or an opaque text as Comfy's own proxy accepts."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -89,8 +89,8 @@ def _bad_metadata(message: str, key: str | None = None) -> HttpError:
 class JobOptionsBody(BaseModel):
     """The fields that every request for a job may have.
 
-    The validators of single fields raise :class:`HttpError`, so that every face refuses a wrong value in the
-    same words.
+    The validators of single fields raise :class:`HttpError`, so that every surface refuses a wrong value with
+    the same message.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -123,14 +123,14 @@ def options(
     traceparent: str | None,
     extra_data: Mapping[str, Any] | None = None,
 ) -> JobOptions:
-    """Return what a body says about its job.
+    """Return the options in a body.
 
     Args:
         traceparent: The request's trace, see :func:`traceparent_in`.
-        extra_data: What the node gets beside the graph.
+        extra_data: What the node gets in addition to the graph.
 
     Raises:
-        HttpError: 422: a pool's name is none, or pools contradict each other.
+        HttpError: 422 if a pool's name is invalid, or pools contradict each other.
     """
     return JobOptions(
         priority=body.priority or 0,
@@ -144,7 +144,7 @@ def options(
 
 
 def traceparent_in(request: Request) -> str | None:
-    """Return the trace that a request belongs to; None if it names none."""
+    """Return the request's trace; None if it has none."""
     return read_traceparent(request.headers.getlist("traceparent"))
 
 
@@ -152,10 +152,10 @@ _NO_OPTIONS = JobOptionsBody()
 
 
 def options_in(body: Mapping[str, Any]) -> JobOptionsBody:
-    """Return the options in a body that may hold anything else besides.
+    """Return the options in a body that may have other fields, too.
 
     Raises:
-        HttpError: 422: a field is wrong.
+        HttpError: 422 if a field is wrong.
     """
     given = {name: body[name] for name in JobOptionsBody.model_fields if body.get(name) is not None}
     return checked(given, JobOptionsBody) if given else _NO_OPTIONS
@@ -201,7 +201,7 @@ async def find_job(request: Request, job_id: str) -> Job:
 
 
 async def poll_job(request: Request, job_id: str) -> Job:
-    """Return the caller's job; waits for its end if that should come within a moment.
+    """Return the caller's job; wait up to 0.2 s if it is about to end.
 
     Raises:
         NotFound: There is none of theirs.
@@ -212,7 +212,7 @@ async def poll_job(request: Request, job_id: str) -> Job:
 
 
 async def cancel_job(request: Request, job_id: str) -> Job:
-    """Ask for the cancellation of the caller's job, and return it as it is now.
+    """Cancel the caller's job, and return its present state.
 
     Raises:
         NotFound: There is none of theirs.
@@ -226,7 +226,7 @@ async def cancel_job(request: Request, job_id: str) -> Job:
 
 
 async def shown(request: Request, job: Job) -> JobAnswer:
-    """Return a job as every face writes it, with its place in the queue."""
+    """Return a job in the form of every surface, with its place in the queue."""
     d = deps(request)
     position = None
     if job.status is JobStatus.QUEUED:
@@ -239,7 +239,7 @@ async def shown(request: Request, job: Job) -> JobAnswer:
 
 
 class JobsQuery(BaseModel):
-    """What a list of jobs may be asked for, as it is documented; :func:`page` reads it.
+    """The documented query of a list of jobs; :func:`page` reads it.
 
     ``metadata[KEY]`` is left out: some generators write such a parameter as ``KEY``, which asks for all jobs.
     """
@@ -251,7 +251,7 @@ class JobsQuery(BaseModel):
 
 
 async def page(request: Request) -> JobPageAnswer:
-    """Return a page of the caller's jobs as the query asks for it.
+    """Return the page of the caller's jobs for a query.
 
     Raises:
         HttpError: 400 ``invalid_cursor``, ``invalid_metadata_filter`` or ``invalid_request``.

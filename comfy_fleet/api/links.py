@@ -1,4 +1,4 @@
-"""Absolute URLs, from the configured public one or from what the edge says of the request."""
+"""Absolute URLs, from the configured public one or from the edge's headers."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Links:
         """Return the links for a request.
 
         Raises:
-            HttpError: 400 if the host that the client named is none: it would end up in URLs.
+            HttpError: 400 if the client's host is malformed: it would appear in URLs.
         """
         if public_url:
             return cls(public_url.rstrip("/"))
@@ -39,9 +39,9 @@ class Links:
         return f"{self.base}/api/v2/assets/{asset_id}/content"
 
     def status(self, job_id: str) -> str:
-        """Return the URL that tells the status of a generate task."""
+        """Return the URL for the status of a task of ``/api/v1/generate``."""
         return f"{self.base}/api/v1/status/{job_id}"
 
     def short_status(self, job_id: str) -> str:
-        """Return the URL that tells the status of a task of ``/api/submit``."""
+        """Return the URL for the status of a task of ``/api/submit``."""
         return f"{self.base}/api/status/{job_id}"

@@ -52,17 +52,17 @@ from comfy_fleet.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 10  # requests in flight get this long after SIGTERM
+GRACE_S = 10  # time for requests in flight after SIGTERM
 SWEEP_S = 60.0
 _BACKLOG = 2048
 _ENOUGH_FILES = 65_536
 
 
 def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
-    """Put the services behind the HTTP faces together.
+    """Build the services behind the HTTP surfaces.
 
     Raises:
-        ConfigError: The keys are wrong, or missing where they are needed.
+        ConfigError: The keys are wrong, or missing although they are needed.
     """
     keys = Keys.load(settings)
     assets = open_assets(settings, stores)
@@ -88,7 +88,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
         clock=time.time,
         new_id=lambda: str(uuid4()),
-        draw_seed=lambda: secrets.randbits(53),  # every JSON reader keeps 53 bits
+        draw_seed=lambda: secrets.randbits(53),  # every JSON reader handles 53 bits
         retry_after=estimator.retry_after,
         telemetry=telemetry,
     )
@@ -122,7 +122,7 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
     async def redis() -> str | None:
         try:
             with store_errors():
-                # A write that changes nothing: a server that is full, or a replica, still answers a ping.
+                # A write that changes nothing: a full server, or a replica, would still answer a ping.
                 await stores.redis.set("fleet:ready", "1", xx=True)
         except StoreRefuses as error:
             return f"answers, but takes nothing: {error.message[:200]}"
@@ -140,7 +140,7 @@ def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
             await stores.runs.check_schema()
         except Outdated as error:
             return f"{error.message}. This API takes no new jobs: start the newer version"
-        except StoreDown:  # the part "redis" says that
+        except StoreDown:  # the part "redis" reports that
             return None
         return None
 
@@ -181,13 +181,13 @@ def _ending(count: int) -> str:
 
 
 async def _outdated(stores: Stores) -> list[str]:
-    """Return what an operator should know of though jobs can run."""
+    """Return what an operator should know even if jobs can run."""
     old = await outdated_dispatchers(stores.redis)
     return [f"dispatchers: {_ending(len(old))}"] if old else []
 
 
 async def _sweep(assets: RedisAssets) -> None:
-    """Remove uploads past their end, and bytes that nothing needs, now and then."""
+    """Remove expired uploads, and bytes that nothing needs, now and then."""
     while True:
         try:
             if removed := await assets.sweep():
@@ -206,7 +206,7 @@ class ApiServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Obey SIGTERM and SIGINT, and end with 0 afterwards: uvicorn's own way ends by the signal itself."""
+        """Obey SIGTERM and SIGINT, and exit with 0: uvicorn itself would exit by the signal."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -221,7 +221,7 @@ class ApiServer(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop taking requests; streams end, other requests finish."""
+        """Stop accepting requests; streams end, other requests finish."""
         self._closing.set()
         await super().shutdown(sockets)
 
@@ -239,7 +239,7 @@ def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> ApiServe
         access_log=False,
         server_header=False,
         date_header=False,
-        proxy_headers=False,  # links.py reads what the edge says; nothing else needs it
+        proxy_headers=False,  # links.py reads the edge's headers; nothing else needs them
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_S,
         backlog=_BACKLOG,
@@ -265,7 +265,7 @@ def serve(settings: Settings) -> None:
     calm_collector()
     give_memory_back()
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= allowed < _ENOUGH_FILES:  # the usual 1024 are few for streams and uploads
+    if 0 <= allowed < _ENOUGH_FILES:  # the usual 1024 may be too few for streams and uploads
         raised = min(most, _ENOUGH_FILES) if most >= 0 else _ENOUGH_FILES
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, most))
     uvloop.run(run(settings))

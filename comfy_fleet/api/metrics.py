@@ -12,7 +12,7 @@ from comfy_fleet.api.endpoint import ServedRoute
 
 
 class Metrics:
-    """This app's metrics, beside those that the process has already."""
+    """This app's metrics, in addition to the process's own."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -29,7 +29,7 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
             registry=self.registry,
         )
-        # Finding a figure by its labels takes longer than counting; there are few of both labels.
+        # Finding a metric by its labels takes longer than counting; both labels have few values.
         self._requests, self._seconds = cache(self.requests.labels), cache(self.seconds.labels)
         self.depth = Gauge("fleet_queue_depth", "Jobs that wait.", registry=self.registry)
         self.nodes = Gauge("fleet_nodes", "Nodes by verdict.", ["verdict"], registry=self.registry)

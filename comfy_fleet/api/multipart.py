@@ -1,4 +1,4 @@
-"""``multipart/form-data`` with one file, parsed as it comes: the file never stands in memory."""
+"""``multipart/form-data`` with one file, parsed as it arrives: the file is never in memory as a whole."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +14,7 @@ from comfy_fleet.api.errors import HttpError
 _MAX_FIELD = 64 * 1024
 _MAX_PARTS = 64
 _MAX_HEADER = 8 * 1024
-_AS_THEY_ARE = ("", "binary", "8bit", "7bit")  # RFC 7578, 4.7: nobody should send others
+_AS_THEY_ARE = ("", "binary", "8bit", "7bit")  # RFC 7578, 4.7: other headers should not be sent
 
 
 def _bad(message: str, field: str | None = None) -> HttpError:
@@ -105,16 +105,16 @@ class UploadedForm:
 
     @property
     def file_type(self) -> str | None:
-        """The content type that the file's part has."""
+        """The content type of the file's part."""
         return self._file_type
 
     @property
     def file_name(self) -> str | None:
-        """The file's own name as its part gives it, without folders; None if there is none."""
+        """The file's name in its part, without folders; None if there is none."""
         return self._file_name
 
     def one(self, name: str) -> str | None:
-        """Return a field that may come once.
+        """Return a field that must not repeat.
 
         Raises:
             HttpError: 422 if it came more than once.

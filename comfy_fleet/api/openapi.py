@@ -153,9 +153,9 @@ def document(
 
 
 def without_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's model with its fields' defaults told in words.
+    """Return a request's model with the defaults in its fields' descriptions.
 
-    Some generators take a field that has a default for one that is always there, and make clients send it.
+    Some generators assume that a field with a default is always present, and make clients send it.
     """
     made = dict(model)
     for name, shape in model.get("properties", {}).items():
@@ -270,10 +270,10 @@ def _failure(status: int, schema: Any) -> dict[str, Any]:
 
 
 def _paragraphs(text: str) -> str:
-    """Return a docstring as a text without the lines' breaks."""
+    """Return a docstring without its line breaks."""
     return "\n\n".join(" ".join(part.split()) for part in text.strip().split("\n\n"))
 
 
 def dumped(found: Mapping[str, Any], base: str) -> bytes:
-    """Return a document as JSON, for a fleet that is reached at ``base``."""
+    """Return a document as JSON, for a fleet at ``base``."""
     return orjson.dumps({**found, "servers": [{"url": base}]})

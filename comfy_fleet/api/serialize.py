@@ -1,4 +1,4 @@
-"""Domain values as Comfy API v2 writes them. Times are RFC 3339 in UTC."""
+"""Domain values in Comfy API v2's form. Times are RFC 3339 in UTC."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Attempt, Job, JobError, Output, Progress
 
-_URL_S = 86400.0  # what is promised for URLs of assets that never end
+_URL_S = 86400.0  # the promised life of URLs of assets without an end
 
 
 def time(seconds: float) -> str:
@@ -30,7 +30,7 @@ def _time(seconds: float | None) -> str | None:
 
 
 def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> JobAnswer:
-    """Return a job: the contract's fields, and what the fleet knows besides."""
+    """Return a job: the contract's fields, and the fleet's additions."""
     return {
         **_fields(value, links, queue_position=queue_position, simulated=simulated),
         "attempts": [attempt(one) for one in value.attempts],
@@ -40,7 +40,7 @@ def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool
 def list_item(value: Job, links: Links, *, simulated: bool) -> ListedJobAnswer:
     """Return a job in a list, without its attempts and outputs: ``outputs`` is empty there.
 
-    The SDK reads ``create_time``, ``update_time`` and ``deployment_id`` there.
+    The SDK reads ``create_time``, ``update_time`` and ``deployment_id`` in lists.
     """
     return {
         **_fields(value, links, queue_position=None, simulated=simulated),

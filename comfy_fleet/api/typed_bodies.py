@@ -1,4 +1,4 @@
-"""Typed REST bodies: parsed by the same strict reader as everything else, shown in the OpenAPI documents."""
+"""Typed REST bodies: parsed by the same strict reader as all others, shown in the OpenAPI documents."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -18,7 +18,7 @@ from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.ports.jobs import Idempotency, Submitted
 
 MAX_URL = 4096
-_SHOWN = 20  # wrong fields that a refusal lists
+_SHOWN = 20  # most wrong fields that an error lists
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -26,13 +26,13 @@ async def read(request: Request, model: type[M], limits: JsonLimits | None = Non
     """Read a body as a model, within the limits for parameters if no others are given.
 
     Raises:
-        HttpError: 400 if it is no JSON object, 413 if it is too large, 422 if a field is wrong.
+        HttpError: 400 if it is not a JSON object, 413 if it is too large, 422 if a field is wrong.
     """
     return checked(await read_object(request, limits or params_limits(deps(request).settings)), model)
 
 
 def read_query(request: Request, model: type[M]) -> M:
-    """Read the query as a model; of a field that comes several times, the last one counts.
+    """Read the query as a model; if a field comes several times, the last one counts.
 
     Raises:
         HttpError: 422 if a field is missing or wrong.
@@ -71,14 +71,14 @@ def _message(problem: Any, model: type[BaseModel]) -> str:
 
 
 class Replay:
-    """One request's ``Idempotency-Key``, answered the way Stripe does.
+    """One request's ``Idempotency-Key``, handled as Stripe does.
 
-    The same key with the same body gets the same answer and ``Idempotency-Replayed: true``, with another
-    body 422, and 409 while the first request is still on its way. Keys are kept for 24 h. The key and
-    the job are written in one step, so a crash in between can't make a second job.
+    The same key with the same body gets the same answer and ``Idempotency-Replayed: true``; with another body
+    it gets 422, and 409 while the first request is in progress. Keys are kept for 24 h. The key and the job
+    are written in one step, so a crash can't lead to a second job.
 
     Args:
-        body: What makes two requests the same, besides their path.
+        body: What identifies equal requests, in addition to their path.
     """
 
     def __init__(self, request: Request, owner: str, body: Mapping[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Replay:
 
     @property
     def idempotency(self) -> Idempotency | None:
-        """What the submit needs to know."""
+        """The key in the form that a submit needs."""
         if self._key is None:
             return None
         return Idempotency(scope=self._scope, key=self._key, fingerprint=self._fingerprint, replay=True)
@@ -102,20 +102,20 @@ class Replay:
         submit: Callable[[], Awaitable[Submitted]],
         describe: Callable[[Job], Awaitable[Mapping[str, Any]]],
     ) -> Response:
-        """Return the earlier answer, or make one and remember it.
+        """Return the earlier answer, or make one and store it.
 
         Args:
-            status: Of a request that succeeds.
-            submit: Makes the job, or finds the one that this key has made.
-            describe: Returns what to answer about a job.
+            status: Status of a success.
+            submit: Makes the job, or returns the one that this key has made.
+            describe: Returns the answer for a job.
 
         Raises:
             IdempotencyKeyReuse: The key came with another body.
-            IdempotencyConflict: A request with this key is on its way.
+            IdempotencyConflict: A request with this key is in progress.
         """
         try:
             kept = await self._begin()
-        except StoreDown as error:  # it takes nothing now, and what it has can be read
+        except StoreDown as error:  # Redis takes no writes now, but can be read
             return _json(
                 orjson.dumps(await describe((await self._earlier(error)).job)), status, replayed=True
             )
@@ -136,7 +136,7 @@ class Replay:
             return await self._earlier(error)
 
     async def _earlier(self, error: FleetError) -> Submitted:
-        """Return the job that this key has made: whatever would keep a new one out does not concern it.
+        """Return the job that this key has made, whatever would prevent a new one.
 
         Raises:
             FleetError: ``error``, if there is none.
@@ -156,17 +156,17 @@ class Replay:
             raise IdempotencyConflict(
                 "a request with this Idempotency-Key is on its way: ask again in a second"
             )
-        kept = await self._recall()  # the other one may have ended between both
+        kept = await self._recall()  # the other request may have ended in between
         if kept is not None:
             await self._replays.end(self._scope, self._key, answer=None)
         return kept
 
     async def _end(self, body: bytes | None) -> None:
-        """Remember an answer; None releases the key."""
+        """Store an answer; None releases the key."""
         if self._key is None:
             return
         answer = None if body is None else (self._fingerprint, body)
-        with suppress(StoreDown):  # the job itself knows the key: the same answer can be made again
+        with suppress(StoreDown):  # the job's record has the key: the same answer can be made again
             await self._replays.end(self._scope, self._key, answer=answer)
 
     async def _recall(self) -> bytes | None:

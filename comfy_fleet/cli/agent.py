@@ -1,4 +1,4 @@
-"""``fleet agent``: beside the ComfyUIs of one GPU host, or the central one."""
+"""``fleet agent``: the agent of one GPU host, or the central one."""
 
 import re
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ def register(app: typer.Typer) -> None:
 def agent(
     join: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The fleet's API.", show_default="FLEET_API_HOST and _PORT"),
+        typer.Option(metavar="URL", help="URL of the fleet's API.", show_default="FLEET_API_HOST and _PORT"),
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(envvar="FLEET_AGENT_TOKEN", help="Token that the API asks for.", show_default=False),
+        typer.Option(envvar="FLEET_AGENT_TOKEN", help="The agents' token.", show_default=False),
     ] = None,
     host: Annotated[
         str | None,
@@ -41,8 +41,8 @@ def agent(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Where HAProxy reaches this host; everything listens there.",
-            show_default="towards --join",
+            help="This host's address for HAProxy; everything listens on it.",
+            show_default="found by the route to --join",
             rich_help_panel=_HOST,
         ),
     ] = None,
@@ -51,7 +51,7 @@ def agent(
         typer.Option(
             min=0,
             max=65535,
-            help="Port for agent-checks; 0: any.",
+            help="Port for agent-checks; 0: any free one.",
             show_default="FLEET_AGENT_PORT",
             rich_help_panel=_HOST,
         ),
@@ -66,7 +66,7 @@ def agent(
         ),
     ] = None,
     zone: Annotated[
-        str | None, typer.Option(help="Where it stands, e.g. a rack.", rich_help_panel=_HOST)
+        str | None, typer.Option(help="Zone of the nodes, e.g. a rack.", rich_help_panel=_HOST)
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -89,12 +89,12 @@ def agent(
     gpus: Annotated[
         str,
         typer.Option(
-            help="all, cpu, or indices or UUIDs with commas; what is named twice gets two.",
+            help="all, cpu, or indices or UUIDs, e.g. 0,2; a GPU that is named twice gets two.",
             rich_help_panel=_RUN,
         ),
     ] = "all",
     per_gpu: Annotated[
-        int, typer.Option(metavar="N", min=1, help="ComfyUIs on each GPU.", rich_help_panel=_RUN)
+        int, typer.Option(metavar="N", min=1, help="Number of ComfyUIs on each GPU.", rich_help_panel=_RUN)
     ] = 1,
     python: Annotated[
         str | None,
@@ -115,7 +115,7 @@ def agent(
         list[str] | None,
         typer.Option(
             metavar="[GPU:]K=V",
-            help="A variable for ComfyUI, on one GPU or on all. Repeatable.",
+            help="An environment variable for ComfyUI, on one GPU or on all. Repeatable.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -128,24 +128,29 @@ def agent(
     max_memory: Annotated[
         float | None,
         typer.Option(
-            min=0.1, metavar="GIB", help="Restart one that holds more host memory.", rich_help_panel=_RUN
+            min=0.1, metavar="GIB", help="Restart a ComfyUI that uses more host memory.", rich_help_panel=_RUN
         ),
     ] = None,
     max_jobs: Annotated[
         int,
-        typer.Option(metavar="N", min=0, help="Restart after so many jobs; 0: never.", rich_help_panel=_RUN),
+        typer.Option(
+            metavar="N", min=0, help="Restart a ComfyUI after this many jobs; 0: never.", rich_help_panel=_RUN
+        ),
     ] = 0,
     frozen_after: Annotated[
         float,
         typer.Option(
-            min=1, metavar="S", help="Kill one that is silent and idle for so long.", rich_help_panel=_RUN
+            min=1,
+            metavar="S",
+            help="Kill a ComfyUI that is silent and idle for this many seconds.",
+            rich_help_panel=_RUN,
         ),
     ] = 30.0,
     node: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=URL[@GPU]",
-            help="A ComfyUI that runs already on this host. Repeatable.",
+            help="A ComfyUI that already runs on this host. Repeatable.",
             rich_help_panel=_BESIDE,
         ),
     ] = None,
@@ -153,18 +158,22 @@ def agent(
         list[str] | None,
         typer.Option(
             metavar="NAME=DIR",
-            help="Its output folder: finished jobs' files are deleted. Repeatable.",
+            help="Output folder of a --node: finished jobs' files are deleted. Repeatable.",
             rich_help_panel=_BESIDE,
         ),
     ] = None,
     input_dir: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=DIR", help="Its input folder. Repeatable.", rich_help_panel=_BESIDE),
+        typer.Option(
+            metavar="NAME=DIR", help="Input folder of a --node. Repeatable.", rich_help_panel=_BESIDE
+        ),
     ] = None,
 ) -> None:
-    """Run beside the ComfyUIs of one GPU host: start, watch and register them, and answer HAProxy for them.
+    """Run the agent of one GPU host: start, watch and register its ComfyUIs, and answer HAProxy for them.
 
     Without --comfyui and --node it is the central agent: it answers for all nodes that were added by URL.
+
+    Example: `fleet agent --join http://FLEET:8188 --token TOKEN --comfyui ~/ComfyUI`.
     """
     from comfy_fleet.agent.main import AgentOptions, serve
     from comfy_fleet.cli.processes import load, logging_as
@@ -211,7 +220,7 @@ def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]
     """Read ``NAME=URL[@GPU]``, with folders by name.
 
     Raises:
-        Fail: One of them has another form, a name comes twice, or a folder belongs to none of them.
+        Fail: One of them has another form, a name comes twice, or a folder belongs to no node.
         BadInput: A name or URL can't be used.
     """
     from comfy_fleet.agent.main import Beside
@@ -219,18 +228,18 @@ def beside(specs: Sequence[str], outputs: dict[str, str], inputs: dict[str, str]
 
     found: list[Beside] = []
     for spec in specs:
-        # The last @ is before a GPU, or behind a user and password if that is how a host is written.
+        # The last @ is before a GPU, or after a user and password before a host.
         match = re.fullmatch(
             r"(?P<name>[^=:/@]+)=(?P<url>https?://.+?)(?:@(?P<gpu>\d+|cpu|(?:GPU|MIG)-[\w/-]+))?", spec
         )
         if match is None:
-            shown = "" if "@" in spec else f" {spec!r}"  # what is before an @ may be a password
+            shown = "" if "@" in spec else f" {spec!r}"  # the text before an @ may be a password
             raise Fail(f"--node{shown} is not NAME=URL or NAME=URL@GPU", code=Exit.USAGE)
         name = check_name("node", match["name"])
         url, credentials = split_credentials(match["url"].rstrip("/"))
         host, _ = parse_url(url)
         if credentials and "." not in host and ":" not in host and host != "localhost":
-            # A GPU whose name is mistyped reads like a host.
+            # A mistyped GPU looks like a host.
             raise Fail(
                 f"--node {name}: {host!r} is neither a GPU (an index, cpu, or a UUID of `nvidia-smi -L`) "
                 "nor a host with a dot in its name, as it must be behind a user and password",

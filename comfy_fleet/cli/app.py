@@ -30,7 +30,7 @@ HEADINGS = ("Fleet", "Jobs", "Single processes")
 
 
 class Command(TyperCommand):
-    """A command whose help names an option's value after the option: ``--port PORT``."""
+    """A command whose help shows an option's value after the option: ``--port PORT``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,20 +39,20 @@ class Command(TyperCommand):
                 parameter.metavar = str(parameter.name).rpartition("_")[2].upper()
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments and options under the headings that they name."""
+        """Write arguments and options under their headings."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
                 kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
                 if kind == "Arguments":
                     name, _, values = record[0].partition(" ")
-                    record = (record[0] if "|" in values else name, record[1])  # a mere type says nothing
+                    record = (record[0] if "|" in values else name, record[1])  # a type alone says nothing
                 sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
         _write(formatter, sections)
 
 
 class Group(TyperGroup):
-    """A group whose help lists its commands under headings, each with its whole sentence."""
+    """A group whose help lists its commands under headings, each with its full sentence."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands, aligned over all headings."""
@@ -102,7 +102,7 @@ def build() -> typer.Typer:
 
 
 def _plain(app: typer.Typer) -> None:
-    """Have the help of every command written plainly: boxes leave no room for words in 80 columns."""
+    """Make every command's help plain: boxes leave no room for words in 80 columns."""
     for command in app.registered_commands:
         command.cls = Command
     for group in app.registered_groups:
@@ -118,7 +118,7 @@ def version() -> None:
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and end, if that was asked for."""
+    """Print the version and exit, if requested."""
     if wanted:
         from comfy_fleet import __version__
 
@@ -132,4 +132,4 @@ def root(
         typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=show_version),
     ] = False,
 ) -> None:
-    """Hold the options that stand before any command."""
+    """Define the options before any command."""

@@ -40,18 +40,18 @@ NO_UNICODE = "what is to be sent holds text that is not valid Unicode"
 _ID_LENGTH = 36
 _ID_PART = re.compile("[0-9a-f-]+")
 _SILENCE_S = 60.0
-"""Longest time that nothing comes of a stream that lives: it sends a comment every 15 s."""
+"""Longest silence of a live stream, which sends a comment every 15 s."""
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
 def usual_url() -> str:
-    """Return where a fleet answers whose address nobody named: that of the data folder, if one runs there."""
+    """Return the address of the fleet if none was given: that of the data folder's fleet, if one runs."""
     data = Path(os.environ.get("FLEET_DATA") or ".fleet").expanduser().absolute()
     return str(running(data).get("url") or USUAL_URL)
 
 
 def _host_of(url: str) -> str:
-    """Return the host of an http(s) URL; empty if it is none that anything could be asked at."""
+    """Return the host of an http(s) URL; empty if the URL can't be used."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
@@ -65,15 +65,15 @@ class Client:
     """The fleet, as a client sees it. Use it as a context manager."""
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 30.0) -> None:
-        """Prepare a connection; nothing is sent yet.
+        """Set up; nothing is sent yet.
 
         Args:
-            url: Where the fleet answers, e.g. ``http://127.0.0.1:8188``; empty: :func:`usual_url`.
+            url: The fleet's address, e.g. ``http://127.0.0.1:8188``; empty: :func:`usual_url`.
             key: API key.
             timeout_s: How long a plain request may take.
 
         Raises:
-            Fail: The URL is none.
+            Fail: The URL is invalid.
         """
         self.url = (url or usual_url()).rstrip("/")
         if not (host := _host_of(self.url)):
@@ -85,7 +85,7 @@ class Client:
             base_url=self.url,
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=5),
-            # A proxy from the environment must not stand between this machine and its own fleet.
+            # No proxy from the environment between this machine and its own fleet.
             trust_env=host not in ("127.0.0.1", "localhost", "::1"),
         )
 
@@ -99,7 +99,7 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **params: Any) -> Any:
-        """Return the JSON that a path answers; parameters that are None are left out."""
+        """Return the JSON answer of a path; parameters that are None are left out."""
         return self._call(
             "GET", path, params={key: value for key, value in params.items() if value is not None}
         )
@@ -108,7 +108,7 @@ class Client:
         """Send JSON and return the JSON answer.
 
         Raises:
-            Fail: The body is none, such as a number that is none or text that is no Unicode.
+            Fail: The body can't be JSON, e.g. because of NaN or text that is not Unicode.
         """
         if body is None:
             return self._call("POST", path, headers=headers)
@@ -136,7 +136,7 @@ class Client:
         """Upload a file as an asset and return the asset's id.
 
         Raises:
-            Fail: It can't be read or is refused.
+            Fail: It can't be read, or is refused.
         """
         import mimetypes
 
@@ -155,10 +155,10 @@ class Client:
         return str(answer["id"])
 
     def download(self, url: str, target: Path) -> int:
-        """Save what a URL of the fleet holds; returns the number of bytes.
+        """Download a URL of the fleet; return the number of bytes.
 
-        The path is asked for at this client's own address: a public URL may not be reachable from here,
-        and the key must not go to another host.
+        The path is requested at this client's own address: a public URL may not be reachable from here, and
+        the key must not go to another host.
         """
         parts = urlsplit(url)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
@@ -179,10 +179,10 @@ class Client:
 
         Args:
             job_id: The job.
-            deadline: When to end, by the monotonic clock; it may end some time before.
+            deadline: When to end, by the monotonic clock; it may end somewhat earlier.
 
         Raises:
-            Fail: There is no such job, or the stream broke off, or nothing came for too long.
+            Fail: There is no such job, the stream broke off, or nothing came for too long.
         """
         left_s = _SILENCE_S if deadline is None else deadline - time.monotonic()
         silence_s = max(0.05, min(_SILENCE_S, left_s))
@@ -201,20 +201,19 @@ class Client:
                         return
                     kind, data = "message", ""
                 elif line.startswith(":") and deadline and time.monotonic() + silence_s > deadline:
-                    return  # for the time that is left only a new stream can be waited for
+                    return  # only a new stream can be waited for in the remaining time
 
     def follow(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield events until the job is final, through broken streams and restarts of the API.
+        """Yield events until the job is final, across broken streams and restarts of the API.
 
-        The stream only hastens; the record is asked again whenever it ends, and what it shows again is told
-        once.
+        The record is read again whenever the stream ends; nothing is yielded twice.
 
         Args:
             job_id: The job.
             timeout_s: Give up after this time.
 
         Raises:
-            Fail: No such job, or the time is over.
+            Fail: There is no such job, or the time is up.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         failures = 0
@@ -231,7 +230,7 @@ class Client:
                         return
                     _check(deadline, job_id)
             except Fail as error:
-                # Gone for a moment: a restart of the API or of HAProxy is no reason to give up.
+                # Don't give up because of a restart of the API or HAProxy.
                 if error.exit is not Exit.UNREACHABLE or failures >= 40:
                     raise
                 failures += 1
@@ -239,10 +238,10 @@ class Client:
             time.sleep(0.25 if deadline is None else min(0.25, max(0.0, deadline - time.monotonic())))
 
     def job_id(self, text: str) -> str:
-        """Return the whole id of a job that is named by its id or by the beginning of it.
+        """Return the complete id of a job that is named by its id or the beginning of it.
 
         Raises:
-            Fail: No job's id begins so, or several do.
+            Fail: No job's id begins like that, or several do.
         """
         if len(text) >= _ID_LENGTH or not _ID_PART.fullmatch(text):
             return text
@@ -256,7 +255,7 @@ class Client:
         return str(found[0]) if found else text
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """Return a job as ``/api/v1`` shows it."""
+        """Return a job in ``/api/v1``'s form."""
         answer = self.get(path_of("job", job_id))
         return dict(answer)
 
@@ -303,7 +302,7 @@ class Client:
 
 
 def failure(answer: httpx.Response, path: str) -> Fail:
-    """Return the failure that an error answer stands for."""
+    """Return the failure for an error answer."""
     code, message = "", ""
     details: object = None
     try:
@@ -314,16 +313,16 @@ def failure(answer: httpx.Response, path: str) -> Fail:
         message = f"{path} answered {answer.status_code} {answer.reason_phrase}"
     exit_code = _STATUS_EXIT.get(answer.status_code, Exit.FAILED)
     if not code and answer.status_code in (502, 503, 504):
-        exit_code = Exit.UNREACHABLE  # HAProxy answers, but no API behind it
+        exit_code = Exit.UNREACHABLE  # HAProxy answers, but there is no API behind it
         message = f"the API does not answer ({answer.status_code})"
     hint = _HINTS.get(code)
     if hint is None and (wait := answer.headers.get("Retry-After")):
         hint = f"try again in {wait} s"
     for node, problems in _node_errors(details):
-        # Some messages name the node themselves, with its class.
+        # Some messages name the node already, with its class.
         named = problems.startswith((f"node {node} ", f"node {node}:"))
         if problems in message or f"node {node}: {problems}" in message:
-            continue  # said already
+            continue  # already in the message
         message += f"\n  {problems}" if named else f"\n  node {node}: {problems}"
     return Fail(message or f"{answer.status_code}", hint=hint, code=exit_code)
 

@@ -29,10 +29,10 @@ STATUS_STYLE = {
 SIMULATED = "SIMULATED"
 
 
-UNBOUNDED = 100_000  # columns of an output that is no terminal: programs want one record a line
+UNBOUNDED = 100_000  # width if the output is not a terminal: programs want one record per line
 
-# What a terminal would obey or hide: C0 (but for tab and line feed), DEL, C1, and the characters that turn
-# the direction of the text around. Names and messages come from nodes and users.
+# Characters that control a terminal or are hidden by it: C0 (except tab and line feed), DEL, C1, and those
+# that change the text's direction. Names and messages come from nodes and users.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
@@ -40,12 +40,12 @@ _BREAKS = re.compile(r"\s*[\r\n]\s*")
 
 
 def printable(text: str) -> str:
-    r"""Return a text in which what a terminal would obey is spelled out, e.g. ``\x1b`` or ``\u202e``."""
+    r"""Return a text with control characters spelled out, e.g. ``\x1b`` or ``\u202e``."""
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class FleetConsole(Console):
-    """A console that breaks no ids or URLs, and lets nothing that it prints command the terminal."""
+    """A console that never breaks ids or URLs, and prints no control characters."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False)
@@ -53,7 +53,7 @@ class FleetConsole(Console):
             self.width = UNBOUNDED
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as Rich does, but leave it to the terminal to wrap what is wider than it.
+        """Print as Rich does, but let the terminal wrap lines that are too wide.
 
         A line that is broken here can't be copied whole.
         """
@@ -61,11 +61,11 @@ class FleetConsole(Console):
         super().print(*objects, **{"crop": False, "soft_wrap": lines, **options})
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the caller what follows when the reader of a pipe has gone: Rich would exit."""
+        """Let the caller decide what to do when the reader of a pipe has gone: Rich would exit."""
         raise BrokenPipeError
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
-        """Render as Rich does, and spell out what a terminal would obey: everything goes through here."""
+        """Render as Rich does, with control characters spelled out: all output goes through here."""
         for segment in super().render(renderable, options):
             if segment.control or not _UNSAFE.search(segment.text):
                 yield segment
@@ -76,12 +76,12 @@ class FleetConsole(Console):
 class Listing(Table):
     """A table without lines, in which words are never broken.
 
-    Columns that wrap are narrowed down to their longest word. What is still too wide stays so: the terminal
-    wraps it, which leaves ids and URLs whole for whoever copies them.
+    Columns that wrap are narrowed down to their longest word. If the table is still too wide, the terminal
+    wraps it, so that ids and URLs can be copied whole.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        """Choose the columns' widths, and leave out the blanks at the ends of lines."""
+        """Choose the columns' widths, and omit blanks at the ends of lines."""
         gaps = 2 * (len(self.columns) - 1)
         for column, width in zip(self.columns, self._widths(options.max_width - gaps), strict=True):
             column.width = width
@@ -138,13 +138,13 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return a value as JSON in which what a terminal would obey is escaped."""
+    """Return a value as JSON with control characters escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_answer(value: Any, words: str | Text, *, json_: bool) -> None:
-    """Print what a command did: in words for people, or what the API answered for programs."""
+    """Print what a command did: in words for people, or the API's answer for programs."""
     if json_:
         print_json(value)
     else:
@@ -171,12 +171,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
 
 
 def one_line(cell: Any) -> str:
-    """Return a cell's text with its line breaks as blanks, so that a record stays one line in a pipe."""
+    """Return a cell's text with blanks for line breaks, so that a record is one line in a pipe."""
     return "" if cell is None else printable(_BREAKS.sub(" ", str(cell)).strip())
 
 
 def styled(cell: Any) -> Text:
-    """Return a cell as text, in its state's colour if it is a state; markup in it is not interpreted."""
+    """Return a cell as text, colored if it is a state; markup in it is not interpreted."""
     text = "" if cell is None else printable(str(cell))
     if SIMULATED in text:
         return Text(text, style="magenta")
@@ -195,7 +195,7 @@ def facts(pairs: Mapping[str, Any]) -> Table:
 
 
 def parse_time(value: str | float | None) -> datetime | None:
-    """Read a time as the API writes it (RFC 3339, or Unix seconds)."""
+    """Read a time in the API's form (RFC 3339, or Unix seconds)."""
     if value is None:
         return None
     if isinstance(value, int | float):
@@ -207,7 +207,7 @@ def parse_time(value: str | float | None) -> datetime | None:
 
 
 def ago(value: str | float | None, now: datetime) -> str:
-    """Return how long ago a time was, e.g. ``4m``; empty for None."""
+    """Return the time since then, e.g. ``4m``; empty for None."""
     when = parse_time(value)
     return "" if when is None else span(max(0.0, (now - when).total_seconds()))
 
@@ -230,7 +230,7 @@ def span(seconds: float | None) -> str:
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
-    """Return a key that sorts names as people number them: ``sim-2`` before ``sim-10``."""
+    """Return a key that sorts names with numbers naturally: ``sim-2`` before ``sim-10``."""
     parts = re.split(r"([0-9]+)", name)
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 

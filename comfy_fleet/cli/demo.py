@@ -1,4 +1,4 @@
-"""``fleet demo``: from nothing to pictures, and to seeing jobs spread over nodes."""
+"""``fleet demo``: start a fleet, make pictures, and show how jobs spread over nodes."""
 
 import contextlib
 import os
@@ -51,12 +51,12 @@ def demo(
             min=1, max=65535, help="The public port.", show_default="8188, or the next that is free"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path(
         ".fleet/demo-pictures"
     ),
-    data: Annotated[Path, typer.Option(metavar="DIR", help="The fleet's folder; made anew.")] = Path(
-        ".fleet/demo"
-    ),
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="The demo's folder; its old content is deleted.")
+    ] = Path(".fleet/demo"),
     comfyui: Annotated[
         Path | None,
         typer.Option(
@@ -67,7 +67,7 @@ def demo(
         str | None, typer.Option(envvar="COMFYUI_PYTHON", metavar="PROGRAM", help="ComfyUI's Python.")
     ] = None,
 ) -> None:
-    """Start a fleet, run a prompt and then a handful at once, show who made what, and stop."""
+    """Start a fleet, run one prompt and then several at once, show which node made what, and stop."""
     from comfy_fleet.adapters.comfyui.checkout import Checkout
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, stdout
@@ -94,7 +94,7 @@ def demo(
         console.print(f"Starting {wanted} ComfyUI nodes from {comfyui} ...")
     else:
         wanted = nodes or 3
-        argv += ["--job-seconds", "1.2"]  # as long as a small picture takes on a fast GPU
+        argv += ["--job-seconds", "1.2"]  # the time of a small picture on a fast GPU
         console.print(f"Starting {wanted} [magenta]{SIMULATED}[/] nodes ...")
     argv += ["--nodes", str(wanted)]
     started = time.monotonic()
@@ -117,18 +117,18 @@ def demo(
 
 @contextlib.contextmanager
 def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run ``fleet up`` beside this process; stop it at the end unless it is to be kept.
+    """Run ``fleet up`` as a child; stop it at the end unless it is to be kept.
 
     Args:
         argv: Arguments of ``fleet up``.
-        data: Its folder; what an earlier demo left there goes.
-        keep: Whether it stays after a good end.
+        data: Its folder; files of an earlier demo are deleted.
+        keep: Whether to leave it running after a success.
     """
     from comfy_fleet.adapters.system.child_processes import dies_with_parent
     from comfy_fleet.cli.up.lock import note_path
     from comfy_fleet.cli.up.nodes import fleet
 
-    if note_path(data).exists():  # only ever a fleet's own folder
+    if note_path(data).exists():  # only if it is a fleet's folder
         shutil.rmtree(data)
     private_folder(data / "logs")
     with (data / "logs" / "up.txt").open("wb") as log:
@@ -137,7 +137,7 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # The demo needs a fleet of its own, whatever the shell is set to use otherwise.
+            # The demo needs its own fleet, whatever the shell's variables say.
             env={name: value for name, value in os.environ.items() if name not in _NOT_OURS},
             start_new_session=True,
             preexec_fn=None if keep else dies_with_parent(signal.SIGTERM),  # noqa: PLW1509 - no thread runs yet
@@ -167,9 +167,9 @@ def await_ready(
     """Wait until every node is up and a job could run.
 
     Raises:
-        Fail: The fleet ended, or took too long; with what it said.
+        Fail: The fleet ended, or took too long; the message includes its output.
     """
-    log = data / "logs" / "up.txt"  # no part: what its terminal would show
+    log = data / "logs" / "up.txt"  # no part's log: what its terminal would show
     deadline = time.monotonic() + timeout_s
     with console.status("waiting until a job could run") as status:
         while True:
@@ -197,7 +197,7 @@ def await_ready(
 def missing(client: "Client") -> str | None:
     """Return what the demo still waits for, or None.
 
-    A fleet is ready with one node; the demo wants all of them, to show how work spreads.
+    A fleet is ready with one node; the demo needs all of them, to show how work spreads.
     """
     try:
         client.get("/api/v1/ready")
@@ -209,7 +209,7 @@ def missing(client: "Client") -> str | None:
 
 
 def one_prompt(client: "Client", console: "Console", out: Path) -> None:
-    """Run the first prompt, with progress, and say where the picture is and who made it.
+    """Run the first prompt with progress, and print where the picture is and which node made it.
 
     Raises:
         Fail: The job did not succeed.
@@ -225,7 +225,7 @@ def one_prompt(client: "Client", console: "Console", out: Path) -> None:
 
 
 def a_handful(client: "Client", console: "Console", out: Path, *, count: int) -> bool:
-    """Run many prompts at once, show the table, and return whether all succeeded."""
+    """Run many prompts at once, show the table, and return True if all succeeded."""
     from comfy_fleet.cli.console import SIMULATED, span, table
     from comfy_fleet.cli.submit import progress_bar, run_seconds, save_outputs
 
@@ -254,7 +254,7 @@ def a_handful(client: "Client", console: "Console", out: Path, *, count: int) ->
 
 
 def say_spread(console: "Console", jobs: Sequence[Mapping[str, Any]], wall_s: float) -> None:
-    """Tell how the jobs spread over the nodes, and what that saved."""
+    """Print how the jobs spread over the nodes, and the time saved."""
     from comfy_fleet.cli.console import span
     from comfy_fleet.cli.submit import run_seconds
 

@@ -1,4 +1,4 @@
-"""``fleet doctor``: is this machine ready to run a fleet, and what to do about what is not."""
+"""``fleet doctor``: is this machine ready to run a fleet, and if not, what to do?"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -43,7 +43,7 @@ def doctor(
 
 
 def listing(findings: "Sequence[Finding]") -> "Table":
-    """Return findings as a table, with what to do below each."""
+    """Return findings as a table, with advice below each."""
     from rich.text import Text
 
     from comfy_fleet.cli.console import printable, table

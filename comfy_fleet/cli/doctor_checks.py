@@ -1,4 +1,4 @@
-"""What ``fleet doctor`` looks at. Every check ends in a finding; none raises."""
+"""The checks of ``fleet doctor``. Every check returns a finding; none raises."""
 
 import contextlib
 import os
@@ -26,15 +26,15 @@ from comfy_fleet.domain.errors import FleetError, NoRoom
 from comfy_fleet.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
-STRICT_HAPROXY = (3, 2)  # from here on maxconn is kept strictly, also with several threads
-FILES_PER_NODE = 8  # descriptors of dispatcher and broker for one leased node, with room to spare
+STRICT_HAPROXY = (3, 2)  # from this version on, maxconn is strict even with several threads
+FILES_PER_NODE = 8  # descriptors of dispatcher and broker for one leased node, generously
 ENOUGH_FILES = 4096
 LOW_DISK_BYTES = 2 * 10**9
 _MAKE_ROOM = "make room, or shorten FLEET_RETENTION_S"
 
 
 class Severity(StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     OK = "OK"
     WARN = "WARN"
@@ -46,10 +46,10 @@ class Finding:
     """One line of the doctor's report.
 
     Attributes:
-        check: What was looked at.
-        verdict: How bad it is.
+        check: What was checked.
+        verdict: Its severity.
         found: What was found.
-        do: What to do about it; empty if nothing.
+        do: Advice; empty if there is nothing to do.
     """
 
     check: str

@@ -1,4 +1,4 @@
-"""How a command ends: its exit codes, and the error that carries one.
+"""Exit codes, and the error that ends a command with one.
 
 Scripts may rely on these numbers; ``fleet --help`` and docs/reference/cli.md list them.
 """
@@ -23,14 +23,14 @@ class Exit(IntEnum):
 
 MEANING = {
     Exit.OK: "done",
-    Exit.FAILED: "failed; the line on stderr says why",
+    Exit.FAILED: "failed; stderr says why",
     Exit.USAGE: "wrong arguments, parameters or files",
-    Exit.UNREACHABLE: "nothing answers at the API's address",
+    Exit.UNREACHABLE: "no answer at the API's address",
     Exit.JOB_FAILED: "the job ended failed or expired",
     Exit.CANCELED: "the job was canceled",
-    Exit.TIMEOUT: "the time given with --timeout is over",
+    Exit.TIMEOUT: "the time given with --timeout is up",
     Exit.NOT_FOUND: "no such job, node or workflow",
-    Exit.REFUSED: "refused for now: no nodes, queue full, not allowed, or it contradicts what is there",
+    Exit.REFUSED: "refused for now: no nodes, queue full, not allowed, or in conflict with the present state",
     Exit.INTERRUPTED: "interrupted with Ctrl-C",
 }
 

@@ -1,4 +1,4 @@
-"""Which GPUs this machine has, or why that can't be told."""
+"""Which GPUs this machine has, or why that is not known."""
 
 from comfy_fleet.adapters.nvml import NvmlReader
 from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Memory, Nvml

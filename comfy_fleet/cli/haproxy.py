@@ -1,4 +1,4 @@
-"""``fleet haproxy``: run both HAProxy processes, and look at their configurations."""
+"""``fleet haproxy``: run both HAProxy processes, and show their configurations."""
 
 import tempfile
 from collections.abc import Sequence
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from comfy_fleet.domain.nodes.node import Node
     from comfy_fleet.settings import Settings
 
-app = typer.Typer(help="Run HAProxy, which decides who gets a node; see its files.", no_args_is_help=True)
+app = typer.Typer(
+    help="Run HAProxy, which decides who gets a node; show its configuration.", no_args_is_help=True
+)
 
-Empty = Annotated[bool, typer.Option("--empty", help="As if no node were registered; needs no Redis.")]
+Empty = Annotated[bool, typer.Option("--empty", help="Assume that no node is registered; needs no Redis.")]
 
 
 @app.command()
 def run() -> None:
-    """Run broker and edge, and keep them in step with the node registry."""
+    """Run broker and edge, and keep them in agreement with the node registry."""
     from comfy_fleet.processes.haproxy import serve
 
     serve(logging_as("haproxy"))
@@ -37,7 +39,7 @@ def render(
     empty: Empty = False,
     data: Data = None,
 ) -> None:
-    """Print the configurations that the node registry leads to; changes nothing."""
+    """Print the configurations for the registered nodes; changes nothing."""
     from comfy_fleet.cli.console import stderr
 
     texts = _texts(_rendered(load_running(data), empty=empty))
@@ -56,7 +58,7 @@ def render(
 
 @app.command()
 def check(empty: Empty = False, data: Data = None) -> None:
-    """Render the configurations and let HAProxy check them; exits with 1 if it refuses."""
+    """Render the configurations and have HAProxy check them; exits with 1 if it refuses."""
     from comfy_fleet.adapters.haproxy.config_apply import check as ask
     from comfy_fleet.adapters.haproxy.config_render import files
     from comfy_fleet.cli.console import stdout
@@ -70,7 +72,7 @@ def check(empty: Empty = False, data: Data = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, text in _texts(rendered).items():
             checked = text
-            # The maps may not be in place yet: the check reads those just rendered.
+            # The maps may not be in place yet, so the check reads those just rendered.
             for live in (places.pools, places.vias):
                 checked = checked.replace(str(live), f"{folder}/{live.name}")
             (Path(folder) / name).write_text(checked)
@@ -81,11 +83,11 @@ def check(empty: Empty = False, data: Data = None) -> None:
 
 @app.command()
 def show(
-    pinned: Annotated[bool, typer.Option("--pinned", help="Also the backend of pinned calls.")] = False,
+    pinned: Annotated[bool, typer.Option("--pinned", help="Include the backend of pinned calls.")] = False,
     json_: Json = False,
     data: Data = None,
 ) -> None:
-    """Show the servers of the running broker as HAProxy has them now."""
+    """Show the servers of the running broker in their present state."""
     import asyncio
 
     from comfy_fleet.cli.console import print_json, stdout, table
@@ -127,7 +129,7 @@ def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
 
 
 def _slots(settings: "Settings") -> dict[str, int]:
-    """Return the slots that pools have now: they keep them."""
+    """Return the pools' present slots, which they keep."""
     from comfy_fleet.adapters.haproxy.config_render import files
 
     try:
@@ -154,7 +156,7 @@ async def _nodes(settings: "Settings") -> Sequence["Node"]:
     try:
         async with open_stores(settings) as stores:
             return await stores.nodes.nodes()
-    except Busy as error:  # the store is away, or takes nothing
+    except Busy as error:  # the store is away, or refuses writes
         raise Fail(
             f"Redis at {masked(settings.redis_url)}: {error}",
             hint=f"{NAME_ITS_FOLDER}, or FLEET_REDIS_URL; --empty needs no Redis",

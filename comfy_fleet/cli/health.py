@@ -1,4 +1,4 @@
-"""``fleet health``: does one process of the fleet work? What containers and monitors ask."""
+"""``fleet health``: does one process of the fleet work? For containers and monitors."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -29,16 +29,16 @@ def register(app: typer.Typer) -> None:
 
 
 def health(
-    part: Annotated[Part, typer.Argument(help="The process that runs beside this command.")],
+    part: Annotated[Part, typer.Argument(help="Which process to ask.")],
     name: Annotated[
         str | None, typer.Option(help="Name of the dispatcher.", show_default="any one of this host")
     ] = None,
     data: Data = None,
 ) -> None:
-    """Ask a process on this host whether it works; exits with 1 if a restart would help.
+    """Check that a process on this host works; exits with 1 if a restart would help.
 
-    It needs the process's own FLEET_* variables, and no API key. Whether a job could run is another
-    question, which `fleet status` answers: an API without nodes works.
+    It needs the process's own FLEET_* variables, and no API key. An API without nodes works: `fleet status`
+    shows if a job could run.
     """
     import asyncio
 
@@ -106,7 +106,7 @@ async def _agent(settings: "Settings") -> str | None:
         reader, writer = await asyncio.open_connection(host, settings.agent_port)
     except OSError as error:
         return f"nothing answers at {host}:{settings.agent_port} ({error.strerror or error})"
-    writer.write(b"fleet-health/")  # a name like any other: an agent that lives ends the question
+    writer.write(b"fleet-health/")  # any name will do: an agent that lives closes the connection
     await reader.read()
     writer.close()
     return None
@@ -123,8 +123,8 @@ async def _dispatch(settings: "Settings", name: str | None) -> str | None:
         try:
             async with Timeout(_PATIENCE_S * 0.6):
                 alive = await live_dispatchers(stores.redis)
-        except Exception as error:  # noqa: BLE001 - whatever Redis's client raises
-            # Its runs go on without Redis for a while, and starting it again brings no Redis back.
+        except Exception as error:  # noqa: BLE001 - Redis's client may raise anything
+            # Its runs go on without Redis for a while, and restarting it would not bring Redis back.
             typer.echo(f"unknown: Redis does not answer ({str(error) or type(error).__name__})", err=True)
             return None
     here = socket.gethostname()

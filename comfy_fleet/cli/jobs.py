@@ -1,4 +1,4 @@
-"""``fleet job``: what became of jobs."""
+"""``fleet job``: list, show, follow and cancel jobs."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,23 +18,22 @@ app = typer.Typer(help="List, show, follow and cancel jobs.", no_args_is_help=Tr
 
 ATTEMPT_COLUMNS = ["<Attempt on", "<Started", ">Took", "<Counted", "Why it ended"]
 
-JobId = Annotated[
-    str, typer.Argument(metavar="ID", help="The job's id, or as much of its beginning as no other has.")
-]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or a unique beginning of it.")]
 
 
 @app.command("list", hidden=True)
 @app.command("ls")
 def list_(
     status: Annotated[
-        list[str] | None, typer.Option(help="Only jobs in this state. Repeatable.", metavar="STATUS")
+        list[str] | None,
+        typer.Option(help="Only jobs with this status, e.g. queued. Repeatable.", metavar="STATUS"),
     ] = None,
     workflow: Annotated[str | None, typer.Option(help="Only jobs of this stored workflow.")] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label. Repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="At most this many.")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="Go on where the last page ended.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many jobs.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Continue after the last page.")] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -59,7 +58,7 @@ def list_(
     now = datetime.now(UTC)
     jobs = page["jobs"]
     console = stdout()
-    # Programs get whole ids; on a terminal 36 characters would leave no room for what people look for.
+    # Programs get complete ids; on a terminal, 36 characters would leave no room for the rest.
     short = _short([job["id"] for job in jobs]) if console.is_terminal else {}
     rows = [
         (
@@ -81,7 +80,7 @@ def list_(
 
 @app.command()
 def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
-    """Show everything that is known of a job."""
+    """Show everything about a job."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, ago, facts, print_json, size, span, stdout, table
 
@@ -122,9 +121,7 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
         console.print(table(ATTEMPT_COLUMNS, [attempt_row(one) for one in attempts]))
     if seen := _story(record.get("error")):
         console.print()
-        console.print(
-            table(["<What its last run saw: seconds, event, phase after it, and what was done"], seen)
-        )
+        console.print(table(["<What its last run saw: seconds, event, phase after it, and actions"], seen))
     if outputs := record.get("outputs"):
         console.print()
         rows = [
@@ -168,9 +165,9 @@ def events(
 def logs_(
     job: JobId, json_: JsonLines = False, data: Data = None, api: Api = DEFAULT_API, key: Key = None
 ) -> None:
-    """Tell what happened to a job: its attempts, and the log lines that name it, in order of time.
+    """Show what happened to a job: its attempts, and the log lines about it, in order of time.
 
-    Log lines are those of a fleet on this machine, as far as its logs reach back.
+    The log lines are from a fleet on this machine, as far back as its logs reach.
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import stderr
@@ -205,7 +202,7 @@ def cancel(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
 
 
 def story(record: dict[str, Any]) -> "list[LogLine]":
-    """Return what a job's record says of its life as lines of a log."""
+    """Return a job's life, from its record, as log lines."""
     from comfy_fleet.cli.console import parse_time
     from comfy_fleet.cli.log_files import LogLine
 
@@ -230,13 +227,13 @@ def story(record: dict[str, Any]) -> "list[LogLine]":
 
 
 def _short(ids: list[str]) -> dict[str, str]:
-    """Return for each id its first characters, as many as tell it from the others, at least eight."""
+    """Return each id's shortest unique beginning, of at least eight characters."""
     length = next((n for n in range(8, 36) if len({job[:n] for job in ids}) == len(set(ids))), 36)
     return {job: job[:length] for job in ids}
 
 
 def attempt_row(attempt: dict[str, Any]) -> tuple[str | None, ...]:
-    """Return a run that is over as cells of :data:`ATTEMPT_COLUMNS`."""
+    """Return a finished run as cells of :data:`ATTEMPT_COLUMNS`."""
     from comfy_fleet.cli.console import parse_time, span
 
     started, ended = parse_time(attempt.get("started_at")), parse_time(attempt.get("ended_at"))
@@ -265,7 +262,7 @@ def _error(error: dict[str, Any] | None) -> str | None:
 
 
 def _story(error: dict[str, Any] | None) -> list[tuple[str]]:
-    """Return what a run saw that ended a job badly, as rows; none for any other job."""
+    """Return the story of a run that ended a job badly, as rows; empty for any other job."""
     lines = ((error or {}).get("details") or {}).get("story")
     return [(str(line),) for line in lines] if isinstance(lines, list) else []
 

@@ -1,9 +1,10 @@
-"""The log files of a data folder, as `fleet up` and agents write them: read, joined in time, followed.
+"""The log files of a data folder, as `fleet up` and agents write them: read, merge by time, follow.
 
     DATA/logs/PART.log      what a part says
     DATA/logs/PART.log.1    what it said before that file was begun
 
-Lines of one part keep their order, whatever their times say; what has no time belongs to the line before it.
+Lines of one part keep their order, whatever their times are; a line without a time belongs to the one before
+it.
 """
 
 import heapq
@@ -23,9 +24,9 @@ from typing import Any, Self
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.up.supervisor import own_fields
 
-LOOK_S = 0.2  # how often files that are followed are looked at
+LOOK_S = 0.2  # how often followed files are read
 _CHUNK = 1 << 20
-_LONGEST = 1 << 20  # bytes of a line whose end has not come yet that are waited for
+_LONGEST = 1 << 20  # longest unfinished line, in bytes, whose end is waited for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,9 @@ class LogLine:
     """A line of a log.
 
     Attributes:
-        part: Who said it: the name of the log file.
-        at: When, in Unix seconds, for the order among parts; 0 if nothing tells.
-        fields: Its fields; a line that is no JSON of ours has ``msg`` alone.
+        part: The part of the fleet that wrote it: the name of the log file.
+        at: Unix seconds, for the order among parts; 0 if unknown.
+        fields: Its fields; a line that is not our JSON has only ``msg``.
     """
 
     part: str
@@ -44,10 +45,10 @@ class LogLine:
 
 
 class PartLog:
-    """One part's log, read forward through whatever happens to its file.
+    """One part's log, read forward even if its file is replaced or emptied.
 
     Args:
-        path: The file; it may be missing as yet.
+        path: The file; it may not exist yet.
 
     Raises:
         Fail: It can't be read.
@@ -61,24 +62,24 @@ class PartLog:
         self._at = 0.0
 
     def history(self) -> Iterator[bytes]:
-        """Yield the lines that are there, those of the older file first."""
+        """Yield the present lines, those of the older file first."""
         older = _open(self._path.with_name(f"{self._path.name}.1"))
         if older is not None:
             with io.BufferedReader(older) as lines:
-                # The file may have become the older one a moment ago: it is read once.
+                # The file may just have become the older one: read it only once.
                 if self._file is None or not os.path.sameopenfile(lines.fileno(), self._file.fileno()):
                     for line in lines:
                         yield line.removesuffix(b"\n")
         yield from self.new()
 
     def new(self) -> Iterator[bytes]:
-        """Yield the lines that came since the last look, also if the file was replaced in between."""
+        """Yield new lines since the last call, even if the file was replaced in between."""
         while True:
             if self._file is None:
                 self._file = _open(self._path)
             if self._file is None:
                 return
-            replaced = self._replaced(self._file)  # asked first: a replaced file gets nothing more
+            replaced = self._replaced(self._file)  # checked first: a replaced file gets no more lines
             yield from self._read(self._file)
             if not replaced:
                 return
@@ -86,7 +87,7 @@ class PartLog:
             self.close()
 
     def rest(self) -> Iterator[bytes]:
-        """Yield the beginning of a line whose end has not come."""
+        """Yield an unfinished line."""
         if self._rest:
             yield self._rest
             self._rest = b""
@@ -105,7 +106,7 @@ class PartLog:
         fields = own_fields(text) or {"level": "info", "process": self.part, "msg": text}
         with suppress(KeyError, TypeError, ValueError, OverflowError):
             at = datetime.fromisoformat(fields["ts"]).timestamp()
-            if at <= time.time() + 60:  # a clock, or a text that looks like one of ours, may be wrong
+            if at <= time.time() + 60:  # a clock may be wrong, or the text may only look like our line
                 self._at = max(self._at, at)
         return LogLine(part=self.part, at=self._at, fields=fields)
 
@@ -117,7 +118,7 @@ class PartLog:
         try:
             now = self._path.stat()
         except FileNotFoundError:
-            return False  # whoever writes it goes on in the file that it has open
+            return False  # its writer goes on with the file that it has open
         return not os.path.samestat(now, os.fstat(file.fileno()))
 
     def _read(self, file: io.FileIO) -> Iterator[bytes]:
@@ -132,7 +133,7 @@ class PartLog:
 
 
 def find(folder: Path) -> dict[str, Path]:
-    """Return the log files of a folder by part, also of those whose newest file is missing."""
+    """Return the log files of a folder by part, even if the newest file is missing."""
     names = {path.name.removesuffix(".1") for path in (*folder.glob("*.log"), *folder.glob("*.log.1"))}
     return {name.removesuffix(".log"): folder / name for name in sorted(names)}
 
@@ -167,12 +168,12 @@ class Logs:
     def history(
         self, *, tail: int | None = None, about: str = "", goes_on: bool = False
     ) -> Iterator[LogLine]:
-        """Yield what the logs hold, in order of time.
+        """Yield the logs' lines in order of time.
 
         Args:
-            tail: Only so many lines, the last ones.
-            about: Only lines with this text in them.
-            goes_on: Leave a line whose end has not come to :meth:`follow`.
+            tail: Only the last lines, this many.
+            about: Only lines that contain this text.
+            goes_on: Leave an unfinished line to :meth:`follow`.
         """
         wanted = about.encode()
 
@@ -185,7 +186,7 @@ class Logs:
         return joined if tail is None else iter(deque(joined, tail))
 
     def follow(self) -> Iterator[LogLine]:
-        """Yield what comes from now on, for ever; the logs of new parts come in as they appear."""
+        """Yield new lines for ever; logs of new parts are included as they appear."""
         while True:
             self._look()
             yield from sorted((line for log in self._logs.values() for line in log.lines(log.new())), key=_at)

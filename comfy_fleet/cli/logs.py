@@ -1,4 +1,4 @@
-"""``fleet logs``: what the parts of a fleet on this machine say."""
+"""``fleet logs``: the logs of a fleet on this machine."""
 
 import sys
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LEVEL_STYLE = {"warning": "yellow", "error": "red", "critical": "bold red"}
 
-JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def logs(
         typer.Argument(metavar="PART", help="Only these parts, such as api or dispatch.", show_default=False),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")
     ] = False,
     tail: Annotated[
         int | None,
@@ -37,9 +37,10 @@ def logs(
     json_: JsonLines = False,
     data: Data = None,
 ) -> None:
-    """Show the logs of a fleet on this machine, its parts' lines in order of time.
+    """Show the logs of a fleet on this machine, in order of time.
 
-    They stay readable after the fleet has ended. A GPU host's agent keeps logs of its own, in its own folder.
+    They stay readable after the fleet has ended. The agent of a GPU host keeps separate logs in its own
+    folder.
     """
     from comfy_fleet.cli import log_files
     from comfy_fleet.cli.processes import load
@@ -61,7 +62,7 @@ def logs(
                 sys.stdout.flush()
                 for line in files.follow():
                     show([line], json_=json_)
-                    sys.stdout.flush()  # whoever reads a pipe wants it now
+                    sys.stdout.flush()  # the reader of a pipe wants lines at once
         except KeyboardInterrupt:
             raise typer.Exit(Exit.INTERRUPTED) from None
 
@@ -72,7 +73,7 @@ def show(lines: "Iterable[LogLine]", *, json_: bool, known: frozenset[str] = fro
     Args:
         lines: What to print.
         json_: As JSON, with all fields.
-        known: Fields that people know already; they are for programs only.
+        known: Fields that are left out for people and kept in JSON.
     """
     from comfy_fleet.cli.console import json_text, printable, stdout
     from comfy_fleet.cli.up.terminal import line_of, trace_of
@@ -86,5 +87,5 @@ def show(lines: "Iterable[LogLine]", *, json_: bool, known: frozenset[str] = fro
             text = "\n".join((line_of(line.part, fields, dated=True), *trace_of(fields)))
             if console.is_terminal:
                 console.print(text, markup=False, style=LEVEL_STYLE.get(str(fields.get("level")), ""))
-            else:  # the console takes its time over each of perhaps a million lines
+            else:  # the console is slow, and there may be a million lines
                 sys.stdout.write(printable(text) + "\n")

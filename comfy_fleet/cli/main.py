@@ -1,4 +1,4 @@
-"""Run the command line: what ``fleet`` calls, and where every expected error becomes one line."""
+"""The entry point of ``fleet``: every expected error becomes one line."""
 
 import errno
 import os
@@ -35,9 +35,9 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _end("interrupted", None, Exit.INTERRUPTED)
     except BrokenPipeError:
-        sys.exit(Exit.OK)  # the reader (`| head`) left: that is no error
+        sys.exit(Exit.OK)  # the reader (`| head`) has left: not an error
     except OSError as error:
-        # A file of the fleet's own has its error and its hint where it is written; a stream has neither.
+        # Files have their error and hint where they are written; standard streams have neither.
         if error.errno not in _NO_ROOM:
             raise
         _end(f"can't write {error.filename or 'the output'}: {error.strerror}", None, Exit.FAILED)
@@ -52,9 +52,9 @@ def exit_for(error: FleetError) -> Exit:
 
 
 def _open_standard_streams() -> None:
-    """Give the null device to the standard streams that the caller has closed.
+    """Open the null device for standard streams that the caller has closed.
 
-    Else the next file that is opened, a lock or a socket, would be taken for one of them.
+    Otherwise the next file that is opened, a lock or a socket, would become one of them.
     """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(opened, True)
@@ -65,7 +65,7 @@ def _open_standard_streams() -> None:
 
 
 def _drop_unwritten() -> None:
-    """Drop what stdout did not take; that is known by now, and Python would complain of it at exit."""
+    """Drop unwritten output of stdout; Python would complain about it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

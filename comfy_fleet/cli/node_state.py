@@ -22,7 +22,7 @@ def nodes_of(answer: Any) -> list[dict[str, Any]]:
 
 
 def state(node: Mapping[str, Any]) -> str:
-    """Return a node's state in a word, or in a few if it gets no jobs."""
+    """Return a node's state in a word, with the reason if it gets no jobs."""
     if node.get("cordoned"):
         return f"drain: {node.get('cordon_reason') or 'by hand'}"
     verdict = str(node.get("verdict") or "new")
@@ -64,7 +64,7 @@ def drained(node: Mapping[str, Any]) -> bool:
 
 
 def still_working(node: Mapping[str, Any]) -> str:
-    """Say what still needs a node: ``job 1b9d6bcd KSampler 21/50``."""
+    """Return what still needs a node: ``job 1b9d6bcd KSampler 21/50``."""
     told = []
     for work in node.get("work") or ():
         what = "its outputs are being fetched" if work.get("phase") == "left" else work.get("message")
@@ -74,10 +74,10 @@ def still_working(node: Mapping[str, Any]) -> str:
 
 
 class RemoteNodes:
-    """Looks at nodes and gives orders through the API: the ``NodeControl`` of this side.
+    """Reads and controls nodes through the API; a ``NodeControl``.
 
     Attributes:
-        seen: Each node that was looked at, as the API last told of it.
+        seen: Each node that was read, as in the API's last answer.
     """
 
     def __init__(self, client: "Client") -> None:
@@ -85,7 +85,7 @@ class RemoteNodes:
         self.seen: dict[str, dict[str, Any]] = {}
 
     async def status(self, name: str) -> "NodeStatus":
-        """Return what a node does now."""
+        """Return a node's present state."""
         from comfy_fleet.services.node_life import NodeStatus
 
         node = self.seen[name] = dict(self._client.get(path(name)))
@@ -99,11 +99,11 @@ class RemoteNodes:
         )
 
     async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
-        """Keep new jobs away."""
+        """Stop new jobs."""
         self._client.post(f"{path(name)}/drain", {"reason": reason, "requeue": requeue})
 
     async def resume(self, name: str) -> None:
-        """Let jobs come again."""
+        """Allow new jobs again."""
         self._client.post(f"{path(name)}/resume")
 
     async def restart(self, name: str) -> None:
@@ -111,7 +111,7 @@ class RemoteNodes:
         self._client.post(f"{path(name)}/restart")
 
     async def refresh(self, name: str) -> bool:
-        """Read what it has now; False if it did not answer."""
+        """Read its inventory now; False if it did not answer."""
         try:
             self._client.post(f"{path(name)}/refresh")
         except Fail as error:
@@ -123,7 +123,7 @@ class RemoteNodes:
 
 @contextlib.contextmanager
 def failing() -> Iterator[None]:
-    """Turn what a walk over nodes raises into a :class:`Fail`."""
+    """Turn the errors of waiting functions into :class:`Fail`."""
     from comfy_fleet.domain.errors import Conflict, NotInTime
 
     try:
@@ -141,10 +141,10 @@ def failing() -> Iterator[None]:
 
 
 def wait_drained(client: "Client", names: Sequence[str], timeout_s: float) -> Mapping[str, dict[str, Any]]:
-    """Wait until no job needs any of some nodes, outputs included; returns them by name.
+    """Wait until no job needs any of these nodes, outputs included; return them by name.
 
     Raises:
-        Fail: The time is over; says what the node still works on.
+        Fail: The time is up; the message says what the node still works on.
     """
     import asyncio
 
@@ -156,10 +156,10 @@ def wait_drained(client: "Client", names: Sequence[str], timeout_s: float) -> Ma
 
 
 def wait_up(client: "Client", name: str, timeout_s: float) -> dict[str, Any]:
-    """Wait until a node can get jobs; returns it.
+    """Wait until a node can get jobs; return it.
 
     Raises:
-        Fail: The time is over; says why it can't.
+        Fail: The time is up; the message says why it can't.
     """
     import asyncio
 

@@ -1,4 +1,4 @@
-"""``fleet node``: which ComfyUI servers belong to the fleet."""
+"""``fleet node``: the fleet's ComfyUI servers."""
 
 import sys
 from collections.abc import Mapping
@@ -41,29 +41,32 @@ def add(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Holds USER:PASSWORD that the URL asks for; -: read from stdin.",
+            help="File with USER:PASSWORD for the URL; -: read stdin.",
         ),
     ] = None,
-    pool: Annotated[str, typer.Option(help="The pool that it stands in.")] = "default",
+    pool: Annotated[str, typer.Option(help="The node's pool.")] = "default",
     weight: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, max=256, help="Its share of the work.", show_default="by GPU model"),
     ] = None,
-    zone: Annotated[str, typer.Option(help="Where it stands, e.g. a rack.")] = "",
+    zone: Annotated[str, typer.Option(help="The node's zone, e.g. a rack.")] = "",
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label. Repeatable.")] = None,
     agent: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOST:PORT", help="Who answers HAProxy's agent-check.", show_default="the fleet"
-        ),
+        typer.Option(metavar="HOST:PORT", help="Address of the node's agent.", show_default="the fleet"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is up.")] = False,
-    timeout: Annotated[float, typer.Option(metavar="S", min=0, help="With --wait: give up after this.")] = 60,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="With --wait: give up after this many seconds.")
+    ] = 60,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Add a ComfyUI server; it gets jobs as soon as HAProxy finds it healthy."""
+    """Add a ComfyUI server; it gets jobs as soon as HAProxy finds it healthy.
+
+    Example: `fleet node add gpu7 http://10.0.0.7:8188 --pool big --wait`.
+    """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer, stderr
     from comfy_fleet.domain.nodes.node import with_credentials
@@ -88,7 +91,7 @@ def add(
 
 
 def read_credentials(file: str) -> str:
-    """Return what a file holds, or stdin for ``-``, if it is ``USER:PASSWORD``.
+    """Return ``USER:PASSWORD`` from a file, or from stdin for ``-``.
 
     Raises:
         Fail: It can't be read.
@@ -112,7 +115,7 @@ def _first_of(path: Path) -> str:
 @app.command("list", hidden=True)
 @app.command("ls")
 def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
-    """List the nodes with what they do now."""
+    """List the nodes with their state and their current job."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_json, stderr, stdout, table
 
@@ -130,7 +133,7 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
 
 @app.command()
 def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
-    """Show everything that is known of a node."""
+    """Show everything about a node."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, ago, facts, print_json, stdout, table
 
@@ -181,7 +184,7 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
 
 
 def _weight(node: Mapping[str, Any]) -> str:
-    """Return a node's weight, what became of it, and why."""
+    """Return a node's weight, its effective weight, and why."""
     told = str(node.get("weight") or "")
     now = (node.get("report") or {}).get("weight")
     if now and now != node.get("weight"):
@@ -193,7 +196,7 @@ def _weight(node: Mapping[str, Any]) -> str:
 
 
 def _memory(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a card's memory by owner, as the node's agent saw it last."""
+    """Return a card's memory by owner, from the agent's last report."""
     from comfy_fleet.cli.console import size
 
     vram = (node.get("report") or {}).get("vram") or {}
@@ -213,22 +216,22 @@ def _memory(node: Mapping[str, Any]) -> dict[str, Any]:
 def drain(
     name: Name,
     reason: Annotated[
-        str | None, typer.Option(help="Why; shown to everybody.", show_default="the one that it has")
+        str | None, typer.Option(help="The reason; shown to everybody.", show_default="the present one")
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until no job needs it, outputs included.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="With --wait: give up after this.")
+        float, typer.Option(metavar="S", min=0, help="With --wait: give up after this many seconds.")
     ] = 600,
     requeue: Annotated[
-        bool, typer.Option("--requeue", help="Give its jobs back to the queue at once.")
+        bool, typer.Option("--requeue", help="Put its jobs back into the queue at once.")
     ] = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Keep new jobs away from a node; the job that runs there finishes."""
+    """Stop new jobs on a node; its running job finishes."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer
 
@@ -245,7 +248,7 @@ def drain(
 
 @app.command()
 def resume(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
-    """Let jobs come to a drained node again."""
+    """Allow new jobs on a drained node again."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer
 
@@ -258,7 +261,8 @@ def resume(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = N
 def rm(
     name: Name,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if a job runs on it: that goes back to the queue.")
+        bool,
+        typer.Option("--force", help="Remove it even if a job runs on it; the job goes back to the queue."),
     ] = False,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -287,13 +291,13 @@ def refresh(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = 
 @app.command()
 def diff(
     names: Annotated[
-        list[str] | None, typer.Argument(help="The nodes; all when left out.", show_default=False)
+        list[str] | None, typer.Argument(help="Names of nodes; all if left out.", show_default=False)
     ] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Tabulate what differs between nodes: versions, classes, model files."""
+    """Show what differs between nodes: versions, classes, model files."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_json, stderr, stdout, table
 

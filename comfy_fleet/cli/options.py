@@ -9,14 +9,14 @@ import typer
 from comfy_fleet.cli.exits import Exit, Fail
 
 DEFAULT_API = ""
-"""Nothing was named: :func:`comfy_fleet.cli.client.usual_url` says which fleet is meant."""
+"""No address was given: :func:`comfy_fleet.cli.client.usual_url` finds the fleet."""
 
 Api = Annotated[
     str,
     typer.Option(
         "--api",
         envvar="FLEET_API_URL",
-        help="Where the fleet answers.",
+        help="Address of the fleet.",
         metavar="URL",
         show_default="that of `fleet up` on FLEET_DATA or .fleet; else http://127.0.0.1:8188",
     ),
@@ -35,11 +35,11 @@ Data = Annotated[
 
 
 NAME_ITS_FOLDER = "is it running? name its folder: --data DIR"
-"""The hint where what `fleet up` runs is not found."""
+"""The hint if a fleet of `fleet up` is not found."""
 
 
 def words(text: str, option: str) -> list[str]:
-    """Split what stands in an option as a shell would.
+    """Split an option's value as a shell would.
 
     Raises:
         Fail: A quote is not closed.

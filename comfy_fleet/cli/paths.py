@@ -1,10 +1,10 @@
-"""Paths in the API of what a user names."""
+"""API paths for names from the user."""
 
 import re
 
 from comfy_fleet.cli.exits import Exit, Fail
 
-_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,200}")  # of anything: the API's own rules are stricter
+_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,200}")  # the API is stricter
 
 
 def path_of(kind: str, name: str, rest: str = "", *, face: str = "v1") -> str:
@@ -12,12 +12,12 @@ def path_of(kind: str, name: str, rest: str = "", *, face: str = "v1") -> str:
 
     Args:
         kind: ``job``, ``node``, ``pool`` or ``workflow``.
-        name: Its id or name, as somebody typed it.
-        rest: What follows, such as ``/cancel``.
+        name: Its id or name, as typed.
+        rest: The rest of the path, such as ``/cancel``.
         face: ``v1`` or ``v2``.
 
     Raises:
-        Fail: There can't be such a name, and in a path it may mean another one.
+        Fail: No such name is possible, and in a path it could mean something else.
     """
     if not _NAME.fullmatch(name):
         raise Fail(f"no {kind} {name[:80]!r}", code=Exit.NOT_FOUND)

@@ -1,4 +1,4 @@
-"""``fleet pool``: the pools, and what is set for them."""
+"""``fleet pool``: the pools and their settings."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -9,20 +9,20 @@ from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 from comfy_fleet.cli.paths import path_of
 
-app = typer.Typer(help="List pools, and set what their nodes do.", no_args_is_help=True)
+app = typer.Typer(help="List pools, and change their settings.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The pool's name.")]
 DEFAULT = "default"
 
 
 @app.callback()
 def group() -> None:
-    """List pools, and set what their nodes do."""
+    """List pools, and change their settings."""
 
 
 @app.command("list", hidden=True)
 @app.command("ls")
 def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
-    """List the pools with their nodes and what is set for them."""
+    """List the pools with their nodes and settings."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import natural, print_json, stderr, stdout, table
 
@@ -59,27 +59,29 @@ def set_(
         str | None,
         typer.Option(
             metavar="S",
-            help="A node that is idle this many seconds unloads its models; 0: never; "
-            "default: as FLEET_FREE_IDLE_S says.",
-            show_default="as it is",
+            help="Idle seconds after which a node unloads its models; 0: never; "
+            "the word default: use FLEET_FREE_IDLE_S.",
+            show_default="unchanged",
         ),
     ] = None,
     free_on_oom: Annotated[
         str | None,
         typer.Option(
             metavar="yes|no",
-            help="Whether a node on which a job ran out of memory unloads its models; "
-            "default: as FLEET_FREE_OOM says.",
-            show_default="as it is",
+            help="Unload a node's models after a job ran out of memory on it; "
+            "the word default: use FLEET_FREE_OOM.",
+            show_default="unchanged",
         ),
     ] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Set what the nodes of a pool do; it holds within seconds, without a restart.
+    """Change a pool's settings; they take effect within seconds, without a restart.
 
-    The pool may still have no nodes. Jobs that wait for it are not touched.
+    The pool need not have nodes yet. Waiting jobs are not touched.
+
+    Example: `fleet pool set big --free-idle-s 600`.
     """
     from comfy_fleet.cli.client import Client
 

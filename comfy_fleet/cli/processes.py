@@ -38,12 +38,13 @@ def up(
     ] = None,
     node: Annotated[
         list[str] | None,
-        typer.Option("--node", metavar="[NAME=]URL", help="A ComfyUI that runs already. Repeatable."),
+        typer.Option("--node", metavar="[NAME=]URL", help="URL of a ComfyUI that already runs. Repeatable."),
     ] = None,
     comfyui: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Start nodes from this ComfyUI, one per GPU; on the CPU without one."
+            metavar="DIR",
+            help="Start nodes from this ComfyUI folder: one per GPU, or on the CPU if there is no GPU.",
         ),
     ] = None,
     comfyui_python: Annotated[
@@ -53,7 +54,7 @@ def up(
     comfyui_args: Annotated[str, typer.Option(metavar="ARGS", help="More arguments for ComfyUI.")] = "",
     custom_nodes: Annotated[bool, typer.Option(help="Load ComfyUI's custom nodes.")] = True,
     job_seconds: Annotated[
-        float | None, typer.Option(min=0, metavar="S", help="How long a simulated job takes.")
+        float | None, typer.Option(min=0, metavar="S", help="Duration of a simulated job.")
     ] = None,
     sim_args: Annotated[
         str, typer.Option(metavar="ARGS", help="More arguments for the simulated nodes; see fleet sim.")
@@ -64,30 +65,34 @@ def up(
             min=1,
             max=65535,
             help="The public port.",
-            show_default="FLEET_PORT, else 8188 or the next that is free",
+            show_default="FLEET_PORT, else 8188 or the next free one",
         ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="The public address.", show_default="FLEET_HOST or 127.0.0.1")
+        str | None, typer.Option(help="Address of the public port.", show_default="FLEET_HOST or 127.0.0.1")
     ] = None,
     data: Data = None,
     redis: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Use this Redis; by default the fleet runs its own in --data."),
+        typer.Option(metavar="URL", help="Use this Redis instead of one in --data."),
     ] = None,
     ready_timeout: Annotated[
         float | None,
-        typer.Option(min=1, metavar="S", help="How long the start may take.", show_default="60; 300"),
+        typer.Option(
+            min=1, metavar="S", help="Give up if the start takes longer, in seconds.", show_default="60; 300"
+        ),
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Go on in the background once it is ready.")
+        bool, typer.Option("--detach", "-d", help="Go to the background once it is ready.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all log lines.")] = False,
 ) -> None:
     """Run a whole fleet on this machine until Ctrl-C, or until `fleet down`.
 
-    Redis, HAProxy, API, dispatcher and nodes start together, are started again when they crash, and end
-    together. Queue and files stay in --data: the next `fleet up` goes on where this one ended.
+    Redis, HAProxy, API, dispatcher and nodes start together, are restarted when they crash, and stop
+    together. The queue and files stay in --data: the next `fleet up` goes on where this one stopped.
+
+    Examples: `fleet up`, `fleet up -d --comfyui ~/ComfyUI`, `fleet up --node http://gpu1:8188`.
     """
     import asyncio
 
@@ -133,7 +138,7 @@ def up(
 
 
 def port_named(port: int | None) -> str:
-    """Return what names the public port, for messages; empty if nothing does: any port will do then."""
+    """Return what sets the public port, for messages; empty if nothing does, so that any port will do."""
     if port is not None:
         return "--port"
     return "FLEET_PORT" if "FLEET_PORT" in os.environ else ""
@@ -141,9 +146,11 @@ def port_named(port: int | None) -> str:
 
 def down(
     data: Data = None,
-    timeout: Annotated[float, typer.Option(metavar="S", help="How long to wait for its end.")] = 30,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="How many seconds to wait for it to stop.")
+    ] = 30,
 ) -> None:
-    """Stop the fleet that `fleet up` runs on a folder."""
+    """Stop the fleet that `fleet up` has started in a folder."""
     from comfy_fleet.cli.console import stdout
     from comfy_fleet.cli.up.holder import holder_of
 
@@ -167,17 +174,17 @@ def api() -> None:
 
 def dispatch(
     name: Annotated[
-        str | None, typer.Option(help="Its name in records and logs.", show_default="host and pid")
+        str | None, typer.Option(help="Name in records and logs.", show_default="host and pid")
     ] = None,
 ) -> None:
-    """Give queued jobs to nodes. Run as many as you like; one is enough, two survive a crash."""
+    """Give queued jobs to nodes. One dispatcher is enough; with two or more, one may crash."""
     from comfy_fleet.processes.dispatcher import serve
 
     serve(logging_as("dispatch"), name=name)
 
 
 def load(**flags: Any) -> "Settings":
-    """Return the settings, with flags of the command line on top and an absolute data folder.
+    """Return the settings, overridden by the command line's flags, with an absolute data folder.
 
     Raises:
         Fail: A variable or flag has a value that can't be used.
@@ -193,10 +200,10 @@ def load(**flags: Any) -> "Settings":
         place = ".".join(str(part) for part in first["loc"])
         flag = _FLAGS.get(place, f"--{place.replace('_', '-')}")
         name = flag if flags.get(place) is not None else f"FLEET_{place.upper()}"
-        what = str(first["msg"]).removeprefix("Value error, ")  # pydantic's own words before ours
+        what = str(first["msg"]).removeprefix("Value error, ")  # pydantic's prefix
         raise Fail(f"{name}: {what}", hint="see docs/reference/settings.md", code=Exit.USAGE) from None
     folder = settings.data.expanduser().absolute()
-    if not folder.as_posix().isprintable():  # it stands in configurations, logs and variables
+    if not folder.as_posix().isprintable():  # the path is in configurations, logs and variables
         raise Fail(
             f"--data: {str(folder)!r} holds what can't be printed; name another folder", code=Exit.USAGE
         )
@@ -204,7 +211,7 @@ def load(**flags: Any) -> "Settings":
 
 
 def load_running(data: Path | None) -> "Settings":
-    """Return the settings of the ``fleet up`` that runs on a data folder; those of the shell if none does."""
+    """Return the settings of the ``fleet up`` in a data folder; those of the shell if none runs."""
     from comfy_fleet.cli.up.lock import running
 
     settings = load(data=data)
@@ -212,16 +219,16 @@ def load_running(data: Path | None) -> "Settings":
 
 
 def keep_private() -> None:
-    """Let nobody but this user read what this process and its children will write, wherever it lies.
+    """Make all files that this process and its children will write readable by this user only.
 
-    For the fleet's own processes: prompts, pictures, keys and logs are theirs. Commands that save a picture
-    where their user wants it leave the umask alone.
+    For the fleet's own processes, with their prompts, pictures, keys and logs. Commands that save a picture
+    for the user leave the umask alone.
     """
     os.umask(0o077)
 
 
 def logging_as(process: str) -> "Settings":
-    """Begin one of the fleet's own processes: return the settings, and send logs to stderr as they say."""
+    """Begin one of the fleet's own processes: return the settings, and set up logging to stderr."""
     from comfy_fleet import logs
     from comfy_fleet.cli.variables import sentences
 

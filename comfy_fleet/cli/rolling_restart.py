@@ -15,7 +15,7 @@ from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key, words
 
 
 class Restarts(Enum):
-    """Who restarts a node, where no command does."""
+    """Who restarts a node if no command does."""
 
     AGENT = auto()
     NOBODY = auto()
@@ -24,20 +24,20 @@ class Restarts(Enum):
 def cordon_host(
     host: Annotated[str, typer.Argument(help="The host's name or address.")],
     reason: Annotated[
-        str | None, typer.Option(help="Why; shown to everybody.", show_default="the one that it has")
+        str | None, typer.Option(help="The reason; shown to everybody.", show_default="the present one")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until no job needs any of them.")] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="With --wait: give up after this.")
+        float, typer.Option(metavar="S", min=0, help="With --wait: give up after this many seconds.")
     ] = 600,
     requeue: Annotated[
-        bool, typer.Option("--requeue", help="Give their jobs back to the queue at once.")
+        bool, typer.Option("--requeue", help="Put their jobs back into the queue at once.")
     ] = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Keep new jobs away from every node of a host."""
+    """Stop new jobs on every node of a host."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer
 
@@ -56,7 +56,7 @@ def uncordon_host(
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Let jobs come to every node of a host again."""
+    """Allow new jobs on every node of a host again."""
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import print_answer
 
@@ -88,29 +88,35 @@ def roll(
     pool: Annotated[str, typer.Option(help="Only the nodes of this pool.")] = "",
     parallel: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="So many nodes at a time.", show_default="1; a whole zone"),
+        typer.Option(min=1, metavar="N", help="Number of nodes at a time.", show_default="1; a whole zone"),
     ] = None,
     restart_command: Annotated[
         str | None,
         typer.Option(
-            metavar="CMD", help="Run for each node, without a shell; {name}, {host} and {url} are filled in."
+            metavar="CMD",
+            help="Run this for each node, without a shell; {name}, {host} and {url} are filled in.",
         ),
     ] = None,
     wait_restart: Annotated[
         bool, typer.Option("--wait-restart", help="Wait until somebody else restarts each node.")
     ] = False,
     drain_timeout: Annotated[
-        float, typer.Option(metavar="S", help="How long jobs on a node may take to end.")
+        float, typer.Option(metavar="S", help="Longest wait for a node's jobs to end, in seconds.")
     ] = 3600,
-    timeout: Annotated[float, typer.Option(metavar="S", help="How long a node may take to come back.")] = 600,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="Longest wait for a node to come back, in seconds.")
+    ] = 600,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Restart the nodes one after the other, without losing a job.
+    """Restart nodes one after the other, without losing a job.
 
-    The agent that runs a node restarts it, unless you say who does. Each one is drained, restarted, and
-    gets jobs again as soon as it is back. Nodes that are drained already are left alone. The first node
-    that does not come back ends it, and stays drained.
+    The node's agent restarts it, unless you choose another way. Each node is drained and restarted, and gets
+    jobs again as soon as it is back. Nodes that are drained already are left alone. If a node does not come
+    back, it stays drained and the command ends.
+
+    Examples: `fleet node roll --pool big`, `fleet node roll --restart-command "ssh {host} systemctl restart
+    comfyui"`.
     """
     import asyncio
 
@@ -163,10 +169,10 @@ async def _roll(
     """Restart nodes, by name.
 
     Args:
-        control: Gives the orders.
-        nodes: The nodes as the API tells of them.
+        control: Controls the nodes.
+        nodes: The nodes in the API's form.
         by: Who restarts them, or a command in words.
-        told: Gets the names of those that are done, and how many that makes.
+        told: Called with the names of the finished nodes, and their total number.
         more: See :func:`comfy_fleet.services.node_life.roll`.
     """
     import asyncio
@@ -189,14 +195,14 @@ async def _roll(
 
 
 def hosts_of(node: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names that a node's host goes by: its label, and its address."""
+    """Return the names of a node's host: its label, and its address."""
     labels = node.get("labels") or {}
     address = urlsplit(str(node.get("url") or "")).hostname
     return frozenset(name for name in (labels.get("host"), address) if name)
 
 
 def _command(text: str) -> list[str]:
-    """Return a restart command in words. It is looked at before any node is drained.
+    """Return a restart command split into words; checked before any node is drained.
 
     Raises:
         Fail: It is empty, or its program is not there.

@@ -1,4 +1,4 @@
-"""``fleet sim``: simulated ComfyUI nodes, for trying out and for tests."""
+"""``fleet sim``: simulated ComfyUI nodes, to try things out and for tests."""
 
 import json
 from pathlib import Path
@@ -17,36 +17,41 @@ def register(app: typer.Typer) -> None:
 
 def sim(
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many.")] = 1,
-    host: Annotated[str, typer.Option(help="Address they listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the first, the others follow; 0: any free ones.")
+        int,
+        typer.Option(min=0, max=65535, help="Port of the first node; the others follow. 0: any free ports."),
     ] = 8301,
     name_prefix: Annotated[
-        str, typer.Option(metavar="PREFIX", help="They are called PREFIX-1, PREFIX-2, ...")
+        str, typer.Option(metavar="PREFIX", help="Names are PREFIX-1, PREFIX-2, ...")
     ] = "sim",
     comfyui: Annotated[
-        str, typer.Option(metavar="VERSION", help="Which ComfyUI they are: 0.33.0 or 0.3.64.")
+        str, typer.Option(metavar="VERSION", help="Version of ComfyUI to simulate: 0.33.0 or 0.3.64.")
     ] = "0.33.0",
     vram_gib: Annotated[float, typer.Option(min=0.1, help="Memory of each GPU.")] = 24.0,
-    foreign_gib: Annotated[float, typer.Option(min=0, help="Part of it that another process holds.")] = 0.0,
+    foreign_gib: Annotated[float, typer.Option(min=0, help="Part of it that other processes hold.")] = 0.0,
     job_seconds: Annotated[
         float | None,
-        typer.Option(min=0, metavar="S", help="Every job takes this long.", show_default="as modelled"),
+        typer.Option(
+            min=0, metavar="S", help="Duration of every job.", show_default="by a model of the graph"
+        ),
     ] = None,
     step_seconds: Annotated[
-        float, typer.Option(min=0, metavar="S", help="One sampler step on a megapixel.")
+        float, typer.Option(min=0, metavar="S", help="Duration of a sampler step for a megapixel.")
     ] = 0.12,
     node_seconds: Annotated[
-        float, typer.Option(min=0, metavar="S", help="Added to every executed node.")
+        float, typer.Option(min=0, metavar="S", help="Time added to every executed node.")
     ] = 0.0,
     load_gb_per_s: Annotated[float, typer.Option(min=0.001, help="Speed of reading model files.")] = 4.0,
     scale: Annotated[float, typer.Option(min=0, help="Factor on every modelled time.")] = 1.0,
     models: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON file of the model files that they have.")
+        Path | None, typer.Option(metavar="FILE", help="JSON file with the nodes' model files.")
     ] = None,
     object_info: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="/object_info of a real ComfyUI: further node classes."),
+        typer.Option(
+            metavar="FILE", help="File with a real ComfyUI's /object_info, for further node classes."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -54,7 +59,7 @@ def sim(
     ] = None,
     previews: Annotated[bool, typer.Option("--previews", help="Samplers send preview pictures.")] = False,
     faults: Annotated[
-        str, typer.Option(metavar="JSON", help="Faults from the start, as POST /sim/faults takes them.")
+        str, typer.Option(metavar="JSON", help="Faults from the start, in the form of POST /sim/faults.")
     ] = "{}",
 ) -> None:
     """Serve SIMULATED ComfyUI nodes: the native API, test pictures, no GPU."""

@@ -1,4 +1,4 @@
-"""``fleet status``: one look at the whole fleet."""
+"""``fleet status``: an overview of the fleet."""
 
 import time
 from collections import Counter
@@ -18,14 +18,16 @@ def register(app: typer.Typer) -> None:
 
 def status(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until a job could run.")] = False,
-    timeout: Annotated[float, typer.Option(metavar="S", min=0, help="With --wait: give up after this.")] = 60,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="With --wait: give up after this many seconds.")
+    ] = 60,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
     """Show whether a job could run, the queue, and every node.
 
-    Exits with 0 if a job could run, 1 if not, 3 if nothing answers, 6 if the time for --wait is over.
+    Exits with 0 if a job could run, 1 if not, 3 if nothing answers, 6 if the time for --wait is up.
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.console import SIMULATED, facts, print_json, stdout, table
@@ -62,10 +64,10 @@ def status(
 
 
 def wait_until_ready(client: Any, timeout_s: float) -> tuple[str | None, list[str]]:
-    """Return None once a job could run, or why it could not, and notes; with a timeout it waits.
+    """Return None once a job could run, or why it could not, and notes; wait if there is a timeout.
 
     Raises:
-        Fail: Nothing answers, or the time is over.
+        Fail: Nothing answers, or the time is up.
     """
     deadline = time.monotonic() + timeout_s
     while True:

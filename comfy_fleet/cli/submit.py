@@ -1,4 +1,4 @@
-"""``fleet submit``: parameters or a whole graph in, pictures out."""
+"""``fleet submit``: submit parameters or a graph, and save the outputs."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Most bytes of a file that may hold a graph: pictures are larger than what is read of them."""
+"""Largest file with a graph, in bytes; of pictures only a small part is read."""
 ENDED = {
     "succeeded": Exit.OK,
     "failed": Exit.JOB_FAILED,
@@ -45,16 +45,17 @@ def submit(
     parameter: Annotated[
         list[str] | None,
         typer.Option(
-            "-p", "--param", metavar="K=V", help="A parameter; K=@FILE reads a text file. Repeatable."
+            "-p", "--param", metavar="K=V", help="A parameter's value; K=@FILE reads a text file. Repeatable."
         ),
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", metavar="K=FILE", help="Upload a file for a parameter. Repeatable."),
+        typer.Option("--image", metavar="K=FILE", help="Upload a file as a parameter's value. Repeatable."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress and wait for the end.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Save the outputs there; implies --wait.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Save the outputs in this folder; implies --wait."),
     ] = None,
     timeout: Annotated[
         float | None,
@@ -66,20 +67,18 @@ def submit(
     metadata: Annotated[
         list[str] | None, typer.Option("--metadata", metavar="K=V", help="A label on the job. Repeatable.")
     ] = None,
-    pool: Annotated[str | None, typer.Option(help="The pool that it must run in.")] = None,
-    prefer_pool: Annotated[
-        str | None, typer.Option(help="The pool that is asked first, before all others.")
-    ] = None,
+    pool: Annotated[str | None, typer.Option(help="Run only in this pool.")] = None,
+    prefer_pool: Annotated[str | None, typer.Option(help="Try this pool first, then all others.")] = None,
     spill_to: Annotated[
-        list[str] | None, typer.Option(metavar="POOL", help="With --pool: asked next. Repeatable.")
+        list[str] | None, typer.Option(metavar="POOL", help="With --pool: try this pool next. Repeatable.")
     ] = None,
-    zone: Annotated[str | None, typer.Option(help="The zone that it must run in.")] = None,
+    zone: Annotated[str | None, typer.Option(help="Run only in this zone.")] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", metavar="K=V", help="A label that the node must carry. Repeatable."),
+        typer.Option("--label", metavar="K=V", help="Run only on nodes with this label. Repeatable."),
     ] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Sending the same key again makes no second job.")
+        str | None, typer.Option(metavar="KEY", help="A second submit with the same key makes no second job.")
     ] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
@@ -95,7 +94,7 @@ def submit(
 
     labels = pairs(metadata or [], "--metadata")
     if out:
-        _folder(out)  # before a GPU works for pictures that could not be saved
+        _folder(out)  # check first: no GPU time for pictures that can't be saved
     if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
         raise Fail("--idempotency-key must be 1 to 255 printable ASCII characters", code=Exit.USAGE)
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
@@ -151,14 +150,14 @@ def submit(
 
 
 def default_workflow() -> str:
-    """Return the workflow that runs when none is named."""
+    """Return the default workflow."""
     from comfy_fleet.cli.processes import load
 
     return load().default_workflow
 
 
 def is_file(workflow: str) -> bool:
-    """Return whether a file is meant rather than a stored workflow."""
+    """Return whether the argument is a file and not a stored workflow."""
     path = Path(workflow)
     return (
         "/" in workflow or path.suffix.lower() in (".json", ".png") or (path.suffix != "" and path.is_file())
@@ -166,10 +165,10 @@ def is_file(workflow: str) -> bool:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read a graph in API format, out of a PNG as well.
+    """Read a graph in API format, from JSON or from a PNG.
 
     Raises:
-        Fail: The file can't be read or holds no JSON object.
+        Fail: The file can't be read or contains no JSON object.
     """
     from comfy_fleet.domain.errors import BadInput
     from comfy_fleet.domain.graphs.graph_file import read_graph
@@ -206,7 +205,7 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
 
 
 def parameters(client: "Client", name: str, given: Sequence[str], images: Sequence[str]) -> dict[str, Any]:
-    """Turn what was typed into parameters of the types that the workflow declares, and upload files.
+    """Convert the given values to the types of the workflow's parameters, and upload files.
 
     Raises:
         Fail: No such workflow or parameter, a value of the wrong type, an unreadable file.
@@ -247,7 +246,7 @@ def parameters(client: "Client", name: str, given: Sequence[str], images: Sequen
 
 
 def warn_of_broken(name: str, answer: Mapping[str, Any]) -> None:
-    """Say on stderr that a workflow's files can't be used, and why, where its last good version is served."""
+    """Warn on stderr if a workflow's files can't be used and its last good version is served."""
     from comfy_fleet.cli.console import stderr
 
     if why := answer.get("broken"):
@@ -263,7 +262,7 @@ def _is_file(text: str) -> bool:
 
 
 def schema_of(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of the parameters, from what the API says of a workflow."""
+    """Return the JSON Schema of the parameters, from the API's description of a workflow."""
     return dict(described["parameters"])
 
 
@@ -271,7 +270,7 @@ def typed_value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
     """Read a value as its parameter's type.
 
     Raises:
-        Fail: It is none.
+        Fail: It has another type.
     """
     kind = schema.get("type", "string")
     if text.startswith("@") and kind == "string" and "enum" not in schema:
@@ -298,7 +297,7 @@ def typed_value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
 def watch(
     client: "Client", job_id: str, *, quiet: bool = False, timeout_s: float | None = None
 ) -> dict[str, Any]:
-    """Show a job's progress until its end and return its record.
+    """Show a job's progress until its end, and return its record.
 
     Args:
         client: The fleet.
@@ -307,11 +306,11 @@ def watch(
         timeout_s: Give up after this time.
 
     Raises:
-        Fail: No such job, or the time is over.
+        Fail: There is no such job, or the time is up.
     """
     with progress_bar(quiet) as show:
         for kind, data in client.follow(job_id, timeout_s=timeout_s):
-            if kind == "status" and data["status"] not in ENDED:  # how it ended is told by whoever waits
+            if kind == "status" and data["status"] not in ENDED:  # the caller prints how it ended
                 position = data.get("queue_position")
                 place = f", number {position} in the queue" if position and data["status"] == "queued" else ""
                 node = f" on {data['node']}" if data.get("node") else ""
@@ -337,7 +336,7 @@ def progress_bar(quiet: bool) -> "Iterator[Any]":
 
         def line(text: str, fraction: float | None) -> None:
             nonlocal last
-            # Steps would fill a log file: without a terminal only what happens is told, not how far it is.
+            # Steps would fill a log file: without a terminal, only events are printed, not progress.
             if fraction is None and text != last:
                 console.print(text, markup=False)
                 last = text
@@ -362,10 +361,10 @@ def progress_bar(quiet: bool) -> "Iterator[Any]":
 
 
 def save_outputs(client: "Client", job: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Download a job's outputs; returns where they are.
+    """Download a job's outputs; return the files' paths.
 
-    Files are called ``JOB-NAME``, with the job's first eight characters, so that jobs never overwrite
-    each other's.
+    Files are named ``JOB-NAME``, with the first eight characters of the job's id, so that jobs never
+    overwrite each other's files.
 
     Raises:
         Fail: One can't be fetched or written.
@@ -375,7 +374,7 @@ def save_outputs(client: "Client", job: Mapping[str, Any], folder: Path) -> list
     for output in job.get("outputs") or []:
         # The name comes from a node: only its last part, only harmless characters.
         name = re.sub(r"[^\w.() -]", "_", str(output.get("name", "output")).replace("\\", "/").split("/")[-1])
-        name = re.sub(r"_\d{5}_(?=\.)", "", name)  # ComfyUI's counter: the job's id says more
+        name = re.sub(r"_\d{5}_(?=\.)", "", name)  # ComfyUI's counter; the job's id is more useful
         target = folder / f"{str(job['id'])[:8]}-{name or 'output'}"
         if target in saved:
             target = folder / f"{str(job['id'])[:8]}-{len(saved)}-{name}"
@@ -394,7 +393,7 @@ def _folder(folder: Path) -> None:
 
 
 def say_end(job: Mapping[str, Any], saved: Sequence[Path]) -> None:
-    """Tell how a job ended, where it ran and what came out."""
+    """Print how a job ended, where it ran and its outputs."""
     from comfy_fleet.cli.console import SIMULATED, STATUS_STYLE, size, span, stdout
 
     console = stdout()

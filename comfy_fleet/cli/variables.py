@@ -1,25 +1,25 @@
-"""Warn of ``FLEET_*`` variables that nothing reads, or whose form is a former one."""
+"""Warn about ``FLEET_*`` variables that nothing reads, or that have a former form."""
 
 import os
 from collections.abc import Iterator, Sequence
 
-_USUAL = ("FLEET_API_URL", "FLEET_API_KEY")  # what a shell is set to that talks to a fleet
+_USUAL = ("FLEET_API_URL", "FLEET_API_KEY")  # variables for the command line only
 _SERVICES = (("api",), ("dispatch",), ("agent",), ("sim",), ("haproxy", "run"))
 
 
 def is_service(argv: Sequence[str]) -> bool:
-    """Return whether a command line starts one of the fleet's own processes: these warn in their logs."""
+    """Return whether a command line starts one of the fleet's own processes, which warn in their logs."""
     words = tuple(word for word in argv if not word.startswith("-"))
     return any(words[: len(service)] == service for service in _SERVICES)
 
 
 def sentences() -> Iterator[str]:
-    """Yield a sentence for each variable that nothing reads, or that an operator has to write anew.
+    """Yield a sentence for each variable that nothing reads, or that should be written in a new form.
 
-    This process's children won't say it again.
+    This process's children won't repeat it.
     """
     if not any(name.startswith("FLEET_") and name not in _USUAL for name in os.environ):
-        return  # the settings take long to load
+        return  # loading the settings is slow
     from comfy_fleet.domain.nodes.former_pools import orders
     from comfy_fleet.settings import WARNED, unknown
 
@@ -39,7 +39,7 @@ def warn_on_terminal() -> None:
     """Warn on stderr."""
     from comfy_fleet.cli.console import stderr
 
-    if "_FLEET_COMPLETE" in os.environ:  # a shell asks what could come next
+    if "_FLEET_COMPLETE" in os.environ:  # a shell asks for completions
         return
     for sentence in sentences():
         console = stderr()

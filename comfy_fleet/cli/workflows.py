@@ -1,4 +1,4 @@
-"""``fleet workflow``: stored workflows, their parameters, and whether a node can run them."""
+"""``fleet workflow``: stored workflows, their parameters, and a check that nodes can run them."""
 
 import json
 import re
@@ -103,15 +103,15 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
 @app.command()
 def check(
     name: Name,
-    node: Annotated[str | None, typer.Option(help="Only on this node.", show_default="every node")] = None,
+    node: Annotated[str | None, typer.Option(help="Check only this node.", show_default="every node")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1, too, if some choice of a parameter can't run.")
+        bool, typer.Option("--strict", help="Exit with 1 even if only some choice of a parameter can't run.")
     ] = False,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """Ask live nodes whether they can run a workflow, and say what is missing.
+    """Check that live nodes can run a workflow, and show what is missing.
 
     Exits with 1 if no node can run it, or if the named node can't.
     """

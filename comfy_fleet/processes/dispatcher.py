@@ -56,8 +56,8 @@ WORKER_BEAT_S = 1.0
 def serve(settings: Settings, *, name: str | None = None) -> None:
     """Run a dispatcher until SIGTERM or SIGINT.
 
-    The first signal stops claiming and waits for the runs in flight, at most ``stop_wait_s``; what is left
-    then is handed over to the next dispatcher, which adopts it. A second signal hands over at once.
+    The first signal stops claiming and waits for the runs in flight, at most ``stop_wait_s``; runs that are
+    left are handed over to another dispatcher. A second signal hands over at once.
     """
     calm_collector()
     give_memory_back()
@@ -133,7 +133,7 @@ async def _listen(worker: RqWorker) -> None:
 async def open_dispatcher(
     settings: Settings, stores: Stores, *, name: str | None = None, telemetry: Telemetry | None = None
 ) -> AsyncIterator[Dispatcher]:
-    """Build a dispatcher on open stores; without ``telemetry`` what happens is logged."""
+    """Build a dispatcher on open stores; without ``telemetry``, events are only logged."""
     secrets = open_secrets(settings)
     telemetry = telemetry or Observers(LoggingTelemetry())
 

@@ -1,4 +1,4 @@
-"""What ``/api/v1`` answers with, besides what every surface shares."""
+"""The answers of ``/api/v1`` that not every surface shares."""
 
 from typing import Annotated, Any, Literal
 
@@ -22,14 +22,14 @@ class JobDetailAnswer(JobAnswer):
 
 
 class JobOutputsAnswer(TypedDict):
-    """What a job has made so far."""
+    """A job's outputs so far."""
 
     status: JobStatus
     outputs: list[OutputAnswer]
 
 
 class JobIdsAnswer(TypedDict):
-    """Whole ids of jobs."""
+    """Complete ids of jobs."""
 
     ids: list[str]
 
@@ -67,7 +67,7 @@ class ModelFileAnswer(TypedDict):
 
 
 class RequirementsAnswer(TypedDict):
-    """What a node must have for a workflow."""
+    """What a workflow requires of a node."""
 
     comfyui: str
     models: list[ModelFileAnswer]
@@ -130,7 +130,7 @@ class WorkflowCheckAnswer(TypedDict):
 
 
 class AcceptedTaskAnswer(TypedDict):
-    """A task that was taken."""
+    """An accepted task."""
 
     task_id: str
     status: Literal["queued"]
@@ -139,7 +139,7 @@ class AcceptedTaskAnswer(TypedDict):
 
 
 class SubmittedTaskAnswer(TypedDict):
-    """A task that was taken."""
+    """An accepted task."""
 
     task_id: str
     status: Literal["submitted"]

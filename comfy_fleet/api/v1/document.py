@@ -1,4 +1,4 @@
-"""The OpenAPI document of ``/api/v1``: of each fleet its own, with a path for each stored workflow."""
+"""The OpenAPI document of ``/api/v1``. Each fleet has its own, with a path for each stored workflow."""
 
 import copy
 import re
@@ -45,7 +45,7 @@ _DESCRIPTION = (
 
 
 class FleetDocument:
-    """The document, made when it is asked for and the stored workflows have changed since."""
+    """The document; made on request if the stored workflows have changed."""
 
     def __init__(self, table: Sequence[Endpoint]) -> None:
         self._table = table
@@ -114,7 +114,7 @@ def with_workflows(common: Mapping[str, Any], workflows: Sequence[Workflow]) -> 
 
 
 class _Names:
-    """Names that are taken, compared as clients' languages do: without case and without signs."""
+    """Names in use, compared as in clients' languages: only letters and digits, ignoring case."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = {_plain(name) for name in taken}
@@ -149,7 +149,7 @@ def _job(body: Mapping[str, Any], workflow: Workflow, params: str) -> dict[str, 
 
 
 def _params(workflow: Workflow) -> dict[str, Any]:
-    """Return the parameters' model, in the part of JSON Schema that generators of clients understand."""
+    """Return the parameters' model, in the subset of JSON Schema that client generators understand."""
     whole = json_schema(workflow)
     typed: dict[str, Any] = {}
     seen = {_plain(name) for name in _METHODS}

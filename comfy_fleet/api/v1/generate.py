@@ -1,7 +1,7 @@
 """REST in its simplest form: a prompt in, a task to ask about, a picture's URL out.
 
-Three families of clients wait for status words of their own, so each pair of routes speaks one
-vocabulary (:mod:`comfy_fleet.api.v1.task_words`); ``job_status`` beside it is the job's own status.
+Three families of clients wait for different status words, so each pair of routes has its vocabulary
+(:mod:`comfy_fleet.api.v1.task_words`); ``job_status`` is the job's own status.
 """
 
 import re
@@ -41,7 +41,7 @@ class GenerateBody(JobOptionsBody):
     negative_prompt: str | None = Field(None, description="What not to draw.")
     seed: Annotated[int | float | None, WithJsonSchema({"type": "integer", "nullable": True})] = Field(
         None, description="-1 or nothing draws one."
-    )  # JSON numbers that no integer holds come as floats: the workflow names its own limits
+    )  # JSON numbers too large for an integer come as floats: the workflow has its own limits
     workflow: str | None = Field(None, description="Stored workflow; the operator's choice when left out.")
 
 
@@ -59,8 +59,8 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
     """Make a job from the body.
 
     Args:
-        accepted: What the answer calls a job that is taken.
-        status_url: Returns where to ask about it.
+        accepted: The word for an accepted job.
+        status_url: Returns the URL for its status.
     """
     d, who = deps(request), owner(request)
     body = await read(request, GenerateBody)
@@ -136,9 +136,9 @@ async def _task(request: Request, task_id: str, words: TaskWords) -> Response:
 
 
 def _fingerprinted(body: GenerateBody) -> dict[str, Any]:
-    """Return what makes two requests the same.
+    """Return what identifies equal requests.
 
-    A field that is younger than a key may be must not change the fingerprint of a body without it.
+    A field that was added later must not change the fingerprint of a body without it: keys may be older.
     """
     content = body.model_dump()
     if body.deadline_s is None:
@@ -166,7 +166,7 @@ def _images(request: Request, job: Job) -> dict[str, Any]:
 def _with_style_elsewhere(
     error: InvalidParameter, body: GenerateBody, workflow: Workflow, stored: Callable[[], Sequence[Workflow]]
 ) -> InvalidParameter:
-    """Return the error, with the workflows that have the wanted style if this one lacks it."""
+    """Return the error; if this workflow lacks the wanted style, name those that have it."""
     lacking = workflow.name_for("style")
     wrong = {fault.get("parameter") for fault in error.details.get("errors", ())}
     if body.style is None or lacking not in wrong:
@@ -187,7 +187,7 @@ def _params(body: GenerateBody, workflow: Workflow) -> dict[str, Any]:
     """Return the workflow's parameters; a size becomes ``size`` or ``width`` and ``height``.
 
     Raises:
-        InvalidParameter: The size is none, or the workflow has no such parameter.
+        InvalidParameter: The size is malformed, or the workflow has no such parameter.
     """
     params: dict[str, Any] = dict(body.model_extra or {})
     for name in ("prompt", "style", "negative_prompt", "seed"):

@@ -1,4 +1,4 @@
-"""Whether this process lives, whether a job could run, and figures for Prometheus."""
+"""Health checks: does this process work, and could a job run?"""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ async def ready(request: Request) -> Response:
 
 
 async def not_ready(d: ApiDeps) -> list[dict[str, str]]:
-    """Return what is missing, by part."""
+    """Return the problems by part."""
 
     async def ask(probe: Probe) -> str | None:
         try:
@@ -51,8 +51,8 @@ async def not_ready(d: ApiDeps) -> list[dict[str, str]]:
                 return await probe()
         except TimeoutError:
             return f"no answer within {_PATIENCE_S:g} s"
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is why no job could run
-            # Its text names sockets and addresses, and nobody needs a key to ask: that is for the log.
+        except Exception as error:  # noqa: BLE001 - any failure is a reason why no job could run
+            # Its text contains sockets and addresses, and this needs no key, so it only goes to the log.
             logger.warning("part not ready", extra={"error": f"{type(error).__name__}: {error}"})
             return "does not answer; the API's log says why"
 
@@ -61,7 +61,7 @@ async def not_ready(d: ApiDeps) -> list[dict[str, str]]:
 
 
 def node_probe(nodes: NodeRegistry) -> Probe:
-    """Return a probe that is content once a node is up and not drained."""
+    """Return a probe that is ready once a node is up and not drained."""
 
     async def probe() -> str | None:
         states = await nodes.states()
@@ -69,7 +69,7 @@ def node_probe(nodes: NodeRegistry) -> Probe:
             return "no node is known: add one with `fleet node add NAME URL`"
         if any(s.verdict == "up" and not s.node.cordoned for s in states):
             return None
-        # Nobody needs a key to ask this: the reasons, which name other people's programs, are for operators.
+        # This needs no key: the reasons, which name other people's programs, are for operators.
         words = {"drain": "drained"}
         return "no node is up (`fleet node ls` says why): " + ", ".join(
             f"{s.node.name} is {'drained' if s.node.cordoned else words.get(s.verdict, s.verdict)}"

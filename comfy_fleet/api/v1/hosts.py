@@ -1,4 +1,4 @@
-"""REST: GPU hosts. Their agents report here and learn what to do; operators look."""
+"""REST: GPU hosts. Their agents report here and get orders; operators read the list."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from comfy_fleet.domain.nodes.node import NAME, Node, check_name
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
 
 NodeName = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
-_JOINS = 16  # nodes that are registered side by side
+_JOINS = 16  # nodes that are registered at the same time
 PromptId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 MAX_FACTS_BYTES, MAX_FACTS_DEPTH = 16 * 1024, 16
-"""Of what an agent tells of one node or GPU in a form of its own: it is kept and shown as it is."""
+"""Limit of an agent's free-form facts about a node or GPU, which are stored and shown unchanged."""
 
 
 def _bounded(facts: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def _bounded(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _depth(value: object) -> int:
-    """Return how deep a value is nested, counted to one level more than is allowed."""
+    """Return a value's depth, counted to one level more than is allowed."""
     depth, level = 0, [value]
     while level and depth <= MAX_FACTS_DEPTH + 1:
         inner: list[object] = []
@@ -126,7 +126,7 @@ async def heartbeat(request: Request) -> Response:
     d = deps(request)
     body = await read(request, HeartbeatBody, graph_limits(d.settings))
     now = d.clock()
-    if body.join:  # before it moves another agent's nodes
+    if body.join:  # before this one moves another agent's nodes
         await d.hosts.admit(host, body.instance)
     told = await _join_all(d, host, body.join, now)
     refused = {node.name: why for node, why in zip(body.join, told, strict=True) if why}
@@ -176,10 +176,10 @@ async def list_hosts(request: Request) -> Response:
 
 
 async def _join_all(d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: float) -> list[str]:
-    """Register nodes, a few at a time; returns for each why it can't be, or nothing.
+    """Register nodes, a few at a time; return for each an empty text or why it was refused.
 
     Raises:
-        StoreDown: Redis was away for some. The others are registered; who asks again completes it.
+        StoreDown: Redis was away for some. The others are registered; a repeated request completes it.
     """
     places = asyncio.Semaphore(_JOINS)
 
@@ -195,7 +195,7 @@ async def _join_all(d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: 
 
 
 async def _join(d: ApiDeps, host: str, node: JoiningBody, now: float) -> str:
-    """Register a node; returns why it can't be, or nothing."""
+    """Register a node; return an empty text or why it was refused."""
     try:
         await d.hosts.join(host, Joining(**node.model_dump() | d.split(node.url)), now=now)
     except (BadInput, Conflict) as error:
@@ -222,7 +222,7 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _agents_only(request: Request) -> None:
-    """Let in who shows the agents' token; without one configured, who is on this machine.
+    """Admit callers with the agents' token; if none is configured, callers on this machine.
 
     Raises:
         HttpError: 403.

@@ -65,7 +65,7 @@ async def job_events(request: Request) -> Response:
 
 
 async def shown(request: Request, job: Job) -> JobDetailAnswer:
-    """Return a job as REST writes it: what every face does, and a few fields more."""
+    """Return a job in REST's form: that of every surface, and a few more fields."""
     return {
         **await jobs.shown(request, job),
         "workflow_version": job.workflow_version,

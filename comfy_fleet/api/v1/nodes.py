@@ -1,4 +1,4 @@
-"""REST: nodes. What the CLI does, for operators; agents read the list with their own token."""
+"""REST: nodes, for operators. The CLI uses it; agents read the list with their own token."""
 
 import asyncio
 from typing import Any
@@ -256,7 +256,7 @@ async def detail(request: Request, value: NodeState) -> dict[str, Any]:
 
 
 async def idle_by_pool(d: ApiDeps) -> dict[str, float]:
-    """Return after how many idle seconds nodes unload their models, for the pools in which that is set."""
+    """Return, for pools that have it set, the idle seconds after which nodes unload their models."""
     return {pool.name: pool.free_idle_s for pool in await d.pools.pools() if pool.free_idle_s is not None}
 
 

@@ -1,4 +1,4 @@
-"""REST: pools. Their nodes, HAProxy's slots, and what an operator has set for them."""
+"""REST: pools, with their nodes, HAProxy's slots and an operator's settings."""
 
 from collections import Counter
 from collections.abc import Sequence

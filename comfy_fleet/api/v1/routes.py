@@ -1,4 +1,4 @@
-"""``/api/v1``, and the two short routes beside it: the table of what it answers."""
+"""The table of ``/api/v1``, and of the two short routes beside it."""
 
 from comfy_fleet.api import endpoint, jobs
 from comfy_fleet.api.answers import JOB_EVENTS, JobPageAnswer, JobWorkflowAnswer

@@ -1,7 +1,7 @@
-"""What the simple REST routes call a task's states.
+"""The simple REST routes' words for a task's states.
 
-A client's loop ends at the word that it waits for, and clients of this kind of API wait for different ones.
-The jobs' own statuses stay what they are everywhere else.
+A client's loop ends at the word that it waits for, and clients of such APIs wait for different words.
+Everywhere else jobs have their own statuses.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class TaskWords:
 
     Attributes:
         queued: It waits for a node.
-        running: It has one; also while it is being canceled.
-        succeeded: Its pictures are there.
-        unsuccessful: It ended without: failed, canceled or expired.
+        running: It has a node, or is being canceled.
+        succeeded: Its pictures are ready.
+        unsuccessful: It ended without pictures: failed, canceled or expired.
     """
 
     queued: str
@@ -39,10 +39,11 @@ class TaskWords:
 
 
 SUCCESS = TaskWords(queued="queued", running="processing", succeeded="success", unsuccessful="failed")
-"""Of ``/api/v1/result``."""
+"""For ``/api/v1/result``."""
 
 COMPLETED = TaskWords(queued="queued", running="processing", succeeded="completed", unsuccessful="failed")
-"""Of ``/api/v1/status``."""
+"""For ``/api/v1/status``."""
 
 DONE = TaskWords(queued="pending", running="pending", succeeded="done", unsuccessful="done")
-"""Of ``/api/status``: it has no word for failure, and whoever waits for ``done`` must not wait for ever."""
+"""For ``/api/status``: it has no word for failure, and a client that waits for ``done`` must not wait for
+ever."""

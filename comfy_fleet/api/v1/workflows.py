@@ -1,4 +1,4 @@
-"""REST: stored workflows, jobs made from their parameters, and whether live nodes can run them."""
+"""REST: stored workflows, jobs from their parameters, and checks that live nodes can run them."""
 
 import asyncio
 from dataclasses import asdict
@@ -22,7 +22,7 @@ from comfy_fleet.domain.graphs.workflow import Workflow, json_schema
 from comfy_fleet.ports.jobs import Submitted
 from comfy_fleet.services.workflow_check import check_workflow
 
-_AT_ONCE = 8  # nodes that are asked side by side: half a megabyte each
+_AT_ONCE = 8  # nodes that are asked at the same time: half a megabyte each
 
 
 class NewJobBody(JobOptionsBody):
@@ -121,7 +121,7 @@ async def _look(
             return {"node": node, "comfyui": "", "ok": False, "problems": [problem]}
         version = str((stats.get("system") or {}).get("comfyui_version") or "")
         problems = await asyncio.to_thread(check_workflow, workflow, inventory, version, policy=policy)
-    ok = all(problem.only_with for problem in problems)  # a choice that nobody has to make
+    ok = all(problem.only_with for problem in problems)  # an optional choice
     return {"node": node, "comfyui": version, "ok": ok, "problems": [_shown(one) for one in problems]}
 
 

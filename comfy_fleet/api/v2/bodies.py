@@ -1,6 +1,6 @@
-"""What Comfy API v2 takes, as it is documented; :mod:`.jobs` and :mod:`.assets` read it.
+"""Comfy API v2's documented request bodies; :mod:`.jobs` and :mod:`.assets` read them.
 
-The contract ignores fields that it does not know, so these models forbid none.
+The contract ignores unknown fields, so these models forbid none.
 """
 
 from typing import Annotated, Any

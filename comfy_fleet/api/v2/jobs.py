@@ -26,7 +26,7 @@ async def create_job(request: Request) -> Response:
     except StoreDown:
         raise
     except FleetError:
-        # The contract refuses any later request with a key that made a job, also one that is wrong itself.
+        # The contract refuses any later request with a key that has made a job, even one with other errors.
         if once is not None and (job_id := await deps(request).jobs.made_by(once)):
             raise key_reused(job_id) from None
         raise
@@ -95,7 +95,7 @@ async def health(request: Request) -> Response:
 
 
 def _extra_data(value: object, most: int) -> dict[str, Any]:
-    """Return what of ``extra_data`` reaches the node."""
+    """Return the parts of ``extra_data`` that the node gets."""
     given = {} if value is None else value
     if not isinstance(given, dict) or given.keys() - {"api_key_comfy_org", "extra_pnginfo"}:
         raise HttpError(

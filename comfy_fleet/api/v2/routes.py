@@ -1,4 +1,4 @@
-"""Comfy API v2: the table of what it answers, and its OpenAPI document."""
+"""The table of Comfy API v2, and its OpenAPI document."""
 
 from functools import lru_cache
 from typing import Any

@@ -1,4 +1,4 @@
-"""``fleet up --detach``: a fleet that starts in sight and goes on in the background."""
+"""``fleet up --detach``: a fleet that starts in the foreground and goes on in the background."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ _READY = b"1"
 
 
 def into_background() -> Callable[[Path], None]:
-    """Go on in a process of its own, which no terminal and no Ctrl-C reaches.
+    """Continue in a new process that is detached from the terminal and Ctrl-C.
 
-    Only that process returns. It uses the terminal until it calls what this returns, with the file that gets
-    what its standard error says from then on; so whoever waits sees how it starts, or why it does not. This
-    process waits for that call, passes on what should stop it, and ends.
+    Only the new process returns. It uses the terminal until it calls the returned function, with the file
+    that gets its stderr from then on. So the user sees how it starts, or why it does not. This process waits
+    for that call, passes on signals to stop, and ends.
 
     Raises:
         Exit: In this process, once the other one is ready or has failed; with its exit code.
@@ -39,7 +39,7 @@ def into_background() -> Callable[[Path], None]:
 
 
 def _outcome(pid: int, ear: int) -> int:
-    """Wait until a child is ready or has ended; return the exit code that this means."""
+    """Wait until a child is ready or has ended; return the exit code for that."""
     asked = False
 
     def ask(*_: object) -> None:
@@ -61,10 +61,10 @@ def _outcome(pid: int, ear: int) -> int:
 
 
 def _leave(mouth: int, log: Path) -> None:
-    """Let go of the terminal, and tell who waits that the fleet is ready."""
+    """Release the terminal, and signal that the fleet is ready."""
     _put(os.open(os.devnull, os.O_WRONLY), 1)
     _put(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), 2)
-    with contextlib.suppress(BrokenPipeError):  # whoever waited was killed: the fleet goes on all the same
+    with contextlib.suppress(BrokenPipeError):  # the waiting process was killed; the fleet goes on
         os.write(mouth, _READY)
     os.close(mouth)
 

@@ -29,9 +29,9 @@ from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.logs import json_line
 from comfy_fleet.tasks import start
 
-_GIVE_UP_AFTER = 3  # crashes in a row before the fleet was ever ready: it won't start by waiting
+_GIVE_UP_AFTER = 3  # crashes in a row before the fleet was ever ready: waiting longer won't help
 _REDIS, _NODES, _PROXY, _API, _DISPATCH = range(5)  # stages; the last is stopped first
-_PARTS = (  # what it is called, its stage, and how it tells that it works
+_PARTS = (  # name, stage, and the line that shows that it works
     ("haproxy", _PROXY, "haproxy ready"),
     ("agent", _PROXY, "agent listens"),
     ("api", _API, "api ready"),
@@ -57,10 +57,10 @@ class Fleet:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self, lock: DataLock) -> None:
-        """Start everything, say where it is, serve until a signal comes, and stop everything.
+        """Start everything, print the address, serve until a signal comes, and stop everything.
 
         Args:
-            lock: Holds the data folder; the note in it gets our address.
+            lock: The data folder's lock; its note gets our address.
 
         Raises:
             Fail: It could not be started.
@@ -105,7 +105,7 @@ class Fleet:
             await self._stop.wait()
         except Fail as error:
             failed = log_fields("fleet", "error", "fleet did not start", reason=error.message)
-            self._log.write(json_line(failed))  # the terminal gets it at the end
+            self._log.write(json_line(failed))  # the terminal shows it at the end
             raise
         finally:
             self._stopping = self._terminal.stopping = True
@@ -120,13 +120,13 @@ class Fleet:
             self._terminal.say(f"stopped; queue and files stay in {self.plan.settings.data}")
 
     def _tell(self, level: str, message: str, **more: object) -> None:
-        """Say something of the fleet as a whole in its log, and on the terminal if it belongs there."""
+        """Log something about the fleet as a whole, and show it on the terminal if it belongs there."""
         fields = log_fields("fleet", level, message, **more)
         self._log.write(json_line(fields))
         self._terminal.echo("fleet", fields)
 
     def _on_signal(self) -> None:
-        if self._stopping:  # asked twice: don't wait for anybody
+        if self._stopping:  # second signal: don't wait
             for child in self._children:
                 child.kill()
         self._stop.set()
@@ -245,7 +245,7 @@ class Fleet:
 
 
 def not_ready(answer: httpx.Response) -> str:
-    """Return why the fleet is not ready, from the API's answer, in a few words."""
+    """Return briefly why the fleet is not ready, from the API's answer."""
     with contextlib.suppress(ValueError, AttributeError, TypeError):
         body = answer.json()
         message = body.get("error", {}).get("message") or body.get("message") or body.get("why")

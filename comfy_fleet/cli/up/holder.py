@@ -1,4 +1,4 @@
-"""The process that holds a data folder, found without ever taking another one for it."""
+"""Finds the process that holds a data folder, and never mistakes another one for it."""
 
 import os
 import select
@@ -12,18 +12,18 @@ from typing import Self
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up.lock import held, lock_path, read_note
 
-_NOTED_S = 2.0  # how long a holder may take to write down who it is
+_NOTED_S = 2.0  # how long a holder may take to write its note
 _LOOK_S = 0.05
 
 
 class FolderHolder:
-    """A process that is known by more than its number, which may belong to another one soon.
+    """A process identified by more than its pid, which may be reused.
 
     Use it as a context manager.
     """
 
     def __init__(self, pid: int) -> None:
-        """Get hold of a process. Raises ProcessLookupError if there is none."""
+        """Open a process. Raises ProcessLookupError if it does not exist."""
         self.pid = pid
         self._fd = os.pidfd_open(pid)
 
@@ -33,7 +33,7 @@ class FolderHolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of it."""
+        """Close it."""
         os.close(self._fd)
 
     def ask_to_end(self) -> None:
@@ -42,7 +42,7 @@ class FolderHolder:
             signal.pidfd_send_signal(self._fd, signal.SIGTERM)
 
     def ended(self, timeout_s: float) -> bool:
-        """Wait for its end; False if the time is over first."""
+        """Wait for its end; False if the time is up first."""
         return bool(select.select([self._fd], [], [], max(0.0, timeout_s))[0])
 
 
@@ -50,7 +50,7 @@ def holder_of(data: Path) -> FolderHolder | None:
     """Return the process that holds a data folder, or None if none does.
 
     Raises:
-        Fail: One does, and it is another user's, or can't be seen from here.
+        Fail: One does, but it is another user's, or is hidden from here.
     """
     deadline = time.monotonic() + _NOTED_S
     while held(data):
@@ -72,7 +72,7 @@ def _noted(data: Path) -> FolderHolder | None:
     if not isinstance(pid, int) or pid <= 0:
         return None
     try:
-        found = FolderHolder(pid)  # first: from here on it is this process, whoever gets its number later
+        found = FolderHolder(pid)  # first: from here on it is this process, even if its pid is reused
     except ProcessLookupError:
         return None
     try:

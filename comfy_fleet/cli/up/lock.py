@@ -1,4 +1,4 @@
-"""One ``fleet up`` per data folder: a lock that dies with its process, and a note of who has it."""
+"""One ``fleet up`` per data folder: a lock that ends with its process, and a note about the holder."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from comfy_fleet.cli.exits import Exit, Fail
 
 MAKE_ROOM = "make room there, or name another folder: --data DIR"
 _MOST = 1024 * 1024
-_KEPT = ("instead", "ports", "node_ports")  # what the next start wants to know of the last one
+_KEPT = ("instead", "ports", "node_ports")  # facts for the next start
 
 
 class DataLock:
@@ -31,7 +31,7 @@ class DataLock:
         """Take the lock.
 
         Raises:
-            Fail: Another process has it, or the folder can't be written.
+            Fail: Another process has it, or the folder can't be written to.
         """
         try:
             private_folder(self.path.parent)
@@ -49,7 +49,7 @@ class DataLock:
                 code=Exit.REFUSED,
             )
         self._file = file
-        # Whoever looks for the holder must find us, never the process that has the last one's number now.
+        # The holder must be found to be us, never a process that has reused the last one's pid.
         last = read_note(self._data)
         try:
             self.note({name: last[name] for name in _KEPT if name in last})
@@ -59,16 +59,16 @@ class DataLock:
         return self
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Write down who holds the folder, for ``fleet down`` and for the next start.
+        """Write the note about the holder, for ``fleet down`` and for the next start.
 
         Raises:
-            Fail: The disk takes no more.
+            Fail: The disk is full.
         """
         if self._file is None:
             raise RuntimeError("the lock is not held")
         text = json.dumps({"pid": os.getpid(), **facts}).encode()
         new = self.path.with_name(f"{self.path.name}.new")
-        try:  # under another name first: who reads meanwhile finds the last note or this one, whole
+        try:  # written under another name first, so that readers always find a complete note
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(text)
             new.replace(self.path)
@@ -80,24 +80,24 @@ class DataLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release it. The note stays: it holds the ports for the next start."""
+        """Release it. The note stays: the next start reads the ports from it."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 def lock_path(data: Path) -> Path:
-    """Return the file whose lock says that a process holds the folder."""
+    """Return the lock file."""
     return data / "run" / "up.lock"
 
 
 def note_path(data: Path) -> Path:
-    """Return the file that says which process that is."""
+    """Return the file of the note."""
     return data / "run" / "up.json"
 
 
 def read_note(data: Path) -> dict[str, Any]:
-    """Return what the folder's last holder wrote, or nothing."""
+    """Return the note of the folder's last holder, or an empty one."""
     try:
         with note_path(data).open("rb") as file:
             value = json.loads(file.read(_MOST))
@@ -107,10 +107,10 @@ def read_note(data: Path) -> dict[str, Any]:
 
 
 def running(data: Path) -> dict[str, Any]:
-    """Return what the fleet that runs on the folder now has noted, or nothing if none does."""
+    """Return the note of the fleet that runs in the folder now, or an empty one if none runs."""
     note = read_note(data)
     pid = note.get("pid")
-    # The lock is looked at last: whoever starts at this moment must not find it held by a question.
+    # The lock is tested last, and briefly: a fleet that starts at this moment must not find it taken.
     return note if isinstance(pid, int) and procfs.alive(pid) and held(data) else {}
 
 

@@ -1,4 +1,4 @@
-"""Ports: draw free ones from the kernel, and tell who holds a taken one."""
+"""Ports: find free ones, and name the process that has a taken one."""
 
 import contextlib
 import ipaddress
@@ -28,7 +28,7 @@ class PortHolder:
 
 
 def asked(host: str) -> str:
-    """Return where this machine reaches what listens on ``host``, which may mean all of its addresses."""
+    """Return the address at which this machine reaches a server on ``host``, which may be a wildcard."""
     if host in ("", "*"):
         return "127.0.0.1"
     try:
@@ -44,7 +44,7 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Return whether a server could listen there now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as sock:
-        # As servers do: a connection in TIME_WAIT does not make a port taken.
+        # As servers do: a connection in TIME_WAIT does not block a port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))
@@ -66,10 +66,10 @@ def unusable(host: str) -> str | None:
 
 
 def require_free(port: int, host: str = "127.0.0.1") -> None:
-    """Make sure that a server could listen there.
+    """Check that a server could listen there.
 
     Raises:
-        Fail: It can't; the message says who does, or what is wrong with the address.
+        Fail: It can't; the message names the listener, or the problem with the address.
     """
     if not is_free(port, host):
         if why := unusable(host):
@@ -82,7 +82,7 @@ def require_free(port: int, host: str = "127.0.0.1") -> None:
 
 
 def no_such_address(host: str, why: str) -> Fail:
-    """Return the failure for an address that nothing on this machine can listen on."""
+    """Return the failure for an address that can't be listened on."""
     return Fail(
         f"address {host} can't be used: {why}",
         hint="name an address of this machine: --host ADDRESS, 0.0.0.0 for all",
@@ -91,7 +91,7 @@ def no_such_address(host: str, why: str) -> Fail:
 
 
 def held_by(port: int) -> str:
-    """Return who listens on a taken port, in words."""
+    """Return the process that listens on a taken port, in words."""
     return str(holder(port) or "a process that this user may not see")
 
 
@@ -105,7 +105,7 @@ def draw(count: int, *, prefer: Iterable[int] = ()) -> list[int]:
     chosen = [port for port in dict.fromkeys(prefer) if is_free(port)][:count]
     with contextlib.ExitStack() as held:
         while len(chosen) < count:
-            sock = held.enter_context(socket.socket())  # held until all are drawn: no port comes twice
+            sock = held.enter_context(socket.socket())  # stays bound, so that no port comes twice
             sock.bind(("127.0.0.1", 0))
             port = int(sock.getsockname()[1])
             if port not in chosen:
@@ -115,31 +115,31 @@ def draw(count: int, *, prefer: Iterable[int] = ()) -> list[int]:
 
 @contextlib.contextmanager
 def kept(chosen: Iterable[int]) -> Iterator[None]:
-    """Keep ports of loopback from programs that let the kernel choose, as long as this lasts.
+    """Reserve loopback ports against programs that let the kernel choose, for the duration of the block.
 
-    A drawn port is anybody's until its server listens, and again whenever that server is started anew. A
-    socket that is bound and does not listen keeps it, and a server may listen beside it on Linux: servers set
-    SO_REUSEADDR. Elsewhere nothing is kept.
+    Until its server listens, and whenever that server restarts, a port could be given to another program. A
+    socket that is bound but does not listen reserves it, and on Linux a server can still listen, because
+    servers set SO_REUSEADDR. On other systems nothing is reserved.
     """
     with contextlib.ExitStack() as sockets:
         for port in chosen if sys.platform == "linux" else ():
             sock = sockets.enter_context(socket.socket())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):  # taken since it was drawn: its server will say so
+            with contextlib.suppress(OSError):  # taken meanwhile: its server will report it
                 sock.bind(("127.0.0.1", port))
         yield
 
 
 @contextlib.contextmanager
 def claimed(port: int) -> Iterator[None]:
-    """Let other fleets that look for a public port know that this one is taken, as long as this lasts.
+    """Claim a public port against other fleets that look for one, for the duration of the block.
 
-    HAProxy listens a second later only, and would share the port with another HAProxy without a word. The
-    claim is a name in the kernel, which ends with this process. Elsewhere than on Linux nothing is claimed.
+    HAProxy listens only a second later, and would silently share the port with another HAProxy. The claim is
+    an abstract socket, which ends with this process. It works only on Linux.
     """
     with socket.socket(socket.AF_UNIX) as sock:
         if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # somebody was quicker: the port was named, then
+            with contextlib.suppress(OSError):  # already claimed; then the port was set explicitly
                 sock.bind(_CLAIM.format(port))
         yield
 
@@ -159,8 +159,8 @@ def is_claimed(port: int) -> bool:
 def draw_block(count: int, *, prefer: int | None = None) -> list[int]:
     """Return ``count`` consecutive ports that are free on loopback now.
 
-    They lie below those that the kernel gives to clients (Linux: from 32768), whose connections stay for a
-    minute after their end and would break every row.
+    They are below those that the kernel gives to clients (Linux: from 32768), whose closed connections block
+    ports for a minute.
 
     Args:
         count: How many.
@@ -180,7 +180,7 @@ def draw_block(count: int, *, prefer: int | None = None) -> list[int]:
 
 
 def holder(port: int, proc: Path = Path("/proc")) -> PortHolder | None:
-    """Return who listens on a TCP port, or None if nobody does or it can't be seen."""
+    """Return the process that listens on a TCP port; None if there is none or it is hidden."""
     pid = procfs.listener(port, proc)
     return None if pid is None else PortHolder(pid=pid, program=_program(procfs.argv(pid, proc)))
 
@@ -189,7 +189,7 @@ def _program(argv: Sequence[str]) -> str:
     if not argv:
         return "a process"
     program = Path(argv[0]).name
-    # "python3" says little: name the script or module that it runs.
+    # "python3" says little: show its script or module.
     if program.startswith("python") and len(argv) > 1:
         script = argv[argv.index("-m") + 1] if "-m" in argv[:-1] else argv[1]
         return f"{program} {Path(script).name}"

@@ -1,4 +1,4 @@
-"""Find HAProxy, and run a Redis of our own."""
+"""Find HAProxy, and run our own Redis."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ def find_haproxy(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnRedis:
-    """A Redis that lives and dies with the fleet, and keeps its data in the fleet's folder.
+    """A Redis that runs with the fleet and keeps its data in the fleet's folder.
 
     Attributes:
         argv: Program and arguments.
@@ -50,7 +50,7 @@ class OwnRedis:
 
     @classmethod
     def plan(cls, data: Path, *, port: int) -> "OwnRedis":
-        """Decide how to run it: on a unix socket where the path is short enough, else on loopback.
+        """Choose how to run it: on a unix socket if the path is short enough, else on loopback.
 
         Args:
             data: The fleet's data folder, absolute.
@@ -62,9 +62,9 @@ class OwnRedis:
         folder = private_folder(data / "redis")
         socket = folder / "redis.sock"
         argv = [program(), "--dir", str(folder), "--daemonize", "no"]
-        # A job that was accepted survives a crash: what Redis answers stands in the append-only file. With
-        # `everysec` it answers before that while the disk is slow (Redis: flushAppendOnlyFile), and a kill -9
-        # loses what it answered. :meth:`sync` is for power cuts.
+        # An accepted job survives a crash: Redis answers after it has written to the append-only file. With
+        # `everysec` and a slow disk it answers earlier (Redis: flushAppendOnlyFile), and a kill -9 loses
+        # those writes. :meth:`sync` is for power cuts.
         argv += ["--appendonly", "yes", "--appendfsync", "no", "--save", ""]
         if len(str(socket).encode()) <= _SOCKET_LIMIT:
             argv += ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
@@ -73,10 +73,10 @@ class OwnRedis:
         return cls(argv=tuple(argv), url=f"redis://127.0.0.1:{port}/0", folder=folder)
 
     async def sync(self, on_error: Callable[[OSError], None]) -> None:
-        """Bring what Redis has written onto the disk, once a second, until canceled.
+        """Sync Redis' files to the disk once a second, until canceled.
 
         Args:
-            on_error: Called when the disk refuses; it is tried again.
+            on_error: Called if that fails; it is tried again.
         """
         while True:
             await asyncio.sleep(_SYNC_S)
@@ -87,7 +87,7 @@ class OwnRedis:
 
 
 def sync_files(folder: Path) -> None:
-    """Bring a Redis' append-only files onto the disk: those of a folder since Redis 7, one file before."""
+    """Sync Redis' append-only files: a folder since Redis 7, one file before."""
     for path in (*folder.glob("appendonlydir/*.aof"), *folder.glob("appendonly.aof")):
         with contextlib.suppress(FileNotFoundError):  # Redis has just rewritten it
             file = os.open(path, os.O_RDONLY)
@@ -101,7 +101,7 @@ async def wait_for_redis(url: str, *, timeout_s: float) -> None:
     """Wait until Redis answers and has loaded its data.
 
     Raises:
-        Fail: It does not within ``timeout_s``, or is too old.
+        Fail: It does not answer within ``timeout_s``, or is too old.
     """
     from redis.asyncio import Redis
     from redis.exceptions import RedisError, ResponseError
@@ -121,7 +121,7 @@ async def wait_for_redis(url: str, *, timeout_s: float) -> None:
                 await asyncio.sleep(0.05)
             else:
                 break
-        with contextlib.suppress(ResponseError):  # an account of its own may not be allowed to ask
+        with contextlib.suppress(ResponseError):  # this Redis user may not be allowed to ask
             told = str((await client.info("server")).get("redis_version", ""))
             if told and tuple(map(int, re.findall(r"\d+", told)[:2])) < OLDEST_REDIS:
                 needed = ".".join(map(str, OLDEST_REDIS))
@@ -134,7 +134,7 @@ async def wait_for_redis(url: str, *, timeout_s: float) -> None:
 
 
 def masked(url: str) -> str:
-    """Return a URL without the password that may be in it."""
+    """Return a URL with its password masked."""
     scheme, separator, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")
     return f"{scheme}{separator}***@{host}" if at and credentials else url

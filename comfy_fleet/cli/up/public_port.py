@@ -1,4 +1,4 @@
-"""Which public port a fleet takes: the one that was named, else the default or the next one that is free."""
+"""Choose the public port: the one that was set, else the default or the next free one."""
 
 import contextlib
 import ipaddress
@@ -11,7 +11,7 @@ from comfy_fleet.cli.up import ports
 from comfy_fleet.domain.nodes.node import Node
 
 USUAL_URL = "http://127.0.0.1:8188"
-_NEXT = 100  # so many ports are looked at before the kernel is asked for one
+_NEXT = 100  # ports to try before the kernel is asked for one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class PublicPort:
 
     Attributes:
         number: The port.
-        why: Why it is not the default, in words; empty if it is, or if it was named.
+        why: Why it is not the default, in words; empty if it is, or if it was set.
     """
 
     number: int
@@ -33,11 +33,11 @@ def choose(
     """Choose the public port.
 
     Args:
-        port: The port that was named, or the default.
+        port: The port that was set, or the default.
         host: Where the fleet listens.
-        named: What named the port, ``--port`` or ``FLEET_PORT``; empty: nothing did, and another will do.
-        nodes: ComfyUIs that run already: theirs is never taken, also while they are away.
-        kept: The port that the last start took instead of the default: clients know it by now.
+        named: What set the port, ``--port`` or ``FLEET_PORT``; empty if nothing did, so that another will do.
+        nodes: ComfyUIs that already run: their ports are never used, even while they are away.
+        kept: The port that the last start used instead of the default: clients know it by now.
 
     Raises:
         Fail: The address can't be used, or the named port is taken.
@@ -60,7 +60,7 @@ def choose(
         return PublicPort(number=kept, why=f"the fleet stays at port {kept}, as at the last start{back}")
     if free:
         return PublicPort(number=port)
-    starts = ports.is_free(port, host)  # and somebody has claimed it
+    starts = ports.is_free(port, host)  # and another process has claimed it
     holder = "a fleet that starts" if starts else ports.held_by(port)
     taken = f"is that of {_words(node)}" if node else f"is taken by {holder}"
     number = next_free(port, host, nodes)
@@ -68,7 +68,7 @@ def choose(
 
 
 def next_free(port: int, host: str, nodes: Sequence[Node] = ()) -> int:
-    """Return the next port above ``port`` that is free and no node's."""
+    """Return the next port above ``port`` that is free and not a node's."""
     above = range(port + 1, min(port + 1 + _NEXT, 65536))
     found = next((number for number in above if _suits(number, host, nodes)), None)
     return ports.draw(1)[0] if found is None else found
@@ -90,7 +90,7 @@ def _in_the_way(node: Node, host: str) -> bool:
         return False  # another machine's
     ours = _addresses(ports.asked(host))
     everywhere = host in ("", "*") or any(address.is_unspecified for address in _addresses(host))
-    # A ComfyUI that listens on all addresses is in the way under whichever name it was given.
+    # A ComfyUI that listens on all addresses blocks the port, under whatever host name.
     return everywhere or bool({*here} & {*ours}) or not ports.is_free(port, host)
 
 

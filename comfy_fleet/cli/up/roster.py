@@ -1,4 +1,4 @@
-"""Keep the nodes of ``fleet up`` in the registry."""
+"""Keep the nodes of ``fleet up`` registered."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ class Roster(Protocol):
     """The part of the node registry that is needed here."""
 
     async def store_id(self) -> str:
-        """Return what tells this store from one that was emptied."""
+        """Return the store's id, which changes if it is emptied."""
 
     async def nodes(self) -> Sequence[Node]:
         """Return all nodes."""
@@ -30,7 +30,7 @@ class Roster(Protocol):
         """Forget a node."""
 
     async def cordon(self, name: str, *, reason: str) -> Node:
-        """Keep new jobs away."""
+        """Stop new jobs."""
 
 
 async def reconcile(
@@ -41,14 +41,14 @@ async def reconcile(
     now: float,
     credentials: Callable[[str], str] = str,
 ) -> None:
-    """Make the registry hold the wanted nodes; nodes that others added stay.
+    """Register the wanted nodes; nodes that others added stay.
 
     Args:
         registry: Where nodes are registered.
         wanted: What this ``fleet up`` serves.
-        joining: Names of nodes that an agent will register, where they are not yet.
-        now: Unix seconds: when nodes that are new were added.
-        credentials: Opens what nodes have sealed: the same password is another text each time.
+        joining: Names of nodes that an agent will register later.
+        now: Unix seconds, as the time when new nodes are added.
+        credentials: Decrypts passwords, to compare them: the same one is encrypted differently each time.
 
     Raises:
         Conflict: A name or URL belongs to a node that somebody else added.
@@ -67,7 +67,7 @@ async def reconcile(
     for node in wanted:
         if node.name not in kept:
             await registry.add(replace(node, added_at=now))
-            if node.name in cordons:  # an operator's word holds for the name, wherever it listens now
+            if node.name in cordons:  # a cordon belongs to the name, wherever the node listens
                 await registry.cordon(node.name, reason=cordons[node.name])
 
 
@@ -85,20 +85,20 @@ async def keep(
     every_s: float = LOOK_EVERY_S,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Put the nodes back whenever the store was emptied; one that an operator removed stays removed.
+    """Register the nodes again whenever the store was emptied; one that an operator removed stays removed.
 
     Args:
         registry: Where nodes are registered; :func:`reconcile` was called already.
         wanted: As for :func:`reconcile`.
         joining: As for :func:`reconcile`.
-        say: Gets a message, and a reason if it is bad news.
+        say: Called with a message, and a reason if it is bad news.
         credentials: As for :func:`reconcile`.
-        every_s: How often the store is looked at.
+        every_s: How often the store is checked.
         clock: Unix seconds.
     """
     known = ""
     while True:
-        with contextlib.suppress(FleetError):  # Redis is away: its own watcher says so
+        with contextlib.suppress(FleetError):  # Redis is away: its own watcher reports that
             found = await registry.store_id()
             if known and found != known:
                 await _put_back(registry, wanted, joining, say, now=clock(), credentials=credentials)
@@ -117,7 +117,7 @@ async def _put_back(
 ) -> None:
     try:
         await reconcile(registry, wanted, joining, now=now, credentials=credentials)
-    except Conflict as error:  # somebody was quicker; trying again would not help
+    except Conflict as error:  # somebody else was faster; a retry would not help
         say("nodes not registered again", str(error))
     else:
         say("the store was emptied: nodes are registered again", "")

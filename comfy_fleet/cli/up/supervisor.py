@@ -19,7 +19,7 @@ from comfy_fleet.logs import json_line
 from comfy_fleet.tasks import start
 
 BACKOFF = Backoff(first_s=0.2, longest_s=10.0)
-_STEADY_S = 20.0  # a child that ran so long starts over at the first pause
+_STEADY_S = 20.0  # after a child has run this long, pauses start over at the first
 _LOUD = ("warning", "error", "critical")
 
 
@@ -30,11 +30,11 @@ class ChildSpec:
     Attributes:
         name: Name of the process and of its log file.
         argv: Program and arguments.
-        env: Variables on top of our own.
+        env: Variables in addition to our own.
         cwd: Folder to run in.
         stop_timeout_s: How long it may take to end before it is killed.
         stage: Stages are stopped from the highest to the lowest.
-        ready: Part of the line by which it tells that it works.
+        ready: Part of the log line that shows that it works.
     """
 
     name: str
@@ -47,14 +47,14 @@ class ChildSpec:
 
 
 class LogTrouble:
-    """Says once that log files can't be written, however many they are, and once that they can again."""
+    """Reports once that log files can't be written, however many there are, and once that they can again."""
 
     def __init__(self, say: Callable[[str, Mapping[str, Any]], None]) -> None:
         self._say = say
         self._failing = False
 
     def of(self, error: OSError | None) -> None:
-        """Take in what happened to a log file; no error: it is written again, and others will be, too."""
+        """Note a log file's error, or None if it can be written again; others can be, too, then."""
         failing = error is not None
         if failing == self._failing:
             return
@@ -69,12 +69,12 @@ class LogTrouble:
 
 
 class Supervised:
-    """One child that is started again whenever it ends by itself.
+    """One child that is restarted whenever it ends on its own.
 
     Attributes:
         spec: What to run.
-        crashes: How often it ended by itself without having run steadily in between.
-        reason: Why it did the last time, in words.
+        crashes: How often it ended on its own without having run steadily in between.
+        reason: Why it ended the last time, in words.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Supervised:
         trouble: LogTrouble | None = None,
         backoff: Backoff = BACKOFF,
     ) -> None:
-        """Describe it; nothing runs before :meth:`start`.
+        """Set up; nothing runs before :meth:`start`.
 
         Args:
             spec: What to run.
             logs: Folder for its log file.
-            echo: Gets the process's name and the fields of every line that it logs.
-            trouble: Told when its log file can't be written.
-            backoff: How long to wait before it is started again.
+            echo: Called with the process's name and the fields of every line that it logs.
+            trouble: Called when its log file can't be written.
+            backoff: Pauses before it is restarted.
         """
         self.spec = spec
         self.crashes = 0
@@ -119,7 +119,7 @@ class Supervised:
         return self._child.pid if self._child.running else None
 
     async def start(self) -> None:
-        """Start it, and start it again whenever it ends.
+        """Start it, and restart it whenever it ends.
 
         Raises:
             ConfigError: The program can't be run.
@@ -171,7 +171,7 @@ class Supervised:
 
 
 async def stop_all(children: Sequence[Supervised]) -> None:
-    """Stop children stage by stage, from the highest to the lowest; those of one stage at once."""
+    """Stop children stage by stage, from the highest to the lowest; all of one stage together."""
     for stage in sorted({child.spec.stage for child in children}, reverse=True):
         await asyncio.gather(*(child.stop() for child in children if child.spec.stage == stage))
 
@@ -182,7 +182,7 @@ def parse_line(process: str, line: str) -> dict[str, Any]:
 
 
 def own_fields(line: str) -> dict[str, Any] | None:
-    """Return the fields of a line that a process of ours logged; None for any other line."""
+    """Return the fields of a line from one of our processes; None for any other line."""
     if line.startswith("{"):
         with contextlib.suppress(ValueError):
             value = orjson.loads(line)

@@ -1,4 +1,4 @@
-"""What ``fleet up`` says on its terminal: where the fleet is, and what its processes have to tell."""
+"""The terminal output of ``fleet up``: the fleet's address, and important log lines of its processes."""
 
 import contextlib
 import os
@@ -23,9 +23,9 @@ from comfy_fleet.cli.up.supervisor import is_loud
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.logs import one_line
 
-_SAY_AGAIN_S = 10.0  # the same line of the same process comes on the terminal this often at most
+_SAY_AGAIN_S = 10.0  # the same line of the same process is shown at most this often
 _SHOWN_FIRST = frozenset({"ts", "level", "process", "logger", "msg", "traceback", "reason"})
-_COLOUR = re.compile("\x1b\\[[0-9;]*m")  # ComfyUI colours its log
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")  # ComfyUI's log has colors
 _PARTS = ("haproxy", "node", "pool")  # fields that name a part of a process
 
 
@@ -33,16 +33,16 @@ class Terminal:
     """The terminal of a running fleet.
 
     Attributes:
-        stopping: Set once the fleet stops: its processes have nothing more to tell.
+        stopping: Set once the fleet stops: then its processes' lines are not shown.
     """
 
     def __init__(self, console: Console, *, verbose: bool, stays: bool = True) -> None:
-        """Begin with a fleet that starts.
+        """Begin with the fleet's start.
 
         Args:
-            console: Shows it.
+            console: The console to print on.
             verbose: Show all log lines.
-            stays: Whether Ctrl-C here will stop the fleet, also once it is ready.
+            stays: Whether Ctrl-C here will stop the fleet even once it is ready.
         """
         self._stays = stays
         self.stopping = False
@@ -53,21 +53,21 @@ class Terminal:
         self._told: dict[tuple[object, ...], float] = {}
 
     def echo(self, process: str, fields: Mapping[str, Any]) -> None:
-        """Show a log line of a process, if it belongs here now."""
+        """Show a process's log line, if it belongs here now."""
         if not (self._verbose or self._matters(process, fields)):
             return
         self._print(line_of(process, fields), markup=False, style="dim")
 
     def status(self, words: str) -> Status:
-        """Show what is being done; nothing of it is written to a file or a pipe, which may take no more."""
+        """Show the current step; never written to files or pipes."""
         return self._progress.status(words)
 
     def say(self, words: str) -> None:
-        """Show words as they are."""
+        """Print a text unchanged."""
         self._print(words, markup=False)
 
     def _print(self, *what: Any, **how: Any) -> None:
-        # A full disk behind a redirected stdout is no reason to end, nor to stop reading what processes say.
+        # A full disk behind a redirected stdout must not end the fleet or stop reading its processes' output.
         with contextlib.suppress(OSError):
             self._console.print(*what, **how)
 
@@ -75,7 +75,7 @@ class Terminal:
         if self.stopping or not is_loud(fields):
             return False
         if not self._ready and fields.get("level") == "warning":
-            return False  # while everything starts, everybody misses somebody
+            return False  # during the start, processes miss each other
         now = time.monotonic()
         key = (process, fields.get("msg"), *(fields.get(part) for part in _PARTS))
         if now - self._told.get(key, float("-inf")) < _SAY_AGAIN_S:
@@ -84,7 +84,7 @@ class Terminal:
         return True
 
     def ready(self, planned: Plan, nodes: Sequence[Node], took_s: float) -> None:
-        """Say that a job could run now, and where."""
+        """Print that the fleet is ready, and its address."""
         self._ready = True
         settings = planned.settings
         shown = self._print
@@ -111,7 +111,7 @@ class Terminal:
             ("logs", f"fleet logs -f{there}"),
             ("stop", f"Ctrl-C, or `fleet down{there}`" if self._stays else f"fleet down{there}"),
         ):
-            if value:  # lines that are copied are never broken
+            if value:  # lines to copy are never broken
                 shown(Text.assemble((f"{name:<6}", "dim"), value))
 
 
@@ -119,10 +119,10 @@ def line_of(process: str, fields: Mapping[str, Any], *, dated: bool = False) -> 
     """Return a log line for people: ``15:04:05 error api: ended by itself: REASON again_in_s=0.2``.
 
     Args:
-        process: Who says it.
-        fields: What it says.
-        dated: Whether the day stands before the time, for lines of other days; nothing does then before a
-            line that tells no time.
+        process: The process.
+        fields: The line's fields.
+        dated: Whether to show the day before the time, for lines of other days; then a line without a time
+            gets none.
     """
     when = None if dated else datetime.now().astimezone()
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -135,15 +135,15 @@ def line_of(process: str, fields: Mapping[str, Any], *, dated: bool = False) -> 
 
 
 def trace_of(fields: Mapping[str, Any]) -> Sequence[str]:
-    """Return the lines of a traceback that a log line carries."""
+    """Return the lines of a log line's traceback."""
     trace = fields.get("traceback")
     return [f"    {one_line(line)}" for line in trace.split("\n")] if isinstance(trace, str) else []
 
 
 def example(planned: Plan) -> str:
-    """Return a command line that works when it is pasted into another terminal of this machine.
+    """Return a command line that can be pasted into another terminal of this machine.
 
-    A key is read from its file there: none is ever shown.
+    It reads a key from its file: no key is ever shown.
     """
     settings = planned.settings
     line = f'fleet submit {settings.default_workflow} -p prompt="a red fox" --wait'
