@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Self
 from uuid import uuid4
 
-from redis.asyncio import Redis
-
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.comfyui.answer_limits import AnswerLimits
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.redis.assets import RedisAssets
-from comfy_fleet.adapters.redis.client import ServerClock, connect, subscriber
+from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.inventories import RedisInventories
@@ -21,7 +19,7 @@ from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.pools import RedisPools
 from comfy_fleet.adapters.redis.runs import RedisRunStore
-from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.ports.telemetry import Telemetry
@@ -33,7 +31,7 @@ from comfy_fleet.settings import Settings
 class Stores:
     """All stores in Redis."""
 
-    redis: Redis
+    redis: FleetRedis
     events: RedisEvents
     jobs: RedisJobStore
     runs: RedisRunStore
@@ -50,8 +48,13 @@ class Stores:
 @asynccontextmanager
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     """Connect to Redis; connections are opened on first use and replaced when they break."""
-    redis = connect(settings.redis_url, connections=settings.redis_connections, wait_s=settings.redis_wait_s)
-    listening = subscriber(settings.redis_url)
+    redis = connect(
+        settings.redis_url,
+        namespace=settings.namespace,
+        connections=settings.redis_connections,
+        wait_s=settings.redis_wait_s,
+    )
+    listening = subscriber(settings.redis_url, namespace=settings.namespace)
     events = RedisEvents(listening)
     try:
         yield Stores(
@@ -82,7 +85,7 @@ async def check_schema(stores: Stores) -> None:
 @asynccontextmanager
 async def open_beats(settings: Settings) -> AsyncIterator[RedisRunStore]:
     """Open a second connection to Redis, for the renewal of leases: it must never wait behind other work."""
-    redis = connect(settings.redis_url, connections=2)
+    redis = connect(settings.redis_url, namespace=settings.namespace, connections=2)
     try:
         yield RedisRunStore(redis)
     finally:
@@ -100,11 +103,6 @@ def open_nodes(settings: Settings, stores: Stores) -> NodeClient:
 
 def open_assets(settings: Settings, stores: Stores) -> RedisAssets:
     """Return the asset store, whose bytes are in this fleet's data folder."""
-    clock = ServerClock(stores.redis)
-
-    async def server_time() -> float:
-        with store_errors():
-            return await clock()
 
     def new_id() -> str:
         return str(uuid4())
@@ -112,7 +110,7 @@ def open_assets(settings: Settings, stores: Stores) -> RedisAssets:
     return RedisAssets(
         stores.redis,
         DiskBlobs(settings.files_dir, new_id=new_id, disk=open_disk(settings)),
-        clock=server_time,
+        clock=ServerClock(stores.redis),
         new_id=new_id,
         retention_s=settings.upload_retention_s,
         grace_s=settings.blob_grace_s,

@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
 from comfy_fleet.domain.nodes import former_pools
 from comfy_fleet.domain.nodes.pool import Pool, PoolDefaults
 
@@ -83,6 +84,11 @@ class Settings(BaseSettings):
     _former: Mapping[str, Pool] = PrivateAttr(default_factory=dict)
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey, with AOF switched on.")
+    namespace: str = Field(
+        DEFAULT_NAMESPACE,
+        description="Begins every key and channel in Redis, and is the name of RQ's queue: fleets that share "
+        "a Redis need one each. a-z, 0-9, `_` and `-`, at most 32.",
+    )
     redis_connections: Count = Field(
         128, ge=4, description="Connections to Redis that each process may use; further calls wait for one."
     )
@@ -351,6 +357,15 @@ class Settings(BaseSettings):
         if parts.scheme not in ("redis", "rediss", "unix") or not found or port == 0:
             raise ValueError(example)
         return value
+
+    @field_validator("namespace")
+    @classmethod
+    def _check_namespace(cls, value: str) -> str:
+        """Refuse what is not safe in keys, or somebody else's."""
+        try:
+            return check_namespace(value)
+        except BadInput as error:
+            raise ValueError(error.message) from error
 
     @field_validator("public_url")
     @classmethod

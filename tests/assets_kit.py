@@ -4,10 +4,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from uuid import uuid4
 
-from redis.asyncio import Redis
-
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.assets import RedisAssets
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.ports.assets import AssetStore
@@ -22,7 +21,7 @@ async def fixed_clock() -> float:
 
 
 def assets_on(
-    redis: Redis,
+    redis: FleetRedis,
     root: Path,
     *,
     clock: Callable[[], Awaitable[float]] = fixed_clock,
@@ -35,7 +34,7 @@ def assets_on(
     return RedisAssets(redis, blobs, clock=clock, new_id=new_id, retention_s=retention_s, grace_s=grace_s)
 
 
-async def begun(redis: Redis, job: str) -> dict[str, str]:
+async def begun(redis: FleetRedis, job: str) -> dict[str, str]:
     """Let a run have a job; returns what its writes have to show."""
     await redis.hset(f"fleet:run:run-of-{job}", mapping={"job": job, "token": "t"})
     return {"run": f"run-of-{job}", "token": "t"}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import redis as sync_redis
-from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.client import FleetRedis, connect
 from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.domain.jobs.run import Run
@@ -98,9 +98,9 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture
-async def redis(redis_port: int) -> AsyncIterator[Redis]:
+async def redis(redis_port: int) -> AsyncIterator[FleetRedis]:
     """A client on an empty database."""
-    client = Redis(port=redis_port)
+    client = connect(f"redis://127.0.0.1:{redis_port}/0")
     await client.flushall()
     yield client
     await client.aclose()

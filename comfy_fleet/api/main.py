@@ -20,7 +20,6 @@ from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
-from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
     Observers,
@@ -121,9 +120,8 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
 def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:
     async def redis() -> str | None:
         try:
-            with store_errors():
-                # A write that changes nothing: a full server, or a replica, would still answer a ping.
-                await stores.redis.set("fleet:ready", "1", xx=True)
+            # A write that changes nothing: a full server, or a replica, would still answer a ping.
+            await stores.redis.set(stores.redis.keyspace.ready, "1", xx=True)
         except StoreRefuses as error:
             return f"answers, but takes nothing: {error.message[:200]}"
         return None

@@ -1,5 +1,6 @@
 """The checks of ``fleet doctor``. Every check returns a finding; none raises."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -22,7 +23,7 @@ from comfy_fleet.cli.up import ports, public_port
 from comfy_fleet.cli.up.lock import held
 from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, OLDEST_REDIS, find_haproxy, masked
 from comfy_fleet.domain.disk_room import size_text
-from comfy_fleet.domain.errors import FleetError, NoRoom
+from comfy_fleet.domain.errors import FleetError, NoRoom, StoreDown
 from comfy_fleet.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
@@ -162,32 +163,32 @@ def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
         settings: The settings.
         asked: Whether the operator named it; else it matters only if it is there.
     """
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
     place = masked(settings.redis_url)
-    client = redis.Redis.from_url(
-        settings.redis_url, socket_connect_timeout=2, socket_timeout=2, retry=Retry(NoBackoff(), 0)
-    )
     try:
-        with contextlib.closing(client):
-            info: dict[Any, Any] = dict(client.info())
-            with contextlib.suppress(redis.ResponseError):  # a hosted one may keep it to itself
-                info |= client.config_get("appendfsync")
-    except redis.RedisError as error:
+        info = asyncio.run(_redis_info(settings.redis_url))
+    except StoreDown as error:
         if asked:
             return [
                 _fail(
                     "Redis server",
-                    f"{place} does not answer: {error}",
+                    f"{place}: {error}",
                     "start it, or correct FLEET_REDIS_URL",
                 )
             ]
         return [
             _ok("Redis server", f"none at {place}: `fleet up` runs its own, with the append-only file on")
         ]
-    return redis_state({str(name): str(value) for name, value in dict(info).items()}, place)
+    return redis_state(info, place)
+
+
+async def _redis_info(url: str) -> dict[str, str]:
+    from comfy_fleet.adapters.redis.client import connect_once
+
+    async with connect_once(url) as client:
+        info: dict[Any, Any] = dict(await client.info())
+        with contextlib.suppress(StoreDown):  # a hosted one may keep it to itself
+            info |= await client.config_get("appendfsync")
+    return {str(name): str(value) for name, value in info.items()}
 
 
 def redis_state(info: dict[str, str], place: str) -> list[Finding]:

@@ -117,13 +117,14 @@ async def _dispatch(settings: "Settings", name: str | None) -> str | None:
 
     from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
     from comfy_fleet.bootstrap import open_stores
+    from comfy_fleet.domain.errors import StoreDown
     from comfy_fleet.timeouts import Timeout
 
     async with open_stores(settings) as stores:
         try:
             async with Timeout(_PATIENCE_S * 0.6):
                 alive = await live_dispatchers(stores.redis)
-        except Exception as error:  # noqa: BLE001 - Redis's client may raise anything
+        except (StoreDown, TimeoutError) as error:
             # Its runs go on without Redis for a while, and restarting it would not bring Redis back.
             typer.echo(f"unknown: Redis does not answer ({str(error) or type(error).__name__})", err=True)
             return None

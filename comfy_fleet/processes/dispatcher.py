@@ -18,7 +18,6 @@ import uvloop
 from prometheus_client import Gauge
 
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
-from comfy_fleet.adapters.redis.events import WAKE
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
@@ -142,7 +141,7 @@ async def open_dispatcher(
         return plain
 
     async def wakes() -> AsyncIterator[str]:
-        async with stores.events.channel(WAKE) as queue:
+        async with stores.events.wakes() as queue:
             while True:
                 yield (await queue.get()).decode()
 

@@ -1,16 +1,21 @@
 """A store that answers and takes nothing: every face says so, nothing is lost, and all goes on afterwards."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
-from comfy_fleet.adapters.redis.scripts import store_errors
-from comfy_fleet.domain.errors import StoreRefuses
+from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect_once
+from comfy_fleet.adapters.redis.rq_worker import live_dispatchers
+from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.domain.errors import StoreDown, StoreRefuses
+from tests.conftest import free_port
 from tests.factories import picture
 from tests.integration.api_kit import Api, code, running, upload
+from tests.stream_server import StreamServer
 
 Change = Callable[[Any], Awaitable[object]]
 REFUSING: dict[str, tuple[Change, Change]] = {
@@ -24,14 +29,14 @@ REFUSING: dict[str, tuple[Change, Change]] = {
 
 
 @pytest.fixture
-async def api(redis: Redis, redis_port: int, tmp_path: Path) -> AsyncIterator[Api]:
+async def api(redis: FleetRedis, redis_port: int, tmp_path: Path) -> AsyncIterator[Api]:
     async with running(redis_port, tmp_path) as made:
         await made.add_node()
         yield made
 
 
 @pytest.mark.parametrize("state", REFUSING)
-async def test_every_write_says_that_the_store_takes_nothing(api: Api, redis: Redis, state: str) -> None:
+async def test_every_write_says_that_the_store_takes_nothing(api: Api, redis: FleetRedis, state: str) -> None:
     job = (await api.submit(picture(1)))["id"]
     asset = (await upload(api, b"bytes")).json()
     begin, end = REFUSING[state]
@@ -73,20 +78,72 @@ async def test_every_write_says_that_the_store_takes_nothing(api: Api, redis: Re
     assert (await api.client.get(f"/api/v2/jobs/{job}")).json()["status"] == kept
 
 
+async def heard(pubsub: Any) -> object:
+    await pubsub.subscribe("x")
+    return await pubsub.get_message(timeout=5)
+
+
 @pytest.mark.parametrize(
-    "said",
+    ("said", "kind"),
     [
-        "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
-        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
-        "NOREPLICAS Not enough good replicas to write.",
-        "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
-        "OOM command not allowed when used memory > 'maxmemory'. script: abc, on @user_script:17.",
-        "READONLY You can't write against a read only replica. script: abc, on @user_script:9.",
-        "LOADING Redis is loading the dataset in memory",
+        ("MISCONF Redis is configured to save RDB snapshots, but it's unable to persist.", StoreRefuses),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", StoreRefuses),
+        ("NOREPLICAS Not enough good replicas to write.", StoreRefuses),
+        ("BUSY Redis is busy running a script. You can only call SCRIPT KILL.", StoreRefuses),
+        (
+            "OOM command not allowed when used memory > 'maxmemory'. script: abc.",
+            StoreRefuses,
+        ),
+        (
+            "READONLY You can't write against a read only replica. script: abc.",
+            StoreRefuses,
+        ),
+        ("LOADING Redis is loading the dataset in memory", StoreRefuses),
+        ("NOPERM this user has no permissions to run the 'publish' command", StoreRefuses),
+        ("ERR unknown command 'evalsha'", StoreRefuses),
+        ("NOAUTH Authentication required.", StoreDown),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", WrongType),
+        (
+            "ERR wrong number of arguments for 'get' command",
+            ResponseError,
+        ),  # a mistake of ours
     ],
 )
-async def test_every_refusal_of_the_server_is_known(said: str) -> None:
-    from redis._parsers.base import BaseParser
+async def test_every_answer_of_the_server_is_known_wherever_it_comes(
+    said: str, kind: type[Exception]
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):  # each command ends up in one read: they follow an answer
+            writer.write(f"-{said}\r\n".encode() * data.count(b"*"))
 
-    with pytest.raises(StoreRefuses), store_errors():
-        raise BaseParser.parse_error(said)  # type: ignore[no-untyped-call]
+    async with StreamServer(answer) as server, connect_once(f"redis://127.0.0.1:{server.port}/0") as client:
+        with pytest.raises(kind):
+            await client.get("x")
+        with pytest.raises(kind):
+            await Scripts(client).call("store_id", candidate="x")
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.get("x")
+            pipe.get("y")
+            with pytest.raises(kind):
+                await pipe.execute()
+        pubsub = client.pubsub()
+        with pytest.raises(kind):
+            await heard(pubsub)
+        await pubsub.aclose()  # type: ignore[no-untyped-call]  # the library left it untyped
+
+
+async def test_no_answer_is_known_wherever_it_was_waited_for() -> None:
+    client = connect_once(f"redis://127.0.0.1:{free_port()}/0")
+    with pytest.raises(StoreDown):
+        await client.get("x")
+    async with client.pipeline() as pipe:
+        pipe.get("x")
+        with pytest.raises(StoreDown):
+            await pipe.execute()
+    with pytest.raises(StoreDown):
+        await client.pubsub().subscribe("x")
+    with pytest.raises(StoreDown):
+        await live_dispatchers(client)
+    with pytest.raises(StoreDown):
+        await ServerClock(client)()
+    await client.aclose()

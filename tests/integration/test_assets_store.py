@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 from blake3 import blake3
-from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.assets import RedisAssets
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.domain.errors import (
     AssetInUse,
     BlobNotFound,
@@ -38,7 +38,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(redis: Redis, tmp_path: Path, clock: Clock) -> RedisAssets:
+def store(redis: FleetRedis, tmp_path: Path, clock: Clock) -> RedisAssets:
     return assets_on(redis, tmp_path, clock=clock)
 
 
@@ -98,14 +98,14 @@ async def test_same_bytes_are_one_file_and_two_records(store: RedisAssets, tmp_p
         await store.delete(owner="ann", asset_id=two.id)
 
 
-async def test_wrong_hash_keeps_nothing(store: RedisAssets, tmp_path: Path, redis: Redis) -> None:
+async def test_wrong_hash_keeps_nothing(store: RedisAssets, tmp_path: Path, redis: FleetRedis) -> None:
     with pytest.raises(HashMismatch):
         await put(store, b"x", expected_hash="blake3:" + "0" * 64)
     assert files(tmp_path) == []
     assert await redis.keys("*") == []
 
 
-async def test_broken_upload_keeps_nothing(store: RedisAssets, tmp_path: Path, redis: Redis) -> None:
+async def test_broken_upload_keeps_nothing(store: RedisAssets, tmp_path: Path, redis: FleetRedis) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x" * 2_000_000
         raise ConnectionResetError
@@ -117,7 +117,7 @@ async def test_broken_upload_keeps_nothing(store: RedisAssets, tmp_path: Path, r
 
 
 async def test_an_upload_is_on_the_disk_before_it_has_a_record_and_an_output_is_not_waited_for(
-    store: RedisAssets, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[object] = []
 
@@ -162,7 +162,9 @@ async def test_from_hash_extends_retention_and_never_shortens(store: RedisAssets
     assert await store.get(asset.id) is None
 
 
-async def test_an_upload_without_an_end_gets_the_fleets(redis: Redis, tmp_path: Path, clock: Clock) -> None:
+async def test_an_upload_without_an_end_gets_the_fleets(
+    redis: FleetRedis, tmp_path: Path, clock: Clock
+) -> None:
     store = assets_on(redis, tmp_path, clock=clock, retention_s=1000)
     ours, _ = await put(store, b"x")
     theirs, _ = await put(store, b"y", name="b.png", expires_in_s=100)
@@ -183,7 +185,7 @@ async def test_an_upload_without_an_end_gets_the_fleets(redis: Redis, tmp_path: 
 
 
 async def test_asking_for_the_bytes_again_makes_a_clients_end_the_fleets(
-    redis: Redis, tmp_path: Path, clock: Clock
+    redis: FleetRedis, tmp_path: Path, clock: Clock
 ) -> None:
     store = assets_on(redis, tmp_path, clock=clock, retention_s=1000)
     asset, _ = await put(store, b"x", expires_in_s=100)
@@ -213,7 +215,7 @@ async def test_newest_upload_of_a_name_wins(store: RedisAssets, clock: Clock) ->
     ],
 )
 async def test_an_upload_is_found_under_every_spelling_of_its_name(
-    store: RedisAssets, redis: Redis, clock: Clock, uploaded: str, asked: str
+    store: RedisAssets, redis: FleetRedis, clock: Clock, uploaded: str, asked: str
 ) -> None:
     asset, _ = await put(store, b"x", name=uploaded)
     assert await store.by_path(owner="ann", file_path=asked) == asset
@@ -229,7 +231,7 @@ async def test_an_upload_is_found_under_every_spelling_of_its_name(
 
 
 async def add(
-    redis: Redis, store: RedisAssets, job: str, data: bytes, name: str = "o.png", owner: str = "ann"
+    redis: FleetRedis, store: RedisAssets, job: str, data: bytes, name: str = "o.png", owner: str = "ann"
 ) -> Asset:
     return await store.add_output(
         owner=owner,
@@ -243,7 +245,7 @@ async def add(
 
 
 async def test_equal_outputs_of_one_job_are_one_file(
-    store: RedisAssets, redis: Redis, tmp_path: Path
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path
 ) -> None:
     one = await add(redis, store, JOB, b"x")
     again = await add(redis, store, JOB, b"x")
@@ -258,7 +260,7 @@ async def test_equal_outputs_of_one_job_are_one_file(
 
 @pytest.mark.parametrize("why", ["taken over", "given back", "another run's", "over"])
 async def test_an_output_that_comes_late_is_not_added_to_a_job_that_another_run_has(
-    store: RedisAssets, redis: Redis, tmp_path: Path, why: str
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, why: str
 ) -> None:
     """Whoever lost the run may store its last output long after."""
     first = await begun(redis, JOB)
@@ -292,7 +294,7 @@ async def test_an_output_that_comes_late_is_not_added_to_a_job_that_another_run_
 
 
 async def test_from_hash_over_an_output_outlives_the_job(
-    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, clock: Clock
 ) -> None:
     output = await add(redis, store, JOB, b"x")
     kept, fresh = await store.from_hash(owner="ann", hash_=output.hash, file_path="mine.png")
@@ -305,12 +307,12 @@ async def test_from_hash_over_an_output_outlives_the_job(
     assert files(tmp_path) == [Path(kept.path)]
 
 
-async def test_a_job_id_is_never_a_path(store: RedisAssets, redis: Redis) -> None:
+async def test_a_job_id_is_never_a_path(store: RedisAssets, redis: FleetRedis) -> None:
     with pytest.raises(NotFound):
         await add(redis, store, "../../etc", b"x")
 
 
-async def test_what_a_live_job_needs_stays(store: RedisAssets, redis: Redis) -> None:
+async def test_what_a_live_job_needs_stays(store: RedisAssets, redis: FleetRedis) -> None:
     asset, _ = await put(store, b"x")
     await store.hold(owner="ann", asset_ids=[asset.id], job_id=JOB)
     with pytest.raises(AssetInUse):  # the job is about to be written
@@ -322,7 +324,7 @@ async def test_what_a_live_job_needs_stays(store: RedisAssets, redis: Redis) -> 
     await store.delete(owner="ann", asset_id=asset.id)
 
 
-async def test_released_and_forgotten_holds_count_for_nothing(store: RedisAssets, redis: Redis) -> None:
+async def test_released_and_forgotten_holds_count_for_nothing(store: RedisAssets, redis: FleetRedis) -> None:
     asset, _ = await put(store, b"x")
     other, _ = await put(store, b"y")
     await store.hold(owner="ann", asset_ids=[asset.id, other.id], job_id=JOB)
@@ -332,7 +334,7 @@ async def test_released_and_forgotten_holds_count_for_nothing(store: RedisAssets
     await store.delete(owner="ann", asset_id=other.id)
 
 
-async def test_what_is_no_job_holds_no_asset(store: RedisAssets, redis: Redis) -> None:
+async def test_what_is_no_job_holds_no_asset(store: RedisAssets, redis: FleetRedis) -> None:
     asset, _ = await put(store, b"x")
     await store.hold(owner="ann", asset_ids=[asset.id], job_id=JOB)
     await redis.set(f"fleet:job:{JOB}", "somebody's own")
@@ -349,7 +351,7 @@ async def test_hold_is_all_or_nothing(store: RedisAssets) -> None:
     await store.delete(owner="ann", asset_id=mine.id)
 
 
-async def test_outputs_of_a_live_job_stay(store: RedisAssets, redis: Redis) -> None:
+async def test_outputs_of_a_live_job_stay(store: RedisAssets, redis: FleetRedis) -> None:
     output = await add(redis, store, JOB, b"x")
     await redis.hset(f"fleet:job:{JOB}", "status", "running")
     with pytest.raises(AssetInUse):
@@ -358,7 +360,9 @@ async def test_outputs_of_a_live_job_stay(store: RedisAssets, redis: Redis) -> N
     await store.delete(owner="ann", asset_id=output.id)
 
 
-async def test_an_output_that_another_job_needs_delays_forgetting(store: RedisAssets, redis: Redis) -> None:
+async def test_an_output_that_another_job_needs_delays_forgetting(
+    store: RedisAssets, redis: FleetRedis
+) -> None:
     output, other = await add(redis, store, JOB, b"x"), str(uuid4())
     await store.hold(owner="ann", asset_ids=[output.id], job_id=other)
     await redis.hset(f"fleet:job:{other}", "status", "queued")

@@ -13,10 +13,10 @@ from uuid import uuid4
 
 import pytest
 from blake3 import blake3
-from redis.asyncio import Redis
 
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.assets import RedisAssets
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.scripts import SCHEMA
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom, Outdated, StoreDown
@@ -45,7 +45,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(redis: Redis, tmp_path: Path, clock: Clock) -> RedisAssets:
+def store(redis: FleetRedis, tmp_path: Path, clock: Clock) -> RedisAssets:
     return assets_on(redis, tmp_path, clock=clock, grace_s=6 * HOUR)
 
 
@@ -58,7 +58,9 @@ async def put(store: RedisAssets, data: bytes, owner: str = "ann") -> Asset:
     return asset
 
 
-async def output(redis: Redis, store: RedisAssets, data: bytes, name: str = "o.png", job: str = JOB) -> Asset:
+async def output(
+    redis: FleetRedis, store: RedisAssets, data: bytes, name: str = "o.png", job: str = JOB
+) -> Asset:
     return await store.add_output(
         owner="ann",
         job_id=job,
@@ -80,14 +82,14 @@ def aged(root: Path) -> None:
         os.utime(root / name, (1e9, 1e9))
 
 
-async def swept(store: RedisAssets, redis: Redis) -> None:
+async def swept(store: RedisAssets, redis: FleetRedis) -> None:
     """Sweep, and look at all files."""
     await redis.delete("fleet:blob:walked")
     await store.sweep()
 
 
 async def test_bytes_go_some_hours_after_their_last_record(
-    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, clock: Clock
 ) -> None:
     one, two = await put(store, b"x"), await put(store, b"x", owner="bob")
     made = await output(redis, store, b"o")
@@ -121,7 +123,7 @@ async def test_bytes_that_are_wanted_again_meanwhile_stay(
 
 
 async def test_deleting_makes_room_on_a_full_disk(
-    redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    redis: FleetRedis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk(tmp_path, floor_bytes=0)
     store = assets_on(redis, tmp_path, clock=clock, grace_s=6 * HOUR, disk=disk)
@@ -148,7 +150,7 @@ async def test_broken_bytes_are_mended_by_the_next_upload_of_them(store: RedisAs
 @pytest.mark.parametrize("kind", ["upload", "output"])
 async def test_a_process_that_dies_between_bytes_and_record_leaves_what_the_sweep_finds(
     store: RedisAssets,
-    redis: Redis,
+    redis: FleetRedis,
     tmp_path: Path,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
@@ -178,7 +180,7 @@ async def test_a_process_that_dies_between_bytes_and_record_leaves_what_the_swee
     assert files(tmp_path) == [kept.path]
 
 
-async def test_half_written_files_go(store: RedisAssets, redis: Redis, tmp_path: Path) -> None:
+async def test_half_written_files_go(store: RedisAssets, redis: FleetRedis, tmp_path: Path) -> None:
     (tmp_path / "tmp" / "half").write_bytes(b"x")
     await store.sweep()
     assert files(tmp_path) == ["tmp/half"]
@@ -188,7 +190,7 @@ async def test_half_written_files_go(store: RedisAssets, redis: Redis, tmp_path:
 
 
 async def test_a_sweeper_that_dies_is_followed_by_the_next_one(
-    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = await put(store, b"one"), await put(store, b"two")
     for asset in (one, two):
@@ -213,7 +215,7 @@ async def test_a_sweeper_that_dies_is_followed_by_the_next_one(
 
 
 async def test_a_file_that_can_not_be_deleted_holds_up_no_other(
-    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assets = [await put(store, str(number).encode()) for number in range(3)]
     for asset in assets:
@@ -236,12 +238,12 @@ async def test_a_file_that_can_not_be_deleted_holds_up_no_other(
 
 @pytest.mark.parametrize("kind", ["upload", "output"])
 async def test_a_record_whose_answer_got_lost_keeps_its_bytes(
-    store: RedisAssets, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     real = store._scripts.begin
 
-    async def lost(name: str, *args: Any) -> Any:
-        await real(name, *args)
+    async def lost(script: str, **args: Any) -> Any:
+        await real(script, **args)
         raise StoreDown("no answer", retry_after_s=1)
 
     async def once() -> Asset:
@@ -266,7 +268,7 @@ async def test_a_record_whose_answer_got_lost_keeps_its_bytes(
 
 
 async def test_an_older_process_deletes_nothing_and_takes_no_uploads(
-    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, clock: Clock
 ) -> None:
     kept, gone = await put(store, b"kept"), await put(store, b"gone")
     await store.delete(owner="ann", asset_id=gone.id)
@@ -285,7 +287,7 @@ async def test_an_older_process_deletes_nothing_and_takes_no_uploads(
     assert files(tmp_path) == sorted([gone.path, kept.path, made.path])
 
 
-def _steps(store: RedisAssets, redis: Redis, held: list[Asset], rng: random.Random) -> Sequence[Any]:
+def _steps(store: RedisAssets, redis: FleetRedis, held: list[Asset], rng: random.Random) -> Sequence[Any]:
     async def add() -> None:
         held.append(await put(store, b"same", owner=rng.choice(["ann", "bob"])))
 
@@ -311,7 +313,7 @@ def _steps(store: RedisAssets, redis: Redis, held: list[Asset], rng: random.Rand
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_order_of_steps_loses_bytes_that_have_a_record(
-    redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int
+    redis: FleetRedis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Several processes put, drop and sweep the same bytes; every pause is a chance for the others."""
     real, rng = DiskBlobs.delete, random.Random(seed)
@@ -370,7 +372,7 @@ async def _earlier(client: Any, root: Path, asset_id: str, data: bytes, job: str
 
 
 async def test_files_of_an_earlier_version_stay_where_they_are_and_go_with_their_records(
-    store: RedisAssets, redis: Redis, tmp_path: Path, clock: Clock
+    store: RedisAssets, redis: FleetRedis, tmp_path: Path, clock: Clock
 ) -> None:
     upload_id, output_id = new_id(), new_id()
     uploaded = await _earlier(redis, tmp_path, upload_id, b"upload")
@@ -438,7 +440,7 @@ async def test_a_range_of_a_large_file(tmp_path: Path) -> None:
 
 
 async def test_bytes_that_were_found_as_strays_too_are_not_used_again_while_they_are_deleted(
-    redis: Redis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    redis: FleetRedis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A blob may wait for the sweep twice: for its last record, and because a walk found it without one."""
     store = assets_on(redis, tmp_path, clock=clock, grace_s=6 * HOUR)
@@ -465,7 +467,7 @@ async def test_bytes_that_were_found_as_strays_too_are_not_used_again_while_they
 
 
 async def test_without_any_grace_bytes_that_are_about_to_get_their_record_stay(
-    redis: Redis, tmp_path: Path, clock: Clock
+    redis: FleetRedis, tmp_path: Path, clock: Clock
 ) -> None:
     """How old a file is the file server's clock says, or a client that sent its last bytes an hour late."""
     store = assets_on(redis, tmp_path, clock=clock, grace_s=0)

@@ -11,8 +11,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom, NotFound
 from comfy_fleet.domain.graphs.graph import asset_reference
@@ -27,7 +27,7 @@ NEVER = 10**18  # a floor that no disk reaches
 
 
 @pytest.fixture(autouse=True)
-def clean(redis: Redis) -> None:
+def clean(redis: FleetRedis) -> None:
     """Every test begins with an empty database."""
 
 
@@ -180,7 +180,7 @@ JOBS = [
 @pytest.mark.parametrize(("path", "body"), JOBS)
 @pytest.mark.parametrize("trouble", ["disk", "no node", "no workflow", "Redis takes nothing"])
 async def test_what_was_accepted_is_answered_again_whatever_keeps_new_jobs_out(
-    redis: Redis,
+    redis: FleetRedis,
     redis_port: int,
     tmp_path: Path,
     quota: Quota,
@@ -251,7 +251,7 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [200_000, 3_000_000], ids=["one write", "several writes"])
-async def test_a_write_that_fails_leaves_nothing_behind(redis: Redis, tmp_path: Path, size: int) -> None:
+async def test_a_write_that_fails_leaves_nothing_behind(redis: FleetRedis, tmp_path: Path, size: int) -> None:
     disk = Disk(tmp_path, floor_bytes=0)
     store = assets_on(redis, tmp_path, disk=disk)
 
@@ -301,7 +301,7 @@ async def test_an_input_that_the_disk_does_not_give_is_no_fault_of_the_node(redi
         assert gone.error is not None and gone.error.code == "missing_asset"
 
 
-async def test_an_upload_ends_where_it_would_pass_the_floor(redis: Redis, tmp_path: Path) -> None:
+async def test_an_upload_ends_where_it_would_pass_the_floor(redis: FleetRedis, tmp_path: Path) -> None:
     free = Disk(tmp_path).room().free_bytes
     disk = Disk(tmp_path, floor_bytes=free - 64 * 2**20)  # others may write here meanwhile
     store = assets_on(redis, tmp_path, disk=disk)

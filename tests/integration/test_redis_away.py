@@ -4,10 +4,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
+from comfy_fleet.adapters.redis.client import FleetRedis, connect_once
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
@@ -52,13 +50,13 @@ CALLS: list[Callable[[RedisJobStore, RedisRunStore, RedisNodeRegistry, RedisRepl
 
 
 @pytest.fixture
-async def nowhere() -> AsyncIterator[Redis]:
-    client = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+async def nowhere() -> AsyncIterator[FleetRedis]:
+    client = connect_once(f"redis://127.0.0.1:{free_port()}/0")
     yield client
     await client.aclose()
 
 
-async def test_every_call_says_that_the_store_is_down(nowhere: Redis) -> None:
+async def test_every_call_says_that_the_store_is_down(nowhere: FleetRedis) -> None:
     stores = (
         RedisJobStore(nowhere, ageing_s=1),
         RedisRunStore(nowhere),
@@ -104,7 +102,7 @@ async def test_a_server_that_may_not_write_is_down_for_writers(stores: Stores) -
 
 @pytest.mark.parametrize("trouble", ["full", "a replica", "too few replicas"])
 async def test_ready_says_that_redis_answers_and_takes_nothing(
-    redis_port: int, redis: Redis, tmp_path: Path, trouble: str
+    redis_port: int, redis: FleetRedis, tmp_path: Path, trouble: str
 ) -> None:
     async with running(redis_port, tmp_path) as api:
 

@@ -5,42 +5,42 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.client import ServerClock, connect
-from comfy_fleet.adapters.redis.scripts import store_errors
+from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, connect
 from comfy_fleet.domain.errors import StoreRefuses
 
 CONNECTIONS = 4
 
 
 @pytest.fixture
-async def client(redis: Redis, redis_port: int) -> AsyncIterator[Redis]:
+async def client(redis: FleetRedis, redis_port: int) -> AsyncIterator[FleetRedis]:
     made = connect(f"redis://127.0.0.1:{redis_port}/0", connections=CONNECTIONS, wait_s=5)
     yield made
     await made.aclose()
 
 
-async def one_call(client: Redis, number: int) -> None:
+async def one_call(client: FleetRedis, number: int) -> None:
     await client.incr("calls")
     async with client.pipeline(transaction=number % 2 == 0) as pipe:
         pipe.incr("calls")
         await pipe.execute()
 
 
-async def test_more_calls_than_connections_wait_for_each_other(client: Redis, redis: Redis) -> None:
+async def test_more_calls_than_connections_wait_for_each_other(client: FleetRedis, redis: FleetRedis) -> None:
     await asyncio.gather(*(one_call(client, number) for number in range(300)))
     assert await redis.get("calls") == b"600"
     own = [line for line in await redis.client_list() if line["addr"]]
     assert len(own) <= CONNECTIONS + 1
 
 
-async def test_a_call_that_finds_no_connection_in_time_was_not_made(redis: Redis, redis_port: int) -> None:
+async def test_a_call_that_finds_no_connection_in_time_was_not_made(
+    redis: FleetRedis, redis_port: int
+) -> None:
     client = connect(f"redis://127.0.0.1:{redis_port}/0", connections=1, wait_s=0.05)
     holder: asyncio.Future[Any] = asyncio.ensure_future(client.blpop(["never"], timeout=5))
     while not any(line["cmd"] == "blpop" for line in await redis.client_list()):
         await asyncio.sleep(0.01)
-    with pytest.raises(StoreRefuses, match="FLEET_REDIS_CONNECTIONS"), store_errors():
+    with pytest.raises(StoreRefuses, match="FLEET_REDIS_CONNECTIONS"):
         await client.incr("calls")
     await redis.rpush("never", "x")
     await holder
@@ -48,7 +48,7 @@ async def test_a_call_that_finds_no_connection_in_time_was_not_made(redis: Redis
     await client.aclose()
 
 
-async def test_canceled_calls_keep_no_connection(client: Redis) -> None:
+async def test_canceled_calls_keep_no_connection(client: FleetRedis) -> None:
     async def hurried(number: int) -> None:
         try:
             async with asyncio.timeout(0.0002 * (number % 40)):
@@ -61,7 +61,7 @@ async def test_canceled_calls_keep_no_connection(client: Redis) -> None:
     await asyncio.gather(*(one_call(client, number) for number in range(2 * CONNECTIONS)))
 
 
-async def test_the_servers_clock_is_counted_on_between_two_questions(client: Redis) -> None:
+async def test_the_servers_clock_is_counted_on_between_two_questions(client: FleetRedis) -> None:
     own = [1000.0]
     clock = ServerClock(client, monotonic=lambda: own[0])
     seconds, _ = await client.time()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.redis.client import subscriber
-from comfy_fleet.adapters.redis.events import NODES, RedisEvents
+from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import (
     JobStatus,
@@ -63,7 +63,7 @@ async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
 
 
 async def test_who_keeps_a_list_of_nodes_hears_of_nodes_and_of_no_job(stores: Stores) -> None:
-    async with stores.events.channel(NODES) as queue:
+    async with stores.events.channel("fleet:wake:nodes") as queue:
         for _ in range(20):
             await submit(stores)
         await add_nodes(stores, "g1")

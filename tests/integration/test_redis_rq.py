@@ -3,7 +3,6 @@
 import asyncio
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 
 import redis as sync_redis
 from hypothesis import given
@@ -12,8 +11,8 @@ from rq import Queue
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.job_records import HANDLER
+from comfy_fleet.adapters.redis.scripts import whole
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import (
     JobStatus,
@@ -63,13 +62,11 @@ async def test_what_is_given_back_stands_in_front_for_rq_too(stores: Stores) -> 
     assert waiting == [first.id.encode(), second.id.encode()]
 
 
-PRELUDE = (Path(job_records.__file__).parent / "lua" / "prelude.lua").read_text()
-
-
 @given(st.integers(0, 4_000_000_000))
 def test_every_second_is_written_as_rq_writes_it(redis_port: int, at: int) -> None:
     with sync_redis.Redis(port=redis_port) as connection:
-        written = connection.eval(PRELUDE + "return iso(tonumber(ARGV[1]))", 0, at)
+        script = whole("return iso(args.at)", "fleet")
+        written = connection.eval(script, 0, json.dumps({"at": at}))
     assert written == datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.000000Z").encode()
 
 

@@ -11,11 +11,9 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
-from redis.asyncio import Redis
-
 from comfy_fleet.adapters.redis.asset_record import dump_asset, dump_tags, load_asset
-from comfy_fleet.adapters.redis.scripts import SCHEMA, Arg, Scripts, store_errors
+from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import (
     AssetInUse,
     BlobNotFound,
@@ -71,7 +69,7 @@ class RedisAssets:
 
     def __init__(
         self,
-        redis: "Redis",
+        redis: FleetRedis,
         blobs: BlobStore,
         *,
         clock: Callable[[], Awaitable[float]],
@@ -80,7 +78,8 @@ class RedisAssets:
         grace_s: float = 6 * 3600.0,
         schema: int = SCHEMA,
     ) -> None:
-        self._redis = redis
+        self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
         self._blobs = blobs
         self._scripts = Scripts(redis, schema=schema)
         self._clock = clock
@@ -196,9 +195,13 @@ class RedisAssets:
             record["expires_at"] = repr(ends)
         if renews:
             record["renews"] = "1"
-        copy = orjson.dumps(record)
         outcome, *rest = await self._begin(
-            "copy_asset", owner, hash_, file_path or "", copy, "full" if full else ""
+            "copy_asset",
+            owner=owner,
+            hash=hash_,
+            name=file_path or None,
+            record=record,
+            full=full is not None,
         )
         if outcome == "none":
             raise missing
@@ -226,8 +229,7 @@ class RedisAssets:
 
     async def has_hash(self, *, owner: str, hash_: str) -> bool:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.has_hash`."""
-        with store_errors():
-            return bool(await self._redis.exists(f"fleet:blob:owner:{owner}:{hash_}"))
+        return bool(await self._redis.exists(self._keys.blob_owner(owner, hash_)))
 
     async def add_output(
         self,
@@ -288,31 +290,29 @@ class RedisAssets:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.get`."""
         if not _ASSET_ID.fullmatch(asset_id):  # ids come from graphs too; other keys have this prefix
             return None
-        with store_errors():
-            raw: dict[Any, Any] = await self._redis.hgetall(f"fleet:asset:{asset_id}")
+        raw: dict[Any, Any] = await self._redis.hgetall(self._keys.asset(asset_id))
         return load_asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None
 
     async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.by_path`; only uploads have names of their own."""
         found: list[tuple[float, str]] = []
-        with store_errors():
-            # Records of earlier versions are listed under the name as it was sent.
-            for name in {listed_name(file_path), file_path}:
-                key = f"fleet:asset:names:{owner}:{name}"
-                newest: list[Any] = await self._redis.zrevrange(key, 0, 0, withscores=True)
-                found += [(float(at), _text(asset_id)) for asset_id, at in newest]
+        # Records of earlier versions are listed under the name as it was sent.
+        for name in {listed_name(file_path), file_path}:
+            key = self._keys.asset_names(owner, name)
+            newest: list[Any] = await self._redis.zrevrange(key, 0, 0, withscores=True)
+            found += [(float(at), _text(asset_id)) for asset_id, at in newest]
         return await self.get(max(found)[1]) if found else None
 
     async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.hold`."""
-        place = int(await self._scripts.call("hold_assets", job_id, owner, *asset_ids))
+        place = int(await self._scripts.call("hold_assets", job=job_id, owner=owner, ids=asset_ids))
         if place:
             asset_id = asset_ids[place - 1]
             raise MissingAsset(f"asset {asset_id} does not exist", details={"id": asset_id})
 
     async def release(self, *, asset_ids: Sequence[str], job_id: str) -> None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.release`."""
-        await self._scripts.call("release_assets", job_id, *asset_ids)
+        await self._scripts.call("release_assets", job=job_id, ids=asset_ids)
 
     async def delete(self, *, owner: str, asset_id: str) -> None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.delete`."""
@@ -340,9 +340,8 @@ class RedisAssets:
         Returns:
             False if another live job still needs one of them: ask again later.
         """
-        with store_errors():
-            ids = [_text(i) for i in await self._redis.hvals(f"fleet:asset:job:{job_id}")]
-        outcomes = [await self._drop(asset_id, "") for asset_id in ids]
+        ids = [_text(i) for i in await self._redis.hvals(self._keys.asset_outputs(job_id))]
+        outcomes = [await self._drop(asset_id) for asset_id in ids]
         return "held" not in outcomes
 
     async def sweep(self, limit: int = 1000) -> int:
@@ -358,9 +357,8 @@ class RedisAssets:
             StoreDown: No answer.
         """
         now = await self._clock()
-        with store_errors():
-            ends = await self._redis.zrangebyscore("fleet:asset:expiry", "-inf", now, start=0, num=limit)
-        ended = sum([await self._drop(_text(i), "") == "gone" for i in ends])
+        ends = await self._redis.zrangebyscore(self._keys.asset_expiry, "-inf", now, start=0, num=limit)
+        ended = sum([await self._drop(_text(i)) == "gone" for i in ends])
         await self._note_strays(now)
         while await self._delete_unused(now, limit) == limit:
             pass
@@ -369,11 +367,10 @@ class RedisAssets:
 
     async def _note_strays(self, now: float) -> None:
         """Look for bytes without a record, once an hour in the whole fleet."""
-        with store_errors():
-            mine = await self._redis.set("fleet:blob:walked", "1", nx=True, ex=int(_WRITING_S))
+        mine = await self._redis.set(self._keys.blob_walked, "1", nx=True, ex=int(_WRITING_S))
         if mine:
             async for keys in self._blobs.keys(age_s=_WRITING_S):
-                await self._begin("note_strays", repr(now), *keys)
+                await self._begin("note_strays", now=now, paths=keys)
 
     async def _delete_unused(self, now: float, limit: int) -> int:
         """Delete some of the bytes whose time has come; returns how many."""
@@ -386,7 +383,7 @@ class RedisAssets:
         # A file's age is by the file system's clock, so a stray waits by Redis's: its writer may live.
         strays_before = now - max(self._grace_s, _WRITING_S)
         _, *keys = await self._begin(
-            "condemn_blobs", repr(now), repr(unused_before), repr(strays_before), str(limit)
+            "condemn_blobs", now=now, unused_before=unused_before, strays_before=strays_before, limit=limit
         )
         deleted = []
         for key in keys:
@@ -397,17 +394,18 @@ class RedisAssets:
             else:
                 deleted.append(key)
         if deleted:
-            with store_errors():
-                await self._redis.zrem("fleet:blob:condemned", *deleted)
+            await self._redis.zrem(self._keys.blob_condemned, *deleted)
             logger.info("bytes deleted", extra={"count": len(deleted)})
         return len(deleted)
 
     # -- records -----------------------------------------------------------
 
-    async def _begin(self, name: str, *args: Arg) -> list[str]:
-        return [_text(part) for part in await self._scripts.begin(name, *args)]
+    async def _begin(self, script: str, /, **args: Any) -> list[str]:
+        return [_text(part) for part in await self._scripts.begin(script, **args)]
 
-    async def _add(self, asset: Asset, *, run: str = "", token: str = "") -> tuple[Asset, bool]:
+    async def _add(
+        self, asset: Asset, *, run: str | None = None, token: str | None = None
+    ) -> tuple[Asset, bool]:
         """Add a record; return it as it is now, and whether the bytes are new to the owner.
 
         Where the same bytes lie already, these take their place: if those are broken, this mends them.
@@ -415,7 +413,7 @@ class RedisAssets:
         Raises:
             LeaseLost: It is an output of a run that this token does not own.
         """
-        outcome, *rest = await self._begin("add_asset", orjson.dumps(dump_asset(asset)), run, token)
+        outcome, *rest = await self._begin("add_asset", record=dump_asset(asset), run=run, token=token)
         if outcome == "lost":
             raise LeaseLost(
                 f"run {run} of job {asset.job_id} belongs to another dispatcher now",
@@ -443,9 +441,9 @@ class RedisAssets:
             return now + expires_in_s, False
         return (now + self._retention_s, True) if self._retention_s else (None, False)
 
-    async def _drop(self, asset_id: str, owner: str) -> str:
+    async def _drop(self, asset_id: str, owner: str | None = None) -> str:
         """Forget a record: ``gone``, ``held`` or ``none``."""
-        (outcome,) = await self._begin("drop_asset", asset_id, owner, repr(await self._clock()))
+        (outcome,) = await self._begin("drop_asset", id=asset_id, owner=owner, now=await self._clock())
         return outcome
 
 

@@ -1,17 +1,35 @@
-"""Connections to Redis: one retrying pool for commands, one patient connection for subscriptions."""
+"""Connections to Redis: one retrying pool for commands, one patient connection for subscriptions.
 
+What redis-py raises ends here: everybody else meets the fleet's own errors.
+"""
+
+import hashlib
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from functools import cache
+from typing import Any, Self, cast
 
 from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.client import Pipeline
+from redis.asyncio.client import Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    MasterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from comfy_fleet.adapters.redis.keys import Keyspace
+from comfy_fleet.domain.errors import StoreDown, StoreRefuses
+from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.timeouts import Timeout
 from comfy_fleet.turns import NoTurn, Turns
 
@@ -76,31 +94,95 @@ _DIRECT: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-class NoConnection(RedisConnectionError):
-    """Every connection was in use for too long; the server was not asked."""
+class WrongType(Exception):
+    """Another kind of value stands under a key, which somebody put there."""
 
 
-class _Client(Redis):
-    """A client whose callers wait in line for one of its connections.
+_REFUSALS = frozenset(
+    {"BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
+)
+
+
+def _known(error: Exception) -> Exception | None:
+    """Return the fleet's own error for one of redis-py's; None for what only a mistake of ours raises."""
+    if isinstance(error, BusyLoadingError):
+        return StoreRefuses(f"Redis is still loading its data: {error}", retry_after_s=2)
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+        return StoreDown(f"Redis does not answer: {error}", retry_after_s=2)
+    if isinstance(error, NoPermissionError) or str(error).startswith("unknown command"):
+        return StoreRefuses(f"Redis does not let its user do that: {error}", retry_after_s=5)
+    if not isinstance(error, ResponseError):
+        return None
+    # redis-py takes the code off a message that it has a class for; a script's own refusals keep it.
+    words = str(error).replace(":", " ").split(" ", 3)[:3]
+    if isinstance(error, MasterDownError | OutOfMemoryError | ReadOnlyError) or _REFUSALS.intersection(words):
+        return StoreRefuses(f"Redis can't write now: {error}", retry_after_s=5)
+    return WrongType(str(error)) if "WRONGTYPE" in words else None
+
+
+class _Translated:
+    """Turns what redis-py raises inside into the fleet's own errors."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, RedisError | OSError) and (known := _known(error)) is not None:
+            raise known from error
+
+
+_TRANSLATED = _Translated()
+
+
+class FleetRedis(Redis):
+    """A client of one fleet's part of a Redis, whose callers wait in line for one of its connections.
 
     redis-py's pools either refuse at once whoever finds none free, or wait on a condition, which before
     Python 3.13 loses its wake-up if the one woken was canceled; and a release that is canceled while it
     waits for the pool's lock loses the connection. A line in front of an unlimited pool has none of these.
+
+    Whatever it is asked raises:
+        StoreDown: No answer, after the client's own tries.
+        StoreRefuses: An answer, but the server takes nothing now; or no connection was free for too long.
     """
 
+    keyspace: Keyspace
     turns: Turns
 
+    @classmethod
+    def made(cls, url: str, *, keyspace: Keyspace, turns: Turns, **options: Any) -> Self:
+        """Return a client of a URL; ``options`` are redis-py's."""
+        client = cast(Self, cls.from_url(url, **options))
+        client.keyspace, client.turns = keyspace, turns
+        return client
+
     async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command."""
         await _turn(self.turns)
         try:
-            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            with _TRANSLATED:
+                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         finally:
             self.turns.give()
 
+    async def run_script(self, text: str, *args: str | bytes) -> Any:
+        """Run a script, which the server is given on its first call and after a restart."""
+        sha = _sha(text)
+        try:
+            return await self.evalsha(sha, 0, *args)
+        except NoScriptError:
+            await self.script_load(text)
+            return await self.evalsha(sha, 0, *args)
+
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Return commands that are sent together; of a wrong type, the answer is a :class:`WrongType`."""
         made = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
         made.turns = self.turns
         return made
+
+    def pubsub(self, **options: Any) -> PubSub:
+        """Return a subscription."""
+        return _PubSub(self.connection_pool, **options)
 
 
 class _Pipeline(Pipeline):
@@ -109,21 +191,42 @@ class _Pipeline(Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         await _turn(self.turns)
         try:
-            return await super().execute(raise_on_error)
+            with _TRANSLATED:
+                answers = await super().execute(raise_on_error)
         finally:
             self.turns.give()
+        if raise_on_error:
+            return answers
+        return [_known(one) or one if isinstance(one, Exception) else one for one in answers]
+
+
+class _PubSub(PubSub):
+    async def execute_command(self, *args: Any) -> Any:
+        with _TRANSLATED:
+            return await super().execute_command(*args)
+
+    async def get_message(self, *args: Any, **options: Any) -> Any:
+        with _TRANSLATED:
+            return await super().get_message(*args, **options)
+
+
+@cache
+def _sha(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 async def _turn(turns: Turns) -> None:
     try:
         await turns.take()
     except NoTurn:
-        raise NoConnection(
-            f"all {turns.places} connections to Redis are in use (FLEET_REDIS_CONNECTIONS)"
+        raise StoreRefuses(
+            f"all {turns.places} connections to Redis are in use (FLEET_REDIS_CONNECTIONS)", retry_after_s=1
         ) from None
 
 
-def connect(url: str, *, connections: int = CONNECTIONS, wait_s: float = WAIT_S) -> Redis:
+def connect(
+    url: str, *, namespace: str = DEFAULT_NAMESPACE, connections: int = CONNECTIONS, wait_s: float = WAIT_S
+) -> FleetRedis:
     """Return a client that retries a lost connection for about two seconds.
 
     Every script is safe to repeat: a claim whose answer got lost is a run lease that nobody beats, and is
@@ -131,24 +234,47 @@ def connect(url: str, *, connections: int = CONNECTIONS, wait_s: float = WAIT_S)
 
     Args:
         url: Where Redis is.
+        namespace: Which fleet's part of it.
         connections: Most connections at once.
-        wait_s: How long a call waits for a free one, before it raises :class:`NoConnection`.
+        wait_s: How long a call waits for a free one.
     """
-    redis = cast(
-        _Client,
-        _Client.from_url(
-            url,
-            max_connections=2**31,  # the line is the limit; without a number the pool has one of its own
-            socket_timeout=10,
-            socket_connect_timeout=3,
-            health_check_interval=30,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.8), 4),
-        ),
+    redis = FleetRedis.made(
+        url,
+        keyspace=Keyspace(namespace),
+        turns=Turns(connections, wait_s=wait_s),
+        max_connections=2**31,  # the line is the limit; without a number the pool has one of its own
+        socket_timeout=10,
+        socket_connect_timeout=3,
+        health_check_interval=30,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.8), 4),
     )
-    redis.turns = Turns(connections, wait_s=wait_s)
     pool = redis.connection_pool  # which class it uses is the URL's choice
     pool.connection_class = _DIRECT[pool.connection_class]
     return redis
+
+
+def subscriber(url: str, *, namespace: str = DEFAULT_NAMESPACE) -> FleetRedis:
+    """Return a client for subscriptions: it may wait for a message as long as it takes."""
+    return FleetRedis.made(
+        url,
+        keyspace=Keyspace(namespace),
+        turns=Turns(CONNECTIONS, wait_s=WAIT_S),
+        socket_timeout=None,
+        socket_connect_timeout=3,
+        health_check_interval=15,
+    )
+
+
+def connect_once(url: str, *, timeout_s: float = 2.0) -> FleetRedis:
+    """Return a client for a look at a server: what it does not answer soon is not asked again."""
+    return FleetRedis.made(
+        url,
+        keyspace=Keyspace(),
+        turns=Turns(1, wait_s=timeout_s),
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
 
 
 class ServerClock:
@@ -160,7 +286,7 @@ class ServerClock:
         monotonic: Counts between two questions.
     """
 
-    def __init__(self, redis: Redis, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, redis: FleetRedis, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._redis: Any = redis
         self._monotonic = monotonic
         self._ahead_s = 0.0
@@ -173,8 +299,3 @@ class ServerClock:
             self._asked_at = self._monotonic()
             self._ahead_s = seconds + micros / 1e6 - self._asked_at
         return self._monotonic() + self._ahead_s
-
-
-def subscriber(url: str) -> Redis:
-    """Return a client for subscriptions: it may wait for a message as long as it takes."""
-    return Redis.from_url(url, socket_timeout=None, socket_connect_timeout=3, health_check_interval=15)

@@ -7,18 +7,14 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 
 import orjson
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
+from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import JobEvent
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
-
-WAKE = "fleet:wake"
-NODES = "fleet:wake:nodes"
-PREFIX = "fleet:events:"
 
 
 class RedisEvents:
@@ -28,8 +24,8 @@ class RedisEvents:
     anyway. A slow reader loses its oldest events, never its newest.
     """
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, redis: FleetRedis) -> None:
+        self._keys = redis.keyspace
         self._queues: dict[str, set[asyncio.Queue[bytes]]] = defaultdict(set)
         self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
         self._pump: asyncio.Task[None] | None = None
@@ -51,7 +47,7 @@ class RedisEvents:
         try:
             if name not in self._confirmed:
                 self._confirmed[name] = asyncio.Event()
-                with contextlib.suppress(RedisError, OSError):  # the reader asks again
+                with contextlib.suppress(StoreDown):  # the reader asks again
                     async with self._connecting:
                         await self._pubsub.subscribe(name)
             self._wanted.set()
@@ -68,13 +64,19 @@ class RedisEvents:
                 self._confirmed.pop(name, None)
                 if not self._queues:
                     self._wanted.clear()
-                with contextlib.suppress(RedisError, OSError):
+                with contextlib.suppress(StoreDown):
                     await self._pubsub.unsubscribe(name)
+
+    @contextlib.asynccontextmanager
+    async def wakes(self) -> AsyncIterator[asyncio.Queue[bytes]]:
+        """Subscribe to what dispatchers are told."""
+        async with self.channel(self._keys.wake) as queue:
+            yield queue
 
     @contextlib.asynccontextmanager
     async def subscribe(self, job_id: str) -> AsyncIterator[AsyncIterator[JobEvent]]:
         """Yield a job's events from now on."""
-        async with self.channel(PREFIX + job_id) as queue:
+        async with self.channel(self._keys.events(job_id)) as queue:
             yield _job_events(job_id, queue)
 
     async def close(self) -> None:
@@ -92,7 +94,7 @@ class RedisEvents:
                     async with self._connecting:
                         await self._pubsub.subscribe(*self._queues)
                 message = await self._pubsub.get_message(timeout=30)
-            except (RedisError, OSError) as error:
+            except StoreDown as error:
                 logger.warning("event connection lost", extra={"error": str(error)})
                 await asyncio.sleep(0.5)
                 continue

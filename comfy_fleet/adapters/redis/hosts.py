@@ -6,11 +6,11 @@ from typing import Any
 from uuid import uuid4
 
 import orjson
-from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import Complaints, to_dict
 from comfy_fleet.adapters.redis.nodes import MOVING, read_node
-from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import BadInput, Conflict, StoreDown
 from comfy_fleet.domain.nodes.host import Heartbeat, HostState, Joining, Orders, Seat, Trash
 from comfy_fleet.domain.nodes.node import LIVE, Node
@@ -27,8 +27,9 @@ _TRIES = 5
 class RedisHosts:
     """Heartbeats in, orders out."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: FleetRedis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
         self._scripts = Scripts(redis)
         self._complaints = Complaints()
 
@@ -38,7 +39,7 @@ class RedisHosts:
         Raises:
             Conflict: Another one does.
         """
-        if not await self._scripts.call("host_admit", host, instance):
+        if not await self._scripts.call("host_admit", host=host, instance=instance):
             raise _taken(host)
 
     async def beat(self, beat: Heartbeat, *, now: float) -> Orders:
@@ -62,9 +63,17 @@ class RedisHosts:
             "gpus_why": beat.gpus_why,
             "nodes": [{**asdict(report), "facts": dict(report.facts)} for report in beat.nodes],
         }
-        asks = {
-            "central": beat.central,
-            "reports": [
+        told = await self._scripts.call(
+            "host_beat",
+            orjson.dumps(record),
+            host=beat.host,
+            instance=beat.instance,
+            central=beat.central,
+            ttl_s=FRESH_S,
+            seat_ttl_s=SEATED_S,
+            most_hosts=MAX_HOSTS,
+            store=uuid4().hex,
+            reports=[
                 {
                     "name": report.name,
                     "word": report.word,
@@ -79,14 +88,9 @@ class RedisHosts:
                 }
                 for report in beat.nodes
             ],
-            "seen": list(beat.seen),
-            "leaving": list(beat.leaving),
-            "deleted": [str(trash) for trash in beat.deleted],
-        }
-        told = await self._scripts.call(
-            "host_beat",
-            *(beat.host, FRESH_S, orjson.dumps(record), orjson.dumps(asks), SEATED_S, beat.instance),
-            *(uuid4().hex, MAX_HOSTS),
+            seen=list(beat.seen),
+            leaving=list(beat.leaving),
+            deleted=[str(trash) for trash in beat.deleted],
         )
         if told == b"taken":
             raise _taken(beat.host)
@@ -144,8 +148,7 @@ class RedisHosts:
             BadInput: A name or address can't be used.
         """
         for _ in range(_TRIES):
-            with store_errors():
-                raw = await self._redis.hget("fleet:nodes", joining.name)
+            raw = await self._redis.hget(self._keys.nodes, joining.name)
             known = None if raw is None else read_node(raw, {})
             node = joining.applied(host, known, now=now)
             static = asdict(node)
@@ -154,8 +157,13 @@ class RedisHosts:
             answer = (
                 await self._scripts.call(
                     "host_join",
-                    *(host, node.name, node.key, node.pool, orjson.dumps(static)),
-                    *(int(joining.cleans), raw or ""),
+                    orjson.dumps(static),
+                    raw or b"",
+                    host=host,
+                    node=node.name,
+                    url=node.key,
+                    pool=node.pool,
+                    cleans=joining.cleans,
                 )
             ).decode()
             if answer in ("ok", "same"):
@@ -176,10 +184,9 @@ class RedisHosts:
 
     async def hosts(self) -> Sequence[HostState]:
         """Return all hosts that were heard of lately, by name."""
-        with store_errors():
-            known = await self._redis.zrange("fleet:hosts", 0, -1, withscores=True)
-            names = [raw.decode() for raw, _ in known]
-            records = await self._redis.mget([f"fleet:host:{name}" for name in names]) if names else []
+        known = await self._redis.zrange(self._keys.hosts, 0, -1, withscores=True)
+        names = [raw.decode() for raw, _ in known]
+        records = await self._redis.mget([self._keys.host(name) for name in names]) if names else []
         return sorted(
             (
                 HostState(
@@ -195,14 +202,12 @@ class RedisHosts:
 
     async def report(self, node: str) -> Mapping[str, Any] | None:
         """Return what an agent last saw of a node, or None if that is too long ago."""
-        with store_errors():
-            raw = await self._redis.get(f"fleet:report:{node}")
+        raw = await self._redis.get(self._keys.report(node))
         return None if raw is None else dict(orjson.loads(raw))
 
     async def words(self, node: str) -> tuple[str, str]:
         """Return the agent's last word on a node and why; empty if there was none."""
-        with store_errors():
-            live = to_dict(await self._redis.hgetall(f"fleet:node:{node}"))
+        live = to_dict(await self._redis.hgetall(self._keys.node(node)))
         return live.get("agent_word", b"").decode(), live.get("agent_why", b"").decode()
 
 

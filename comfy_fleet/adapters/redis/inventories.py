@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 from blake3 import blake3
-from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import Complaints
-from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.graphs.file_access import Use
 from comfy_fleet.domain.graphs.inputs import Growth, Inputs, InputSpec
@@ -41,18 +41,19 @@ _CLASS_FLAGS = ("output_node", "keeps_graph", "shows_files", "pack")
 class RedisInventories:
     """Inventories by content hash, needs by key, and the cards that were too small."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: FleetRedis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
         self._scripts = Scripts(redis)
         self._complaints = Complaints()
 
     async def claim(self, node: str, *, ttl_s: int) -> bool:
         """Return whether this process should ask the node now; nobody else does for that long."""
-        return bool(await self._scripts.call("claim_reading", node, ttl_s))
+        return bool(await self._scripts.call("claim_reading", node=node, ttl_s=ttl_s))
 
     async def unclaim(self, node: str, *, why: str = "") -> None:
         """Let another process ask the node; ``why`` it could not be read is shown with it."""
-        await self._scripts.call("unclaim_reading", node, why[:MAX_WHY])
+        await self._scripts.call("unclaim_reading", node=node, why=why[:MAX_WHY])
 
     async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
         """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
@@ -65,19 +66,17 @@ class RedisInventories:
             "device": reading.device,
             "vram": str(reading.vram_bytes),
         }
-        pairs = [part for pair in fields.items() for part in pair]
-        return str((await self._scripts.call("save_inventory", node, digest, packed, *pairs)).decode())
+        answer = await self._scripts.call("save_inventory", packed, node=node, digest=digest, fields=fields)
+        return str(answer.decode())
 
     async def load(self, digest: str) -> Inventory | None:
         """Return the inventory with this content hash; None if there is none that can be read."""
         if not digest.startswith(FORMAT):
-            with store_errors():
-                nodes = await self._redis.smembers(f"fleet:inventory:{digest}:nodes")
+            nodes = await self._redis.smembers(self._keys.inventory_nodes(digest))
             for node in nodes:
-                await self._scripts.call("want_reading", node)
+                await self._scripts.call("want_reading", node=node.decode())
             return None
-        with store_errors():
-            packed = await self._redis.get(f"fleet:inventory:{digest}")
+        packed = await self._redis.get(self._keys.inventory(digest))
         try:
             return None if packed is None else await asyncio.to_thread(unpack, packed)
         except (*UNREADABLE, zlib.error) as error:
@@ -87,13 +86,11 @@ class RedisInventories:
     async def keep_needs(self, needs: Requirements) -> None:
         """Keep what :attr:`Requirements.key` stands for."""
         if needs.key:
-            with store_errors():
-                await self._redis.set(f"fleet:needs:{needs.key}", orjson.dumps(needs.to_json()), ex=NEEDS_S)
+            await self._redis.set(self._keys.needs(needs.key), orjson.dumps(needs.to_json()), ex=NEEDS_S)
 
     async def needs(self, key: str) -> Requirements | None:
         """Return what a key stands for, or None if nobody knows any more."""
-        with store_errors():
-            raw = await self._redis.get(f"fleet:needs:{key}")
+        raw = await self._redis.get(self._keys.needs(key))
         try:
             return None if raw is None else Requirements.from_json(orjson.loads(raw))
         except UNREADABLE as error:
@@ -102,7 +99,7 @@ class RedisInventories:
 
     async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
         """Remember that a profile ran out of memory with so many bytes; returns the largest known."""
-        return int(await self._scripts.call("note_oom", profile, size, ttl_s))
+        return int(await self._scripts.call("note_oom", profile=profile, size=size, ttl_s=ttl_s))
 
 
 def pack(inventory: Inventory) -> tuple[str, bytes]:

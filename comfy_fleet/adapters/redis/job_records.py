@@ -35,9 +35,9 @@ _LAST = 1e11
 """Times are Unix seconds before the year 5000: what is beyond can't be written as a date."""
 
 
-def reference(job_id: str) -> bytes:
+def reference(job_id: str) -> str:
     """Return RQ's payload for a job: (function, instance, args, kwargs) as JSON. Ids only, never a graph."""
-    return orjson.dumps([HANDLER, None, [job_id], {}])
+    return orjson.dumps([HANDLER, None, [job_id], {}]).decode()
 
 
 def rq_success(job: Job) -> str:
@@ -53,8 +53,8 @@ def rq_failure(error: JobError | None) -> str:
     return b64encode(zlib.compress(text.encode())).decode()
 
 
-def record_fields(new: NewJob) -> list[str | bytes]:
-    """Return field, value, field, value … of what only Python knows how to write."""
+def record_fields(new: NewJob) -> dict[str, str | bytes]:
+    """Return the fields of a record that only Python knows how to write."""
     fields: dict[str, str | bytes] = {
         "profile": new.profile,
         "max_attempts": str(new.max_attempts),
@@ -66,7 +66,7 @@ def record_fields(new: NewJob) -> list[str | bytes]:
         fields |= {"workflow": new.workflow, "version": new.workflow_version or ""}
     if new.traceparent:
         fields["traceparent"] = new.traceparent
-    return [part for pair in fields.items() for part in pair]
+    return fields
 
 
 def to_dict(raw: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[str, bytes]:
@@ -110,14 +110,14 @@ def ended_job(row: Sequence[bytes], status: JobStatus, error: JobError | None = 
     )
 
 
-def dump_reason(error: JobError | None) -> str:
-    """Return what an attempt keeps of its error, as JSON; or an empty string."""
+def short_reason(error: JobError | None) -> dict[str, str] | None:
+    """Return what an attempt keeps of its error, if there is one: code and message."""
     if error is None:
-        return ""
+        return None
     message = error.message
     if len(message) > MAX_REASON:
         message = f"{message[: MAX_REASON - 1]}…"
-    return orjson.dumps({"code": error.code, "message": message}).decode()
+    return {"code": error.code, "message": message}
 
 
 def _load_progress(record: Mapping[str, bytes], status: JobStatus) -> Progress | None:

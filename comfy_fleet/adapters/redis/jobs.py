@@ -9,11 +9,10 @@ from copy import copy
 from typing import Any, Self
 
 import orjson
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from comfy_fleet.adapters.redis import job_records
-from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts, store_errors
+from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
+from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.ports.jobs import Idempotency, Submitted
@@ -55,8 +54,9 @@ class RedisJobStore:
         schema: The layout that this process knows.
     """
 
-    def __init__(self, redis: Redis, *, ageing_s: float, schema: int = SCHEMA) -> None:
+    def __init__(self, redis: FleetRedis, *, ageing_s: float, schema: int = SCHEMA) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
         self._ageing_s = ageing_s
         self._scripts = Scripts(redis, schema=schema)
         self._complaints = job_records.Complaints()
@@ -70,28 +70,34 @@ class RedisJobStore:
 
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; see the port."""
-        key = _scoped(idempotency) if idempotency else ""
+        fields = job_records.record_fields(new)
         what = f"workflow {new.workflow}" if new.workflow else "graph"
         answer = await self._scripts.begin(
             "submit",
-            new.id,
-            new.owner,
-            new.graph_hash,
             new.graph,
-            depth_limit,
-            self._ageing_s,
-            new.priority,
-            new.placement.key,
-            new.expires_in_s,
-            "" if new.deadline_s is None else f"{new.deadline_s:.6f}",
-            new.secret or "",
-            job_records.reference(new.id),
-            f"{what} for {new.owner}",
-            key,
-            idempotency.fingerprint if idempotency else "",
-            int(bool(idempotency and idempotency.replay)),
-            " ".join(sorted(new.assets)),
-            *job_records.record_fields(new),
+            new.secret or b"",
+            *fields.values(),
+            fields=list(fields),
+            id=new.id,
+            owner=new.owner,
+            graph_hash=new.graph_hash,
+            depth_limit=depth_limit,
+            ageing_s=self._ageing_s,
+            priority=new.priority,
+            placement=new.placement.key,
+            expires_in_s=new.expires_in_s,
+            deadline_s=new.deadline_s,
+            assets=" ".join(sorted(new.assets)),
+            rq_data=job_records.reference(new.id),
+            rq_description=f"{what} for {new.owner}",
+            idempotency=None
+            if idempotency is None
+            else {
+                "scope": idempotency.scope,
+                "hash": hashed(idempotency.key),
+                "fingerprint": idempotency.fingerprint,
+                "replay": idempotency.replay,
+            },
         )
         outcome = answer[0]
         if outcome == b"full":
@@ -127,8 +133,7 @@ class RedisJobStore:
 
     async def _made(self, idempotency: Idempotency) -> tuple[str, str]:
         """Return the job that a key has made, and the body's fingerprint; empty texts if none."""
-        with store_errors():
-            seen = await self._redis.get(f"fleet:idem:{_scoped(idempotency)}")
+        seen = await self._redis.get(self._keys.idempotency(idempotency.scope, hashed(idempotency.key)))
         job_id, _, fingerprint = (seen or b"").decode().partition(" ")
         return job_id, fingerprint
 
@@ -137,13 +142,12 @@ class RedisJobStore:
         return (await self._load([job_id]))[0]
 
     async def _load(self, ids: Sequence[str]) -> list[Job | None]:
-        with store_errors():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in ids:
-                    pipe.hgetall(f"fleet:job:{job_id}")
-                    pipe.hgetall(f"fleet:job:{job_id}:outputs")
-                raw = await pipe.execute(raise_on_error=False)
-            records = [_hash(answer) for answer in raw]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hgetall(self._keys.job(job_id))
+                pipe.hgetall(self._keys.job_outputs(job_id))
+            raw = await pipe.execute(raise_on_error=False)
+        records = [_hash(answer) for answer in raw]
         return [
             job_records.shown_job(job_id, job_records.to_dict(record), outputs, complaints=self._complaints)
             if record
@@ -153,8 +157,7 @@ class RedisJobStore:
 
     async def graph(self, job: Job) -> bytes:
         """Return the graph as submitted; raises NotFound past retention."""
-        with store_errors():
-            graph: bytes | None = await self._redis.get(f"fleet:graph:{job.graph_hash}")
+        graph: bytes | None = await self._redis.get(self._keys.graph(job.graph_hash))
         if graph is None:
             raise NotFound(f"job {job.id} is past its retention", details={"job_id": job.id})
         return graph
@@ -165,7 +168,7 @@ class RedisJobStore:
         A cursor is the place of the last job that was looked at: jobs that come later are newer than all
         that follow it, so none is told twice or left out.
         """
-        key = f"fleet:jobs:{wanted.owner}" if wanted.owner is not None else "fleet:jobs"
+        key = self._newest(wanted.owner)
         filtered = bool(wanted.statuses or wanted.metadata or wanted.workflow is not None)
         after = (float("inf"), "") if wanted.cursor is None else _read_cursor(wanted.cursor)
         found: list[Job] = []
@@ -173,10 +176,9 @@ class RedisJobStore:
         while True:
             window = WINDOW if filtered else wanted.limit - len(found) + 1  # one of them may be the anchor
             top = "+inf" if after[0] == float("inf") else f"{after[0]:.6f}"
-            with store_errors():
-                rows = await self._redis.zrevrangebyscore(
-                    key, top, "-inf", start=skip, num=window, withscores=True
-                )
+            rows = await self._redis.zrevrangebyscore(
+                key, top, "-inf", start=skip, num=window, withscores=True
+            )
             # Within one score Redis sorts by id, downwards here.
             fresh = [(score, raw.decode()) for raw, score in rows if (score, raw.decode()) < after]
             matching = await self._matching([job_id for _, job_id in fresh], wanted) if filtered else None
@@ -196,10 +198,12 @@ class RedisJobStore:
     async def _matching(self, ids: Sequence[str], wanted: JobFilter) -> frozenset[str]:
         if not ids:
             return frozenset()
-        states = f" {' '.join(sorted(wanted.statuses))} " if wanted.statuses else ""
-        labels = [part for pair in wanted.metadata.items() for part in pair]
         found = await self._scripts.call(
-            "matching", states, wanted.workflow or "", len(wanted.metadata), *labels, *ids
+            "matching",
+            ids=ids,
+            states=list(wanted.statuses) or None,
+            workflow=wanted.workflow or None,
+            labels=dict(wanted.metadata) or None,
         )
         return frozenset(raw.decode() for raw in found)
 
@@ -207,7 +211,7 @@ class RedisJobStore:
         """Read what a list shows of jobs, and no more: their outputs and errors may be megabytes."""
         if not ids:
             return []
-        rows = await self._scripts.call("briefs", MOST_ERROR, len(_BRIEF), *_BRIEF, *ids)
+        rows = await self._scripts.call("briefs", ids=ids, fields=_BRIEF, most=MOST_ERROR)
         found = []
         for job_id, row in zip(ids, rows, strict=True):
             record = {name: value for name, value in zip(_BRIEF, row[1:], strict=False) if value is not None}
@@ -220,14 +224,15 @@ class RedisJobStore:
 
     async def ids(self, owner: str | None, prefix: str) -> list[str]:
         """Return the ids that begin so, of the newest jobs; see the port."""
-        key = f"fleet:jobs:{owner}" if owner is not None else "fleet:jobs"
-        with store_errors():
-            newest = await self._redis.zrevrange(key, 0, LOOKED_AT - 1)
+        newest = await self._redis.zrevrange(self._newest(owner), 0, LOOKED_AT - 1)
         return [job_id.decode() for job_id in newest if job_id.startswith(prefix.encode())]
+
+    def _newest(self, owner: str | None) -> str:
+        return self._keys.jobs if owner is None else self._keys.jobs_of(owner)
 
     async def request_cancel(self, job_id: str) -> Job | None:
         """Ask for cancellation; returns the job as it is now, or None."""
-        answer = await self._scripts.call("cancel", job_id)
+        answer = await self._scripts.call("cancel", job=job_id)
         if isinstance(answer, list) and self.telemetry is not None:
             self.telemetry.ended_without_run(job_records.ended_job(answer, JobStatus.CANCELED))
         return await self.get(job_id)
@@ -236,47 +241,42 @@ class RedisJobStore:
         """Return the 1-based place among all queued jobs, or None if it does not wait."""
         if job.status is not JobStatus.QUEUED:
             return None
-        place = int(await self._scripts.call("position", job.placement.key, job.id))
+        place = int(await self._scripts.call("position", job=job.id, placement=job.placement.key))
         return place or None
 
     async def depth(self) -> int:
         """Return how many jobs wait."""
-        with store_errors():
-            return int(await self._redis.llen("rq:queue:fleet"))
+        return int(await self._redis.llen(self._keys.rq_queue))
 
     async def preview(self, job_id: str) -> Mapping[str, Any] | None:
         """Return the latest preview of a running job."""
-        with store_errors():
-            data = await self._redis.get(f"fleet:job:{job_id}:preview")
+        data = await self._redis.get(self._keys.job_preview(job_id))
         return dict(orjson.loads(data)) if data else None
 
     async def ui(self, job_id: str) -> Mapping[str, Any]:
         """Return what the graph's nodes handed over; see the port."""
-        with store_errors():
-            data = await self._redis.get(f"fleet:job:{job_id}:ui")
+        data = await self._redis.get(self._keys.job_ui(job_id))
         return dict(json.loads(data)) if data else {}
 
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile (``*`` for all), newest first."""
-        with store_errors():
-            return [float(raw) for raw in await self._redis.lrange(f"fleet:durations:{profile}", 0, 49)]
+        return [float(raw) for raw in await self._redis.lrange(self._keys.durations(profile), 0, 49)]
 
     async def latest_runs(self) -> Sequence[tuple[float, str]]:
         """Return seconds and node of the last jobs that succeeded, newest first."""
-        with store_errors():
-            rows = await self._redis.lrange("fleet:latest", 0, 49)
+        rows = await self._redis.lrange(self._keys.latest, 0, 49)
         parts = (raw.decode().split(" ", 1) for raw in rows)
         return [(float(seconds), node) for seconds, node in parts]
 
 
-def _scoped(idempotency: Idempotency) -> str:
-    """Return a key as Redis keeps it: of any length and any characters."""
-    return f"{idempotency.scope}:{hashlib.sha256(idempotency.key.encode()).hexdigest()}"
+def hashed(key: str) -> str:
+    """Return a client's own word as a part of a key in Redis: it may have any length and any characters."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _hash(answer: Any) -> dict[bytes, bytes]:
     """Return a hash; an empty one where something else stands, which somebody put there."""
-    if isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer):
+    if isinstance(answer, WrongType):
         return {}
     if isinstance(answer, Exception):
         raise answer

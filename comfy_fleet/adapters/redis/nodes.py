@@ -8,11 +8,11 @@ from typing import Any
 from uuid import uuid4
 
 import orjson
-from redis.asyncio import Redis
 
-from comfy_fleet.adapters.redis.events import NODES, RedisEvents
+from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.job_records import Complaints
-from comfy_fleet.adapters.redis.scripts import Scripts, store_errors
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import BadInput, Conflict, NotFound
 from comfy_fleet.domain.nodes.node import AGENT_DRAINS, LIVE, Node, NodeState, Reading, Work
 from comfy_fleet.domain.nodes.speed import speed_of
@@ -33,8 +33,9 @@ Row = list[Any]
 class RedisNodeRegistry:
     """Nodes, their cordons and what HAProxy says of them."""
 
-    def __init__(self, redis: Redis, events: RedisEvents) -> None:
+    def __init__(self, redis: FleetRedis, events: RedisEvents) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
         self._events = events
         self._scripts = Scripts(redis)
         self._complaints = Complaints()
@@ -45,7 +46,9 @@ class RedisNodeRegistry:
         static = asdict(node)
         for live in LIVE:
             static.pop(live)
-        raw = await self._scripts.call("add_node", node.name, node.key, node.pool, orjson.dumps(static))
+        raw = await self._scripts.call(
+            "add_node", orjson.dumps(static), node=node.name, url=node.key, pool=node.pool
+        )
         answer = raw.decode()
         if answer == "name":
             raise Conflict(
@@ -61,7 +64,7 @@ class RedisNodeRegistry:
 
     async def store_id(self) -> str:
         """Return what tells this store from one that was emptied."""
-        return str((await self._scripts.call("store_id", uuid4().hex)).decode())
+        return str((await self._scripts.call("store_id", candidate=uuid4().hex)).decode())
 
     async def get(self, name: str) -> Node | None:
         """Return a node, or None."""
@@ -74,7 +77,7 @@ class RedisNodeRegistry:
 
     async def state(self, name: str) -> NodeState | None:
         """Return a node with what is known of it, or None."""
-        return next(iter(self._read_all(_rows(await self._scripts.call("node_states", name)))), None)
+        return next(iter(self._read_all(_rows(await self._scripts.call("node_states", names=[name])))), None)
 
     async def states(self) -> Sequence[NodeState]:
         """Return all nodes with what is known of them, by name."""
@@ -128,8 +131,7 @@ class RedisNodeRegistry:
 
     async def errors(self, name: str) -> Sequence[Mapping[str, Any]]:
         """Return the last errors of jobs on a node, the newest first: at, job, code, message."""
-        with store_errors():
-            rows = await self._redis.lrange(f"fleet:node:{name}:errors", 0, 9)
+        rows = await self._redis.lrange(self._keys.node_errors(name), 0, 9)
         found = []
         for raw in rows:
             try:
@@ -140,8 +142,7 @@ class RedisNodeRegistry:
 
     async def models(self, name: str) -> Sequence[str]:
         """Return the model files that jobs on a node used since it started or was freed, the latest first."""
-        with store_errors():
-            raw = await self._redis.get(f"fleet:node:{name}:models")
+        raw = await self._redis.get(self._keys.node_models(name))
         return raw.decode().split("\n") if raw else []
 
     async def release(self, name: str) -> Sequence[str]:
@@ -149,7 +150,7 @@ class RedisNodeRegistry:
 
         Runs of which only outputs are still being fetched go on.
         """
-        return [raw.decode() for raw in await self._scripts.call("release", name)]
+        return [raw.decode() for raw in await self._scripts.call("release", node=name)]
 
     async def started(self, name: str) -> None:
         """Note that a node's ComfyUI has started anew: it is read again, and a quarantine ends.
@@ -157,7 +158,7 @@ class RedisNodeRegistry:
         Raises:
             NotFound: No such node.
         """
-        if not await self._scripts.call("node_started", name):
+        if not await self._scripts.call("node_started", node=name):
             raise _unknown(name)
 
     async def want_reading(self, name: str) -> None:
@@ -166,7 +167,7 @@ class RedisNodeRegistry:
         Raises:
             NotFound: No such node.
         """
-        if not await self._scripts.call("want_reading", name):
+        if not await self._scripts.call("want_reading", node=name):
             raise _unknown(name)
 
     async def want_restart(self, name: str) -> None:
@@ -175,7 +176,7 @@ class RedisNodeRegistry:
         Raises:
             NotFound: No such node.
         """
-        if not await self._scripts.call("want_restart", name):
+        if not await self._scripts.call("want_restart", node=name):
             raise _unknown(name)
 
     async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
@@ -190,7 +191,8 @@ class RedisNodeRegistry:
         Returns:
             Whether it was cordoned now.
         """
-        return int(await self._scripts.call("strike", name, kind, limit, reason)) < 0
+        count = await self._scripts.call("strike", node=name, kind=kind, limit=limit, reason=reason)
+        return int(count) < 0
 
     async def cordon(self, name: str, *, reason: str) -> Node:
         """Keep new jobs away: no claim for this node succeeds from now on."""
@@ -202,13 +204,15 @@ class RedisNodeRegistry:
 
     async def _mark(self, name: str, cordoned: bool, reason: str) -> Node:
         node = await self.get(name)
-        if node is None or not await self._scripts.call("cordon", name, int(cordoned), reason):
+        if node is None or not await self._scripts.call(
+            "cordon", node=name, cordoned=cordoned, reason=reason
+        ):
             raise _unknown(name)
         return replace(node, cordoned=cordoned, cordon_reason=reason)
 
     async def remove(self, name: str, *, force: bool = False) -> None:
         """Forget a node; raises NotFound, or Conflict while work is on it."""
-        answer = (await self._scripts.call("remove_node", name, int(force))).decode()
+        answer = (await self._scripts.call("remove_node", node=name, force=force)).decode()
         if answer == "unknown":
             raise _unknown(name)
         if answer != "ok":
@@ -219,7 +223,7 @@ class RedisNodeRegistry:
 
     async def report(self, name: str, *, verdict: str, why: str) -> None:
         """Record what HAProxy says of a node; forgotten nodes stay forgotten."""
-        await self._scripts.call("report_node", name, verdict, why)
+        await self._scripts.call("report_node", node=name, verdict=verdict, why=why)
 
     async def changes(self) -> AsyncGenerator[None, None]:
         """Yield at once, whenever the registry changed, and every few seconds.
@@ -229,7 +233,7 @@ class RedisNodeRegistry:
         """
         clock = asyncio.get_running_loop().time
         owed_s, settled_at = 0.0, clock()  # the pause that past looks have cost and that was not made yet
-        async with self._events.channel(NODES, size=1) as queue:
+        async with self._events.channel(self._keys.wake_nodes, size=1) as queue:
             while True:
                 began = clock()
                 yield

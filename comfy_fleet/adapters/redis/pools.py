@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import Complaints
-from comfy_fleet.adapters.redis.scripts import store_errors
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.nodes.pool import Pool
 from comfy_fleet.domain.records import UNREADABLE, from_fields
-
-SET, SLOTS = "fleet:pools", "fleet:pools:slots"
 
 
 class RedisPools:
@@ -22,17 +19,17 @@ class RedisPools:
         redis: A client that returns bytes.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: FleetRedis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
         self._complaints = Complaints()
 
     async def pools(self) -> Sequence[Pool]:
         """Return the pools that are set or have a slot, by name."""
-        with store_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hgetall(SET)
-                pipe.hgetall(SLOTS)
-                records, slots = await pipe.execute()
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(self._keys.pools)
+            pipe.hgetall(self._keys.pool_slots)
+            records, slots = await pipe.execute()
         found = []
         for raw in sorted(records.keys() | slots.keys()):
             try:
@@ -43,30 +40,27 @@ class RedisPools:
 
     async def get(self, name: str) -> Pool:
         """Return a pool; with nothing set if nobody has."""
-        with store_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hget(SET, name)
-                pipe.hget(SLOTS, name)
-                record, slot = await pipe.execute()
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hget(self._keys.pools, name)
+            pipe.hget(self._keys.pool_slots, name)
+            record, slot = await pipe.execute()
         return self._read(name, record, slot)
 
     async def set(self, pool: Pool) -> None:
         """Keep what is set of a pool, instead of what was; its slot is not touched."""
         record = {"free_idle_s": pool.free_idle_s, "free_on_oom": pool.free_on_oom}
-        with store_errors():
-            if pool.is_set:
-                await self._redis.hset(SET, pool.name, orjson.dumps(record))
-            else:
-                await self._redis.hdel(SET, pool.name)
+        if pool.is_set:
+            await self._redis.hset(self._keys.pools, pool.name, orjson.dumps(record))
+        else:
+            await self._redis.hdel(self._keys.pools, pool.name)
 
     async def place(self, slots: Mapping[str, int]) -> None:
         """Keep which pool has which of HAProxy's slots; all others have none."""
-        with store_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(SLOTS)
-                if slots:
-                    pipe.hset(SLOTS, mapping=dict(slots))
-                await pipe.execute()
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(self._keys.pool_slots)
+            if slots:
+                pipe.hset(self._keys.pool_slots, mapping=dict(slots))
+            await pipe.execute()
 
     def _read(self, name: str, record: bytes | None, slot: bytes | None) -> Pool:
         facts: dict[str, Any] = {"name": name, "slot": int(slot) if slot and slot.isdigit() else None}

@@ -11,12 +11,11 @@ from importlib.metadata import version
 from typing import Any
 
 import orjson
-from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.events import RedisEvents
-from comfy_fleet.adapters.redis.scripts import SCHEMA, store_errors
+from comfy_fleet.adapters.redis.scripts import SCHEMA
 
-QUEUE = "fleet"
 TTL_S = 60
 
 
@@ -34,7 +33,7 @@ class RqWorker:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: FleetRedis,
         events: RedisEvents,
         name: str,
         *,
@@ -44,7 +43,8 @@ class RqWorker:
         self._redis: Any = redis
         self._events = events
         self._name = name
-        self._key = f"rq:worker:{name}"
+        self._keys = redis.keyspace
+        self._key = redis.keyspace.rq_worker(name)
         self._stop = stop
         self._cancel = cancel
         self._birth = _stamp()
@@ -56,7 +56,7 @@ class RqWorker:
         fields = {
             "birth": self._birth,
             "last_heartbeat": _stamp(),
-            "queues": QUEUE,
+            "queues": self._keys.rq_name,
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "ip_address": "",
@@ -67,28 +67,26 @@ class RqWorker:
             "inflight": busy,
             "schema": SCHEMA,
         }
-        with store_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(self._key, mapping=fields)
-                pipe.expire(self._key, TTL_S)
-                pipe.sadd("rq:workers", self._key)
-                pipe.sadd(f"rq:workers:{QUEUE}", self._key)
-                await pipe.execute()
-            if not self._swept:
-                await self._sweep()
-                self._swept = True
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._key, mapping=fields)
+            pipe.expire(self._key, TTL_S)
+            pipe.sadd(self._keys.rq_all_workers, self._key)
+            pipe.sadd(self._keys.rq_workers, self._key)
+            await pipe.execute()
+        if not self._swept:
+            await self._sweep()
+            self._swept = True
 
     async def _sweep(self) -> None:
         """Forget the names of workers that died without taking theirs back; their records have run out."""
-        keys = await self._redis.smembers("rq:workers") | await self._redis.smembers(f"rq:workers:{QUEUE}")
-        for key in keys:
+        for key in await self._redis.smembers(self._keys.rq_workers):
             if not await self._redis.exists(key):
-                await self._redis.srem("rq:workers", key)
-                await self._redis.srem(f"rq:workers:{QUEUE}", key)
+                await self._redis.srem(self._keys.rq_all_workers, key)
+                await self._redis.srem(self._keys.rq_workers, key)
 
     async def listen(self) -> None:
         """Obey RQ's commands until canceled."""
-        async with self._events.channel(f"rq:pubsub:{self._name}") as queue:
+        async with self._events.channel(self._keys.rq_commands(self._name)) as queue:
             while True:
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     command = orjson.loads(await queue.get())
@@ -99,29 +97,30 @@ class RqWorker:
 
     async def leave(self) -> None:
         """Take the record back."""
-        with store_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.srem("rq:workers", self._key)
-                pipe.srem(f"rq:workers:{QUEUE}", self._key)
-                pipe.hset(self._key, "death", _stamp())
-                pipe.expire(self._key, TTL_S)
-                await pipe.execute()
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.srem(self._keys.rq_all_workers, self._key)
+            pipe.srem(self._keys.rq_workers, self._key)
+            pipe.hset(self._key, "death", _stamp())
+            pipe.expire(self._key, TTL_S)
+            await pipe.execute()
 
 
-async def live_dispatchers(redis: Redis) -> list[str]:
+async def live_dispatchers(redis: FleetRedis) -> list[str]:
     """Return the names of dispatchers whose heartbeat is young enough."""
     client: Any = redis
-    with store_errors():
-        keys = sorted(key.decode() for key in await client.smembers(f"rq:workers:{QUEUE}"))
-        alive = await asyncio.gather(*(client.exists(key) for key in keys))
-    return [key.removeprefix("rq:worker:") for key, there in zip(keys, alive, strict=True) if there]
+    keys = sorted(key.decode() for key in await client.smembers(redis.keyspace.rq_workers))
+    alive = await asyncio.gather(*(client.exists(key) for key in keys))
+    return [
+        key.removeprefix(redis.keyspace.rq_worker(""))
+        for key, there in zip(keys, alive, strict=True)
+        if there
+    ]
 
 
-async def outdated_dispatchers(redis: Redis) -> list[str]:
+async def outdated_dispatchers(redis: FleetRedis) -> list[str]:
     """Return the names of live dispatchers that don't know the layout in Redis: they claim nothing."""
     names = await live_dispatchers(redis)
     client: Any = redis
-    with store_errors():
-        current = await client.get("fleet:schema") or b"1"
-        known = await asyncio.gather(*(client.hget(f"rq:worker:{name}", "schema") for name in names))
+    current = await client.get(redis.keyspace.schema) or b"1"
+    known = await asyncio.gather(*(client.hget(redis.keyspace.rq_worker(name), "schema") for name in names))
     return [name for name, schema in zip(names, known, strict=True) if (schema or b"1") != current]

@@ -8,11 +8,10 @@ from typing import Any, Self
 from uuid import uuid4
 
 import orjson
-from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis import job_records
-from comfy_fleet.adapters.redis.events import PREFIX
-from comfy_fleet.adapters.redis.scripts import SCHEMA, Arg, Scripts, store_errors
+from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.nodes.speed import SHARE
@@ -37,8 +36,9 @@ class RedisRunStore:
         schema: The layout that this process knows.
     """
 
-    def __init__(self, redis: Redis, *, schema: int = SCHEMA) -> None:
+    def __init__(self, redis: FleetRedis, *, schema: int = SCHEMA) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
         self._scripts = Scripts(redis, schema=schema)
         self._complaints = job_records.Complaints()
         self.telemetry: Telemetry | None = None
@@ -55,15 +55,14 @@ class RedisRunStore:
 
     async def waiting(self) -> Sequence[Waiting]:
         """Return the placement classes that have queued jobs, best head first."""
-        with store_errors():
-            classes = [raw.decode() for raw in await self._redis.smembers("fleet:placements")]
-            if not classes:
-                return []
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for name in classes:
-                    pipe.zcard(f"fleet:queue:{name}")
-                    pipe.zrange(f"fleet:queue:{name}", 0, 0, withscores=True)
-                raw = await pipe.execute()
+        classes = [raw.decode() for raw in await self._redis.smembers(self._keys.placements)]
+        if not classes:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in classes:
+                pipe.zcard(self._keys.queue(name))
+                pipe.zrange(self._keys.queue(name), 0, 0, withscores=True)
+            raw = await pipe.execute()
         found = []
         for name, count, heads in zip(classes, raw[::2], raw[1::2], strict=True):
             try:
@@ -90,8 +89,16 @@ class RedisRunStore:
         ttl_s: float,
     ) -> Claim | Refused:
         """Take the best job for a granted node."""
-        keys = [placement.key for placement in placements]
-        answer = await self._scripts.begin("claim", node, run, token, dispatcher, ttl_s, PEEK, *keys)
+        answer = await self._scripts.begin(
+            "claim",
+            node=node,
+            run=run,
+            token=token,
+            dispatcher=dispatcher,
+            ttl_s=ttl_s,
+            placements=[placement.key for placement in placements],
+            peek=PEEK,
+        )
         why = answer[0].decode()
         if why != "ok":
             return Refused(why=why, run=answer[1].decode() if why == "leased" else None)
@@ -103,7 +110,7 @@ class RedisRunStore:
         except UNREADABLE as problem:
             await self._abandon(job_id, run, token, problem)
             return Refused(why="broken")
-        if answer[4] != job_records.reference(job.id):
+        if answer[4] != job_records.reference(job.id).encode():
             # Somebody wrote another function into RQ's record: nothing of it is ever imported or run.
             claim = Claim(job=job, graph=b"{}", run=run, node=node, token=token, attempt=job.attempt)
             error = JobError(
@@ -137,10 +144,8 @@ class RedisRunStore:
         cancel: set[str] = set()
         release: set[str] = set()
         for start in range(0, len(claims), BEAT_CHUNK):
-            pairs = [
-                part for claim in claims[start : start + BEAT_CHUNK] for part in (claim.run, claim.token)
-            ]
-            answer = await self._scripts.call("beat", ttl_s, *pairs)
+            tokens = _tokens(claims[start : start + BEAT_CHUNK])
+            answer = await self._scripts.call("beat", ttl_s=ttl_s, tokens=tokens)
             lost |= {raw.decode() for raw in answer[0]}
             cancel |= {raw.decode() for raw in answer[1]}
             release |= {raw.decode() for raw in answer[2]}
@@ -148,7 +153,7 @@ class RedisRunStore:
 
     async def accepted(self, claim: Claim) -> None:
         """Note that the node took the prompt."""
-        _check(claim, await self._scripts.call("accepted", claim.run, claim.token))
+        _check(claim, await self._scripts.call("accepted", run=claim.run, token=claim.token))
 
     async def progress(self, claim: Claim, progress: Progress) -> None:
         """Store and publish a progress snapshot."""
@@ -156,8 +161,7 @@ class RedisRunStore:
 
     async def followed(self, claim: Claim) -> bool:
         """Return whether anybody listens to the job's events."""
-        with store_errors():
-            ((_, listeners),) = await self._redis.pubsub_numsub(PREFIX + claim.job.id)
+        ((_, listeners),) = await self._redis.pubsub_numsub(self._keys.events(claim.job.id))
         return bool(listeners)
 
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
@@ -168,10 +172,11 @@ class RedisRunStore:
         """Commit one output."""
         await self._note(claim, "output", job_records.dump_output(output), job_records.output_field(output))
 
-    async def _note(self, claim: Claim, kind: str, data: bytes | str, field: str = "") -> None:
-        _check(
-            claim, await self._scripts.call("note", claim.run, claim.token, claim.job.id, kind, data, field)
+    async def _note(self, claim: Claim, kind: str, data: bytes | str, field: str | None = None) -> None:
+        answer = await self._scripts.call(
+            "note", data, run=claim.run, token=claim.token, job=claim.job.id, kind=kind, field=field
         )
+        _check(claim, answer)
 
     async def waits(self, claim: Claim, why: str | None) -> None:
         """Note what a run waits for on the fleet's own side, or that it goes on."""
@@ -180,7 +185,8 @@ class RedisRunStore:
     async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]], *, ui: str = "") -> None:
         """Note that the prompt has left the node."""
         data = orjson.dumps([dict(item) for item in manifest])
-        _check(claim, await self._scripts.call("left", claim.run, claim.token, data, ui))
+        answer = await self._scripts.call("left", data, ui, run=claim.run, token=claim.token)
+        _check(claim, answer)
 
     async def finish(
         self,
@@ -199,23 +205,21 @@ class RedisRunStore:
         result = (
             job_records.rq_success(done) if status is JobStatus.SUCCEEDED else job_records.rq_failure(error)
         )
-        duration = "" if duration_s is None else f"{duration_s:.3f}"
-        measured = "" if speed is None else f"{speed:.6f}"
         answer = await self._scripts.call(
             "finish",
-            claim.run,
-            claim.token,
-            status,
             job_records.dump_error(error),
             result,
-            duration,
-            SHARE,
-            measured,
-            MODELS,
             job_records.dump_progress(progress),
-            job_records.dump_reason(error),
             ui,
-            *models[:MODELS],
+            run=claim.run,
+            token=claim.token,
+            status=status,
+            seconds=None if duration_s is None else f"{duration_s:.3f}",
+            share=SHARE,
+            speed=speed,
+            models=models[:MODELS],
+            most_models=MODELS,
+            reason=job_records.short_reason(error),
         )
         return JobStatus(_check(claim, answer).decode())
 
@@ -233,31 +237,30 @@ class RedisRunStore:
         """Give the job back, or end it when no attempt is left."""
         answer = await self._scripts.call(
             "requeue",
-            claim.run,
-            claim.token,
-            int(counts),
-            "" if placement is None else placement.key,
             job_records.dump_error(reason),
             job_records.rq_failure(reason),
-            "\n".join(sorted(claim.job.bust | bust)),
             job_records.dump_progress(progress),
-            job_records.dump_reason(reason),
             ui,
+            run=claim.run,
+            token=claim.token,
+            counts=counts,
+            placement=None if placement is None else placement.key,
+            bust="\n".join(sorted(claim.job.bust | bust)),
+            reason=job_records.short_reason(reason),
         )
         return JobStatus(_check(claim, answer).decode())
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:
         """Let these leases expire now."""
-        pairs = [part for claim in claims for part in (claim.run, claim.token)]
-        if pairs:
-            await self._scripts.call("beat", -1, *pairs)
+        if claims:
+            await self._scripts.call("hand_over", tokens=_tokens(claims))
 
     async def take_over(self, *, dispatcher: str, ttl_s: float, limit: int) -> Sequence[Held]:
         """Transfer expired run leases to this dispatcher."""
         tokens = [uuid4().hex for _ in range(limit)]
         held = []
         for run, token, job_id, node, phase, manifest, record, graph in await self._scripts.call(
-            "take_over", dispatcher, ttl_s, *tokens
+            "take_over", dispatcher=dispatcher, ttl_s=ttl_s, tokens=tokens
         ):
             try:
                 job = job_records.load_job(job_id.decode(), job_records.to_dict(record))
@@ -265,7 +268,7 @@ class RedisRunStore:
                 if graph is None or not isinstance(left, list):
                     raise ValueError("its graph is gone, or its outputs are no list")
             except UNREADABLE as problem:  # the others' runs must not wait for this one
-                await self._abandon(job_id.decode(), run, token, problem)
+                await self._abandon(job_id.decode(), run.decode(), token.decode(), problem)
                 continue
             claim = Claim(
                 job=job,
@@ -278,61 +281,60 @@ class RedisRunStore:
             held.append(Held(claim=claim, phase=phase.decode(), manifest=left))
         return held
 
-    async def _abandon(self, job_id: str, run: Arg, token: Arg, problem: Exception) -> None:
+    async def _abandon(self, job_id: str, run: str, token: str, problem: Exception) -> None:
         """End a job that can't be read, and its run."""
         logger.error("job ends, its record can't be read", exc_info=problem, extra={"job_id": job_id})
         error = job_records.dump_error(job_records.UNREADABLE_JOB)
         row = await self._scripts.call(
-            "abandon", run, token, error, job_records.rq_failure(job_records.UNREADABLE_JOB)
+            "abandon", error, job_records.rq_failure(job_records.UNREADABLE_JOB), run=run, token=token
         )
         if row:
             self._tell(job_records.ended_job(row, JobStatus.FAILED, job_records.UNREADABLE_JOB))
 
     async def lease_of(self, node: str) -> str | None:
         """Return the run that occupies a node, or None."""
-        with store_errors():
-            raw = await self._redis.get(f"fleet:lease:{node}")
+        raw = await self._redis.get(self._keys.lease(node))
         return raw.decode() if raw else None
 
     async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
         """Return those of some nodes that a run occupies."""
         if not nodes:
             return frozenset()
-        with store_errors():
-            runs = await self._redis.mget([f"fleet:lease:{node}" for node in nodes])
+        runs = await self._redis.mget([self._keys.lease(node) for node in nodes])
         return frozenset(node for node, run in zip(nodes, runs, strict=True) if run)
 
     async def secret(self, claim: Claim) -> bytes | None:
         """Return the encrypted ``extra_data`` of the claimed job."""
-        with store_errors():
-            secret: bytes | None = await self._redis.get(f"fleet:job:{claim.job.id}:secret")
+        secret: bytes | None = await self._redis.get(self._keys.job_secret(claim.job.id))
         return secret
 
     async def overdue(self, limit: int) -> int:
         """End queued jobs that are past their deadline."""
         error = job_records.dump_error(DEADLINE)
-        rows = await self._scripts.call("overdue", limit, error, job_records.rq_failure(DEADLINE))
+        rows = await self._scripts.call("overdue", error, job_records.rq_failure(DEADLINE), limit=limit)
         for row in rows:
             self._tell(job_records.ended_job(row, JobStatus.EXPIRED, DEADLINE))
         return len(rows)
 
     async def forgettable(self, limit: int) -> Sequence[str]:
         """Return ids of jobs that are past their retention."""
-        with store_errors():
-            seconds, micros = await self._redis.time()
-            top = f"{seconds}.{micros:06d}"
-            ids = await self._redis.zrangebyscore("fleet:expiring", "-inf", top, start=0, num=limit)
+        seconds, micros = await self._redis.time()
+        top = f"{seconds}.{micros:06d}"
+        ids = await self._redis.zrangebyscore(self._keys.expiring, "-inf", top, start=0, num=limit)
         return [raw.decode() for raw in ids]
 
     async def postpone(self, job_id: str, *, seconds: float) -> None:
         """Let a job that can't be forgotten yet be forgettable again so much later."""
-        with store_errors():
-            now, _ = await self._redis.time()
-            await self._redis.zadd("fleet:expiring", {job_id: now + seconds}, xx=True)
+        now, _ = await self._redis.time()
+        await self._redis.zadd(self._keys.expiring, {job_id: now + seconds}, xx=True)
 
     async def forget(self, job_id: str) -> None:
         """Remove every trace of a job from the store."""
-        await self._scripts.call("forget", job_id)
+        await self._scripts.call("forget", job=job_id)
+
+
+def _tokens(claims: Sequence[Claim]) -> dict[str, str]:
+    return {claim.run: claim.token for claim in claims}
 
 
 def _check(claim: Claim, answer: Any) -> Any:

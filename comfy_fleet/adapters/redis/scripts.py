@@ -1,85 +1,102 @@
-"""The Lua scripts: a shared prelude and one file for each call."""
+"""The Lua scripts: one file for each call, and a prelude of what several of them do.
+
+A script finds its named arguments in the table ``args``: JSON, so numbers, texts, lists and objects of them;
+what is left out is nil. Bytes, and texts that may be large, follow as ARGV[2], ARGV[3] ...: JSON in Lua knows
+no bytes, and reading it costs the server time. What a script answers is in its first lines.
+"""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.exceptions import (
-    BusyLoadingError,
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+import orjson
 
-from comfy_fleet.adapters.redis.client import NoConnection
-from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown, StoreRefuses
+from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.keys import Keyspace
+from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
 
 logger = logging.getLogger(__name__)
-
-Arg = str | bytes | int | float
 
 SCHEMA = 1
 """The layout of what stands in Redis. A change that an older version would misread or undo raises it; a field
 more in a record is no such change. ``schema.lua`` brings older data to it."""
 
+_NAMES = re.compile(r"\w+")
+_DEFINED = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)
+_COMMENT = re.compile(r"--.*")
+
 
 @cache
-def source(name: str, schema: int = SCHEMA) -> str:
-    """Return the whole text of a script."""
-    folder = files("comfy_fleet.adapters.redis") / "lua"
-    texts = [(folder / f"{part}.lua").read_text() for part in ("prelude", name)]
-    return f"local SCHEMA = {schema}\n" + "".join(texts)
+def source(name: str, namespace: str, schema: int = SCHEMA) -> str:
+    """Return the text of a script as Redis gets it."""
+    return whole(_file(name), namespace, schema)
+
+
+@cache
+def _file(name: str) -> str:
+    return (files("comfy_fleet.adapters.redis") / "lua" / f"{name}.lua").read_text()
+
+
+def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
+    """Return a script after those parts of the prelude that it uses.
+
+    Redis runs all of a script at each call: what it does not use would cost as much as what it does.
+    """
+    prelude = _file("prelude")
+    parts = [f"local SCHEMA = {schema}", *Keyspace(namespace).lua(), *prelude.split("\n\n")]
+    used, taken = _names(body), [body]
+    for part in reversed(parts):  # what a part uses stands before it
+        if any(_names(found).intersection(used) for found in _DEFINED.findall(part)):
+            used |= _names(part)
+            taken.append(part)
+    return "\n".join(reversed(taken))
+
+
+def _names(text: str) -> set[str]:
+    return set(_NAMES.findall(_COMMENT.sub("", text)))
 
 
 class Scripts:
-    """Calls scripts by name on one client. Keys are built inside: for one Redis, not for a cluster.
+    """Calls scripts by name on one client. Keyspace are built inside: for one Redis, not for a cluster.
 
     Args:
         redis: The client.
         schema: The layout that the scripts know.
     """
 
-    def __init__(self, redis: Redis, *, schema: int = SCHEMA) -> None:
+    def __init__(self, redis: FleetRedis, *, schema: int = SCHEMA) -> None:
         self._redis = redis
         self._schema = schema
-        self._shas: dict[str, str] = {}
 
-    async def call(self, name: str, *args: Arg) -> Any:
-        """Run ``NAME.lua`` with ARGV; loads it on the first call and after a restart of the server.
+    async def call(self, script: str, /, *blobs: str | bytes, **args: Any) -> Any:
+        """Run ``SCRIPT.lua``.
+
+        Args:
+            script: Its name.
+            blobs: Bytes and large texts: ARGV[2], ARGV[3] ...
+            args: Its arguments, whole numbers below 2**53; those that are None are left out.
 
         Raises:
             StoreDown: No answer, after the client's own tries.
         """
-        with store_errors():
-            sha = self._shas.get(name)
-            if sha is None:
-                sha = self._shas[name] = str(await self._redis.script_load(source(name, self._schema)))
-            try:
-                return await self._redis.evalsha(sha, 0, *args)
-            except NoScriptError:
-                await self._redis.script_load(source(name, self._schema))
-                return await self._redis.evalsha(sha, 0, *args)
+        named = orjson.dumps({name: value for name, value in args.items() if value is not None})
+        text = source(script, self._redis.keyspace.namespace, self._schema)
+        return await self._redis.run_script(text, named, *blobs)
 
-    async def begin(self, name: str, *args: Arg) -> Any:
+    async def begin(self, script: str, /, *blobs: str | bytes, **args: Any) -> Any:
         """Run a script that takes new work, which only the newest version on this Redis may do.
 
         Raises:
             Outdated: A newer version has raised the layout.
             StoreDown: No answer.
         """
-        answer = await self.call(name, *args)
+        answer = await self.call(script, *blobs, **args)
         if answer[0] != b"schema":
             return answer
         await self.check(may_raise=True)  # Redis was emptied, or away when this process started
-        answer = await self.call(name, *args)
+        answer = await self.call(script, *blobs, **args)
         if answer[0] == b"schema":
             raise outdated(answer[1], self._schema)
         return answer
@@ -94,7 +111,7 @@ class Scripts:
             Outdated: The one in Redis is newer, or no number.
             StoreDown: No answer.
         """
-        found: bytes = await self.call("schema", int(may_raise))
+        found: bytes = await self.call("schema", may_raise=may_raise)
         if not found.isdigit() or int(found) > self._schema:
             raise outdated(found, self._schema)
 
@@ -124,27 +141,3 @@ def outdated(found: bytes, known: int) -> Outdated:
         f"Redis holds layout {shown} and this process knows layout {known}: it is the older version",
         retry_after_s=5,
     )
-
-
-_REFUSALS = frozenset(
-    {"BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN"}
-)
-
-
-@contextmanager
-def store_errors() -> Iterator[None]:
-    """Turn what redis-py raises while the server is away, or takes nothing, into StoreDown."""
-    try:
-        yield
-    except NoConnection as error:
-        raise StoreRefuses(str(error), retry_after_s=1) from error
-    except BusyLoadingError as error:
-        raise StoreRefuses(f"Redis is still loading its data: {error}", retry_after_s=2) from error
-    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-        raise StoreDown(f"Redis does not answer: {error}", retry_after_s=2) from error
-    except ResponseError as error:
-        # redis-py takes the code off a message that it has a class for; a script's own refusals keep it.
-        known = isinstance(error, MasterDownError | OutOfMemoryError | ReadOnlyError)
-        if not known and _REFUSALS.isdisjoint(str(error).replace(":", " ").split(" ", 3)[:3]):
-            raise
-        raise StoreRefuses(f"Redis can't write now: {error}", retry_after_s=5) from error

@@ -103,25 +103,24 @@ async def wait_for_redis(url: str, *, timeout_s: float) -> None:
     Raises:
         Fail: It does not answer within ``timeout_s``, or is too old.
     """
-    from redis.asyncio import Redis
-    from redis.exceptions import RedisError, ResponseError
+    from comfy_fleet.adapters.redis.client import connect_once
+    from comfy_fleet.domain.errors import StoreDown
 
     deadline = asyncio.get_running_loop().time() + timeout_s
-    client = Redis.from_url(url, retry=None)
-    try:
+    async with connect_once(url) as client:
         while True:
             try:
                 await client.ping()
-            except (RedisError, OSError) as error:
+            except StoreDown as error:
                 if asyncio.get_running_loop().time() > deadline:
                     raise Fail(
-                        f"Redis at {masked(url)} does not answer: {error}",
+                        f"{masked(url)}: {error}",
                         hint="check --redis URL, or leave it out: `fleet up` then runs its own",
                     ) from error
                 await asyncio.sleep(0.05)
             else:
                 break
-        with contextlib.suppress(ResponseError):  # this Redis user may not be allowed to ask
+        with contextlib.suppress(StoreDown):  # this Redis user may not be allowed to ask
             told = str((await client.info("server")).get("redis_version", ""))
             if told and tuple(map(int, re.findall(r"\d+", told)[:2])) < OLDEST_REDIS:
                 needed = ".".join(map(str, OLDEST_REDIS))
@@ -129,8 +128,6 @@ async def wait_for_redis(url: str, *, timeout_s: float) -> None:
                     f"Redis at {masked(url)} is version {told}, which is too old",
                     hint=f"install Redis {needed} or newer, or Valkey",
                 )
-    finally:
-        await client.aclose()
 
 
 def masked(url: str) -> str:

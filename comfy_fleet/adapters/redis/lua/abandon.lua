@@ -1,11 +1,11 @@
 -- End a run whose job's record can't be read: nobody could go on with it, and it would hold its node for ever.
--- ARGV: run, token, error as JSON, RQ result.  Returns what observers are told of the job if it ends here.
-local run = ARGV[1]
-if not owned(run, ARGV[2]) then return {} end
-local r = redis.call('HMGET', 'fleet:run:' .. run, 'job', 'node')
-drop_run(run, r[1], r[2])
-local f = redis.pcall('HMGET', jobkey(r[1]), 'completed')
+-- args: run, token.  ARGV: error as JSON, RQ's text of it.  
+-- Returns what observers are told of the job if it ends here.
+if not owned(args.run, args.token) then return {} end
+local r = redis.call('HMGET', run_key(args.run), 'job', 'node')
+drop_run(args.run, r[1], r[2])
+local f = redis.pcall('HMGET', job_key(r[1]), 'completed')
 if f.err or f[1] then return {} end
 local at = now()
-end_job(r[1], 'failed', ARGV[3], ARGV[4], at)
+end_job(r[1], 'failed', ARGV[2], ARGV[3], at)
 return ended_job(r[1], at)

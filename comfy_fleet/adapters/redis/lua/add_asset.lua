@@ -1,14 +1,12 @@
--- Add the record of an asset whose bytes are there.
--- ARGV: the record as JSON, then of an output: run, token
+-- Add the record of an asset whose bytes are there.  args: record; of an output also run, token.
 -- Returns {'schema', layout} | {'lost'} | {'ok', 1 if the bytes are new to the owner, id, path}.
 -- Lost: the job is not this run's any more, or the run not this token's.
 -- Another id: the job has this output already.  Another path: the same bytes lie there already.
-local r = cjson.decode(ARGV[1])
+local r = args.record
 if r.job_id then
   -- What a run has made is taken whatever the layout is, like the run's end.
-  local run = fields('fleet:run:' .. ARGV[2], 'job')
-  if not owned(ARGV[2], ARGV[3]) or run[1] ~= r.job_id then return { 'lost' } end
-  local outputs = 'fleet:asset:job:' .. r.job_id
+  if not owned(args.run, args.token) or fields(run_key(args.run), 'job')[1] ~= r.job_id then return { 'lost' } end
+  local outputs = asset_outputs_key(r.job_id)
   local there = redis.call('HGET', outputs, r.hash .. '\0' .. r.file_path)
   local record = there and asset_of(there)
   if record and there ~= r.id then return { 'ok', 0, there, record.path } end
@@ -21,12 +19,12 @@ if r.job_id then
 else
   local other = other_schema()
   if other then return other end
-  local at = 'fleet:blob:at:' .. r.hash
+  local at = blob_at_key(r.hash)
   local there = redis.call('GET', at)
   -- One that is being deleted, or was, is never used again.  It may wait for the sweep as well: a walk found it, too.
-  if there and not redis.call('ZSCORE', 'fleet:blob:condemned', there)
-    and (redis.call('EXISTS', 'fleet:blob:refs:' .. there) == 1
-      or redis.call('ZSCORE', 'fleet:blob:unused', r.hash .. ' ' .. there)) then
+  if there and not redis.call('ZSCORE', blob_condemned_key, there)
+    and (redis.call('EXISTS', blob_refs_key(there)) == 1
+      or redis.call('ZSCORE', blob_unused_key, r.hash .. ' ' .. there)) then
     r.path = there
   else
     redis.call('SET', at, r.path)

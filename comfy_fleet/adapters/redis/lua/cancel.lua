@@ -1,6 +1,6 @@
--- Ask for cancellation.  ARGV: job.  Returns what observers are told of it if it ends here, else its state, or ''.
-local id = ARGV[1]
-local key = jobkey(id)
+-- Ask for cancellation.  args: job.  Returns what observers are told of it if it ends here, else its state, or ''.
+local id = args.job
+local key = job_key(id)
 local f = fields(key, 'status', 'placement', 'run', 'node')
 local status = f[1]
 if not status then return '' end
@@ -11,7 +11,7 @@ end
 if status == 'running' then
   redis.call('HSET', key, 'cancel', 1, 'status', 'canceling')
   publish_status(id, 'canceling', f[3], f[4])
-  redis.call('PUBLISH', 'fleet:wake', 'cancel ' .. f[3])
+  redis.call('PUBLISH', wake_key, 'cancel ' .. f[3])
   return 'canceling'
 end
 return status

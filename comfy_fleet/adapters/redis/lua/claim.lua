@@ -1,40 +1,41 @@
 -- Take the best job of some placement classes for a node that HAProxy granted.
--- ARGV: node, run, token, dispatcher, ttl, peek, placement ...
+-- args: node, run, token, dispatcher, ttl_s, placements, peek (jobs looked at in each class).
 -- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data, jobs that wait behind it}
 local other = other_schema()
 if other then return other end
-local node, run, token, who, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return { 'removed' } end
-if redis.call('HGET', 'fleet:node:' .. node, 'cordoned') == '1' then return { 'cordoned' } end
+local node, run = args.node, args.run
+if redis.call('HEXISTS', nodes_key, node) == 0 then return { 'removed' } end
+local about = redis.call('HMGET', node_key(node), 'cordoned', 'vram')
+if about[1] == '1' then return { 'cordoned' } end
 local holder = holder_of(node)
 if holder then return { 'leased', holder } end
 
 local at = now()
-local card = tonumber(redis.call('HGET', 'fleet:node:' .. node, 'vram') or 0)
+local card = tonumber(about[2] or 0)
 local best, rank, class
 -- Whether the job's profile has run out of memory on a card like this since it was enqueued. Then it moves to the
 -- queue for larger cards, and nobody has tried in vain.
 local function too_small(id, profile, queue)
-  local limit = card > 0 and profile and tonumber(redis.call('GET', 'fleet:oom:' .. profile) or 0) or 0
+  local limit = card > 0 and profile and tonumber(redis.call('GET', oom_key(profile)) or 0) or 0
   if limit < card or limit <= above_of(queue) then return false end
-  local moved, f = with_above(queue, limit), redis.call('HMGET', jobkey(id), 'rank', 'deadline')
+  local moved, f = with_above(queue, limit), redis.call('HMGET', job_key(id), 'rank', 'deadline')
   dequeue(id, queue)
-  redis.call('HSET', jobkey(id), 'placement', moved)
+  redis.call('HSET', job_key(id), 'placement', moved)
   enqueue(id, moved, f[1], true)
-  if f[2] then redis.call('ZADD', 'fleet:deadlines', f[2], id) end
-  redis.call('PUBLISH', 'fleet:wake', 'job ' .. moved)
+  if f[2] then redis.call('ZADD', deadlines_key, f[2], id) end
+  redis.call('PUBLISH', wake_key, 'job ' .. moved)
   return true
 end
 
-for i = 7, #ARGV do
-  local heads = redis.call('ZRANGE', 'fleet:queue:' .. ARGV[i], 0, tonumber(ARGV[6]) - 1, 'WITHSCORES')
+for _, placement in ipairs(args.placements) do
+  local heads = redis.call('ZRANGE', queue_key(placement), 0, args.peek - 1, 'WITHSCORES')
   for j = 1, #heads, 2 do
-    local f = fields(jobkey(heads[j]), 'status', 'deadline', 'profile')
+    local f = fields(job_key(heads[j]), 'status', 'deadline', 'profile')
     if f[1] ~= 'queued' then
-      dequeue(heads[j], ARGV[i])  -- a leftover: whatever ended the job has moved on
-    elseif not (f[2] and tonumber(f[2]) <= at) and not too_small(heads[j], f[3], ARGV[i]) then
+      dequeue(heads[j], placement)  -- a leftover: whatever ended the job has moved on
+    elseif not (f[2] and tonumber(f[2]) <= at) and not too_small(heads[j], f[3], placement) then
       if not rank or tonumber(heads[j + 1]) < rank then
-        best, rank, class = heads[j], tonumber(heads[j + 1]), ARGV[i]
+        best, rank, class = heads[j], tonumber(heads[j + 1]), placement
       end
       break
     end
@@ -42,26 +43,18 @@ for i = 7, #ARGV do
 end
 if not best then return { 'empty' } end
 
-local key = jobkey(best)
+local key = job_key(best)
 dequeue(best, class)
 redis.call('HSET', key, 'status', 'running', 'run', run, 'node', node)
 redis.call('HSETNX', key, 'started', num(at))
 redis.call('HDEL', key, 'progress')
-redis.call('SET', 'fleet:lease:' .. node, run)
-redis.call('SADD', 'fleet:node:' .. node .. ':runs', run)
-redis.call('ZADD', 'fleet:runs', num(at + ttl), run)
-redis.call('HSET', 'fleet:run:' .. run, 'job', best, 'node', node, 'token', token, 'dispatcher', who,
-  'phase', 'claimed', 'since', num(at), 'schema', SCHEMA)
-local rq = rqkey(best)
-redis.call('HSET', rq, 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', who)
-redis.call('PERSIST', rq)
-local member = best .. ':' .. run
-redis.call('ZADD', 'rq:wip:' .. QUEUE, FAR, member)
-redis.call('HSET', 'rq:execution:' .. member, 'id', run, 'created_at', num(at), 'last_heartbeat', num(at),
-  'worker_name', who)
-redis.call('ZADD', 'rq:executions:' .. best, FAR, run)
+redis.call('SET', lease_key(node), run)
+redis.call('SADD', node_runs_key(node), run)
+redis.call('ZADD', runs_key, num(at + args.ttl_s), run)
+redis.call('HSET', run_key(run), 'job', best, 'node', node, 'token', args.token, 'dispatcher', args.dispatcher,
+  'phase', 'claimed', 'since', num(at), 'schema', SCHEMA, 'rq_beat', num(at))
+local data = rq_start(best, run, args.dispatcher, at)
 publish_status(best, 'running', run, node)
 local behind = 0
-for i = 7, #ARGV do behind = behind + redis.call('ZCARD', 'fleet:queue:' .. ARGV[i]) end
-return { 'ok', best, redis.call('HGETALL', key), graph_of(best),
-  redis.call('HGET', rq, 'data'), behind }
+for _, placement in ipairs(args.placements) do behind = behind + redis.call('ZCARD', queue_key(placement)) end
+return { 'ok', best, redis.call('HGETALL', key), graph_of(best), data, behind }

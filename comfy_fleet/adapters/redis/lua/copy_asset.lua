@@ -1,13 +1,12 @@
 -- Add a record over bytes that the owner has; on a full disk only one that is there already.
--- ARGV: owner, hash, name or '' for any, record as JSON without path, size_bytes and content_type, 'full' or ''
+-- args: owner, hash, name (any if there is none), record (without path, size_bytes and content_type), full (bool).
 -- Returns {'schema', layout} | {'same', id} | {'new', id} | {'copy', id of an output to copy the bytes of} | {'none'} | {'full'}
 local other = other_schema()
 if other then return other end
-local owner, hash, name = ARGV[1], ARGV[2], ARGV[3]
-local r = cjson.decode(ARGV[4])
-local same = 'fleet:blob:same:' .. owner .. ':' .. hash
+local owner, hash, name, r = args.owner, args.hash, args.name, args.record
+local same = blob_same_key(owner, hash)
 local there
-if name ~= '' then
+if name then
   there = redis.call('HGET', same, name)
 else
   there = redis.call('HRANDFIELD', same)
@@ -17,14 +16,14 @@ if there then
   local old = asset_of(there)
   if old and old.tags == (r.tags or old.tags) then
     -- asking for the bytes again makes them stay longer, never shorter
-    if old.expires_at and r.renews then redis.call('HSET', 'fleet:asset:' .. there, 'renews', '1') end
+    if old.expires_at and r.renews then redis.call('HSET', asset_key(there), 'renews', '1') end
     if old.expires_at and (not r.expires_at or tonumber(r.expires_at) > tonumber(old.expires_at)) then
       if r.expires_at then
-        redis.call('HSET', 'fleet:asset:' .. there, 'expires_at', r.expires_at)
-        redis.call('ZADD', 'fleet:asset:expiry', r.expires_at, there)
+        redis.call('HSET', asset_key(there), 'expires_at', r.expires_at)
+        redis.call('ZADD', asset_expiry_key, r.expires_at, there)
       else
-        redis.call('HDEL', 'fleet:asset:' .. there, 'expires_at')
-        redis.call('ZREM', 'fleet:asset:expiry', there)
+        redis.call('HDEL', asset_key(there), 'expires_at')
+        redis.call('ZREM', asset_expiry_key, there)
       end
     end
     return { 'same', there }
@@ -34,16 +33,16 @@ local source = redis.call('HRANDFIELD', same)
 if source then
   source = redis.call('HGET', same, source)
 else
-  source = redis.call('SRANDMEMBER', 'fleet:blob:owner:' .. owner .. ':' .. hash)
+  source = redis.call('SRANDMEMBER', blob_owner_key(owner, hash))
 end
 local from = source and asset_of(source)
 if not from then return { 'none' } end
-if ARGV[5] == 'full' then return { 'full' } end
+if args.full then return { 'full' } end
 -- Earlier versions delete a job's folder with everything in it.
 if string.sub(from.path, 1, 5) == 'jobs/' then return { 'copy', source } end
 r.owner, r.hash, r.path = owner, hash, from.path
 r.size_bytes, r.content_type = from.size_bytes, from.content_type
-r.file_path = name ~= '' and name or from.file_path
+r.file_path = name or from.file_path
 r.tags = r.tags or ''
 add_asset(r)
 return { 'new', r.id }

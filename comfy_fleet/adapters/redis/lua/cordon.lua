@@ -1,8 +1,8 @@
--- Keep new jobs from a node, or let them come again.  ARGV: node, cordoned 0/1, reason
+-- Keep new jobs from a node, or let them come again.  args: node, cordoned (bool), reason.
 -- Returns 1, or 0 if there is no such node.
-local key = 'fleet:node:' .. ARGV[1]
-if redis.call('HEXISTS', 'fleet:nodes', ARGV[1]) == 0 then return 0 end
-redis.call('HSET', key, 'cordoned', ARGV[2], 'cordon_reason', ARGV[3])
+local key = node_key(args.node)
+if redis.call('HEXISTS', nodes_key, args.node) == 0 then return 0 end
+redis.call('HSET', key, 'cordoned', args.cordoned and 1 or 0, 'cordon_reason', args.reason)
 redis.call('HDEL', key, 'quarantined', 'strikes_oom', 'strikes_gpu', 'strikes_answer', 'strikes_frame', 'renewed', 'twin')
-redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes')
+redis.call('PUBLISH', wake_nodes_key, 'nodes')
 return 1

@@ -1,20 +1,17 @@
--- Remove every trace of a final job.  ARGV: job.  Returns 1 if it was there.
-local id = ARGV[1]
-local key = jobkey(id)
-local f = fields(key, 'status', 'owner', 'graph')
-redis.call('ZREM', 'fleet:expiring', id)
+-- Remove every trace of a final job.  args: job.  Returns 1 if it was there.
+local id = args.job
+local f = fields(job_key(id), 'status', 'owner', 'graph')
+redis.call('ZREM', expiring_key, id)
 if not f[1] then
-  redis.call('ZREM', 'fleet:jobs', id)
+  redis.call('ZREM', jobs_key, id)
   return 0
 end
-if redis.call('HINCRBY', 'fleet:graphs', f[3], -1) <= 0 then
-  redis.call('HDEL', 'fleet:graphs', f[3])
-  redis.call('DEL', 'fleet:graph:' .. f[3])
+if redis.call('HINCRBY', graphs_key, f[3], -1) <= 0 then
+  redis.call('HDEL', graphs_key, f[3])
+  redis.call('DEL', graph_key(f[3]))
 end
-redis.call('ZREM', 'fleet:jobs', id)
-redis.call('ZREM', 'fleet:jobs:' .. f[2], id)
-redis.call('DEL', key, key .. ':outputs', key .. ':ui', key .. ':secret', key .. ':preview', 'rq:job:' .. id, 'rq:results:' .. id)
-for _, registry in ipairs({ 'rq:finished:', 'rq:failed:', 'rq:canceled:' }) do
-  redis.call('ZREM', registry .. QUEUE, id)
-end
+redis.call('ZREM', jobs_key, id)
+redis.call('ZREM', jobs_of_key(f[2]), id)
+redis.call('DEL', job_key(id), job_outputs_key(id), job_ui_key(id), job_secret_key(id), job_preview_key(id))
+rq_forget(id)
 return 1

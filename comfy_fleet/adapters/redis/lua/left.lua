@@ -1,10 +1,10 @@
 -- The prompt has left the node: the node is free, only outputs are still to be fetched.
--- ARGV: run, token, manifest as JSON, what its nodes handed over as JSON or ''.  Returns 1, or 0 if the lease is gone.
-local run = ARGV[1]
-if not owned(run, ARGV[2]) then return 0 end
-redis.call('HSET', 'fleet:run:' .. run, 'phase', 'left', 'manifest', ARGV[3])
-local r = redis.call('HMGET', 'fleet:run:' .. run, 'node', 'job')
+-- args: run, token.  ARGV: manifest as JSON, what its nodes handed over as JSON or ''.  Returns 1, or 0 if the lease is gone.
+local run = args.run
+if not owned(run, args.token) then return 0 end
+redis.call('HSET', run_key(run), 'phase', 'left', 'manifest', ARGV[2])
+local r = redis.call('HMGET', run_key(run), 'node', 'job')
 local node = r[1]
-keep_ui(r[2], ARGV[4])
-if redis.call('GET', 'fleet:lease:' .. node) == run then redis.call('DEL', 'fleet:lease:' .. node) end
+keep_ui(r[2], ARGV[3])
+if redis.call('GET', lease_key(node)) == run then redis.call('DEL', lease_key(node)) end
 return 1

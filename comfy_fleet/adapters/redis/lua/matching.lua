@@ -1,17 +1,16 @@
--- Which of some jobs a list wants.
--- ARGV: states wanted, between blanks, or '';  workflow or '';  how many labels;  label, value ...;  then job ids
+-- Which of some jobs a list wants.  args: ids, and what they must have: states, workflow, labels {label: value}.
 -- Returns the ids that match.
-local states, workflow, labels = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local states = {}
+for _, state in ipairs(args.states or {}) do states[state] = true end
 local found = {}
-for i = 4 + 2 * labels, #ARGV do
-  local f = redis.pcall('HMGET', jobkey(ARGV[i]), 'status', 'workflow', 'metadata')
-  local fits = not f.err and f[1]
-    and (states == '' or string.find(states, ' ' .. f[1] .. ' ', 1, true))
-    and (workflow == '' or f[2] == workflow)
-  if fits and labels > 0 then
+for _, id in ipairs(args.ids) do
+  local f = redis.pcall('HMGET', job_key(id), 'status', 'workflow', 'metadata')
+  local fits = not f.err and f[1] and (not args.states or states[f[1]])
+    and (not args.workflow or f[2] == args.workflow)
+  if fits and args.labels then
     local has = decoded(f[3] or '')
-    for j = 4, 2 + 2 * labels, 2 do fits = fits and has[ARGV[j]] == ARGV[j + 1] end
+    for label, value in pairs(args.labels) do fits = fits and has[label] == value end
   end
-  if fits then found[#found + 1] = ARGV[i] end
+  if fits then found[#found + 1] = id end
 end
 return found

@@ -1,9 +1,9 @@
--- Blobs were found: note those that no record knows.  ARGV: now, then paths.
+-- Blobs were found: note those that no record knows.  args: now, paths.  Returns {'schema', layout} | {'ok'}.
 local other = other_schema()
 if other then return other end
-for i = 2, #ARGV do
-  if redis.call('EXISTS', 'fleet:blob:refs:' .. ARGV[i]) == 0 and not redis.call('ZSCORE', 'fleet:blob:condemned', ARGV[i]) then
-    redis.call('ZADD', 'fleet:blob:strays', 'NX', ARGV[1], ARGV[i])
+for _, path in ipairs(args.paths) do
+  if redis.call('EXISTS', blob_refs_key(path)) == 0 and not redis.call('ZSCORE', blob_condemned_key, path) then
+    redis.call('ZADD', blob_strays_key, 'NX', num(args.now), path)
   end
 end
 return { 'ok' }

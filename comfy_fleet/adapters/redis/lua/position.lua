@@ -1,4 +1,3 @@
--- The place of a queued job among all queued jobs.
--- ARGV: placement, id
+-- The place of a queued job among all queued jobs.  args: job, placement.
 -- Returns 1 for the next one, 0 if it does not wait.
-return place_of(ARGV[2], ARGV[1])
+return place_of(args.job, args.placement)

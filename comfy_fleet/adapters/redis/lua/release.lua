@@ -1,11 +1,11 @@
--- Give the jobs on a node back to the queue: their dispatchers take them off it.
--- ARGV: node.  Returns the runs that are asked for; those that only fetch outputs go on.
+-- Give the jobs on a node back to the queue: their dispatchers take them off it.  args: node.
+-- Returns the runs that are asked for; those that only fetch outputs go on.
 local asked = {}
-for _, run in ipairs(redis.call('SMEMBERS', 'fleet:node:' .. ARGV[1] .. ':runs')) do
-  local phase = fields('fleet:run:' .. run, 'phase')[1]
+for _, run in ipairs(redis.call('SMEMBERS', node_runs_key(args.node))) do
+  local phase = fields(run_key(run), 'phase')[1]
   if phase and phase ~= 'left' then
-    redis.call('HSET', 'fleet:run:' .. run, 'release', 1)
-    redis.call('PUBLISH', 'fleet:wake', 'release ' .. run)
+    redis.call('HSET', run_key(run), 'release', 1)
+    redis.call('PUBLISH', wake_key, 'release ' .. run)
     asked[#asked + 1] = run
   end
 end

@@ -1,4 +1,4 @@
--- The job was not written after all.  ARGV: job, then ids.
-redis.call('DEL', 'fleet:asset:hold:' .. ARGV[1])
-for i = 2, #ARGV do redis.call('SREM', 'fleet:asset:' .. ARGV[i] .. ':jobs', ARGV[1]) end
+-- The job was not written after all.  args: job, ids.
+redis.call('DEL', asset_hold_key(args.job))
+for _, id in ipairs(args.ids) do redis.call('SREM', asset_jobs_key(id), args.job) end
 return 0

@@ -1,16 +1,18 @@
--- Record what HAProxy says of a node.  ARGV: node, verdict, why
--- Returns 'unknown' | 'same' | 'changed' | 'started': a node that was down is back
-local node, verdict = ARGV[1], ARGV[2]
-local key = 'fleet:node:' .. node
-if redis.call('HEXISTS', 'fleet:nodes', node) == 0 then return 'unknown' end
+-- Record what HAProxy says of a node.  args: node, verdict, why.
+-- Returns 'unknown' | 'same' | 'changed' | 'started': a node that was down is back.
+local node, verdict = args.node, args.verdict
+local key = node_key(node)
+if redis.call('HEXISTS', nodes_key, node) == 0 then return 'unknown' end
 local had = redis.call('HGET', key, 'verdict')
-redis.call('HSET', key, 'verdict', verdict, 'why', ARGV[3])
-if verdict == 'up' then redis.call('PUBLISH', 'fleet:wake', 'free') end
+redis.call('HSET', key, 'verdict', verdict, 'why', args.why)
+if verdict == 'up' then redis.call('PUBLISH', wake_key, 'free') end
 if had == verdict then return 'same' end
 if had == 'down' and verdict ~= 'new' then
   node_started(node)
   return 'started'
 end
 -- It answers now: whoever keeps inventories reads it at once.
-if (verdict == 'up' or verdict == 'drain') and redis.call('HEXISTS', key, 'inventory') == 0 then redis.call('PUBLISH', 'fleet:wake:nodes', 'nodes') end
+if (verdict == 'up' or verdict == 'drain') and redis.call('HEXISTS', key, 'inventory') == 0 then
+  redis.call('PUBLISH', wake_nodes_key, 'nodes')
+end
 return 'changed'

@@ -1,38 +1,40 @@
 -- Give a run's job back to its place in the queue, or end it when its attempts are used up.
--- ARGV: run, token, counts 0/1, new placement or '', error as JSON, RQ result,
---       nodes to keep from the cache, one a line, last progress as JSON or '', why in short as JSON,
---       what its nodes handed over as JSON or ''; kept if the job ends here
+-- args: run, token, counts (bool), placement (another one), bust (nodes to keep from the cache, one a line),
+--       reason {code, message}.
+-- ARGV: error as JSON, RQ's text of it, last progress as JSON or '', what its nodes handed over as JSON or '' (kept if the job
+--       ends here).
 -- Returns the job's state, or '' if the lease is gone.
-local run, placement = ARGV[1], ARGV[4]
-if not owned(run, ARGV[2]) then return '' end
-local r = redis.call('HMGET', 'fleet:run:' .. run, 'job', 'node', 'since')
+local run, err = args.run, ARGV[2]
+if not owned(run, args.token) then return '' end
+local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since')
 local id = r[1]
-local key = jobkey(id)
+local key = job_key(id)
 local f = redis.call('HMGET', key, 'cancel', 'max_attempts', 'placement', 'rank')
-local attempt = redis.call('HINCRBY', key, 'attempt', tonumber(ARGV[3]))
+local attempt = redis.call('HINCRBY', key, 'attempt', args.counts and 1 or 0)
 local at = now()
-note_attempt(run, id, r[2], r[3], ARGV[9], ARGV[3] == '1', at)
+note_attempt(run, id, r[2], r[3], args.reason, args.counts, at)
 drop_run(run, id, r[2])
 if f[1] == '1' then
-  keep_ui(id, ARGV[10])
+  keep_ui(id, ARGV[5])
   end_job(id, 'canceled', '', '', at)
   return 'canceled'
 end
-if ARGV[3] == '1' and attempt >= tonumber(f[2]) then
-  if ARGV[8] ~= '' then redis.call('HSET', key, 'progress', ARGV[8]) end
-  keep_ui(id, ARGV[10])
-  end_job(id, 'failed', ARGV[5], ARGV[6], at)
+if args.counts and attempt >= tonumber(f[2]) then
+  if ARGV[4] ~= '' then redis.call('HSET', key, 'progress', ARGV[4]) end
+  keep_ui(id, ARGV[5])
+  end_job(id, 'failed', err, ARGV[3], at)
   return 'failed'
 end
-note_error(r[2], id, ARGV[5], at)
-redis.call('HSET', key, 'status', 'queued', 'last_error', ARGV[5], 'bust', ARGV[7])
+note_error(r[2], id, err, at)
+redis.call('HSET', key, 'status', 'queued', 'last_error', err, 'bust', args.bust)
 redis.call('HDEL', key, 'run', 'node', 'progress', 'waits')
-redis.call('DEL', key .. ':outputs', key .. ':ui', key .. ':preview')
-if placement == '' then placement = f[3] else redis.call('HSET', key, 'placement', placement) end
-redis.call('HSET', rqkey(id), 'status', 'queued', 'enqueued_at', iso(at), 'worker_name', '')
+redis.call('DEL', job_outputs_key(id), job_ui_key(id), job_preview_key(id))
+local placement = args.placement or f[3]
+if args.placement then redis.call('HSET', key, 'placement', placement) end
+rq_give_back(id, at)
 enqueue(id, placement, f[4], true)
 local deadline = redis.call('HGET', key, 'deadline')
-if deadline then redis.call('ZADD', 'fleet:deadlines', deadline, id) end
+if deadline then redis.call('ZADD', deadlines_key, deadline, id) end
 publish_status(id, 'queued', nil, nil)
-redis.call('PUBLISH', 'fleet:wake', 'job ' .. placement)
+redis.call('PUBLISH', wake_key, 'job ' .. placement)
 return 'queued'

@@ -1,12 +1,12 @@
 -- Tell the layout of this Redis, and raise an older one to the script's own if that is asked for.
 -- A script is alone while it runs: what has to be done to older data is done here, before the number is written.
 -- Records of runs in flight must stay readable for the version that works on them.
--- ARGV: raise 0/1.  Returns the layout that is in Redis now.
+-- args: may_raise (bool).  Returns the layout that is in Redis now.
 local found = schema()
 local number = found == '' and 0 or tonumber(string.match(found, '^%d+$'))
-if ARGV[1] == '1' and number and number < SCHEMA then
-  redis.call('SET', 'fleet:schema', SCHEMA)
-  redis.call('PUBLISH', 'fleet:wake', 'schema')
+if args.may_raise and number and number < SCHEMA then
+  redis.call('SET', schema_key, SCHEMA)
+  redis.call('PUBLISH', wake_key, 'schema')
   return tostring(SCHEMA)
 end
 return found == '' and '1' or found

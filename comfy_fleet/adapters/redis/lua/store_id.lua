@@ -1,2 +1,2 @@
--- ARGV: the id to take where there is none.  Returns the store's id.
-return store_id(ARGV[1])
+-- args: candidate, the id to take where there is none.  Returns the store's id.
+return store_id(args.candidate)

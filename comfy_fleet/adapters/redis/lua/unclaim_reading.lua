@@ -1,6 +1,5 @@
--- A node could not be read: let others try, and say why.  ARGV: node, why or ''
-redis.call('DEL', 'fleet:reading:' .. ARGV[1])
-local key = 'fleet:node:' .. ARGV[1]
-if ARGV[2] == '' or redis.call('HEXISTS', 'fleet:nodes', ARGV[1]) == 0 then return 0 end
-redis.call('HSET', key, 'unread', ARGV[2])
+-- A node could not be read: let others try, and say why.  args: node, why (or '').
+redis.call('DEL', reading_key(args.node))
+if args.why == '' or redis.call('HEXISTS', nodes_key, args.node) == 0 then return 0 end
+redis.call('HSET', node_key(args.node), 'unread', args.why)
 return 1

@@ -1,0 +1,164 @@
+"""Every key and channel of a fleet in Redis, and the glossary of what they hold.
+
+Python says ``keyspace.job(job_id)``, a script ``job_key(job_id)``: both are made from :class:`Keyspace`.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
+
+_WORD = re.compile(r"[A-Z]+")  # stands for what a key belongs to
+
+
+class _One:
+    """A key that there is once."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+
+    def __get__(self, keyspace: "Keyspace", _: object) -> str:
+        return keyspace.whole(self.pattern)
+
+
+class _Each:
+    """A key that each of some things has."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+
+    def __get__(self, keyspace: "Keyspace", _: object) -> Callable[..., str]:
+        whole = _WORD.sub("%s", keyspace.whole(self.pattern))
+        return lambda *parts: whole % parts
+
+
+class Keyspace:
+    """The keys of one fleet. All times in them are the server's, in Unix seconds.
+
+    Args:
+        namespace: Begins them all, and is the name of RQ's queue. One that a setting has checked: see
+            :func:`comfy_fleet.domain.namespace.check_namespace`.
+    """
+
+    # -- jobs
+    job = _Each("job:ID")  # hash: the job's record, see job_records.py
+    job_outputs = _Each("job:ID:outputs")  # hash: NODE\nKEY\nINDEX -> output as JSON
+    job_ui = _Each("job:ID:ui")  # string: what the graph's nodes handed over for the user interface, as JSON
+    job_secret = _Each("job:ID:secret")  # string: encrypted extra_data, erased when the job ends
+    job_preview = _Each("job:ID:preview")  # string: the latest preview, for readers who come late
+    job_traces = _Each("job:ID:traces")  # set: NODE RUN: whose files stay on nodes until the job is final
+    graph = _Each("graph:HASH")  # string: a graph as submitted
+    graphs = _One("graphs")  # hash: HASH -> how many jobs need the graph
+    jobs = _One("jobs")  # zset: ID -> created
+    jobs_of = _Each("jobs:OWNER")  # zset: the same of one owner
+    placements = _One("placements")  # set: placement classes that have queued jobs
+    queue = _Each("queue:PLACEMENT")  # zset: ID -> rank; the lowest goes first (created - priority * ageing)
+    deadlines = _One("deadlines")  # zset: ID -> deadline, queued jobs only
+    expiring = _One("expiring")  # zset: ID -> when its retention ends, final jobs only
+    idempotency = _Each("idem:SCOPE:HASH")  # string: JOB FINGERPRINT, for 24 h
+    replay = _Each("replay:SCOPE:HASH")  # string: FINGERPRINT NUL BODY, the answer to a request, for 24 h
+    replay_mark = _Each("replay:mark:SCOPE:HASH")  # string: somebody works on that request, at most a minute
+    durations = _Each("durations:PROFILE")  # list: the last 50 run times in seconds; "*" is every profile
+    latest = _One("latest")  # list: SECONDS NODE of the last 50 jobs that succeeded
+    needs = _Each("needs:KEY")  # string: what a placement class needs of a node, as JSON
+    oom = _Each("oom:PROFILE")  # string: bytes of the largest card on which it ran out of memory
+
+    # -- runs
+    runs = _One("runs")  # zset: RUN -> when its lease ends
+    run = _Each("run:RUN")  # hash: job, node, token, dispatcher, phase, manifest, since, schema, rq_beat
+    run_shown = _Each("run:RUN:shown")  # hash: NODE -> when its queue last held the run, and the HOST:PORT
+    lease = _Each("lease:NODE")  # string: the run that occupies the node
+
+    # -- nodes
+    nodes = _One("nodes")  # hash: NODE -> its record as JSON
+    node = _Each("node:NODE")  # hash: cordoned, verdict, counts, twin (the node that is the same ComfyUI),
+    #                            speed (mean logarithm over `speeds` runs)
+    node_runs = _Each("node:NODE:runs")  # set: runs that still need it
+    node_errors = _Each("node:NODE:errors")  # list: the last ten, as JSON
+    node_models = _Each("node:NODE:models")  # string: files that jobs used since it started or was freed,
+    #                                          the latest first, one a line
+    urls = _One("urls")  # hash: HOST:PORT -> NODE: one ComfyUI is one node
+    pool_nodes = _Each("pool:POOL")  # set: the pool's nodes
+    pools = _One("pools")  # hash: POOL -> what is set of it, as JSON
+    pool_slots = _One("pools:slots")  # hash: POOL -> HAProxy's slot
+    inventory = _Each("inventory:HASH")  # string: what nodes have, packed
+    inventory_nodes = _Each("inventory:HASH:nodes")  # set: whose inventory it is
+    reading = _Each("reading:NODE")  # string: somebody asks the node what it has
+    report = _Each("report:NODE")  # string: what an agent last saw of the node, for 10 s
+
+    # -- hosts
+    hosts = _One("hosts")  # zset: HOST -> last heartbeat
+    host = _Each("host:HOST")  # string: that heartbeat, for 10 s
+    host_agent = _Each("host:HOST:agent")  # string: which start of an agent speaks for it, for 2.5 s
+    host_nodes = _Each("host:HOST:nodes")  # set: nodes that its agent registered
+    gpu = _Each("gpu:UUID")  # hash: NODE -> when its agent said so, and what it holds there, as JSON
+    trash = _Each("trash:HOST")  # zset: NODE JOB RUN [STRAY ...] -> when its files became useless
+
+    # -- assets: records over blobs.  PATH is the blob store's own word
+    asset = _Each("asset:ID")  # hash: the asset's record, see asset_record.py
+    asset_jobs = _Each("asset:ID:jobs")  # set: live jobs that need it (submit adds, the job's end removes)
+    asset_hold = _Each("asset:hold:JOB")  # string: this job is about to be written, for 60 s
+    asset_outputs = _Each("asset:job:JOB")  # hash: HASH NUL NAME -> ID: the job's outputs
+    asset_names = _Each("asset:names:OWNER:NAME")  # zset: ids of uploads so named in any spelling, by time
+    asset_expiry = _One("asset:expiry")  # zset: ID -> when it ends, uploads only
+    blob_owner = _Each("blob:owner:OWNER:HASH")  # set: ids of the owner's records over these bytes
+    blob_same = _Each("blob:same:OWNER:HASH")  # hash: NAME -> the newest upload of these bytes and this name
+    blob_at = _Each("blob:at:HASH")  # string: PATH of these bytes, for the next upload of them
+    blob_refs = _Each("blob:refs:PATH")  # set: ids of the records over a blob
+    blob_unused = _One("blob:unused")  # zset: HASH PATH -> when its last record went: it waits for the sweep
+    blob_strays = _One("blob:strays")  # zset: PATH -> when it was found without any record
+    blob_condemned = _One("blob:condemned")  # zset: PATH -> since when it is being deleted: nothing uses it
+    blob_walked = _One("blob:walked")  # string: all blobs were looked through within the last hour
+    blob_pins = _One("blob:pins")  # these three: of versions that deleted blobs at once
+    blob_doomed = _One("blob:doomed")
+    blob_gone = _Each("blob:gone:PATH")
+
+    # -- the store itself
+    store = _One("store")  # string: drawn when the store was first used: one that was emptied has another
+    schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)
+    ready = _One("ready")  # never written: a write that changes nothing asks whether Redis takes any
+
+    # -- channels
+    events = _Each("events:ID")  # everything that happens to a job
+    wake = _One("wake")  # for dispatchers: "job PLACEMENT", "free", "cancel RUN", "release RUN", "schema"
+    wake_nodes = _One("wake:nodes")  # something about the nodes has changed: for who keeps a list of them
+
+    # -- RQ's own layout (2.12), kept true so that `rq info` and Job.fetch work.  RQ has one for all queues
+    rq_job = _Each("rq:job:ID")
+    rq_results = _Each("rq:results:ID")
+    rq_execution = _Each("rq:execution:ID:RUN")
+    rq_executions = _Each("rq:executions:ID")
+    rq_queues = _One("rq:queues")
+    rq_queue = _One("rq:queue:<queue>")
+    rq_started = _One("rq:wip:<queue>")
+    rq_finished = _One("rq:finished:<queue>")
+    rq_failed = _One("rq:failed:<queue>")
+    rq_canceled = _One("rq:canceled:<queue>")
+    rq_all_workers = _One("rq:workers")
+    rq_workers = _One("rq:workers:<queue>")
+    rq_worker = _Each("rq:worker:<worker>NAME")
+    rq_commands = _Each("rq:pubsub:<worker>NAME")  # channel: what RQ's tools send to a worker
+
+    def __init__(self, namespace: str = DEFAULT_NAMESPACE) -> None:
+        self.namespace = namespace
+        self.rq_name = namespace
+        """The name of RQ's queue."""
+        self.worker_prefix = "" if namespace == DEFAULT_NAMESPACE else f"{namespace}."
+        """Begins dispatchers' names where RQ keeps them: it knows workers of all queues by name alone."""
+
+    def whole(self, pattern: str) -> str:
+        """Return a name or pattern of the table as it stands in Redis."""
+        if not pattern.startswith("rq:"):
+            return f"{self.namespace}:{pattern}"
+        return pattern.replace("<queue>", self.rq_name).replace("<worker>", self.worker_prefix)
+
+    def lua(self) -> Iterator[str]:
+        """Yield each key's definition for scripts: a text, or a function of what it belongs to."""
+        for name, key in vars(Keyspace).items():
+            if isinstance(key, _One):
+                yield f"local {name}_key = '{self.whole(key.pattern)}'"
+            elif isinstance(key, _Each):
+                made = _WORD.sub(lambda word: f"' .. {word[0].lower()} .. '", self.whole(key.pattern))
+                words = ", ".join(_WORD.findall(key.pattern)).lower()
+                yield f"local function {name}_key({words}) return '{made}' end".replace(" .. '' end", " end")
+        yield f"local RQ_NAME, WORKER_PREFIX = '{self.rq_name}', '{self.worker_prefix}'"
