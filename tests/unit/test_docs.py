@@ -31,6 +31,7 @@ CALL = re.compile(
     r"(?:\b(GET|HEAD|POST|PUT|DELETE) +)?(?:https?://[\w.:-]+|\$FLEET)?(/api/v[12](?:/[\w{}.$-]*)*)"
 )
 INDEX = ROOT / "docs" / "README.md"
+DECISIONS = ROOT / "docs" / "adr"
 
 
 def split(text: str) -> tuple[list[tuple[str, str]], str]:
@@ -171,7 +172,36 @@ def test_every_example_is_well_formed(path: Path) -> None:
 
 
 def test_the_index_names_every_page() -> None:
-    linked = {(INDEX.parent / target).resolve() for target in re.findall(LINK, INDEX.read_text())}
+    linked = {INDEX.resolve()}
+    for index in (INDEX, DECISIONS / "README.md"):
+        assert index.resolve() in linked
+        linked |= {(index.parent / target).resolve() for target in re.findall(LINK, index.read_text())}
     for path in DOCUMENTS:
-        if path.is_relative_to(INDEX.parent) and path != INDEX:
+        if path.is_relative_to(INDEX.parent):
             assert path in linked, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("path", sorted(DECISIONS.glob("0*.md")), ids=lambda path: path.stem)
+def test_every_decision_has_one_form(path: Path) -> None:
+    first, second, *_ = lines = path.read_text().splitlines()
+    number = int(path.name[:4])
+    title = first.removeprefix(f"# {number}. ")
+    assert title != first
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## Context",
+        "## Decision",
+        "## Consequences",
+    ]
+    row = next(line for line in (DECISIONS / "README.md").read_text().splitlines() if path.name in line)
+    assert row == f"| [{number}]({path.name}) | {title} | {second.removeprefix('Status: ')} |"
+    assert re.fullmatch(r"Status: (accepted|superseded by \d+)", second)
+
+
+def test_the_numbers_that_no_decision_has_are_explained() -> None:
+    used = {int(path.name[:4]) for path in DECISIONS.glob("0*.md")}
+    text = " ".join((DECISIONS / "README.md").read_text().split())
+    (said,) = re.findall(r"The numbers (.*?) were reserved and never used", text)
+    gaps = set()
+    for first, last in re.findall(r"(\d+)(?: to (\d+))?", said):
+        gaps |= set(range(int(first), int(last or first) + 1))
+    assert gaps == set(range(1, max(used))) - used
