@@ -14,6 +14,8 @@ import pytest
 
 from comfy_fleet.adapters.haproxy.config_render import files
 from comfy_fleet.adapters.haproxy.runtime import Runtime
+from comfy_fleet.api.v1.routes import routes as v1_routes
+from comfy_fleet.api.v2.routes import routes as v2_routes
 from comfy_fleet.settings import Settings
 from tests.fakes.nodes import FakeNodeRegistry
 from tests.integration.haproxy_kit import (
@@ -147,6 +149,13 @@ async def test_clients_of_comfyui_learn_where_they_are(edge: Edge, path: str) ->
         assert "comfy_fleet" in error["message"]
         assert error["details"] == {"api": ["/api/v1", "/api/v2"], "docs": "/api/v1/openapi.json"}
     assert edge.api.requests == []
+
+
+async def test_a_strange_method_is_told_those_that_there_are(edge: Edge) -> None:
+    reply = await edge.http.request("TRACE", "/api/v1/pools/big")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (405, "method_not_allowed")
+    known = {method for route in (*v1_routes(), *v2_routes()) for method in route.methods or ()}
+    assert set(reply.headers["allow"].split(", ")) == known
 
 
 async def test_what_only_the_fleet_may_say_is_stripped(edge: Edge) -> None:
