@@ -1,5 +1,6 @@
 """``fleet pool``: the pools and their settings."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -84,6 +85,7 @@ def set_(
     Example: `fleet pool set big --free-idle-s 600`.
     """
     from comfy_fleet.cli.client import Client
+    from comfy_fleet.domain.nodes.node import check_name
 
     wanted: dict[str, Any] = {}
     if free_idle_s is not None:
@@ -92,7 +94,7 @@ def set_(
         wanted["free_on_oom"] = _truth(free_on_oom)
     if not wanted:
         raise Fail("nothing to set: --free-idle-s S, --free-on-oom yes|no", code=Exit.USAGE)
-    path = path_of("pool", name)
+    path = path_of("pool", check_name("pool", name))
     with Client(api, key) as client:
         try:
             now = client.get(path)
@@ -108,11 +110,14 @@ def _seconds(text: str) -> float | None:
     if text == DEFAULT:
         return None
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
         raise Fail(
-            f"--free-idle-s {text!r} is no number of seconds, and not `default`", code=Exit.USAGE
-        ) from None
+            f"--free-idle-s {text!r} is no number of seconds from 0, and not `default`", code=Exit.USAGE
+        )
+    return seconds
 
 
 def _truth(text: str) -> bool | None:

@@ -111,7 +111,9 @@ async def test_what_no_pool_can_be_is_refused_with_the_field(
     ("argv", "told"),
     [
         (["--free-idle-s", "soon"], "--free-idle-s 'soon' is no number of seconds"),
-        (["--free-idle-s", "nan"], "what is to be sent is not JSON"),
+        (["--free-idle-s", "nan"], "--free-idle-s 'nan' is no number of seconds"),
+        (["--free-idle-s", "inf"], "--free-idle-s 'inf' is no number of seconds"),
+        (["--free-idle-s=-1"], "--free-idle-s '-1' is no number of seconds from 0"),
         (["--free-on-oom", "1"], "--free-on-oom '1' must be yes, no or default"),
         ([], "nothing to set: --free-idle-s S, --free-on-oom yes|no"),
     ],
@@ -121,6 +123,13 @@ async def test_the_command_says_what_to_type(
 ) -> None:
     async with operated(redis_port, tmp_path) as world:
         assert told in str((await world.cli("pool", "set", "big", *argv)).exception)
+
+
+@pytest.mark.parametrize("name", ["", "Big", "a b", "../x", "ü", "x" * 64])
+async def test_the_command_says_what_a_pool_may_be_called(redis_port: int, tmp_path: Path, name: str) -> None:
+    async with operated(redis_port, tmp_path) as world:
+        refused = (await world.cli("pool", "set", name, "--free-idle-s", "5")).exception
+        assert f"pool {name!r} must be 1 to 63 of a-z 0-9 _ . -" in str(refused)
 
 
 async def test_a_running_agent_obeys_within_seconds(redis: Redis, redis_port: int, tmp_path: Path) -> None:
