@@ -291,13 +291,17 @@ class Client:
             raise Fail(NO_UNICODE, code=Exit.USAGE) from None
         except httpx.TimeoutException as error:
             raise Fail(
-                f"{self.url} did not answer in time", hint="see `fleet status`", code=Exit.UNREACHABLE
+                f"{self.url} did not answer in time",
+                hint="see `fleet status`",
+                code=Exit.UNREACHABLE,
+                passing=True,
             ) from error
         except httpx.TransportError as error:
             raise Fail(
                 f"nothing answers at {self.url} ({error})",
                 hint="`fleet up` starts a fleet; --api or FLEET_API_URL names another address",
                 code=Exit.UNREACHABLE,
+                passing=True,
             ) from error
 
 
@@ -324,7 +328,8 @@ def failure(answer: httpx.Response, path: str) -> Fail:
         if problems in message or f"node {node}: {problems}" in message:
             continue  # already in the message
         message += f"\n  {problems}" if named else f"\n  node {node}: {problems}"
-    return Fail(message or f"{answer.status_code}", hint=hint, code=exit_code)
+    passing = answer.status_code in (429, 502, 503)
+    return Fail(message or f"{answer.status_code}", hint=hint, code=exit_code, passing=passing)
 
 
 def _node_errors(details: object) -> Iterator[tuple[str, str]]:

@@ -42,10 +42,14 @@ class Fail(Exception):
         message: What went wrong.
         hint: What to do about it, or None.
         exit: The exit code.
+        passing: Whether the same call may succeed in a moment, because the API starts or has too much to do.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None, code: Exit = Exit.FAILED) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, code: Exit = Exit.FAILED, passing: bool = False
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.exit = code
+        self.passing = passing

@@ -1,7 +1,8 @@
 """Nodes in words, and waiting for them."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from comfy_fleet.cli.exits import Exit, Fail
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
     from comfy_fleet.services.node_life import NodeStatus
 
+PATIENCE_S = 60.0
+"""How long a call is repeated while the API does not answer: its restart must not end a rolling restart."""
+
+PAUSE_S = 0.5
 COLUMNS = ("<Node", "State", "Pool", ">Done", ">Failed", "Running", "URL")
 
 
@@ -76,21 +81,27 @@ def still_working(node: Mapping[str, Any]) -> str:
 class RemoteNodes:
     """Reads and controls nodes through the API; a ``NodeControl``.
 
+    Each call may be repeated, so it is until the API answers.
+
     Attributes:
         seen: Each node that was read, as in the API's last answer.
+        drained: The nodes that were drained here and have not been resumed.
     """
 
-    def __init__(self, client: "Client") -> None:
+    def __init__(self, client: "Client", *, patience_s: float = PATIENCE_S) -> None:
         self._client = client
+        self._patience_s = patience_s
         self.seen: dict[str, dict[str, Any]] = {}
+        self.drained: list[str] = []
 
     async def status(self, name: str) -> "NodeStatus":
         """Return a node's present state."""
         from comfy_fleet.services.node_life import NodeStatus
 
-        node = self.seen[name] = dict(self._client.get(path(name)))
+        node = self.seen[name] = dict(await self._answer(lambda: self._client.get(path(name))))
         return NodeStatus(
             busy=not drained(node),
+            cordon=str(node.get("cordon_reason") or "by hand") if node.get("cordoned") else None,
             verdict=str(node.get("verdict") or ""),
             starts=int(node.get("starts") or 0),
             managed=bool((node.get("report") or {}).get("pid")),
@@ -100,25 +111,56 @@ class RemoteNodes:
 
     async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
         """Stop new jobs."""
-        self._client.post(f"{path(name)}/drain", {"reason": reason, "requeue": requeue})
+        self.drained.append(name)
+        body = {"reason": reason, "requeue": requeue}
+        await self._answer(lambda: self._client.post(f"{path(name)}/drain", body))
 
     async def resume(self, name: str) -> None:
         """Allow new jobs again."""
-        self._client.post(f"{path(name)}/resume")
+        await self._answer(lambda: self._client.post(f"{path(name)}/resume"))
+        if name in self.drained:
+            self.drained.remove(name)
 
     async def restart(self, name: str) -> None:
         """Have the agent that runs it restart it."""
-        self._client.post(f"{path(name)}/restart")
+        await self._answer(lambda: self._client.post(f"{path(name)}/restart"))
 
     async def refresh(self, name: str) -> bool:
         """Read its inventory now; False if it did not answer."""
         try:
-            self._client.post(f"{path(name)}/refresh")
+            await self._answer(lambda: self._client.post(f"{path(name)}/refresh"))
         except Fail as error:
             if error.exit is not Exit.TIMEOUT:
                 raise
             return False
         return True
+
+    async def _answer(self, call: Callable[[], Any]) -> Any:
+        import asyncio
+
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return call()
+            except Fail as error:
+                if not error.passing or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(PAUSE_S)
+
+
+@contextlib.contextmanager
+def naming(drained: Sequence[str]) -> Iterator[None]:
+    """Let an error, or Ctrl-C, name the nodes that stay drained by it."""
+    try:
+        yield
+    except (Fail, KeyboardInterrupt) as error:
+        if not drained:
+            raise
+        names = ", ".join(dict.fromkeys(drained))
+        failed = error if isinstance(error, Fail) else Fail("interrupted", code=Exit.INTERRUPTED)
+        stay = f"drained: {names}; `fleet node resume NAME` lets jobs come again"
+        hint = "; ".join(filter(None, (failed.hint, stay)))
+        raise Fail(failed.message, hint=hint, code=failed.exit) from error
 
 
 @contextlib.contextmanager
@@ -130,8 +172,7 @@ def failing() -> Iterator[None]:
         yield
     except NotInTime as error:
         show = f"fleet node show {error.details['node']}"
-        hint = f"it stays drained: {show}" if error.details.get("drained") else show
-        raise Fail(error.message, hint=hint, code=Exit.TIMEOUT) from error
+        raise Fail(error.message, hint=show, code=Exit.TIMEOUT) from error
     except Conflict as error:
         raise Fail(
             error.message,
@@ -150,8 +191,9 @@ def wait_drained(client: "Client", names: Sequence[str], timeout_s: float) -> Ma
 
     from comfy_fleet.services import node_life
 
-    with failing():
-        asyncio.run(node_life.wait_drained(control := RemoteNodes(client), names, timeout_s))
+    control = RemoteNodes(client, patience_s=min(PATIENCE_S, timeout_s))
+    with naming(names), failing():
+        asyncio.run(node_life.wait_drained(control, names, timeout_s))
     return control.seen
 
 
@@ -165,6 +207,7 @@ def wait_up(client: "Client", name: str, timeout_s: float) -> dict[str, Any]:
 
     from comfy_fleet.services import node_life
 
+    control = RemoteNodes(client, patience_s=min(PATIENCE_S, timeout_s))
     with failing():
-        asyncio.run(node_life.wait_up(control := RemoteNodes(client), name, timeout_s))
+        asyncio.run(node_life.wait_up(control, name, timeout_s))
     return control.seen[name]

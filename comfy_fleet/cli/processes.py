@@ -147,7 +147,7 @@ def port_named(port: int | None) -> str:
 def down(
     data: Data = None,
     timeout: Annotated[
-        float, typer.Option(metavar="S", help="How many seconds to wait for it to stop.")
+        float, typer.Option(metavar="S", min=0, help="How many seconds to wait for it to stop.")
     ] = 30,
 ) -> None:
     """Stop the fleet that `fleet up` has started in a folder."""

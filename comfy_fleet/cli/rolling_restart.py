@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.node_state import RemoteNodes, failing, nodes_of, path, wait_drained
+from comfy_fleet.cli.node_state import RemoteNodes, failing, naming, nodes_of, path, wait_drained
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key, words
 
 
@@ -101,10 +101,10 @@ def roll(
         bool, typer.Option("--wait-restart", help="Wait until somebody else restarts each node.")
     ] = False,
     drain_timeout: Annotated[
-        float, typer.Option(metavar="S", help="Longest wait for a node's jobs to end, in seconds.")
+        float, typer.Option(metavar="S", min=0, help="Longest wait for a node's jobs to end, in seconds.")
     ] = 3600,
     timeout: Annotated[
-        float, typer.Option(metavar="S", help="Longest wait for a node to come back, in seconds.")
+        float, typer.Option(metavar="S", min=0, help="Longest wait for a node to come back, in seconds.")
     ] = 600,
     api: Api = DEFAULT_API,
     key: Key = None,
@@ -112,8 +112,8 @@ def roll(
     """Restart nodes one after the other, without losing a job.
 
     The node's agent restarts it, unless you choose another way. Each node is drained and restarted, and gets
-    jobs again as soon as it is back. Nodes that are drained already are left alone. If a node does not come
-    back, it stays drained and the command ends.
+    jobs again as soon as it is back. Nodes that somebody else has drained are left alone. If a node does not
+    come back, it stays drained and the command ends.
 
     Examples: `fleet node roll --pool big`, `fleet node roll --restart-command "ssh {host} systemctl restart
     comfyui"`.
@@ -141,13 +141,17 @@ def roll(
             raise Fail("no node to restart", hint="fleet node ls", code=Exit.NOT_FOUND)
         rows = {str(node["name"]): node for node in chosen}
 
-        def told(names: Sequence[str], done: int) -> None:
-            stdout().print(f"restarted {', '.join(names)} ({done} of {len(rows)})")
+        done: list[str] = []
 
-        with failing():
+        def told(names: Sequence[str]) -> None:
+            done.extend(names)
+            stdout().print(f"restarted {', '.join(names)} ({len(done)} of {len(rows)})")
+
+        control = RemoteNodes(client)
+        with naming(control.drained), failing():
             asyncio.run(
                 _roll(
-                    RemoteNodes(client),
+                    control,
                     rows,
                     by,
                     at_once=parallel or (len(rows) if zone else 1),
@@ -156,6 +160,8 @@ def roll(
                     told=told,
                 )
             )
+        for name in [name for name in rows if name not in done]:
+            stderr().print(f"{name} was drained meanwhile: left alone")
 
 
 async def _roll(
@@ -163,7 +169,7 @@ async def _roll(
     nodes: Mapping[str, Mapping[str, Any]],
     by: Restarts | Sequence[str],
     *,
-    told: Callable[[Sequence[str], int], None],
+    told: Callable[[Sequence[str]], None],
     **more: Any,
 ) -> None:
     """Restart nodes, by name.
@@ -172,7 +178,7 @@ async def _roll(
         control: Controls the nodes.
         nodes: The nodes in the API's form.
         by: Who restarts them, or a command in words.
-        told: Called with the names of the finished nodes, and their total number.
+        told: Called with the names of the finished nodes.
         more: See :func:`comfy_fleet.services.node_life.roll`.
     """
     import asyncio
@@ -188,10 +194,8 @@ async def _roll(
     names = list(nodes)
     if by is Restarts.AGENT:
         await check_managed(control, names)
-    done = 0
     async for batch in roll(control, names, restart=None if by is Restarts.NOBODY else run, **more):
-        done += len(batch)
-        told(batch, done)
+        told(batch)
 
 
 def hosts_of(node: Mapping[str, Any]) -> frozenset[str]:
@@ -222,16 +226,11 @@ def _run(command: Sequence[str], node: Mapping[str, Any]) -> None:
     for place, value in values.items():
         argv = [word.replace("{" + place + "}", value) for word in argv]
     try:
-        ended = subprocess.run(argv, check=False, capture_output=True, text=True)
+        ended = subprocess.run(argv, check=False, capture_output=True, text=True, errors="replace")
     except OSError as error:
         raise Fail(
-            f"{argv[0]} can't be run: {error.strerror}",
-            hint=f"{node['name']} stays drained; fleet node resume {node['name']}",
-            code=Exit.USAGE,
+            f"the restart of {node['name']} failed: {argv[0]} can't be run: {error.strerror}", code=Exit.USAGE
         ) from error
     if ended.returncode:
         last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
-        raise Fail(
-            f"the restart of {node['name']} failed with {ended.returncode}: {' '.join(last)}",
-            hint=f"it stays drained; fleet node resume {node['name']}",
-        )
+        raise Fail(": ".join((f"the restart of {node['name']} failed with {ended.returncode}", *last)))

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,9 @@ RELEASE_S = 10.0
 """How long a removal waits for a node's jobs to be back in the queue. On a dead node that takes longer; then
 its dispatcher finds the node gone."""
 
+ROLLING = "rolling restart"
+"""Why a node is drained during its turn."""
+
 MISSED_S = 8.0
 """An ordered restart may be too quick for HAProxy's checks; after this time it counts as done."""
 
@@ -33,6 +36,7 @@ class NodeStatus:
 
     Attributes:
         busy: Whether a job needs it, or its outputs are still being fetched.
+        cordon: Why it was drained; None if nobody has drained it.
         verdict: As in :class:`~comfy_fleet.domain.nodes.node.NodeState`.
         starts: How often it has come back.
         managed: Whether an agent runs its ComfyUI and can restart it.
@@ -41,6 +45,7 @@ class NodeStatus:
     """
 
     busy: bool
+    cordon: str | None
     verdict: str
     starts: int
     managed: bool
@@ -97,6 +102,7 @@ class NodeLife:
         found = await self.state(name)
         return NodeStatus(
             busy=_busy(found),
+            cordon=(found.node.cordon_reason or "by hand") if found.node.cordoned else None,
             verdict=found.verdict,
             starts=found.reading.starts,
             managed=await self._managed(name),
@@ -221,8 +227,9 @@ async def roll(
 ) -> AsyncIterator[Sequence[str]]:
     """Restart nodes in turn without losing a job; yields each batch once its nodes are back.
 
-    Each is drained and restarted, and gets jobs again as soon as its inventory was read. The first that does
-    not come back ends the roll and stays drained.
+    Each is drained and restarted, and gets jobs again as soon as its inventory was read. The first batch of
+    which one does not come back ends the roll. A node that somebody else drains keeps that: before its turn,
+    it is left out; during its turn, it is not resumed.
 
     Args:
         control: The nodes.
@@ -230,34 +237,82 @@ async def roll(
         at_once: How many in a batch.
         restart: Restarts one; None waits for somebody else to do it.
         drain_s: Longest time for the jobs of a batch to end.
-        back_s: Longest time for a node to come back.
+        back_s: Longest time for a batch to come back.
 
     Raises:
-        NotInTime: Jobs did not end (all of the batch get jobs again), or a node did not come back.
+        NotInTime: Jobs did not end (all of the batch get jobs again), or a node did not come back (it stays
+            drained; the others of its batch get jobs again).
+        Exception: What ``restart`` raises. Its node stays drained; of its batch, those that are not restarted
+            yet get jobs again, and the others as soon as they are back.
     """
     for first in range(0, len(names), at_once):
-        batch = names[first : first + at_once]
-        drained: list[str] = []
-        try:
-            for name in batch:
-                drained.append(name)  # also if the order fails: it may have been carried out
-                await control.drain(name, reason="rolling restart")
-            await wait_drained(control, batch, drain_s)
-        except BaseException:
-            for name in drained:  # nothing was restarted yet: restore the state before
-                with contextlib.suppress(Exception):  # of one node; the others are resumed all the same
-                    await control.resume(name)
-            raise
-        starts = {name: (await control.status(name)).starts for name in batch}
-        if restart is not None:
-            for name in batch:
-                await restart(name)
+        batch = [
+            name for name in names[first : first + at_once] if (await control.status(name)).cordon is None
+        ]
+        if not batch:
+            continue
+        await _drain_all(control, batch, drain_s)
+        await _restart_all(control, batch, restart, back_s)
         for name in batch:
-            await _wait_back(control, name, starts[name], back_s, ordered=restart is not None)
-            await control.resume(name)
-        for name in batch:
-            await wait_up(control, name, back_s)
+            if (await control.status(name)).cordon is None:
+                await wait_up(control, name, back_s)
         yield batch
+
+
+async def _drain_all(control: NodeControl, names: Sequence[str], timeout_s: float) -> None:
+    """Drain nodes and wait until they are empty; if that fails, all of them get jobs again."""
+    try:
+        for name in names:
+            await control.drain(name, reason=ROLLING)
+        await wait_drained(control, names, timeout_s)
+    except BaseException:
+        await _resume_all(control, names)
+        raise
+
+
+async def _restart_all(
+    control: NodeControl,
+    names: Sequence[str],
+    restart: Callable[[str], Awaitable[None]] | None,
+    timeout_s: float,
+) -> None:
+    """Restart drained nodes and let each get jobs again once it is back."""
+    starts = {name: (await control.status(name)).starts for name in names}
+    begun: list[str] = []
+
+    async def late() -> list[str]:
+        return await _wait_back(
+            control, {name: starts[name] for name in begun}, timeout_s, ordered=restart is not None
+        )
+
+    try:
+        for name in names:
+            if restart is not None:
+                await restart(name)
+            begun.append(name)
+    except BaseException as error:
+        await _resume_all(control, names[len(begun) + 1 :])
+        if isinstance(error, Exception):
+            await late()
+        raise
+    if missing := await late():
+        raise NotInTime(
+            f"node{'s' if missing[1:] else ''} {', '.join(missing)} did not come back within {timeout_s:g} s",
+            details={"node": missing[0], "nodes": missing},
+        )
+
+
+async def _resume_all(control: NodeControl, names: Sequence[str]) -> None:
+    """Undo a drain of a roll. One node that can't be resumed, being removed, keeps no other drained."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            await _resume(control, name)
+
+
+async def _resume(control: NodeControl, name: str) -> None:
+    """Let jobs come again, unless somebody else has drained the node meanwhile."""
+    if (await control.status(name)).cordon == ROLLING:
+        await control.resume(name)
 
 
 async def _wait(name: str, what: str, now: str, deadline: float, timeout_s: float) -> None:
@@ -268,19 +323,29 @@ async def _wait(name: str, what: str, now: str, deadline: float, timeout_s: floa
 
 
 async def _wait_back(
-    control: NodeControl, name: str, starts: int, timeout_s: float, *, ordered: bool
-) -> None:
-    """Wait until a node has come back and its inventory was read.
+    control: NodeControl, starts: Mapping[str, int], timeout_s: float, *, ordered: bool
+) -> list[str]:
+    """Wait until nodes have come back and their inventories were read, and let each get jobs again.
 
-    With ``ordered`` the restart has certainly begun: if it was not seen, it was quick.
+    Args:
+        control: The nodes.
+        starts: How often each had come back before, by name.
+        timeout_s: Longest time for all of them; each is looked at once in any case.
+        ordered: Whether the restarts have certainly begun: one that was not seen was quick.
+
+    Returns:
+        Those that are not back.
     """
     began = time.monotonic()
-    while time.monotonic() - began < timeout_s:
-        node = await control.status(name)
-        seen = node.starts > starts or (ordered and time.monotonic() - began > MISSED_S)
-        if seen and node.verdict != "down" and await control.refresh(name):
-            return
+    late = list(starts)
+    while True:
+        last = time.monotonic() - began >= timeout_s
+        for name in list(late):
+            node = await control.status(name)
+            seen = node.starts > starts[name] or (ordered and time.monotonic() - began > MISSED_S)
+            if seen and node.verdict != "down" and await control.refresh(name):
+                await _resume(control, name)
+                late.remove(name)
+        if last or not late:
+            return late
         await asyncio.sleep(LOOK_S)
-    raise NotInTime(
-        f"node {name} did not come back within {timeout_s:g} s", details={"node": name, "drained": True}
-    )

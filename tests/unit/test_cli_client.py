@@ -1,6 +1,8 @@
 """The HTTP client of the command line, and the commands on it, against a small server with canned answers."""
 
 import json
+import signal
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from select import select
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from comfy_fleet.cli import node_state
 from comfy_fleet.cli.app import build
 from comfy_fleet.cli.client import Client
 from comfy_fleet.cli.exits import Exit, Fail
@@ -180,6 +183,65 @@ def test_draining_waits_until_the_node_is_empty(canned: Canned) -> None:
     assert "still" not in result.stdout
     assert list(busy) == []
     assert canned.bodies("POST", "/api/v1/nodes/a/drain") == [{"reason": "new driver"}]
+
+
+def test_draining_waits_through_a_restart_of_the_api(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_state, "PAUSE_S", 0.01)
+    canned.on("POST", "/api/v1/nodes/a/drain", {"name": "a", "run": "r"})
+    later: list[Callable[[BaseHTTPRequestHandler], None]] = []
+
+    def dies(handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True  # without a word
+
+    for body, status in (
+        ({"name": "a", "run": "r"}, 200),
+        (error("unavailable", "The API can't be reached"), 503),
+        (error("busy", "too many requests"), 429),
+        (b"<html>", 502),
+        ({"name": "a", "run": None}, 200),
+    ):
+        canned.on("GET", "/once", body, status)
+        later += [canned.answers["GET", "/once"], dies]
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        later.pop(0)(handler)
+
+    canned.answers["GET", "/api/v1/nodes/a"] = answer
+    result = run(canned, "node", "drain", "a", "--wait")
+    assert (result.exit_code, result.stdout.strip()) == (0, "drained a")
+
+
+def test_ctrl_c_while_draining_names_what_stays_drained(canned: Canned) -> None:
+    canned.on("POST", "/api/v1/nodes/a/drain", {"name": "a", "run": "r"})
+
+    def interrupt(handler: BaseHTTPRequestHandler) -> None:
+        canned.on("GET", "/once", {"name": "a", "run": "r"})
+        canned.answers["GET", "/once"](handler)
+        signal.raise_signal(signal.SIGINT)
+
+    canned.answers["GET", "/api/v1/nodes/a"] = interrupt
+    refused = run(canned, "node", "drain", "a", "--wait")
+    assert isinstance(refused.exception, Fail), refused.exception
+    assert (refused.exception.exit, refused.exception.message) == (Exit.INTERRUPTED, "interrupted")
+    assert refused.exception.hint == "drained: a; `fleet node resume NAME` lets jobs come again"
+
+
+def test_a_rolling_restart_that_fails_names_what_stays_drained(canned: Canned) -> None:
+    cordoned = {"name": "a", "cordoned": True, "cordon_reason": "rolling restart"}
+    canned.on("GET", "/api/v1/nodes", {"nodes": [{"name": "a"}]})
+    canned.on("GET", "/api/v1/nodes/a", {"name": "a"})
+    canned.on("POST", "/api/v1/nodes/a/drain", {})
+
+    def drain(handler: BaseHTTPRequestHandler) -> None:
+        canned.on("GET", "/api/v1/nodes/a", cordoned)
+        canned.on("POST", "/once", {})
+        canned.answers["POST", "/once"](handler)
+
+    canned.answers["POST", "/api/v1/nodes/a/drain"] = drain
+    refused = run(canned, "node", "roll", "--restart-command", "false", "--timeout", "0")
+    assert isinstance(refused.exception, Fail), refused.exception
+    assert refused.exception.message == "the restart of a failed with 1"
+    assert refused.exception.hint == "drained: a; `fleet node resume NAME` lets jobs come again"
 
 
 def test_job_ls_asks_for_what_was_wanted(canned: Canned) -> None:

@@ -54,12 +54,17 @@ def test_a_pool_s_name_is_looked_at_before_the_api_is_asked() -> None:
         ("node", "add", "n", "http://h"),
         ("node", "drain", "n"),
         ("node", "cordon-host", "h"),
+        ("node", "roll"),
+        ("node", "roll", "--drain-timeout"),
+        ("down",),
     ],
 )
 @pytest.mark.parametrize("seconds", ["-1", "nan"])
 def test_no_time_is_less_than_none(line: tuple[str, ...], seconds: str) -> None:
-    refused = CliRunner().invoke(build(), [*line, "--timeout", seconds, "--api", "http://127.0.0.1:1"])
-    assert (refused.exit_code, "'--timeout'" in refused.output) == (Exit.USAGE, True)
+    if not line[-1].startswith("--drain"):
+        line = (*line, "--timeout")
+    refused = CliRunner().invoke(build(), [*line, seconds], env={"FLEET_API_URL": "http://127.0.0.1:1"})
+    assert (refused.exit_code, f"'{line[-1]}'" in refused.output) == (Exit.USAGE, True)
 
 
 @pytest.mark.parametrize("line", [("--help",), ("doctor",), ("doctor", "--json")])

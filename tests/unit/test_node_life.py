@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from comfy_fleet.domain.errors import Conflict, NotInTime
+from comfy_fleet.domain.errors import Conflict, NotFound, NotInTime
 from comfy_fleet.services import node_life
 from comfy_fleet.services.node_life import NodeStatus, check_managed, roll, wait_drained, wait_up
 
-IDLE = NodeStatus(busy=False, verdict="up", starts=0, managed=True, state="up", work="")
+IDLE = NodeStatus(busy=False, cordon=None, verdict="up", starts=0, managed=True, state="up", work="")
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,7 @@ class World:
     nodes: dict[str, NodeStatus] = field(default_factory=lambda: dict.fromkeys(["g1", "g2", "g3"], IDLE))
     orders: list[str] = field(default_factory=list)
     silent: set[str] = field(default_factory=set)
+    unstartable: set[str] = field(default_factory=set)
 
     async def status(self, name: str) -> NodeStatus:
         return self.nodes[name]
@@ -30,12 +31,16 @@ class World:
     async def drain(self, name: str, *, reason: str | None = None, requeue: bool = False) -> None:
         assert reason == "rolling restart" and not requeue
         self.orders.append(f"drain {name}")
+        self.nodes[name] = replace(self.nodes[name], cordon=reason)
 
     async def resume(self, name: str) -> None:
         self.orders.append(f"resume {name}")
+        self.nodes[name] = replace(self.nodes[name], cordon=None)
 
     async def restart(self, name: str) -> None:
         self.orders.append(f"restart {name}")
+        if name in self.unstartable:
+            raise Conflict(f"{name} can't be restarted")
         self.nodes[name] = replace(self.nodes[name], starts=self.nodes[name].starts + 1)
 
     async def refresh(self, name: str) -> bool:
@@ -93,8 +98,60 @@ async def test_a_node_that_does_not_come_back_stays_drained_and_ends_the_walk() 
     world = World(silent={"g1"})
     with pytest.raises(NotInTime, match=r"g1 did not come back within 0\.05 s") as caught:
         await world.rolled("g1", "g2", back_s=0.05)
-    assert caught.value.details == {"node": "g1", "drained": True}
+    assert caught.value.details == {"node": "g1", "nodes": ["g1"]}
     assert "resume g1" not in world.orders and "drain g2" not in world.orders
+
+
+async def test_those_of_a_batch_that_are_back_get_jobs_again_and_all_others_are_named() -> None:
+    world = World(silent={"g1", "g3"})
+    with pytest.raises(NotInTime, match=r"nodes g1, g3 did not come back within 0\.05 s") as caught:
+        await world.rolled("g1", "g2", "g3", at_once=3, back_s=0.05)
+    assert caught.value.details["nodes"] == ["g1", "g3"]
+    assert [order for order in world.orders if order.startswith("resume")] == ["resume g2"]
+
+
+async def test_a_restart_that_fails_keeps_only_its_own_node_drained() -> None:
+    world = World(unstartable={"g2"})
+    with pytest.raises(Conflict, match="g2 can't be restarted"):
+        await world.rolled("g1", "g2", "g3", at_once=3)
+    assert "restart g3" not in world.orders
+    assert {name for name, node in world.nodes.items() if node.cordon} == {"g2"}
+
+
+async def test_a_node_that_is_gone_keeps_no_other_one_drained() -> None:
+    world = World()
+
+    async def gone(name: str) -> NodeStatus:
+        if name == "g1" and "drain g2" in world.orders:
+            raise NotFound("no node 'g1'")
+        return world.nodes[name]
+
+    world.status = gone  # type: ignore[method-assign]
+    with pytest.raises(NotFound):
+        await world.rolled("g1", "g2", at_once=2)
+    assert world.orders == ["drain g1", "drain g2", "resume g2"]
+
+
+async def test_a_drain_by_somebody_else_before_a_nodes_turn_leaves_it_out() -> None:
+    world = World()
+    walk = roll(world, ["g1", "g2", "g3"], at_once=1, restart=world.restart, drain_s=5, back_s=5)
+    assert await anext(walk) == ["g1"]
+    world.nodes["g2"] = replace(world.nodes["g2"], cordon="its fan is loud")
+    assert [batch async for batch in walk] == [["g3"]]
+    assert world.nodes["g2"].cordon == "its fan is loud"
+    assert world.orders == steps("g1") + steps("g3")
+
+
+async def test_a_drain_by_somebody_else_during_a_nodes_turn_outlives_it() -> None:
+    world = World()
+
+    async def restart(name: str) -> None:
+        await world.restart(name)
+        world.nodes[name] = replace(world.nodes[name], cordon="its fan is loud", verdict="drain")
+
+    walk = roll(world, ["g1"], at_once=1, restart=restart, drain_s=5, back_s=5)
+    assert [batch async for batch in walk] == [["g1"]]
+    assert world.nodes["g1"].cordon == "its fan is loud" and "resume g1" not in world.orders
 
 
 async def test_a_restart_by_somebody_else_is_waited_for() -> None:
