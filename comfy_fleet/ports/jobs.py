@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob
 
 
@@ -107,6 +108,13 @@ class Events(Protocol):
 
     def subscribe(self, job_id: str) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
         """Yield the job's events from now on; subscribe first, then read the record."""
+
+    def frames(self, job_id: str) -> AbstractAsyncContextManager[AsyncIterator[RawFrame]]:
+        """Yield what the nodes of the job's runs send over their websockets, from now on.
+
+        A frame that is too large, or beyond what one run may send in a second, is missing; so are the oldest
+        for a slow reader. After a take-over no more of that run's come.
+        """
 
 
 class Replays(Protocol):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Output, Placement, Progress
 
 
@@ -15,6 +16,7 @@ class Claim:
         graph: The job's graph as submitted, JSON bytes.
         behind: How many jobs of the same placement classes wait behind it.
         pool: The node's pool, which need not be the one that the job asked for; empty if it is not known.
+        heard: Whether somebody listened to the job's frames when it was claimed.
     """
 
     job: Job
@@ -25,6 +27,7 @@ class Claim:
     token: str
     attempt: int
     pool: str = ""
+    heard: bool = False
 
     @property
     def log_fields(self) -> dict[str, str]:
@@ -67,11 +70,13 @@ class Beat:
         lost: Runs whose lease is gone.
         cancel: Runs whose job is to be canceled.
         release: Runs that are to be taken off their node and put back into the queue.
+        heard: Runs to whose job's frames somebody listens.
     """
 
     lost: frozenset[str]
     cancel: frozenset[str]
     release: frozenset[str] = frozenset()
+    heard: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,9 @@ class RunStore(Protocol):
 
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
         """Publish a preview, and keep it for a minute for late listeners; it may be lost with the store."""
+
+    async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
+        """Publish frames, which are stored nowhere; return how many listen."""
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output; the same (node, key, index) again is the same output."""

@@ -57,7 +57,8 @@ class Dispatcher:
         name: Unique; RQ's worker name.
         beats: The same store as ``runs`` over a separate connection, so that leases are renewed in time even
             while much is written.
-        wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``).
+        wakes: Yields wake-up messages (``job PLACEMENT``, ``free``, ``nodes``, ``cancel RUN``,
+            ``frames JOB``).
         forget_files: Deletes a forgotten job's files.
         files: Which files graphs may name.
         telemetry: Is told what happens to jobs and runs.
@@ -258,6 +259,9 @@ class Dispatcher:
                 self._cancel(run)
             for run in beat.release:
                 self._release(run)
+            for run in beat.heard:
+                if execution := self.flying.get(run):
+                    execution.listen()
             # After an outage, or if we were frozen, every other dispatcher gets one TTL to renew its leases.
             if self._now() - last > self._limits.lease_ttl_s / 2:
                 healthy = self._now()
@@ -331,6 +335,10 @@ class Dispatcher:
                 self._cancel(rest)
             elif kind == "release":
                 self._release(rest)
+            elif kind == "frames":
+                for execution in tuple(self.flying.values()):
+                    if execution.claim.job.id == rest:
+                        execution.listen()
             elif kind == "free":
                 self._seekers.look_again()
             elif kind == "schema":

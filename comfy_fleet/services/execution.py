@@ -22,7 +22,7 @@ from comfy_fleet.domain.graphs import graph as graphs
 from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
 from comfy_fleet.domain.jobs.outputs import OutputItem
-from comfy_fleet.domain.jobs.run import Run, RunLimits
+from comfy_fleet.domain.jobs.run import Run, RunLimits, RunPhase
 from comfy_fleet.domain.jobs.run_messages import (
     Action,
     AskFailed,
@@ -34,6 +34,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     DeletePending,
     Event,
     Finish,
+    Frame,
     FreeElsewhere,
     Interrupt,
     InterruptSent,
@@ -56,6 +57,7 @@ from comfy_fleet.ports.runs import Claim, Held, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
+from comfy_fleet.services.frame_relay import FrameRelay
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.progress_reporter import ProgressReporter
 from comfy_fleet.services.run_end import Ending, GivenBack, broken_off, node_lost, unready, withdraw
@@ -136,6 +138,7 @@ class Execution:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reporter = ProgressReporter(tools.runs, claim, tools.now)
+        self._relay: FrameRelay | None = None
         self._outputs = Collector(
             claim,
             runs=tools.runs,
@@ -163,6 +166,14 @@ class Execution:
         self._tick_at = math.inf
         self._left = False
         self._extra = claim.log_fields
+        if claim.heard:
+            self.listen()
+
+    def listen(self) -> None:
+        """Take note that somebody listens to the frames of the run's job; safe to call again."""
+        if self._relay is None:
+            self._relay = FrameRelay(self._tools.runs, self.claim, self._tools.now)
+        self._relay.listen()
 
     def cancel(self) -> None:
         """Cancel the run's job; safe to call again."""
@@ -214,6 +225,8 @@ class Execution:
             if self._timer:
                 self._timer.cancel()
             self._reporter.close()
+            if self._relay is not None:
+                self._relay.close()
             self._cancel_tasks()
 
     def _cancel_tasks(self) -> None:
@@ -302,7 +315,10 @@ class Execution:
             event = await self._events.get()
             if self._abandoned:
                 raise LeaseLost(f"run {self.claim.run} was taken over")
-            for action in machine.handle(event, self._tools.now()):
+            actions = machine.handle(event, self._tools.now())
+            if self._relay is not None and isinstance(event, Frame | Binary):
+                self._relay.take(event, running=machine.phase is RunPhase.RUNNING)
+            for action in actions:
                 if isinstance(action, Left | Finish):
                     self._ui = machine.ui
                 if isinstance(action, Left) and self._posted_at is not None and machine.computed:
@@ -460,7 +476,7 @@ class Execution:
     async def _read_frames(self, lease: Lease, machine: Run) -> None:
         ahead = 0
         async for frame in lease.frames():
-            ahead += len(frame.data) if isinstance(frame, Binary) else frame.size
+            ahead += len(frame.data) if isinstance(frame, Binary) else len(frame.raw)
             self._events.put_nowait(frame)
             del frame
             if ahead >= READ_AHEAD_BYTES or self._events.qsize() >= READ_AHEAD_FRAMES:
@@ -507,6 +523,8 @@ class Execution:
         if self._canceled:
             self._outputs.cancel()
         broken = await self._outputs.settled()
+        if self._relay is not None:
+            await self._relay.drain()  # once the end is written, nothing more of the run is
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")
         end = await self._ending.decide(

@@ -37,6 +37,8 @@ class FakeEvents(Fake):
         """Return how many events of a job were not read yet."""
         return sum(queue.qsize() for queue in self._queues.get(job_id, ()))
 
+    frames = unplayed
+
     @asynccontextmanager
     async def subscribe(self, job_id: str) -> AsyncIterator[AsyncIterator[JobEvent]]:
         self.answer("subscribe")
@@ -279,7 +281,7 @@ class FakeRunStore(Fake):
         self.queues.setdefault(where, []).insert(0, replace(job, placement=where, status=JobStatus.QUEUED))
         return JobStatus.QUEUED
 
-    check_schema = beat = accepted = hand_over = take_over = secret = unplayed
+    check_schema = beat = accepted = hand_over = take_over = secret = frames = unplayed
     overdue = forgettable = postpone = forget = unplayed
 
     def _holder(self, node: str) -> str | None:

@@ -259,7 +259,7 @@ class WebsocketLease:
 
     async def _read(self, text: bytearray) -> Frame | None:
         """Decode a text frame. Raises NodeFault."""
-        return frame_of(await decoded(text, self._limits, what="a websocket frame"), size=len(text))
+        return frame_of(await decoded(text, self._limits, what="a websocket frame"), raw=text)
 
     def release(self) -> None:
         """Give the slot back at once; safe to call again.

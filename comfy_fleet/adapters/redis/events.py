@@ -10,11 +10,17 @@ import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobEvent
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
+
+MOST_WAITING, MOST_WAITING_BYTES = 256, 8 * 1024 * 1024
+"""Messages of one channel that wait for a slow reader."""
+MOST_FRAMES = 4096
+"""The same of frames, of which there are more."""
 
 
 class RedisEvents:
@@ -25,8 +31,9 @@ class RedisEvents:
     """
 
     def __init__(self, redis: FleetRedis) -> None:
+        self._redis = redis
         self._keys = redis.keyspace
-        self._queues: dict[str, set[asyncio.Queue[bytes]]] = defaultdict(set)
+        self._queues: dict[str, set[_Newest]] = defaultdict(set)
         self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
         self._pump: asyncio.Task[None] | None = None
         self._confirmed: dict[str, asyncio.Event] = {}
@@ -34,14 +41,14 @@ class RedisEvents:
         self._connecting = asyncio.Lock()  # two first subscriptions at once would open two connections
 
     @contextlib.asynccontextmanager
-    async def channel(self, name: str, *, size: int = 256) -> AsyncIterator[asyncio.Queue[bytes]]:
+    async def channel(self, name: str, *, most: int = MOST_WAITING) -> AsyncIterator[asyncio.Queue[bytes]]:
         """Subscribe to a channel; the subscription is in force when the block begins.
 
         Args:
             name: The channel.
-            size: Messages that wait for a slow reader.
+            most: Messages that wait for a slow reader.
         """
-        queue: asyncio.Queue[bytes] = asyncio.Queue(size)
+        queue = _Newest(most)
         readers = self._queues[name]
         readers.add(queue)
         try:
@@ -79,6 +86,14 @@ class RedisEvents:
         async with self.channel(self._keys.events(job_id)) as queue:
             yield _job_events(job_id, queue)
 
+    @contextlib.asynccontextmanager
+    async def frames(self, job_id: str) -> AsyncIterator[AsyncIterator[RawFrame]]:
+        """Yield the frames of a job's runs from now on."""
+        async with self.channel(self._keys.frames(job_id), most=MOST_FRAMES) as queue:
+            with contextlib.suppress(StoreDown):  # the next beat tells
+                await self._redis.publish(self._keys.wake, f"frames {job_id}")
+            yield _frames(queue)
+
     async def close(self) -> None:
         """Stop reading."""
         if self._pump:
@@ -110,9 +125,41 @@ class RedisEvents:
                     event.set()
             elif message["type"] == "message":
                 for queue in tuple(self._queues.get(name, ())):
-                    if queue.full():
-                        queue.get_nowait()
-                    queue.put_nowait(message["data"])
+                    queue.add(message["data"])
+
+
+class _Newest(asyncio.Queue[bytes]):
+    """Messages for one reader; what is too much for it pushes the oldest out."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self._bytes = 0
+
+    def add(self, message: bytes) -> None:
+        while self.full() or (self._bytes + len(message) > MOST_WAITING_BYTES and not self.empty()):
+            self.get_nowait()
+        self.put_nowait(message)
+
+    def _put(self, item: bytes) -> None:
+        super()._put(item)
+        self._bytes += len(item)
+
+    def _get(self) -> bytes:
+        item = super()._get()
+        self._bytes -= len(item)
+        return item
+
+
+def frame_message(frame: RawFrame) -> bytes:
+    """Return a frame as it is published: ``t`` (text) or ``b`` (binary), its run, a blank, and all of it."""
+    return b"".join((b"t" if frame.text else b"b", frame.run.encode(), b" ", frame.data))
+
+
+async def _frames(queue: asyncio.Queue[bytes]) -> AsyncIterator[RawFrame]:
+    while True:
+        message = await queue.get()
+        head, _, data = message.partition(b" ")
+        yield RawFrame(run=head[1:].decode(), data=data, text=head.startswith(b"t"))
 
 
 async def _job_events(job_id: str, queue: asyncio.Queue[bytes]) -> AsyncIterator[JobEvent]:

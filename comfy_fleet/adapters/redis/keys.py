@@ -120,7 +120,11 @@ class Keyspace:
 
     # -- channels
     events = _Each("events:ID")  # everything that happens to a job
-    wake = _One("wake")  # for dispatchers: "job PLACEMENT", "free", "cancel RUN", "release RUN", "schema"
+    frames = _Each("frames:ID")  # frames of its runs as their nodes sent them, while somebody listens
+    wake = _One(
+        "wake"
+    )  # for dispatchers: "job PLACEMENT", "free", "cancel RUN", "release RUN", "frames JOB",
+    #                      "schema"
     wake_nodes = _One("wake:nodes")  # something about the nodes has changed: for who keeps a list of them
 
     # -- RQ's own layout (2.12), kept true so that `rq info` and Job.fetch work.  RQ has one for all queues

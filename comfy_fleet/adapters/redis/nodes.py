@@ -233,7 +233,7 @@ class RedisNodeRegistry:
         """
         clock = asyncio.get_running_loop().time
         owed_s, settled_at = 0.0, clock()  # the pause that past looks have cost and that was not made yet
-        async with self._events.channel(self._keys.wake_nodes, size=1) as queue:
+        async with self._events.channel(self._keys.wake_nodes, most=1) as queue:
             while True:
                 began = clock()
                 yield

@@ -11,8 +11,10 @@ import orjson
 
 from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.events import frame_message
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import LeaseLost
+from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
@@ -132,6 +134,7 @@ class RedisRunStore:
             job=job,
             graph=answer[3],
             behind=int(answer[5]),
+            heard=bool(answer[6]),
             run=run,
             node=node,
             token=token,
@@ -143,13 +146,20 @@ class RedisRunStore:
         lost: set[str] = set()
         cancel: set[str] = set()
         release: set[str] = set()
+        heard: set[str] = set()
         for start in range(0, len(claims), BEAT_CHUNK):
             tokens = _tokens(claims[start : start + BEAT_CHUNK])
             answer = await self._scripts.call("beat", ttl_s=ttl_s, tokens=tokens)
             lost |= {raw.decode() for raw in answer[0]}
             cancel |= {raw.decode() for raw in answer[1]}
             release |= {raw.decode() for raw in answer[2]}
-        return Beat(lost=frozenset(lost), cancel=frozenset(cancel), release=frozenset(release))
+            heard |= {raw.decode() for raw in answer[3]}
+        return Beat(
+            lost=frozenset(lost),
+            cancel=frozenset(cancel),
+            release=frozenset(release),
+            heard=frozenset(heard),
+        )
 
     async def accepted(self, claim: Claim) -> None:
         """Note that the node took the prompt."""
@@ -167,6 +177,13 @@ class RedisRunStore:
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
         """Store and publish a preview."""
         await self._note(claim, "preview", orjson.dumps(dict(data)))
+
+    async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
+        """Publish frames."""
+        answer = await self._scripts.call(
+            "frames", *map(frame_message, frames), run=claim.run, token=claim.token, job=claim.job.id
+        )
+        return int(_check(claim, answer)[0])
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output."""

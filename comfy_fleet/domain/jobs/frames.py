@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_fleet.domain.jobs.run_messages import Frame
+from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 
 MAX_METADATA_BYTES, MAX_LINE_BYTES = 64 * 1024, 64 * 1024
 """Most bytes of a picture's metadata or of a line of text. A frame may be far larger, and decoding takes
@@ -51,18 +51,36 @@ class ProgressText:
     text: str
 
 
-def frame_of(message: object, *, size: int = 0) -> Frame | None:
-    """Return a decoded JSON text frame of ``size`` bytes, or None if it does not have ComfyUI's shape."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawFrame:
+    """A frame as its node sent it, for whoever listens to a job.
+
+    Attributes:
+        run: The run whose websocket it came on.
+        data: The JSON of a text frame, or all of a binary one.
+        text: Whether it is a text frame.
+    """
+
+    run: str
+    data: bytes | bytearray
+    text: bool
+
+
+def frame_of(message: object, *, raw: bytes | bytearray = b"") -> Frame | None:
+    """Return a decoded JSON text frame, or None if it has not ComfyUI's shape; ``raw`` is the JSON itself."""
     if not isinstance(message, Mapping):
         return None
     type_, data = message.get("type"), message.get("data")
     if not isinstance(type_, str):
         return None
-    return Frame(type_, data if isinstance(data, Mapping) else {}, size)
+    return Frame(type_, data if isinstance(data, Mapping) else {}, raw)
 
 
-def prompt_of(frame: Frame) -> str | None:
-    """Return the prompt that a frame is about; None for frames about the server and from old servers."""
+def prompt_of(frame: Frame | Binary) -> str | None:
+    """Return the prompt that a frame is about; None for frames about the server or of old servers."""
+    if isinstance(frame, Binary):
+        picture = parse_binary(frame.data)
+        return picture.prompt_id if isinstance(picture, Picture) else None
     prompt_id = frame.data.get("prompt_id")
     return prompt_id if isinstance(prompt_id, str) else None
 

@@ -56,11 +56,11 @@ class PostUnknown:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A text frame of the websocket: ``{"type": ..., "data": {...}}``; ``size`` in bytes as it came."""
+    """A text frame of the websocket: ``{"type": ..., "data": {...}}``; ``raw`` is the JSON as it came."""
 
     type: str
     data: Mapping[str, Any]
-    size: int = field(default=0, compare=False)
+    raw: bytes | bytearray = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

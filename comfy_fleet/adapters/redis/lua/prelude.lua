@@ -463,6 +463,9 @@ local function note_attempt(run, id, node, since, why, counted, at)
   redis.call('HSET', key, 'attempts', cjson.encode(all))
 end
 
+-- How many listen to the frames of a job's runs.
+local function listeners(id) return redis.call('PUBSUB', 'NUMSUB', frames_key(id))[2] end
+
 -- Whether this token still owns the run; a writer that does not must touch nothing.
 local function owned(run, token)
   return fields(run_key(run), 'token')[1] == token

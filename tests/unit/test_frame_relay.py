@@ -1,0 +1,171 @@
+"""Frames of a run on their way to whoever listens; the store is played."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+
+from comfy_fleet.domain.errors import LeaseLost, StoreDown
+from comfy_fleet.domain.jobs.frames import RawFrame
+from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.domain.jobs.run_messages import Binary, Frame
+from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.services import frame_relay
+from comfy_fleet.services.frame_relay import BYTES_A_SECOND, MAX_FRAME_BYTES, FrameRelay
+from tests.fleet import until
+
+JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
+CLAIM = Claim(job=JOB, graph=b"{}", run="r", node="g1", token="t", attempt=0)
+PREVIEW = b"\0\0\0\1\0\0\0\1\xff\xd8\xff"
+
+
+def text(type_: str, prompt: str | None = "r", size: int = 0) -> Frame:
+    data = {"prompt_id": prompt, "x": "x" * size} if prompt else {"x": "x" * size}
+    return Frame(type_, data, json.dumps({"type": type_, "data": data}).encode())
+
+
+def picture(prompt: str) -> Binary:
+    head = json.dumps({"prompt_id": prompt}).encode()
+    return Binary(b"\0\0\0\4" + len(head).to_bytes(4, "big") + head + b"\xff\xd8\xff")
+
+
+class Store:
+    """Keeps what is published."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.listeners = 1
+        self.calls = 0
+        self.published: list[RawFrame] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.trouble: Exception | None = None
+        self.relay = FrameRelay(cast(RunStore, self), CLAIM, lambda: self.time)
+
+    async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
+        assert claim is CLAIM
+        self.calls += 1
+        await self.gate.wait()
+        if self.trouble:
+            raise self.trouble
+        self.published += frames
+        return self.listeners
+
+    async def take(self, *frames: Frame | Binary, running: bool = True) -> list[bytes]:
+        """Return what is published of some frames."""
+        self.published = []
+        for frame in frames:
+            self.relay.take(frame, running=running)
+        await self.relay.drain()
+        return [bytes(frame.data) for frame in self.published]
+
+
+async def test_frames_are_published_in_order_and_byte_for_byte() -> None:
+    store = Store()
+    frames: list[Frame | Binary] = [
+        text("execution_start"),
+        Binary(bytearray(PREVIEW)),
+        text("an_extension's"),
+        picture("r"),
+    ]
+    raw = [frame.raw if isinstance(frame, Frame) else frame.data for frame in frames]
+    assert await store.take(*frames) == raw
+    assert store.published == [
+        RawFrame(run="r", data=data, text=isinstance(frame, Frame))
+        for data, frame in zip(raw, frames, strict=True)
+    ]
+
+
+async def test_what_is_of_another_prompt_is_not_this_jobs() -> None:
+    store = Store()
+    others: list[Frame | Binary] = [text("executing", "other"), picture("other")]
+    assert await store.take(*others) == []
+    unnamed: list[Frame | Binary] = [text("status", None), Binary(PREVIEW)]
+    assert len(await store.take(*unnamed)) == 2
+    assert await store.take(*unnamed, running=False) == []  # of what the node computes before or after it
+    assert len(await store.take(text("executing"), running=False)) == 1
+
+
+async def test_what_is_too_large_is_left_out() -> None:
+    store = Store()
+    assert await store.take(text("x", size=MAX_FRAME_BYTES), Binary(PREVIEW + bytes(MAX_FRAME_BYTES))) == []
+    assert len(await store.take(text("x", size=MAX_FRAME_BYTES - 200))) == 1
+
+
+async def test_more_bytes_than_a_run_may_send_are_left_out_pictures_first() -> None:
+    store = Store()
+    mib = 1024 * 1024
+    pictures = [Binary(PREVIEW + bytes(mib)) for _ in range(20)]
+    assert len(await store.take(*pictures)) == BYTES_A_SECOND / mib / 2 - 1
+    assert len(await store.take(*(text("x", size=mib // 4) for _ in range(40)))) >= 16
+    assert await store.take(*pictures) == []
+    store.time += 1
+    assert len(await store.take(*pictures)) == BYTES_A_SECOND / mib / 2 - 1
+    store.time += 3600
+    told = await store.take(*(text("x") for _ in range(100_000)))
+    assert 1000 < len(told) < BYTES_A_SECOND / 256  # tiny ones count, too
+
+
+async def test_nothing_is_published_once_nobody_listens_and_again_as_soon_as_somebody_does() -> None:
+    store = Store()
+    store.listeners = 0
+    await store.take(text("1"))
+    store.calls = 0
+    assert await store.take(*(text("2") for _ in range(100))) == [] and store.calls == 0
+    store.listeners = 1
+    store.relay.listen()
+    assert len(await store.take(text("3"))) == 1
+
+
+async def test_who_begins_to_listen_while_it_is_told_that_nobody_does_is_not_forgotten() -> None:
+    store = Store()
+    store.listeners = 0
+    store.gate.clear()
+    store.relay.take(text("1"), running=True)
+    await until(lambda: store.calls, what="it is being published")
+    store.relay.listen()
+    store.gate.set()
+    await store.relay.drain()
+    assert len(await store.take(text("2"))) == 1
+
+
+@pytest.mark.parametrize("trouble", [StoreDown("away"), LeaseLost("another has it"), ValueError("odd")])
+async def test_trouble_ends_it_until_somebody_listens_again(
+    trouble: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store()
+    store.trouble = trouble
+    assert await store.take(text("1"), text("2")) == []
+    store.trouble = None
+    assert await store.take(text("3")) == []
+    assert bool(caplog.records) == isinstance(trouble, ValueError)
+    store.relay.listen()
+    assert len(await store.take(text("4"))) == 1
+
+
+async def test_a_store_that_hangs_holds_neither_the_run_nor_much_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(frame_relay, "LAST_S", 0.01)
+    store = Store()
+    store.gate.clear()
+    for _ in range(100):
+        store.time += 1
+        assert await store.take(*(text("x", size=100_000) for _ in range(100))) == []
+    assert store.calls == 1  # it returned each time: nobody waits
+    store.gate.set()
+    await until(lambda: store.published, what="it goes on")
+    await store.relay.drain()
+    assert 0 < sum(len(frame.data) for frame in store.published) <= BYTES_A_SECOND
+
+
+async def test_nothing_is_published_after_the_end() -> None:
+    store = Store()
+    store.gate.clear()
+    store.relay.take(text("1"), running=True)
+    await until(lambda: store.calls, what="it is being published")
+    store.relay.close()
+    store.gate.set()
+    assert await store.take(text("2")) == []
