@@ -102,11 +102,8 @@ class Fleet:
         self.tasks.append(asyncio.create_task(known.run()))
 
         def all_read() -> bool:
-            atlases = [running.dispatcher._directory for running in self.dispatchers]
-            seen = [
-                {n for n, state in directory.states.items() if state.reading.inventory}
-                for directory in atlases
-            ]
+            snapshots = [running.dispatcher.snapshot() for running in self.dispatchers]
+            seen = [{one.node.name for one in it.nodes if one.reading.inventory} for it in snapshots]
             return all(names == set(self.sims) for names in (known.known, *seen))
 
         await until(all_read, what="all nodes are read")

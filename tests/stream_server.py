@@ -26,6 +26,7 @@ class StreamServer:
 
     Attributes:
         port: The port that it listens on.
+        open: Its connections.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class StreamServer:
         self._serve = serve
         self._host = host
         self._context = context
-        self._open: set[asyncio.WriteTransport] = set()
+        self.open: set[asyncio.WriteTransport] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
@@ -53,7 +54,7 @@ class StreamServer:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Here, not in the task: one that is cancelled before it begins does nothing at all.
-        self._open.add(writer.transport)
+        self.open.add(writer.transport)
         task = asyncio.create_task(self._attend(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._ended, writer.transport))
@@ -72,13 +73,13 @@ class StreamServer:
 
     def _ended(self, transport: asyncio.WriteTransport, task: asyncio.Task[None]) -> None:
         transport.abort()
-        self._open.discard(transport)
+        self.open.discard(transport)
         self._tasks.discard(task)
 
     async def stop(self) -> None:
         """Close everything; nothing happens if it was done before."""
         self._cancel()
-        await close(self._server, self._open)
+        await close(self._server, self.open)
         while self._tasks:
             self._cancel()
             await asyncio.wait(self._tasks, timeout=0.1)

@@ -16,7 +16,7 @@ nothing              the name is unknown here, or nothing was ever heard: nothin
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from comfy_fleet.agent.listening import listen, port_of
@@ -27,7 +27,7 @@ from comfy_fleet.domain.nodes.node import NAME
 logger = logging.getLogger(__name__)
 
 _QUESTION_LIMIT = 80  # bytes; a name has at most 63
-_QUESTION_TIMEOUT_S = 2.0
+QUESTION_TIMEOUT_S = 2.0
 _WHY_LIMIT = 80  # characters of a reason; HAProxy reads only one short line
 
 
@@ -59,12 +59,17 @@ class AgentCheckServer:
         self._host = host
         self._port = port
         self._server: asyncio.Server | None = None
-        self._questions: set[asyncio.Transport] = set()
+        self._questions: dict[asyncio.Transport, bytes] = {}
 
     @property
     def port(self) -> int:
         """The port that it listens on."""
         return port_of(self._server, self._port)
+
+    @property
+    def questions(self) -> Sequence[bytes]:
+        """What was heard so far of each question that is still open."""
+        return list(self._questions.values())
 
     async def start(self) -> None:
         """Listen.
@@ -81,13 +86,15 @@ class AgentCheckServer:
     async def stop(self) -> None:
         """Stop listening; who still asks gets no answer."""
         if self._server is not None:
-            await close(self._server, self._questions)
+            await close(self._server, self._questions.keys())
 
 
 class _Question(asyncio.Protocol):
     """One agent-check: a name in, a line out. Without a task, as there may be hundreds a second."""
 
-    def __init__(self, answer: Callable[[str], AgentState | None], open_: set[asyncio.Transport]) -> None:
+    def __init__(
+        self, answer: Callable[[str], AgentState | None], open_: dict[asyncio.Transport, bytes]
+    ) -> None:
         self._answer = answer
         self._open = open_
         self._text = b""
@@ -95,11 +102,12 @@ class _Question(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has only its methods
-        self._open.add(self._transport)
-        self._timer = asyncio.get_running_loop().call_later(_QUESTION_TIMEOUT_S, self._transport.abort)
+        self._open[self._transport] = b""
+        self._timer = asyncio.get_running_loop().call_later(QUESTION_TIMEOUT_S, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         self._text += data
+        self._open[self._transport] = self._text
         name, end, _ = self._text.replace(b"\n", b"/").partition(b"/")
         if not end and len(self._text) <= _QUESTION_LIMIT:
             return
@@ -113,6 +121,6 @@ class _Question(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._open.discard(self._transport)
+        self._open.pop(self._transport, None)
         if self._timer is not None:
             self._timer.cancel()

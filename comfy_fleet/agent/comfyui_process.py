@@ -171,7 +171,7 @@ class ComfyUIProcess:
         if self.watch.phase is ProcessPhase.STARTING and self._child.running:
             # A job that ends before the websocket is open would not be counted.
             ready = await self.probe.ready() and self._monitor.open
-        watch, order = step(self.watch, self._look(ready), self._limits)
+        watch, order = step(self.watch, self.look(ready), self._limits)
         self._become(watch)
         match order:
             case Order.START:
@@ -197,7 +197,8 @@ class ComfyUIProcess:
         except ConfigError as error:  # e.g. its Python is being upgraded just now
             self._failed = str(error)
 
-    def _look(self, ready: bool) -> Look:
+    def look(self, ready: bool) -> Look:
+        """Return what can be seen of it now, for who supervises it."""
         now = self._clock()
         running = self._child.running
         if running and (self._read_at is None or now - self._read_at >= _READ_EVERY_S):

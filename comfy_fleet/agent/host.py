@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 MOST_SEEN = 10_000  # most prompts in one heartbeat; the API takes no more
-_PROBES_PER_S = 100  # for a central agent: with more nodes, each is looked at less often
+PROBES_PER_S = 100  # for a central agent: with more nodes, each is looked at less often
 _FIND_PID_EVERY_S = 5.0
 _WELL = AgentState(word=Readiness.READY, weight=100)
 _UNSEEN = AgentState(word=Readiness.HOLD, why="was not looked at yet")
@@ -354,7 +354,7 @@ class HostAgent:
         try:
             while True:
                 await self.look_at_gpus()
-                self._judge_all()
+                self.judge_all()
                 if not self._central and self._has_news():  # of a thousand nodes one always has
                     self.changed.set()
                 await asyncio.sleep(LOOK_S)
@@ -367,7 +367,8 @@ class HostAgent:
             if self._nvml is not None:
                 await self._nvml.close()
 
-    def _judge_all(self) -> None:
+    def judge_all(self) -> None:
+        """Judge every node of the host by what is known now."""
         if self._neighbours is None and not self._central:
             return  # the owner of memory is unknown until the API has named the other nodes here
         seated = []
@@ -433,7 +434,7 @@ class HostAgent:
                 find_pid_at = self._clock() + _FIND_PID_EVERY_S
                 member.pids = await asyncio.to_thread(_pids_of, member.probe.url)
             unheard = member.probe.heard_at is None  # it gets no job before it has answered
-            await asyncio.sleep(LOOK_S if unheard else max(LOOK_S, len(self.members) / _PROBES_PER_S))
+            await asyncio.sleep(LOOK_S if unheard else max(LOOK_S, len(self.members) / PROBES_PER_S))
 
     async def _free_if_idle(self, member: Member) -> None:
         known = self._records.get(member.name)

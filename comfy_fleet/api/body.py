@@ -100,7 +100,7 @@ async def read_object(request: Request, limits: JsonLimits) -> dict[str, Any]:
             and invalid UTF-8 are not), too deep, or not an object.
     """
     body = await read_body(request, limits.size, name=limits.size_name)
-    if _has_more_values(body, limits.values):
+    if has_more_values(body, limits.values):
         named = f" ({limits.values_name})" if limits.values_name else ""
         raise HttpError(
             413, "payload_too_large", f"the body has more than {limits.values} JSON values{named}"
@@ -128,7 +128,7 @@ def _why(body: bytes, error: orjson.JSONDecodeError) -> str:
     return str(error)
 
 
-def _has_more_values(body: bytes, most: int) -> bool:
+def has_more_values(body: bytes, most: int) -> bool:
     """Return whether a JSON text has more values, before any of them is created.
 
     Each value except the outermost is the first of a list or an object, or follows a comma. Counting bytes

@@ -39,7 +39,7 @@ _HINTS = {
 NO_UNICODE = "what is to be sent holds text that is not valid Unicode"
 _ID_LENGTH = 36
 _ID_PART = re.compile("[0-9a-f-]+")
-_SILENCE_S = 60.0
+SILENCE_S = 60.0
 """Longest silence of a live stream, which sends a comment every 15 s."""
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
@@ -184,8 +184,8 @@ class Client:
         Raises:
             Fail: There is no such job, the stream broke off, or nothing came for too long.
         """
-        left_s = _SILENCE_S if deadline is None else deadline - time.monotonic()
-        silence_s = max(0.05, min(_SILENCE_S, left_s))
+        left_s = SILENCE_S if deadline is None else deadline - time.monotonic()
+        silence_s = max(0.05, min(SILENCE_S, left_s))
         patience = httpx.Timeout(silence_s, connect=min(5.0, silence_s))
         with self._stream(path_of("job", job_id, "/events", face="v2"), timeout=patience) as answer:
             kind, data = "message", ""

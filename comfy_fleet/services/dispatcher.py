@@ -7,7 +7,7 @@ the same queues without talking to each other.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.jobs.run import RunLimits
+from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.nodes.node_order import ByShare
 from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.ports.assets import AssetStore
@@ -48,6 +49,27 @@ class DispatchLimits:
     lease_ttl_s: float
     beat_s: float
     stop_wait_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispatcherSnapshot:
+    """What a dispatcher does at one moment.
+
+    Attributes:
+        runs: Runs in flight.
+        done: Runs that are over.
+        seekers: Searches for a node that are under way.
+        idle: Whether it has looked at the queues and waits for news.
+        waiting_for_room: Runs whose outputs wait for room on the fleet's disk.
+        nodes: The nodes as it saw them last.
+    """
+
+    runs: int
+    done: int
+    seekers: int
+    idle: bool
+    waiting_for_room: int
+    nodes: Sequence[NodeState]
 
 
 class Dispatcher:
@@ -101,7 +123,7 @@ class Dispatcher:
         self._now = now
         self._chance = chance
         self._directory = NodeDirectory(registry, inventories)
-        self._sharing = Sharing(TRANSFERS, on_room=self._look_again)
+        self._sharing = Sharing(TRANSFERS, on_room=self.look_again)
         self._tools = RunDeps(
             runs=runs,
             nodes=nodes,
@@ -294,8 +316,20 @@ class Dispatcher:
     def _execution(self, claim: Claim, lease: Lease | None) -> Execution:
         return Execution(self._tools, claim, lease, on_free=self._freed, on_rest=self._lease_holder.rest)
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
+        """Look for jobs and nodes now."""
         self._seekers.look_again()
+
+    def snapshot(self) -> DispatcherSnapshot:
+        """Return what it does right now."""
+        return DispatcherSnapshot(
+            runs=len(self.flying),
+            done=self.done,
+            seekers=self._seekers.count,
+            idle=self._seekers.idle,
+            waiting_for_room=self._sharing.waiting,
+            nodes=tuple(self._directory.states.values()),
+        )
 
     def _freed(self, node: str) -> None:
         self._seekers.freed(node)

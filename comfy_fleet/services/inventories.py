@@ -28,7 +28,7 @@ from comfy_fleet.services.node_directory import NodeDirectory
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # how many nodes a refusal explains
-_MOST_PLACEMENTS = 1000  # placement classes that are remembered for questions what a job waits for
+MOST_PLACEMENTS = 1000  # placement classes that are remembered for questions what a job waits for
 _LARGE_NODES = 500  # comparing graphs with more nodes is work for a thread
 _RECENT_S = 1.0  # no message announces that a node becomes busy or free
 _KEEP_NEEDS_S = 3600.0  # requirements are written again this often, so that they outlive every job
@@ -109,6 +109,11 @@ class NodeInventories:
     def read(self, graph: Graph) -> frozenset[str]:
         """Return the nodes of a graph that some output reads; all nodes while no inventory is known."""
         return self._directory.read(graph)
+
+    @property
+    def remembered(self) -> int:
+        """How many placement classes are remembered."""
+        return self._directory.remembered
 
     @property
     def known(self) -> frozenset[str]:
@@ -254,7 +259,7 @@ class NodeInventories:
         if job.status is not JobStatus.QUEUED:
             return job.waiting_for
         states = await self._recent()
-        self._directory.keep_small(_MOST_PLACEMENTS)
+        self._directory.keep_small(MOST_PLACEMENTS)
         await self._directory.learn([job.placement])
         able = self._directory.able(job.placement)
         needs = self._directory.needs(job.placement) or Requirements()

@@ -129,8 +129,13 @@ class NodeDirectory:
 
     def keep_small(self, most: int) -> None:
         """Forget all placement classes once there are more than this; they are read again on demand."""
-        if max(len(self._needs), len(self._able)) >= most:
+        if self.remembered >= most:
             self.forget(())
+
+    @property
+    def remembered(self) -> int:
+        """How many placement classes something is remembered of."""
+        return max(len(self._needs), len(self._able))
 
     def needs(self, placement: Placement) -> Requirements | None:
         """Return the requirements of a placement class, or None if they were not read."""

@@ -38,6 +38,9 @@ IDLE_LOOK_S = 2.0  # so that a lost wake-up does not matter
 class Seekers:
     """The seekers of one dispatcher.
 
+    Attributes:
+        idle: Whether the queues were looked at and there is no reason yet to look again.
+
     Args:
         directory: Which nodes can run what.
         runs: Where jobs wait and are claimed.
@@ -87,6 +90,7 @@ class Seekers:
         self._on_taken = on_taken
         self._may = may
         self._telemetry = telemetry
+        self.idle = False
         self._stopped = False
         self._seekers: Counter[Placement] = Counter()
         self._known: set[Placement] = set()  # classes with waiting jobs, as far as we know
@@ -109,10 +113,17 @@ class Seekers:
             if waiting:
                 soonest, latest = LOOK_AGAIN_S
                 self._look_in(soonest + (latest - soonest) * self._chance())
+            self.idle = True
             with contextlib.suppress(TimeoutError):
                 async with Timeout(IDLE_LOOK_S):
                     await self._look.wait()
+            self.idle = False
             self._look.clear()
+
+    @property
+    def count(self) -> int:
+        """How many seekers are at work."""
+        return self._seekers.total()
 
     def stop(self) -> None:
         """Stop claiming."""

@@ -101,6 +101,7 @@ class Catalogue:
 
     Attributes:
         version: As given.
+        models: As given; whoever replaces them has installed some.
         replacements: Successors of classes that were given up, as ``/node_replacements`` has them.
     """
 
@@ -115,7 +116,7 @@ class Catalogue:
         self.version = version
         self.replacements: Mapping[str, Any] = content["replacements"]
         self._lists: dict[str, list[str]] = content["lists"]
-        self._models = models
+        self.models = models
         self._files = files
         self._classes: dict[str, Any] = {
             name: _full(name, facts) for name, facts in content["classes"].items()
@@ -148,7 +149,7 @@ class Catalogue:
         if kind == "$list":
             return list(self._lists[which])
         if kind == "$models":
-            return sorted(self._models.get(which, {}))
+            return sorted(self.models.get(which, {}))
         if kind == "$files":
             # A check of a graph looks for the one file instead: listing a folder costs more.
             return self._files(which) if listing else []

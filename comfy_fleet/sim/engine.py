@@ -133,6 +133,11 @@ class Engine:
         ):
             self._memory.clock.interrupt()
 
+    @property
+    def debt_s(self) -> float:
+        """How much too long the last prompts took; the next ones take that much less."""
+        return self._memory.debt
+
     def free(self, *, unload_models: bool, free_memory: bool) -> None:
         """Note what to drop once the current prompt is over."""
         if unload_models:

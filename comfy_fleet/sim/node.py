@@ -66,6 +66,16 @@ class SimNode:
         self._boot()
 
     @property
+    def calls(self) -> int:
+        """How many of its connections have a request that is not answered yet."""
+        return self._server.calls
+
+    @property
+    def websockets(self) -> int:
+        """How many websockets to it are open."""
+        return self._server.websockets
+
+    @property
     def name(self) -> str:
         """Its name."""
         return self.options.name

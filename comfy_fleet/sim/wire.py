@@ -150,6 +150,16 @@ class SimConnection(asyncio.Protocol):
         self._closing = False
         self._reset()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is not answered yet."""
+        return self._busy
+
+    @property
+    def is_websocket(self) -> bool:
+        """Whether it has become a websocket."""
+        return self._socket is not None
+
     def _reset(self) -> None:
         self._url = b""
         self._fields: dict[str, str] = {}
@@ -383,6 +393,16 @@ class SimServer:
             SimConnection, handler, on_socket, self.line, self._connections, headers
         )
         self._server: asyncio.Server | None = None
+
+    @property
+    def calls(self) -> int:
+        """How many connections have a request that is not answered yet."""
+        return sum(one.busy for one in self._connections)
+
+    @property
+    def websockets(self) -> int:
+        """How many websockets are open."""
+        return sum(one.is_websocket for one in self._connections)
 
     @property
     def listening(self) -> bool:

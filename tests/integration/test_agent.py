@@ -4,13 +4,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
 
 import httpx
 import pytest
 
 from comfy_fleet.agent import AgentCheckServer, HttpNodes
-from comfy_fleet.agent.agent_check_server import _Question
 from comfy_fleet.agent.node_source import parse_nodes
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
@@ -59,8 +57,7 @@ async def test_a_name_may_come_in_pieces() -> None:
         writer.write(b"g")
 
         def heard() -> bool:
-            questions = [cast(_Question, transport.get_protocol()) for transport in agent._questions]
-            return [question._text for question in questions] == [b"g"]
+            return agent.questions == [b"g"]
 
         await eventually("the first piece was heard", heard)
         writer.write(b"2/")
@@ -82,24 +79,24 @@ async def test_an_address_of_another_machine_is_told_as_such(address: str) -> No
 
 
 async def test_who_still_asks_when_it_stops_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfy_fleet.agent.agent_check_server._QUESTION_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr("comfy_fleet.agent.agent_check_server.QUESTION_TIMEOUT_S", 3600.0)
     async with serving() as agent:
         reader, writer = await asyncio.open_connection("127.0.0.1", agent.port)
         writer.write(b"g1")  # a name without its end
-        await eventually("it was heard", lambda: bool(agent._questions))
+        await eventually("it was heard", lambda: bool(agent.questions))
     with contextlib.suppress(ConnectionResetError):
         async with asyncio.timeout(10):
             assert await reader.read() == b""
-    assert not agent._questions
+    assert not agent.questions
     writer.close()
 
 
 async def test_a_question_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfy_fleet.agent.agent_check_server._QUESTION_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("comfy_fleet.agent.agent_check_server.QUESTION_TIMEOUT_S", 0.05)
     async with serving() as agent:
         with contextlib.suppress(ConnectionResetError):
             assert await ask(agent, b"g1") == b""
-        await eventually("nobody asks", lambda: not agent._questions)
+        await eventually("nobody asks", lambda: not agent.questions)
 
 
 async def test_the_api_is_asked_with_token_and_etag_and_outages_are_survived() -> None:

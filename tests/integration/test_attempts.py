@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Progress
 from comfy_fleet.domain.jobs.run import Run
@@ -69,8 +70,7 @@ async def test_a_run_that_was_taken_over_is_through_once_it_has_succeeded(
                 held.set()
                 await asyncio.sleep(60)
 
-            (first,) = fleet.dispatchers
-            monkeypatch.setattr(first.dispatcher._assets, "add_output", slow)
+            monkeypatch.setattr(RedisAssets, "add_output", slow)
         job = await fleet.submit(GRAPH)
         await until(lambda: fleet.sims["g1"].engine.running, what="the prompt runs")
         if left:
@@ -82,6 +82,7 @@ async def test_a_run_that_was_taken_over_is_through_once_it_has_succeeded(
 
             await until(noted, what="only the outputs are missing")
         await fleet.dispatchers[0].kill()
+        monkeypatch.undo()
         await fleet.dispatcher("d2")
         done = await fleet.ended(job.id)
         assert (done.status, done.progress) == (JobStatus.SUCCEEDED, Progress.complete(2))

@@ -17,10 +17,11 @@ from blake3 import blake3
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis
-from comfy_fleet.adapters.redis.scripts import SCHEMA
+from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom, Outdated, StoreDown
 from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.ports.blobs import Blob
 from tests.assets_kit import assets_on, begun, content_of, new_id
 
 HOUR = 3600.0
@@ -135,8 +136,8 @@ async def test_deleting_makes_room_on_a_full_disk(
     await store.delete(owner="ann", asset_id=gone.id)
     await swept(store, redis)
     assert gone.path in files(tmp_path)
-    monkeypatch.setattr(disk, "_floor_bytes", 10**18)
-    await swept(store, redis)
+    full = Disk(tmp_path, floor_bytes=10**18)
+    await swept(assets_on(redis, tmp_path, clock=clock, grace_s=6 * HOUR, disk=full), redis)
     assert files(tmp_path) == sorted([kept.path, "blobs/ab/stray"])
 
 
@@ -158,11 +159,14 @@ async def test_a_process_that_dies_between_bytes_and_record_leaves_what_the_swee
 ) -> None:
     kept = await put(store, b"kept")
 
-    async def killed(*_: object, **__: object) -> None:
+    written = DiskBlobs.put
+
+    async def killed(blobs: DiskBlobs, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
+        await written(blobs, chunks, durable=durable)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_add", killed)
+        patched.setattr(DiskBlobs, "put", killed)
         with pytest.raises(Killed):
             await (put(store, b"lost") if kind == "upload" else output(redis, store, b"lost"))
     assert len(files(tmp_path)) == 2
@@ -240,17 +244,19 @@ async def test_a_file_that_can_not_be_deleted_holds_up_no_other(
 async def test_a_record_whose_answer_got_lost_keeps_its_bytes(
     store: RedisAssets, redis: FleetRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    real = store._scripts.begin
+    real = Scripts.begin
 
-    async def lost(script: str, **args: Any) -> Any:
-        await real(script, **args)
+    async def lost(scripts: Scripts, script: str, **args: Any) -> Any:
+        answer = await real(scripts, script, **args)
+        if script != "add_asset":
+            return answer
         raise StoreDown("no answer", retry_after_s=1)
 
     async def once() -> Asset:
         return await (put(store, b"x") if kind == "upload" else output(redis, store, b"x"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(store._scripts, "begin", lost)
+        patched.setattr(Scripts, "begin", lost)
         for _ in range(3):
             with pytest.raises(StoreDown):
                 await once()

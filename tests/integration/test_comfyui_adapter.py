@@ -259,7 +259,7 @@ async def test_a_node_that_breaks_off_leaves_the_post_open(tmp_path: Path) -> No
         async def under_way() -> bool:
             rows = await fleet.broker.controller.broker.runtime.stats("be_direct")
             calls = [int(row["scur"]) for row in rows if row["svname"] == "g1"]
-            return calls == [2] and sum(one._busy for one in node._server._connections) >= 2
+            return calls == [2] and node.calls >= 2
 
         await eventually("the node has both", under_way)
         assert not posting.done()
@@ -392,8 +392,7 @@ async def test_leases_that_cannot_be_had(fleet: Fleet) -> None:
     node = await LeaseClient(fleet.sims["g1"].url.replace("http", "ws")).lease(run="r", pool="p")
     assert isinstance(node, NoLease)
     assert "names no node" in node.detail
-    connections = fleet.sims["g1"]._server._connections
-    await eventually("its websocket is closed", lambda: not [one for one in connections if one._socket])
+    await eventually("its websocket is closed", lambda: not fleet.sims["g1"].websockets)
 
 
 async def test_a_frozen_node_gives_no_lease_and_keeps_no_slot(fleet: Fleet) -> None:

@@ -7,6 +7,7 @@ on the size of files makes the writing itself fail.
 import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ import pytest
 
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.system.disk import Disk
+from comfy_fleet.bootstrap import open_assets
 from comfy_fleet.domain.errors import NoRoom, NotFound
 from comfy_fleet.domain.graphs.graph import asset_reference
 from comfy_fleet.domain.jobs.job import JobStatus
@@ -43,8 +45,7 @@ class Quota:
         look = Disk.room
 
         def room(disk: Disk) -> object:
-            disk._floor_bytes = NEVER if self.full else 0
-            return look(disk)
+            return replace(look(disk), floor_bytes=NEVER if self.full else 0)
 
         monkeypatch.setattr(Disk, "room", room)
         monkeypatch.setattr(collector, "ROOM_GAP_S", 0.02)
@@ -105,16 +106,17 @@ async def test_not_more_runs_than_memory_holds_wait_for_room(
         dispatcher = fleet.dispatchers[0].dispatcher
 
         def all_wait() -> bool:
-            return 2 <= dispatcher._sharing.waiting == len(dispatcher.flying)
+            now = dispatcher.snapshot()
+            return 2 <= now.waiting_for_room == now.runs
 
         await until(all_wait, what="whatever was begun waits")
-        dispatcher._seekers.look_again()
+        dispatcher.look_again()
         assert await fleet.stores.jobs.depth() > 10
         assert all_wait()
         quota.full = False
         ended = [await fleet.ended(job.id) for job in jobs]
         assert {(job.status, job.attempt) for job in ended} == {(JobStatus.SUCCEEDED, 0)}
-        assert dispatcher._sharing.waiting == 0
+        assert dispatcher.snapshot().waiting_for_room == 0
 
 
 async def test_a_run_that_waits_for_room_outlives_its_dispatcher(redis_port: int, quota: Quota) -> None:
@@ -282,7 +284,7 @@ async def test_an_input_that_the_disk_does_not_give_is_no_fault_of_the_node(redi
         yield b"picture"
 
     async with fleet_of(redis_port, "g1") as fleet:
-        store = fleet.dispatchers[0].dispatcher._assets
+        store = open_assets(fleet.settings, fleet.stores)
         asset, _ = await store.upload(
             owner="local", chunks=chunks(), content_type="image/png", file_path="a.png"
         )

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.redis.runs import RedisRunStore
-from comfy_fleet.bootstrap import open_secrets
+from comfy_fleet.bootstrap import open_assets, open_secrets
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import JobStatus, Placement
 from comfy_fleet.domain.jobs.run_messages import PostAnswered, PostUnknown
@@ -37,8 +37,7 @@ async def test_a_job_runs_and_its_picture_is_stored(redis_port: int) -> None:
         assert (done.status, done.node, done.error) == (JobStatus.SUCCEEDED, "g1", None)
         (output,) = done.outputs
         assert (output.node_id, output.key, output.content_type) == ("2", "images", "image/png")
-        (running,) = fleet.dispatchers
-        asset = await running.dispatcher._assets.get(output.asset_id)
+        asset = await open_assets(fleet.settings, fleet.stores).get(output.asset_id)
         assert asset is not None
         data = (fleet.settings.files_dir / asset.path).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) == output.size_bytes
@@ -62,8 +61,8 @@ async def test_many_jobs_spread_and_each_runs_once(redis_port: int) -> None:
 async def test_a_dispatcher_ends_also_when_stopped_while_it_wakes_up(redis_port: int, ticks: int) -> None:
     async with fleet_of(redis_port) as fleet:
         (running,) = fleet.dispatchers
-        await until(lambda: running.dispatcher._seekers._look._waiters, what="it has nothing to do")
-        running.dispatcher._seekers._look.set()
+        await until(lambda: running.dispatcher.snapshot().idle, what="it has nothing to do")
+        running.dispatcher.look_again()
         for _ in range(ticks):
             await asyncio.sleep(0)
         async with asyncio.timeout(20):
@@ -105,11 +104,9 @@ async def test_a_second_dispatcher_takes_no_job_to_a_slow_node_while_the_fast_on
         await fleet.add_sim("slow", node={"weight": 1})
         for name in fleet.sims:
             await fleet.verdict(name)
-        atlases = [running.dispatcher._directory for running in fleet.dispatchers]
+        known = [running.dispatcher.snapshot for running in fleet.dispatchers]
         await until(
-            lambda: all(
-                [s.verdict for s in directory.states.values()] == ["up", "up"] for directory in atlases
-            ),
+            lambda: all([state.verdict for state in one().nodes] == ["up", "up"] for one in known),
             what="the dispatchers know both nodes",
         )
         for number in range(20):
@@ -125,7 +122,7 @@ async def test_a_job_that_is_still_needed_keeps_no_other_from_being_forgotten(
         needed, other = [await fleet.ended((await fleet.submit(picture(i))).id) for i in range(2)]
         await fleet.stores.nodes.cordon("g1", reason="a job waits")
         waits = await fleet.submit(picture(3))
-        assets = fleet.dispatchers[0].dispatcher._assets
+        assets = open_assets(fleet.settings, fleet.stores)
         await assets.hold(owner=needed.owner, asset_ids=[needed.outputs[0].asset_id], job_id=waits.id)
         await redis.zadd("fleet:expiring", {needed.id: 1, other.id: 2})
 

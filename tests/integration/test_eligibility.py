@@ -125,7 +125,8 @@ async def test_no_job_spills_while_the_first_pool_has_a_free_node(redis_port: in
         for seed in range(20):
             job = await fleet.send(known, picture(seed), PlacementRequest(pool="big", spill_to=("default",)))
             for _ in range(3):  # several reasons to look for a node for the same job
-                fleet.dispatchers[0].dispatcher._seekers.wanted(job.placement)
+                fleet.dispatchers[0].dispatcher.look_again()
+                await asyncio.sleep(0)
             assert (await fleet.ended(job.id)).node == "big"
 
 

@@ -126,7 +126,7 @@ async def test_a_cordon_that_comes_while_the_agent_is_asked_wins(tmp_path: Path,
         await registry.add(Node(name="g1", url=node.url, agent=agent.address))
         await eventually("it is asked", lambda: bool(agent.asked))
         await registry.cordon("g1", reason="now")
-        await eventually("the controller knows", lambda: fleet.controller._nodes[0].cordoned)
+        await eventually("the controller knows", lambda: fleet.controller.nodes[0].cordoned)
         agent.open.set()
         await closed(fleet, agent)
         assert await maintained(fleet)

@@ -127,22 +127,14 @@ async def test_everything_stops_and_nothing_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("turns", range(5))
-async def test_a_stop_that_comes_with_news_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
-) -> None:
-    async def nothing() -> None:
-        return
-
-    controller = Controller(make_settings(tmp_path), FakeNodeRegistry())
-    monkeypatch.setattr(controller, "_tick", nothing)
-    steering = asyncio.create_task(controller._steer())
-    await asyncio.sleep(0.01)
-    controller._wake.set()
-    for _ in range(turns):  # so many turns of the loop lie between the two
-        await asyncio.sleep(0)
-    steering.cancel()
-    done, _ = await asyncio.wait({steering}, timeout=1)
-    assert done, "it steers on for good"
+async def test_a_stop_that_comes_with_news_is_not_lost(tmp_path: Path, turns: int) -> None:
+    async with running(tmp_path, FakeNodeRegistry()) as fleet:
+        fleet.registry.announce()
+        for _ in range(turns):  # so many turns of the loop lie between the two
+            await asyncio.sleep(0)
+        fleet.stop.set()
+        done, _ = await asyncio.wait({fleet.task}, timeout=20)
+        assert done, "it steers on for good"
 
 
 async def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
@@ -152,7 +144,7 @@ async def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     slow.write_text(f'#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\nexec haproxy "$@"\n')
     slow.chmod(0o755)
     controller = Controller(settings.model_copy(update={"haproxy_bin": str(slow)}), FakeNodeRegistry(many(1)))
-    writing = asyncio.create_task(controller._first_files(asyncio.Event()))
+    writing = asyncio.create_task(controller.run(asyncio.Event()))
     new = settings.run_dir / "broker.cfg.new"
     await eventually("it writes", new.exists)
     writing.cancel()

@@ -39,7 +39,7 @@ class TinyApi(TinyNode):
         self.port = port
         self.events: asyncio.Queue[str | None] = asyncio.Queue()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
         if b"/events " in head:
             writer.write(
@@ -56,7 +56,7 @@ class TinyApi(TinyNode):
             (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
         )
         rest.feed_data(await reader.readexactly(length))
-        return await super()._one(rest, writer)
+        return await super().serve_one(rest, writer)
 
 
 @dataclass

@@ -389,10 +389,7 @@ async def test_a_killed_broker_comes_back_with_the_same_nodes(fleet: Broker) -> 
 async def test_a_killed_broker_gets_a_pool_that_no_file_has_yet(
     fleet: Broker, nodes: dict[str, TinyNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing() -> frozenset[str]:
-        return frozenset()
-
-    monkeypatch.setattr(fleet.controller, "_write_files", nothing)
+    monkeypatch.setattr("comfy_fleet.adapters.haproxy.controller.apply", lambda *_, **__: frozenset())
     await fleet.registry.add(Node(name="g3", url=nodes["g3"].url, pool="video"))
     await fleet.told("g3", "up")
     pid = fleet.controller.broker.pid

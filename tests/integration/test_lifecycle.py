@@ -119,7 +119,7 @@ async def test_show_refresh_and_diff(redis_port: int, tmp_path: Path) -> None:
     async with operated(redis_port, tmp_path, "g1", "g2", sim={"timing": SimTiming(job_s=60)}) as world:
         fleet = world.fleet
         fleet.sims["g2"].models = {**fleet.sims["g2"].models}
-        fleet.sims["g2"].catalogue._models = {**fleet.sims["g2"].models, "vae": {"new.safetensors": 1}}
+        fleet.sims["g2"].catalogue.models = {**fleet.sims["g2"].models, "vae": {"new.safetensors": 1}}
         read = await world.cli("node", "refresh", "g2")
         assert read.exit_code == 0, read.output
         assert "read g2: ComfyUI sim-0.33.0" in read.stdout

@@ -74,7 +74,7 @@ async def test_a_resolver_that_does_not_answer_holds_nobody_up(
     async def getaddrinfo(*_: Any, **__: Any) -> Any:
         return await asyncio.shield(never)
 
-    monkeypatch.setattr(node_address, "_RESOLVE_S", 0.05)
+    monkeypatch.setattr(node_address, "RESOLVE_S", 0.05)
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     assert (await add(api, "b", f"http://localhost:{port}"))[0] == 201
     never.cancel()

@@ -35,16 +35,15 @@ class Odd(Info):
 async def test_figures_that_no_card_has_are_not_taken(
     redis: Redis, redis_port: int, tmp_path: Path, figure: str, everywhere: bool
 ) -> None:
-    async with running(redis_port, tmp_path) as api:
+    odd = Odd()
+    async with running(redis_port, tmp_path, info=odd) as api:
         await api.add_node("g1")
-        odd = Odd()
         odd.answers = api.info.answers
         odd.text = RECORDED.replace(TOTAL, figure)
         if everywhere:
             devices = [dict.fromkeys(json.loads(RECORDED)["devices"][0], "@")]
             system = dict.fromkeys(json.loads(RECORDED)["system"], "@")
             odd.text = json.dumps({"system": system, "devices": devices}).replace('"@"', figure)
-        api.deps.inventories.refresher._ask = odd
         answer = await api.client.post("/api/v1/nodes/g1/refresh")
         assert answer.status_code in (200, 502), answer.text
         for path in ("/api/v1/nodes", "/api/v1/nodes/g1", "/api/v1/nodes-diff"):

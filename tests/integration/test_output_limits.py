@@ -126,7 +126,8 @@ async def test_no_lease_is_renewed_late_because_others_have_much_to_write(redis_
 class Hostile:
     """A node that answers ``/view`` as a file's name says; the broker's header is its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
+        self.client = NodeClient(f"http://127.0.0.1:{port}")
         self.sent = 0
         self.asked: list[str] = []
         self.there: set[str] = set()
@@ -157,7 +158,8 @@ class Hostile:
 @asynccontextmanager
 async def hostile(stores: Stores, folder: Path, **limits: Any) -> AsyncIterator[tuple[Hostile, Collector]]:
     """A run whose outputs a hostile node holds."""
-    node, port = Hostile(), free_port()
+    port = free_port()
+    node = Hostile(port)
     app = web.Application()
     app.router.add_get("/view", node.view)
     runner = web.AppRunner(app, handler_cancellation=True)
@@ -169,7 +171,7 @@ async def hostile(stores: Stores, folder: Path, **limits: Any) -> AsyncIterator[
     await stores.redis.delete("fleet:lease:g1")
     await submit(stores)
     store = assets_on(stores.redis, folder, clock=ServerClock(stores.redis), disk=Disk(folder, floor_bytes=0))
-    async with NodeClient(f"http://127.0.0.1:{port}") as nodes:
+    async with node.client as nodes:
         collector = Collector(
             await claim(stores, ttl=60),
             runs=stores.runs,
@@ -247,10 +249,10 @@ async def test_a_text_of_any_length_stays_out_of_the_records(stores: Stores, tmp
 
 
 async def test_a_local_error_in_mid_stream_is_not_the_nodes(stores: Stores, tmp_path: Path) -> None:
-    async with hostile(stores, tmp_path) as (_, outputs):
+    async with hostile(stores, tmp_path) as (node, _):
         ref = FileRef("good.png")
         with pytest.raises(OSError, match="ours") as caught:  # noqa: PT012 - in mid-stream
-            async with outputs._nodes.view("g1", ref) as content:
+            async with node.client.view("g1", ref) as content:
                 async for _ in content.chunks:
                     raise OSError("ours")
         assert not isinstance(caught.value, NodeError)

@@ -73,7 +73,7 @@ async def test_its_file_reaches_the_disk_again_and_again_whatever_the_disk_says(
         synced.append(str(Path(f"/proc/self/fd/{file}").readlink()))
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    monkeypatch.setattr(programs, "_SYNC_S", 0.01)
+    monkeypatch.setattr(programs, "SYNC_S", 0.01)
     plan = OwnRedis.plan(tmp_path, port=1234)
     async with started(plan) as (_, client):
         await client.set("a", "1")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.haproxy.config_render import files
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import JobStatus, Placement
@@ -185,8 +186,8 @@ async def test_a_controller_takes_the_slots_that_pools_have(stores: Stores, tmp_
     await add_nodes(stores, "g1")
     nodes = await stores.nodes.nodes()
     async with broker(tmp_path, FakeNodeRegistry(nodes), pools=stores.pools) as fleet:
-        await until(lambda: "be_pool_3" in fleet.controller._files.pools.read_text(), what="written")
-        assert await fleet.raw(f"show map {fleet.controller._files.pools}")
+        await until(lambda: "be_pool_3" in files(fleet.settings).pools.read_text(), what="written")
+        assert await fleet.raw(f"show map {files(fleet.settings).pools}")
         kept = {pool.name: pool.slot for pool in await stores.pools.pools()}
         assert kept == {"default": 3, "gone": 2}
 
@@ -208,7 +209,7 @@ async def test_slots_that_can_t_be_kept_keep_no_node_out(stores: Stores, tmp_pat
     nodes = await stores.nodes.nodes()
     async with broker(tmp_path, FakeNodeRegistry(nodes), settings=settings, pools=Away()) as fleet:
         await until(lambda: Away.told >= 3, what="it is tried again")
-        assert "be_pool_1" in fleet.controller._files.pools.read_text()
+        assert "be_pool_1" in files(fleet.settings).pools.read_text()
 
 
 async def _slot(stores: Stores, name: str, slot: int) -> bool:

@@ -183,7 +183,7 @@ def test_a_log_file_is_there_from_the_first_line_on(tmp_path: Path) -> None:
 
 
 def test_a_log_file_keeps_so_much_and_one_older_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_processes, "_LOG_BYTES", 20)
+    monkeypatch.setattr(child_processes, "LOG_BYTES", 20)
     path, older = tmp_path / "child.log", tmp_path / "child.log.1"
     for start in range(2):  # what an earlier process wrote is counted
         log = LogFile(path)

@@ -50,26 +50,27 @@ async def test_a_host_s_nodes_are_registered_and_moved_but_the_operator_s_word_s
     assert await stores.redis.exists("fleet:host:h1:nodes") == 0
 
 
-def overtaken(hosts: RedisHosts, monkeypatch: pytest.MonkeyPatch, *pools: str) -> None:
+def overtaken(stores: Stores, monkeypatch: pytest.MonkeyPatch, *pools: str) -> None:
     """Let another API move G1 into these pools, one at a time, each after ours has read what is there."""
-    read, left, twin = hosts._redis.hget, list(pools), RedisHosts(hosts._redis)
+    client: Any = stores.redis
+    read, left, twin = client.hget, list(pools), RedisHosts(client)
 
     async def then_moved(key: str, field: str) -> Any:
         raw = await read(key, field)
-        monkeypatch.setattr(hosts._redis, "hget", read)
+        monkeypatch.setattr(client, "hget", read)
         if left:
             await twin.join("h1", replace(G1, pool=left.pop(0)), now=2.0)
-            monkeypatch.setattr(hosts._redis, "hget", then_moved)
+            monkeypatch.setattr(client, "hget", then_moved)
         return raw
 
-    monkeypatch.setattr(hosts._redis, "hget", then_moved)
+    monkeypatch.setattr(client, "hget", then_moved)
 
 
 async def test_a_join_undoes_nothing_that_came_between(
     stores: Stores, hosts: RedisHosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await hosts.join("h1", G1, now=1.0)
-    overtaken(hosts, monkeypatch, "video")
+    overtaken(stores, monkeypatch, "video")
     moved = await hosts.join("h1", replace(G1, url="http://10.0.0.1:9999"), now=3.0)
     assert (moved.pool, moved.url) == ("video", "http://10.0.0.1:9999")
     assert await stores.nodes.get("h1-gpu0") == moved
@@ -80,7 +81,7 @@ async def test_a_join_that_is_always_overtaken_is_put_off(
     stores: Stores, hosts: RedisHosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await hosts.join("h1", G1, now=1.0)
-    overtaken(hosts, monkeypatch, *(f"p{number}" for number in range(9)))
+    overtaken(stores, monkeypatch, *(f"p{number}" for number in range(9)))
     with pytest.raises(StoreDown, match="changes all the time"):
         await hosts.join("h1", replace(G1, url="http://10.0.0.1:9999"), now=3.0)
     node = await stores.nodes.get("h1-gpu0")

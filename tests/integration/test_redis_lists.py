@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from comfy_fleet.adapters.redis import jobs as jobs_module
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.jobs.job import JobError, JobFilter, JobStatus
@@ -82,13 +83,14 @@ async def test_jobs_that_come_meanwhile_change_no_later_page(
     await make(stores, 40)
     seen: list[str] = []
     cursor = None
-    real = stores.jobs._briefs
+    real = Scripts.call
 
-    async def meanwhile(ids: Any) -> Any:
-        await make(stores, 3, prefix=f"new{len(seen)}-", at=2e9 + len(seen))
-        return await real(ids)
+    async def meanwhile(scripts: Scripts, name: str, *args: Any, **more: Any) -> Any:
+        if name == "briefs":
+            await make(stores, 3, prefix=f"new{len(seen)}-", at=2e9 + len(seen))
+        return await real(scripts, name, *args, **more)
 
-    monkeypatch.setattr(stores.jobs, "_briefs", meanwhile)
+    monkeypatch.setattr(Scripts, "call", meanwhile)
     while True:
         page = await stores.jobs.find(JobFilter(owner="ann", limit=5, cursor=cursor, **filters))
         seen += [job.id for job in page.jobs]

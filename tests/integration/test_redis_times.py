@@ -6,7 +6,7 @@ from typing import Any
 from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
-from comfy_fleet.services.inventories import _MOST_PLACEMENTS, NodeInventories
+from comfy_fleet.services.inventories import MOST_PLACEMENTS, NodeInventories
 from tests.integration.api_kit import Info
 from tests.integration.redis_kit import add_nodes, submit
 
@@ -32,7 +32,7 @@ async def test_who_asks_what_jobs_wait_for_is_not_remembered_for_good(stores: St
     await add_nodes(stores, "g1")
     known = NodeInventories(stores.nodes, stores.inventories, Info())
     await known.look()
-    for number in range(3 * _MOST_PLACEMENTS):
+    for number in range(3 * MOST_PLACEMENTS):
         job = Job(
             id=str(number),
             owner="o",
@@ -43,8 +43,7 @@ async def test_who_asks_what_jobs_wait_for_is_not_remembered_for_good(stores: St
             placement=Placement(needs=f"{number:016x}"),
         )
         await known.waiting_for(job)
-    assert len(known._directory._needs) <= _MOST_PLACEMENTS
-    assert len(known._directory._able) <= _MOST_PLACEMENTS
+    assert 0 < known.remembered <= MOST_PLACEMENTS
 
 
 async def test_dispatchers_that_were_killed_leave_no_names_for_good(stores: Stores) -> None:

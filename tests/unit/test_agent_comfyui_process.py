@@ -46,6 +46,7 @@ async def test_computing_reading_and_a_busy_gpu_are_progress(
         return replace(a_second, cpu_s=a_second.cpu_s * now, read_bytes=int(a_second.read_bytes * now))
 
     monkeypatch.setattr(comfyui_process, "used", used)
+    monkeypatch.setattr(comfyui_process, "Child", lambda *_, **__: Child())
     async with httpx.AsyncClient() as client:
         made = ComfyUIProcess(
             ProcessSpec(name="g1", argv=(sys.executable,), log=tmp_path / "log"),
@@ -54,10 +55,9 @@ async def test_computing_reading_and_a_busy_gpu_are_progress(
             gpu_busy=lambda: percent,
             clock=lambda: now,
         )
-        monkeypatch.setattr(made, "_child", Child())
         efforts = []
         for second in range(4):
             now = float(second)
-            efforts.append(made._look(ready=False).effort)
+            efforts.append(made.look(ready=False).effort)
     steps = [after - before for before, after in itertools.pairwise(efforts)]
     assert steps == pytest.approx([1.0] * 3) if works else max(steps) < IDLE_RATE

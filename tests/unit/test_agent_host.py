@@ -81,11 +81,11 @@ async def test_whose_memory_it_is_is_not_told_before_the_api_has_said_who_else_i
     probe.heard_at = 0.0
     host.add(Member(probe=probe, gpu="0", pids=frozenset({1})))
     await host.look_at_gpus()
-    host._judge_all()
+    host.judge_all()
     seats = {"g2": Seat(gpu="GPU-aa", pids=(2,))} if neighbour else {}
     host.take(Answer(asked=host.heartbeat(), asked_at=0.0, nodes=[G1], neighbours=seats))
     assert host.answer("g1") == AgentState(word=Readiness.HOLD, why="was not looked at yet")
-    host._judge_all()
+    host.judge_all()
     state = host.answer("g1")
     assert state is not None and state.word is word
 
@@ -177,7 +177,7 @@ class Refusing(Listening):
 async def test_a_node_that_never_answered_is_looked_at_often_in_a_large_fleet_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.agent.host._PROBES_PER_S", 0.02)  # as if there were a thousand
+    monkeypatch.setattr("comfy_fleet.agent.host.PROBES_PER_S", 0.02)  # as if there were a thousand
     async with TinyNode("known") as known, Refusing() as new, looking() as host:
         new_node = Node(name="g2", url=f"http://127.0.0.1:{new.port}")
         host.follow([replace(G1, url=known.url), new_node])

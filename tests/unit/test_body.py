@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.api.body import _has_more_values
+from comfy_fleet.api.body import has_more_values
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text('ab,[{\\"\n', max_size=6),
@@ -28,8 +28,8 @@ def values(value: Any) -> int:
 def test_exactly_the_texts_beyond_the_limit_are_refused(value: Any, indented: bool) -> None:
     text = orjson.dumps(value, option=orjson.OPT_INDENT_2 if indented else 0)
     count = values(value)
-    assert not _has_more_values(text, count)
-    assert count == 1 or _has_more_values(text, count - 2)
+    assert not has_more_values(text, count)
+    assert count == 1 or has_more_values(text, count - 2)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_exactly_the_texts_beyond_the_limit_are_refused(value: Any, indented: bo
 )
 def test_more_values_are_seen_whatever_they_are(text: bytes) -> None:
     orjson.loads(text)
-    assert _has_more_values(text, 1000)
+    assert has_more_values(text, 1000)
 
 
 @pytest.mark.parametrize("inside", [b",", b"[", b"{", b'\\"', b"\\\\", b'\\",', b"\\\\,"])
 def test_what_stands_in_a_text_does_not_count(inside: bytes) -> None:
     text = b'{"a":"' + inside * 100_000 + b'","b":[1,2]}'
     orjson.loads(text)
-    assert not _has_more_values(text, 10)
+    assert not has_more_values(text, 10)

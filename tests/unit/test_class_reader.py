@@ -55,7 +55,7 @@ async def test_any_object_however_it_is_cut(info: dict[str, Any], piece: int, in
     reader = ClassReader(LIMITS)
     for at in range(0, len(body), piece):
         await reader.take(body[at : at + piece])
-        reader._look()  # a large answer is looked at many times
+        reader.look()  # a large answer is looked at many times
     assert (await reader.end()).inventory() == parse(info)
 
 

@@ -148,7 +148,7 @@ def test_following_gives_up_in_time_though_nothing_happens(canned: Canned, said:
 def test_a_stream_that_says_nothing_more_is_opened_again(
     canned: Canned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.cli.client._SILENCE_S", 0.05)
+    monkeypatch.setattr("comfy_fleet.cli.client.SILENCE_S", 0.05)
     left = [b'event: status\ndata: {"status": "%s"}\n\n' % status for status in (b"queued", b"failed")]
 
     def answer(handler: BaseHTTPRequestHandler) -> None:

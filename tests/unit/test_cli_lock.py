@@ -76,7 +76,7 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
 def test_a_holder_is_found_by_more_than_a_number_that_may_be_anothers_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holder, "_NOTED_S", 0.2)
+    monkeypatch.setattr(holder, "NOTED_S", 0.2)
     bystander = subprocess.Popen(mortal([sys.executable, "-c", "input()"]), stdin=subprocess.PIPE)
     note = tmp_path / "run" / "up.json"
     try:

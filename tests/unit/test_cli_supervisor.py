@@ -55,7 +55,7 @@ async def test_a_crashing_child_is_started_again_and_its_end_is_told(tmp_path: P
 async def test_one_that_ran_for_long_is_started_again_as_soon_as_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_STEADY_S", 0.0)  # as long as that
+    monkeypatch.setattr(supervisor, "STEADY_S", 0.0)  # as long as that
     heard: list[Mapping[str, Any]] = []
     child = supervised(spec("crasher", "raise SystemExit(3)"), tmp_path, heard)
     await child.start()

@@ -102,5 +102,5 @@ async def test_so_is_one_whose_client_reads_nothing() -> None:
                 one.connect(("127.0.0.1", server.port))
                 for _ in TURNS:
                     await asyncio.sleep(0)
-            (first, _) = server._open
+            (first, _) = server.open
         assert first.get_extra_info("socket").fileno() == -1

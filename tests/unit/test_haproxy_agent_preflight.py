@@ -137,7 +137,7 @@ async def test_a_clear_word_is_not_asked_for_again(said: bytes) -> None:
     async with talking(said, b"ready up 100%\n") as agent:
         first = Preflight(lambda: None, window_s=60.0)
         first.ask(entry(agent.port), "127.0.0.1")
-        await until(lambda: not first._tasks)
+        await until(lambda: not first.asking)
         assert not first.ready()
         assert len(agent.heard) == 1
 
@@ -146,7 +146,7 @@ async def test_an_agent_without_a_word_is_not_asked_for_ever() -> None:
     async with talking(b"") as agent:
         first = Preflight(lambda: None, window_s=60.0)
         first.ask(entry(agent.port), "127.0.0.1")
-        await until(lambda: not first._tasks)
+        await until(lambda: not first.asking)
         assert not first.ready()
         assert 2 <= len(agent.heard) <= 5
 
@@ -157,7 +157,7 @@ async def test_nobody_there_and_one_that_hangs() -> None:
         first = Preflight(lambda: None, window_s=0.2)
         first.ask(entry(agent.port), "127.0.0.1")
         first.ask(entry(1, "g2"), "127.0.0.1")
-        await until(lambda: not first._tasks)
+        await until(lambda: not first.asking)
         assert not first.ready()
 
 
@@ -174,7 +174,7 @@ async def test_a_node_that_left_meanwhile_is_forgotten() -> None:
         first.forget("g1")
         agent.open.set()
         await until(lambda: not agent.answering)
-        assert not first._tasks
+        assert not first.asking
         assert not first.ready()
 
 

@@ -17,7 +17,7 @@ def haproxy(tmp_path: Path) -> HAProxy:
 def said(haproxy: HAProxy, caplog: pytest.LogCaptureFixture, *lines: str) -> list[str]:
     with caplog.at_level(logging.DEBUG):
         for line in lines:
-            haproxy._said(line)
+            haproxy.take_line(line)
     return [str(record.__dict__["line"]) for record in caplog.records]
 
 

@@ -21,6 +21,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     PostAnswered,
     SocketClosed,
 )
+from comfy_fleet.domain.jobs.run_transcript import RunTranscript
 
 RUN = "0b0e3f5c-0000-4000-8000-000000000001"
 GRAPH = {
@@ -54,7 +55,7 @@ def test_numbers_beyond_all_ranges_end_no_run(field: str, number: str) -> None:
     frame = frame_of(decode(text))
     assert frame is not None
     assert finished(run, Frame("executing", {"prompt_id": RUN, "node": "1"}), frame) is None
-    snapshot = run._seen.meter.snapshot
+    snapshot = run.progress
     assert 0 <= snapshot.value <= 1
     assert (snapshot.steps or 0) <= 2**53
     assert run.misread == ""
@@ -107,7 +108,7 @@ def test_something_that_raises_all_the_same_is_left_out(monkeypatch: pytest.Monk
     def broken(*_: Any) -> Any:
         raise OverflowError("too much")
 
-    monkeypatch.setattr(run._seen, "take", broken)
+    monkeypatch.setattr(RunTranscript, "take", broken)
     assert finished(run, Frame("executing", {"prompt_id": RUN, "node": "1"})) is None
     assert "OverflowError" in run.misread
 
@@ -121,8 +122,7 @@ def test_a_frame_beyond_the_limit_fails_the_run_once_its_prompt_has_left() -> No
     while end is None:
         run.handle(AskFailed("queue", "unusable", "x"), 1.0)
         end = finished(run, AskFailed("history", "unusable", "x"))
-        if end is None and run._asking is None:
-            run._now += 1
+        if end is None:
             end = next((a for a in run.handle(SocketClosed("", limit), 99.0) if isinstance(a, Finish)), None)
     assert end.verdict.error is not None
     assert (end.verdict.error.code, end.verdict.error.message) == ("frame_too_large", limit)

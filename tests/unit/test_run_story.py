@@ -20,6 +20,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     Tick,
 )
 from comfy_fleet.domain.jobs.run_story import MOST_CHARACTERS, MOST_FACT, MOST_STIMULI, RunStory, newest
+from comfy_fleet.domain.jobs.run_transcript import RunTranscript
 from tests.unit.run_harness import PNG, RUN, frame, started, tick
 
 
@@ -100,10 +101,10 @@ def test_a_story_keeps_no_large_frame() -> None:
 def test_what_could_not_be_read_is_in_the_story(monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = started()
 
-    def broken(_: object) -> bool:
+    def broken(*_: object) -> bool:
         raise ValueError("odd")
 
-    monkeypatch.setattr(run._seen, "mine", broken)
+    monkeypatch.setattr(RunTranscript, "mine", broken)
     run.handle(frame("progress"), 0.02)
     assert run.story.lines()[-1] == "0.020 frames Frame: ValueError: odd -> accepted"
 

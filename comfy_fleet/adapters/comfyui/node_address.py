@@ -13,7 +13,7 @@ from comfy_fleet.domain.errors import BadInput, Conflict, NodeError
 from comfy_fleet.domain.nodes.node import Node, parse_place
 from comfy_fleet.timeouts import Timeout
 
-_RESOLVE_S = 1.0
+RESOLVE_S = 1.0
 _ANSWER_S = 0.5
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where connections to them lead
 
@@ -82,7 +82,7 @@ async def _is_fleet(node: Node) -> bool:
 async def _addresses(host: str) -> frozenset[str]:
     """Return the addresses of a host; empty if they can't be found in time."""
     try:
-        async with Timeout(_RESOLVE_S):
+        async with Timeout(RESOLVE_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError, UnicodeError):
         return frozenset()

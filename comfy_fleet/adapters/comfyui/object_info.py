@@ -51,7 +51,7 @@ class ClassReader:
             )
         self._text += chunk
         if len(self._text) - self._looked >= _STEP_BYTES:
-            await asyncio.to_thread(self._look)
+            await asyncio.to_thread(self.look)
 
     async def end(self) -> Reader:
         """Return the inventory.
@@ -60,15 +60,15 @@ class ClassReader:
             NodeFault: It breaks a limit.
             NodeError: It is not a JSON object; the message says why.
         """
-        await asyncio.to_thread(self._look)
+        await asyncio.to_thread(self.look)
         if self._whole and self._text[self._looked :].strip():
             self._why = self._why or _NONE
         if self._why or not self._whole:
             raise NodeError(self._why or "it ends too early")
         return self._found
 
-    def _look(self) -> None:
-        """Read the complete classes."""
+    def look(self) -> None:
+        """Read those classes that have come whole."""
         text, done = self._text, 0
         while not self._why and (found := _BRACKET.match(text, self._looked)) is not None:
             self._looked = end = found.end()

@@ -86,6 +86,11 @@ class Preflight:
         self._tasks[entry.name] = task
         task.add_done_callback(lambda done: self._done(entry.name, done))
 
+    @property
+    def asking(self) -> frozenset[str]:
+        """The nodes whose agents are being asked."""
+        return frozenset(self._tasks)
+
     def forget(self, name: str) -> None:
         """Stop asking about a node and drop its answer."""
         self._given.pop(name, None)

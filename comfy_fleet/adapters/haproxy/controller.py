@@ -147,6 +147,11 @@ class Controller:
         self._trouble = ""
         self._pool_news = PoolNews()
 
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The nodes as the registry had them when it was last read."""
+        return self._nodes
+
     async def run(self, stop: asyncio.Event) -> None:
         """Run until ``stop`` is set, then stop both processes.
 

@@ -78,7 +78,7 @@ class HAProxy:
         self._on_start = on_start
         mode = ["-W", "-db"] if reloads else ["-db"]
         self._child = Child(
-            f"haproxy {name}", [program, *mode, "-f", str(config)], on_line=self._said, stop_timeout_s=5.0
+            f"haproxy {name}", [program, *mode, "-f", str(config)], on_line=self.take_line, stop_timeout_s=5.0
         )
 
     @property
@@ -180,7 +180,8 @@ class HAProxy:
         words = [line for line in self._child.last_lines if "ALERT" in line]
         return "; ".join(words[-3:]) or self._child.reason
 
-    def _said(self, line: str) -> None:
+    def take_line(self, line: str) -> None:
+        """Log a line that HAProxy says, if it is news."""
         if not line.strip() or line.rstrip().endswith(_NO_NEWS):
             return
         extra: dict[str, object] = {"haproxy": self.name}

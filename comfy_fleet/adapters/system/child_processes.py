@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 _LINE_LIMIT = 64 * 1024  # a longer line is cut into pieces of this size
 _KILLED_S = 5.0  # a process that lives this long after SIGKILL hangs in the kernel (a driver, a dead disk)
 RUNS_AGAIN = "runs again"  # what is logged of whatever had ended by itself, with `after_s`
-_LOG_BYTES = 20 * 2**20
+LOG_BYTES = 20 * 2**20
 _LOOK_S = 0.1  # how late an end may be noticed if a grandchild holds the child's pipe
 _DRAIN_S = 1.0  # how long to go on reading after the child's end, if a grandchild holds its pipe
 
@@ -294,7 +294,7 @@ class LogFile:
             self._file = None
 
     def _append(self, data: bytes) -> None:
-        if self._file is not None and self._size + len(data) > _LOG_BYTES:
+        if self._file is not None and self._size + len(data) > LOG_BYTES:
             self.close()
             with contextlib.suppress(FileNotFoundError):  # somebody took it away
                 self._path.replace(self._path.with_name(f"{self._path.name}.1"))

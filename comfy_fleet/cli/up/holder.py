@@ -12,7 +12,7 @@ from typing import Self
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up.lock import held, lock_path, read_note
 
-_NOTED_S = 2.0  # how long a holder may take to write its note
+NOTED_S = 2.0  # how long a holder may take to write its note
 _LOOK_S = 0.05
 
 
@@ -52,7 +52,7 @@ def holder_of(data: Path) -> FolderHolder | None:
     Raises:
         Fail: One does, but it is another user's, or is hidden from here.
     """
-    deadline = time.monotonic() + _NOTED_S
+    deadline = time.monotonic() + NOTED_S
     while held(data):
         if (found := _noted(data)) is not None:
             return found

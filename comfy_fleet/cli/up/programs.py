@@ -14,7 +14,7 @@ from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.cli.exits import Fail
 
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on an ordinary user's PATH on Debian
-_SYNC_S = 1.0
+SYNC_S = 1.0
 _SOCKET_LIMIT = 100  # a unix socket's path has at most 107 bytes
 OLDEST_REDIS = (6, 2)
 INSTALL_HAPROXY = "apt-get update && apt-get install -y haproxy"
@@ -79,7 +79,7 @@ class OwnRedis:
             on_error: Called if that fails; it is tried again.
         """
         while True:
-            await asyncio.sleep(_SYNC_S)
+            await asyncio.sleep(SYNC_S)
             try:
                 await asyncio.to_thread(sync_files, self.folder)
             except OSError as error:

@@ -19,7 +19,7 @@ from comfy_fleet.logs import json_line
 from comfy_fleet.tasks import start
 
 BACKOFF = Backoff(first_s=0.2, longest_s=10.0)
-_STEADY_S = 20.0  # after a child has run this long, pauses start over at the first
+STEADY_S = 20.0  # after a child has run this long, pauses start over at the first
 _LOUD = ("warning", "error", "critical")
 
 
@@ -128,7 +128,7 @@ class Supervised:
         kept = self._child.keep(
             self._child.start,
             backoff=self._backoff,
-            steady_s=_STEADY_S,
+            steady_s=STEADY_S,
             on_end=self._ended,
             on_refused=self._refused,
         )

@@ -192,6 +192,11 @@ class Run:
             self.phase = RunPhase.ACCEPTED if accepted else RunPhase.POSTING
             self._schedule("queue", 0)
 
+    @property
+    def progress(self) -> Progress:
+        """How far it is, as far as the node has told."""
+        return self._seen.meter.snapshot
+
     def handle(self, event: Event, now: float) -> list[Action]:
         """Handle an event at monotonic time ``now``; return what to do, in this order."""
         if self.phase is RunPhase.DONE:
@@ -751,7 +756,7 @@ class Run:
                 self._seen.items[id_] = item.emptied()  # the collector has the content now
 
     def _report(self) -> None:
-        progress = self._seen.meter.snapshot
+        progress = self.progress
         if progress != self._reported:
             self._reported = progress
             self._out.append(Report(progress))

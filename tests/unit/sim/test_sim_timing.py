@@ -40,7 +40,7 @@ async def test_a_fixed_job_time_is_kept_whatever_the_graph(clocks: list[Clock]) 
     options = NodeOptions(timing=SimTiming(job_s=0.1))
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
         for graph in (picture(), text_to_image(), text_to_image(width=512, height=512)):
-            late = sim.engine._memory.debt
+            late = sim.engine.debt_s
             await client.run(graph)
             assert modelled_s(clocks[-1]) == pytest.approx(0.1)
             assert busy_s(sim) >= 0.099 - late  # the wait is a real one
@@ -59,7 +59,7 @@ async def test_fixed_jobs_do_not_drift(clocks: list[Clock]) -> None:
     async with SimNode(options) as sim, NativeClient(sim.url, "c") as client:
         for _ in range(5):
             await client.run(picture())
-        late = sim.engine._memory.debt
+        late = sim.engine.debt_s
         assert 0 <= late <= MAX_DEBT_S
         posted = asyncio.get_running_loop().time()
         await client.run(picture())
