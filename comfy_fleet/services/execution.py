@@ -175,6 +175,11 @@ class Execution:
             self._relay = FrameRelay(self._tools.runs, self.claim, self._tools.now)
         self._relay.listen()
 
+    @property
+    def heard(self) -> bool:
+        """Whether it knows that somebody listens to its frames."""
+        return self._relay is not None
+
     def cancel(self) -> None:
         """Cancel the run's job; safe to call again."""
         if not self._canceled:
