@@ -21,6 +21,7 @@ import orjson
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
 from comfy_fleet.adapters.redis.asset_record import load_asset
 from comfy_fleet.adapters.redis.inventories import pack, unpack
@@ -30,6 +31,7 @@ from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.api.main import build
 from comfy_fleet.api.v1.health import not_ready
 from comfy_fleet.bootstrap import Stores, check_schema, open_nodes
+from comfy_fleet.cli.app import build as build_cli
 from comfy_fleet.domain.errors import ConfigError, Outdated
 from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
 from comfy_fleet.domain.jobs.job import Job, JobError, JobFilter, JobStatus, Placement
@@ -40,6 +42,7 @@ from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.settings import Settings
 from tests.factories import new_job, picture
 from tests.fleet import fleet_of, until
+from tests.integration.api_kit import running
 from tests.integration.redis_kit import add_nodes, claim, submit
 
 NEWER = {"of_a_newer_version": "1"}
@@ -354,3 +357,28 @@ async def test_an_old_api_says_that_it_takes_no_new_jobs(stores: Stores, tmp_pat
         assert "dispatcher" not in await why()
         (note,) = await deps.notes()
         assert note.startswith("dispatchers: 1 of an older version ends its runs")
+
+
+async def test_fleet_status_says_that_an_older_process_is_held_back(
+    redis: Redis, redis_port: int, tmp_path: Path
+) -> None:
+    async def status(url: str) -> tuple[int, str]:
+        ran = await asyncio.to_thread(
+            CliRunner().invoke, build_cli(), ["status", "--api", url], env={"COLUMNS": "300"}
+        )
+        return ran.exit_code, ran.output
+
+    async with (
+        fleet_of(redis_port, "g1") as fleet,
+        running(redis_port, tmp_path, lease_port=fleet.settings.lease_port) as api,
+    ):
+        client: Any = fleet.stores.redis
+        for name, schema in (("new", SCHEMA), ("old", SCHEMA - 1)):
+            await client.hset(f"rq:worker:{name}", mapping={"state": "idle", "schema": schema})
+            await client.sadd("rq:workers:fleet", f"rq:worker:{name}")
+        code, text = await status(api.url)
+        assert (code, "1 of an older version ends its runs" in text) == (0, True), text
+        await client.set("fleet:schema", SCHEMA + 1)
+        code, text = await status(api.url)
+        assert (code, "takes no new jobs: start the newer version" in text) == (1, True), text
+        assert f"layout {SCHEMA + 1}" in text
