@@ -33,7 +33,7 @@ _WHY_LIMIT = 80  # characters of a reason; HAProxy reads only one short line
 
 def line(answer: AgentState) -> bytes:
     """Return an agent's state as HAProxy reads it."""
-    match answer.word:
+    match answer.readiness:
         case Readiness.READY:
             return b"ready up %d%%\n" % answer.weight
         case Readiness.DRAIN:
@@ -41,8 +41,8 @@ def line(answer: AgentState) -> bytes:
         case Readiness.HOLD:
             return b"up\n"
         case Readiness.DOWN:
-            why = " ".join(answer.why.split())[:_WHY_LIMIT]
-            return b"down 0%% #%s\n" % why.encode("ascii", errors="replace")
+            reason = " ".join(answer.reason.split())[:_WHY_LIMIT]
+            return b"down 0%% #%s\n" % reason.encode("ascii", errors="replace")
 
 
 class AgentCheckServer:

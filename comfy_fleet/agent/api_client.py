@@ -13,7 +13,7 @@ import httpx
 from comfy_fleet.agent.node_source import parse_nodes
 from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.nodes.host import Heartbeat, Joining, Seat, Trash
+from comfy_fleet.domain.nodes.host import Cleanup, GpuAllocation, Heartbeat, Joining, written
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.records import from_fields
 from comfy_fleet.timeouts import Timeout
@@ -52,9 +52,9 @@ class Answer:
     refused: Mapping[str, str] = field(default_factory=dict)
     explained: frozenset[str] = frozenset()
     clear: frozenset[str] = frozenset()
-    delete: Sequence[Trash] = ()
+    delete: Sequence[Cleanup] = ()
     restart: frozenset[str] = frozenset()
-    neighbours: Mapping[str, Seat] = field(default_factory=dict)
+    neighbours: Mapping[str, GpuAllocation] = field(default_factory=dict)
     store: str = ""
 
 
@@ -135,10 +135,12 @@ class ApiClient:
         asked_at = self._clock()
         body = {
             **{name: value for name, value in asdict(beat).items() if name != "host"},
-            "deleted": [str(trash) for trash in beat.deleted],
-            # The API itself encrypts passwords.
+            "nodes": [written(asdict(report)) for report in beat.nodes],
+            "deleted": [str(cleanup) for cleanup in beat.deleted],
+            # What is sealed, the API seals itself.
             "join": [
-                {name: value for name, value in asdict(one).items() if name != "sealed"} for one in join
+                written({name: value for name, value in asdict(one).items() if name != "sealed"})
+                for one in join
             ],
         }
         reply = await client.post(self._url, json=body)
@@ -155,9 +157,11 @@ class ApiClient:
             refused={str(name): str(why) for name, why in dict(told.get("refused", {})).items()},
             explained=frozenset(map(str, told.get("explained", ()))),
             clear=frozenset(map(str, told.get("clear", ()))),
-            delete=[Trash.parse(str(line)) for line in told.get("delete", ())],
+            delete=[Cleanup.parse(str(line)) for line in told.get("delete", ())],
             restart=frozenset(map(str, told.get("restart", ()))),
-            neighbours={str(name): _seat(one) for name, one in dict(told.get("neighbours", {})).items()},
+            neighbours={
+                str(name): _allocation(one) for name, one in dict(told.get("neighbours", {})).items()
+            },
             store=str(told.get("store", "")),
         )
 
@@ -178,11 +182,11 @@ class ApiClient:
         self.trouble = ""
 
 
-def _seat(told: Mapping[str, Any]) -> Seat:
+def _allocation(told: Mapping[str, Any]) -> GpuAllocation:
     try:
-        return from_fields(Seat, told)
+        return from_fields(GpuAllocation, told)
     except TypeError as error:
-        raise ValueError(f"a neighbour's seat can't be read: {error}") from error
+        raise ValueError(f"a neighbour's GPU allocation can't be read: {error}") from error
 
 
 def _message(reply: httpx.Response) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from comfy_fleet.domain.nodes.host import Trash
+from comfy_fleet.domain.nodes.host import Cleanup
 from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
@@ -43,17 +43,17 @@ class Cleaner:
     """
 
     def __init__(self) -> None:
-        self.deleted: list[Trash] = []
+        self.deleted: list[Cleanup] = []
         self._task: asyncio.Task[None] | None = None
 
-    def take(self, wanted: Sequence[Trash], folders: Mapping[str, Folders]) -> None:
+    def take(self, wanted: Sequence[Cleanup], folders: Mapping[str, Folders]) -> None:
         """Begin to delete, unless that is under way: what is still wanted then comes again.
 
         Args:
             wanted: All that the API still asks for.
             folders: The nodes' folders, by node.
         """
-        self.deleted = [trash for trash in self.deleted if trash in wanted]
+        self.deleted = [cleanup for cleanup in self.deleted if cleanup in wanted]
         if wanted and (self._task is None or self._task.done()):
             self._task = start(self._delete(wanted, folders))
 
@@ -63,32 +63,32 @@ class Cleaner:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _delete(self, wanted: Sequence[Trash], folders: Mapping[str, Folders]) -> None:
-        for trash in wanted:
-            if trash in self.deleted:
+    async def _delete(self, wanted: Sequence[Cleanup], folders: Mapping[str, Folders]) -> None:
+        for cleanup in wanted:
+            if cleanup in self.deleted:
                 continue
-            if trash.node in folders:
-                await asyncio.to_thread(delete, trash, folders[trash.node])
-            self.deleted.append(trash)  # also what can't be deleted: asking again would not help
+            if cleanup.node in folders:
+                await asyncio.to_thread(delete, cleanup, folders[cleanup.node])
+            self.deleted.append(cleanup)  # also what can't be deleted: asking again would not help
 
 
-def delete(trash: Trash, folders: Folders) -> None:
+def delete(cleanup: Cleanup, folders: Folders) -> None:
     """Delete ``fleet/JOB/RUN`` in the output and input folders, and strays. Files that can't be deleted
     stay."""
     with _inside(folders.output) as output:
-        for name in trash.strays if output is not None else ():
+        for name in cleanup.strays if output is not None else ():
             with contextlib.suppress(OSError):  # a folder, or gone
                 os.unlink(name, dir_fd=output)
     for folder in filter(None, (folders.output, folders.input)):
-        with _inside(folder, "fleet", trash.job) as job:
+        with _inside(folder, "fleet", cleanup.job) as job:
             if job is not None:
-                _remove(trash, trash.run, job)
+                _remove(cleanup, cleanup.run, job)
                 if folder == folders.input:
                     _remove_files(job)
         with _inside(folder, "fleet") as fleet:
             if fleet is not None:
                 with contextlib.suppress(OSError):  # another run's files are still in it, or it is gone
-                    os.rmdir(trash.job, dir_fd=fleet)
+                    os.rmdir(cleanup.job, dir_fd=fleet)
 
 
 def _remove_files(folder: int) -> None:
@@ -98,14 +98,14 @@ def _remove_files(folder: int) -> None:
             os.unlink(name, dir_fd=folder)
 
 
-def _remove(trash: Trash, name: str, parent: int) -> None:
+def _remove(cleanup: Cleanup, name: str, parent: int) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(name, dir_fd=parent)
     except OSError as error:
         logger.warning(
             "files can't be deleted",
-            extra={"node": trash.node, "job_id": trash.job, "run": trash.run, "reason": str(error)},
+            extra={"node": cleanup.node, "job_id": cleanup.job, "run": cleanup.run, "reason": str(error)},
         )
 
 

@@ -17,7 +17,7 @@ HOST_POLICY = Policy(need_bytes=GIB, reserve_bytes=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seated:
+class NodeOnGpu:
     """A node and the GPU that it uses.
 
     Attributes:
@@ -40,7 +40,7 @@ class GpuAssessor:
         self._states: dict[str, State] = {}
         self._said: dict[str, tuple[Assessment, Usage]] = {}
 
-    def look(self, gpus: Gpus, seated: Sequence[Seated], *, now_s: float) -> None:
+    def look(self, gpus: Gpus, nodes_on_gpus: Sequence[NodeOnGpu], *, now_s: float) -> None:
         """Assess every node.
 
         Args:
@@ -48,8 +48,8 @@ class GpuAssessor:
             seated: All nodes.
             now_s: Seconds on a clock that never goes back.
         """
-        groups: dict[str, list[Seated]] = defaultdict(list)
-        for one in seated:
+        groups: dict[str, list[NodeOnGpu]] = defaultdict(list)
+        for one in nodes_on_gpus:
             gpu = _find(gpus, one.gpu)
             key = (gpu.uuid if gpu is not None else "") or one.gpu  # an index and a UUID may mean the same
             groups[f"gpu {key}" if key else f"node {one.claim.node}"].append(one)

@@ -22,12 +22,12 @@ from comfy_fleet.adapters.system import procfs
 from comfy_fleet.agent.api_client import Answer
 from comfy_fleet.agent.cleaner import Cleaner, Folders
 from comfy_fleet.agent.comfyui_process import ComfyUIProcess
-from comfy_fleet.agent.gpu_assessor import CPU, GpuAssessor, Seated, gpu_facts
+from comfy_fleet.agent.gpu_assessor import CPU, GpuAssessor, NodeOnGpu, gpu_facts
 from comfy_fleet.agent.node_poller import NodePoller
 from comfy_fleet.domain.nodes.agent_state import HEAVIEST, AgentState, Readiness, both, record_state
 from comfy_fleet.domain.nodes.gpu import Gpus, Nvml
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
-from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
+from comfy_fleet.domain.nodes.host import GpuAllocation, Heartbeat, Joining, NodeReport
 from comfy_fleet.domain.nodes.node import Node, parse_place
 from comfy_fleet.domain.nodes.pool import PoolDefaults
 from comfy_fleet.domain.nodes.process_supervision import ProcessPhase
@@ -40,8 +40,8 @@ LOOK_S = 0.25
 MOST_SEEN = 10_000  # most prompts in one heartbeat; the API takes no more
 PROBES_PER_S = 100  # for a central agent: with more nodes, each is looked at less often
 _FIND_PID_EVERY_S = 5.0
-_WELL = AgentState(word=Readiness.READY, weight=100)
-_UNSEEN = AgentState(word=Readiness.HOLD, why="was not looked at yet")
+_WELL = AgentState(readiness=Readiness.READY, weight=100)
+_UNSEEN = AgentState(readiness=Readiness.HOLD, reason="was not looked at yet")
 
 
 @dataclass(kw_only=True)
@@ -126,7 +126,7 @@ class HostAgent:
         self._records: Mapping[str, Node] = {}
         self._confirmed_at: float | None = None
         self._grace_s = grace_s
-        self._neighbours: tuple[float, Mapping[str, Seat]] | None = None
+        self._neighbours: tuple[float, Mapping[str, GpuAllocation]] | None = None
         self._refused: Mapping[str, str] = {}
         self._cleaner = Cleaner()
         self._logged: dict[str, Readiness] = {}
@@ -177,9 +177,11 @@ class HostAgent:
         state = record_state(node, age_s=self._clock() - self._confirmed_at, grace_s=self._grace_s)
         state = both(state, self._observed(name))
         state = replace(state, weight=min(HEAVIEST, state.weight))
-        if self._logged.get(name) is not state.word:
-            self._logged[name] = state.word
-            logger.info("agent says", extra={"node": name, "verdict": state.word.value, "why": state.why})
+        if self._logged.get(name) is not state.readiness:
+            self._logged[name] = state.readiness
+            logger.info(
+                "agent says", extra={"node": name, "verdict": state.readiness.value, "why": state.reason}
+            )
         return state
 
     def _observed(self, name: str) -> AgentState:
@@ -189,19 +191,23 @@ class HostAgent:
             return _UNSEEN
         found: list[AgentState] = []
         if self.stopping:
-            found.append(AgentState(word=Readiness.DRAIN, why="its agent is stopping"))
+            found.append(AgentState(readiness=Readiness.DRAIN, reason="its agent is stopping"))
         if member.process is not None and not member.process.up:
-            found.append(AgentState(word=Readiness.DRAIN, why=member.process.watch.why))
+            found.append(AgentState(readiness=Readiness.DRAIN, reason=member.process.watch.why))
         if member.probe.queue.orphans:
             first = member.probe.queue.orphans[0].id
-            why = f"works on {first[:80]}, which no run explains; if that does not end, restart its ComfyUI"
-            found.append(AgentState(word=Readiness.DRAIN, why=why))
+            reason = (
+                f"works on {first[:80]}, which no run explains; if that does not end, restart its ComfyUI"
+            )
+            found.append(AgentState(readiness=Readiness.DRAIN, reason=reason))
         if member.probe.faults:
-            found.append(AgentState(word=Readiness.DRAIN, why=next(iter(member.probe.faults.values()))))
+            found.append(
+                AgentState(readiness=Readiness.DRAIN, reason=next(iter(member.probe.faults.values())))
+            )
         if member.probe.heard_at is None:
             # HAProxy takes a server that leaves maintenance for healthy until its first checks have failed.
-            why = f"has not answered yet{f': {member.probe.trouble}' if member.probe.trouble else ''}"
-            found.append(AgentState(word=Readiness.HOLD, why=why))
+            reason = f"has not answered yet{f': {member.probe.trouble}' if member.probe.trouble else ''}"
+            found.append(AgentState(readiness=Readiness.HOLD, reason=reason))
         assessment = self._assessor.of(name)
         if assessment is not None:
             found.append(assessment.verdict)
@@ -248,7 +254,7 @@ class HostAgent:
             and (member.process is None or member.process.watch.phase is not ProcessPhase.STOPPED)
         ]
         beat = self.heartbeat()
-        self._reported = {report.name: report.word for report in beat.nodes}
+        self._reported = {report.name: report.readiness for report in beat.nodes}
         return beat, joining
 
     def take(self, answer: Answer) -> None:
@@ -256,7 +262,7 @@ class HostAgent:
         if not self._central:
             self._confirm(answer.nodes)
         self._neighbours = answer.asked_at, answer.neighbours
-        asked = {report.name: report.boot for report in answer.asked.nodes}
+        asked = {report.name: report.boot_id for report in answer.asked.nodes}
         for member in self.members.values():
             member.probe.queue = member.probe.queue.told(answer.asked.seen, answer.explained, answer.asked_at)
             if member.process is not None and member.name in answer.clear:
@@ -273,15 +279,15 @@ class HostAgent:
             self._store = answer.store
         self._joined |= answer.joined
         if answer.refused != self._refused:
-            for name, why in answer.refused.items():
-                logger.error("node can't be registered", extra={"node": name, "reason": why})
+            for name, reason in answer.refused.items():
+                logger.error("node can't be registered", extra={"node": name, "reason": reason})
         self._refused = answer.refused
         folders = {name: one.folders for name, one in self.members.items() if one.folders is not None}
         self._cleaner.take(answer.delete, folders)
 
     def _confirm(self, nodes: Sequence[Node]) -> None:
         self._records = {node.name: node for node in nodes}
-        self._logged = {name: word for name, word in self._logged.items() if name in self._records}
+        self._logged = {name: readiness for name, readiness in self._logged.items() if name in self._records}
         self._confirmed_at = self._clock()
 
     def _report(self, member: Member) -> NodeReport:
@@ -310,24 +316,24 @@ class HostAgent:
             }
         return NodeReport(
             name=member.name,
-            word=state.word,
-            why=state.why[:500],
+            readiness=state.readiness,
+            reason=state.reason[:500],
             weight=state.weight,
-            freed=f"{self._instance}.{probe.frees}" if probe.frees else "",
-            boot=self._boot(member),
-            seat=self._seat(member),
+            freed_id=f"{self._instance}.{probe.frees}" if probe.frees else "",
+            boot_id=self._boot(member),
+            gpu_allocation=self._allocation(member),
             facts=facts,
             address=parse_place(probe.url).key,
             runs=probe.queue.shown(now),
         )
 
-    def _seat(self, member: Member) -> Seat | None:
+    def _allocation(self, member: Member) -> GpuAllocation | None:
         gpu = self._gpus.find(member.gpu) if member.gpu is not None and not member.on_cpu else None
         if gpu is None or not gpu.uuid:
             return None
         claim = self._claim(member)
         told = None if claim.told is None else claim.counted
-        return Seat(
+        return GpuAllocation(
             gpu=gpu.uuid,
             running=claim.running,
             pids=tuple(sorted(claim.pids)),
@@ -371,17 +377,17 @@ class HostAgent:
         """Judge every node of the host by what is known now."""
         if self._neighbours is None and not self._central:
             return  # the owner of memory is unknown until the API has named the other nodes here
-        seated = []
+        nodes_on_gpus = []
         for member in self.members.values():
             known = self._records.get(member.name)
-            seated.append(
-                Seated(
+            nodes_on_gpus.append(
+                NodeOnGpu(
                     gpu=CPU if member.on_cpu else member.gpu,
                     claim=self._claim(member),
                     speed=None if known is None else known.pace,
                 )
             )
-        self._assessor.look(self._gpus, [*seated, *self._others()], now_s=self._clock())
+        self._assessor.look(self._gpus, [*nodes_on_gpus, *self._others()], now_s=self._clock())
 
     def _claim(self, member: Member) -> MemoryClaim:
         process = member.process
@@ -394,21 +400,25 @@ class HostAgent:
         running = process is None or process.pid is not None
         return MemoryClaim(node=member.name, pids=member.pids, counted=counted, running=running)
 
-    def _others(self) -> Iterator[Seated]:
+    def _others(self) -> Iterator[NodeOnGpu]:
         """Yield other agents' nodes on these GPUs, by the API's last answer."""
-        told_at, seats = self._neighbours or (0.0, {})
-        for name, seat in seats.items():
+        told_at, allocations = self._neighbours or (0.0, {})
+        for name, gpu_allocation in allocations.items():
             if name in self.members:
                 continue
-            age_s = seat.age_s + self._clock() - told_at
-            counted = Counted(device=Device.CARD, used=seat.used, own=seat.own, age_s=age_s)
-            pids = frozenset(seat.pids)
-            claim = MemoryClaim(node=name, pids=pids, counted=counted, running=seat.running, late=True)
-            yield Seated(gpu=seat.gpu, claim=claim)
+            age_s = gpu_allocation.age_s + self._clock() - told_at
+            counted = Counted(
+                device=Device.CARD, used=gpu_allocation.used, own=gpu_allocation.own, age_s=age_s
+            )
+            pids = frozenset(gpu_allocation.pids)
+            claim = MemoryClaim(
+                node=name, pids=pids, counted=counted, running=gpu_allocation.running, late=True
+            )
+            yield NodeOnGpu(gpu=gpu_allocation.gpu, claim=claim)
 
     def _has_news(self) -> bool:
         states = {name: self.answer(name) for name in self._reported if name in self.members}
-        return any(state and state.word is not self._reported[name] for name, state in states.items())
+        return any(state and state.readiness is not self._reported[name] for name, state in states.items())
 
     def _look_after(self, name: str) -> None:
         what = f"look at {name}"

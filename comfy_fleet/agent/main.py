@@ -277,14 +277,14 @@ def _beside(host: HostAgent, node: Beside, options: AgentOptions) -> Member:
             options,
             name=node.name,
             url=with_credentials(node.url, node.credentials),
-            cleans=node.output is not None,
+            cleans_up=node.output is not None,
         ),
         folders=None if node.output is None else Folders(output=node.output, input=node.input),
     )
 
 
 def _joining(
-    host: HostAgent, options: AgentOptions, *, name: str, url: str, cleans: bool, simulated: bool = False
+    host: HostAgent, options: AgentOptions, *, name: str, url: str, cleans_up: bool, simulated: bool = False
 ) -> Joining:
     return Joining(
         name=name,
@@ -295,5 +295,5 @@ def _joining(
         zone=options.zone,
         labels=options.labels,
         simulated=simulated,
-        cleans=cleans,
+        cleans_up=cleans_up,
     )

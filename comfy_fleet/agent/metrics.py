@@ -43,13 +43,15 @@ class AgentMetrics(Collector):
         state = self._answer(request.match_info["node"])
         if state is None:
             return web.Response(status=404, text="no such node here\n")
-        text = f"{state.word.value}: {state.why}\n" if state.why else f"{state.word.value}\n"
-        return web.Response(status=200 if state.word is Readiness.READY else 503, text=text)
+        text = f"{state.readiness.value}: {state.reason}\n" if state.reason else f"{state.readiness.value}\n"
+        return web.Response(status=200 if state.readiness is Readiness.READY else 503, text=text)
 
     def collect(self) -> list[Metric]:
         """Return the metrics."""
         beat = self._beat()
-        word = GaugeMetricFamily("fleet_node_verdict", "1 for the agent's word.", labels=["node", "word"])
+        readiness = GaugeMetricFamily(
+            "fleet_node_verdict", "1 for the agent's word.", labels=["node", "word"]
+        )
         vram = GaugeMetricFamily("fleet_gpu_memory_bytes", "GPU memory by owner.", labels=["node", "kind"])
         flags = {
             name: GaugeMetricFamily(f"fleet_node_{name}", text, labels=["node"])
@@ -62,13 +64,13 @@ class AgentMetrics(Collector):
         }
         for node in beat.nodes:
             for one in Readiness:
-                word.add_metric([node.name, one.value], float(node.word is one))
+                readiness.add_metric([node.name, one.value], float(node.readiness is one))
             for of in _VRAM:
                 _add(vram, [node.name, of], node.facts.get("vram", {}).get(of))
             for name, family in flags.items():
                 _add(family, [node.name], node.facts.get(name))
         gpus = [_gpu_family(name, text, key, beat.gpus) for key, (name, text) in _GPU.items()]
-        return [word, vram, *flags.values(), *gpus]
+        return [readiness, vram, *flags.values(), *gpus]
 
 
 def _gpu_family(name: str, text: str, key: str, gpus: Any) -> GaugeMetricFamily:

@@ -72,7 +72,7 @@ class GpuPlace:
 class Join(Protocol):
     """Makes a node's registration."""
 
-    def __call__(self, *, name: str, url: str, cleans: bool, simulated: bool) -> Joining:
+    def __call__(self, *, name: str, url: str, cleans_up: bool, simulated: bool) -> Joining:
         """Return a node's registration."""
 
 
@@ -148,7 +148,7 @@ class Supervisor:
             gpu=place.device,
             on_cpu=place.device is None,
             process=process,
-            joining=join(name=name, url=url, cleans=True, simulated=wanted.simulated),
+            joining=join(name=name, url=url, cleans_up=True, simulated=wanted.simulated),
             folders=Folders(output=folder / "output", input=folder / "input"),
         )
 

@@ -21,7 +21,7 @@ class Claim:
 
     job: Job
     graph: bytes
-    behind: int = 0
+    jobs_behind: int = 0
     run: str
     node: str
     token: str
@@ -187,7 +187,7 @@ class RunStore(Protocol):
         *,
         counts: bool,
         reason: JobError,
-        bust: frozenset[str] = frozenset(),
+        rerun_nodes: frozenset[str] = frozenset(),
         placement: Placement | None = None,
         progress: Progress | None = None,
         ui: str = "",
@@ -198,7 +198,7 @@ class RunStore(Protocol):
             claim: The run that ends here.
             counts: Whether this attempt counts towards ``max_attempts``.
             reason: The job's error if this was the last attempt.
-            bust: Nodes that must not answer from ComfyUI's cache in the next run.
+            rerun_nodes: Nodes that must not answer from ComfyUI's cache in the next run.
             placement: Its new placement; None keeps the present one.
             progress: How far it came, kept if it ends here; None: as far as the record says.
             ui: As for :meth:`left`, kept if it ends here.

@@ -179,7 +179,7 @@ class Collector:
 
     def left(self, items: Iterable[OutputItem]) -> None:
         """Collect the outputs of a run that has left its node; the next job's prompt goes there first."""
-        if self._claim.behind:
+        if self._claim.jobs_behind:
             asyncio.get_running_loop().call_later(YIELD_S, self._hasten.set)
         self.add(items)
 
@@ -232,7 +232,7 @@ class Collector:
     async def _collect(self, item: OutputItem) -> None:
         """Store one output and commit it. Raises NodeError or OutputLimit if that is impossible."""
         # A long text exists nowhere else, and is too long for a record of the run.
-        if self._claim.behind and not (isinstance(item.source, InlineText) and item.source.long):
+        if self._claim.jobs_behind and not (isinstance(item.source, InlineText) and item.source.long):
             with contextlib.suppress(TimeoutError):
                 async with Timeout(LINGER_S):
                     await self._hasten.wait()

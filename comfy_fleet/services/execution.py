@@ -378,7 +378,7 @@ class Execution:
                     self._events.put_nowait(CancelRequested())  # nobody will get the rest
                 await asyncio.sleep(0)  # ask now, not after all frames that came with this one
             case Left():
-                if self.claim.behind or not await self._outputs.stored(action.items):
+                if self.claim.jobs_behind or not await self._outputs.stored(action.items):
                     manifest = [item.to_json() for item in self._outputs.unsafe(action.items)]
                     with contextlib.suppress(StoreDown):  # then nobody can claim it before the end
                         await self._leave(manifest)
@@ -432,7 +432,7 @@ class Execution:
                 job_id=job.id,
                 run_id=self.claim.run,
                 replacements=replacements,
-                bust=job.bust | file_check.reruns(graph, inventory),
+                rerun_nodes=job.rerun_nodes | file_check.reruns(graph, inventory),
                 saves=file_check.saves(graph, inventory, self._tools.files),
                 at=datetime.fromtimestamp(job.created_at).astimezone(),  # the same for every attempt
             ),
@@ -554,7 +554,9 @@ class Execution:
         )
 
     async def _give_back(self, back: GivenBack) -> None:
-        bust = frozenset(self._outputs.gone)
-        status = await self._ending.give_back(back, bust=bust, progress=self._reporter.last, ui=self._ui)
+        rerun_nodes = frozenset(self._outputs.gone)
+        status = await self._ending.give_back(
+            back, rerun_nodes=rerun_nodes, progress=self._reporter.last, ui=self._ui
+        )
         self._free(back.rest_s)
         self._tools.telemetry.given_back(self.claim, status, error=back.error, counts=back.counts)

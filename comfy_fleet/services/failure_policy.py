@@ -283,7 +283,7 @@ class FailurePolicy:
         return self._limits.pools.on_oom(pool)
 
     async def _strike(self, node: str, kind: str, limit: int, reason: str) -> None:
-        if await self._registry.strike(node, kind=kind, limit=limit, reason=reason):
+        if await self._registry.record_failure(node, kind=kind, limit=limit, reason=reason):
             logger.error("node quarantined", extra={"node": node, "reason": reason})
 
     async def _able(self, placement: Placement) -> frozenset[str]:

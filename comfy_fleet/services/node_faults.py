@@ -44,7 +44,7 @@ class NodeFaults:
         kind = "frame" if run else "answer"
         reason = f"quarantined: {limit} {what} in a row, the last: {message[:200]}"
         try:
-            out = await self._registry.strike(node, kind=kind, limit=limit, reason=reason)
+            out = await self._registry.record_failure(node, kind=kind, limit=limit, reason=reason)
         except FleetError as error:
             logger.warning("fault not counted", extra={"node": node, "reason": str(error)})
             return

@@ -126,7 +126,7 @@ class Ending:
         """Whether another run would change nothing: the name is refused, or the node has run again
         already."""
         if isinstance(error, OutputGone):
-            return error.details.get("node_id") in self._claim.job.bust
+            return error.details.get("node_id") in self._claim.job.rerun_nodes
         return isinstance(error, OutputRefused)
 
     async def _failed(self, verdict: RunResult, *, released: bool) -> Over | GivenBack:
@@ -177,13 +177,13 @@ class Ending:
         )
 
     async def give_back(
-        self, back: GivenBack, *, bust: frozenset[str], progress: Progress | None, ui: str
+        self, back: GivenBack, *, rerun_nodes: frozenset[str], progress: Progress | None, ui: str
     ) -> JobStatus:
         """Write that the job goes back; returns its state.
 
         Args:
             back: Why it goes back, and where.
-            bust: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
+            rerun_nodes: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
             progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
             ui: What the graph's nodes handed over, as far as this dispatcher saw; kept if the job ends here.
         """
@@ -193,7 +193,7 @@ class Ending:
                 self._claim,
                 counts=back.counts,
                 reason=back.error,
-                bust=bust,
+                rerun_nodes=rerun_nodes,
                 placement=back.placement,
                 progress=progress,
                 ui=ui,

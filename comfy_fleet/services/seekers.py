@@ -337,14 +337,14 @@ class Seekers:
             lease.release()
             raise
         if isinstance(got, Claim):
-            if not got.behind:
+            if not got.jobs_behind:
                 self._known.difference_update(placements)
             sought = sum(self._seekers[one] for one in placements) - seekers
             pool = self._directory.pool_of(got.node)
-            got = replace(got, behind=max(0, got.behind - sought), pool=pool)
+            got = replace(got, jobs_behind=max(0, got.jobs_behind - sought), pool=pool)
             self._telemetry.claimed(got)
             self._on_claim(got, lease, asked)
-            return got.behind > 0
+            return got.jobs_behind > 0
         if got.why == "leased" and got.run is not None:
             self._on_taken(lease, got.run)
             return True

@@ -22,9 +22,9 @@ import uvloop
 from comfy_fleet.agent.agent_check_server import AgentCheckServer
 from comfy_fleet.agent.api_client import Answer, ApiClient
 from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
-from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
+from comfy_fleet.domain.nodes.host import GpuAllocation, Heartbeat, Joining, NodeReport
 
-_READY = AgentState(word=Readiness.READY, weight=100)
+_READY = AgentState(readiness=Readiness.READY, weight=100)
 _GIB = 2**30
 
 
@@ -72,9 +72,9 @@ class StandInHost:
             nodes=[
                 NodeReport(
                     name=name,
-                    word=Readiness.READY,
+                    readiness=Readiness.READY,
                     weight=100,
-                    seat=Seat(gpu=f"GPU-{name}", pids=(4242, 4243), own=2**33, used=2**34),
+                    gpu_allocation=GpuAllocation(gpu=f"GPU-{name}", pids=(4242, 4243), own=2**33, used=2**34),
                     facts=_facts(url),
                 )
                 for name, url in self._nodes.items()

@@ -170,7 +170,7 @@ async def test_a_node_that_is_not_there_is_not_found(ports: Ports) -> None:
         with pytest.raises(NotFound):
             await call
     await registry.report("a", verdict="up", why="")
-    assert not await registry.strike("a", kind="gpu", limit=1, reason="x")
+    assert not await registry.record_failure("a", kind="gpu", limit=1, reason="x")
     assert await registry.states() == []
 
 
@@ -186,17 +186,22 @@ async def test_failures_of_one_kind_in_a_row_take_a_node_out(ports: Ports) -> No
     registry = ports.registry
     await registry.add(node("a"))
 
-    async def strike(kind: str) -> bool:
-        return await registry.strike("a", kind=kind, limit=2, reason="quarantined")
+    async def record_failure(kind: str) -> bool:
+        return await registry.record_failure("a", kind=kind, limit=2, reason="quarantined")
 
-    assert [await strike(kind) for kind in ("gpu", "oom", "gpu", "gpu")] == [False, False, True, False]
+    assert [await record_failure(kind) for kind in ("gpu", "oom", "gpu", "gpu")] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     state = await registry.state("a")
     assert state is not None and state.quarantined
     assert (state.node.cordoned, state.node.cordon_reason) == (True, "quarantined")
     await registry.uncordon("a")
     state = await registry.state("a")
     assert state is not None and not state.quarantined
-    assert [await strike("gpu") for _ in range(2)] == [False, True]
+    assert [await record_failure("gpu") for _ in range(2)] == [False, True]
 
 
 async def test_whoever_watches_the_registry_hears_of_changes(ports: Ports) -> None:
@@ -305,7 +310,7 @@ async def test_a_job_is_claimed_for_a_node_once(ports: Ports) -> None:
     (waiting,) = await ports.runs.waiting()
     assert (waiting.placement, waiting.count) == (ANY, 2)
     claim = await taken(ports)
-    assert (claim.job.id, claim.node, claim.run, claim.behind) == (first.id, "a", "r1", 1)
+    assert (claim.job.id, claim.node, claim.run, claim.jobs_behind) == (first.id, "a", "r1", 1)
     assert (claim.job.status, claim.attempt, claim.token) == (JobStatus.RUNNING, 0, "t-r1")
     assert await attempt(ports, run="r2") == Refused(why="leased", run="r1")
     (waiting,) = await ports.runs.waiting()
@@ -386,7 +391,7 @@ async def test_a_job_that_is_given_back_is_the_first_again_and_may_move(ports: P
     assert await ports.runs.requeue(claim, counts=False, reason=BOOM) is JobStatus.QUEUED
     assert await ports.runs.lease_of("a") is None
     claim = await taken(ports, run="r2")
-    assert (claim.job.id, claim.attempt, claim.behind) == (first.id, 0, 1)
+    assert (claim.job.id, claim.attempt, claim.jobs_behind) == (first.id, 0, 1)
     moved = Placement(without=frozenset({"b"}))
     assert await ports.runs.requeue(claim, counts=True, reason=BOOM, placement=moved) is JobStatus.QUEUED
     claim = await taken(ports, run="r3", placement=moved)

@@ -359,5 +359,5 @@ def test_an_undeclared_input_makes_nodes_run_again(comfy: Comfy) -> None:
     assert cached(for_run(graph, job_id="j", run_id="a")) == []
     assert cached(for_run(graph, job_id="j", run_id="b")) == ["1", "2", "3", "4"]
     # Old-style and new-style nodes alike (PreviewAny, ImageQuantize), and nothing above them.
-    assert cached(for_run(graph, job_id="j", run_id="c", bust=frozenset({"3"}))) == ["1", "2", "4"]
-    assert cached(for_run(graph, job_id="j", run_id="d", bust=frozenset({"2", "3"}))) == ["1"]
+    assert cached(for_run(graph, job_id="j", run_id="c", rerun_nodes=frozenset({"3"}))) == ["1", "2", "4"]
+    assert cached(for_run(graph, job_id="j", run_id="d", rerun_nodes=frozenset({"2", "3"}))) == ["1"]

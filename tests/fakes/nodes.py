@@ -128,7 +128,7 @@ class FakeNodeRegistry(Fake):
         self.put(name, reading=replace(self._known(name).reading, wanted=True))
         self.announce()
 
-    async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
+    async def record_failure(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
         self.answer("strike")
         self.strikes.append((name, kind, limit))
         self._in_a_row[name, kind] += 1

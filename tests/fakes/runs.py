@@ -71,7 +71,7 @@ class Requeued:
 
     counts: bool
     reason: JobError
-    bust: frozenset[str]
+    rerun_nodes: frozenset[str]
     placement: Placement | None
     progress: Progress | None
     ui: str
@@ -264,7 +264,7 @@ class FakeRunStore(Fake):
         *,
         counts: bool,
         reason: JobError,
-        bust: frozenset[str] = frozenset(),
+        rerun_nodes: frozenset[str] = frozenset(),
         placement: Placement | None = None,
         progress: Progress | None = None,
         ui: str = "",
@@ -272,7 +272,14 @@ class FakeRunStore(Fake):
         self.answer("requeue")
         self._end(claim)
         self.requeued.append(
-            Requeued(counts=counts, reason=reason, bust=bust, placement=placement, progress=progress, ui=ui)
+            Requeued(
+                counts=counts,
+                reason=reason,
+                rerun_nodes=rerun_nodes,
+                placement=placement,
+                progress=progress,
+                ui=ui,
+            )
         )
         job = replace(claim.job, attempt=claim.job.attempt + counts, run=None, node=None)
         if counts and job.attempt >= job.max_attempts:

@@ -203,13 +203,13 @@ async def why_held(node: Node, *, ca_file: Path | None = None) -> str:
 
     def known() -> bool:
         state = host.answer(node.name)
-        assert state is not None and state.word is Readiness.HOLD
+        assert state is not None and state.readiness is Readiness.HOLD
         return bool(host.members[node.name].probe.trouble)
 
     try:
         await eventually("the agent knows why", known)
         state = host.answer(node.name)
-        return state.why if state is not None else ""
+        return state.reason if state is not None else ""
     finally:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)

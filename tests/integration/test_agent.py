@@ -15,11 +15,11 @@ from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
 from tests.integration.haproxy_kit import eventually
 
 STATES = {
-    "g1": AgentState(word=Readiness.READY, weight=100),
-    "g2": AgentState(word=Readiness.READY, weight=37),
-    "out": AgentState(word=Readiness.DRAIN, why="fans"),
-    "new": AgentState(word=Readiness.HOLD, why="has not answered yet"),
-    "lost": AgentState(word=Readiness.DOWN, why="the GPU has\nfallen off"),
+    "g1": AgentState(readiness=Readiness.READY, weight=100),
+    "g2": AgentState(readiness=Readiness.READY, weight=37),
+    "out": AgentState(readiness=Readiness.DRAIN, reason="fans"),
+    "new": AgentState(readiness=Readiness.HOLD, reason="has not answered yet"),
+    "lost": AgentState(readiness=Readiness.DOWN, reason="the GPU has\nfallen off"),
 }
 
 

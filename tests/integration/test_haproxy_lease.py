@@ -366,7 +366,7 @@ async def test_an_agent_without_news_undoes_no_drain_and_makes_none(
 
 def _holds(fleet: Broker) -> bool:
     said = fleet.agent.answer("g1")
-    return said is not None and said.word is Readiness.HOLD
+    return said is not None and said.readiness is Readiness.HOLD
 
 
 async def test_a_new_node_waits_for_its_agent(tmp_path: Path, nodes: dict[str, TinyNode]) -> None:

@@ -97,14 +97,14 @@ async def test_models_are_remembered_until_they_can_t_be_in_memory_any_more(
         await nodes.started("g1")
         assert await nodes.models("g1") == []
         await run("m.safetensors", 4)
-        await nodes.strike("g1", kind="oom", limit=9, reason="")
+        await nodes.record_failure("g1", kind="oom", limit=9, reason="")
         assert await nodes.models("g1") == []
         await run("m.safetensors", 5)
-        report = NodeReport(name="g1", word=Readiness.READY)
+        report = NodeReport(name="g1", readiness=Readiness.READY)
         said = Heartbeat(host="c", instance="1", central=True, nodes=[report])
         await fleet.stores.hosts.beat(said, now=1)
         assert await nodes.models("g1") != []
-        freed = replace(said, nodes=[replace(report, freed="1.1")])
+        freed = replace(said, nodes=[replace(report, freed_id="1.1")])
         await fleet.stores.hosts.beat(freed, now=2)
         assert await nodes.models("g1") == []
         await run("m.safetensors", 6)

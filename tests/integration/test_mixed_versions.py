@@ -36,7 +36,7 @@ from comfy_fleet.domain.errors import ConfigError, Outdated
 from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
 from comfy_fleet.domain.jobs.job import Job, JobError, JobFilter, JobStatus, Placement
 from comfy_fleet.domain.nodes.agent_state import Readiness
-from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
+from comfy_fleet.domain.nodes.host import GpuAllocation, Heartbeat, Joining, NodeReport
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.settings import Settings
@@ -173,12 +173,13 @@ async def test_fields_of_a_newer_version_in_what_a_gpu_host_says(stores: Stores)
         joining = Joining(name=name, url=f"http://127.0.0.1:{9000 + ord(name)}", agent="127.0.0.1:9")
         await stores.hosts.join(host, joining, now=1.0)
     reports = {
-        name: NodeReport(name=name, word=Readiness.READY, seat=Seat(gpu="GPU-1")) for name in ("a", "b")
+        name: NodeReport(name=name, readiness=Readiness.READY, gpu_allocation=GpuAllocation(gpu="GPU-1"))
+        for name in ("a", "b")
     }
     await stores.hosts.beat(Heartbeat(host="h1", instance="h1", nodes=(reports["a"],)), now=1.0)
-    at, _, seat = (await client.hget("fleet:gpu:GPU-1", "a")).decode().partition(" ")
-    await client.hset("fleet:gpu:GPU-1", "a", f"{at} {grown(seat)}")
-    assert "of_a_newer" in grown(seat)
+    at, _, gpu_allocation = (await client.hget("fleet:gpu:GPU-1", "a")).decode().partition(" ")
+    await client.hset("fleet:gpu:GPU-1", "a", f"{at} {grown(gpu_allocation)}")
+    assert "of_a_newer" in grown(gpu_allocation)
     await client.set("fleet:host:h1", grown((await client.get("fleet:host:h1")).decode()), keepttl=True)
     orders = await stores.hosts.beat(Heartbeat(host="h2", instance="h2", nodes=(reports["b"],)), now=1.0)
     assert set(orders.neighbours) >= {"a"}

@@ -273,8 +273,8 @@ def test_xids_are_heard_and_kept(watch: Callable[..., Watcher]) -> None:
     (gpu,) = watcher.look().gpus
     assert gpu.xids == (31, 79)
     told, _ = assess(gpu, usage(gpu, []), State(), now_s=0)
-    assert told.word is Readiness.DRAIN
-    assert "Xid 79" in told.why
+    assert told.readiness is Readiness.DRAIN
+    assert "Xid 79" in told.reason
     two = CARD + "xid 79\n" + CARD.replace("gpu 0", "gpu 1")
     for text in (
         two,
@@ -312,7 +312,7 @@ def test_a_foreign_process_drains_the_node_at_the_next_look(watch: Callable[...,
         use = usage(gpu, [claim])
         assert use.source is Source.PROCESSES
         judgement, state = assess(gpu, use, state, now_s=now)
-        told.append(judgement.word)
+        told.append(judgement.readiness)
     assert told == [Readiness.READY, Readiness.DRAIN, Readiness.DRAIN]
 
 

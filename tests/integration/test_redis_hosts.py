@@ -12,13 +12,21 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import Conflict, NotFound, StoreDown
 from comfy_fleet.domain.jobs.job import JobError, JobStatus
 from comfy_fleet.domain.nodes.agent_state import Readiness
-from comfy_fleet.domain.nodes.host import HOST_LABEL, Heartbeat, Joining, NodeReport, Orders, Seat, Trash
+from comfy_fleet.domain.nodes.host import (
+    HOST_LABEL,
+    Cleanup,
+    GpuAllocation,
+    Heartbeat,
+    Joining,
+    NodeReport,
+    Orders,
+)
 from comfy_fleet.domain.nodes.node import AGENT_DRAINS, Node
 from tests.integration.haproxy_kit import eventually
 from tests.integration.redis_kit import claim, output, submit, wakes
 
 BROKEN = JobError(code="node_lost", message="gone")
-G1 = Joining(name="h1-gpu0", url="http://10.0.0.1:8188", agent="10.0.0.1:8193", cleans=True)
+G1 = Joining(name="h1-gpu0", url="http://10.0.0.1:8188", agent="10.0.0.1:8193", cleans_up=True)
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ async def test_a_node_that_joins_again_as_it_is_wakes_nobody(stores: Stores, hos
         await hosts.join("h1", G1, now=2.0)
     assert heard == []
     async with wakes(stores) as heard:
-        await hosts.join("h1", replace(G1, cleans=False, pool="video"), now=3.0)
+        await hosts.join("h1", replace(G1, cleans_up=False, pool="video"), now=3.0)
     assert heard == [b"nodes"]
 
 
@@ -111,27 +119,33 @@ async def test_the_central_agent_says_nothing_of_a_node_that_has_its_own(
     stores: Stores, hosts: RedisHosts
 ) -> None:
     await hosts.join("h1", G1, now=1.0)
-    await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Readiness.READY)])
+    await beat(hosts, nodes=[NodeReport(name="h1-gpu0", readiness=Readiness.READY)])
     await beat(
-        hosts, "center", central=True, nodes=[NodeReport(name="h1-gpu0", word=Readiness.DRAIN, why="no")]
+        hosts,
+        "center",
+        central=True,
+        nodes=[NodeReport(name="h1-gpu0", readiness=Readiness.DRAIN, reason="no")],
     )
     assert await hosts.words("h1-gpu0") == ("ready", "")
 
 
 async def test_the_first_that_is_heard_of_a_process_is_no_restart(stores: Stores, hosts: RedisHosts) -> None:
     await hosts.join("h1", G1, now=1.0)
-    for boot, starts in (("a", 0), ("a", 0), ("b", 1)):
-        await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Readiness.READY, boot=boot)])
+    for boot_id, starts in (("a", 0), ("a", 0), ("b", 1)):
+        await beat(hosts, nodes=[NodeReport(name="h1-gpu0", readiness=Readiness.READY, boot_id=boot_id)])
         (state,) = await stores.nodes.states()
         assert state.reading.starts == starts
 
 
 async def test_a_neighbour_that_fell_silent_holds_nothing(stores: Stores, hosts: RedisHosts) -> None:
-    seat = Seat(gpu="GPU-a", pids=(1,), own=5, used=9)
+    gpu_allocation = GpuAllocation(gpu="GPU-a", pids=(1,), own=5, used=9)
     for number in (1, 2):
         joining = replace(G1, name=f"h{number}-gpu0", url=f"http://10.0.0.{number}:8188")
         await hosts.join(f"h{number}", joining, now=1.0)
-    reports = [[NodeReport(name=f"h{number}-gpu0", word=Readiness.READY, seat=seat)] for number in (1, 2)]
+    reports = [
+        [NodeReport(name=f"h{number}-gpu0", readiness=Readiness.READY, gpu_allocation=gpu_allocation)]
+        for number in (1, 2)
+    ]
     await beat(hosts, "h1", nodes=reports[0])
     assert set((await beat(hosts, "h2", nodes=reports[1])).neighbours) == {"h1-gpu0"}
     raw = await stores.redis.hget("fleet:gpu:GPU-a", "h1-gpu0")
@@ -143,9 +157,11 @@ async def test_a_neighbour_that_fell_silent_holds_nothing(stores: Stores, hosts:
 
 async def test_agents_hear_of_each_other_s_nodes_on_one_gpu(stores: Stores, hosts: RedisHosts) -> None:
     async def sits(host: str, gpu: str, pid: int) -> Orders:
-        seat = Seat(gpu=gpu, pids=(pid,), own=5, used=9, age_s=0.25)
+        gpu_allocation = GpuAllocation(gpu=gpu, pids=(pid,), own=5, used=9, age_s=0.25)
         return await beat(
-            hosts, host, nodes=[NodeReport(name=f"{host}-gpu0", word=Readiness.READY, seat=seat)]
+            hosts,
+            host,
+            nodes=[NodeReport(name=f"{host}-gpu0", readiness=Readiness.READY, gpu_allocation=gpu_allocation)],
         )
 
     for number in (1, 2, 3):
@@ -153,9 +169,12 @@ async def test_agents_hear_of_each_other_s_nodes_on_one_gpu(stores: Stores, host
         await hosts.join(f"h{number}", replace(G1, name=f"h{number}-gpu0", url=url), now=1.0)
     assert (await sits("h1", "GPU-a", 100)).neighbours == {}
     await sits("h3", "GPU-b", 300)
-    ((name, seat),) = (await sits("h2", "GPU-a", 200)).neighbours.items()
-    assert (name, replace(seat, age_s=0)) == ("h1-gpu0", Seat(gpu="GPU-a", pids=(100,), own=5, used=9))
-    assert 0.25 <= seat.age_s < 5
+    ((name, gpu_allocation),) = (await sits("h2", "GPU-a", 200)).neighbours.items()
+    assert (name, replace(gpu_allocation, age_s=0)) == (
+        "h1-gpu0",
+        GpuAllocation(gpu="GPU-a", pids=(100,), own=5, used=9),
+    )
+    assert 0.25 <= gpu_allocation.age_s < 5
     assert set((await sits("h1", "GPU-a", 100)).neighbours) == {"h2-gpu0"}
     await stores.nodes.remove("h2-gpu0")
     assert (await sits("h1", "GPU-a", 100)).neighbours == {}
@@ -169,7 +188,7 @@ async def test_one_agent_speaks_for_a_host_and_another_start_of_it_soon_does(
     await beat(hosts)
     with pytest.raises(Conflict, match="--host"):
         await hosts.admit("h1", "i2")
-    report = NodeReport(name="h1-gpu0", word=Readiness.DRAIN, boot="2")
+    report = NodeReport(name="h1-gpu0", readiness=Readiness.DRAIN, boot_id="2")
     with pytest.raises(Conflict, match="speaks for host h1"):
         await beat(hosts, instance="i2", nodes=[report])
     assert await hosts.words("h1-gpu0") == ("", "")
@@ -191,14 +210,16 @@ async def test_one_agent_speaks_for_a_host_and_another_start_of_it_soon_does(
 async def test_a_gpu_fault_has_the_agent_restart_its_node_once(stores: Stores, hosts: RedisHosts) -> None:
     await hosts.join("h1", G1, now=1.0)
 
-    async def boots(boot: str) -> Orders:
-        return await beat(hosts, nodes=[NodeReport(name="h1-gpu0", word=Readiness.READY, boot=boot)])
+    async def boots(boot_id: str) -> Orders:
+        return await beat(
+            hosts, nodes=[NodeReport(name="h1-gpu0", readiness=Readiness.READY, boot_id=boot_id)]
+        )
 
     async def breaks() -> None:
-        assert await stores.nodes.strike("h1-gpu0", kind="gpu", limit=1, reason="quarantined")
+        assert await stores.nodes.record_failure("h1-gpu0", kind="gpu", limit=1, reason="quarantined")
 
     await boots("1")
-    assert await stores.nodes.strike("h1-gpu0", kind="oom", limit=1, reason="quarantined")
+    assert await stores.nodes.record_failure("h1-gpu0", kind="oom", limit=1, reason="quarantined")
     assert (await boots("1")).restart == frozenset()  # a new process would have no more memory
     await stores.nodes.uncordon("h1-gpu0")
     await breaks()
@@ -228,7 +249,9 @@ async def test_an_agent_s_reason_is_shown_where_haproxy_knows_none(stores: Store
     await hosts.join("h1", G1, now=1.0)
     await stores.nodes.add(Node(name="far", url="http://10.0.0.7:8188"))
     said = [
-        NodeReport(name=name, word=Readiness.DRAIN, why=f"{name} is full", facts={"vram": {"total": 5}})
+        NodeReport(
+            name=name, readiness=Readiness.DRAIN, reason=f"{name} is full", facts={"vram": {"total": 5}}
+        )
         for name in ("h1-gpu0", "far", "nobody")
     ]
     await beat(hosts, nodes=said)
@@ -248,11 +271,11 @@ async def test_an_agent_s_reason_is_shown_where_haproxy_knows_none(stores: Store
     assert await _why(stores, "h1-gpu0") == "h1-gpu0 is full (Connection refused)"
     await stores.redis.delete("fleet:report:h1-gpu0")  # in time: the agent is gone
     assert await _why(stores, "h1-gpu0") == "Connection refused"
-    held = NodeReport(name="h1-gpu0", word=Readiness.HOLD, why="whose memory it is can't be told")
+    held = NodeReport(name="h1-gpu0", readiness=Readiness.HOLD, reason="whose memory it is can't be told")
     await beat(hosts, nodes=[held])
     assert await _why(stores, "h1-gpu0") == "Connection refused"
     await stores.nodes.report("h1-gpu0", verdict="drain", why=AGENT_DRAINS)
-    assert await _why(stores, "h1-gpu0") == held.why  # it has not given back what it took before
+    assert await _why(stores, "h1-gpu0") == held.reason  # it has not given back what it took before
     await stores.nodes.report("h1-gpu0", verdict="drain", why="cordoned: fans")
     assert {s.node.name: s.why for s in await stores.nodes.states()}["h1-gpu0"] == "cordoned: fans"
 
@@ -277,7 +300,7 @@ async def test_a_run_explains_its_prompt_also_when_its_lease_has_expired(
 
 async def test_files_may_go_when_the_job_is_final_and_not_before(stores: Stores, hosts: RedisHosts) -> None:
     await hosts.join("h1", G1, now=1.0)
-    await hosts.join("h1", replace(G1, name="far", url="http://10.0.0.2:1", cleans=False), now=1.0)
+    await hosts.join("h1", replace(G1, name="far", url="http://10.0.0.2:1", cleans_up=False), now=1.0)
     job = await submit(stores)
     first = await claim(stores, "h1-gpu0")
     await stores.runs.requeue(first, counts=True, reason=BROKEN)
@@ -286,7 +309,7 @@ async def test_files_may_go_when_the_job_is_final_and_not_before(stores: Stores,
     await stores.runs.requeue(far, counts=True, reason=BROKEN)
     last = await claim(stores, "h1-gpu0")
     await stores.runs.finish(last, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
-    wanted = [Trash(node="h1-gpu0", job=job.id, run=run) for run in (first.run, last.run)]
+    wanted = [Cleanup(node="h1-gpu0", job=job.id, run=run) for run in (first.run, last.run)]
     orders = await beat(hosts)
     assert sorted(map(str, orders.delete)) == sorted(map(str, wanted))
     assert (await beat(hosts, "h2")).delete == []
@@ -313,9 +336,9 @@ async def test_copies_that_preview3d_left_may_go_with_their_run(stores: Stores, 
     for index, name in enumerate(names):
         await stores.runs.output(last, output(index, name=name))
     await stores.runs.finish(last, JobStatus.SUCCEEDED, error=None, duration_s=1.0)
-    gone = {trash.run: set(trash.strays) for trash in (await beat(hosts)).delete}
+    gone = {cleanup.run: set(cleanup.strays) for cleanup in (await beat(hosts)).delete}
     assert gone == {first.run: set(), last.run: {names[0], names[5]}}
-    assert {trash.job for trash in (await beat(hosts)).delete} == {job.id}
+    assert {cleanup.job for cleanup in (await beat(hosts)).delete} == {job.id}
 
 
 async def test_a_cancelled_job_s_files_may_go(stores: Stores, hosts: RedisHosts) -> None:
@@ -324,7 +347,7 @@ async def test_a_cancelled_job_s_files_may_go(stores: Stores, hosts: RedisHosts)
     run = await claim(stores, "h1-gpu0")
     await stores.runs.requeue(run, counts=False, reason=BROKEN)
     await stores.jobs.request_cancel(job.id)
-    assert (await beat(hosts)).delete == [Trash(node="h1-gpu0", job=job.id, run=run.run)]
+    assert (await beat(hosts)).delete == [Cleanup(node="h1-gpu0", job=job.id, run=run.run)]
 
 
 async def test_hosts_are_listed_alive_or_not(stores: Stores, hosts: RedisHosts) -> None:
@@ -344,15 +367,15 @@ async def test_hosts_are_listed_alive_or_not(stores: Stores, hosts: RedisHosts) 
 
 async def test_a_new_start_of_its_process_ends_a_quarantine(stores: Stores, hosts: RedisHosts) -> None:
     await hosts.join("h1", G1, now=1.0)
-    said = NodeReport(name="h1-gpu0", word=Readiness.READY, boot="a.0")
+    said = NodeReport(name="h1-gpu0", readiness=Readiness.READY, boot_id="a.0")
     await beat(hosts, nodes=[said])
     await stores.nodes.cordon("h1-gpu0", reason="CUDA error")
     await stores.redis.hset("fleet:node:h1-gpu0", "quarantined", "1")
     await beat(hosts, nodes=[said])
-    await beat(hosts, nodes=[replace(said, boot="")])
+    await beat(hosts, nodes=[replace(said, boot_id="")])
     (known,) = (await beat(hosts)).nodes
     assert known.cordoned
-    await beat(hosts, nodes=[replace(said, boot="a.1")])
+    await beat(hosts, nodes=[replace(said, boot_id="a.1")])
     (known,) = (await beat(hosts)).nodes
     assert not known.cordoned
 
@@ -368,12 +391,12 @@ async def test_a_node_s_weight_follows_its_gpu_also_for_its_agent(stores: Stores
 
 async def test_the_order_to_restart_is_told_until_it_was_done(stores: Stores, hosts: RedisHosts) -> None:
     await hosts.join("h1", G1, now=1.0)
-    said = NodeReport(name="h1-gpu0", word=Readiness.READY, boot="a.0")
+    said = NodeReport(name="h1-gpu0", readiness=Readiness.READY, boot_id="a.0")
     assert (await beat(hosts, nodes=[said])).restart == frozenset()
     await stores.nodes.want_restart("h1-gpu0")
     for _ in range(2):
         assert (await beat(hosts, nodes=[said])).restart == {"h1-gpu0"}
-    assert (await beat(hosts, nodes=[replace(said, boot="a.1")])).restart == frozenset()
+    assert (await beat(hosts, nodes=[replace(said, boot_id="a.1")])).restart == frozenset()
     with pytest.raises(NotFound):
         await stores.nodes.want_restart("nobody")
 

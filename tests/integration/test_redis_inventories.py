@@ -100,9 +100,9 @@ async def test_needs_are_kept_by_key(stores: Stores) -> None:
 async def test_a_node_that_comes_back_is_read_again_and_leaves_quarantine(stores: Stores) -> None:
     await add(stores, "a")
     await stores.nodes.report("a", verdict="up", why="")
-    assert not await stores.nodes.strike("a", kind="gpu", limit=2, reason="quarantined: 2 faults")
-    assert not await stores.nodes.strike("a", kind="oom", limit=2, reason="quarantined: 2 faults")
-    assert await stores.nodes.strike("a", kind="gpu", limit=2, reason="quarantined: 2 faults")
+    assert not await stores.nodes.record_failure("a", kind="gpu", limit=2, reason="quarantined: 2 faults")
+    assert not await stores.nodes.record_failure("a", kind="oom", limit=2, reason="quarantined: 2 faults")
+    assert await stores.nodes.record_failure("a", kind="gpu", limit=2, reason="quarantined: 2 faults")
     struck = await state(stores, "a")
     assert struck.node.cordoned and struck.quarantined
     assert struck.node.cordon_reason == "quarantined: 2 faults"
@@ -122,12 +122,12 @@ async def test_an_operator_s_drain_outlives_a_restart(stores: Stores) -> None:
 
 async def test_a_success_ends_the_row_of_strikes(stores: Stores) -> None:
     await add(stores, "a")
-    await stores.nodes.strike("a", kind="gpu", limit=2, reason="x")
+    await stores.nodes.record_failure("a", kind="gpu", limit=2, reason="x")
     await stores.jobs.submit(new_job(), idempotency=None, depth_limit=10)
     got = await claim(stores, "a", Placement())
     assert isinstance(got, Claim)
     await stores.runs.finish(got, JobStatus.SUCCEEDED, error=None, duration_s=1)
-    assert not await stores.nodes.strike("a", kind="gpu", limit=2, reason="x")
+    assert not await stores.nodes.record_failure("a", kind="gpu", limit=2, reason="x")
 
 
 async def test_waiting_jobs_move_on_when_a_card_was_too_small(stores: Stores) -> None:

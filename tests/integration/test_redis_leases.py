@@ -130,7 +130,7 @@ async def test_the_oldest_job_goes_first_whatever_its_placement(stores: Stores) 
         return got
 
     one, two = await next_on("g1"), await next_on("g2")
-    assert [(one.job.id, one.behind), (two.job.id, two.behind)] == [(first.id, 1), (second.id, 0)]
+    assert [(one.job.id, one.jobs_behind), (two.job.id, two.jobs_behind)] == [(first.id, 1), (second.id, 0)]
 
 
 async def test_a_leftover_in_the_queue_stops_nobody(stores: Stores) -> None:

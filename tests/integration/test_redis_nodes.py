@@ -119,10 +119,10 @@ async def test_a_verdict_wakes_who_has_to_know_of_it(stores: Stores) -> None:
 async def test_a_start_forgives_what_happened_before_it(stores: Stores) -> None:
     await add_nodes(stores, "g1")
     for _ in range(2):
-        assert not await stores.nodes.strike("g1", kind="oom", limit=2, reason="too often")
+        assert not await stores.nodes.record_failure("g1", kind="oom", limit=2, reason="too often")
         await stores.nodes.started("g1")
-    assert not await stores.nodes.strike("g1", kind="oom", limit=2, reason="too often")
-    assert await stores.nodes.strike("g1", kind="oom", limit=2, reason="too often")
+    assert not await stores.nodes.record_failure("g1", kind="oom", limit=2, reason="too often")
+    assert await stores.nodes.record_failure("g1", kind="oom", limit=2, reason="too often")
     node = await stores.nodes.get("g1")
     assert node is not None and (node.cordoned, node.cordon_reason) == (True, "too often")
 

@@ -11,7 +11,7 @@ from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus, Placement, Progress
 from comfy_fleet.domain.nodes.agent_state import Readiness
-from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat
+from comfy_fleet.domain.nodes.host import GpuAllocation, Heartbeat, Joining, NodeReport
 from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.ports.runs import Refused
 from comfy_fleet.services.node_directory import NodeDirectory
@@ -99,7 +99,7 @@ async def test_a_seat_that_cannot_be_read_costs_only_itself(stores: Stores) -> N
     client: Any = stores.redis
 
     def beat(host: str, node: str) -> Heartbeat:
-        report = NodeReport(name=node, word=Readiness.READY, seat=Seat(gpu="GPU-1"))
+        report = NodeReport(name=node, readiness=Readiness.READY, gpu_allocation=GpuAllocation(gpu="GPU-1"))
         return Heartbeat(host=host, instance=host, nodes=[report])
 
     for number, host in enumerate(("h1", "h2", "h3")):

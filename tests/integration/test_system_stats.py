@@ -117,5 +117,5 @@ async def test_a_simulated_node_shows_what_others_take() -> None:
             await node.ask()
             use = usage(None, [MemoryClaim(node="g1", counted=node.last())])
             judgement, state = assess(None, use, state, now_s=now)
-            told.append(judgement.word)
+            told.append(judgement.readiness)
         assert told == [Readiness.READY, Readiness.DRAIN, Readiness.DRAIN]

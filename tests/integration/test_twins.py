@@ -35,7 +35,7 @@ async def add(stores: Stores, name: str, url: str, at: float = 0.0) -> None:
 
 
 async def shows(hosts: RedisHosts, name: str, address: str, *runs: str, host: str = "c") -> None:
-    report = NodeReport(name=name, word=Readiness.READY, address=address, runs=runs)
+    report = NodeReport(name=name, readiness=Readiness.READY, address=address, runs=runs)
     said = Heartbeat(host=host, instance="i", central=host == "c", nodes=[report])
     await hosts.beat(said, now=time.time())
 

@@ -10,13 +10,17 @@ import pytest
 
 from comfy_fleet.agent.api_client import Answer, ApiClient
 from comfy_fleet.domain.nodes.agent_state import Readiness
-from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Trash
+from comfy_fleet.domain.nodes.host import Cleanup, Heartbeat, Joining, NodeReport
 
 timeout = asyncio.timeout  # the real one
 JOB = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
-TRASH = Trash(node="g1", job=JOB, run=JOB)
+CLEANUP = Cleanup(node="g1", job=JOB, run=JOB)
 BEAT = Heartbeat(
-    host="h1", instance="i", nodes=[NodeReport(name="g1", word=Readiness.READY)], seen=["p1"], deleted=[TRASH]
+    host="h1",
+    instance="i",
+    nodes=[NodeReport(name="g1", readiness=Readiness.READY)],
+    seen=["p1"],
+    deleted=[CLEANUP],
 )
 JOIN = Joining(name="g1", url="http://h:1", agent="h:2")
 WELL: dict[str, Any] = {
@@ -25,7 +29,7 @@ WELL: dict[str, Any] = {
     "refused": {"g2": "taken"},
     "explained": ["p1"],
     "clear": ["g1"],
-    "delete": [str(TRASH)],
+    "delete": [str(CLEANUP)],
 }
 
 
@@ -76,12 +80,12 @@ async def test_everything_goes_out_and_comes_back() -> None:
     sent = json.loads(request.content)
     assert "host" not in sent
     assert sent["nodes"][0]["word"] == "ready"
-    assert (sent["deleted"], sent["join"][0]["name"]) == ([str(TRASH)], "g1")
+    assert (sent["deleted"], sent["join"][0]["name"]) == ([str(CLEANUP)], "g1")
     answer = api.taken[0]
     assert (answer.asked, answer.asked_at) == (BEAT, 7.0)
     assert answer.nodes[0].cordoned
     assert (set(answer.joined), dict(answer.refused)) == ({"g1"}, {"g2": "taken"})
-    assert (set(answer.explained), set(answer.clear), list(answer.delete)) == ({"p1"}, {"g1"}, [TRASH])
+    assert (set(answer.explained), set(answer.clear), list(answer.delete)) == ({"p1"}, {"g1"}, [CLEANUP])
     assert [node.name for node in answer.nodes] == ["g1"]
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from comfy_fleet.agent.cleaner import Folders, delete
-from comfy_fleet.domain.nodes.host import Trash
+from comfy_fleet.domain.nodes.host import Cleanup
 
 JOB = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
 RUN = "1c9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a22"
 OTHER = "2d9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a33"
-TRASH = Trash(node="g1", job=JOB, run=RUN)
+CLEANUP = Cleanup(node="g1", job=JOB, run=RUN)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_run_s_outputs_and_inputs_go_and_the_rest_stays(folders: Folders) -> N
         fill(folders.output / "fleet" / JOB / OTHER),
         fill(folders.output / "fleet" / OTHER / RUN),
     )
-    delete(TRASH, folders)
+    delete(CLEANUP, folders)
     assert not mine.exists()
     assert not staged.exists()
     assert not of_an_earlier_version.exists()
@@ -48,10 +48,10 @@ def test_a_run_s_outputs_and_inputs_go_and_the_rest_stays(folders: Folders) -> N
     assert another_run.exists()
     assert another_job.exists()
     assert (folders.output / "keep.png").exists()
-    delete(Trash(node="g1", job=JOB, run=OTHER), folders)
+    delete(Cleanup(node="g1", job=JOB, run=OTHER), folders)
     assert not (folders.input / "fleet" / JOB).exists()
     assert not (folders.output / "fleet" / JOB).exists()  # the last one takes the job's folder along
-    delete(TRASH, folders)  # twice is no harm
+    delete(CLEANUP, folders)  # twice is no harm
 
 
 def test_strays_go_by_their_name_only(folders: Folders) -> None:
@@ -60,8 +60,8 @@ def test_strays_go_by_their_name_only(folders: Folders) -> None:
         (folders.output / name).write_bytes(b"x")
     folder = folders.output / f"preview3d_{'c' * 32}.glb"
     folder.mkdir()
-    trash = Trash(node="g1", job=JOB, run=RUN, strays=(mine, folder.name, f"preview3d_{'d' * 32}.glb"))
-    delete(trash, folders)
+    cleanup = Cleanup(node="g1", job=JOB, run=RUN, strays=(mine, folder.name, f"preview3d_{'d' * 32}.glb"))
+    delete(cleanup, folders)
     assert not (folders.output / mine).exists()
     assert (folders.output / other).exists() and folder.exists() and (folders.output / "keep.png").exists()
 
@@ -74,7 +74,7 @@ def test_a_link_leads_nowhere(folders: Folders, tmp_path: Path, link: str) -> No
     path = folders.output / link
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
-    delete(TRASH, folders)
+    delete(CLEANUP, folders)
     assert (target / JOB / RUN / "a_00001_.png").exists()
     assert (target / RUN / "a_00001_.png").exists()
     assert (target / "keep.png").exists()
@@ -83,11 +83,11 @@ def test_a_link_leads_nowhere(folders: Folders, tmp_path: Path, link: str) -> No
 def test_a_link_inside_is_removed_and_not_followed(folders: Folders, tmp_path: Path) -> None:
     mine = fill(folders.output / "fleet" / JOB / RUN)
     (mine / "link").symlink_to(tmp_path / "precious")
-    delete(TRASH, folders)
+    delete(CLEANUP, folders)
     assert not mine.exists()
     assert (tmp_path / "precious" / "keep.png").exists()
 
 
 def test_missing_folders_are_no_error(tmp_path: Path) -> None:
-    delete(TRASH, Folders(output=tmp_path / "no", input=tmp_path / "neither"))
-    delete(TRASH, Folders(output=tmp_path))
+    delete(CLEANUP, Folders(output=tmp_path / "no", input=tmp_path / "neither"))
+    delete(CLEANUP, Folders(output=tmp_path))

@@ -20,7 +20,7 @@ from comfy_fleet.agent.node_poller import NodePoller
 from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
 from comfy_fleet.domain.nodes.gpu import Gpu, Gpus, Memory, Nvml
 from comfy_fleet.domain.nodes.gpu import GpuProcess as OnGpu
-from comfy_fleet.domain.nodes.host import Joining, Seat, Trash
+from comfy_fleet.domain.nodes.host import Cleanup, GpuAllocation, Joining
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.nodes.process_supervision import ProcessPhase, Watch
 from comfy_fleet.domain.nodes.vram import GIB
@@ -82,12 +82,12 @@ async def test_whose_memory_it_is_is_not_told_before_the_api_has_said_who_else_i
     host.add(Member(probe=probe, gpu="0", pids=frozenset({1})))
     await host.look_at_gpus()
     host.judge_all()
-    seats = {"g2": Seat(gpu="GPU-aa", pids=(2,))} if neighbour else {}
-    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, nodes=[G1], neighbours=seats))
-    assert host.answer("g1") == AgentState(word=Readiness.HOLD, why="was not looked at yet")
+    allocations = {"g2": GpuAllocation(gpu="GPU-aa", pids=(2,))} if neighbour else {}
+    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, nodes=[G1], neighbours=allocations))
+    assert host.answer("g1") == AgentState(readiness=Readiness.HOLD, reason="was not looked at yet")
     host.judge_all()
     state = host.answer("g1")
-    assert state is not None and state.word is word
+    assert state is not None and state.readiness is word
 
 
 class Clock:
@@ -102,7 +102,7 @@ class Clock:
 
 def state_of(host: HostAgent, name: str) -> tuple[Readiness, str] | None:
     state = host.answer(name)
-    return None if state is None else (state.word, state.why)
+    return None if state is None else (state.readiness, state.reason)
 
 
 @asynccontextmanager
@@ -121,7 +121,7 @@ async def test_before_the_api_is_heard_haproxy_is_told_nothing() -> None:
     host = HostAgent("h1")
     host.add(Member(probe=host.probe("g1", G1.url)))
     assert host.answer("g1") is None
-    assert [(report.word, report.why) for report in host.heartbeat().nodes] == [
+    assert [(report.readiness, report.reason) for report in host.heartbeat().nodes] == [
         (Readiness.HOLD, "was not looked at yet")
     ]
     host.take(Answer(asked=host.heartbeat(), asked_at=0.0, nodes=[G1]))
@@ -187,11 +187,11 @@ async def test_a_node_that_never_answered_is_looked_at_often_in_a_large_fleet_to
 
 async def test_what_was_deleted_is_told_until_the_api_has_heard_it() -> None:
     host = HostAgent("h1")
-    trash = Trash(node="g1", job=str(uuid4()), run=str(uuid4()))
-    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, delete=[trash]))
-    await until(lambda: host.heartbeat().deleted == [trash], what="it is told")
-    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, delete=[trash]))  # on its way meanwhile
-    assert host.heartbeat().deleted == [trash]
+    cleanup = Cleanup(node="g1", job=str(uuid4()), run=str(uuid4()))
+    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, delete=[cleanup]))
+    await until(lambda: host.heartbeat().deleted == [cleanup], what="it is told")
+    host.take(Answer(asked=host.heartbeat(), asked_at=0.0, delete=[cleanup]))  # on its way meanwhile
+    assert host.heartbeat().deleted == [cleanup]
     host.take(Answer(asked=host.heartbeat(), asked_at=0.0))
     assert host.heartbeat().deleted == []
 

@@ -55,7 +55,7 @@ def test_a_gpu_may_have_arguments_and_variables_of_its_own(tmp_path: Path) -> No
         wanted = Supervision(checkout=Checkout(home=home, python="python3"), **more)
         supervisor = Supervisor(wanted, HostAgent("h"), address="127.0.0.1", data=tmp_path)
         join = partial(Joining, agent="127.0.0.1:1")
-        made = supervisor.plan(TWO, lambda *, cleans, **given: join(cleans=cleans, **given))
+        made = supervisor.plan(TWO, lambda *, cleans_up, **given: join(cleans_up=cleans_up, **given))
         return {member.name: member.process.spec for member in made if member.process}
 
     specs = planned(

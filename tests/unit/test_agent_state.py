@@ -14,18 +14,18 @@ def state(node: Node, age_s: float) -> AgentState:
 
 
 def test_a_node_without_a_cordon_is_ready_with_its_weight() -> None:
-    assert state(NODE, FRESH) == AgentState(word=Readiness.READY, weight=40)
-    assert state(NODE, LAST).word is Readiness.READY
+    assert state(NODE, FRESH) == AgentState(readiness=Readiness.READY, weight=40)
+    assert state(NODE, LAST).readiness is Readiness.READY
 
 
 def test_a_cordon_drains_however_old_it_is() -> None:
     out = replace(NODE, cordoned=True, cordon_reason="fans")
-    assert state(out, FRESH) == AgentState(word=Readiness.DRAIN, why="fans")
-    assert state(out, OLD).word is Readiness.DRAIN
-    assert state(replace(out, cordon_reason=""), FRESH).why == "cordoned"
+    assert state(out, FRESH) == AgentState(readiness=Readiness.DRAIN, reason="fans")
+    assert state(out, OLD).readiness is Readiness.DRAIN
+    assert state(replace(out, cordon_reason=""), FRESH).reason == "cordoned"
 
 
 def test_old_knowledge_neither_gives_nor_takes() -> None:
     held = state(NODE, OLD)
-    assert held.word is Readiness.HOLD
-    assert "10 s" in held.why
+    assert held.readiness is Readiness.HOLD
+    assert "10 s" in held.reason

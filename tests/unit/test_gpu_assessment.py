@@ -37,12 +37,12 @@ def follow(
 
 
 def words(told: Sequence[Assessment]) -> list[str]:
-    return [judgement.word.value for judgement in told]
+    return [judgement.readiness.value for judgement in told]
 
 
 def test_a_node_full_of_its_own_models_is_ready_at_once() -> None:
     (told,) = follow([(0, replace(FREE, own={"g1": 22 * GIB}))])
-    assert (told.word, told.weight, told.why) == (Readiness.READY, 100, "")
+    assert (told.readiness, told.weight, told.reason) == (Readiness.READY, 100, "")
     assert told.available_bytes == TOTAL - POLICY.reserve(TOTAL, 1)
     assert told.foreign_bytes == 0
 
@@ -50,9 +50,9 @@ def test_a_node_full_of_its_own_models_is_ready_at_once() -> None:
 def test_ten_gigabytes_of_somebody_else_drain_a_card_of_24() -> None:
     use = replace(FREE, foreign=int(10e9), others=((4242, "train.py", int(10e9)),))
     (told,) = follow([(0, use)])
-    assert told.word is Readiness.DRAIN
-    assert "9.3 GiB of 24.0 GiB" in told.why
-    assert "train.py 4242" in told.why
+    assert told.readiness is Readiness.DRAIN
+    assert "9.3 GiB of 24.0 GiB" in told.reason
+    assert "train.py 4242" in told.reason
     assert told.available_bytes == TOTAL - int(10e9) - POLICY.reserve(TOTAL, 1)
 
 
@@ -70,8 +70,8 @@ def test_what_the_smallest_job_needs_sets_the_limit_but_never_beyond_90_percent(
     nothing = Policy(need_bytes=0)
     assert words(follow([(0, held(21.5)), (1, held(21.7))], policy=nothing)) == ["ready", "drain"]
     (told,) = follow([(0, FREE)], policy=Policy(need_bytes=40 * GIB))
-    assert told.word is Readiness.DRAIN
-    assert "40.0 GiB" in told.why
+    assert told.readiness is Readiness.DRAIN
+    assert "40.0 GiB" in told.reason
 
 
 def test_a_host_s_memory_drains_only_when_it_is_nearly_full() -> None:
@@ -84,7 +84,7 @@ def test_it_drains_at_once_and_returns_after_the_dwell_without_a_break() -> None
     times = (0, 1, 2, 11, 11.5, 12, 21, 22)
     told = follow([(now, held(12) if now in (1, 11.5) else FREE) for now in times])
     assert words(told) == ["ready", "drain", "drain", "drain", "drain", "drain", "drain", "ready"]
-    assert told[3].why == "well again, returns in 1 s"
+    assert told[3].reason == "well again, returns in 1 s"
 
 
 def test_between_the_thresholds_everything_stays_as_it_is() -> None:
@@ -119,7 +119,7 @@ def test_the_way_back_ends_at_the_second_threshold(foreign: int, policy: Policy,
 def test_a_card_that_has_just_too_little_says_so() -> None:
     empty = Usage(total=100, foreign=0, source=Source.PROCESSES)
     (told,) = follow([(0, empty)], policy=replace(SMALL, need_bytes=100))
-    assert (told.word, "are too little" in told.why) == (Readiness.DRAIN, True)
+    assert (told.readiness, "are too little" in told.reason) == (Readiness.DRAIN, True)
 
 
 def test_nothing_is_available_beyond_what_there_is() -> None:
@@ -128,10 +128,10 @@ def test_nothing_is_available_beyond_what_there_is() -> None:
 
 
 def test_only_ready_has_a_weight_and_only_the_others_a_reason() -> None:
-    warm = Assessment(word=Readiness.READY, weight=60, why="throttled: software thermal")
-    assert warm.verdict == AgentState(word=Readiness.READY, weight=60)
-    assert replace(warm, word=Readiness.DRAIN, why="full").verdict == AgentState(
-        word=Readiness.DRAIN, why="full"
+    warm = Assessment(readiness=Readiness.READY, weight=60, reason="throttled: software thermal")
+    assert warm.verdict == AgentState(readiness=Readiness.READY, weight=60)
+    assert replace(warm, readiness=Readiness.DRAIN, reason="full").verdict == AgentState(
+        readiness=Readiness.DRAIN, reason="full"
     )
 
 
@@ -149,7 +149,7 @@ def test_a_lost_gpu_is_down_and_comes_back_after_the_dwell() -> None:
         judgement, state = assess(gpu, FREE if not gpu.lost else BLIND, state, now_s=now)
         told.append(judgement)
     assert words(told) == ["ready", "down", "drain", "ready"]
-    assert "fallen off the bus" in told[1].why
+    assert "fallen off the bus" in told[1].reason
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_a_lost_gpu_is_down_and_comes_back_after_the_dwell() -> None:
 )
 def test_faults_drain_and_say_why(gpu: Gpu, why: str) -> None:
     (told,) = follow([(0, FREE)], gpu=gpu)
-    assert told.word is Readiness.DRAIN
-    assert why in told.why
+    assert told.readiness is Readiness.DRAIN
+    assert why in told.reason
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_can_not_be_judged_stays_as_it_is_and_then_drains() -> None:
     assert words(follow([(0, BLIND), (1000, BLIND), (1001, FREE)])) == ["hold", "hold", "ready"]
     told = follow([(0, FREE), (1, BLIND), (120, BLIND), (122, BLIND), (123, FREE), (133, FREE)])
     assert words(told) == ["ready", "hold", "hold", "drain", "drain", "ready"]
-    assert "for 121 s" in told[3].why
+    assert "for 121 s" in told[3].reason
     assert words(follow([(0, held(12)), (1, BLIND), (500, BLIND)])) == ["drain", "drain", "drain"]
 
 
@@ -203,7 +203,7 @@ def test_bounds_are_enough_when_they_are_low() -> None:
 
 def test_what_can_not_be_seen_keeps_nobody_out() -> None:
     (told,) = follow([(0, Usage(total=64 * GIB, foreign=0, source=Source.UNSEEN))], gpu=None)
-    assert (told.word, told.source) == (Readiness.READY, Source.UNSEEN)
+    assert (told.readiness, told.source) == (Readiness.READY, Source.UNSEEN)
     assert words(follow([(0, Usage(foreign=0, source=Source.UNSEEN))], gpu=None)) == ["ready"]
 
 
@@ -226,9 +226,9 @@ def test_the_weight_follows_heat_and_speed(
 ) -> None:
     gpu = replace(FINE, throttles=frozenset(throttles))
     told, _ = assess(gpu, FREE, State(), now_s=0)
-    assert bool(told.why) == bool(throttles)
+    assert bool(told.reason) == bool(throttles)
     told = paced(told, speed)
-    assert told.word is Readiness.READY
+    assert told.readiness is Readiness.READY
     assert told.weight == weight
 
 
@@ -247,15 +247,17 @@ def test_the_weight_follows_heat_and_speed(
 def test_record_and_gpu_join_to_the_stricter_word(
     record: Readiness, gpu: Readiness, word: Readiness, weight: int
 ) -> None:
-    one = AgentState(word=record, weight=200 if record is Readiness.READY else 0)
-    two = AgentState(word=gpu, weight=40 if gpu is Readiness.READY else 0)
-    assert both(one, two) == AgentState(word=word, weight=weight)
+    one = AgentState(readiness=record, weight=200 if record is Readiness.READY else 0)
+    two = AgentState(readiness=gpu, weight=40 if gpu is Readiness.READY else 0)
+    assert both(one, two) == AgentState(readiness=word, weight=weight)
 
 
 def test_the_operator_s_reason_comes_first() -> None:
-    one = AgentState(word=Readiness.DRAIN, why="fans")
-    assert both(one, AgentState(word=Readiness.DRAIN, why="memory")) == one
-    tiny = both(AgentState(word=Readiness.READY, weight=1), AgentState(word=Readiness.READY, weight=1))
+    one = AgentState(readiness=Readiness.DRAIN, reason="fans")
+    assert both(one, AgentState(readiness=Readiness.DRAIN, reason="memory")) == one
+    tiny = both(
+        AgentState(readiness=Readiness.READY, weight=1), AgentState(readiness=Readiness.READY, weight=1)
+    )
     assert tiny.weight == 1  # never 0: that would be a drain
 
 
@@ -293,15 +295,15 @@ def test_no_order_of_events_breaks_the_rules(
         now += pause
         told, state = assess(gpu, use, state, now_s=now, nodes=nodes, policy=policy)
         assert 1 <= told.weight <= 100
-        assert told.verdict.word is told.word
-        if told.word in (Readiness.DRAIN, Readiness.DOWN):
-            assert told.why
-        if told.word is Readiness.READY:  # never while others hold too much, nor on a broken GPU
+        assert told.verdict.readiness is told.readiness
+        if told.readiness in (Readiness.DRAIN, Readiness.DOWN):
+            assert told.reason
+        if told.readiness is Readiness.READY:  # never while others hold too much, nor on a broken GPU
             assert use.foreign is not None
             assert use.foreign < limit
             assert gpu is None or not (gpu.lost or 79 in (gpu.xids or ()))
         if use.certain and use.foreign is not None and use.foreign >= limit:
-            assert told.word in (Readiness.DRAIN, Readiness.DOWN)  # at once, whatever was before
+            assert told.readiness in (Readiness.DRAIN, Readiness.DOWN)  # at once, whatever was before
 
 
 @given(steps=STEPS, policy=POLICIES)
@@ -312,12 +314,15 @@ def test_it_never_flaps_faster_than_the_dwell(
     for pause, use, gpu in steps:
         now += pause
         told, state = assess(gpu, use, state, now_s=now, policy=policy)
-        if told.word in (Readiness.DRAIN, Readiness.DOWN) and was not in (Readiness.DRAIN, Readiness.DOWN):
+        if told.readiness in (Readiness.DRAIN, Readiness.DOWN) and was not in (
+            Readiness.DRAIN,
+            Readiness.DOWN,
+        ):
             first_bad = now
-        if told.word is Readiness.READY and first_bad is not None:
+        if told.readiness is Readiness.READY and first_bad is not None:
             assert now - first_bad >= policy.dwell_s - 1e-6
             first_bad = None
-        was = told.word
+        was = told.readiness
 
 
 @given(own=st.integers(0, TOTAL), foreign=st.integers(0, GIB))
@@ -339,7 +344,7 @@ def test_the_guide_names_the_limits_that_hold() -> None:
 
 
 def test_haproxy_reads_the_reason_of_a_lost_gpu_on_one_line() -> None:
-    answer = line(AgentState(word=Readiness.DOWN, why="the GPU\nis götne " + "x" * 200))
+    answer = line(AgentState(readiness=Readiness.DOWN, reason="the GPU\nis götne " + "x" * 200))
     assert answer.startswith(b"down 0% #the GPU is g?tne xxx")
     assert answer.count(b"\n") == 1
     assert len(answer) < 100

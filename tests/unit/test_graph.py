@@ -192,7 +192,7 @@ def test_a_run_gets_its_own_graph_and_the_original_stays() -> None:
     made = run(
         graph,
         replacements={("1", ("image",)): "fleet/J/p.png", ("1", ("extra", "deep", 0)): "fleet/J/a.png"},
-        bust=frozenset({"2"}),
+        rerun_nodes=frozenset({"2"}),
     )
     assert graph == before
     assert made["1"]["inputs"] == {"image": "fleet/J/p.png", "extra": {"deep": ["fleet/J/a.png"]}}

@@ -15,12 +15,12 @@ from tests.stream_server import StreamServer
 
 @pytest.mark.parametrize("weight", [1, 40, 100, HEAVIEST])
 def test_an_agents_ready_gives_its_weight(weight: int) -> None:
-    assert given_by(line(AgentState(word=Readiness.READY, weight=weight))) == weight
+    assert given_by(line(AgentState(readiness=Readiness.READY, weight=weight))) == weight
 
 
 @pytest.mark.parametrize("word", [Readiness.DRAIN, Readiness.HOLD, Readiness.DOWN])
 def test_no_other_word_gives(word: Readiness) -> None:
-    assert given_by(line(AgentState(word=word, weight=100, why="ready up 100%"))) is None
+    assert given_by(line(AgentState(readiness=word, weight=100, reason="ready up 100%"))) is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from comfy_fleet.domain.errors import BadInput
-from comfy_fleet.domain.nodes.host import HOST_LABEL, Joining, Trash
+from comfy_fleet.domain.nodes.host import HOST_LABEL, Cleanup, Joining
 from comfy_fleet.domain.nodes.node import Node
 
 ID = "0b9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a11"
@@ -11,11 +11,11 @@ OTHER = "1c9f6a4e-2f6c-4c55-9d67-0d7f5f6f9a22"
 
 
 def test_trash_is_read_as_it_is_written() -> None:
-    trash = Trash(node="g1", job=ID, run=OTHER)
-    assert Trash.parse(str(trash)) == trash
+    cleanup = Cleanup(node="g1", job=ID, run=OTHER)
+    assert Cleanup.parse(str(cleanup)) == cleanup
     strays = (f"preview3d_{'a' * 32}.glb", f"preview3d_{'0' * 32}.usdz")
-    trash = Trash(node="g1", job=ID, run=OTHER, strays=strays)
-    assert Trash.parse(str(trash)) == trash
+    cleanup = Cleanup(node="g1", job=ID, run=OTHER, strays=strays)
+    assert Cleanup.parse(str(cleanup)) == cleanup
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_trash_is_read_as_it_is_written() -> None:
 )
 def test_what_could_name_another_folder_is_refused(text: str) -> None:
     with pytest.raises(BadInput):
-        Trash.parse(text)
+        Cleanup.parse(text)
 
 
 def test_what_an_operator_set_stays_unless_the_agent_says_otherwise() -> None:

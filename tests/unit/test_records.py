@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from comfy_fleet.domain.jobs.job import JobError, JobEvent, Output, OutputKind, Progress
-from comfy_fleet.domain.nodes.host import Seat
+from comfy_fleet.domain.nodes.host import GpuAllocation
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 
@@ -14,7 +14,7 @@ VALUES: list[Any] = [
     Progress(value=0.5, nodes_done=1, nodes_total=2, current_node="3"),
     JobError(code="node_lost", message="gone", details={"a": [1]}),
     Node(name="a", url="http://127.0.0.1:1", labels={"x": "y"}),
-    Seat(gpu="GPU-1", pids=(1, 2), own=5),
+    GpuAllocation(gpu="GPU-1", pids=(1, 2), own=5),
     JobEvent(job_id="j", seq=1, type="status", run=None, data={}),
     Output(asset_id="i", node_id="2", key="images", index=0, name="a.png", kind=OutputKind.IMAGE,
            content_type="image/png", size_bytes=3, hash="h"),

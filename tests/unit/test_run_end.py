@@ -100,8 +100,8 @@ async def test_what_its_node_never_gives_away_is_not_computed_again() -> None:
 
 async def test_what_is_lost_again_though_its_node_ran_anew_is_not_computed_a_third_time() -> None:
     gone = OutputGone("404", details={"node_id": "9"})
-    for bust, kind in (({"9"}, Over), ({"7"}, GivenBack), (set[str](), GivenBack)):
-        world = World(running_job(bust=frozenset(bust)))
+    for rerun_nodes, kind in (({"9"}, Over), ({"7"}, GivenBack), (set[str](), GivenBack)):
+        world = World(running_job(rerun_nodes=frozenset(rerun_nodes)))
         found = await decided(RunResult(kind="succeeded"), lost=gone, world=world)
         assert isinstance(found, kind) and found.error is not None and found.error.code == "output_lost"
 
@@ -233,10 +233,18 @@ async def test_an_end_is_written_as_soon_as_redis_is_back() -> None:
     back = await decided(RunResult(kind="failed", error=TOO_LARGE, counts=True), world=world)
     assert isinstance(back, GivenBack) and not world.runs.requeued
     world.runs.troubles = away.copy()
-    assert await world.ending.give_back(back, bust=frozenset({"7"}), progress=HALF, ui=UI) is JobStatus.QUEUED
+    assert (
+        await world.ending.give_back(back, rerun_nodes=frozenset({"7"}), progress=HALF, ui=UI)
+        is JobStatus.QUEUED
+    )
     assert world.runs.requeued == [
         Requeued(
-            counts=False, reason=TOO_LARGE, bust=frozenset({"7"}), placement=BIGGER, progress=HALF, ui=UI
+            counts=False,
+            reason=TOO_LARGE,
+            rerun_nodes=frozenset({"7"}),
+            placement=BIGGER,
+            progress=HALF,
+            ui=UI,
         )
     ]
     world = World()
@@ -252,6 +260,6 @@ async def test_whoever_lost_the_run_writes_nothing() -> None:
     world.runs.lose("r")
     with pytest.raises(LeaseLost):
         await world.ending.give_back(
-            GivenBack(error=BOOM, counts=True), bust=frozenset(), progress=None, ui=""
+            GivenBack(error=BOOM, counts=True), rerun_nodes=frozenset(), progress=None, ui=""
         )
     assert not world.runs.requeued

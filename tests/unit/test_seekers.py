@@ -144,12 +144,12 @@ async def test_a_claim_tells_how_many_jobs_wait_that_nobody_seeks_a_node_for() -
         seekers.wanted(ANY)
         seekers.wanted(ANY)
         await world.idle()
-    assert [claim.behind for claim in world.claims] == [0, 0] and len(world.leases.asked) == 2
+    assert [claim.jobs_behind for claim in world.claims] == [0, 0] and len(world.leases.asked) == 2
     world = World("g1", jobs=4)
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         await world.idle()
-    assert [claim.behind for claim in world.claims] == [3]
+    assert [claim.jobs_behind for claim in world.claims] == [3]
 
 
 async def test_only_able_nodes_are_wished_and_none_is_named_where_all_are_able() -> None:

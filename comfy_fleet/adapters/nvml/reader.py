@@ -39,7 +39,7 @@ _REASONS = {
 
 
 @dataclass
-class _Seat:
+class _Card:
     """A GPU in an open session.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Session:
     """State between initialisation and shutdown."""
 
     driver: str = ""
-    seats: list[_Seat] = field(default_factory=list)
+    cards: list[_Card] = field(default_factory=list)
     events: Any = None
 
 
@@ -133,17 +133,17 @@ class NvmlReader:
         session = self._session
         self._hear(nvml, session)
         gpus = []
-        for seat in session.seats:
-            before = self._known.get(seat.gpu.uuid)
+        for card in session.cards:
+            before = self._known.get(card.gpu.uuid)
             try:
-                seat.gpu = self._look(nvml, session, seat, now)
+                card.gpu = self._look(nvml, session, card, now)
                 if before is not None and before.lost:
                     self._xids.pop(before.uuid, None)  # it was reset
             except nvml.NVMLError as error:
                 if error.value not in LOST:
                     raise
-                seat.gpu = _lost(seat.gpu)
-            gpus.append(seat.gpu)
+                card.gpu = _lost(card.gpu)
+            gpus.append(card.gpu)
         listed = {gpu.uuid for gpu in gpus}
         gpus += [_lost(gpu) for uuid, gpu in self._known.items() if uuid not in listed]
         self._known |= {gpu.uuid: gpu for gpu in gpus if gpu.uuid}
@@ -158,24 +158,24 @@ class NvmlReader:
             self.close()
         return Gpus(why=why, gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)), driver=session.driver)
 
-    def _look(self, nvml: ModuleType, session: _Session, seat: _Seat, now: float) -> Gpu:
-        if now >= seat.slow_at:
-            seat.gpu = with_health(nvml, seat.handle, seat.gpu)
-            seat.slow_at = now + self._slow_every_s
-        gpu = seat.gpu
+    def _look(self, nvml: ModuleType, session: _Session, card: _Card, now: float) -> Gpu:
+        if now >= card.slow_at:
+            card.gpu = with_health(nvml, card.handle, card.gpu)
+            card.slow_at = now + self._slow_every_s
+        gpu = card.gpu
         if session.events is not None:
             gpu = replace(gpu, xids=tuple(self._xids.get(gpu.uuid, ())))
         if gpu.mig:
-            parts = read_instances(nvml, seat.handle, gpu)
-            return replace(gpu, memory=read_memory(nvml, seat.handle), processes=None, instances=parts)
-        memory, processes = read_held(nvml, seat.handle)
+            parts = read_instances(nvml, card.handle, gpu)
+            return replace(gpu, memory=read_memory(nvml, card.handle), processes=None, instances=parts)
+        memory, processes = read_held(nvml, card.handle)
         return replace(gpu, memory=memory, processes=processes, instances=(), lost=False)
 
     def _hear(self, nvml: ModuleType, session: _Session) -> None:
         """Note the Xids since the last look."""
         if session.events is None:
             return
-        places = {_address(seat.handle): seat.gpu.uuid for seat in session.seats if seat.handle is not None}
+        places = {_address(card.handle): card.gpu.uuid for card in session.cards if card.handle is not None}
         for _ in range(_MAX_XIDS):
             try:
                 event = nvml.nvmlEventSetWait_v2(session.events, 0)
@@ -206,8 +206,8 @@ def _open(nvml: ModuleType) -> _Session:
     session = _Session()
     try:
         session.driver = text(maybe(nvml, nvml.nvmlSystemGetDriverVersion) or "")
-        session.seats = _seats(nvml)
-        session.events = _listen(nvml, session.seats)
+        session.cards = _cards(nvml)
+        session.events = _listen(nvml, session.cards)
     except Exception:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
@@ -215,8 +215,8 @@ def _open(nvml: ModuleType) -> _Session:
     return session
 
 
-def _seats(nvml: ModuleType) -> list[_Seat]:
-    seats = []
+def _cards(nvml: ModuleType) -> list[_Card]:
+    cards = []
     refused: Exception | None = None
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
@@ -227,25 +227,25 @@ def _seats(nvml: ModuleType) -> list[_Seat]:
             if error.value in SESSION_OVER:
                 raise
             if error.value in LOST:
-                seats.append(_Seat(handle=None, gpu=Gpu(index=index, lost=True)))
+                cards.append(_Card(handle=None, gpu=Gpu(index=index, lost=True)))
             else:  # a GPU that this container may not use although the driver counts it
                 refused = error
         else:
-            seats.append(_Seat(handle=handle, gpu=Gpu(index=index, uuid=uuid, name=name)))
-    if refused is not None and not seats:
+            cards.append(_Card(handle=handle, gpu=Gpu(index=index, uuid=uuid, name=name)))
+    if refused is not None and not cards:
         raise refused
-    return seats
+    return cards
 
 
-def _listen(nvml: ModuleType, seats: list[_Seat]) -> Any:
+def _listen(nvml: ModuleType, cards: list[_Card]) -> Any:
     """Return an event set for Xids; None where there are no events (Windows, some containers)."""
-    events = maybe(nvml, nvml.nvmlEventSetCreate) if seats else None
+    events = maybe(nvml, nvml.nvmlEventSetCreate) if cards else None
     if events is None:
         return None
-    for seat in seats:
-        if seat.handle is not None:
+    for card in cards:
+        if card.handle is not None:
             with contextlib.suppress(nvml.NVMLError):
-                nvml.nvmlDeviceRegisterEvents(seat.handle, nvml.nvmlEventTypeXidCriticalError, events)
+                nvml.nvmlDeviceRegisterEvents(card.handle, nvml.nvmlEventTypeXidCriticalError, events)
     return events
 
 

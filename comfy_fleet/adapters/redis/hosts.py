@@ -12,13 +12,21 @@ from comfy_fleet.adapters.redis.job_records import Complaints, to_dict
 from comfy_fleet.adapters.redis.nodes import MOVING, read_node
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import BadInput, Conflict, StoreDown
-from comfy_fleet.domain.nodes.host import Heartbeat, HostState, Joining, Orders, Seat, Trash
+from comfy_fleet.domain.nodes.host import (
+    Cleanup,
+    GpuAllocation,
+    Heartbeat,
+    HostState,
+    Joining,
+    Orders,
+    written,
+)
 from comfy_fleet.domain.nodes.node import LIVE, Node
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 
 FRESH_S = 10
 """How long a heartbeat is shown: agents send one every second, less often while the API is in trouble."""
-SEATED_S = 60
+ALLOCATION_S = 60
 """How long a node keeps its place on a GPU without a word: longer than its agent's restart takes."""
 MAX_HOSTS = 1000
 _TRIES = 5
@@ -61,7 +69,7 @@ class RedisHosts:
             "seen_at": now,
             "gpus": list(beat.gpus),
             "gpus_why": beat.gpus_why,
-            "nodes": [{**asdict(report), "facts": dict(report.facts)} for report in beat.nodes],
+            "nodes": [{**written(asdict(report)), "facts": dict(report.facts)} for report in beat.nodes],
         }
         told = await self._scripts.call(
             "host_beat",
@@ -70,18 +78,18 @@ class RedisHosts:
             instance=beat.instance,
             central=beat.central,
             ttl_s=FRESH_S,
-            seat_ttl_s=SEATED_S,
+            seat_ttl_s=ALLOCATION_S,
             most_hosts=MAX_HOSTS,
             store=uuid4().hex,
             reports=[
                 {
                     "name": report.name,
-                    "word": report.word,
-                    "why": report.why,
-                    "boot": report.boot,
-                    "freed": report.freed,
-                    "gpu": report.seat.gpu if report.seat else "",
-                    "seat": orjson.dumps(asdict(report.seat)).decode() if report.seat else "",
+                    "word": report.readiness,
+                    "why": report.reason,
+                    "boot": report.boot_id,
+                    "freed": report.freed_id,
+                    "gpu": report.gpu_allocation.gpu if report.gpu_allocation else "",
+                    "seat": _dump_allocation(report.gpu_allocation),
                     "facts": orjson.dumps(dict(report.facts)).decode(),
                     "address": report.address,
                     "runs": list(report.runs),
@@ -90,7 +98,7 @@ class RedisHosts:
             ],
             seen=list(beat.seen),
             leaving=list(beat.leaving),
-            deleted=[str(trash) for trash in beat.deleted],
+            deleted=[str(cleanup) for cleanup in beat.deleted],
         )
         if told == b"taken":
             raise _taken(beat.host)
@@ -99,14 +107,14 @@ class RedisHosts:
                 f"{MAX_HOSTS} hosts have agents already: no more are kept",
                 details={"field": "host", "limit": MAX_HOSTS},
             )
-        nodes, explained, clear, trash, restart, neighbours, store = told
+        nodes, explained, clear, cleanup, restart, neighbours, store = told
         return Orders(
             nodes=self._nodes(nodes),
             explained=frozenset(run.decode() for run in explained),
             clear=frozenset(name.decode() for name in clear),
-            delete=list(_trash(trash)),
+            delete=list(_cleanups(cleanup)),
             restart=frozenset(name.decode() for name in restart),
-            neighbours=self._seats(neighbours),
+            neighbours=self._allocations(neighbours),
             store=store.decode(),
         )
 
@@ -119,13 +127,13 @@ class RedisHosts:
                 self._complaints.about("node", repr(raw[:80]), error)
         return found
 
-    def _seats(self, rows: Sequence[Sequence[bytes]]) -> dict[str, Seat]:
+    def _allocations(self, rows: Sequence[Sequence[bytes]]) -> dict[str, GpuAllocation]:
         found = {}
         for name, raw, age in rows:
             try:
-                found[name.decode()] = _seat(raw, float(age))
+                found[name.decode()] = _allocation(raw, float(age))
             except UNREADABLE as error:
-                self._complaints.about("seat of node", repr(name), error)
+                self._complaints.about("GPU allocation of node", repr(name), error)
         return found
 
     def _record(self, host: str, raw: bytes | None) -> dict[str, Any]:
@@ -163,7 +171,7 @@ class RedisHosts:
                     node=node.name,
                     url=node.key,
                     pool=node.pool,
-                    cleans=joining.cleans,
+                    cleans_up=joining.cleans_up,
                 )
             ).decode()
             if answer in ("ok", "same"):
@@ -218,8 +226,12 @@ def _taken(host: str) -> Conflict:
     )
 
 
-def _seat(raw: bytes, age_s: float) -> Seat:
-    kept = from_fields(Seat, orjson.loads(raw))
+def _dump_allocation(allocation: GpuAllocation | None) -> str:
+    return "" if allocation is None else orjson.dumps(asdict(allocation)).decode()
+
+
+def _allocation(raw: bytes, age_s: float) -> GpuAllocation:
+    kept = from_fields(GpuAllocation, orjson.loads(raw))
     return replace(kept, age_s=kept.age_s + age_s)
 
 
@@ -227,11 +239,11 @@ def _told(raw: bytes, live: Sequence[bytes]) -> Node:
     return read_node(raw, dict(zip(MOVING, map(bytes.decode, live), strict=True)))
 
 
-def _trash(rows: Sequence[bytes]) -> Sequence[Trash]:
+def _cleanups(rows: Sequence[bytes]) -> Sequence[Cleanup]:
     found = []
     for row in rows:
         try:
-            found.append(Trash.parse(row.decode()))
+            found.append(Cleanup.parse(row.decode()))
         except BadInput:  # ids that are no UUIDs: no folder is ever named by them
             continue
     return found

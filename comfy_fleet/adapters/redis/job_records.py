@@ -275,6 +275,6 @@ def load_job(
         seq=int(record.get("seq", 0)),
         waiting_for=text("waits"),
         has_secret=record.get("has_secret") == b"1",
-        bust=frozenset((text("bust") or "").split("\n")) - {""},
+        rerun_nodes=frozenset((text("bust") or "").split("\n")) - {""},
         traceparent=text("traceparent"),
     )

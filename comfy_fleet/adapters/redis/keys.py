@@ -92,7 +92,7 @@ class Keyspace:
     host_agent = _Each("host:HOST:agent")  # string: which start of an agent speaks for it, for 2.5 s
     host_nodes = _Each("host:HOST:nodes")  # set: nodes that its agent registered
     gpu = _Each("gpu:UUID")  # hash: NODE -> when its agent said so, and what it holds there, as JSON
-    trash = _Each("trash:HOST")  # zset: NODE JOB RUN [STRAY ...] -> when its files became useless
+    cleanup = _Each("trash:HOST")  # zset: NODE JOB RUN [STRAY ...] -> when its files became useless
 
     # -- assets: records over blobs.  PATH is the blob store's own word
     asset = _Each("asset:ID")  # hash: the asset's record, see asset_record.py

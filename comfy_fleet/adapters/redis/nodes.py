@@ -179,7 +179,7 @@ class RedisNodeRegistry:
         if not await self._scripts.call("want_restart", node=name):
             raise _unknown(name)
 
-    async def strike(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
+    async def record_failure(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
         """Count a failure that is the node's fault; with ``limit`` in a row it is cordoned.
 
         Args:
@@ -191,7 +191,7 @@ class RedisNodeRegistry:
         Returns:
             Whether it was cordoned now.
         """
-        count = await self._scripts.call("strike", node=name, kind=kind, limit=limit, reason=reason)
+        count = await self._scripts.call("record_failure", node=name, kind=kind, limit=limit, reason=reason)
         return int(count) < 0
 
     async def cordon(self, name: str, *, reason: str) -> Node:

@@ -133,7 +133,7 @@ class RedisRunStore:
         return Claim(
             job=job,
             graph=answer[3],
-            behind=int(answer[5]),
+            jobs_behind=int(answer[5]),
             heard=bool(answer[6]),
             run=run,
             node=node,
@@ -246,7 +246,7 @@ class RedisRunStore:
         *,
         counts: bool,
         reason: JobError,
-        bust: frozenset[str] = frozenset(),
+        rerun_nodes: frozenset[str] = frozenset(),
         placement: Placement | None = None,
         progress: Progress | None = None,
         ui: str = "",
@@ -262,7 +262,7 @@ class RedisRunStore:
             token=claim.token,
             counts=counts,
             placement=None if placement is None else placement.key,
-            bust="\n".join(sorted(claim.job.bust | bust)),
+            rerun_nodes="\n".join(sorted(claim.job.rerun_nodes | rerun_nodes)),
             reason=job_records.short_reason(reason),
         )
         return JobStatus(_check(claim, answer).decode())

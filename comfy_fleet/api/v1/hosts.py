@@ -19,7 +19,7 @@ from comfy_fleet.api.typed_bodies import MAX_URL, read
 from comfy_fleet.api.v1.nodes import idle_by_pool
 from comfy_fleet.domain.errors import BadInput, Conflict
 from comfy_fleet.domain.nodes.agent_state import Readiness
-from comfy_fleet.domain.nodes.host import Heartbeat, Joining, NodeReport, Seat, Trash
+from comfy_fleet.domain.nodes.host import Cleanup, GpuAllocation, Heartbeat, Joining, NodeReport, read_written
 from comfy_fleet.domain.nodes.node import NAME, Node, check_name
 from comfy_fleet.domain.nodes.orphans import MOST_SHOWN
 
@@ -141,7 +141,7 @@ async def heartbeat(request: Request) -> Response:
         nodes=[_report(report) for report in body.nodes],
         seen=body.seen,
         leaving=body.leaving,
-        deleted=[Trash.parse(line) for line in body.deleted],
+        deleted=[Cleanup.parse(line) for line in body.deleted],
     )
     orders = await d.hosts.beat(said, now=now)
     idle = await idle_by_pool(d)
@@ -152,9 +152,9 @@ async def heartbeat(request: Request) -> Response:
             "refused": refused,
             "explained": sorted(orders.explained),
             "clear": sorted(orders.clear),
-            "delete": [str(trash) for trash in orders.delete],
+            "delete": [str(cleanup) for cleanup in orders.delete],
             "restart": sorted(orders.restart),
-            "neighbours": {name: asdict(seat) for name, seat in orders.neighbours.items()},
+            "neighbours": {name: asdict(allocation) for name, allocation in orders.neighbours.items()},
             "store": orders.store,
         }
     )
@@ -197,15 +197,15 @@ async def _join_all(d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: 
 async def _join(d: ApiDeps, host: str, node: JoiningBody, now: float) -> str:
     """Register a node; return an empty text or why it was refused."""
     try:
-        await d.hosts.join(host, Joining(**node.model_dump() | d.split(node.url)), now=now)
+        await d.hosts.join(host, Joining(**read_written(node.model_dump()) | d.split(node.url)), now=now)
     except (BadInput, Conflict) as error:
         return str(error)
     return ""
 
 
 def _report(body: ReportBody) -> NodeReport:
-    seat = None if body.seat is None else Seat(**body.seat.model_dump())
-    return NodeReport(**{**body.model_dump(), "seat": seat})
+    allocation = None if body.seat is None else GpuAllocation(**body.seat.model_dump())
+    return NodeReport(**{**read_written(body.model_dump()), "gpu_allocation": allocation})
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def for_run(
     job_id: str,
     run_id: str,
     replacements: Mapping[Place, str] | None = None,
-    bust: frozenset[str] = frozenset(),
+    rerun_nodes: frozenset[str] = frozenset(),
     saves: Mapping[str, Uses] = KNOWN,
     at: datetime | None = None,
 ) -> Graph:
@@ -216,9 +216,9 @@ def for_run(
         job_id: Letters, digits, ``-`` and ``_``.
         run_id: The same.
         replacements: The new value for a place: the staged name of an asset or an upload.
-        bust: Nodes that must not come from the cache although they have no file prefix. They get an input
-            ``fleet_run`` that no class declares: ComfyUI ignores it when it validates and calls the node, but
-            it is part of the cache's key.
+        rerun_nodes: Nodes that must not come from the cache although they have no file prefix. They get an
+            input ``fleet_run`` that no class declares: ComfyUI ignores it when it validates and calls the
+            node, but it is part of the cache's key.
         saves: What the inputs of each class name.
         at: The time that ``%date:...%`` in a saved file's name stands for, as the editor would write it.
     """
@@ -236,7 +236,7 @@ def for_run(
             for name, value in node["inputs"].items()
         }
         inputs.update(_saved_below(folder, graph, inputs, saves.get(node["class_type"], {}), at))
-        if node_id in bust:
+        if node_id in rerun_nodes:
             inputs[BUST_INPUT] = run_id
         meta = node.get("_meta")
         # A server that replaces the class with another one copies this, and fails if it is missing.

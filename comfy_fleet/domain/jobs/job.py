@@ -292,7 +292,7 @@ class Job:
         waiting_for: What it waits for, in words: a node while queued, or room for its outputs at the end.
         has_secret: Whether encrypted ``extra_data`` was submitted with it.
         output_count: How many outputs it has; lists don't read the outputs themselves.
-        bust: Nodes whose cached outputs named files that are gone; they must run again.
+        rerun_nodes: Nodes whose cached outputs named files that are gone; they must run again.
         traceparent: The trace of whoever submitted it, as W3C Trace Context writes it.
     """
 
@@ -326,7 +326,7 @@ class Job:
     seq: int = 0
     waiting_for: str | None = None
     has_secret: bool = False
-    bust: frozenset[str] = frozenset()
+    rerun_nodes: frozenset[str] = frozenset()
     traceparent: str | None = None
 
 

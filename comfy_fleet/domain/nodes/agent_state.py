@@ -29,14 +29,14 @@ class AgentState:
     """An agent's answer for one node.
 
     Attributes:
-        word: Whether the node gets jobs, gets none, or stays as it is.
+        readiness: Whether the node gets jobs, gets none, or stays as it is.
         weight: HAProxy's weight for the node, 1 to 256; only with ``ready``.
-        why: The reason in words, empty with ``ready``.
+        reason: The reason in words, empty with ``ready``.
     """
 
-    word: Readiness
+    readiness: Readiness
     weight: int = 0
-    why: str = ""
+    reason: str = ""
 
 
 def record_state(node: Node, *, age_s: float, grace_s: float) -> AgentState:
@@ -48,10 +48,10 @@ def record_state(node: Node, *, age_s: float, grace_s: float) -> AgentState:
         grace_s: How old a record may be; an older one is not acted upon.
     """
     if node.cordoned:  # even if old: stopping new jobs is the safe side
-        return AgentState(word=Readiness.DRAIN, why=node.cordon_reason or "cordoned")
+        return AgentState(readiness=Readiness.DRAIN, reason=node.cordon_reason or "cordoned")
     if age_s > grace_s:
-        return AgentState(word=Readiness.HOLD, why=f"nothing heard from the API for {age_s:.0f} s")
-    return AgentState(word=Readiness.READY, weight=node.weight)
+        return AgentState(readiness=Readiness.HOLD, reason=f"nothing heard from the API for {age_s:.0f} s")
+    return AgentState(readiness=Readiness.READY, weight=node.weight)
 
 
 def both(record: AgentState, gpu: AgentState) -> AgentState:
@@ -61,8 +61,8 @@ def both(record: AgentState, gpu: AgentState) -> AgentState:
         record: From :func:`record_state`; its weight is the node's own.
         gpu: From the GPU's assessment; its weight is a percentage of that.
     """
-    for word in (Readiness.DOWN, Readiness.DRAIN, Readiness.HOLD):
+    for readiness in (Readiness.DOWN, Readiness.DRAIN, Readiness.HOLD):
         for one in (record, gpu):  # both reasons are shown, the operator's own first
-            if one.word is word:
+            if one.readiness is readiness:
                 return one
-    return AgentState(word=Readiness.READY, weight=max(1, round(record.weight * gpu.weight / 100)))
+    return AgentState(readiness=Readiness.READY, weight=max(1, round(record.weight * gpu.weight / 100)))

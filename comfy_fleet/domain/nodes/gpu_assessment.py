@@ -106,17 +106,17 @@ class Assessment:
     """What a GPU's state means for the nodes on it.
 
     Attributes:
-        word: ready, drain, down, or hold if nothing is known.
+        readiness: ready, drain, down, or hold if nothing is known.
         weight: Percent of a node's own weight: up to 100 for what heat leaves, up to 400 for a fast one.
-        why: The reason in words; with ready, only what lowers the weight.
+        reason: The reason in words; with ready, only what lowers the weight.
         available_bytes: What is available to all of the fleet's nodes on this GPU together; None if unknown.
         foreign_bytes: What other programs hold; None if unknown.
         source: Where the numbers come from.
     """
 
-    word: Readiness
+    readiness: Readiness
     weight: int = 100
-    why: str = ""
+    reason: str = ""
     available_bytes: int | None = None
     foreign_bytes: int | None = None
     source: Source = Source.NONE
@@ -124,8 +124,10 @@ class Assessment:
     @property
     def verdict(self) -> AgentState:
         """The same as an agent state, to be combined with what the node's record says."""
-        ready = self.word is Readiness.READY
-        return AgentState(word=self.word, weight=self.weight if ready else 0, why="" if ready else self.why)
+        ready = self.readiness is Readiness.READY
+        return AgentState(
+            readiness=self.readiness, weight=self.weight if ready else 0, reason="" if ready else self.reason
+        )
 
 
 def assess(
@@ -157,27 +159,27 @@ def assess(
     if use.total is not None and use.certain and use.foreign is not None:
         available = max(0, use.total - use.foreign - policy.reserve(use.total, nodes))
 
-    def say(word: Readiness, why: str = "") -> Assessment:
+    def say(readiness: Readiness, reason: str = "") -> Assessment:
         return Assessment(
-            word=word,
+            readiness=readiness,
             weight=weight,
-            why=why,
+            reason=reason,
             available_bytes=available,
             foreign_bytes=use.foreign if use.certain else None,
             source=use.source,
         )
 
-    if trouble is not None and trouble.word is not Readiness.HOLD:
-        return say(trouble.word, trouble.why), State(taken=True, seen=True)
+    if trouble is not None and trouble.readiness is not Readiness.HOLD:
+        return say(trouble.readiness, trouble.reason), State(taken=True, seen=True)
     if trouble is not None:
         blind_since = now_s if state.blind_since is None else state.blind_since
         after = State(taken=state.taken, blind_since=blind_since, seen=state.seen)
         if state.taken:
-            return say(Readiness.DRAIN, trouble.why), after
+            return say(Readiness.DRAIN, trouble.reason), after
         if state.seen and now_s - blind_since > policy.blind_s:
-            why = f"{trouble.why} for {now_s - blind_since:.0f} s"
-            return say(Readiness.DRAIN, why), State(taken=True, blind_since=blind_since, seen=True)
-        return say(Readiness.HOLD, trouble.why), after
+            reason = f"{trouble.reason} for {now_s - blind_since:.0f} s"
+            return say(Readiness.DRAIN, reason), State(taken=True, blind_since=blind_since, seen=True)
+        return say(Readiness.HOLD, trouble.reason), after
     if state.taken:
         well_since = now_s if state.well_since is None else state.well_since
         left = policy.dwell_s - (now_s - well_since)
@@ -208,25 +210,25 @@ def _trouble(gpu: Gpu | None, use: Usage, policy: Policy, nodes: int, *, taken: 
     if gpu is not None:
         if gpu.lost:
             return AgentState(
-                word=Readiness.DOWN, why="the GPU has fallen off the bus; see `dmesg`, reset it"
+                readiness=Readiness.DOWN, reason="the GPU has fallen off the bus; see `dmesg`, reset it"
             )
         fault = _fault(gpu, policy)
         if fault:
-            return AgentState(word=Readiness.DRAIN, why=fault)
+            return AgentState(readiness=Readiness.DRAIN, reason=fault)
     if use.source is Source.UNSEEN:
         return None
     if use.total is None or use.foreign is None:
-        return AgentState(word=Readiness.HOLD, why="its memory can't be read")
+        return AgentState(readiness=Readiness.HOLD, reason="its memory can't be read")
     limit = policy.drain_at(use.total, nodes, use.source)
     if limit <= 0:
         need = "" if policy.need_bytes is None else f": the smallest job needs {_gib(policy.need_bytes)}"
-        return AgentState(word=Readiness.DRAIN, why=f"{_gib(use.total)} are too little{need}")
+        return AgentState(readiness=Readiness.DRAIN, reason=f"{_gib(use.total)} are too little{need}")
     back = policy.return_at(use.total, nodes, use.source)
     if use.foreign < limit and (not taken or use.foreign <= back):
         return None
     if not use.certain:
-        return AgentState(word=Readiness.HOLD, why="whose memory it is can't be told")
-    return AgentState(word=Readiness.DRAIN, why=_held(use, limit))
+        return AgentState(readiness=Readiness.HOLD, reason="whose memory it is can't be told")
+    return AgentState(readiness=Readiness.DRAIN, reason=_held(use, limit))
 
 
 def _fault(gpu: Gpu, policy: Policy) -> str:
@@ -251,11 +253,11 @@ def _held(use: Usage, limit: int) -> str:
 
 
 def _weight(gpu: Gpu | None) -> tuple[int, str]:
-    percent, why = 100, ""
+    percent, reason = 100, ""
     for throttle in sorted(gpu.throttles or ()) if gpu is not None else ():
         if _HEAT_PERCENT[throttle] < percent:
-            percent, why = _HEAT_PERCENT[throttle], f"throttled: {throttle}"
-    return percent, why
+            percent, reason = _HEAT_PERCENT[throttle], f"throttled: {throttle}"
+    return percent, reason
 
 
 def _gib(count: int) -> str:

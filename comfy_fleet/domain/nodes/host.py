@@ -18,7 +18,7 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trash:
+class Cleanup:
     """Files of one run whose job is over: they may be deleted from the node.
 
     Attributes:
@@ -43,7 +43,7 @@ class Trash:
                 raise BadInput(f"{name[:80]!r} is no name that Preview3D draws", details={"field": "strays"})
 
     @classmethod
-    def parse(cls, text: str) -> "Trash":
+    def parse(cls, text: str) -> "Cleanup":
         """Read ``NODE JOB RUN [STRAY ...]``.
 
         Raises:
@@ -59,7 +59,7 @@ class Trash:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
+class GpuAllocation:
     """The GPU that a node uses and its memory there, for other agents with a node on that GPU.
 
     Attributes:
@@ -85,12 +85,12 @@ class NodeReport:
 
     Attributes:
         name: The node.
-        word: Its answer to HAProxy.
-        why: The reason in words, empty with ``ready``.
+        readiness: Its answer to HAProxy.
+        reason: The reason in words, empty with ``ready``.
         weight: Its weight with ``ready``.
-        boot: Changes with every start of its process; empty if that is not known.
-        freed: Changes whenever its models are unloaded.
-        seat: Its share of a GPU; None without a GPU of a known UUID.
+        boot_id: Changes with every start of its process; empty if that is not known.
+        freed_id: Changes whenever its models are unloaded.
+        gpu_allocation: Its share of a GPU; None without a GPU of a known UUID.
         facts: All other observations, JSON-ready: memory by owner, process, version, queue.
         address: ``HOST:PORT`` that was observed.
         runs: Runs of the fleet that were in its queue just now; another node that shows one of them is the
@@ -98,15 +98,37 @@ class NodeReport:
     """
 
     name: str
-    word: Readiness
-    why: str = ""
+    readiness: Readiness
+    reason: str = ""
     weight: int = 0
-    boot: str = ""
-    freed: str = ""
-    seat: Seat | None = None
+    boot_id: str = ""
+    freed_id: str = ""
+    gpu_allocation: GpuAllocation | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     address: str = ""
     runs: Sequence[str] = ()
+
+
+WRITTEN = {
+    "readiness": "word",
+    "reason": "why",
+    "boot_id": "boot",
+    "freed_id": "freed",
+    "gpu_allocation": "seat",
+    "cleans_up": "cleans",
+}
+"""Fields that heartbeats and Redis have under other names, as agents of earlier versions send them."""
+
+
+def written(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a report or a registration as heartbeats and Redis have them."""
+    return {WRITTEN.get(name, name): value for name, value in fields.items()}
+
+
+def read_written(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a report or a registration as their classes have them."""
+    ours = {name: own for own, name in WRITTEN.items()}
+    return {ours.get(name, name): value for name, value in fields.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +144,7 @@ class Joining:
         zone: Its zone; None keeps the registry's.
         labels: Labels in addition to those in the registry.
         simulated: Whether it is a simulated node.
-        cleans: Whether the agent can delete files of finished jobs.
+        cleans_up: Whether the agent can delete files of finished jobs.
         sealed: Its user and password, encrypted; empty if it needs none.
     """
 
@@ -134,7 +156,7 @@ class Joining:
     zone: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     simulated: bool = False
-    cleans: bool = False
+    cleans_up: bool = False
     sealed: str = field(default="", repr=False)
 
     def applied(self, host: str, known: Node | None, *, now: float) -> Node:
@@ -190,7 +212,7 @@ class Heartbeat:
     nodes: Sequence[NodeReport] = ()
     seen: Sequence[str] = ()
     leaving: Sequence[str] = ()
-    deleted: Sequence[Trash] = ()
+    deleted: Sequence[Cleanup] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +233,9 @@ class Orders:
     nodes: Sequence[Node] = ()
     explained: frozenset[str] = frozenset()
     clear: frozenset[str] = frozenset()
-    delete: Sequence[Trash] = ()
+    delete: Sequence[Cleanup] = ()
     restart: frozenset[str] = frozenset()
-    neighbours: Mapping[str, Seat] = field(default_factory=dict)
+    neighbours: Mapping[str, GpuAllocation] = field(default_factory=dict)
     store: str = ""
 
 
