@@ -129,7 +129,7 @@ class FakeNodeRegistry(Fake):
         self.announce()
 
     async def record_failure(self, name: str, *, kind: str, limit: int, reason: str) -> bool:
-        self.answer("strike")
+        self.answer("record_failure")
         self.strikes.append((name, kind, limit))
         self._in_a_row[name, kind] += 1
         if name not in self.held or self.held[name].node.cordoned or self._in_a_row[name, kind] < limit:

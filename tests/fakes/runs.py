@@ -187,7 +187,7 @@ class FakeRunStore(Fake):
             node=node,
             token=token,
             attempt=job.attempt,
-            behind=sum(len(self.queues.get(placement, ())) for placement in placements),
+            jobs_behind=sum(len(self.queues.get(placement, ())) for placement in placements),
         )
         self.hold(claim)
         return claim
