@@ -46,7 +46,7 @@ class Keyspace:
     job_ui = _Each("job:ID:ui")  # string: what the graph's nodes handed over for the user interface, as JSON
     job_secret = _Each("job:ID:secret")  # string: encrypted extra_data, erased when the job ends
     job_preview = _Each("job:ID:preview")  # string: the latest preview, for readers who come late
-    job_traces = _Each("job:ID:traces")  # set: NODE RUN: whose files stay on nodes until the job is final
+    job_cleanups = _Each("job:ID:traces")  # set: NODE RUN: whose files stay on nodes until the job is final
     graph = _Each("graph:HASH")  # string: a graph as submitted
     graphs = _One("graphs")  # hash: HASH -> how many jobs need the graph
     jobs = _One("jobs")  # zset: ID -> created

@@ -1,8 +1,8 @@
 -- An agent's heartbeat.  args: host, instance, central (bool), ttl_s (of what is shown), seat_ttl_s,
 --       reports [{name, word, why, boot, freed, gpu, seat, facts, address, runs}], seen [RUN], leaving [NODE],
---       deleted [TRASH], most_hosts (that are kept), store (an id for an empty one).  ARGV: the record to show.
+--       deleted [CLEANUP], most_hosts (that are kept), store (an id for an empty one).  ARGV: the record to show.
 -- Returns 'taken' (another agent speaks for the host), 'full' (too many hosts) or {nodes {JSON, cordoned, reason, gpu, device,
---          speed, speeds}, explained runs, nodes that no run needs, trash, nodes to be restarted, others' nodes on the same
+--          speed, speeds}, explained runs, nodes that no run needs, cleanup, nodes to be restarted, others' nodes on the same
 --          GPUs {name, seat, seconds since}, the store's id}
 local host, ttl_s = args.host, args.ttl_s
 if not admitted(host, args.instance) then return 'taken' end
@@ -45,7 +45,7 @@ for _, report in ipairs(args.reports) do
   end
 end
 
-for _, trash in ipairs(args.deleted) do redis.call('ZREM', trash_key(host), trash) end
+for _, cleanup in ipairs(args.deleted) do redis.call('ZREM', cleanup_key(host), cleanup) end
 
 local nodes, explained, clear, restart = {}, {}, {}, {}
 for _, name in ipairs(redis.call('SMEMBERS', host_nodes_key(host))) do
@@ -79,5 +79,5 @@ for gpu in pairs(gpus) do
     end
   end
 end
-return { nodes, explained, clear, redis.call('ZRANGE', trash_key(host), 0, 199), restart, neighbours,
+return { nodes, explained, clear, redis.call('ZRANGE', cleanup_key(host), 0, 199), restart, neighbours,
   store_id(args.store) }

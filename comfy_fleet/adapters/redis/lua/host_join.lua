@@ -1,4 +1,4 @@
--- Register a host's node, or move it.  args: host, node, url, pool, cleans (bool).
+-- Register a host's node, or move it.  args: host, node, url, pool, cleans_up (bool).
 -- ARGV: its record as JSON, the one that it had or ''.
 -- Returns 'ok' | 'same' | 'changed' (read it again) | 'owner' (the name is not this host's)
 --       | 'url NODE' (the URL is another node's)
@@ -10,7 +10,7 @@ if (had or '') ~= ARGV[3] then return 'changed' end
 local other = redis.call('HGET', urls_key, url)
 if other and other ~= node then return 'url ' .. other end
 redis.call('SADD', host_nodes_key(host), node)
-redis.call('HSET', key, 'host', host, 'cleans', args.cleans and 1 or 0)
+redis.call('HSET', key, 'host', host, 'cleans', args.cleans_up and 1 or 0)
 if had == record then return 'same' end
 if had then
   local was = redis.call('HMGET', key, 'pool', 'url')

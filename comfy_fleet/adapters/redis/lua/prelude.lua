@@ -217,7 +217,7 @@ end
 -- Forget a run and what it holds; the job itself is the caller's business.
 local function drop_run(run, id, node)
   if node and redis.call('HGET', node_key(node), 'cleans') == '1' then
-    redis.call('SADD', cleared(job_traces_key(id), 'set'), node .. ' ' .. run)
+    redis.call('SADD', cleared(job_cleanups_key(id), 'set'), node .. ' ' .. run)
   end
   if node and redis.call('GET', lease_key(node)) == run then
     redis.call('DEL', lease_key(node))
@@ -362,16 +362,16 @@ end
 
 -- The job is final: the agents beside its nodes may delete what its runs left there.
 local function discard(id, at)
-  local key = cleared(job_traces_key(id), 'set')
+  local key = cleared(job_cleanups_key(id), 'set')
   local last = fields(job_key(id), 'run')[1]  -- whose outputs the job has
   for _, trace in ipairs(redis.call('SMEMBERS', key)) do
     local node, run = string.match(trace, '^(%S+) (%S+)$')
     local host = redis.call('HGET', node_key(node), 'host')
     if host then
-      local trash = trash_key(host)
+      local cleanup = cleanup_key(host)
       local more = run == last and strays(id) or ''
-      redis.call('ZADD', trash, num(at), node .. ' ' .. id .. ' ' .. run .. more)
-      redis.call('ZREMRANGEBYSCORE', trash, '-inf', num(at - 604800))  -- of a host that never came back
+      redis.call('ZADD', cleanup, num(at), node .. ' ' .. id .. ' ' .. run .. more)
+      redis.call('ZREMRANGEBYSCORE', cleanup, '-inf', num(at - 604800))  -- of a host that never came back
     end
   end
   redis.call('DEL', key)

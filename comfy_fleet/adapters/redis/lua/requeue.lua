@@ -1,5 +1,5 @@
 -- Give a run's job back to its place in the queue, or end it when its attempts are used up.
--- args: run, token, counts (bool), placement (another one), bust (nodes to keep from the cache, one a line),
+-- args: run, token, counts (bool), placement (another one), rerun_nodes (nodes to keep from the cache, one a line),
 --       reason {code, message}.
 -- ARGV: error as JSON, RQ's text of it, last progress as JSON or '', what its nodes handed over as JSON or '' (kept if the job
 --       ends here).
@@ -26,7 +26,7 @@ if args.counts and attempt >= tonumber(f[2]) then
   return 'failed'
 end
 note_error(r[2], id, err, at)
-redis.call('HSET', key, 'status', 'queued', 'last_error', err, 'bust', args.bust)
+redis.call('HSET', key, 'status', 'queued', 'last_error', err, 'bust', args.rerun_nodes)
 redis.call('HDEL', key, 'run', 'node', 'progress', 'waits')
 redis.call('DEL', job_outputs_key(id), job_ui_key(id), job_preview_key(id))
 local placement = args.placement or f[3]
