@@ -40,7 +40,7 @@ class World:
     def __init__(self, *, behind: int = 0, slots: int = 64, **limits: Any) -> None:
         self.nodes, self.runs = FakeNodeApi(), FakeRunStore()
         self.assets = FakeAssetStore(self.runs)
-        self.claim = a_claim(behind=behind)
+        self.claim = a_claim(jobs_behind=behind)
         self.runs.hold(self.claim)
         self.collector = Collector(
             self.claim,
