@@ -98,6 +98,7 @@ def open_nodes(settings: Settings, stores: Stores) -> NodeClient:
         settings.direct_url,
         limits=AnswerLimits(size=settings.node_answer_bytes, seconds=settings.node_answer_s),
         on_fault=NodeFaults(stores.nodes, limit=settings.quarantine_faults),
+        namespace=settings.namespace,
     )
 
 

@@ -24,6 +24,7 @@ from comfy_fleet.cli.up.lock import held
 from comfy_fleet.cli.up.programs import INSTALL_HAPROXY, OLDEST_REDIS, find_haproxy, masked
 from comfy_fleet.domain.disk_room import size_text
 from comfy_fleet.domain.errors import FleetError, NoRoom, StoreDown
+from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
@@ -164,6 +165,8 @@ def redis_server(settings: Settings, *, asked: bool) -> list[Finding]:
         asked: Whether the operator named it; else it matters only if it is there.
     """
     place = masked(settings.redis_url)
+    if settings.namespace != DEFAULT_NAMESPACE:
+        place += f" (namespace {settings.namespace})"
     try:
         info = asyncio.run(_redis_info(settings.redis_url))
     except StoreDown as error:

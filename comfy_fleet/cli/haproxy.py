@@ -167,9 +167,10 @@ async def _nodes(settings: "Settings") -> Sequence["Node"]:
 async def _servers(settings: "Settings") -> list[dict[str, Any]]:
     from comfy_fleet.adapters.haproxy.config_render import files
     from comfy_fleet.adapters.haproxy.runtime import Runtime
+    from comfy_fleet.adapters.haproxy.server_lines import prefix_of
     from comfy_fleet.domain.errors import BrokerError
 
-    runtime = Runtime(files(settings).broker_socket)
+    runtime = Runtime(files(settings).broker_socket, prefix=prefix_of(settings.namespace))
     found = []
     try:
         servers = await runtime.servers()

@@ -76,6 +76,14 @@ def up(
         str | None,
         typer.Option(metavar="URL", help="Use this Redis instead of one in --data."),
     ] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What sets this fleet apart from others on the same Redis.",
+            show_default="FLEET_NAMESPACE or fleet",
+        ),
+    ] = None,
     ready_timeout: Annotated[
         float | None,
         typer.Option(
@@ -107,7 +115,7 @@ def up(
     from comfy_fleet.cli.up.plan import UpOptions, plan
 
     keep_private()
-    settings = load(data=data, port=port, host=host, redis_url=redis)
+    settings = load(data=data, port=port, host=host, redis_url=redis, namespace=namespace)
     home = None
     if comfyui:
         home = Checkout.find(

@@ -157,6 +157,7 @@ async def open_dispatcher(
                 settings.lease_url,
                 silence_s=settings.silence_s,
                 max_frame_bytes=settings.node_frame_bytes,
+                namespace=settings.namespace,
             ),
             nodes=nodes,
             assets=open_assets(settings, stores),

@@ -10,8 +10,8 @@ from comfy_fleet.adapters.haproxy.process import HAProxy
 
 @pytest.fixture
 def haproxy(tmp_path: Path) -> HAProxy:
-    where = {"config": tmp_path / "broker.cfg", "socket": tmp_path / "broker.sock"}
-    return HAProxy("broker", "haproxy", **where, reloads=False, on_start=lambda: None)
+    config, control = tmp_path / "broker.cfg", tmp_path / "broker.sock"
+    return HAProxy("broker", "haproxy", config, control, reloads=False, on_start=lambda: None)
 
 
 def said(haproxy: HAProxy, caplog: pytest.LogCaptureFixture, *lines: str) -> list[str]:

@@ -21,9 +21,11 @@ from websockets.protocol import Event
 from websockets.streams import StreamReader
 
 from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits, decoded, shown
+from comfy_fleet.adapters.comfyui.broker_headers import broker_headers
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.jobs.frames import frame_of
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
+from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.ports.comfyui import NoLease
 
 MAX_NODES = 64  # HAProxy ignores further names
@@ -289,6 +291,7 @@ class LeaseClient:
             event loop for a minute, so this should not be less than a run's own limit.
         open_timeout_s: Limit for the whole handshake; a frozen node does not answer.
         max_frame_bytes: A larger frame ends the websocket (``FLEET_NODE_FRAME_BYTES``).
+        namespace: Whose broker it must be.
     """
 
     def __init__(
@@ -298,8 +301,10 @@ class LeaseClient:
         silence_s: float = 600.0,
         open_timeout_s: float = 5.0,
         max_frame_bytes: int = MAX_FRAME_BYTES,
+        namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
         self._max_frame_bytes = max_frame_bytes
+        self._namespace = namespace
         self._url = url.rstrip("/")
         self._silence_s = silence_s
         self._open_timeout_s = open_timeout_s
@@ -312,7 +317,7 @@ class LeaseClient:
             pool: The pool, which is a backend of the broker.
             nodes: Able nodes in order of preference; no other node is granted. Empty means any of the pool.
         """
-        headers = {"X-Fleet-Pool": pool}
+        headers = {"X-Fleet-Pool": pool, **broker_headers(self._namespace)}
         if nodes:
             headers["X-Fleet-Nodes"] = " ".join(nodes[:MAX_NODES])
         try:

@@ -27,6 +27,7 @@ import orjson
 from yarl import URL
 
 from comfy_fleet.adapters.comfyui.answer_limits import PLAIN, AnswerLimits, decoded, read_body
+from comfy_fleet.adapters.comfyui.broker_headers import broker_headers
 from comfy_fleet.adapters.comfyui.head_limits import Connector, TooManyHeads
 from comfy_fleet.adapters.comfyui.object_info import ClassReader
 from comfy_fleet.adapters.comfyui.upload_form import UploadForm
@@ -41,6 +42,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     PostUnknown,
     QueueAnswered,
 )
+from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.ports.assets import Content
 
 _CHUNK = 256 * 1024
@@ -80,6 +82,7 @@ class NodeClient:
         url: ``http://HOST:PORT`` of the broker's direct frontend.
         limits: How much of an answer is read.
         on_fault: Called for every node whose answer breaks a limit.
+        namespace: Whose broker it must be.
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class NodeClient:
         *,
         limits: AnswerLimits | None = None,
         on_fault: Callable[[str, NodeFault], None] = lambda node, fault: None,
+        namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
+        self._headers = {**PLAIN, "User-Agent": "comfy-fleet", **broker_headers(namespace)}
         self._url = url.rstrip("/")
         self._limits = limits or AnswerLimits()
         self._on_fault = on_fault
@@ -104,7 +109,7 @@ class NodeClient:
                 connector=Connector(limit=0, keepalive_timeout=_KEEPALIVE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=_ASK,
-                headers={**PLAIN, "User-Agent": "comfy-fleet"},
+                headers=self._headers,
                 auto_decompress=False,
                 trust_env=False,
             )

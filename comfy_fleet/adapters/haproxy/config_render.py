@@ -15,10 +15,12 @@ from comfy_fleet.adapters.haproxy.server_lines import (
     entries_of,
     join,
     lease_options,
+    prefix_of,
     tls_options,
 )
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.domain.nodes.node import Node, check_name
 from comfy_fleet.settings import Settings
 
@@ -162,7 +164,8 @@ def render(
             ),
             edge=env.get_template("edge.cfg.j2").render(_edge(settings, places)),
             pools="".join(
-                f"{check_name('pool', pool)} {backend_of(slot)}\n" for pool, slot in sorted(pools.items())
+                f"{check_name('pool', pool)} {prefix_of(settings.namespace)}{backend_of(slot)}\n"
+                for pool, slot in sorted(pools.items())
             ),
             vias="".join(
                 f"{entry.name} {entry.via}\n"
@@ -221,6 +224,9 @@ def _broker(
             }
         )
     return {
+        "prefix": prefix_of(settings.namespace),
+        "namespace": settings.namespace,
+        "default_namespace": settings.namespace == DEFAULT_NAMESPACE,
         "socket": str(places.broker_socket),
         "monitor": f"unix@{places.broker_monitor}",
         "pools_map": str(places.pools),
@@ -249,6 +255,7 @@ def ca_file_of(settings: Settings) -> str:
 def _edge(settings: Settings, places: ConfigFiles) -> dict[str, Any]:
     limit = settings.max_body_bytes
     return {
+        "prefix": prefix_of(settings.namespace),
         "socket": str(places.edge_socket),
         "monitor": f"unix@{places.edge_monitor}",
         "public_bind": join(settings.host, settings.port),

@@ -44,6 +44,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
     literal,
     parse_map,
     pools_of,
+    prefix_of,
 )
 from comfy_fleet.domain.errors import ConfigError, FleetError
 from comfy_fleet.domain.nodes.node import Node
@@ -115,6 +116,7 @@ class Controller:
         self._agent_grace_s = agent_grace_s
         self._files = files(settings)
         self._agent = (settings.agent_host, settings.agent_port)
+        self._prefix = prefix_of(settings.namespace)
         self.broker = HAProxy(
             "broker",
             settings.haproxy_bin,
@@ -122,6 +124,7 @@ class Controller:
             self._files.broker_socket,
             reloads=False,
             on_start=self._broker_started,
+            prefix=self._prefix,
         )
         self.edge = HAProxy(
             "edge",
@@ -130,6 +133,7 @@ class Controller:
             self._files.edge_socket,
             reloads=True,
             on_start=lambda: None,
+            prefix=self._prefix,
         )
         self._nodes: Sequence[Node] = ()
         self._pools: dict[str, int] = {}

@@ -59,6 +59,7 @@ class HAProxy:
         *,
         reloads: bool,
         on_start: Callable[[], None],
+        prefix: str = "",
     ) -> None:
         """Set up.
 
@@ -69,9 +70,10 @@ class HAProxy:
             socket: Its Runtime API.
             reloads: Run a master that can replace its worker without closing the port.
             on_start: Called whenever it answers after a start.
+            prefix: Begins its backends' names.
         """
         self.name = name
-        self.runtime = Runtime(socket)
+        self.runtime = Runtime(socket, prefix=prefix)
         self._config = config
         self._pid_file = config.with_suffix(".pid")
         self._reloads = reloads

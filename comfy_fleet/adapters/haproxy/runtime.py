@@ -71,11 +71,16 @@ class Runtime:
     """Commands to one HAProxy process.
 
     Every method raises :class:`BrokerError` if HAProxy does not answer, or refuses the command.
+
+    Args:
+        socket: Its control socket; nothing is opened before the first command.
+        prefix: Begins the names of its backends, see
+            :func:`~comfy_fleet.adapters.haproxy.server_lines.prefix_of`; nobody else needs to know it.
     """
 
-    def __init__(self, socket: Path) -> None:
-        """Set up; nothing is opened before the first command."""
+    def __init__(self, socket: Path, *, prefix: str = "") -> None:
         self._socket = str(socket)
+        self._prefix = prefix
         self._servers: dict[tuple[str, ...], ServerStatus] = {}  # from the last look: most rows stay the same
 
     async def ask(self, order: str) -> str:
@@ -140,13 +145,18 @@ class Runtime:
         for line in lines[2:]:
             if line:
                 facts = fields(line.split())
-                server = self._servers[facts] = known.get(facts) or _server(*facts)
+                backend, *others = facts
+                server = self._servers[facts] = known.get(facts) or _server(
+                    backend.removeprefix(self._prefix), *others
+                )
                 servers.append(server)
         return servers
 
     async def stats(self, backend: str) -> list[dict[str, str]]:
         """Return the ``show stat`` rows of a backend's servers, with the columns in :data:`STAT`."""
-        rows = csv.reader(io.StringIO((await self.ask(f"show stat {backend} 4 -1")).removeprefix("# ")))
+        rows = csv.reader(
+            io.StringIO((await self.ask(f"show stat {self._prefix}{backend} 4 -1")).removeprefix("# "))
+        )
         fields = _picked(next(rows, []), STAT)
         return [dict(zip(STAT, fields(row), strict=True)) for row in rows]
 
@@ -166,16 +176,21 @@ class Runtime:
         if entry.via:
             await self.order(f"add map {vias} {entry.name} {entry.via}")
         where = join(address, entry.port)
+        direct = self._of(DIRECT, entry.name)
         await self.order(
-            f"add server {DIRECT}/{entry.name} {where} weight 0{tls_options(entry, ca_file, checked=False)}",
+            f"add server {direct} {where} weight 0{tls_options(entry, ca_file, checked=False)}",
             expect="New server registered.",
         )
-        await self.order(f"enable server {DIRECT}/{entry.name}")
+        await self.order(f"enable server {direct}")
         options = lease_options(entry, agent) + tls_options(entry, ca_file, checked=True)
-        server = f"{entry.backend}/{entry.name}"
+        server = self._of(entry.backend, entry.name)
         await self.order(f"add server {server} {where} {options} disabled", expect="New server registered.")
         await self.order(f"enable health {server}")
         await self.order(f"enable agent {server}")
+
+    def _of(self, backend: str, server: str) -> str:
+        """Return how HAProxy calls a server."""
+        return f"{self._prefix}{backend}/{server}"
 
     async def forget(self, name: str, *, vias: Path) -> None:
         """Remove a node from the map of proxies, if it is there."""
@@ -187,7 +202,7 @@ class Runtime:
         Maintenance stops new connections and leaves open tunnels alone. The agent-check is turned off,
         because the next ``ready`` would bring the server back.
         """
-        name = f"{server.backend}/{server.name}"
+        name = self._of(server.backend, server.name)
         if not server.maint or server.backend != DIRECT:
             if server.backend != DIRECT:
                 await self.order(f"disable agent {name}")
@@ -207,8 +222,9 @@ class Runtime:
 
         The weight is set to 0, too: Lua's sample fetches see weights, but not that a server is draining.
         """
-        await self.order(f"set server {server.backend}/{server.name} state drain")
-        await self.order(f"set weight {server.backend}/{server.name} 0")
+        name = self._of(server.backend, server.name)
+        await self.order(f"set server {name} state drain")
+        await self.order(f"set weight {name} 0")
 
     async def open(self, server: ServerStatus, percent: int) -> None:
         """Do what HAProxy does when an agent says ``ready up NN%``, opening the server last.
@@ -217,21 +233,23 @@ class Runtime:
             server: A server in maintenance that waits for its agent's first ready.
             percent: The agent's weight, in percent of the server's own.
         """
-        name = f"{server.backend}/{server.name}"
+        name = self._of(server.backend, server.name)
         await self.order(f"set weight {name} {percent}%")
         await self.order(f"set server {name} agent up")  # else it would be down after maintenance
         await self.order(f"set server {name} state ready")
 
     async def move(self, server: ServerStatus, address: str, port: int) -> None:
         """Point a server at another address; open connections stay."""
-        order = f"set server {server.backend}/{server.name} addr {address} port {port}"
+        order = f"set server {self._of(server.backend, server.name)} addr {address} port {port}"
         answer = await self.ask(order)
         if "changed from" not in answer and "no need to change" not in answer:
             raise BrokerError(f"HAProxy refused `{order}`: {answer}", details={"answer": answer})
 
     async def move_agent(self, server: ServerStatus, address: str, port: int) -> None:
         """Use another agent from now on."""
-        await self.order(f"set server {server.backend}/{server.name} agent-addr {address} port {port}")
+        await self.order(
+            f"set server {self._of(server.backend, server.name)} agent-addr {address} port {port}"
+        )
 
     async def map(self, path: Path) -> dict[str, str]:
         """Return the content of a running map."""
@@ -244,10 +262,11 @@ class Runtime:
         for pool in have.keys() - wanted.keys():
             await self.order(f"del map {path} {pool}")
         for pool, backend in wanted.items():
+            whole = f"{self._prefix}{backend}"
             if pool not in have:
-                await self.order(f"add map {path} {pool} {backend}")
-            elif have[pool] != backend:
-                await self.order(f"set map {path} {pool} {backend}")
+                await self.order(f"add map {path} {pool} {whole}")
+            elif have[pool] != whole:
+                await self.order(f"set map {path} {pool} {whole}")
 
 
 def shown(order: str) -> str:

@@ -4,10 +4,12 @@ They are made in one place, so that rendered servers and servers added at run ti
 """
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.domain.nodes.node import Node, authorization, check_name, parse_place
 
 DIRECT = "be_direct"
@@ -19,6 +21,8 @@ SYSTEM_CA = "@system-ca"
 """HAProxy's name for the authorities that the machine trusts."""
 
 Endpoint = tuple[str, int]
+
+_MAPPED = re.compile(r"(\S+)\s+(?:[^\s.]+\.)?be_pool_([0-9]{1,9})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,11 @@ def literal(host: str) -> str | None:
         return str(ipaddress.ip_address(host))
     except ValueError:
         return None
+
+
+def prefix_of(namespace: str) -> str:
+    """Return what begins the names of HAProxy's proxies: its log and its metrics tell fleets apart by it."""
+    return "" if namespace == DEFAULT_NAMESPACE else f"{namespace}."
 
 
 def backend_of(slot: int) -> str:
@@ -187,9 +196,8 @@ def parse_map(text: str) -> dict[str, int]:
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        match line.split():
-            case [pool, backend] if backend.startswith("be_pool_") and backend[8:].isdecimal():
-                pools[check_name("pool", pool)] = int(backend[8:])
-            case _:
-                raise ConfigError(f"line {line!r} of the pool map is not `POOL be_pool_N`; remove the file")
+        found = _MAPPED.fullmatch(line.strip())
+        if not found:
+            raise ConfigError(f"line {line!r} of the pool map is not `POOL be_pool_N`; remove the file")
+        pools[check_name("pool", found[1])] = int(found[2])
     return pools

@@ -72,7 +72,16 @@ class Plan:
     @property
     def found_by(self) -> dict[str, Any]:
         """The settings by which other commands find the parts; a Redis that was named is theirs to name."""
-        names = ["host", "port", "api_port", "lease_port", "direct_port", "agent_port", "haproxy_bin"]
+        names = [
+            "namespace",
+            "host",
+            "port",
+            "api_port",
+            "lease_port",
+            "direct_port",
+            "agent_port",
+            "haproxy_bin",
+        ]
         names += ["dispatch_metrics_port", "haproxy_metrics_port", "agent_metrics_port"]
         return {
             name: getattr(self.settings, name) for name in (*names, *(["redis_url"] if self.redis else []))
@@ -153,7 +162,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     env = {
         f"FLEET_{name.upper()}": str(getattr(ours, name))
         for name in (
-            *("data", "redis_url", "haproxy_bin", "host", "port", "log_level"),
+            *("data", "redis_url", "namespace", "haproxy_bin", "host", "port", "log_level"),
             *("api_host", "api_port", "lease_port", "direct_port", "agent_port", "broker_host"),
             *("dispatch_metrics_port", "haproxy_metrics_port", "agent_metrics_port"),
         )
