@@ -59,7 +59,7 @@ def _names(text: str) -> set[str]:
 
 
 class Scripts:
-    """Calls scripts by name on one client. Keyspace are built inside: for one Redis, not for a cluster.
+    """Calls scripts by name on one client. Keys are built inside: for one Redis, not for a cluster.
 
     Args:
         redis: The client.
