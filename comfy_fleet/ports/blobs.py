@@ -54,6 +54,16 @@ class BlobStore(Protocol):
     async def url(self, key: str) -> str | None:
         """Return a URL, valid for some minutes, from which a client may fetch the bytes; None without one."""
 
+    async def belongs_to(self, records: str) -> bool:
+        """Return whether the records over these bytes are in this store of records; the first to ask has them.
+
+        Args:
+            records: Identifies the store of records. One that was emptied is another one.
+
+        Raises:
+            NoRoom: The store can't be read or written to.
+        """
+
     def keys(self, *, age_s: float) -> AsyncGenerator[list[str], None]:
         """Walk, in batches, the keys of all bytes that are at least this many seconds old."""
 

@@ -48,7 +48,7 @@ async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    return sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file() and p.name != "records")
 
 
 async def put(

@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.assets import RedisAssets
+from comfy_fleet.adapters.redis.keys import Keyspace
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.adapters.system.disk import Disk
@@ -74,7 +75,8 @@ async def output(
 
 
 def files(root: Path) -> list[str]:
-    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    found = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    return [name for name in found if name != "records"]
 
 
 def aged(root: Path) -> None:
@@ -182,6 +184,44 @@ async def test_a_process_that_dies_between_bytes_and_record_leaves_what_the_swee
     clock.now += 2 * HOUR
     await swept(store, redis)
     assert files(tmp_path) == [kept.path]
+
+
+@pytest.mark.parametrize("other", ["a Redis that was emptied", "another fleet"])
+async def test_bytes_of_which_another_redis_may_have_records_are_not_taken_for_strays(
+    store: RedisAssets,
+    redis: FleetRedis,
+    tmp_path: Path,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    other: str,
+) -> None:
+    theirs = await put(store, b"theirs")
+    await swept(store, redis)
+    backup: Any = {key: await redis.dump(key) for key in await redis.keys("*")}
+    if other == "another fleet":
+        monkeypatch.setattr(redis, "keyspace", Keyspace("other"))
+        store = assets_on(redis, tmp_path, clock=clock, grace_s=0)
+    else:
+        await redis.flushall()
+    ours = await put(store, b"ours")
+    aged(tmp_path)
+    for _ in range(3):
+        await redis.delete("fleet:blob:walked", "other:blob:walked")
+        await store.sweep()
+        clock.now += 7 * HOUR
+    assert files(tmp_path) == sorted([theirs.path, ours.path])
+    assert "no search for bytes without a record" in caplog.messages
+    if other == "a Redis that was emptied":  # and is restored after days
+        await redis.flushall()
+        for key, value in backup.items():
+            await redis.restore(key, 0, value)
+        assert await content_of(store, theirs) == b"theirs"
+        await store.delete(owner="ann", asset_id=theirs.id)
+        for _ in range(2):
+            clock.now += 7 * HOUR
+            await swept(store, redis)
+        assert files(tmp_path) == []
 
 
 async def test_half_written_files_go(store: RedisAssets, redis: FleetRedis, tmp_path: Path) -> None:

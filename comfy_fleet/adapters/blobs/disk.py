@@ -4,6 +4,7 @@
     ROOT/blobs/ab/DRAWN/HASH   complete; DRAWN is a new random name for each write
     ROOT/blobs/ab/HASH         of earlier versions
     ROOT/jobs/JOB/HASH         outputs of earlier versions
+    ROOT/records               identifies the store of records to which all this belongs
 
 No name is made from a user's input. A file appears under its name by a rename, complete or not at all.
 """
@@ -133,6 +134,20 @@ class DiskBlobs:
     async def url(self, key: str) -> str | None:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.url`: files have none."""
         return None
+
+    async def belongs_to(self, records: str) -> bool:
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.belongs_to`."""
+
+        def look() -> bool:
+            path = self._root / "records"
+            with self._disk.writing():
+                with contextlib.suppress(FileExistsError), path.open("x") as file:
+                    file.write(records)
+                if not (found := path.read_text()):  # whoever made it died, or had no room
+                    path.write_text(records)
+            return found in ("", records)
+
+        return await asyncio.to_thread(look)
 
     async def keys(self, *, age_s: float) -> AsyncGenerator[list[str], None]:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.keys`."""

@@ -366,11 +366,22 @@ class RedisAssets:
         return ended
 
     async def _note_strays(self, now: float) -> None:
-        """Look for bytes without a record, once an hour in the whole fleet."""
-        mine = await self._redis.set(self._keys.blob_walked, "1", nx=True, ex=int(_WRITING_S))
-        if mine:
-            async for keys in self._blobs.keys(age_s=_WRITING_S):
-                await self._begin("note_strays", now=now, paths=keys)
+        """Look for bytes without a record, once an hour in the whole fleet.
+
+        Not among those of another store of records, such as another fleet's, or this one's before its Redis was
+        emptied: it may have records over them.
+        """
+        if not await self._redis.set(self._keys.blob_walked, "1", nx=True, ex=int(_WRITING_S)):
+            return
+        records = await self._scripts.call("store_id", candidate=self._new_id())
+        if not await self._blobs.belongs_to(_text(records)):
+            logger.warning(
+                "no search for bytes without a record",
+                extra={"reason": "files/records names another Redis, or the fleet's before it was emptied"},
+            )
+            return
+        async for keys in self._blobs.keys(age_s=_WRITING_S):
+            await self._begin("note_strays", now=now, paths=keys)
 
     async def _delete_unused(self, now: float, limit: int) -> int:
         """Delete some of the bytes whose time has come; returns how many."""
