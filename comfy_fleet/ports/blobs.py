@@ -55,7 +55,7 @@ class BlobStore(Protocol):
         """Return a URL, valid for some minutes, from which a client may fetch the bytes; None without one."""
 
     async def belongs_to(self, records: str) -> bool:
-        """Return whether the records over these bytes are in this store of records; the first to ask has them.
+        """Return whether the records over these bytes are in this store of records; the first one gets them.
 
         Args:
             records: Identifies the store of records. One that was emptied is another one.

@@ -16,8 +16,8 @@ from blake3 import blake3
 
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.redis.assets import RedisAssets
-from comfy_fleet.adapters.redis.keys import Keyspace
 from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.keys import Keyspace
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.domain.errors import NoRoom, Outdated, StoreDown

@@ -368,8 +368,8 @@ class RedisAssets:
     async def _note_strays(self, now: float) -> None:
         """Look for bytes without a record, once an hour in the whole fleet.
 
-        Not among those of another store of records, such as another fleet's, or this one's before its Redis was
-        emptied: it may have records over them.
+        Not among those of another store of records, such as another fleet's, or this one's before its Redis
+        was emptied: it may have records over them.
         """
         if not await self._redis.set(self._keys.blob_walked, "1", nx=True, ex=int(_WRITING_S)):
             return
