@@ -59,7 +59,10 @@ class _Schemas(GenerateJsonSchema):
 
     def nullable_schema(self, schema: Any) -> dict[str, Any]:
         inner = self.generate_inner(schema["schema"])
-        return {**(inner if "$ref" not in inner else {"type": "object", "allOf": [inner]}), "nullable": True}
+        if "$ref" not in inner:
+            return {**inner, "nullable": True}
+        # What all validators and generators take for "or null" beside a reference.
+        return {"anyOf": [inner, {"type": "object", "nullable": True, "enum": [None]}]}
 
     def none_schema(self, schema: Any) -> dict[str, Any]:
         return {"type": "string", "nullable": True}

@@ -17,8 +17,11 @@ PATH = "/api/v1/openapi.json"
 _GENERIC = "/api/v1/workflows/{workflow}/jobs"
 _REF = "#/components/schemas/"
 _LONGEST = 40  # characters of a name in generated code
-_METHODS = ("from_dict", "to_dict", "additional_keys", "model_name")
-"""Parameters that generated models would take for methods of their own."""
+_IN_USE = (
+    *("additional_keys", "additional_properties", "cls", "d", "field_dict", "from_dict", "src_dict"),
+    *("model_name", "this", "to_dict"),
+)
+"""What the code of generated models calls things of its own, in Python and in PHP: no parameter can be so."""
 
 _TAGS = {
     "generate": "A prompt in, a picture out.",
@@ -152,7 +155,7 @@ def _params(workflow: Workflow) -> dict[str, Any]:
     """Return the parameters' model, in the subset of JSON Schema that client generators understand."""
     whole = json_schema(workflow)
     typed: dict[str, Any] = {}
-    seen = {_plain(name) for name in _METHODS}
+    seen = {_plain(name) for name in _IN_USE}
     for name, schema in whole["properties"].items():
         if _plain(name) not in seen:
             seen.add(_plain(name))
@@ -178,6 +181,8 @@ def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
     }
     if kind := schema.get("contentMediaType"):  # OpenAPI 3.0 does not know it
         made["format"] = kind
+    if not all(map(_is_plain, made.get("enum", ()))):
+        del made["enum"]
     if "enum" in made:
         names = _Names()
         made["x-enum-varnames"] = [names.free(_constant(choice)) for choice in made["enum"]]
@@ -190,6 +195,11 @@ def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _text(text: str) -> str:
     """Return a text of the workflow's author without what no comment in generated code may hold."""
     return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text).strip()
+
+
+def _is_plain(choice: str) -> bool:
+    """Tell whether generators write a choice into code as it is; they mend what could end a comment."""
+    return choice.isprintable() and choice == choice.strip() and not ("*/" in choice or "/*" in choice)
 
 
 def _constant(choice: str) -> str:
