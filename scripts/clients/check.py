@@ -62,9 +62,8 @@ assert isinstance(told, v1.TaskResult) and told.status is v1.TaskResultStatus.SU
 sent = BytesIO(picture.payload.getvalue()) if isinstance(picture.payload, BytesIO) else picture.payload
 upload = v2.UploadBody(file=File(sent, file_name="face.png", mime_type="image/png"), tags="face,input")
 asset = create_asset.sync(client=files, body=upload)
-assert isinstance(asset, v2.Asset) and asset.file_path == "face.png" and asset.tags == ["face", "input"], (
-    asset
-)
+assert isinstance(asset, v2.Asset), asset
+assert (asset.file_path, asset.tags) == ("face.png", ["face", "input"])
 graph = v2.GraphJobBodyWorkflow.from_dict(
     {
         "1": {"class_type": "LoadImage", "inputs": {"image": asset.file_path}},

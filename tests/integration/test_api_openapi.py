@@ -191,7 +191,17 @@ async def test_each_workflow_has_a_path_and_a_request_of_its_own(
     redis_port: int, redis: Redis, tmp_path: Path
 ) -> None:
     folder = tmp_path / "workflows"
-    for name in ("image_card", "image-card", "image.card", "job", "1", "new"):
+    for name in (
+        "image_card",
+        "image-card",
+        "image.card",
+        "job",
+        "1",
+        "new",
+        "class",
+        "job-detail",
+        "x" * 63,
+    ):
         shutil.copytree(packaged("workflows") / "image_card", folder / name)
     async with running(redis_port, tmp_path / "data", workflows=folder) as api:
         await api.add_node(info=False)
