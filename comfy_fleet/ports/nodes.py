@@ -155,6 +155,18 @@ class InventoryStore(Protocol):
     async def load(self, digest: str) -> Inventory | None:
         """Return the inventory with this content hash; None if it is missing or can't be read."""
 
+    async def object_info(self, digest: str) -> Mapping[str, bytes] | None:
+        """Return what a node says of its classes, tooltips and all, as JSON by class.
+
+        Lists of uploaded files are empty in it (:mod:`comfy_fleet.domain.graphs.object_info`).
+
+        Args:
+            digest: As :attr:`Reading.object_info` names it.
+
+        Returns:
+            None if no node has it any more, or it can't be read.
+        """
+
     async def keep_needs(self, needs: Requirements) -> None:
         """Store requirements under :attr:`comfy_fleet.domain.nodes.eligibility.Requirements.key`."""
 

@@ -235,6 +235,8 @@ class FakeInventoryStore(Fake):
         self.too_small[profile] = max(size, self.too_small.get(profile, 0))
         return self.too_small[profile]
 
+    object_info = unplayed
+
     def _note(self, node: str, **facts: Any) -> None:
         self.registry.put(node, reading=replace(self.registry.held[node].reading, **facts))
 

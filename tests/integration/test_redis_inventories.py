@@ -1,15 +1,20 @@
 """Inventories, needs and what failures taught, on a real Redis."""
 
+import json
+import zlib
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack, unpack
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import Conflict, NotFound
 from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.file_access import Use
+from comfy_fleet.domain.graphs.object_info import Packer
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement
 from comfy_fleet.domain.nodes.eligibility import GIB, Requirements
 from comfy_fleet.domain.nodes.node import Node, NodeState, Reading
@@ -74,6 +79,71 @@ async def test_alike_nodes_share_one_inventory_until_the_last_is_gone(stores: St
     now = (await state(stores, "a")).reading
     assert (now.inventory, now.vram_bytes, now.gpu, now.comfyui) == (other, 5, "RTX 4090", "")
     assert now.read_at >= now.changed_at > 0
+
+
+def told(info: dict[str, Any]) -> inventory.Inventory:
+    """What a node has that answers so."""
+    packer = Packer()
+    parsed = inventory.parse(info)
+    for name, body in info.items():
+        packer.add(name, body, parsed.classes[name])
+    return replace(parsed, object_info=packer.end())
+
+
+async def test_alike_nodes_share_one_answer_until_the_last_is_gone(stores: Stores) -> None:
+    info = object_info()
+    for name in ("a", "b", "c"):
+        await add(stores, name)
+        await stores.inventories.save(name, told(info), Reading())
+    (digest,) = {(await state(stores, name)).reading.object_info for name in "abc"}
+    kept = await stores.inventories.object_info(digest)
+    assert kept is not None and list(kept) == list(info)
+    assert json.loads(kept["KSampler"]) == info["KSampler"]
+    assert len(await stores.redis.keys("fleet:object_info:*")) == 2
+    await stores.nodes.remove("a")
+    info["KSampler"]["description"] = "New words."
+    assert await stores.inventories.save("b", told(info), Reading()) == "same"  # nothing a job would need
+    assert await stores.inventories.object_info(digest) == kept
+    await stores.nodes.remove("c")
+    assert await stores.inventories.object_info(digest) is None
+    new = (await state(stores, "b")).reading.object_info
+    assert new != digest and await stores.inventories.object_info(new)
+    await stores.inventories.save("b", replace(told(info), object_info=None), Reading())  # too large now, say
+    assert (await state(stores, "b")).reading.object_info == ""
+    assert await stores.redis.keys("fleet:object_info:*") == []
+
+
+async def test_an_answer_that_is_kept_is_not_sent_again(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    call = Scripts.call
+
+    async def counted(self: Scripts, script: str, /, *blobs: Any, **args: Any) -> Any:
+        if script == "save_inventory":
+            sent.append(len(blobs[1]))
+            if len(sent) == 3:  # another process forgets the last node that had it, just now
+                await stores.redis.delete(stores.redis.keyspace.object_info(args["told"]))
+        return await call(self, script, *blobs, **args)
+
+    monkeypatch.setattr(Scripts, "call", counted)
+    await add(stores, "a")
+    digest = ""
+    for known in (True, True, False, True):
+        await stores.inventories.save("a", told(object_info()), Reading())
+        digest = (await state(stores, "a")).reading.object_info
+        assert bool(digest) == known
+    assert [bool(size) for size in sent] == [True, False, False, True]
+    assert await stores.inventories.object_info(digest) is not None
+
+
+async def test_an_answer_that_can_not_be_read_is_none(
+    stores: Stores, caplog: pytest.LogCaptureFixture
+) -> None:
+    for broken in (b"odd", zlib.compress(b"no tab\n"), zlib.compress(b"x\t{}\n")):
+        await stores.redis.set(stores.redis.keyspace.object_info("1-x"), broken)
+        assert await stores.inventories.object_info("1-x") is None
+    assert "can't be read" in caplog.text
 
 
 async def test_one_process_reads_a_node_at_a_time(stores: Stores) -> None:

@@ -11,6 +11,7 @@ from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits
 from comfy_fleet.adapters.comfyui.object_info import ClassReader
 from comfy_fleet.domain.errors import NodeError, NodeFault
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
+from comfy_fleet.domain.graphs.object_info import unpack
 from tests.integration.api_kit import object_info
 
 LIMITS = AnswerLimits(size=3 * MIB, setting="FLEET_SOME_BYTES")
@@ -67,6 +68,20 @@ async def test_a_large_installation() -> None:
     stacker = {"input": {"optional": {f"lora_{index}": [models(1000), {}] for index in range(50)}}}
     large |= {f"Loader {number}": loader for number in range(15)} | {"Stacker": stacker}
     assert (await read(orjson.dumps(large), limits=AnswerLimits())).classes.keys() == large.keys()
+
+
+async def test_the_answer_itself_is_packed_however_it_is_cut_and_written() -> None:
+    info = object_info()
+    packed = []
+    for body, piece in ((orjson.dumps(info), 999), (orjson.dumps(info, option=orjson.OPT_INDENT_2), 65536)):
+        reader = ClassReader(LIMITS)
+        for at in range(0, len(body), piece):
+            await reader.take(body[at : at + piece])
+        await reader.end()
+        packed.append(reader.packed())
+    first = packed[0]
+    assert first is not None and packed == [first, first]
+    assert {name: orjson.loads(body) for name, body in unpack(first.packed).items()} == info
 
 
 async def test_what_only_the_slower_decoder_takes() -> None:

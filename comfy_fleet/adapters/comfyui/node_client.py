@@ -18,6 +18,7 @@ its answer breaks a limit           ``unusable``     NodeFault
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
@@ -280,7 +281,8 @@ class NodeClient:
             message = f"node {node} answered /object_info with no JSON object: {error.message}"
             raise NodeError(message, details={"node": node}) from None
         replacements = await self._node_replacements(node)
-        return await asyncio.to_thread(found.inventory, replacements)
+        inventory = await asyncio.to_thread(found.inventory, replacements)
+        return replace(inventory, object_info=classes.packed())
 
     async def _node_replacements(self, node: str) -> object:
         try:

@@ -8,6 +8,7 @@ from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits, decode
 from comfy_fleet.adapters.comfyui.json_lenient import decode
 from comfy_fleet.domain.errors import NodeError, NodeFault
 from comfy_fleet.domain.graphs.inventory import Reader, TooManyClasses
+from comfy_fleet.domain.graphs.object_info import ObjectInfo, Packer
 
 _STEP_BYTES = MIB
 """Bytes that are collected before they are read, in a thread."""
@@ -35,6 +36,7 @@ class ClassReader:
         self._of_class = replace(limits, held=_DECODED_SHARE)
         self._class_bytes = int(limits.size * _CLASS_SHARE)
         self._found = Reader(most_bytes=int(limits.size * _HELD_SHARE))
+        self._packer = Packer()
         self._text = bytearray()
         self._looked = self._from = 0  # where to go on, and where the unfinished class begins
         self._depth = self._objects = 0
@@ -66,6 +68,10 @@ class ClassReader:
         if self._why or not self._whole:
             raise NodeError(self._why or "it ends too early")
         return self._found
+
+    def packed(self) -> ObjectInfo | None:
+        """Return the answer itself, at its end; None if it is too large to keep."""
+        return self._packer.end()
 
     def look(self) -> None:
         """Read those classes that have come whole."""
@@ -105,9 +111,11 @@ class ClassReader:
             self._why = f"class {name[:100]!r} can't be read"
             return
         try:
-            self._found.add(name, body)
+            info = self._found.add(name, body)
         except TooManyClasses as error:
             raise self._fault(str(error), "four thirds") from None
+        if info is not None:
+            self._packer.add(name, body, info)
 
     def _fault(self, why: str, share: str) -> NodeFault:
         setting = self._limits.setting

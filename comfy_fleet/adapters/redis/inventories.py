@@ -16,6 +16,7 @@ from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import Complaints
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import NodeFault
+from comfy_fleet.domain.graphs import object_info
 from comfy_fleet.domain.graphs.file_access import Use
 from comfy_fleet.domain.graphs.inputs import Growth, Inputs, InputSpec
 from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
@@ -66,7 +67,18 @@ class RedisInventories:
             "device": reading.device,
             "vram": str(reading.vram_bytes),
         }
-        answer = await self._scripts.call("save_inventory", packed, node=node, digest=digest, fields=fields)
+        told, text = inventory.object_info, b""
+        if told is not None and not await self._redis.exists(self._keys.object_info(told.digest)):
+            text = told.packed  # of nodes that are alike, and at each reading but the first, it is there
+        answer = await self._scripts.call(
+            "save_inventory",
+            packed,
+            text,
+            node=node,
+            digest=digest,
+            fields=fields,
+            told=None if told is None else told.digest,
+        )
         return str(answer.decode())
 
     async def load(self, digest: str) -> Inventory | None:
@@ -81,6 +93,15 @@ class RedisInventories:
             return None if packed is None else await asyncio.to_thread(unpack, packed)
         except (*UNREADABLE, zlib.error) as error:
             self._complaints.about("inventory", digest, error)
+            return None
+
+    async def object_info(self, digest: str) -> Mapping[str, bytes] | None:
+        """Return what a node says of its classes; None if there is nothing that can be read."""
+        packed = await self._redis.get(self._keys.object_info(digest))
+        try:
+            return None if packed is None else await asyncio.to_thread(object_info.unpack, packed)
+        except (*UNREADABLE, zlib.error) as error:
+            self._complaints.about("object_info", digest, error)
             return None
 
     async def keep_needs(self, needs: Requirements) -> None:

@@ -83,6 +83,8 @@ class Keyspace:
     pool_slots = _One("pools:slots")  # hash: POOL -> HAProxy's slot
     inventory = _Each("inventory:HASH")  # string: what nodes have, packed
     inventory_nodes = _Each("inventory:HASH:nodes")  # set: whose inventory it is
+    object_info = _Each("object_info:HASH")  # string: what nodes answer to /object_info, packed
+    object_info_nodes = _Each("object_info:HASH:nodes")  # set: whose answer it is
     reading = _Each("reading:NODE")  # string: somebody asks the node what it has
     report = _Each("report:NODE")  # string: what an agent last saw of the node, for 10 s
 

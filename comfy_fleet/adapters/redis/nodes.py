@@ -278,6 +278,7 @@ def _name(row: Row) -> str:
 def _reading(live: Mapping[str, str]) -> Reading:
     return Reading(
         inventory=live.get("inventory", ""),
+        object_info=live.get("object_info", ""),
         comfyui=live.get("comfyui", ""),
         pytorch=live.get("pytorch", ""),
         python=live.get("python", ""),

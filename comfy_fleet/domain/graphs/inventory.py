@@ -19,6 +19,7 @@ from comfy_fleet.domain.graphs import inputs as declared
 from comfy_fleet.domain.graphs.file_access import Use, Uses
 from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, is_link
 from comfy_fleet.domain.graphs.inputs import Inputs, InputSpec, alike, looks_like_file, unwrapped
+from comfy_fleet.domain.graphs.object_info import ObjectInfo
 
 OWN_CHECKS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -123,10 +124,12 @@ class Inventory:
     Attributes:
         classes: By name.
         version: ComfyUI's version from ``/system_stats``; empty if it was not asked.
+        object_info: What they were read from; None where that is not at hand, or is too large to keep.
     """
 
     classes: Mapping[str, ClassInfo]
     version: str = ""
+    object_info: ObjectInfo | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +163,17 @@ class Reader:
         self._lists: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._held = 0
 
-    def add(self, name: str, body: object) -> None:
-        """Take one class.
+    def add(self, name: str, body: object) -> ClassInfo | None:
+        """Take one class; return what was read of it, or None if it is no class.
 
         Raises:
             TooManyClasses: Together they take more memory than is allowed.
         """
-        if isinstance(body, Mapping):
-            self._classes[name] = info = _read_class(name, body, self._shared)
-            self._count(info)
+        if not isinstance(body, Mapping):
+            return None
+        self._classes[name] = info = _read_class(name, body, self._shared)
+        self._count(info)
+        return info
 
     def inventory(self, replacements: object = None, version: str = "") -> Inventory:
         """Return the inventory; for the arguments see :func:`parse`. Raises TooManyClasses."""

@@ -125,6 +125,7 @@ class Reading:
 
     Attributes:
         inventory: Content hash of its inventory; empty while it is not known.
+        object_info: Content hash of the whole answer from which that was read; empty if it is not kept.
         comfyui: Its version.
         pytorch: PyTorch's version.
         python: Python's version.
@@ -139,6 +140,7 @@ class Reading:
     """
 
     inventory: str = ""
+    object_info: str = ""
     comfyui: str = ""
     pytorch: str = ""
     python: str = ""

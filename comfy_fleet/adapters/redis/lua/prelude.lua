@@ -254,10 +254,10 @@ local function note_error(node, id, err, at)
   redis.call('EXPIRE', key, 604800)
 end
 
--- A node no longer has this inventory; nobody has it, perhaps.
-local function forget_inventory(digest, node)
-  redis.call('SREM', inventory_nodes_key(digest), node)
-  if redis.call('EXISTS', inventory_nodes_key(digest)) == 0 then redis.call('DEL', inventory_key(digest)) end
+-- A node no longer has what nodes that are alike share; nobody has it, perhaps.
+local function forget_shared(key, whose, node)
+  redis.call('SREM', whose, node)
+  if redis.call('EXISTS', whose) == 0 then redis.call('DEL', key) end
 end
 
 -- Nothing is in a node's memory any more: it has started, was freed, or ran out of memory.

@@ -7,10 +7,11 @@ for _, run in ipairs(redis.call('SMEMBERS', runs)) do
 end
 local run = holder_of(node) or redis.call('SRANDMEMBER', runs)
 if run and not args.force then return run end
-local had = redis.call('HMGET', node_key(node), 'pool', 'inventory', 'url')
+local had = redis.call('HMGET', node_key(node), 'pool', 'inventory', 'url', 'object_info')
 local pool, digest = had[1], had[2]
 if had[3] then redis.call('HDEL', urls_key, had[3]) end
-if digest then forget_inventory(digest, node) end
+if digest then forget_shared(inventory_key(digest), inventory_nodes_key(digest), node) end
+if had[4] then forget_shared(object_info_key(had[4]), object_info_nodes_key(had[4]), node) end
 redis.call('DEL', node_errors_key(node))
 unloaded(node)
 -- What still runs there is its dispatcher's to end; a node that is added anew under this name starts free.
