@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks.aftermath import Spell, jobs_of_runs, overlapping
+from benchmarks.aftermath import Spell, jobs_of_runs, overlapping
 
 JOBS = {"a1": "a", "a2": "a", "a3": "a", "b1": "b"}
 

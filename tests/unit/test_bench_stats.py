@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.benchmarks.stats import TIMES, Spread, computing, covered, median, percentile
+from benchmarks.stats import TIMES, Spread, computing, covered, median, percentile
 
 values = st.lists(st.floats(min_value=0, max_value=1e6), min_size=1, max_size=200)
 

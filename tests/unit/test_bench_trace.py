@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import trace
-from scripts.benchmarks.operations import audit
+from benchmarks import trace
+from benchmarks.operations import audit
 
 
 def test_a_seed_draws_the_same_trace_and_another_one_another() -> None:

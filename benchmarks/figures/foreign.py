@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.operations import granted, replace_file, until
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
+from benchmarks.stats import TIMES, Spread
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.settings import SOURCE
-from scripts.benchmarks.operations import granted, replace_file, until
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
-from scripts.benchmarks.stats import TIMES, Spread
 
 GPUS = 4
 ROUNDS = 3

@@ -1,9 +1,9 @@
 """How throughput grows with the number of nodes."""
 
-from scripts.benchmarks.figures.gpus import JOB_S, fleet_batch
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import Options, Stage, bounded
-from scripts.benchmarks.stats import Computing
+from benchmarks.figures.gpus import JOB_S, fleet_batch
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import Options, Stage, bounded
+from benchmarks.stats import Computing
 
 STEPS = (1, 2, 3, 4, 8)
 FOUR_OVER_THREE = 1.3

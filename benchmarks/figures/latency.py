@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from scripts.benchmarks.clients import POLL_S
-from scripts.benchmarks.loads import in_turn
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import Options, Stage, bounded
-from scripts.benchmarks.stats import Spread
+from benchmarks.clients import POLL_S
+from benchmarks.loads import in_turn
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import Options, Stage, bounded
+from benchmarks.stats import Spread
 
 BARE, LEASE, FLEET, FLEET_POLL = "bare websocket client", "bare, HAProxy lease", "fleet", "fleet, polled"
 PROXY, PROXY_POLL = "comfy-api-proxy", "comfy-api-proxy, polled"

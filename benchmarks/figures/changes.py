@@ -6,9 +6,9 @@ from collections import Counter
 
 import httpx
 
-from scripts.benchmarks.operations import all_ended, audit, order, submitting
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import Options, Stage, bounded, sim_stats
+from benchmarks.operations import all_ended, audit, order, submitting
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import Options, Stage, bounded, sim_stats
 
 SEED = 7
 JOBS, CHANGES = 300, 50

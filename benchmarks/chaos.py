@@ -1,4 +1,4 @@
-"""``python -m scripts.benchmarks.chaos``: kill -9 at random while a fleet works, then count the jobs.
+"""``python -m benchmarks.chaos``: kill -9 at random while a fleet works, then count the jobs.
 
 Two dispatchers, one API, both HAProxy processes and their controller, Redis with AOF and four simulated
 nodes, each started again when it dies. Now and then a dispatcher is only stopped, for longer than its leases
@@ -31,9 +31,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from comfy_fleet.cli.up.supervisor import Supervised
-from comfy_fleet.domain.backoff import Backoff
-from scripts.benchmarks.aftermath import (
+from benchmarks.aftermath import (
     BROKEN,
     Colour,
     Expected,
@@ -43,10 +41,12 @@ from scripts.benchmarks.aftermath import (
     look,
     overlapping,
 )
-from scripts.benchmarks.clients import trivial_graph
-from scripts.benchmarks.operations import FINAL, kill
-from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
-from scripts.benchmarks.stats import Spread
+from benchmarks.clients import trivial_graph
+from benchmarks.operations import FINAL, kill
+from benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
+from benchmarks.stats import Spread
+from comfy_fleet.cli.up.supervisor import Supervised
+from comfy_fleet.domain.backoff import Backoff
 
 NODES = 4
 JOB_S = 0.3

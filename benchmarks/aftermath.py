@@ -11,8 +11,8 @@ import httpx
 from PIL import Image
 from redis.asyncio import Redis
 
-from scripts.benchmarks.operations import FINAL
-from scripts.benchmarks.stage import Fleet
+from benchmarks.operations import FINAL
+from benchmarks.stage import Fleet
 
 Colour = tuple[int, int, int]
 

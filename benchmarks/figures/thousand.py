@@ -8,15 +8,15 @@ from uuid import uuid4
 
 import httpx
 
+from benchmarks.hosts import StandInHost
+from benchmarks.operations import order, until
+from benchmarks.processes import CpuMeter
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import BenchError, Fleet, Options, Stage, bounded, pid_of, sim_stats
+from benchmarks.stats import Spread
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.settings import SOURCE
-from scripts.benchmarks.hosts import StandInHost
-from scripts.benchmarks.operations import order, until
-from scripts.benchmarks.processes import CpuMeter
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded, pid_of, sim_stats
-from scripts.benchmarks.stats import Spread
 
 NODES = 1000
 PER_HOST = 8
@@ -45,7 +45,7 @@ async def measure(options: Options) -> Result:
         listed = stage.folder / "hosts.json"
         listed.write_text(json.dumps(hosts))
         began = time.monotonic()
-        argv = [sys.executable, "-m", "scripts.benchmarks.hosts", fleet.url, str(listed)]
+        argv = [sys.executable, "-m", "benchmarks.hosts", fleet.url, str(listed)]
         standins = await stage.child("agents", argv, stage=1, cwd=SOURCE)
         joined_s = await _all_up(fleet, count, began, options)
         options.say("until everything has settled")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from scripts.benchmarks.loads import load
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Options, Stage, bounded
-from scripts.benchmarks.stats import Spread, median
+from benchmarks.loads import load
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import BenchError, Options, Stage, bounded
+from benchmarks.stats import Spread, median
 
 AT_ONCE = 24
 ROUNDS = 3

@@ -2,7 +2,7 @@
 
 They have the real line to the API and the real answers to HAProxy, but no GPU to look at, no ComfyUI to ask.
 
-``python -m scripts.benchmarks.hosts API_URL FILE``; the file holds ``{HOST: {NODE: URL}}`` as JSON. Runs
+``python -m benchmarks.hosts API_URL FILE``; the file holds ``{HOST: {NODE: URL}}`` as JSON. Runs
 until SIGTERM.
 """
 

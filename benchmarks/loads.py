@@ -1,6 +1,6 @@
 """Loads, each in a process of its own: the clients' CPU time is theirs alone and disturbs no measurement.
 
-``python -m scripts.benchmarks.loads NAME ARGUMENTS`` with the arguments as a JSON object; writes
+``python -m benchmarks.loads NAME ARGUMENTS`` with the arguments as a JSON object; writes
 ``{"done": N}`` lines while it works and ``{"result": ...}`` at the end.
 """
 
@@ -18,12 +18,12 @@ import rq
 import uvloop
 from redis import Redis
 
+from benchmarks.clients import BareClient, Client, LeaseClient, SdkClient, V2Client, trivial_graph
+from benchmarks.operations import submit
+from benchmarks.rawhttp import RawConnection
+from benchmarks.rq_node import QUEUE, picture
+from benchmarks.stage import BenchError, Stage
 from comfy_fleet.settings import SOURCE
-from scripts.benchmarks.clients import BareClient, Client, LeaseClient, SdkClient, V2Client, trivial_graph
-from scripts.benchmarks.operations import submit
-from scripts.benchmarks.rawhttp import RawConnection
-from scripts.benchmarks.rq_node import QUEUE, picture
-from scripts.benchmarks.stage import BenchError, Stage
 
 WARM_UP = 5
 REPORT_EVERY = 10
@@ -188,7 +188,7 @@ async def load(name: str, arguments: Mapping[str, Any], tell: Callable[[int], No
     Raises:
         BenchError: It failed; the message is what it said last.
     """
-    argv = [sys.executable, "-m", "scripts.benchmarks.loads", name, json.dumps(arguments)]
+    argv = [sys.executable, "-m", "benchmarks.loads", name, json.dumps(arguments)]
     process = await asyncio.create_subprocess_exec(
         *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=SOURCE, limit=1 << 26
     )

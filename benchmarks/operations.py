@@ -17,8 +17,8 @@ import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake
 
-from scripts.benchmarks.clients import trivial_graph
-from scripts.benchmarks.stage import BenchError, Fleet
+from benchmarks.clients import trivial_graph
+from benchmarks.stage import BenchError, Fleet
 
 FINAL = ("succeeded", "failed", "canceled", "expired")
 LOOK_S = 0.01

@@ -10,16 +10,16 @@ from uuid import uuid4
 
 import httpx
 
+from benchmarks import standin_comfyui
+from benchmarks.operations import all_ended, audit, granted, kill, order, until
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
+from benchmarks.stats import TIMES, Spread, median
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.system.child_processes import Child
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.cli.up import nodes as node_plans
 from comfy_fleet.cli.up import ports
-from scripts.benchmarks import standin_comfyui
-from scripts.benchmarks.operations import all_ended, audit, granted, kill, order, until
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Fleet, Options, Stage, bounded
-from scripts.benchmarks.stats import TIMES, Spread, median
 
 KILLS = 4
 EXTRA_S = 2.0  # beyond its own start-up

@@ -11,12 +11,12 @@ from uuid import uuid4
 
 import httpx
 
-from scripts.benchmarks import trace
-from scripts.benchmarks.operations import FINAL, order
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import Options, Stage, bounded, sim_reset, sim_stats
-from scripts.benchmarks.stats import median
-from scripts.benchmarks.trace import Arrival, Trace
+from benchmarks import trace
+from benchmarks.operations import FINAL, order
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import Options, Stage, bounded, sim_reset, sim_stats
+from benchmarks.stats import median
+from benchmarks.trace import Arrival, Trace
 
 SEED = 1
 JOB_S = 0.4

@@ -3,11 +3,11 @@
 import asyncio
 from typing import Any
 
-from scripts.benchmarks.loads import load
-from scripts.benchmarks.processes import CpuMeter
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import Options, Stage, bounded
-from scripts.benchmarks.stats import median
+from benchmarks.loads import load
+from benchmarks.processes import CpuMeter
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import Options, Stage, bounded
+from benchmarks.stats import median
 
 NODES = 4
 ROUNDS = 3

@@ -1,4 +1,4 @@
-"""``python -m scripts.benchmarks``: measure, show, keep."""
+"""``python -m benchmarks``: measure, show, keep."""
 
 import asyncio
 import logging
@@ -12,12 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from comfy_fleet.cli.exits import Fail
-from comfy_fleet.cli.up.programs import find_haproxy
-from comfy_fleet.domain.errors import FleetError
-from comfy_fleet.settings import SOURCE
-from scripts.benchmarks import machine, report
-from scripts.benchmarks.figures import (
+from benchmarks import machine, report
+from benchmarks.figures import (
     changes,
     cpu,
     foreign,
@@ -31,7 +27,11 @@ from scripts.benchmarks.figures import (
     submits,
     thousand,
 )
-from scripts.benchmarks.stage import BenchError, Options
+from benchmarks.stage import BenchError, Options
+from comfy_fleet.cli.exits import Fail
+from comfy_fleet.cli.up.programs import find_haproxy
+from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.settings import SOURCE
 
 FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "latency": latency.measure,

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scripts.benchmarks import rq_node
-from scripts.benchmarks.loads import load
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import (
+from benchmarks import rq_node
+from benchmarks.loads import load
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import (
     BenchError,
     Options,
     Stage,
@@ -17,7 +17,7 @@ from scripts.benchmarks.stage import (
     sim_intervals,
     sim_reset,
 )
-from scripts.benchmarks.stats import Computing, computing
+from benchmarks.stats import Computing, computing
 
 JOB_S = 0.32
 NODES = 4

@@ -1,6 +1,6 @@
 """What one would write with stock RQ: a worker per node, whose job posts a prompt and polls for its end.
 
-``python -m scripts.benchmarks.rq_node REDIS_URL`` with the node's URL in ``BENCH_NODE`` is such a worker.
+``python -m benchmarks.rq_node REDIS_URL`` with the node's URL in ``BENCH_NODE`` is such a worker.
 It is ``SimpleWorker``: RQ's default worker forks for every job and would be slower.
 """
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from scripts.benchmarks.loads import in_turn
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import Options, Stage, bounded
-from scripts.benchmarks.stats import Spread
+from benchmarks.loads import in_turn
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import Options, Stage, bounded
+from benchmarks.stats import Spread
 
 JOB_S = 0.1
 RUN, EVENTS = "fleet, run()", "fleet, events()"

@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 
+from benchmarks.operations import all_ended, audit, kill, submitting, until
+from benchmarks.report import Result, Verdict
+from benchmarks.stage import BenchError, Options, Stage, bounded, sim_stats
+from benchmarks.stats import TIMES, Spread
 from comfy_fleet.bootstrap import Stores, open_stores
-from scripts.benchmarks.operations import all_ended, audit, kill, submitting, until
-from scripts.benchmarks.report import Result, Verdict
-from scripts.benchmarks.stage import BenchError, Options, Stage, bounded, sim_stats
-from scripts.benchmarks.stats import TIMES, Spread
 
 NODES = 4
 JOB_S = 0.4

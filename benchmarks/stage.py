@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import httpx
 
+from benchmarks.processes import command, descendants
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.bootstrap import open_stores
 from comfy_fleet.cli.up import nodes as node_plans
@@ -28,7 +29,6 @@ from comfy_fleet.domain.backoff import Backoff
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.settings import SOURCE, Settings
 from comfy_fleet.timeouts import Timeout
-from scripts.benchmarks.processes import command, descendants
 
 _NODES, _REDIS, _PROXY, _API, _DISPATCH, _CLIENT = range(6)
 READY_S = 60.0
@@ -242,7 +242,7 @@ class Stage:
 
     async def worker(self, number: int, node_url: str, redis_url: str) -> Supervised:
         """Start a stock RQ worker that is bound to one node."""
-        argv = [sys.executable, "-m", "scripts.benchmarks.rq_node", redis_url]
+        argv = [sys.executable, "-m", "benchmarks.rq_node", redis_url]
         env = {"BENCH_NODE": node_url}
         return await self.child(f"rq-{number}", argv, stage=_CLIENT, env=env, cwd=SOURCE)
 
