@@ -122,7 +122,7 @@ class NodeInventories:
 
     # -- who can run it -------------------------------------------------------------------------------
 
-    async def placement(self, graph: Graph, wish: PlacementRequest) -> Placement:
+    async def placement(self, graph: Graph, request: PlacementRequest) -> Placement:
         """Return a job's requirements and the pools it may use.
 
         A node whose inventory is not known counts as able: it decides itself. A node that is down or drained
@@ -132,14 +132,14 @@ class NodeInventories:
             InvalidWorkflow: No node of its pools can run it; details say why, per graph node and per server.
         """
         if not await self.any_node():
-            return Placement(pool=wish.pool or wish.prefer or DEFAULT_POOL)
-        wanted = self._pools(wish)
-        needs, bad = await self._judged(graph, wish, wanted)
+            return Placement(pool=request.pool or request.prefer or DEFAULT_POOL)
+        wanted = self._pools(request)
+        needs, bad = await self._judged(graph, request, wanted)
         if bad and len(bad) == len(self._members(wanted)):
             # Before refusing, look at the present state: a model may have been added.
             await self._settle(bad)
-            wanted = self._pools(wish)
-            needs, bad = await self._judged(graph, wish, wanted)
+            wanted = self._pools(request)
+            needs, bad = await self._judged(graph, request, wanted)
             if bad and len(bad) == len(self._members(wanted)):
                 raise self._refusal(bad)
         # Problems that requirements can't express (an input's range, a missing input) are about these nodes.
@@ -149,11 +149,11 @@ class NodeInventories:
         await self._keep(needs)
         return Placement(pool=wanted.pool, spill=wanted.spill, without=without, needs=needs.key)
 
-    def _pools(self, wish: PlacementRequest) -> Placement:
-        if wish.pool is not None:
-            wanted = Placement(pool=wish.pool, spill=tuple(dict.fromkeys(wish.spill_to)))
-        elif wish.prefer is not None:
-            wanted = Placement(pool=wish.prefer, spill=(ANY_POOL,))
+    def _pools(self, request: PlacementRequest) -> Placement:
+        if request.pool is not None:
+            wanted = Placement(pool=request.pool, spill=tuple(dict.fromkeys(request.spill_to)))
+        elif request.prefer is not None:
+            wanted = Placement(pool=request.prefer, spill=(ANY_POOL,))
         else:
             wanted = Placement()
         if not any(pool in self._directory.pools for pool in self._directory.pools_of(wanted)):
@@ -169,27 +169,27 @@ class NodeInventories:
         return [candidate for candidate in self._directory.candidates if candidate.node.pool in pools]
 
     async def _judged(
-        self, graph: Graph, wish: PlacementRequest, wanted: Placement
+        self, graph: Graph, request: PlacementRequest, wanted: Placement
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Check a graph; a large one in a thread, which is safe because inventories are replaced and never
         changed."""
         large = len(graph) > _LARGE_NODES or has_many_inputs(graph)
-        return await worked(large, lambda: self._unable(graph, wish, wanted))
+        return await worked(large, lambda: self._unable(graph, request, wanted))
 
     def _unable(
-        self, graph: Graph, wish: PlacementRequest, wanted: Placement
+        self, graph: Graph, request: PlacementRequest, wanted: Placement
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Return the requirements, and the nodes that can't run it; checked once for each inventory."""
         checked = {id(one): inventory.findings(graph, one) for one in self._directory.inventories}
         differ = any(checked.values())
-        needs = eligibility.needs_of(graph, wish, ())
+        needs = eligibility.needs_of(graph, request, ())
         if not differ and not needs.key:
             return needs, {}  # true for most jobs; saves asking a thousand nodes
         members = self._members(wanted)
         if differ:
             near = {id(one): one for candidate in members if (one := candidate.inventory)}
             known = self._directory.inventories
-            needs = eligibility.needs_of(graph, wish, known, near=list(near.values()))
+            needs = eligibility.needs_of(graph, request, known, near=list(near.values()))
         bad: dict[str, _Unable] = {}
         for candidate in members:
             found = checked.get(id(candidate.inventory), []) if candidate.inventory else []

@@ -24,7 +24,7 @@ from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
-MAX_WISH = 64  # most names in X-Fleet-Nodes; more cost HAProxy milliseconds
+MAX_PREFERRED = 64  # most names in X-Fleet-Nodes; more cost HAProxy milliseconds
 PARALLEL = 4  # most lease requests of one placement class at a time
 RECLAIM_S = 0.05  # how long a slot may take to become free after we gave it back
 HOT_GAP_S = 0.001
@@ -290,12 +290,12 @@ class Seekers:
         everyone = len(able) == len(self._directory.pools[pool])
         if self._order.as_haproxy and everyone and not named:
             return await self._ask_for(pool, ())
-        return await self._ask_for(pool, self._order.wish(placement, able))
+        return await self._ask_for(pool, self._order.preferred(placement, able))
 
-    async def _ask_for(self, pool: str, wish: Sequence[str]) -> tuple[Lease, str] | None:
+    async def _ask_for(self, pool: str, preferred: Sequence[str]) -> tuple[Lease, str] | None:
         """Ask a pool for the first free one of some nodes, or for any; return the lease and its run's id."""
         run = self._new_id()
-        lease = await self._leases.lease(run=run, pool=pool, nodes=wish[:MAX_WISH])
+        lease = await self._leases.lease(run=run, pool=pool, nodes=preferred[:MAX_PREFERRED])
         if not isinstance(lease, NoLease):
             return lease, run
         self._telemetry.lease_refused(lease.why, detail=lease.detail)

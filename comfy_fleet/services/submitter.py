@@ -52,7 +52,7 @@ class Inventories(Protocol):
     def read(self, graph: Graph) -> frozenset[str]:
         """Return the nodes of a graph that some output reads; the others are ignored."""
 
-    async def placement(self, graph: Graph, wish: PlacementRequest) -> Placement:
+    async def placement(self, graph: Graph, request: PlacementRequest) -> Placement:
         """Return the graph's requirements; raises InvalidWorkflow if no node can run it."""
 
 

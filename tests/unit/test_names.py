@@ -28,3 +28,21 @@ def test_docs_name_files_that_exist() -> None:
     found = {(page.name, path) for page in pages for path in named.findall(page.read_text())}
     assert len(found) > 40
     assert [(page, path) for page, path in sorted(found) if not (PACKAGE / path).exists()] == []
+
+
+RETIRED = {
+    *("Atlas", "Care", "Due", "Keeper", "Outbox", "Parking", "Pulse", "Reach", "Said", "Seat", "Seated"),
+    *("Sightings", "Trash", "Verdict", "Wish", "Wishes", "atlas", "bust", "insist", "outbox", "seats"),
+    *("strike", "trash", "wish", "wishes"),
+}
+"""Words that said less than those of the glossary."""
+
+
+def test_no_retired_word_names_anything() -> None:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = {"name", "id", "arg", "attr", "asname"} & set(node._fields)
+            names = {getattr(node, field) for field in named} & RETIRED
+            found |= {(str(path.relative_to(PACKAGE)), name) for name in names}
+    assert found == set()

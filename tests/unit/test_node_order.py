@@ -21,7 +21,7 @@ def test_nodes_are_drawn_by_their_shares() -> None:
     able = nodes(a=100, b=50, c=7)
     shares = {name: state.node.share for name, state in able.items()}
     for seed in range(20):
-        assert ByShare(Random(seed).random).wish(ANY, able) == drawn(shares, Random(seed).random)
+        assert ByShare(Random(seed).random).preferred(ANY, able) == drawn(shares, Random(seed).random)
 
 
 def test_only_nodes_that_are_much_faster_are_better() -> None:

@@ -17,7 +17,14 @@ from comfy_fleet.domain.nodes.node_order import ByShare, NodeOrder, Nodes
 from comfy_fleet.ports.comfyui import NoLease
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services.node_directory import NodeDirectory
-from comfy_fleet.services.seekers import BETTER_GAPS_S, MAX_WISH, PARALLEL, RECLAIM_S, UNAVAILABLE_S, Seekers
+from comfy_fleet.services.seekers import (
+    BETTER_GAPS_S,
+    MAX_PREFERRED,
+    PARALLEL,
+    RECLAIM_S,
+    UNAVAILABLE_S,
+    Seekers,
+)
 from tests.factories import a_claim
 from tests.fakes.comfyui import FakeLeases
 from tests.fakes.nodes import FakeInventoryStore, FakeNodeRegistry
@@ -153,13 +160,13 @@ async def test_a_claim_tells_how_many_jobs_wait_that_nobody_seeks_a_node_for() -
 
 
 async def test_only_able_nodes_are_wished_and_none_is_named_where_all_are_able() -> None:
-    world = World(*(f"g{i}" for i in range(MAX_WISH + 20)))
+    world = World(*(f"g{i}" for i in range(MAX_PREFERRED + 20)))
     async with world.seekers() as seekers:
         seekers.wanted(ANY)
         seekers.wanted(Placement(without=frozenset({"g1"})))
         await world.idle()
     (_, none), (_, named) = sorted(world.leases.asked, key=lambda asked: len(asked[1]))
-    assert none == () and len(set(named)) == MAX_WISH and "g1" not in named
+    assert none == () and len(set(named)) == MAX_PREFERRED and "g1" not in named
     assert named != tuple(sorted(named))
 
 
@@ -339,7 +346,7 @@ class Warm:
     def __init__(self, *names: str) -> None:
         self.names = names
 
-    def wish(self, placement: Placement, able: Nodes) -> list[str]:
+    def preferred(self, placement: Placement, able: Nodes) -> list[str]:
         return sorted(able, key=lambda name: (name not in self.names, name))
 
     def better(
@@ -348,7 +355,7 @@ class Warm:
         if granted in self.names:
             return {}
         return {
-            pool: [name for name in self.wish(placement, nodes) if name in self.names]
+            pool: [name for name in self.preferred(placement, nodes) if name in self.names]
             for pool, nodes in pools
         }
 

@@ -132,7 +132,7 @@ class Candidate:
 
 def needs_of(
     graph: Graph,
-    wish: PlacementRequest,
+    request: PlacementRequest,
     inventories: Sequence[Inventory],
     *,
     near: Sequence[Inventory] | None = None,
@@ -144,7 +144,7 @@ def needs_of(
 
     Args:
         graph: The graph.
-        wish: What the workflow and the request declare.
+        request: What the workflow and the request declare.
         inventories: The fleet's inventories, each different one once.
         near: Those of the nodes in the job's pools; None: all of them.
     """
@@ -185,10 +185,10 @@ def needs_of(
     return Requirements(
         classes=frozenset(classes),
         choices=frozenset(choices),
-        comfyui=wish.comfyui,
-        vram_bytes=wish.vram_bytes,
-        zone=wish.zone,
-        labels=tuple(sorted((wish.labels or {}).items())),
+        comfyui=request.comfyui,
+        vram_bytes=request.vram_bytes,
+        zone=request.zone,
+        labels=tuple(sorted((request.labels or {}).items())),
     )
 
 

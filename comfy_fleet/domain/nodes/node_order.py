@@ -27,7 +27,7 @@ class NodeOrder(Protocol):
 
     as_haproxy: bool
 
-    def wish(self, placement: Placement, able: Nodes) -> list[str]:
+    def preferred(self, placement: Placement, able: Nodes) -> list[str]:
         """Return the able nodes of one pool, the most wanted first; those at the end may be left out."""
 
     def better(
@@ -57,7 +57,7 @@ class ByShare:
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
 
-    def wish(self, placement: Placement, able: Nodes) -> list[str]:
+    def preferred(self, placement: Placement, able: Nodes) -> list[str]:
         """Draw the nodes by their shares."""
         return drawn({name: state.node.share for name, state in able.items()}, self._chance)
 
@@ -75,4 +75,4 @@ class ByShare:
 
     def _fastest_first(self, placement: Placement, nodes: Nodes) -> list[str]:
         """Sort nodes by their shares; equal ones are drawn."""
-        return sorted(self.wish(placement, nodes), key=lambda name: nodes[name].node.share, reverse=True)
+        return sorted(self.preferred(placement, nodes), key=lambda name: nodes[name].node.share, reverse=True)
