@@ -50,6 +50,7 @@ from comfy_fleet.domain.jobs.run_messages import (
     Tick,
     Unread,
 )
+from comfy_fleet.domain.jobs.run_results import NODE_BUSY
 from comfy_fleet.domain.jobs.run_story import newest
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import Lease, NodeApi
@@ -515,6 +516,8 @@ class Execution:
     def _with_story(self, verdict: RunResult, machine: Run) -> RunResult:
         """Add its story to the result of a run that ended badly, and log it."""
         if verdict.error is None or verdict.kind not in _TOLD:
+            return verdict
+        if verdict.error.code == NODE_BUSY or self._released:  # nothing is wrong: it goes elsewhere
             return verdict
         story = machine.story.lines()
         logger.warning("run ended badly", extra={**self._extra, "kind": verdict.kind, "story": story})

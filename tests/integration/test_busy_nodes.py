@@ -67,7 +67,7 @@ def came_back(job: Job, node: str) -> None:
 
 @pytest.mark.parametrize("dead", [True, False], ids=["dead", "busy"])
 async def test_a_job_behind_somebody_elses_prompt_runs_where_a_node_is_free(
-    redis_port: int, dead: bool
+    redis_port: int, dead: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming()}, pending_s=600.0) as fleet:
         theirs = await occupy(fleet, "g1", dead=dead)
@@ -80,6 +80,7 @@ async def test_a_job_behind_somebody_elses_prompt_runs_where_a_node_is_free(
         came_back(done, "g1")
         assert await queued_on(fleet, "g1") == [theirs]
         assert fleet.sims["g2"].stats.done == 1
+        assert "run ended badly" not in caplog.messages, "nothing is wrong, and nobody need look at it"
 
 
 async def test_it_goes_back_after_a_while_in_any_case(redis_port: int) -> None:

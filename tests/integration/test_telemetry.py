@@ -62,7 +62,9 @@ async def test_a_jobs_life_is_told_in_order(redis_port: int, fails: bool) -> Non
     assert (more["error"], more["outputs"]) == (None, 1) and more["duration_s"] > 0
 
 
-async def test_a_lost_run_is_given_back_and_its_node_is_let_go(redis_port: int) -> None:
+async def test_a_lost_run_is_given_back_and_its_node_is_let_go(
+    redis_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     recorder = Recorder()
     async with fleet_of(redis_port, "g1", dispatch=False, sim={"timing": SimTiming(job_s=0.1)}) as fleet:
         fleet.sims["g1"].faults.update({"crash_mid_run": "always"})
@@ -73,6 +75,9 @@ async def test_a_lost_run_is_given_back_and_its_node_is_let_go(redis_port: int) 
     assert sorted(recorder.of_runs()) == ["claimed", "given_back", "left", "posted"]
     ((_, status), more) = next((args, more) for name, args, more in recorder.told if name == "given_back")
     assert (status, more["counts"], more["error"].code) == (JobStatus.FAILED, True, "node_lost")
+    (line,) = [record for record in caplog.records if record.message == "run ended badly"]
+    assert done.error is not None and done.error.details["story"] == line.__dict__["story"]
+    assert line.__dict__["story"][-1].endswith("-> done: Finish")
 
 
 async def test_expired_jobs_are_told(redis_port: int) -> None:
