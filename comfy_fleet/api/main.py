@@ -61,11 +61,12 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     """Build the services behind the HTTP surfaces.
 
     Raises:
-        ConfigError: The keys are wrong, or missing although they are needed.
+        ConfigError: The keys are wrong, or missing although they are needed; there are no stored workflows.
     """
     keys = Keys.load(settings)
     assets = open_assets(settings, stores)
     catalog = WorkflowCatalog(settings.workflows_dir)
+    catalog.check()
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
     registry = new_registry()
     telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))

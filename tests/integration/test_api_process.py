@@ -57,8 +57,17 @@ async def test_it_ends_with_zero_though_streams_are_open(
     assert "Traceback" not in written
 
 
-def test_it_refuses_to_serve_the_world_without_keys(tmp_path: Path) -> None:
-    env = {**os.environ, "FLEET_DATA": str(tmp_path), "FLEET_HOST": "0.0.0.0"}
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"FLEET_HOST": "0.0.0.0"}, "FLEET_KEYS_FILE"),
+        ({"FLEET_WORKFLOWS": "/no/such/folder"}, "/no/such/folder, can't be read"),
+    ],
+)
+def test_it_refuses_to_start_with_what_it_can_not_serve(
+    tmp_path: Path, wrong: dict[str, str], told: str
+) -> None:
+    env = {**os.environ, "FLEET_DATA": str(tmp_path), **wrong}
     done = subprocess.run(
         [sys.executable, "-m", "comfy_fleet", "api"],
         env=env,
@@ -68,5 +77,5 @@ def test_it_refuses_to_serve_the_world_without_keys(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode != 0
-    assert "FLEET_KEYS_FILE" in done.stderr
+    assert told in done.stderr
     assert "Traceback" not in done.stderr

@@ -206,6 +206,8 @@ def test_what_the_api_would_refuse_is_refused_before_anything_starts(settings: S
         made(settings.model_copy(update={"host": "0.0.0.0"}), UpOptions())
     with pytest.raises(ConfigError, match="keys_file"):
         made(settings.model_copy(update={"keys_file": settings.data / "none"}), UpOptions())
+    with pytest.raises(ConfigError, match=r"workflows, .*/none, can't be read: .*; set FLEET_WORKFLOWS"):
+        made(settings.model_copy(update={"workflows": settings.data / "none"}), UpOptions())
 
 
 def test_an_address_that_is_not_here_is_no_taken_port(settings: Settings) -> None:

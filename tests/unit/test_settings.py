@@ -60,6 +60,18 @@ def test_a_beat_that_a_lease_does_not_outlast_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("variable", "value"), [("FLEET_FREE_IDLE_S", "600,big"), ("FLEET_FREE_OOM", "1,big=0,big=1")]
+)
+def test_a_former_setting_that_can_not_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(Fail) as caught:
+        load()
+    assert caught.value.message.startswith(f"{variable}: ")
+
+
+@pytest.mark.parametrize(
     "content", [b"", b"no certificate", b"\xff\x00", b"-----BEGIN CERTIFICATE-----\nAAAA\n"]
 )
 def test_a_file_without_certificates_is_refused(

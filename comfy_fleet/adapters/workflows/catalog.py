@@ -49,6 +49,10 @@ class WorkflowCatalog:
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
 
+    def check(self) -> None:
+        """Raise ConfigError if the folder can't be read."""
+        self._folders()
+
     def names(self) -> list[str]:
         """Return the sorted names of the usable workflows."""
         return [workflow.name for workflow in self.list()]

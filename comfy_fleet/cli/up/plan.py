@@ -8,6 +8,7 @@ from typing import Any
 
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.haproxy import build
+from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.agent.main import host_name
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.bootstrap import open_secrets
@@ -105,8 +106,8 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
 
     Raises:
         Fail: The port is taken, or HAProxy is missing.
-        ConfigError: No Redis-compatible server is installed, a GPU is not there, or API keys are wrong or
-            missing where they are needed.
+        ConfigError: No Redis-compatible server is installed, a GPU is not there, API keys are wrong or
+            missing where they are needed, or the folder of stored workflows can't be read.
         BadInput: A node's name or URL can't be used.
     """
     # The ports of the last start, where they are still free: the fleet and its nodes keep their URLs.
@@ -121,7 +122,8 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         nodes=made.nodes,
         kept=note.get("instead"),
     )
-    keys = Keys.load(settings)  # the API would refuse to start, again and again
+    keys = Keys.load(settings)  # the API would refuse to start, again and again; so below
+    WorkflowCatalog(settings.workflows_dir).check()
     haproxy = find_haproxy(settings.haproxy_bin)
     build.require(haproxy)
     devices = node_plans.visible_gpus(gpus, visible) if options.comfyui else []

@@ -63,7 +63,8 @@ def taken(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Pool]]:
                 pools[pool] = replace(had, **facts)
         except BadInput as error:
             raise BadInput(
-                f"{name}: {error}; give it one figure, and set pools by `fleet pool set POOL {former.option}`"
+                f"FLEET_{name.upper()}: {error}; give it one figure, and set pools by "
+                f"`fleet pool set POOL {former.option}`"
             ) from error
     return left, pools
 
