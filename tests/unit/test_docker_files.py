@@ -38,7 +38,6 @@ SCRIPTS = [
     *sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix),
 ]
 OURS = {"api", "dispatch", "haproxy", "agent"}
-TIMES = {"interval": "30s", "timeout": "10s", "retries": 3, "start_period": "40s"}
 
 
 def every_service() -> list[Any]:
@@ -47,6 +46,11 @@ def every_service() -> list[Any]:
         for path in FILES
         for name, service in services(path).items()
     ]
+
+
+def mounted(service: dict[str, Any]) -> list[list[str]]:
+    """Return source, target and mode, if it is given, of what a service mounts."""
+    return [volume.split(":") for volume in service.get("volumes", []) if isinstance(volume, str)]
 
 
 def comfyuis(path: Path) -> dict[str, dict[str, Any]]:
@@ -147,17 +151,13 @@ def test_a_service_runs_confined_and_checked(path: Path, name: str, service: dic
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "privileged" not in service
-    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     if path is not STACK:  # a stack does not know it
         assert service["security_opt"] == ["no-new-privileges:true"]
     if name == "cli" or name.startswith("gpu-"):
         return
-    check = service["healthcheck"]
-    assert {key: check[key] for key in TIMES} == TIMES
     process = re.sub(r"^central-|-\d$", "", name)
     if process in OURS:
-        assert check["test"] == ["CMD", "fleet", "health", process]
-        assert service["image"] == f"comfy-fleet-{process}:local"
+        assert service["healthcheck"]["test"] == ["CMD", "fleet", "health", process]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -185,22 +185,16 @@ def test_networks_keep_redis_and_nodes_apart(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [COMPOSE, FLEET], ids=lambda path: path.stem)
-def test_a_comfyui_has_one_gpu_limits_and_read_only_models(path: Path) -> None:
-    found = comfyuis(path)
-    assert len(found) == 4
-    for index, (name, service) in enumerate(found.items()):
-        assert name == f"comfyui-{index}"
-        resources = service["deploy"]["resources"]
-        assert resources["limits"].keys() == {"memory", "cpus", "pids"}
-        (device,) = resources["reservations"]["devices"]
-        assert device["device_ids"] == [str(index)]
-        assert service["shm_size"] == "8g"
-        assert any(entry.startswith("/tmp:") for entry in service["tmpfs"])
-        mounts = {volume.split(":")[1]: volume.split(":")[2:] for volume in service["volumes"]}
-        assert mounts["/opt/comfyui/models"] == ["ro"]
-        assert mounts["/custom_nodes"] == ["ro"]
-        assert f"{name}:/data" in service["volumes"]
+def test_each_comfyui_has_a_gpu_and_data_of_its_own_and_changes_no_models(path: Path) -> None:
+    gpus, places = [], []
+    for name, service in comfyuis(path).items():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        gpus += device["device_ids"]
+        mounts = {target: (source, mode) for source, target, *mode in mounted(service)}
+        assert mounts["/opt/comfyui/models"][1] == mounts["/custom_nodes"][1] == ["ro"], name
+        places.append(mounts["/data"][0])
         assert not any(variable.startswith("FLEET_") for variable in service["environment"])
+    assert len(set(gpus)) == len(gpus) == len(set(places)) == len(comfyuis(path))
 
 
 def test_profiles_start_as_many_nodes_as_they_say() -> None:
@@ -208,10 +202,6 @@ def test_profiles_start_as_many_nodes_as_they_say() -> None:
         for profile, count in (("gpus-1", 1), ("gpus-2", 2), ("gpus-4", 4)):
             started = [name for name, service in comfyuis(path).items() if profile in service["profiles"]]
             assert started == [f"comfyui-{index}" for index in range(count)]
-    gpu_host = {name for name, service in services(FLEET).items() if "gpus-4" in service["profiles"]}
-    control = {name for name, service in services(FLEET).items() if "control" in service["profiles"]}
-    assert gpu_host == {f"{kind}-{index}" for kind in ("gpu", "comfyui", "agent") for index in range(4)}
-    assert control == {"redis", "haproxy", "api", "dispatch", "central-agent"}
 
 
 @pytest.mark.parametrize("path", [COMPOSE, FLEET], ids=lambda path: path.stem)
@@ -222,7 +212,6 @@ def test_a_node_and_its_agent_share_an_address_with_a_name_of_its_own(path: Path
         holder, agent, comfyui = (found[f"{kind}-{index}"] for kind in ("gpu", "agent", "comfyui"))
         assert holder["hostname"] == name
         assert holder["networks"]["nodes"]["aliases"] == [name]
-        assert [*holder["entrypoint"], *holder["command"]] == ["tini", "--", "sleep", "infinity"]
         assert holder["profiles"] == agent["profiles"] == comfyui["profiles"]
         words = agent["command"]
         told = dict(zip(words[1::2], words[2::2], strict=True))
@@ -232,55 +221,36 @@ def test_a_node_and_its_agent_share_an_address_with_a_name_of_its_own(path: Path
         assert agent["volumes"] == [f"comfyui-{index}:/comfyui"]
 
 
-def test_an_agent_sees_the_hosts_processes_and_every_gpu() -> None:
+def test_an_agent_sees_the_hosts_processes_and_may_remove_its_nodes_files() -> None:
     node_user = last(stages(IMAGES["comfyui"])["node"], "USER")
     for path in (COMPOSE, FLEET):
         for index in range(4):
             agent = services(path)[f"agent-{index}"]
             assert agent["pid"] == "host"
             assert agent["user"] == node_user
-            (device,) = agent["deploy"]["resources"]["reservations"]["devices"]
-            assert device["count"] == "all"
-            assert "compute" not in device["capabilities"]
 
 
-def test_redis_keeps_what_it_accepted() -> None:
-    for path in FILES:
-        redis = services(path)["redis"]
-        words = redis["command"]
-        assert words[words.index("--appendonly") + 1] == "yes"
-        assert words[words.index("--appendfsync") + 1] == "always"
-        assert words[words.index("--maxmemory-policy") + 1] == "noeviction"
-        assert redis["volumes"] == ["redis:/data"]
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_dispatchers_and_the_api_share_their_files(path: Path) -> None:
+    found = services(path)
+    places = [
+        {source for source, target, *_ in mounted(found[name]) if target == "/data"}
+        for name in ("dispatch", "api")
+    ]
+    assert places[0] == places[1] and len(places[0]) == 1
 
 
-def test_two_dispatchers_and_the_api_share_their_files() -> None:
-    for path in FILES:
-        found = services(path)
-        assert found["dispatch"]["deploy"]["replicas"] == 2
-        assert "data:/data" in found["dispatch"]["volumes"]
-        assert "data:/data" in found["api"]["volumes"]
-
-
-def test_the_stack_says_how_to_restart_update_and_go_back() -> None:
+def test_an_update_is_watched_until_it_could_be_found_ill_and_secrets_are_their_readers() -> None:
+    user, _ = (last(stages(IMAGES["fleet"])["api"], "USER") or "").split(":")
     for name, service in services(STACK).items():
-        deploy = service["deploy"]
-        assert deploy["restart_policy"]["condition"] == "any", name
-        assert deploy["update_config"]["failure_action"] == "rollback", name
-        single = name in ("redis", "haproxy")
-        assert deploy["update_config"]["order"] == ("stop-first" if single else "start-first"), name
-        assert deploy["rollback_config"]["parallelism"] == 1, name
-        # Long enough to see three failed health checks.
-        assert deploy["update_config"]["monitor"] == "90s", name
+        update = service["deploy"]["update_config"]
+        check = service["healthcheck"]
+        ill_s = check["retries"] * int(check["interval"].removesuffix("s"))
+        assert int(update["monitor"].removesuffix("s")) >= ill_s, name
+        keeps_files = any(source == name for source, *_ in mounted(service))
+        assert not keeps_files or update["order"] == "stop-first", name  # two would write them
         for secret in service.get("secrets", []):
-            assert (secret["mode"], secret["uid"]) == (0o400, "10001"), name
-
-
-def test_a_stack_holds_nothing_that_swarm_ignores() -> None:
-    ignored = {"build", "devices", "ipc", "network_mode", "pid", "privileged", "restart", "security_opt"}
-    ignored |= {"shm_size", "userns_mode", "depends_on", "profiles", "container_name"}
-    for name, service in services(STACK).items():
-        assert not ignored & service.keys(), name
+            assert (secret["mode"], secret["uid"]) == (0o400, user), name
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -357,11 +327,7 @@ def test_a_target_runs_as_nobody_special_under_an_init(target: str) -> None:
     if target == "cli":
         assert check == "NONE"
         return
-    options, command = check.split(" CMD ")
-    assert set(options.split()) == {
-        "--interval=30s", "--timeout=10s", "--start-period=40s", "--retries=3",
-    }  # fmt: skip
-    assert json.loads(command) == ["fleet", "health", target]
+    assert json.loads(check.split(" CMD ")[1]) == ["fleet", "health", target]
     service = services(COMPOSE)["central-agent" if target == "agent" else target]
     words = json.loads(last(steps, "CMD") or "")
     assert service["command"][: len(words)] == words
@@ -371,8 +337,7 @@ def test_the_node_image_runs_as_nobody_special_under_an_init() -> None:
     steps = stages(IMAGES["comfyui"])["node"]
     assert last(steps, "USER") == "10002:10002"
     assert json.loads(last(steps, "ENTRYPOINT") or "")[:2] == ["tini", "--"]
-    options, command = (last(steps, "HEALTHCHECK") or "").split(" CMD ")
-    assert "--start-period=40s" in options
+    command = (last(steps, "HEALTHCHECK") or "").split(" CMD ")[1]
     check = services(COMPOSE)["comfyui-0"]["healthcheck"]["test"]
     assert ["/bin/sh", "-c", check[1]] == json.loads(command)
 
