@@ -32,6 +32,7 @@ class Stores:
     """All stores in Redis."""
 
     redis: FleetRedis
+    clock: ServerClock
     events: RedisEvents
     jobs: RedisJobStore
     runs: RedisRunStore
@@ -59,6 +60,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     try:
         yield Stores(
             redis=redis,
+            clock=ServerClock(redis),
             events=events,
             jobs=RedisJobStore(redis, ageing_s=settings.ageing_s),
             runs=RedisRunStore(redis),
@@ -111,7 +113,7 @@ def open_assets(settings: Settings, stores: Stores) -> RedisAssets:
     return RedisAssets(
         stores.redis,
         DiskBlobs(settings.files_dir, new_id=new_id, disk=open_disk(settings)),
-        clock=ServerClock(stores.redis),
+        clock=stores.clock,
         new_id=new_id,
         retention_s=settings.upload_retention_s,
         grace_s=settings.blob_grace_s,

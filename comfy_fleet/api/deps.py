@@ -53,6 +53,7 @@ class ApiDeps:
     """Everything behind the HTTP surfaces.
 
     Attributes:
+        store_time: The clock of all processes: what is stored as a time is by it.
         simulated: Returns True if a node, by name, is simulated: every surface shows that.
         node_facts: Asks nodes through the broker.
         inventories: What the nodes have, and what jobs wait for.
@@ -80,6 +81,7 @@ class ApiDeps:
     estimator: Estimator
     replays: Replays
     clock: Callable[[], float]
+    store_time: Callable[[], Awaitable[float]]
     simulated: Callable[[str | None], bool]
     node_facts: NodeFacts
     inventories: NodeInventories

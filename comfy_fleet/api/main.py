@@ -107,6 +107,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         estimator=estimator,
         replays=RedisReplays(stores.redis),
         clock=time.time,
+        store_time=stores.clock,
         simulated=inventories.simulated,
         inventories=inventories,
         node_facts=info,

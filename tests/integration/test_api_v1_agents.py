@@ -3,6 +3,7 @@
 import asyncio
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -30,6 +31,19 @@ def keys(tmp_path: Path) -> Path:
 async def beat(api: Api, token: str | None = None, host: str = "h1", **more: Any) -> Any:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return await api.client.post(f"/api/v1/agents/{host}/heartbeat", json={**BEAT, **more}, headers=headers)
+
+
+async def test_nodes_are_added_by_the_stores_clock_whatever_the_apis_says(
+    redis: Redis, redis_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.api.main.time", SimpleNamespace(time=lambda: 1.0))  # decades late
+    async with running(redis_port, tmp_path) as api:
+        assert (await beat(api, join=[G1], nodes=[REPORT])).status_code == 200
+        by_hand = {"name": "by-hand", "url": "http://127.0.0.1:9300"}
+        assert (await api.client.post("/api/v1/nodes", json=by_hand)).status_code == 201
+        seconds, _ = await redis.time()
+        for node in await api.stores.nodes.nodes():
+            assert abs(node.added_at - seconds) < 60, node
 
 
 async def test_a_heartbeat_registers_nodes_and_gets_orders(

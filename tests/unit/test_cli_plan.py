@@ -263,8 +263,12 @@ async def test_an_emptied_store_gets_its_nodes_back_and_a_removed_one_stays_remo
     ours = [node("a", 1), node("b", 2)]
     registry = FakeNodeRegistry(ours)
     said: list[tuple[str, str]] = []
+
+    async def clock() -> float:
+        return NOW
+
     keeping = asyncio.create_task(
-        keep(registry, ours, (), lambda *words: said.append(words), every_s=0.001, clock=lambda: NOW)
+        keep(registry, ours, (), lambda *words: said.append(words), every_s=0.001, clock=clock)
     )
 
     async def looked() -> None:

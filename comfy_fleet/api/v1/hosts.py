@@ -125,7 +125,7 @@ async def heartbeat(request: Request) -> Response:
     host = check_name("host", request.path_params["host"])
     d = deps(request)
     body = await read(request, HeartbeatBody, graph_limits(d.settings))
-    now = d.clock()
+    now = await d.store_time()
     if body.join:  # before this one moves another agent's nodes
         await d.hosts.admit(host, body.instance)
     told = await _join_all(d, host, body.join, now)

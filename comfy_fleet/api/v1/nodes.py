@@ -96,7 +96,7 @@ async def add_node(request: Request) -> Response:
     admin(request)
     d, body = deps(request), await read(request, NodeBody)
     fields = body.model_dump(exclude_none=True) | d.split(body.url)
-    node = Node(**fields, weight_by_gpu=body.weight is None, added_at=d.clock())
+    node = Node(**fields, weight_by_gpu=body.weight is None, added_at=await d.store_time())
     await d.check_place(node, await d.nodes.nodes())
     node = await d.nodes.add(node)
     return json_response(state(NodeState(node=node)), 201)

@@ -147,7 +147,7 @@ class Fleet:
                 stores.nodes,
                 self.plan.nodes.nodes,
                 self.plan.nodes.joining,
-                now=time.time(),
+                now=await stores.clock(),
                 credentials=self._credentials,
             )
             self._tasks.append(start(self._keep_nodes()))
@@ -163,6 +163,7 @@ class Fleet:
                 self.plan.nodes.nodes,
                 self.plan.nodes.joining,
                 self._say_of_nodes,
+                clock=stores.clock,
                 credentials=self._credentials,
             )
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -81,9 +80,9 @@ async def keep(
     joining: Collection[str],
     say: Callable[[str, str], None],
     *,
+    clock: Callable[[], Awaitable[float]],
     credentials: Callable[[str], str] = str,
     every_s: float = LOOK_EVERY_S,
-    clock: Callable[[], float] = time.time,
 ) -> None:
     """Register the nodes again whenever the store was emptied; one that an operator removed stays removed.
 
@@ -92,16 +91,16 @@ async def keep(
         wanted: As for :func:`reconcile`.
         joining: As for :func:`reconcile`.
         say: Called with a message, and a reason if it is bad news.
+        clock: Unix seconds, the store's.
         credentials: As for :func:`reconcile`.
         every_s: How often the store is checked.
-        clock: Unix seconds.
     """
     known = ""
     while True:
         with contextlib.suppress(FleetError):  # Redis is away: its own watcher reports that
             found = await registry.store_id()
             if known and found != known:
-                await _put_back(registry, wanted, joining, say, now=clock(), credentials=credentials)
+                await _put_back(registry, wanted, joining, say, now=await clock(), credentials=credentials)
             known = found
         await asyncio.sleep(every_s)
 
