@@ -1,4 +1,4 @@
-"""How an asset's record stands in Redis: a hash of texts."""
+"""An asset's record in Redis: a hash of texts."""
 
 import orjson
 
@@ -6,7 +6,7 @@ from comfy_fleet.domain.jobs.asset import Asset, listed_name
 
 
 def dump_asset(asset: Asset) -> dict[str, str]:
-    """Return every field as text, the way Redis keeps it."""
+    """Return every field as text, in Redis' form."""
     record = {
         "id": asset.id,
         "owner": asset.owner,
@@ -31,7 +31,7 @@ def dump_asset(asset: Asset) -> dict[str, str]:
 
 
 def dump_tags(tags: tuple[str, ...]) -> str:
-    """Return tags the way Redis keeps them."""
+    """Return tags in Redis' form."""
     return orjson.dumps(sorted(set(tags))).decode()
 
 

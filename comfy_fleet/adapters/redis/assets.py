@@ -1,7 +1,8 @@
 """Assets: their records in Redis, over bytes in a blob store.
 
-Bytes come first and the record second, so whoever dies in between leaves bytes without a record. Bytes whose
-last record went, and bytes that never had one, are deleted by :meth:`RedisAssets.sweep` some hours later.
+Bytes are written first and the record second, so a process that dies in between leaves bytes without a
+record. :meth:`RedisAssets.sweep` deletes bytes some hours after their last record went, and bytes that never
+had one.
 """
 
 import logging
@@ -34,13 +35,13 @@ logger = logging.getLogger(__name__)
 
 _ASSET_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _JOB_ID = re.compile(r"[0-9a-fA-F-]{8,64}")
-_WRITING_S = 3600.0  # bytes this old that have no record get none any more: their writer died
+_WRITING_S = 3600.0  # bytes of this age without a record won't get one: their writer has died
 _UNSURE_S = 1800.0  # well below
 
 
 @dataclass
 class _Received:
-    """Bytes of an upload. ``recorded``: they may have a record, so nobody but the sweep deletes them."""
+    """Bytes of an upload. ``recorded``: they may have a record, so only the sweep may delete them."""
 
     blob: Blob
     recorded: bool = False
@@ -62,8 +63,8 @@ class RedisAssets:
         blobs: Where the bytes are.
         clock: Unix seconds, the same for all processes.
         new_id: Draws a UUID.
-        retention_s: How long an upload stays whose client named no time; 0: until it is deleted.
-        grace_s: How long bytes stay after their last record went.
+        retention_s: How long an upload stays if its client set no time; 0: until it is deleted.
+        grace_s: How long bytes stay after their last record was removed.
         schema: The layout that this process knows.
     """
 
@@ -86,7 +87,8 @@ class RedisAssets:
         self._new_id = new_id
         self._retention_s = retention_s
         self._grace_s = grace_s
-        # Outputs whose record may have been written or not: the next try puts its bytes into the same place.
+        # Outputs whose record may or may not have been written: the next try puts its bytes into the same
+        # place.
         self._unsure: dict[tuple[str, str], tuple[str, float]] = {}
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
@@ -275,7 +277,7 @@ class RedisAssets:
         try:
             asset, _ = await self._add(asset, run=run, token=token)
         except LeaseLost:
-            if key == blob.key:  # else an earlier try may have made a record over it: the sweep knows
+            if key == blob.key:  # else an earlier try may have made a record over it: left to the sweep
                 await self._blobs.delete(key)
             raise
         except BaseException:
@@ -288,7 +290,7 @@ class RedisAssets:
 
     async def get(self, asset_id: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.get`."""
-        if not _ASSET_ID.fullmatch(asset_id):  # ids come from graphs too; other keys have this prefix
+        if not _ASSET_ID.fullmatch(asset_id):  # ids also come from graphs; other keys have this prefix
             return None
         raw: dict[Any, Any] = await self._redis.hgetall(self._keys.asset(asset_id))
         return load_asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None
@@ -296,7 +298,7 @@ class RedisAssets:
     async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.by_path`; only uploads have names of their own."""
         found: list[tuple[float, str]] = []
-        # Records of earlier versions are listed under the name as it was sent.
+        # Records of earlier versions are listed under the name that was sent.
         for name in {listed_name(file_path), file_path}:
             key = self._keys.asset_names(owner, name)
             newest: list[Any] = await self._redis.zrevrange(key, 0, 0, withscores=True)
@@ -338,19 +340,19 @@ class RedisAssets:
         """Forget a job's outputs.
 
         Returns:
-            False if another live job still needs one of them: ask again later.
+            False if another live job still needs one of them: call again later.
         """
         ids = [_text(i) for i in await self._redis.hvals(self._keys.asset_outputs(job_id))]
         outcomes = [await self._drop(asset_id) for asset_id in ids]
         return "held" not in outcomes
 
     async def sweep(self, limit: int = 1000) -> int:
-        """Forget uploads past their end, and delete bytes that nothing has needed for long; safe at any time.
+        """Remove expired uploads, and delete bytes that nothing has needed for long; safe at any time.
 
-        Where the disk is below its floor, bytes whose last record went don't wait: deleting makes room.
+        While the disk is below its floor, bytes whose last record went don't wait: deleting makes room.
 
         Returns:
-            How many uploads ended.
+            How many uploads were removed.
 
         Raises:
             Outdated: A newer version works on this Redis.
@@ -384,14 +386,15 @@ class RedisAssets:
             await self._begin("note_strays", now=now, paths=keys)
 
     async def _delete_unused(self, now: float, limit: int) -> int:
-        """Delete some of the bytes whose time has come; returns how many."""
+        """Delete some of the bytes that are due; return how many."""
         try:
             self.check_room()
         except NoRoom:
             unused_before = now
         else:
             unused_before = now - self._grace_s
-        # A file's age is by the file system's clock, so a stray waits by Redis's: its writer may live.
+        # A file's age is by the file system's clock; its writer may still live, so a stray waits by Redis'
+        # clock.
         strays_before = now - max(self._grace_s, _WRITING_S)
         _, *keys = await self._begin(
             "condemn_blobs", now=now, unused_before=unused_before, strays_before=strays_before, limit=limit
@@ -417,9 +420,9 @@ class RedisAssets:
     async def _add(
         self, asset: Asset, *, run: str | None = None, token: str | None = None
     ) -> tuple[Asset, bool]:
-        """Add a record; return it as it is now, and whether the bytes are new to the owner.
+        """Add a record; return the present one, and True if the bytes are new to the owner.
 
-        Where the same bytes lie already, these take their place: if those are broken, this mends them.
+        If the same bytes are stored already, these replace them, which repairs broken ones.
 
         Raises:
             LeaseLost: It is an output of a run that this token does not own.
@@ -439,7 +442,7 @@ class RedisAssets:
         return asset, fresh == "1"
 
     async def _recordable(self, blob: Blob) -> float:
-        """Return the time; without it there is no record, and the bytes go again."""
+        """Return the time; without it there will be no record, so the bytes are deleted."""
         try:
             return await self._clock()
         except BaseException:
@@ -447,7 +450,7 @@ class RedisAssets:
             raise
 
     def _end(self, now: float, expires_in_s: float | None) -> tuple[float | None, bool]:
-        """Return when an upload ends, and whether that was our choice."""
+        """Return when an upload ends, and True if that was our choice."""
         if expires_in_s is not None:
             return now + expires_in_s, False
         return (now + self._retention_s, True) if self._retention_s else (None, False)

@@ -1,6 +1,6 @@
 """Connections to Redis: one retrying pool for commands, one patient connection for subscriptions.
 
-What redis-py raises ends here: everybody else meets the fleet's own errors.
+redis-py's errors end here: all other code gets the fleet's own.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ WAIT_S = 5.0
 class _Direct(AbstractConnection):
     """Writes a command in the caller's own task.
 
-    redis-py puts every write under ``asyncio.wait_for``, which before Python 3.12 starts a task for each and
-    swallows a cancellation that comes just when the write is done: a loop that was told to end went on.
+    redis-py wraps every write in ``asyncio.wait_for``, which before Python 3.12 starts a task for each and
+    swallows a cancellation that comes just when the write is done: a loop that was canceled went on.
     """
 
     async def send_packed_command(
@@ -65,7 +65,7 @@ class _Direct(AbstractConnection):
             self.socket_timeout = patience_s
 
     def _goes_at_once(self, command: bytes | str | Iterable[bytes]) -> bool:
-        """Return whether a write surely need not wait: a timeout costs more than such a write."""
+        """Return whether a write certainly need not wait; then a timeout would cost more than the write."""
         if self._writer is None or not isinstance(command, list):
             return False
         transport = self._writer.transport
@@ -95,7 +95,7 @@ _DIRECT: dict[type[AbstractConnection], type[AbstractConnection]] = {
 
 
 class WrongType(Exception):
-    """Another kind of value stands under a key, which somebody put there."""
+    """A key has a value of another type, which somebody else has put there."""
 
 
 _REFUSALS = frozenset(
@@ -104,7 +104,7 @@ _REFUSALS = frozenset(
 
 
 def _known(error: Exception) -> Exception | None:
-    """Return the fleet's own error for one of redis-py's; None for what only a mistake of ours raises."""
+    """Return the fleet's own error for one of redis-py's; None for those that only our own mistakes raise."""
     if isinstance(error, BusyLoadingError):
         return StoreRefuses(f"Redis is still loading its data: {error}", retry_after_s=2)
     if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
@@ -113,7 +113,7 @@ def _known(error: Exception) -> Exception | None:
         return StoreRefuses(f"Redis does not let its user do that: {error}", retry_after_s=5)
     if not isinstance(error, ResponseError):
         return None
-    # redis-py takes the code off a message that it has a class for; a script's own refusals keep it.
+    # redis-py removes the code from messages for which it has a class; a script's own errors keep it.
     words = str(error).replace(":", " ").split(" ", 3)[:3]
     if isinstance(error, MasterDownError | OutOfMemoryError | ReadOnlyError) or _REFUSALS.intersection(words):
         return StoreRefuses(f"Redis can't write now: {error}", retry_after_s=5)
@@ -121,7 +121,7 @@ def _known(error: Exception) -> Exception | None:
 
 
 class _Translated:
-    """Turns what redis-py raises inside into the fleet's own errors."""
+    """Turns redis-py's errors inside the block into the fleet's own."""
 
     def __enter__(self) -> None:
         pass
@@ -135,15 +135,15 @@ _TRANSLATED = _Translated()
 
 
 class FleetRedis(Redis):
-    """A client of one fleet's part of a Redis, whose callers wait in line for one of its connections.
+    """A client for one fleet's part of a Redis; callers wait in line for its connections.
 
-    redis-py's pools either refuse at once whoever finds none free, or wait on a condition, which before
-    Python 3.13 loses its wake-up if the one woken was canceled; and a release that is canceled while it
-    waits for the pool's lock loses the connection. A line in front of an unlimited pool has none of these.
+    redis-py's pools have two problems. If no connection is free, they refuse at once, or wait on a condition,
+    which before Python 3.13 loses its wake-up if the woken task was canceled. And a release that is canceled
+    while it waits for the pool's lock loses the connection. A line in front of an unlimited pool has neither.
 
-    Whatever it is asked raises:
+    Every call may raise:
         StoreDown: No answer, after the client's own tries.
-        StoreRefuses: An answer, but the server takes nothing now; or no connection was free for too long.
+        StoreRefuses: The server refuses commands now; or no connection was free for too long.
     """
 
     keyspace: Keyspace
@@ -166,7 +166,7 @@ class FleetRedis(Redis):
             self.turns.give()
 
     async def run_script(self, text: str, *args: str | bytes) -> Any:
-        """Run a script, which the server is given on its first call and after a restart."""
+        """Run a script; it is sent to the server on the first call and after a restart."""
         sha = _sha(text)
         try:
             return await self.evalsha(sha, 0, *args)
@@ -175,7 +175,8 @@ class FleetRedis(Redis):
             return await self.evalsha(sha, 0, *args)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        """Return commands that are sent together; of a wrong type, the answer is a :class:`WrongType`."""
+        """Return commands that are sent together; for a key of a wrong type, the answer is a
+        :class:`WrongType`."""
         made = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
         made.turns = self.turns
         return made
@@ -229,8 +230,8 @@ def connect(
 ) -> FleetRedis:
     """Return a client that retries a lost connection for about two seconds.
 
-    Every script is safe to repeat: a claim whose answer got lost is a run lease that nobody beats, and is
-    taken over when it expires.
+    Every script is safe to repeat: a claim whose answer got lost leaves a run lease that nobody renews, and
+    is taken over when that expires.
 
     Args:
         url: Where Redis is.
@@ -242,19 +243,19 @@ def connect(
         url,
         keyspace=Keyspace(namespace),
         turns=Turns(connections, wait_s=wait_s),
-        max_connections=2**31,  # the line is the limit; without a number the pool has one of its own
+        max_connections=2**31,  # the line is the limit; without a number, the pool has its own
         socket_timeout=10,
         socket_connect_timeout=3,
         health_check_interval=30,
         retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.8), 4),
     )
-    pool = redis.connection_pool  # which class it uses is the URL's choice
+    pool = redis.connection_pool  # the URL decides which class it uses
     pool.connection_class = _DIRECT[pool.connection_class]
     return redis
 
 
 def subscriber(url: str, *, namespace: str = DEFAULT_NAMESPACE) -> FleetRedis:
-    """Return a client for subscriptions: it may wait for a message as long as it takes."""
+    """Return a client for subscriptions: it may wait for a message without limit."""
     return FleetRedis.made(
         url,
         keyspace=Keyspace(namespace),
@@ -266,7 +267,7 @@ def subscriber(url: str, *, namespace: str = DEFAULT_NAMESPACE) -> FleetRedis:
 
 
 def connect_once(url: str, *, timeout_s: float = 2.0) -> FleetRedis:
-    """Return a client for a look at a server: what it does not answer soon is not asked again."""
+    """Return a client for a quick look at a server: it has short timeouts and does not retry."""
     return FleetRedis.made(
         url,
         keyspace=Keyspace(),
@@ -278,12 +279,12 @@ def connect_once(url: str, *, timeout_s: float = 2.0) -> FleetRedis:
 
 
 class ServerClock:
-    """The server's time, asked for now and then and counted on from there: what processes on several machines
-    write as times belongs to one clock.
+    """The server's time, read now and then and counted on from there, so that processes on several machines
+    write times of one clock.
 
     Args:
         redis: The server.
-        monotonic: Counts between two questions.
+        monotonic: The clock between two readings.
     """
 
     def __init__(self, redis: FleetRedis, *, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -38,7 +38,7 @@ class RedisEvents:
         self._pump: asyncio.Task[None] | None = None
         self._confirmed: dict[str, asyncio.Event] = {}
         self._wanted = asyncio.Event()
-        self._connecting = asyncio.Lock()  # two first subscriptions at once would open two connections
+        self._connecting = asyncio.Lock()  # two subscriptions at once would open two connections
 
     @contextlib.asynccontextmanager
     async def channel(self, name: str, *, most: int = MOST_WAITING) -> AsyncIterator[asyncio.Queue[bytes]]:
@@ -54,7 +54,7 @@ class RedisEvents:
         try:
             if name not in self._confirmed:
                 self._confirmed[name] = asyncio.Event()
-                with contextlib.suppress(StoreDown):  # the reader asks again
+                with contextlib.suppress(StoreDown):  # the reader reads the record again
                     async with self._connecting:
                         await self._pubsub.subscribe(name)
             self._wanted.set()
@@ -76,7 +76,7 @@ class RedisEvents:
 
     @contextlib.asynccontextmanager
     async def wakes(self) -> AsyncIterator[asyncio.Queue[bytes]]:
-        """Subscribe to what dispatchers are told."""
+        """Subscribe to messages for dispatchers."""
         async with self.channel(self._keys.wake) as queue:
             yield queue
 
@@ -105,7 +105,7 @@ class RedisEvents:
         while True:
             await self._wanted.wait()
             try:
-                if not self._pubsub.subscribed:  # Redis was away when somebody asked
+                if not self._pubsub.subscribed:  # Redis was away when somebody subscribed
                     async with self._connecting:
                         await self._pubsub.subscribe(*self._queues)
                 message = await self._pubsub.get_message(timeout=30)
@@ -113,7 +113,7 @@ class RedisEvents:
                 logger.warning("event connection lost", extra={"error": str(error)})
                 await asyncio.sleep(0.5)
                 continue
-            except Exception:  # whatever it is: a reader that ended would silence every stream for good
+            except Exception:  # any error: if the reader ended, every stream would be silent for good
                 logger.exception("reading events failed")
                 await asyncio.sleep(0.5)
                 continue

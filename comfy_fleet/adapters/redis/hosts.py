@@ -1,4 +1,4 @@
-"""GPU hosts in Redis: what their agents last said, and what waits to be told to them."""
+"""GPU hosts in Redis: their agents' last heartbeats, and orders for them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -42,19 +42,19 @@ class RedisHosts:
         self._complaints = Complaints()
 
     async def admit(self, host: str, instance: str) -> None:
-        """Let one start of an agent speak for a host.
+        """Make one start of an agent the only one that speaks for its host.
 
         Raises:
-            Conflict: Another one does.
+            Conflict: Another one does already.
         """
         if not await self._scripts.call("host_admit", host=host, instance=instance):
             raise _taken(host)
 
     async def beat(self, beat: Heartbeat, *, now: float) -> Orders:
-        """Keep a heartbeat and return what its agent has to know.
+        """Store a heartbeat and return the orders for its agent.
 
         Args:
-            beat: What the agent said.
+            beat: The heartbeat.
             now: Unix seconds.
 
         Raises:
@@ -144,11 +144,11 @@ class RedisHosts:
             return {}
 
     async def join(self, host: str, joining: Joining, *, now: float) -> Node:
-        """Register a host's node, or move it where it is now; cordon, pool and counts stay.
+        """Register a host's node, or update its address; cordon, pool and counts stay.
 
         Args:
             host: The host's name.
-            joining: The node as the agent has it.
+            joining: The agent's registration of the node.
             now: Unix seconds.
 
         Raises:
@@ -191,7 +191,7 @@ class RedisHosts:
         raise StoreDown(f"node {joining.name} changes all the time", retry_after_s=1)
 
     async def hosts(self) -> Sequence[HostState]:
-        """Return all hosts that were heard of lately, by name."""
+        """Return all hosts with a recent heartbeat, by name."""
         known = await self._redis.zrange(self._keys.hosts, 0, -1, withscores=True)
         names = [raw.decode() for raw, _ in known]
         records = await self._redis.mget([self._keys.host(name) for name in names]) if names else []
@@ -209,12 +209,12 @@ class RedisHosts:
         )
 
     async def report(self, node: str) -> Mapping[str, Any] | None:
-        """Return what an agent last saw of a node, or None if that is too long ago."""
+        """Return an agent's last report on a node, or None if it is too old."""
         raw = await self._redis.get(self._keys.report(node))
         return None if raw is None else dict(orjson.loads(raw))
 
     async def words(self, node: str) -> tuple[str, str]:
-        """Return the agent's last word on a node and why; empty if there was none."""
+        """Return a node's state in the agent's last report, and why; empty if there is none."""
         live = to_dict(await self._redis.hgetall(self._keys.node(node)))
         return live.get("agent_word", b"").decode(), live.get("agent_why", b"").decode()
 

@@ -1,7 +1,7 @@
-"""What nodes have, and what their failures taught, in Redis (port ``InventoryStore``).
+"""Inventories, requirements and cards that were too small, in Redis (port ``InventoryStore``).
 
-Nodes that are alike share one packed inventory under its content hash. Lists of uploaded files are left
-out of it: they change with every upload and are no need of any job.
+Equal nodes share one packed inventory under its content hash. Lists of uploaded files are left out, because
+they change with every upload and no job requires them.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from comfy_fleet.domain.nodes.node import Reading
 from comfy_fleet.domain.records import UNREADABLE
 
 FORMAT = "3-"
-"""Begins the hash of what is packed as :func:`pack` does it; what an earlier version packed says less."""
+"""Prefix of the hash for the format of :func:`pack`; an earlier version's format has less in it."""
 MAX_PACKED = 4 * 1024 * 1024
-"""Bytes of one packed inventory; a hundred node packs with thousands of models take less than one."""
+"""Most bytes of a packed inventory; a hundred node packs with thousands of models take less than one."""
 MAX_WHY = 400
-"""Characters of the reason why a node can't be read."""
+"""Longest reason, in characters, why a node can't be read."""
 NEEDS_S = 30 * 86400
-"""How long needs outlive the last job that was submitted with them; without them a node decides by itself."""
+"""How long requirements outlive the last submit with them; without them, a node decides itself."""
 
 _STEP_BYTES = 256 * 1024
 _FLAGS = ("remote", "multiselect", "fillable")
@@ -40,7 +40,7 @@ _CLASS_FLAGS = ("output_node", "keeps_graph", "shows_files", "pack")
 
 
 class RedisInventories:
-    """Inventories by content hash, needs by key, and the cards that were too small."""
+    """Inventories by content hash, requirements by key, and cards that were too small."""
 
     def __init__(self, redis: FleetRedis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
@@ -49,15 +49,15 @@ class RedisInventories:
         self._complaints = Complaints()
 
     async def claim(self, node: str, *, ttl_s: int) -> bool:
-        """Return whether this process should ask the node now; nobody else does for that long."""
+        """Return True if this process should ask the node now; no other process does so for that long."""
         return bool(await self._scripts.call("claim_reading", node=node, ttl_s=ttl_s))
 
     async def unclaim(self, node: str, *, why: str = "") -> None:
-        """Let another process ask the node; ``why`` it could not be read is shown with it."""
+        """Let another process ask the node; ``why`` says why it could not be read."""
         await self._scripts.call("unclaim_reading", node=node, why=why[:MAX_WHY])
 
     async def save(self, node: str, inventory: Inventory, reading: Reading) -> str:
-        """Keep what a node has; returns ``unknown`` (no such node), ``same`` or ``changed``."""
+        """Store a node's inventory; return ``unknown`` (no such node), ``same`` or ``changed``."""
         digest, packed = await asyncio.to_thread(pack, inventory)
         fields: dict[str, str] = {
             "comfyui": reading.comfyui,
@@ -82,7 +82,7 @@ class RedisInventories:
         return str(answer.decode())
 
     async def load(self, digest: str) -> Inventory | None:
-        """Return the inventory with this content hash; None if there is none that can be read."""
+        """Return the inventory with this content hash; None if it is missing or can't be read."""
         if not digest.startswith(FORMAT):
             nodes = await self._redis.smembers(self._keys.inventory_nodes(digest))
             for node in nodes:
@@ -105,12 +105,12 @@ class RedisInventories:
             return None
 
     async def keep_needs(self, needs: Requirements) -> None:
-        """Keep what :attr:`Requirements.key` stands for."""
+        """Store requirements under :attr:`Requirements.key`."""
         if needs.key:
             await self._redis.set(self._keys.needs(needs.key), orjson.dumps(needs.to_json()), ex=NEEDS_S)
 
     async def needs(self, key: str) -> Requirements | None:
-        """Return what a key stands for, or None if nobody knows any more."""
+        """Return the requirements of a key, or None if they are no longer stored."""
         raw = await self._redis.get(self._keys.needs(key))
         try:
             return None if raw is None else Requirements.from_json(orjson.loads(raw))
@@ -119,17 +119,17 @@ class RedisInventories:
             return None
 
     async def note_oom(self, profile: str, size: int, *, ttl_s: int) -> int:
-        """Remember that a profile ran out of memory with so many bytes; returns the largest known."""
+        """Remember that a profile ran out of memory with this many bytes; return the largest known."""
         return int(await self._scripts.call("note_oom", profile=profile, size=size, ttl_s=ttl_s))
 
 
 def pack(inventory: Inventory) -> tuple[str, bytes]:
-    """Return an inventory's content hash and its packed form, in which equal lists stand once.
+    """Return an inventory's content hash and its packed form, in which equal lists appear once.
 
-    It is written and read class by class: what is in it takes many times as much in memory.
+    It is written and read class by class, because unpacked it takes many times as much memory.
 
     Raises:
-        NodeFault: It is larger than any node's, even when packed.
+        NodeFault: Even packed, it is larger than any real node's.
     """
     packed = _Packed()
     lists: dict[bytes, int] = {}
@@ -153,7 +153,7 @@ def unpack(packed: bytes) -> Inventory:
 
 
 class _Packed:
-    """Lines of JSON, packed and hashed as they come. The same inventory makes the same lines."""
+    """Lines of JSON, packed and hashed one by one. Equal inventories make equal lines."""
 
     def __init__(self) -> None:
         self._hash = blake3()
@@ -244,7 +244,7 @@ def _spec(spec: InputSpec, lists: dict[bytes, int], packed: _Packed) -> dict[str
 
 
 def _list(options: tuple[Any, ...], lists: dict[bytes, int], packed: _Packed) -> int:
-    """Return the number of a list, which is written where it is met first."""
+    """Return the number of a list; the list is written at its first use."""
     entry = {"list": list(options)}
     key = blake3(orjson.dumps(entry, option=orjson.OPT_SORT_KEYS)).digest()
     if key not in lists:

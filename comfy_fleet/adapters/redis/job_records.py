@@ -1,4 +1,4 @@
-"""How a job's record stands in Redis, and RQ's view of the same job."""
+"""A job's record in Redis, and RQ's view of the same job."""
 
 import logging
 import zlib
@@ -26,13 +26,13 @@ from comfy_fleet.ports.telemetry import EndedJob
 logger = logging.getLogger(__name__)
 
 HANDLER = "comfy_fleet.run_prompt"
-"""The only function that a job of ours may name; RQ's own workers have nothing to import under it."""
+"""The only function that our jobs may name; RQ's own workers can't import it."""
 MAX_REASON = 300
-"""Characters of an error's message that a job keeps of each attempt."""
+"""Characters of an error's message that a job keeps for each attempt."""
 UNREADABLE_JOB = JobError(code="internal_error", message="the job's record can't be read")
 _MOST_KNOWN = 1000
 _LAST = 1e11
-"""Times are Unix seconds before the year 5000: what is beyond can't be written as a date."""
+"""Times are Unix seconds before the year 5000; later ones can't be written as a date."""
 
 
 def reference(job_id: str) -> str:
@@ -41,12 +41,12 @@ def reference(job_id: str) -> str:
 
 
 def rq_success(job: Job) -> str:
-    """Return a return value as RQ's JSON serializer keeps it in a result."""
+    """Return a return value in the form of RQ's JSON serializer."""
     return b64encode(orjson.dumps({"job": job.id, "run": job.run, "node": job.node})).decode()
 
 
 def rq_failure(error: JobError | None) -> str:
-    """Return an exception text as RQ keeps it in a result."""
+    """Return an exception text in RQ's form."""
     if error is None:
         return ""
     text = f"{error.code}: {error.message}\n{error.traceback or ''}".strip()
@@ -54,7 +54,7 @@ def rq_failure(error: JobError | None) -> str:
 
 
 def record_fields(new: NewJob) -> dict[str, str | bytes]:
-    """Return the fields of a record that only Python knows how to write."""
+    """Return the fields of a record that Python writes, not a script."""
     fields: dict[str, str | bytes] = {
         "profile": new.profile,
         "max_attempts": str(new.max_attempts),
@@ -70,7 +70,7 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
 
 
 def to_dict(raw: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[str, bytes]:
-    """Return a hash, as the client or as Lua gives it, with text keys."""
+    """Return a hash with text keys, from the client's form or from Lua's."""
     if isinstance(raw, Mapping):
         return {key.decode(): value for key, value in raw.items()}
     parts = list(raw)
@@ -103,7 +103,7 @@ def dump_progress(progress: Progress | None) -> str:
 
 
 def ended_job(row: Sequence[bytes], status: JobStatus, error: JobError | None = None) -> EndedJob:
-    """Read what a script tells of a job that it has ended."""
+    """Read a script's answer about a job that it has ended."""
     job_id, workflow, seconds = (raw.decode(errors="replace") for raw in row)
     return EndedJob(
         job_id=job_id, status=status, workflow=workflow or None, total_s=float(seconds), error=error
@@ -111,7 +111,7 @@ def ended_job(row: Sequence[bytes], status: JobStatus, error: JobError | None = 
 
 
 def short_reason(error: JobError | None) -> dict[str, str] | None:
-    """Return what an attempt keeps of its error, if there is one: code and message."""
+    """Return code and message of an attempt's error, if there is one."""
     if error is None:
         return None
     message = error.message
@@ -121,7 +121,7 @@ def short_reason(error: JobError | None) -> dict[str, str] | None:
 
 
 def _load_progress(record: Mapping[str, bytes], status: JobStatus) -> Progress | None:
-    """Return how far a job is. One that has succeeded is through, also if its record tells of less."""
+    """Return a job's progress. It is complete if the job has succeeded, even if its record has less."""
     found = from_fields(Progress, orjson.loads(record["progress"])) if record.get("progress") else None
     if status is JobStatus.SUCCEEDED and (found is None or found.value < 1):
         return Progress.complete(found.nodes_total if found else 0)
@@ -166,7 +166,7 @@ def _time(record: Mapping[str, bytes], field: str) -> float | None:
 
 
 class Complaints:
-    """Logs each record that can't be read once, however often it is met."""
+    """Logs each unreadable record once, however often it is read."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
@@ -189,10 +189,10 @@ def shown_job(
     output_count: int | None = None,
     complaints: Complaints,
 ) -> Job | None:
-    """Return a job for who only looks; of one that can't be read what can, and an error that says so.
+    """Return a job for reading; if parts of its record are unreadable, the rest, with an error about it.
 
     Returns:
-        None if it can't even be told whose it is.
+        None if even the owner is unreadable.
     """
     try:
         return load_job(job_id, record, outputs, output_count=output_count)
@@ -233,8 +233,8 @@ def load_job(
     Args:
         job_id: Its id.
         record: Its record.
-        outputs: Its outputs, where they are wanted.
-        output_count: How many it has, where they are not.
+        outputs: Its outputs, if requested.
+        output_count: How many it has, if they are not requested.
 
     Raises:
         Exception: One of :data:`UNREADABLE`.

@@ -18,11 +18,9 @@ from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJ
 from comfy_fleet.ports.jobs import Idempotency, Submitted
 from comfy_fleet.ports.telemetry import Telemetry
 
-WINDOW = (
-    1000  # jobs that one call of a script compares with a filter: a few milliseconds of the server's time
-)
-LOOKED_AT = 10_000  # jobs that are looked at for one page, or for an abbreviated id
-MOST_ERROR = 8192  # bytes of an error that a list shows whole
+WINDOW = 1000  # jobs that one call of a script compares with a filter: takes a few milliseconds on the server
+LOOKED_AT = 10_000  # most jobs that are looked at for one page, or for an abbreviated id
+MOST_ERROR = 8192  # longest error, in bytes, that a list shows completely
 
 _BRIEF = (
     *(
@@ -40,7 +38,7 @@ _BRIEF = (
     *("profile", "placement", "started", "completed", "deadline", "attempt", "max_attempts", "run", "node"),
     *("cancel", "progress", "seq", "waits", "traceparent"),
 )
-"""Fields of a record that a list reads; the error first, which the script may cut."""
+"""Fields of a record that a list reads; first the error, which the script may shorten."""
 
 _SCORE = re.compile(r"[0-9]{1,12}\.[0-9]{6}")
 
@@ -63,7 +61,7 @@ class RedisJobStore:
         self.telemetry: Telemetry | None = None
 
     def telling(self, telemetry: Telemetry) -> Self:
-        """Return this store; it also tells an observer of jobs that it ends."""
+        """Return this store; it reports jobs that it ends to an observer."""
         made = copy(self)
         made.telemetry = telemetry
         return made
@@ -165,8 +163,8 @@ class RedisJobStore:
     async def find(self, wanted: JobFilter) -> JobPage:
         """List jobs, newest first; raises BadInput for a cursor that is not ours.
 
-        A cursor is the place of the last job that was looked at: jobs that come later are newer than all
-        that follow it, so none is told twice or left out.
+        A cursor is the place of the last job that was looked at. Jobs that are submitted later are newer than
+        all that follow it, so none is listed twice or left out.
         """
         key = self._newest(wanted.owner)
         filtered = bool(wanted.statuses or wanted.metadata or wanted.workflow is not None)
@@ -174,12 +172,12 @@ class RedisJobStore:
         found: list[Job] = []
         budget, skip = LOOKED_AT, 0
         while True:
-            window = WINDOW if filtered else wanted.limit - len(found) + 1  # one of them may be the anchor
+            window = WINDOW if filtered else wanted.limit - len(found) + 1  # one may be the cursor's job
             top = "+inf" if after[0] == float("inf") else f"{after[0]:.6f}"
             rows = await self._redis.zrevrangebyscore(
                 key, top, "-inf", start=skip, num=window, withscores=True
             )
-            # Within one score Redis sorts by id, downwards here.
+            # Within one score, Redis sorts by id, here in descending order.
             fresh = [(score, raw.decode()) for raw, score in rows if (score, raw.decode()) < after]
             matching = await self._matching([job_id for _, job_id in fresh], wanted) if filtered else None
             chosen = [row for row in fresh if matching is None or row[1] in matching]
@@ -190,7 +188,7 @@ class RedisJobStore:
             if len(rows) < window:
                 return JobPage(jobs=tuple(found), next_cursor=None)
             budget -= len(rows)
-            # Many jobs of one score may hide what follows them.
+            # Many jobs with one score may hide those that follow.
             after, skip = (fresh[-1], 0) if fresh else (after, skip + len(rows))
             if budget <= 0 and fresh:
                 return JobPage(jobs=tuple(found), next_cursor=_write_cursor(*after))
@@ -208,7 +206,7 @@ class RedisJobStore:
         return frozenset(raw.decode() for raw in found)
 
     async def _briefs(self, ids: Sequence[str]) -> list[Job | None]:
-        """Read what a list shows of jobs, and no more: their outputs and errors may be megabytes."""
+        """Read only what a list shows of jobs: their outputs and errors may be megabytes."""
         if not ids:
             return []
         rows = await self._scripts.call("briefs", ids=ids, fields=_BRIEF, most=MOST_ERROR)
@@ -223,7 +221,7 @@ class RedisJobStore:
         return found
 
     async def ids(self, owner: str | None, prefix: str) -> list[str]:
-        """Return the ids that begin so, of the newest jobs; see the port."""
+        """Return the ids with this prefix among the newest jobs; see the port."""
         newest = await self._redis.zrevrange(self._newest(owner), 0, LOOKED_AT - 1)
         return [job_id.decode() for job_id in newest if job_id.startswith(prefix.encode())]
 
@@ -231,7 +229,7 @@ class RedisJobStore:
         return self._keys.jobs if owner is None else self._keys.jobs_of(owner)
 
     async def request_cancel(self, job_id: str) -> Job | None:
-        """Ask for cancellation; returns the job as it is now, or None."""
+        """Ask for cancellation; return the job's present state, or None."""
         answer = await self._scripts.call("cancel", job=job_id)
         if isinstance(answer, list) and self.telemetry is not None:
             self.telemetry.ended_without_run(job_records.ended_job(answer, JobStatus.CANCELED))
@@ -270,12 +268,12 @@ class RedisJobStore:
 
 
 def hashed(key: str) -> str:
-    """Return a client's own word as a part of a key in Redis: it may have any length and any characters."""
+    """Return a client's text as a part of a key in Redis: it may have any length and any characters."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _hash(answer: Any) -> dict[bytes, bytes]:
-    """Return a hash; an empty one where something else stands, which somebody put there."""
+    """Return a hash; an empty one if the key has another type of value, which somebody else put there."""
     if isinstance(answer, WrongType):
         return {}
     if isinstance(answer, Exception):
@@ -284,7 +282,7 @@ def _hash(answer: Any) -> dict[bytes, bytes]:
 
 
 def _fresh(new: NewJob, created_at: float) -> Job:
-    """Return what :meth:`RedisJobStore.get` would, without asking."""
+    """Return the same as :meth:`RedisJobStore.get`, from data that was read already."""
     return Job(
         id=new.id,
         owner=new.owner,

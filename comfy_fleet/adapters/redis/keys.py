@@ -1,4 +1,4 @@
-"""Every key and channel of a fleet in Redis, and the glossary of what they hold.
+"""All keys and channels of a fleet in Redis, with their content.
 
 Python says ``keyspace.job(job_id)``, a script ``job_key(job_id)``: both are made from :class:`Keyspace`.
 """
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 
-_WORD = re.compile(r"[A-Z]+")  # stands for what a key belongs to
+_WORD = re.compile(r"[A-Z]+")  # stands for the thing that a key belongs to
 
 
 class _One:
-    """A key that there is once."""
+    """A key that exists once."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
@@ -22,7 +22,7 @@ class _One:
 
 
 class _Each:
-    """A key that each of some things has."""
+    """A key that exists for each thing of a kind."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
@@ -36,7 +36,7 @@ class Keyspace:
     """The keys of one fleet. All times in them are the server's, in Unix seconds.
 
     Args:
-        namespace: Begins them all, and is the name of RQ's queue. One that a setting has checked: see
+        namespace: The prefix of all keys, and the name of RQ's queue; checked by
             :func:`comfy_fleet.domain.namespace.check_namespace`.
     """
 
@@ -79,9 +79,9 @@ class Keyspace:
     #                                          the latest first, one a line
     urls = _One("urls")  # hash: HOST:PORT -> NODE: one ComfyUI is one node
     pool_nodes = _Each("pool:POOL")  # set: the pool's nodes
-    pools = _One("pools")  # hash: POOL -> what is set of it, as JSON
+    pools = _One("pools")  # hash: POOL -> its settings as JSON
     pool_slots = _One("pools:slots")  # hash: POOL -> HAProxy's slot
-    inventory = _Each("inventory:HASH")  # string: what nodes have, packed
+    inventory = _Each("inventory:HASH")  # string: an inventory, packed
     inventory_nodes = _Each("inventory:HASH:nodes")  # set: whose inventory it is
     object_info = _Each("object_info:HASH")  # string: what nodes answer to /object_info, packed
     object_info_nodes = _Each("object_info:HASH:nodes")  # set: whose answer it is
@@ -116,9 +116,9 @@ class Keyspace:
     blob_gone = _Each("blob:gone:PATH")
 
     # -- the store itself
-    store = _One("store")  # string: drawn when the store was first used: one that was emptied has another
+    store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)
-    ready = _One("ready")  # never written: a write that changes nothing asks whether Redis takes any
+    ready = _One("ready")  # never written: a write that changes nothing tests if Redis accepts writes
 
     # -- channels
     events = _Each("events:ID")  # everything that happens to a job
@@ -150,16 +150,16 @@ class Keyspace:
         self.rq_name = namespace
         """The name of RQ's queue."""
         self.worker_prefix = "" if namespace == DEFAULT_NAMESPACE else f"{namespace}."
-        """Begins dispatchers' names where RQ keeps them: it knows workers of all queues by name alone."""
+        """Prefix of dispatchers' names in RQ, which knows the workers of all queues only by name."""
 
     def whole(self, pattern: str) -> str:
-        """Return a name or pattern of the table as it stands in Redis."""
+        """Return a name or pattern of the table in its full form."""
         if not pattern.startswith("rq:"):
             return f"{self.namespace}:{pattern}"
         return pattern.replace("<queue>", self.rq_name).replace("<worker>", self.worker_prefix)
 
     def lua(self) -> Iterator[str]:
-        """Yield each key's definition for scripts: a text, or a function of what it belongs to."""
+        """Yield each key's definition for scripts: a text, or a function of the thing that it belongs to."""
         for name, key in vars(Keyspace).items():
             if isinstance(key, _One):
                 yield f"local {name}_key = '{self.whole(key.pattern)}'"

@@ -20,18 +20,18 @@ from comfy_fleet.domain.nodes.weights import default_weight
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.timeouts import Timeout
 
-SILENT_S = 5  # an agent that was heard since is not what a node is away for
-LOOK_AGAIN_S = 5.0  # a lost wake-up must not matter
+SILENT_S = 5  # if the agent was heard since, its end is not why the node is away
+LOOK_AGAIN_S = 5.0  # so that a lost wake-up does not matter
 MOVING = ("cordoned", "cordon_reason", "gpu", "device", "speed", "speeds")
-"""What :func:`read_node` wants to know of what changes about a node."""
-LONGEST_PAUSE_S = 0.25  # between two looks at a registry that changes all the time
-CREDIT_S = 1.0  # pauses that need not be made yet: one new node is three changes within half a second
+"""The changing facts about a node that :func:`read_node` needs."""
+LONGEST_PAUSE_S = 0.25  # pause between two looks at a registry that changes all the time
+CREDIT_S = 1.0  # pauses that may be postponed: one new node is three changes within half a second
 Row = list[Any]
-"""What ``node_states.lua`` tells of one node."""
+"""One node in the answer of ``node_states.lua``."""
 
 
 class RedisNodeRegistry:
-    """Nodes, their cordons and what HAProxy says of them."""
+    """Nodes, their cordons and their state in HAProxy."""
 
     def __init__(self, redis: FleetRedis, events: RedisEvents) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
@@ -63,7 +63,7 @@ class RedisNodeRegistry:
         return node
 
     async def store_id(self) -> str:
-        """Return what tells this store from one that was emptied."""
+        """Return the store's id, which changes if it is emptied."""
         return str((await self._scripts.call("store_id", candidate=uuid4().hex)).decode())
 
     async def get(self, name: str) -> Node | None:
@@ -88,7 +88,7 @@ class RedisNodeRegistry:
         return states
 
     def _read_all(self, rows: Sequence[Row]) -> list[NodeState]:
-        """Return the nodes of rows; one that can't be read is logged and left out: the others still count."""
+        """Return the nodes of rows; one that can't be read is logged and left out."""
         found = []
         for row in rows:
             try:
@@ -98,7 +98,7 @@ class RedisNodeRegistry:
         return found
 
     def _read(self, row: Row) -> NodeState:
-        """Return a row's node; the same object again if nothing has changed about it."""
+        """Return a row's node; the same object again if nothing has changed."""
         had = self._memo.get(row[0])
         if had is not None and had[0] == row:
             return had[1]
@@ -141,19 +141,20 @@ class RedisNodeRegistry:
         return found
 
     async def models(self, name: str) -> Sequence[str]:
-        """Return the model files that jobs on a node used since it started or was freed, the latest first."""
+        """Return the model files that jobs on a node have used since it started or was freed, latest
+        first."""
         raw = await self._redis.get(self._keys.node_models(name))
         return raw.decode().split("\n") if raw else []
 
     async def release(self, name: str) -> Sequence[str]:
-        """Have the jobs on a node given back to the queue; returns the runs that are asked for.
+        """Have a node's jobs given back to the queue; return the runs concerned.
 
-        Runs of which only outputs are still being fetched go on.
+        Runs that only fetch their outputs go on.
         """
         return [raw.decode() for raw in await self._scripts.call("release", node=name)]
 
     async def started(self, name: str) -> None:
-        """Note that a node's ComfyUI has started anew: it is read again, and a quarantine ends.
+        """Note that a node's ComfyUI was restarted: it is read again, and a quarantine ends.
 
         Raises:
             NotFound: No such node.
@@ -184,22 +185,23 @@ class RedisNodeRegistry:
 
         Args:
             name: The node.
-            kind: ``oom``, ``gpu``, ``answer`` or ``frame``; each is counted apart, and a success ends both.
-            limit: How many in a row are too many.
-            reason: Why it is cordoned then.
+            kind: ``oom``, ``gpu``, ``answer`` or ``frame``; each is counted separately, and a success resets
+                all.
+            limit: How many in a row lead to a cordon.
+            reason: The cordon's reason.
 
         Returns:
-            Whether it was cordoned now.
+            True if it was cordoned now.
         """
         count = await self._scripts.call("record_failure", node=name, kind=kind, limit=limit, reason=reason)
         return int(count) < 0
 
     async def cordon(self, name: str, *, reason: str) -> Node:
-        """Keep new jobs away: no claim for this node succeeds from now on."""
+        """Stop new jobs: no claim for this node succeeds from now on."""
         return await self._mark(name, True, reason)
 
     async def uncordon(self, name: str) -> Node:
-        """Let jobs come again."""
+        """Allow new jobs again."""
         return await self._mark(name, False, "")
 
     async def _mark(self, name: str, cordoned: bool, reason: str) -> Node:
@@ -222,14 +224,14 @@ class RedisNodeRegistry:
             )
 
     async def report(self, name: str, *, verdict: str, why: str) -> None:
-        """Record what HAProxy says of a node; forgotten nodes stay forgotten."""
+        """Record a node's state as HAProxy reports it; removed nodes stay removed."""
         await self._scripts.call("report_node", node=name, verdict=verdict, why=why)
 
     async def changes(self) -> AsyncGenerator[None, None]:
-        """Yield at once, whenever the registry changed, and every few seconds.
+        """Yield at once, whenever the registry has changed, and every few seconds.
 
-        A thousand nodes that join are a few changes: looking takes no more than a tenth of the looker's time,
-        and little of Redis'. The few changes that one new node brings are seen at once all the same.
+        A thousand joining nodes count as a few changes: looking takes at most a tenth of the process's time,
+        and little of Redis'. The few changes of a single new node are still seen at once.
         """
         clock = asyncio.get_running_loop().time
         owed_s, settled_at = 0.0, clock()  # the pause that past looks have cost and that was not made yet
@@ -250,7 +252,7 @@ class RedisNodeRegistry:
 
 
 def read_node(raw: bytes | str, live: Mapping[str, str]) -> Node:
-    """Return a node from its record and what changes about it."""
+    """Return a node from its record and its changing facts."""
     static = orjson.loads(raw)
     if static.get("weight_by_gpu") and live.get("gpu"):
         static["weight"] = default_weight(live["gpu"], live.get("device", ""))
@@ -266,7 +268,7 @@ def read_node(raw: bytes | str, live: Mapping[str, str]) -> Node:
 def _rows(answer: bytes) -> list[Row]:
     try:
         rows: list[Row] = orjson.loads(answer)
-    except ValueError:  # one record is no valid UTF-8
+    except ValueError:  # one record is not valid UTF-8
         rows = orjson.loads(answer.decode("utf-8", "replace"))
     return rows or []  # Lua writes an empty list as an empty object
 
@@ -296,10 +298,10 @@ def _reading(live: Mapping[str, str]) -> Reading:
 def _why(live: Mapping[str, str]) -> str:
     """Return why a node gets no jobs.
 
-    If HAProxy only knows that its agent said so, the agent knows why; one that neither gives nor takes has
-    not given back what it took before. And where ComfyUI does not answer HAProxy, an agent that drained it
-    and still speaks knows more: that it starts, or how it ended. Of a new node its agent knows why it does
-    not answer. An agent that is gone may have taken its ComfyUIs along.
+    HAProxy may only know that the agent said so; then the agent has the reason. An agent that says ``up`` has
+    not undone its earlier drain. If ComfyUI does not answer HAProxy, an agent that drained it and is still
+    alive knows more: that it is starting, or how it ended. It also knows why a new node does not answer. If
+    an agent is gone, its ComfyUIs may be gone, too.
     """
     why, seen = live.get("why", ""), live.get("agent_why", "")
     word, verdict = live.get("agent_word"), live.get("verdict", "new")

@@ -13,7 +13,7 @@ from comfy_fleet.domain.records import UNREADABLE, from_fields
 
 
 class RedisPools:
-    """A pool that nobody has set and that has no slot is nowhere: any name may be asked for.
+    """Pools. One without settings and without a slot is not stored: any name may be requested.
 
     Args:
         redis: A client that returns bytes.
@@ -25,7 +25,7 @@ class RedisPools:
         self._complaints = Complaints()
 
     async def pools(self) -> Sequence[Pool]:
-        """Return the pools that are set or have a slot, by name."""
+        """Return the pools that have a setting or a slot, by name."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hgetall(self._keys.pools)
             pipe.hgetall(self._keys.pool_slots)
@@ -34,12 +34,12 @@ class RedisPools:
         for raw in sorted(records.keys() | slots.keys()):
             try:
                 found.append(self._read(raw.decode(), records.get(raw), slots.get(raw)))
-            except (*UNREADABLE, BadInput) as error:  # no pool has such a name
+            except (*UNREADABLE, BadInput) as error:  # no pool can have such a name
                 self._complaints.about("pool", raw.decode(errors="backslashreplace"), error)
         return found
 
     async def get(self, name: str) -> Pool:
-        """Return a pool; with nothing set if nobody has."""
+        """Return a pool, with empty fields if nothing is set."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hget(self._keys.pools, name)
             pipe.hget(self._keys.pool_slots, name)
@@ -47,7 +47,7 @@ class RedisPools:
         return self._read(name, record, slot)
 
     async def set(self, pool: Pool) -> None:
-        """Keep what is set of a pool, instead of what was; its slot is not touched."""
+        """Store a pool's settings, replacing the earlier ones; its slot is not touched."""
         record = {"free_idle_s": pool.free_idle_s, "free_on_oom": pool.free_on_oom}
         if pool.is_set:
             await self._redis.hset(self._keys.pools, pool.name, orjson.dumps(record))
@@ -55,7 +55,7 @@ class RedisPools:
             await self._redis.hdel(self._keys.pools, pool.name)
 
     async def place(self, slots: Mapping[str, int]) -> None:
-        """Keep which pool has which of HAProxy's slots; all others have none."""
+        """Store which pool has which of HAProxy's slots; all others have none."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(self._keys.pool_slots)
             if slots:

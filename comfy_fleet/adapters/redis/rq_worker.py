@@ -49,10 +49,10 @@ class RqWorker:
         self._cancel = cancel
         self._birth = _stamp()
         self._swept = False
-        self._version = version("rq")  # reads a file: not at every beat
+        self._version = version("rq")  # reads a file, so not at every beat
 
     async def beat(self, *, busy: int, done: int) -> None:
-        """Tell that the dispatcher lives."""
+        """Record that the dispatcher lives."""
         fields = {
             "birth": self._birth,
             "last_heartbeat": _stamp(),
@@ -78,7 +78,7 @@ class RqWorker:
             self._swept = True
 
     async def _sweep(self) -> None:
-        """Forget the names of workers that died without taking theirs back; their records have run out."""
+        """Remove the names of workers that died without removing them; their records have expired."""
         for key in await self._redis.smembers(self._keys.rq_workers):
             if not await self._redis.exists(key):
                 await self._redis.srem(self._keys.rq_all_workers, key)
@@ -96,7 +96,7 @@ class RqWorker:
                         await self._cancel(command["job_id"])
 
     async def leave(self) -> None:
-        """Take the record back."""
+        """Remove the record."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.srem(self._keys.rq_all_workers, self._key)
             pipe.srem(self._keys.rq_workers, self._key)
@@ -106,7 +106,7 @@ class RqWorker:
 
 
 async def live_dispatchers(redis: FleetRedis) -> list[str]:
-    """Return the names of dispatchers whose heartbeat is young enough."""
+    """Return the names of dispatchers with a recent heartbeat."""
     client: Any = redis
     keys = sorted(key.decode() for key in await client.smembers(redis.keyspace.rq_workers))
     alive = await asyncio.gather(*(client.exists(key) for key in keys))
@@ -118,7 +118,7 @@ async def live_dispatchers(redis: FleetRedis) -> list[str]:
 
 
 async def outdated_dispatchers(redis: FleetRedis) -> list[str]:
-    """Return the names of live dispatchers that don't know the layout in Redis: they claim nothing."""
+    """Return the names of live dispatchers that don't know the layout in Redis and so claim nothing."""
     names = await live_dispatchers(redis)
     client: Any = redis
     current = await client.get(redis.keyspace.schema) or b"1"

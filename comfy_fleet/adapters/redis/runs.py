@@ -1,4 +1,4 @@
-"""Jobs as dispatchers work on them: claim, beat, finish, requeue (port ``RunStore``)."""
+"""Jobs as dispatchers see them: claim, beat, finish, requeue (port ``RunStore``)."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 
 logger = logging.getLogger(__name__)
 
-PEEK = 64  # queued jobs looked at in each placement class
-BEAT_CHUNK = 250  # runs renewed in one call, so that no call holds the server for long
-MODELS = 16  # remembered for each node
+PEEK = 64  # queued jobs to look at in each placement class
+BEAT_CHUNK = 250  # runs to renew in one call, so that no call blocks the server for long
+MODELS = 16  # kept for each node
 
 DEADLINE = JobError(code="deadline_exceeded", message="no node was free before the job's deadline")
 
@@ -46,7 +46,7 @@ class RedisRunStore:
         self.telemetry: Telemetry | None = None
 
     def telling(self, telemetry: Telemetry) -> Self:
-        """Return this store; it also tells an observer of jobs that it ends without the end of a run."""
+        """Return this store; it reports jobs that end without the end of a run to an observer."""
         made = copy(self)
         made.telemetry = telemetry
         return made
@@ -56,7 +56,7 @@ class RedisRunStore:
             self.telemetry.ended_without_run(job)
 
     async def waiting(self) -> Sequence[Waiting]:
-        """Return the placement classes that have queued jobs, best head first."""
+        """Return the placement classes with queued jobs, the one with the best first job first."""
         classes = [raw.decode() for raw in await self._redis.smembers(self._keys.placements)]
         if not classes:
             return []
@@ -69,7 +69,7 @@ class RedisRunStore:
         for name, count, heads in zip(classes, raw[::2], raw[1::2], strict=True):
             try:
                 placement = Placement.parse(name)
-            except UNREADABLE as error:  # of a newer version, or broken: the others must not wait for it
+            except UNREADABLE as error:  # a newer version's, or broken: the others must not wait for it
                 self._complaints.about("placement", name, error)
                 continue
             if heads:
@@ -77,7 +77,7 @@ class RedisRunStore:
         return sorted(found, key=lambda waiting: waiting.head_score)
 
     async def check_schema(self) -> None:
-        """Look whether this process may still take new work."""
+        """Raise Outdated if this process may take no new work."""
         await self._scripts.check()
 
     async def claim(
@@ -113,7 +113,7 @@ class RedisRunStore:
             await self._abandon(job_id, run, token, problem)
             return Refused(why="broken")
         if answer[4] != job_records.reference(job.id).encode():
-            # Somebody wrote another function into RQ's record: nothing of it is ever imported or run.
+            # Somebody has written another function into RQ's record: it is never imported or run.
             claim = Claim(job=job, graph=b"{}", run=run, node=node, token=token, attempt=job.attempt)
             error = JobError(
                 code="internal_error",
@@ -170,7 +170,7 @@ class RedisRunStore:
         await self._note(claim, "progress", job_records.dump_progress(progress))
 
     async def followed(self, claim: Claim) -> bool:
-        """Return whether anybody listens to the job's events."""
+        """Return True if anybody listens to the job's events."""
         ((_, listeners),) = await self._redis.pubsub_numsub(self._keys.events(claim.job.id))
         return bool(listeners)
 
@@ -196,7 +196,7 @@ class RedisRunStore:
         _check(claim, answer)
 
     async def waits(self, claim: Claim, why: str | None) -> None:
-        """Note what a run waits for on the fleet's own side, or that it goes on."""
+        """Note that a run waits for something of the fleet's own, or no longer does."""
         await self._note(claim, "waits", (why or "").encode(errors="replace"))
 
     async def left(self, claim: Claim, manifest: Sequence[Mapping[str, Any]], *, ui: str = "") -> None:
@@ -251,7 +251,7 @@ class RedisRunStore:
         progress: Progress | None = None,
         ui: str = "",
     ) -> JobStatus:
-        """Give the job back, or end it when no attempt is left."""
+        """Return the job to the queue, or end it if no attempt is left."""
         answer = await self._scripts.call(
             "requeue",
             job_records.dump_error(reason),
@@ -268,7 +268,7 @@ class RedisRunStore:
         return JobStatus(_check(claim, answer).decode())
 
     async def hand_over(self, claims: Sequence[Claim]) -> None:
-        """Let these leases expire now."""
+        """Make these leases expire now."""
         if claims:
             await self._scripts.call("hand_over", tokens=_tokens(claims))
 
@@ -284,7 +284,7 @@ class RedisRunStore:
                 left = orjson.loads(manifest)
                 if graph is None or not isinstance(left, list):
                     raise ValueError("its graph is gone, or its outputs are no list")
-            except UNREADABLE as problem:  # the others' runs must not wait for this one
+            except UNREADABLE as problem:  # the other runs must not wait for this one
                 await self._abandon(job_id.decode(), run.decode(), token.decode(), problem)
                 continue
             claim = Claim(
@@ -314,7 +314,7 @@ class RedisRunStore:
         return raw.decode() if raw else None
 
     async def occupied(self, nodes: Sequence[str]) -> frozenset[str]:
-        """Return those of some nodes that a run occupies."""
+        """Return those of the given nodes that a run occupies."""
         if not nodes:
             return frozenset()
         runs = await self._redis.mget([self._keys.lease(node) for node in nodes])
@@ -341,7 +341,7 @@ class RedisRunStore:
         return [raw.decode() for raw in ids]
 
     async def postpone(self, job_id: str, *, seconds: float) -> None:
-        """Let a job that can't be forgotten yet be forgettable again so much later."""
+        """Postpone the removal of a job that can't be forgotten yet."""
         now, _ = await self._redis.time()
         await self._redis.zadd(self._keys.expiring, {job_id: now + seconds}, xx=True)
 

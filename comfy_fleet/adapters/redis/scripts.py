@@ -1,8 +1,8 @@
-"""The Lua scripts: one file for each call, and a prelude of what several of them do.
+"""The Lua scripts: one file for each call, and a prelude with shared functions.
 
-A script finds its named arguments in the table ``args``: JSON, so numbers, texts, lists and objects of them;
-what is left out is nil. Bytes, and texts that may be large, follow as ARGV[2], ARGV[3] ...: JSON in Lua knows
-no bytes, and reading it costs the server time. What a script answers is in its first lines.
+A script's named arguments are in the table ``args``, sent as JSON: numbers, texts, lists and objects of them;
+missing ones are nil. Bytes and large texts follow as ARGV[2], ARGV[3] ..., because Lua's JSON has no bytes,
+and parsing costs the server time. A script's first lines describe its answer.
 """
 
 import logging
@@ -20,8 +20,8 @@ from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-"""The layout of what stands in Redis. A change that an older version would misread or undo raises it; a field
-more in a record is no such change. ``schema.lua`` brings older data to it."""
+"""The layout of the data in Redis. A change that an older version would misread or undo raises it; a new
+field in a record does not. ``schema.lua`` converts older data."""
 
 _NAMES = re.compile(r"\w+")
 _DEFINED = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)
@@ -30,7 +30,7 @@ _COMMENT = re.compile(r"--.*")
 
 @cache
 def source(name: str, namespace: str, schema: int = SCHEMA) -> str:
-    """Return the text of a script as Redis gets it."""
+    """Return the text of a script in the form that Redis gets."""
     return whole(_file(name), namespace, schema)
 
 
@@ -40,14 +40,14 @@ def _file(name: str) -> str:
 
 
 def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
-    """Return a script after those parts of the prelude that it uses.
+    """Return a script, preceded by the parts of the prelude that it uses.
 
-    Redis runs all of a script at each call: what it does not use would cost as much as what it does.
+    Redis runs the whole text at each call: unused parts would cost as much as used ones.
     """
     prelude = _file("prelude")
     parts = [f"local SCHEMA = {schema}", *Keyspace(namespace).lua(), *prelude.split("\n\n")]
     used, taken = _names(body), [body]
-    for part in reversed(parts):  # what a part uses stands before it
+    for part in reversed(parts):  # a part uses only parts before it
         if any(_names(found).intersection(used) for found in _DEFINED.findall(part)):
             used |= _names(part)
             taken.append(part)
@@ -76,7 +76,7 @@ class Scripts:
         Args:
             script: Its name.
             blobs: Bytes and large texts: ARGV[2], ARGV[3] ...
-            args: Its arguments, whole numbers below 2**53; those that are None are left out.
+            args: Its arguments; whole numbers must be below 2**53; those that are None are left out.
 
         Raises:
             StoreDown: No answer, after the client's own tries.
@@ -86,7 +86,7 @@ class Scripts:
         return await self._redis.run_script(text, named, *blobs)
 
     async def begin(self, script: str, /, *blobs: str | bytes, **args: Any) -> Any:
-        """Run a script that takes new work, which only the newest version on this Redis may do.
+        """Run a script that takes new work; only the newest version on this Redis may do so.
 
         Raises:
             Outdated: A newer version has raised the layout.
@@ -102,13 +102,13 @@ class Scripts:
         return answer
 
     async def check(self, *, may_raise: bool = False) -> None:
-        """Compare the layout in Redis with the one that this process knows.
+        """Compare the layout in Redis with this process's.
 
         Args:
             may_raise: Raise an older one in Redis to ours.
 
         Raises:
-            Outdated: The one in Redis is newer, or no number.
+            Outdated: The one in Redis is newer, or is not a number.
             StoreDown: No answer.
         """
         found: bytes = await self.call("schema", may_raise=may_raise)
@@ -118,7 +118,7 @@ class Scripts:
     async def start(self) -> None:
         """Check the layout at a process's start, and raise it in Redis if it is older.
 
-        A Redis that is away is no hindrance: the first script that takes new work looks again.
+        If Redis is away, the process starts anyway: the first script that takes new work checks again.
 
         Raises:
             ConfigError: The one in Redis is newer.

@@ -1,6 +1,6 @@
--- End a run whose job's record can't be read: nobody could go on with it, and it would hold its node for ever.
+-- End a run whose job's record can't be read: no dispatcher could go on with it, and it would hold its node for ever.
 -- args: run, token.  ARGV: error as JSON, RQ's text of it.  
--- Returns what observers are told of the job if it ends here.
+-- Returns the facts for observers if the job ends here.
 if not owned(args.run, args.token) then return {} end
 local r = redis.call('HMGET', run_key(args.run), 'job', 'node')
 drop_run(args.run, r[1], r[2])

@@ -1,4 +1,4 @@
--- Ask for cancellation.  args: job.  Returns what observers are told of it if it ends here, else its state, or ''.
+-- Ask for cancellation.  args: job.  Returns the facts for observers if it ends here, else its state, or ''.
 local id = args.job
 local key = job_key(id)
 local f = fields(key, 'status', 'placement', 'run', 'node')

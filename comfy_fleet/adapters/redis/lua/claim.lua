@@ -14,7 +14,7 @@ local at = now()
 local card = tonumber(about[2] or 0)
 local best, rank, class
 -- Whether the job's profile has run out of memory on a card like this since it was enqueued. Then it moves to the
--- queue for larger cards, and nobody has tried in vain.
+-- queue for larger cards, without a useless attempt.
 local function too_small(id, profile, queue)
   local limit = card > 0 and profile and tonumber(redis.call('GET', oom_key(profile)) or 0) or 0
   if limit < card or limit <= above_of(queue) then return false end

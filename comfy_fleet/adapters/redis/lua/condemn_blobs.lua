@@ -1,4 +1,4 @@
--- Choose the blobs that are to be deleted now.  None of them is ever used again: the same bytes get another path.
+-- Choose the blobs to delete now.  They are never used again: the same bytes get another path.
 -- args: now, unused_before (when the last record must have gone), strays_before (when one without a record must have
 --       been found), limit.
 -- Returns {'schema', layout} | {'ok', path ...}; the caller deletes them, then takes them out of the condemned.
@@ -10,7 +10,7 @@ local function used(path) return redis.call('EXISTS', blob_refs_key(path)) == 1 
 
 local function older(key, before) return redis.call('ZRANGEBYSCORE', key, '-inf', num(before), 'LIMIT', 0, args.limit) end
 
--- What versions without this sweep left: marks of writers that died, and files that were not deleted.
+-- Left by versions without this sweep: marks of dead writers, and files that were not deleted.
 local LEFT_S = 3600
 for _, member in ipairs(older(blob_pins_key, args.now - LEFT_S)) do
   local path, pin = string.match(member, '^([^%z]*)%z(.*)$')

@@ -1,4 +1,4 @@
--- Add a record over bytes that the owner has; on a full disk only one that is there already.
+-- Add a record over bytes that the owner has; on a full disk only an existing one.
 -- args: owner, hash, name (any if there is none), record (without path, size_bytes and content_type), full (bool).
 -- Returns {'schema', layout} | {'same', id} | {'new', id} | {'copy', id of an output to copy the bytes of} | {'none'} | {'full'}
 local other = other_schema()

@@ -1,4 +1,4 @@
--- Keep new jobs from a node, or let them come again.  args: node, cordoned (bool), reason.
+-- Stop new jobs on a node, or allow them again.  args: node, cordoned (bool), reason.
 -- Returns 1, or 0 if there is no such node.
 local key = node_key(args.node)
 if redis.call('HEXISTS', nodes_key, args.node) == 0 then return 0 end

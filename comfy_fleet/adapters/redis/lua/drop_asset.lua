@@ -1,4 +1,4 @@
--- Forget an asset's record; bytes that have no other record wait for the sweep from now on.
+-- Remove an asset's record; bytes without another record wait for the sweep from now on.
 -- args: id, owner (any if there is none), now.  Returns {'schema', layout} | {'none'} | {'held'} | {'gone'}.
 local other = other_schema()
 if other then return other end

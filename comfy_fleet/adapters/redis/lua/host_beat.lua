@@ -7,7 +7,7 @@
 local host, ttl_s = args.host, args.ttl_s
 if not admitted(host, args.instance) then return 'taken' end
 if not redis.call('ZSCORE', hosts_key, host) and redis.call('ZCARD', hosts_key) >= args.most_hosts then
-  -- Make room: forget those that are gone and have left no node.
+  -- Make room: forget hosts that are gone and have left no node.
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', hosts_key, '-inf', num(now() - args.seat_ttl_s))) do
     if redis.call('EXISTS', host_nodes_key(other)) == 0 then redis.call('ZREM', hosts_key, other) end
   end

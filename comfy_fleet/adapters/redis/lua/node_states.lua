@@ -1,6 +1,6 @@
--- Nodes with what is known of them.  args: names; without them all.
+-- Nodes with their states.  args: names; without them all.
 -- Returns JSON: [[name, JSON as registered, [field, value ...], lease's run or '', [run, job, phase ...]] ...]
--- One answer in one string: three a node would keep the reader busier than all the rest.
+-- The answer is one string: with three per node, parsing would take longer than all the rest.
 local rows = {}
 for _, name in ipairs(args.names or redis.call('HKEYS', nodes_key)) do
   local record = redis.call('HGET', nodes_key, name)
@@ -19,7 +19,7 @@ for _, name in ipairs(args.names or redis.call('HKEYS', nodes_key)) do
       if live[i] == 'verdict' then verdict = live[i + 1] end
       if live[i] == 'host' then host = live[i + 1] end
     end
-    -- What its agent said last explains nothing if that is gone, too; then since when, in seconds.
+    -- If the agent is gone, too, its last report explains nothing; then the time since it, in seconds.
     if verdict ~= 'up' and redis.call('EXISTS', report_key(name)) == 0 then
       local at = host and redis.call('ZSCORE', hosts_key, host)
       live[#live + 1] = 'agent_gone'

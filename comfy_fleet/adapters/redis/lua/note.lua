@@ -1,4 +1,4 @@
--- Something happened in a run: keep it for late readers and tell the others.
+-- Something happened in a run: store it for late readers and publish it for the others.
 -- args: run, token, job, kind (progress | preview | output | waits), field (of an output).
 -- ARGV: data as JSON; of kind waits as text, or ''.  Returns 1, or 0 if the lease is gone.
 if not owned(args.run, args.token) then return 0 end

@@ -1,4 +1,4 @@
--- Blobs were found: note those that no record knows.  args: now, paths.  Returns {'schema', layout} | {'ok'}.
+-- Blobs were found: note those without a record.  args: now, paths.  Returns {'schema', layout} | {'ok'}.
 local other = other_schema()
 if other then return other end
 for _, path in ipairs(args.paths) do

@@ -1,5 +1,5 @@
 -- End queued jobs that are past their deadline.  args: limit.  ARGV: error as JSON, RQ's text of it.
--- Returns what observers are told of each.
+-- Returns the facts for observers about each.
 local at, ended = now(), {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines_key, '-inf', num(at), 'LIMIT', 0, args.limit)) do
   local f = fields(job_key(id), 'status', 'placement')

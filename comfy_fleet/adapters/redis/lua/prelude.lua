@@ -21,7 +21,7 @@ local function other_schema()
   if found ~= tostring(SCHEMA) then return { 'schema', found } end
 end
 
--- Tell whether this start of an agent speaks for its host; another one must have been silent for a while.
+-- Return whether this start of an agent speaks for its host; another one must have been silent for a while.
 local function admitted(host, instance)
   local key = host_agent_key(host)
   local holder = redis.call('GET', key)
@@ -30,7 +30,7 @@ local function admitted(host, instance)
   return true
 end
 
--- Return what tells this store from one that was emptied; the candidate if it was.
+-- Return the store's id, which changes if it is emptied; then it is the candidate.
 local function store_id(candidate)
   redis.call('SET', store_key, candidate, 'NX')
   return redis.call('GET', store_key)
@@ -50,13 +50,13 @@ local function flat(named)
   return out
 end
 
--- Fields of a record.  Where the key holds something else, which somebody put there, there is no record.
+-- Fields of a record.  If the key has another type, which somebody else put there, there is no record.
 local function fields(key, ...)
   local found = redis.pcall('HMGET', key, ...)
   return found.err and {} or found
 end
 
--- A key that is written next: something of another type, which somebody put there, is dropped.
+-- A key to be written next: a value of another type, which somebody else put there, is dropped.
 local function cleared(key, kind)
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
@@ -159,7 +159,7 @@ end
 
 -- ---- what happens to jobs and runs -------------------------------------------------------------------------
 
--- Keep what the graph's nodes handed over, as JSON, instead of what is there; '' says nothing of it.
+-- Store what the graph's nodes returned for the user interface, as JSON, replacing the earlier value; '' keeps it.
 local function keep_ui(id, ui)
   if ui ~= '' then redis.call('SET', job_ui_key(id), ui) end
 end
@@ -214,7 +214,7 @@ local function dequeue(id, placement)
   redis.call('ZREM', deadlines_key, id)
 end
 
--- Forget a run and what it holds; the job itself is the caller's business.
+-- Remove a run and what it holds; the caller handles the job.
 local function drop_run(run, id, node)
   if node and redis.call('HGET', node_key(node), 'cleans') == '1' then
     redis.call('SADD', cleared(job_cleanups_key(id), 'set'), node .. ' ' .. run)
@@ -228,7 +228,7 @@ local function drop_run(run, id, node)
   rq_drop_run(id, run)
 end
 
--- The run that occupies a node, or nil.  One that nobody knows holds nothing.
+-- The run that occupies a node, or nil.  An unknown run holds nothing.
 local function holder_of(node)
   local run = redis.call('GET', lease_key(node))
   if run and fields(run_key(run), 'job')[1] then return run end
@@ -236,17 +236,17 @@ local function holder_of(node)
   return nil
 end
 
--- What a JSON text stands for; an empty table if it is broken: one record must not hold up whoever meets it.
+-- The value of a JSON text; an empty table if it is broken: one bad record must not stop other work.
 local function decoded(text)
   local ok, found = pcall(cjson.decode, text)
   return ok and type(found) == 'table' and found or {}
 end
 
--- Keep what went wrong on a node, for who looks after it.
+-- Store an error on a node, for operators.
 local function note_error(node, id, err, at)
   if not node or err == '' or redis.call('HEXISTS', nodes_key, node) == 0 then return end
   local told = cjson.decode(err)
-  -- An operator's wish is no error, and the fleet's own disk is not the node's.
+  -- An operator's order is not an error, and the fleet's own disk is not the node's fault.
   if told.code == 'released' or told.code == 'insufficient_storage' then return end
   local key = node_errors_key(node)
   redis.call('LPUSH', key, cjson.encode({ at = at, job = id, code = told.code, message = told.message }))
@@ -282,7 +282,7 @@ local function used_models(node, most, models)
   return warm
 end
 
--- Its ComfyUI has started anew: what it has may be different, and a fault may be over.
+-- Its ComfyUI was restarted: its inventory may be different, and a fault may be over.
 local function node_started(node)
   local key = node_key(node)
   unloaded(node)
@@ -319,8 +319,8 @@ local function free_twins(node)
   end
 end
 
--- A node's queue has just held a run.  A run's id is drawn for one lease and posted to one ComfyUI, so two nodes
--- that show it are that one.  Neither may have moved since, and a forwarded port may lead elsewhere by now.
+-- A run was just in a node's queue.  A run's id is drawn for one lease and posted to one ComfyUI, so two nodes
+-- with it are the same ComfyUI.  Neither may have moved since, and a forwarded port may lead elsewhere by now.
 local SHOWN_S = 5
 local function shown_at(run, node, address)
   if redis.call('HGET', node_key(node), 'url') ~= address then return end  -- looked at before it moved
@@ -402,7 +402,7 @@ local function add_asset(r)
   return redis.call('SCARD', mine) == 1 and 1 or 0
 end
 
--- A job that ends needs an asset no longer; it stays as long as the job's record, unless its client said when it ends.
+-- A job that ends no longer needs an asset; it stays as long as the job's record, unless its client set its end.
 local function let_go(asset, id, expires)
   local key = asset_key(asset)
   redis.call('SREM', asset_jobs_key(asset), id)
@@ -436,7 +436,7 @@ local function end_job(id, status, err, result, at, progress)
   publish_status(id, status, f[3], f[4], progress)
 end
 
--- What observers are told of a job that ended without the end of a run: {job, workflow, seconds since its submit}.
+-- Facts for observers about a job that ended without the end of a run: {job, workflow, seconds since its submit}.
 -- A field that can't be read is ''.
 local function ended_job(id, at)
   local f = redis.pcall('HMGET', job_key(id), 'workflow', 'created')
@@ -444,14 +444,14 @@ local function ended_job(id, at)
   return { id, f[1] or '', num(at - (tonumber(f[2] or '') or at)) }
 end
 
--- End a job that waits; returns what observers are told of it.
+-- End a job that waits; return the facts for observers.
 local function end_queued(id, placement, status, err, result, at)
   dequeue(id, placement)
   end_job(id, status, err, result, at)
   return ended_job(id, at)
 end
 
--- A run is over: keep what became of it in its job's record.
+-- A run is over: store its end in its job's record.
 -- why: {code, message}, or nil;  counted: whether it uses one of the job's attempts up.
 local function note_attempt(run, id, node, since, why, counted, at)
   local key = job_key(id)

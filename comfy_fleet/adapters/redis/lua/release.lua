@@ -1,5 +1,5 @@
 -- Give the jobs on a node back to the queue: their dispatchers take them off it.  args: node.
--- Returns the runs that are asked for; those that only fetch outputs go on.
+-- Returns the runs concerned; those that only fetch outputs go on.
 local asked = {}
 for _, run in ipairs(redis.call('SMEMBERS', node_runs_key(args.node))) do
   local phase = fields(run_key(run), 'phase')[1]

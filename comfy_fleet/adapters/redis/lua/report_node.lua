@@ -1,4 +1,4 @@
--- Record what HAProxy says of a node.  args: node, verdict, why.
+-- Record a node's state as HAProxy reports it.  args: node, verdict, why.
 -- Returns 'unknown' | 'same' | 'changed' | 'started': a node that was down is back.
 local node, verdict = args.node, args.verdict
 local key = node_key(node)
@@ -11,7 +11,7 @@ if had == 'down' and verdict ~= 'new' then
   node_started(node)
   return 'started'
 end
--- It answers now: whoever keeps inventories reads it at once.
+-- It answers now: processes that keep inventories read it at once.
 if (verdict == 'up' or verdict == 'drain') and redis.call('HEXISTS', key, 'inventory') == 0 then
   redis.call('PUBLISH', wake_nodes_key, 'nodes')
 end

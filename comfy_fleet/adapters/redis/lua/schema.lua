@@ -1,5 +1,5 @@
--- Tell the layout of this Redis, and raise an older one to the script's own if that is asked for.
--- A script is alone while it runs: what has to be done to older data is done here, before the number is written.
+-- Return the layout of this Redis; on request, raise an older one to the script's own.
+-- A script is alone while it runs: older data is converted here, before the number is written.
 -- Records of runs in flight must stay readable for the version that works on them.
 -- args: may_raise (bool).  Returns the layout that is in Redis now.
 local found = schema()

@@ -9,7 +9,7 @@ for i, run in ipairs(expired) do
   local key = run_key(run)
   local r = fields(key, 'job', 'node', 'phase', 'manifest', 'schema')
   if (tonumber(r[5] or 1) or 1) > SCHEMA then
-    -- Its own version ends it; what stands in its job's record may be strange to us.
+    -- Its own version ends it; its job's record may have unknown content.
   elseif not r[1] then
     redis.call('ZREM', runs_key, run)
   elseif redis.call('TYPE', job_key(r[1])).ok ~= 'hash' then
