@@ -27,8 +27,7 @@ STATUS_STYLE = {
     "new": "cyan",
 }
 SIMULATED = "SIMULATED"
-
-
+LAST_COLUMN = 24  # least width of a last column that wraps
 UNBOUNDED = 100_000  # width if the output is not a terminal: programs want one record per line
 
 # Characters that control a terminal or are hidden by it: C0 (except tab and line feed), DEL, C1, and those
@@ -76,8 +75,9 @@ class FleetConsole(Console):
 class Listing(Table):
     """A table without lines, in which words are never broken.
 
-    Columns that wrap are narrowed down to their longest word. If the table is still too wide, the terminal
-    wraps it, so that ids and URLs can be copied whole.
+    Columns that wrap are narrowed down to their longest word; the last one even further, so that one long
+    word makes only its own line too long. The terminal wraps what is still too wide, so that ids and URLs can
+    be copied whole.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
@@ -85,6 +85,8 @@ class Listing(Table):
         gaps = 2 * (len(self.columns) - 1)
         for column, width in zip(self.columns, self._widths(options.max_width - gaps), strict=True):
             column.width = width
+        if self.columns and not self.columns[-1].no_wrap:
+            self._wrap_last()
         whole = options.update(width=sum(column.width or 0 for column in self.columns) + gaps)
         for line in Segment.split_lines(cast("Iterable[Segment]", super().__rich_console__(console, whole))):
             words = list(line)
@@ -94,6 +96,17 @@ class Listing(Table):
                 words[-1] = Segment(words[-1].text.rstrip(), words[-1].style)
             yield from words
             yield Segment.line()
+
+    def _wrap_last(self) -> None:
+        """Wrap the last column's cells between words; it becomes as wide as its longest line."""
+        column = self.columns[-1]
+        room, lengths = column.width or 1, [cell_len(_plain(column.header))]
+        for place, cell in enumerate(column._cells):  # noqa: SLF001 - rich has no other way to its cells
+            text = cell if isinstance(cell, Text) else Text(str(cell))
+            lines = [part for line in text.split("\n") for part in line.divide(_breaks(line.plain, room))]
+            lengths += [cell_len(line.plain.rstrip()) for line in lines]
+            column._cells[place] = Text("\n").join(lines)  # noqa: SLF001
+        column.width = max(lengths)
 
     def _widths(self, room: int) -> list[int]:
         cells = [[_plain(cell) for cell in (column.header, *column.cells)] for column in self.columns]
@@ -106,6 +119,7 @@ class Listing(Table):
         words = [
             max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in cells
         ]
+        words[-1] = min(words[-1], LAST_COLUMN)
         while sum(widths) > room:
             spare, index = max(
                 (0 if column.no_wrap else widths[index] - words[index], index)
@@ -115,6 +129,17 @@ class Listing(Table):
                 break
             widths[index] -= min(spare, sum(widths) - room)
         return widths
+
+
+def _breaks(line: str, room: int) -> list[int]:
+    """Return where to break a line between words, so that only a word that is too long passes the room."""
+    breaks, used = [], 0
+    for word in re.finditer(r"\S+\s*", line):
+        if used and used + cell_len(word[0].rstrip()) > room:
+            breaks.append(word.start())
+            used = 0
+        used += cell_len(word[0])
+    return breaks
 
 
 def _plain(cell: Any) -> str:

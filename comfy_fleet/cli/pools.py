@@ -13,6 +13,7 @@ from comfy_fleet.cli.paths import path_of
 app = typer.Typer(help="List pools, and change their settings.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The pool's name.")]
 DEFAULT = "default"
+COLUMNS = ("<Pool", ">Slot", ">Nodes", ">Up", "Unload when idle", "Unload after OOM")
 
 
 @app.callback()
@@ -36,12 +37,12 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     if not pools:
         stderr().print("no pool has a node; add one: fleet node add NAME URL --pool POOL")
         return
-    rows = [
-        (pool["name"], pool.get("slot") or "-", pool["nodes"], pool["up"], _idle(pool), _on_oom(pool))
-        for pool in pools
-    ]
-    columns = ("<Pool", ">Slot", ">Nodes", ">Up", "Unload when idle", "Unload after OOM")
-    stdout().print(table(columns, rows))
+    stdout().print(table(COLUMNS, map(row, pools)))
+
+
+def row(pool: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return a pool as a row under :data:`COLUMNS`."""
+    return pool["name"], pool.get("slot") or "-", pool["nodes"], pool["up"], _idle(pool), _on_oom(pool)
 
 
 @app.command()
@@ -114,9 +115,7 @@ def _seconds(text: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise Fail(
-            f"--free-idle-s {text!r} is no number of seconds from 0, and not `default`", code=Exit.USAGE
-        )
+        raise Fail(f"--free-idle-s {text!r} must be a number of seconds from 0, or default", code=Exit.USAGE)
     return seconds
 
 

@@ -87,7 +87,10 @@ def up(
     ready_timeout: Annotated[
         float | None,
         typer.Option(
-            min=1, metavar="S", help="Give up if the start takes longer, in seconds.", show_default="60; 300"
+            min=1,
+            metavar="S",
+            help="Give up if the start takes longer, in seconds.",
+            show_default="60, with --comfyui 300",
         ),
     ] = None,
     detach: Annotated[
@@ -185,7 +188,7 @@ def dispatch(
         str | None, typer.Option(help="Name in records and logs.", show_default="host and pid")
     ] = None,
 ) -> None:
-    """Give queued jobs to nodes. One dispatcher is enough; with two or more, one may crash."""
+    """Give queued jobs to nodes. One dispatcher is enough; with two, either may crash."""
     from comfy_fleet.processes.dispatcher import serve
 
     serve(logging_as("dispatch"), name=name)

@@ -111,10 +111,10 @@ async def test_what_no_pool_can_be_is_refused_with_the_field(
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--free-idle-s", "soon"], "--free-idle-s 'soon' is no number of seconds"),
-        (["--free-idle-s", "nan"], "--free-idle-s 'nan' is no number of seconds"),
-        (["--free-idle-s", "inf"], "--free-idle-s 'inf' is no number of seconds"),
-        (["--free-idle-s=-1"], "--free-idle-s '-1' is no number of seconds from 0"),
+        (["--free-idle-s", "soon"], "--free-idle-s 'soon' must be a number of seconds"),
+        (["--free-idle-s", "nan"], "--free-idle-s 'nan' must be a number of seconds"),
+        (["--free-idle-s", "inf"], "--free-idle-s 'inf' must be a number of seconds"),
+        (["--free-idle-s=-1"], "--free-idle-s '-1' must be a number of seconds from 0"),
         (["--free-on-oom", "1"], "--free-on-oom '1' must be yes, no or default"),
         ([], "nothing to set: --free-idle-s S, --free-on-oom yes|no"),
     ],

@@ -66,6 +66,16 @@ def test_what_the_doctor_finds_is_wrapped_like_any_table() -> None:
     assert all(line == line.rstrip() for line in lines)
 
 
+def test_a_long_word_in_the_last_column_makes_only_its_own_line_too_long() -> None:
+    path = "/opt/" + "a-folder/" * 12 + "valkey-server"
+    words = "several words that say what was found, " * 4
+    lines = printed(
+        table(["<", "<Check", "Found"], [("OK", "Redis program", f"9.1 at {path}"), ("OK", "x", words)])
+    )
+    assert [line.split() for line in lines if len(line) > 80] == [[path]]
+    assert " ".join(line[19:] for line in lines[3:]).split() == words.split()
+
+
 def test_in_a_pipe_a_record_is_a_line() -> None:
     rows = [("gpu-1", "down: " + "a very long reason " * 30, URL), ("gpu-2", "up", URL)]
     lines = printed(table(["<Node", "State", "URL"], rows), width=None)

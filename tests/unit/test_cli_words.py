@@ -9,6 +9,8 @@ from rich.console import Console
 from comfy_fleet.cli.console import SIMULATED, ago, facts, natural, size, span, table
 from comfy_fleet.cli.jobs import ATTEMPT_COLUMNS, attempt_row
 from comfy_fleet.cli.node_state import COLUMNS, row, state
+from comfy_fleet.cli.pools import COLUMNS as POOL_COLUMNS
+from comfy_fleet.cli.pools import row as pool_row
 from comfy_fleet.cli.up.programs import masked
 
 NODE = {
@@ -67,6 +69,17 @@ def test_the_node_table_fits_80_columns() -> None:
     lines = printed(table(COLUMNS, [row(NODE), row(long)]))
     assert max(map(len, lines)) <= 80
     assert "gpu-rack-17-node-03" in "\n".join(lines)
+
+
+def test_the_pool_table_fits_80_columns() -> None:
+    pool = {"name": "a-pool-with-a-rather-long-name-of-ours", "slot": 16, "nodes": 128, "up": 127}
+    pools = [{**pool, "free_idle_s": 86400.0, "free_on_oom": True}, {**pool, "name": "b", "slot": None}]
+    lines = printed(table(POOL_COLUMNS, [pool_row(one) for one in pools]))
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].split() == ["b", "-", "128", "127", "default", "default"]
+    assert [line.split() for line in lines if pool["name"] in line] == [
+        [pool["name"], "16", "128", "127", "after", "86400", "s", "yes"]
+    ]
 
 
 def test_a_simulated_node_says_so() -> None:
