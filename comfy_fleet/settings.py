@@ -45,7 +45,7 @@ _ALIKE = 0.7  # similarity from 0 to 1 from which a name counts as a typo
 def _check_host(value: str) -> str:
     """Refuse what is neither a name nor an address; if it works shows only when it is used."""
     if not _HOST.fullmatch(value):
-        raise ValueError(f"{value!r} is no host name and no address; unset it for the usual one")
+        raise ValueError(f"{value!r} is neither a host name nor an address; unset it for the usual one")
     return value
 
 
@@ -380,7 +380,7 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"{error}; {example}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise ValueError(f"{value!r} is no http(s) URL; {example}")
+            raise ValueError(f"{value!r} is not an http(s) URL; {example}")
         if parts.query or parts.fragment or " " in value or not value.isprintable():
             raise ValueError(f"{value!r} holds more than a host and a path; {example}")
         return value

@@ -148,7 +148,7 @@ class ApiClient:
             raise ValueError(self._refusal(reply))
         told: Any = reply.json()
         if not isinstance(told, dict):
-            raise ValueError("the answer is no object")  # noqa: TRY004 - one error for all unusable answers
+            raise ValueError("the answer is not an object")  # noqa: TRY004 - one error for all unusable answers
         return Answer(
             asked=beat,
             asked_at=asked_at,

@@ -25,7 +25,7 @@ async def listen(opening: Awaitable[asyncio.Server], host: str, port: int, *, wa
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             way_out = (
-                "that is no address of this machine: --advertise, or the central agent's FLEET_AGENT_HOST"
+                "that is not an address of this machine: --advertise, or the central agent's FLEET_AGENT_HOST"
             )
         raise ConfigError(
             f"the agent can't listen on {host}:{port}: {error.strerror or error}; {way_out}",

@@ -59,7 +59,7 @@ class AgentMetrics(Collector):
                 ("busy", "Whether anything runs or waits on it."),
                 ("orphans", "Prompts on it that no run explains."),
                 ("restarts", "Restarts of its process."),
-                ("host_memory_bytes", "Host memory of its own."),
+                ("host_memory_bytes", "Its own host memory."),
             )
         }
         for node in beat.nodes:

@@ -233,7 +233,7 @@ def _place(key: str, gpus: Gpus, labels: Mapping[str, str]) -> GpuPlace:
         there = ", ".join(f"{label.removeprefix('gpu')} ({device})" for device, label in labels.items())
         raise ConfigError(f"--gpus: there is no GPU {key}; there are: {there}")
     if found is None and not _KEY.fullmatch(key):
-        raise ConfigError(f"--gpus: {key!r} is neither an index nor a UUID; say all, cpu, or such as 0,2")
+        raise ConfigError(f"--gpus: {key!r} is neither an index nor a UUID; use all, cpu, or for example 0,2")
     device = found.uuid or key if found is not None else key  # AMD's, too; the runtime interprets it
     label = labels.get(device, f"gpu{re.sub('[^a-z0-9]+', '-', key.lower().removeprefix('gpu-'))[:12]}")
     return GpuPlace(

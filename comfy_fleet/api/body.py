@@ -122,7 +122,7 @@ def _why(body: bytes, error: orjson.JSONDecodeError) -> str:
     # The parser's position counts characters.
     text = body.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
     if found := _NO_NUMBER.match(text, error.pos):
-        return f"it holds {found[0]} at character {error.pos}, which is no number in JSON: leave it out"
+        return f"it holds {found[0]} at character {error.pos}, which is not a number in JSON: leave it out"
     if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "it is UTF-16: send UTF-8"
     return str(error)

@@ -36,7 +36,7 @@ _HINTS = {
     "queue_full": "try again later; `fleet status` shows the queue",
     "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API)",
 }
-NO_UNICODE = "what is to be sent holds text that is not valid Unicode"
+NO_UNICODE = "the request contains text that is not valid Unicode"
 _ID_LENGTH = 36
 _ID_PART = re.compile("[0-9a-f-]+")
 SILENCE_S = 60.0
@@ -77,7 +77,9 @@ class Client:
         """
         self.url = (url or usual_url()).rstrip("/")
         if not (host := _host_of(self.url)):
-            raise Fail(f"--api {url!r} is no http(s) URL", hint="e.g. http://127.0.0.1:8188", code=Exit.USAGE)
+            raise Fail(
+                f"--api {url!r} is not an http(s) URL", hint="e.g. http://127.0.0.1:8188", code=Exit.USAGE
+            )
         if key and not (key.isascii() and key.isprintable()):
             raise Fail("--key: an API key is printable ASCII without line breaks", code=Exit.USAGE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -120,7 +122,7 @@ class Client:
         except UnicodeEncodeError:
             raise Fail(NO_UNICODE, code=Exit.USAGE) from None
         except ValueError as error:
-            raise Fail(f"what is to be sent is not JSON: {error}", code=Exit.USAGE) from None
+            raise Fail(f"the request can't be sent as JSON: {error}", code=Exit.USAGE) from None
         headers = {"Content-Type": "application/json", **(headers or {})}
         return self._call(method, path, content=content, headers=headers)
 

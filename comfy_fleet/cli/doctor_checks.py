@@ -104,7 +104,7 @@ def python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
         return _fail(
             "Python",
             f"{words} is too old",
-            "install Python 3.11 or newer and make the virtual environment anew",
+            "install Python 3.11 or newer and make the virtual environment again",
         )
     return _ok("Python", f"{words} at {sys.executable}")
 
@@ -326,7 +326,7 @@ def keys(settings: Settings) -> Finding:
     except FleetError as error:
         return _fail("Keys", error.message)
     if settings.keys_file is None:
-        return _ok("Keys", "none: whoever is on this machine may ask")
+        return _ok("Keys", "none: anybody on this machine may use the fleet")
     return _ok("Keys", f"{', '.join(owners)} in {settings.keys_file}: others are refused")
 
 

@@ -217,7 +217,8 @@ def load(**flags: Any) -> "Settings":
     folder = settings.data.expanduser().absolute()
     if not folder.as_posix().isprintable():  # the path is in configurations, logs and variables
         raise Fail(
-            f"--data: {str(folder)!r} holds what can't be printed; name another folder", code=Exit.USAGE
+            f"--data: {str(folder)!r} contains characters that can't be printed; use another folder",
+            code=Exit.USAGE,
         )
     return settings.model_copy(update={"data": folder})
 

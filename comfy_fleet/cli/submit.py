@@ -279,7 +279,7 @@ def typed_value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
         except OSError as error:
             raise Fail(f"-p {name}: can't read {text[1:]}: {error.strerror}", code=Exit.USAGE) from error
         except UnicodeDecodeError:
-            raise Fail(f"-p {name}: {text[1:]} is no UTF-8 text", code=Exit.USAGE) from None
+            raise Fail(f"-p {name}: {text[1:]} is not UTF-8 text", code=Exit.USAGE) from None
     try:
         if kind == "integer":
             return int(text)

@@ -118,7 +118,7 @@ async def test_what_is_there_instead_of_a_comfyui_is_said_in_words(tmp_path: Pat
     nobody = f"http://127.0.0.1:{free_port()}"
     assert await _why(nobody) == f"has not answered yet: nothing listens at {nobody}: connection refused"
     with files(tmp_path) as url:
-        assert await _why(url) == "has not answered yet: that is no ComfyUI: 404 at /system_stats"
+        assert await _why(url) == "has not answered yet: that is not a ComfyUI: 404 at /system_stats"
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
         assert await _why(url) == f"has not answered yet: no answer from {url} within 2 s"

@@ -470,4 +470,4 @@ def test_what_can_not_be_sent_in_a_query_is_told(canned: Canned, argv: tuple[str
 def test_what_is_no_url_is_told(url: str) -> None:
     refused = CliRunner().invoke(build(), ["status", "--api", url])
     assert isinstance(refused.exception, Fail), refused.exception
-    assert "is no http(s) URL" in refused.exception.message
+    assert "is not an http(s) URL" in refused.exception.message

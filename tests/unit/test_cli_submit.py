@@ -157,7 +157,7 @@ def test_outputs_are_saved_under_harmless_names_and_never_elsewhere(canned: Cann
         (["-p", "prompt=a", "-p", "prompt=b"], "prompt is given twice"),
         (["-p", "face=a", "--image", "face=/dev/null"], "face is given twice"),
         (["--image", "prompt=/dev/null"], "'prompt' of workflow portrait takes no file"),
-        (["-p", "prompt=@{binary}"], "is no UTF-8 text"),
+        (["-p", "prompt=@{binary}"], "is not UTF-8 text"),
         (["-p", "prompt=x", "--out", "/proc/none"], "can't write in /proc/none"),
         (["-p", "prompt=x", "--idempotency-key", "schlüssel"], "printable ASCII"),
         (["-p", "prompt=x", "--idempotency-key", "a\nb"], "printable ASCII"),

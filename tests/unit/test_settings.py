@@ -121,7 +121,7 @@ def test_every_number_has_an_upper_end(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", ["", " ", "a b", "http://gpu1", "gpu1:80", "::1]", "-gpu1"])
 def test_what_is_no_host_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"FLEET_{name}", value)
-    with pytest.raises(Fail, match=rf"^FLEET_{name}: .*is no host name and no address; unset it"):
+    with pytest.raises(Fail, match=rf"^FLEET_{name}: .*is neither a host name nor an address; unset it"):
         load()
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _WANTED = "it wants a user and password, as in https://USER:PASSWORD@HOST"
 _REFUSED = "it refuses its user and password"
 LIMITS = AnswerLimits(seconds=10.0)
-_HINTS = {403: "it refuses the fleet", 404: "that is no ComfyUI"}
+_HINTS = {403: "it refuses the fleet", 404: "that is not a ComfyUI"}
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:

@@ -21,7 +21,7 @@ _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+([\[\]{}])", re.DOTALL)
 _NAME = re.compile(rb"(" + _STRING + rb")\s*:\s*\Z", re.DOTALL)
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # a byte order mark included
-_NONE = "it is no object"
+_NONE = "it is not an object"
 
 
 class ClassReader:

@@ -108,7 +108,7 @@ class SystemStats:
         asked = self._clock()
         stats = await self._node.json(PATH, timeout_s=_TIMEOUT_S)
         if not isinstance(stats, dict):
-            raise NodeError(f"that is no ComfyUI: no JSON object at {PATH}")
+            raise NodeError(f"that is not a ComfyUI: no JSON object at {PATH}")
         counted(stats)
         # The answer was made some time after the request; the earlier time never makes it seem too recent.
         self._stats, self._at, self.took_s = stats, asked, self._clock() - asked

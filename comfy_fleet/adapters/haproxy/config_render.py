@@ -290,7 +290,7 @@ def quoted(value: str) -> str:
         ConfigError: It holds a control character.
     """
     if re.search(r"[\x00-\x1f\x7f]", value):
-        raise ConfigError(f"{value!r} holds a control character and can't stand in a configuration")
+        raise ConfigError(f"{value!r} contains a control character and can't be in a configuration")
     return '"' + re.sub(r'([\\"$])', r"\\\1", value) + '"'
 
 

@@ -281,7 +281,7 @@ def _picked(columns: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence
         BrokerError: A column is missing.
     """
     if missing := set(wanted) - set(columns):
-        raise BrokerError(f"HAProxy does not tell {', '.join(sorted(missing))}", details={"has": columns})
+        raise BrokerError(f"HAProxy does not report {', '.join(sorted(missing))}", details={"has": columns})
     return itemgetter(*map(columns.index, wanted))
 
 

@@ -221,7 +221,7 @@ class RedisHosts:
 
 def _taken(host: str) -> Conflict:
     return Conflict(
-        f"another agent speaks for host {host}: give each a --host of its own",
+        f"another agent speaks for host {host}: give each its own --host",
         details={"field": "host", "value": host},
     )
 

@@ -283,7 +283,7 @@ class RedisRunStore:
                 job = job_records.load_job(job_id.decode(), job_records.to_dict(record))
                 left = orjson.loads(manifest)
                 if graph is None or not isinstance(left, list):
-                    raise ValueError("its graph is gone, or its outputs are no list")
+                    raise ValueError("its graph is gone, or its outputs are not a list")
             except UNREADABLE as problem:  # the other runs must not wait for this one
                 await self._abandon(job_id.decode(), run.decode(), token.decode(), problem)
                 continue

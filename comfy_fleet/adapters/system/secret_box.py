@@ -54,7 +54,7 @@ class SecretBox:
             return cls(path.read_bytes().strip())
         except ValueError:
             raise ConfigError(
-                f"secret_file {path} must hold 32 bytes in URL-safe base64; remove it and it is made anew"
+                f"secret_file {path} must hold 32 bytes in URL-safe base64; remove it, and a new one is made"
             ) from None
 
     def seal(self, plain: bytes) -> bytes:

@@ -8,9 +8,7 @@ from typing_extensions import TypedDict
 from comfy_fleet.api.answers import AttemptErrorAnswer, ErrorAnswer, JobAnswer, OutputAnswer, Url
 from comfy_fleet.domain.jobs.job import JobStatus
 
-WaitTime = Annotated[
-    int | None, Field(description="Whole seconds until the result; null if nobody can know.")
-]
+WaitTime = Annotated[int | None, Field(description="Whole seconds until the result; null if unknown.")]
 
 
 class JobDetailAnswer(JobAnswer):
@@ -246,7 +244,7 @@ class ListedNodeAnswer(NodeAnswer, total=False):
     """A node in the list."""
 
     sealed: Annotated[str, Field(description="With `sealed=true`: its user and password, encrypted.")]
-    free_idle_s: Annotated[float, Field(description="After so many idle seconds it unloads its models.")]
+    free_idle_s: Annotated[float, Field(description="Idle seconds after which it unloads its models.")]
 
 
 class PoolAnswer(TypedDict):
@@ -385,7 +383,7 @@ class _ReadyFields(TypedDict):
 class ReadyAnswer(_ReadyFields, total=False):
     """A job could run."""
 
-    notes: Annotated[list[str], Field(description="What an operator should know of all the same.")]
+    notes: Annotated[list[str], Field(description="What an operator should know even so.")]
 
 
 class NotReadyAnswer(_ReadyFields):

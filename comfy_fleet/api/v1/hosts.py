@@ -63,7 +63,7 @@ class SeatBody(BaseModel):
     pids: tuple[int, ...] = Field((), max_length=1000, description="Its processes.")
     own: int | None = Field(None, ge=0, description="What it counts as its own.")
     used: int | None = Field(None, ge=0, description="What anybody used of the card then.")
-    age_s: float = Field(0.0, ge=0, description="Seconds since it told that.")
+    age_s: float = Field(0.0, ge=0, description="Seconds since that report.")
 
 
 class ReportBody(BaseModel):

@@ -33,15 +33,15 @@ class NodeBody(BaseModel):
     url: str = Field(
         max_length=MAX_URL,
         description="http://HOST:PORT of the ComfyUI; behind a proxy also https://USER:PASSWORD@HOST/PREFIX. "
-        "User and password are kept encrypted and never told again.",
+        "User and password are kept encrypted and never shown again.",
     )
-    pool: str = Field(DEFAULT_POOL, description="The pool it stands in.")
+    pool: str = Field(DEFAULT_POOL, description="The pool it is in.")
     weight: int | None = Field(
         None, ge=1, le=256, description="1 to 256; more gets more. Follows the GPU's model when left out."
     )
     zone: str = Field("", max_length=64, description="Where it is.")
     labels: dict[str, str] = Field(default_factory=dict, max_length=32, description="Anything you like.")
-    simulated: bool = Field(False, description="It is the stand-in, not a real ComfyUI.")
+    simulated: bool = Field(False, description="It is simulated, not a real ComfyUI.")
     agent: str | None = Field(
         None, description="HOST:PORT that answers agent-checks; else the central agent."
     )

@@ -30,7 +30,7 @@ class PoolBody(BaseModel):
         ge=0,
         le=LONGEST_S,
         allow_inf_nan=False,
-        description="After so many idle seconds a node unloads its models; 0: never.",
+        description="Idle seconds after which a node unloads its models; 0: never.",
     )
     free_on_oom: bool | None = Field(
         None, description="Whether a node on which a job ran out of memory unloads its models."

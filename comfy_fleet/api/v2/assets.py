@@ -55,7 +55,7 @@ async def _upload(request: Request, d: ApiDeps, who: str) -> Response:
         if path is None:
             path = form.file_name
         if path is None:
-            raise _invalid("file_path", "is missing, and the file has no name of its own: send one of them")
+            raise _invalid("file_path", "is missing, and the file has no name: send one of them")
         kind = form.one("content_type") or form.file_type or mimetypes.guess_type(path)[0]
         expires_in = form.one("expires_in")
         if expires_in is not None and not re.fullmatch(r"[0-9]{1,9}", expires_in):

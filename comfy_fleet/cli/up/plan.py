@@ -194,6 +194,6 @@ def _require_distinct(nodes: Sequence[Node]) -> None:
         if twice := next((value for value in values if values.count(value) > 1), None):
             raise Fail(
                 f"two nodes have the {what} {twice}",
-                hint="each --node [NAME=]URL is one ComfyUI, with a name of its own",
+                hint="each --node [NAME=]URL is one ComfyUI, with its own name",
                 code=Exit.USAGE,
             )

@@ -45,7 +45,7 @@ def choose(
     if named:
         if node := _node_at(port, host, nodes):
             raise Fail(
-                f"{named} {port} is the port of {_words(node)}: the fleet needs one of its own",
+                f"{named} {port} is the port of {_words(node)}: the fleet needs its own",
                 hint="another port for the fleet: --port N; without one it takes the next that is free",
                 code=Exit.USAGE,
             )

@@ -65,7 +65,7 @@ def bind(workflow: Workflow, values: Mapping[str, Any], *, draw_seed: Callable[[
     strange = [name for name in values if not _known(workflow, name)]
     if len(strange) > MAX_UNKNOWN:  # finding a suggestion for each of them takes time
         raise InvalidParameter(
-            f"{len(strange)} of the {len(values)} values are no parameters of workflow {workflow.name!r}; "
+            f"{len(strange)} of the {len(values)} values are not parameters of workflow {workflow.name!r}; "
             f"it takes {', '.join(parameter.name for parameter in workflow.parameters) or 'none'}",
             details={"parameter": strange[0][:_SHOWN_NAME], "value": None, "limit": MAX_UNKNOWN},
         )

@@ -681,7 +681,7 @@ class Run:
         elif seen.error is not None:
             self._fail(seen.error)
         else:
-            self._give_up("the prompt has left the node, and nothing tells how it ended")
+            self._give_up("the prompt has left the node, and nothing shows how it ended")
 
     def _succeed(self) -> None:
         if self._rejection is not None or self._over_limit or self._frames_lost:

@@ -96,5 +96,5 @@ def _figures(text: str) -> Iterator[tuple[str, float]]:
         except ValueError:
             figure = math.nan
         if not 0 <= figure < math.inf:
-            raise BadInput(f"{part.strip()!r} must be POOL=FIGURE, with a figure of 0 or more")
+            raise BadInput(f"{part.strip()!r} must be POOL=NUMBER, with a number of 0 or more")
         yield check_name("pool", pool), figure

@@ -37,10 +37,12 @@ class Cleanup:
         check_name("node", self.node)
         for what, value in (("job", self.job), ("run", self.run)):
             if not _ID.fullmatch(value):
-                raise BadInput(f"{what} {value[:80]!r} is no UUID", details={"field": what})
+                raise BadInput(f"{what} {value[:80]!r} is not a UUID", details={"field": what})
         for name in self.strays:
             if not STRAY.fullmatch(name):
-                raise BadInput(f"{name[:80]!r} is no name that Preview3D draws", details={"field": "strays"})
+                raise BadInput(
+                    f"{name[:80]!r} is not a name that Preview3D draws", details={"field": "strays"}
+                )
 
     @classmethod
     def parse(cls, text: str) -> "Cleanup":

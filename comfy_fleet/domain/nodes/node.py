@@ -259,7 +259,7 @@ def split_credentials(url: str) -> tuple[str, str]:
         return url, ""
     scheme, userinfo, rest = found.groups()
     if re.search(r"%(?![0-9A-Fa-f]{2})", userinfo):
-        raise _unusable("hold a % that is no code such as %40: write % as %25")
+        raise _unusable("contain a % that is not a code such as %40: write % as %25")
     try:
         user, password = (unquote(part, errors="strict") for part in userinfo.partition(":")[::2])
     except UnicodeDecodeError:
@@ -320,7 +320,7 @@ def parse_place(url: str) -> Place:
 
     if "@" in url:  # Checked first, and the URL is not shown: the text before the @ may be a password.
         raise BadInput(
-            "url holds an @ in another place than behind a user and password: in these, write @ as %40, "
+            "url has an @ that does not follow a user and password: inside these, write @ as %40, "
             "/ as %2F, ? as %3F, # as %23 and % as %25",
             details={"field": "url"},
         )
@@ -328,7 +328,7 @@ def parse_place(url: str) -> Place:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise refused("is no URL") from None
+        raise refused("is not a URL") from None
     host = parts.hostname or ""
     if parts.scheme not in ("http", "https"):
         raise refused("is neither http nor https")
