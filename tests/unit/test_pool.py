@@ -67,7 +67,7 @@ def test_a_former_form_is_told_once_with_what_to_type(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"free_idle_s": "600,big"}, "'big' must be POOL=FIGURE"),
+        ({"free_idle_s": "600,big"}, "'big' must be POOL=NUMBER"),
         ({"free_idle_s": "600,big=-1"}, "'big=-1' must be POOL=NUMBER, with a number of 0 or more"),
         ({"free_idle_s": "600,big=nan"}, "'big=nan' must be"),
         ({"free_idle_s": "600,Big=1"}, "pool 'Big' must be 1 to 63 of a-z"),

@@ -88,7 +88,7 @@ def orders(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _figures(text: str) -> Iterator[tuple[str, float]]:
-    """Yield the pools of ``FIGURE,POOL=FIGURE,...``. Raises BadInput."""
+    """Yield the pools of ``NUMBER,POOL=NUMBER,...``. Raises BadInput."""
     for part in text.split(",")[1:]:
         pool, equals, word = (one.strip() for one in part.partition("="))
         try:

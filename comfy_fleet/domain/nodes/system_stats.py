@@ -9,7 +9,7 @@ from typing import Any
 
 from comfy_fleet.domain.nodes.node import Reading
 
-_NO_FIGURES = ("privateuseone",)  # DirectML reports a constant
+_NO_MEMORY = ("privateuseone",)  # DirectML reports a constant
 _LONGEST = 200  # longest name or version, in characters: lists show it
 
 
@@ -25,18 +25,18 @@ def reading_of(stats: Mapping[str, Any]) -> Reading:
         python=_text(system, "python_version").partition(" ")[0],
         gpu=_text(device, "name"),
         device=kind,
-        vram_bytes=0 if kind in _NO_FIGURES else _figure(device, "vram_total"),
+        vram_bytes=0 if kind in _NO_MEMORY else _bytes(device, "vram_total"),
     )
 
 
 def room_bytes(stats: Mapping[str, Any]) -> int:
     """Return how many bytes of the card this ComfyUI could use, its own included; 0 if unknown."""
     device = _device(stats)
-    if _text(device, "type") in (*_NO_FIGURES, ""):
+    if _text(device, "type") in (*_NO_MEMORY, ""):
         return 0
-    total = _figure(device, "vram_total")
-    free = _figure(device, "vram_free") - _figure(device, "torch_vram_free")
-    return max(0, min(total, free + _figure(device, "torch_vram_total")))
+    total = _bytes(device, "vram_total")
+    free = _bytes(device, "vram_free") - _bytes(device, "torch_vram_free")
+    return max(0, min(total, free + _bytes(device, "torch_vram_total")))
 
 
 def _device(stats: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -45,7 +45,7 @@ def _device(stats: Mapping[str, Any]) -> Mapping[str, Any]:
     return first if isinstance(first, Mapping) else {}
 
 
-def _figure(device: Mapping[str, Any], name: str) -> int:
+def _bytes(device: Mapping[str, Any], name: str) -> int:
     value = device.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         return 0
