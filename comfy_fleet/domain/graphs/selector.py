@@ -35,8 +35,7 @@ def select(graph: Graph, *, title: str | None = None, class_type: str | None = N
         return found[0]
     if found:
         raise ConfigError(
-            f"{len(found)} nodes have {wanted}: {_listing(graph, found)}; give the right one a "
-            "unique title",
+            f"{len(found)} nodes have {wanted}: {_listing(graph, found)}; give the right one a unique title",
             details={"candidates": _candidates(graph, found)},
         )
     raise ConfigError(
