@@ -42,7 +42,7 @@ class Stores:
     hosts: RedisHosts
 
     def telling(self, telemetry: Telemetry) -> Self:
-        """Return these stores; they also tell an observer of jobs that they end."""
+        """Return these stores; they report jobs that they end to an observer."""
         return replace(self, jobs=self.jobs.telling(telemetry), runs=self.runs.telling(telemetry))
 
 

@@ -57,7 +57,7 @@ def _check_path(value: object) -> object:
 
 
 def _no_port(value: object) -> object:
-    """Read the word for no port at all."""
+    """Read the word for "no port"."""
     return None if value == "none" else value
 
 

@@ -32,7 +32,7 @@ _WHY_LIMIT = 80  # characters of a reason; HAProxy reads only one short line
 
 
 def line(answer: AgentState) -> bytes:
-    """Return an agent's state as HAProxy reads it."""
+    """Return an agent's state in HAProxy's form."""
     match answer.readiness:
         case Readiness.READY:
             return b"ready up %d%%\n" % answer.weight
@@ -49,7 +49,7 @@ class AgentCheckServer:
     """Answers for every node that its agent knows.
 
     Args:
-        answer: Tells what HAProxy is told of a node; None: nothing.
+        answer: Returns a node's state for HAProxy; None: no answer.
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
     """
@@ -68,7 +68,7 @@ class AgentCheckServer:
 
     @property
     def questions(self) -> Sequence[bytes]:
-        """What was heard so far of each question that is still open."""
+        """The answers so far to each open question."""
         return list(self._questions.values())
 
     async def start(self) -> None:
@@ -84,7 +84,7 @@ class AgentCheckServer:
         logger.info("agent listens", extra={"host": self._host, "port": self.port})
 
     async def stop(self) -> None:
-        """Stop listening; who still asks gets no answer."""
+        """Stop listening; open requests get no answer."""
         if self._server is not None:
             await close(self._server, self._questions.keys())
 

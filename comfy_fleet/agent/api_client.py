@@ -59,7 +59,7 @@ class Answer:
 
 
 class ApiClient:
-    """Sends heartbeats, and hands over what the API answers."""
+    """Sends heartbeats, and passes on the API's answers."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class ApiClient:
             host: This host's name.
             compose: Says what to send: the heartbeat, and nodes to register.
             take: Gets every answer.
-            changed: Set when the next heartbeat should go out at once; cleared then.
+            changed: Set when the next heartbeat should be sent at once; then cleared.
             token: The agents' token.
             every_s: Pause between two heartbeats.
             again_s: Pause after a failure; doubles up to 15 s while the API is away.

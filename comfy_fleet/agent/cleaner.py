@@ -36,10 +36,10 @@ class Folders:
 
 
 class Cleaner:
-    """Deletes what the API asks for, in a thread, one run's files at a time.
+    """Deletes the files that the API orders to delete, in a thread, one run's files at a time.
 
     Attributes:
-        deleted: What was deleted, as long as the API may not have heard of it.
+        deleted: What was deleted, until the API has certainly heard of it.
     """
 
     def __init__(self) -> None:
@@ -47,10 +47,10 @@ class Cleaner:
         self._task: asyncio.Task[None] | None = None
 
     def take(self, wanted: Sequence[Cleanup], folders: Mapping[str, Folders]) -> None:
-        """Begin to delete, unless that is under way: what is still wanted then comes again.
+        """Begin to delete, unless a deletion is in progress: the API repeats its orders.
 
         Args:
-            wanted: All that the API still asks for.
+            wanted: All present orders of the API.
             folders: The nodes' folders, by node.
         """
         self.deleted = [cleanup for cleanup in self.deleted if cleanup in wanted]
@@ -58,7 +58,7 @@ class Cleaner:
             self._task = start(self._delete(wanted, folders))
 
     async def stop(self) -> None:
-        """Stop after the files that are being deleted."""
+        """Stop once the deletion in progress is finished."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -69,7 +69,7 @@ class Cleaner:
                 continue
             if cleanup.node in folders:
                 await asyncio.to_thread(delete, cleanup, folders[cleanup.node])
-            self.deleted.append(cleanup)  # also what can't be deleted: asking again would not help
+            self.deleted.append(cleanup)  # even if not deleted: a retry would not help
 
 
 def delete(cleanup: Cleanup, folders: Folders) -> None:

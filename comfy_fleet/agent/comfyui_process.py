@@ -198,7 +198,7 @@ class ComfyUIProcess:
             self._failed = str(error)
 
     def look(self, ready: bool) -> Look:
-        """Return what can be seen of it now, for who supervises it."""
+        """Return its present state, for its supervisor."""
         now = self._clock()
         running = self._child.running
         if running and (self._read_at is None or now - self._read_at >= _READ_EVERY_S):

@@ -79,7 +79,7 @@ class HostAgent:
         address: ``HOST:PORT`` where agent-checks are answered.
         members: Its nodes by name.
         stopping: Set once no new job may come, because the agent is about to end.
-        changed: Set when the API should be told soon; cleared by whoever tells it.
+        changed: Set when the API should hear of a change soon; cleared when it is sent.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class HostAgent:
         return self._gpus
 
     def follow(self, nodes: Sequence[Node]) -> None:
-        """Look after exactly these nodes, as the API has just confirmed them: the central agent's."""
+        """Watch exactly these nodes, which the API has just confirmed; for the central agent."""
         self._confirm(nodes)
         wanted = {node.name: (node.url.rstrip("/"), self._credentials(node)) for node in nodes}
         for name, member in list(self.members.items()):
@@ -167,9 +167,9 @@ class HostAgent:
     # ---- what it says --------------------------------------------------------------------------------------
 
     def answer(self, name: str) -> AgentState | None:
-        """Return what HAProxy is told of a node: by its record and by what was seen of it.
+        """Return a node's state for HAProxy, by its record and by what was observed.
 
-        None if it is not registered here, or the API has never been heard.
+        None if it is not registered here, or the API has never answered.
         """
         node = self._records.get(name)
         if node is None or self._confirmed_at is None:
@@ -185,7 +185,7 @@ class HostAgent:
         return state
 
     def _observed(self, name: str) -> AgentState:
-        """Return what was seen of a node: its answers, its process, its work, its GPU."""
+        """Return a node's state by observation: its answers, its process, its work, its GPU."""
         member = self.members.get(name)
         if member is None:
             return _UNSEEN
@@ -205,7 +205,7 @@ class HostAgent:
                 AgentState(readiness=Readiness.DRAIN, reason=next(iter(member.probe.faults.values())))
             )
         if member.probe.heard_at is None:
-            # HAProxy takes a server that leaves maintenance for healthy until its first checks have failed.
+            # HAProxy considers a server that leaves maintenance healthy until its first checks have failed.
             reason = f"has not answered yet{f': {member.probe.trouble}' if member.probe.trouble else ''}"
             found.append(AgentState(readiness=Readiness.HOLD, reason=reason))
         assessment = self._assessor.of(name)
@@ -374,7 +374,7 @@ class HostAgent:
                 await self._nvml.close()
 
     def judge_all(self) -> None:
-        """Judge every node of the host by what is known now."""
+        """Assess every node of the host by present knowledge."""
         if self._neighbours is None and not self._central:
             return  # the owner of memory is unknown until the API has named the other nodes here
         nodes_on_gpus = []

@@ -27,7 +27,7 @@ class AgentMetrics(Collector):
 
     Args:
         beat: What the agent would say now.
-        answer: What HAProxy is told of a node; None: no such node.
+        answer: Returns a node's state for HAProxy; None: no such node.
     """
 
     def __init__(self, beat: Callable[[], Heartbeat], answer: Callable[[str], AgentState | None]) -> None:

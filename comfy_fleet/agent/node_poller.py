@@ -91,7 +91,7 @@ class NodePoller:
         """Look once. Never raises for what the node does."""
         if self.heard_at is not None:
             await asyncio.gather(self._look_at_stats(), self._look_at_queue_if_due())
-        elif await self._look_at_stats():  # while nothing answers, one question at a time is enough
+        elif await self._look_at_stats():  # while nothing answers, one request at a time is enough
             await self._look_at_queue_if_due()
 
     async def ready(self) -> bool:
@@ -188,7 +188,7 @@ class NodePoller:
                 self._newest = None
 
     async def _look_at_stats(self) -> bool:
-        """Ask for its memory; returns whether anything answered, be it no ComfyUI."""
+        """Ask for its memory; return True if anything answered, even if it is not a ComfyUI."""
         try:
             await self.stats.ask()
         except NodeError as error:

@@ -24,7 +24,7 @@ class Admission:
 
     Args:
         settings: How many, and how long the others wait.
-        routes: What is served; some of it is let in at once.
+        routes: The routes; some of them are let in at once.
     """
 
     def __init__(self, settings: Settings, routes: Iterable[ServedRoute]) -> None:

@@ -14,7 +14,8 @@ from comfy_fleet.domain.jobs.job import JobStatus, OutputKind
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 Url = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]
 ANYTHING = WithJsonSchema({})
-"""An object or a text: generated clients pass on either as it is, but wrap a union of both in a class."""
+"""An object or a text: generated clients pass either on unchanged, but would wrap a union of both in a
+class."""
 
 
 class ErrorAnswer(TypedDict):
@@ -199,7 +200,7 @@ JOB_EVENTS: Mapping[str, Any] = {
     "preview": PreviewEventAnswer,
     "output": OutputAnswer,
 }
-"""What the stream of a job tells: each event's data, by its name."""
+"""The events of a job's stream: each one's data, by its name."""
 
 
 class HealthAnswer(TypedDict):

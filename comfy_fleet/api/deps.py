@@ -30,7 +30,7 @@ Probe = Callable[[], Awaitable[str | None]]
 
 
 PlaceCheck = Callable[[Node, Iterable[Node]], Awaitable[None]]
-"""Looks where a new node's URL leads, given the registered ones; raises Conflict or BadInput."""
+"""Checks where a new node's URL leads, given the registered nodes; raises Conflict or BadInput."""
 
 
 class NodeFacts(Protocol):

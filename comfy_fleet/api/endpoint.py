@@ -17,13 +17,13 @@ BINARY = "application/octet-stream"
 
 
 class ServedRoute(Route):
-    """A route, and what the way in has to know of its requests before and after they are handled.
+    """A route, and what the entrance needs to know about its requests.
 
     Attributes:
         name: The label in metrics.
         open: Whether a request needs no key.
-        at_once: Whether a request is let in however many are worked on.
-        streams: Whether the answer goes on for as long as something happens, so that its time says nothing.
+        at_once: Whether a request is let in however many are in progress.
+        streams: Whether the answer lasts as long as events come, so that its duration means nothing.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Endpoint:
         tag: Groups operations; clients make modules of it.
         query: The query's fields.
         parameters: Further parameters, as OpenAPI writes them: what a model can't say.
-        body: What the request carries: a model, or a TypedDict.
+        body: The request's body: a model, or a TypedDict.
         body_kind: The body's content type.
         body_required: Whether it has to be there.
         answers: What successes carry, by status: a model or TypedDict, or None for no body.
         kind: Content type of the successes.
         errors: Statuses of errors besides those that follow from path, query and body.
-        events: What a stream's events carry, by the event's name.
+        events: The data of a stream's events, by the event's name.
         open: Whether it needs no key.
         at_once: Whether a request is let in however many are worked on: what must not wait behind all the
             rest, and uploads, which are written while they come: refused at their end, all would come again.

@@ -1,6 +1,6 @@
 """OpenAPI documents, made from a table of endpoints.
 
-They are of version 3.0: every generator of clients reads that one, and some are not done with 3.1.
+They use version 3.0: every client generator reads it, and some don't support 3.1 yet.
 """
 
 import re
@@ -52,7 +52,7 @@ _SUCCESSES = {200: "Done.", 201: "Made.", 202: "Accepted.", 204: "Done; no body.
 
 
 class _Schemas(GenerateJsonSchema):
-    """Pydantic's schemas as OpenAPI 3.0 has them, without titles that only repeat a field's name."""
+    """Pydantic's schemas in OpenAPI 3.0's form, without titles that only repeat a field's name."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -61,7 +61,7 @@ class _Schemas(GenerateJsonSchema):
         inner = self.generate_inner(schema["schema"])
         if "$ref" not in inner:
             return {**inner, "nullable": True}
-        # What all validators and generators take for "or null" beside a reference.
+        # The form of "or null" with a reference that all validators and generators understand.
         return {"anyOf": [inner, {"type": "object", "nullable": True, "enum": [None]}]}
 
     def none_schema(self, schema: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _finished(value: Any) -> Any:
     if not isinstance(made.get("$ref"), str):
         return made
     reference = {"$ref": _REF + _short_name(made.pop("$ref").removeprefix(_REF))}
-    return {"allOf": [reference], **made} if made else reference  # nothing may stand beside a reference
+    return {"allOf": [reference], **made} if made else reference  # a reference must be alone in its object
 
 
 def _short_name(name: str) -> str:
@@ -115,7 +115,7 @@ def document(
     """Return the document of a table.
 
     Args:
-        tags: What the endpoints with each tag are about.
+        tags: Descriptions of the tags.
         paths: What the names in paths mean.
     """
     kinds = list(
@@ -256,7 +256,7 @@ def _success(status: int, kind: str, schema: Any) -> dict[str, Any]:
 
 
 def _stream(events: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer that is a stream of events; OpenAPI 3.1 has no words for what is in it."""
+    """Return the answer of a stream of events; OpenAPI can't describe the events themselves."""
     told = ", ".join(f"`{name}` with a {_name(ref)}" for name, ref in events.items())
     return {
         "description": f"Server-Sent Events, each with a name and one line of JSON as its data: {told}.",

@@ -189,7 +189,7 @@ async def _redis_info(url: str) -> dict[str, str]:
 
     async with connect_once(url) as client:
         info: dict[Any, Any] = dict(await client.info())
-        with contextlib.suppress(StoreDown):  # a hosted one may keep it to itself
+        with contextlib.suppress(StoreDown):  # a hosted Redis may not report it
             info |= await client.config_get("appendfsync")
     return {str(name): str(value) for name, value in info.items()}
 

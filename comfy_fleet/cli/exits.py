@@ -42,7 +42,7 @@ class Fail(Exception):
         message: What went wrong.
         hint: What to do about it, or None.
         exit: The exit code.
-        passing: Whether the same call may succeed in a moment, because the API starts or has too much to do.
+        passing: Whether the same call may succeed in a moment, because the API is starting or busy.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from comfy_fleet.services.node_life import NodeStatus
 
 PATIENCE_S = 60.0
-"""How long a call is repeated while the API does not answer: its restart must not end a rolling restart."""
+"""How long a call is repeated while the API does not answer: a restart of it must not end a rolling
+restart."""
 
 PAUSE_S = 0.5
 COLUMNS = ("<Node", "State", "Pool", ">Done", ">Failed", "Running", "URL")
@@ -81,7 +82,7 @@ def still_working(node: Mapping[str, Any]) -> str:
 class RemoteNodes:
     """Reads and controls nodes through the API; a ``NodeControl``.
 
-    Each call may be repeated, so it is until the API answers.
+    All calls are safe to repeat, so they are repeated until the API answers.
 
     Attributes:
         seen: Each node that was read, as in the API's last answer.
@@ -150,7 +151,7 @@ class RemoteNodes:
 
 @contextlib.contextmanager
 def naming(drained: Sequence[str]) -> Iterator[None]:
-    """Let an error, or Ctrl-C, name the nodes that stay drained by it."""
+    """Make errors and Ctrl-C name the nodes that stay drained because of them."""
     try:
         yield
     except (Fail, KeyboardInterrupt) as error:

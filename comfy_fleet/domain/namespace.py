@@ -1,4 +1,4 @@
-"""The name by which one Redis tells several fleets apart."""
+"""The name of a fleet in a Redis that several fleets share."""
 
 import re
 
@@ -16,7 +16,7 @@ def check_namespace(value: str) -> str:
     """Return a namespace that is safe in keys, scripts and HAProxy's configuration.
 
     Raises:
-        BadInput: It is not, or belongs to somebody else.
+        BadInput: It is not safe, or is another program's.
     """
     if not _FORM.fullmatch(value):
         raise BadInput(

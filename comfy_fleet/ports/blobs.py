@@ -55,10 +55,10 @@ class BlobStore(Protocol):
         """Return a URL, valid for some minutes, from which a client may fetch the bytes; None without one."""
 
     async def belongs_to(self, records: str) -> bool:
-        """Return whether the records over these bytes are in this store of records; the first one gets them.
+        """Return whether these bytes belong to this store of records; the first store that asks gets them.
 
         Args:
-            records: Identifies the store of records. One that was emptied is another one.
+            records: Identifies the store of records; an emptied store counts as another.
 
         Raises:
             NoRoom: The store can't be read or written to.

@@ -89,7 +89,7 @@ class JobStore(Protocol):
         """Return the latest preview event's data of a running job."""
 
     async def ui(self, job_id: str) -> Mapping[str, Any]:
-        """Return what the graph's nodes handed over for the user interface, unchanged, by node id.
+        """Return what the graph's nodes returned for the user interface, unchanged, by node id.
 
         That is what ComfyUI tells in ``executed`` and in its history: files by their names there, texts, and
         whatever else a node pack makes up. A node that hands over more than a job may keep is missing

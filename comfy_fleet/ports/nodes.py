@@ -156,7 +156,7 @@ class InventoryStore(Protocol):
         """Return the inventory with this content hash; None if it is missing or can't be read."""
 
     async def object_info(self, digest: str) -> Mapping[str, bytes] | None:
-        """Return what a node says of its classes, tooltips and all, as JSON by class.
+        """Return a node's complete description of its classes, tooltips included, as JSON by class.
 
         Lists of uploaded files are empty in it (:mod:`comfy_fleet.domain.graphs.object_info`).
 
@@ -164,7 +164,7 @@ class InventoryStore(Protocol):
             digest: As :attr:`Reading.object_info` names it.
 
         Returns:
-            None if no node has it any more, or it can't be read.
+            None if it is no longer stored, or can't be read.
         """
 
     async def keep_needs(self, needs: Requirements) -> None:

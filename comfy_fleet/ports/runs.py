@@ -15,8 +15,8 @@ class Claim:
     Attributes:
         graph: The job's graph as submitted, JSON bytes.
         behind: How many jobs of the same placement classes wait behind it.
-        pool: The node's pool, which need not be the one that the job asked for; empty if it is not known.
-        heard: Whether somebody listened to the job's frames when it was claimed.
+        pool: The node's pool, which may differ from the one that the job named; empty if unknown.
+        heard: Whether anybody listened to the job's frames when it was claimed.
     """
 
     job: Job
@@ -70,7 +70,7 @@ class Beat:
         lost: Runs whose lease is gone.
         cancel: Runs whose job is to be canceled.
         release: Runs that are to be taken off their node and put back into the queue.
-        heard: Runs to whose job's frames somebody listens.
+        heard: Runs whose job's frames have a listener.
     """
 
     lost: frozenset[str]

@@ -69,7 +69,7 @@ class Telemetry(Protocol):
         """
 
     def ended_without_run(self, job: EndedJob) -> None:
-        """Take note that a job is over though no run ended it.
+        """A job is over without the end of a run.
 
         It was canceled or passed its deadline in the queue, or its record can't be read.
         """

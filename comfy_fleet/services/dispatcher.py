@@ -58,10 +58,10 @@ class DispatcherSnapshot:
     Attributes:
         runs: Runs in flight.
         done: Runs that are over.
-        seekers: Searches for a node that are under way.
+        seekers: Searches for a node in progress.
         idle: Whether it has looked at the queues and waits for news.
         waiting_for_room: Runs whose outputs wait for room on the fleet's disk.
-        nodes: The nodes as it saw them last.
+        nodes: The nodes as last read.
     """
 
     runs: int
@@ -321,7 +321,7 @@ class Dispatcher:
         self._seekers.look_again()
 
     def snapshot(self) -> DispatcherSnapshot:
-        """Return what it does right now."""
+        """Return its present activity."""
         return DispatcherSnapshot(
             runs=len(self.flying),
             done=self.done,

@@ -171,7 +171,7 @@ class Execution:
             self.listen()
 
     def listen(self) -> None:
-        """Take note that somebody listens to the frames of the run's job; safe to call again."""
+        """Note that somebody listens to the frames of the run's job; safe to call again."""
         if self._relay is None:
             self._relay = FrameRelay(self._tools.runs, self.claim, self._tools.now)
         self._relay.listen()
@@ -287,7 +287,7 @@ class Execution:
     async def _adopted(self, held: Held) -> None:
         logger.info("run taken over", extra={**self._extra, "phase": held.phase})
         if held.phase == "left":
-            self._left = True  # as the dispatcher that wrote this has told
+            self._left = True  # as the dispatcher that wrote this has reported
             try:
                 items = tuple(OutputItem.from_json(item) for item in held.manifest)
             except ValueError as error:
@@ -532,7 +532,7 @@ class Execution:
             self._outputs.cancel()
         broken = await self._outputs.settled()
         if self._relay is not None:
-            await self._relay.drain()  # once the end is written, nothing more of the run is
+            await self._relay.drain()  # nothing of the run is published after its end is written
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")
         end = await self._ending.decide(

@@ -1,4 +1,4 @@
-"""Publish the frames of one run as they are, while somebody listens to its job.
+"""Publish one run's frames unchanged, while somebody listens to its job.
 
 Nothing is stored, no run waits for who reads, and what is too much is left out: what became of the job stands
 in its record.
@@ -16,12 +16,13 @@ from comfy_fleet.ports.runs import Claim, RunStore
 logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
-"""A larger frame is left out; a picture of a megapixel takes half as much."""
+"""Larger frames are left out; a picture of a megapixel takes half as much."""
 BYTES_A_SECOND = 8 * 1024 * 1024
-"""For long, and as many at once. Binary frames get half of it: another picture follows, a text comes once."""
+"""Long-term limit, and also the burst. Binary frames get half: another picture follows, but a text comes only
+once."""
 LAST_S = 0.25
 """How long the end of a run waits for its last frames."""
-_COST = 256  # bytes that every frame counts for, however short
+_COST = 256  # bytes that even the shortest frame counts as
 
 
 class FrameRelay:
@@ -44,16 +45,16 @@ class FrameRelay:
         self._task: asyncio.Task[None] | None = None
 
     def listen(self) -> None:
-        """Take note that somebody listens; whether still, each publishing tells."""
+        """Note that somebody listens; each publish shows if that is still so."""
         self._heard = True
         self._listeners += 1
 
     def take(self, frame: Frame | Binary, *, running: bool) -> None:
-        """Publish a frame soon, if it is the run's and not too much.
+        """Publish a frame soon, if it is the run's and within the limits.
 
         Args:
             frame: As it came.
-            running: Whether the run is what its node computes: frames that name no prompt are about that.
+            running: Whether its node is computing the run; frames without a prompt are about that.
         """
         if not self._heard:
             return
@@ -76,12 +77,12 @@ class FrameRelay:
             self._task = asyncio.create_task(self._send())
 
     async def drain(self) -> None:
-        """Wait a moment until what was taken is published."""
+        """Wait a moment until the accepted frames are published."""
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=LAST_S)
 
     def close(self) -> None:
-        """Publish nothing more."""
+        """Stop publishing."""
         self._heard = False
         if self._task is not None:
             self._task.cancel()
@@ -96,7 +97,7 @@ class FrameRelay:
                     return
                 self._unsent -= sum(len(frame.data) + _COST for frame in frames)
         except (LeaseLost, StoreDown):
-            self._heard = False  # the next beat tells whether somebody listens then
+            self._heard = False  # the next beat shows it whether somebody listens then
         except Exception:
             self._heard = False
             logger.exception("frames not published", extra=self._claim.log_fields)

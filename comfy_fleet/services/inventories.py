@@ -28,7 +28,7 @@ from comfy_fleet.services.node_directory import NodeDirectory
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # how many nodes a refusal explains
-MOST_PLACEMENTS = 1000  # placement classes that are remembered for questions what a job waits for
+MOST_PLACEMENTS = 1000  # placement classes kept for answers to "what does this job wait for?"
 _LARGE_NODES = 500  # comparing graphs with more nodes is work for a thread
 _RECENT_S = 1.0  # no message announces that a node becomes busy or free
 _KEEP_NEEDS_S = 3600.0  # requirements are written again this often, so that they outlive every job

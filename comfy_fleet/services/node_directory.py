@@ -134,7 +134,7 @@ class NodeDirectory:
 
     @property
     def remembered(self) -> int:
-        """How many placement classes something is remembered of."""
+        """How many placement classes have remembered facts."""
         return max(len(self._needs), len(self._able))
 
     def needs(self, placement: Placement) -> Requirements | None:

@@ -24,7 +24,7 @@ RELEASE_S = 10.0
 its dispatcher finds the node gone."""
 
 ROLLING = "rolling restart"
-"""Why a node is drained during its turn."""
+"""The reason of a node's drain during a roll."""
 
 MISSED_S = 8.0
 """An ordered restart may be too quick for HAProxy's checks; after this time it counts as done."""
@@ -36,7 +36,7 @@ class NodeStatus:
 
     Attributes:
         busy: Whether a job needs it, or its outputs are still being fetched.
-        cordon: Why it was drained; None if nobody has drained it.
+        cordon: Why it was drained; None if it is not drained.
         verdict: As in :class:`~comfy_fleet.domain.nodes.node.NodeState`.
         starts: How often it has come back.
         managed: Whether an agent runs its ComfyUI and can restart it.
@@ -303,14 +303,15 @@ async def _restart_all(
 
 
 async def _resume_all(control: NodeControl, names: Sequence[str]) -> None:
-    """Undo a drain of a roll. One node that can't be resumed, being removed, keeps no other drained."""
+    """Undo a drain of a roll. If one node can't be resumed, e.g. because it is being removed, the others
+    still are."""
     for name in names:
         with contextlib.suppress(Exception):
             await _resume(control, name)
 
 
 async def _resume(control: NodeControl, name: str) -> None:
-    """Let jobs come again, unless somebody else has drained the node meanwhile."""
+    """Allow new jobs again, unless somebody else has drained the node meanwhile."""
     if (await control.status(name)).cordon == ROLLING:
         await control.resume(name)
 
@@ -330,11 +331,11 @@ async def _wait_back(
     Args:
         control: The nodes.
         starts: How often each had come back before, by name.
-        timeout_s: Longest time for all of them; each is looked at once in any case.
-        ordered: Whether the restarts have certainly begun: one that was not seen was quick.
+        timeout_s: Longest time for all of them; each is checked at least once.
+        ordered: Whether the restarts have certainly begun; then one that was not seen was quick.
 
     Returns:
-        Those that are not back.
+        The nodes that are not back.
     """
     began = time.monotonic()
     late = list(starts)

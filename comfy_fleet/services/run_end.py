@@ -159,7 +159,7 @@ class Ending:
             measured: What the run shows about its node.
             duration_s: How long it took; used only if it succeeded.
             progress: How far it came, as far as this dispatcher saw.
-            ui: What the graph's nodes handed over, as far as this dispatcher saw.
+            ui: What the graph's nodes returned, as far as this dispatcher has seen.
         """
         self.writing = True
         took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
@@ -185,7 +185,8 @@ class Ending:
             back: Why it goes back, and where.
             rerun_nodes: Nodes of the graph that must not answer from ComfyUI's cache in the next run.
             progress: How far it came, as far as this dispatcher saw; kept if the job ends here.
-            ui: What the graph's nodes handed over, as far as this dispatcher saw; kept if the job ends here.
+            ui: What the graph's nodes returned, as far as this dispatcher has seen; kept if the job ends
+                here.
         """
         self.writing = True
         return await self._insist(

@@ -45,7 +45,7 @@ class Seekers:
         directory: Which nodes can run what.
         runs: Where jobs wait and are claimed.
         leases: Where nodes are granted.
-        order: Which able nodes are asked for first.
+        order: The order in which able nodes are asked for.
         name: The dispatcher's.
         lease_ttl_s: How long a claim holds without a beat.
         now: Monotonic seconds.

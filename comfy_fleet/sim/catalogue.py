@@ -101,7 +101,7 @@ class Catalogue:
 
     Attributes:
         version: As given.
-        models: As given; whoever replaces them has installed some.
+        models: As given; replaced when models are installed.
         replacements: Successors of classes that were given up, as ``/node_replacements`` has them.
     """
 

@@ -135,7 +135,7 @@ class Engine:
 
     @property
     def debt_s(self) -> float:
-        """How much too long the last prompts took; the next ones take that much less."""
+        """By how much the last prompts took too long; the next ones take that much less."""
         return self._memory.debt
 
     def free(self, *, unload_models: bool, free_memory: bool) -> None:

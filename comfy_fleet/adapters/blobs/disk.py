@@ -143,7 +143,7 @@ class DiskBlobs:
             with self._disk.writing():
                 with contextlib.suppress(FileExistsError), path.open("x") as file:
                     file.write(records)
-                if not (found := path.read_text()):  # whoever made it died, or had no room
+                if not (found := path.read_text()):  # its writer died, or had no room
                     path.write_text(records)
             return found in ("", records)
 

@@ -1,4 +1,4 @@
-"""What every call through the broker says of its fleet."""
+"""The header that names the fleet in every call through the broker."""
 
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 
@@ -6,8 +6,8 @@ NAMESPACE = "X-Fleet-Namespace"
 
 
 def broker_headers(namespace: str) -> dict[str, str]:
-    """Return the header by which another fleet's broker refuses a call that a wrong port has led to it.
+    """Return the header that makes another fleet's broker refuse a call that reached it through a wrong port.
 
-    A fleet that has Redis to itself sends none, and its broker takes calls without it only.
+    A fleet with its own Redis sends none, and its broker accepts only calls without it.
     """
     return {} if namespace == DEFAULT_NAMESPACE else {NAMESPACE: namespace}

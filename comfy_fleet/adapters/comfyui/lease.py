@@ -291,7 +291,7 @@ class LeaseClient:
             event loop for a minute, so this should not be less than a run's own limit.
         open_timeout_s: Limit for the whole handshake; a frozen node does not answer.
         max_frame_bytes: A larger frame ends the websocket (``FLEET_NODE_FRAME_BYTES``).
-        namespace: Whose broker it must be.
+        namespace: The namespace that the broker must have.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class NodeClient:
         url: ``http://HOST:PORT`` of the broker's direct frontend.
         limits: How much of an answer is read.
         on_fault: Called for every node whose answer breaks a limit.
-        namespace: Whose broker it must be.
+        namespace: The namespace that the broker must have.
     """
 
     def __init__(

@@ -70,11 +70,11 @@ class ClassReader:
         return self._found
 
     def packed(self) -> ObjectInfo | None:
-        """Return the answer itself, at its end; None if it is too large to keep."""
+        """Return the whole answer, at its end; None if it is too large to keep."""
         return self._packer.end()
 
     def look(self) -> None:
-        """Read those classes that have come whole."""
+        """Read the complete classes."""
         text, done = self._text, 0
         while not self._why and (found := _BRACKET.match(text, self._looked)) is not None:
             self._looked = end = found.end()

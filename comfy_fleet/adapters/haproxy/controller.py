@@ -153,7 +153,7 @@ class Controller:
 
     @property
     def nodes(self) -> Sequence[Node]:
-        """The nodes as the registry had them when it was last read."""
+        """The nodes at the last read of the registry."""
         return self._nodes
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -70,7 +70,7 @@ class HAProxy:
             socket: Its Runtime API.
             reloads: Run a master that can replace its worker without closing the port.
             on_start: Called whenever it answers after a start.
-            prefix: Begins its backends' names.
+            prefix: The prefix of its backends' names.
         """
         self.name = name
         self.runtime = Runtime(socket, prefix=prefix)
@@ -183,7 +183,7 @@ class HAProxy:
         return "; ".join(words[-3:]) or self._child.reason
 
     def take_line(self, line: str) -> None:
-        """Log a line that HAProxy says, if it is news."""
+        """Log a line of HAProxy's output, if it matters."""
         if not line.strip() or line.rstrip().endswith(_NO_NEWS):
             return
         extra: dict[str, object] = {"haproxy": self.name}

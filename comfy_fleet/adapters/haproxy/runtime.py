@@ -189,7 +189,7 @@ class Runtime:
         await self.order(f"enable agent {server}")
 
     def _of(self, backend: str, server: str) -> str:
-        """Return how HAProxy calls a server."""
+        """Return a server's name in HAProxy."""
         return f"{self._prefix}{backend}/{server}"
 
     async def forget(self, name: str, *, vias: Path) -> None:

@@ -66,7 +66,7 @@ def literal(host: str) -> str | None:
 
 
 def prefix_of(namespace: str) -> str:
-    """Return what begins the names of HAProxy's proxies: its log and its metrics tell fleets apart by it."""
+    """Return the prefix of HAProxy's proxy names, which distinguishes fleets in its log and metrics."""
     return "" if namespace == DEFAULT_NAMESPACE else f"{namespace}."
 
 

@@ -18,9 +18,9 @@ from comfy_fleet.timeouts import Timeout
 logger = logging.getLogger(__name__)
 
 MOST_WAITING, MOST_WAITING_BYTES = 256, 8 * 1024 * 1024
-"""Messages of one channel that wait for a slow reader."""
+"""Most messages of one channel that wait for a slow reader."""
 MOST_FRAMES = 4096
-"""The same of frames, of which there are more."""
+"""The same for frames, of which there are more."""
 
 
 class RedisEvents:
@@ -90,7 +90,7 @@ class RedisEvents:
     async def frames(self, job_id: str) -> AsyncIterator[AsyncIterator[RawFrame]]:
         """Yield the frames of a job's runs from now on."""
         async with self.channel(self._keys.frames(job_id), most=MOST_FRAMES) as queue:
-            with contextlib.suppress(StoreDown):  # the next beat tells
+            with contextlib.suppress(StoreDown):  # the next beat shows it
                 await self._redis.publish(self._keys.wake, f"frames {job_id}")
             yield _frames(queue)
 
@@ -129,7 +129,7 @@ class RedisEvents:
 
 
 class _Newest(asyncio.Queue[bytes]):
-    """Messages for one reader; what is too much for it pushes the oldest out."""
+    """Messages for one reader; if there are too many, the oldest are dropped."""
 
     def __init__(self, most: int) -> None:
         super().__init__(most)
@@ -151,7 +151,8 @@ class _Newest(asyncio.Queue[bytes]):
 
 
 def frame_message(frame: RawFrame) -> bytes:
-    """Return a frame as it is published: ``t`` (text) or ``b`` (binary), its run, a blank, and all of it."""
+    """Return a frame in its published form: ``t`` (text) or ``b`` (binary), its run, a blank, and the
+    data."""
     return b"".join((b"t" if frame.text else b"b", frame.run.encode(), b" ", frame.data))
 
 

@@ -69,7 +69,7 @@ class RedisInventories:
         }
         told, text = inventory.object_info, b""
         if told is not None and not await self._redis.exists(self._keys.object_info(told.digest)):
-            text = told.packed  # of nodes that are alike, and at each reading but the first, it is there
+            text = told.packed  # for equal nodes, and for each reading after the first, it is stored already
         answer = await self._scripts.call(
             "save_inventory",
             packed,
@@ -96,7 +96,7 @@ class RedisInventories:
             return None
 
     async def object_info(self, digest: str) -> Mapping[str, bytes] | None:
-        """Return what a node says of its classes; None if there is nothing that can be read."""
+        """Return a node's own description of its classes; None if there is none that can be read."""
         packed = await self._redis.get(self._keys.object_info(digest))
         try:
             return None if packed is None else await asyncio.to_thread(object_info.unpack, packed)

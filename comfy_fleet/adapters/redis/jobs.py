@@ -252,7 +252,7 @@ class RedisJobStore:
         return dict(orjson.loads(data)) if data else None
 
     async def ui(self, job_id: str) -> Mapping[str, Any]:
-        """Return what the graph's nodes handed over; see the port."""
+        """Return what the graph's nodes returned for the user interface; see the port."""
         data = await self._redis.get(self._keys.job_ui(job_id))
         return dict(json.loads(data)) if data else {}
 

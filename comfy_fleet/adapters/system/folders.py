@@ -30,16 +30,16 @@ def private_folder(path: Path) -> Path:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk: a file's own sync may leave its new name out.
+    """Sync a folder's names to the disk: a file's own sync may not include its new name.
 
     Raises:
-        OSError: The disk is in trouble.
+        OSError: The disk has an error.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without such a sync
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that can't sync folders
             raise
     finally:
         os.close(descriptor)

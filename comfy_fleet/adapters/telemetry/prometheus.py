@@ -27,7 +27,7 @@ _BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 
 
 def new_registry() -> CollectorRegistry:
     """Return a registry with the metrics that every process has: CPU, memory, descriptors, start."""
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter, when it was made, that nobody asks for
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # else a second series per counter
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     return registry
@@ -139,7 +139,7 @@ class PrometheusTelemetry:
         self._retried.inc()
 
     def _labels(self, claim: Claim) -> tuple[str, str]:
-        # The node's pool: clients may name any, with others to spill to.
+        # The node's pool: clients may name any pool, with others to spill to.
         return self._where[self._workflow[claim.job.workflow or GRAPH], claim.pool or OTHER]
 
     def _job(self, claim: Claim, status: JobStatus) -> tuple[str, str]:

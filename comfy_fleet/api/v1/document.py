@@ -21,7 +21,7 @@ _IN_USE = (
     *("additional_keys", "additional_properties", "cls", "d", "field_dict", "from_dict", "src_dict"),
     *("model_name", "this", "to_dict"),
 )
-"""What the code of generated models calls things of its own, in Python and in PHP: no parameter can be so."""
+"""Names that generated models use themselves, in Python and in PHP: no parameter may have one."""
 
 _TAGS = {
     "generate": "A prompt in, a picture out.",
@@ -90,7 +90,7 @@ def with_workflows(common: Mapping[str, Any], workflows: Sequence[Workflow]) -> 
     operations = [
         operation["operationId"] for methods in common["paths"].values() for operation in methods.values()
     ]
-    # Generators name the models of fields after the model and the field.
+    # Generators name a field's model after the model and the field.
     models = [name + field for name, shape in schemas.items() for field in ("", *shape.get("properties", ()))]
     names, ids = _Names(models), _Names(operations)
     paths: dict[str, Any] = {}
@@ -123,7 +123,8 @@ class _Names:
         self._taken = {_plain(name) for name in taken}
 
     def free(self, name: str, endings: Sequence[str] = ("",)) -> str:
-        """Return the name, with a number behind it if with any of the endings it looks like another one."""
+        """Return the name, with a number after it if it would look like another one with any of the
+        endings."""
         found, number = name, 1
         while any(_plain(found + ending) in self._taken for ending in endings):
             number += 1
@@ -137,7 +138,7 @@ def _plain(name: str) -> str:
 
 
 def _stem(words: Sequence[str]) -> str:
-    """Return how the models of a workflow begin."""
+    """Return the prefix of a workflow's models."""
     stem = "".join(word[0].upper() + word[1:] for word in words)
     return (stem if stem[0].isalpha() else f"Workflow{stem}")[:_LONGEST]
 
@@ -193,16 +194,16 @@ def _property(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(text: str) -> str:
-    """Return a text of the workflow's author without what no comment in generated code may hold."""
+    """Return the workflow author's text without characters that would break a comment in generated code."""
     return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text).strip()
 
 
 def _is_plain(choice: str) -> bool:
-    """Tell whether generators write a choice into code as it is; they mend what could end a comment."""
+    """Return whether generators write a choice into code unchanged; they alter what could end a comment."""
     return choice.isprintable() and choice == choice.strip() and not ("*/" in choice or "/*" in choice)
 
 
 def _constant(choice: str) -> str:
-    """Return what a choice is called in generated code: choices are any text, and some look alike."""
+    """Return a choice's name in generated code: choices may be any text, and some look alike."""
     name = re.sub(r"[^A-Z0-9]+", "_", choice.upper()).strip("_")[:_LONGEST]
     return name if name[:1].isalpha() else f"VALUE_{name}".rstrip("_")

@@ -133,14 +133,14 @@ def texts_in(path: Path, value: object) -> Iterator[tuple[Path, str]]:
 
 
 def place_names(assets: Mapping[Place, str]) -> dict[str, str]:
-    """Return which asset goes where, as :attr:`NewJob.uploads` keeps it: by ``NODE/INPUT[/KEY ...]``."""
+    """Return the assets by place, in the form of :attr:`NewJob.uploads`: by ``NODE/INPUT[/KEY ...]``."""
     return {_place_name(*place): asset_id for place, asset_id in assets.items()}
 
 
 def asset_places(graph: Graph, uploads: Mapping[str, str]) -> dict[Place, str]:
-    """Return which asset goes where: the opposite of :func:`place_names`.
+    """Return the assets by place: the inverse of :func:`place_names`.
 
-    References that were not recorded are included: the caller has to refuse those.
+    References that were not recorded are included; the caller must refuse them.
     """
     places: dict[Place, str] = {one.place: one.asset_id for one in asset_references(graph)}
     if uploads:

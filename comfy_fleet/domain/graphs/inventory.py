@@ -124,7 +124,7 @@ class Inventory:
     Attributes:
         classes: By name.
         version: ComfyUI's version from ``/system_stats``; empty if it was not asked.
-        object_info: What they were read from; None where that is not at hand, or is too large to keep.
+        object_info: The answer that they were read from; None if it is not available, or too large to keep.
     """
 
     classes: Mapping[str, ClassInfo]
@@ -164,7 +164,7 @@ class Reader:
         self._held = 0
 
     def add(self, name: str, body: object) -> ClassInfo | None:
-        """Take one class; return what was read of it, or None if it is no class.
+        """Take one class; return it, or None if it is not a class.
 
         Raises:
             TooManyClasses: Together they take more memory than is allowed.

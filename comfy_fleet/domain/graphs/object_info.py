@@ -1,4 +1,4 @@
-"""A node's answer to ``GET /object_info``, packed as it is.
+"""A node's answer to ``GET /object_info``, packed unchanged.
 
 An inventory keeps what decides whether a node can run a graph. Tooltips, display names, categories and all
 the rest are for people and for ComfyUI's own clients, and stand here. Two things are left out, because they
@@ -16,9 +16,9 @@ from typing import Any
 from comfy_fleet.domain.graphs.inputs import Inputs, InputSpec
 
 FORMAT = "1-"
-"""Begins the content hash of what is packed as :class:`Packer` does it."""
+"""Prefix of the content hash for :class:`Packer`'s format."""
 MAX_PACKED = 4 * 1024 * 1024
-"""Bytes of one packed answer. ComfyUI 0.33 with 886 classes takes 70 kB."""
+"""Most bytes of one packed answer. ComfyUI 0.33 with 886 classes takes 70 kB."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -28,7 +28,7 @@ class ObjectInfo:
     """An answer.
 
     Attributes:
-        digest: Its content hash, which is the same in whatever order the classes come.
+        digest: Its content hash, which does not depend on the order of the classes.
         packed: The classes; :func:`unpack` reads them.
     """
 
@@ -46,12 +46,12 @@ class Packer:
         self._size = 0
 
     def add(self, name: str, body: Mapping[str, Any], inputs: Inputs) -> None:
-        """Add one class; one that is too odd to be read, or to be written again, is left out.
+        """Add one class; one that can't be read, or written again, is left out.
 
         Args:
             name: Its name.
-            body: What the node says of it.
-            inputs: What was read of its inputs.
+            body: The node's description of it.
+            inputs: Its inputs, as they were read.
         """
         if self._size > MAX_PACKED:
             return
@@ -63,7 +63,7 @@ class Packer:
         self._put(self._packer.compress(line))
 
     def end(self) -> ObjectInfo | None:
-        """Return the whole; None if it is larger than :data:`MAX_PACKED`."""
+        """Return the whole answer; None if it is larger than :data:`MAX_PACKED`."""
         self._put(self._packer.flush())
         if self._size > MAX_PACKED:
             return None
@@ -81,7 +81,7 @@ class Packer:
 
 
 def unpack(packed: bytes) -> dict[str, bytes]:
-    """Return what a node says of each class, as JSON.
+    """Return a node's description of each class, as JSON.
 
     Raises:
         ValueError: Something else was packed.
@@ -101,7 +101,7 @@ def _cleaned(body: Mapping[str, Any], inputs: Inputs) -> Mapping[str, Any]:
 
 
 def _inputs(group: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """Return ``{"required": {...}, "optional": {...}}`` without what is not for everybody."""
+    """Return ``{"required": {...}, "optional": {...}}`` without users' own files."""
     result = dict(group)
     for part, specs in (("required", inputs.required), ("optional", inputs.optional)):
         given = group.get(part)
@@ -114,7 +114,7 @@ def _inputs(group: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
 
 
 def _declared(declared: list[Any], spec: InputSpec) -> list[Any]:
-    """Return what a class declares of one input, of which ``spec`` was read."""
+    """Return a class's declaration of one input that was read as ``spec``."""
     kind, *more = declared
     if spec.options is not None and isinstance(kind, list):
         return [_options(kind, spec), *more]
@@ -144,7 +144,7 @@ def _options(listed: list[Any], spec: InputSpec) -> list[Any]:
 
 
 def _template(template: Mapping[str, Any], spec: InputSpec) -> dict[str, Any]:
-    """Return the template of a growing row, which names its one kind of input."""
+    """Return the template of a growing row, which has its one kind of input."""
     kinds = {
         part: {
             name: _declared(declared, spec) if isinstance(declared, list) and declared else declared

@@ -53,7 +53,7 @@ class ProgressText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawFrame:
-    """A frame as its node sent it, for whoever listens to a job.
+    """A frame as its node sent it, for clients that follow a job.
 
     Attributes:
         run: The run whose websocket it came on.

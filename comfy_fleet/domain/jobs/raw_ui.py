@@ -1,4 +1,4 @@
-"""What the nodes of a graph handed over for the user interface, as ComfyUI said it.
+"""What the nodes of a graph returned for the user interface, in ComfyUI's form.
 
 :mod:`comfy_fleet.domain.jobs.outputs` finds files and texts in it. The rest (which pictures are animated,
 histograms, keys of node packs' own) is for ComfyUI's clients, which get it back unchanged. A file is named in
@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 MAX_UI_BYTES = 256 * 1024
-"""Of one run, as JSON. What ComfyUI's own nodes hand over takes some hundred bytes for each output."""
+"""Most bytes per run, as JSON. ComfyUI's own nodes return some hundred bytes for each output."""
 _NODE_BYTES = 64
 _DEEPEST = 64
 
@@ -18,14 +18,14 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class RawUi:
-    """Collects it for one run, within :data:`MAX_UI_BYTES`; a node whose part would not fit is left out."""
+    """Collects it for one run, up to :data:`MAX_UI_BYTES`; a node whose part would not fit is left out."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
         self._room = MAX_UI_BYTES
 
     def take(self, node_id: str, ui: object) -> None:
-        """Take what a node handed over, instead of what it did before; anything but an object is nothing."""
+        """Take what a node returned, replacing its earlier value; anything but an object is ignored."""
         if (before := self._texts.pop(node_id, None)) is not None:
             self._room += _cost(node_id, before)
         if not isinstance(ui, dict) or not ui or not _fits(ui, self._room):
@@ -36,7 +36,7 @@ class RawUi:
             self._texts[node_id] = text
 
     def dump(self) -> str:
-        """Return a JSON object of it by node id, in the order in which it came; empty if there is none."""
+        """Return a JSON object of it by node id, in order of arrival; empty if there is nothing."""
         if not self._texts:
             return ""
         return "{" + ",".join(f"{json.dumps(node)}:{text}" for node, text in self._texts.items()) + "}"
@@ -47,7 +47,7 @@ def _cost(node_id: str, text: str) -> int:
 
 
 def _fits(value: object, room: int) -> bool:
-    """Tell whether a JSON value is surely small and flat enough to be written, without writing it."""
+    """Return whether a JSON value is certainly small and flat enough to be written, without writing it."""
     stack: list[tuple[Any, int]] = [(value, 0)]
     while stack:
         one, depth = stack.pop()

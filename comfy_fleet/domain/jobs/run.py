@@ -194,7 +194,7 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        """How far it is, as far as the node has told."""
+        """Its progress, as far as the node has reported it."""
         return self._seen.meter.snapshot
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -264,7 +264,7 @@ class Run:
 
     @property
     def ui(self) -> str:
-        """What the graph's nodes handed over so far, as JSON by node id; empty if it is nothing."""
+        """What the graph's nodes have returned so far, as JSON by node id; empty if nothing."""
         return self._seen.ui.dump()
 
     @property

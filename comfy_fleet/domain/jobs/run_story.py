@@ -83,7 +83,7 @@ class RunStory:
         if kind is Binary:
             name = FRAMES
         elif isinstance(event, Frame):
-            # Time may bring an action with any frame, so its name may be anything that a node sends.
+            # A time limit may act on any frame, whose name may be anything that a node sends.
             name = clip(event.type, MOST_FACT) if led or event.type in _TELLING else FRAMES
         elif not misread and kind in _FACTS:
             fact = getattr(event, _FACTS[kind])

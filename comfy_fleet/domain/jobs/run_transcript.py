@@ -27,7 +27,7 @@ class RunTranscript:
         frame_nodes: Nodes whose pictures come as binary frames only.
         meter: Progress.
         items: Outputs by their identity, in the order in which they came.
-        ui: What their nodes handed over as it was.
+        ui: What the nodes returned for the user interface, unchanged.
         success: ``execution_success`` was seen.
         interrupted: ``execution_interrupted`` was seen.
         error: The data of ``execution_error``.
@@ -122,7 +122,7 @@ class RunTranscript:
         return True
 
     def take_ui(self, outputs: object) -> None:
-        """Note what a history entry's ``outputs`` say that nodes handed over."""
+        """Note what nodes returned, from a history entry's ``outputs``."""
         for node, output in outputs.items() if isinstance(outputs, Mapping) else ():
             self.ui.take(str(node), output)
 

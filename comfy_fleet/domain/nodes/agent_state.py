@@ -40,7 +40,7 @@ class AgentState:
 
 
 def record_state(node: Node, *, age_s: float, grace_s: float) -> AgentState:
-    """Decide by a node's record alone whether it may get new jobs.
+    """Decide, by a node's record alone, if it may get new jobs.
 
     Args:
         node: Its record.

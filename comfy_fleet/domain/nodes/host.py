@@ -119,16 +119,16 @@ WRITTEN = {
     "gpu_allocation": "seat",
     "cleans_up": "cleans",
 }
-"""Fields that heartbeats and Redis have under other names, as agents of earlier versions send them."""
+"""Fields with other names in heartbeats and in Redis, as agents of earlier versions send them."""
 
 
 def written(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a report or a registration as heartbeats and Redis have them."""
+    """Return the fields of a report or a registration, named as in heartbeats and in Redis."""
     return {WRITTEN.get(name, name): value for name, value in fields.items()}
 
 
 def read_written(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a report or a registration as their classes have them."""
+    """Return the fields of a report or a registration, named as in their classes."""
     ours = {name: own for own, name in WRITTEN.items()}
     return {ours.get(name, name): value for name, value in fields.items()}
 

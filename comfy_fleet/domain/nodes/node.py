@@ -125,7 +125,7 @@ class Reading:
 
     Attributes:
         inventory: Content hash of its inventory; empty while it is not known.
-        object_info: Content hash of the whole answer from which that was read; empty if it is not kept.
+        object_info: Content hash of the whole answer that it was read from; empty if it is not kept.
         comfyui: Its version.
         pytorch: PyTorch's version.
         python: Python's version.

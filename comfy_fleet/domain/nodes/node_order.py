@@ -1,4 +1,4 @@
-"""Which of the nodes that are able to run a job it is offered to first.
+"""The order in which able nodes are asked to run a job.
 
 HAProxy grants the first free node of a list of names, so an order is a list. It is made from what is known
 of the nodes and from what the job asks for, never from who is free: only HAProxy knows that.
@@ -12,7 +12,7 @@ from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.domain.nodes.weights import drawn
 
 FASTER = 2.0
-"""A node with this many times the share of another is worth a moment's wait."""
+"""A node with this many times another's share is worth a short wait."""
 
 Nodes: TypeAlias = Mapping[str, NodeState]
 
@@ -21,7 +21,7 @@ class NodeOrder(Protocol):
     """A way to order nodes.
 
     Attributes:
-        as_haproxy: Whether HAProxy's own choice among all nodes of a pool is just as good. Then no names are
+        as_haproxy: Whether HAProxy's own choice among all nodes of a pool is as good. Then no names are
             sent.
     """
 
@@ -33,26 +33,26 @@ class NodeOrder(Protocol):
     def better(
         self, placement: Placement, granted: str, pools: Sequence[tuple[str, Nodes]]
     ) -> Mapping[str, Sequence[str]]:
-        """Return the nodes for which a granted one is given back if one of them is free.
+        """Return the better nodes: if one of them is free, the granted one is given back.
 
         Args:
             placement: What the job asks for.
-            granted: A node of the last of the pools; one that was added just now is not among them yet.
-            pools: Each pool that was asked, in the placement's order, with its able nodes.
+            granted: A node of the last pool; it may be so new that it is not among the pool's nodes yet.
+            pools: The pools that were asked, in the placement's order, each with its able nodes.
 
         Returns:
-            By pool, in the order in which they are asked: nodes, the most wanted first.
+            Nodes by pool, in the order in which pools are asked, the most preferred node first.
         """
 
 
 class ByShare:
-    """The more work a node should get, the sooner; every node of an earlier pool before those of a later one.
+    """By shares of the work, and all nodes of an earlier pool before those of a later one.
 
     Args:
         chance: Random numbers from 0 to 1.
     """
 
-    as_haproxy = True  # it shares by the same weights
+    as_haproxy = True  # HAProxy uses the same weights
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
@@ -64,7 +64,7 @@ class ByShare:
     def better(
         self, placement: Placement, granted: str, pools: Sequence[tuple[str, Nodes]]
     ) -> Mapping[str, Sequence[str]]:
-        """Return every node of the pools before, and the nodes of the same pool that are much faster."""
+        """Return all nodes of the earlier pools, and the much faster nodes of the same pool."""
         *before, (pool, nodes) = pools
         found = {earlier: self._fastest_first(placement, able) for earlier, able in before}
         if granted in nodes:
