@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey, with AOF switched on.")
     namespace: str = Field(
         DEFAULT_NAMESPACE,
-        description="Begins every key and channel in Redis, and is the name of RQ's queue: fleets that share "
+        description="Prefix of all keys and channels in Redis, and name of RQ's queue: fleets that share "
         "a Redis need one each. a-z, 0-9, `_` and `-`, at most 32.",
     )
     redis_connections: Count = Field(
