@@ -1,7 +1,7 @@
-"""A simulated ComfyUI node: for trying out, tests, fault injection and capacity planning.
+"""A simulated ComfyUI node, for demos, tests, fault injection and capacity planning.
 
-It speaks ComfyUI's native API frame for frame, takes the time and memory that a GPU would take, and
-says SIMULATED wherever somebody could mistake it for a real one.
+It implements ComfyUI's native API frame for frame, takes the time and memory that a GPU would take, and shows
+SIMULATED wherever it could be mistaken for a real one.
 """
 
 from comfy_fleet.sim.faults import ALWAYS, BadFault, Faults

@@ -31,7 +31,7 @@ from comfy_fleet.sim.validation import check
 logger = logging.getLogger(__name__)
 
 EMPTY = Response()
-#: What aiohttp answers when a handler raises.
+#: aiohttp's answer when a handler raises.
 TROUBLE = Response(
     status=500,
     body=b"500 Internal Server Error\n\nServer got itself in trouble",
@@ -66,7 +66,7 @@ Parent = Callable[[str], Response]
 
 
 class Served(Protocol):
-    """What the routes need of a node: its parts, and the way to steer it."""
+    """What the routes need of a node: its parts, and its controls."""
 
     options: NodeOptions
     faults: Faults
@@ -86,7 +86,7 @@ class Served(Protocol):
         """Switch faults; raises BadFault."""
 
     def reset(self) -> None:
-        """Start the account anew and forget history, cache, loaded models and faults."""
+        """Reset the account and forget history, cache, loaded models and faults."""
 
 
 class App:
@@ -276,7 +276,7 @@ class App:
         return EMPTY
 
     def interrupt(self, request: Request) -> Response:
-        """Stop what runs; a body that is no JSON counts as none."""
+        """Stop the running prompt; a body that is not JSON counts as missing."""
         try:
             data = request.json()
         except json.JSONDecodeError:
@@ -337,7 +337,7 @@ class App:
     # the node
 
     def system_stats(self, _: Request) -> Response:
-        """Tell versions and memory; says in three places that it is simulated."""
+        """Return versions and memory; shows in three places that it is simulated."""
         options, vram = self._node.options, self._node.vram
         system = {
             "os": "posix",
@@ -376,11 +376,11 @@ class App:
     # steering
 
     def stats(self, _: Request) -> Response:
-        """Tell what the GPU did."""
+        """Return what the GPU did."""
         return json_response(self._node.describe_stats())
 
     def reset(self, _: Request) -> Response:
-        """Start the account anew; forget history, cache, models and faults."""
+        """Reset the account; forget history, cache, models and faults."""
         self._node.reset()
         return EMPTY
 
@@ -397,7 +397,7 @@ class App:
 
 
 def _plain(path: str) -> str:
-    """Return a path without the prefix ``/api``, where there is a route without it too."""
+    """Return a path without the prefix ``/api``, if there is also a route without it."""
     if not path.startswith("/api/"):
         return path
     plain = path.removeprefix("/api")

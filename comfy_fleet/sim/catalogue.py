@@ -1,8 +1,8 @@
 """The node classes that a simulated node has, and its ``/object_info``.
 
 ``catalogue-VERSION.json`` holds the facts of a ComfyUI's core classes (inputs, types, limits, outputs),
-without its texts. Three kinds of strings stand for what differs by node: ``$models:FOLDER`` for the
-files of a model folder, ``$files:KIND`` for uploaded files and ``$list:NAME`` for a shared list.
+without its texts. Three kinds of strings are placeholders for what differs by node: ``$models:FOLDER`` for
+the files of a model folder, ``$files:KIND`` for uploaded files and ``$list:NAME`` for a shared list.
 ``SimSaveFiles`` and ``SimWork`` exist on simulated nodes only. ``DualCLIPLoader`` of 0.3.64 also offers
 ``newbie``, which later servers have.
 
@@ -21,7 +21,7 @@ from typing import Any
 from comfy_fleet.sim.options import Models
 from comfy_fleet.sim.versions import Version
 
-#: Classes whose file input is checked by looking for the file, not in the enumeration.
+#: Classes whose file input is checked by looking for the file, not by the enumeration.
 FILE_INPUTS = {
     "LoadImage": "image",
     "LoadImageMask": "image",
@@ -65,7 +65,7 @@ class NodeClass:
 
     @property
     def intermediate(self) -> bool:
-        """Whether it shows something although a graph may not end in it."""
+        """Whether it shows something although it is not an output node."""
         return bool(self.raw.get("has_intermediate_output")) and not self.output_node
 
     @cached_property
@@ -74,7 +74,7 @@ class NodeClass:
         return _inputs(self.raw["input"])
 
     def inputs_for(self, given: Mapping[str, Any]) -> Inputs:
-        """Return its inputs in a graph, each dynamic one as the inputs that these values make of it."""
+        """Return its inputs in a graph, with the inputs that dynamic ones have for these values."""
         if not self._dynamic:
             return self.inputs
         return dict(_flat(self.inputs, given))
@@ -102,7 +102,7 @@ class Catalogue:
     Attributes:
         version: As given.
         models: As given; replaced when models are installed.
-        replacements: Successors of classes that were given up, as ``/node_replacements`` has them.
+        replacements: Successors of removed classes, in the form of ``/node_replacements``.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Catalogue:
         if kind == "$models":
             return sorted(self.models.get(which, {}))
         if kind == "$files":
-            # A check of a graph looks for the one file instead: listing a folder costs more.
+            # Checking a graph looks for the single file instead: listing a folder costs more.
             return self._files(which) if listing else []
         return value
 
@@ -163,7 +163,7 @@ def _content(version: str) -> dict[str, Any]:
 
 
 def _full(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete an entry with what follows from the rest."""
+    """Complete an entry with facts that follow from the rest."""
     order = {category: list(inputs) for category, inputs in facts["input"].items()}
     return {**facts, "input_order": order, "name": name, "description": ""}
 
@@ -191,7 +191,7 @@ def _flat(
                     yield f"{name}.{member}", (wanted, settings, needed)
         elif kind == CHOICE:
             chosen = next((option for option in options["options"] if option["key"] == given.get(name)), None)
-            if chosen is not None:  # with any other value there is no such input, and nobody complains yet
+            if chosen is not None:  # with any other value there is no such input; that is no error yet
                 yield name, (kind, options, required)
                 yield from _flat(_inputs(chosen["inputs"]), given, f"{name}.")
         else:

@@ -48,8 +48,8 @@ class Engine:
     Args:
         machine: Its memory, files and speed.
         catalogue: Its node classes.
-        faults: What shall go wrong.
-        line: Its wire; a node that is frozen does not work either.
+        faults: The fault switches.
+        line: Its wire; a frozen node does not work either.
         history_limit: Prompts that the history keeps.
         on_crash: Called when a fault lets the node die.
     """

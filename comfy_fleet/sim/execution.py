@@ -1,4 +1,4 @@
-"""One prompt's way through a node: order, cache, frames and what can go wrong."""
+"""One prompt's execution: order, cache, frames and faults."""
 
 import asyncio
 import sys
@@ -49,12 +49,12 @@ class Item:
 
 @dataclass
 class PromptMemory:
-    """What a node remembers from prompt to prompt.
+    """What a node keeps from prompt to prompt.
 
     Attributes:
         outputs: Results by cache key; only those of the last prompt stay.
-        shown: What clients were told of them, with the node that made it.
-        client: Whom the frames of the latest prompt are for.
+        shown: What was sent to clients about them, with the node that made it.
+        client: The client that gets the latest prompt's frames.
         last_node: The node that runs.
         clock: The running prompt's time.
         debt: Seconds that the last prompt of a fixed length took too long.
@@ -79,7 +79,7 @@ class PromptExecution:
         faults: What shall go wrong.
         line: The node's wire.
         sockets: Its clients.
-        memory: What outlives the prompt.
+        memory: State that outlives the prompt.
         item: The prompt.
         on_crash: Called when a fault lets the node die.
 
@@ -155,7 +155,7 @@ class PromptExecution:
         memory.clock = None
 
     async def _node(self, work: PromptRun, node_id: str, *, last: bool) -> bool:
-        """Run one node, or answer it from the cache; tells whether it went well."""
+        """Run one node, or answer it from the cache; return True if it succeeded."""
         memory = self._memory
         info = self._info(node_id)
         if self._cached(node_id):
@@ -186,7 +186,7 @@ class PromptExecution:
             return False
         except DependencyCycle as error:
             self._fail(node_id, info, None, error)
-            self.ok = True  # the history calls it a success; its messages tell the truth
+            self.ok = True  # the history's status is "success"; only its messages are right
             return False
         except Exception as error:  # noqa: BLE001 - as in ComfyUI: any error of a node's is the prompt's
             self._fail(node_id, info, inputs, error)
@@ -205,7 +205,7 @@ class PromptExecution:
         memory.outputs[key] = result.outputs
 
     def _show_again(self) -> None:
-        """Tell what the nodes in the middle of the graph showed that came from the cache."""
+        """Send what cached nodes in the middle of the graph have shown."""
         for node_id in self._item.graph:
             if node_id not in self._progress and self._cached(node_id) and self._info(node_id).intermediate:
                 self._show(node_id, self._memory.shown[self.keys[node_id]]["output"])
@@ -215,7 +215,7 @@ class PromptExecution:
             self._send("executed", {"node": node_id, "display_node": node_id, "output": output})
 
     async def _strike(self) -> None:
-        """Let the faults happen that wait for the first node of a prompt."""
+        """Trigger the faults that wait for the first node of a prompt."""
         if not self._first:
             return
         self._first = False
@@ -259,7 +259,7 @@ class PromptExecution:
         self._message("execution_error", details)
 
     def _extra(self, node_id: str) -> object:
-        """What a node's result depends on besides its inputs."""
+        """What a node's result depends on in addition to its inputs."""
         node = self._item.graph[node_id]
         name = node["class_type"]
         if name in ALWAYS_RUN:

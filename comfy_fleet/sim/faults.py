@@ -1,4 +1,4 @@
-"""What shall go wrong on a simulated node."""
+"""Fault switches of a simulated node."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -20,20 +20,20 @@ COUNTED = (
 
 
 class BadFault(ValueError):
-    """A fault switch has an unknown name or a value it can't take."""
+    """A fault switch has an unknown name or an invalid value."""
 
 
 @dataclass
 class Faults:
     """The switches, changeable at any time.
 
-    A counted one is the number of prompts that it still hits: 0 is off, :data:`ALWAYS` (-1) never ends.
+    A counted switch is the number of prompts that it still hits: 0 is off, :data:`ALWAYS` (-1) never ends.
 
     Attributes:
         oom: Counted; the first node that runs is out of GPU memory.
         execution_error: Counted; the first node that runs raises a ``RuntimeError``.
         gpu_fault: Counted; the first node that runs breaks the GPU's context, and every later prompt that
-            computes anything fails the same way, until the node starts anew.
+            computes anything fails in the same way, until the node is restarted.
         reject: Counted; ``POST /prompt`` answers 400 for a graph that is fine.
         partial: Counted; ``POST /prompt`` answers 200, but with errors of one node.
         history_lost: Counted; the prompt runs, but leaves no entry in ``/history``.
@@ -43,7 +43,7 @@ class Faults:
         worker_dies: Counted; the thread that runs prompts dies with the first node that runs: the prompt
             stays in the queue for ever, and so does every later one.
         history_lag_s: Seconds between ``execution_success`` and the entry in the history. On a real server
-            it is short, but long enough for a client to ask in vain.
+            it is short, but long enough for a client to ask too early.
         restart_after_s: A node that died comes back after this many seconds, empty; None: never.
         exit_process: A node that dies takes its process with it.
         drop_types: Frame types that are not sent (``binary`` for pictures).
@@ -67,7 +67,7 @@ class Faults:
     drop_clients: set[str] = field(default_factory=set)
 
     def take(self, name: str) -> bool:
-        """Use a counted switch up by one; tells whether it hits now."""
+        """Use up one count of a switch; return True if it hits now."""
         left = int(getattr(self, name))
         if left > 0:
             setattr(self, name, left - 1)

@@ -14,7 +14,7 @@ class Vram:
 
     Attributes:
         total: The GPU's memory.
-        foreign: What another process holds.
+        foreign: Memory that other processes hold.
     """
 
     def __init__(self, total: int, foreign: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""One simulated node: a port, and behind it an engine that can be made to fail."""
+"""One simulated node: a port, and an engine that can be made to fail."""
 
 import asyncio
 import logging
@@ -110,7 +110,7 @@ class SimNode:
         await self.stop()
 
     def _boot(self, stats: Stats | None = None) -> None:
-        """Make what a restart of ComfyUI loses: queue, history, cache, loaded models."""
+        """Create what a restart of ComfyUI loses: queue, history, cache, loaded models."""
         self.vram.unload()
         options = self.options
         machine = Machine(
@@ -167,11 +167,11 @@ class SimNode:
             await self.start()
 
     def freeze(self) -> None:
-        """Accept connections, but answer nothing any more, not even pings."""
+        """Accept connections, but answer nothing, not even pings."""
         self._server.line.freeze()
 
     def thaw(self) -> None:
-        """Go on, with what was asked meanwhile."""
+        """Go on, including requests that came meanwhile."""
         self._server.line.thaw()
 
     def slow(self, *, delay_s: float = 0.0, bytes_per_s: float = 0.0) -> None:
@@ -252,7 +252,7 @@ class SimNode:
         }
 
     def reset(self) -> None:
-        """Start the account anew and forget history, cache, loaded models and faults; files stay."""
+        """Reset the account and forget history, cache, loaded models and faults; files stay."""
         self.engine.stats = Stats()
         self.engine.history.clear()
         self.engine.forget()

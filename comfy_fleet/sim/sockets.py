@@ -1,7 +1,7 @@
-"""Who is told what: the open websockets by client id, with ComfyUI's trap kept.
+"""The open websockets by client id, with ComfyUI's flaw.
 
 A second socket with the same client id replaces the first; when the **first** is closed after that, the
-entry is removed all the same, and the second hears nothing any more.
+entry is still removed, and the second gets nothing more.
 """
 
 import json
@@ -22,10 +22,10 @@ class Sockets:
     """The clients of one node.
 
     Args:
-        faults: What shall be lost on the way.
+        faults: The fault switches, which may drop frames.
         hello: Returns the frames, as (type, data), that a client gets after its first ``status``.
-        queue_info: Returns what a ``status`` frame carries.
-        features: What the node can do, for clients that tell the same of themselves.
+        queue_info: Returns the data of a ``status`` frame.
+        features: The node's features, for clients that send theirs.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Sockets:
                 socket.send_text(message)
 
     def send_status(self) -> None:
-        """Tell everybody how long the queue is."""
+        """Send the queue's length to all clients."""
         self.send("status", {"status": self._queue_info()})
 
     def send_image(
@@ -99,7 +99,7 @@ class Sockets:
         Args:
             image: ``PNG`` or ``JPEG`` and the bytes.
             metadata: What the newer form says about it.
-            client: Whom it is for; None means all.
+            client: The receiver; None means all.
             modern: Which form. It is sent only if the client asked for it, and the older one only if not.
         """
         kind, data = image

@@ -1,8 +1,8 @@
-"""A small HTTP/1.1 and websocket server whose behaviour on the wire can be spoiled on purpose.
+"""A small HTTP/1.1 and websocket server with faults on the wire.
 
 It exists because faults have to be real: a frozen node still accepts connections but answers nothing,
 not even a ping; a crashed one drops every socket at once; a slow one hands out bytes at a trickle.
-Parsing is httptools' and websockets' work; this module only moves bytes.
+httptools and websockets do the parsing; this module only moves bytes.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class WireBehavior:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is spoiled."""
+        """Whether no fault is active."""
         return self._open.is_set() and not self.delay_s and not self.bytes_per_s
 
     def freeze(self) -> None:
@@ -59,7 +59,7 @@ class WireBehavior:
         self._open.clear()
 
     def thaw(self) -> None:
-        """Answer again, what was asked meanwhile included."""
+        """Answer again, including requests that came meanwhile."""
         self._open.set()
 
     async def opened(self) -> None:
@@ -97,7 +97,7 @@ class Socket:
             self._flush()
 
     def abort(self) -> None:
-        """Drop the connection without a goodbye."""
+        """Drop the connection without a close frame."""
         self._connection.abort()
 
     def receive(self, data: bytes) -> None:
