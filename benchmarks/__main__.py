@@ -58,15 +58,15 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the work, to try it out.")] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="Put the results into docs/benchmarks.md and .json.")
+        bool, typer.Option("--write", help="Update docs/benchmarks.md and benchmarks.json.")
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write results there.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results to this file.")
     ] = None,
     comfyui: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Measure latency and restarts with this ComfyUI, no simulated node."
+            metavar="DIR", help="Measure latency and restarts with this ComfyUI instead of simulated nodes."
         ),
     ] = None,
     comfyui_python: Annotated[
@@ -76,7 +76,7 @@ def bench(
         Path, typer.Option(metavar="PROGRAM", help="The Python that has comfy-api-proxy.")
     ] = SOURCE / ".venv-bench" / "bin" / "python",
 ) -> None:
-    """Measure the fleet beside what one would use instead, on this machine, on loopback."""
+    """Compare the fleet with its alternatives, on this machine, on loopback."""
     console = Console()
     wrong = set(only or ()) - set(FIGURES)
     if wrong:

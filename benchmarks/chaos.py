@@ -1,12 +1,11 @@
 """``python -m benchmarks.chaos``: kill -9 at random while a fleet works, then count the jobs.
 
 Two dispatchers, one API, both HAProxy processes and their controller, Redis with AOF and four simulated
-nodes, each started again when it dies. Now and then a dispatcher is only stopped, for longer than its leases
-last, and wakes up as if nothing had been. A client submits all the while, with an idempotency key for each
-job, and repeats a submit that got no answer, as a careful client does; some jobs have an input file, and some
-are canceled. When the killing is over, every job that was ever accepted must have ended, once, every picture
-must be there and be the job's own, no job may have been computed twice at a time, and Redis must hold nothing
-that only something at work has.
+nodes, each restarted when it dies. Now and then a dispatcher is only stopped, for longer than its leases
+last, and then goes on. A client submits all the time, with an idempotency key for each job, and repeats a
+submit that got no answer; some jobs have an input file, and some are canceled. Afterwards every accepted job
+must have ended exactly once, every picture must exist and be the job's own, no job may have been computed
+twice at the same time, and Redis must contain nothing that belongs only to work in progress.
 """
 
 import asyncio
@@ -93,10 +92,12 @@ class Account:
 
 
 def chaos(
-    jobs: Annotated[int, typer.Option(min=1, help="How many to submit.")] = 400,
-    seconds: Annotated[float, typer.Option(min=5, help="How long to kill processes.")] = 60,
-    seed: Annotated[int | None, typer.Option(help="For the same choice of victims again.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it there.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs to submit.")] = 400,
+    seconds: Annotated[float, typer.Option(min=5, help="Seconds for which processes are killed.")] = 60,
+    seed: Annotated[int | None, typer.Option(help="Repeats the choices of an earlier run.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results to this file.")
+    ] = None,
 ) -> None:
     """Kill the processes of a fleet at random while it works, and look whether a single job was lost."""
     console = Console()

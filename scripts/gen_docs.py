@@ -51,7 +51,7 @@ def cli_page() -> str:
 
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield every command that does something, with its full name."""
+    """Yield every command except groups, with its full name."""
     children: Mapping[str, Any] = getattr(command, "commands", {})
     if not children:
         yield name, command
@@ -83,7 +83,7 @@ def describe(name: str, command: Any, others: list[str]) -> Iterator[str]:
 
 
 def usage_word(argument: Any) -> str:
-    """Return an argument as it stands in the usage line."""
+    """Return an argument in the form of the usage line."""
     word = argument.metavar or argument.name.upper()
     return word if argument.required else f"[{word}]"
 
@@ -154,10 +154,15 @@ def cell(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the pages, or with ``--check`` compare them; returns the exit status."""
+    """Write the pages, or with ``--check`` compare them; return the exit status."""
     if arguments not in ([], ["--check"]):
-        print("usage: scripts/gen-docs [--check]", file=sys.stderr)
-        return 2
+        asked = arguments in (["--help"], ["-h"])
+        print(
+            "usage: scripts/gen-docs [--check]\n\nWrites docs/reference/cli.md and settings.md from the "
+            "code; --check only compares them, and exits with 1 if they differ.",
+            file=sys.stdout if asked else sys.stderr,
+        )
+        return 0 if asked else 2
     stale = [name for name, text in pages().items() if current(REFERENCE / name) != text]
     if arguments:
         for name in stale:
@@ -171,7 +176,7 @@ def main(arguments: list[str]) -> int:
 
 
 def current(path: Path) -> str | None:
-    """Return a file's text, or None if it is not there."""
+    """Return a file's text, or None if it does not exist."""
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
