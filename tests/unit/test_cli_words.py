@@ -72,13 +72,14 @@ def test_the_node_table_fits_80_columns() -> None:
 
 
 def test_the_pool_table_fits_80_columns() -> None:
-    pool = {"name": "a-pool-with-a-rather-long-name-of-ours", "slot": 16, "nodes": 128, "up": 127}
+    name = "a-pool-with-a-rather-long-name-of-ours"
+    pool = {"name": name, "slot": 16, "nodes": 128, "up": 127}
     pools = [{**pool, "free_idle_s": 86400.0, "free_on_oom": True}, {**pool, "name": "b", "slot": None}]
     lines = printed(table(POOL_COLUMNS, [pool_row(one) for one in pools]))
     assert max(map(len, lines)) <= 80
     assert lines[-1].split() == ["b", "-", "128", "127", "default", "default"]
-    assert [line.split() for line in lines if pool["name"] in line] == [
-        [pool["name"], "16", "128", "127", "after", "86400", "s", "yes"]
+    assert [line.split() for line in lines if name in line] == [
+        [name, "16", "128", "127", "after", "86400", "s", "yes"]
     ]
 
 
