@@ -150,7 +150,7 @@ class Execution:
             telemetry=tools.telemetry,
         )
         self._ending = Ending(
-            claim, runs=tools.runs, failure_policy=tools.failure_policy, telemetry=tools.telemetry
+            (claim,), runs=tools.runs, failure_policy=tools.failure_policy, telemetry=tools.telemetry
         )
         self._graph: graphs.Graph = {}
         self._large = len(claim.graph) > LARGE_BYTES

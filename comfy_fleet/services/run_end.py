@@ -1,14 +1,17 @@
 """End a run: decide from its result if the job is over or goes back to its queue, and write that."""
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from comfy_fleet.domain.errors import (
     BadInput,
     ConfigError,
     FleetError,
+    LeaseLost,
     NoRoom,
     OutputGone,
     OutputLimit,
@@ -64,26 +67,27 @@ class GivenBack:
 
 
 class Ending:
-    """Ends one run.
+    """Ends one run, and with it every job that it serves.
 
     Attributes:
         writing: Whether its end is being written. The run's lease may then be over without being lost.
 
     Args:
-        claim: The run.
+        claims: The jobs, each with a lease of its own. The first is the run on its node; the others share its
+            end.
         runs: Where its end is written.
         failure_policy: Decides where a job goes after a failure.
         telemetry: Is told when Redis does not answer.
     """
 
     def __init__(
-        self, claim: Claim, *, runs: RunStore, failure_policy: FailurePolicy, telemetry: Telemetry
+        self, claims: Sequence[Claim], *, runs: RunStore, failure_policy: FailurePolicy, telemetry: Telemetry
     ) -> None:
-        self._claim = claim
+        self._claim, *self._others = claims
         self._runs = runs
         self._failure_policy = failure_policy
         self._telemetry = telemetry
-        self._extra = claim.log_fields
+        self._extra = self._claim.log_fields
         self.writing = False
 
     async def decide(
@@ -161,15 +165,14 @@ class Ending:
             progress: How far it came, as far as this dispatcher saw.
             ui: What the graph's nodes returned, as far as this dispatcher has seen.
         """
-        self.writing = True
         took_s = duration_s if end.status is JobStatus.SUCCEEDED else None
-        return await self._insist(
-            lambda: self._runs.finish(
-                self._claim,
+        return await self._each(
+            lambda claim: self._runs.finish(
+                claim,
                 end.status,
                 error=end.error,
-                duration_s=took_s,
-                speed=measured.speed,
+                duration_s=took_s if claim is self._claim else None,
+                speed=measured.speed if claim is self._claim else None,
                 models=measured.models,
                 progress=progress,
                 ui=ui,
@@ -188,18 +191,28 @@ class Ending:
             ui: What the graph's nodes returned, as far as this dispatcher has seen; kept if the job ends
                 here.
         """
-        self.writing = True
-        return await self._insist(
-            lambda: self._runs.requeue(
-                self._claim,
+        return await self._each(
+            lambda claim: self._runs.requeue(
+                claim,
                 counts=back.counts,
                 reason=back.error,
                 rerun_nodes=rerun_nodes,
-                placement=back.placement,
+                placement=back.placement if claim is self._claim else None,
                 progress=progress,
                 ui=ui,
             )
         )
+
+    async def _each(self, write: Callable[[Claim], Awaitable[JobStatus]]) -> JobStatus:
+        """Write the end of each job, the first one's last; return that one's state.
+
+        A job that another dispatcher has taken over meanwhile is left to that one.
+        """
+        self.writing = True
+        for claim in self._others:
+            with contextlib.suppress(LeaseLost):
+                await self._insist(partial(write, claim))
+        return await self._insist(partial(write, self._claim))
 
 
 def _about(error: BaseException, code: str, message: str) -> JobError:

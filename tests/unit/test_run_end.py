@@ -12,6 +12,7 @@ from comfy_fleet.domain.jobs.run_messages import RunResult
 from comfy_fleet.domain.jobs.run_results import withdrawn
 from comfy_fleet.domain.nodes.eligibility import GIB
 from comfy_fleet.domain.nodes.node import Reading
+from comfy_fleet.ports.runs import Claim
 from comfy_fleet.services import store_retry
 from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
 from comfy_fleet.services.node_directory import NodeDirectory
@@ -41,7 +42,7 @@ class World:
         self.runs = FakeRunStore()
         self.claim = a_claim(job)
         self.runs.hold(self.claim)
-        policy = FailurePolicy(
+        self.policy = FailurePolicy(
             self.registry,
             self.inventories,
             FakeNodeApi(),
@@ -49,7 +50,10 @@ class World:
             FakePoolStore(),
             FailureLimits(),
         )
-        self.ending = Ending(self.claim, runs=self.runs, failure_policy=policy, telemetry=NullTelemetry())
+        self.ending = self.ending_of(self.claim)
+
+    def ending_of(self, *claims: Claim) -> Ending:
+        return Ending(claims, runs=self.runs, failure_policy=self.policy, telemetry=NullTelemetry())
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +257,47 @@ async def test_an_end_is_written_as_soon_as_redis_is_back() -> None:
     written = world.ending.finish(end, measured=Measured(), duration_s=1, progress=None, ui="")
     assert await written is JobStatus.SUCCEEDED
     assert len(world.runs.finished) == 1
+
+
+@pytest.mark.parametrize("over", [True, False])
+@pytest.mark.parametrize("lost", [None, "second", "third"])
+async def test_every_job_that_a_run_serves_ends_with_it(over: bool, lost: str | None) -> None:
+    world = World()
+    others = [a_claim(running_job(id=name), run=name, token=f"of {name}") for name in ("second", "third")]
+    for claim in others:
+        world.runs.hold(claim)
+    if lost:
+        world.runs.lose(lost)  # another dispatcher has taken this one over
+    ending = world.ending_of(world.claim, *others)
+    world.runs.troubles = [StoreDown("Redis is away")] * 3
+    if over:
+        end = Over(status=JobStatus.SUCCEEDED)
+        measured = Measured(speed=0.5, models=["m"])
+        written = ending.finish(end, measured=measured, duration_s=2, progress=HALF, ui=UI)
+        assert await written is JobStatus.SUCCEEDED
+        assert {one.status for one in world.runs.finished} == {JobStatus.SUCCEEDED}
+        assert len(world.runs.finished) == (2 if lost else 3)
+        measures = [(one.duration_s, one.speed) for one in world.runs.finished]
+        assert measures == [(None, None)] * (len(measures) - 1) + [(2, 0.5)]  # one run is measured once
+    else:
+        back = GivenBack(error=BOOM, counts=True)
+        written = ending.give_back(back, rerun_nodes=frozenset(), progress=HALF, ui=UI)
+        assert await written is JobStatus.QUEUED
+        assert len(world.runs.requeued) == (2 if lost else 3)
+    assert set(world.runs.runs) == ({lost} if lost else set())
+
+
+async def test_a_run_that_is_lost_ends_no_job_of_its_own_and_says_so() -> None:
+    world = World()
+    other = a_claim(running_job(id="second"), run="second", token="of second")
+    world.runs.hold(other)
+    world.runs.lose("r")
+    ending = world.ending_of(world.claim, other)
+    with pytest.raises(LeaseLost):
+        await ending.finish(
+            Over(status=JobStatus.SUCCEEDED), measured=Measured(), duration_s=1, progress=None, ui=""
+        )
+    assert "r" in world.runs.runs and "second" not in world.runs.runs
 
 
 async def test_whoever_lost_the_run_writes_nothing() -> None:
