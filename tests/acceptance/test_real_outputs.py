@@ -1,16 +1,23 @@
 """What real ComfyUI nodes return, in every shape, as outputs of a job: nothing lost, nothing too much."""
 
+import asyncio
+import json
 import struct
 import time
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
+from comfy_fleet.bootstrap import open_stores
+from comfy_fleet.domain.jobs.frames import RawFrame
+from comfy_fleet.settings import Settings
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import ends
 from tests.comfyui_server import ComfyServer
+from tests.factories import new_job
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
@@ -144,6 +151,46 @@ def test_a_layered_picture_brings_its_pictures_only(up: Up, comfyui_server: Comf
     )
     assert job["status"] == "succeeded"
     assert {output["content_type"] for output in job["outputs"]} == {"image/png"}
+
+
+async def test_what_comfyui_s_own_clients_see_is_kept_as_the_node_says_it(
+    up: Up, comfyui_server: ComfyServer
+) -> None:
+    """Its outputs with all that goes with them, its classes with their tooltips, and the frames of a run."""
+    webp = {"fps": 6.0, "lossless": True, "quality": 80, "method": "default"}
+    workflow = {
+        "1": node("EmptyImage", width=8, height=8, batch_size=2, color=time.time_ns() % 0xFFFFFF),
+        "2": node("PreviewImage", images=["1", 0]),
+        "3": node("SaveImage", images=["1", 0], filename_prefix="a/b"),
+        "4": node("SaveAnimatedWEBP", images=["1", 0], filename_prefix="x", **webp),
+        "7": node("FleetShapes", what="nested", size=1),
+    }
+    job_id = str(uuid4())
+    socket = up.data / "redis" / "redis.sock"
+    async with open_stores(Settings(redis_url=f"unix://{socket}", data=up.data)) as stores:
+        frames: list[RawFrame] = []
+        async with stores.events.frames(job_id) as coming, asyncio.timeout(60):
+            new = new_job(workflow, id=job_id)
+            await stores.jobs.submit(new, idempotency=None, depth_limit=1000)
+            while not frames or json.loads(frames[-1].data)["data"].get("node", "") is not None:
+                frames.append(await anext(coming))
+        while not (job := await stores.jobs.get(job_id)) or not job.status.terminal:
+            await asyncio.sleep(0.05)
+        assert (job.status, job.error) == ("succeeded", None)
+        async with httpx.AsyncClient(base_url=comfyui_server.url, timeout=60) as client:
+            history = (await client.get(f"/history/{job.run}")).json()[job.run]
+            said = (await client.get("/object_info")).json()
+        assert await stores.jobs.ui(job_id) == history["outputs"] and len(history["outputs"]) == 4
+        told = [json.loads(frame.data) for frame in frames if frame.text]
+        executed = {one["data"]["node"]: one["data"]["output"] for one in told if one["type"] == "executed"}
+        assert executed == history["outputs"]
+        assert told[0]["type"] == "execution_start" and "execution_success" in {one["type"] for one in told}
+
+        (state,) = await stores.nodes.states()
+        kept = await stores.inventories.object_info(state.reading.object_info)
+        assert kept is not None and kept.keys() == said.keys()
+        for name in ("KSampler", "SaveImage", "CLIPTextEncode", "FleetShapes"):
+            assert json.loads(kept[name]) == said[name]
 
 
 def test_the_node_s_temporary_files_are_gone(up: Up) -> None:
