@@ -271,7 +271,7 @@ async def test_an_agent_s_reason_is_shown_where_haproxy_knows_none(stores: Store
     assert await _why(stores, "h1-gpu0") == "h1-gpu0 is full (Connection refused)"
     await stores.redis.delete("fleet:report:h1-gpu0")  # in time: the agent is gone
     assert await _why(stores, "h1-gpu0") == "Connection refused"
-    held = NodeReport(name="h1-gpu0", readiness=Readiness.HOLD, reason="whose memory it is can't be told")
+    held = NodeReport(name="h1-gpu0", readiness=Readiness.HOLD, reason="the owner of its memory is unknown")
     await beat(hosts, nodes=[held])
     assert await _why(stores, "h1-gpu0") == "Connection refused"
     await stores.nodes.report("h1-gpu0", verdict="drain", why=AGENT_DRAINS)

@@ -63,7 +63,7 @@ def taken(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Pool]]:
                 pools[pool] = replace(had, **facts)
         except BadInput as error:
             raise BadInput(
-                f"FLEET_{name.upper()}: {error}; give it one figure, and set pools by "
+                f"FLEET_{name.upper()}: {error}; set it to one number, and pools by "
                 f"`fleet pool set POOL {former.option}`"
             ) from error
     return left, pools

@@ -227,7 +227,7 @@ def _trouble(gpu: Gpu | None, use: Usage, policy: Policy, nodes: int, *, taken: 
     if use.foreign < limit and (not taken or use.foreign <= back):
         return None
     if not use.certain:
-        return AgentState(readiness=Readiness.HOLD, reason="whose memory it is can't be told")
+        return AgentState(readiness=Readiness.HOLD, reason="the owner of its memory is unknown")
     return AgentState(readiness=Readiness.DRAIN, reason=_held(use, limit))
 
 
