@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import redis as sync_redis
 from hypothesis import given
@@ -68,6 +69,40 @@ def test_every_second_is_written_as_rq_writes_it(redis_port: int, at: int) -> No
         script = whole("return iso(args.at)", "fleet")
         written = connection.eval(script, 0, json.dumps({"at": at}))
     assert written == datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.000000Z").encode()
+
+
+async def test_rq_hears_of_a_run_at_its_own_pace_and_leases_are_renewed_at_each_beat(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores)
+    run = await claim(stores)
+    execution = f"rq:execution:{run.job.id}:{run.run}"
+
+    async def heard() -> tuple[bytes, bytes, float]:
+        redis: Any = stores.redis
+        return (
+            await redis.hget(execution, "last_heartbeat"),
+            await redis.hget(f"rq:job:{run.job.id}", "last_heartbeat"),
+            await redis.zscore("fleet:runs", run.run),
+        )
+
+    first = await heard()
+    for _ in range(3):
+        await stores.runs.beat("d1", [run], ttl_s=5)
+    second = await heard()
+    assert second[:2] == first[:2]
+    assert second[2] > first[2]
+    for since in ("1.0", None):  # long ago; or never, as of a run that an earlier version has begun
+        before = await heard()
+        if since is None:
+            await stores.redis.hdel(f"fleet:run:{run.run}", "rq_beat")
+        else:
+            await stores.redis.hset(f"fleet:run:{run.run}", "rq_beat", since)
+        assert not (await stores.runs.beat("d1", [run], ttl_s=5)).lost
+        after = await heard()
+        assert after[0] > before[0]
+        assert after[1] > before[1]
+        await stores.runs.beat("d1", [run], ttl_s=5)
+        assert (await heard())[:2] == after[:2]
 
 
 async def test_a_foreign_handler_in_rqs_record_is_never_run(stores: Stores) -> None:

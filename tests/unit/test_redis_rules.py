@@ -146,3 +146,12 @@ def test_the_patterns_name_what_a_key_belongs_to() -> None:
     assert keys.Keyspace("x").idempotency("ann", "00") == "x:idem:ann:00"
     with pytest.raises(TypeError):
         Keyspace("x").idempotency("ann")
+
+
+def test_a_script_carries_what_it_uses_and_no_more() -> None:
+    beat = source("beat", "fleet")
+    for name in ("now", "num", "fields", "rq_beat", "run_key"):
+        assert re.search(rf"^local (function )?{name}\b", beat, re.MULTILINE)
+    for name in ("end_job", "enqueue", "node_started", "asset_of"):
+        assert name not in beat
+    assert len(beat) < len((ADAPTER / "lua" / "prelude.lua").read_text()) / 4
