@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from comfy_fleet.domain.jobs.frames import RawFrame
@@ -14,7 +15,7 @@ class Claim:
 
     Attributes:
         graph: The job's graph as submitted, JSON bytes.
-        behind: How many jobs of the same placement classes wait behind it.
+        jobs_behind: How many jobs of the same placement classes wait behind it.
         pool: The node's pool, which may differ from the one that the job named; empty if unknown.
         heard: Whether anybody listened to the job's frames when it was claimed.
     """
@@ -29,8 +30,8 @@ class Claim:
     pool: str = ""
     heard: bool = False
 
-    @property
-    def log_fields(self) -> dict[str, str]:
+    @cached_property
+    def log_fields(self) -> Mapping[str, str]:
         """The fields of every log line about this run."""
         fields = {"job_id": self.job.id, "run": self.run, "node": self.node}
         if self.job.traceparent:

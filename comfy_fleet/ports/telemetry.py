@@ -1,5 +1,6 @@
 """Observers of what happens to jobs and runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,7 +85,7 @@ class Telemetry(Protocol):
             detail: The reason in words.
         """
 
-    def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
+    def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """The store did not answer and is asked again.
 
         Args:

@@ -1,7 +1,7 @@
 """Repeat calls until Redis answers: a restart of it must not cost a finished GPU minute."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from comfy_fleet.domain.backoff import Backoff
@@ -15,7 +15,7 @@ REPORT_EVERY_S = 30.0  # the disk of the logs may be the full one
 
 
 async def retry_while_store_down(
-    call: Callable[[], Awaitable[T]], *, about: dict[str, str], telemetry: Telemetry
+    call: Callable[[], Awaitable[T]], *, about: Mapping[str, str], telemetry: Telemetry
 ) -> T:
     """Call until Redis answers, and return what the call did.
 

@@ -1,6 +1,7 @@
 """An observer that writes log lines."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
@@ -61,7 +62,7 @@ class LoggingTelemetry:
         elif reason != "busy":
             logger.warning("no lease", extra={"why": reason, "detail": detail})
 
-    def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
+    def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Log now and then that Redis is asked again."""
         if tell:
             logger.warning("the store is asked again", extra={**about, "error": str(error)})

@@ -1,7 +1,7 @@
 """Several observers as one, none of which can harm a job; and an observer that does nothing."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec
 
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, NewJob
@@ -42,7 +42,7 @@ class NullTelemetry:
     def lease_refused(self, reason: str, *, node: str | None = None, detail: str = "") -> None:
         """See the port."""
 
-    def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
+    def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """See the port."""
 
 

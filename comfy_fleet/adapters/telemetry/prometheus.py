@@ -4,7 +4,7 @@ The process that commits an event counts it, so a sum over all processes counts 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Generic, TypeVar
 
@@ -134,7 +134,7 @@ class PrometheusTelemetry:
         """Count a node that was not granted."""
         self._refused(self._code[reason]).inc()
 
-    def store_retried(self, error: Exception, *, about: dict[str, str], tell: bool) -> None:
+    def store_retried(self, error: Exception, *, about: Mapping[str, str], tell: bool) -> None:
         """Count a call that is repeated."""
         self._retried.inc()
 
