@@ -146,23 +146,23 @@ class ApiClient:
         reply = await client.post(self._url, json=body)
         if reply.is_error:
             raise ValueError(self._refusal(reply))
-        told: Any = reply.json()
-        if not isinstance(told, dict):
+        reply_body: Any = reply.json()
+        if not isinstance(reply_body, dict):
             raise ValueError("the answer is not an object")  # noqa: TRY004 - one error for all unusable answers
         return Answer(
             asked=beat,
             asked_at=asked_at,
-            nodes=parse_nodes(told),
-            joined=frozenset(map(str, told.get("joined", ()))),
-            refused={str(name): str(why) for name, why in dict(told.get("refused", {})).items()},
-            explained=frozenset(map(str, told.get("explained", ()))),
-            clear=frozenset(map(str, told.get("clear", ()))),
-            delete=[Cleanup.parse(str(line)) for line in told.get("delete", ())],
-            restart=frozenset(map(str, told.get("restart", ()))),
+            nodes=parse_nodes(reply_body),
+            joined=frozenset(map(str, reply_body.get("joined", ()))),
+            refused={str(name): str(why) for name, why in dict(reply_body.get("refused", {})).items()},
+            explained=frozenset(map(str, reply_body.get("explained", ()))),
+            clear=frozenset(map(str, reply_body.get("clear", ()))),
+            delete=[Cleanup.parse(str(line)) for line in reply_body.get("delete", ())],
+            restart=frozenset(map(str, reply_body.get("restart", ()))),
             neighbours={
-                str(name): _allocation(one) for name, one in dict(told.get("neighbours", {})).items()
+                str(name): _allocation(one) for name, one in dict(reply_body.get("neighbours", {})).items()
             },
-            store=str(told.get("store", "")),
+            store=str(reply_body.get("store", "")),
         )
 
     def _refusal(self, reply: httpx.Response) -> str:
@@ -182,9 +182,9 @@ class ApiClient:
         self.trouble = ""
 
 
-def _allocation(told: Mapping[str, Any]) -> GpuAllocation:
+def _allocation(fields: Mapping[str, Any]) -> GpuAllocation:
     try:
-        return from_fields(GpuAllocation, told)
+        return from_fields(GpuAllocation, fields)
     except TypeError as error:
         raise ValueError(f"a neighbour's GPU allocation can't be read: {error}") from error
 

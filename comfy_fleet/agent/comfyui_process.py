@@ -230,8 +230,8 @@ class ComfyUIProcess:
         if not line.strip():
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")  # ComfyUI's own lines have no time
-        said = {"ts": now, "level": "info", "process": self.spec.name, "logger": "comfyui", "msg": line}
-        self._log.write(json_line(said))
+        fields = {"ts": now, "level": "info", "process": self.spec.name, "logger": "comfyui", "msg": line}
+        self._log.write(json_line(fields))
         if _WORKER_DIED.match(line):
             self._broken = "the thread that runs its prompts died; its log says why"
 

@@ -38,7 +38,7 @@ class GpuAssessor:
     def __init__(self, policy: Policy | None = None) -> None:
         self._policy = policy or Policy()
         self._states: dict[str, State] = {}
-        self._said: dict[str, tuple[Assessment, Usage]] = {}
+        self._assessed: dict[str, tuple[Assessment, Usage]] = {}
 
     def look(self, gpus: Gpus, nodes_on_gpus: Sequence[NodeOnGpu], *, now_s: float) -> None:
         """Assess every node.
@@ -53,7 +53,7 @@ class GpuAssessor:
             gpu = _find(gpus, one.gpu)
             key = (gpu.uuid if gpu is not None else "") or one.gpu  # an index and a UUID may mean the same
             groups[f"gpu {key}" if key else f"node {one.claim.node}"].append(one)
-        said: dict[str, tuple[Assessment, Usage]] = {}
+        assessed: dict[str, tuple[Assessment, Usage]] = {}
         states: dict[str, State] = {}
         for key, members in groups.items():
             gpu = _find(gpus, members[0].gpu)
@@ -67,18 +67,18 @@ class GpuAssessor:
                 nodes=len(members),
                 policy=HOST_POLICY if on_host else self._policy,
             )
-            said |= {one.claim.node: (paced(judgement, one.speed), use) for one in members}
-        self._states, self._said = states, said
+            assessed |= {one.claim.node: (paced(judgement, one.speed), use) for one in members}
+        self._states, self._assessed = states, assessed
 
     def of(self, node: str) -> Assessment | None:
         """Return the last assessment of a node; None if there was none."""
-        return self._said[node][0] if node in self._said else None
+        return self._assessed[node][0] if node in self._assessed else None
 
     def facts(self, node: str) -> Mapping[str, Any]:
         """Return a node's memory by owner, JSON-ready; empty if nothing is known. All in bytes."""
-        if node not in self._said:
+        if node not in self._assessed:
             return {}
-        judgement, use = self._said[node]
+        judgement, use = self._assessed[node]
         return {
             "total": use.total,
             "own": use.own.get(node),

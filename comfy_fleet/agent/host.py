@@ -332,14 +332,14 @@ class HostAgent:
         if gpu is None or not gpu.uuid:
             return None
         claim = self._claim(member)
-        told = None if claim.told is None else claim.counted
+        counted = None if claim.told is None else claim.counted
         return GpuAllocation(
             gpu=gpu.uuid,
             running=claim.running,
             pids=tuple(sorted(claim.pids)),
-            own=None if told is None else told.own,
-            used=None if told is None else told.used,
-            age_s=0.0 if told is None else round(told.age_s, 3),
+            own=None if counted is None else counted.own,
+            used=None if counted is None else counted.used,
+            age_s=0.0 if counted is None else round(counted.age_s, 3),
         )
 
     def _boot(self, member: Member) -> str:

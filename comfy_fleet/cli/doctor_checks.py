@@ -149,8 +149,10 @@ def redis_program() -> Finding:
             "no redis-server or valkey-server here",
             str(error).partition(": ")[2] + "; or use a server elsewhere: --redis URL",
         )
-    told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
-    version = version_in(told, r"v=(\d+)\.(\d+)\.(\d+)")
+    output = subprocess.run(
+        [path, "--version"], capture_output=True, text=True, timeout=10, check=False
+    ).stdout
+    version = version_in(output, r"v=(\d+)\.(\d+)\.(\d+)")
     words = f"{'.'.join(map(str, version))} at {path}" if version else path
     if version and version < OLDEST_REDIS:
         return _fail("Redis program", f"{words} is too old", "install Redis 6.2 or newer, or Valkey")

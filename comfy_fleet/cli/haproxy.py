@@ -178,7 +178,7 @@ async def _servers(settings: "Settings") -> list[dict[str, Any]]:
             stats = {row["svname"]: row for row in await runtime.stats(backend)}
             for server in (server for server in servers if server.backend == backend):
                 row = stats.get(server.name, {})
-                said = row.get("last_agt") or row.get("last_chk") or ""
+                answer = row.get("last_agt") or row.get("last_chk") or ""
                 found.append(
                     {
                         "backend": backend,
@@ -188,7 +188,7 @@ async def _servers(settings: "Settings") -> list[dict[str, Any]]:
                         "weight": server.weight,
                         "leased": int(row.get("scur") or 0),
                         "leases": int(row.get("stot") or 0),
-                        "last_check": said.removeprefix("via agent : "),
+                        "last_check": answer.removeprefix("via agent : "),
                     }
                 )
     except BrokerError as error:

@@ -71,12 +71,12 @@ def drained(node: Mapping[str, Any]) -> bool:
 
 def still_working(node: Mapping[str, Any]) -> str:
     """Return what still needs a node: ``job 1b9d6bcd KSampler 21/50``."""
-    told = []
+    runs = []
     for work in node.get("work") or ():
         what = "its outputs are being fetched" if work.get("phase") == "left" else work.get("message")
         words = ["job", str(work.get("job") or "")[:8], str(work.get("workflow") or ""), str(what or "runs")]
-        told.append(" ".join(filter(None, words)))
-    return ", ".join(told) or "a job runs"
+        runs.append(" ".join(filter(None, words)))
+    return ", ".join(runs) or "a job runs"
 
 
 class RemoteNodes:

@@ -493,11 +493,11 @@ class Execution:
 
     async def _unburdened(self, machine: Run) -> None:
         """Wait until most results that exist only in memory are stored: there may be any number."""
-        said = self._tools.now()
+        reported_at = self._tools.now()
         while machine.held_bytes + self._outputs.held_bytes > HELD_BYTES:
             await asyncio.sleep(HELD_GAP_S)
-            if self._tools.now() - said >= HELD_SAY_S:
-                said = self._tools.now()
+            if self._tools.now() - reported_at >= HELD_SAY_S:
+                reported_at = self._tools.now()
                 self._events.put_nowait(Unread())
 
     async def _ask(self, question: Callable[[], Awaitable[Event | AskFailed]]) -> None:

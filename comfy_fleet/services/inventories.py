@@ -235,20 +235,20 @@ class NodeInventories:
                     "class_type": problem.class_type,
                 }
             )
-        told = {name: found.sentences() for name, found in sorted(bad.items())}
+        reasons = {name: found.sentences() for name, found in sorted(bad.items())}
         of_graph = {problem.message for problem in bad[best].problems}.issuperset
-        alike = len({tuple(found) for found in told.values()}) == 1
-        words = waiting_reason.told(told)
-        if alike and (len(told) > 1 or of_graph(told[best])):
+        alike = len({tuple(found) for found in reasons.values()}) == 1
+        words = waiting_reason.told(reasons)
+        if alike and (len(reasons) > 1 or of_graph(reasons[best])):
             # Problems of the graph itself are reported for the graph, not for the nodes.
-            of_nodes = (eligibility.of_every_node(text) for text in told[best][:3])
-            words = ", ".join(told[best][:3] if of_graph(told[best][:1]) else of_nodes)
+            of_nodes = (eligibility.of_every_node(text) for text in reasons[best][:3])
+            words = ", ".join(reasons[best][:3] if of_graph(reasons[best][:1]) else of_nodes)
         return InvalidWorkflow(
             f"no node can run this workflow: {words}",
             details={
                 "field": "workflow",
                 "node_errors": errors,
-                "nodes": {name: found[:5] for name, found in list(told.items())[:_SHOWN]},
+                "nodes": {name: found[:5] for name, found in list(reasons.items())[:_SHOWN]},
             },
         )
 

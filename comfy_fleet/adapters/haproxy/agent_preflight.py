@@ -122,16 +122,16 @@ class Preflight:
                     return
                 try:
                     async with Timeout(left_s):
-                        said = await question(name, agent)
+                        answer = await question(name, agent)
                 except (OSError, TimeoutError):
                     return
-            if (percent := given_by(said)) is not None:
+            if (percent := given_by(answer)) is not None:
                 self._given[name] = until, Given(agent=agent, percent=percent)
                 self._on_ready()
                 return
             # An agent that joins learns of its node, and sees it answer, only now: before, it says nothing,
             # or `up`.
-            if said not in (b"", b"up\n") or pause_s is None:
+            if answer not in (b"", b"up\n") or pause_s is None:
                 return
             await asyncio.sleep(pause_s)
 

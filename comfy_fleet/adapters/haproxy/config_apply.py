@@ -35,13 +35,13 @@ def check(program: str, path: Path) -> str:
         ) from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"`{program} -c` did not run: {error}") from error
-    said = done.stdout.decode(errors="replace").replace(_VALID, "").strip()
+    output = done.stdout.decode(errors="replace").replace(_VALID, "").strip()
     if done.returncode != 0:
         raise ConfigError(
-            f"HAProxy refuses {path.name}: {said or f'exit status {done.returncode}'}",
+            f"HAProxy refuses {path.name}: {output or f'exit status {done.returncode}'}",
             details={"path": str(path), "status": done.returncode},
         )
-    return said
+    return output
 
 
 def apply(rendered: Rendered, places: ConfigFiles, *, program: str) -> frozenset[str]:

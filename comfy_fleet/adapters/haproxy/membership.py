@@ -237,7 +237,7 @@ def verdict_of(node: Node, row: Mapping[str, str], *, silent: bool) -> tuple[str
 
 def _why_down(row: Mapping[str, str]) -> str:
     if "agent" in row.get("status", ""):
-        said = row.get("last_agt", "")
-        return said[said.find("(") + 1 : said.rfind(")")] if "(" in said else "its agent says down"
+        answer = row.get("last_agt", "")
+        return answer[answer.find("(") + 1 : answer.rfind(")")] if "(" in answer else "its agent says down"
     parts: Sequence[str] = (row.get("check_desc", ""), row.get("last_chk", ""))
     return ": ".join(part for part in parts if part) or "health check failed"

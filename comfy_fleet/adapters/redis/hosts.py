@@ -71,7 +71,7 @@ class RedisHosts:
             "gpus_why": beat.gpus_why,
             "nodes": [{**written(asdict(report)), "facts": dict(report.facts)} for report in beat.nodes],
         }
-        told = await self._scripts.call(
+        answer = await self._scripts.call(
             "host_beat",
             orjson.dumps(record),
             host=beat.host,
@@ -100,14 +100,14 @@ class RedisHosts:
             leaving=list(beat.leaving),
             deleted=[str(cleanup) for cleanup in beat.deleted],
         )
-        if told == b"taken":
+        if answer == b"taken":
             raise _taken(beat.host)
-        if told == b"full":
+        if answer == b"full":
             raise Conflict(
                 f"{MAX_HOSTS} hosts have agents already: no more are kept",
                 details={"field": "host", "limit": MAX_HOSTS},
             )
-        nodes, explained, clear, cleanup, restart, neighbours, store = told
+        nodes, explained, clear, cleanup, restart, neighbours, store = answer
         return Orders(
             nodes=self._nodes(nodes),
             explained=frozenset(run.decode() for run in explained),

@@ -128,9 +128,9 @@ async def heartbeat(request: Request) -> Response:
     now = await d.store_time()
     if body.join:  # before this one moves another agent's nodes
         await d.hosts.admit(host, body.instance)
-    told = await _join_all(d, host, body.join, now)
-    refused = {node.name: why for node, why in zip(body.join, told, strict=True) if why}
-    said = Heartbeat(
+    refusals = await _join_all(d, host, body.join, now)
+    refused = {node.name: why for node, why in zip(body.join, refusals, strict=True) if why}
+    beat = Heartbeat(
         host=host,
         instance=body.instance,
         central=body.central,
@@ -143,7 +143,7 @@ async def heartbeat(request: Request) -> Response:
         leaving=body.leaving,
         deleted=[Cleanup.parse(line) for line in body.deleted],
     )
-    orders = await d.hosts.beat(said, now=now)
+    orders = await d.hosts.beat(beat, now=now)
     idle = await idle_by_pool(d)
     return json_response(
         {
@@ -187,11 +187,11 @@ async def _join_all(d: ApiDeps, host: str, joining: Sequence[JoiningBody], now: 
         async with places:
             return await _join(d, host, node, now)
 
-    told = await asyncio.gather(*map(one, joining), return_exceptions=True)
-    for outcome in told:
+    outcomes = await asyncio.gather(*map(one, joining), return_exceptions=True)
+    for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
-    return [outcome for outcome in told if isinstance(outcome, str)]
+    return [outcome for outcome in outcomes if isinstance(outcome, str)]
 
 
 async def _join(d: ApiDeps, host: str, node: JoiningBody, now: float) -> str:

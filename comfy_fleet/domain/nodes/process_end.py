@@ -45,8 +45,8 @@ def reason_of(status: int, lines: Sequence[str]) -> str:
     if words == "SIGKILL":
         return "killed by signal SIGKILL (perhaps out of memory)"
     if words == "SIGABRT":  # a process does that to itself, and prints the reason first
-        said = error_in(lines)
-        return f"gave up with signal SIGABRT{f': {said}' if said else ''}"
+        message = error_in(lines)
+        return f"gave up with signal SIGABRT{f': {message}' if message else ''}"
     if words in _DEFECTS:
         return f"crashed with signal {words}"
     return f"ended by {words if words.startswith('signal') else f'signal {words}'}"

@@ -199,23 +199,23 @@ def _listed(claim: MemoryClaim, used: Mapping[int, int | None]) -> int | None:
 
 
 def _from_counts(claims: Sequence[MemoryClaim], context_bytes: int) -> Usage:
-    told = {
+    counts = {
         claim.node: claim.counted
         for claim in claims
         if claim.running and claim.counted is not None and claim.counted.fresh
     }
-    if not told:
+    if not counts:
         return Usage()
-    newest = min(told.values(), key=lambda one: one.age_s)
+    newest = min(counts.values(), key=lambda one: one.age_s)
     context = context_bytes if newest.device is Device.CARD else 0
-    own = {node: one.own + context for node, one in told.items() if one.own is not None}
-    if newest.device is Device.UNSEEN or newest.used is None or len(own) < len(told):
+    own = {node: one.own + context for node, one in counts.items() if one.own is not None}
+    if newest.device is Device.UNSEEN or newest.used is None or len(own) < len(counts):
         # What others hold is unknown. Never giving the node a job would make it useless, and its own models'
         # memory is no reason to take it out.
         return Usage(total=newest.total, foreign=0, own=own, source=Source.UNSEEN)
     foreign = max(0, newest.used - sum(own.values()))
     source = Source.HOST if newest.device is Device.HOST else Source.STATS
-    if any(claim.running and claim.node not in told for claim in claims):
+    if any(claim.running and claim.node not in counts for claim in claims):
         source = Source.BOUNDS  # a node that starts, or does not answer, may hold all of the rest
     return Usage(
         total=newest.total,

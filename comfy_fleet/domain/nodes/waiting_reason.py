@@ -44,13 +44,13 @@ def told(reasons: Mapping[str, Sequence[str]]) -> str:
 
 
 def _out(state: NodeState) -> str:
-    node, said = state.node, []
+    node, reasons = state.node, []
     if node.cordoned:  # it would keep jobs away even once the node is back, so it comes first
-        said.append(f"drained: {node.cordon_reason}" if node.cordon_reason else "drained")
+        reasons.append(f"drained: {node.cordon_reason}" if node.cordon_reason else "drained")
     if state.verdict == "down" or not node.cordoned:
         word = {"drain": "drained", "new": "new"}.get(state.verdict, state.verdict)
-        said.append(f"{word}: {state.why}" if state.why else word)
-    return f"node {node.name} is {', and '.join(said)}"
+        reasons.append(f"{word}: {state.why}" if state.why else word)
+    return f"node {node.name} is {', and '.join(reasons)}"
 
 
 def _joined(parts: Sequence[str]) -> str:
