@@ -224,6 +224,16 @@ async def test_what_is_set_for_a_pool_holds_until_nothing_is(ports: Ports) -> No
     assert [pool.name for pool in await pools.pools()] == ["a"]
 
 
+async def test_a_pool_has_its_slot_whatever_is_set_for_it(ports: Ports) -> None:
+    pools = ports.pools
+    await pools.set(Pool(name="a", free_on_oom=False))
+    await pools.place({"a": 2, "b": 1})
+    assert await pools.pools() == [Pool(name="a", free_on_oom=False, slot=2), Pool(name="b", slot=1)]
+    await pools.set(Pool(name="a", free_on_oom=True))
+    await pools.place({"a": 3})
+    assert await pools.pools() == [Pool(name="a", free_on_oom=True, slot=3)]
+
+
 # -- inventories -------------------------------------------------------------------------------------------
 
 HAS = parse({"EmptyImage": {"input": {"required": {}}, "output": ["IMAGE"]}})

@@ -118,6 +118,11 @@ class FakeNodeApi(Fake):
         self.viewed: list[str] = []
         self.under_way = self.most = 0
 
+    def serve(self, node: str, classes: Mapping[str, Any]) -> None:
+        """Have a node be up, with these classes and no GPU."""
+        self.classes[node] = classes
+        self.stats[node] = {"system": {"comfyui_version": "0.3.64"}, "devices": []}
+
     async def inventory(self, node: str) -> Inventory:
         self.asked.append(node)
         self.answer("inventory")

@@ -247,14 +247,15 @@ class FakePoolStore(Fake):
     def __init__(self) -> None:
         super().__init__()
         self.held: dict[str, Pool] = {}
+        self.slots: dict[str, int] = {}
 
     async def pools(self) -> Sequence[Pool]:
         self.answer("pools")
-        return [self.held[name] for name in sorted(self.held)]
+        return [self._pool(name) for name in sorted(self.held.keys() | self.slots.keys())]
 
     async def get(self, name: str) -> Pool:
         self.answer("get")
-        return self.held.get(name, Pool(name=name))
+        return self._pool(name)
 
     async def set(self, pool: Pool) -> None:
         self.answer("set")
@@ -263,4 +264,9 @@ class FakePoolStore(Fake):
         else:
             self.held.pop(pool.name, None)
 
-    place = unplayed
+    async def place(self, slots: Mapping[str, int]) -> None:
+        self.answer("place")
+        self.slots = dict(slots)
+
+    def _pool(self, name: str) -> Pool:
+        return replace(self.held.get(name, Pool(name=name)), slot=self.slots.get(name))

@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,11 @@ from comfy_fleet.api.deps import ApiDeps, NodeFacts
 from comfy_fleet.api.main import ApiServer, build, server
 from comfy_fleet.bootstrap import Stores, open_stores
 from comfy_fleet.connections import close
-from comfy_fleet.domain.errors import NodeError
-from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import JobStatus, Output, OutputKind
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.settings import Settings
+from tests.fakes.comfyui import FakeNodeApi
 
 OBJECT_INFO = Path(__file__).parents[1] / "data" / "object_info_0.3.64.json.gz"
 
@@ -36,23 +35,6 @@ def object_info() -> dict[str, Any]:
     return info
 
 
-class Info:
-    """Answers for nodes; ``answers[name]`` may be missing: then the node can't be asked."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Mapping[str, Any]] = {}
-        self.asked = 0
-
-    async def inventory(self, node: str) -> Inventory:
-        self.asked += 1
-        if node not in self.answers:
-            raise NodeError(f"{node} does not answer")
-        return parse(self.answers[node])
-
-    async def system_stats(self, node: str) -> Mapping[str, Any]:
-        return {"system": {"comfyui_version": "0.3.64"}}
-
-
 @dataclass
 class Api:
     """A running API."""
@@ -61,7 +43,7 @@ class Api:
     client: httpx.AsyncClient
     stores: Stores
     deps: ApiDeps
-    info: Info
+    info: FakeNodeApi
     server: ApiServer
     serving: asyncio.Task[None]
 
@@ -75,7 +57,7 @@ class Api:
     ) -> None:
         """Register a node; with ``info`` it answers like a real one."""
         if info:
-            self.info.answers[name] = object_info()
+            self.info.serve(name, object_info())
         number = len(await self.stores.nodes.nodes())
         await self.stores.nodes.add(
             Node(name=name, url=f"http://127.0.0.1:{9000 + number}", simulated=simulated)
@@ -156,7 +138,7 @@ async def running(
 ) -> AsyncIterator[Api]:
     """Run the API on a port that the kernel chose; ``info`` asks the nodes, else the test answers."""
     made = Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0", data=folder, **settings)
-    played = Info()
+    played = FakeNodeApi()
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"

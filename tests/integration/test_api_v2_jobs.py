@@ -279,9 +279,8 @@ async def test_graphs_are_checked_against_the_nodes(ready: Api) -> None:
 async def test_a_graph_goes_to_the_nodes_that_can_run_it(ready: Api) -> None:
     await ready.add_node("g2", info=False)
     odd = {"1": {"class_type": "OddNode", "inputs": {}}}
-    ready.info.answers["g3"] = {
-        "OddNode": {"input": {"required": {}}, "output": [], "output_node": True, "name": "OddNode"}
-    }
+    one = {"input": {"required": {}}, "output": [], "output_node": True, "name": "OddNode"}
+    ready.info.serve("g3", {"OddNode": one})
     await ready.add_node("g3", info=False)
     await until(lambda: ready.deps.inventories.known == {"g1", "g3"})
     job = await ready.submit(odd)

@@ -205,7 +205,7 @@ async def test_agents_restart_what_they_run_in_turn(redis_port: int, tmp_path: P
     async with host_of(redis_port, tmp_path, supervision=cpu(tmp_path, per_gpu=2), haproxy=True) as host:
         names = ["h1-cpu0-0", "h1-cpu0-1"]
         for name in names:
-            host.api.info.answers[name] = object_info()
+            host.api.info.serve(name, object_info())
             await host.is_up(name)
         before = {name: (await host.report(name))["pid"] for name in names}
         rolled = await asyncio.to_thread(

@@ -10,13 +10,14 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.comfyui.json_lenient import decode
-from tests.integration.api_kit import Info, running
+from tests.fakes.comfyui import FakeNodeApi
+from tests.integration.api_kit import running
 
 RECORDED = (Path(__file__).parents[1] / "recordings" / "GET_system_stats.json").read_text()
 TOTAL = str(json.loads(RECORDED)["devices"][0]["vram_total"])
 
 
-class Odd(Info):
+class Odd(FakeNodeApi):
     """Answers ``/system_stats`` with this text, read as a node's answers are."""
 
     text = ""
@@ -38,7 +39,7 @@ async def test_figures_that_no_card_has_are_not_taken(
     odd = Odd()
     async with running(redis_port, tmp_path, info=odd) as api:
         await api.add_node("g1")
-        odd.answers = api.info.answers
+        odd.classes = api.info.classes
         odd.text = RECORDED.replace(TOTAL, figure)
         if everywhere:
             devices = [dict.fromkeys(json.loads(RECORDED)["devices"][0], "@")]

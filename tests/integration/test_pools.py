@@ -1,5 +1,6 @@
 """Pools: set by an operator, obeyed by running processes, and nothing that waits for them is lost."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from comfy_fleet.domain.jobs.job import JobStatus, Placement
 from comfy_fleet.domain.nodes.pool import Pool
 from comfy_fleet.sim import NodeOptions, SimNode
 from tests.factories import picture
-from tests.fakes.nodes import FakeNodeRegistry
+from tests.fakes.nodes import FakeNodeRegistry, FakePoolStore
 from tests.fleet import until
 from tests.integration.agent_kit import host_of
 from tests.integration.haproxy_kit import make_settings
@@ -193,22 +194,18 @@ async def test_a_controller_takes_the_slots_that_pools_have(stores: Stores, tmp_
 
 
 async def test_slots_that_can_t_be_kept_keep_no_node_out(stores: Stores, tmp_path: Path) -> None:
-    class Away:
-        told = 0
+    class Away(FakePoolStore):
+        async def place(self, slots: Mapping[str, int]) -> None:
+            if self.calls["place"] < 2:
+                self.troubles = [StoreDown("away")]
+            await super().place(slots)
 
-        async def pools(self) -> list[Pool]:
-            return []
-
-        async def place(self, slots: dict[str, int]) -> None:
-            Away.told += 1
-            if Away.told < 3:
-                raise StoreDown("away")
-
+    away = Away()
     await add_nodes(stores, "g1")
     settings = make_settings(tmp_path)
     nodes = await stores.nodes.nodes()
-    async with broker(tmp_path, FakeNodeRegistry(nodes), settings=settings, pools=Away()) as fleet:
-        await until(lambda: Away.told >= 3, what="it is tried again")
+    async with broker(tmp_path, FakeNodeRegistry(nodes), settings=settings, pools=away) as fleet:
+        await until(lambda: away.calls["place"] >= 3, what="it is tried again")
         assert "be_pool_1" in files(fleet.settings).pools.read_text()
 
 

@@ -7,7 +7,7 @@ from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Placement
 from comfy_fleet.services.inventories import MOST_PLACEMENTS, NodeInventories
-from tests.integration.api_kit import Info
+from tests.fakes.comfyui import FakeNodeApi
 from tests.integration.redis_kit import add_nodes, submit
 
 
@@ -30,7 +30,7 @@ async def test_the_largest_card_that_was_too_small_stays_known(stores: Stores) -
 
 async def test_who_asks_what_jobs_wait_for_is_not_remembered_for_good(stores: Stores) -> None:
     await add_nodes(stores, "g1")
-    known = NodeInventories(stores.nodes, stores.inventories, Info())
+    known = NodeInventories(stores.nodes, stores.inventories, FakeNodeApi())
     await known.look()
     for number in range(3 * MOST_PLACEMENTS):
         job = Job(
