@@ -25,7 +25,7 @@ async def busy(api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]
         await end.wait()
         return await real(wanted)
 
-    monkeypatch.setattr(api.stores.jobs, "find", slow)
+    monkeypatch.setattr(api.deps.jobs, "find", slow)
     listing = asyncio.create_task(api.client.get("/api/v2/jobs"))
     await began.wait()
     yield

@@ -433,7 +433,7 @@ async def test_a_defect_is_an_upstream_error_that_tells_no_secret(
     async def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("password=hunter2")
 
-    monkeypatch.setattr(ready.stores.jobs, "submit", broken)
+    monkeypatch.setattr(ready.deps.jobs, "submit", broken)
     answer = await ready.client.post("/api/v2/jobs", json={"workflow": GRAPH})
     assert code(answer) == (500, "upstream_error")
     assert "hunter2" not in answer.text
