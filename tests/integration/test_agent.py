@@ -74,7 +74,7 @@ async def test_a_taken_port_is_told() -> None:
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "nowhere.invalid"])
 async def test_an_address_of_another_machine_is_told_as_such(address: str) -> None:
-    with pytest.raises(ConfigError, match="no address of this machine: --advertise"):
+    with pytest.raises(ConfigError, match="not an address of this machine: --advertise"):
         await AgentCheckServer(STATES.get, host=address, port=0).start()
 
 
