@@ -168,12 +168,13 @@ async def test_out_of_memory_on_the_largest_card_fails_in_clear_words(redis_port
 
 async def test_a_card_that_others_have_filled_is_no_sink_for_waiting_jobs(redis_port: int) -> None:
     async with fleet_of(redis_port) as fleet:
-        await fleet.add_sim("shared", models=with_model(18), vram_bytes=24 * GIB, foreign_bytes=14 * GIB)
-        await fleet.add_sim("free", models=with_model(18), vram_bytes=24 * GIB, timing=SimTiming(job_s=0.3))
+        await fleet.add_sim("shared", models=with_model(20), vram_bytes=24 * GIB, foreign_bytes=7 * GIB)
+        await fleet.add_sim("free", models=with_model(20), vram_bytes=24 * GIB, timing=SimTiming(job_s=0.3))
         for name in fleet.sims:
             await fleet.verdict(name)
         known = await fleet.refresher()
-        # Nobody tells HAProxy here that the card is full: a job that fails at once makes room for the next.
+        # Too little for its agent to drain the card, too much for this model: a job that fails at once makes
+        # room for the next.
         jobs = [
             await fleet.send(known, sampled(seed=i), PlacementRequest(), profile=f"p{i}") for i in range(8)
         ]

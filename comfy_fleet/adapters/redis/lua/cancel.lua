@@ -5,8 +5,9 @@ local f = fields(key, 'status', 'placement', 'run', 'node')
 local status = f[1]
 if not status then return '' end
 if status == 'queued' then
+  local ended = end_queued(id, f[2], 'canceled', '', '', now())  -- first: a full Redis lets it free memory
   redis.call('HSET', key, 'cancel', 1)
-  return end_queued(id, f[2], 'canceled', '', '', now())
+  return ended
 end
 if status == 'running' then
   redis.call('HSET', key, 'cancel', 1, 'status', 'canceling')
