@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.adapters.redis.client import subscriber
+from comfy_fleet.adapters.redis.client import connect_once, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import (
@@ -58,6 +58,44 @@ async def test_events_come_once_redis_is_there_even_if_it_was_away_at_first(
                 await redis.publish("news", "good")
                 await asyncio.sleep(0.05)
         assert await reading == b"good"
+        await events.close()
+        await listening.aclose()
+
+
+async def heard(events: RedisEvents, channel: str, entered: asyncio.Event) -> bytes:
+    """Return the first message of a channel."""
+    async with events.channel(channel) as queue:
+        entered.set()
+        return await queue.get()
+
+
+async def published_until(redis: Any, channel: str, reading: asyncio.Task[bytes]) -> bytes:
+    """Publish until a reader has got it; return what it got."""
+    async with asyncio.timeout(15):
+        while not reading.done():
+            await redis.publish(channel, channel)
+            await asyncio.sleep(0.05)
+    return await reading
+
+
+async def test_who_begins_to_listen_while_redis_is_away_hears_it_later_like_the_others(
+    redis: Any, redis_port: int
+) -> None:
+    relay = partial(_relay, redis_port)
+    port = free_port()
+    listening = connect_once(f"redis://127.0.0.1:{port}/0")
+    events = RedisEvents(listening)
+    here, there = asyncio.Event(), asyncio.Event()
+    async with StreamServer(relay, port):
+        early = asyncio.create_task(heard(events, "early", here))
+        async with asyncio.timeout(15):
+            await here.wait()
+    late = asyncio.create_task(heard(events, "late", there))  # Redis is away now
+    async with asyncio.timeout(15):
+        await there.wait()
+    async with StreamServer(relay, port):
+        assert await published_until(redis, "early", early) == b"early"
+        assert await published_until(redis, "late", late) == b"late"
         await events.close()
         await listening.aclose()
 

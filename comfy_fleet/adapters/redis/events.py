@@ -26,8 +26,8 @@ MOST_FRAMES = 4096
 class RedisEvents:
     """Multiplexes all subscriptions of this process onto one connection (port ``Events``).
 
-    When the connection breaks, subscribers get nothing until it is back; they read the record now and then
-    anyway. A slow reader loses its oldest events, never its newest.
+    While there is no connection, subscribers get nothing; they read the record now and then anyway. A slow
+    reader loses its oldest events, never its newest.
     """
 
     def __init__(self, redis: FleetRedis) -> None:
@@ -36,6 +36,7 @@ class RedisEvents:
         self._queues: dict[str, set[_Newest]] = defaultdict(set)
         self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
         self._pump: asyncio.Task[None] | None = None
+        self._asked: set[str] = set()  # channels that Redis was asked for; lost connections ask again
         self._confirmed: dict[str, asyncio.Event] = {}
         self._wanted = asyncio.Event()
         self._connecting = asyncio.Lock()  # two subscriptions at once would open two connections
@@ -52,27 +53,38 @@ class RedisEvents:
         readers = self._queues[name]
         readers.add(queue)
         try:
-            if name not in self._confirmed:
-                self._confirmed[name] = asyncio.Event()
-                with contextlib.suppress(StoreDown):  # the reader reads the record again
-                    async with self._connecting:
-                        await self._pubsub.subscribe(name)
+            confirmed = self._confirmed.setdefault(name, asyncio.Event())
+            with contextlib.suppress(StoreDown):  # asked again as soon as Redis is back
+                await self._ask(name)
             self._wanted.set()
             if self._pump is None:
                 self._pump = asyncio.create_task(self._read(), name="events")
             with contextlib.suppress(TimeoutError):
                 async with Timeout(5):
-                    await self._confirmed[name].wait()
+                    await confirmed.wait()
             yield queue
         finally:
             readers.discard(queue)
             if not readers and self._queues.get(name) is readers:
                 del self._queues[name]
                 self._confirmed.pop(name, None)
+                self._asked.discard(name)
                 if not self._queues:
                     self._wanted.clear()
                 with contextlib.suppress(StoreDown):
                     await self._pubsub.unsubscribe(name)
+
+    async def _ask(self, *names: str) -> None:
+        """Subscribe to channels, unless that is done."""
+        async with self._connecting:
+            # The reader that came first may have been canceled while it asked; the last one may have left.
+            new = {
+                name: self._queues[name] for name in names if name in self._queues and name not in self._asked
+            }
+            if new:
+                await self._pubsub.subscribe(*new)
+                # A channel that was left meanwhile is unsubscribed, even if another reader has come since.
+                self._asked.update(name for name, readers in new.items() if self._queues.get(name) is readers)
 
     @contextlib.asynccontextmanager
     async def wakes(self) -> AsyncIterator[asyncio.Queue[bytes]]:
@@ -105,9 +117,8 @@ class RedisEvents:
         while True:
             await self._wanted.wait()
             try:
-                if not self._pubsub.subscribed:  # Redis was away when somebody subscribed
-                    async with self._connecting:
-                        await self._pubsub.subscribe(*self._queues)
+                if len(self._asked) < len(self._queues):  # Redis was away when somebody subscribed
+                    await self._ask(*self._queues)
                 message = await self._pubsub.get_message(timeout=30)
             except StoreDown as error:
                 logger.warning("event connection lost", extra={"error": str(error)})
