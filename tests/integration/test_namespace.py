@@ -16,13 +16,15 @@ from rq.serializers import JSONSerializer
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.rq_worker import RqWorker, live_dispatchers
-from comfy_fleet.bootstrap import Stores, open_stores
+from comfy_fleet.bootstrap import Stores, open_nodes, open_stores
+from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.jobs.job import JobFilter, JobStatus
+from comfy_fleet.domain.jobs.run_messages import AskFailed
 from comfy_fleet.domain.nodes.pool import Pool
 from comfy_fleet.ports.comfyui import NoLease
 from comfy_fleet.settings import Settings
 from tests.assets_kit import assets_on
-from tests.fleet import Fleet, fleet_of
+from tests.fleet import Fleet, fleet_of, until
 from tests.integration.redis_kit import add_nodes, claim, submit
 from tests.integration.up_kit import Up, up
 from tests.integration.up_kit import fleet as command
@@ -190,6 +192,30 @@ async def test_each_fleets_haproxy_has_its_name_and_refuses_another_ones_calls(
             refused = await LeaseClient(url, namespace=namespace).lease(run=str(uuid4()), pool="default")
             assert isinstance(refused, NoLease)
             assert refused.detail == "404 namespace"
+
+
+async def test_a_run_that_meets_another_fleets_broker_waits_for_its_own(
+    redis: FleetRedis, redis_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        fleet_of(redis_port, "g1", dispatch=False) as one,
+        fleet_of(redis_port, "g1", namespace="blue") as blue,
+    ):
+        wrong = one.settings.model_copy(update={"direct_port": blue.settings.direct_port})
+        async with open_nodes(wrong, one.stores) as nodes:
+            assert await nodes.queue_state("g1", str(uuid4())) == AskFailed("queue", "unreachable")
+            with pytest.raises(NodeError, match=r"g1 can't be asked: the broker .* is another fleet's"):
+                await nodes.system_stats("g1")
+        job = await submit(one.stores)
+        lost = await one.dispatcher("d0", direct_port=wrong.direct_port)
+        await until(lambda: "prompt not posted" in caplog.text, what="its prompt was refused")
+        there = await one.stores.jobs.get(job.id)
+        assert there is not None
+        assert (there.status, there.attempts) == (JobStatus.RUNNING, ())
+        await lost.kill()  # its successor reaches the right broker
+        await one.dispatcher()
+        await finished(one, job.id)
+        assert [len(fleet.sims["g1"].engine.history) for fleet in (one, blue)] == [1, 0]
 
 
 def run(fleet: Up, prompt: str) -> str:

@@ -21,7 +21,7 @@ from websockets.protocol import Event
 from websockets.streams import StreamReader
 
 from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits, decoded, shown
-from comfy_fleet.adapters.comfyui.broker_headers import broker_headers
+from comfy_fleet.adapters.comfyui.broker_headers import REFUSED, broker_headers
 from comfy_fleet.domain.errors import NodeFault
 from comfy_fleet.domain.jobs.frames import frame_of
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
@@ -335,7 +335,7 @@ class LeaseClient:
                 create_connection=_Connection,
             )
         except InvalidStatus as error:
-            return _refusal(error.response.status_code, error.response.headers.get("X-Fleet-Refused"))
+            return _refusal(error.response.status_code, error.response.headers.get(REFUSED))
         except TimeoutError:
             return NoLease(why="error", detail=f"no answer within {self._open_timeout_s:g} s")
         except OSError as error:

@@ -7,6 +7,7 @@ HAProxy's own. Errors of HAProxy and nodes become the fleet's here:
 what happens                        a question       anything else
 ==================================  ===============  ==================================
 HAProxy does not answer             ``unreachable``  NodeError
+HAProxy is another fleet's          ``unreachable``  NodeError
 HAProxy answers 503 by itself       ``node_down``    NodeError
 node too slow, 5xx, not JSON        ``error``        NodeError
 its answer breaks a limit           ``unusable``     NodeFault
@@ -16,6 +17,7 @@ its answer breaks a limit           ``unusable``     NodeFault
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,7 +30,7 @@ import orjson
 from yarl import URL
 
 from comfy_fleet.adapters.comfyui.answer_limits import PLAIN, AnswerLimits, decoded, read_body
-from comfy_fleet.adapters.comfyui.broker_headers import broker_headers
+from comfy_fleet.adapters.comfyui.broker_headers import broker_headers, is_another_fleets
 from comfy_fleet.adapters.comfyui.head_limits import Connector, TooManyHeads
 from comfy_fleet.adapters.comfyui.object_info import ClassReader
 from comfy_fleet.adapters.comfyui.upload_form import UploadForm
@@ -46,10 +48,13 @@ from comfy_fleet.domain.jobs.run_messages import (
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.ports.assets import Content
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 256 * 1024
 NODE = "X-Fleet-Node"
 JOB = "X-Fleet-Job"
 _JSON = {"Content-Type": "application/json"}
+_ANOTHER_FLEETS = "the broker at FLEET_DIRECT_PORT is another fleet's"
 
 # The broker is near: a connection that it does not accept in two seconds, it won't accept at all.
 _CONNECT_S = 2.0
@@ -158,9 +163,15 @@ class NodeClient:
             return PostUnknown(error.message)
         except _BROKEN as error:
             return PostUnknown(_words(error))
-        if NODE not in response.headers and response.status in (502, 504):
-            # HAProxy lost the node meanwhile, or got no answer from it.
-            return PostUnknown(f"the broker answered {response.status}")
+        if NODE not in response.headers:
+            if response.status in (502, 504):
+                # HAProxy lost the node meanwhile, or got no answer from it.
+                return PostUnknown(f"the broker answered {response.status}")
+            if is_another_fleets(response.headers):
+                # No node has refused the prompt: the run waits until its own broker answers again.
+                facts = {"job_id": job, "run": run, "node": node, "reason": _ANOTHER_FLEETS}
+                logger.error("prompt not posted", extra=facts)
+                return PostUnknown(_ANOTHER_FLEETS)
         return PostAnswered(
             response.status,
             answer if isinstance(answer, dict) else None,
@@ -362,6 +373,8 @@ class NodeClient:
         try:
             response = await self._get(path, node)
             if NODE not in response.headers:
+                if is_another_fleets(response.headers):
+                    return failed("unreachable")
                 return failed("node_down" if response.status == 503 else "error")
             found = response.status == 200
             answer = await self._decoded(response, node, path, brief=brief) if found else None
@@ -433,6 +446,8 @@ def _call_of(path: str) -> str:
 def _refused(node: str, path: str, status: int, headers: Mapping[str, str]) -> NodeError:
     if NODE in headers:
         message = f"node {node} answered {path} with {status}"
+    elif is_another_fleets(headers):
+        message = f"node {node} can't be asked: {_ANOTHER_FLEETS}"
     elif status == 503:
         message = f"node {node} can't be reached through the broker"
     else:
