@@ -243,7 +243,8 @@ async def roll(
         NotInTime: Jobs did not end (all of the batch get jobs again), or a node did not come back (it stays
             drained; the others of its batch get jobs again).
         Exception: What ``restart`` raises. Its node stays drained; of its batch, those that are not restarted
-            yet get jobs again, and the others as soon as they are back.
+            yet get jobs again, and the others as soon as they are back. Or: a node can't be asked, e.g.
+            because it was removed; then, too, the others of its batch get jobs again.
     """
     for first in range(0, len(names), at_once):
         batch = [
@@ -277,7 +278,11 @@ async def _restart_all(
     timeout_s: float,
 ) -> None:
     """Restart drained nodes and let each get jobs again once it is back."""
-    starts = {name: (await control.status(name)).starts for name in names}
+    try:
+        starts = {name: (await control.status(name)).starts for name in names}
+    except BaseException:
+        await _resume_all(control, names)
+        raise
     begun: list[str] = []
 
     async def late() -> list[str]:
@@ -293,7 +298,8 @@ async def _restart_all(
     except BaseException as error:
         await _resume_all(control, names[len(begun) + 1 :])
         if isinstance(error, Exception):
-            await late()
+            with contextlib.suppress(Exception):  # the first error says more
+                await late()
         raise
     if missing := await late():
         raise NotInTime(
@@ -336,17 +342,28 @@ async def _wait_back(
 
     Returns:
         The nodes that are not back.
+
+    Raises:
+        Exception: One of them can't be asked, e.g. because it was removed; the others were waited for.
     """
     began = time.monotonic()
     late = list(starts)
+    broken: list[Exception] = []
     while True:
         last = time.monotonic() - began >= timeout_s
         for name in list(late):
-            node = await control.status(name)
-            seen = node.starts > starts[name] or (ordered and time.monotonic() - began > MISSED_S)
-            if seen and node.verdict != "down" and await control.refresh(name):
+            try:
+                node = await control.status(name)
+                seen = node.starts > starts[name] or (ordered and time.monotonic() - began > MISSED_S)
+                if not (seen and node.verdict != "down" and await control.refresh(name)):
+                    continue
                 await _resume(control, name)
-                late.remove(name)
+            except Exception as error:  # noqa: BLE001 - raised below
+                broken.append(error)
+            late.remove(name)
         if last or not late:
-            return late
+            break
         await asyncio.sleep(LOOK_S)
+    if broken:
+        raise broken[0]
+    return late

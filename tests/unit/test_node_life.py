@@ -132,6 +132,24 @@ async def test_a_node_that_is_gone_keeps_no_other_one_drained() -> None:
     assert world.orders == ["drain g1", "drain g2", "resume g2"]
 
 
+@pytest.mark.parametrize("when", ["is empty", "restarts"])
+async def test_a_node_that_is_removed_later_keeps_no_other_one_drained(when: str) -> None:
+    world = World()
+    empty: set[str] = set()
+
+    async def gone(name: str) -> NodeStatus:
+        if name == "g1" and ("restart g3" in world.orders if when == "restarts" else "g3" in empty):
+            raise NotFound("no node 'g1'")
+        if "drain g3" in world.orders:
+            empty.add(name)
+        return world.nodes[name]
+
+    world.status = gone  # type: ignore[method-assign]
+    with pytest.raises(NotFound):
+        await world.rolled("g1", "g2", "g3", at_once=3)
+    assert {name for name, node in world.nodes.items() if node.cordon} == {"g1"}
+
+
 async def test_a_drain_by_somebody_else_before_a_nodes_turn_leaves_it_out() -> None:
     world = World()
     walk = roll(world, ["g1", "g2", "g3"], at_once=1, restart=world.restart, drain_s=5, back_s=5)
