@@ -325,13 +325,14 @@ class Execution:
             if self._relay is not None and isinstance(event, Frame | Binary):
                 self._relay.take(event, running=machine.phase is RunPhase.RUNNING)
             for action in actions:
-                if isinstance(action, Left | Finish):
-                    self._ui = machine.ui
-                if isinstance(action, Left) and self._posted_at is not None and machine.computed:
-                    self._took_s = self._tools.now() - self._posted_at
                 if isinstance(action, Finish):
+                    self._ui = self._ui or machine.ui  # not again after a Left, which comes with this
                     await self._end(self._with_story(action.verdict, machine))
                     return
+                if isinstance(action, Left):
+                    self._ui = machine.ui
+                    if self._posted_at is not None and machine.computed:
+                        self._took_s = self._tools.now() - self._posted_at
                 await self._act(action)
                 del action  # like the event, this may hold a large frame
             if machine.misread and not self._misread:

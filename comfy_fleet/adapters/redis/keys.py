@@ -17,8 +17,13 @@ class _One:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
 
+    def __set_name__(self, _: object, name: str) -> None:
+        self._name = name
+
     def __get__(self, keyspace: "Keyspace", _: object) -> str:
-        return keyspace.whole(self.pattern)
+        # Kept in place of this: the next look-up does not come here.
+        made = vars(keyspace)[self._name] = keyspace.whole(self.pattern)
+        return made
 
 
 class _Each:
@@ -27,9 +32,13 @@ class _Each:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
 
+    def __set_name__(self, _: object, name: str) -> None:
+        self._name = name
+
     def __get__(self, keyspace: "Keyspace", _: object) -> Callable[..., str]:
         whole = _WORD.sub("%s", keyspace.whole(self.pattern))
-        return lambda *parts: whole % parts
+        made = vars(keyspace)[self._name] = lambda *parts: whole % parts
+        return made
 
 
 class Keyspace:
@@ -123,10 +132,8 @@ class Keyspace:
     # -- channels
     events = _Each("events:ID")  # everything that happens to a job
     frames = _Each("frames:ID")  # frames of its runs as their nodes sent them, while somebody listens
-    wake = _One(
-        "wake"
-    )  # for dispatchers: "job PLACEMENT", "free", "cancel RUN", "release RUN", "frames JOB",
-    #                      "schema"
+    # For dispatchers: "job PLACEMENT", "free", "cancel RUN", "release RUN", "frames JOB", "schema"
+    wake = _One("wake")
     wake_nodes = _One("wake:nodes")  # something about the nodes has changed: for who keeps a list of them
 
     # -- RQ's own layout (2.12), kept true so that `rq info` and Job.fetch work.  RQ has one for all queues
