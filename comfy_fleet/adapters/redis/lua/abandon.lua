@@ -1,5 +1,5 @@
 -- End a run whose job's record can't be read: no dispatcher could go on with it, and it would hold its node for ever.
--- args: run, token.  ARGV: error as JSON, RQ's text of it.  
+-- args: run, token.  ARGV: error as JSON, RQ's text of it.
 -- Returns the facts for observers if the job ends here.
 if not owned(args.run, args.token) then return {} end
 local r = redis.call('HMGET', run_key(args.run), 'job', 'node')
