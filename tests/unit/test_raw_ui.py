@@ -126,3 +126,10 @@ def test_all_nodes_together_stay_within_the_limit() -> None:
     assert ui.dump() == ""
     ui.take("1", {"t": ["x" * (MAX_UI_BYTES - 100)]})
     assert "1" in dumped(ui)  # the room of what is gone is there again
+
+
+def test_a_nodes_id_counts_as_it_is_written() -> None:
+    ui = RawUi()
+    ui.take("1", {"text": ["a"]})
+    ui.take("😀" * (MAX_UI_BYTES // 4), {"text": ["b"]})  # twelve bytes each
+    assert dumped(ui) == {"1": {"text": ["a"]}}

@@ -27,23 +27,17 @@ class RawUi:
     def take(self, node_id: str, ui: object) -> None:
         """Take what a node returned, replacing its earlier value; anything but an object is ignored."""
         if (before := self._texts.pop(node_id, None)) is not None:
-            self._room += _cost(node_id, before)
-        if not isinstance(ui, dict) or not ui or not _fits(ui, self._room):
+            self._room += _NODE_BYTES + len(before)
+        if not isinstance(ui, dict) or not ui or not _fits(ui, self._room - len(node_id)):
             return
-        text = _ENCODER.encode(ui)
-        if (cost := _cost(node_id, text)) <= self._room:
+        text = f"{_ENCODER.encode(node_id)}:{_ENCODER.encode(ui)}"
+        if (cost := _NODE_BYTES + len(text)) <= self._room:
             self._room -= cost
             self._texts[node_id] = text
 
     def dump(self) -> str:
         """Return a JSON object of it by node id, in order of arrival; empty if there is nothing."""
-        if not self._texts:
-            return ""
-        return "{" + ",".join(f"{json.dumps(node)}:{text}" for node, text in self._texts.items()) + "}"
-
-
-def _cost(node_id: str, text: str) -> int:
-    return _NODE_BYTES + len(node_id) + len(text)
+        return f"{{{','.join(self._texts.values())}}}" if self._texts else ""
 
 
 def _fits(value: object, room: int) -> bool:
