@@ -126,9 +126,9 @@ class Client:
         headers = {"Content-Type": "application/json", **(headers or {})}
         return self._call(method, path, content=content, headers=headers)
 
-    def put(self, path: str, body: Any) -> Any:
+    def patch(self, path: str, body: Any) -> Any:
         """Send JSON and return the JSON answer, as :meth:`post` does."""
-        return self._send("PUT", path, body)
+        return self._send("PATCH", path, body)
 
     def delete(self, path: str, **params: Any) -> Any:
         """Delete something."""

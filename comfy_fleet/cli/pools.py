@@ -97,14 +97,7 @@ def set_(
         raise Fail("nothing to set: --free-idle-s S, --free-on-oom yes|no", code=Exit.USAGE)
     path = path_of("pool", check_name("pool", name))
     with Client(api, key) as client:
-        try:
-            now = client.get(path)
-        except Fail as error:
-            if error.exit is not Exit.NOT_FOUND:
-                raise
-            now = {}
-        body = {field: now.get(field) for field in ("free_idle_s", "free_on_oom")} | wanted
-        _print(client.put(path, body), json_=json_)
+        _print(client.patch(path, wanted), json_=json_)
 
 
 def _seconds(text: str) -> float | None:

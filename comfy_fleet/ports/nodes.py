@@ -104,6 +104,17 @@ class PoolStore(Protocol):
     async def set(self, pool: Pool) -> None:
         """Store a pool's settings, replacing the earlier ones; its slot is not touched."""
 
+    async def change(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Change some of a pool's settings; what others set meanwhile stays.
+
+        Args:
+            name: The pool.
+            settings: Fields of :class:`Pool` with their new values; None: not set any more.
+
+        Raises:
+            BadInput: The pool can't have such a name or value.
+        """
+
     async def place(self, slots: Mapping[str, int]) -> None:
         """Store which pool has which of HAProxy's slots; all others have none."""
 

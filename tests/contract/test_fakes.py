@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from comfy_fleet.bootstrap import Stores, open_assets
-from comfy_fleet.domain.errors import Conflict, LeaseLost, NoRoom, NotFound
+from comfy_fleet.domain.errors import BadInput, Conflict, LeaseLost, NoRoom, NotFound
 from comfy_fleet.domain.graphs.inventory import parse
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
@@ -222,6 +222,22 @@ async def test_what_is_set_for_a_pool_holds_until_nothing_is(ports: Ports) -> No
     assert [pool.name for pool in await pools.pools()] == ["a", "big"]
     await pools.set(Pool(name="big"))
     assert [pool.name for pool in await pools.pools()] == ["a"]
+
+
+async def test_of_a_pool_only_what_is_named_changes(ports: Ports) -> None:
+    pools = ports.pools
+    await pools.change("big", {"free_on_oom": False})
+    await pools.change("big", {"free_idle_s": 5.0})
+    await pools.change("big", {})
+    assert await pools.get("big") == Pool(name="big", free_on_oom=False, free_idle_s=5.0)
+    with pytest.raises(BadInput):
+        await pools.change("big", {"free_idle_s": -1.0, "free_on_oom": True})
+    await pools.change("big", {"free_on_oom": None})
+    assert await pools.pools() == [Pool(name="big", free_idle_s=5.0)]
+    await pools.change("big", {"free_idle_s": None})
+    assert await pools.pools() == []
+    with pytest.raises(BadInput):
+        await pools.change("Big", {"free_on_oom": True})
 
 
 async def test_a_pool_has_its_slot_whatever_is_set_for_it(ports: Ports) -> None:

@@ -264,6 +264,10 @@ class FakePoolStore(Fake):
         else:
             self.held.pop(pool.name, None)
 
+    async def change(self, name: str, settings: Mapping[str, Any]) -> None:
+        self.answer("change")
+        await self.set(replace(self._pool(name), **settings))
+
     async def place(self, slots: Mapping[str, int]) -> None:
         self.answer("place")
         self.slots = dict(slots)

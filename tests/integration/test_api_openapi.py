@@ -289,6 +289,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("POST", "/api/v1/nodes/g2/restart", 409)
     await call("DELETE", "/api/v1/nodes/g2", 204)
     await call("PUT", "/api/v1/pools/default", 200, json={"free_idle_s": 60.0})
+    await call("PATCH", "/api/v1/pools/default", 200, json={"free_on_oom": None})
     await call("GET", "/api/v1/nodes", 200)
     beat = {"instance": "i1", "nodes": [{"name": "g1", "word": "ready"}]}
     await call("POST", "/api/v1/agents/h1/heartbeat", 200, json=beat)

@@ -1,13 +1,17 @@
 """Pools: set by an operator, obeyed by running processes, and nothing that waits for them is lost."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.haproxy.config_render import files
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.bootstrap import Stores
+from comfy_fleet.cli.client import Client
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.job import JobStatus, Placement
 from comfy_fleet.domain.nodes.pool import Pool
@@ -41,6 +45,46 @@ async def test_a_pool_is_what_was_set_whatever_its_slot(stores: Stores) -> None:
     assert await pools.pools() == [Pool(name="default", slot=3)]
     await pools.place({})
     assert await pools.pools() == []
+
+
+async def test_what_somebody_else_sets_at_the_same_moment_stays(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [Pool(name="big", free_idle_s=60), Pool(name="big", free_idle_s=120)]
+    real = Scripts.call
+
+    async def meanwhile(scripts: Scripts, script: str, *args: Any, **more: Any) -> Any:
+        if script == "swap_pool" and others:
+            await stores.pools.set(others.pop(0))
+        return await real(scripts, script, *args, **more)
+
+    monkeypatch.setattr(Scripts, "call", meanwhile)
+    await stores.pools.change("big", {"free_on_oom": False})
+    assert not others
+    assert await stores.pools.get("big") == Pool(name="big", free_idle_s=120, free_on_oom=False)
+
+
+async def test_two_operators_change_one_pool_at_once(
+    redis_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Client._send  # noqa: SLF001 - all that changes something passes here
+    others: list[Mapping[str, Any]] = [{"free_idle_s": 120.0}]
+
+    def meanwhile(client: Client, method: str, path: str, body: Any, *args: Any) -> Any:
+        if others:
+            real(client, "PUT", path, others.pop())
+        return real(client, method, path, body, *args)
+
+    monkeypatch.setattr(Client, "_send", meanwhile)
+    async with operated(redis_port, tmp_path) as world:
+        assert (await world.cli("pool", "set", "big", "--free-on-oom", "no")).exit_code == 0
+        found = (await world.client.get("/api/v1/pools/big")).json()
+        assert (found["free_idle_s"], found["free_on_oom"]) == (120, False)
+        changes = [{"free_idle_s": 60}, {"free_on_oom": True}] * 5
+        sent = (world.client.patch("/api/v1/pools/big", json=change) for change in changes)
+        assert {answer.status_code for answer in await asyncio.gather(*sent)} == {200}
+        found = (await world.client.get("/api/v1/pools/big")).json()
+        assert (found["free_idle_s"], found["free_on_oom"]) == (60, True)
 
 
 async def test_a_record_of_another_version_or_a_broken_one_hides_no_pool(
@@ -104,8 +148,9 @@ async def test_what_no_pool_can_be_is_refused_with_the_field(
     redis_port: int, tmp_path: Path, name: str, body: dict[str, object], status: int, told: str
 ) -> None:
     async with operated(redis_port, tmp_path) as world:
-        answer = await world.client.put(f"/api/v1/pools/{name}", json=body)
-        assert (answer.status_code, told in answer.json()["error"]["message"]) == (status, True), answer.text
+        for method in ("PUT", "PATCH"):
+            answer = await world.client.request(method, f"/api/v1/pools/{name}", json=body)
+            assert (answer.status_code, told in answer.json()["error"]["message"]) == (status, True), method
         assert (await world.client.get("/api/v1/pools")).json() == {"pools": []}
 
 

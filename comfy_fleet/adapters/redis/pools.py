@@ -1,12 +1,14 @@
 """Pools in Redis: what operators have set, and HAProxy's slots (port ``PoolStore``)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import Complaints
+from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.nodes.pool import Pool
 from comfy_fleet.domain.records import UNREADABLE, from_fields
@@ -22,6 +24,7 @@ class RedisPools:
     def __init__(self, redis: FleetRedis) -> None:
         self._redis: Any = redis  # redis-py can't say that this client answers in bytes
         self._keys = redis.keyspace
+        self._scripts = Scripts(redis)
         self._complaints = Complaints()
 
     async def pools(self) -> Sequence[Pool]:
@@ -48,11 +51,18 @@ class RedisPools:
 
     async def set(self, pool: Pool) -> None:
         """Store a pool's settings, replacing the earlier ones; its slot is not touched."""
-        record = {"free_idle_s": pool.free_idle_s, "free_on_oom": pool.free_on_oom}
-        if pool.is_set:
-            await self._redis.hset(self._keys.pools, pool.name, orjson.dumps(record))
+        if record := _dump(pool):
+            await self._redis.hset(self._keys.pools, pool.name, record)
         else:
             await self._redis.hdel(self._keys.pools, pool.name)
+
+    async def change(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Change some of a pool's settings; see :meth:`comfy_fleet.ports.nodes.PoolStore.change`."""
+        while True:
+            before: bytes | None = await self._redis.hget(self._keys.pools, name)
+            after = _dump(replace(self._read(name, before, None), **settings))
+            if await self._scripts.call("swap_pool", before or b"", after, name=name):
+                return
 
     async def place(self, slots: Mapping[str, int]) -> None:
         """Store which pool has which of HAProxy's slots; all others have none."""
@@ -70,3 +80,9 @@ class RedisPools:
             except (*UNREADABLE, BadInput) as error:
                 self._complaints.about("pool", name, error)
         return Pool(**facts)
+
+
+def _dump(pool: Pool) -> bytes:
+    """Return a pool's settings as they are stored; nothing if none is set."""
+    record = {"free_idle_s": pool.free_idle_s, "free_on_oom": pool.free_on_oom}
+    return orjson.dumps(record) if pool.is_set else b""

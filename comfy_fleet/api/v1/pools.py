@@ -37,6 +37,12 @@ class PoolBody(BaseModel):
     )
 
 
+class PoolChangeBody(PoolBody):
+    """What changes. What is left out stays; what is null is not set any more: the fleet's settings hold."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"free_idle_s": 120}})
+
+
 async def list_pools(request: Request) -> Response:
     """Every pool that has nodes, a slot in HAProxy, or something set."""
     admin(request)
@@ -68,6 +74,15 @@ async def set_pool(request: Request) -> Response:
     d = deps(request)
     name, body = request.path_params["pool"], await read(request, PoolBody)
     await d.pools.set(Pool(name=name, **body.model_dump()))
+    return json_response(_row(await d.pools.get(name), await d.nodes.states()))
+
+
+async def change_pool(request: Request) -> Response:
+    """Changes only what the body names: the rest stays, even what somebody else sets at the same time."""
+    admin(request)
+    d = deps(request)
+    name, body = request.path_params["pool"], await read(request, PoolChangeBody)
+    await d.pools.change(name, body.model_dump(exclude_unset=True))
     return json_response(_row(await d.pools.get(name), await d.nodes.states()))
 
 

@@ -319,6 +319,16 @@ TABLE = (
         answers={200: answers.PoolAnswer},
     ),
     Endpoint(
+        method="PATCH",
+        path="/api/v1/pools/{pool}",
+        operation="change_pool",
+        handler=pools.change_pool,
+        summary="Change some settings of a pool",
+        tag="pools",
+        body=pools.PoolChangeBody,
+        answers={200: answers.PoolAnswer},
+    ),
+    Endpoint(
         method="GET",
         path="/api/v1/hosts",
         operation="list_hosts",
