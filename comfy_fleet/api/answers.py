@@ -138,7 +138,10 @@ class JobAnswer(JobFields):
 
 
 class ListedJobAnswer(JobFields):
-    """A job in a list, without its outputs, attempts and place in the queue."""
+    """A job in a list: without its outputs, attempts, place in the queue, and its last run's story.
+
+    Of a very long error, only code, message, node and class are there.
+    """
 
     create_time: Time
     update_time: Time

@@ -1,5 +1,6 @@
 """Lists of many jobs: bounded, complete, and without what only one job's own page shows."""
 
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -123,6 +124,19 @@ async def test_a_list_reads_neither_outputs_nor_the_details_of_large_errors(stor
     assert len(orjson.dumps(job.error.details)) < 10
     whole = await stores.jobs.get(run.job.id)
     assert whole and whole.error == error and len(whole.outputs) == 5001
+
+
+async def test_a_list_leaves_out_the_stories_of_runs(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    await submit(stores)
+    run = await claim(stores)
+    details = {"story": ["0.000 Opened -> posting: PostPrompt"] * 100, "limit": "run_timeout_s", "list": []}
+    error = JobError(code="run_timeout", message="it took too long", traceback="line 1", details=details)
+    await stores.runs.finish(run, JobStatus.FAILED, error=error, duration_s=None)
+    (job,) = (await stores.jobs.find(JobFilter(owner=None))).jobs
+    assert job.error == replace(error, details={"limit": "run_timeout_s", "list": []})
+    whole = await stores.jobs.get(run.job.id)
+    assert whole and whole.error == error
 
 
 @pytest.mark.parametrize("cursor", ["x", "aW5mIHg", "bmFuIGE", "MSAy", "", "é"])

@@ -6,6 +6,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, Self
 
 import orjson
@@ -210,14 +211,17 @@ class RedisJobStore:
         if not ids:
             return []
         rows = await self._scripts.call("briefs", ids=ids, fields=_BRIEF, most=MOST_ERROR)
-        found = []
+        found: list[Job | None] = []
         for job_id, row in zip(ids, rows, strict=True):
             record = {name: value for name, value in zip(_BRIEF, row[1:], strict=False) if value is not None}
-            found.append(
-                job_records.shown_job(job_id, record, output_count=int(row[0]), complaints=self._complaints)
-                if record
-                else None
-            )
+            job = None
+            if record:
+                job = job_records.shown_job(
+                    job_id, record, output_count=int(row[0]), complaints=self._complaints
+                )
+            if job is not None and job.error is not None:
+                job = replace(job, error=job.error.without_story())
+            found.append(job)
         return found
 
     async def ids(self, owner: str | None, prefix: str) -> list[str]:

@@ -11,7 +11,7 @@ A *run* is one attempt on one node; it has an id of its own, which ComfyUI knows
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -131,6 +131,10 @@ class JobError:
     class_type: str | None = None
     traceback: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def without_story(self) -> "JobError":
+        """Return the error without the story of the run, which is long, in its details."""
+        return replace(self, details={name: one for name, one in self.details.items() if name != "story"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +354,9 @@ class JobFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPage:
-    """One page of a listing, its jobs without outputs, parameters and details of errors.
+    """One page of a listing, its jobs without outputs, parameters and runs' stories.
+
+    Of a very long error, only code, message, node and class are there.
 
     Attributes:
         next_cursor: Where the next page begins; None on the last. A page before the last may have fewer jobs
