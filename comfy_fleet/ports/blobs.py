@@ -72,3 +72,6 @@ class BlobStore(Protocol):
 
     def check_room(self, size_bytes: int = 0, *, output: bool = False) -> None:
         """See :meth:`AssetStore.check_room`."""
+
+    def is_full(self) -> bool:
+        """Return whether there is too little room for anything new; False if that can't be found out."""

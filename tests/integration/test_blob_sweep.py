@@ -4,6 +4,7 @@ Crashes are played by raising in between two steps; other processes by stores of
 """
 
 import asyncio
+import errno
 import os
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -141,6 +142,27 @@ async def test_deleting_makes_room_on_a_full_disk(
     full = Disk(tmp_path, floor_bytes=10**18)
     await swept(assets_on(redis, tmp_path, clock=clock, grace_s=6 * HOUR, disk=full), redis)
     assert files(tmp_path) == sorted([kept.path, "blobs/ab/stray"])
+
+
+async def test_a_disk_that_can_t_be_looked_at_is_not_a_full_one(
+    redis: FleetRedis, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = assets_on(redis, tmp_path, clock=clock, grace_s=6 * HOUR)
+    gone = await put(store, b"gone")
+    await store.delete(owner="ann", asset_id=gone.id)
+
+    def broken(path: Path) -> os.statvfs_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", broken)
+        with pytest.raises(NoRoom, match="can't be written"):
+            store.check_room()
+        await store.sweep()
+    assert files(tmp_path) == [gone.path]
+    clock.now += 7 * HOUR
+    await store.sweep()
+    assert files(tmp_path) == []
 
 
 async def test_broken_bytes_are_mended_by_the_next_upload_of_them(store: RedisAssets, tmp_path: Path) -> None:

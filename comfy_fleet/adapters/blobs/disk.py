@@ -52,6 +52,13 @@ class DiskBlobs:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.check_room`."""
         self._disk.check(size_bytes, output=output)
 
+    def is_full(self) -> bool:
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.is_full`."""
+        try:
+            return self._disk.room().full
+        except NoRoom:  # it can't be read
+            return False
+
     async def put(self, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.put`."""
         drawn = self._new_id()

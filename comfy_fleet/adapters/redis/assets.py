@@ -387,12 +387,7 @@ class RedisAssets:
 
     async def _delete_unused(self, now: float, limit: int) -> int:
         """Delete some of the bytes that are due; return how many."""
-        try:
-            self.check_room()
-        except NoRoom:
-            unused_before = now
-        else:
-            unused_before = now - self._grace_s
+        unused_before = now if self._blobs.is_full() else now - self._grace_s
         # A file's age is by the file system's clock; its writer may still live, so a stray waits by Redis'
         # clock.
         strays_before = now - max(self._grace_s, _WRITING_S)
