@@ -40,6 +40,8 @@ UPKEEP_LIMIT = 200
 TRANSFERS = 64  # transfers of outputs, for all runs of the process
 WAITING = 32  # once this many runs wait for room on the disk, no more are begun: they hold results in memory
 HELD_S = 60.0  # until the next try to forget a job
+WAITS_EVERY_S = 60.0  # while it waits for its runs, it says so this often
+NAMED = 20  # most runs that it names then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +209,27 @@ class Dispatcher:
 
     async def _until_retired(self) -> None:
         await self._retired.wait()
-        while self.flying:
-            self._over.clear()
-            await self._over.wait()
+        await self._until_over()
+
+    async def _until_over(self) -> None:
+        """Return once no run is left, or at once when told to hurry; log now and then which are left."""
+        while self.flying and not self._hurried:
+            now = self.snapshot()
+            jobs = [f"{one.claim.job.id} on {one.claim.node}" for one in self.flying.values()]
+            logger.info(
+                "dispatcher waits for its runs",
+                extra={
+                    "dispatcher": self.name,
+                    "runs": now.runs,
+                    "waiting_for_room": now.waiting_for_room,
+                    "jobs": jobs[:NAMED],
+                },
+            )
+            with contextlib.suppress(TimeoutError):
+                async with Timeout(WAITS_EVERY_S):
+                    while self.flying and not self._hurried:
+                        self._over.clear()
+                        await self._over.wait()
 
     async def _check_schema(self) -> None:
         """Stop claiming for good once a newer version works on this Redis."""
@@ -233,9 +253,7 @@ class Dispatcher:
     async def _land(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with Timeout(self._limits.stop_wait_s):
-                while self.flying and not self._hurried:
-                    self._over.clear()
-                    await self._over.wait()
+                await self._until_over()
         claims = [execution.claim for execution in self.flying.values()]
         if not claims:
             return

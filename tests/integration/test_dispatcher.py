@@ -179,6 +179,30 @@ async def test_a_stopping_dispatcher_hands_its_runs_over(redis_port: int) -> Non
         assert fleet.sims["g1"].stats.done == 1
 
 
+async def test_a_stopping_dispatcher_says_again_and_again_what_it_waits_for(
+    redis_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy_fleet.services.dispatcher.WAITS_EVERY_S", 0.01)
+    caplog.set_level("INFO", logger="comfy_fleet.services.dispatcher")
+
+    def lines() -> list[Any]:
+        return [record for record in caplog.records if record.message == "dispatcher waits for its runs"]
+
+    async with fleet_of(redis_port, "g1", sim={"timing": SimTiming(job_s=60)}, stop_wait_s=60.0) as fleet:
+        job = await fleet.submit(GRAPH)
+        await until(lambda: fleet.sims["g1"].engine.running, what="the prompt runs")
+        (running,) = fleet.dispatchers
+        assert not lines()
+        running.stop.set()
+        await until(lambda: len(lines()) > 1, what="it has said so twice")
+        assert {(line.runs, line.waiting_for_room, *line.jobs) for line in lines()} == {
+            (1, 0, f"{job.id} on g1")
+        }
+        running.dispatcher.hurry()
+        async with asyncio.timeout(20):
+            await running.task
+
+
 async def test_an_execution_error_fails_the_job_with_its_reason(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1") as fleet:
         fleet.sims["g1"].faults.update({"execution_error": 1})
