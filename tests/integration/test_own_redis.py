@@ -1,4 +1,4 @@
-"""The Redis of `fleet up`: what it has answered outlives it, however slow the disk is."""
+"""The Redis of `fleet up` and of the containers: its answers outlive it, however slow the disk is."""
 
 import asyncio
 import os
@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.up import programs
 from comfy_fleet.cli.up.programs import OwnRedis, sync_files, wait_for_redis
+from tests.conftest import free_port
+from tests.container_files import COMPOSE, STACK, services
 from tests.stream_server import StreamServer
 
 SLOW_DISK = Path(__file__).parents[1] / "native" / "slow_disk.c"
@@ -50,6 +53,37 @@ async def test_what_it_has_answered_outlives_kill_9_while_the_disk_is_slow(
     plan = OwnRedis.plan(tmp_path, port=1234)
     answered = 0
     async with started(plan, LD_PRELOAD=str(slow_disk)) as (server, client):
+        until = time.monotonic() + WRITING_S
+        while time.monotonic() < until:
+            await client.set(f"key-{answered}", "1")
+            answered += 1
+        server.kill()
+        server.wait()
+    async with started(plan) as (_, client):
+        assert await client.dbsize() == answered > 0
+
+
+def in_container(path: Path, folder: Path) -> OwnRedis:
+    """Return the Redis of a Compose file: its own command line, with a folder in place of the volume."""
+    name, *arguments = services(path)["redis"]["command"]
+    assert name == "redis-server" and "/data" in arguments
+    port = free_port()
+    inside = [str(folder) if word == "/data" else word for word in arguments]
+    return OwnRedis(
+        argv=(program(), *inside, "--bind", "127.0.0.1", "--port", str(port)),
+        url=f"redis://127.0.0.1:{port}/0",
+        folder=folder,
+    )
+
+
+@pytest.mark.parametrize("path", [COMPOSE, STACK], ids=lambda path: path.stem)
+async def test_the_containers_redis_keeps_what_it_has_answered(
+    tmp_path: Path, slow_disk: Path, path: Path
+) -> None:
+    plan = in_container(path, tmp_path)
+    answered = 0
+    async with started(plan, LD_PRELOAD=str(slow_disk)) as (server, client):
+        assert await client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         until = time.monotonic() + WRITING_S
         while time.monotonic() < until:
             await client.set(f"key-{answered}", "1")
