@@ -1,6 +1,8 @@
 """The only place where adapters meet services."""
 
 import gc
+import logging
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -22,9 +24,12 @@ from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.secret_box import SecretBox
+from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.node_faults import NodeFaults
 from comfy_fleet.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,30 @@ async def check_schema(stores: Stores) -> None:
         ConfigError: The layout is a newer version's.
     """
     await Scripts(stores.redis).start()
+
+
+async def check_files(settings: Settings, stores: Stores) -> None:
+    """Check that the records in Redis are about our files; `fleet up` and every API do this at their start.
+
+    If Redis or the disk can't be asked, the process starts anyway.
+
+    Raises:
+        ConfigError: They are about those of another folder.
+    """
+    ours = settings.files_dir.absolute()
+    try:
+        theirs = await open_assets(settings, stores).bytes_elsewhere(str(ours))
+    except (StoreDown, NoRoom, OSError) as error:
+        logger.warning("files folder not checked", extra={"error": str(error)})
+        return
+    if theirs is not None:
+        id_, place = theirs
+        raise ConfigError(
+            f"Redis has the records of another files folder than {ours}; it was {place} at first. "
+            "Start with that one: --data DIR, or FLEET_DATA. Or is this a second fleet on the same Redis? "
+            "Then it needs a FLEET_NAMESPACE of its own. Or are those files lost, or not needed any more? "
+            f"Then give them up: echo {id_} > {shlex.quote(str(ours / 'id'))}"
+        )
 
 
 @asynccontextmanager

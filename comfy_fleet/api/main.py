@@ -34,6 +34,7 @@ from comfy_fleet.api.v1.health import node_probe
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
+    check_files,
     check_schema,
     open_assets,
     open_disk,
@@ -256,6 +257,7 @@ async def run(settings: Settings, sockets: Sequence[socket.socket] | None = None
     async with open_stores(settings) as stores, open_nodes(settings, stores) as nodes:
         await check_schema(stores)
         deps = build(settings, stores, nodes)
+        await check_files(settings, stores)
         logger.info("api ready", extra={"host": settings.api_host, "port": settings.api_port})
         await server(create_app(deps), settings, deps.closing).serve(list(sockets) if sockets else None)
 

@@ -54,6 +54,13 @@ class BlobStore(Protocol):
     async def url(self, key: str) -> str | None:
         """Return a URL, valid for some minutes, from which a client may fetch the bytes; None without one."""
 
+    async def store_id(self) -> str:
+        """Return what identifies this store; drawn at the first call, and kept with the bytes.
+
+        Raises:
+            NoRoom: The store can't be read or written to.
+        """
+
     async def belongs_to(self, records: str) -> bool:
         """Return whether these bytes belong to this store of records; the first store that asks gets them.
 

@@ -24,6 +24,7 @@ from comfy_fleet.domain.nodes.pool import Pool
 from comfy_fleet.ports.comfyui import NoLease
 from comfy_fleet.settings import Settings
 from tests.assets_kit import assets_on
+from tests.conftest import free_port
 from tests.fleet import Fleet, fleet_of, until
 from tests.integration.redis_kit import add_nodes, claim, submit
 from tests.integration.up_kit import Up, up
@@ -256,3 +257,20 @@ def test_a_namespace_that_is_no_name_is_refused_by_every_command(value: str, tmp
         told = command(*argv, FLEET_NAMESPACE=value)
         assert told.returncode == 2, told
         assert "FLEET_NAMESPACE: " in told.stderr
+
+
+def test_a_second_fleet_in_the_same_namespace_is_refused_and_changes_nothing(
+    redis_port: int, tmp_path: Path
+) -> None:
+    url = f"redis://127.0.0.1:{redis_port}/0"
+    with sync_redis.Redis(port=redis_port) as client:
+        client.flushall()
+    with up(tmp_path / "a", "--redis", url, "--nodes", "2") as one:
+        nodes = one.json("node", "ls")["nodes"]
+        port = str(free_port())
+        told = command("up", "--data", str(tmp_path / "b"), "--redis", url, "--nodes", "1", "--port", port)
+        words = " ".join(told.stderr.split())
+        assert told.returncode != 0 and "FLEET_NAMESPACE" in words, told.stderr
+        assert f"it was {tmp_path / 'a' / 'files'} at first" in words
+        assert {node["url"] for node in one.json("node", "ls")["nodes"]} == {node["url"] for node in nodes}
+        run(one, "it goes on")

@@ -5,6 +5,7 @@
     ROOT/blobs/ab/HASH         of earlier versions
     ROOT/jobs/JOB/HASH         outputs of earlier versions
     ROOT/records               identifies the store of records to which all this belongs
+    ROOT/id                    identifies this folder to the store of records, wherever it is moved
 
 No name is made from a user's input. A file appears under its name by a rename, complete or not at all.
 """
@@ -141,6 +142,27 @@ class DiskBlobs:
     async def url(self, key: str) -> str | None:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.url`: files have none."""
         return None
+
+    async def store_id(self) -> str:
+        """See :meth:`comfy_fleet.ports.blobs.BlobStore.store_id`."""
+
+        def look() -> str:
+            path, temp = self._root / "id", self._root / "tmp" / self._new_id()
+            with self._disk.writing():
+                if not path.exists():
+                    try:
+                        with temp.open("x") as file:
+                            file.write(self._new_id())
+                            file.flush()
+                            os.fsync(file.fileno())
+                        with contextlib.suppress(FileExistsError):  # another process was faster
+                            path.hardlink_to(temp)
+                        sync_folder(self._root)
+                    finally:
+                        temp.unlink(missing_ok=True)
+                return path.read_text().strip()  # an operator may have written it
+
+        return await asyncio.to_thread(look)
 
     async def belongs_to(self, records: str) -> bool:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.belongs_to`."""

@@ -346,6 +346,23 @@ class RedisAssets:
         outcomes = [await self._drop(asset_id) for asset_id in ids]
         return "held" not in outcomes
 
+    async def bytes_elsewhere(self, place: str) -> tuple[str, str] | None:
+        """Return id and place of the blob store that has the bytes of these records, if it is another one.
+
+        The first blob store for which this is called is theirs.
+
+        Args:
+            place: Where this one is, in words.
+
+        Raises:
+            NoRoom: The blob store can't be read or written to.
+            StoreDown: No answer.
+        """
+        own = await self._blobs.store_id()
+        await self._redis.set(self._keys.files, f"{own} {place}", nx=True)
+        known, _, where = _text(await self._redis.get(self._keys.files) or own).partition(" ")
+        return None if known == own else (known, where)
+
     async def sweep(self, limit: int = 1000) -> int:
         """Remove expired uploads, and delete bytes that nothing has needed for long; safe at any time.
 

@@ -112,6 +112,7 @@ class Keyspace:
     asset_outputs = _Each("asset:job:JOB")  # hash: HASH NUL NAME -> ID: the job's outputs
     asset_names = _Each("asset:names:OWNER:NAME")  # zset: ids of uploads so named in any spelling, by time
     asset_expiry = _One("asset:expiry")  # zset: ID -> when it ends, uploads only
+    files = _One("files")  # string: which blob store has the bytes (its id), and where it was at first
     blob_owner = _Each("blob:owner:OWNER:HASH")  # set: ids of the owner's records over these bytes
     blob_same = _Each("blob:same:OWNER:HASH")  # hash: NAME -> the newest upload of these bytes and this name
     blob_at = _Each("blob:at:HASH")  # string: PATH of these bytes, for the next upload of them

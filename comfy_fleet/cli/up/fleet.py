@@ -15,7 +15,7 @@ from rich.status import Status
 from comfy_fleet.adapters.system.child_processes import LogFile
 from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.adapters.system.secret_box import NodeCredentials
-from comfy_fleet.bootstrap import Stores, check_schema, open_stores
+from comfy_fleet.bootstrap import Stores, check_files, check_schema, open_stores
 from comfy_fleet.cli.console import span
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
@@ -143,6 +143,7 @@ class Fleet:
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
             await check_schema(stores)
+            await check_files(settings, stores)
             await reconcile(
                 stores.nodes,
                 self.plan.nodes.nodes,

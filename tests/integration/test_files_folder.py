@@ -1,0 +1,71 @@
+"""Which files folder belongs to a Redis: mix-ups are refused, and what only looks like one is not."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from comfy_fleet.bootstrap import Stores, check_files
+from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.settings import Settings
+
+
+async def start(stores: Stores, data: Path) -> None:
+    await check_files(Settings(data=data), stores)
+
+
+async def test_another_folder_is_refused_with_the_ways_out(stores: Stores, tmp_path: Path) -> None:
+    await start(stores, tmp_path / "one")
+    with pytest.raises(ConfigError, match="FLEET_NAMESPACE") as refused:
+        await start(stores, tmp_path / "two")
+    told = str(refused.value)
+    assert str(tmp_path / "one" / "files") in told and "--data DIR" in told
+    await start(stores, tmp_path / "one")
+    shutil.rmtree(tmp_path / "one" / "files")  # by mistake, or to make room
+    with pytest.raises(ConfigError):
+        await start(stores, tmp_path / "one")
+    id_, path = told.rpartition("echo ")[2].split(" > ")
+    named = tmp_path / "two" / "files" / "id"
+    assert path == str(named)
+    named.write_text(f"{id_}\n")  # as the shell does it
+    await start(stores, tmp_path / "two")
+
+
+async def test_a_folder_stays_the_same_wherever_it_is(stores: Stores, redis: Redis, tmp_path: Path) -> None:
+    await start(stores, tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    await start(stores, tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "restored")
+    await start(stores, tmp_path / "restored")
+    (tmp_path / "link").symlink_to(tmp_path / "moved")  # on another machine it is mounted elsewhere
+    await start(stores, tmp_path / "link")
+    await redis.flushall()  # an emptied Redis knows no folder
+    await start(stores, tmp_path / "moved")
+
+
+async def test_data_of_earlier_versions_is_taken_as_it_is(
+    stores: Stores, redis: Redis, tmp_path: Path
+) -> None:
+    (tmp_path / "files" / "blobs").mkdir(parents=True)
+    (tmp_path / "files" / "records").write_text("of an earlier version")
+    await redis.set("fleet:store", "of an earlier version")
+    await start(stores, tmp_path)
+    await start(stores, tmp_path)
+    await redis.delete("fleet:files")  # a backup that was made before comes back
+    await start(stores, tmp_path)
+
+
+async def test_processes_that_start_at_once_agree(stores: Stores, tmp_path: Path) -> None:
+    await asyncio.gather(*(start(stores, tmp_path) for _ in range(20)))
+    assert {path.name for path in (tmp_path / "files").iterdir() if path.is_file()} == {"id"}
+    assert not list((tmp_path / "files" / "tmp").iterdir())
+
+
+async def test_a_folder_that_can_t_be_written_keeps_nobody_from_starting(
+    stores: Stores, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "files").write_text("no folder")
+    await start(stores, tmp_path)
+    assert "files folder not checked" in caplog.messages
