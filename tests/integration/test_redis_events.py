@@ -79,7 +79,7 @@ async def published_until(redis: Any, channel: str, reading: asyncio.Task[bytes]
 
 
 async def test_who_begins_to_listen_while_redis_is_away_hears_it_later_like_the_others(
-    redis: Any, redis_port: int
+    redis: Any, redis_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay = partial(_relay, redis_port)
     port = free_port()
@@ -90,12 +90,13 @@ async def test_who_begins_to_listen_while_redis_is_away_hears_it_later_like_the_
         early = asyncio.create_task(heard(events, "early", here))
         async with asyncio.timeout(15):
             await here.wait()
-    late = asyncio.create_task(heard(events, "late", there))  # Redis is away now
+    await eventually("it is known that Redis is away", lambda: "event connection lost" in caplog.text)
+    late = asyncio.create_task(heard(events, "late", there))
     async with asyncio.timeout(15):
         await there.wait()
     async with StreamServer(relay, port):
-        assert await published_until(redis, "early", early) == b"early"
         assert await published_until(redis, "late", late) == b"late"
+        assert await published_until(redis, "early", early) == b"early"
         await events.close()
         await listening.aclose()
 
