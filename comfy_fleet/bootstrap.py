@@ -13,7 +13,7 @@ from comfy_fleet.adapters.blobs.disk import DiskBlobs
 from comfy_fleet.adapters.comfyui.answer_limits import AnswerLimits
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.redis.assets import RedisAssets
-from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, connect, subscriber
+from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.inventories import RedisInventories
@@ -100,7 +100,7 @@ async def check_files(settings: Settings, stores: Stores) -> None:
     ours = settings.files_dir.absolute()
     try:
         theirs = await open_assets(settings, stores).bytes_elsewhere(str(ours))
-    except (StoreDown, NoRoom, OSError) as error:
+    except (StoreDown, NoRoom, OSError, WrongType) as error:
         logger.warning("files folder not checked", extra={"error": str(error)})
         return
     if theirs is not None:

@@ -69,3 +69,11 @@ async def test_a_folder_that_can_t_be_written_keeps_nobody_from_starting(
     (tmp_path / "files").write_text("no folder")
     await start(stores, tmp_path)
     assert "files folder not checked" in caplog.messages
+
+
+async def test_a_strange_value_keeps_nobody_from_starting(
+    stores: Stores, redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await redis.hset("fleet:files", "somebody", "else's")
+    await start(stores, tmp_path)
+    assert "files folder not checked" in caplog.messages
