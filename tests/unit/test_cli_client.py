@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from select import select
 from typing import Any
@@ -211,6 +211,15 @@ def test_draining_waits_through_a_restart_of_the_api(canned: Canned, monkeypatch
     assert (result.exit_code, result.stdout.strip()) == (0, "drained a")
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C reach commands in this process, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_draining_names_what_stays_drained(canned: Canned) -> None:
     canned.on("POST", "/api/v1/nodes/a/drain", {"name": "a", "run": "r"})
 
