@@ -192,9 +192,11 @@ class Dispatcher:
             if not stop.is_set():
                 raise ConfigError("a newer version works on this Redis: start that version's dispatcher")
         finally:
-            for task in (*background, *self._tasks):
-                task.cancel()
-            await asyncio.gather(*background, *self._tasks, return_exceptions=True)
+            self._seekers.stop()  # a run that ends now frees its node, and that must begin nothing more
+            while left := [task for task in (*background, *self._tasks) if not task.done()]:
+                for task in left:
+                    task.cancel()
+                await asyncio.gather(*left, return_exceptions=True)
             logger.info("dispatcher stopped", extra={"dispatcher": self.name})
 
     async def _until_told(self, stop: asyncio.Event) -> None:

@@ -427,3 +427,14 @@ async def test_a_post_that_breaks_in_our_own_hands_is_taken_for_one_without_an_a
     async with fleet_of(redis_port, "g1") as fleet:
         done = await fleet.ended((await fleet.submit(GRAPH)).id)
         assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 0)
+
+
+async def test_a_dispatcher_that_is_canceled_leaves_no_work_behind(redis_port: int) -> None:
+    async with fleet_of(redis_port, "g1", "g2", sim={"timing": SimTiming(job_s=5)}) as fleet:
+        for i in range(6):
+            await fleet.submit(picture(i))
+        (running,) = fleet.dispatchers
+        await until(lambda: len(running.dispatcher.flying) == 2, what="both nodes work")
+        before = asyncio.all_tasks()
+        await running.kill()
+        assert {task.get_name() for task in asyncio.all_tasks() - before} == set()
