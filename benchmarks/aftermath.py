@@ -1,5 +1,6 @@
 """What is left of a fleet when everything has settled: every job, every output, every key in Redis."""
 
+import asyncio
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ Colour = tuple[int, int, int]
 
 RUNNING = ("fleet:run:*", "fleet:lease:*", "fleet:node:*:runs", "fleet:job:*:secret", "fleet:job:*:traces")
 """Keys that only something at work may have."""
+EXPIRES_S = 10
+"""Some of these keys are left to expire; in this time they do."""
 WAITING = (
     "fleet:runs",
     "fleet:placements",
@@ -124,7 +127,11 @@ async def look(fleet: Fleet, expected: Mapping[str, Expected], found: Findings) 
                 found.unreadable += await _unreadable(http, job, wanted.colour)
             if wrong := await _twice(store, job_id):
                 found.twice.append(wrong)
-        found.leftover = await _leftover(store)
+        for _ in range(EXPIRES_S):
+            found.leftover = await _leftover(store)
+            if not found.leftover:
+                break
+            await asyncio.sleep(1)
 
 
 async def _unreadable(http: httpx.AsyncClient, job: Mapping[str, Any], colour: Colour) -> list[str]:
