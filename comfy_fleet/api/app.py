@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
@@ -21,6 +22,7 @@ from comfy_fleet.api.auth import shown_key
 from comfy_fleet.api.body_pace import Incoming
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.endpoint import ServedRoute
+from comfy_fleet.api.native import routes as native
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
 from comfy_fleet.domain.errors import FleetError
@@ -47,7 +49,7 @@ def create_app(deps: ApiDeps) -> "Front":
             await asyncio.gather(*tasks, return_exceptions=True)
 
     # The first route that fits answers, so the most frequent ones come first.
-    routes = [*v2.routes(), *v1.routes(), *metrics.routes, *front_page.routes]
+    routes = [*v2.routes(), *v1.routes(), *native.routes(), *metrics.routes, *front_page.routes]
     return Front(Router(routes, redirect_slashes=False, lifespan=lifespan), routes, deps)
 
 
@@ -59,7 +61,7 @@ class Front:
         self._routes: dict[Any, ServedRoute] = {route.endpoint: route for route in routes}
         self._open_paths = frozenset(route.path for route in routes if route.open)
         handlers: dict[Any, Any] = {
-            FleetError: errors.on_fleet_error,
+            FleetError: self._refused,
             HTTPException: errors.on_http_exception,
         }
         self.app = ExceptionMiddleware(router, handlers)
@@ -77,6 +79,11 @@ class Front:
             await self._http(scope, receive, send)
         else:  # no surface uses websockets
             await send({"type": "websocket.close", "code": 1000})
+
+    async def _refused(self, request: Request, error: FleetError) -> Response:
+        """Answer one of the project's errors in the form of the surface that was asked."""
+        route = self._routes.get(request.scope.get("endpoint"))
+        return errors.fleet_error(error) if route is None else route.refusal(error)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, finished = 0, False

@@ -9,6 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from comfy_fleet.api.errors import fleet_error
+from comfy_fleet.domain.errors import FleetError
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 JSON = "application/json"
@@ -24,6 +27,7 @@ class ServedRoute(Route):
         open: Whether a request needs no key.
         at_once: Whether a request is let in however many are in progress.
         streams: Whether the answer lasts as long as events come, so that its duration means nothing.
+        refusal: Makes the answer for an error, in the form of this surface.
     """
 
     def __init__(
@@ -36,11 +40,13 @@ class ServedRoute(Route):
         open: bool = False,  # noqa: A002 - as in Endpoint
         at_once: bool = False,
         streams: bool = False,
+        refusal: Callable[[FleetError], Response] = fleet_error,
     ) -> None:
         super().__init__(path, handler, methods=[method], name=name)
         self.open = open
         self.at_once = at_once
         self.streams = streams
+        self.refusal = refusal
 
 
 @dataclass(frozen=True, kw_only=True)

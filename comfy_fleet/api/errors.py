@@ -152,11 +152,6 @@ def unexpected() -> Response:
     return envelope(500, "upstream_error", "the request could not be processed; try again later")
 
 
-async def on_fleet_error(request: Request, error: FleetError) -> Response:
-    """Handle :class:`FleetError` inside the app."""
-    return fleet_error(error)
-
-
 async def on_http_exception(request: Request, error: HTTPException) -> Response:
     """Handle the framework's errors: unknown routes, wrong methods, bodies that are too large."""
     code = _HTTP_CODES.get(

@@ -1,0 +1,18 @@
+"""All routes of ComfyUI's own interface."""
+
+from comfy_fleet.api.endpoint import ServedRoute
+from comfy_fleet.api.native import files, history, jobs_api, models, object_info, prompt, queue, system
+
+
+def routes() -> list[ServedRoute]:
+    """Return the routes, the most frequent ones first."""
+    return [
+        *prompt.TABLE,
+        *files.TABLE,
+        *jobs_api.TABLE,
+        *history.TABLE,
+        *queue.TABLE,
+        *object_info.TABLE,
+        *models.TABLE,
+        *system.TABLE,
+    ]
