@@ -78,6 +78,7 @@ class NodeApi(Protocol):
         run: str,
         job: str,
         extra_data: Mapping[str, Any] | None = None,
+        targets: Sequence[str] = (),
     ) -> PostAnswered | PostUnknown:
         """Post a graph under the run's id. Never raises because of the node or the broker."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from comfy_fleet.domain.jobs.frames import RawFrame
-from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob
+from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob, OwnerEvent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,24 @@ class JobStore(Protocol):
         (:mod:`comfy_fleet.domain.jobs.raw_ui`). Empty until the prompt has left its node.
         """
 
+    async def extra_data(self, job: Job) -> Mapping[str, Any]:
+        """Return the job's ``extra_data`` without its secrets, which nobody can read again."""
+
+    async def by_prompt(self, owner: str, prompt_id: str) -> str | None:
+        """Return the id of the owner's newest job that its client calls so, or None.
+
+        Only ids that a client chose are found; otherwise a prompt's id is the job's.
+        """
+
+    async def live(self, owner: str) -> Sequence[Job]:
+        """Return the owner's jobs that are not final, as lists show them: those that run, then by number."""
+
+    async def live_count(self, owner: str) -> int:
+        """Return how many of the owner's jobs are not final."""
+
+    async def hide(self, owner: str, job_ids: Sequence[str]) -> int:
+        """Delete final jobs of the owner's from ComfyUI's history, and from nothing else; return how many."""
+
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile in seconds, newest first, at most 50."""
 
@@ -105,6 +123,9 @@ class JobStore(Protocol):
 
 class Events(Protocol):
     """Live events. They are quick and may be lost; the record is the truth."""
+
+    def owner(self, owner: str) -> AbstractAsyncContextManager[AsyncIterator[OwnerEvent]]:
+        """Yield each submit and change of status of an owner's jobs, from now on."""
 
     def subscribe(self, job_id: str) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
         """Yield the job's events from now on; subscribe first, then read the record."""

@@ -1,7 +1,7 @@
 """Jobs as dispatchers see them: claim, keep alive, end, give back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ class Claim:
         jobs_behind: How many jobs of the same placement classes wait behind it.
         pool: The node's pool, which may differ from the one that the job named; empty if unknown.
         heard: Whether anybody listened to the job's frames when it was claimed.
+        extra_data: What its owner can read of the job's ``extra_data``; empty after a take-over.
     """
 
     job: Job
@@ -29,6 +30,7 @@ class Claim:
     attempt: int
     pool: str = ""
     heard: bool = False
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def log_fields(self) -> Mapping[str, str]:
@@ -218,7 +220,7 @@ class RunStore(Protocol):
         """Return those of the given nodes that a run occupies."""
 
     async def secret(self, claim: Claim) -> bytes | None:
-        """Return the encrypted ``extra_data`` of the claimed job."""
+        """Return the encrypted part of the claimed job's ``extra_data``."""
 
     async def overdue(self, limit: int) -> int:
         """End queued jobs that are past their deadline as ``expired``; return how many."""

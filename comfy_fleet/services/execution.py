@@ -270,7 +270,8 @@ class Execution:
             check = partial(file_check.check, graph, declared, policy=files, assets=assets)
             await worked(self._large, check)
         self._graph = await self._prepare(graph)
-        self._extra_data = await self._open_secret()
+        secrets = await self._open_secret()
+        self._extra_data = {**self.claim.extra_data, **secrets} if secrets else self.claim.extra_data
         return graph
 
     async def _taken_over(self, held: Held) -> None:
@@ -441,7 +442,7 @@ class Execution:
         )
 
     async def _open_secret(self) -> Mapping[str, Any] | None:
-        """Return the decrypted ``extra_data``. Raises ConfigError if it was sealed under another key."""
+        """Return the sealed part of ``extra_data``. Raises ConfigError if it was sealed under another key."""
         if not self.claim.job.has_secret:
             return None
         secret = await retry_while_store_down(
@@ -472,6 +473,7 @@ class Execution:
             run=self.claim.run,
             job=self.claim.job.id,
             extra_data=self._extra_data,
+            targets=self.claim.job.targets,
         )
         self._events.put_nowait(answer)
         if not isinstance(answer, PostUnknown) and answer.status == 200:

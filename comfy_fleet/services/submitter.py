@@ -25,7 +25,8 @@ from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
 from comfy_fleet.domain.graphs.graph import Graph, Place
 from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
-from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement
+from comfy_fleet.domain.jobs.extra_data import split_secrets
+from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptFields
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
@@ -73,6 +74,7 @@ class JobOptions:
         deadline_s: Seconds from now; later it must not start.
         where: Pools, zone and labels; these override the workflow's.
         traceparent: The trace that the job belongs to.
+        prompt: What ComfyUI's own form of a request says besides.
     """
 
     priority: int = 0
@@ -82,6 +84,7 @@ class JobOptions:
     where: PlacementRequest = field(default_factory=PlacementRequest)
     idempotency: Idempotency | None = None
     traceparent: str | None = None
+    prompt: PromptFields = field(default_factory=PromptFields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +218,7 @@ class Submitter:
                 f"the workflow can't be written as JSON: {error}", details={"field": "workflow"}
             ) from error
         now = self._clock()
+        shown, secrets = split_secrets(options.extra_data)
         new = NewJob(
             id=self._new_id(),
             owner=owner,
@@ -231,7 +235,9 @@ class Submitter:
             placement=placement,
             assets=frozenset(uploads.values()),
             uploads=uploads,
-            secret=self._sealer.seal(orjson.dumps(options.extra_data)) if options.extra_data else None,
+            extra_data=shown,
+            secret=self._sealer.seal(orjson.dumps(secrets)) if secrets else None,
+            prompt=options.prompt,
             deadline_s=options.deadline_s,
             max_attempts=self._limits.max_attempts,
             traceparent=options.traceparent,

@@ -37,7 +37,7 @@ class FakeEvents(Fake):
         """Return how many events of a job were not read yet."""
         return sum(queue.qsize() for queue in self._queues.get(job_id, ()))
 
-    frames = unplayed
+    frames = owner = unplayed
 
     @asynccontextmanager
     async def subscribe(self, job_id: str) -> AsyncIterator[AsyncIterator[JobEvent]]:
@@ -345,6 +345,7 @@ class FakeJobStore(Fake):
         return self.latest
 
     submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = ui = unplayed
+    extra_data = by_prompt = live = live_count = hide = unplayed
 
 
 async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:

@@ -18,7 +18,7 @@ its answer breaks a limit           ``unusable``     NodeFault
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -145,16 +145,18 @@ class NodeClient:
         run: str,
         job: str,
         extra_data: Mapping[str, Any] | None = None,
+        targets: Sequence[str] = (),
     ) -> PostAnswered | PostUnknown:
         """Post a graph under the run's id. Never raises because of the node or the broker."""
-        body = orjson.dumps(
-            {
-                "prompt": graph,
-                "client_id": run,
-                "prompt_id": run,
-                "extra_data": {**(extra_data or {}), "fleet": {"job": job, "run": run}},
-            }
-        )
+        message: dict[str, Any] = {
+            "prompt": graph,
+            "client_id": run,
+            "prompt_id": run,
+            "extra_data": {**(extra_data or {}), "fleet": {"job": job, "run": run}},
+        }
+        if targets:
+            message["partial_execution_targets"] = list(targets)
+        body = orjson.dumps(message)
         headers = {NODE: node, JOB: job, "Content-Type": "application/json"}
         try:
             response = await self._send("POST", "/prompt", headers, data=body, patience=_SEND)

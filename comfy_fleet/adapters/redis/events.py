@@ -11,7 +11,7 @@ import orjson
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame
-from comfy_fleet.domain.jobs.job import JobEvent
+from comfy_fleet.domain.jobs.job import JobEvent, OwnerEvent
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.timeouts import Timeout
 
@@ -99,6 +99,12 @@ class RedisEvents:
             yield _job_events(job_id, queue)
 
     @contextlib.asynccontextmanager
+    async def owner(self, owner: str) -> AsyncIterator[AsyncIterator[OwnerEvent]]:
+        """Yield what happens to an owner's jobs from now on."""
+        async with self.channel(self._keys.owner_events(owner), most=MOST_FRAMES) as queue:
+            yield _owner_events(owner, queue)
+
+    @contextlib.asynccontextmanager
     async def frames(self, job_id: str) -> AsyncIterator[AsyncIterator[RawFrame]]:
         """Yield the frames of a job's runs from now on."""
         async with self.channel(self._keys.frames(job_id), most=MOST_FRAMES) as queue:
@@ -181,5 +187,16 @@ async def _job_events(job_id: str, queue: asyncio.Queue[bytes]) -> AsyncIterator
             event = from_fields(JobEvent, {**orjson.loads(message), "job_id": job_id})
         except UNREADABLE as error:
             logger.warning("event can't be read", extra={"job_id": job_id, "error": str(error)})
+        else:
+            yield event
+
+
+async def _owner_events(owner: str, queue: asyncio.Queue[bytes]) -> AsyncIterator[OwnerEvent]:
+    while True:
+        message = await queue.get()
+        try:
+            event = from_fields(OwnerEvent, orjson.loads(message))
+        except UNREADABLE as error:
+            logger.warning("event can't be read", extra={"owner": owner, "error": str(error)})
         else:
             yield event

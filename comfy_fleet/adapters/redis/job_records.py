@@ -1,5 +1,6 @@
 """A job's record in Redis, and RQ's view of the same job."""
 
+import hashlib
 import logging
 import zlib
 from base64 import b64encode
@@ -66,7 +67,41 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields |= {"workflow": new.workflow, "version": new.workflow_version or ""}
     if new.traceparent:
         fields["traceparent"] = new.traceparent
+    prompt = new.prompt
+    if prompt.prompt_id:
+        fields |= {"prompt_id": prompt.prompt_id, "prompt_hash": hashed(prompt.prompt_id)}
+    if prompt.client_id is not None:
+        fields["client_id"] = prompt.client_id
+    if prompt.targets:
+        fields["targets"] = orjson.dumps(prompt.targets)
     return fields
+
+
+def hashed(text: str) -> str:
+    """Return a client's text as a part of a key in Redis: it may have any length and any characters."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def dump_extra_data(extra_data: Mapping[str, Any]) -> bytes:
+    """Return ``extra_data`` in its stored form; no bytes for nothing."""
+    return zlib.compress(orjson.dumps(dict(extra_data)), 1) if extra_data else b""
+
+
+def load_extra_data(data: bytes) -> dict[str, Any]:
+    """Read :func:`dump_extra_data` back.
+
+    Raises:
+        Exception: One of :data:`UNREADABLE`: it is something else.
+    """
+    if not data:
+        return {}
+    try:
+        found = orjson.loads(zlib.decompress(data))
+    except zlib.error as error:
+        raise ValueError(f"extra data can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise TypeError("extra data must be an object")
+    return found
 
 
 def to_dict(raw: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[str, bytes]:
@@ -275,6 +310,12 @@ def load_job(
         seq=int(record.get("seq", 0)),
         waiting_for=text("waits"),
         has_secret=record.get("has_secret") == b"1",
+        has_extra_data=record.get("has_extra") == b"1",
         rerun_nodes=frozenset((text("bust") or "").split("\n")) - {""},
         traceparent=text("traceparent"),
+        prompt_id=text("prompt_id") or job_id,
+        client_id=record["client_id"].decode() if "client_id" in record else None,
+        number=float(record.get("number", 0)),
+        targets=tuple(map(str, orjson.loads(record.get("targets", b"[]")))),
+        hidden=record.get("hidden") == b"1",
     )

@@ -1,6 +1,5 @@
 """Jobs as clients see them: submit, read, list, cancel (port :class:`comfy_fleet.ports.jobs.JobStore`)."""
 
-import hashlib
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -13,6 +12,7 @@ import orjson
 
 from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
+from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
@@ -38,6 +38,7 @@ _BRIEF = (
     ),
     *("profile", "placement", "started", "completed", "deadline", "attempt", "max_attempts", "run", "node"),
     *("cancel", "progress", "seq", "waits", "traceparent"),
+    *("prompt_id", "client_id", "number", "targets", "hidden", "has_extra"),
 )
 """Fields of a record that a list reads; first the error, which the script may shorten."""
 
@@ -75,6 +76,7 @@ class RedisJobStore:
             "submit",
             new.graph,
             new.secret or b"",
+            job_records.dump_extra_data(new.extra_data),
             *fields.values(),
             fields=list(fields),
             id=new.id,
@@ -87,6 +89,9 @@ class RedisJobStore:
             expires_in_s=new.expires_in_s,
             deadline_s=new.deadline_s,
             assets=" ".join(sorted(new.assets)),
+            prompt_hash=fields.get("prompt_hash"),
+            number=new.prompt.number,
+            front=new.prompt.front or None,
             rq_data=job_records.reference(new.id),
             rq_description=f"{what} for {new.owner}",
             idempotency=None
@@ -106,14 +111,15 @@ class RedisJobStore:
                 details={"depth": int(answer[1]), "limit": depth_limit},
             )
         if outcome == b"ok":
-            return Submitted(job=_fresh(new, float(answer[1])), position=int(answer[2]) or None)
+            job = _fresh(new, created_at=float(answer[1]), number=float(answer[3]))
+            return Submitted(job=job, position=int(answer[2]) or None)
         job_id = new.id if outcome == b"again" else answer[1].decode()
         if outcome == b"used":
             raise key_reused(job_id)
-        job = await self.get(job_id)
-        if job is None:
+        made = await self.get(job_id)
+        if made is None:
             raise NotFound(f"job {job_id} is past its retention", details={"job_id": job_id})
-        return Submitted(job=job, replayed=outcome == b"replay")
+        return Submitted(job=made, replayed=outcome == b"replay")
 
     async def made_by(self, idempotency: Idempotency) -> str | None:
         """Return the id of the job that a key has made, or None."""
@@ -168,7 +174,9 @@ class RedisJobStore:
         all that follow it, so none is listed twice or left out.
         """
         key = self._newest(wanted.owner)
-        filtered = bool(wanted.statuses or wanted.metadata or wanted.workflow is not None)
+        filtered = (
+            bool(wanted.statuses or wanted.metadata or not wanted.hidden) or wanted.workflow is not None
+        )
         after = (float("inf"), "") if wanted.cursor is None else _read_cursor(wanted.cursor)
         found: list[Job] = []
         budget, skip = LOOKED_AT, 0
@@ -203,6 +211,7 @@ class RedisJobStore:
             states=list(wanted.statuses) or None,
             workflow=wanted.workflow or None,
             labels=dict(wanted.metadata) or None,
+            shown=None if wanted.hidden else True,
         )
         return frozenset(raw.decode() for raw in found)
 
@@ -260,6 +269,33 @@ class RedisJobStore:
         data = await self._redis.get(self._keys.job_ui(job_id))
         return dict(json.loads(data)) if data else {}
 
+    async def extra_data(self, job: Job) -> Mapping[str, Any]:
+        """Return what can be read of a job's ``extra_data``; see the port."""
+        data = await self._redis.get(self._keys.job_extra(job.id)) if job.has_extra_data else b""
+        return job_records.load_extra_data(data or b"")
+
+    async def by_prompt(self, owner: str, prompt_id: str) -> str | None:
+        """Return the newest job that its client calls so; see the port."""
+        found = await self._redis.get(self._keys.prompt(owner, hashed(prompt_id)))
+        return found.decode() if found else None
+
+    async def live(self, owner: str) -> Sequence[Job]:
+        """Return the owner's jobs that are not final; see the port."""
+        running, queued = await self._scripts.call("live", owner=owner)
+        ids = [raw.decode() for raw in (*running, *queued)]
+        found: list[Job] = []
+        for start in range(0, len(ids), WINDOW):
+            found += [job for job in await self._briefs(ids[start : start + WINDOW]) if job is not None]
+        return found
+
+    async def live_count(self, owner: str) -> int:
+        """Return how many of the owner's jobs are not final."""
+        return int(await self._redis.zcard(self._keys.live(owner)))
+
+    async def hide(self, owner: str, job_ids: Sequence[str]) -> int:
+        """Delete final jobs from ComfyUI's history; see the port."""
+        return int(await self._scripts.call("hide", owner=owner, ids=list(job_ids))) if job_ids else 0
+
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile (``*`` for all), newest first."""
         return [float(raw) for raw in await self._redis.lrange(self._keys.durations(profile), 0, 49)]
@@ -271,11 +307,6 @@ class RedisJobStore:
         return [(float(seconds), node) for seconds, node in parts]
 
 
-def hashed(key: str) -> str:
-    """Return a client's text as a part of a key in Redis: it may have any length and any characters."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
 def _hash(answer: Any) -> dict[bytes, bytes]:
     """Return a hash; an empty one if the key has another type of value, which somebody else put there."""
     if isinstance(answer, WrongType):
@@ -285,7 +316,7 @@ def _hash(answer: Any) -> dict[bytes, bytes]:
     return dict(answer)
 
 
-def _fresh(new: NewJob, created_at: float) -> Job:
+def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
     """Return the same as :meth:`RedisJobStore.get`, from data that was read already."""
     return Job(
         id=new.id,
@@ -305,7 +336,12 @@ def _fresh(new: NewJob, created_at: float) -> Job:
         deadline_at=None if new.deadline_s is None else created_at + new.deadline_s,
         max_attempts=new.max_attempts,
         has_secret=new.secret is not None,
+        has_extra_data=bool(new.extra_data),
         traceparent=new.traceparent,
+        prompt_id=new.prompt.prompt_id or new.id,
+        client_id=new.prompt.client_id,
+        number=number,
+        targets=new.prompt.targets,
     )
 
 

@@ -53,13 +53,17 @@ class Keyspace:
     job = _Each("job:ID")  # hash: the job's record, see job_records.py
     job_outputs = _Each("job:ID:outputs")  # hash: NODE\nKEY\nINDEX -> output as JSON
     job_ui = _Each("job:ID:ui")  # string: what the graph's nodes handed over for the user interface, as JSON
-    job_secret = _Each("job:ID:secret")  # string: encrypted extra_data, erased when the job ends
+    job_extra = _Each("job:ID:extra")  # string: what its owner can read of extra_data, as JSON, compressed
+    job_secret = _Each("job:ID:secret")  # string: the rest of it, encrypted, erased when the job ends
     job_preview = _Each("job:ID:preview")  # string: the latest preview, for readers who come late
     job_cleanups = _Each("job:ID:traces")  # set: NODE RUN: whose files stay on nodes until the job is final
     graph = _Each("graph:HASH")  # string: a graph as submitted
     graphs = _One("graphs")  # hash: HASH -> how many jobs need the graph
     jobs = _One("jobs")  # zset: ID -> created
     jobs_of = _Each("jobs:OWNER")  # zset: the same of one owner
+    live = _Each("live:OWNER")  # zset: ID -> its number, jobs of the owner that are not final
+    numbers = _One("numbers")  # hash: OWNER -> the last number of a job
+    prompt = _Each("prompt:OWNER:HASH")  # string: the newest job that its client calls so
     placements = _One("placements")  # set: placement classes that have queued jobs
     queue = _Each("queue:PLACEMENT")  # zset: ID -> rank; the lowest goes first (created - priority * ageing)
     deadlines = _One("deadlines")  # zset: ID -> deadline, queued jobs only
@@ -132,6 +136,7 @@ class Keyspace:
 
     # -- channels
     events = _Each("events:ID")  # everything that happens to a job
+    owner_events = _Each("owner:OWNER")  # each status of an owner's jobs
     frames = _Each("frames:ID")  # frames of its runs as their nodes sent them, while somebody listens
     # For dispatchers: "job PLACEMENT", "free", "cancel RUN", "release RUN", "frames JOB", "schema"
     wake = _One("wake")

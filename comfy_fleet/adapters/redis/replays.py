@@ -1,7 +1,7 @@
 """Answers for repeated requests, in Redis."""
 
 from comfy_fleet.adapters.redis.client import FleetRedis
-from comfy_fleet.adapters.redis.jobs import hashed
+from comfy_fleet.adapters.redis.job_records import hashed
 
 _MARK_S = 60
 _KEEP_S = 86400

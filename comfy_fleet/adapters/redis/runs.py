@@ -109,6 +109,7 @@ class RedisRunStore:
             if answer[3] is None:
                 raise ValueError("its graph is gone")
             job = job_records.load_job(job_id, job_records.to_dict(answer[2]))
+            extra_data = job_records.load_extra_data(answer[7])
         except UNREADABLE as problem:
             await self._abandon(job_id, run, token, problem)
             return Refused(why="broken")
@@ -135,6 +136,7 @@ class RedisRunStore:
             graph=answer[3],
             jobs_behind=int(answer[5]),
             heard=bool(answer[6]),
+            extra_data=extra_data,
             run=run,
             node=node,
             token=token,
@@ -321,7 +323,7 @@ class RedisRunStore:
         return frozenset(node for node, run in zip(nodes, runs, strict=True) if run)
 
     async def secret(self, claim: Claim) -> bytes | None:
-        """Return the encrypted ``extra_data`` of the claimed job."""
+        """Return the encrypted part of the claimed job's ``extra_data``."""
         secret: bytes | None = await self._redis.get(self._keys.job_secret(claim.job.id))
         return secret
 

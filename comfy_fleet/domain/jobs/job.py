@@ -241,6 +241,25 @@ Metadata: TypeAlias = str | Mapping[str, str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptFields:
+    """What ComfyUI's ``POST /prompt`` says about a job besides its graph.
+
+    Attributes:
+        prompt_id: What the client calls the job; empty: as the job is called.
+        client_id: Whose websockets are told of it, in the client's words; None: nobody's.
+        number: Its place among the owner's waiting jobs, the lowest first; None: behind all others.
+        front: Without a number: before all others.
+        targets: The output nodes that are to run; empty: all.
+    """
+
+    prompt_id: str = ""
+    client_id: str | None = None
+    number: float | None = None
+    front: bool = False
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewJob:
     """A job that passed validation and is about to be written.
 
@@ -256,7 +275,9 @@ class NewJob:
             classes.
         assets: Ids of assets the graph needs; they are kept until the job is final.
         uploads: Asset id by ``NODE_ID/INPUT``: the file is staged on the node and its name put in that place.
-        secret: Encrypted ``extra_data``, opaque here; stored apart and erased with the run.
+        extra_data: What the node gets in addition to the graph, and its owner can read again.
+        secret: The rest of it, encrypted and opaque here; stored apart and erased with the run.
+        prompt: What its client said in ComfyUI's own form.
         deadline_s: Seconds after it is written; later it must not start.
         expires_in_s: Retention after the end.
         traceparent: The caller's trace, as W3C Trace Context writes it.
@@ -277,7 +298,9 @@ class NewJob:
     placement: Placement = field(default_factory=Placement)
     assets: frozenset[str] = frozenset()
     uploads: Mapping[str, str] = field(default_factory=dict)
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
     secret: bytes | None = None
+    prompt: PromptFields = field(default_factory=PromptFields)
     deadline_s: float | None = None
     max_attempts: int = 3
     traceparent: str | None = None
@@ -295,9 +318,15 @@ class Job:
         seq: Sequence number of its last event.
         waiting_for: What it waits for, in words: a node while queued, or room for its outputs at the end.
         has_secret: Whether encrypted ``extra_data`` was submitted with it.
+        has_extra_data: Whether ``extra_data`` was submitted that its owner can read again.
         output_count: How many outputs it has; lists don't read the outputs themselves.
         rerun_nodes: Nodes whose cached outputs named files that are gone; they must run again.
         traceparent: The trace of whoever submitted it, as W3C Trace Context writes it.
+        prompt_id: What its client calls it in ComfyUI's own interface: its id, or what the client chose.
+        client_id: Whose websockets are told of it; None: nobody's.
+        number: Its number there: counts up per owner, unless the client chose one.
+        targets: The output nodes that are to run; empty: all.
+        hidden: Whether its owner has deleted it from ComfyUI's history.
     """
 
     id: str
@@ -330,8 +359,14 @@ class Job:
     seq: int = 0
     waiting_for: str | None = None
     has_secret: bool = False
+    has_extra_data: bool = False
     rerun_nodes: frozenset[str] = frozenset()
     traceparent: str | None = None
+    prompt_id: str = ""
+    client_id: str | None = None
+    number: float = 0.0
+    targets: tuple[str, ...] = ()
+    hidden: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +376,7 @@ class JobFilter:
     Attributes:
         owner: None lists the jobs of all owners (operators only).
         metadata: Labels that a job must have with exactly these values.
+        hidden: Whether jobs that are deleted from ComfyUI's history are listed, too.
         cursor: What an earlier page returned as ``next_cursor``.
     """
 
@@ -348,6 +384,7 @@ class JobFilter:
     statuses: frozenset[JobStatus] = frozenset()
     metadata: Mapping[str, str] = field(default_factory=dict)
     workflow: str | None = None
+    hidden: bool = True
     limit: int = 50
     cursor: str | None = None
 
@@ -383,3 +420,22 @@ class JobEvent:
     type: str
     run: str | None
     data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnerEvent:
+    """A job of an owner's was submitted, or has another status.
+
+    Attributes:
+        client_id: Whose websockets are told of it.
+        prompt_id: What its client calls it.
+        run: The run that it has now, if any.
+        live: How many of the owner's jobs are not final.
+    """
+
+    job_id: str
+    status: JobStatus
+    client_id: str | None
+    prompt_id: str
+    run: str | None
+    live: int

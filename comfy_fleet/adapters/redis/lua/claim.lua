@@ -1,6 +1,6 @@
 -- Take the best job of some placement classes for a node that HAProxy granted.
 -- args: node, run, token, dispatcher, ttl_s, placements, peek (jobs looked at in each class).
--- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames}
+-- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or ''}
 local other = other_schema()
 if other then return other end
 local node, run = args.node, args.run
@@ -57,4 +57,6 @@ local data = rq_start(best, run, args.dispatcher, at)
 publish_status(best, 'running', run, node)
 local behind = 0
 for _, placement in ipairs(args.placements) do behind = behind + redis.call('ZCARD', queue_key(placement)) end
-return { 'ok', best, redis.call('HGETALL', key), graph_of(best), data, behind, listeners(best) }
+local extra = redis.pcall('GET', job_extra_key(best))
+return { 'ok', best, redis.call('HGETALL', key), graph_of(best), data, behind, listeners(best),
+  type(extra) == 'string' and extra or '' }

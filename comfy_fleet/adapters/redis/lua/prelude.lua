@@ -181,11 +181,21 @@ local function publish(id, kind, run, data)
   return seq
 end
 
+-- Tell who follows all jobs of an owner.
+local function publish_owner(id, status, run)
+  local f = fields(job_key(id), 'owner', 'client_id', 'prompt_id')
+  if not f[1] then return end
+  redis.call('PUBLISH', owner_events_key(f[1]), cjson.encode({ job_id = id, status = status,
+    client_id = f[2] or cjson.null, prompt_id = f[3] or id, run = run and run ~= '' and run or cjson.null,
+    live = redis.call('ZCARD', live_key(f[1])) }))
+end
+
 -- progress: the last of it, as JSON, or nothing.
 local function publish_status(id, status, run, node, progress)
   publish(id, 'status', run, '{"status":"' .. status .. '"'
     .. (node and node ~= '' and ',"node":"' .. node .. '"' or '')
     .. (progress and ',"progress":' .. progress or '') .. '}')
+  publish_owner(id, status, run)
 end
 
 local function enqueue(id, placement, rank, front)
@@ -416,12 +426,13 @@ end
 -- The one way in which a job becomes final; progress: how far it came, as JSON, if that is new.
 local function end_job(id, status, err, result, at, progress)
   local key = job_key(id)
-  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node')
+  local f = redis.call('HMGET', key, 'expires_in', 'assets', 'run', 'node', 'owner')
   local expires = at + (tonumber(f[1] or '') or 604800)
   redis.call('HSET', key, 'status', status, 'completed', num(at), 'expires', num(expires))
   if err ~= '' and status ~= 'canceled' and status ~= 'succeeded' then redis.call('HSET', key, 'error', err) end
   if progress then redis.call('HSET', key, 'progress', progress) end
   redis.call('HDEL', key, 'waits')
+  if f[5] then redis.call('ZREM', live_key(f[5]), id) end
   redis.call('DEL', job_secret_key(id), job_preview_key(id))
   redis.call('ZADD', expiring_key, num(expires), id)
   for asset in string.gmatch(f[2] or '', '%S+') do let_go(asset, id, expires) end

@@ -1,8 +1,9 @@
 -- Write and enqueue a job; all or nothing.
 -- args: id, owner, graph_hash, depth_limit, ageing_s, priority, placement, expires_in_s, deadline_s, assets (ids, between
---       blanks), rq_data, rq_description, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names).
--- ARGV: graph, secret or '', then the record's value for each of the fields.
--- Returns {'schema', layout} | {'ok', created, place in the queue} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
+--       blanks), rq_data, rq_description, idempotency {scope, hash, fingerprint, replay (bool)}, fields (names),
+--       prompt_hash (of the id that its client chose), number, front (bool).
+-- ARGV: graph, secret or '', extra data or '', then the record's value for each of the fields.
+-- Returns {'schema', layout} | {'ok', created, place in the queue, number} | {'again'} | {'full', depth} | {'used', job} | {'replay', job}
 local other = other_schema()
 if other then return other end
 local id, idem = args.id, args.idempotency
@@ -21,13 +22,24 @@ local depth = rq_depth()
 if depth >= args.depth_limit then return { 'full', tostring(depth) } end
 
 local at = now()
-local rank = num(at - args.priority * args.ageing_s)
+local rank = at - args.priority * args.ageing_s
+local count = redis.call('HINCRBY', numbers_key, args.owner, 1)
+local number = args.number or (args.front and -count or count)
+local live = live_key(args.owner)
+if args.number or args.front then  -- before the owner's own jobs with higher numbers, and nobody else's
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', live, '(' .. number, '+inf', 'LIMIT', 0, 1000)) do
+    local f = fields(job_key(other), 'status', 'rank')
+    local its = tonumber(f[2] or '')
+    if f[1] == 'queued' and its and its <= rank then rank = its - 0.000001 end
+  end
+end
+rank = num(rank)
 local record = { 'HSET', key, 'owner', args.owner, 'status', 'queued', 'created', num(at), 'graph', args.graph_hash,
   'priority', args.priority, 'placement', args.placement, 'expires_in', args.expires_in_s,
-  'expires', num(at + args.expires_in_s), 'attempt', 0, 'cancel', 0, 'assets', args.assets, 'rank', rank }
+  'expires', num(at + args.expires_in_s), 'attempt', 0, 'cancel', 0, 'assets', args.assets, 'rank', rank, 'number', string.format('%.17g', number) }
 for i, name in ipairs(args.fields) do
   record[#record + 1] = name
-  record[#record + 1] = ARGV[3 + i]
+  record[#record + 1] = ARGV[4 + i]
 end
 if args.deadline_s then
   local deadline = num(at + args.deadline_s)
@@ -40,7 +52,14 @@ if ARGV[3] ~= '' then
   record[#record + 1] = 'has_secret'
   record[#record + 1] = 1
 end
+if ARGV[4] ~= '' then
+  redis.call('SET', job_extra_key(id), ARGV[4])
+  record[#record + 1] = 'has_extra'
+  record[#record + 1] = 1
+end
 redis.call(unpack(record))
+if args.prompt_hash then redis.call('SET', prompt_key(args.owner, args.prompt_hash), id) end
+redis.call('ZADD', live, number, id)
 redis.call('SET', graph_key(args.graph_hash), ARGV[2], 'NX')
 redis.call('HINCRBY', graphs_key, args.graph_hash, 1)
 for asset in string.gmatch(args.assets, '%S+') do redis.call('SADD', asset_jobs_key(asset), id) end
@@ -50,4 +69,5 @@ if idem then redis.call('SET', idem_key, id .. ' ' .. idem.fingerprint, 'EX', 86
 rq_submit(id, args.rq_data, args.rq_description, at)
 enqueue(id, args.placement, rank, false)
 redis.call('PUBLISH', wake_key, 'job ' .. args.placement)
-return { 'ok', num(at), place_of(id, args.placement) }
+publish_owner(id, 'queued', nil)
+return { 'ok', num(at), place_of(id, args.placement), string.format('%.17g', number) }

@@ -1,0 +1,10 @@
+-- Delete jobs from ComfyUI's history; everything else of them stays.  args: owner, ids.  Returns how many were hidden.
+local count = 0
+for _, id in ipairs(args.ids) do
+  local f = fields(job_key(id), 'owner', 'completed')
+  if f[1] == args.owner and f[2] then
+    redis.call('HSET', job_key(id), 'hidden', 1)
+    count = count + 1
+  end
+end
+return count
