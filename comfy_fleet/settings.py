@@ -287,7 +287,7 @@ class Settings(BaseSettings):
     max_pnginfo_bytes: Count = Field(
         1024 * 1024,
         gt=0,
-        description="Largest `extra_data.extra_pnginfo` in bytes, which each job keeps until its end.",
+        description="Largest `extra_data.extra_pnginfo` in bytes, kept as long as its job.",
     )
     max_json_bytes: Count = Field(
         16 * 1024 * 1024,

@@ -12,6 +12,7 @@ import pytest
 from comfy_low.models import Job as SdkJob
 from redis.asyncio import Redis
 
+from comfy_fleet.adapters.redis.job_records import load_extra_data
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
 from comfy_fleet.services.node_directory import NodeDirectory
@@ -489,7 +490,10 @@ async def test_pictures_information_is_taken_within_limits_and_is_in_no_answer(
     box = SecretBox.open(tmp_path / "secret.key")
     sealed = await redis.get(f"fleet:job:{job_id}:secret")
     assert isinstance(sealed, bytes)
-    assert orjson.loads(box.open_sealed(sealed)) == body["extra_data"]
+    assert orjson.loads(box.open_sealed(sealed)) == {"api_key_comfy_org": "k"}
+    kept = await redis.get(f"fleet:job:{job_id}:extra")
+    assert isinstance(kept, bytes)
+    assert load_extra_data(kept) == {"extra_pnginfo": info}
     for path in (f"/api/v2/jobs/{job_id}", f"/api/v2/jobs/{job_id}/workflow", "/api/v1/jobs"):
         assert "hush" not in (await ready.client.get(path)).text
 
