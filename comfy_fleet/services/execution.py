@@ -304,6 +304,8 @@ class Execution:
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
 
     def _new_machine(self, graph: graphs.Graph, *, adopted: bool, accepted: bool) -> Run:
+        if targets := self.claim.job.targets:
+            graph = graphs.part(graph, graphs.upstream(graph, targets))
         return Run(
             run_id=self.claim.run,
             graph=graph,

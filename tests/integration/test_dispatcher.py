@@ -14,7 +14,7 @@ from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.bootstrap import open_assets, open_secrets
 from comfy_fleet.domain.errors import StoreDown
-from comfy_fleet.domain.jobs.job import JobStatus, Placement
+from comfy_fleet.domain.jobs.job import JobStatus, Placement, PromptFields
 from comfy_fleet.domain.jobs.run_messages import PostAnswered, PostUnknown
 from comfy_fleet.ports.runs import Claim, Refused
 from comfy_fleet.services.seekers import RECLAIM_S
@@ -443,3 +443,16 @@ async def test_a_dispatcher_that_is_canceled_leaves_no_work_behind(redis_port: i
         await running.kill()
         # Those that were canceled last need one more turn of the loop.
         await until(lambda: not asyncio.all_tasks() - before, what="no task of it is left", timeout_s=2)
+
+
+@pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
+async def test_only_the_targets_of_a_prompt_run(redis_port: int, version: str) -> None:
+    graph = picture(7)
+    graph["other"] = {**graph["2"], "inputs": {**graph["2"]["inputs"], "filename_prefix": "other"}}
+    async with fleet_of(redis_port, "g1", sim={"comfyui": version}) as fleet:
+        whole = await fleet.ended((await fleet.submit(graph)).id)
+        assert {output.node_id for output in whole.outputs} == {"2", "other"}
+        prompt = PromptFields(targets=("other",))
+        done = await fleet.ended((await fleet.submit(graph, prompt=prompt)).id)
+        assert (done.status, {output.node_id for output in done.outputs}) == (JobStatus.SUCCEEDED, {"other"})
+        assert done.progress is not None and done.progress.nodes_total == 2

@@ -8,7 +8,7 @@ Nothing here changes a graph that it was given.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -159,6 +159,18 @@ def _place_name(node_id: str, path: Path) -> str:
 def copied(graph: Graph) -> Graph:
     """Return a copy whose inputs can be changed without changing the original's."""
     return {node_id: {**node, "inputs": _copied(node["inputs"])} for node_id, node in graph.items()}
+
+
+def upstream(graph: Graph, node_ids: Iterable[str]) -> set[str]:
+    """Return these nodes and those that they read, directly or not."""
+    waiting = list(node_ids)
+    found: set[str] = set()
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in found and node_id in graph:
+            found.add(node_id)
+            waiting.extend(value[0] for value in graph[node_id]["inputs"].values() if is_link(value))
+    return found
 
 
 def part(graph: Graph, wanted: Collection[str]) -> Graph:

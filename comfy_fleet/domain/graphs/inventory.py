@@ -17,7 +17,7 @@ from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.graphs import file_access
 from comfy_fleet.domain.graphs import inputs as declared
 from comfy_fleet.domain.graphs.file_access import Use, Uses
-from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, is_link
+from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, is_link, upstream
 from comfy_fleet.domain.graphs.inputs import Inputs, InputSpec, alike, looks_like_file, unwrapped
 from comfy_fleet.domain.graphs.object_info import ObjectInfo
 
@@ -384,18 +384,8 @@ def _replaced(replacements: object, classes: Mapping[str, ClassInfo]) -> dict[st
 
 def reached(graph: Graph, inventory: Inventory) -> set[str]:
     """Return the nodes that an output node reads, directly or not; an unknown class counts as output."""
-    waiting = []
-    for node_id, node in graph.items():
-        info = inventory.classes.get(node["class_type"])
-        if info is None or info.output_node:
-            waiting.append(node_id)
-    found: set[str] = set()
-    while waiting:
-        node_id = waiting.pop()
-        if node_id not in found and node_id in graph:
-            found.add(node_id)
-            waiting.extend(value[0] for value in graph[node_id]["inputs"].values() if is_link(value))
-    return found
+    infos = ((node_id, inventory.classes.get(node["class_type"])) for node_id, node in graph.items())
+    return upstream(graph, [node_id for node_id, info in infos if info is None or info.output_node])
 
 
 def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inventory) -> Iterator[Problem]:
