@@ -317,6 +317,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Requests that one address may make in 10 s before it gets 429; 0: any number."
     )
     max_streams: Count = Field(64, ge=1, description="Most open event streams of one caller.")
+    max_sockets: Count = Field(
+        2048, ge=1, description="Most open websockets of one caller, at each API process."
+    )
 
     deny_classes: str = Field(
         "",

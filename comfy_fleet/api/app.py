@@ -22,6 +22,8 @@ from comfy_fleet.api.auth import shown_key
 from comfy_fleet.api.body_pace import Incoming
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.endpoint import ServedRoute
+from comfy_fleet.api.handshake import Handshake
+from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
@@ -77,13 +79,32 @@ class Front:
             await self.router(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
-        else:  # no surface uses websockets
-            await send({"type": "websocket.close", "code": 1000})
+        else:
+            await self._socket(scope, receive, send)
 
     async def _refused(self, request: Request, error: FleetError) -> Response:
         """Answer one of the project's errors in the form of the surface that was asked."""
         route = self._routes.get(request.scope.get("endpoint"))
         return errors.fleet_error(error) if route is None else route.refusal(error)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handshake = Handshake(scope, receive, send, self.deps.sockets)
+        scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
+        headers = Headers(scope=scope)
+        handler = native.SOCKETS.get(scope["path"])
+        try:
+            self.deps.keys.guard("GET", headers, public_host=self._public_host)
+            scope["principal"] = self.deps.keys.principal(shown_key(headers))
+            await handshake.serve(handler, scope["principal"])
+        except FleetError as error:
+            await handshake.refuse(refusals.answer(error))
+        except OSError:  # by ASGI, what `send` raises if the client is gone
+            return
+        except Exception:
+            logger.exception("websocket failed", extra={"path": scope["path"]})
+            await handshake.refuse(errors.unexpected())
+        finally:
+            self.figures.count("socket" if handler else "none", handshake.status, None)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, finished = 0, False

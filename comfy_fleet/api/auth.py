@@ -62,7 +62,7 @@ class Keys:
         Raises:
             ConfigError: A line is wrong, or there are no keys and the fleet is not on loopback.
         """
-        limits = PrincipalLimits(streams=settings.max_streams)
+        limits = PrincipalLimits(streams=settings.max_streams, sockets=settings.max_sockets)
         if settings.keys_file is None:
             for name, host in (("host", settings.host), ("api_host", settings.api_host)):
                 if not is_loopback(host):

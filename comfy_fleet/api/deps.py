@@ -63,6 +63,7 @@ class ApiDeps:
         background: Coroutine functions that run as long as the app does.
         closing: Set when the server stops, which ends streams.
         streams: Open event streams by caller.
+        sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
         registry: The metrics that ``/metrics`` shows.
     """
@@ -91,6 +92,7 @@ class ApiDeps:
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
+    sockets: Counter[str] = field(default_factory=Counter)
     pace: BodyPace = field(default_factory=BodyPace)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 

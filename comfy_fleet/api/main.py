@@ -31,6 +31,7 @@ from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.v1.health import node_probe
+from comfy_fleet.api.websocket_protocol import MAX_MESSAGE_BYTES, PING_S, PONG_S, WebSocketProtocol
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
@@ -199,7 +200,7 @@ async def _sweep(assets: RedisAssets) -> None:
 
 
 class ApiServer(uvicorn.Server):
-    """A uvicorn server that ends event streams before it waits for connections to close."""
+    """A uvicorn server that ends streams and websockets before it waits for connections to close."""
 
     def __init__(self, config: uvicorn.Config, closing: asyncio.Event) -> None:
         super().__init__(config)
@@ -234,7 +235,11 @@ def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> ApiServe
         host=settings.api_host,
         port=settings.api_port,
         http="httptools",
-        ws="none",
+        ws=WebSocketProtocol,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=PONG_S,
+        ws_per_message_deflate=False,  # pictures do not get smaller, and each socket would cost 64 KiB more
         lifespan="on",
         log_config=None,
         access_log=False,

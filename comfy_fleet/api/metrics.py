@@ -35,6 +35,7 @@ class Metrics:
         self.nodes = Gauge("fleet_nodes", "Nodes by verdict.", ["verdict"], registry=self.registry)
         self.busy = Gauge("fleet_nodes_busy", "Nodes that run a job.", registry=self.registry)
         self.streams = Gauge("fleet_event_streams", "Open event streams.", registry=self.registry)
+        self.sockets = Gauge("fleet_websockets", "Open websockets.", registry=self.registry)
 
     def count(self, handler: str, status: int, seconds: float | None) -> None:
         """Count one answered request."""
@@ -54,6 +55,7 @@ async def show(request: Request) -> Response:
         metrics.nodes.labels("drained" if state.node.cordoned else state.verdict).inc()
     metrics.busy.set(sum(s.run is not None for s in states))
     metrics.streams.set(sum(d.streams.values()))
+    metrics.sockets.set(sum(d.sockets.values()))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -20,9 +20,11 @@ class PrincipalLimits:
 
     Attributes:
         streams: Event streams that may be open at each API process.
+        sockets: The same of websockets.
     """
 
     streams: int
+    sockets: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,24 @@
 """All routes of ComfyUI's own interface."""
 
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp
+
 from comfy_fleet.api.endpoint import ServedRoute
-from comfy_fleet.api.native import files, history, jobs_api, models, object_info, prompt, queue, system
+from comfy_fleet.api.native import (
+    files,
+    history,
+    jobs_api,
+    models,
+    object_info,
+    prompt,
+    queue,
+    socket,
+    system,
+)
+
+SOCKETS: Mapping[str, ASGIApp] = socket.SOCKETS
+"""Who serves which path's websockets."""
 
 
 def routes() -> list[ServedRoute]:
@@ -15,4 +32,5 @@ def routes() -> list[ServedRoute]:
         *object_info.TABLE,
         *models.TABLE,
         *system.TABLE,
+        *socket.TABLE,
     ]

@@ -1,0 +1,60 @@
+"""The server's end of a websocket: uvicorn's over the package ``websockets``, made to let go of its client.
+
+uvicorn's own waits for what it has written before it closes a connection, so a client that never reads could
+hold one for as long as it likes. And it logs each request's path, and at level ``debug`` its headers.
+"""
+
+import logging
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+MAX_MESSAGE_BYTES = 256 * 1024
+"""Largest message of a client: they send feature flags, of less than 1 kB."""
+PING_S = 20.0
+"""Proxies and routers forget connections without traffic; 60 s is a usual time."""
+PONG_S = 600.0
+"""A script may do something else before it reads, and answers no ping until then."""
+LINGER_S = 5.0
+"""How long a client has to take the rest and to say goodbye, once its handler is done."""
+
+_GOING_AWAY = 1001
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """One connection.
+
+    A message that a handler sends waits while the client does not take the earlier ones: at most the
+    transport's buffer (64 KiB) and one message are in memory. When a handler returns, its connection is gone
+    :data:`LINGER_S` later, whatever the client does.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.logger = logging.getLogger("websockets.server")  # `logs.py` lets through what is worth a line
+        self.conn.logger, self.conn.debug = self.logger, False
+
+    async def run_asgi(self) -> None:
+        """Run the handler."""
+        await super().run_asgi()
+        self._abort_soon()
+
+    def shutdown(self) -> None:
+        """Say goodbye, because the server stops: the handler's next ``receive`` tells it."""
+        if self.handshake_complete and not self.close_sent:
+            self.stop_keepalive()
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": _GOING_AWAY})
+            self.conn.send_close(_GOING_AWAY, "the server stops")
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
+        else:
+            super().shutdown()
+        self._abort_soon()
+
+    def keepalive_timeout(self) -> None:
+        """End the connection of a client that is gone, or reads nothing."""
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    def _abort_soon(self) -> None:
+        self.loop.call_later(LINGER_S, self.transport.abort)
