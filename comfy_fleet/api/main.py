@@ -31,7 +31,7 @@ from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
 from comfy_fleet.api.v1.health import node_probe
-from comfy_fleet.api.websocket_protocol import MAX_MESSAGE_BYTES, PING_S, PONG_S, WebSocketProtocol
+from comfy_fleet.api.websocket_protocol import MAX_MESSAGE_BYTES, PING_S, WebSocketProtocol
 from comfy_fleet.bootstrap import (
     Stores,
     calm_collector,
@@ -238,7 +238,7 @@ def server(app: ASGIApp, settings: Settings, closing: asyncio.Event) -> ApiServe
         ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_ping_interval=PING_S,
-        ws_ping_timeout=PONG_S,
+        ws_ping_timeout=None,
         ws_per_message_deflate=False,  # pictures do not get smaller, and each socket would cost 64 KiB more
         lifespan="on",
         log_config=None,

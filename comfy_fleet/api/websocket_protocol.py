@@ -12,9 +12,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 MAX_MESSAGE_BYTES = 256 * 1024
 """Largest message of a client: they send feature flags, of less than 1 kB."""
 PING_S = 20.0
-"""Proxies and routers forget connections without traffic; 60 s is a usual time."""
-PONG_S = 600.0
-"""A script may do something else before it reads, and answers no ping until then."""
+"""Proxies and routers forget connections without traffic, often after 60 s. An answer is not waited for: a
+program that reads only while its prompt runs gives none for hours. If its machine is gone, TCP finds out."""
 LINGER_S = 5.0
 """How long a client has to take the rest and to say goodbye, once its handler is done."""
 
@@ -50,11 +49,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         else:
             super().shutdown()
         self._abort_soon()
-
-    def keepalive_timeout(self) -> None:
-        """End the connection of a client that is gone, or reads nothing."""
-        super().keepalive_timeout()
-        self.transport.abort()
 
     def _abort_soon(self) -> None:
         self.loop.call_later(LINGER_S, self.transport.abort)

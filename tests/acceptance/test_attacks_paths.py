@@ -22,11 +22,15 @@ pytestmark = pytest.mark.timeout(90)
 
 # -- paths and methods -------------------------------------------------------
 
-COMFYUI = ["prompt", "view", "system_stats", "ws", "userdata", "queue", "interrupt", "object_info", "history",
-           "upload/image", "free", "internal/logs", "extensions", "settings", "manager/reboot"]  # fmt: skip
+CLOSED = ["userdata", "userdata/a.json", "userdata/a%2Fb.json", "userdata/a%2F..%2Fb.json",
+          "userdata/%2Fetc%2Fx", "internal/logs", "internal/folder_paths", "extensions", "settings", "users",
+          "i18n", "global_subgraphs", "manager/reboot", "assets/../queue",
+          "view/..%2f..%2fsecret.key"]  # fmt: skip
+"""ComfyUI's routes that a fleet does not have."""
 FORBIDDEN_PATHS = [
-    *(f"/{path}" for path in COMFYUI),
-    *(f"/api/{path}" for path in COMFYUI),
+    *(f"/{path}" for path in CLOSED),
+    *(f"/api/{path}" for path in CLOSED),
+    *(f"/k/some-key-0123456789/{path}" for path in CLOSED),
     "*",
     "/.",
     "/metrics",

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ class TinyApi(TinyNode):
                 writer.write(b"%x\r\n%s\r\n" % (len(data), data))
             writer.write(b"0\r\n\r\n")
             return True
+        if b"\r\nupgrade: websocket" in head.lower() and re.match(rb"GET \S*/ws[ ?]", head):
+            accept = b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+            writer.write(b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + accept)
+            while data := await reader.read(1024):
+                writer.write(data)
+            return True
         rest = asyncio.StreamReader()
         rest.feed_data(head)
         length = next(
@@ -95,60 +102,225 @@ def error_of(answer: bytes) -> tuple[int, str]:
     return int(head.split()[1]), error["code"]
 
 
-async def test_only_whole_public_paths_pass(edge: Edge) -> None:
-    for path in (
-        "/api/v1/jobs",
-        "/api/v1/workflows/image_card/jobs?limit=5&x=%2F",
-        "/api/submit",
-        "/api/status?task_id=7f3d",
-        "/api/status/7f3d-2c1b",
-        "/api/v2/assets/by-hash/blake3:00ff",
-        "/api/v2/jobs/a%20b",
-        "/api/v1/openapi.json",
-        "/api/v2/openapi.json",
-        "/openapi.json",
-        "/health",
-        "/",
-    ):
-        answer = await edge.raw(path)
+PASS = [
+    "/api/v1/jobs",
+    "/api/v1/workflows/image_card/jobs?limit=5&x=%2F",
+    "/api/submit",
+    "/api/status?task_id=7f3d",
+    "/api/status/7f3d-2c1b",
+    "/api/v2/assets/by-hash/blake3:00ff",
+    "/api/v2/jobs/a%20b",
+    "/api/v1/openapi.json",
+    "/api/v2/openapi.json",
+    "/openapi.json",
+    "/health",
+    "/login",
+    "/logout",
+    "/",
+]
+NATIVE = [
+    "/prompt",
+    "/queue",
+    "/interrupt",
+    "/free",
+    "/history?max_items=64&offset=0",
+    "/history/0f9c7d2e-7b0c-4d6a-9c44-2a0f8f3c1d11",
+    "/view?filename=ComfyUI_00001_.png&subfolder=a%2Fb&type=output&rand=0.5",
+    "/upload/image",
+    "/upload/mask",
+    "/object_info",
+    "/object_info/Image%20Resize%20(it's)+",
+    "/models",
+    "/models/checkpoints",
+    "/experiment/models",
+    "/experiment/models/checkpoints",
+    "/experiment/models/preview/checkpoints/0/a%20b.safetensors",
+    "/experiment/models/preview/loras/0/sub/b.safetensors",
+    "/view_metadata/loras?filename=sub%2Fb.safetensors",
+    "/embeddings",
+    "/node_replacements",
+    "/system_stats",
+    "/features",
+    "/userdata?dir=workflows&recurse=true",
+    "/userdata/comfy.templates.json",
+    "/userdata/workflows%2Fcat.json?overwrite=true",
+    "/userdata/workflows%2fa%2Fb.json/move/workflows%2Fc%20d.json",
+    "/v2/userdata",
+]
+NATIVE_API = [
+    "/api/jobs?status=pending",
+    "/api/jobs/cancel",
+    "/api/jobs/7f3d",
+    "/api/jobs/7f3d/cancel",
+    "/api/assets",
+    "/api/assets/from-hash",
+    "/api/assets/hash/blake3:00",
+    "/api/tags",
+]
+NATIVE_PLAIN = ["/internal/files/input", "/internal/files/output"]
+STOP = [
+    "/.",
+    "/metrics",
+    "/api/v1",
+    "/api/v3/jobs",
+    "/api/submit/x",
+    "/api/status/../metrics",
+    "/api/status/a/b",
+    "/api/statusx",
+    "/api/v1/../metrics",
+    "/api/v1/jobs/..",
+    "/api/v1/jobs/./x",
+    "/api/v1/%2e%2e/metrics",
+    "/api/v1/%2E%2E%2Fmetrics",
+    "/api/v1/..%2fmetrics",
+    "/api/v1/..%5cmetrics",
+    "/api/v1/x%00",
+    "/api/v1//jobs",
+    "//api/v1/jobs",
+    "/openapi.json/",
+    "/healthz",
+    "/x/api/v1/jobs",
+    "//prompt",
+    "/api/api/prompt",
+    "/prompt/x",
+    "/prompts",
+    "/view/../metrics",
+    "/history/a/b",
+    "/history/a%2Fb",
+    "/history/%2e%2e",
+    "/object_info/a%2Fb",
+    "/models/a%2f..%2fb",
+    "/experiment/models/preview/loras/0/a%2Fb.safetensors",
+    "/upload/x",
+    "/jobs",
+    "/api/jobs/a/b/c",
+    "/assets/x",
+    "/tags",
+    "/internal/logs",
+    "/internal/files/secret",
+    "/internal/folder_paths",
+    "/api/internal/files/input",
+    "/settings",
+    "/api/users",
+    "/extensions",
+    "/api/i18n",
+    "/manager/reboot",
+    "/userdata/a/b",
+    "/userdata/..%2Fsecret.key",
+    "/userdata/a%2F..%2F..%2Fb",
+    "/userdata/a%2f..",
+    "/userdata/..",
+    "/userdata/%2Fetc%2Fpasswd",
+    "/userdata/a%2F%2Fb",
+    "/userdata/a%2F.%2Fb",
+    "/userdata/%2e%2e%2fb",
+    "/userdata/a%5c..%5cb",
+    "/userdata/a%00b",
+    "/userdata/a/move/..%2Fb",
+    "/userdata/a/move/b/c",
+    "/api/userdata/..%2Fb",
+]
+
+
+def native() -> list[str]:
+    return [*NATIVE, *(f"/api{path}" for path in NATIVE), *NATIVE_API, *NATIVE_PLAIN]
+
+
+@pytest.mark.parametrize("front", ["", "/k/ann-key-0123456789", "/k/a%2Fb%3D=+"])
+async def test_only_whole_public_paths_pass(edge: Edge, front: str) -> None:
+    for path in (*PASS, *native()):
+        answer = await edge.raw(front + path)
         assert answer.startswith(b"HTTP/1.1 200 "), (path, answer)
-        assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == path
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == front + path
+    for path in STOP:
+        assert error_of(await edge.raw(front + path)) == (404, "not_found"), path
+
+
+async def test_a_key_stands_in_front_once_and_is_one_segment(edge: Edge) -> None:
+    assert (await edge.raw("/k/ann-key-0123456789")).startswith(b"HTTP/1.1 200 ")
     for path in (
-        "/.",
-        "/metrics",
-        "/api/v1",
-        "/api/v3/jobs",
-        "/api/submit/x",
-        "/api/status/../metrics",
-        "/api/status/a/b",
-        "/api/statusx",
-        "/api/v1/../metrics",
-        "/api/v1/jobs/..",
-        "/api/v1/jobs/./x",
-        "/api/v1/%2e%2e/metrics",
-        "/api/v1/%2E%2E%2Fmetrics",
-        "/api/v1/..%2fmetrics",
-        "/api/v1/..%5cmetrics",
-        "/api/v1/x%00",
-        "/api/v1//jobs",
-        "//api/v1/jobs",
-        "/openapi.json/",
-        "/healthz",
-        "/x/api/v1/jobs",
-        "/prompt",
+        "/k/",
+        "/k",
+        "/k//prompt",
+        "/k/../metrics",
+        "/k/%2e%2e/prompt",
+        "/k/a%00b/prompt",
+        "/k/a%5cb/prompt",
+        "/k/a/k/b/prompt",
+        "/K/ann-key-0123456789/prompt",
+        "/api/k/ann-key-0123456789/prompt",
+        "/k/ann-key-0123456789/metrics",
+        "/k/ann-key-0123456789/..",
+        "/x/k/ann-key-0123456789/prompt",
     ):
         assert error_of(await edge.raw(path)) == (404, "not_found"), path
 
 
-@pytest.mark.parametrize("path", ["/prompt", "/api/object_info", "/ws", "/upload/image", "/no/such/thing"])
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [vars(record)["path"] for record in caplog.records if record.msg == "haproxy request"]
+
+
+async def test_no_log_shows_a_key_in_the_path(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    key = "ann-key-0123456789"
+    await edge.api.__aexit__()  # the edge logs what it could not have answered
+    for path in (f"/k/{key}/prompt", f"/k/{key}", f"/k/{key}/api/v2/jobs?x=/k/{key}/"):
+        assert error_of(await edge.raw(path)) == (503, "unavailable")
+    await eventually("all are logged", lambda: len(logged(caplog)) == 3)
+    assert logged(caplog) == ["/k/***/prompt", "/k/***", "/k/***/api/v2/jobs"]
+    assert key not in caplog.text
+    await edge.api.__aenter__()
+
+
+@pytest.mark.parametrize("path", ["/settings", "/api/extensions", "/no/such/thing"])
 async def test_clients_of_comfyui_learn_where_they_are(edge: Edge, path: str) -> None:
     for method in ("GET", "POST"):
         reply = await edge.http.request(method, path)
         assert reply.status_code == 404
         error = reply.json()["error"]
-        assert "comfy_fleet" in error["message"]
+        assert "comfy_fleet" in error["message"] and "/prompt" in error["message"]
         assert error["details"] == {"api": ["/api/v1", "/api/v2"], "docs": "/api/v1/openapi.json"}
     assert edge.api.requests == []
+
+
+async def test_every_answer_keeps_where_it_was_to_itself(edge: Edge) -> None:
+    for path in ("/api/v1/jobs", "/no/such/thing", "/k/ann-key-0123456789/prompt"):
+        assert b"referrer-policy: no-referrer" in (await edge.raw(path)).lower()
+
+
+@contextlib.asynccontextmanager
+async def asking_for_a_websocket(
+    edge: Edge, path: str
+) -> AsyncIterator[tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.settings.port)
+    asked = (
+        "Host: x",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    )
+    writer.write("\r\n".join([f"GET {path} HTTP/1.1", *asked, "", ""]).encode())
+    try:
+        yield await reader.readuntil(b"\r\n\r\n"), reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/prompt", "/k/ann-key-0123456789/queue"])
+async def test_nothing_but_the_websocket_is_upgraded(edge: Edge, path: str) -> None:
+    async with asking_for_a_websocket(edge, path) as (head, _, _):
+        assert head.startswith(b"HTTP/1.1 200 ")
+    assert "upgrade" not in edge.api.requests[-1]["headers"]
+
+
+@pytest.mark.parametrize("path", ["/ws?clientId=1", "/api/ws", "/k/ann-key-0123456789/ws"])
+async def test_a_websocket_passes_both_ways(edge: Edge, path: str) -> None:
+    async with asking_for_a_websocket(edge, path) as (head, reader, writer):
+        assert head.startswith(b"HTTP/1.1 101 ")
+        for number in range(3):
+            writer.write(b"%d" % number)
+            assert await reader.readexactly(1) == b"%d" % number
 
 
 async def test_a_strange_method_is_told_those_that_there_are(edge: Edge) -> None:
