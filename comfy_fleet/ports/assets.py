@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.jobs.asset import Asset
 
 
@@ -39,8 +40,24 @@ class AssetStore(Protocol):
         expected_hash: str | None = None,
         tags: tuple[str, ...] = (),
         expires_in_s: float | None = None,
+        folder: Folder = Folder.INPUT,
+        numbered: bool = False,
     ) -> tuple[Asset, bool]:
-        """Make an asset of received bytes; see :meth:`upload`."""
+        """Make an asset of received bytes; see :meth:`upload`.
+
+        Args:
+            received: What :meth:`receive` gave.
+            owner: Whose it is.
+            content_type: Its MIME type.
+            file_path: Its name.
+            expected_hash: What its hash has to be.
+            tags: Its tags.
+            expires_in_s: How long it stays; None: as the operator says.
+            folder: The folder in which its owner will look for it.
+            numbered: A name that other bytes have in that folder gets a number, as ComfyUI counts:
+                ``a (1).png``. Bytes that are there already under such a name are that asset again. Otherwise
+                the name means the newest asset so named.
+        """
 
     async def upload(
         self,
@@ -105,8 +122,14 @@ class AssetStore(Protocol):
     async def get(self, asset_id: str) -> Asset | None:
         """Return a record; the caller checks the owner."""
 
-    async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
-        """Return the owner's newest asset with this name, in any spelling of it."""
+    async def by_path(self, *, owner: str, file_path: str, folder: Folder = Folder.INPUT) -> Asset | None:
+        """Return the owner's newest upload with this name in a folder, in any spelling of it."""
+
+    async def by_hash(self, *, owner: str, hash_: str) -> Asset | None:
+        """Return one of the owner's assets over these bytes, uploaded or saved by a job."""
+
+    async def uploads(self, *, owner: str, folder: Folder, limit: int) -> Sequence[tuple[str, float]]:
+        """Return names of the owner's uploads in a folder, the latest first, and when they were uploaded."""
 
     async def delete(self, *, owner: str, asset_id: str) -> None:
         """Forget a record; the bytes go some hours after their last record.

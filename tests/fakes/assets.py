@@ -70,5 +70,5 @@ class FakeAssetStore(Fake):
         self.answer("get")
         return self.records.get(asset_id)
 
-    receive = keep = upload = from_hash = has_hash = by_path = delete = hold = release = unplayed
-    forget_job = open = url = unplayed
+    receive = keep = upload = from_hash = has_hash = by_path = by_hash = uploads = unplayed
+    delete = hold = release = forget_job = open = url = unplayed

@@ -2,7 +2,8 @@
 
 import orjson
 
-from comfy_fleet.domain.jobs.asset import Asset, listed_name
+from comfy_fleet.domain.graphs.folders import Folder
+from comfy_fleet.domain.jobs.asset import Asset, index_name
 
 
 def dump_asset(asset: Asset) -> dict[str, str]:
@@ -17,7 +18,7 @@ def dump_asset(asset: Asset) -> dict[str, str]:
         "path": asset.path,
         "created_at": repr(asset.created_at),
     }
-    if (listed := listed_name(asset.file_path)) != asset.file_path:
+    if (listed := index_name(asset.file_path, asset.folder)) != asset.file_path:
         record["listed"] = listed
     if asset.expires_at is not None:
         record["expires_at"] = repr(asset.expires_at)
@@ -27,6 +28,8 @@ def dump_asset(asset: Asset) -> dict[str, str]:
         record["tags"] = dump_tags(asset.tags)
     if asset.renews:
         record["renews"] = "1"
+    if asset.folder is not Folder.INPUT:
+        record["folder"] = asset.folder
     return record
 
 
@@ -50,4 +53,5 @@ def load_asset(record: dict[str, str]) -> Asset:
         job_id=record.get("job_id"),
         tags=tuple(orjson.loads(record["tags"])) if record.get("tags") else (),
         renews="renews" in record,
+        folder=Folder(record.get("folder", Folder.INPUT)),
     )

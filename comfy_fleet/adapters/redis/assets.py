@@ -6,6 +6,7 @@ had one.
 """
 
 import logging
+import posixpath
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -27,7 +28,8 @@ from comfy_fleet.domain.errors import (
     Outdated,
     StoreRefuses,
 )
-from comfy_fleet.domain.jobs.asset import HASH, Asset, listed_name
+from comfy_fleet.domain.graphs.folders import Folder
+from comfy_fleet.domain.jobs.asset import HASH, Asset, index_name, listed_name
 from comfy_fleet.ports.assets import Received
 from comfy_fleet.ports.blobs import Blob, BlobStore
 
@@ -116,6 +118,8 @@ class RedisAssets:
         expected_hash: str | None = None,
         tags: tuple[str, ...] = (),
         expires_in_s: float | None = None,
+        folder: Folder = Folder.INPUT,
+        numbered: bool = False,
     ) -> tuple[Asset, bool]:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.keep`."""
         if not isinstance(received, _Received):
@@ -133,16 +137,17 @@ class RedisAssets:
             hash=received.hash,
             size_bytes=received.size_bytes,
             content_type=content_type,
-            file_path=file_path,
+            file_path=listed_name(file_path) if numbered else file_path,
             path=received.blob.key,
             created_at=now,
             expires_at=ends,
             tags=tags,
             renews=renews,
+            folder=folder,
         )
         received.recorded = True
         try:
-            return await self._add(asset)
+            return await self._add(asset, numbered=numbered)
         except (StoreRefuses, Outdated):
             received.recorded = False
             raise
@@ -295,15 +300,31 @@ class RedisAssets:
         raw: dict[Any, Any] = await self._redis.hgetall(self._keys.asset(asset_id))
         return load_asset({_text(k): _text(v) for k, v in raw.items()}) if raw else None
 
-    async def by_path(self, *, owner: str, file_path: str) -> Asset | None:
+    async def by_path(self, *, owner: str, file_path: str, folder: Folder = Folder.INPUT) -> Asset | None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.by_path`; only uploads have names of their own."""
+        names = {index_name(file_path, folder)}
+        if folder is Folder.INPUT and not file_path.startswith("/"):
+            names.add(file_path)  # records of earlier versions are listed under the name that was sent
         found: list[tuple[float, str]] = []
-        # Records of earlier versions are listed under the name that was sent.
-        for name in {listed_name(file_path), file_path}:
+        for name in names:
             key = self._keys.asset_names(owner, name)
             newest: list[Any] = await self._redis.zrevrange(key, 0, 0, withscores=True)
             found += [(float(at), _text(asset_id)) for asset_id, at in newest]
         return await self.get(max(found)[1]) if found else None
+
+    async def by_hash(self, *, owner: str, hash_: str) -> Asset | None:
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.by_hash`."""
+        if not HASH.fullmatch(hash_):
+            return None
+        found = await self._redis.srandmember(self._keys.blob_owner(owner, hash_))
+        return await self.get(_text(found)) if found else None
+
+    async def uploads(self, *, owner: str, folder: Folder, limit: int) -> Sequence[tuple[str, float]]:
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.uploads`."""
+        found = await self._scripts.call("list_uploads", owner=owner, folder=folder, limit=limit)
+        prefix = "" if folder is Folder.INPUT else f"/{folder}/"
+        texts = [_text(part) for part in found]
+        return [(texts[i].removeprefix(prefix), float(texts[i + 1])) for i in range(0, len(texts), 2)]
 
     async def hold(self, *, owner: str, asset_ids: Sequence[str], job_id: str) -> None:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.hold`."""
@@ -378,11 +399,25 @@ class RedisAssets:
         now = await self._clock()
         ends = await self._redis.zrangebyscore(self._keys.asset_expiry, "-inf", now, start=0, num=limit)
         ended = sum([await self._drop(_text(i)) == "gone" for i in ends])
+        await self._list_earlier_uploads()
         await self._note_strays(now)
         while await self._delete_unused(now, limit) == limit:
             pass
         await self._blobs.tidy(age_s=_WRITING_S)
         return ended
+
+    async def _list_earlier_uploads(self) -> None:
+        """Put the uploads of versions that kept no lists of names into them, once."""
+        if await self._redis.exists(self._keys.uploads_listed):
+            return
+        async for key in self._redis.scan_iter(match=self._keys.asset_names("*", "*"), count=1000):
+            newest = await self._redis.zrevrange(key, 0, 0, withscores=True)
+            for asset_id, at in newest:
+                if (asset := await self.get(_text(asset_id))) is not None:
+                    name = _text(key).removeprefix(self._keys.asset_names(asset.owner, ""))
+                    listing = self._keys.asset_uploads(asset.owner, asset.folder)
+                    await self._redis.zadd(listing, {name: at}, gt=True)
+        await self._redis.set(self._keys.uploads_listed, "1")
 
     async def _note_strays(self, now: float) -> None:
         """Look for bytes without a record, once an hour in the whole fleet.
@@ -430,16 +465,21 @@ class RedisAssets:
         return [_text(part) for part in await self._scripts.begin(script, **args)]
 
     async def _add(
-        self, asset: Asset, *, run: str | None = None, token: str | None = None
+        self, asset: Asset, *, run: str | None = None, token: str | None = None, numbered: bool = False
     ) -> tuple[Asset, bool]:
         """Add a record; return the present one, and True if the bytes are new to the owner.
 
         If the same bytes are stored already, these replace them, which repairs broken ones.
 
+        Numbered: see :meth:`keep`.
+
         Raises:
             LeaseLost: It is an output of a run that this token does not own.
         """
-        outcome, *rest = await self._begin("add_asset", record=dump_asset(asset), run=run, token=token)
+        stem, suffix = posixpath.splitext(asset.file_path) if numbered else (None, None)
+        outcome, *rest = await self._begin(
+            "add_asset", record=dump_asset(asset), run=run, token=token, stem=stem, suffix=suffix
+        )
         if outcome == "lost":
             raise LeaseLost(
                 f"run {run} of job {asset.job_id} belongs to another dispatcher now",
@@ -449,9 +489,9 @@ class RedisAssets:
         if path != asset.path:
             await self._blobs.replace(path, by=asset.path)
             asset = replace(asset, path=path)
-        if there != asset.id:
-            return await self.get(there) or asset, False
-        return asset, fresh == "1"
+        if there != asset.id or numbered:
+            asset = await self.get(there) or asset
+        return asset, fresh == "1" and there == asset.id
 
     async def _recordable(self, blob: Blob) -> float:
         """Return the time; without it there will be no record, so the bytes are deleted."""

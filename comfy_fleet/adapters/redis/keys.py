@@ -114,7 +114,10 @@ class Keyspace:
     asset_jobs = _Each("asset:ID:jobs")  # set: live jobs that need it (submit adds, the job's end removes)
     asset_hold = _Each("asset:hold:JOB")  # string: this job is about to be written, for 60 s
     asset_outputs = _Each("asset:job:JOB")  # hash: HASH NUL NAME -> ID: the job's outputs
-    asset_names = _Each("asset:names:OWNER:NAME")  # zset: ids of uploads so named in any spelling, by time
+    asset_names = _Each("asset:names:OWNER:NAME")  # zset: ids of uploads so named in any spelling, by time;
+    #                                              NAME is /FOLDER/NAME outside of ComfyUI's folder `input`
+    asset_uploads = _Each("asset:uploads:OWNER:FOLDER")  # zset: NAME as above -> when it was uploaded last
+    uploads_listed = _One("uploads:listed")  # string: uploads of earlier versions were put into the above
     asset_expiry = _One("asset:expiry")  # zset: ID -> when it ends, uploads only
     files = _One("files")  # string: which blob store has the bytes (its id), and where it was at first
     blob_owner = _Each("blob:owner:OWNER:HASH")  # set: ids of the owner's records over these bytes

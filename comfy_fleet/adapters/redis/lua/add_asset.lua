@@ -1,8 +1,43 @@
--- Add the record of an asset whose bytes are there.  args: record; of an output also run, token.
+-- Add the record of an asset whose bytes are there.  args: record; of an output also run, token; of an upload that
+-- must take no other's name also stem and suffix of its name.
 -- Returns {'schema', layout} | {'lost'} | {'ok', 1 if the bytes are new to the owner, id, path}.
 -- Lost: the job has another run now, or the run another token.
--- Another id: the job has this output already.  Another path: the same bytes are stored there already.
+-- Another id: the job has this output already, or the owner this upload.
+-- Another path: the same bytes are stored there already.
 local r = args.record
+
+-- The record's name with a number, and the newest upload so named.
+local function numbered(n)
+  local name = n == 0 and r.file_path or args.stem .. ' (' .. string.format('%.0f', n) .. ')' .. args.suffix
+  local listed = r.folder and '/' .. r.folder .. '/' .. name or name
+  return name, listed, redis.call('ZREVRANGE', asset_names_key(r.owner, listed), 0, 0)[1]
+end
+
+local function is_taken(n)
+  local _, _, id = numbered(n)
+  return id ~= nil
+end
+
+-- Give the record the first free name, or return the upload that has such a name and the same bytes.
+local function find_name()
+  local n = 0
+  while n < 1000 do
+    local name, listed, id = numbered(n)
+    if not id then r.file_path, r.listed = name, r.folder and listed return end
+    if redis.call('HGET', asset_key(id), 'hash') == r.hash then return asset_of(id) end
+    n = n + 1
+  end
+  -- Of very many files only a free number is sought, by doubling and halving.
+  local low, high = n - 1, 2 * n
+  while is_taken(high) do low, high = high, 2 * high end
+  while high - low > 1 do
+    local middle = math.floor((low + high) / 2)
+    if is_taken(middle) then low = middle else high = middle end
+  end
+  local name, listed = numbered(high)
+  r.file_path, r.listed = name, r.folder and listed
+end
+
 if r.job_id then
   -- A run's outputs are accepted under any layout, like the run's end.
   if not owned(args.run, args.token) or fields(run_key(args.run), 'job')[1] ~= r.job_id then return { 'lost' } end
@@ -19,6 +54,11 @@ if r.job_id then
 else
   local other = other_schema()
   if other then return other end
+  local same = args.stem and find_name()
+  if same then
+    stay(same, r)
+    return { 'ok', 0, same.id, same.path }
+  end
   local at = blob_at_key(r.hash)
   local there = redis.call('GET', at)
   -- A path that is being deleted, or was, is never used again.  It may also wait for the sweep, if a walk has found it.

@@ -15,17 +15,7 @@ end
 if there then
   local old = asset_of(there)
   if old and old.tags == (r.tags or old.tags) then
-    -- asking for the bytes again makes them stay longer, never shorter
-    if old.expires_at and r.renews then redis.call('HSET', asset_key(there), 'renews', '1') end
-    if old.expires_at and (not r.expires_at or tonumber(r.expires_at) > tonumber(old.expires_at)) then
-      if r.expires_at then
-        redis.call('HSET', asset_key(there), 'expires_at', r.expires_at)
-        redis.call('ZADD', asset_expiry_key, r.expires_at, there)
-      else
-        redis.call('HDEL', asset_key(there), 'expires_at')
-        redis.call('ZREM', asset_expiry_key, there)
-      end
-    end
+    stay(old, r)
     return { 'same', there }
   end
 end

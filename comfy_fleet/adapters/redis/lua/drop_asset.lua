@@ -31,7 +31,10 @@ if r.job_id then
 else
   local same = blob_same_key(r.owner, r.hash)
   if redis.call('HGET', same, r.file_path) == id then redis.call('HDEL', same, r.file_path) end
-  redis.call('ZREM', asset_names_key(r.owner, r.listed or r.file_path), id)
+  local name = r.listed or r.file_path
+  local names = asset_names_key(r.owner, name)
+  redis.call('ZREM', names, id)
+  if redis.call('EXISTS', names) == 0 then redis.call('ZREM', asset_uploads_key(r.owner, r.folder or 'input'), name) end
   redis.call('ZREM', asset_expiry_key, id)
 end
 redis.call('SREM', blob_refs_key(r.path), id)

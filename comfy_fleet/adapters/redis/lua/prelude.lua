@@ -405,11 +405,28 @@ local function add_asset(r)
   if r.job_id then
     redis.call('HSET', asset_outputs_key(r.job_id), r.hash .. '\0' .. r.file_path, r.id)
   else
-    redis.call('HSET', blob_same_key(r.owner, r.hash), r.file_path, r.id)
-    redis.call('ZADD', asset_names_key(r.owner, r.listed or r.file_path), r.created_at, r.id)
+    local name = r.listed or r.file_path
+    if not r.folder then redis.call('HSET', blob_same_key(r.owner, r.hash), r.file_path, r.id) end
+    redis.call('ZADD', asset_names_key(r.owner, name), r.created_at, r.id)
+    redis.call('ZADD', asset_uploads_key(r.owner, r.folder or 'input'), r.created_at, name)
     if r.expires_at then redis.call('ZADD', asset_expiry_key, r.expires_at, r.id) end
   end
   return redis.call('SCARD', mine) == 1 and 1 or 0
+end
+
+-- Asking for the bytes of an upload again makes them stay longer, never shorter.
+local function stay(old, r)
+  if not old.expires_at then return end
+  local key = asset_key(old.id)
+  if r.renews then redis.call('HSET', key, 'renews', '1') end
+  if r.expires_at and tonumber(r.expires_at) <= tonumber(old.expires_at) then return end
+  if r.expires_at then
+    redis.call('HSET', key, 'expires_at', r.expires_at)
+    redis.call('ZADD', asset_expiry_key, r.expires_at, old.id)
+  else
+    redis.call('HDEL', key, 'expires_at')
+    redis.call('ZREM', asset_expiry_key, old.id)
+  end
 end
 
 -- A job that ends no longer needs an asset; it stays as long as the job's record, unless its client set its end.
