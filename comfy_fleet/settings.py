@@ -284,6 +284,12 @@ class Settings(BaseSettings):
         1800.0, gt=0, description="Longest transfer of one output from its node; otherwise as above."
     )
     max_body_bytes: Count = Field(100 * 1024 * 1024, gt=0, description="Largest request body in bytes.")
+    max_picture_pixels: Count = Field(
+        64 * 1024 * 1024,
+        gt=0,
+        description="Most pixels of a picture that ComfyUI's interface converts, for previews, single "
+        "channels and masks; its file may have four bytes for each. Others are shown as they are.",
+    )
     max_pnginfo_bytes: Count = Field(
         1024 * 1024,
         gt=0,

@@ -1,6 +1,7 @@
 """Bytes of an asset over HTTP: ranges, validators, and headers that stop browsers from running them."""
 
 import re
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -16,11 +17,26 @@ _RANGE = re.compile(r"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 _INLINE = re.compile(r"(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)(;.*)?")
 
 
-async def respond(request: Request, asset: Asset, assets: AssetStore) -> Response:
+SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+}
+"""What keeps a browser from running a user's file as a page of the fleet's."""
+
+
+async def respond(
+    request: Request, asset: Asset, assets: AssetStore, *, shown_as: Mapping[str, str] | None = None
+) -> Response:
     """Return the asset's bytes: 200, 206, 304 or 416; or 302 to a URL of the store.
 
     One range is served; a request for several, or for one that can't be read, gets everything (RFC 9110,
     14.2).
+
+    Args:
+        request: Its range and its validators are heeded.
+        asset: The asset.
+        assets: Where its bytes are.
+        shown_as: Headers in place of those that follow from the asset.
 
     Raises:
         HttpError: 404 if the bytes are gone.
@@ -30,11 +46,12 @@ async def respond(request: Request, asset: Asset, assets: AssetStore) -> Respons
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=3600",
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "sandbox; default-src 'none'",
+        **SAFE_HEADERS,
         "Content-Disposition": _disposition(asset),
+        "Content-Type": _media_type(asset.content_type),
+        **(shown_as or {}),
     }
-    if _matches(request.headers.get("if-none-match"), etag):
+    if is_known(request, etag):
         return Response(status_code=304, headers=headers)
     if (url := await assets.url(asset)) is not None:
         return RedirectResponse(url, 302, {"Cache-Control": "no-store"})
@@ -65,21 +82,28 @@ async def respond(request: Request, asset: Asset, assets: AssetStore) -> Respons
             start, end = 0, size
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type=asset.content_type)
+        return Response(status_code=status, headers=headers)
     try:
         chunks = await assets.open(asset, start, end - start)
     except FileNotFoundError:
         raise HttpError(404, "not_found", f"the bytes of asset {asset.id} are gone") from None
     if end - start <= _AT_ONCE:
         data = b"".join([chunk async for chunk in chunks])
-        return Response(data, status, headers, media_type=asset.content_type)
-    return StreamingResponse(chunks, status, headers=headers, media_type=asset.content_type)
+        return Response(data, status, headers)
+    return StreamingResponse(chunks, status, headers=headers)
 
 
-def _matches(header: str | None, etag: str) -> bool:
+def is_known(request: Request, etag: str) -> bool:
+    """Return whether the caller has what this tag stands for."""
+    header = request.headers.get("if-none-match")
     if header is None:
         return False
     return header.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
+
+
+def _media_type(kind: str) -> str:
+    """Return a content type with the encoding of texts."""
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") and "charset=" not in kind.lower() else kind
 
 
 def _disposition(asset: Asset) -> str:

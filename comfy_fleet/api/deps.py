@@ -20,8 +20,10 @@ from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.workflows import Catalog
+from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
+from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.settings import Settings
 
@@ -57,6 +59,8 @@ class ApiDeps:
         simulated: Returns True if a node, by name, is simulated: every surface shows that.
         node_facts: Asks nodes through the broker.
         inventories: What the nodes have, and what jobs wait for.
+        files: Finds files by the names that clients know.
+        pictures: Converts pictures.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
         probes: Parts that ``/ready`` asks, by name.
         notes: Returns what an operator should know even if jobs can run.
@@ -76,6 +80,8 @@ class ApiDeps:
     hosts: Hosts
     pools: PoolStore
     assets: AssetStore
+    files: ClientFiles
+    pictures: PictureWork
     catalog: Catalog
     submitter: Submitter
     sealer: Sealer

@@ -46,8 +46,10 @@ from comfy_fleet.bootstrap import (
 from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, StoreRefuses
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
+from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
+from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.settings import Settings
 
@@ -67,6 +69,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     """
     keys = Keys.load(settings)
     assets = open_assets(settings, stores)
+    files = ClientFiles(assets)
     catalog = WorkflowCatalog(settings.workflows_dir)
     catalog.check()
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
@@ -103,6 +106,8 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         hosts=stores.hosts,
         pools=stores.pools,
         assets=assets,
+        files=files,
+        pictures=PictureWork(assets, most_pixels=settings.max_picture_pixels),
         catalog=catalog,
         submitter=submitter,
         sealer=sealer,

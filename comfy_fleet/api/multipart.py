@@ -21,10 +21,6 @@ def _bad(message: str, field: str | None = None) -> HttpError:
     return HttpError(422, "invalid_request", message, details={"field": field} if field else None)
 
 
-def _misplaced(name: str) -> HttpError:
-    return _bad(f"the file came in the field {name[:40]!r}: send it in the field `file`", "file")
-
-
 def _base_name(filename: bytes | None) -> str | None:
     """Return a file's name without the folders that some clients put before it."""
     name = (filename or b"").decode("utf-8", "replace")
@@ -37,12 +33,13 @@ class UploadedForm:
     Args:
         request: Its body is read once, here.
         limit: Most bytes of the whole body.
+        part: The field that holds the file.
 
     Raises:
         HttpError: 422 unless the request announces ``multipart/form-data`` with a boundary; 413; 415.
     """
 
-    def __init__(self, request: Request, limit: int) -> None:
+    def __init__(self, request: Request, limit: int, *, part: str = "file") -> None:
         refuse_encoding(request)
         kind, options = parse_options_header(request.headers.get("content-type"))
         boundary = options.get(b"boundary", b"")
@@ -53,6 +50,7 @@ class UploadedForm:
             raise self._too_large(limit)
         self._request = request
         self._limit = limit
+        self._part = part
         self._fields: dict[str, list[str]] = {}
         self._pieces: list[bytes] = []
         self._name: str | None = None
@@ -64,7 +62,7 @@ class UploadedForm:
         self._files = 0
         self._ended = False
         self._file_type: str | None = None
-        self._file_name: str | None = None
+        self._sent_name: bytes | None = None
         self._misplaced: str | None = None
         callbacks: Any = {
             "on_part_begin": self._part_begin,
@@ -79,7 +77,7 @@ class UploadedForm:
         self._parser = MultipartParser(boundary, callbacks)
 
     async def file(self) -> AsyncIterator[bytes]:
-        """Yield the bytes of the part ``file``; ends with the body.
+        """Yield the bytes of the file's part; ends with the body.
 
         Raises:
             HttpError: 413 or 422.
@@ -100,8 +98,9 @@ class UploadedForm:
             raise _bad("the form ends early")
         if not self._files:
             if self._misplaced is not None:
-                raise _misplaced(self._misplaced)
-            raise _bad("file is missing: send the bytes in the form's field `file`", "file")
+                raise self._stray(self._misplaced)
+            part = self._part
+            raise _bad(f"{part} is missing: send the bytes in the form's field `{part}`", part)
 
     @property
     def file_type(self) -> str | None:
@@ -111,7 +110,12 @@ class UploadedForm:
     @property
     def file_name(self) -> str | None:
         """The file's name in its part, without folders; None if there is none."""
-        return self._file_name
+        return _base_name(self._sent_name)
+
+    @property
+    def sent_name(self) -> str:
+        """The file's name as it was sent, perhaps with folders; empty if there is none."""
+        return (self._sent_name or b"").decode("utf-8", "replace")
 
     def one(self, name: str) -> str | None:
         """Return a field that must not repeat.
@@ -131,6 +135,10 @@ class UploadedForm:
     @staticmethod
     def _too_large(limit: int) -> HttpError:
         return HttpError(413, "payload_too_large", f"the body is larger than {limit} bytes")
+
+    def _stray(self, name: str) -> HttpError:
+        message = f"the file came in the field {name[:40]!r}: send it in the field `{self._part}`"
+        return _bad(message, self._part)
 
     # -- the parser's callbacks ---------------------------------------------
 
@@ -166,33 +174,33 @@ class UploadedForm:
         if encoding.lower() not in _AS_THEY_ARE:
             words = f"Content-Transfer-Encoding {encoding[:40]} is not taken: send the bytes as they are"
             raise _bad(f"{self._name}: {words}", self._name)
-        if self._name == "file":
+        if self._name == self._part:
             self._files += 1
             if self._files > 1:
-                raise _bad("file must come only once", "file")
+                raise _bad(f"{self._part} must come only once", self._part)
             kind = self._headers.get(b"content-type")
             self._file_type = kind.decode("latin-1") if kind else None
-            self._file_name = _base_name(self._filename)
+            self._sent_name = self._filename
         elif self._filename and self._misplaced is None:
             self._misplaced = self._name
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == "file":
+        if self._name == self._part:
             self._pieces.append(data[start:end])
             return
         self._value += data[start:end]
         if len(self._value) > _MAX_FIELD:
             if self._filename:
-                raise _misplaced(self._name or "")
+                raise self._stray(self._name or "")
             raise _bad(f"{self._name} is longer than {_MAX_FIELD} bytes", self._name)
 
     def _part_end(self) -> None:
-        if self._name and self._name != "file":
+        if self._name and self._name != self._part:
             try:
                 text = self._value.decode()
             except UnicodeDecodeError:
                 if self._filename:
-                    raise _misplaced(self._name) from None
+                    raise self._stray(self._name) from None
                 raise _bad(f"{self._name} is not valid UTF-8", self._name) from None
             self._fields.setdefault(self._name, []).append(text)
 

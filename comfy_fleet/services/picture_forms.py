@@ -1,0 +1,155 @@
+"""Pictures in another form: what ``/view`` makes of them with ``preview`` and ``channel``, and masks.
+
+The results are those of ComfyUI, which uses the same library. Its inputs are anything that users upload, so
+only formats with decoders in the library itself are read, and only pictures of a limited size.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from comfy_fleet.domain.text import clip
+
+# Checked here, before anything is decoded, and with a limit of our own.
+Image.MAX_IMAGE_PIXELS = None
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO", "PPM", "TGA", "ICO")
+_DEFAULT_QUALITY = 90
+_MASKED_FORMATS = {".png": "PNG", ".webp": "WEBP"}
+
+
+class NoSuchForm(Exception):
+    """The picture can't be had in this form; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureForm:
+    """What is asked for besides the file as it is.
+
+    Attributes:
+        preview: ``webp`` or ``jpeg``; empty if none is asked for.
+        quality: Of a preview, 0 to 100.
+        channel: ``rgb`` or ``a``; empty for all channels.
+    """
+
+    preview: str = ""
+    quality: int = _DEFAULT_QUALITY
+    channel: str = ""
+
+    @classmethod
+    def read(cls, query: Mapping[str, str]) -> "PictureForm | None":
+        """Read a query's ``preview`` (``webp;90``, ``jpeg``) and ``channel``; None asks for the file."""
+        channel = query.get("channel", "")
+        if "preview" in query:
+            words = query["preview"].split(";")
+            kind = "jpeg" if words[0] == "jpeg" and "a" not in channel else "webp"
+            number = words[-1]
+            quality = int(number[:9]) if number.isascii() and number.isdigit() else _DEFAULT_QUALITY
+            return cls(preview=kind, quality=min(quality, 100), channel="rgb" if channel == "rgb" else "")
+        return cls(channel=channel) if channel in ("rgb", "a") else None
+
+    @property
+    def content_type(self) -> str:
+        """The type of what :func:`formed` returns."""
+        return f"image/{self.preview or 'png'}"
+
+    @property
+    def tag(self) -> str:
+        """Distinguishes this form from others of the same file."""
+        return f"{self.preview}{self.quality}{self.channel}"
+
+
+def formed(data: bytes, form: PictureForm, *, most_pixels: int) -> bytes:
+    """Return a picture in another form.
+
+    Raises:
+        NoSuchForm: It is no picture, a broken one, or has more pixels than this.
+    """
+    with _refusing(), _opened(data, most_pixels) as picture:
+        if form.preview:
+            return _preview(picture, form)
+        return _opaque(picture) if form.channel == "rgb" else _transparency(picture)
+
+
+def masked(original: bytes, mask: bytes, name: str, *, most_pixels: int) -> bytes:
+    """Return a picture with the transparency of another one, and with the texts of the first.
+
+    Args:
+        original: The picture.
+        mask: The other one.
+        name: The result's file name, which decides its format.
+        most_pixels: Most pixels of each.
+
+    Raises:
+        NoSuchForm: One of them is no picture, a broken one or too large, or they differ in size.
+    """
+    suffix = name[name.rfind(".") :].lower()
+    if suffix not in _MASKED_FORMATS:
+        raise NoSuchForm("the name of a picture with a mask must end in .png or .webp")
+    with _refusing(), _opened(original, most_pixels) as below, _opened(mask, most_pixels) as above:
+        if below.size != above.size:
+            sizes = [f"{picture.width}x{picture.height}" for picture in (above, below)]
+            raise NoSuchForm(f"the mask has {sizes[0]} pixels, the original {sizes[1]}")
+        texts = PngInfo()
+        for key, value in getattr(below, "text", {}).items():
+            texts.add_text(key, value)
+        joined = below.convert("RGBA")
+        joined.putalpha(above.convert("RGBA").getchannel("A"))
+        return _saved(joined, _MASKED_FORMATS[suffix], compress_level=4, pnginfo=texts)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what decoders raise, which is nearly anything, into a refusal."""
+    try:
+        yield
+    except NoSuchForm:
+        raise
+    except Exception as error:
+        words = clip(str(error) or type(error).__name__, 200)
+        raise NoSuchForm(f"the file can't be read as a picture: {words}") from error
+
+
+def _opened(data: bytes, most_pixels: int) -> Image.Image:
+    picture = Image.open(BytesIO(data), formats=_FORMATS)
+    if picture.width * picture.height > most_pixels:
+        picture.close()
+        raise NoSuchForm(
+            f"the picture has {picture.width}x{picture.height} pixels; "
+            f"up to {most_pixels} are converted (FLEET_MAX_PICTURE_PIXELS)"
+        )
+    return picture
+
+
+def _preview(picture: Image.Image, form: PictureForm) -> bytes:
+    shown = _as_rgb(picture) if form.preview == "jpeg" or form.channel == "rgb" else picture
+    return _saved(shown, form.preview, quality=form.quality)
+
+
+def _opaque(picture: Image.Image) -> bytes:
+    if picture.mode == "RGBA":
+        return _saved(Image.merge("RGB", picture.split()[:3]), "PNG")
+    return _saved(_as_rgb(picture), "PNG")
+
+
+def _transparency(picture: Image.Image) -> bytes:
+    alpha = picture.getchannel("A") if picture.mode == "RGBA" else Image.new("L", picture.size, 255)
+    shown = Image.new("RGBA", picture.size)
+    shown.putalpha(alpha)
+    return _saved(shown, "PNG")
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        picture = picture.convert("RGBA")  # the same colors, without a warning
+    return picture.convert("RGB")
+
+
+def _saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
