@@ -8,7 +8,7 @@ from uuid import uuid4
 import orjson
 from blake3 import blake3
 
-from comfy_fleet.domain.jobs.job import Job, JobStatus, NewJob
+from comfy_fleet.domain.jobs.job import Job, JobStatus, NewJob, Output, OutputKind
 from comfy_fleet.ports.runs import Claim
 
 GRAPH: dict[str, Any] = {
@@ -83,3 +83,19 @@ def a_claim(job: Job | None = None, **fields: Any) -> Claim:
     """Return a claim of a job, by a run ``r`` on node ``g1``."""
     defaults: dict[str, Any] = {"graph": b"{}", "run": "r", "node": "g1", "token": "t", "attempt": 0}
     return Claim(job=job or running_job(), **{**defaults, **fields})
+
+
+def an_output(**fields: Any) -> Output:
+    """Return a committed output."""
+    defaults: dict[str, Any] = {
+        "asset_id": str(uuid4()),
+        "node_id": "2",
+        "key": "images",
+        "index": 0,
+        "name": "t_00001_.png",
+        "kind": OutputKind.IMAGE,
+        "content_type": "image/png",
+        "size_bytes": 4,
+        "hash": f"blake3:{'0' * 64}",
+    }
+    return Output(**{**defaults, **fields})

@@ -16,11 +16,15 @@ SERVER_TOKENS = frozenset(
 )
 
 _LONGEST = 1000  # no file name needs more, and each token searches the graph
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and a number may be put in
 _TOKEN = re.compile(r"%([^%]+)%")
 _KEPT = re.compile("(" + "|".join(sorted(SERVER_TOKENS)) + ")")
 _DATE_PART = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyy?y?")
 _ILLEGAL_IN_VALUE = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*%\ud800-\udfff]')
+# Beside what a system refuses: what turns a line of text around, or ends it.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*%\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]')
+# Behind a name, this says in which of ComfyUI's folders the file is.
+_ANNOTATION = re.compile(r"\[(input|output|temp)\]$")
 # ``GET /view`` refuses every file whose name has two dots in a row, wherever they are.
 _DOTS = re.compile(r"\.{2,}")
 # Windows takes these for devices, whatever extension follows.
@@ -61,18 +65,37 @@ def safe_path(original: str) -> str:
     for part in original.replace("\\", "/").split("/"):
         pieces = _KEPT.split(part)
         pieces[::2] = [_UNSAFE.sub("_", piece) for piece in pieces[::2]]
-        # Windows drops dots and blanks at the end of a name, and ".." consists of nothing else.
         # File systems allow names of 255 bytes, and a counter and an extension follow.
         short = "".join(pieces).strip()[:80].encode()[:160].decode(errors="ignore")
-        if name := short.rstrip(". "):
-            name = _DOTS.sub("_", name)
-            parts.append(f"_{name}" if _DEVICE.match(name) else name)
+        if name := _harmless(short):
+            parts.append(name)
     while len("/".join(parts)) > 160:
         parts.pop(0)
     return "/".join(parts) or "output"
 
 
+def safe_file_name(original: str) -> str:
+    """Make a file's name that stays in its folder, on Windows and on Linux: at most 200 bytes, none empty.
+
+    The extension is kept.
+    """
+    name = _UNSAFE.sub("_", original.replace("\\", "/").rpartition("/")[2]).strip()
+    if len(name.encode()) > _LONGEST_NAME:
+        dot = max(name.rfind("."), len(name) - 16)
+        extension = name[dot:] if name[dot:].isascii() and name[dot] == "." else ""
+        name = name.encode()[: _LONGEST_NAME - len(extension)].decode(errors="ignore") + extension
+    return _ANNOTATION.sub(r"_\1_", _harmless(name)) or "output"
+
+
 # ----------------------------------------------------------------------------------------------------
+
+
+def _harmless(name: str) -> str:
+    # Windows drops dots and blanks at the end of a name, and ".." consists of nothing else.
+    if not (name := name.rstrip(". ")):
+        return ""
+    name = _DOTS.sub("_", name)
+    return f"_{name}" if _DEVICE.match(name) else name
 
 
 def _date(wanted: str, at: datetime) -> str:

@@ -96,12 +96,15 @@ class Output:
         node_id: The output node in the graph.
         key: Its key in the node's output, e.g. ``images``.
         index: Its place in that list; (node_id, key, index) is unique in a run.
-        name: File name as the node gave it, e.g. ``ComfyUI_00001_.png``.
+        name: File name, e.g. ``ComfyUI_00042_.png``. That of a saved file is unique in its owner's folder.
         kind: Normalised kind.
         content_type: MIME type.
         size_bytes: Length of the content.
         hash: ``blake3:<hex>`` of the content.
         temporary: True for previews (ComfyUI's type ``temp``).
+        saved: Whether ``GET /view`` knows it by its name: a file, and neither a text nor a picture from a
+            frame. Outputs of versions that drew no names are not.
+        subfolder: The folder in which its owner sees a saved file.
     """
 
     asset_id: str
@@ -114,6 +117,8 @@ class Output:
     size_bytes: int
     hash: str
     temporary: bool = False
+    saved: bool = False
+    subfolder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

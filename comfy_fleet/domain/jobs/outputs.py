@@ -214,9 +214,9 @@ def _outputs(node_id: str, output: object, run: str) -> Iterator[OutputItem]:
                 if ref is not None and ref not in known:
                     named[id_, index] = ref
     beside = bool(named) or models
-    node_id = _short(node_id)
+    node_id = short_key(node_id)
     for id_, (key, leaves, value) in enumerate(by_key):
-        name = _short(key)
+        name = short_key(key)
         notes = beside and all(isinstance(leaf, str) and _FINGERPRINT.fullmatch(leaf) for leaf in leaves)
         rest: list[tuple[int, Any]] = []
         for index, leaf in enumerate(leaves):
@@ -236,7 +236,7 @@ def frame_output(node_id: str, index: int, content_type: str, data: bytes | memo
     """Return a picture that came as a websocket frame, e.g. from ``SaveImageWebsocket``."""
     extension = {"image/jpeg": "jpg", "image/webp": "webp"}.get(content_type, "png")
     return OutputItem(
-        node_id=_short(node_id),
+        node_id=short_key(node_id),
         key="images",
         index=index,
         name=f"websocket_{index + 1:05}.{extension}",
@@ -359,7 +359,7 @@ def _document(node_id: str, key: str, index: int, value: Any) -> OutputItem:
     return _text(node_id, key, index, written, "json", "application/json")
 
 
-def _short(key: str) -> str:
+def short_key(key: str) -> str:
     """Return a node's id or a key, shortened for records; different ones stay different."""
     key = clean(key)
     if len(key) <= _MAX_KEY:
