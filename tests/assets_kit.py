@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
@@ -34,7 +35,7 @@ def assets_on(
     return RedisAssets(redis, blobs, clock=clock, new_id=new_id, retention_s=retention_s, grace_s=grace_s)
 
 
-async def begun(redis: FleetRedis, job: str) -> dict[str, str]:
+async def begun(redis: FleetRedis, job: str) -> dict[str, Any]:
     """Let a run have a job; returns what its writes have to show."""
     await redis.hset(f"fleet:run:run-of-{job}", mapping={"job": job, "token": "t"})
     return {"run": f"run-of-{job}", "token": "t"}

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.ports.blobs import Corrections
 
 
 class Received(Protocol):
@@ -105,8 +106,9 @@ class AssetStore(Protocol):
         name: str,
         content_type: str,
         expires_at: float,
+        corrections: Corrections | None = None,
     ) -> Asset:
-        """Store one output of a job. The same bytes twice are stored once.
+        """Store one output of a job, corrected. The same bytes twice are stored once.
 
         Raises:
             LeaseLost: The job is not this run's any more, or the run not this token's; nothing is kept.

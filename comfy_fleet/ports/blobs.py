@@ -1,8 +1,10 @@
 """Bytes by content hash, wherever they are stored."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from comfy_fleet.domain.graphs.pictures.parsing import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +21,26 @@ class Blob:
     size_bytes: int
 
 
+class Corrections(Protocol):
+    """What must change in a file before it is stored, found out while it passes."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes; called in their order, in any thread."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether :meth:`edits` takes less than about a millisecond."""
+
+    def edits(self) -> Sequence[Edit]:
+        """Return the changes, once all bytes were fed."""
+
+
 class BlobStore(Protocol):
     """Immutable bytes. It knows nothing of owners and records, and makes its own keys."""
 
-    async def put(self, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
+    async def put(
+        self, chunks: AsyncIterator[bytes], *, durable: bool, corrections: Corrections | None = None
+    ) -> Blob:
         """Store and hash a stream under a new key, which contains the hash.
 
         Nothing is visible under the key until all bytes are there.
@@ -30,6 +48,7 @@ class BlobStore(Protocol):
         Args:
             chunks: The bytes.
             durable: Whether the bytes survive a power cut once this has returned.
+            corrections: Changes the bytes before they are hashed; is fed all of them.
 
         Raises:
             NoRoom: There is no room, or the store can't be written to; nothing is kept.

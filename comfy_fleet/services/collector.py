@@ -1,5 +1,7 @@
 """Collect a run's outputs: fetch each from the node, store its bytes, commit it to the job.
 
+A picture that carries the graph as the run has posted it is stored with the graph as submitted.
+
 There are three kinds of trouble. The fleet's own (Redis is away, its disk is full) is waited out, since the
 run has succeeded. An output that the node does not have *yet* is asked for again. An output that it will
 never have, or that exceeds a limit, ends the job, which keeps the outputs that could be fetched.
@@ -23,6 +25,8 @@ from comfy_fleet.domain.errors import (
     OutputRefused,
     StoreDown,
 )
+from comfy_fleet.domain.graphs.pictures.restoring import PictureRestorer
+from comfy_fleet.domain.graphs.pictures.submitted import SubmittedGraph
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import FileRef, InlineText, OutputItem
@@ -140,6 +144,7 @@ class Collector:
         self._hasten = asyncio.Event()
         self._telemetry = telemetry
         self._extra = claim.log_fields
+        self._submitted = SubmittedGraph(claim.graph)
         self.gone: set[str] = set()
         self.over: OutputLimit | None = None
 
@@ -365,6 +370,7 @@ class Collector:
                     name=item.name,
                     content_type=item.content_type,
                     expires_at=job.expires_at,
+                    corrections=PictureRestorer(self._submitted),
                 )
         except BaseException:
             self._bytes -= mine  # nothing was kept of it

@@ -3,7 +3,6 @@
 import json
 import struct
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from typing import Any
 
 from PIL import Image
@@ -12,7 +11,7 @@ from comfy_fleet.sim.nodes_3d import MESHES
 from comfy_fleet.sim.nodes_image import PIXELS, crop, load
 from comfy_fleet.sim.nodes_mask import CHANNELS, MASKS
 from comfy_fleet.sim.nodes_model import MODELS, Work
-from comfy_fleet.sim.pictures import png
+from comfy_fleet.sim.pictures import animation, png
 from comfy_fleet.sim.run import Call, DependencyCycle, PromptRun, Result
 from comfy_fleet.sim.values import Latent, Pictures
 
@@ -76,16 +75,10 @@ async def save_animation(run: PromptRun, call: Call) -> Result:
     pictures: Pictures = call.inputs["images"]
     duration = int(1000 / call.inputs["fps"])
     area = pictures[0].width * pictures[0].height * len(pictures)
-    data = await run.compute(area, _animate, pictures, "WEBP" if webp else "PNG", duration)
+    data = await run.compute(area, animation, pictures, "WEBP" if webp else "PNG", duration, run.texts)
     saved = await run.save_file(call.inputs["filename_prefix"], ".webp" if webp else ".png", data)
     animated = len(pictures) != 1 or not webp
     return Result(outputs=(pictures,), ui={"images": [saved], "animated": [animated]})
-
-
-def _animate(pictures: Pictures, kind: str, duration: int) -> bytes:
-    buffer = BytesIO()
-    pictures[0].save(buffer, kind, save_all=True, append_images=pictures[1:], duration=duration)
-    return buffer.getvalue()
 
 
 async def save_latent(run: PromptRun, call: Call) -> Result:

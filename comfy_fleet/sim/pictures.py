@@ -9,7 +9,7 @@ import json
 import struct
 import textwrap
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -125,6 +125,29 @@ def _quick_png(picture: Image.Image, texts: Mapping[str, Any]) -> bytes:
             struct.pack(">I", zlib.crc32(kind + content)),
         ]
     return b"".join(made)
+
+
+def animation(pictures: Sequence[Image.Image], kind: str, duration: int, texts: Mapping[str, Any]) -> bytes:
+    """Encode a moving PNG or WebP with JSON texts where ComfyUI puts them.
+
+    Args:
+        pictures: The frames.
+        kind: ``PNG`` or ``WEBP``.
+        duration: Of a frame, in milliseconds.
+        texts: Go into chunks of ComfyUI's own type behind the pixels, or into EXIF: the prompt into
+            ``Model``, others into ``Make`` and the tags before it.
+    """
+    tag = 0x010F
+    info, exif = PngInfo(), Image.Exif()
+    for key, value in texts.items():
+        written = json.dumps(value)
+        info.add(b"comf", f"{key}\0{written}".encode("latin-1"), after_idat=True)
+        exif[0x0110 if key == "prompt" else tag] = f"{key}:{written}"
+        tag -= key != "prompt"
+    carried: dict[str, Any] = {"pnginfo": info} if kind == "PNG" else {"exif": exif}
+    buffer = BytesIO()
+    pictures[0].save(buffer, kind, save_all=True, append_images=pictures[1:], duration=duration, **carried)
+    return buffer.getvalue()
 
 
 def jpeg(picture: Image.Image, longest: int = 512) -> bytes:

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 from blake3 import blake3
 
 from comfy_fleet.domain.errors import LeaseLost, NoRoom
+from comfy_fleet.domain.graphs.pictures.parsing import applied
 from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.ports.blobs import Corrections
 from tests.fakes.base import Fake, unplayed
 from tests.fakes.runs import FakeRunStore
 
@@ -42,11 +44,16 @@ class FakeAssetStore(Fake):
         name: str,
         content_type: str,
         expires_at: float,
+        corrections: Corrections | None = None,
     ) -> Asset:
         data = b""
         async for chunk in chunks:
             data += chunk
             self.check_room(len(data), output=True)
+            if corrections is not None:
+                corrections.feed(chunk)
+        if corrections is not None:
+            data = b"".join(applied(corrections.edits(), [data]))
         self.answer("add_output")
         if self.runs.owned(run, token).claim.job.id != job_id:
             raise LeaseLost(f"run {run} has another job")

@@ -185,8 +185,8 @@ async def test_a_process_that_dies_between_bytes_and_record_leaves_what_the_swee
 
     written = DiskBlobs.put
 
-    async def killed(blobs: DiskBlobs, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
-        await written(blobs, chunks, durable=durable)
+    async def killed(blobs: DiskBlobs, chunks: AsyncIterator[bytes], **options: Any) -> Blob:
+        await written(blobs, chunks, **options)
         raise Killed
 
     with monkeypatch.context() as patched:

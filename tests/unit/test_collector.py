@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import weakref
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.fakes.assets import FakeAssetStore
 from tests.fakes.comfyui import FakeNodeApi
 from tests.fakes.runs import FakeRunStore
 from tests.fleet import until
+from tests.unit.test_pictures import GRAPH, MAKERS, POSTED, graph_in
 
 
 def item(name: str, source: Source | None = None, *, index: int = 0, temporary: bool = False) -> OutputItem:
@@ -37,10 +39,10 @@ def item(name: str, source: Source | None = None, *, index: int = 0, temporary: 
 class World:
     """A node's files, and what is stored and committed of them."""
 
-    def __init__(self, *, behind: int = 0, slots: int = 64, **limits: Any) -> None:
+    def __init__(self, *, behind: int = 0, slots: int = 64, graph: Any = b"{}", **limits: Any) -> None:
         self.nodes, self.runs = FakeNodeApi(), FakeRunStore()
         self.assets = FakeAssetStore(self.runs)
-        self.claim = a_claim(jobs_behind=behind)
+        self.claim = a_claim(jobs_behind=behind, graph=graph)
         self.runs.hold(self.claim)
         self.collector = Collector(
             self.claim,
@@ -70,6 +72,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "LATE_PREVIEW_S", 0.01)
     monkeypatch.setattr(collector, "ROOM_GAP_S", 0.001)
     monkeypatch.setattr(store_retry, "BACKOFF", Backoff(first_s=0.001, longest_s=0.004))
+
+
+async def test_a_picture_is_stored_with_the_graph_as_submitted() -> None:
+    came = MAKERS["png tEXt"](POSTED)
+    world = World(graph=json.dumps(GRAPH).encode())
+    world.nodes.files = {"a.png": came, "b.png": came[:-1]}
+    world.collector.add([item("a.png"), item("b.png"), item("c.png", InlineBytes(came))])
+    assert await world.collector.settled() == []
+    assert world.assets.outputs["b.png"] == came[:-1]
+    for name in ("a.png", "c.png"):
+        assert graph_in(world.assets.outputs[name]) == GRAPH
+    stored = {output.name: output for output in world.committed}["a.png"]
+    assert stored.size_bytes == len(world.assets.outputs["a.png"]) != len(came)
 
 
 async def test_files_texts_and_pictures_from_frames_are_stored_and_committed(

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.graphs.graph_file import MAX_TEXT_BYTES, read_graph
 from comfy_fleet.domain.graphs.structure import carried
+from tests.unit.test_pictures import MAKERS
 
 GRAPH: dict[str, Any] = {"1": {"class_type": "A", "inputs": {"text": "schön ✨"}}}
 TEXT = json.dumps(GRAPH, ensure_ascii=False)
@@ -42,6 +43,7 @@ def png(*, packed: bool = False, **texts: str) -> bytes:
         png(prompt=json.dumps(GRAPH), workflow="{}", packed=True),
         png(prompt=TEXT, packed=True),
         png(workflow='{"nodes": []}', prompt=TEXT) + b"rest",
+        *(make(GRAPH) for make in MAKERS.values()),
     ],
 )
 def test_a_graph_is_read_in_every_form_in_which_people_have_it(content: bytes) -> None:
@@ -66,6 +68,9 @@ def test_a_graph_is_read_in_every_form_in_which_people_have_it(content: bytes) -
         (png(prompt=TEXT)[:40], "is a PNG without a graph in it"),
         (b"\xff\xd8\xff\xe0....", "is a JPEG picture, not JSON: export the graph"),
         (b"RIFF....WEBPVP8 ", "is a WebP picture"),
+        (MAKERS["jpeg"](1)[:-2].replace(b"prompt:", b"nobody:"), "is a JPEG picture, not JSON"),
+        (MAKERS["webp"](0).replace(b"prompt:0", b"prompt:{"), "is a picture whose graph is not JSON"),
+        (MAKERS["jpeg comment ascii"](0).replace(b'"0"', b'"{"'), "is a picture whose graph is not JSON"),
         (b"GIF89a", "is a GIF picture"),
         (b"PK\x03\x04", "is a ZIP archive"),
     ],

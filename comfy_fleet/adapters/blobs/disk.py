@@ -19,12 +19,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from blake3 import blake3
-
+from comfy_fleet.adapters.blobs.incoming import IncomingFile
 from comfy_fleet.adapters.system.disk import Disk, reading
 from comfy_fleet.adapters.system.folders import private_folder, sync_folder
 from comfy_fleet.domain.errors import NoRoom
-from comfy_fleet.ports.blobs import Blob
+from comfy_fleet.ports.blobs import Blob, Corrections
 
 _BUFFER = 1 << 20  # bytes written and hashed per hop to a thread
 _SMALL = 1 << 18  # takes 0.2 ms, which is faster than waking a thread
@@ -60,56 +59,33 @@ class DiskBlobs:
         except NoRoom:  # it can't be read
             return False
 
-    async def put(self, chunks: AsyncIterator[bytes], *, durable: bool) -> Blob:
+    async def put(
+        self, chunks: AsyncIterator[bytes], *, durable: bool, corrections: Corrections | None = None
+    ) -> Blob:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.put`."""
         drawn = self._new_id()
-        temp = self._root / "tmp" / drawn
-        hasher = blake3()
-        size = 0
-        buffer: list[bytes] = []
-        buffered = 0
-        file: BinaryIO | None = None
-
-        def flush() -> None:
-            nonlocal file
-            self._disk.check(buffered, output=not durable)
-            with self._disk.writing():
-                file = file or temp.open("xb")
-                for part in buffer:
-                    hasher.update(part)
-                    file.write(part)
-                buffer.clear()
+        incoming = IncomingFile(
+            self._root / "tmp" / drawn, disk=self._disk, durable=durable, corrections=corrections
+        )
 
         def finish() -> str:
-            flush()
-            assert file is not None  # noqa: S101 - flush() has opened it
+            incoming.finish()
+            key = f"blobs/{incoming.digest[:2]}/{drawn.replace('-', '')[:12]}/{incoming.digest}"
             with self._disk.writing():
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-                file.close()
-                digest = hasher.hexdigest()
-                key = f"blobs/{digest[:2]}/{drawn.replace('-', '')[:12]}/{digest}"
-                _move(temp, self._root / key)
+                _move(incoming.path, self._root / key)
                 if durable:
                     sync_folder((self._root / key).parent)
             return key
 
         try:
             async for chunk in chunks:
-                buffer.append(chunk)
-                buffered += len(chunk)
-                size += len(chunk)
-                if buffered >= _BUFFER:
-                    await asyncio.to_thread(flush)
-                    buffered = 0
-            key = await asyncio.to_thread(finish) if durable or buffered > _SMALL else finish()
-            return Blob(key=key, hash=f"blake3:{hasher.hexdigest()}", size_bytes=size)
+                incoming.add(chunk)
+                if incoming.buffered >= _BUFFER:
+                    await asyncio.to_thread(incoming.flush)
+            key = finish() if incoming.small(_SMALL) else await asyncio.to_thread(finish)
+            return Blob(key=key, hash=f"blake3:{incoming.digest}", size_bytes=incoming.size_bytes)
         finally:
-            if file is not None:
-                with contextlib.suppress(OSError):  # it raises again if it could not write
-                    file.close()
-            temp.unlink(missing_ok=True)
+            incoming.drop()
 
     async def open(self, key: str, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """See :meth:`comfy_fleet.ports.blobs.BlobStore.open`."""

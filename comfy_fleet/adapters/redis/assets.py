@@ -31,7 +31,7 @@ from comfy_fleet.domain.errors import (
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.jobs.asset import HASH, Asset, index_name, listed_name
 from comfy_fleet.ports.assets import Received
-from comfy_fleet.ports.blobs import Blob, BlobStore
+from comfy_fleet.ports.blobs import Blob, BlobStore, Corrections
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +249,7 @@ class RedisAssets:
         name: str,
         content_type: str,
         expires_at: float,
+        corrections: Corrections | None = None,
     ) -> Asset:
         """See :meth:`comfy_fleet.ports.assets.AssetStore.add_output`.
 
@@ -258,7 +259,7 @@ class RedisAssets:
         """
         if not _JOB_ID.fullmatch(job_id):
             raise NotFound(f"no job {job_id}")
-        blob = await self._blobs.put(chunks, durable=False)
+        blob = await self._blobs.put(chunks, durable=False, corrections=corrections)
         now = await self._recordable(blob)
         key = blob.key
         before, at = self._unsure.get((job_id, blob.hash), ("", 0.0))

@@ -1,7 +1,7 @@
 """Files that hold a graph: JSON in any Unicode encoding, and pictures that ComfyUI saved.
 
-ComfyUI writes the graph that made a picture into PNG's text chunks: ``prompt`` is in API format, ``workflow``
-is the editor's. Its JSON may hold NaN.
+ComfyUI writes the graph that made a picture into PNG's text chunks, and into the EXIF of WebP and JPEG:
+``prompt`` is in API format, ``workflow`` is the editor's. Its JSON may hold NaN.
 """
 
 import json
@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.graphs.pictures.exif import ExifBlock
+from comfy_fleet.domain.graphs.pictures.parsing import Found, PieceReader
+from comfy_fleet.domain.graphs.pictures.restoring import parse
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Most bytes that a compressed text of a PNG may unpack to."""
@@ -29,7 +32,7 @@ MAX_LEVELS = 200  # deeper than any graph, and shallow enough for recursion
 
 
 def read_graph(content: bytes) -> Any:
-    """Return what a file holds: JSON, or the graph inside a PNG that ComfyUI has saved.
+    """Return what a file holds: JSON, or the graph inside a picture that ComfyUI has saved.
 
     NaN and infinite numbers are kept. :func:`comfy_fleet.domain.graphs.structure.check` decides if it is a
     graph.
@@ -39,6 +42,8 @@ def read_graph(content: bytes) -> Any:
     """
     if content.startswith(_PNG):
         return _of_png(content)
+    if (graph := _of_exif(content)) is not None:
+        return graph
     for start, kind in _OTHERS:
         if content.startswith(start):
             raise BadInput(f"is {kind}, not JSON: {_WAY_OUT}")
@@ -83,14 +88,34 @@ def _deep(value: Any) -> bool:
 def _of_png(content: bytes) -> Any:
     found: dict[str, bytes] = {}
     for name, text in _texts(content):
-        found.setdefault(name, text)
+        found.setdefault(name.lower(), text)
     if "prompt" in found:
         return _json(found["prompt"], "is a PNG whose graph is not JSON")
+    if (graph := _of_exif(content)) is not None:
+        return graph
     if "workflow" in found:
         raise BadInput(
             f"is a PNG that holds a graph in the editor's own format only: open it there, and {_WAY_OUT}"
         )
     raise BadInput(f"is a PNG without a graph in it: {_WAY_OUT}")
+
+
+def _of_exif(content: bytes) -> Any:
+    """Return the graph in a picture's EXIF; None without one."""
+    found = Found()
+    PieceReader(parse(found)).feed(content)
+    for text in (text for block in found.blocks if isinstance(block, ExifBlock) for text in block.texts()):
+        name, _, rest = text.partition(":")
+        if name.strip().lower() == "prompt":
+            return _json(rest.encode(), "is a picture whose graph is not JSON")
+        if name.startswith("{") and '"prompt"' in text:
+            inner = _json(text.encode(), "is a picture whose graph is not JSON").get("prompt")
+            return (
+                _json(inner.encode(), "is a picture whose graph is not JSON")
+                if isinstance(inner, str)
+                else inner
+            )
+    return None
 
 
 def _texts(content: bytes) -> Iterator[tuple[str, bytes]]:
@@ -102,7 +127,7 @@ def _texts(content: bytes) -> Iterator[tuple[str, bytes]]:
         at += size + 12
         name, _, rest = body.partition(b"\0")
         try:
-            if kind == b"tEXt":
+            if kind in (b"tEXt", b"comf"):
                 yield name.decode("latin-1"), rest.decode("latin-1").encode()
             elif kind == b"zTXt":
                 yield name.decode("latin-1"), _unpacked(rest[1:]).decode("latin-1").encode()
