@@ -21,6 +21,7 @@ from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
+from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.picture_work import PictureWork
@@ -61,6 +62,7 @@ class ApiDeps:
         inventories: What the nodes have, and what jobs wait for.
         files: Finds files by the names that clients know.
         pictures: Converts pictures.
+        object_info: Their classes together.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
         probes: Parts that ``/ready`` asks, by name.
         notes: Returns what an operator should know even if jobs can run.
@@ -92,6 +94,7 @@ class ApiDeps:
     simulated: Callable[[str | None], bool]
     node_facts: NodeFacts
     inventories: NodeInventories
+    object_info: FleetObjectInfo
     check_place: PlaceCheck
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes

@@ -47,6 +47,7 @@ from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, S
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.client_files import ClientFiles
+from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.picture_work import PictureWork
@@ -117,6 +118,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         store_time=stores.clock,
         simulated=inventories.simulated,
         inventories=inventories,
+        object_info=FleetObjectInfo(inventories, stores.inventories),
         node_facts=info,
         check_place=check_place,
         probes=_probes(settings, stores),

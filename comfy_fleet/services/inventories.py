@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from comfy_fleet.domain.errors import InvalidWorkflow
+from comfy_fleet.domain.errors import FleetError, InvalidWorkflow
 from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.file_check import Declared
 from comfy_fleet.domain.graphs.graph import Graph
@@ -24,6 +24,7 @@ from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
 from comfy_fleet.services.large_graphs import has_many_inputs, worked
 from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ _SHOWN = 20  # how many nodes a refusal explains
 MOST_PLACEMENTS = 1000  # placement classes kept for answers to "what does this job wait for?"
 _LARGE_NODES = 500  # comparing graphs with more nodes is work for a thread
 _RECENT_S = 1.0  # no message announces that a node becomes busy or free
+_AGAIN_S, _AGAIN_PER_NODE_S = 5.0, 0.5  # how often clients can have all nodes asked again
+_AGAIN_PATIENCE_S = 1.0
+_POLL_S = 0.1
 _KEEP_NEEDS_S = 3600.0  # requirements are written again this often, so that they outlive every job
 
 
@@ -67,6 +71,8 @@ class NodeInventories:
         self._asked: dict[str, float] = {}
         self._declared = Declared()
         self._states: tuple[float, Sequence[NodeState]] = (float("-inf"), ())
+        self._rechecked = float("-inf")
+        self._rechecking: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Keep nodes and inventories fresh until canceled."""
@@ -283,6 +289,51 @@ class NodeInventories:
         if self._states is known:  # nothing was announced meanwhile
             self._states = at, states
         return states
+
+    # -- for whoever looks at what there is -----------------------------------------------------------
+
+    @property
+    def states(self) -> Mapping[str, NodeState]:
+        """The nodes by name, as of the last look: another mapping whenever they were looked at."""
+        return self._directory.states
+
+    async def recheck(self) -> None:
+        """Have nodes asked again that were not asked for some seconds, and wait a moment for their answers.
+
+        Somebody may have added a model just now, and looks for it. However many do so, every node is asked
+        once in five seconds at most, and less often in a large fleet: two nodes a second.
+        """
+        now = self._clock()
+        states = self._directory.states
+        every = max(_AGAIN_S, _AGAIN_PER_NODE_S * len(states))
+        if now - self._rechecked >= every:
+            self._rechecked = now
+            old = [
+                name
+                for name, state in states.items()
+                if state.verdict not in ("down", "new")
+                and name not in self.refresher.asking
+                and now - max(state.reading.read_at, self._asked.get(name, 0.0)) >= every
+            ]
+            if old:
+                self._asked.update(dict.fromkeys(old, now))
+                self._rechecking = start(self._reread(old), name="recheck nodes")
+        if self._rechecking is not None and not self._rechecking.done():
+            await asyncio.wait([self._rechecking])
+
+    async def _reread(self, names: Sequence[str]) -> None:
+        try:
+            await self.refresher.refresh(names, patience_s=_AGAIN_PATIENCE_S)
+            await self.look()
+        except FleetError as error:
+            logger.warning("nodes not asked again", extra={"error": error.message})
+
+    async def first_answers(self, patience_s: float) -> None:
+        """Wait until some node has told what it has, if one is being asked."""
+        until = self._clock() + patience_s
+        while self._clock() < until and not any(s.reading.object_info for s in self.states.values()):
+            await asyncio.sleep(_POLL_S)
+            await self.look()
 
     # -- for operators --------------------------------------------------------------------------------
 

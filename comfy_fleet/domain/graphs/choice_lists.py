@@ -74,6 +74,14 @@ def choice_lists(name: str, body: Any) -> Iterator[ChoiceList]:
                 yield ChoiceList((part, index), upload=False, flags={}, _holder=types, _at=index)
 
 
+def lists_uploads(name: str, body: bytes) -> bool:
+    """Return whether a class, given as JSON, lists uploaded files."""
+    try:
+        return any(found.upload for found in choice_lists(name, json.loads(body)))
+    except (ValueError, RecursionError):
+        return False
+
+
 def choice_key(value: Any) -> object:
     """Return what is equal for equal choices: a file's name has one meaning with either kind of slash."""
     if isinstance(value, str):

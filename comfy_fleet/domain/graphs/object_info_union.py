@@ -55,7 +55,7 @@ def version_order(comfyui: str) -> tuple[int, ...]:
 
 
 def ranked(answers: Iterable[AlikeNodes]) -> list[AlikeNodes]:
-    """Return answers in the order in which :class:`ObjectInfoUnion` needs them, whatever their order is here."""
+    """Return answers in the order that :class:`ObjectInfoUnion` needs, whatever it is here."""
     return sorted(
         answers,
         key=lambda answer: (version_order(answer.comfyui), len(answer.nodes), answer.digest),
