@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from comfy_fleet.domain.errors import NodeError, OutputGone
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
+from comfy_fleet.domain.graphs.object_info import Packer
 from comfy_fleet.domain.jobs.outputs import FileRef
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from comfy_fleet.ports.assets import Content
@@ -118,10 +120,10 @@ class FakeNodeApi(Fake):
         self.viewed: list[str] = []
         self.under_way = self.most = 0
 
-    def serve(self, node: str, classes: Mapping[str, Any]) -> None:
+    def serve(self, node: str, classes: Mapping[str, Any], *, comfyui: str = "0.3.64") -> None:
         """Have a node be up, with these classes and no GPU."""
         self.classes[node] = classes
-        self.stats[node] = {"system": {"comfyui_version": "0.3.64"}, "devices": []}
+        self.stats[node] = {"system": {"comfyui_version": comfyui}, "devices": []}
 
     async def inventory(self, node: str) -> Inventory:
         self.asked.append(node)
@@ -132,7 +134,11 @@ class FakeNodeApi(Fake):
             self.early[node] = early - 1
         if answer is None or early:
             raise NodeError(f"node {node} does not answer")
-        return parse(answer)
+        parsed, packer = parse(answer), Packer()
+        for name, body in answer.items():
+            if name in parsed.classes:
+                packer.add(name, body, parsed.classes[name])
+        return replace(parsed, object_info=packer.end())
 
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         self.answer("system_stats")
