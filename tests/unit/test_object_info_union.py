@@ -152,7 +152,7 @@ def test_a_class_says_where_it_is_if_it_is_not_everywhere() -> None:
 
 def test_a_description_stays_short_in_a_large_fleet() -> None:
     many = tuple(f"gpu{number:03}" for number in range(300))
-    body = {"input": {}, "output": []}
+    body: dict[str, Any] = {"input": {}, "output": []}
     found = together((answer(*many[:150]), {"A": body}), (answer(*many[150:]), {"B": body}))
     assert found["A"]["description"].endswith("gpu007 and 142 more.")
     names = [f"{number:04}.pt" for number in range(1000)]

@@ -58,7 +58,14 @@ async def test_one_nodes_answer_is_the_answer(api: Api, path: str) -> None:
     found = await classes(api, path)
     assert list(found) == list(info)
     unlike = [name for name in info if found[name] != info[name]]
-    assert set(unlike) <= {"LoadImage", "LoadImageMask", "LoadImageOutput", "LoadAudio", "LoadVideo", "Load3D"}
+    assert set(unlike) <= {
+        "LoadImage",
+        "LoadImageMask",
+        "LoadImageOutput",
+        "LoadAudio",
+        "LoadVideo",
+        "Load3D",
+    }
     assert await classes(api, f"{path}/KSampler") == {"KSampler": info["KSampler"]}
     assert await classes(api, f"{path}/Nothing") == {}
 
