@@ -6,13 +6,13 @@ Lists of uploaded files hold the caller's own.
 import asyncio
 import gzip
 import json
-from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import ApiDeps, deps, owner
+from comfy_fleet.api.deps import deps, owner
 from comfy_fleet.api.endpoint import JSON, ServedRoute
+from comfy_fleet.api.native.files import own_inputs
 from comfy_fleet.api.native.row import row
 from comfy_fleet.domain.jobs.upload_choices import with_uploads
 from comfy_fleet.services.object_info_answers import tag_of
@@ -21,7 +21,7 @@ from comfy_fleet.services.object_info_answers import tag_of
 async def object_info(request: Request) -> Response:
     """Every class that some node has."""
     d = deps(request)
-    classes, files = await d.object_info.classes(), await _uploads(d, owner(request))
+    classes, files = await d.object_info.classes(), await own_inputs(d, owner(request))
     tag = tag_of(classes, files)
     headers = {
         "ETag": f'W/"{tag}"',
@@ -45,13 +45,8 @@ async def object_info_class(request: Request) -> Response:
     if body is None:
         return Response(b"{}", media_type=JSON)
     if name in classes.uploads:
-        body = with_uploads(name, body, await _uploads(d, who))
+        body = with_uploads(name, body, await own_inputs(d, who))
     return Response(b"{%b:%b}" % (json.dumps(name).encode(), body), media_type=JSON)
-
-
-async def _uploads(d: ApiDeps, who: str) -> Sequence[str]:
-    """Return the names of a caller's own files in ``input``."""
-    return ()
 
 
 def _knows(if_none_match: str, tag: str) -> bool:

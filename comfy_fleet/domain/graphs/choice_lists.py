@@ -6,7 +6,7 @@ may be one.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class ChoiceList:
 
     path: tuple[object, ...]
     upload: bool
-    flags: Mapping[str, Any]
+    flags: dict[str, Any]
     _holder: Any
     _at: Any
     _declared: list[Any] | None = None

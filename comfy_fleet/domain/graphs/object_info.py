@@ -2,7 +2,7 @@
 
 An inventory keeps what decides whether a node can run a graph. Tooltips, display names, categories and all
 the rest are for people and for ComfyUI's own clients, and stand here. Two things are left out, because they
-belong to other clients and change with every job: lists of uploaded files are empty, and no list names what a
+belong to other clients and change with every job: lists of uploaded files name none, and no list names what a
 job has staged.
 """
 
@@ -20,6 +20,8 @@ FORMAT = "1-"
 MAX_PACKED = 4 * 1024 * 1024
 """Most bytes of one packed answer. ComfyUI 0.33 with 886 classes takes 70 kB."""
 
+_NO_FILE = "none"
+"""The choice of no file, which ComfyUI 0.33 lists among 3D files."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -139,7 +141,7 @@ def _declared(declared: list[Any], spec: InputSpec) -> list[Any]:
 
 def _options(listed: list[Any], spec: InputSpec) -> list[Any]:
     if spec.upload:
-        return []
+        return [option for option in listed if option == _NO_FILE]
     return listed if len(listed) == len(spec.options or ()) else list(spec.options or ())
 
 

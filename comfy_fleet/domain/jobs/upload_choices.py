@@ -4,7 +4,7 @@ ComfyUI lists what lies directly in the folder, by the file's kind; 3D files lie
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from comfy_fleet.domain.graphs.choice_lists import choice_lists
@@ -31,11 +31,14 @@ def with_uploads(name: str, body: bytes, files: Iterable[str]) -> bytes:
     described = json.loads(body)
     for found in choice_lists(name, described):
         if found.upload:
-            found.replace([*found.choices, *_chosen(name, found.flags, given)])
+            choices = [*found.choices, *_chosen(name, found.flags, given)]
+            found.replace(choices)
+            if found.flags.get("default") not in (None, *choices):  # a file on the node
+                found.flags["default"] = choices[0] if choices else None
     return json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
-def _chosen(name: str, flags: Mapping[str, Any], files: Sequence[str]) -> list[str]:
+def _chosen(name: str, flags: dict[str, Any], files: Sequence[str]) -> list[str]:
     if flags.get("file_upload"):
         return [one for one in files if one.startswith(_MODELS_BELOW) and extension_of(one) in MODELS]
     direct = [one for one in files if "/" not in one]

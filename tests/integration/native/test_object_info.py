@@ -165,6 +165,32 @@ async def test_without_an_answer_of_any_node_it_says_so(api: Api) -> None:
     assert set(await classes(api)) == {"L"}  # the first answer is waited for
 
 
+async def test_lists_of_uploads_hold_the_callers_own_files(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ann key-of-ann-0123456789\nbob key-of-bob-0123456789\n")
+    async with running(redis_port, tmp_path, keys_file=keys) as api:
+        await nodes(api, gpu1={"LoadImage": LOAD_IMAGE, "L": loader("a.pt")})
+        ann, bob = ({"Authorization": f"Bearer key-of-{name}-0123456789"} for name in ("ann", "bob"))
+
+        async def shown(who: dict[str, str], path: str) -> list[str]:
+            answer = await api.client.get(path, headers=who)
+            found: list[str] = answer.json()["LoadImage"]["input"]["required"]["image"][0]
+            return found
+
+        before = (await api.client.get("/object_info", headers=ann)).headers["etag"]
+        for name in ("b.png", "a.png", "notes.txt"):
+            files = {"image": (name, name.encode(), "image/png")}
+            assert (await api.client.post("/upload/image", files=files, headers=ann)).status_code == 200
+        for path in ("/object_info", "/api/object_info/LoadImage"):
+            assert await shown(ann, path) == ["a.png", "b.png"]
+            assert await shown(bob, path) == []
+        after = await api.client.get("/object_info", headers=ann)
+        assert after.headers["etag"] != before
+        assert (await api.client.get("/object_info", headers=bob)).headers["etag"] == before
+
+
 async def test_lists_of_uploads_do_not_show_what_lies_on_the_nodes(api: Api) -> None:
     await nodes(api, gpu1={"LoadImage": LOAD_IMAGE})
     for path in ("/object_info", "/object_info/LoadImage"):
