@@ -20,6 +20,7 @@ from comfy_fleet.adapters.redis.inventories import RedisInventories
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.pools import RedisPools
+from comfy_fleet.adapters.redis.prompt_lists import RedisPromptLists
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.adapters.system.disk import Disk
@@ -40,6 +41,7 @@ class Stores:
     clock: ServerClock
     events: RedisEvents
     jobs: RedisJobStore
+    prompts: RedisPromptLists
     runs: RedisRunStore
     nodes: RedisNodeRegistry
     inventories: RedisInventories
@@ -62,12 +64,14 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     )
     listening = subscriber(settings.redis_url, namespace=settings.namespace)
     events = RedisEvents(listening)
+    jobs = RedisJobStore(redis, ageing_s=settings.ageing_s)
     try:
         yield Stores(
             redis=redis,
             clock=ServerClock(redis),
             events=events,
-            jobs=RedisJobStore(redis, ageing_s=settings.ageing_s),
+            jobs=jobs,
+            prompts=RedisPromptLists(redis, jobs),
             runs=RedisRunStore(redis),
             nodes=RedisNodeRegistry(redis, events),
             inventories=RedisInventories(redis),

@@ -310,6 +310,12 @@ class Settings(BaseSettings):
     max_params_values: Count = Field(
         10_000, gt=0, description="Most values in a JSON body of any other kind, lists and objects included."
     )
+    max_listing_bytes: Count = Field(
+        16 * 1024 * 1024,
+        gt=0,
+        description="Most bytes of graphs and extra data in an answer of ComfyUI's `/queue`, where further "
+        "prompts are listed without, and of `/history`, where older prompts are left out.",
+    )
     max_requests: Count = Field(
         128,
         ge=1,

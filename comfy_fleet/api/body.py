@@ -96,8 +96,26 @@ async def read_object(request: Request, limits: JsonLimits) -> dict[str, Any]:
     """Read a JSON object within limits.
 
     Raises:
+        HttpError: As :func:`read_json`, and 400 if it is not an object.
+    """
+    value = await read_json(request, limits)
+    if not isinstance(value, dict):
+        raise HttpError(400, "invalid_request", f"the body must be a JSON object, not {kind_of(value)}")
+    return value
+
+
+def kind_of(value: object) -> str:
+    """Return what a JSON value that is not an object is, in words."""
+    kinds = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}
+    return kinds.get(type(value), "a number")
+
+
+async def read_json(request: Request, limits: JsonLimits) -> Any:
+    """Read any JSON value within limits.
+
+    Raises:
         HttpError: 413 if it is larger or has more values; 415 if it is compressed; 400 if it is not JSON (NaN
-            and invalid UTF-8 are not), too deep, or not an object.
+            and invalid UTF-8 are not), or too deep.
     """
     body = await read_body(request, limits.size, name=limits.size_name)
     if has_more_values(body, limits.values):
@@ -106,15 +124,9 @@ async def read_object(request: Request, limits: JsonLimits) -> dict[str, Any]:
             413, "payload_too_large", f"the body has more than {limits.values} JSON values{named}"
         )
     try:
-        value = orjson.loads(body.removeprefix(codecs.BOM_UTF8))
+        return orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         raise HttpError(400, "invalid_request", f"the body is not JSON: {_why(body, error)}"[:300]) from None
-    if not isinstance(value, dict):
-        kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(
-            type(value), "a number"
-        )
-        raise HttpError(400, "invalid_request", f"the body must be a JSON object, not {kind}")
-    return value
 
 
 def _why(body: bytes, error: orjson.JSONDecodeError) -> str:

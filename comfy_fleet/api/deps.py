@@ -19,12 +19,14 @@ from comfy_fleet.domain.principal import Principal
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
+from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.picture_work import PictureWork
+from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.settings import Settings
 
@@ -77,6 +79,8 @@ class ApiDeps:
     settings: Settings
     keys: Keys
     jobs: JobStore
+    prompts: PromptLists
+    prompt_items: PromptItems
     events: Events
     nodes: NodeRegistry
     hosts: Hosts

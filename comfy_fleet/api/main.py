@@ -51,6 +51,7 @@ from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.picture_work import PictureWork
+from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.settings import Settings
 
@@ -102,6 +103,8 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         settings=settings,
         keys=keys,
         jobs=stores.jobs,
+        prompts=stores.prompts,
+        prompt_items=PromptItems(stores.prompts),
         events=stores.events,
         nodes=stores.nodes,
         hosts=stores.hosts,

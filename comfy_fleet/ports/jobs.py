@@ -76,8 +76,16 @@ class JobStore(Protocol):
     async def ids(self, owner: str | None, prefix: str) -> list[str]:
         """Return the ids with this prefix among an owner's newest 10,000 jobs (None: everybody's)."""
 
-    async def request_cancel(self, job_id: str) -> Job | None:
-        """Ask for cancellation: queued jobs end at once, running ones become ``canceling``."""
+    async def request_cancel(self, job_id: str, *, running_only: bool = False) -> Job | None:
+        """Ask for cancellation: queued jobs end at once, running ones become ``canceling``.
+
+        Args:
+            job_id: The job.
+            running_only: Whether a queued job is left alone.
+        """
+
+    async def withdraw(self, owner: str, job_ids: Sequence[str]) -> int:
+        """Cancel those of an owner's jobs that wait, and none that runs; return how many."""
 
     async def position(self, job: Job) -> int | None:
         """Return the 1-based place in the queue, or None if it does not wait."""

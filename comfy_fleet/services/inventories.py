@@ -116,6 +116,15 @@ class NodeInventories:
         """Return the nodes of a graph that some output reads; all nodes while no inventory is known."""
         return self._directory.read(graph)
 
+    def output_nodes(self, graph: Graph) -> tuple[str, ...]:
+        """Return the nodes of a graph whose class is an output node's on some node, in its order."""
+        known = self._directory.inventories
+        return tuple(
+            node_id
+            for node_id, node in graph.items()
+            if any((info := one.classes.get(node["class_type"])) and info.output_node for one in known)
+        )
+
     @property
     def remembered(self) -> int:
         """How many placement classes are remembered."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeGuard
 
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs import estimate
@@ -21,6 +22,7 @@ from comfy_fleet.timeouts import Timeout
 LOOK_S = 1.0
 MOMENT_S = 0.2
 """A request for a job waits if the job should end within this time."""
+MOST_PROMPT_ID = 128
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -34,6 +36,26 @@ async def owned(jobs: JobStore, owner: str, job_id: str) -> Job:
     if job is None or job.owner != owner:
         raise NotFound(f"no job {job_id[:80]}", details={"job_id": job_id[:80]})
     return job
+
+
+async def prompt_job(jobs: JobStore, owner: str, prompt_id: str) -> Job | None:
+    """Return an owner's job by what its client calls it, or by its own id; None if there is none.
+
+    Of several with the same name, the newest.
+    """
+    if not is_prompt_id(prompt_id):
+        return None
+    job_id = await jobs.by_prompt(owner, prompt_id) or (prompt_id if is_id(prompt_id) else None)
+    job = await jobs.get(job_id) if job_id is not None else None
+    return job if job is not None and job.owner == owner else None
+
+
+def is_prompt_id(value: object) -> TypeGuard[str]:
+    """Return whether a client may call a job so: 1 to 128 printable characters.
+
+    ComfyUI 0.3.64 takes any text, 0.33 only UUIDs in lower case.
+    """
+    return isinstance(value, str) and 0 < len(value) <= MOST_PROMPT_ID and value.isprintable()
 
 
 def is_id(text: str) -> bool:

@@ -53,6 +53,9 @@ class Inventories(Protocol):
     def read(self, graph: Graph) -> frozenset[str]:
         """Return the nodes of a graph that some output reads; the others are ignored."""
 
+    def output_nodes(self, graph: Graph) -> tuple[str, ...]:
+        """Return a graph's nodes that are to return outputs, in its order."""
+
     async def placement(self, graph: Graph, request: PlacementRequest) -> Placement:
         """Return the graph's requirements; raises InvalidWorkflow if no node can run it."""
 
@@ -238,6 +241,7 @@ class Submitter:
             extra_data=shown,
             secret=self._sealer.seal(orjson.dumps(secrets)) if secrets else None,
             prompt=options.prompt,
+            output_nodes=options.prompt.targets or self._inventories.output_nodes(checked),
             deadline_s=options.deadline_s,
             max_attempts=self._limits.max_attempts,
             traceparent=options.traceparent,

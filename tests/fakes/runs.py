@@ -345,7 +345,7 @@ class FakeJobStore(Fake):
         return self.latest
 
     submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = ui = unplayed
-    extra_data = by_prompt = live = live_count = hide = unplayed
+    extra_data = by_prompt = live = live_count = hide = withdraw = unplayed
 
 
 async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
 from comfy_fleet.domain.jobs.job import (
     Attempt,
     Job,
@@ -74,6 +75,10 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["client_id"] = prompt.client_id
     if prompt.targets:
         fields["targets"] = orjson.dumps(prompt.targets)
+    if new.output_nodes:
+        fields["output_nodes"] = orjson.dumps(new.output_nodes)
+    if (workflow_id := editor_workflow_id(new.extra_data)) is not None:
+        fields["workflow_id"] = workflow_id
     return fields
 
 
@@ -317,5 +322,7 @@ def load_job(
         client_id=record["client_id"].decode() if "client_id" in record else None,
         number=float(record.get("number", 0)),
         targets=tuple(map(str, orjson.loads(record.get("targets", b"[]")))),
+        output_nodes=tuple(map(str, orjson.loads(record.get("output_nodes", b"[]")))),
         hidden=record.get("hidden") == b"1",
+        workflow_id=text("workflow_id"),
     )

@@ -15,11 +15,13 @@ from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
+from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.ports.jobs import Idempotency, Submitted
 from comfy_fleet.ports.telemetry import Telemetry
 
 WINDOW = 1000  # jobs that one call of a script compares with a filter: takes a few milliseconds on the server
+AT_ONCE = 100  # jobs that one call of a script changes: takes a few milliseconds on the server
 LOOKED_AT = 10_000  # most jobs that are looked at for one page, or for an abbreviated id
 MOST_ERROR = 8192  # longest error, in bytes, that a list shows completely
 
@@ -38,7 +40,7 @@ _BRIEF = (
     ),
     *("profile", "placement", "started", "completed", "deadline", "attempt", "max_attempts", "run", "node"),
     *("cancel", "progress", "seq", "waits", "traceparent"),
-    *("prompt_id", "client_id", "number", "targets", "hidden", "has_extra"),
+    *("prompt_id", "client_id", "number", "targets", "hidden", "has_extra", "workflow_id"),
 )
 """Fields of a record that a list reads; first the error, which the script may shorten."""
 
@@ -144,9 +146,10 @@ class RedisJobStore:
 
     async def get(self, job_id: str) -> Job | None:
         """Return a job, or None."""
-        return (await self._load([job_id]))[0]
+        return (await self.load([job_id]))[0]
 
-    async def _load(self, ids: Sequence[str]) -> list[Job | None]:
+    async def load(self, ids: Sequence[str]) -> list[Job | None]:
+        """Return several jobs with their outputs."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hgetall(self._keys.job(job_id))
@@ -191,7 +194,7 @@ class RedisJobStore:
             matching = await self._matching([job_id for _, job_id in fresh], wanted) if filtered else None
             chosen = [row for row in fresh if matching is None or row[1] in matching]
             chosen = chosen[: wanted.limit - len(found)]
-            found += [job for job in await self._briefs([job_id for _, job_id in chosen]) if job is not None]
+            found += [job for job in await self.briefs([job_id for _, job_id in chosen]) if job is not None]
             if len(found) >= wanted.limit:
                 return JobPage(jobs=tuple(found), next_cursor=_write_cursor(*chosen[-1]))
             if len(rows) < window:
@@ -215,7 +218,7 @@ class RedisJobStore:
         )
         return frozenset(raw.decode() for raw in found)
 
-    async def _briefs(self, ids: Sequence[str]) -> list[Job | None]:
+    async def briefs(self, ids: Sequence[str]) -> list[Job | None]:
         """Read only what a list shows of jobs: their outputs and errors may be megabytes."""
         if not ids:
             return []
@@ -241,12 +244,25 @@ class RedisJobStore:
     def _newest(self, owner: str | None) -> str:
         return self._keys.jobs if owner is None else self._keys.jobs_of(owner)
 
-    async def request_cancel(self, job_id: str) -> Job | None:
+    async def request_cancel(self, job_id: str, *, running_only: bool = False) -> Job | None:
         """Ask for cancellation; return the job's present state, or None."""
-        answer = await self._scripts.call("cancel", job=job_id)
+        answer = await self._scripts.call("cancel", job=job_id, running=running_only or None)
         if isinstance(answer, list) and self.telemetry is not None:
             self.telemetry.ended_without_run(job_records.ended_job(answer, JobStatus.CANCELED))
         return await self.get(job_id)
+
+    async def withdraw(self, owner: str, job_ids: Sequence[str]) -> int:
+        """Cancel those of an owner's jobs that wait; see the port."""
+        count = 0
+        for start in range(0, len(job_ids), AT_ONCE):
+            ended = await self._scripts.call(
+                "withdraw", owner=owner, ids=list(job_ids[start : start + AT_ONCE])
+            )
+            count += len(ended)
+            if self.telemetry is not None:
+                for row in ended:
+                    self.telemetry.ended_without_run(job_records.ended_job(row, JobStatus.CANCELED))
+        return count
 
     async def position(self, job: Job) -> int | None:
         """Return the 1-based place among all queued jobs, or None if it does not wait."""
@@ -285,7 +301,7 @@ class RedisJobStore:
         ids = [raw.decode() for raw in (*running, *queued)]
         found: list[Job] = []
         for start in range(0, len(ids), WINDOW):
-            found += [job for job in await self._briefs(ids[start : start + WINDOW]) if job is not None]
+            found += [job for job in await self.briefs(ids[start : start + WINDOW]) if job is not None]
         return found
 
     async def live_count(self, owner: str) -> int:
@@ -294,7 +310,8 @@ class RedisJobStore:
 
     async def hide(self, owner: str, job_ids: Sequence[str]) -> int:
         """Delete final jobs from ComfyUI's history; see the port."""
-        return int(await self._scripts.call("hide", owner=owner, ids=list(job_ids))) if job_ids else 0
+        parts = (job_ids[start : start + AT_ONCE] for start in range(0, len(job_ids), AT_ONCE))
+        return sum([int(await self._scripts.call("hide", owner=owner, ids=list(ids))) for ids in parts])
 
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile (``*`` for all), newest first."""
@@ -338,10 +355,12 @@ def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
         has_secret=new.secret is not None,
         has_extra_data=bool(new.extra_data),
         traceparent=new.traceparent,
+        workflow_id=editor_workflow_id(new.extra_data),
         prompt_id=new.prompt.prompt_id or new.id,
         client_id=new.prompt.client_id,
         number=number,
         targets=new.prompt.targets,
+        output_nodes=new.output_nodes,
     )
 
 

@@ -63,6 +63,13 @@ class Keyspace:
     jobs_of = _Each("jobs:OWNER")  # zset: the same of one owner
     live = _Each("live:OWNER")  # zset: ID -> its number, jobs of the owner that are not final
     numbers = _One("numbers")  # hash: OWNER -> the last number of a job
+    listed = _Each(
+        "listed:OWNER:STATE"
+    )  # zset: ID -> created: the owner's jobs by ComfyUI's word for their state
+    history = _Each("history:OWNER")  # zset: ID -> when it ended: ComfyUI's history, without what was deleted
+    listed_owners = _One(
+        "listed"
+    )  # set: whose jobs are all in these lists; those of earlier versions were not
     prompt = _Each("prompt:OWNER:HASH")  # string: the newest job that its client calls so
     placements = _One("placements")  # set: placement classes that have queued jobs
     queue = _Each("queue:PLACEMENT")  # zset: ID -> rank; the lowest goes first (created - priority * ageing)

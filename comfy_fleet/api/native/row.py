@@ -1,9 +1,12 @@
 """One row of ComfyUI's own interface: a route that clients ask with and without ``/api`` in front."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from starlette.responses import Response
 
 from comfy_fleet.api.endpoint import Handler, ServedRoute
 from comfy_fleet.api.native.refusals import answer
+from comfy_fleet.domain.errors import FleetError
 
 
 def row(
@@ -15,6 +18,7 @@ def row(
     api_only: bool = False,
     plain_only: bool = False,
     at_once: bool = False,
+    refusal: Callable[[FleetError], Response] = answer,
 ) -> Iterator[ServedRoute]:
     """Yield a route in both of its forms.
 
@@ -26,6 +30,7 @@ def row(
         api_only: Whether ComfyUI has it below ``/api`` only.
         plain_only: Whether ComfyUI has it without ``/api`` only.
         at_once: Whether a request is let in however many are in progress.
+        refusal: Makes the answer for an error.
     """
     for one in (*([] if api_only else [path]), *([] if plain_only else [f"/api{path}"])):
-        yield ServedRoute(one, handler, name=operation, method=method, at_once=at_once, refusal=answer)
+        yield ServedRoute(one, handler, name=operation, method=method, at_once=at_once, refusal=refusal)

@@ -283,6 +283,7 @@ class NewJob:
         extra_data: What the node gets in addition to the graph, and its owner can read again.
         secret: The rest of it, encrypted and opaque here; stored apart and erased with the run.
         prompt: What its client said in ComfyUI's own form.
+        output_nodes: The graph's nodes that are to return outputs.
         deadline_s: Seconds after it is written; later it must not start.
         expires_in_s: Retention after the end.
         traceparent: The caller's trace, as W3C Trace Context writes it.
@@ -306,6 +307,7 @@ class NewJob:
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     secret: bytes | None = None
     prompt: PromptFields = field(default_factory=PromptFields)
+    output_nodes: tuple[str, ...] = ()
     deadline_s: float | None = None
     max_attempts: int = 3
     traceparent: str | None = None
@@ -331,7 +333,9 @@ class Job:
         client_id: Whose websockets are told of it; None: nobody's.
         number: Its number there: counts up per owner, unless the client chose one.
         targets: The output nodes that are to run; empty: all.
+        output_nodes: The graph's nodes that are to return outputs; empty in lists, and for older jobs.
         hidden: Whether its owner has deleted it from ComfyUI's history.
+        workflow_id: The id that ComfyUI's editor gave the workflow whose graph it is.
     """
 
     id: str
@@ -371,7 +375,9 @@ class Job:
     client_id: str | None = None
     number: float = 0.0
     targets: tuple[str, ...] = ()
+    output_nodes: tuple[str, ...] = ()
     hidden: bool = False
+    workflow_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
--- Ask for cancellation.  args: job.  Returns the facts for observers if it ends here, else its state, or ''.
+-- Ask for cancellation.  args: job, running (bool: only if it runs).  Returns the facts for observers if it ends here, else its state, or ''.
 local id = args.job
 local key = job_key(id)
 local f = fields(key, 'status', 'placement', 'run', 'node')
 local status = f[1]
 if not status then return '' end
+if status == 'queued' and args.running then return status end
 if status == 'queued' then
   local ended = end_queued(id, f[2], 'canceled', '', '', now())  -- first: a full Redis lets it free memory
   redis.call('HSET', key, 'cancel', 1)

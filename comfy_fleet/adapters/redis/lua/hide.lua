@@ -4,6 +4,7 @@ for _, id in ipairs(args.ids) do
   local f = fields(job_key(id), 'owner', 'completed')
   if f[1] == args.owner and f[2] then
     redis.call('HSET', job_key(id), 'hidden', 1)
+    unlist_job(id, args.owner)
     count = count + 1
   end
 end

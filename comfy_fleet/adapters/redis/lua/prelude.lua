@@ -181,6 +181,33 @@ local function publish(id, kind, run, data)
   return seq
 end
 
+-- ComfyUI's words for states, by ours.
+local LIST_OF = { queued = 'pending', running = 'in_progress', canceling = 'in_progress', succeeded = 'completed',
+  failed = 'failed', expired = 'failed', canceled = 'cancelled' }
+
+-- Take a job out of the lists that ComfyUI's clients ask for.
+local function unlist_job(id, owner)
+  for _, list in ipairs({ 'pending', 'in_progress', 'completed', 'failed', 'cancelled' }) do
+    redis.call('ZREM', listed_key(owner, list), id)
+  end
+  redis.call('ZREM', history_key(owner), id)
+end
+
+-- Put a job into the list of its state; return which, if any: one that never ran and was canceled is forgotten there.
+local function list_job(id)
+  local f = fields(job_key(id), 'owner', 'status', 'created', 'started', 'completed', 'hidden')
+  local list, created = LIST_OF[f[2] or ''], tonumber(f[3] or '')
+  if not f[1] or not list or not created then return end
+  for _, other in ipairs({ 'pending', 'in_progress' }) do
+    if other ~= list then redis.call('ZREM', listed_key(f[1], other), id) end
+  end
+  if f[6] or (f[2] == 'canceled' and not f[4]) then return end
+  redis.call('ZADD', listed_key(f[1], list), num(created), id)
+  local ended = tonumber(f[5] or '')
+  if ended then redis.call('ZADD', history_key(f[1]), num(ended), id) end
+  return list
+end
+
 -- Tell who follows all jobs of an owner.
 local function publish_owner(id, status, run)
   local f = fields(job_key(id), 'owner', 'client_id', 'prompt_id')
@@ -195,6 +222,7 @@ local function publish_status(id, status, run, node, progress)
   publish(id, 'status', run, '{"status":"' .. status .. '"'
     .. (node and node ~= '' and ',"node":"' .. node .. '"' or '')
     .. (progress and ',"progress":' .. progress or '') .. '}')
+  list_job(id)
   publish_owner(id, status, run)
 end
 

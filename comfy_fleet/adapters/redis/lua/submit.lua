@@ -60,6 +60,7 @@ end
 redis.call(unpack(record))
 if args.prompt_hash then redis.call('SET', prompt_key(args.owner, args.prompt_hash), id) end
 redis.call('ZADD', live, number, id)
+list_job(id)
 redis.call('SET', graph_key(args.graph_hash), ARGV[2], 'NX')
 redis.call('HINCRBY', graphs_key, args.graph_hash, 1)
 for asset in string.gmatch(args.assets, '%S+') do redis.call('SADD', asset_jobs_key(asset), id) end

@@ -1,0 +1,227 @@
+"""An owner's jobs as ComfyUI's clients list them (port :class:`comfy_fleet.ports.prompts.PromptLists`).
+
+Every editor asks for two of these lists after each change of a job, so no question reads more records than
+it answers with. The scripts that change a job's status keep the lists. A version that knows none of them may work
+on the same Redis: what it changes is put right when somebody looks.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import orjson
+
+from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
+from comfy_fleet.adapters.redis.job_records import load_extra_data
+from comfy_fleet.adapters.redis.jobs import LOOKED_AT, WINDOW, RedisJobStore
+from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.domain.jobs.job import Job
+from comfy_fleet.domain.jobs.prompt_entries import ListedState
+from comfy_fleet.domain.records import UNREADABLE
+from comfy_fleet.ports.prompts import PromptContent, PromptFilter, PromptPage, QueuedPrompt
+
+_QUEUE_FIELDS = ("status", "number", "created", "graph", "prompt_id", "client_id", "output_nodes")
+_FACTS = ("started", "completed", "workflow_id")
+_MOST_KNOWN = 10_000
+_CHUNK = 50  # jobs whose large parts are read at once
+T = TypeVar("T")
+
+
+class RedisPromptLists:
+    """The lists.
+
+    Args:
+        redis: A client that returns bytes.
+        jobs: Reads the records.
+    """
+
+    def __init__(self, redis: FleetRedis, jobs: RedisJobStore) -> None:
+        self._redis: Any = redis  # redis-py can't say that this client answers in bytes
+        self._keys = redis.keyspace
+        self._scripts = Scripts(redis)
+        self._jobs = jobs
+        self._complete: set[str] = set()
+
+    async def queue(self, owner: str) -> Sequence[QueuedPrompt]:
+        """Return all jobs that run or wait; see the port."""
+        await self._complete_lists(owner)
+        ids = await self._redis.zrange(self._keys.live(owner), 0, -1)
+        found: list[QueuedPrompt] = []
+        for part in _parts([raw.decode() for raw in ids], WINDOW):
+            rows = await self._scripts.call("queue_sizes", ids=part, fields=_QUEUE_FIELDS)
+            found += [made for job_id, row in zip(part, rows, strict=True) if (made := _queued(job_id, row))]
+        return [*(one for one in found if one.running), *(one for one in found if not one.running)]
+
+    async def queued_ids(self, owner: str) -> Sequence[str]:
+        """Return the ids of the jobs that wait."""
+        await self._complete_lists(owner)
+        ids = await self._redis.zrange(self._keys.listed(owner, ListedState.PENDING.value), 0, -1)
+        return [raw.decode() for raw in ids]
+
+    async def page(self, wanted: PromptFilter) -> PromptPage:
+        """Return a page; see the port."""
+        await self._complete_lists(wanted.owner)
+        if wanted.workflow_id is not None or wanted.by_duration:
+            return await self._looked_through(wanted)
+        total, *rows = await self._scripts.call(
+            "listing",
+            owner=wanted.owner,
+            lists=sorted(wanted.states),
+            offset=wanted.offset,
+            limit=wanted.limit,
+            oldest=wanted.oldest_first or None,
+        )
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        return PromptPage(
+            rows=tuple((job_id.decode(), ListedState(state.decode())) for job_id, state in pairs),
+            total=int(total),
+        )
+
+    async def _looked_through(self, wanted: PromptFilter) -> PromptPage:
+        """Look at the record of each job: for what no list is sorted by."""
+        rows: list[tuple[float, str, ListedState]] = []
+        for state in wanted.states:
+            listed = await self._redis.zrevrange(
+                self._keys.listed(wanted.owner, state.value), 0, LOOKED_AT - 1, withscores=True
+            )
+            for part in _parts(listed, WINDOW):
+                ids = [raw.decode() for raw, _ in part]
+                facts = await self._scripts.call("facts", ids=ids, fields=_FACTS)
+                for (_, created), job_id, row in zip(part, ids, facts, strict=True):
+                    started, completed, workflow = row or (None, None, None)
+                    if wanted.workflow_id is None or workflow == wanted.workflow_id.encode():
+                        ran = float(completed) - float(started) if started and completed else 0.0
+                        rows.append((ran if wanted.by_duration else created, job_id, state))
+        rows.sort(key=lambda row: row[:2], reverse=not wanted.oldest_first)
+        shown = rows[wanted.offset : wanted.offset + wanted.limit]
+        return PromptPage(rows=tuple((job_id, state) for _, job_id, state in shown), total=len(rows))
+
+    async def ended(self, owner: str) -> int:
+        """Return how many jobs are in the history."""
+        await self._complete_lists(owner)
+        return int(await self._redis.zcard(self._keys.history(owner)))
+
+    async def history(self, owner: str, first: int, last: int) -> Sequence[str]:
+        """Return the ids at these places of the history."""
+        await self._complete_lists(owner)
+        return [raw.decode() for raw in await self._redis.zrange(self._keys.history(owner), first, last)]
+
+    async def load(self, job_ids: Sequence[str]) -> Sequence[Job]:
+        """Return those jobs that are still there, with their outputs."""
+        return [job for job in await self._jobs.load(job_ids) if job is not None]
+
+    async def contents(self, jobs: Sequence[Job], most_bytes: int) -> Sequence[PromptContent]:
+        """Return the large parts of the first jobs; see the port."""
+        found: list[PromptContent] = []
+        left = most_bytes
+        for part in _parts(jobs, _CHUNK):
+            keys = [(self._keys.graph(job.graph_hash), self._keys.job_ui(job.id)) for job in part]
+            sizes = await self._many([("strlen", key) for pair in keys for key in pair])
+            room = 0
+            for graph, ui in zip(sizes[::2], sizes[1::2], strict=True):
+                left -= _number(graph) + _number(ui)
+                if left < 0 and (found or room):
+                    break
+                room += 1
+            found += await self._read([(job.graph_hash, job.id) for job in part[:room]])
+            if room < len(part):
+                break
+        return found
+
+    async def queue_contents(self, prompts: Sequence[QueuedPrompt]) -> Sequence[PromptContent]:
+        """Return the large parts of jobs that wait or run."""
+        found: list[PromptContent] = []
+        for part in _parts(prompts, _CHUNK):
+            found += await self._read([(one.graph_hash, one.job_id) for one in part])
+        return found
+
+    async def _read(self, jobs: Sequence[tuple[str, str]]) -> list[PromptContent]:
+        keys = [
+            key
+            for graph, job_id in jobs
+            for key in (self._keys.graph(graph), self._keys.job_extra(job_id), self._keys.job_ui(job_id))
+        ]
+        raw = iter(await self._many([("get", key) for key in keys]))
+        return [
+            PromptContent(graph=_bytes(graph), extra_data=_extra(extra), ui=_ui(ui))
+            for graph, extra, ui in zip(raw, raw, raw, strict=True)
+        ]
+
+    async def _many(self, commands: Sequence[tuple[str, str]]) -> list[Any]:
+        """Return the answers to several commands; a value of another kind counts as none."""
+        if not commands:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name, key in commands:
+                getattr(pipe, name)(key)
+            raw = await pipe.execute(raise_on_error=False)
+        for answer in raw:
+            if isinstance(answer, Exception) and not isinstance(answer, WrongType):
+                raise answer
+        return [None if isinstance(answer, WrongType) else answer for answer in raw]
+
+    async def _complete_lists(self, owner: str) -> None:
+        """Put the owner's jobs of earlier versions into the lists, once."""
+        if owner in self._complete:
+            return
+        if not await self._redis.sismember(self._keys.listed_owners, owner):
+            ids = await self._redis.zrange(self._keys.jobs_of(owner), 0, -1)
+            for part in _parts([raw.decode() for raw in ids], WINDOW):
+                await self._scripts.call("list_jobs", ids=part)
+            await self._redis.sadd(self._keys.listed_owners, owner)
+        if len(self._complete) >= _MOST_KNOWN:
+            self._complete.clear()
+        self._complete.add(owner)
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _queued(job_id: str, row: Sequence[Any]) -> QueuedPrompt | None:
+    """Read a row of ``queue_sizes.lua``; None if the job does not wait and does not run."""
+    graph_bytes, extra_bytes, *values = row
+    record = {name: value for name, value in zip(_QUEUE_FIELDS, values, strict=False) if value is not None}
+    try:
+        status = record["status"].decode()
+        if status not in ("queued", "running", "canceling"):
+            return None
+        client = record.get("client_id")
+        return QueuedPrompt(
+            job_id=job_id,
+            prompt_id=record["prompt_id"].decode() if record.get("prompt_id") else job_id,
+            running=status != "queued",
+            number=float(record.get("number", 0)),
+            client_id=None if client is None else client.decode(),
+            created_at=float(record["created"]),
+            output_nodes=tuple(map(str, orjson.loads(record.get("output_nodes", b"[]")))),
+            graph_hash=record["graph"].decode(),
+            graph_bytes=int(graph_bytes),
+            extra_bytes=int(extra_bytes),
+        )
+    except UNREADABLE:
+        return None
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _extra(value: Any) -> dict[str, Any]:
+    try:
+        return load_extra_data(_bytes(value))
+    except UNREADABLE:
+        return {}
+
+
+def _ui(value: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(value) if value else {}
+    except UNREADABLE:
+        return {}
+    return found if isinstance(found, dict) else {}
