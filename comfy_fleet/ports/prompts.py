@@ -13,14 +13,12 @@ class QueuedPrompt:
     """A job that waits or runs.
 
     Attributes:
-        job_id: The job's id; ``prompt_id`` is what its client calls it.
+        id: The job's id; ``prompt_id`` is what its client calls it.
         running: Whether it runs.
         created_at: Unix seconds.
-        graph_hash: Names its graph, which has ``graph_bytes`` bytes.
-        extra_bytes: Bytes of its extra data as they are stored, compressed.
     """
 
-    job_id: str
+    id: str
     prompt_id: str
     running: bool
     number: float
@@ -28,8 +26,6 @@ class QueuedPrompt:
     created_at: float
     output_nodes: tuple[str, ...]
     graph_hash: str
-    graph_bytes: int
-    extra_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +65,13 @@ class PromptContent:
         graph: As submitted, as JSON.
         extra_data: Without its secrets.
         ui: What its nodes returned for the user interface, as on their node.
+        size: About how many bytes these take as JSON.
     """
 
     graph: bytes
     extra_data: Mapping[str, Any]
     ui: Mapping[str, Any]
+    size: int
 
 
 class PromptLists(Protocol):
@@ -97,8 +95,5 @@ class PromptLists(Protocol):
     async def load(self, job_ids: Sequence[str]) -> Sequence[Job]:
         """Return those jobs that are still there, with their outputs."""
 
-    async def contents(self, jobs: Sequence[Job], most_bytes: int) -> Sequence[PromptContent]:
-        """Return the large parts of the first jobs: as many as fit, and at least one."""
-
-    async def queue_contents(self, prompts: Sequence[QueuedPrompt]) -> Sequence[PromptContent]:
-        """Return the large parts of jobs that wait or run."""
+    async def contents(self, jobs: Sequence[Job | QueuedPrompt], most_bytes: int) -> Sequence[PromptContent]:
+        """Return the large parts of the first jobs: of as many as fit, and at least one."""

@@ -14,7 +14,7 @@ from typing import Any
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow
 from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.file_check import Declared
-from comfy_fleet.domain.graphs.graph import Graph
+from comfy_fleet.domain.graphs.graph import Graph, sinks
 from comfy_fleet.domain.graphs.inventory import Problem
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
 from comfy_fleet.domain.nodes import eligibility, waiting_reason
@@ -117,8 +117,13 @@ class NodeInventories:
         return self._directory.read(graph)
 
     def output_nodes(self, graph: Graph) -> tuple[str, ...]:
-        """Return the nodes of a graph whose class is an output node's on some node, in its order."""
+        """Return the nodes of a graph whose class is an output node's on some node, in its order.
+
+        While no inventory is known, those that no other node reads.
+        """
         known = self._directory.inventories
+        if not known:
+            return sinks(graph)
         return tuple(
             node_id
             for node_id, node in graph.items()

@@ -1,8 +1,8 @@
 """An owner's jobs as ComfyUI's clients list them (port :class:`comfy_fleet.ports.prompts.PromptLists`).
 
 Every editor asks for two of these lists after each change of a job, so no question reads more records than
-it answers with. The scripts that change a job's status keep the lists. A version that knows none of them may work
-on the same Redis: what it changes is put right when somebody looks.
+it answers with. The scripts that change a job's status keep the lists. A version that knows none of them may
+work on the same Redis: what it changes is put right when somebody looks.
 """
 
 import json
@@ -48,7 +48,7 @@ class RedisPromptLists:
         ids = await self._redis.zrange(self._keys.live(owner), 0, -1)
         found: list[QueuedPrompt] = []
         for part in _parts([raw.decode() for raw in ids], WINDOW):
-            rows = await self._scripts.call("queue_sizes", ids=part, fields=_QUEUE_FIELDS)
+            rows = await self._scripts.call("facts", ids=part, fields=_QUEUE_FIELDS)
             found += [made for job_id, row in zip(part, rows, strict=True) if (made := _queued(job_id, row))]
         return [*(one for one in found if one.running), *(one for one in found if not one.running)]
 
@@ -110,42 +110,40 @@ class RedisPromptLists:
         """Return those jobs that are still there, with their outputs."""
         return [job for job in await self._jobs.load(job_ids) if job is not None]
 
-    async def contents(self, jobs: Sequence[Job], most_bytes: int) -> Sequence[PromptContent]:
+    async def contents(self, jobs: Sequence[Job | QueuedPrompt], most_bytes: int) -> Sequence[PromptContent]:
         """Return the large parts of the first jobs; see the port."""
         found: list[PromptContent] = []
         left = most_bytes
         for part in _parts(jobs, _CHUNK):
             keys = [(self._keys.graph(job.graph_hash), self._keys.job_ui(job.id)) for job in part]
             sizes = await self._many([("strlen", key) for pair in keys for key in pair])
-            room = 0
+            room, fits = left, 0
             for graph, ui in zip(sizes[::2], sizes[1::2], strict=True):
-                left -= _number(graph) + _number(ui)
-                if left < 0 and (found or room):
+                room -= _number(graph) + _number(ui)
+                if room < 0 and (found or fits):
                     break
-                room += 1
-            found += await self._read([(job.graph_hash, job.id) for job in part[:room]])
-            if room < len(part):
+                fits += 1
+            for content in await self._read(part[:fits]):
+                left -= content.size
+                if left < 0 and found:  # extra data is compressed: how large it is shows only now
+                    return found
+                found.append(content)
+            if fits < len(part):
                 break
         return found
 
-    async def queue_contents(self, prompts: Sequence[QueuedPrompt]) -> Sequence[PromptContent]:
-        """Return the large parts of jobs that wait or run."""
-        found: list[PromptContent] = []
-        for part in _parts(prompts, _CHUNK):
-            found += await self._read([(one.graph_hash, one.job_id) for one in part])
-        return found
-
-    async def _read(self, jobs: Sequence[tuple[str, str]]) -> list[PromptContent]:
+    async def _read(self, jobs: Sequence[Job | QueuedPrompt]) -> list[PromptContent]:
         keys = [
             key
-            for graph, job_id in jobs
-            for key in (self._keys.graph(graph), self._keys.job_extra(job_id), self._keys.job_ui(job_id))
+            for job in jobs
+            for key in (
+                self._keys.graph(job.graph_hash),
+                self._keys.job_extra(job.id),
+                self._keys.job_ui(job.id),
+            )
         ]
         raw = iter(await self._many([("get", key) for key in keys]))
-        return [
-            PromptContent(graph=_bytes(graph), extra_data=_extra(extra), ui=_ui(ui))
-            for graph, extra, ui in zip(raw, raw, raw, strict=True)
-        ]
+        return [_content(graph, extra, ui) for graph, extra, ui in zip(raw, raw, raw, strict=True)]
 
     async def _many(self, commands: Sequence[tuple[str, str]]) -> list[Any]:
         """Return the answers to several commands; a value of another kind counts as none."""
@@ -180,16 +178,15 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _queued(job_id: str, row: Sequence[Any]) -> QueuedPrompt | None:
-    """Read a row of ``queue_sizes.lua``; None if the job does not wait and does not run."""
-    graph_bytes, extra_bytes, *values = row
-    record = {name: value for name, value in zip(_QUEUE_FIELDS, values, strict=False) if value is not None}
+    """Read a row of the queue; None if the job does not wait and does not run."""
+    record = {name: value for name, value in zip(_QUEUE_FIELDS, row, strict=False) if value is not None}
     try:
         status = record["status"].decode()
         if status not in ("queued", "running", "canceling"):
             return None
         client = record.get("client_id")
         return QueuedPrompt(
-            job_id=job_id,
+            id=job_id,
             prompt_id=record["prompt_id"].decode() if record.get("prompt_id") else job_id,
             running=status != "queued",
             number=float(record.get("number", 0)),
@@ -197,8 +194,6 @@ def _queued(job_id: str, row: Sequence[Any]) -> QueuedPrompt | None:
             created_at=float(record["created"]),
             output_nodes=tuple(map(str, orjson.loads(record.get("output_nodes", b"[]")))),
             graph_hash=record["graph"].decode(),
-            graph_bytes=int(graph_bytes),
-            extra_bytes=int(extra_bytes),
         )
     except UNREADABLE:
         return None
@@ -208,15 +203,24 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
+def _content(graph: Any, extra: Any, ui: Any) -> PromptContent:
+    data, size = _extra(extra)
+    return PromptContent(
+        graph=_bytes(graph), extra_data=data, ui=_ui(ui), size=len(graph or b"") + len(ui or b"") + size
+    )
+
+
 def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def _extra(value: Any) -> dict[str, Any]:
+def _extra(value: Any) -> tuple[dict[str, Any], int]:
+    """Return extra data, and its size as JSON."""
     try:
-        return load_extra_data(_bytes(value))
+        found = load_extra_data(_bytes(value))
     except UNREADABLE:
-        return {}
+        return {}, 0
+    return found, len(orjson.dumps(found)) if found else 0
 
 
 def _ui(value: Any) -> dict[str, Any]:

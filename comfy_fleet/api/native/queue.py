@@ -1,6 +1,6 @@
 """ComfyUI's interface: /queue."""
 
-from collections.abc import Sequence
+from itertools import zip_longest
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,34 +11,17 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.body import ids_in, read_params
 from comfy_fleet.api.native.entries import queue_item
 from comfy_fleet.api.native.row import row
-from comfy_fleet.ports.prompts import PromptContent, QueuedPrompt
 from comfy_fleet.services.job_queries import prompt_job
-
-PACKED = 8
-"""About how many times larger extra data is than its stored form."""
 
 
 async def get_queue(request: Request) -> Response:
     """Return all of the caller's prompts that run or wait; graphs only as far as they fit into the limit."""
     d = deps(request)
     prompts = await d.prompts.queue(owner(request))
-    shown = _shown(prompts, d.settings.max_listing_bytes)
-    contents: Sequence[PromptContent | None] = await d.prompts.queue_contents(prompts[:shown])
-    items = [
-        queue_item(prompt, content)
-        for prompt, content in zip(prompts, [*contents, *[None] * (len(prompts) - shown)], strict=True)
-    ]
+    contents = await d.prompts.contents(prompts, d.settings.max_listing_bytes)
+    items = [queue_item(*pair) for pair in zip_longest(prompts, contents)]
     running = sum(prompt.running for prompt in prompts)
     return json_response({"queue_running": items[:running], "queue_pending": items[running:]})
-
-
-def _shown(prompts: Sequence[QueuedPrompt], most: int) -> int:
-    """Return how many prompts' graphs fit."""
-    for count, prompt in enumerate(prompts):
-        most -= prompt.graph_bytes + PACKED * prompt.extra_bytes
-        if most < 0:
-            return count
-    return len(prompts)
 
 
 async def post_queue(request: Request) -> Response:

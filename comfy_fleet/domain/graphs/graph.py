@@ -40,6 +40,7 @@ __all__ = [
     "part",
     "place_names",
     "profile",
+    "sinks",
     "texts_in",
 ]
 
@@ -171,6 +172,12 @@ def upstream(graph: Graph, node_ids: Iterable[str]) -> set[str]:
             found.add(node_id)
             waiting.extend(value[0] for value in graph[node_id]["inputs"].values() if is_link(value))
     return found
+
+
+def sinks(graph: Graph) -> tuple[str, ...]:
+    """Return the nodes that no other node reads, in the graph's order."""
+    read = {value[0] for node in graph.values() for value in node["inputs"].values() if is_link(value)}
+    return tuple(node_id for node_id in graph if node_id not in read)
 
 
 def part(graph: Graph, wanted: Collection[str]) -> Graph:
