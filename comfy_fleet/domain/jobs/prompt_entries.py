@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from comfy_fleet.domain.jobs.job import Job, JobStatus, Output
+from comfy_fleet.domain.jobs.job import Job, JobStatus
 
 MOST_PREVIEW = 1024
 """Characters of a text that a list shows."""
@@ -67,11 +67,6 @@ def shown_extra_data(
     """Return a prompt's ``extra_data``, which has no secrets, with what ComfyUI adds to it."""
     added = {} if client_id is None else {"client_id": client_id}
     return {**extra_data, **added, "create_time": milliseconds(created_at)}
-
-
-def client_ui(ui: Mapping[str, Any], outputs: Sequence[Output]) -> Mapping[str, Any]:
-    """Return what a job's nodes returned for the user interface, with its client's names."""
-    return ui
 
 
 # -- the history -------------------------------------------------------------------------------------------

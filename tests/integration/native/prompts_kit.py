@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -64,9 +65,12 @@ async def end(
     ui: dict[str, Any] | None = None,
     error: JobError | None = None,
 ) -> None:
-    """End a run and its job; ``ui`` is what its nodes returned."""
+    """End a run and its job; ``ui`` is what its nodes returned, with at most one file each."""
     kept = RawUi()
     for node_id, one in (ui or {}).items():
         kept.take(node_id, one)
+        for file in one.get("images", ()):
+            made = await api.output(claim, file["filename"].encode(), name=file["filename"], node=node_id)
+            await api.stores.runs.output(claim, replace(made, saved=True))
     await api.stores.runs.left(claim, [])
     await api.stores.runs.finish(claim, status, error=error, duration_s=1.0, ui=kept.dump())
