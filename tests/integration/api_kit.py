@@ -88,9 +88,15 @@ class Api:
         return claim
 
     async def output(
-        self, claim: Claim, data: bytes, *, name: str = "out_00001_.png", node: str = "2"
+        self,
+        claim: Claim,
+        data: bytes,
+        *,
+        name: str = "out_00001_.png",
+        node: str = "2",
+        saved: bool = False,
     ) -> Output:
-        """Commit an output."""
+        """Commit an output; ``saved``: the node has saved it as a file."""
 
         async def chunks() -> AsyncIterator[bytes]:
             yield data
@@ -115,6 +121,7 @@ class Api:
             content_type="image/png",
             size_bytes=asset.size_bytes,
             hash=asset.hash,
+            saved=saved,
         )
         await self.stores.runs.output(claim, output)
         return output

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -70,7 +69,7 @@ async def end(
     for node_id, one in (ui or {}).items():
         kept.take(node_id, one)
         for file in one.get("images", ()):
-            made = await api.output(claim, file["filename"].encode(), name=file["filename"], node=node_id)
-            await api.stores.runs.output(claim, replace(made, saved=True))
+            name = file["filename"]
+            await api.output(claim, name.encode(), name=name, node=node_id, saved=True)
     await api.stores.runs.left(claim, [])
     await api.stores.runs.finish(claim, status, error=error, duration_s=1.0, ui=kept.dump())
