@@ -22,9 +22,11 @@ from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
+from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
+from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.submitter import Sealer, Submitter
@@ -47,6 +49,15 @@ class NodeFacts(Protocol):
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
 
+    async def listing(self, node: str, path: str, query: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON of one of ComfyUI's own lists; None if there is none. Raises NodeError."""
+
+    async def preview(self, node: str, *, folder: str, index: int, name: str) -> bytes | None:
+        """Return a model file's preview picture; None if it has none. Raises NodeError."""
+
+    async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
+        """Ask the node to unload its models once it is idle. Raises NodeError."""
+
 
 async def no_notes() -> list[str]:
     """Return nothing."""
@@ -65,6 +76,8 @@ class ApiDeps:
         files: Finds files by the names that clients know.
         pictures: Converts pictures.
         object_info: Their classes together.
+        models: Their model files together.
+        answers: What they answer to other small questions.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
         probes: Parts that ``/ready`` asks, by name.
         notes: Returns what an operator should know even if jobs can run.
@@ -99,6 +112,8 @@ class ApiDeps:
     node_facts: NodeFacts
     inventories: NodeInventories
     object_info: FleetObjectInfo
+    models: FleetModels
+    answers: NodeAnswers
     check_place: PlaceCheck
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes

@@ -47,9 +47,11 @@ from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, S
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.client_files import ClientFiles
+from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
+from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
@@ -75,6 +77,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     catalog = WorkflowCatalog(settings.workflows_dir)
     catalog.check()
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
+    answers = NodeAnswers(inventories, info)
     registry = new_registry()
     telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
     stores = stores.telling(telemetry)
@@ -122,6 +125,8 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         simulated=inventories.simulated,
         inventories=inventories,
         object_info=FleetObjectInfo(inventories, stores.inventories),
+        models=FleetModels(answers, info),
+        answers=answers,
         node_facts=info,
         check_place=check_place,
         probes=_probes(settings, stores),

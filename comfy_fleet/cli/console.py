@@ -254,12 +254,6 @@ def span(seconds: float | None) -> str:
     return f"{hours // 24}d {hours % 24}h"
 
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """Return a key that sorts names with numbers naturally: ``sim-2`` before ``sim-10``."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
-
-
 def size(count: float) -> str:
     """Return a number of bytes in words, e.g. ``1.8 MiB``."""
     for unit in ("B", "KiB", "MiB"):

@@ -20,7 +20,8 @@ def group() -> None:
 def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """List the hosts, their GPUs and their nodes."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import ago, natural, print_json, stderr, stdout, table
+    from comfy_fleet.cli.console import ago, print_json, stderr, stdout, table
+    from comfy_fleet.domain.text import natural
 
     with Client(api, key) as client:
         answer = client.get("/api/v1/hosts")

@@ -22,7 +22,7 @@ COLUMNS = ("<Node", "State", "Pool", ">Done", ">Failed", "Running", "URL")
 
 def nodes_of(answer: Any) -> list[dict[str, Any]]:
     """Return the nodes in a listing, ``gpu-2`` before ``gpu-10``."""
-    from comfy_fleet.cli.console import natural
+    from comfy_fleet.domain.text import natural
 
     return sorted(answer["nodes"], key=lambda node: natural(str(node["name"])))
 

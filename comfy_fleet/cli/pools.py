@@ -26,7 +26,8 @@ def group() -> None:
 def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
     """List the pools with their nodes and settings."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import natural, print_json, stderr, stdout, table
+    from comfy_fleet.cli.console import print_json, stderr, stdout, table
+    from comfy_fleet.domain.text import natural
 
     with Client(api, key) as client:
         answer = client.get("/api/v1/pools")

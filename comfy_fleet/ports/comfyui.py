@@ -137,5 +137,30 @@ class NodeApi(Protocol):
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
 
-    async def free(self, node: str) -> None:
+    async def listing(self, node: str, path: str, query: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON of one of ComfyUI's own lists; None if the node has nothing there.
+
+        Args:
+            node: The node.
+            path: The path, not quoted.
+            query: Its query.
+
+        Raises:
+            NodeError: The node could not be reached, or answered with neither.
+        """
+
+    async def preview(self, node: str, *, folder: str, index: int, name: str) -> bytes | None:
+        """Return a model file's preview picture; None if it has none.
+
+        Args:
+            node: The node.
+            folder: The folder of models.
+            index: Which of the folder's places on the node holds the file.
+            name: The file.
+
+        Raises:
+            NodeError: The node could not be reached, or answered with neither.
+        """
+
+    async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Ask the node to unload its models once it is idle. Raises NodeError."""

@@ -23,6 +23,7 @@ from comfy_fleet.sim.files import OutsideFolder, SimFiles, annotated
 from comfy_fleet.sim.jobs import Jobs, is_canonical
 from comfy_fleet.sim.memory import Vram
 from comfy_fleet.sim.messages import Request, Response, json_response
+from comfy_fleet.sim.model_files import file_infos, folder_infos
 from comfy_fleet.sim.options import Models, NodeOptions
 from comfy_fleet.sim.replacements import replace
 from comfy_fleet.sim.uploads import Uploads
@@ -117,6 +118,7 @@ class App:
             ("GET", "/features"): lambda _: json_response(version.features),
             ("GET", "/embeddings"): self.embeddings,
             ("GET", "/models"): lambda _: json_response(version.folders),
+            ("GET", "/experiment/models"): lambda _: json_response(folder_infos(version)),
             ("GET", "/extensions"): lambda _: json_response([]),
             ("GET", "/sim/stats"): self.stats,
             ("POST", "/sim/reset"): self.reset,
@@ -127,6 +129,7 @@ class App:
             "/history/": self.one_history,
             "/object_info/": lambda name: json_response(node.catalogue.object_info([name])),
             "/models/": self.one_folder,
+            "/experiment/models/": self.one_folders_files,
             "/internal/files/": self.listed_files,
         }
         self._add_parts(version.parts)
@@ -372,6 +375,12 @@ class App:
         if folder not in self._version.folders:
             return Response(status=404)
         return json_response(sorted(self._node.models.get(folder, {})))
+
+    def one_folders_files(self, folder: str) -> Response:
+        """List the files of one model folder with their sizes."""
+        if folder not in self._version.folders:
+            return Response(status=404)
+        return json_response(file_infos(self._node.models, folder))
 
     # steering
 

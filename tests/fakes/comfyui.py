@@ -98,7 +98,12 @@ class FakeNodeApi(Fake):
         file_troubles: What asking for a file raises, one each time.
         slow: What each file waits for before it is sent.
         tells_length: Whether it says how long a file is.
+        listings: What each node answers to its lists, by path; a node without is asked in vain.
+        pictures: Previews of models, by ``FOLDER/INDEX/NAME``.
+        gates: What questions for lists wait for, by node.
+        listed: Every question for a list or a preview.
         freed: Nodes that were asked to unload their models.
+        told_to_free: What they were told: whether to unload models, and to free memory.
         asked: Every node whose inventory was asked for.
         viewed: Every file that was asked for.
         under_way: How many files are being sent.
@@ -115,7 +120,12 @@ class FakeNodeApi(Fake):
         self.file_troubles: dict[str, list[Exception]] = {}
         self.slow: dict[str, asyncio.Event] = {}
         self.tells_length = True
+        self.listings: dict[str, dict[str, Any]] = {}
+        self.pictures: dict[str, bytes] = {}
+        self.gates: dict[str, asyncio.Event] = {}
+        self.listed: list[tuple[str, str, dict[str, str]]] = []
         self.freed: list[str] = []
+        self.told_to_free: list[tuple[bool, bool]] = []
         self.asked: list[str] = []
         self.viewed: list[str] = []
         self.under_way = self.most = 0
@@ -148,9 +158,26 @@ class FakeNodeApi(Fake):
             raise NodeError(f"node {node} does not answer")
         return self.stats[node]
 
-    async def free(self, node: str) -> None:
+    async def listing(self, node: str, path: str, query: Mapping[str, str] | None = None) -> Any:
+        self.answer("listing")
+        self.listed.append((node, path, dict(query or {})))
+        if (gate := self.gates.get(node)) is not None:
+            await gate.wait()
+        if (answers := self.listings.get(node)) is None:
+            raise NodeError(f"node {node} does not answer")
+        return answers.get(path)
+
+    async def preview(self, node: str, *, folder: str, index: int, name: str) -> bytes | None:
+        self.answer("preview")
+        self.listed.append((node, f"preview {folder}/{index}/{name}", {}))
+        if node not in self.listings:
+            raise NodeError(f"node {node} does not answer")
+        return self.pictures.get(f"{folder}/{index}/{name}")
+
+    async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
         self.answer("free")
         self.freed.append(node)
+        self.told_to_free.append((unload_models, free_memory))
 
     @asynccontextmanager
     async def view(self, node: str, ref: FileRef) -> AsyncIterator[Content]:

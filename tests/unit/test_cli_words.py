@@ -6,12 +6,13 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from comfy_fleet.cli.console import SIMULATED, ago, facts, natural, size, span, table
+from comfy_fleet.cli.console import SIMULATED, ago, facts, size, span, table
 from comfy_fleet.cli.jobs import ATTEMPT_COLUMNS, attempt_row
 from comfy_fleet.cli.node_state import COLUMNS, row, state
 from comfy_fleet.cli.pools import COLUMNS as POOL_COLUMNS
 from comfy_fleet.cli.pools import row as pool_row
 from comfy_fleet.cli.up.programs import masked
+from comfy_fleet.domain.text import natural
 
 NODE = {
     "name": "sim-1",

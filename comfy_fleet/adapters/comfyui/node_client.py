@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
@@ -310,9 +310,19 @@ class NodeClient:
         """Return versions and memory. Raises NodeError."""
         return await self._object(node, "/system_stats")
 
-    async def free(self, node: str) -> None:
+    async def listing(self, node: str, path: str, query: Mapping[str, str] | None = None) -> Any:
+        """See :meth:`comfy_fleet.ports.comfyui.NodeApi.listing`."""
+        answer = await self._found(node, path, query)
+        return None if answer is None else await self._decoded(answer, node, path)
+
+    async def preview(self, node: str, *, folder: str, index: int, name: str) -> bytes | None:
+        """See :meth:`comfy_fleet.ports.comfyui.NodeApi.preview`."""
+        answer = await self._found(node, f"/experiment/models/preview/{folder}/{index}/{name}")
+        return None if answer is None else bytes(answer.content)
+
+    async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Ask the node to unload its models once it is idle. Raises NodeError."""
-        orders = {"unload_models": True, "free_memory": True}
+        orders = {"unload_models": unload_models, "free_memory": free_memory}
         await self._call(node, "POST", "/free", headers={NODE: node, **_JSON}, data=orjson.dumps(orders))
 
     # ------------------------------------------------------------------------------------------------------
@@ -400,6 +410,19 @@ class NodeClient:
                 raise
             # Probably HAProxy has just closed this idle connection: a new one settles it.
             return await self._send("GET", path, {NODE: node})
+
+    async def _found(self, node: str, path: str, query: Mapping[str, str] | None = None) -> _Answer | None:
+        """Return a node's answer to a GET; None if it has nothing there. Raises NodeError."""
+        asked = quote(path, safe="/") + (f"?{urlencode(query)}" if query else "")
+        try:
+            answer = await self._get(asked, node)
+        except _BROKEN as error:
+            raise NodeError(f"{path} on node {node}: {_words(error)}", details={"node": node}) from error
+        if answer.status == 404 and NODE in answer.headers:
+            return None
+        if answer.status != 200 or NODE not in answer.headers:
+            raise _refused(node, path, answer.status, answer.headers)
+        return answer
 
     async def _tell(self, node: str, path: str, body: Mapping[str, Any]) -> bool:
         try:

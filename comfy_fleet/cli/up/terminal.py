@@ -16,11 +16,12 @@ from rich.status import Status
 from rich.text import Text
 
 from comfy_fleet.api.auth import is_loopback
-from comfy_fleet.cli.console import SIMULATED, natural, span, table
+from comfy_fleet.cli.console import SIMULATED, span, table
 from comfy_fleet.cli.up.plan import Plan
 from comfy_fleet.cli.up.public_port import USUAL_URL
 from comfy_fleet.cli.up.supervisor import is_loud
 from comfy_fleet.domain.nodes.node import Node
+from comfy_fleet.domain.text import natural
 from comfy_fleet.logs import one_line
 
 _SAY_AGAIN_S = 10.0  # the same line of the same process is shown at most this often

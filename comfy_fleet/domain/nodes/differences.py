@@ -38,7 +38,7 @@ def differences(states: Mapping[str, NodeState], inventories: Mapping[str, Inven
         _row("version", "ComfyUI", {name: reading.comfyui for name, reading in readings.items()}),
         _row("version", "PyTorch", {name: reading.pytorch for name, reading in readings.items()}),
         _row("version", "Python", {name: reading.python for name, reading in readings.items()}),
-        _row("gpu", "GPU", {name: _bare(reading.gpu) for name, reading in readings.items()}),
+        _row("gpu", "GPU", {name: bare_gpu(reading.gpu) for name, reading in readings.items()}),
     ]
     classes = {name: frozenset(known.classes) for name, known in inventories.items()}
     files = {name: _files(known) for name, known in inventories.items()}
@@ -54,7 +54,7 @@ def _row(kind: str, what: str, nodes: Mapping[str, str]) -> Difference:
     return Difference(kind=kind, what=what, nodes=dict(sorted(nodes.items())))
 
 
-def _bare(gpu: str) -> str:
+def bare_gpu(gpu: str) -> str:
     """Return ``NVIDIA L40S`` of ``cuda:0 NVIDIA L40S : cudaMallocAsync``."""
     name = gpu.partition(" : ")[0]
     first, _, rest = name.partition(" ")
