@@ -332,6 +332,12 @@ class Settings(BaseSettings):
     max_sockets: Count = Field(
         2048, ge=1, description="Most open websockets of one caller, at each API process."
     )
+    socket_bytes: Count = Field(
+        8 * 1024 * 1024,
+        ge=64 * 1024,
+        description="Most bytes that wait for one websocket's client, which reads slowly. Previews and "
+        "progress are dropped first; then the websocket is closed.",
+    )
 
     deny_classes: str = Field(
         "",

@@ -49,6 +49,7 @@ def create_app(deps: ApiDeps) -> "Front":
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await deps.clients.close()
 
     # The first route that fits answers, so the most frequent ones come first.
     routes = [*v2.routes(), *v1.routes(), *native.routes(), *metrics.routes, *front_page.routes]

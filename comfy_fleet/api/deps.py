@@ -22,6 +22,7 @@ from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
+from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
@@ -83,6 +84,7 @@ class ApiDeps:
         notes: Returns what an operator should know even if jobs can run.
         background: Coroutine functions that run as long as the app does.
         closing: Set when the server stops, which ends streams.
+        clients: Brings what happens to jobs to websockets.
         streams: Open event streams by caller.
         sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
@@ -115,6 +117,7 @@ class ApiDeps:
     models: FleetModels
     answers: NodeAnswers
     check_place: PlaceCheck
+    clients: ClientHub
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes
     background: Sequence[Callable[[], Awaitable[None]]] = ()

@@ -20,6 +20,7 @@ from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
+from comfy_fleet.adapters.redis.sockets import RedisSocketStore
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
     Observers,
@@ -47,11 +48,13 @@ from comfy_fleet.domain.errors import FleetError, NoRoom, Outdated, StoreDown, S
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.client_files import ClientFiles
+from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.node_answers import NodeAnswers
+from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
@@ -129,6 +132,15 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         answers=answers,
         node_facts=info,
         check_place=check_place,
+        clients=ClientHub(
+            HubDeps(
+                jobs=stores.jobs,
+                events=stores.events,
+                sockets=RedisSocketStore(stores.redis),
+                clock=time.time,
+                monotonic=time.monotonic,
+            )
+        ),
         probes=_probes(settings, stores),
         notes=lambda: _outdated(stores),
         registry=registry,

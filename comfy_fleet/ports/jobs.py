@@ -1,6 +1,6 @@
 """Jobs as clients see them: submit, read, list, cancel, watch."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -129,6 +129,43 @@ class JobStore(Protocol):
         """Return seconds and node of the last jobs that succeeded, newest first, at most 50."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientFrame:
+    """A frame of one of a client's jobs."""
+
+    job_id: str
+    frame: RawFrame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTaken:
+    """A client has a new websocket; earlier ones with its id get nothing more."""
+
+    client_id: str
+    socket: str
+
+
+class ClientFeed(Protocol):
+    """What happens to an owner's jobs, and frames of those whose clients are followed, in their order.
+
+    It is quick and may lose something: the record is the truth.
+
+    Attributes:
+        lost: Whether something was left out because it was not taken in time; whoever reads it resets it.
+    """
+
+    lost: bool
+
+    async def follow(self, client_id: str) -> None:
+        """Follow a client; in force when this returns. Frames of its jobs come from their first on."""
+
+    async def unfollow(self, client_id: str) -> None:
+        """Follow a client no longer."""
+
+    async def news(self) -> list[OwnerEvent | ClientFrame | ClientTaken]:
+        """Wait for news, and return all there are."""
+
+
 class Events(Protocol):
     """Live events. They are quick and may be lost; the record is the truth."""
 
@@ -144,6 +181,18 @@ class Events(Protocol):
         A frame that is too large, or beyond what one run may send in a second, is missing; so are the oldest
         for a slow reader. After a take-over no more of that run's come.
         """
+
+    def clients(self, owner: str) -> AbstractAsyncContextManager[ClientFeed]:
+        """Yield a feed of an owner's jobs, which follows no client yet.
+
+        Of jobs that are no client's it has ``progress_state`` and text frames.
+        """
+
+    async def want_frames(self, job_ids: Iterable[str]) -> None:
+        """Ask for the frames of jobs that run already: their newest state, and what comes."""
+
+    async def take_client(self, owner: str, client_id: str, socket: str) -> None:
+        """Tell all processes which websocket is a client's from now on."""
 
 
 class Replays(Protocol):

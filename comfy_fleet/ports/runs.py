@@ -8,6 +8,9 @@ from typing import Any, Protocol
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Output, Placement, Progress
 
+ANYBODY = -1
+"""Who listens to a job that is no client's: its owner's websockets, which get only some of its frames."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
@@ -140,7 +143,10 @@ class RunStore(Protocol):
         """Publish a preview, and keep it for a minute for late listeners; it may be lost with the store."""
 
     async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
-        """Publish frames, which are stored nowhere; return how many listen."""
+        """Publish frames, which are stored nowhere; return how many listen.
+
+        :data:`ANYBODY` if the job is no client's, and nobody but its owner's websockets listens.
+        """
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output; the same (node, key, index) again is the same output."""

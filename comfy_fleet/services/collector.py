@@ -137,7 +137,8 @@ class Collector:
         self._own_slots = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[tuple[str, str, int], asyncio.Task[None]] = {}
         self._items: dict[tuple[str, str, int], OutputItem] = {}
-        self._committed: set[tuple[str, str, int]] = set()
+        self._committed: dict[tuple[str, str, int], Output] = {}
+        self._added = asyncio.Event()
         self._bytes = 0
         self.held_bytes = 0
         self._waiting = 0
@@ -167,6 +168,8 @@ class Collector:
             self.held_bytes += item.held_bytes
             self._tasks[id_] = task = asyncio.create_task(self._collect(item))
             task.add_done_callback(partial(self._collected, id_))
+        if new:
+            self._added.set()
 
     async def stored(self, items: Iterable[OutputItem]) -> bool:
         """Return True if all outputs are stored; wait a moment for small ones."""
@@ -176,6 +179,17 @@ class Collector:
             _, rest = await asyncio.wait(pending, timeout=LINGER_S)
             return not rest
         return True
+
+    async def committed(self, ids: Iterable[tuple[str, str, int]]) -> list[Output] | None:
+        """Wait until some outputs are committed and return them; None if that fails for one of them."""
+        wanted = list(ids)
+        while any(id_ not in self._tasks for id_ in wanted):
+            self._added.clear()
+            await self._added.wait()
+        if wanted:
+            await asyncio.wait([self._tasks[id_] for id_ in wanted])
+        found = [self._committed[id_] for id_ in wanted if id_ in self._committed]
+        return found if len(found) == len(wanted) else None
 
     def unsafe(self, items: Iterable[OutputItem]) -> list[OutputItem]:
         """Return the outputs for a dispatcher that takes the run over: on the node, or not committed yet."""
@@ -255,7 +269,7 @@ class Collector:
             temporary=item.temporary,
         )
         await self._insist(lambda: self._runs.output(self._claim, output))
-        self._committed.add(item.id)
+        self._committed[item.id] = output
 
     def _collected(self, id_: tuple[str, str, int], _: asyncio.Task[None]) -> None:
         self.held_bytes -= self._items[id_].held_bytes

@@ -392,7 +392,7 @@ class Dispatcher:
             elif kind == "frames":
                 for execution in tuple(self.flying.values()):
                     if execution.claim.job.id == rest:
-                        execution.listen()
+                        execution.listen(anew=True)
             elif kind == "free":
                 self._seekers.look_again()
             elif kind == "schema":

@@ -6,6 +6,7 @@ token: after :class:`LeaseLost` a run stops at once and no longer touches the no
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -21,7 +22,7 @@ from comfy_fleet.domain.graphs import file_check
 from comfy_fleet.domain.graphs import graph as graphs
 from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
-from comfy_fleet.domain.jobs.outputs import OutputItem
+from comfy_fleet.domain.jobs.outputs import OutputItem, find_outputs
 from comfy_fleet.domain.jobs.run import Run, RunLimits, RunPhase
 from comfy_fleet.domain.jobs.run_messages import (
     Action,
@@ -52,13 +53,14 @@ from comfy_fleet.domain.jobs.run_messages import (
 )
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
 from comfy_fleet.domain.jobs.run_story import newest
+from comfy_fleet.domain.jobs.shown_ui import shown_ui
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import Lease, NodeApi
 from comfy_fleet.ports.runs import Claim, Held, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
-from comfy_fleet.services.frame_relay import FrameRelay
+from comfy_fleet.services.frame_relay import LAST_S, FrameRelay
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.progress_reporter import ProgressReporter
 from comfy_fleet.services.run_end import Ending, GivenBack, broken_off, node_lost, unready, withdraw
@@ -69,6 +71,8 @@ from comfy_fleet.services.store_retry import retry_while_store_down
 logger = logging.getLogger(__name__)
 
 NOTE_AFTER_S = 0.1
+MOST_TOLD_BYTES = 512 * 1024
+"""A larger ``executed`` is not told while the job runs; what the job's record keeps is told at the end."""
 _TOLD = frozenset({"lost", "timeout", "rejected"})
 """Results about which the run's story says more than its error."""
 READ_AHEAD_BYTES, READ_AHEAD_FRAMES = 64 * 1024, 256
@@ -139,7 +143,8 @@ class Execution:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reporter = ProgressReporter(tools.runs, claim, tools.now)
-        self._relay: FrameRelay | None = None
+        self._relay = FrameRelay(tools.runs, claim, tools.now, heard=claim.heard)
+        self._telling: set[asyncio.Task[None]] = set()
         self._outputs = Collector(
             claim,
             runs=tools.runs,
@@ -167,19 +172,19 @@ class Execution:
         self._tick_at = math.inf
         self._left = False
         self._extra = claim.log_fields
-        if claim.heard:
-            self.listen()
 
-    def listen(self) -> None:
-        """Note that somebody listens to the frames of the run's job; safe to call again."""
-        if self._relay is None:
-            self._relay = FrameRelay(self._tools.runs, self.claim, self._tools.now)
-        self._relay.listen()
+    def listen(self, *, anew: bool = False) -> None:
+        """Note that somebody listens to the frames of the run's job; safe to call again.
+
+        Args:
+            anew: Whether a listener has just come, and has to be told how far the run is.
+        """
+        self._relay.listen(anew=anew)
 
     @property
     def heard(self) -> bool:
         """Whether it knows that somebody listens to its frames."""
-        return self._relay is not None
+        return self._relay.heard
 
     def cancel(self) -> None:
         """Cancel the run's job; safe to call again."""
@@ -231,8 +236,7 @@ class Execution:
             if self._timer:
                 self._timer.cancel()
             self._reporter.close()
-            if self._relay is not None:
-                self._relay.close()
+            self._relay.close()
             self._cancel_tasks()
 
     def _cancel_tasks(self) -> None:
@@ -325,8 +329,8 @@ class Execution:
             if self._abandoned:
                 raise LeaseLost(f"run {self.claim.run} was taken over")
             actions = machine.handle(event, self._tools.now())
-            if self._relay is not None and isinstance(event, Frame | Binary):
-                self._relay.take(event, running=machine.phase is RunPhase.RUNNING)
+            if isinstance(event, Frame | Binary):
+                self._relayed(event, machine)
             for action in actions:
                 if isinstance(action, Finish):
                     self._ui = self._ui or machine.ui  # not again after a Left, which comes with this
@@ -389,6 +393,29 @@ class Execution:
                         await self._leave(manifest)
                 self._outputs.left(action.items)
 
+    def _relayed(self, frame: Frame | Binary, machine: Run) -> None:
+        """Pass a frame on to whoever listens."""
+        place = machine.pictured if isinstance(frame, Binary) else None
+        self._relay.take(frame, running=machine.phase is RunPhase.RUNNING, place=place)
+        if isinstance(frame, Frame) and frame.type == "executed" and self._relay.heard:
+            self._telling.add(task := self._spawn(self._tell_executed(frame)))
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell_executed(self, frame: Frame) -> None:
+        """Tell its client of a node's outputs, once they are stored and have their names."""
+        node, output, run = frame.data.get("node"), frame.data.get("output"), self.claim.run
+        if (
+            not isinstance(node, str)
+            or frame.data.get("prompt_id") != run
+            or len(frame.raw) > MOST_TOLD_BYTES
+        ):
+            return
+        outputs = await self._outputs.committed(item.id for item in find_outputs(node, output, run=run))
+        if outputs is not None:
+            shown = shown_ui({node: output}, outputs).get(node) if isinstance(output, Mapping) else output
+            data = {**frame.data, "output": shown}
+            self._relay.executed(json.dumps({"type": "executed", "data": data}).encode())
+
     async def _leave(self, manifest: list[dict[str, Any]]) -> None:
         """Give the node back in Redis and in HAProxy; the next claim needs it free in both."""
         writing = asyncio.create_task(self._tools.runs.left(self.claim, manifest, ui=self._ui))
@@ -396,10 +423,11 @@ class Execution:
         self._free()
         await writing
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._watched(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -536,8 +564,9 @@ class Execution:
         if self._canceled:
             self._outputs.cancel()
         broken = await self._outputs.settled()
-        if self._relay is not None:
-            await self._relay.drain()  # nothing of the run is published after its end is written
+        if self._telling:
+            await asyncio.wait(self._telling, timeout=LAST_S)
+        await self._relay.drain()  # nothing of the run is published after its end is written
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")
         end = await self._ending.decide(

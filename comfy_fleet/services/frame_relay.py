@@ -1,17 +1,19 @@
-"""Publish one run's frames unchanged, while somebody listens to its job.
+"""Publish one run's frames, while somebody listens to its job or to all jobs of its client.
 
 Nothing is stored, no run waits for who reads, and what is too much is left out: what became of the job stands
-in its record.
+in its record. Who listens to the job gets each frame unchanged. Who listens to the client gets ``executed``
+only once its files are stored, with the names that the client knows.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Literal
 
 from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame, prompt_of
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
-from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.runs import ANYBODY, Claim, RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,11 @@ once."""
 LAST_S = 0.25
 """How long the end of a run waits for its last frames."""
 _COST = 256  # bytes that even the shortest frame counts as
+_STATE = ("execution_start", "execution_cached", "executing", "progress_state")
+"""What tells somebody who comes late how far a run is, in this order."""
+_FOR_ANYBODY = frozenset({"progress_state"})
+_TEXT = b"\0\0\0\3"
+"""Text frames that every websocket of an owner gets, even of jobs that are no client's."""
 
 
 class FrameRelay:
@@ -32,30 +39,50 @@ class FrameRelay:
         runs: Where they are published.
         claim: The run.
         now: Monotonic seconds.
+        heard: Whether somebody listens already.
     """
 
-    def __init__(self, runs: RunStore, claim: Claim, now: Callable[[], float]) -> None:
+    def __init__(self, runs: RunStore, claim: Claim, now: Callable[[], float], *, heard: bool = True) -> None:
         self._runs = runs
         self._claim = claim
         self._now = now
-        self._heard, self._listeners = True, 0
+        self._heard, self._listeners = heard, 0
+        self._only_anybody = False
+        self._state: dict[str, bytes | bytearray] = {}
         self._waiting: list[RawFrame] = []
         self._unsent = 0
         self._room, self._counted_at = float(BYTES_A_SECOND), now()
         self._task: asyncio.Task[None] | None = None
 
-    def listen(self) -> None:
-        """Note that somebody listens; each publish shows if that is still so."""
-        self._heard = True
-        self._listeners += 1
+    @property
+    def heard(self) -> bool:
+        """Whether it knows that somebody listens."""
+        return self._heard
 
-    def take(self, frame: Frame | Binary, *, running: bool) -> None:
+    def listen(self, *, anew: bool = False) -> None:
+        """Note that somebody listens; each publish shows if that is still so.
+
+        Args:
+            anew: Whether a listener has just come, and has to be told how far the run is.
+        """
+        anew = anew or not self._heard
+        self._heard, self._only_anybody = True, False
+        self._listeners += 1
+        if anew:
+            for type_ in _STATE:
+                if (raw := self._state.get(type_)) is not None:
+                    self._add(RawFrame(run=self._claim.run, data=raw, text=True, only="clients"))
+
+    def take(self, frame: Frame | Binary, *, running: bool, place: tuple[str, int] | None = None) -> None:
         """Publish a frame soon, if it is the run's and within the limits.
 
         Args:
             frame: As it came.
             running: Whether its node is computing the run; frames without a prompt are about that.
+            place: For a picture that is an output: its node, and its place among those of that node.
         """
+        if isinstance(frame, Frame) and frame.type in _STATE:
+            self._note(frame)
         if not self._heard:
             return
         prompt = prompt_of(frame)
@@ -63,16 +90,44 @@ class FrameRelay:
             return
         text = isinstance(frame, Frame)
         data = frame.raw if isinstance(frame, Frame) else frame.data
-        cost = len(data) + _COST
+        anybodys = frame.type in _FOR_ANYBODY if isinstance(frame, Frame) else data.startswith(_TEXT)
+        only: Literal["", "job"] = ""
+        if self._claim.job.client_id is None and not anybodys:
+            if self._only_anybody:
+                return
+            only = "job"
+        elif isinstance(frame, Frame) and frame.type == "executed":
+            only = "job"
+        self._add(RawFrame(run=self._claim.run, data=data, text=text, place=place, only=only))
+
+    def executed(self, data: bytes) -> None:
+        """Publish an ``executed`` in its client's words; its files are stored."""
+        if self._heard and self._claim.job.client_id is not None:
+            self._add(RawFrame(run=self._claim.run, data=data, text=True, only="clients"))
+
+    def _note(self, frame: Frame) -> None:
+        """Remember how far the run is."""
+        if frame.data.get("prompt_id") != self._claim.run:
+            return
+        if frame.type == "executing" and frame.data.get("node") is None:
+            self._state.clear()
+        elif len(frame.raw) <= MAX_FRAME_BYTES:
+            self._state[frame.type] = frame.raw
+
+    def _add(self, frame: RawFrame) -> None:
+        """Publish a frame soon, if it is within the limits. An output does not wait for room in the rate."""
+        size = len(frame.data)
+        cost = size + _COST
         now = self._now()
         self._room = min(BYTES_A_SECOND, self._room + (now - self._counted_at) * BYTES_A_SECOND)
         self._counted_at = now
-        left = self._room - cost - (0 if text else BYTES_A_SECOND / 2)
-        if left < 0 or len(data) > MAX_FRAME_BYTES or self._unsent + cost > BYTES_A_SECOND:
+        left = self._room - cost - (0 if frame.text else BYTES_A_SECOND / 2)
+        too_much = (left < 0 and frame.place is None) or self._unsent + cost > BYTES_A_SECOND
+        if too_much or size > MAX_FRAME_BYTES:
             return  # Redis is slow, or the node sends too much
         self._room -= cost
         self._unsent += cost
-        self._waiting.append(RawFrame(run=self._claim.run, data=data, text=text))
+        self._waiting.append(frame)
         if self._task is None:
             self._task = asyncio.create_task(self._send())
 
@@ -92,9 +147,11 @@ class FrameRelay:
             while self._waiting:
                 frames, self._waiting = self._waiting, []
                 known = self._listeners
-                if not await self._runs.frames(self._claim, frames) and known == self._listeners:
+                heard = await self._runs.frames(self._claim, frames)
+                if not heard and known == self._listeners:
                     self._heard = False
                     return
+                self._only_anybody = heard == ANYBODY and known == self._listeners
                 self._unsent -= sum(len(frame.data) + _COST for frame in frames)
         except (LeaseLost, StoreDown):
             self._heard = False  # the next beat shows it whether somebody listens then

@@ -37,7 +37,7 @@ class FakeEvents(Fake):
         """Return how many events of a job were not read yet."""
         return sum(queue.qsize() for queue in self._queues.get(job_id, ()))
 
-    frames = owner = unplayed
+    frames = owner = clients = want_frames = take_client = unplayed
 
     @asynccontextmanager
     async def subscribe(self, job_id: str) -> AsyncIterator[AsyncIterator[JobEvent]]:

@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Protocol
+from urllib.parse import quote, unquote
 
 import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis
+from comfy_fleet.adapters.redis.keys import Keyspace
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobEvent, OwnerEvent
 from comfy_fleet.domain.records import UNREADABLE, from_fields
+from comfy_fleet.ports.jobs import ClientFrame, ClientTaken
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -21,6 +26,9 @@ MOST_WAITING, MOST_WAITING_BYTES = 256, 8 * 1024 * 1024
 """Most messages of one channel that wait for a slow reader."""
 MOST_FRAMES = 4096
 """The same for frames, of which there are more."""
+MOST_FEED, MOST_FEED_BYTES = 20_000, 32 * 1024 * 1024
+"""The same for all clients of an owner together. Beyond it, frames are left out, and beyond twice as many
+messages, events, too."""
 
 
 class RedisEvents:
@@ -33,7 +41,7 @@ class RedisEvents:
     def __init__(self, redis: FleetRedis) -> None:
         self._redis = redis
         self._keys = redis.keyspace
-        self._queues: dict[str, set[_Newest]] = defaultdict(set)
+        self._queues: dict[str, set[_Reader]] = defaultdict(set)
         self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
         self._pump: asyncio.Task[None] | None = None
         self._asked: set[str] = set()  # channels that Redis was asked for; lost connections ask again
@@ -50,29 +58,38 @@ class RedisEvents:
             most: Messages that wait for a slow reader.
         """
         queue = _Newest(most)
-        readers = self._queues[name]
-        readers.add(queue)
         try:
-            confirmed = self._confirmed.setdefault(name, asyncio.Event())
-            with contextlib.suppress(StoreDown):  # asked again as soon as Redis is back
-                await self._ask(name)
-            self._wanted.set()
-            if self._pump is None:
-                self._pump = asyncio.create_task(self._read(), name="events")
-            with contextlib.suppress(TimeoutError):
-                async with Timeout(5):
-                    await confirmed.wait()
+            await self._join(name, queue)
             yield queue
         finally:
-            readers.discard(queue)
-            if not readers and self._queues.get(name) is readers:
-                del self._queues[name]
-                self._confirmed.pop(name, None)
-                self._asked.discard(name)
-                if not self._queues:
-                    self._wanted.clear()
-                with contextlib.suppress(StoreDown):
-                    await self._pubsub.unsubscribe(name)
+            await self._leave(name, queue)
+
+    async def _join(self, name: str, queue: "_Reader") -> None:
+        """Subscribe a reader to a channel; at the latest after five seconds without Redis, it goes on."""
+        self._queues[name].add(queue)
+        confirmed = self._confirmed.setdefault(name, asyncio.Event())
+        with contextlib.suppress(StoreDown):  # asked again as soon as Redis is back
+            await self._ask(name)
+        self._wanted.set()
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._read(), name="events")
+        with contextlib.suppress(TimeoutError):
+            async with Timeout(5):
+                await confirmed.wait()
+
+    async def _leave(self, name: str, queue: "_Reader") -> None:
+        readers = self._queues.get(name)
+        if readers is None:
+            return
+        readers.discard(queue)
+        if not readers:
+            del self._queues[name]
+            self._confirmed.pop(name, None)
+            self._asked.discard(name)
+            if not self._queues:
+                self._wanted.clear()
+            with contextlib.suppress(StoreDown):
+                await self._pubsub.unsubscribe(name)
 
     async def _ask(self, *names: str) -> None:
         """Subscribe to channels, unless that is done."""
@@ -112,6 +129,26 @@ class RedisEvents:
                 await self._redis.publish(self._keys.wake, f"frames {job_id}")
             yield _frames(queue)
 
+    @contextlib.asynccontextmanager
+    async def clients(self, owner: str) -> AsyncIterator["RedisClientFeed"]:
+        """Yield a feed of an owner's clients; see the port."""
+        feed = RedisClientFeed(owner, self._keys, self._join, self._leave)
+        try:
+            await feed.open()
+            yield feed
+        finally:
+            await feed.close()
+
+    async def want_frames(self, job_ids: Iterable[str]) -> None:
+        """Tell dispatchers that somebody listens to jobs that run already."""
+        for job_id in job_ids:
+            await self._redis.publish(self._keys.wake, f"frames {job_id}")
+
+    async def take_client(self, owner: str, client_id: str, socket: str) -> None:
+        """Tell all processes which websocket is a client's from now on."""
+        told = orjson.dumps([client_id, socket])
+        await self._redis.publish(client_channel(self._keys, owner, client_id), b"!" + told)
+
     async def close(self) -> None:
         """Stop reading."""
         if self._pump:
@@ -145,6 +182,12 @@ class RedisEvents:
                     queue.add(message["data"])
 
 
+class _Reader(Protocol):
+    """Gets the messages of the channels that it has joined."""
+
+    def add(self, message: bytes) -> None: ...
+
+
 class _Newest(asyncio.Queue[bytes]):
     """Messages for one reader; if there are too many, the oldest are dropped."""
 
@@ -167,17 +210,124 @@ class _Newest(asyncio.Queue[bytes]):
         return item
 
 
+class RedisClientFeed:
+    """The feed of an owner's clients (port ``ClientFeed``): several channels in one queue, in Redis's order.
+
+    Attributes:
+        lost: Whether anything was left out because the reader was too slow; the reader resets it.
+
+    Args:
+        owner: Whose clients.
+        keys: Makes the channels' names.
+        join: Subscribes to a channel.
+        leave: Ends that.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        keys: Keyspace,
+        join: Callable[[str, _Reader], Awaitable[None]],
+        leave: Callable[[str, _Reader], Awaitable[None]],
+    ) -> None:
+        self.lost = False
+        self._owner = owner
+        self._keys = keys
+        self._join, self._leave = join, leave
+        self._channels: set[str] = set()
+        self._waiting: list[bytes] = []
+        self._bytes = 0
+        self._came = asyncio.Event()
+
+    def add(self, message: bytes) -> None:
+        """Take a message."""
+        full = self._bytes + len(message) > MOST_FEED_BYTES or len(self._waiting) >= MOST_FEED
+        if full and (not message.startswith(b"{") or len(self._waiting) >= 2 * MOST_FEED):
+            self.lost = True
+            return
+        self._waiting.append(message)
+        self._bytes += len(message)
+        self._came.set()
+
+    async def open(self) -> None:
+        """Begin with the owner's events, and with frames of jobs that are no client's."""
+        await self._add(self._keys.owner_events(self._owner))
+        await self._add(client_channel(self._keys, self._owner, None))
+
+    async def follow(self, client_id: str) -> None:
+        """Follow a client; in force when this returns."""
+        await self._add(client_channel(self._keys, self._owner, client_id))
+
+    async def unfollow(self, client_id: str) -> None:
+        """Follow a client no longer."""
+        await self._drop(client_channel(self._keys, self._owner, client_id))
+
+    async def close(self) -> None:
+        """Follow nobody any more."""
+        for name in tuple(self._channels):
+            await self._drop(name)
+
+    async def news(self) -> list[OwnerEvent | ClientFrame | ClientTaken]:
+        """Wait for news, and return all there are."""
+        await self._came.wait()
+        self._came.clear()
+        messages, self._waiting, self._bytes = self._waiting, [], 0
+        return [found for message in messages if (found := self._read(message)) is not None]
+
+    def _read(self, message: bytes) -> OwnerEvent | ClientFrame | ClientTaken | None:
+        try:
+            if message.startswith(b"{"):
+                return from_fields(OwnerEvent, orjson.loads(message))
+            if message.startswith(b"!"):
+                client_id, socket = orjson.loads(message[1:])
+                return ClientTaken(client_id=client_id, socket=socket)
+            job_id, _, frame = message.partition(b" ")
+            return ClientFrame(job_id=job_id.decode(), frame=read_frame(frame))
+        except UNREADABLE as error:
+            logger.warning("event can't be read", extra={"owner": self._owner, "error": str(error)})
+            return None
+
+    async def _add(self, name: str) -> None:
+        self._channels.add(name)
+        await self._join(name, self)
+
+    async def _drop(self, name: str) -> None:
+        self._channels.discard(name)
+        await self._leave(name, self)
+
+
+def client_channel(keys: Keyspace, owner: str, client_id: str | None) -> str:
+    """Return the channel for frames of a client's jobs; None: of those that are no client's."""
+    # Lua has no other hash: the same name is made there.
+    if client_id is None:
+        return keys.client_frames("", owner)
+    text = client_id.encode("utf-8", "surrogatepass")
+    return keys.client_frames(hashlib.sha1(text, usedforsecurity=False).hexdigest(), owner)
+
+
 def frame_message(frame: RawFrame) -> bytes:
     """Return a frame in its published form: ``t`` (text) or ``b`` (binary), its run, a blank, and the
-    data."""
-    return b"".join((b"t" if frame.text else b"b", frame.run.encode(), b" ", frame.data))
+    data. A picture that is an output has its place and its node behind the run.
+    """
+    place = "" if frame.place is None else f"/{frame.place[1]}/{quote(frame.place[0], safe='')}"
+    return b"".join((b"t" if frame.text else b"b", frame.run.encode(), place.encode(), b" ", frame.data))
+
+
+def read_frame(message: bytes) -> RawFrame:
+    """Read :func:`frame_message` back."""
+    head, _, data = message.partition(b" ")
+    run, *place = head[1:].decode().split("/")
+    return RawFrame(
+        run=run,
+        data=data,
+        text=head.startswith(b"t"),
+        place=(unquote(place[1]), int(place[0])) if place else None,
+    )
 
 
 async def _frames(queue: asyncio.Queue[bytes]) -> AsyncIterator[RawFrame]:
     while True:
-        message = await queue.get()
-        head, _, data = message.partition(b" ")
-        yield RawFrame(run=head[1:].decode(), data=data, text=head.startswith(b"t"))
+        yield read_frame(await queue.get())
 
 
 async def _job_events(job_id: str, queue: asyncio.Queue[bytes]) -> AsyncIterator[JobEvent]:

@@ -139,6 +139,12 @@ class Keyspace:
     blob_doomed = _One("blob:doomed")
     blob_gone = _Each("blob:gone:PATH")
 
+    # -- websockets of clients, all for 120 s
+    socket = _Each("socket:HASH:OWNER")  # string: a client's newest websocket, as JSON
+    sockets = _Each(
+        "sockets:OWNER"
+    )  # zset: HASH of a client with an open websocket -> when it was written last
+
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)
@@ -148,6 +154,8 @@ class Keyspace:
     events = _Each("events:ID")  # everything that happens to a job
     owner_events = _Each("owner:OWNER")  # each status of an owner's jobs
     frames = _Each("frames:ID")  # frames of its runs as their nodes sent them, while somebody listens
+    # The same for who follows all jobs of a client: its id's SHA-1, or nothing for jobs that are no client's
+    client_frames = _Each("clients:HASH:OWNER")
     # For dispatchers: "job PLACEMENT", "free", "cancel RUN", "release RUN", "frames JOB", "schema"
     wake = _One("wake")
     wake_nodes = _One("wake:nodes")  # something about the nodes has changed: for who keeps a list of them

@@ -11,14 +11,14 @@ import orjson
 
 from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.client import FleetRedis
-from comfy_fleet.adapters.redis.events import frame_message
+from comfy_fleet.adapters.redis.events import client_channel, frame_message
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.ports.runs import Beat, Claim, Held, Refused, Waiting
+from comfy_fleet.ports.runs import ANYBODY, Beat, Claim, Held, Refused, Waiting
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -182,10 +182,20 @@ class RedisRunStore:
 
     async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
         """Publish frames."""
+        job = claim.job
         answer = await self._scripts.call(
-            "frames", *map(frame_message, frames), run=claim.run, token=claim.token, job=claim.job.id
+            "frames",
+            *map(frame_message, frames),
+            run=claim.run,
+            token=claim.token,
+            job=job.id,
+            clients=client_channel(self._keys, job.owner, job.client_id),
+            only="".join(frame.only[:1] or "." for frame in frames),
         )
-        return int(_check(claim, answer)[0])
+        followers, clients = map(int, _check(claim, answer))
+        if job.client_id is None and not followers and clients:
+            return ANYBODY
+        return followers + clients
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output."""

@@ -80,8 +80,13 @@ async def interrupt(request: Request) -> Response:
 
 
 async def shown_job(request: Request) -> Job | None:
-    """Return the job that ``/interrupt`` without an id means: the caller's only one that runs."""
+    """Return the job that ``/interrupt`` without an id means.
+
+    It is the one that the caller's newest websocket shows; without a websocket, the only one that runs.
+    """
     d, who = deps(request), owner(request)
+    if (newest := await d.clients.newest(who)) is not None:
+        return await d.jobs.get(newest.shown) if newest.shown is not None else None
     running = frozenset({ListedState.IN_PROGRESS})
     page = await d.prompts.page(PromptFilter(owner=who, states=running, limit=2))
     return await d.jobs.get(page.rows[0][0]) if len(page.rows) == 1 else None

@@ -1,14 +1,28 @@
 """ComfyUI's interface: ``/ws``, on which clients follow their prompts."""
 
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
 from uuid import uuid4
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
+from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.native.features import features
+from comfy_fleet.api.native.outgoing import Outgoing
 from comfy_fleet.api.native.row import row
+from comfy_fleet.domain.jobs import client_messages
+from comfy_fleet.domain.jobs.client_messages import ClientMessage
+from comfy_fleet.domain.principal import Principal
+
+TOO_SLOW = 1013
+"""Close code ``Try Again Later``."""
 
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -16,17 +30,78 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
 
     ``scope`` has ``deps`` and ``principal``, as a request's has. The connection is closed by force a few
     seconds after this returns; see :mod:`comfy_fleet.api.websocket_protocol`.
+
+    Raises:
+        HttpError: 403 for agents, which have no jobs.
+        StoreDown: Redis is away.
     """
     socket = WebSocket(scope, receive, send)
-    await socket.accept()
-    sid = socket.query_params.get("clientId") or uuid4().hex
-    status = {"exec_info": {"queue_remaining": 0}}
-    await socket.send_json({"type": "status", "data": {"status": status, "sid": sid}})
+    d: ApiDeps = scope["deps"]
+    who: Principal = scope["principal"]
+    if who.agent and not who.admin:
+        raise HttpError(403, "forbidden", "the agents' token is for agents only")
+    client_id = socket.query_params.get("clientId") or uuid4().hex
+    outgoing = Outgoing(d.settings.socket_bytes)
+    detach = await d.clients.attach(who.owner, client_id, outgoing)
     try:
-        while True:
-            await socket.receive()
-    except (WebSocketDisconnect, RuntimeError):
-        return
+        await socket.accept()
+        telling = asyncio.create_task(_tell(socket, send, outgoing, d))
+        hearing = asyncio.create_task(_hear(socket, outgoing, d))
+        try:
+            await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (telling, hearing):
+                task.cancel()
+            results = await asyncio.gather(telling, hearing, return_exceptions=True)
+    finally:
+        detach()
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, OSError):  # the client is gone
+            raise result
+
+
+async def _tell(socket: WebSocket, send: Send, outgoing: Outgoing, d: ApiDeps) -> None:
+    """Send what there is to send, until the client reads too slowly."""
+    while (one := await outgoing.next()) is not None:
+        if one.text:
+            await send({"type": "websocket.send", "text": one.data.decode()})
+        elif not one.asset:
+            await send({"type": "websocket.send", "bytes": one.data})
+        elif (data := await _with_asset(one, d)) is not None:
+            await send({"type": "websocket.send", "bytes": data})
+    await socket.close(TOO_SLOW, "reads too slowly (FLEET_SOCKET_BYTES)")
+
+
+async def _with_asset(one: ClientMessage, d: ApiDeps) -> bytes | None:
+    """Return a message with the bytes of its asset; None if they are gone."""
+    asset = await d.assets.get(one.asset)
+    if asset is None:
+        return None
+    async with contextlib.aclosing(await d.assets.open(asset)) as chunks:
+        return b"".join([one.data, *[chunk async for chunk in chunks]])
+
+
+async def _hear(socket: WebSocket, outgoing: Outgoing, d: ApiDeps) -> None:
+    """Read what the client says: as in ComfyUI, its first message may tell its features."""
+    first = True
+    while (message := await socket.receive())["type"] != "websocket.disconnect":
+        text = message.get("text")
+        flags = _flags(text) if first and text is not None else None
+        first = first and text is None
+        if flags is not None:
+            outgoing.metadata = flags.get("supports_preview_metadata") is True
+            outgoing.send([client_messages.message("feature_flags", features(d.settings))])
+
+
+def _flags(text: str) -> Mapping[str, Any] | None:
+    try:
+        told = orjson.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(told, dict) or told.get("type") != "feature_flags":
+        return None
+    flags = told.get("data")
+    return flags if isinstance(flags, dict) else {}
 
 
 async def no_upgrade(request: Request) -> Response:

@@ -20,11 +20,13 @@ class ClientMessage:
         text: Whether it is a text message.
         spare: Whether a slow reader can do without it, since a later one says more; never true of results and
             ends.
+        asset: The asset whose bytes follow the data, if any: a picture is read only when its turn comes.
     """
 
     data: bytes
     text: bool = True
     spare: bool = False
+    asset: str = ""
 
 
 def message(type_: str, data: Mapping[str, Any], *, spare: bool = False) -> ClientMessage:
@@ -50,10 +52,12 @@ def executing(prompt_id: str, node: str | None, display_node: str | None = None)
     return message("executing", {"node": node, "display_node": display_node or node, "prompt_id": prompt_id})
 
 
-def executed(prompt_id: str, node: str, output: object) -> ClientMessage:
+def executed(prompt_id: str, node: str, output: object, *, display_node: str = "") -> ClientMessage:
     """Return what a node has returned for the user interface."""
-    data = {"node": node, "display_node": node, "output": output, "prompt_id": prompt_id}
-    return message("executed", data)
+    shown = display_node or node
+    return message(
+        "executed", {"node": node, "display_node": shown, "output": output, "prompt_id": prompt_id}
+    )
 
 
 def end_of(job: Job, at: float) -> ClientMessage:

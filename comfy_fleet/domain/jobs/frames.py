@@ -14,8 +14,8 @@ other types and longer metadata: what can't be read is None, never an error.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 
@@ -23,6 +23,7 @@ MAX_METADATA_BYTES, MAX_LINE_BYTES = 64 * 1024, 64 * 1024
 """Most bytes of a picture's metadata or of a line of text. A frame may be far larger, and decoding takes
 several times as much memory."""
 _SMALL = 1024 * 1024
+_ONE, _FOUR = (1).to_bytes(4, "big"), (4).to_bytes(4, "big")
 _JPEG, _PNG, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
 
 
@@ -59,11 +60,16 @@ class RawFrame:
         run: The run whose websocket it came on.
         data: The JSON of a text frame, or all of a binary one.
         text: Whether it is a text frame.
+        place: For a picture that is an output: its node, and its place among those that the node sends.
+        only: Whom it is for: ``job``, who follows the one job; ``clients``, who follows all jobs of a client;
+            empty: both.
     """
 
     run: str
     data: bytes | bytearray
     text: bool
+    place: tuple[str, int] | None = None
+    only: Literal["", "job", "clients"] = field(default="", compare=False)
 
 
 def frame_of(message: object, *, raw: bytes | bytearray = b"") -> Frame | None:
@@ -114,6 +120,46 @@ def parse_binary(data: bytes | bytearray) -> Picture | ProgressText | None:
             )
         case _:
             return None
+
+
+def with_metadata(data: bytes, metadata: Mapping[str, Any]) -> bytes:
+    """Return a picture of type 1 as one of type 4; any other frame as it is."""
+    if _number(data, 0) != 1 or len(data) <= 8:
+        return data
+    image = data[8:]
+    announced = "image/png" if _number(data, 4) == 2 else "image/jpeg"
+    head = json.dumps({**metadata, "image_type": announced}).encode()
+    return b"".join((_FOUR, len(head).to_bytes(4, "big"), head, image))
+
+
+def without_metadata(data: bytes) -> bytes:
+    """Return a picture of type 4 as one of type 1; any other frame as it is."""
+    head = _head(data)
+    if head is None:
+        return data
+    code = 2 if _string(_object(head), "image_type") == "image/png" else 1
+    return b"".join((_ONE, code.to_bytes(4, "big"), data[8 + len(head) :]))
+
+
+def with_prompt(data: bytes, run: bytes, prompt: bytes) -> bytes:
+    """Return a binary frame with another prompt's id in its metadata.
+
+    Args:
+        data: The frame.
+        run: The id to replace.
+        prompt: The id to put in its place, escaped for JSON.
+    """
+    head = _head(data)
+    if head is None or run not in head:
+        return data
+    named = head.replace(run, prompt)
+    return b"".join((_FOUR, len(named).to_bytes(4, "big"), named, data[8 + len(head) :]))
+
+
+def _head(data: bytes) -> bytes | None:
+    """Return the metadata of a picture of type 4, or None."""
+    size = _number(data, 4) if _number(data, 0) == 4 else None
+    return None if size is None or size > MAX_METADATA_BYTES or len(data) <= 8 + size else data[8 : 8 + size]
 
 
 def _number(data: bytes | bytearray, offset: int) -> int | None:

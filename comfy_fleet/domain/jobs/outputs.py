@@ -232,6 +232,10 @@ def _outputs(node_id: str, output: object, run: str) -> Iterator[OutputItem]:
             yield _document(node_id, name, rest[0][0], whole)
 
 
+FRAME_NAME = "websocket_"
+"""How the names of pictures begin that came as websocket frames."""
+
+
 def frame_output(node_id: str, index: int, content_type: str, data: bytes | memoryview) -> OutputItem:
     """Return a picture that came as a websocket frame, e.g. from ``SaveImageWebsocket``."""
     extension = {"image/jpeg": "jpg", "image/webp": "webp"}.get(content_type, "png")
@@ -239,7 +243,7 @@ def frame_output(node_id: str, index: int, content_type: str, data: bytes | memo
         node_id=short_key(node_id),
         key="images",
         index=index,
-        name=f"websocket_{index + 1:05}.{extension}",
+        name=f"{FRAME_NAME}{index + 1:05}.{extension}",
         kind=OutputKind.IMAGE,
         content_type=content_type,
         source=InlineBytes(data),

@@ -263,6 +263,11 @@ class Run:
         return sum(item.held_bytes for id_, item in self._seen.items.items() if id_ not in self._given)
 
     @property
+    def pictured(self) -> tuple[str, int] | None:
+        """Node and place of the last binary frame, if it is an output of the run."""
+        return self._seen.pictured
+
+    @property
     def ui(self) -> str:
         """What the graph's nodes have returned so far, as JSON by node id; empty if nothing."""
         return self._seen.ui.dump()

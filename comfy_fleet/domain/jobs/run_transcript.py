@@ -32,6 +32,7 @@ class RunTranscript:
         interrupted: ``execution_interrupted`` was seen.
         error: The data of ``execution_error``.
         idle: The last ``executing {node: null}`` was seen: the prompt has left the node.
+        pictured: Node and place of the last binary frame, if it is an output.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class RunTranscript:
         self.ui = RawUi()
         self.success = self.interrupted = self.idle = False
         self.error: Mapping[str, Any] | None = None
+        self.pictured: tuple[str, int] | None = None
         self._started = False
         self._begun: set[str] = set()
         self._finished: set[str] = set()
@@ -128,6 +130,7 @@ class RunTranscript:
 
     def take_binary(self, data: bytes | bytearray) -> Picture | None:
         """Keep a picture that is an output; return a preview instead, with its node if known."""
+        self.pictured = None
         picture = parse_binary(data)
         if not isinstance(picture, Picture) or picture.prompt_id not in (self._id, None):
             return None
@@ -137,6 +140,7 @@ class RunTranscript:
         if self._full:
             return None
         index = sum(1 for node_id, _, _ in self.items if node_id == node)
+        self.pictured = node, index
         item = frame_output(node, index, picture.content_type, picture.data)
         self.items[item.id] = item
         return None

@@ -235,9 +235,10 @@ def _note(prompt: _Prompt, heard: PromptMessage, *, shown: bool) -> bool:
             if not shown:
                 prompt.hold(one)
         case Topic.EXECUTING:
-            if prompt.executing == one:
+            node = None if heard.key is None else heard.key[0]
+            if prompt.executing == one or (node is not None and node == prompt.node):
                 return False
-            prompt.executing, prompt.node = one, None if heard.key is None else heard.key[0]
+            prompt.executing, prompt.node = one, node
         case Topic.PROGRESS_STATE:
             prompt.state = one
         case Topic.RESULT if heard.key is not None:

@@ -519,8 +519,13 @@ local function note_attempt(run, id, node, since, why, counted, at)
   redis.call('HSET', key, 'attempts', cjson.encode(all))
 end
 
--- How many listen to the frames of a job's runs.
-local function listeners(id) return redis.call('PUBSUB', 'NUMSUB', frames_key(id))[2] end
+-- How many listen to the frames of a job's runs: those that follow the job, and those that follow its client.
+local function listeners(id)
+  local f = fields(job_key(id), 'owner', 'client_id')
+  local clients = client_frames_key(f[2] and redis.sha1hex(f[2]) or '', f[1] or '')
+  local found = redis.call('PUBSUB', 'NUMSUB', frames_key(id), clients)
+  return found[2] + found[4]
+end
 
 -- Whether this token still owns the run; a writer that does not must touch nothing.
 local function owned(run, token)

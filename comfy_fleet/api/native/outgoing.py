@@ -1,0 +1,75 @@
+"""What waits to be sent over one websocket.
+
+A client that reads slowly is first given fewer previews and less progress; the newest of them stay. If what
+it must not miss fills its share of memory, its websocket is closed: it can come again.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from comfy_fleet.domain.jobs.client_messages import ClientMessage
+
+SPARE_BYTES = 256 * 1024
+"""Of what waits; beyond it, what is spare is dropped."""
+_COST = 128
+"""Bytes that even the shortest message takes."""
+
+
+class Outgoing:
+    """Messages for one client, in order.
+
+    Attributes:
+        metadata: Whether it wants pictures with metadata.
+        full: Whether more waited than may, so that its websocket has to be closed.
+
+    Args:
+        most_bytes: Of what waits; one message may be larger if nothing else waits.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.metadata = False
+        self.full = False
+        self._most_bytes = most_bytes
+        self._waiting: deque[ClientMessage] = deque()
+        self._bytes = 0
+        self._came = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def send(self, messages: Sequence[ClientMessage]) -> None:
+        """Take messages to send."""
+        if self.full:
+            return
+        for one in messages:
+            cost = len(one.data) + _COST
+            if one.spare and self._waiting and self._bytes + cost > SPARE_BYTES:
+                self._drop_spare()
+                if self._bytes + cost > SPARE_BYTES:
+                    continue
+            elif self._waiting and self._bytes + cost > self._most_bytes:
+                self._drop_spare()
+                if self._waiting and self._bytes + cost > self._most_bytes:
+                    self.full = True
+                    self._waiting.clear()
+                    self._bytes = 0
+                    break
+            self._waiting.append(one)
+            self._bytes += cost
+        self._came.set()
+
+    async def next(self) -> ClientMessage | None:
+        """Wait for the next message; None if the websocket has to be closed."""
+        while not self._waiting and not self.full:
+            self._came.clear()
+            await self._came.wait()
+        if self.full:
+            return None
+        one = self._waiting.popleft()
+        self._bytes -= len(one.data) + _COST
+        return one
+
+    def _drop_spare(self) -> None:
+        self._waiting = deque(one for one in self._waiting if not one.spare)
+        self._bytes = sum(len(one.data) + _COST for one in self._waiting)

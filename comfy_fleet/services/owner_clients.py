@@ -1,0 +1,492 @@
+"""The websockets of one owner's clients at one API process, and what happens to that owner's jobs.
+
+Frames are quick, the record is the truth: an end is told from the record, and with it whatever results were
+not told before. After a loss (Redis was away, this process was too slow) the records are read again.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.jobs import client_messages
+from comfy_fleet.domain.jobs.client_messages import ClientMessage
+from comfy_fleet.domain.jobs.job import Job, JobStatus, OwnerEvent
+from comfy_fleet.domain.jobs.shown_prompt import PromptEnd, PromptMessage, ShownPrompt, Topic
+from comfy_fleet.ports.jobs import ClientFeed, ClientFrame, ClientTaken, Events, JobStore
+from comfy_fleet.ports.sockets import ClientSocket, SocketStore
+from comfy_fleet.services.job_frames import JobFrames, is_for_anybody, prompt_end
+from comfy_fleet.tasks import forever, start
+
+logger = logging.getLogger(__name__)
+
+STATUS_GAP_S = 0.2
+"""Between two ``status`` of a websocket."""
+LINGER_S = 10.0
+"""How long a client without a websocket is followed: it connects again after a moment."""
+AGAIN_S = 1.0
+"""Before a record is read again that could not be read."""
+LOOK_S = 5.0
+"""Between two looks at whether the number of live jobs agrees with what was heard."""
+KEEP_S, REFRESH_S = 0.1, 30.0
+"""How soon a change of what a websocket shows is written down for other processes, and how often all are."""
+MOST_UNTOLD = 100
+_A_TURN = 256
+
+
+class Receiver(Protocol):
+    """A websocket's end towards its client.
+
+    Attributes:
+        metadata: Whether its client wants pictures with metadata.
+    """
+
+    metadata: bool
+
+    def send(self, messages: Sequence[ClientMessage]) -> None:
+        """Send messages soon and in this order."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """A job that is not final."""
+
+    prompt_id: str
+    client_id: str | None
+    status: JobStatus
+    run: str | None
+
+
+@dataclass(slots=True)
+class _Client:
+    """A client, with or without a websocket at this process."""
+
+    client_id: str
+    socket: str = ""  # the id of its websocket
+    newest: bool = False  # whether all processes know that it is the client's newest
+    since: float = 0.0
+    receiver: Receiver | None = None
+    jobs: set[str] = field(default_factory=set)  # that are not final
+    view: ShownPrompt = field(default_factory=ShownPrompt)
+    frames: dict[str, JobFrames] = field(default_factory=dict)
+    ending: set[str] = field(default_factory=set)
+    missed: list[str] = field(default_factory=list)  # jobs that ended while there was no websocket
+    told_live: int | None = None
+    told_live_at: float = float("-inf")
+    leaving: asyncio.TimerHandle | None = None
+
+    def send(self, messages: Sequence[ClientMessage]) -> None:
+        if self.receiver is not None and messages:
+            self.receiver.send(messages)
+
+    @property
+    def metadata(self) -> bool:
+        return self.receiver is not None and self.receiver.metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubDeps:
+    """What the hub works with.
+
+    Attributes:
+        clock: Unix seconds.
+        monotonic: Monotonic seconds.
+    """
+
+    jobs: JobStore
+    events: Events
+    sockets: SocketStore
+    clock: Callable[[], float]
+    monotonic: Callable[[], float]
+
+
+class OwnerClients:
+    """The clients of one owner that have a websocket here."""
+
+    def __init__(
+        self, name: str, process: str, deps: HubDeps, on_closed: Callable[["OwnerClients"], None]
+    ) -> None:
+        self.name = name
+        self.closed = False
+        self._process = process
+        self._deps = deps
+        self._on_closed = on_closed
+        self._clients: dict[str, _Client] = {}
+        self._live: dict[str, _Live] = {}
+        self._count = 0
+        self._jobs_of: defaultdict[str, set[str]] = defaultdict(set)
+        self._anybodys: dict[str, JobFrames] = {}
+        self._feed: ClientFeed | None = None
+        self._opened: asyncio.Task[None] | None = None
+        self._block = AsyncExitStack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._status_due: asyncio.TimerHandle | None = None
+        self._status_at = float("-inf")
+        self._changed: dict[str, _Client] = {}
+        self._keep_due: asyncio.TimerHandle | None = None
+        self._attaching: Counter[str] = Counter()
+        self._closing: asyncio.Task[None] | None = None
+
+    # -- websockets come and go ------------------------------------------------------------------------
+
+    async def attach(self, client_id: str, socket: str, receiver: Receiver) -> _Client | None:
+        """Take a client's newest websocket; None if this has closed meanwhile."""
+        self._attaching[client_id] += 1
+        try:
+            if self._opened is None:
+                self._opened = asyncio.create_task(self._open())
+            await asyncio.shield(self._opened)
+            if self.closed or self._feed is None:
+                return None
+            await self._feed.follow(client_id)
+            before = await self._deps.sockets.last(self.name, client_id)
+            client = self._attached(client_id, socket, receiver, before)
+            await self._deps.events.take_client(self.name, client_id, socket)
+            return client
+        finally:
+            self._attaching[client_id] -= 1
+            if not self._attaching[client_id]:
+                del self._attaching[client_id]
+            self._close_if_idle()
+
+    def _attached(
+        self, client_id: str, socket: str, receiver: Receiver, before: ClientSocket | None
+    ) -> _Client:
+        client = self._clients.get(client_id)
+        known = client is not None
+        if client is None:
+            client = self._clients[client_id] = _Client(client_id, jobs=self._jobs_of[client_id])
+        if client.leaving is not None:
+            client.leaving.cancel()
+            client.leaving = None
+        client.socket, client.newest = socket, False
+        client.receiver, client.since = receiver, self._deps.clock()
+        client.told_live, client.told_live_at = self._count, self._deps.monotonic()
+        client.send([client_messages.status(self._count, sid=client_id), *client.view.again()])
+        missed, client.missed = client.missed, []
+        if not known:
+            running = [job_id for job_id in client.jobs if self._live[job_id].status is not JobStatus.QUEUED]
+            if running:
+                self._spawn(self._resume(client, running))
+            if before is not None:
+                missed = [job_id for job_id in before.untold if job_id not in self._live]
+        for job_id in missed:
+            self._end(client, job_id)
+        self._note(client)
+        return client
+
+    async def _resume(self, client: _Client, running: Sequence[str]) -> None:
+        """Show a client that comes anew what runs: as far as the records say, and then its frames."""
+        for job_id in running:
+            job = await self._deps.jobs.get(job_id)
+            live = self._live.get(job_id)
+            if job is None or live is None or job.run is None or job.status.terminal:
+                continue
+            start = client_messages.execution_start(job.prompt_id, job.started_at or self._deps.clock())
+            self._heard(client, job_id, job.prompt_id, PromptMessage(job.run, Topic.START, start))
+            if job.progress is not None and (node := job.progress.current_node) is not None:
+                one = client_messages.executing(job.prompt_id, node)
+                heard = PromptMessage(job.run, Topic.EXECUTING, one, (node, None))
+                self._heard(client, job_id, job.prompt_id, heard)
+        await self._deps.events.want_frames(running)
+
+    def detach(self, client: _Client, socket: str) -> None:
+        """Note that a websocket is closed. Its client is followed for a moment, as it may come again."""
+        if client.socket != socket or client.receiver is None:
+            return
+        client.receiver = None
+        self._note(client)
+        client.leaving = asyncio.get_running_loop().call_later(LINGER_S, self._leave, client)
+
+    def _leave(self, client: _Client) -> None:
+        if self._clients.get(client.client_id) is client:
+            del self._clients[client.client_id]
+            self._spawn(self._unfollow(client.client_id))
+        self._close_if_idle()
+
+    async def _unfollow(self, client_id: str) -> None:
+        if self._feed is not None and client_id not in self._clients and client_id not in self._attaching:
+            await self._feed.unfollow(client_id)
+
+    def _close_if_idle(self) -> None:
+        if not self._clients and not self._attaching and not self.closed:
+            self.closed = True
+            self._on_closed(self)
+            self._closing = start(self.close())
+
+    async def close(self) -> None:
+        """Follow nobody any more."""
+        self.closed = True
+        self._on_closed(self)
+        timers = [self._status_due, self._keep_due, *(client.leaving for client in self._clients.values())]
+        for timer in timers:
+            if timer is not None:
+                timer.cancel()
+        await self._keep()
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._block.aclose()
+
+    async def _open(self) -> None:
+        feed = await self._block.enter_async_context(self._deps.events.clients(self.name))
+        try:
+            await self._reread(feed)
+        except BaseException:
+            await self._block.aclose()
+            raise
+        self._feed = feed
+        self._spawn(forever(lambda: self._follow(feed), name="client feed"))
+        self._spawn(forever(lambda: self._look(feed), name="live jobs"))
+        self._spawn(forever(self._refresh, name="websockets"))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = start(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- what happens to jobs --------------------------------------------------------------------------
+
+    async def _follow(self, feed: ClientFeed) -> None:
+        while True:
+            for number, news in enumerate(await feed.news()):
+                match news:
+                    case ClientFrame():
+                        self._framed(news)
+                    case OwnerEvent():
+                        self._happened(news)
+                    case ClientTaken():
+                        self._taken(news)
+                if number % _A_TURN == _A_TURN - 1:
+                    await asyncio.sleep(0)
+            if feed.lost:
+                feed.lost = False
+                await self._reread(feed)
+
+    def _framed(self, news: ClientFrame) -> None:
+        live = self._live.get(news.job_id)
+        if live is None:
+            return
+        if live.client_id is None:
+            if is_for_anybody(news.frame):
+                self._for_all(news, live)
+            return
+        client = self._clients.get(live.client_id)
+        if client is None or news.job_id in client.ending:
+            return
+        frames = client.frames.get(news.job_id)
+        if frames is None:
+            frames = client.frames[news.job_id] = JobFrames(live.prompt_id)
+        heard = frames.read(news.frame, metadata=client.metadata)
+        if heard is not None and (client.receiver is not None or heard.topic is not Topic.RESULT):
+            self._heard(client, news.job_id, live.prompt_id, heard)
+
+    def _heard(self, client: _Client, job_id: str, prompt_id: str, heard: PromptMessage) -> None:
+        shown = client.view.shown
+        client.send(client.view.heard(job_id, prompt_id, heard, self._deps.clock()))
+        if client.view.shown != shown:
+            self._note(client)
+
+    def _for_all(self, news: ClientFrame, live: _Live) -> None:
+        frames = self._anybodys.get(news.job_id)
+        if frames is None:
+            frames = self._anybodys[news.job_id] = JobFrames(live.prompt_id)
+        heard = frames.read(news.frame, metadata=False)
+        if heard is not None:
+            for client in self._clients.values():
+                client.send(client.view.apart(heard.message))
+
+    def _happened(self, event: OwnerEvent) -> None:
+        before = self._live.get(event.job_id)
+        self._count = event.live
+        client = self._clients.get(event.client_id) if event.client_id is not None else None
+        mine = self._jobs_of[event.client_id] if event.client_id is not None else set()
+        if event.status.terminal:
+            self._live.pop(event.job_id, None)
+            self._anybodys.pop(event.job_id, None)
+            mine.discard(event.job_id)
+        else:
+            mine.add(event.job_id)
+            self._live[event.job_id] = _Live(event.prompt_id, event.client_id, event.status, event.run)
+        if client is not None:
+            if event.status.terminal:
+                self._end(client, event.job_id)
+            elif event.status is JobStatus.QUEUED and before is not None and before.run is not None:
+                client.send(client.view.given_back(event.job_id))
+                self._note(client)
+            elif before is None:
+                self._note(client)
+        self._say_status()
+
+    def _taken(self, news: ClientTaken) -> None:
+        """Leave a client to its newer websocket, which is at another process."""
+        client = self._clients.get(news.client_id)
+        if client is None:
+            return
+        if news.socket.startswith(self._process):
+            client.newest = client.newest or news.socket == client.socket
+        elif client.newest:  # else the other one's news is the older
+            client.receiver, client.socket = None, ""
+            self._changed.pop(client.client_id, None)
+            if client.leaving is not None:
+                client.leaving.cancel()
+            self._leave(client)
+
+    # -- ends ------------------------------------------------------------------------------------------
+
+    def _end(self, client: _Client, job_id: str) -> None:
+        if job_id not in client.ending:
+            client.ending.add(job_id)
+            self._spawn(self._tell_end(client, job_id))
+
+    async def _tell_end(self, client: _Client, job_id: str) -> None:
+        """Tell a job's end from its record, as soon as that can be read."""
+        job, ui = await self._record(job_id)
+        client.ending.discard(job_id)
+        if client.receiver is None:
+            if client.leaving is not None:
+                client.missed = [*client.missed, job_id][-MOST_UNTOLD:]
+            client.view.ended(job_id, PromptEnd(run="", start=None, last=()))
+            return
+        if job is None or job.owner != self.name or not job.status.terminal:
+            return
+        frames = client.frames.pop(job_id, None) or JobFrames(job.prompt_id)
+        end = prompt_end(
+            job,
+            ui,
+            frames,
+            told=client.view.told(job_id, job.run or ""),
+            metadata=client.metadata,
+            live=self._status_for(client),
+            at=self._deps.clock(),
+        )
+        client.send(client.view.ended(job_id, end))
+        self._note(client)
+
+    async def _record(self, job_id: str) -> tuple[Job | None, Mapping[str, Any]]:
+        """Return a job and what its nodes returned, as soon as Redis answers."""
+        while True:
+            try:
+                job = await self._deps.jobs.get(job_id)
+                return job, await self._deps.jobs.ui(
+                    job_id
+                ) if job is not None and job.run is not None else {}
+            except StoreDown:
+                await asyncio.sleep(AGAIN_S)
+
+    # -- status ----------------------------------------------------------------------------------------
+
+    def _status_for(self, client: _Client) -> ClientMessage | None:
+        """Return the client's next status, if it is due and says anything new."""
+        now = self._deps.monotonic()
+        if client.told_live == self._count or now - client.told_live_at < STATUS_GAP_S:
+            return None
+        client.told_live, client.told_live_at = self._count, now
+        return client_messages.status(self._count)
+
+    def _say_status(self) -> None:
+        """Tell all clients soon how many jobs are live; the newest number reaches each."""
+        if self._status_due is None:
+            wait = max(0.0, self._status_at + STATUS_GAP_S - self._deps.monotonic())
+            self._status_due = asyncio.get_running_loop().call_later(wait, self._tell_status)
+
+    def _tell_status(self) -> None:
+        self._status_due, self._status_at = None, self._deps.monotonic()
+        message, late = client_messages.status(self._count), False
+        for client in self._clients.values():
+            if client.receiver is None or client.told_live == self._count:
+                continue
+            if client.ending:
+                late = True  # it is told with the end
+            elif self._status_for(client) is not None:
+                client.send([message])
+            else:
+                late = True
+        if late:
+            self._say_status()
+
+    # -- losses ----------------------------------------------------------------------------------------
+
+    async def _reread(self, feed: ClientFeed) -> None:
+        """Compare what was heard with the records."""
+        feed.lost = False
+        found = {job.id: job for job in await self._deps.jobs.live(self.name)}
+        for job_id, live in tuple(self._live.items()):
+            if job_id not in found:
+                job = await self._deps.jobs.get(job_id)
+                if job is None or job.status.terminal:
+                    self._happened(
+                        _event(job_id, live, JobStatus.FAILED if job is None else job.status, len(found))
+                    )
+        for job in found.values():
+            known = self._live.get(job.id)
+            if known is None or known.status is not job.status or known.run != job.run:
+                live = _Live(job.prompt_id, job.client_id, job.status, job.run)
+                self._happened(_event(job.id, live, job.status, len(found)))
+        self._count = await self._deps.jobs.live_count(self.name)
+        self._say_status()
+
+    async def _look(self, feed: ClientFeed) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(StoreDown):
+                if await self._deps.jobs.live_count(self.name) != len(self._live):
+                    await self._reread(feed)
+
+    # -- for other processes ---------------------------------------------------------------------------
+
+    def _note(self, client: _Client) -> None:
+        """Write soon what a client's websocket shows."""
+        self._changed[client.client_id] = client
+        if self._keep_due is None and not self.closed:
+            self._keep_due = asyncio.get_running_loop().call_later(KEEP_S, self._keep_soon)
+
+    def _keep_soon(self) -> None:
+        self._keep_due = None
+        self._spawn(self._keep())
+
+    async def _keep(self) -> None:
+        with contextlib.suppress(StoreDown):  # all are written again now and then
+            await self.keep()
+
+    async def keep(self) -> None:
+        """Write what has changed since the last time. Raises StoreDown."""
+        changed, self._changed = self._changed, {}
+        if changed:
+            await self._deps.sockets.keep([self._kept(client) for client in changed.values()])
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            for client in self._clients.values():
+                self._note(client)
+
+    def _kept(self, client: _Client) -> ClientSocket:
+        untold = list(dict.fromkeys([*client.missed, *client.ending, *client.jobs]))
+        return ClientSocket(
+            owner=self.name,
+            client_id=client.client_id,
+            socket=client.socket,
+            since=client.since,
+            open=client.receiver is not None,
+            shown=client.view.shown,
+            untold=tuple(untold[-MOST_UNTOLD:]),
+        )
+
+
+def _event(job_id: str, live: _Live, status: JobStatus, count: int) -> OwnerEvent:
+    return OwnerEvent(
+        job_id=job_id,
+        status=status,
+        client_id=live.client_id,
+        prompt_id=live.prompt_id,
+        run=live.run,
+        live=count,
+    )
