@@ -155,8 +155,11 @@ class Settings(BaseSettings):
 
     keys_file: FilePath | None = Field(
         None,
-        description="File of API keys, one per line: `NAME KEY`, or `NAME KEY admin` for operators. "
-        "Without it, only loopback is served.",
+        description="File of API keys, one per line: `NAME KEY`, `NAME KEY artist`, or `NAME KEY admin` for "
+        "operators. Without it, only loopback is served.",
+    )
+    session_s: Seconds = Field(
+        14 * 86400.0, ge=60, description="How long somebody who has signed in with a browser stays so."
     )
     secret_file: FilePath | None = Field(
         None,

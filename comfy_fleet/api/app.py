@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,15 +15,16 @@ from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
-from comfy_fleet.api import errors, front_page, metrics
+from comfy_fleet.api import errors, front_page, login, metrics
 from comfy_fleet.api.admission import Admission
-from comfy_fleet.api.auth import shown_key
 from comfy_fleet.api.body_pace import Incoming
+from comfy_fleet.api.credentials import Credentials, take_path_key
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.endpoint import ServedRoute
-from comfy_fleet.api.handshake import Handshake
+from comfy_fleet.api.handshake import NO_REFERRER, Handshake
 from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
+from comfy_fleet.api.site_guard import SiteGuard
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
 from comfy_fleet.domain.errors import FleetError
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 """Nothing reads the body of these requests, so they need not wait for it."""
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def create_app(deps: ApiDeps) -> "Front":
@@ -52,7 +53,14 @@ def create_app(deps: ApiDeps) -> "Front":
             await deps.clients.close()
 
     # The first route that fits answers, so the most frequent ones come first.
-    routes = [*v2.routes(), *v1.routes(), *native.routes(), *metrics.routes, *front_page.routes]
+    routes = [
+        *v2.routes(),
+        *v1.routes(),
+        *native.routes(),
+        *metrics.routes,
+        *front_page.routes,
+        *login.routes,
+    ]
     return Front(Router(routes, redirect_slashes=False, lifespan=lifespan), routes, deps)
 
 
@@ -71,8 +79,7 @@ class Front:
         self.deps = deps
         self.figures = metrics.Metrics(deps.registry)
         self.admission = Admission(deps.settings, routes)
-        public = deps.settings.public_url
-        self._public_host = urlsplit(public).hostname if public else None
+        self._guard = SiteGuard(needs_key=not deps.keys.open, public_url=deps.settings.public_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
@@ -88,14 +95,18 @@ class Front:
         route = self._routes.get(request.scope.get("endpoint"))
         return errors.fleet_error(error) if route is None else route.refusal(error)
 
+    async def _identify(self, scope: Scope, headers: Headers, path_key: str) -> None:
+        shown = Credentials.of(headers, path_key)
+        scope["principal"] = await self.deps.keys.principal(shown, self.deps.sessions)
+
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         handshake = Handshake(scope, receive, send, self.deps.sockets)
         scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
-        headers = Headers(scope=scope)
+        headers, path_key = Headers(scope=scope), take_path_key(scope)
         handler = native.SOCKETS.get(scope["path"])
         try:
-            self.deps.keys.guard("GET", headers, public_host=self._public_host)
-            scope["principal"] = self.deps.keys.principal(shown_key(headers))
+            self._guard.check(headers, changing=True)
+            await self._identify(scope, headers, path_key)
             await handshake.serve(handler, scope["principal"])
         except FleetError as error:
             await handshake.refuse(refusals.answer(error))
@@ -110,7 +121,7 @@ class Front:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, finished = 0, False
         began = time.perf_counter()
-        headers = Headers(scope=scope)
+        headers, path_key = Headers(scope=scope), take_path_key(scope)
         ticket = self.admission.ticket(scope["method"], scope["path"])
         incoming = Incoming(receive, headers, self.deps.pace, ticket.enter)
 
@@ -119,8 +130,9 @@ class Front:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 ticket.leave()
-                if not incoming.ended:  # refused before it was read: drain the unread body
-                    message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+                # Refused before it was read: the unread body will be drained.
+                more = [NO_REFERRER] if incoming.ended else [NO_REFERRER, (b"connection", b"close")]
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
             elif message["type"] == "http.response.body":
                 finished = not message.get("more_body", False)
                 if finished and not incoming.ended:
@@ -131,10 +143,12 @@ class Front:
 
         scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
         try:
-            keys = self.deps.keys
-            if scope["path"] not in self._open_paths:
-                keys.guard(scope["method"], headers, public_host=self._public_host)
-                scope["principal"] = keys.principal(shown_key(headers))
+            public = scope["path"] in self._open_paths
+            changing = scope["method"] not in _SAFE
+            if changing or not public:
+                self._guard.check(headers, changing=changing)
+            if path_key or not public:
+                await self._identify(scope, headers, path_key)
             if incoming.ended or scope["method"] in _BODILESS:
                 await ticket.enter()
             await self.app(scope, incoming, sending)

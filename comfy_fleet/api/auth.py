@@ -4,21 +4,22 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from starlette.datastructures import Headers
-
+from comfy_fleet.api.credentials import Credentials
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.principal import Principal, PrincipalLimits, Role
+from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.settings import Settings
 
 LOCAL = "local"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_ROLES = {"admin": Role.ADMIN, "artist": Role.ARTIST}
+_KEY_CHARS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Keys:
 
     @classmethod
     def load(cls, settings: Settings) -> "Keys":
-        """Read ``keys_file``: lines ``NAME KEY`` or ``NAME KEY admin``, ``#`` begins a comment.
+        """Read ``keys_file``: lines ``NAME KEY`` or ``NAME KEY ROLE``, ``#`` begins a comment.
 
         Raises:
             ConfigError: A line is wrong, or there are no keys and the fleet is not on loopback.
@@ -73,61 +74,48 @@ class Keys:
             return cls(limits, agent_token=settings.agent_token)
         return cls(limits, _read(settings.keys_file, limits), agent_token=settings.agent_token)
 
-    def principal(self, shown: str) -> Principal:
-        """Return the principal of a key; see :func:`shown_key` for headers.
-
-        Args:
-            shown: The key or the agents' token; empty if there was none.
+    async def principal(self, shown: Credentials, sessions: Sessions) -> Principal:
+        """Return who shows these credentials.
 
         Raises:
-            HttpError: 401 if keys are set and this is not one of them.
+            HttpError: 401 if keys are set and none of them was shown.
+            StoreDown: A session can't be looked up.
         """
-        digest = _digest(shown) if shown else b""
-        if shown and self._agent_digest is not None and hmac.compare_digest(digest, self._agent_digest):
+        if self._agent_digest and shown.key and hmac.compare_digest(_digest(shown.key), self._agent_digest):
             return self._agent
         if self.open:
             return self._local
-        found: Principal | None = None
-        if shown:
-            for key in self._keys:  # compare all of them, so that the time reveals nothing
-                if hmac.compare_digest(digest, key.digest):
-                    found = key.principal
+        if shown.key:
+            found = self.find(shown.key)
+        else:
+            found = next(filter(None, map(self.find, shown.basic)), None)
+            if found is None and shown.session:
+                found = self._of_session(shown.session, await sessions.proof(shown.session))
         if found is None:
             raise HttpError(
                 401,
                 "unauthorized",
-                "send a valid API key: `Authorization: Bearer KEY`, `Authorization: KEY` or `X-API-Key: KEY`",
+                "send a valid API key: `Authorization: Bearer KEY`, `Authorization: KEY`, `X-API-Key: KEY`, "
+                "HTTP Basic with the key as password, or /k/KEY in front of the path. Browsers: /login",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return found
 
-    def guard(self, method: str, headers: Headers, *, public_host: str | None) -> None:
-        """Refuse malformed hosts, and web pages' requests to a fleet that needs no key.
+    def find(self, shown: str) -> Principal | None:
+        """Return whose key this is."""
+        digest = _digest(shown)
+        found: Principal | None = None
+        for key in self._keys:  # compare all of them, so that the time reveals nothing
+            if hmac.compare_digest(digest, key.digest):
+                found = key.principal
+        return found
 
-        A page that somebody opens on this machine can make the browser send requests here, across sites or
-        through the page's own host name that resolves to loopback. Such a page can't forge ``Host``, but it
-        can send ``X-Forwarded-Host`` to the API's own port: both must be right.
-
-        Raises:
-            HttpError: 400 or 403.
-        """
-        named = [headers[key] for key in ("x-forwarded-host", "host") if headers.get(key)]
-        names = [host_name(host) for host in named]
-        if not named or None in names:  # it would appear in URLs
-            raise HttpError(400, "invalid_request", "the Host header is not a host name")
-        if not self.open:
-            return
-        host = named[0]
-        if not all(name == public_host or is_loopback(name or "") for name in names):
-            raise HttpError(
-                403,
-                "forbidden",
-                "without API keys only loopback names are answered: set FLEET_KEYS_FILE, "
-                "or FLEET_PUBLIC_URL to the name that the fleet is reached by",
-            )
-        origin = headers.get("origin")
-        if method not in _SAFE_METHODS and origin and origin.partition("://")[2].lower() != host.lower():
-            raise HttpError(403, "forbidden", "without API keys requests from other sites are refused")
+    def _of_session(self, token: str, proof: str | None) -> Principal | None:
+        """Return whose session this is: nobody's if the key that it began with is no more."""
+        if proof is None:
+            return None
+        same = (key for key in self._keys if hmac.compare_digest(_proof(token, key.digest), proof))
+        return next((key.principal for key in same), None)
 
 
 @lru_cache(256)
@@ -142,27 +130,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?")
+def session_proof(token: str, key: str) -> str:
+    """Return the proof that a session began with a key; without the token it says nothing about the key."""
+    return _proof(token, _digest(key))
 
 
-def host_name(host: str) -> str | None:
-    """Return the name in a ``Host`` header without its port; None if it is not a host."""
-    match = _HOST.fullmatch(host)
-    return match["name"].lower() if match else None
-
-
-def shown_key(headers: Mapping[str, str]) -> str:
-    """Return the key in headers (with names in lower case); empty if there is none.
-
-    It comes as ``Bearer KEY``, as ``X-API-Key``, or bare in ``Authorization``; the first of these counts.
-    """
-    authorization = headers.get("authorization", "").strip()
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    if key := headers.get("x-api-key", "").strip():
-        return key
-    return "" if token else authorization  # another scheme: not one of our keys
+def _proof(token: str, digest: bytes) -> str:
+    return hmac.new(token.encode("utf-8", "surrogateescape"), digest, hashlib.sha256).hexdigest()
 
 
 def _digest(key: str) -> bytes:
@@ -179,12 +153,12 @@ def _read(path: Path, limits: PrincipalLimits) -> list[_Key]:
         words = line.partition("#")[0].split()
         if not words:
             continue
-        role = words[2:] or [""]
-        if len(words) not in (2, 3) or not _NAME.fullmatch(words[0]) or role not in ([""], ["admin"]):
-            raise ConfigError(f"keys_file {path}, line {number}: must be `NAME KEY` or `NAME KEY admin`")
-        if len(words[1]) < 16:
-            raise ConfigError(f"keys_file {path}, line {number}: a key must have at least 16 characters")
-        roles = frozenset({Role.ADMIN} if role == ["admin"] else ())
+        where = f"keys_file {path}, line {number}"
+        if len(words) not in (2, 3) or not _NAME.fullmatch(words[0]) or not _ROLES.keys() >= set(words[2:]):
+            raise ConfigError(f"{where}: must be `NAME KEY`, `NAME KEY artist` or `NAME KEY admin`")
+        if len(words[1]) < _KEY_CHARS:
+            raise ConfigError(f"{where}: a key must have at least {_KEY_CHARS} characters")
+        roles = frozenset(_ROLES[word] for word in words[2:])
         principal = Principal(owner=words[0], limits=limits, roles=roles)
         keys.append(_Key(principal=principal, digest=_digest(words[1])))
     if not keys:

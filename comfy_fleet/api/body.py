@@ -69,6 +69,18 @@ def refuse_encoding(request: Request) -> None:
         )
 
 
+def json_taken(request: Request) -> bool:
+    """Return whether a body may be read as JSON although its type may say something else.
+
+    ComfyUI never looks at the type, and scripts send that of forms. So can a page of another site, without
+    asking the browser first; but a browser adds what shows that it is one.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return True
+    return not any(name in ("origin", "cookie") or name.startswith("sec-fetch-") for name in request.headers)
+
+
 async def read_body(request: Request, limit: int, *, name: str = "") -> bytes:
     """Read a whole body of at most ``limit`` bytes; ``name`` is the setting of that limit.
 

@@ -20,6 +20,7 @@ from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
+from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
@@ -93,6 +94,7 @@ class ApiDeps:
 
     settings: Settings
     keys: Keys
+    sessions: Sessions
     jobs: JobStore
     prompts: PromptLists
     prompt_items: PromptItems

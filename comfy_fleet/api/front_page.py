@@ -1,34 +1,53 @@
 """The page at ``/``: what this is, and where to go from here. It says nothing about the fleet's state."""
 
+from html import escape
+
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
+from comfy_fleet.api.deps import deps, links
 from comfy_fleet.api.endpoint import ServedRoute
+from comfy_fleet.api.page import page
 
-CSP = "default-src 'none'; style-src 'unsafe-inline'"
-# Links are relative: a proxy may have put a path in front.
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>comfy_fleet</title>
-<meta name="viewport" content="width=device-width">
-<style>body{font:15px/1.6 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}
-@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}a{color:#79c0ff}}</style></head>
-<body><h1>comfy_fleet</h1>
-<p>Many GPUs, one ComfyUI: this schedules jobs on many ComfyUI servers. It has no editor and none of
-ComfyUI's own routes.</p>
-<ul>
-<li><code>/api/v1</code>: REST for programs that send parameters, and for operators;
-<a href="api/v1/openapi.json">/api/v1/openapi.json</a> describes it</li>
-<li><code>/api/v2</code>: Comfy API v2, for the official SDKs;
-<a href="api/v2/openapi.json">/api/v2/openapi.json</a> describes it</li>
-<li><a href="api/v1/health">/api/v1/health</a>: does the API work?
-<a href="api/v1/ready">/api/v1/ready</a>: could a job run?</li>
-</ul></body></html>
-"""
+# Links are relative: a proxy may have put a path in front, or a key stands there.
+_BODY = """<h1>comfy_fleet</h1>
+<p class="faint">Many GPUs, one ComfyUI</p>
+<p>This address answers as one ComfyUI does, and schedules the jobs on many ComfyUI servers. Give it to any
+program that speaks to a ComfyUI:</p>
+<p class="address">{base}</p>
+<p>Its prompts run on all GPUs at once. It sees its own queue, history, files and progress.</p>
+{keys}
+<h2>For programs</h2>
+<dl>
+<dt>ComfyUI's interface</dt><dd><code>/prompt</code> <code>/ws</code> <code>/queue</code>
+<code>/history</code> <code>/view</code> <code>/upload/image</code> <code>/object_info</code> and others, with
+and without <code>/api</code> in front</dd>
+<dt>Comfy API v2</dt><dd><code>/api/v2</code>, for the official SDKs: <a href="api/v2/openapi.json">described
+here</a></dd>
+<dt>REST</dt><dd><code>/api/v1</code>, for stored workflows with parameters, and for operators:
+<a href="api/v1/openapi.json">described here</a></dd>
+<dt>Health</dt><dd><a href="api/v1/health">Does the API work?</a>
+<a href="api/v1/ready">Could a job run?</a></dd>
+</dl>"""
+
+_OPEN = "<p>On this machine it needs no key.</p>"
+_KEYED = """<h2>Your key</h2>
+<p>Programs send it in one of these ways:</p>
+<dl>
+<dt>A header</dt><dd><code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code></dd>
+<dt>In the address</dt><dd><code>{scheme}://me:KEY@{place}</code></dd>
+<dt>Only an address fits</dt><dd><code>{base}/k/KEY</code></dd>
+</dl>
+<p>With a browser, sign in once.</p>
+<p><a class="button" href="login">Sign in</a></p>"""
 
 
-async def page(request: Request) -> Response:
+async def front(request: Request) -> Response:
     """``GET /``."""
-    return HTMLResponse(_PAGE, headers={"Content-Security-Policy": CSP})
+    base = escape(links(request).base)
+    scheme, _, place = base.partition("://")
+    keys = _OPEN if deps(request).keys.open else _KEYED.format(base=base, scheme=scheme, place=place)
+    return page("comfy_fleet", _BODY.format(base=base, keys=keys))
 
 
-routes = [ServedRoute("/", page, name="page", open=True)]
+routes = [ServedRoute("/", front, name="page", open=True)]

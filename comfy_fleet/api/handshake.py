@@ -10,6 +10,9 @@ from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.principal import Principal
 
+NO_REFERRER = (b"referrer-policy", b"no-referrer")
+"""On every answer: a key may stand in the path."""
+
 _INTERNAL_ERROR = 1011
 
 
@@ -37,10 +40,12 @@ class Handshake:
         """Let the handler of its path serve it, if there is one and the caller has not too many.
 
         Raises:
-            HttpError: 404; 429 ``too_many_sockets``.
+            HttpError: 403 for agents; 404; 429 ``too_many_sockets``.
         """
         if handler is None:
             raise HttpError(404, "not_found", NOTHING_HERE, details=WHERE_INSTEAD)
+        if who.agent and not who.admin:
+            raise HttpError(403, "forbidden", "the agents' token is for agents only")
         most = who.limits.sockets
         if self._open[who.owner] >= most:
             raise HttpError(
@@ -63,6 +68,7 @@ class Handshake:
             self.status = 101
         elif message["type"] == "websocket.http.response.start":
             self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), NO_REFERRER]}
         await self._send(message)
 
     async def refuse(self, answer: Response) -> None:

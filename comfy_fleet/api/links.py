@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from comfy_fleet.api.auth import host_name
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.site_guard import host_name
 
 
 @dataclass(frozen=True)

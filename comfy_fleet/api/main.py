@@ -20,6 +20,7 @@ from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
+from comfy_fleet.adapters.redis.sessions import RedisSessions
 from comfy_fleet.adapters.redis.sockets import RedisSocketStore
 from comfy_fleet.adapters.telemetry import (
     LoggingTelemetry,
@@ -108,6 +109,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     return ApiDeps(
         settings=settings,
         keys=keys,
+        sessions=RedisSessions(stores.redis),
         jobs=stores.jobs,
         prompts=stores.prompts,
         prompt_items=PromptItems(stores.prompts),

@@ -10,6 +10,9 @@ class Role(StrEnum):
     ADMIN = "admin"
     """Change the fleet: nodes, drains, restarts."""
 
+    ARTIST = "artist"
+    """Make pictures by hand, in programs that speak to one ComfyUI. It may do what every key allows."""
+
     AGENT = "agent"
     """Send heartbeats and read the nodes. A principal with this role alone owns no jobs."""
 
@@ -29,7 +32,7 @@ class PrincipalLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Who acts. Made from headers today; any other kind of authentication makes the same value.
+    """Who acts. Every kind of authentication makes this value.
 
     Attributes:
         owner: Whose jobs and assets these are.

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import BaseRoute, Match
 
 from comfy_fleet.api.app import create_app
+from comfy_fleet.api.auth import Keys
 from comfy_fleet.cli.app import build
 from comfy_fleet.settings import Settings
 
@@ -140,7 +141,16 @@ def test_every_setting_that_is_named_exists() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_call_that_is_named_exists(path: Path) -> None:
     routes = list(
-        all_routes(create_app(cast(Any, SimpleNamespace(settings=Settings(), registry=CollectorRegistry()))))
+        all_routes(
+            create_app(
+                cast(
+                    Any,
+                    SimpleNamespace(
+                        settings=Settings(), keys=Keys.load(Settings()), registry=CollectorRegistry()
+                    ),
+                )
+            )
+        )
     )
     for method, place in calls(path):
         if place in ("/api/v1", "/api/v2"):

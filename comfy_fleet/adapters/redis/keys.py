@@ -145,6 +145,9 @@ class Keyspace:
         "sockets:OWNER"
     )  # zset: HASH of a client with an open websocket -> when it was written last
 
+    # -- people who have signed in
+    session = _Each("session:HASH")  # string: proves which key it began with; HASH is the token's
+
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)

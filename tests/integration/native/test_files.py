@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from redis.asyncio import Redis
 
+from comfy_fleet.api.auth import LOCAL
 from comfy_fleet.api.native.files import own_inputs
 from tests.integration.api_kit import Api, running
 from tests.integration.api_kit import upload as v2_upload
@@ -293,7 +294,7 @@ async def test_names_that_leave_the_folder_are_refused(api: Api, name: str, path
 async def test_fields_that_leave_the_folder_are_refused(api: Api, fields: dict[str, str]) -> None:
     answer = await send(api, b"x", **fields)
     assert (answer.status_code, answer.content) == (400, b"")
-    assert await own_inputs(api.deps, api.deps.keys.principal("").owner) == []
+    assert await own_inputs(api.deps, LOCAL) == []
 
 
 async def test_what_is_no_upload_is_refused_and_leaves_no_bytes(api: Api, tmp_path: Path) -> None:
@@ -377,12 +378,12 @@ async def test_a_mask_without_its_picture_is_refused(api: Api, ref: str | None, 
     await sent(api, picture())
     await sent(api, b"<html>", "page.png")
     await sent(api, picture(size=(5, 7)), "other.png")
-    before = await own_inputs(api.deps, api.deps.keys.principal("").owner)
+    before = await own_inputs(api.deps, LOCAL)
     fields = {} if ref is None else {"original_ref": ref}
     answer = await send(api, picture(), "mask.png", "/upload/mask", **fields)
     assert (answer.status_code, answer.content) == (status, b"")
     assert answer.headers["x-fleet-reason"]
-    assert await own_inputs(api.deps, api.deps.keys.principal("").owner) == before
+    assert await own_inputs(api.deps, LOCAL) == before
 
 
 # -- lists -----------------------------------------------------------------------------------------------
@@ -400,7 +401,7 @@ async def test_lists_show_names_of_the_folder_itself(api: Api) -> None:
     assert (await api.client.get("/internal/files/output")).json() == []
     wrong = await api.client.get("/internal/files/models")
     assert (wrong.status_code, wrong.json()) == (400, {"error": "Invalid directory type"})
-    assert await own_inputs(api.deps, api.deps.keys.principal("").owner) == [
+    assert await own_inputs(api.deps, LOCAL) == [
         "v2.png", "s/c.png", "a.png", ".hidden", "b.png",
     ]  # fmt: skip
 

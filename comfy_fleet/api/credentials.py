@@ -1,0 +1,68 @@
+"""What a request shows to say who asks.
+
+The order, if there are several: a key in the path, ``Authorization: Bearer KEY``, ``X-API-Key: KEY``, a bare
+key in ``Authorization``: the first of these counts, right or wrong. Without any of them, what a browser or a
+proxy sends by itself: HTTP Basic, then the cookie of a session; the first that is right counts.
+"""
+
+import base64
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+from starlette.types import Scope
+
+COOKIE = "fleet_session"
+_PATH_KEY = re.compile(rb"/k/([^/]+)(/.*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """What was shown.
+
+    Attributes:
+        key: A key that was certainly meant for the fleet; empty if there is none.
+        basic: HTTP Basic's password and user, either of which may be a key; or meant for a proxy.
+        session: A session's token; empty if there is none.
+    """
+
+    key: str = ""
+    basic: tuple[str, ...] = ()
+    session: str = ""
+
+    @classmethod
+    def of(cls, headers: Headers, path_key: str = "") -> "Credentials":
+        """Return the credentials of a request."""
+        authorization = headers.get("authorization", "").strip()
+        scheme, _, token = authorization.partition(" ")
+        token = token.strip()
+        bearer = token if scheme.lower() == "bearer" else ""
+        bare = "" if token else authorization
+        return cls(
+            key=path_key or bearer or headers.get("x-api-key", "").strip() or bare,
+            basic=_basic(token) if scheme.lower() == "basic" else (),
+            session=cookie_parser(headers.get("cookie", "")).get(COOKIE, ""),
+        )
+
+
+def take_path_key(scope: Scope) -> str:
+    """Take the key off a path ``/k/KEY/...`` and return it; empty if there is none.
+
+    From here on the scope has the path behind it: nothing that routes, logs or answers ever sees the key.
+    """
+    found = _PATH_KEY.fullmatch(scope["raw_path"])
+    if found is None:
+        return ""
+    rest = found[2] or b"/"
+    scope["raw_path"], scope["path"] = rest, unquote(rest.decode("latin-1"))
+    return unquote(found[1].decode("latin-1"))
+
+
+def _basic(token: str) -> tuple[str, ...]:
+    try:
+        user, _, password = base64.b64decode(token, validate=True).decode().partition(":")
+    except ValueError:
+        return ()
+    return tuple(filter(None, (password, user)))
