@@ -90,6 +90,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     submitter = Submitter(
         jobs=stores.jobs,
         assets=assets,
+        client_files=files,
         inventories=inventories,
         catalog=catalog,
         sealer=sealer,

@@ -7,7 +7,7 @@ added just now.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -111,6 +111,12 @@ class NodeInventories:
     def declared(self) -> Declared:
         """Return how the nodes' classes declare their inputs."""
         return self._declared
+
+    async def declared_now(self) -> Declared:
+        """Return the same, after asking the nodes again; nothing if one of them is not known."""
+        await self._settle(list(self._directory.states))
+        known = all(candidate.inventory is not None for candidate in self._directory.candidates)
+        return self._declared if known else Declared()
 
     def read(self, graph: Graph) -> frozenset[str]:
         """Return the nodes of a graph that some output reads; all nodes while no inventory is known."""
@@ -219,11 +225,12 @@ class NodeInventories:
                 bad[candidate.node.name] = _Unable(candidate, problems, reasons)
         return needs, bad
 
-    async def _settle(self, bad: Mapping[str, "_Unable"]) -> None:
+    async def _settle(self, names: Collection[str]) -> None:
+        """Ask nodes again whose inventories are too old to refuse a graph."""
         now = self._clock()
         old = [
             name
-            for name in bad
+            for name in names
             if now - self._asked.get(name, float("-inf")) >= self._recheck_s
             and now - self._directory.states[name].reading.read_at >= self._recheck_s
         ]

@@ -4,7 +4,7 @@ A refused job costs no GPU time; an accepted job is durable.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,9 +20,10 @@ from comfy_fleet.domain.errors import (
     QueueFull,
     StoreDown,
 )
-from comfy_fleet.domain.graphs import binding, file_check, graph
+from comfy_fleet.domain.graphs import binding, file_check, folders, graph
 from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
-from comfy_fleet.domain.graphs.graph import Graph, Place
+from comfy_fleet.domain.graphs.folders import Folder
+from comfy_fleet.domain.graphs.graph import Graph, NamedFile, Place
 from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.extra_data import split_secrets
@@ -32,6 +33,7 @@ from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.workflows import Catalog
+from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.turns import NoTurn, Turns
@@ -55,6 +57,9 @@ class Inventories(Protocol):
 
     def output_nodes(self, graph: Graph) -> tuple[str, ...]:
         """Return a graph's nodes that are to return outputs, in its order."""
+
+    async def declared_now(self) -> Declared:
+        """Return the same, after asking the nodes again; nothing if one of them is not known."""
 
     async def placement(self, graph: Graph, request: PlacementRequest) -> Placement:
         """Return the graph's requirements; raises InvalidWorkflow if no node can run it."""
@@ -104,6 +109,7 @@ class Submitter:
     """Turns graphs and stored workflows into jobs.
 
     Args:
+        client_files: Finds files by the names that clients know.
         files: Which files graphs may name.
         clock: Unix seconds.
         new_id: Draws a job's UUID.
@@ -117,6 +123,7 @@ class Submitter:
         *,
         jobs: JobStore,
         assets: AssetStore,
+        client_files: ClientFiles,
         inventories: Inventories,
         catalog: Catalog,
         sealer: Sealer,
@@ -130,6 +137,7 @@ class Submitter:
     ) -> None:
         self._jobs = jobs
         self._assets = assets
+        self._client_files = client_files
         self._inventories = inventories
         self._catalog = catalog
         self._sealer = sealer
@@ -207,8 +215,9 @@ class Submitter:
         await worked(large, lambda: self._check_count(checked))
         declared = self._inventories.declared()
         read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
-        assets = await self._uploads(owner, read, declared, large=large)
+        assets, others = await self._named_assets(owner, read, declared, large=large)
         await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
+        await self._check_known(read, declared, others)
         uploads = graph.place_names(assets)
         where = _placement_request(workflow.requires, options.where) if workflow else options.where
         placement = await self._inventories.placement(checked, where)
@@ -269,7 +278,8 @@ class Submitter:
     async def _check_file(self, owner: str, workflow: Workflow, name: str, value: str) -> None:
         asset = await self._assets.get(value) if is_id(value) else None
         if asset is None:
-            asset = await self._assets.by_path(owner=owner, file_path=value)
+            file, folder = folders.named(value)
+            asset = await self._client_files.find(owner, folder, file)
         if asset is None or asset.owner != owner:
             raise MissingAsset(
                 f"{name}: there is no asset {value[:80]!r}; upload the file first: POST /api/v2/assets",
@@ -304,10 +314,13 @@ class Submitter:
         checked = graph.check(workflow, read=self._inventories.read)
         return checked, graph.profile(checked)
 
-    async def _uploads(
+    async def _named_assets(
         self, owner: str, checked: Graph, declared: Declared, *, large: bool
-    ) -> dict[Place, str]:
-        """Return the asset for each place: ``core/ASSET`` objects, then files that inputs name."""
+    ) -> tuple[dict[Place, str], Sequence[NamedFile]]:
+        """Return the asset for each place, and the named files that are none of the owner's.
+
+        Places are those of ``core/ASSET`` objects, and inputs that name files.
+        """
         found: dict[Place, str] = {}
         for reference in await worked(large, lambda: graph.asset_references(checked)):
             asset = await self._assets.get(reference.asset_id)
@@ -323,14 +336,27 @@ class Submitter:
                     },
                 )
             found[reference.place] = asset.id
-        by_name: dict[str, str | None] = {}
-        for named in await worked(large, lambda: file_check.named_uploads(checked, declared)):
-            if named.name not in by_name:
-                asset = await self._assets.by_path(owner=owner, file_path=named.name)
-                by_name[named.name] = asset.id if asset else None
-            if (asset_id := by_name[named.name]) is not None:
+        by_name: dict[tuple[Folder, str], str | None] = {}
+        others = []
+        for named in await worked(large, lambda: file_check.named_files(checked, declared)):
+            key = named.folder, named.name
+            if key not in by_name:
+                asset = await self._client_files.find(owner, *key)
+                by_name[key] = asset.id if asset else None
+            if (asset_id := by_name[key]) is not None:
                 found[named.place] = asset_id
-        return found
+            else:
+                others.append(named)
+        return found, others
+
+    async def _check_known(self, checked: Graph, declared: Declared, files: Sequence[NamedFile]) -> None:
+        """Refuse names that are neither an upload's nor on a node, after the nodes were asked again."""
+        for _ in range(2):
+            files = file_check.unlisted(checked, declared, files, self._files)
+            if not files:
+                return
+            declared = await self._inventories.declared_now()
+        raise file_check.unknown_files(checked, files)
 
 
 def _is_large(workflow: object) -> bool:

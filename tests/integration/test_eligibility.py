@@ -231,5 +231,5 @@ async def test_a_node_that_was_not_known_at_submit_is_told_no_foreign_file(redis
         assert ended.status is JobStatus.FAILED
         assert ended.error is not None
         assert ended.error.code == "invalid_workflow"
-        assert ended.error.details["node_errors"]["1"][0]["reason"] == "bad_path"
+        assert ended.error.details["node_errors"]["1"][0]["reason"] == "custom_validation_failed"
         assert (sim.stats.done, sim.stats.failed) == (0, 0)

@@ -12,6 +12,7 @@ import pytest
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.graphs import file_check
 from comfy_fleet.domain.graphs import graph as g
+from comfy_fleet.domain.graphs.file_access import Use
 from comfy_fleet.domain.graphs.file_check import OPEN, Declared, FilePolicy, reruns, saves
 from comfy_fleet.domain.graphs.inputs import InputSpec
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
@@ -101,7 +102,6 @@ FOREIGN = [
     "c:x.png [temp]",
     "file:///etc/motd.png",
     "~/x.png",
-    "x.png [temp]",
     "x.png_[temp]",
     "x.png[output]",
     "x.png [temp] [input]",
@@ -115,6 +115,7 @@ FOREIGN = [
     "a\0.png",
     "a\n.png",
 ]
+NO_SUCH = ["x.png [temp]", "x.png [output]", "s/x.png [output]", "~x.png  [temp]"]
 READERS = [
     ("LoadImage", "image", "both"),
     ("LoadImageMask", "image", "both"),
@@ -148,6 +149,72 @@ def test_no_input_that_names_files_leads_to_somebody_elses(class_type: str, name
 
 
 @pytest.mark.parametrize(("class_type", "name", "known"), READERS)
+def test_an_output_is_named_by_its_owner_alone(class_type: str, name: str, known: str) -> None:
+    use = Declared(KNOWN_OF[known]).input(class_type, name).use
+    for value in NO_SUCH:
+        for form in (value, {"__value__": value}, {"deep": [{"x": value}]}):
+            if use is Use.FILE:
+                assert refused(one(class_type, **{name: form}), KNOWN_OF[known]) == [
+                    (name, "custom_validation_failed")
+                ], form
+            else:
+                assert refused(one(class_type, **{name: form}), KNOWN_OF[known]) == [(name, "bad_path")], form
+        if use is Use.FILE:
+            check(
+                one(class_type, **{name: value}), KNOWN_OF[known], policy=OPEN, assets={("n", (name,)): "id"}
+            )
+
+
+@pytest.mark.parametrize(
+    ("class_type", "name", "text", "words"),
+    [
+        ("LoadImage", "image", "s/x.png [output]", "Invalid image file: s/x.png [output]"),
+        ("LoadImageOutput", "image", "x.png [output]", "Invalid image file: x.png [output]"),
+        ("LoadAudio", "audio", "x.flac [temp]", "Invalid audio file: x.flac [temp]"),
+        ("LoadVideo", "file", "x.mp4 [output]", "Invalid video file: x.mp4 [output]"),
+        ("LoadLatent", "latent", "x.latent [output]", "Invalid latent file: x.latent [output]"),
+        ("Load3D", "model_file", "x.glb [output]", "Invalid 3D model file: x.glb [output]"),
+    ],
+)
+def test_an_unknown_file_is_told_in_comfyuis_words(class_type: str, name: str, text: str, words: str) -> None:
+    graph = one(class_type, **{name: text})
+    expected = {"field": name, "reason": "custom_validation_failed", "message": words, "value": text}
+    with pytest.raises(InvalidWorkflow) as caught:
+        check(graph, BOTH, policy=OPEN)
+    assert caught.value.details["node_errors"] == {"n": [expected]}
+    files = file_check.named_files(graph, Declared(BOTH))
+    assert file_check.unknown_files(graph, files).details["node_errors"] == {"n": [expected]}
+
+
+def test_a_plain_name_is_refused_only_where_every_node_lists_its_files_and_none_has_it() -> None:
+    def unlisted(class_type: str, name: str, value: object, known: Sequence[Inventory] = BOTH) -> bool:
+        graph, declared = one(class_type, **{name: value}), Declared(known)
+        files = file_check.named_files(graph, declared)
+        return bool(file_check.unlisted(graph, declared, files, OPEN))
+
+    assert unlisted("LoadImage", "image", "nobody.png")
+    assert unlisted("LoadImage", "image", "nobody.png [input]")
+    assert unlisted("LoadVideo", "file", "nobody.mp4")
+    for class_type, name, value in (
+        ("LoadImage", "image", "marker.png"),
+        ("LoadImage", "image", "marker.png [input]"),
+        ("LoadImage", "image", "sub/nobody.png"),
+        ("LoadImage", "image", "sub\\nobody.png"),
+        ("LoadImage", "image", ["nobody.png"]),
+        ("LoadImageOutput", "image", "nobody.png"),
+        ("Painter", "mask", "nobody.png"),
+        ("Load3D", "model_file", "none"),
+        ("Load3D", "image", {"image": "nobody.png"}),
+        ("NeverSeen", "image", "nobody.png"),
+    ):
+        assert not unlisted(class_type, name, value), (class_type, value)
+    assert not unlisted("LoadImage", "image", "nobody.png", [])
+    free = FilePolicy(free=frozenset({"LoadImage.image"}))
+    graph, declared = one("LoadImage", image="nobody.png"), Declared(BOTH)
+    assert not file_check.unlisted(graph, declared, file_check.named_files(graph, declared), free)
+
+
+@pytest.mark.parametrize(("class_type", "name", "known"), READERS)
 def test_no_such_input_takes_its_value_from_another_node(class_type: str, name: str, known: str) -> None:
     for value in (["text", 0], {"__value__": ["text", 0]}, {"image": [["text", 0]]}):
         assert refused(one(class_type, **{name: value}), KNOWN_OF[known]) == [(name, "linked_path")]
@@ -160,7 +227,7 @@ def test_objects_of_the_editors_widgets_are_looked_into() -> None:
         for inventory in BOTH:
             bad = {**scene, key: "ComfyUI_temp_abcde_00001_.png [temp]"}
             assert refused(one("Load3D", model_file="none", image=bad), [inventory]) == [
-                ("image", "bad_path")
+                ("image", "custom_validation_failed")
             ]
     assert refused(one("PathLoader", state={"file": ["/etc/passwd"]})) == [("state", "bad_path")]
 
@@ -247,21 +314,40 @@ def test_own_uploads_are_found_at_any_depth() -> None:
                 "class_type": "Load3D",
                 "inputs": {"model_file": "m.glb", "image": {"image": "s.png", "camera": {"type": "free"}}},
             },
-            "10": {"class_type": "WebcamCapture", "inputs": {"image": {"__value__": "w.png"}}},
+            "10": {"class_type": "WebcamCapture", "inputs": {"image": {"__value__": "w.png [temp]"}}},
+            "11": {"class_type": "LoadImageOutput", "inputs": {"image": "s/o.png [output]"}},
+            "12": {
+                "class_type": "Load3D",
+                "inputs": {"image": {"image": "t/s.png [temp]", "mask": "x [temp]"}},
+            },
+            "13": {
+                "class_type": "NeverSeen",
+                "inputs": {"a": "o.png [output]", "b": "o.png", "c": "no [output]"},
+            },
+            "14": {"class_type": "LoadImage", "inputs": {"image": "a.png[output]"}},
+            "15": {"class_type": "CLIPTextEncode", "inputs": {"text": "a.png [output]"}},
+            "16": {"class_type": "VHS_LoadVideo", "inputs": {"video": "v.mp4 [output]"}},
         }
     )
     for known in ([], BOTH):
-        assert [(u.node_id, u.path, u.name) for u in file_check.named_uploads(graph, Declared(known))] == [
-            ("1", ("image",), "a b.png"),
-            ("2", ("image",), "sub/b.png"),
-            ("7", ("image",), "strange [1]"),
-            ("8", ("latent",), " l.latent "),
-            ("9", ("model_file",), "m.glb"),
-            ("9", ("image", "image"), "s.png"),
-            ("10", ("image", "__value__"), "w.png"),
+        named = file_check.named_files(graph, Declared(known))
+        assert [(u.node_id, u.path, u.folder, u.name) for u in named if u.node_id != "15"] == [
+            ("1", ("image",), "input", "a b.png"),
+            ("2", ("image",), "input", "sub/b.png"),
+            ("7", ("image",), "input", "strange [1]"),
+            ("8", ("latent",), "input", " l.latent "),
+            ("9", ("model_file",), "input", "m.glb"),
+            ("9", ("image", "image"), "input", "s.png"),
+            ("10", ("image", "__value__"), "temp", "w.png"),
+            ("11", ("image",), "output", "s/o.png"),
+            ("12", ("image", "image"), "temp", "t/s.png"),
+            ("13", ("a",), "output", "o.png"),
+            ("14", ("image",), "input", "a.png[output]"),
+            ("16", ("video",), "output", "v.mp4"),
         ]
+    assert "15" not in {u.node_id for u in file_check.named_files(graph, Declared(BOTH))}
     other = parse({"Other": {"input": {"required": {"image": [["x.png"], {"image_upload": True}]}}}})
-    assert "5" in {u.node_id for u in file_check.named_uploads(graph, Declared([other]))}
+    assert "5" in {u.node_id for u in file_check.named_files(graph, Declared([other]))}
     # What is replaced by the owner's own file may be called as the owner likes.
     mine = one("LoadImage", image="fleet/x.png")
     check(mine, BOTH, policy=OPEN, assets={("n", ("image",)): "id"})
@@ -314,7 +400,7 @@ def test_a_class_that_the_node_replaces_names_what_the_new_one_names() -> None:
         ],
     }
     known = parse(classes_of("0.33.0"), replacements=replacements)
-    assert refused(one("OldLoader", picture="x.png [temp]"), [known]) == [("picture", "bad_path")]
+    assert refused(one("OldLoader", picture="../x.png [temp]"), [known]) == [("picture", "bad_path")]
     assert refused(one("OldLoader", picture=["text", 0]), [known]) == [("picture", "linked_path")]
     check(one("OldLoader", picture="x.png"), [known], policy=OPEN)
     graph = one("OldSaver", x=["text", 0], name="../x")
@@ -481,7 +567,7 @@ def test_a_stored_workflow_is_told_what_a_submit_would_refuse() -> None:
     graph |= {"d": {"class_type": "SaveTrainingDataset", "inputs": {"folder_name": "x"}}}
     flow = Workflow(name="w", version="1", graph=graph)
     kinds = {(found.node_id, str(found.kind)) for found in check_workflow(flow, NEW)}
-    assert {("n", "bad_path"), ("d", "class_denied")} <= kinds
+    assert {("n", "custom_validation_failed"), ("d", "class_denied")} <= kinds
     free = FilePolicy.parse("-SaveTrainingDataset", "LoadImage.image")
     kinds = {(found.node_id, str(found.kind)) for found in check_workflow(flow, NEW, policy=free)}
-    assert not {("n", "bad_path"), ("d", "class_denied")} & kinds
+    assert not {("n", "custom_validation_failed"), ("d", "class_denied")} & kinds

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from comfy_fleet.domain.errors import ConfigError
-from comfy_fleet.domain.graphs.file_check import Declared, named_uploads
+from comfy_fleet.domain.graphs.file_check import Declared, named_files
 from comfy_fleet.domain.graphs.graph import asset_reference
 from comfy_fleet.domain.graphs.inventory import Inventory, findings, parse, problems, requirements
 from comfy_fleet.domain.graphs.version_conditions import version_allows
@@ -152,7 +152,7 @@ def test_uploads_remote_and_open_lists_are_no_needs() -> None:
         f=("Empty", {"ckpt": "m.ckpt", "open": "anything", "many": "x,y"}),
     )
     assert found(made) == [("f", "ckpt", "file_missing")]
-    assert [u.node_id for u in named_uploads(made, Declared([INVENTORY]))] == ["a"]
+    assert [u.node_id for u in named_files(made, Declared([INVENTORY]))] == ["a"]
 
 
 def test_unknown_classes_count_anywhere_and_inputs_only_where_an_output_reads_them() -> None:

@@ -13,10 +13,19 @@ from typing import Any
 from comfy_fleet.domain.errors import BadInput, InvalidWorkflow
 from comfy_fleet.domain.graphs import file_access
 from comfy_fleet.domain.graphs.file_access import DENIED, KNOWN, PREVIEWS, Use, Uses
-from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, NamedUpload, Path, Place, is_link, texts_in
+from comfy_fleet.domain.graphs.folders import Folder, named
+from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, NamedFile, Path, Place, is_link, texts_in
 from comfy_fleet.domain.graphs.inputs import InputSpec
-from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
+from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory, ProblemKind
 
+_WORDS = {
+    "image": "image",
+    "mask": "image",
+    "audio": "audio",
+    "video": "video",
+    "latent": "latent",
+    "model_file": "3D model",
+}
 # Uses that a single node rewrites come after those that another node takes unchanged.
 _STRICTEST = (Use.FILE, Use.PATH, Use.SHOWN, None, Use.TARGET, Use.PREFIX, Use.TEXT)
 
@@ -135,7 +144,8 @@ def check(
 
     Raises:
         InvalidWorkflow: ``details["node_errors"]`` lists ``{field, reason, message}`` by node id. Reasons:
-            ``class_denied``, ``bad_path``, ``linked_path``.
+            ``class_denied``, ``bad_path``, ``linked_path``, and ``custom_validation_failed`` (with the
+            ``value``) where an owner has no such output.
     """
     settled: dict[str, set[Path]] = {}
     for at, path in assets:
@@ -151,33 +161,70 @@ def check(
         for name, value in node["inputs"].items():
             if policy.free and f"{class_type}.{name}" in policy.free:
                 continue
-            if found := _defect(name, value, declared.input(class_type, name), settled.get(node_id, ())):
-                reason, message = found
-                message += f"; an operator may allow any value (FLEET_FREE_PATHS={class_type}.{name})"
-                errors.setdefault(node_id, []).append({"field": name, "reason": reason, "message": message})
+            if found := _defect(
+                class_type, name, value, declared.input(class_type, name), settled.get(node_id, ())
+            ):
+                reason, message, *text = found
+                if not text:
+                    message += f"; an operator may allow any value (FLEET_FREE_PATHS={class_type}.{name})"
+                defect = {"field": name, "reason": reason, "message": message}
+                errors.setdefault(node_id, []).append({**defect, "value": text[0]} if text else defect)
     if errors:
-        node_id, defects = next(iter(errors.items()))
-        rest = sum(map(len, errors.values())) - 1
-        raise InvalidWorkflow(
-            f"node {node_id}: {defects[0]['message']}" + (f" (and {rest} more)" if rest else ""),
-            details={"field": "workflow", "node_errors": errors},
-        )
+        raise _invalid(errors)
 
 
-def named_uploads(graph: Graph, declared: Declared) -> tuple[NamedUpload, ...]:
-    """Find the texts that may name one of the owner's uploads, at any depth of an input."""
+def named_files(graph: Graph, declared: Declared) -> tuple[NamedFile, ...]:
+    """Find the texts that may name one of the owner's files, at any depth of an input.
+
+    Where a class does not say what an input is for, only a note such as ``[output]`` shows that.
+    """
     found = []
     for node_id, node in graph.items():
-        for name, value in node["inputs"].items():
-            if declared.input(node["class_type"], name).use is not Use.FILE or is_link(value):
+        for input_, value in node["inputs"].items():
+            use = declared.input(node["class_type"], input_).use
+            if use not in (Use.FILE, None) or is_link(value):
                 continue
-            for path, text in texts_in((name,), value):
-                # The blank before the annotation is ComfyUI's; others belong to the name.
-                file = text.removesuffix("[input]").rstrip() if text.endswith(" [input]") else text
+            for path, text in texts_in((input_,), value):
+                name, folder = named(text)
                 # An object holds other texts, too: modes, colors.
-                if file and (len(path) == 1 or file_access.has_extension(file)):
-                    found.append(NamedUpload(node_id=node_id, path=path, name=file))
+                whole = use is Use.FILE and len(path) == 1
+                if use is None and folder is Folder.INPUT:
+                    continue
+                if name and (whole or file_access.has_extension(name)):
+                    found.append(NamedFile(node_id=node_id, path=path, folder=folder, name=name))
     return tuple(found)
+
+
+def unlisted(
+    graph: Graph, declared: Declared, files: Sequence[NamedFile], policy: FilePolicy
+) -> tuple[NamedFile, ...]:
+    """Return the files that are on no node, as far as the nodes list what is in their folder ``input``.
+
+    They list no subfolders.
+    """
+    found = []
+    for one in files:
+        if f"{graph[one.node_id]['class_type']}.{one.path[0]}" in policy.free:
+            continue
+        if one.folder is Folder.INPUT and "/" not in one.name.replace("\\", "/") and len(one.path) == 1:
+            specs = declared.input(graph[one.node_id]["class_type"], str(one.path[0])).specs
+            closed = all(spec.options is not None and not spec.remote for spec in specs)
+            if specs and closed and not any(spec.offers(one.name) for spec in specs):
+                found.append(one)
+    return tuple(found)
+
+
+def unknown_files(graph: Graph, files: Sequence[NamedFile]) -> InvalidWorkflow:
+    """Return the error for inputs that name files which nobody has."""
+    errors: dict[str, list[dict[str, str]]] = {}
+    for one in files:
+        name = str(one.path[0])
+        text = one.name if one.folder is Folder.INPUT else f"{one.name} [{one.folder}]"
+        message = _unknown_file(graph[one.node_id]["class_type"], name, text)
+        errors.setdefault(one.node_id, []).append(
+            {"field": name, "reason": ProblemKind.UNKNOWN_FILE, "message": message, "value": text}
+        )
+    return _invalid(errors)
 
 
 def saves(graph: Graph, inventory: Inventory | None, policy: FilePolicy = SHIPPED) -> Mapping[str, Uses]:
@@ -226,6 +273,20 @@ def reruns(graph: Graph, inventory: Inventory | None) -> frozenset[str]:
 # ----------------------------------------------------------------------------------------------------
 
 
+def _invalid(errors: Mapping[str, Sequence[Mapping[str, str]]]) -> InvalidWorkflow:
+    node_id, defects = next(iter(errors.items()))
+    rest = sum(map(len, errors.values())) - 1
+    return InvalidWorkflow(
+        f"node {node_id}: {defects[0]['message']}" + (f" (and {rest} more)" if rest else ""),
+        details={"field": "workflow", "node_errors": errors},
+    )
+
+
+def _unknown_file(class_type: str, name: str, text: str) -> str:
+    word = "video" if class_type == "LoadVideo" else _WORDS.get(name.rpartition(".")[2], "input")
+    return f"Invalid {word} file: {text}"
+
+
 def _by_name(name: str) -> Use | None:
     if file_access.names_prefix(name):
         return Use.PREFIX
@@ -241,9 +302,9 @@ def _is_saved(node: Mapping[str, Any], info: ClassInfo | None) -> bool:
 
 
 def _defect(
-    name: str, value: object, found: DeclaredInput, settled: Collection[Path]
-) -> tuple[str, str] | None:
-    """Return why a value is refused here, as reason and message."""
+    class_type: str, name: str, value: object, found: DeclaredInput, settled: Collection[Path]
+) -> tuple[str, ...] | None:
+    """Return why a value is refused here, as reason and message, and the text if it names a file."""
     use = found.use
     if use in (Use.TEXT, Use.PREFIX, Use.TARGET):
         return None
@@ -259,6 +320,9 @@ def _defect(
     for path, text in texts_in((name,), value):
         if path in settled or found.offers(text):
             continue
+        own, folder = named(text)
+        if use is Use.FILE and folder is not Folder.INPUT and not file_access.leaves_folder(own):
+            return ProblemKind.UNKNOWN_FILE, _unknown_file(class_type, name, text), text
         if use is not None:
             bad = file_access.leaves_folder(text)
         else:
@@ -284,6 +348,6 @@ def _holds_link(value: object) -> bool:
 
 def _bad_file(name: str) -> str:
     return (
-        f"{name} must be the name of an uploaded file, without '..', not absolute, not below"
-        f" {file_access.STAGING}/, and no [output] or [temp], or a {ASSET_TYPE} object"
+        f"{name} must be the name of a file of your own, an upload or an output (NAME [output], NAME [temp]),"
+        f" without '..', not absolute, not below {file_access.STAGING}/, or a {ASSET_TYPE} object"
     )

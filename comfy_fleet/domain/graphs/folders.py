@@ -36,6 +36,17 @@ def annotated(text: str) -> tuple[str, Folder | None]:
     return text, None
 
 
+def named(text: str) -> tuple[str, Folder]:
+    """Return the name and the folder of a file that a graph names.
+
+    The blank before the note is ComfyUI's; without it, the brackets are a part of the name.
+    """
+    for note, folder in _NOTES:
+        if text.endswith(f" {note}"):
+            return text[: -len(note)].rstrip(), folder
+    return text, Folder.INPUT
+
+
 def below(*parts: str) -> str | None:
     """Join parts to a path below a folder; None if it leads out of the folder.
 

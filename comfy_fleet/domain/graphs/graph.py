@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from comfy_fleet.domain.errors import MissingAsset
 from comfy_fleet.domain.graphs.file_access import KNOWN, STAGING, Use, Uses, names_prefix, use_of
+from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.graphs.inputs import unwrapped
 from comfy_fleet.domain.graphs.saved_names import expanded, safe_path
 from comfy_fleet.domain.graphs.structure import MAX_NODES, Graph, check, is_link
@@ -26,7 +27,7 @@ __all__ = [
     "MAX_NODES",
     "AssetReference",
     "Graph",
-    "NamedUpload",
+    "NamedFile",
     "Path",
     "Place",
     "asset_places",
@@ -76,16 +77,18 @@ class AssetReference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedUpload:
-    """A text that names an uploaded file, as in ``LoadImage``.
+class NamedFile:
+    """A text that may name a file of the owner's, as in ``LoadImage``.
 
     Attributes:
         path: Where it is in the node's inputs.
-        name: The file's name without ComfyUI's annotation, e.g. ``photo.png`` of ``photo.png [input]``.
+        folder: The folder in which it is.
+        name: Its name there, with subfolders: ``photo.png`` of ``photo.png [output]``.
     """
 
     node_id: str
     path: Path
+    folder: Folder
     name: str
 
     @property

@@ -59,6 +59,7 @@ class ProblemKind(StrEnum):
     BAD_PATH = "bad_path"
     LINKED_PATH = "linked_path"
     CLASS_DENIED = "class_denied"
+    UNKNOWN_FILE = "custom_validation_failed"  # ComfyUI's word for what its loaders say
 
 
 @dataclass(frozen=True, kw_only=True)
