@@ -24,6 +24,7 @@ from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
 from comfy_fleet.services.large_graphs import has_many_inputs, worked
 from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.services.node_files import NodeFiles
 from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class NodeInventories:
         self._store = store
         self._directory = NodeDirectory(registry, store, clock=clock)
         self.refresher = InventoryRefresher(registry, store, ask, clock=clock)
+        self._files = NodeFiles(ask, lambda: self._directory.states, patience_s=patience_s)
         self._recheck_s = recheck_s
         self._patience_s = patience_s
         self._clock = clock
@@ -112,11 +114,9 @@ class NodeInventories:
         """Return how the nodes' classes declare their inputs."""
         return self._declared
 
-    async def declared_now(self) -> Declared:
-        """Return the same, after asking the nodes again; nothing if one of them is not known."""
-        await self._settle(list(self._directory.states))
-        known = all(candidate.inventory is not None for candidate in self._directory.candidates)
-        return self._declared if known else Declared()
+    async def with_files(self, classes: Collection[str], *, age_s: float) -> Declared:
+        """Return these classes with the files that they list; see :meth:`NodeFiles.declared`."""
+        return await self._files.declared(classes, age_s=age_s)
 
     def read(self, graph: Graph) -> frozenset[str]:
         """Return the nodes of a graph that some output reads; all nodes while no inventory is known."""

@@ -36,6 +36,9 @@ class NodeInfo(Protocol):
     async def system_stats(self, node: str) -> Mapping[str, Any]:
         """Return versions and memory. Raises NodeError."""
 
+    async def listing(self, node: str, path: str, query: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON of one of ComfyUI's own lists; None if there is none. Raises NodeError."""
+
 
 class InventoryRefresher:
     """Asks nodes.

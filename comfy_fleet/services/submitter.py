@@ -4,7 +4,7 @@ A refused job costs no GPU time; an accepted job is durable.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
+from comfy_fleet.services.node_files import KEPT_S, NEW_S
 from comfy_fleet.turns import NoTurn, Turns
 
 LARGE_AT_ONCE = 2
@@ -58,8 +59,8 @@ class Inventories(Protocol):
     def output_nodes(self, graph: Graph) -> tuple[str, ...]:
         """Return a graph's nodes that are to return outputs, in its order."""
 
-    async def declared_now(self) -> Declared:
-        """Return the same, after asking the nodes again; nothing if one of them is not known."""
+    async def with_files(self, classes: Collection[str], *, age_s: float) -> Declared:
+        """Return these classes with the files that nodes list for them; nothing if that is not known."""
 
     async def placement(self, graph: Graph, request: PlacementRequest) -> Placement:
         """Return the graph's requirements; raises InvalidWorkflow if no node can run it."""
@@ -217,7 +218,7 @@ class Submitter:
         read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
         assets, others = await self._named_assets(owner, read, declared, large=large)
         await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
-        await self._check_known(read, declared, others)
+        await self._check_known(read, others)
         uploads = graph.place_names(assets)
         where = _placement_request(workflow.requires, options.where) if workflow else options.where
         placement = await self._inventories.placement(checked, where)
@@ -349,14 +350,17 @@ class Submitter:
                 others.append(named)
         return found, others
 
-    async def _check_known(self, checked: Graph, declared: Declared, files: Sequence[NamedFile]) -> None:
-        """Refuse names that are neither an upload's nor on a node, after the nodes were asked again."""
-        for _ in range(2):
-            files = file_check.unlisted(checked, declared, files, self._files)
+    async def _check_known(self, checked: Graph, files: Sequence[NamedFile]) -> None:
+        """Refuse names that are no upload's and that no node lists, if the nodes say so now."""
+        files = file_check.listable(checked, files, self._files)
+        for age_s in (KEPT_S, NEW_S):
             if not files:
                 return
-            declared = await self._inventories.declared_now()
-        raise file_check.unknown_files(checked, files)
+            classes = {checked[one.node_id]["class_type"] for one in files}
+            declared = await self._inventories.with_files(classes, age_s=age_s)
+            files = file_check.unlisted(checked, declared, files)
+        if files:
+            raise file_check.unknown_files(checked, files)
 
 
 def _is_large(workflow: object) -> bool:

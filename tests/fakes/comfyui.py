@@ -163,6 +163,9 @@ class FakeNodeApi(Fake):
         self.listed.append((node, path, dict(query or {})))
         if (gate := self.gates.get(node)) is not None:
             await gate.wait()
+        if (known := self.classes.get(node)) and path.startswith("/object_info/"):
+            class_type = path.removeprefix("/object_info/")
+            return {class_type: known[class_type]} if class_type in known else {}
         if (answers := self.listings.get(node)) is None:
             raise NodeError(f"node {node} does not answer")
         return answers.get(path)

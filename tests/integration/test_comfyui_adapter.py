@@ -349,6 +349,8 @@ async def test_a_node_that_dies_while_it_sends_a_file(tmp_path: Path) -> None:
 async def test_what_a_node_says_of_itself(fleet: Fleet) -> None:
     assert "SaveImage" in (await fleet.nodes.inventory("g1")).classes
     assert (await fleet.nodes.system_stats("g1"))["devices"]
+    assert set(await fleet.nodes.listing("g1", "/object_info/LoadImage")) == {"LoadImage"}
+    assert not await fleet.nodes.listing("g1", "/object_info/No such, class?#")
     await fleet.nodes.free("g1")
 
 

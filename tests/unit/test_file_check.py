@@ -189,8 +189,8 @@ def test_an_unknown_file_is_told_in_comfyuis_words(class_type: str, name: str, t
 def test_a_plain_name_is_refused_only_where_every_node_lists_its_files_and_none_has_it() -> None:
     def unlisted(class_type: str, name: str, value: object, known: Sequence[Inventory] = BOTH) -> bool:
         graph, declared = one(class_type, **{name: value}), Declared(known)
-        files = file_check.named_files(graph, declared)
-        return bool(file_check.unlisted(graph, declared, files, OPEN))
+        files = file_check.listable(graph, file_check.named_files(graph, declared), OPEN)
+        return bool(file_check.unlisted(graph, declared, files))
 
     assert unlisted("LoadImage", "image", "nobody.png")
     assert unlisted("LoadImage", "image", "nobody.png [input]")
@@ -211,7 +211,7 @@ def test_a_plain_name_is_refused_only_where_every_node_lists_its_files_and_none_
     assert not unlisted("LoadImage", "image", "nobody.png", [])
     free = FilePolicy(free=frozenset({"LoadImage.image"}))
     graph, declared = one("LoadImage", image="nobody.png"), Declared(BOTH)
-    assert not file_check.unlisted(graph, declared, file_check.named_files(graph, declared), free)
+    assert not file_check.listable(graph, file_check.named_files(graph, declared), free)
 
 
 @pytest.mark.parametrize(("class_type", "name", "known"), READERS)

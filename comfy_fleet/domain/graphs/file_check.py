@@ -6,6 +6,7 @@ from a text that does not look like a path. That can't be seen here: users who m
 need separate pools.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,22 +196,26 @@ def named_files(graph: Graph, declared: Declared) -> tuple[NamedFile, ...]:
     return tuple(found)
 
 
-def unlisted(
-    graph: Graph, declared: Declared, files: Sequence[NamedFile], policy: FilePolicy
-) -> tuple[NamedFile, ...]:
-    """Return the files that are on no node, as far as the nodes list what is in their folder ``input``.
+def listable(graph: Graph, files: Sequence[NamedFile], policy: FilePolicy) -> tuple[NamedFile, ...]:
+    """Return the files that a node would list if it had them: those directly in its folder ``input``."""
+    return tuple(
+        one
+        for one in files
+        if one.folder is Folder.INPUT
+        and not re.search(r"[/\\]", one.name)
+        and len(one.path) == 1
+        and f"{graph[one.node_id]['class_type']}.{one.path[0]}" not in policy.free
+    )
 
-    They list no subfolders.
-    """
+
+def unlisted(graph: Graph, declared: Declared, files: Sequence[NamedFile]) -> tuple[NamedFile, ...]:
+    """Return the files that are on no node, where every node lists what it has."""
     found = []
     for one in files:
-        if f"{graph[one.node_id]['class_type']}.{one.path[0]}" in policy.free:
-            continue
-        if one.folder is Folder.INPUT and "/" not in one.name.replace("\\", "/") and len(one.path) == 1:
-            specs = declared.input(graph[one.node_id]["class_type"], str(one.path[0])).specs
-            closed = all(spec.options is not None and not spec.remote for spec in specs)
-            if specs and closed and not any(spec.offers(one.name) for spec in specs):
-                found.append(one)
+        specs = declared.input(graph[one.node_id]["class_type"], str(one.path[0])).specs
+        closed = all(spec.options is not None and not spec.remote for spec in specs)
+        if specs and closed and not any(spec.offers(one.name) for spec in specs):
+            found.append(one)
     return tuple(found)
 
 

@@ -1,5 +1,6 @@
 """Inputs of graphs that name one's own files: uploads, outputs and previews."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.job import JobStatus
-from tests.integration.api_kit import Api, code, running
+from tests.integration.api_kit import Api, code, object_info, running
 
 ANN, BOB = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
 
@@ -17,7 +18,13 @@ ANN, BOB = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
 async def api(redis_port: int, redis: Redis, tmp_path: Path) -> AsyncIterator[Api]:
     keys = tmp_path / "keys"
     keys.write_text(f"ann {ANN}\nbob {BOB}\n")
-    async with running(redis_port, tmp_path, keys_file=keys) as started:
+    card = tmp_path / "workflows" / "card"
+    card.mkdir(parents=True)
+    (card / "workflow.json").write_text(json.dumps(loading("")))
+    (card / "workflow.toml").write_text(
+        '[parameters.image]\ntype = "image"\ntarget = { class = "LoadImage", input = "image" }\n'
+    )
+    async with running(redis_port, tmp_path, keys_file=keys, workflows=card.parent) as started:
         started.client.headers["Authorization"] = f"Bearer {ANN}"
         await started.add_node()
         yield started
@@ -106,29 +113,23 @@ async def test_nobody_elses_file_is_read_and_the_refusal_names_the_input(api: Ap
     }
 
 
-async def test_a_file_that_an_operator_has_just_put_there_is_found(api: Api) -> None:
-    graph = loading("new.png")
-    assert (await api.client.post("/api/v2/jobs", json={"workflow": graph})).status_code == 422
-    info = api.info.infos["g1"]
-    info["LoadImage"]["input"]["required"]["image"][0].append("new.png")
-    api.info.serve("g1", info)
-    api.deps.inventories._recheck_s = 0  # noqa: SLF001 - the test can't wait for an inventory to age
-    assert (await api.client.post("/api/v2/jobs", json={"workflow": graph})).status_code == 201
+async def test_a_file_that_an_operator_has_put_there_is_taken(api: Api) -> None:
+    async def status_of(name: str) -> int:
+        answer = await api.client.post("/api/v2/jobs", json={"workflow": loading(name)})
+        return answer.status_code
+
+    await api.add_node("g2", info=False)
+    assert await status_of("x.png") == 201, "one of the nodes does not say what it has"
+    info = object_info()
+    info["LoadImage"]["input"]["required"]["image"][0].append("y.png")
+    api.info.serve("g2", info)
+    assert [await status_of(name) for name in ("y.png", "y.png [input]", "z.png")] == [201, 201, 422]
 
 
 async def test_stored_workflows_take_names_of_own_outputs(api: Api) -> None:
-    shown = (await api.client.get("/api/v1/workflows")).json()
-    taking = [
-        (flow["name"], parameter["name"])
-        for flow in shown["workflows"]
-        for parameter in flow["parameters"]
-        if parameter["type"] == "image"
-    ]
-    assert taking
     await sent(api, b"x", type="output", subfolder="s")
-    for name, parameter in taking[:1]:
-        for text, status in (("s/a.png [output]", 201), ("s/b.png [output]", 422)):
-            answer = await api.client.post(
-                f"/api/v1/workflows/{name}/jobs", json={"params": {parameter: text}}
-            )
-            assert answer.status_code == status, answer.text
+    for text, status in (("s/a.png [output]", 201), ("s/b.png [output]", 422), ("s/a.png", 422)):
+        answer = await api.client.post("/api/v1/workflows/card/jobs", json={"params": {"image": text}})
+        assert answer.status_code == status, answer.text
+        if status == 422:
+            assert answer.json()["error"]["details"]["field"] == "params.image"
