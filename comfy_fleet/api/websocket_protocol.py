@@ -5,17 +5,24 @@ hold one for as long as it likes. And it logs each request's path, and at level 
 """
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from comfy_fleet.timeouts import Timeout
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """Largest message of a client: they send feature flags, of less than 1 kB."""
 PING_S = 20.0
 """Proxies and routers forget connections without traffic, often after 60 s. An answer is not waited for: a
 program that reads only while its prompt runs gives none for hours. If its machine is gone, TCP finds out."""
+STALL_S = 120.0
+"""How long a client may take nothing of what it has to be sent."""
 LINGER_S = 5.0
-"""How long a client has to take the rest and to say goodbye, once its handler is done."""
+"""How long a client has to take the rest and to say goodbye, once it is told to, or its handler is done."""
 
 _GOING_AWAY = 1001
 
@@ -24,8 +31,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """One connection.
 
     A message that a handler sends waits while the client does not take the earlier ones: at most the
-    transport's buffer (64 KiB) and one message are in memory. When a handler returns, its connection is gone
-    :data:`LINGER_S` later, whatever the client does.
+    transport's buffer (64 KiB) and one message are in memory. It waits for :data:`STALL_S` at most; then the
+    connection is gone, and ``send`` raises OSError. When a handler closes the connection, or returns, it is
+    gone :data:`LINGER_S` later, whatever the client does.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -37,6 +45,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Run the handler."""
         await super().run_asgi()
         self._abort_soon()
+
+    async def send(self, message: "ASGISendEvent") -> None:
+        """Send one of ASGI's messages, once the client has taken the earlier ones."""
+        if message["type"] == "websocket.close":
+            self._abort_soon()
+        elif not self.writable.is_set():
+            try:
+                async with Timeout(STALL_S):
+                    await self.writable.wait()
+            except TimeoutError:
+                self.transport.abort()
+        await super().send(message)
 
     def shutdown(self) -> None:
         """Say goodbye, because the server stops: the handler's next ``receive`` tells it."""

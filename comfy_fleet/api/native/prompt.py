@@ -7,7 +7,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.body import graph_limits, kind_of, read_json
+from comfy_fleet.api.body import graph_limits, json_taken, kind_of, read_json
 from comfy_fleet.api.deps import deps, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
@@ -30,6 +30,13 @@ _MOST_NUMBER = 2.0**53
 async def post_prompt(request: Request) -> Response:
     """Check a graph, write the job, and answer with its prompt id once it is durable."""
     d = deps(request)
+    if not json_taken(request):
+        raise HttpError(
+            415,
+            "unsupported_media_type",
+            "a browser's request, or one with a cookie, must say `Content-Type: application/json`",
+            details={"field": "Content-Type"},
+        )
     body = await read_json(request, graph_limits(d.settings))
     if not isinstance(body, dict):
         raise PromptRefusal("invalid_prompt", f"the body must be a JSON object, not {kind_of(body)}")

@@ -173,6 +173,30 @@ async def test_a_client_that_never_reads_holds_up_its_own_sender_alone_and_is_le
         assert sock.fileno() >= 0
 
 
+@pytest.mark.parametrize("last", ["a message", "the close"])
+async def test_a_handler_is_not_held_up_by_a_client_that_never_reads(
+    api: Api, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    monkeypatch.setattr(websocket_protocol, "LINGER_S", 0.2)
+    monkeypatch.setattr(websocket_protocol, "STALL_S", 0.2 if last == "a message" else 60.0)
+    ended = asyncio.Event()
+
+    async def floods(scope: Scope, receive: Receive, send: Send) -> None:
+        await accepted(receive, send)
+        try:
+            (connection,) = connections(api)
+            while last == "a message" or connection.writable.is_set():
+                await send({"type": "websocket.send", "bytes": bytes(64 * 1024)})
+            await send({"type": "websocket.close", "code": 1013})
+        finally:
+            ended.set()
+
+    serving(monkeypatch, floods)
+    with deaf(api):
+        await asyncio.wait_for(ended.wait(), 20)
+        await until(lambda: not connections(api) and not api.deps.sockets, what="it is gone")
+
+
 async def test_the_end_of_the_server_is_told(api: Api) -> None:
     async with dial(api) as client:
         await client.recv()

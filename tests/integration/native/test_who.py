@@ -385,3 +385,24 @@ async def test_no_log_and_no_metric_shows_a_key_in_the_path(
     assert "request failed" in log
     for text in (log, metrics, broken.text, missing.text, wrong.text):
         assert BOB not in text
+
+
+@pytest.mark.parametrize("path", ["/prompt", "/api/prompt"])
+async def test_a_graph_comes_under_any_type_but_from_a_browser_as_json_alone(api: Api, path: str) -> None:
+    shown = {"X-API-Key": BOB}
+    for kind in (None, "application/x-www-form-urlencoded", "text/plain;charset=UTF-8", "x"):
+        headers = {**shown, "Content-Type": kind} if kind else shown
+        assert (await api.client.post(path, content=b"{}", headers=headers)).status_code == 400
+        for more in (
+            {"Origin": api.url},
+            {"Sec-Fetch-Mode": "cors"},
+            {"Sec-Fetch-Site": "same-origin"},
+            {"Cookie": "a=b"},
+            await signed_in(api, BOB),
+        ):
+            answer = await api.client.post(path, content=b"{}", headers={**headers, **more})
+            assert (answer.status_code, answer.json()["error"]["type"]) == (415, "unsupported_media_type")
+            for json in ("application/json", "Application/JSON; charset=utf-8"):
+                said = {**headers, **more, "Content-Type": json}
+                answer = await api.client.post(path, content=b"{}", headers=said)
+                assert answer.json()["error"]["type"] == "no_prompt"
