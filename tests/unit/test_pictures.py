@@ -249,6 +249,25 @@ TAIL = chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
 TEXT = chunk(b"tEXt", b"prompt\0" + POSTED_TEXT)
 
 
+def test_a_text_that_is_much_longer_than_the_graph_is_not_even_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = {**POSTED, "x": {"class_type": "A", "inputs": {"is_changed": "x" * 20 * len(json.dumps(LONG))}}}
+    assert fed([png(lambda info: info.add_text("prompt", json.dumps(long)))])
+    real = json.loads
+    bomb = zlib.compress(b'{"fleet_run": [' + b"[]," * 1_000_000 + b"[]]}")
+    came = HEAD + TEXT + chunk(b"zTXt", b"prompt\0\0" + bomb) + TAIL
+    lengths: list[int] = []
+
+    def loads(text: str) -> Any:
+        lengths.append(len(text))
+        return real(text)
+
+    monkeypatch.setattr(json, "loads", loads)
+    (edit,) = fed([came])
+    assert (edit.offset, max(lengths) < 100_000) == (len(HEAD), True)
+
+
 def webp(*parts: tuple[bytes, bytes], size: int | None = None) -> bytes:
     body = b"WEBP" + b"".join(
         kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for kind, data in parts

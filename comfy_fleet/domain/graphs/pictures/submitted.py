@@ -9,6 +9,8 @@ from comfy_fleet.domain.graphs.file_access import STAGING
 from comfy_fleet.domain.graphs.graph import BUST_INPUT
 
 _POSTED = re.compile(rf"{BUST_INPUT}|{STAGING}[/\\]+[0-9a-f]{{8}}-[0-9a-f-]{{27}}[/\\]", re.IGNORECASE)
+_GROWTH, _SPARE = 16, 1024 * 1024
+"""How much longer than a graph a text with its posted form may be; parsing takes many times its length."""
 _PREFIX = re.compile(r"\s*prompt:", re.IGNORECASE)
 
 
@@ -32,7 +34,7 @@ class SubmittedGraph:
             text: JSON of a graph, perhaps behind ``prompt:``, or of an object with a graph at ``prompt``.
             compact: Leave out the blanks that ComfyUI writes.
         """
-        if not _POSTED.search(text):
+        if len(text) > _SPARE + _GROWTH * len(self._raw) or not _POSTED.search(text):
             return None
         prefix = match[0] if (match := _PREFIX.match(text)) else ""
         value = _json(text[len(prefix) :])
