@@ -165,7 +165,7 @@ def is_file(workflow: str) -> bool:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read a graph in API format, from JSON or from a PNG.
+    """Read a graph in API format, from JSON or from a picture.
 
     Raises:
         Fail: The file can't be read or contains no JSON object.
