@@ -31,6 +31,7 @@ from comfy_fleet.services.job_queries import Estimator
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
+from comfy_fleet.services.prompt_submitter import PromptSubmitter
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.settings import Settings
 
@@ -98,6 +99,7 @@ class ApiDeps:
     jobs: JobStore
     prompts: PromptLists
     prompt_items: PromptItems
+    prompt_submitter: PromptSubmitter
     events: Events
     nodes: NodeRegistry
     hosts: Hosts

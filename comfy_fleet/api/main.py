@@ -58,6 +58,7 @@ from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
+from comfy_fleet.services.prompt_submitter import PromptSubmitter
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.settings import Settings
 
@@ -107,6 +108,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         retry_after=estimator.retry_after,
         telemetry=telemetry,
     )
+    descriptions = FleetObjectInfo(inventories, stores.inventories)
     return ApiDeps(
         settings=settings,
         keys=keys,
@@ -114,6 +116,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         jobs=stores.jobs,
         prompts=stores.prompts,
         prompt_items=PromptItems(stores.prompts),
+        prompt_submitter=PromptSubmitter(submitter, inventories, descriptions),
         events=stores.events,
         nodes=stores.nodes,
         hosts=stores.hosts,
@@ -130,7 +133,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         store_time=stores.clock,
         simulated=inventories.simulated,
         inventories=inventories,
-        object_info=FleetObjectInfo(inventories, stores.inventories),
+        object_info=descriptions,
         models=FleetModels(answers, info),
         answers=answers,
         node_facts=info,

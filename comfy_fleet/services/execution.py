@@ -261,7 +261,7 @@ class Execution:
 
     async def _made_ready(self) -> graphs.Graph | None:
         """Put the prompt's files on the node; None if the job belongs elsewhere and was given back."""
-        graph: graphs.Graph = orjson.loads(self.claim.graph)
+        graph = self._targeted(orjson.loads(self.claim.graph))
         if (elsewhere := await self._tools.failure_policy.misfit(self.claim, graph)) is not None:
             lacking = f"node {self.claim.node} lacks what it needs now"
             error = JobError(code="invalid_workflow", message=lacking)
@@ -302,14 +302,17 @@ class Execution:
             self._reporter.progress(Progress.complete(len(orjson.loads(self.claim.graph))))
             await self._end(RunResult(kind="succeeded"))
             return
-        graph = orjson.loads(self.claim.graph)
+        graph = self._targeted(orjson.loads(self.claim.graph))
         with contextlib.suppress(BadInput):  # it is already running
             graph = await worked(self._large, partial(self._tools.failure_policy.fitted, self.claim, graph))
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
 
+    def _targeted(self, graph: graphs.Graph) -> graphs.Graph:
+        """Return what the job's targets read; the rest may be unsound, and never gets to a node."""
+        targets = self.claim.job.targets
+        return graphs.part(graph, graphs.upstream(graph, targets)) if targets else graph
+
     def _new_machine(self, graph: graphs.Graph, *, adopted: bool, accepted: bool) -> Run:
-        if targets := self.claim.job.targets:
-            graph = graphs.part(graph, graphs.upstream(graph, targets))
         return Run(
             run_id=self.claim.run,
             graph=graph,

@@ -15,10 +15,11 @@ from comfy_fleet.domain.errors import FleetError, InvalidWorkflow
 from comfy_fleet.domain.graphs import inventory
 from comfy_fleet.domain.graphs.file_check import Declared
 from comfy_fleet.domain.graphs.graph import Graph, sinks
-from comfy_fleet.domain.graphs.inventory import Problem
+from comfy_fleet.domain.graphs.inventory import Problem, ProblemKind
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
-from comfy_fleet.domain.nodes import eligibility, waiting_reason
+from comfy_fleet.domain.nodes import eligibility, no_common_node, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
+from comfy_fleet.domain.nodes.no_common_node import Part
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
@@ -167,7 +168,7 @@ class NodeInventories:
             wanted = self._pools(request)
             needs, bad = await self._judged(graph, request, wanted)
             if bad and len(bad) == len(self._members(wanted)):
-                raise self._refusal(bad)
+                raise self._refusal(graph, needs, bad)
         # Problems that requirements can't express (an input's range, a missing input) are about these nodes.
         without = frozenset(
             name for name, found in bad.items() if not eligibility.why_not(needs, found.candidate)
@@ -247,21 +248,27 @@ class NodeInventories:
                 self._kept.clear()
             self._kept[needs.key] = now
 
-    def _refusal(self, bad: Mapping[str, "_Unable"]) -> InvalidWorkflow:
-        """Explain node by node; problems in the graph are those of the node with the fewest."""
+    def _refusal(self, graph: Graph, needs: Requirements, bad: Mapping[str, "_Unable"]) -> InvalidWorkflow:
+        """Explain node by node; problems in the graph are those of the node with the fewest.
+
+        If each of its parts is fine on some node, the problems are the parts that no node has together.
+        """
+        lacking = {
+            name: eligibility.lacking(graph, needs, found.candidate, found.problems)
+            for name, found in bad.items()
+        }
         best = min(bad, key=lambda name: len(bad[name].problems) or 1000)
         errors: dict[str, list[dict[str, Any]]] = {}
-        for problem in bad[best].problems:
-            if not problem.node_id:
-                continue  # it is about the whole graph
-            errors.setdefault(problem.node_id, []).append(
-                {
-                    "field": problem.field or "class_type",
-                    "reason": problem.kind.value,
-                    "message": problem.message,
-                    "class_type": problem.class_type,
-                }
-            )
+        together = ""
+        if chosen := no_common_node.apart(lacking):
+            together = no_common_node.told(lacking, chosen)
+            for part in dict.fromkeys(part for parts in lacking.values() for part in parts):
+                if part.node_id and part.what in chosen:
+                    errors.setdefault(part.node_id, []).append(_apart(part, together))
+        else:
+            for problem in bad[best].problems:
+                if problem.node_id:  # else it is about the whole graph
+                    errors.setdefault(problem.node_id, []).append(_defect(problem))
         reasons = {name: found.sentences() for name, found in sorted(bad.items())}
         of_graph = {problem.message for problem in bad[best].problems}.issuperset
         alike = len({tuple(found) for found in reasons.values()}) == 1
@@ -276,6 +283,7 @@ class NodeInventories:
                 "field": "workflow",
                 "node_errors": errors,
                 "nodes": {name: found[:5] for name, found in list(reasons.items())[:_SHOWN]},
+                **({"together": together} if together else {}),
             },
         )
 
@@ -368,6 +376,27 @@ class NodeInventories:
         """Return every node with its present inventory."""
         await self.look()
         return {candidate.node.name: candidate for candidate in self._directory.candidates}
+
+
+def _defect(problem: Problem) -> dict[str, Any]:
+    told = {
+        "field": problem.field or "class_type",
+        "reason": problem.kind.value,
+        "message": problem.message,
+        "class_type": problem.class_type,
+    }
+    if problem.kind is ProblemKind.TYPE_MISMATCH:
+        told["received_type"], told["wanted_type"] = problem.value
+    return told
+
+
+def _apart(part: Part, together: str) -> dict[str, Any]:
+    return {
+        "field": part.field or "class_type",
+        "reason": "no_common_node",
+        "message": together,
+        "class_type": part.class_type,
+    }
 
 
 class _Unable:

@@ -39,6 +39,7 @@ from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.node_files import KEPT_S, NEW_S
 from comfy_fleet.turns import NoTurn, Turns
 
+NO_OUTPUTS = "no_outputs"
 LARGE_AT_ONCE = 2
 LARGE_LINE = 16
 LARGE_WAIT_S = 10.0
@@ -166,14 +167,14 @@ class Submitter:
             IdempotencyKeyReuse: The key has made a job.
         """
         if not _is_large(workflow):
-            checked, profile = self._checked(workflow)
+            checked, profile = self._checked(workflow, options.prompt.targets)
             return await self._submit(owner, checked, options, profile=profile)
         try:
             await self._large.take()
         except NoTurn:
             raise Busy("several large graphs are being checked already: try again", retry_after_s=2) from None
         try:
-            checked, profile = await asyncio.to_thread(self._checked, workflow)
+            checked, profile = await asyncio.to_thread(self._checked, workflow, options.prompt.targets)
             return await self._submit(owner, checked, options, profile=profile, large=True)
         finally:
             self._large.give()
@@ -213,15 +214,24 @@ class Submitter:
         large: bool = False,
     ) -> Submitted:
         self._assets.check_room()
-        await worked(large, lambda: self._check_count(checked))
+        outputs = self._inventories.output_nodes(checked)
+        targets = tuple(node_id for node_id in outputs if node_id in options.prompt.targets)
+        if options.prompt.targets and not targets:
+            raise InvalidWorkflow(
+                "none of partial_execution_targets is an output node of the workflow: nothing would run",
+                details={"field": "partial_execution_targets", "reason": NO_OUTPUTS, "node_errors": {}},
+            )
+        runs = await worked(large, lambda: _part(checked, targets))
+        await worked(large, lambda: self._check_count(runs))
         declared = self._inventories.declared()
+        # Also what is not to run: an earlier version that gets this job runs it nevertheless.
         read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
         assets, others = await self._named_assets(owner, read, declared, large=large)
         await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
         await self._check_known(read, others)
         uploads = graph.place_names(assets)
         where = _placement_request(workflow.requires, options.where) if workflow else options.where
-        placement = await self._inventories.placement(checked, where)
+        placement = await self._inventories.placement(runs, where)
         if not await self._inventories.any_node():
             raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)
         try:
@@ -250,8 +260,8 @@ class Submitter:
             uploads=uploads,
             extra_data=shown,
             secret=self._sealer.seal(orjson.dumps(secrets)) if secrets else None,
-            prompt=options.prompt,
-            output_nodes=options.prompt.targets or self._inventories.output_nodes(checked),
+            prompt=replace(options.prompt, targets=targets),
+            output_nodes=targets or outputs,
             deadline_s=options.deadline_s,
             max_attempts=self._limits.max_attempts,
             traceparent=options.traceparent,
@@ -311,9 +321,14 @@ class Submitter:
         self._telemetry.submitted(new)
         return done
 
-    def _checked(self, workflow: object) -> tuple[Graph, str]:
-        checked = graph.check(workflow, read=self._inventories.read)
-        return checked, graph.profile(checked)
+    def _checked(self, workflow: object, targets: Collection[str] = ()) -> tuple[Graph, str]:
+        """Check a graph's structure; with targets, that of the part that runs."""
+
+        def read(whole: Graph) -> Collection[str]:
+            return graph.upstream(whole, targets) if targets else self._inventories.read(whole)
+
+        checked = graph.check(workflow, read=read)
+        return checked, graph.profile(_part(checked, targets))
 
     async def _named_assets(
         self, owner: str, checked: Graph, declared: Declared, *, large: bool
@@ -361,6 +376,11 @@ class Submitter:
             files = file_check.unlisted(checked, declared, files)
         if files:
             raise file_check.unknown_files(checked, files)
+
+
+def _part(checked: Graph, targets: Collection[str]) -> Graph:
+    """Return what runs of a graph if only these of its output nodes are wanted; nothing named means all."""
+    return graph.part(checked, graph.upstream(checked, targets)) if targets else checked
 
 
 def _is_large(workflow: object) -> bool:

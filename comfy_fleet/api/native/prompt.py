@@ -28,7 +28,10 @@ _MOST_NUMBER = 2.0**53
 
 
 async def post_prompt(request: Request) -> Response:
-    """Check a graph, write the job, and answer with its prompt id once it is durable."""
+    """Check a graph, write the job, and answer with its prompt id once it is durable.
+
+    Outputs that can't run are left out and explained, as long as there are others.
+    """
     d = deps(request)
     if not json_taken(request):
         raise HttpError(
@@ -53,9 +56,13 @@ async def post_prompt(request: Request) -> Response:
         traceparent=traceparent_in(request),
         prompt=fields,
     )
-    done = await d.submitter.graph(owner(request), prompt, options)
+    taken = await d.prompt_submitter.submit(owner(request), prompt, options)
     return json_response(
-        {"prompt_id": done.job.prompt_id, "number": shown_number(done.job.number), "node_errors": {}}
+        {
+            "prompt_id": taken.job.prompt_id,
+            "number": shown_number(taken.job.number),
+            "node_errors": taken.node_errors,
+        }
     )
 
 

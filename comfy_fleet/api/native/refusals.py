@@ -9,6 +9,7 @@ from starlette.responses import Response
 from comfy_fleet.api.errors import fleet_error
 from comfy_fleet.api.json import json_response
 from comfy_fleet.domain.errors import FleetError
+from comfy_fleet.services.prompt_submitter import InvalidPrompt
 
 BAD_PROMPT_ID = (
     "prompt_id must be 1 to 128 printable characters, as a UUID has; omit it to let the server generate one"
@@ -52,7 +53,11 @@ def answer(error: FleetError) -> Response:
         return shaped(
             error.status, error.type, error.message, error.hint, error.extra_info, error.node_errors
         )
+    if isinstance(error, InvalidPrompt):
+        return json_response({"error": error.error, "node_errors": error.node_errors}, 400)
     status, headers, told = _envelope(error)
+    if status == 422:  # which ComfyUI does not know
+        status, told["code"] = 400, "invalid_prompt"
     return shaped(status, told["code"], told["message"], headers=headers)
 
 

@@ -55,6 +55,7 @@ class ProblemKind(StrEnum):
     OUT_OF_RANGE = "out_of_range"
     WRONG_TYPE = "invalid_input_type"
     BAD_LINK = "bad_link"
+    TYPE_MISMATCH = "return_type_mismatch"
     NO_OUTPUTS = "no_outputs"
     BAD_PATH = "bad_path"
     LINKED_PATH = "linked_path"
@@ -426,6 +427,20 @@ def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inve
                 # A pack's class may have more outputs than it lists, and a replaced one has other slots.
                 doubtful = source.pack or bool(source.replaced_by)
                 yield problem(ProblemKind.BAD_LINK, name, message, value=given, doubtful=doubtful)
+            elif source is not None and slot < len(source.outputs):
+                received = source.outputs[slot]
+                if not _fits(received, found.type):
+                    message = f"{name} takes {found.type}, but slot {slot} of node {from_} ({source.name})"
+                    message += f" is {received}"
+                    # A pack's class may take other types than it lists, and say so only to ComfyUI.
+                    doubtful = source.pack or info.pack or bool(source.replaced_by or info.replaced_by)
+                    yield problem(
+                        ProblemKind.TYPE_MISMATCH,
+                        name,
+                        message,
+                        value=(received, found.type),
+                        doubtful=doubtful,
+                    )
             continue
         if isinstance(given, list):
             message = f'{name} holds a bare list: write {{"{declared.WRAPPER}": [...]}}'
@@ -456,6 +471,18 @@ def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inve
                 value=missing,
                 doubtful=info.may_take(name, found, missing),
             )
+
+
+def _fits(received: str, wanted: str) -> bool:
+    """Return whether an output of one type may be linked to an input of another.
+
+    A list of values may be a type of its own, which no text says; other kinds of types are the editor's to
+    check.
+    """
+    types = {one.strip() for one in received.split(",")}, {one.strip() for one in wanted.split(",")}
+    if types[0] & types[1] or any("*" in some for some in types):
+        return True
+    return any(one.startswith("COMFY_") for some in types for one in some)
 
 
 def _number(value: Any, type_: str) -> float | None:

@@ -11,7 +11,7 @@ to the card's limit.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from comfy_fleet.domain.graphs.graph import Graph
 from comfy_fleet.domain.graphs.inputs import alike, looks_like_file, unwrapped
@@ -24,9 +24,13 @@ from comfy_fleet.domain.graphs.inventory import (
 )
 from comfy_fleet.domain.graphs.version_conditions import version_allows
 from comfy_fleet.domain.jobs.job import Placement
+from comfy_fleet.domain.nodes.no_common_node import Part
 from comfy_fleet.domain.nodes.node import Node
+from comfy_fleet.domain.text import clip
 
 GIB = 2**30
+MOST_SHOWN = 200
+"""Characters of a value in a sentence about nodes."""
 CARD_TOLERANCE = 0.94
 """A "24 GB" card has about 23.5 GiB for programs: this fraction of a declared need is enough."""
 
@@ -221,6 +225,55 @@ def why_not(needs: Requirements, candidate: Candidate) -> list[str]:
             if info is not None and offers(info, input_, wanted) is False:
                 found.append(_lacks(class_type, input_, wanted))
     return found
+
+
+def lacking(
+    graph: Graph, needs: Requirements, candidate: Candidate, problems: Iterable[Problem]
+) -> list[Part]:
+    """Return the parts of a graph that a node lacks.
+
+    Args:
+        graph: The graph.
+        needs: What it needs.
+        candidate: The node.
+        problems: What is certainly wrong with the graph there.
+    """
+    found = [
+        Part(node_id=one.node_id, class_type=one.class_type, field=one.field, what=_what(one))
+        for one in problems
+    ]
+    rest = replace(needs, classes=frozenset(), choices=frozenset())
+    found += [Part(node_id="", class_type="", field="", what=text) for text in why_not(rest, candidate)]
+    known = candidate.inventory.classes if candidate.inventory is not None else {}
+    for class_type, name, wanted in needs.choices:
+        info = known.get(class_type)
+        if info is None or offers(info, name, wanted) is not False:
+            continue
+        found += [
+            Part(node_id=node_id, class_type=class_type, field=name, what=_choice(class_type, name, wanted))
+            for node_id, node in graph.items()
+            if node["class_type"] == class_type and _same(unwrapped(node["inputs"].get(name)), wanted)
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _what(problem: Problem) -> str:
+    match problem.kind:
+        case ProblemKind.UNKNOWN_CLASS:
+            return f"the class `{problem.class_type}`"
+        case ProblemKind.FILE_MISSING | ProblemKind.VALUE_NOT_IN_LIST:
+            return _choice(problem.class_type, problem.field, problem.value)
+    return problem.message
+
+
+def _choice(class_type: str, name: str, value: object) -> str:
+    if looks_like_file(value):
+        return f"`{file_place(class_type, name, str(value))}`"
+    return f"`{class_type}.{name}` = {clip(repr(value), MOST_SHOWN)}"
+
+
+def _same(value: object, wanted: object) -> bool:
+    return alike(value) == wanted if isinstance(value, str) else value == wanted
 
 
 def able(
