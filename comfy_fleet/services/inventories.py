@@ -19,7 +19,7 @@ from comfy_fleet.domain.graphs.inventory import Problem, ProblemKind
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
 from comfy_fleet.domain.nodes import eligibility, no_common_node, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
-from comfy_fleet.domain.nodes.no_common_node import Part
+from comfy_fleet.domain.nodes.no_common_node import GraphPart
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
@@ -390,7 +390,7 @@ def _defect(problem: Problem) -> dict[str, Any]:
     return told
 
 
-def _apart(part: Part, together: str) -> dict[str, Any]:
+def _apart(part: GraphPart, together: str) -> dict[str, Any]:
     return {
         "field": part.field or "class_type",
         "reason": "no_common_node",

@@ -46,7 +46,7 @@ INFO: dict[str, Any] = {
     },
     "Switch": {"input": {"required": {"mode": ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "a"}]}]}}},
     "Save": {
-        "input": {"required": {"images": ["IMAGE", {}], "filename_prefix": ["STRING", {"default": "x"}]}},
+        "input": {"required": {"images": ["*", {}], "filename_prefix": ["STRING", {"default": "x"}]}},
         "output": [],
         "output_node": True,
     },
@@ -128,6 +128,45 @@ def test_a_link_to_a_slot_that_its_class_does_not_have(
     assert all("slot" in one and "node other (Load), whose outputs are MODEL" in one for one in told)
     # Nobody looks at what no output reads, or at an input that the class does not declare.
     assert found(graph(n=("Load", {**GOOD, "undeclared": ["other", slot]}), other=("Load", GOOD))) == []
+
+
+TYPED: dict[str, Any] = {
+    "Noise": {"input": {}, "output": ["LATENT", "INT,FLOAT", "*", ["a", "b"], "COMFY_MATCHTYPE_V3"]},
+    "Packed": {"input": {}, "output": ["LATENT"], "python_module": "custom_nodes.pack"},
+    "Show": {
+        "input": {
+            "required": {},
+            "optional": {
+                "image": ["IMAGE", {}],
+                "number": ["FLOAT,STRING", {}],
+                "any": ["*", {}],
+                "choice": [["a"], {}],
+            },
+        },
+        "output_node": True,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "slots"),
+    [("image", {0, 1}), ("number", {0}), ("any", set()), ("choice", set())],
+)
+def test_types_of_links_are_compared(name: str, slots: set[int]) -> None:
+    inventory = parse(TYPED)
+
+    def told(class_type: str, slot: int) -> list[tuple[str, bool]]:
+        made: Any = {
+            "n": {"class_type": class_type, "inputs": {}},
+            "s": {"class_type": "Show", "inputs": {name: ["n", slot]}},
+        }
+        return [(one.kind.value, one.doubtful) for one in findings(made, inventory)]
+
+    assert {slot for slot in range(5) if told("Noise", slot)} == slots
+    for slot in slots:
+        assert told("Noise", slot) == [("return_type_mismatch", False)]
+    # A pack's class may take what it does not list.
+    assert told("Packed", 0) == ([("return_type_mismatch", True)] if 0 in slots else [])
 
 
 @pytest.mark.parametrize(

@@ -476,13 +476,12 @@ def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inve
 def _fits(received: str, wanted: str) -> bool:
     """Return whether an output of one type may be linked to an input of another.
 
-    A list of values may be a type of its own, which no text says; other kinds of types are the editor's to
-    check.
+    Enumerations are not compared, and the types of dynamic inputs are the editor's to check.
     """
     types = {one.strip() for one in received.split(",")}, {one.strip() for one in wanted.split(",")}
     if types[0] & types[1] or any("*" in some for some in types):
         return True
-    return any(one.startswith("COMFY_") for some in types for one in some)
+    return any(one.startswith(("COMBO", "COMFY_")) for some in types for one in some)
 
 
 def _number(value: Any, type_: str) -> float | None:

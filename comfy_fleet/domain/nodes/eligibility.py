@@ -24,7 +24,7 @@ from comfy_fleet.domain.graphs.inventory import (
 )
 from comfy_fleet.domain.graphs.version_conditions import version_allows
 from comfy_fleet.domain.jobs.job import Placement
-from comfy_fleet.domain.nodes.no_common_node import Part
+from comfy_fleet.domain.nodes.no_common_node import GraphPart
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.text import clip
 
@@ -229,7 +229,7 @@ def why_not(needs: Requirements, candidate: Candidate) -> list[str]:
 
 def lacking(
     graph: Graph, needs: Requirements, candidate: Candidate, problems: Iterable[Problem]
-) -> list[Part]:
+) -> list[GraphPart]:
     """Return the parts of a graph that a node lacks.
 
     Args:
@@ -239,18 +239,20 @@ def lacking(
         problems: What is certainly wrong with the graph there.
     """
     found = [
-        Part(node_id=one.node_id, class_type=one.class_type, field=one.field, what=_what(one))
+        GraphPart(node_id=one.node_id, class_type=one.class_type, field=one.field, what=_what(one))
         for one in problems
     ]
     rest = replace(needs, classes=frozenset(), choices=frozenset())
-    found += [Part(node_id="", class_type="", field="", what=text) for text in why_not(rest, candidate)]
+    found += [GraphPart(node_id="", class_type="", field="", what=text) for text in why_not(rest, candidate)]
     known = candidate.inventory.classes if candidate.inventory is not None else {}
     for class_type, name, wanted in needs.choices:
         info = known.get(class_type)
         if info is None or offers(info, name, wanted) is not False:
             continue
         found += [
-            Part(node_id=node_id, class_type=class_type, field=name, what=_choice(class_type, name, wanted))
+            GraphPart(
+                node_id=node_id, class_type=class_type, field=name, what=_choice(class_type, name, wanted)
+            )
             for node_id, node in graph.items()
             if node["class_type"] == class_type and _same(unwrapped(node["inputs"].get(name)), wanted)
         ]

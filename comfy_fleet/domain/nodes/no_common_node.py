@@ -7,7 +7,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class GraphPart:
     """A part of a graph that some node lacks.
 
     Attributes:
@@ -23,7 +23,7 @@ class Part:
     what: str
 
 
-def apart(lacking: Mapping[str, Collection[Part]]) -> list[str]:
+def apart(lacking: Mapping[str, Collection[GraphPart]]) -> list[str]:
     """Return what no node has together, in words, as few things as possible.
 
     Args:
@@ -48,7 +48,7 @@ def apart(lacking: Mapping[str, Collection[Part]]) -> list[str]:
     return chosen
 
 
-def told(lacking: Mapping[str, Collection[Part]], chosen: Sequence[str]) -> str:
+def told(lacking: Mapping[str, Collection[GraphPart]], chosen: Sequence[str]) -> str:
     """Return ``no GPU has both `a` (gpu1) and `b` (gpu5)``."""
     shown = [
         f"{what} ({_names([node for node in lacking if what not in _whats(lacking[node])])})"
@@ -59,7 +59,7 @@ def told(lacking: Mapping[str, Collection[Part]], chosen: Sequence[str]) -> str:
     return f"no GPU has all of {', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _whats(parts: Collection[Part]) -> set[str]:
+def _whats(parts: Collection[GraphPart]) -> set[str]:
     return {part.what for part in parts}
 
 
