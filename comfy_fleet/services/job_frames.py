@@ -15,7 +15,6 @@ from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
 from comfy_fleet.domain.jobs.frames import RawFrame, with_metadata, with_prompt, without_metadata
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Output, OutputKind
-from comfy_fleet.domain.jobs.output_names import place_of
 from comfy_fleet.domain.jobs.outputs import FRAME_NAME
 from comfy_fleet.domain.jobs.run_results import BLOCKED
 from comfy_fleet.domain.jobs.shown_prompt import (
@@ -25,7 +24,7 @@ from comfy_fleet.domain.jobs.shown_prompt import (
     ResultKey,
     Topic,
 )
-from comfy_fleet.domain.jobs.shown_ui import shown_ui
+from comfy_fleet.domain.jobs.shown_ui import whole_ui
 
 _TYPE = re.compile(rb'\{\s*"type"\s*:\s*"([^"\\]{1,200})"')
 _NOT_THE_CLIENTS = frozenset({"status", "feature_flags", "logs", "execution_success"})
@@ -185,17 +184,11 @@ def prompt_end(
 
 
 def _executed(job: Job, ui: Mapping[str, Any], told: frozenset[ResultKey]) -> list[RecordedResult]:
-    shown: dict[str, Any] = dict(shown_ui(ui, job.outputs))
-    for output in job.outputs:
-        if output.saved and output.node_id not in ui:  # it has returned more than a record keeps
-            place = place_of(output)
-            file = {"filename": place.filename, "subfolder": place.subfolder, "type": place.type}
-            shown.setdefault(output.node_id, {}).setdefault(output.key, []).append(file)
     return [
         RecordedResult(
             (node, None), client_messages.executed(job.prompt_id, node, output, display_node=shown_node(node))
         )
-        for node, output in shown.items()
+        for node, output in whole_ui(ui, job.outputs).items()
         if output and (node, None) not in told
     ]
 

@@ -11,7 +11,7 @@ import orjson
 
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.jobs.prompt_entries import ListedState, final_item, live_item
-from comfy_fleet.domain.jobs.shown_ui import shown_ui
+from comfy_fleet.domain.jobs.shown_ui import whole_ui
 from comfy_fleet.ports.prompts import PromptLists
 
 MOST_KEPT = 5000
@@ -44,7 +44,7 @@ class PromptItems:
         while over:  # what they returned is read in parts that fit into memory
             contents = await self._prompts.contents(over, _MOST_BYTES)
             for job, content in zip(over, contents, strict=False):
-                ui = shown_ui(content.ui, job.outputs)
+                ui = whole_ui(content.ui, job.outputs)
                 found[job.id, states[job.id]] = orjson.dumps(final_item(job, states[job.id], ui))
             over = over[len(contents) :]
         for row, text in found.items():

@@ -228,7 +228,7 @@ class Submitter:
         read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
         assets, others = await self._named_assets(owner, read, declared, large=large)
         await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
-        await self._check_known(read, others)
+        await self._check_known(read, [one for one in others if one.node_id in runs])
         uploads = graph.place_names(assets)
         where = _placement_request(workflow.requires, options.where) if workflow else options.where
         placement = await self._inventories.placement(runs, where)

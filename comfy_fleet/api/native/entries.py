@@ -7,7 +7,7 @@ import orjson
 
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.jobs.prompt_entries import history_entry, shown_extra_data, shown_number
-from comfy_fleet.domain.jobs.shown_ui import shown_ui
+from comfy_fleet.domain.jobs.shown_ui import whole_ui
 from comfy_fleet.ports.prompts import PromptContent, QueuedPrompt
 
 
@@ -31,7 +31,7 @@ def history_item(job: Job, content: PromptContent) -> bytes:
         graph=graph_of(content),
         extra_data=extra,
         outputs=job.output_nodes or job.targets,
-        ui=shown_ui(content.ui, job.outputs),
+        ui=whole_ui(content.ui, job.outputs),
     )
     return orjson.dumps(entry)
 

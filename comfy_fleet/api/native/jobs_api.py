@@ -24,7 +24,7 @@ from comfy_fleet.domain.jobs.prompt_entries import (
     live_item,
     shown_extra_data,
 )
-from comfy_fleet.domain.jobs.shown_ui import shown_ui
+from comfy_fleet.domain.jobs.shown_ui import whole_ui
 from comfy_fleet.ports.prompts import PromptFilter
 from comfy_fleet.services.job_queries import is_id, prompt_job
 
@@ -60,7 +60,7 @@ async def get_job(request: Request) -> Response:
     if not state.final:
         return json_response(_live(job, state))
     content = (await d.prompts.contents([job], 0))[0]
-    ui = shown_ui(content.ui, job.outputs)
+    ui = whole_ui(content.ui, job.outputs)
     extra = shown_extra_data(content.extra_data, client_id=job.client_id, created_at=job.created_at)
     details = job_details(job, graph=graph_of(content), extra_data=extra, ui=ui)
     return json_response({**final_item(job, state, ui), **details})

@@ -30,7 +30,7 @@ _CONVERTED: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float}
 _PARTIAL = frozenset(
     {
         *("missing_input", "file_missing", "value_not_in_list", "out_of_range", "invalid_input_type"),
-        *("bad_link", "unknown_node", "cycle", "return_type_mismatch"),
+        *("bad_link", "unknown_node", "cycle", "return_type_mismatch", "custom_validation_failed"),
     }
 )
 """Defects for which ComfyUI leaves out an output and runs the others."""

@@ -61,20 +61,25 @@ def executed(prompt_id: str, node: str, output: object, *, display_node: str = "
 
 
 def end_of(job: Job, at: float) -> ClientMessage:
-    """Return the message that tells a final job's end.
+    """Return the message that tells a final job's end; see :func:`end_data`."""
+    return message(*end_data(job, at))
+
+
+def end_data(job: Job, at: float) -> tuple[str, dict[str, Any]]:
+    """Return type and data of the message that tells a final job's end; ``at`` is in Unix seconds.
 
     A job that was canceled before it began was interrupted for its client: ComfyUI itself says nothing about
     a prompt that is deleted from its queue, and a script that waits for it would wait for ever.
     """
     if job.status is JobStatus.SUCCEEDED:
-        return message("execution_success", {"prompt_id": job.prompt_id, "timestamp": _ms(at)})
+        return ("execution_success", {"prompt_id": job.prompt_id, "timestamp": _ms(at)})
     node = job.progress.current_node if job.progress else None
     if job.status is JobStatus.CANCELED:
         node_type = job.progress.current_node_class if job.progress else None
         about = {"prompt_id": job.prompt_id, "node_id": node, "node_type": node_type}
-        return message("execution_interrupted", {**about, "executed": [], "timestamp": _ms(at)})
+        return ("execution_interrupted", {**about, "executed": [], "timestamp": _ms(at)})
     error = job.error or JobError(code="internal_error", message="the job has failed")
-    return message(
+    return (
         "execution_error",
         {
             "prompt_id": job.prompt_id,

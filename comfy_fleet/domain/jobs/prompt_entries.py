@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.job import Job, JobStatus
 
 MOST_PREVIEW = 1024
@@ -115,43 +116,14 @@ def _messages(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
     told = {"prompt_id": job.prompt_id, "timestamp": milliseconds(started)}
     yield "execution_start", told
     yield "execution_cached", {"nodes": [], **told}
-    ended = milliseconds(job.completed_at or started)
-    match job.status:
-        case JobStatus.SUCCEEDED:
-            yield "execution_success", {"prompt_id": job.prompt_id, "timestamp": ended}
-        case JobStatus.CANCELED:
-            node = {"node_id": _current(job), "node_type": _current_class(job), "executed": []}
-            yield "execution_interrupted", {"prompt_id": job.prompt_id, **node, "timestamp": ended}
-        case _:
-            yield "execution_error", execution_error(job)
+    yield _end(job)
 
 
-def execution_error(job: Job) -> dict[str, Any]:
-    """Return the message about a failed job's error; clients need each of its fields."""
-    error = job.error
-    trace = (error.traceback or "") if error else ""
-    code = error.code if error else job.status.value
-    details = error.details if error else {}
-    return {
-        "prompt_id": job.prompt_id,
-        "node_id": (error.node_id if error else None) or _current(job),
-        "node_type": (error.class_type if error else None) or _current_class(job),
-        "executed": [],
-        "exception_message": error.message if error else "it did not start before its deadline",
-        "exception_type": str(details.get("exception_type") or code),
-        "traceback": trace.splitlines(keepends=True),
-        "current_inputs": {},
-        "current_outputs": [],
-        "timestamp": milliseconds(job.completed_at or job.created_at),
-    }
-
-
-def _current(job: Job) -> str:
-    return (job.progress.current_node if job.progress else None) or ""
-
-
-def _current_class(job: Job) -> str:
-    return (job.progress.current_node_class if job.progress else None) or ""
+def _end(job: Job) -> tuple[str, dict[str, Any]]:
+    """Return the last message; clients that check a schema want texts where a node is named."""
+    type_, data = client_messages.end_data(job, job.completed_at or job.started_at or job.created_at)
+    named: dict[str, Any] = {name: data[name] or "" for name in ("node_id", "node_type") if name in data}
+    return type_, {**data, **named}
 
 
 # -- the jobs API ------------------------------------------------------------------------------------------
@@ -189,7 +161,7 @@ def final_item(job: Job, state: ListedState, ui: Mapping[str, Any]) -> dict[str,
         "create_time": milliseconds(job.created_at),
         "execution_start_time": milliseconds(job.started_at or job.created_at) if ran else None,
         "execution_end_time": milliseconds(job.completed_at or job.created_at) if ran else None,
-        "execution_error": execution_error(job) if state is ListedState.FAILED else None,
+        "execution_error": _end(job)[1] if state is ListedState.FAILED else None,
         "outputs_count": len(found),
         "previewable_outputs_count": sum(_previewable(key, file) for _, key, file in found),
         "preview_output": preview,

@@ -40,6 +40,21 @@ def shown_ui(ui: Mapping[str, Any], outputs: Iterable[Output]) -> dict[str, Any]
     }
 
 
+def whole_ui(ui: Mapping[str, Any], outputs: Iterable[Output]) -> dict[str, Any]:
+    """Return the same of all nodes of a job that is over, with the files of nodes that are missing in it.
+
+    A node is missing if it has returned more than a record keeps.
+    """
+    outputs = tuple(outputs)
+    shown = shown_ui(ui, outputs)
+    for output in outputs:
+        if output.saved and output.node_id not in ui:
+            place = place_of(output)
+            file = {"filename": place.filename, "subfolder": place.subfolder, "type": place.type}
+            shown.setdefault(output.node_id, {}).setdefault(output.key, []).append(file)
+    return shown
+
+
 class _Shown:
     """What one node returned; counts the values of each key as :func:`leaves_of` does."""
 
