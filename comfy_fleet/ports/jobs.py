@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob, OwnerEvent
+from comfy_fleet.domain.jobs.output_names import SavedFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,15 @@ class JobStore(Protocol):
 
     async def hide(self, owner: str, job_ids: Sequence[str]) -> int:
         """Delete final jobs of the owner's from ComfyUI's history, and from nothing else; return how many."""
+
+    async def saved(self, owner: str, file: SavedFile) -> str | None:
+        """Return the id of the asset that an owner's file was saved as, or None; the asset may be gone.
+
+        A 3D file is found in either folder, because what shows it does not say which it is in.
+        """
+
+    async def saved_files(self, owner: str, type_: str, *, limit: int) -> Sequence[SavedFile]:
+        """Return an owner's files in a folder (``output`` or ``temp``), those of the newest jobs first."""
 
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile in seconds, newest first, at most 50."""

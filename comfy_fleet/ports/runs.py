@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
 
 ANYBODY = -1
 """Who listens to a job that is no client's: its owner's websockets, which get only some of its frames."""
@@ -150,6 +151,13 @@ class RunStore(Protocol):
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output; the same (node, key, index) again is the same output."""
+
+    async def name_outputs(self, claim: Claim, groups: Sequence[NumberGroup]) -> Mapping[OutputId, SavedFile]:
+        """Draw the names under which the job's owner sees its files; no name is ever drawn twice.
+
+        A place in the job keeps its name in later runs and for other dispatchers, unless its file there has
+        another folder type or extension.
+        """
 
     async def waits(self, claim: Claim, why: str | None) -> None:
         """Note that a run waits for something of the fleet's own, or no longer does."""

@@ -34,6 +34,7 @@ from comfy_fleet.ports.assets import AssetStore, Content
 from comfy_fleet.ports.comfyui import NodeApi
 from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.output_naming import OutputNaming
 from comfy_fleet.services.store_retry import Reminder, retry_while_store_down
 from comfy_fleet.timeouts import Timeout
 
@@ -143,6 +144,7 @@ class Collector:
         self.held_bytes = 0
         self._waiting = 0
         self._hasten = asyncio.Event()
+        self._naming = OutputNaming(partial(runs.name_outputs, claim))
         self._telemetry = telemetry
         self._extra = claim.log_fields
         self._submitted = SubmittedGraph(claim.graph)
@@ -164,6 +166,7 @@ class Collector:
         if self.over is not None:
             return
         self._items |= new
+        self._naming.want(new.values())
         for id_, item in new.items():
             self.held_bytes += item.held_bytes
             self._tasks[id_] = task = asyncio.create_task(self._collect(item))
@@ -211,6 +214,7 @@ class Collector:
             LeaseLost: Another dispatcher has the run.
         """
         results = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._naming.close()
         broken = {
             id_: result
             for id_, result in zip(self._tasks, results, strict=True)
@@ -228,6 +232,7 @@ class Collector:
 
     def cancel(self) -> None:
         """Fetch nothing more."""
+        self._naming.close()
         for task in self._tasks.values():
             task.cancel()
 
@@ -255,18 +260,22 @@ class Collector:
             with contextlib.suppress(TimeoutError):
                 async with Timeout(LINGER_S):
                     await self._hasten.wait()
+        self._naming.start()
         asset = await self._kept(item)
+        saved = await self._naming.of(item)
         output = Output(
             asset_id=asset.id,
             node_id=item.node_id,
             key=item.key,
             index=item.index,
-            name=item.name,
+            name=saved.filename if saved else item.name,
             kind=item.kind,
             content_type=item.content_type,
             size_bytes=asset.size_bytes,
             hash=asset.hash,
             temporary=item.temporary,
+            saved=saved is not None,
+            subfolder=saved.subfolder if saved else "",
         )
         await self._insist(lambda: self._runs.output(self._claim, output))
         self._committed[item.id] = output
@@ -375,13 +384,14 @@ class Collector:
                     size.bytes = content.length
                     self._weigh(item, content.length, self._bytes + content.length)
                     self._assets.check_room(content.length, output=True)
+                saved = await self._naming.of(item)  # drawn since before the node was asked for the file
                 return await self._assets.add_output(
                     owner=job.owner,
                     job_id=job.id,
                     run=self._claim.run,
                     token=self._claim.token,
                     chunks=counted(content.chunks),
-                    name=item.name,
+                    name=saved.filename if saved else item.name,
                     content_type=item.content_type,
                     expires_at=job.expires_at,
                     corrections=PictureRestorer(self._submitted),

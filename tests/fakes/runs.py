@@ -10,6 +10,7 @@ from typing import Any
 
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
 from comfy_fleet.ports.runs import Claim, Refused, Waiting
 from tests.factories import running_job
 from tests.fakes.base import Fake, unplayed
@@ -105,6 +106,8 @@ class FakeRunStore(Fake):
         finished: Every end that was written.
         requeued: Every job that was given back.
         broken: Claims that meet a job that can't be read: it ends.
+        names: What was drawn for each job and place; all jobs are one owner's.
+        numbers: The last number of each counter.
     """
 
     def __init__(self, registry: FakeNodeRegistry | None = None) -> None:
@@ -120,6 +123,8 @@ class FakeRunStore(Fake):
         self.finished: list[Finished] = []
         self.requeued: list[Requeued] = []
         self.broken = 0
+        self.names: dict[tuple[str, OutputId], SavedFile] = {}
+        self.numbers: Counter[str] = Counter()
         self._ids = count(1)
 
     # -- what a test says -----------------------------------------------------------------------------
@@ -220,6 +225,26 @@ class FakeRunStore(Fake):
         self.owned(claim.run, claim.token).outputs.setdefault(
             (output.node_id, output.key, output.index), output
         )
+
+    async def name_outputs(self, claim: Claim, groups: Sequence[NumberGroup]) -> Mapping[OutputId, SavedFile]:
+        self.answer("name_outputs")
+        self.owned(claim.run, claim.token)
+        made = {}
+        for group in groups:
+            number = 0
+            for id_, file in group.files.items():
+                place = (claim.job.id, id_)
+                if place not in self.names and file.unnumbered and self.numbers[file.unnumbered] == 0:
+                    self.numbers[file.unnumbered] = 1
+                    self.names[place] = SavedFile.parse(file.unnumbered)
+                elif place not in self.names:
+                    if not number:
+                        self.numbers[group.counter] += 1
+                        number = self.numbers[group.counter]
+                    before, after = file.around
+                    self.names[place] = SavedFile.parse(f"{before}{number:05}{after}")
+                made[id_] = self.names[place]
+        return made
 
     async def waits(self, claim: Claim, why: str | None) -> None:
         self.answer("waits")
@@ -345,7 +370,7 @@ class FakeJobStore(Fake):
         return self.latest
 
     submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = ui = unplayed
-    extra_data = by_prompt = live = live_count = hide = withdraw = unplayed
+    extra_data = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
 
 
 async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:

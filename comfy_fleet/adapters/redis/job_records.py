@@ -127,9 +127,9 @@ def load_output(data: bytes | Mapping[str, Any]) -> Output:
     return from_fields(Output, orjson.loads(data) if isinstance(data, bytes) else data)
 
 
-def output_field(output: Output) -> str:
-    """Return the output's place in a run; equal places are one output."""
-    return f"{output.node_id}\n{output.key}\n{output.index:06d}"
+def output_field(node_id: str, key: str, index: int) -> str:
+    """Return an output's place in a job; equal places are one output."""
+    return f"{node_id}\n{key}\n{index:06d}"
 
 
 def dump_error(error: JobError | None) -> str:

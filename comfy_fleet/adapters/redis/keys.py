@@ -52,6 +52,7 @@ class Keyspace:
     # -- jobs
     job = _Each("job:ID")  # hash: the job's record, see job_records.py
     job_outputs = _Each("job:ID:outputs")  # hash: NODE\nKEY\nINDEX -> output as JSON
+    job_names = _Each("job:ID:names")  # hash: NODE\nKEY\nINDEX -> TYPE/SUBFOLDER/NAME for the owner
     job_ui = _Each("job:ID:ui")  # string: what the graph's nodes handed over for the user interface, as JSON
     job_extra = _Each("job:ID:extra")  # string: what its owner can read of extra_data, as JSON, compressed
     job_secret = _Each("job:ID:secret")  # string: the rest of it, encrypted, erased when the job ends
@@ -71,6 +72,8 @@ class Keyspace:
         "listed"
     )  # set: whose jobs are all in these lists; those of earlier versions were not
     prompt = _Each("prompt:OWNER:HASH")  # string: the newest job that its client calls so
+    saved_counts = _Each("saved:counts:OWNER")  # hash: TYPE/SUBFOLDER/PREFIX* -> last number; stays for ever
+    saved_files = _Each("saved:files:OWNER")  # hash: TYPE/SUBFOLDER/NAME -> the asset
     placements = _One("placements")  # set: placement classes that have queued jobs
     queue = _Each("queue:PLACEMENT")  # zset: ID -> rank; the lowest goes first (created - priority * ageing)
     deadlines = _One("deadlines")  # zset: ID -> deadline, queued jobs only

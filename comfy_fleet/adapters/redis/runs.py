@@ -16,6 +16,7 @@ from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, Progress
+from comfy_fleet.domain.jobs.output_names import NodeFile, NumberGroup, OutputId, SavedFile, place_of
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.ports.runs import ANYBODY, Beat, Claim, Held, Refused, Waiting
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 PEEK = 64  # queued jobs to look at in each placement class
 BEAT_CHUNK = 250  # runs to renew in one call, so that no call blocks the server for long
 MODELS = 16  # kept for each node
+COUNTERS = 20_000  # of one owner's names, about 2 MB; prefixes beyond share one
 
 DEADLINE = JobError(code="deadline_exceeded", message="no node was free before the job's deadline")
 
@@ -199,11 +201,42 @@ class RedisRunStore:
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output."""
-        await self._note(claim, "output", job_records.dump_output(output), job_records.output_field(output))
+        saved = {"owner": claim.job.owner, "path": place_of(output).path, "asset": output.asset_id}
+        await self._note(
+            claim,
+            "output",
+            job_records.dump_output(output),
+            field=job_records.output_field(output.node_id, output.key, output.index),
+            **(saved if output.saved else {}),
+        )
 
-    async def _note(self, claim: Claim, kind: str, data: bytes | str, field: str | None = None) -> None:
+    async def name_outputs(self, claim: Claim, groups: Sequence[NumberGroup]) -> Mapping[OutputId, SavedFile]:
+        """Draw the names under which the job's owner sees its files."""
+        if not groups:
+            return {}
         answer = await self._scripts.call(
-            "note", data, run=claim.run, token=claim.token, job=claim.job.id, kind=kind, field=field
+            "name_outputs",
+            run=claim.run,
+            token=claim.token,
+            job=claim.job.id,
+            owner=claim.job.owner,
+            most=COUNTERS,
+            groups=[
+                {
+                    "counter": group.counter,
+                    "follows": group.follows,
+                    "files": [_wanted(id_, file) for id_, file in group.files.items()],
+                }
+                for group in groups
+            ],
+        )
+        ids = [id_ for group in groups for id_ in group.files]
+        paths = [raw.decode() for raw in _check(claim, answer)]
+        return {id_: SavedFile.parse(path) for id_, path in zip(ids, paths, strict=True)}
+
+    async def _note(self, claim: Claim, kind: str, data: bytes | str, **about: str) -> None:
+        answer = await self._scripts.call(
+            "note", data, run=claim.run, token=claim.token, job=claim.job.id, kind=kind, **about
         )
         _check(claim, answer)
 
@@ -364,6 +397,12 @@ class RedisRunStore:
 
 def _tokens(claims: Sequence[Claim]) -> dict[str, str]:
     return {claim.run: claim.token for claim in claims}
+
+
+def _wanted(id_: OutputId, file: NodeFile) -> dict[str, str]:
+    before, after = file.around
+    wanted = {"place": job_records.output_field(*id_), "before": before, "after": after}
+    return wanted if file.unnumbered is None else {**wanted, "bare": file.unnumbered}
 
 
 def _check(claim: Claim, answer: Any) -> Any:

@@ -79,7 +79,8 @@ class NodeFile:
                 del parts[at : at + 3]
                 break
         subfolder = safe_path("/".join(parts)) if parts else ""
-        folder = "/".join(part for part in (TEMP if ref.type == TEMP else OUTPUT, subfolder) if part)
+        type_ = TEMP if TEMP in (ref.type, ref.or_type) else OUTPUT
+        folder = f"{type_}/{subfolder}" if subfolder else type_
         numbers = list(_NUMBER.finditer(filename))
         if not numbers:
             stem, dot, extension = filename.rpartition(".")

@@ -1,5 +1,6 @@
 -- Something happened in a run: store it for late readers and publish it for the others.
--- args: run, token, job, kind (progress | preview | output | waits), field (of an output).
+-- args: run, token, job, kind (progress | preview | output | waits); of an output also field, and of a saved file owner,
+--       path (its name) and asset.
 -- ARGV: data as JSON; of kind waits as text, or ''.  Returns 1, or 0 if the lease is gone.
 if not owned(args.run, args.token) then return 0 end
 local id, kind, data = args.job, args.kind, ARGV[2]
@@ -15,6 +16,8 @@ elseif kind == 'preview' then
   redis.set_repl(redis.REPL_ALL)
 elseif redis.call('HSETNX', cleared(job_outputs_key(id), 'hash'), args.field, data) == 0 then
   return 1  -- committed before: an adopted run fetches its outputs again
+elseif args.path then
+  redis.call('HSET', cleared(saved_files_key(args.owner), 'hash'), args.path, args.asset)
 end
 publish(id, kind, args.run, data)
 return 1

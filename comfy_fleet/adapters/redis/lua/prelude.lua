@@ -392,8 +392,8 @@ end
 local function strays(id)
   local names = ''
   for _, output in ipairs(redis.call('HVALS', cleared(job_outputs_key(id), 'hash'))) do
-    local name = string.match(output, '"name":"(preview3d_%x+%.%w+)"')
-    if name and #string.match(name, '_(%x+)%.') == 32 then names = names .. ' ' .. name end
+    local drawn, extension = string.match(output, '"name":"preview3d_(%x+)[_%d]*(%.%w+)"')
+    if drawn and #drawn == 32 then names = names .. ' preview3d_' .. drawn .. extension end
   end
   return names
 end
