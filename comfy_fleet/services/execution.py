@@ -385,7 +385,7 @@ class Execution:
             case ShowPreview():
                 self._reporter.preview(action)
             case Collect():
-                self._outputs.add([action.item])
+                self._outputs.add(action.items)
                 if self._outputs.over is not None:
                     self._events.put_nowait(CancelRequested())  # nobody will get the rest
                 await asyncio.sleep(0)  # ask now, not after all frames that came with this one

@@ -166,8 +166,9 @@ async def carry(
                         spawn(tell(fleet.nodes.interrupt(node, run_id)))
                     case DeletePending():
                         spawn(tell(fleet.nodes.delete_pending(node, run_id)))
-                    case Collect(item):
-                        await fetch(item)
+                    case Collect(items):
+                        for item in items:
+                            await fetch(item)
                     case Left(items):
                         done.left = items
                     case Finish(verdict):

@@ -103,7 +103,7 @@ class Log:
 
     @property
     def collected(self) -> list[OutputItem]:
-        return [action.item for action in self.of(Collect)]
+        return [item for action in self.of(Collect) for item in action.items]
 
     @property
     def left(self) -> tuple[OutputItem, ...]:

@@ -184,7 +184,7 @@ def test_numbers_are_drawn_in_the_order_of_the_nodes() -> None:
         *items_of("9", images=saved("t_00003_.png", "t_00002_.png")),
         *items_of("4", images=saved("t_00001_.png")),
     )
-    assert grouped(items) == [[("4", "images", 0)], [("9", "images", 1)], [("9", "images", 0)]]
+    assert grouped(items) == [[("9", "images", 1)], [("9", "images", 0)], [("4", "images", 0)]]
     assert not any(group.follows for group in number_groups(items))
 
 

@@ -198,5 +198,7 @@ def test_a_result_is_held_until_the_post_was_answered() -> None:
     run.handle(frame("executed", node="2", output={"text": [text]}), 0.1)
     assert run.held_bytes > 1000
     given = run.handle(accepted(request_of(record)["prompt_id"]), 0.2)
-    assert [action.item.source for action in given if isinstance(action, Collect)] == [InlineText(text)]
+    assert [item.source for action in given if isinstance(action, Collect) for item in action.items] == [
+        InlineText(text)
+    ]
     assert run.held_bytes == 0

@@ -142,23 +142,21 @@ class NumberGroup:
 def number_groups(items: Iterable[OutputItem]) -> list[NumberGroup]:
     """Return the saved files among some outputs, in the order in which numbers are drawn.
 
-    That is the order of the nodes' own numbers. Files of one node of a graph with the same prefix and number
-    share one, as a video and its first picture do.
+    Each node of the graph follows the one that was told of before it, and its files follow its own numbers.
+    Those with the same prefix and number share one, as a video and its first picture do.
     """
     by_node: dict[str, list[tuple[OutputId, FileRef, NodeFile]]] = {}
     for item in items:
         if isinstance(item.source, FileRef):
             file = NodeFile.parse(item.source)
             by_node.setdefault(item.node_id, []).append((item.id, item.source, file))
-    nodes = [sorted(files, key=lambda one: one[2].number or 0) for files in by_node.values()]
-    nodes.sort(key=lambda files: files[0][2].number or 0)
-    return [group for files in nodes for group in _of_one_node(files)]
+    return [group for files in by_node.values() for group in _of_one_node(files)]
 
 
 def _of_one_node(files: Iterable[tuple[OutputId, FileRef, NodeFile]]) -> Iterator[NumberGroup]:
     groups: dict[object, dict[OutputId, NodeFile]] = {}
     alike: dict[NodeFile, dict[FileRef, int]] = {}
-    for id_, ref, file in files:
+    for id_, ref, file in sorted(files, key=lambda one: one[2].number or 0):
         # Different files that would have the same name are in groups of their own.
         refs = alike.setdefault(file, {})
         nth = refs.setdefault(ref, len(refs))

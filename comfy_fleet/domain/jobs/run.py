@@ -754,11 +754,11 @@ class Run:
         graph."""
         if not self._answered or self._rejection is not None:
             return
-        for id_, item in self._seen.items.items():
-            if id_ not in self._given:
-                self._given.add(id_)
-                self._out.append(Collect(item))
-                self._seen.items[id_] = item.emptied()  # the collector has the content now
+        new = {id_: item for id_, item in self._seen.items.items() if id_ not in self._given}
+        if new:
+            self._given |= new.keys()
+            self._out.append(Collect(tuple(new.values())))
+            self._seen.items |= {id_: item.emptied() for id_, item in new.items()}  # the collector has them
 
     def _report(self) -> None:
         progress = self.progress

@@ -214,9 +214,9 @@ class ShowPreview:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """An output exists: fetch it now. The same item is never given out twice."""
+    """Outputs exist, all that are known by now: fetch them. The same item is never given out twice."""
 
-    item: OutputItem
+    items: tuple[OutputItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
