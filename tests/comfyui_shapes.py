@@ -49,6 +49,7 @@ class FleetShapes:
             "long": lambda: {"text": ["t" * size]},
             "fingerprint": lambda: {"images": [put("h.png")], "sums": ["00112233445566778899aabbccddeeff"]},
             "many": lambda: {"images": [put(f"many_{n}.png") for n in range(size)]},
+            "pair": lambda: {"gifs": [put("v_00001.mp4")], "images": [put("v_00001.png")]},
             "large": lambda: {"files": [put("large.bin", bytes(size))]},
         }
         return {"ui": shapes[what]()}

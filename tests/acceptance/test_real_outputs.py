@@ -96,7 +96,8 @@ def test_what_can_not_be_had_ends_the_job_with_its_reason(
     assert words in job["error"]["message"]
     assert len(job["attempts"]) == runs
     if code == "output_lost":
-        assert names(job) == ["fine.png"]  # what could be had is kept
+        (kept,) = names(job)  # what could be had; the second such file of an owner has a number
+        assert kept.startswith("fine")
 
 
 def test_saved_and_previewed_3d_files_are_outputs(up: Up, comfyui_server: ComfyServer) -> None:

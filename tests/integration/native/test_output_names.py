@@ -97,10 +97,9 @@ async def test_the_interface_is_told_the_same_names(redis_port: int) -> None:
     async with fleet_of(redis_port, "g1") as fleet:
         graph = picture(colour(1), filename_prefix="sub/ComfyUI")
         graph["1"]["inputs"]["batch_size"] = 3
-        graph["3"] = {
-            "class_type": "SaveImage",
-            "inputs": {"images": ["1", 0], "filename_prefix": "sub/ComfyUI"},
-        }
+        graph["5"] = {**graph["1"], "inputs": {**graph["1"]["inputs"], "color": colour(2)}}
+        other = {"images": ["5", 0], "filename_prefix": "sub/ComfyUI"}
+        graph["3"] = {"class_type": "SaveImage", "inputs": other}
         graph["4"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
         seen: list[dict[str, Any]] = []
         for _ in range(2):
