@@ -24,6 +24,7 @@ from benchmarks.figures import (
     restarts,
     scaling,
     sdk,
+    sockets,
     submits,
     thousand,
 )
@@ -40,6 +41,7 @@ FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "scaling": scaling.measure,
     "cpu": cpu.measure,
     "submits": submits.measure,
+    "sockets": sockets.measure,
     "foreign": foreign.measure,
     "memory": memory.measure,
     "changes": changes.measure,

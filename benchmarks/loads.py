@@ -22,6 +22,7 @@ from benchmarks.clients import BareClient, Client, LeaseClient, SdkClient, V2Cli
 from benchmarks.operations import submit
 from benchmarks.rawhttp import RawConnection
 from benchmarks.rq_node import QUEUE, picture
+from benchmarks.socket_loads import follow
 from benchmarks.stage import BenchError, Stage
 from comfy_fleet.settings import SOURCE
 
@@ -233,7 +234,8 @@ async def in_turn(stage: Stage, ways: Mapping[str, Mapping[str, Any]], rounds: i
 
 
 LOADS: Mapping[str, Callable[..., Any]] = {
-    made.__name__: made for made in (trips, crowd, submit_all, follow_all, submits, enqueues, rq_submit_all)
+    made.__name__: made
+    for made in (trips, crowd, submit_all, follow_all, follow, submits, enqueues, rq_submit_all)
 }
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -86,12 +87,19 @@ def shapes(messages: list[tuple[str, Any]]) -> list[str]:
 
 
 @asynccontextmanager
-async def client_of(url: str, client_id: str = "", **more: Any) -> AsyncIterator[Client]:
+async def client_of(
+    url: str, client_id: str = "", headers: Mapping[str, str] | None = None
+) -> AsyncIterator[Client]:
     """Open a websocket as a client does; without an id, as the server calls it."""
     query = f"?clientId={client_id}" if client_id else ""
     async with (
-        httpx.AsyncClient(base_url=url, timeout=30) as http,
-        connect(url.replace("http", "ws") + "/ws" + query, proxy=None, max_size=None, **more) as socket,
+        httpx.AsyncClient(base_url=url, timeout=30, headers=dict(headers or {})) as http,
+        connect(
+            url.replace("http", "ws") + "/ws" + query,
+            proxy=None,
+            max_size=None,
+            additional_headers=dict(headers or {}),
+        ) as socket,
     ):
         client = Client(url, client_id, http, socket)
         type_, data = await client.next()
@@ -111,19 +119,25 @@ class Faced:
     def url(self) -> str:
         return self.apis[0].url
 
-    async def client(self, api: int = 0, client_id: str | None = None, **more: Any) -> Client:
+    async def client(
+        self, api: int = 0, client_id: str = "", headers: Mapping[str, str] | None = None
+    ) -> Client:
         """Open a client, which stays until the fleet ends."""
-        opened = client_of(self.apis[api].url, client_id or uuid4().hex, **more)
+        opened = client_of(self.apis[api].url, client_id or uuid4().hex, headers=headers)
         return await self.fleet.stack.enter_async_context(opened)
 
 
 @asynccontextmanager
-async def faced(redis_port: int, *names: str, apis: int = 1, **options: Any) -> AsyncIterator[Faced]:
-    """Start a fleet of simulated nodes with this many API processes' worth of servers."""
+async def faced(
+    redis_port: int, *names: str, apis: int = 1, keys_file: Path | None = None, **options: Any
+) -> AsyncIterator[Faced]:
+    """Start a fleet of simulated nodes with several APIs, which share nothing but Redis and the files."""
     async with fleet_of(redis_port, *names, **options) as fleet, AsyncExitStack() as stack:
         ask = await stack.enter_async_context(NodeClient(fleet.settings.direct_url))
         started = [
-            await stack.enter_async_context(running(redis_port, fleet.settings.data, info=ask))
+            await stack.enter_async_context(
+                running(redis_port, fleet.settings.data, info=ask, keys_file=keys_file)
+            )
             for _ in range(apis)
         ]
         yield Faced(fleet, started)
