@@ -8,48 +8,61 @@ if r[1] ~= args.token or r[2] ~= id then return {} end
 local names = cleared(job_names_key(id), 'hash')
 local counts = cleared(saved_counts_key(owner), 'hash')
 local SHARED = '*'  -- counts for all that have no counter of their own
-local paths, drawn = {}, 0
 
--- What a counter says, and the counter itself: where there is no room for another one, the shared one.
-local function count_of(counter)
-  local last = redis.call('HGET', counts, counter)
-  if last then return tonumber(last) or 0, counter end
-  local shared = tonumber(redis.call('HGET', counts, SHARED) or 0) or 0
-  if redis.call('HLEN', counts) < args.most then return shared, counter end
-  return shared, SHARED
+local places = {}
+for _, group in ipairs(args.groups) do
+  for _, file in ipairs(group.files) do places[#places + 1] = file.place end
+end
+local known = redis.call('HMGET', names, unpack(places))
+local room = args.most - redis.call('HLEN', counts)
+local paths, named, lasts = {}, {}, {}
+
+local function last_of(counter)
+  if not lasts[counter] then
+    local last = redis.call('HGET', counts, counter)
+    lasts[counter] = last and (tonumber(last) or 0)
+  end
+  return lasts[counter]
 end
 
--- What follows the last dot of a path's last part; a type and this must be right in whatever name is kept.
+-- The next number of a counter; where there is no room for another one, of the shared one.
+local function next_of(counter, above)
+  local last = last_of(counter)
+  if not last then
+    last = last_of(SHARED) or 0
+    if room > 0 then room = room - 1 else counter = SHARED end
+  end
+  lasts[counter] = math.max(last, above) + 1
+  return lasts[counter]
+end
+
+-- A path's folder type and extension: in whatever name is kept, they must be right.
 local function kind_of(path) return string.match(path, '^%a+') .. (string.match(path, '%.[^./]*$') or '') end
 
-local function keep(file, path)
-  redis.call('HSET', names, file.place, path)
-  paths[#paths + 1] = path
-end
-
+local number
 for _, group in ipairs(args.groups) do
-  local number
+  local above = group.follows and number or 0
+  local bare
+  number = nil
   for _, file in ipairs(group.files) do
-    local had = redis.call('HGET', names, file.place)
-    if had and kind_of(had) == kind_of(file.before .. file.after) then
-      paths[#paths + 1] = had  -- of an earlier run of the job, or of this run with another dispatcher
-    else
-      if had then redis.call('HDEL', saved_files_key(owner), had) end
-      if file.bare and redis.call('HLEN', counts) < args.most and redis.call('HSETNX', counts, file.bare, 0) == 1 then
-        keep(file, file.bare)
-        group.bare = file.bare
-      elseif group.bare then
-        keep(file, group.bare)
-      else
-        if not number then
-          local last, counter = count_of(group.counter)
-          number = math.max(last, group.follows and drawn or 0) + 1
-          redis.call('HSET', counts, counter, string.format('%d', number))
-        end
-        keep(file, file.before .. string.format('%05d', number) .. file.after)
+    local at = #paths + 1
+    local path = known[at]  -- of an earlier run of the job, or of this run with another dispatcher
+    if not path or kind_of(path) ~= kind_of(file.before .. file.after) then
+      if path then redis.call('HDEL', saved_files_key(owner), path) end
+      if file.bare and not bare and not number and room > 0
+        and redis.call('HSETNX', counts, file.bare, 0) == 1 then
+        room = room - 1
+        bare = file.bare
       end
+      if not bare then number = number or next_of(group.counter, above) end
+      path = bare or file.before .. string.format('%05d', number) .. file.after
+      named[file.place] = path
     end
+    paths[at] = path
   end
-  drawn = number or 0
 end
+for counter, last in pairs(lasts) do
+  if last then redis.call('HSET', counts, counter, string.format('%d', last)) end
+end
+if next(named) then redis.call('HSET', names, unpack(flat(named))) end
 return paths
