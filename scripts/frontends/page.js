@@ -34,7 +34,7 @@
     }
     if (wanted.progress) say("progress", store.nodeProgressStates, wanted.progress);
     const now = store._executingNodeProgress;
-    if (now && now.prompt_id !== wanted.active) say("progress bar of", now.prompt_id, wanted.active);
+    if (now && !wanted.progress_of.includes(now.prompt_id)) say("progress bar of", now.prompt_id, wanted.active);
     if (wanted.active) {
       const known = queued()[wanted.active]?.nodes ?? {};
       say("nodes of the active prompt", Object.keys(known).sort(), wanted.nodes);

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -89,3 +90,48 @@ def test_what_was_submitted_is_in_every_picture(up: Up) -> None:
                 image.seek(frame)
                 assert image.convert("RGB").getpixel((5, 5)) == (2, 2, 2)
         again = read_graph(saved["webp"])
+
+
+def posted(up: Up, graph: object) -> dict[str, bytes]:
+    """Run a graph as ComfyUI's clients do and return what it saved, by node."""
+    sent = {
+        "prompt": graph,
+        "client_id": str(uuid4()),
+        "extra_data": {"extra_pnginfo": {"workflow": WORKFLOW}},
+    }
+    answer = httpx.post(f"{up.url}/prompt", json=sent)
+    assert answer.status_code == 200, answer.text
+    prompt_id = answer.json()["prompt_id"]
+    deadline = time.monotonic() + 60
+    while not (entry := httpx.get(f"{up.url}/history/{prompt_id}").json().get(prompt_id)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert entry["prompt"][2] == graph
+    found = {}
+    for node_id, shown in entry["outputs"].items():
+        (image,) = shown["images"]
+        found[node_id] = httpx.get(f"{up.url}/view", params=image).content
+    return found
+
+
+def test_a_client_of_comfyuis_own_routes_finds_the_graph_that_it_posted(up: Up) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (48, 48), (2, 2, 2)).save(data, "PNG")
+    name = f"photo {uuid4()} (1).png"
+    answer = httpx.post(
+        f"{up.url}/upload/image", files={"image": (name, data.getvalue())}, data={"subfolder": "mine"}
+    )
+    assert answer.status_code == 200, answer.text
+    where = f"{answer.json()['subfolder']}/{answer.json()['name']} [input]"
+    again: object = {
+        "1": node("LoadImage", image=where),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
+        "3": node("PreviewImage", images=["1", 0]),
+    }
+    for _ in range(2):
+        saved = posted(up, again)
+        assert set(saved) == {"2", "3"}
+        for picture in saved.values():
+            assert read_graph(picture) == again
+            assert b"fleet" not in picture
