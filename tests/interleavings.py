@@ -1,7 +1,7 @@
 """Random orders of what eight runs of one client's prompts say, and what ComfyUI's editor should show of it.
 
-The messages are made by :class:`comfy_fleet.domain.jobs.shown_prompt.ShownPrompt`. What the editor should show
-is worked out independently of it.
+The messages are made by :class:`comfy_fleet.domain.jobs.shown_prompt.ShownPrompt`. What the editor should
+show is worked out independently of it.
 """
 
 import json
@@ -156,7 +156,8 @@ class Interleaving:
         run = f"run{number}"
         if kind == "canceled first":
             last = "execution_interrupted"
-            yield PromptEnd(run="", start=None, last=_last(prompt, last))
+            start = client_messages.execution_start(prompt, 1.0)
+            yield PromptEnd(run="", start=start, last=_last(prompt, last))
             return
         if kind == "given back":
             told = [one for one in self._run(f"{run}-", prompt) if not (lossy and random.random() < 0.2)]

@@ -175,11 +175,11 @@ def prompt_end(
         at: The time in Unix seconds.
     """
     last = [frames.end_of(job, at), *([] if live is None else [live]), client_messages.left(job.prompt_id)]
+    start = client_messages.execution_start(job.prompt_id, job.started_at or at)
     if job.run is None:
-        return PromptEnd(run="", start=None, last=last)
+        return PromptEnd(run="", start=start, last=last)
     known = frozenset(told)
     results = [*_pictures(job, frames, known, metadata=metadata), *_executed(job, ui, known)]
-    start = client_messages.execution_start(job.prompt_id, job.started_at or at)
     return PromptEnd(run=job.run, start=start, results=results, last=last)
 
 

@@ -238,15 +238,15 @@ def test_what_is_told_again_for_late_listeners_is_told_once() -> None:
     assert begun(machine, "a") == heard(machine, "a", Topic.EXECUTING, first) == []
 
 
-def test_a_prompt_that_never_began_ends_without_a_start() -> None:
+def test_a_prompt_that_never_began_ends_with_a_start_where_another_is_shown() -> None:
     machine = ShownPrompt()
+    end = PromptEnd(
+        run="", start=execution_start("p-b", 1.0), last=last_words("p-b", "execution_interrupted")
+    )
+    told = ["execution_interrupted p-b", "executing p-b None"]
+    assert texts(machine.ended("b", end)) == told
     begun(machine, "a")
-    end = PromptEnd(run="", start=None, last=last_words("p-b", "execution_interrupted"))
-    assert texts(machine.ended("b", end)) == [
-        "execution_interrupted p-b",
-        "executing p-b None",
-        "execution_start p-a",
-    ]
+    assert texts(machine.ended("b", end)) == ["execution_start p-b", *told, "execution_start p-a"]
 
 
 def test_a_prompt_of_which_nothing_was_heard_is_told_from_its_record() -> None:

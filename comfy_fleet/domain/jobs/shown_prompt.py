@@ -72,7 +72,9 @@ class PromptEnd:
 
     Attributes:
         run: Its last run; empty if it never began.
-        start: The start of that run, if it was not told.
+        start: The start of that run, if it was not told. One that never began is told as begun where another
+            is shown: older editors forget the nodes of the prompt that they take for the running one as soon
+            as any prompt leaves the queue.
         results: All of its results.
         last: The messages that tell the end.
     """
@@ -188,7 +190,7 @@ class ShownPrompt:
             prompt.begin(end.run)
         prompt.start = prompt.start or end.start
         out: list[ClientMessage] = []
-        if not prompt.started and prompt.start is not None:
+        if not prompt.started and prompt.start is not None and (end.run or self.shown not in (None, job)):
             out += _begun(prompt)
         for result in end.results:
             if result.key in prompt.told:
