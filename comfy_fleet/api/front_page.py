@@ -26,7 +26,7 @@ and without <code>/api</code> in front</dd>
 here</a></dd>
 <dt>REST</dt><dd><code>/api/v1</code>, for stored workflows with parameters, and for operators:
 <a href="api/v1/openapi.json">described here</a></dd>
-<dt>Health</dt><dd><a href="api/v1/health">Does the API work?</a>
+<dt>Health</dt><dd><a href="api/v1/health">Does the API work?</a><br>
 <a href="api/v1/ready">Could a job run?</a></dd>
 </dl>"""
 
@@ -35,7 +35,7 @@ _KEYED = """<h2>Your key</h2>
 <p>Programs send it in one of these ways:</p>
 <dl>
 <dt>A header</dt><dd><code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code></dd>
-<dt>In the address</dt><dd><code>{scheme}://me:KEY@{place}</code></dd>
+<dt>A password</dt><dd><code>{scheme}://me:KEY@{place}</code></dd>
 <dt>Only an address fits</dt><dd><code>{base}/k/KEY</code></dd>
 </dl>
 <p>With a browser, sign in once.</p>

@@ -57,6 +57,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             except TimeoutError:
                 self.transport.abort()
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True  # by a refusal; uvicorn would log that there was no answer
 
     def shutdown(self) -> None:
         """Say goodbye, because the server stops: the handler's next ``receive`` tells it."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from tests.acceptance.up import Up
 from tests.acceptance.wire import (
@@ -315,6 +317,20 @@ def test_no_secret_is_written_down(which: str, request: pytest.FixtureRequest) -
         assert secret not in client.get(f"/api/v2/jobs/{job['id']}{path}").text
     assert secret not in client.get(f"/api/v2/jobs?token={secret}").text
     client.close()
+    for way in (
+        f"/k/{ANN}",
+        f"/k/{ANN}/api/v2/jobs",
+        f"/k/{ANN}/prompt",
+        f"/k/{ANN}/ws",
+        f"/k/{ANN}/a/k/{ANN}/b",
+    ):
+        assert ANN not in httpx.get(f"{fleet.url}{way}").text, way
+    signed = httpx.post(f"{fleet.url}/login", data={"key": ANN})
+    assert signed.status_code == 303 and ANN not in str(signed.headers)
+    place = fleet.url.removeprefix("http://")
+    for url in (f"ws://{place}/k/{ANN}/ws", f"ws://me:{ANN}@{place}/ws", f"ws://{place}/k/{ANN}x/ws"):
+        with contextlib.suppress(InvalidStatus), connect(url, proxy=None) as opened:
+            assert '"status"' in str(opened.recv(10))
     files = [path for path in fleet.data.rglob("*") if path.is_file()]
     assert any(path.suffix == ".log" for path in files)
     assert any(path.suffix == ".aof" and job["id"].encode() in path.read_bytes() for path in files)

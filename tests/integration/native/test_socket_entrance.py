@@ -79,7 +79,9 @@ async def test_an_owner_has_so_many_and_no_more(api: Api) -> None:
     await until(lambda: not api.deps.sockets, what="all are gone")
 
 
-async def test_an_error_before_the_handshake_is_an_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_before_the_handshake_is_an_answer(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
         raise NotFound("no such thing")
 
@@ -88,6 +90,9 @@ async def test_an_error_before_the_handshake_is_an_answer(api: Api, monkeypatch:
 
     serving(monkeypatch, refuses)
     assert (await refusal(api))[0] == 404
+    assert [
+        one for one in caplog.records if one.levelname in ("WARNING", "ERROR")
+    ] == []  # nobody fills the log
     serving(monkeypatch, breaks)
     assert (await refusal(api))[0] == 500
     assert not api.deps.sockets
