@@ -21,7 +21,6 @@ from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.ports.prompts import PromptContent, PromptFilter, PromptPage, QueuedPrompt
 
 _QUEUE_FIELDS = ("status", "number", "created", "graph", "prompt_id", "client_id", "output_nodes")
-_FACTS = ("started", "completed", "workflow_id")
 _MOST_KNOWN = 10_000
 _CHUNK = 50  # jobs whose large parts are read at once
 T = TypeVar("T")
@@ -84,14 +83,14 @@ class RedisPromptLists:
             listed = await self._redis.zrevrange(
                 self._keys.listed(wanted.owner, state.value), 0, LOOKED_AT - 1, withscores=True
             )
-            for part in _parts(listed, WINDOW):
-                ids = [raw.decode() for raw, _ in part]
-                facts = await self._scripts.call("facts", ids=ids, fields=_FACTS)
-                for (_, created), job_id, row in zip(part, ids, facts, strict=True):
-                    started, completed, workflow = row or (None, None, None)
-                    if wanted.workflow_id is None or workflow == wanted.workflow_id.encode():
-                        ran = float(completed) - float(started) if started and completed else 0.0
-                        rows.append((ran if wanted.by_duration else created, job_id, state))
+            made = dict(listed)
+            for part in _parts(list(made), WINDOW):
+                ids = [raw.decode() for raw in part]
+                found = await self._scripts.call("listed_facts", ids=ids, workflow=wanted.workflow_id)
+                rows += [
+                    (float(ran) if wanted.by_duration else made[raw], raw.decode(), state)
+                    for raw, ran in zip(found[::2], found[1::2], strict=True)
+                ]
         rows.sort(key=lambda row: row[:2], reverse=not wanted.oldest_first)
         shown = rows[wanted.offset : wanted.offset + wanted.limit]
         return PromptPage(rows=tuple((job_id, state) for _, job_id, state in shown), total=len(rows))
