@@ -78,7 +78,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     """
     keys = Keys.load(settings)
     assets = open_assets(settings, stores)
-    files = ClientFiles(assets)
+    files = ClientFiles(assets, stores.jobs)
     catalog = WorkflowCatalog(settings.workflows_dir)
     catalog.check()
     inventories = NodeInventories(stores.nodes, stores.inventories, info)

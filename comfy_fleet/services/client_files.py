@@ -1,8 +1,10 @@
 """Files under the names that their clients know: folder, subfolder and name."""
 
 from comfy_fleet.domain.graphs.folders import Folder
-from comfy_fleet.domain.jobs.asset import Asset
+from comfy_fleet.domain.jobs.asset import Asset, listed_name
+from comfy_fleet.domain.jobs.output_names import SavedFile
 from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.jobs import JobStore
 
 MAX_LISTED = 4000
 """Most names of one folder that are listed."""
@@ -13,10 +15,12 @@ class ClientFiles:
 
     Args:
         assets: What owners have uploaded.
+        jobs: What their jobs have saved.
     """
 
-    def __init__(self, assets: AssetStore) -> None:
+    def __init__(self, assets: AssetStore, jobs: JobStore) -> None:
         self._assets = assets
+        self._jobs = jobs
 
     async def find(self, owner: str, folder: Folder, path: str) -> Asset | None:
         """Return the owner's newest file with this name.
@@ -26,9 +30,26 @@ class ClientFiles:
             folder: Where it is.
             path: Its name, after its subfolders.
         """
-        return await self._assets.by_path(owner=owner, file_path=path, folder=folder)
+        uploaded = await self._assets.by_path(owner=owner, file_path=path, folder=folder)
+        saved = await self._saved(owner, folder, path) if folder is not Folder.INPUT else None
+        found = [asset for asset in (saved, uploaded) if asset is not None and asset.owner == owner]
+        return max(found, key=lambda asset: asset.created_at, default=None)
+
+    async def _saved(self, owner: str, folder: Folder, path: str) -> Asset | None:
+        subfolder, _, name = listed_name(path).rpartition("/")
+        file = SavedFile(type=folder.value, subfolder=subfolder, filename=name)
+        asset_id = await self._jobs.saved(owner, file)
+        return await self._assets.get(asset_id) if asset_id is not None else None
 
     async def names(self, owner: str, folder: Folder) -> list[str]:
-        """Return the names of an owner's files with their subfolders, the newest first."""
+        """Return the names of an owner's files with their subfolders.
+
+        First those of the newest jobs, then uploads, the newest first.
+        """
+        found: list[str] = []
+        if folder is not Folder.INPUT:
+            saved = await self._jobs.saved_files(owner, folder.value, limit=MAX_LISTED)
+            found += [file.path.removeprefix(f"{folder}/") for file in saved]
         uploads = await self._assets.uploads(owner=owner, folder=folder, limit=MAX_LISTED)
-        return [name for name, _ in uploads]
+        found += [name for name, _ in uploads]
+        return list(dict.fromkeys(found))[:MAX_LISTED]

@@ -22,10 +22,10 @@ from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Re
 from comfy_fleet.domain.nodes.no_common_node import GraphPart
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
+from comfy_fleet.services.input_lists import InputLists
 from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
 from comfy_fleet.services.large_graphs import has_many_inputs, worked
 from comfy_fleet.services.node_directory import NodeDirectory
-from comfy_fleet.services.node_files import NodeFiles
 from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class NodeInventories:
         self._store = store
         self._directory = NodeDirectory(registry, store, clock=clock)
         self.refresher = InventoryRefresher(registry, store, ask, clock=clock)
-        self._files = NodeFiles(ask, lambda: self._directory.states, patience_s=patience_s)
+        self._files = InputLists(ask, lambda: self._directory.states, patience_s=patience_s)
         self._recheck_s = recheck_s
         self._patience_s = patience_s
         self._clock = clock
@@ -116,7 +116,7 @@ class NodeInventories:
         return self._declared
 
     async def with_files(self, classes: Collection[str], *, age_s: float) -> Declared:
-        """Return these classes with the files that they list; see :meth:`NodeFiles.declared`."""
+        """Return these classes with the files that they list; see :meth:`InputLists.declared`."""
         return await self._files.declared(classes, age_s=age_s)
 
     def read(self, graph: Graph) -> frozenset[str]:

@@ -34,9 +34,9 @@ from comfy_fleet.ports.jobs import Idempotency, JobStore, Submitted
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
+from comfy_fleet.services.input_lists import KEPT_S, NEW_S
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
-from comfy_fleet.services.node_files import KEPT_S, NEW_S
 from comfy_fleet.turns import NoTurn, Turns
 
 NO_OUTPUTS = "no_outputs"

@@ -95,6 +95,8 @@ class Api:
         name: str = "out_00001_.png",
         node: str = "2",
         saved: bool = False,
+        subfolder: str = "",
+        temporary: bool = False,
     ) -> Output:
         """Commit an output; ``saved``: the node has saved it as a file."""
 
@@ -122,6 +124,8 @@ class Api:
             size_bytes=asset.size_bytes,
             hash=asset.hash,
             saved=saved,
+            subfolder=subfolder,
+            temporary=temporary,
         )
         await self.stores.runs.output(claim, output)
         return output

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.job import JobStatus
+from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, object_info, running
 
 ANN, BOB = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
@@ -73,6 +74,70 @@ async def test_each_folder_is_named_by_its_note(api: Api, subfolder: str) -> Non
         assert await staged(api, text) == data
 
 
+async def made(api: Api, data: bytes, name: str, **more: Any) -> str:
+    """Let a job of ann's save a file; returns the job's id."""
+    job = await api.submit(GRAPH)
+    claim = await api.claim(job["id"])
+    await api.output(claim, data, name=name, saved=True, **more)
+    await api.finish(claim)
+    return str(job["id"])
+
+
+async def test_outputs_and_previews_of_ones_own_are_inputs(api: Api) -> None:
+    await made(api, b"saved", "x_00001_.png", subfolder="s")
+    await made(api, b"shown", "x_temp_00001_.png", temporary=True)
+    assert await staged(api, "s/x_00001_.png [output]") == b"saved"
+    assert await staged(api, "x_temp_00001_.png [temp]") == b"shown"
+    for text in ("x_00001_.png [output]", "s/x_00001_.png [temp]", "s/x_00001_.png"):
+        answer = await api.client.post("/api/v2/jobs", json={"workflow": loading(text)})
+        assert answer.status_code == (201 if text.startswith("s/") and "[" not in text else 422), text
+    api.client.headers["Authorization"] = f"Bearer {BOB}"
+    for text in ("s/x_00001_.png [output]", "x_temp_00001_.png [temp]"):
+        answer = await api.client.post("/api/v2/jobs", json={"workflow": loading(text)})
+        assert code(answer) == (422, "invalid_workflow")
+
+
+async def test_an_output_stays_until_the_jobs_that_read_it_end(api: Api) -> None:
+    first = await made(api, b"saved", "x_00001_.png")
+    reader = await api.submit(loading("x_00001_.png [output]"))
+    assert not await api.assets.forget_job(first)
+    await api.finish(await api.claim(reader["id"]))
+    assert await api.assets.forget_job(first)
+
+
+async def test_outputs_are_seen_and_listed_by_name(api: Api) -> None:
+    for number in range(3):
+        await made(api, b"%d" % number, f"x_0000{number}_.png")
+    await made(api, b"deep", "y_00001_.png", subfolder="s")
+    await made(api, b"shown", "t_00001_.png", temporary=True)
+    await sent(api, b"mine", "up.png", type="output")
+    names = [*(f"x_0000{n}_.png [output]" for n in (2, 1, 0)), "up.png [output]"]
+    assert (await api.client.get("/internal/files/output")).json() == names
+    assert (await api.client.get("/internal/files/temp")).json() == ["t_00001_.png [temp]"]
+    bobs = {"Authorization": f"Bearer {BOB}"}
+    for query, data in (
+        ({"filename": "x_00001_.png"}, b"1"),
+        ({"filename": "x_00001_.png", "type": "output", "subfolder": ""}, b"1"),
+        ({"filename": "y_00001_.png", "subfolder": "s"}, b"deep"),
+        ({"filename": "y_00001_.png [output]", "subfolder": "/s/".strip("/")}, b"deep"),
+        ({"filename": "t_00001_.png", "type": "temp"}, b"shown"),
+        ({"filename": "up.png"}, b"mine"),
+    ):
+        seen = await api.client.get("/view", params=query)
+        assert (seen.status_code, seen.content) == (200, data), query
+        assert (await api.client.get("/view", params=query, headers=bobs)).status_code == 404
+    assert (await api.client.get("/internal/files/output", headers=bobs)).json() == []
+
+
+async def test_an_upload_takes_no_outputs_name_unless_it_shall(api: Api) -> None:
+    await made(api, b"saved", "x_00001_.png")
+    assert await sent(api, b"other", "x_00001_.png", type="output") == "x_00001_ (1).png"
+    assert await sent(api, b"saved", "x_00001_.png", type="output") == "x_00001_.png"
+    assert await staged(api, "x_00001_.png [output]") == b"saved"
+    assert await sent(api, b"mine", "x_00001_.png", type="output", overwrite="true") == "x_00001_.png"
+    assert await staged(api, "x_00001_.png [output]") == b"mine"
+
+
 async def test_a_job_keeps_the_bytes_that_its_name_meant(api: Api) -> None:
     await sent(api, b"old", type="temp")
     job = await api.stores.jobs.get((await api.submit(loading("a.png [temp]")))["id"])
@@ -119,6 +184,7 @@ async def test_a_file_that_an_operator_has_put_there_is_taken(api: Api) -> None:
         return answer.status_code
 
     await api.add_node("g2", info=False)
+    await api.deps.inventories.look()
     assert await status_of("x.png") == 201, "one of the nodes does not say what it has"
     info = object_info()
     info["LoadImage"]["input"]["required"]["image"][0].append("y.png")

@@ -6,11 +6,13 @@
 -- Another path: the same bytes are stored there already.
 local r = args.record
 
--- The record's name with a number, and the newest upload so named.
+-- The record's name with a number, and the upload, or the job's file, that has it.
 local function numbered(n)
   local name = n == 0 and r.file_path or args.stem .. ' (' .. string.format('%.0f', n) .. ')' .. args.suffix
   local listed = r.folder and '/' .. r.folder .. '/' .. name or name
-  return name, listed, redis.call('ZREVRANGE', asset_names_key(r.owner, listed), 0, 0)[1]
+  local id = redis.call('ZREVRANGE', asset_names_key(r.owner, listed), 0, 0)[1]
+  if not id and r.folder then id = redis.call('HGET', saved_files_key(r.owner), r.folder .. '/' .. name) or nil end
+  return name, listed, id
 end
 
 local function is_taken(n)

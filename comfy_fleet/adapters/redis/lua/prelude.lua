@@ -442,9 +442,9 @@ local function add_asset(r)
   return redis.call('SCARD', mine) == 1 and 1 or 0
 end
 
--- Asking for the bytes of an upload again makes them stay longer, never shorter.
+-- Asking for the bytes of an upload again makes them stay longer, never shorter. Outputs go with their job.
 local function stay(old, r)
-  if not old.expires_at then return end
+  if not old.expires_at or old.job_id then return end
   local key = asset_key(old.id)
   if r.renews then redis.call('HSET', key, 'renews', '1') end
   if r.expires_at and tonumber(r.expires_at) <= tonumber(old.expires_at) then return end

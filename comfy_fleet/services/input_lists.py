@@ -25,7 +25,7 @@ class NodeLists(Protocol):
         """Return the JSON of one of ComfyUI's own lists; None if there is none. Raises NodeError."""
 
 
-class NodeFiles:
+class InputLists:
     """Asks nodes for the files that a class offers them.
 
     Args:
