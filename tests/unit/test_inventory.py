@@ -29,7 +29,11 @@ INFO: dict[str, Any] = {
                 "model": [["a.safetensors", "sub/b.safetensors"], {"tooltip": "x"}],
                 "kind": ["COMBO", {"options": ["one", "two"]}],
             },
-            "optional": {"strength": ["FLOAT", {"min": 0.0, "max": 2.0}], "flag": ["BOOLEAN", {}]},
+            "optional": {
+                "strength": ["FLOAT", {"min": 0.0, "max": 2.0}],
+                "flag": ["BOOLEAN", {}],
+                "base": ["MODEL", {}],
+            },
         },
         "output": ["MODEL"],
         "output_node": False,
@@ -103,7 +107,7 @@ def test_what_is_no_object_info_is_refused(body: object) -> None:
         ({**GOOD, "model": "sub\\b.safetensors"}, []),
         ({**GOOD, "strength": 2, "flag": True}, []),
         ({**GOOD, "undeclared": "whatever", "fleet_run": "R"}, []),
-        ({**GOOD, "model": ["other", 0]}, []),
+        ({**GOOD, "base": ["other", 0]}, []),
         ({"kind": "one"}, [("n", "model", "missing_input")]),
         ({**GOOD, "model": "c.safetensors"}, [("n", "model", "file_missing")]),
         ({**GOOD, "kind": "three"}, [("n", "kind", "value_not_in_list")]),
@@ -117,12 +121,12 @@ def test_each_input_is_compared(inputs: dict[str, Any], expected: list[tuple[str
 
 
 @pytest.mark.parametrize(
-    ("slot", "expected"), [(0, []), *((slot, [("n", "model", "bad_link")]) for slot in (1, 99))]
+    ("slot", "expected"), [(0, []), *((slot, [("n", "base", "bad_link")]) for slot in (1, 99))]
 )
 def test_a_link_to_a_slot_that_its_class_does_not_have(
     slot: int, expected: list[tuple[str, str, str]]
 ) -> None:
-    linked = {**GOOD, "model": ["other", slot]}
+    linked = {**GOOD, "base": ["other", slot]}
     assert found(graph(n=("Load", linked), other=("Load", GOOD))) == expected
     told = [one.message for one in problems(graph(n=("Load", linked), other=("Load", GOOD)), INVENTORY)]
     assert all("slot" in one and "node other (Load), whose outputs are MODEL" in one for one in told)
@@ -150,7 +154,7 @@ TYPED: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("name", "slots"),
-    [("image", {0, 1}), ("number", {0}), ("any", set()), ("choice", set())],
+    [("image", {0, 1, 3}), ("number", {0, 3}), ("any", set()), ("choice", {0, 1})],
 )
 def test_types_of_links_are_compared(name: str, slots: set[int]) -> None:
     inventory = parse(TYPED)
@@ -174,7 +178,7 @@ def test_types_of_links_are_compared(name: str, slots: set[int]) -> None:
     [({"output": ["MODEL"], "python_module": "custom_nodes.pack"}, [True]), ({"output": 5}, []), ({}, [])],
 )
 def test_a_class_may_hand_out_more_than_it_lists(outputs: dict[str, Any], doubts: list[bool]) -> None:
-    linked = {**GOOD, "model": ["other", 3]}
+    linked = {**GOOD, "base": ["other", 3]}
     made = graph(n=("Load", linked), other=("Many", {}))
     inventory = parse({**INFO, "Many": {"input": {}, **outputs}})
     assert found(made, inventory) == []

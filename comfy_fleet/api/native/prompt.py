@@ -41,10 +41,10 @@ async def post_prompt(request: Request) -> Response:
             details={"field": "Content-Type"},
         )
     body = await read_json(request, graph_limits(d.settings))
-    if not isinstance(body, dict):
+    if not isinstance(body, dict | list | str):
         raise PromptRefusal("invalid_prompt", f"the body must be a JSON object, not {kind_of(body)}")
-    prompt = body.get("prompt")
-    if prompt is None:
+    prompt = body.get("prompt") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or prompt is None:
         raise PromptRefusal("no_prompt", "No prompt provided", "No prompt provided")
     if not isinstance(prompt, dict):
         raise PromptRefusal(

@@ -1,9 +1,9 @@
 """What a node can run: its classes, their inputs and its files, as ``/object_info`` lists them.
 
-Facts (ComfyUI 0.3.64 and 0.33): a link into an enumeration is not checked; only nodes that an output node
-reads are validated, but every node's class must exist; inputs that a class does not declare are ignored. A
-class may check inputs itself: ComfyUI then ignores their lists and limits, and ``/object_info`` does not show
-it (see :data:`OWN_CHECKS`).
+Facts (ComfyUI 0.3.64 and 0.33): what a link brings into an enumeration is not checked; only nodes that an
+output node reads are validated, but every node's class must exist; inputs that a class does not declare are
+ignored. A class may check inputs itself: ComfyUI then ignores their lists and limits, and ``/object_info``
+does not show it (see :data:`OWN_CHECKS`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -476,12 +476,12 @@ def _input_findings(node_id: str, graph: Graph, info: ClassInfo, inventory: Inve
 def _fits(received: str, wanted: str) -> bool:
     """Return whether an output of one type may be linked to an input of another.
 
-    Enumerations are not compared, and the types of dynamic inputs are the editor's to check.
+    Enumerations are not compared with each other; the types of dynamic inputs are the editor's to check.
     """
     types = {one.strip() for one in received.split(",")}, {one.strip() for one in wanted.split(",")}
     if types[0] & types[1] or any("*" in some for some in types):
         return True
-    return any(one.startswith(("COMBO", "COMFY_")) for some in types for one in some)
+    return any(one.startswith("COMFY_") for some in types for one in some)
 
 
 def _number(value: Any, type_: str) -> float | None:
