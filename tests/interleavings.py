@@ -14,6 +14,7 @@ from uuid import UUID
 
 from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
+from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.jobs.shown_prompt import (
     PromptEnd,
     PromptMessage,
@@ -22,6 +23,8 @@ from comfy_fleet.domain.jobs.shown_prompt import (
     ShownPrompt,
     Topic,
 )
+from comfy_fleet.services.job_frames import JobFrames, prompt_end
+from tests.factories import running_job
 
 PROMPTS = 8
 NODES = ("1", "2", "3")
@@ -155,9 +158,8 @@ class Interleaving:
         last = random.choice(ENDS)
         run = f"run{number}"
         if kind == "canceled first":
-            last = "execution_interrupted"
-            start = client_messages.execution_start(prompt, 1.0)
-            yield PromptEnd(run="", start=start, last=_last(prompt, last))
+            job = running_job(status=JobStatus.CANCELED, prompt_id=prompt)
+            yield prompt_end(job, {}, JobFrames(prompt), metadata=False, live=None, at=1.0)
             return
         if kind == "given back":
             told = [one for one in self._run(f"{run}-", prompt) if not (lossy and random.random() < 0.2)]

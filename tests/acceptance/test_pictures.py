@@ -111,7 +111,9 @@ def posted(up: Up, graph: object) -> dict[str, bytes]:
     found = {}
     for node_id, shown in entry["outputs"].items():
         (image,) = shown["images"]
-        found[node_id] = httpx.get(f"{up.url}/view", params=image).content
+        viewed = httpx.get(f"{up.url}/view", params=image)
+        assert viewed.status_code == 200, (image, viewed.headers, viewed.text)
+        found[node_id] = viewed.content
     return found
 
 
