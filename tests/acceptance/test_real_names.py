@@ -152,3 +152,15 @@ def test_texts_videos_and_sounds_count_up(up: Up, comfyui_server: ComfyServer) -
     }
     for told in in_both(up, comfyui_server, graph):
         assert told["5"]["files"][0]["subfolder"] == "txt"
+
+
+def test_each_file_is_had_under_its_name(up: Up) -> None:
+    """The bytes are those of the picture that the job made."""
+    saved = {}
+    for _ in range(3):
+        graph = {"1": empty(), "2": node("SaveImage", images=["1", 0], filename_prefix="own")}
+        (file,) = outputs(up.url, graph)["2"]["images"]
+        answer = httpx.get(f"{up.url}/view", params=file, timeout=30)
+        assert answer.status_code == 200, answer.headers
+        saved[file["filename"]] = answer.content
+    assert len(set(saved.values())) == len(saved) == 3

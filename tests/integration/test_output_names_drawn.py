@@ -188,6 +188,17 @@ async def test_prefixes_without_end_share_a_counter(
     assert len(set(found)) == len(found)
 
 
+@pytest.mark.parametrize("alike", [False, True], ids=["numbered", "one group"])
+async def test_a_run_may_save_any_number_of_files(
+    redis: FleetRedis, runs: RedisRunStore, alike: bool
+) -> None:
+    made = await a_run(redis)
+    names = [f"x_00001_.e{at}" if alike else f"x_{at + 1:05}_.png" for at in range(9000)]
+    for _ in range(2):
+        found = await drawn(runs, made, saved(made, *names))
+        assert found == [f"output/{name}" for name in names]
+
+
 async def test_twenty_jobs_at_once_get_twenty_numbers(redis: FleetRedis, runs: RedisRunStore) -> None:
     claims = [await a_run(redis) for _ in range(20)]
     found = await asyncio.gather(*(drawn(runs, made, saved(made, "ComfyUI_00001_.png")) for made in claims))

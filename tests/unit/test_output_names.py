@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfy_fleet.domain.jobs.asset import listed_name
 from comfy_fleet.domain.jobs.job import OutputKind
 from comfy_fleet.domain.jobs.output_names import (
     NodeFile,
@@ -104,6 +105,7 @@ def test_an_owner_does_not_see_the_folder_of_the_run(subfolder: str, shown: str)
         ("CON.png", "_CON.png"),
         ("x.png [temp]", "x.png _temp_"),
         ("a\\b\\x_00001_.png", "x_00003_.png"),
+        ("cafe\u0301_00001_.png", "caf\u00e9_00003_.png"),
     ],
 )
 def test_no_name_of_a_node_leads_out_of_its_folder(filename: str, shown: str) -> None:
@@ -144,6 +146,7 @@ def test_a_name_with_an_owners_number_says_how_it_was_made(
 def test_every_name_can_be_asked_for(filename: str, subfolder: str, type_: str) -> None:
     saved = with_number(parsed(filename, subfolder, type_), 1)
     assert SavedFile.parse(saved.path) == saved
+    assert listed_name(saved.path) == saved.path, "what is asked for is looked up in its normal form"
     assert saved.type in ("output", "temp")
     for part in (*saved.subfolder.split("/"), saved.filename) if saved.subfolder else (saved.filename,):
         assert part.strip(". ")

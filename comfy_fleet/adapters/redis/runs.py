@@ -1,7 +1,7 @@
 """Jobs as dispatchers see them: claim, beat, finish, requeue (port ``RunStore``)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, Self
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 PEEK = 64  # queued jobs to look at in each placement class
 BEAT_CHUNK = 250  # runs to renew in one call, so that no call blocks the server for long
 MODELS = 16  # kept for each node
+NAME_CHUNK = 250  # files to name in one call
 COUNTERS = 20_000  # of one owner's names, about 2 MB; prefixes beyond share one
 
 DEADLINE = JobError(code="deadline_exceeded", message="no node was free before the job's deadline")
@@ -212,8 +213,14 @@ class RedisRunStore:
 
     async def name_outputs(self, claim: Claim, groups: Sequence[NumberGroup]) -> Mapping[OutputId, SavedFile]:
         """Draw the names under which the job's owner sees its files."""
-        if not groups:
-            return {}
+        made: dict[OutputId, SavedFile] = {}
+        for some in _chunks(groups):
+            made |= await self._name_outputs(claim, some)
+        return made
+
+    async def _name_outputs(
+        self, claim: Claim, groups: Sequence[NumberGroup]
+    ) -> Mapping[OutputId, SavedFile]:
         answer = await self._scripts.call(
             "name_outputs",
             run=claim.run,
@@ -397,6 +404,18 @@ class RedisRunStore:
 
 def _tokens(claims: Sequence[Claim]) -> dict[str, str]:
     return {claim.run: claim.token for claim in claims}
+
+
+def _chunks(groups: Iterable[NumberGroup]) -> Iterator[list[NumberGroup]]:
+    """Yield the groups in lists of so many files that no call blocks the server for long."""
+    some: list[NumberGroup] = []
+    for group in groups:
+        some.append(group)
+        if sum(len(one.files) for one in some) >= NAME_CHUNK:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _wanted(id_: OutputId, file: NodeFile) -> dict[str, str]:

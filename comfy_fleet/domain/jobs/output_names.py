@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from comfy_fleet.domain.graphs.file_access import STAGING
+from comfy_fleet.domain.graphs.inputs import alike
 from comfy_fleet.domain.graphs.saved_names import safe_file_name, safe_path
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import FileRef, OutputItem
@@ -71,9 +72,10 @@ class NodeFile:
     @classmethod
     def parse(cls, ref: FileRef) -> "NodeFile":
         """Take a file's name apart; whatever a node calls it, the parts are harmless."""
-        *inside, filename = re.split(r"[/\\]", ref.filename)  # a node on Windows may write either
+        # A node on Windows writes either slash, and one on macOS may take letters with accents apart.
+        *inside, filename = alike(ref.filename).split("/")
         filename = safe_file_name(filename)
-        parts = [part for part in (*re.split(r"[/\\]", ref.subfolder), *inside) if part.strip(". ")]
+        parts = [part for part in (*alike(ref.subfolder).split("/"), *inside) if part.strip(". ")]
         for at in range(len(parts) - 2):  # a pack may join it to a folder of its own
             if parts[at] == STAGING and _ID.fullmatch(parts[at + 1]) and _ID.fullmatch(parts[at + 2]):
                 del parts[at : at + 3]

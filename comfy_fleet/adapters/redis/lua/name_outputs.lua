@@ -13,7 +13,12 @@ local places = {}
 for _, group in ipairs(args.groups) do
   for _, file in ipairs(group.files) do places[#places + 1] = file.place end
 end
-local known = redis.call('HMGET', names, unpack(places))
+local SLICE = 1000  -- Lua hands over some thousands at most
+local known = {}
+for first = 1, #places, SLICE do
+  local some = redis.call('HMGET', names, unpack(places, first, math.min(first + SLICE - 1, #places)))
+  for i = 1, #some do known[first + i - 1] = some[i] end
+end
 local room = args.most - redis.call('HLEN', counts)
 local paths, named, lasts = {}, {}, {}
 
@@ -56,7 +61,8 @@ for _, group in ipairs(args.groups) do
       end
       if not bare then number = number or next_of(group.counter, above) end
       path = bare or file.before .. string.format('%05d', number) .. file.after
-      named[file.place] = path
+      named[#named + 1] = file.place
+      named[#named + 1] = path
     end
     paths[at] = path
   end
@@ -64,5 +70,7 @@ end
 for counter, last in pairs(lasts) do
   if last then redis.call('HSET', counts, counter, string.format('%d', last)) end
 end
-if next(named) then redis.call('HSET', names, unpack(flat(named))) end
+for first = 1, #named, SLICE do
+  redis.call('HSET', names, unpack(named, first, math.min(first + SLICE - 1, #named)))
+end
 return paths
