@@ -161,7 +161,8 @@ class ClientFeed(Protocol):
     It is quick and may lose something: the record is the truth.
 
     Attributes:
-        lost: Whether something was left out because it was not taken in time; whoever reads it resets it.
+        lost: Whether something may have been left out: it was not taken in time, or the connection broke.
+            Whoever reads it resets it.
     """
 
     lost: bool
@@ -173,7 +174,7 @@ class ClientFeed(Protocol):
         """Follow a client no longer."""
 
     async def news(self) -> list[OwnerEvent | ClientFrame | ClientTaken]:
-        """Wait for news, and return all there are."""
+        """Wait for news, or for a loss, and return all there are."""
 
 
 class Events(Protocol):

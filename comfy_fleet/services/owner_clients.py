@@ -256,6 +256,8 @@ class OwnerClients:
 
     async def _follow(self, feed: ClientFeed) -> None:
         while True:
+            if feed.lost:
+                await self._reread(feed)
             for number, news in enumerate(await feed.news()):
                 match news:
                     case ClientFrame():
@@ -266,9 +268,6 @@ class OwnerClients:
                         self._taken(news)
                 if number % _A_TURN == _A_TURN - 1:
                     await asyncio.sleep(0)
-            if feed.lost:
-                feed.lost = False
-                await self._reread(feed)
 
     def _framed(self, news: ClientFrame) -> None:
         live = self._live.get(news.job_id)
@@ -321,7 +320,9 @@ class OwnerClients:
             elif event.status is JobStatus.QUEUED and before is not None and before.run is not None:
                 client.send(client.view.given_back(event.job_id))
                 self._note(client)
-            elif before is None:
+            elif event.run is not None:
+                client.view.runs(event.job_id, event.run)
+            if before is None:
                 self._note(client)
         self._say_status()
 
@@ -415,16 +416,22 @@ class OwnerClients:
     # -- losses ----------------------------------------------------------------------------------------
 
     async def _reread(self, feed: ClientFeed) -> None:
-        """Compare what was heard with the records."""
+        """Compare what was heard with the records. Raises StoreDown."""
         feed.lost = False
+        try:
+            await self._compare()
+        except BaseException:
+            feed.lost = True
+            raise
+
+    async def _compare(self) -> None:
         found = {job.id: job for job in await self._deps.jobs.live(self.name)}
         for job_id, live in tuple(self._live.items()):
             if job_id not in found:
                 job = await self._deps.jobs.get(job_id)
                 if job is None or job.status.terminal:
-                    self._happened(
-                        _event(job_id, live, JobStatus.FAILED if job is None else job.status, len(found))
-                    )
+                    status = JobStatus.FAILED if job is None else job.status
+                    self._happened(_event(job_id, live, status, len(found)))
         for job in found.values():
             known = self._live.get(job.id)
             if known is None or known.status is not job.status or known.run != job.run:

@@ -175,7 +175,10 @@ class RedisEvents:
                 continue
             name = message["channel"].decode()
             if message["type"] == "subscribe":
-                if event := self._confirmed.get(name):
+                if (event := self._confirmed.get(name)) and event.is_set():  # the connection is a new one
+                    for queue in tuple(self._queues.get(name, ())):
+                        queue.miss()
+                elif event:
                     event.set()
             elif message["type"] == "message":
                 for queue in tuple(self._queues.get(name, ())):
@@ -186,6 +189,8 @@ class _Reader(Protocol):
     """Gets the messages of the channels that it has joined."""
 
     def add(self, message: bytes) -> None: ...
+
+    def miss(self) -> None: ...
 
 
 class _Newest(asyncio.Queue[bytes]):
@@ -199,6 +204,9 @@ class _Newest(asyncio.Queue[bytes]):
         while self.full() or (self._bytes + len(message) > MOST_WAITING_BYTES and not self.empty()):
             self.get_nowait()
         self.put_nowait(message)
+
+    def miss(self) -> None:
+        """Nothing: its reader looks at the record now and then."""
 
     def _put(self, item: bytes) -> None:
         super()._put(item)
@@ -249,6 +257,11 @@ class RedisClientFeed:
         self._bytes += len(message)
         self._came.set()
 
+    def miss(self) -> None:
+        """Note that messages may have been lost."""
+        self.lost = True
+        self._came.set()
+
     async def open(self) -> None:
         """Begin with the owner's events, and with frames of jobs that are no client's."""
         await self._add(self._keys.owner_events(self._owner))
@@ -268,7 +281,7 @@ class RedisClientFeed:
             await self._drop(name)
 
     async def news(self) -> list[OwnerEvent | ClientFrame | ClientTaken]:
-        """Wait for news, and return all there are."""
+        """Wait for news, or for a loss, and return all there are."""
         await self._came.wait()
         self._came.clear()
         messages, self._waiting, self._bytes = self._waiting, [], 0

@@ -21,7 +21,8 @@ class Outgoing:
 
     Attributes:
         metadata: Whether it wants pictures with metadata.
-        full: Whether more waited than may, so that its websocket has to be closed.
+        waiting_bytes: How much waits.
+        full: Set when more waited than may: its websocket has to be closed.
 
     Args:
         most_bytes: Of what waits; one message may be larger if nothing else waits.
@@ -29,10 +30,10 @@ class Outgoing:
 
     def __init__(self, most_bytes: int) -> None:
         self.metadata = False
-        self.full = False
+        self.full = asyncio.Event()
         self._most_bytes = most_bytes
         self._waiting: deque[ClientMessage] = deque()
-        self._bytes = 0
+        self.waiting_bytes = 0
         self._came = asyncio.Event()
 
     def __len__(self) -> int:
@@ -40,36 +41,34 @@ class Outgoing:
 
     def send(self, messages: Sequence[ClientMessage]) -> None:
         """Take messages to send."""
-        if self.full:
+        if self.full.is_set():
             return
         for one in messages:
             cost = len(one.data) + _COST
-            if one.spare and self._waiting and self._bytes + cost > SPARE_BYTES:
+            if one.spare and self._waiting and self.waiting_bytes + cost > SPARE_BYTES:
                 self._drop_spare()
-                if self._bytes + cost > SPARE_BYTES:
+                if self.waiting_bytes + cost > SPARE_BYTES:
                     continue
-            elif self._waiting and self._bytes + cost > self._most_bytes:
+            elif self._waiting and self.waiting_bytes + cost > self._most_bytes:
                 self._drop_spare()
-                if self._waiting and self._bytes + cost > self._most_bytes:
-                    self.full = True
+                if self._waiting and self.waiting_bytes + cost > self._most_bytes:
+                    self.full.set()
                     self._waiting.clear()
-                    self._bytes = 0
+                    self.waiting_bytes = 0
                     break
             self._waiting.append(one)
-            self._bytes += cost
+            self.waiting_bytes += cost
         self._came.set()
 
-    async def next(self) -> ClientMessage | None:
-        """Wait for the next message; None if the websocket has to be closed."""
-        while not self._waiting and not self.full:
+    async def next(self) -> ClientMessage:
+        """Wait for the next message."""
+        while not self._waiting:
             self._came.clear()
             await self._came.wait()
-        if self.full:
-            return None
         one = self._waiting.popleft()
-        self._bytes -= len(one.data) + _COST
+        self.waiting_bytes -= len(one.data) + _COST
         return one
 
     def _drop_spare(self) -> None:
         self._waiting = deque(one for one in self._waiting if not one.spare)
-        self._bytes = sum(len(one.data) + _COST for one in self._waiting)
+        self.waiting_bytes = sum(len(one.data) + _COST for one in self._waiting)

@@ -20,9 +20,12 @@ from comfy_fleet.api.native.row import row
 from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
 from comfy_fleet.domain.principal import Principal
+from comfy_fleet.timeouts import Timeout
 
 TOO_SLOW = 1013
 """Close code ``Try Again Later``."""
+GOODBYE_S = 1.0
+"""How long a client that reads too slowly has to be told so."""
 
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,14 +48,21 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     detach = await d.clients.attach(who.owner, client_id, outgoing)
     try:
         await socket.accept()
-        telling = asyncio.create_task(_tell(socket, send, outgoing, d))
-        hearing = asyncio.create_task(_hear(socket, outgoing, d))
+        tasks = [
+            asyncio.create_task(_tell(send, outgoing, d)),
+            asyncio.create_task(_hear(socket, outgoing, d)),
+            asyncio.create_task(outgoing.full.wait()),
+        ]
         try:
-            await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (telling, hearing):
+            for task in tasks:
                 task.cancel()
-            results = await asyncio.gather(telling, hearing, return_exceptions=True)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        if outgoing.full.is_set():
+            with contextlib.suppress(TimeoutError, OSError):  # it may wait behind what is not read
+                async with Timeout(GOODBYE_S):
+                    await socket.close(TOO_SLOW, "reads too slowly (FLEET_SOCKET_BYTES)")
     finally:
         detach()
     for result in results:
@@ -60,16 +70,16 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             raise result
 
 
-async def _tell(socket: WebSocket, send: Send, outgoing: Outgoing, d: ApiDeps) -> None:
-    """Send what there is to send, until the client reads too slowly."""
-    while (one := await outgoing.next()) is not None:
+async def _tell(send: Send, outgoing: Outgoing, d: ApiDeps) -> None:
+    """Send what there is to send."""
+    while True:
+        one = await outgoing.next()
         if one.text:
             await send({"type": "websocket.send", "text": one.data.decode()})
         elif not one.asset:
             await send({"type": "websocket.send", "bytes": one.data})
         elif (data := await _with_asset(one, d)) is not None:
             await send({"type": "websocket.send", "bytes": data})
-    await socket.close(TOO_SLOW, "reads too slowly (FLEET_SOCKET_BYTES)")
 
 
 async def _with_asset(one: ClientMessage, d: ApiDeps) -> bytes | None:

@@ -171,6 +171,12 @@ class ShownPrompt:
             prompt.told_executing = heard.message
         return [heard.message]
 
+    def runs(self, job: str, run: str) -> None:
+        """Note that a run goes on: what said that it was given back was old news."""
+        prompt = self._prompts.get(job)
+        if prompt is not None and prompt.over == run:
+            prompt.over = ""
+
     def given_back(self, job: str) -> list[ClientMessage]:
         """Note that a prompt's run ended and the prompt waits again; its client is told of no end."""
         prompt = self._prompts.get(job)

@@ -65,6 +65,9 @@ async def test_a_prompt_is_told_as_a_comfyui_tells_it_and_its_files_are_there(re
             prompt = await client.post(picture(color), prompt_id=str(uuid4()))
             told = await client.until(lambda type_, _: type_ == "executed")
             (file,) = told[-1][1]["output"]["images"]
+            assert (file["filename"], file["type"]) == (f"t_0000{color}_.png", "output")
+            answer = await client.http.get("/view", params=file)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
             told += await client.until(lambda type_, _: type_ in ENDS)
             history = (await client.http.get(f"/history/{prompt}")).json()
             assert history[prompt]["outputs"]["2"]["images"] == [file]  # the end is a fact by now
