@@ -6,7 +6,6 @@ token: after :class:`LeaseLost` a run stops at once and no longer touches the no
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -22,7 +21,7 @@ from comfy_fleet.domain.graphs import file_check
 from comfy_fleet.domain.graphs import graph as graphs
 from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
-from comfy_fleet.domain.jobs.outputs import OutputItem, find_outputs
+from comfy_fleet.domain.jobs.outputs import OutputItem
 from comfy_fleet.domain.jobs.run import Run, RunLimits, RunPhase
 from comfy_fleet.domain.jobs.run_messages import (
     Action,
@@ -53,14 +52,13 @@ from comfy_fleet.domain.jobs.run_messages import (
 )
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
 from comfy_fleet.domain.jobs.run_story import newest
-from comfy_fleet.domain.jobs.shown_ui import shown_ui
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import Lease, NodeApi
 from comfy_fleet.ports.runs import Claim, Held, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
-from comfy_fleet.services.frame_relay import LAST_S, FrameRelay
+from comfy_fleet.services.frame_relay import FrameRelay
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.progress_reporter import ProgressReporter
 from comfy_fleet.services.run_end import Ending, GivenBack, broken_off, node_lost, unready, withdraw
@@ -71,8 +69,6 @@ from comfy_fleet.services.store_retry import retry_while_store_down
 logger = logging.getLogger(__name__)
 
 NOTE_AFTER_S = 0.1
-MOST_TOLD_BYTES = 512 * 1024
-"""A larger ``executed`` is not told while the job runs; what the job's record keeps is told at the end."""
 _TOLD = frozenset({"lost", "timeout", "rejected"})
 """Results about which the run's story says more than its error."""
 READ_AHEAD_BYTES, READ_AHEAD_FRAMES = 64 * 1024, 256
@@ -143,8 +139,6 @@ class Execution:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reporter = ProgressReporter(tools.runs, claim, tools.now)
-        self._relay = FrameRelay(tools.runs, claim, tools.now, heard=claim.heard)
-        self._telling: set[asyncio.Task[None]] = set()
         self._outputs = Collector(
             claim,
             runs=tools.runs,
@@ -153,6 +147,9 @@ class Execution:
             limits=tools.output_limits,
             sharing=tools.sharing,
             telemetry=tools.telemetry,
+        )
+        self._relay = FrameRelay(
+            tools.runs, claim, tools.now, heard=claim.heard, committed=self._outputs.committed
         )
         self._ending = Ending(
             (claim,), runs=tools.runs, failure_policy=tools.failure_policy, telemetry=tools.telemetry
@@ -333,7 +330,8 @@ class Execution:
                 raise LeaseLost(f"run {self.claim.run} was taken over")
             actions = machine.handle(event, self._tools.now())
             if isinstance(event, Frame | Binary):
-                self._relayed(event, machine)
+                place = machine.pictured if isinstance(event, Binary) else None
+                self._relay.take(event, running=machine.phase is RunPhase.RUNNING, place=place)
             for action in actions:
                 if isinstance(action, Finish):
                     self._ui = self._ui or machine.ui  # not again after a Left, which comes with this
@@ -396,29 +394,6 @@ class Execution:
                         await self._leave(manifest)
                 self._outputs.left(action.items)
 
-    def _relayed(self, frame: Frame | Binary, machine: Run) -> None:
-        """Pass a frame on to whoever listens."""
-        place = machine.pictured if isinstance(frame, Binary) else None
-        self._relay.take(frame, running=machine.phase is RunPhase.RUNNING, place=place)
-        if isinstance(frame, Frame) and frame.type == "executed" and self._relay.heard:
-            self._telling.add(task := self._spawn(self._tell_executed(frame)))
-            task.add_done_callback(self._telling.discard)
-
-    async def _tell_executed(self, frame: Frame) -> None:
-        """Tell its client of a node's outputs, once they are stored and have their names."""
-        node, output, run = frame.data.get("node"), frame.data.get("output"), self.claim.run
-        if (
-            not isinstance(node, str)
-            or frame.data.get("prompt_id") != run
-            or len(frame.raw) > MOST_TOLD_BYTES
-        ):
-            return
-        outputs = await self._outputs.committed(item.id for item in find_outputs(node, output, run=run))
-        if outputs is not None:
-            shown = shown_ui({node: output}, outputs).get(node) if isinstance(output, Mapping) else output
-            data = {**frame.data, "output": shown}
-            self._relay.executed(json.dumps({"type": "executed", "data": data}).encode())
-
     async def _leave(self, manifest: list[dict[str, Any]]) -> None:
         """Give the node back in Redis and in HAProxy; the next claim needs it free in both."""
         writing = asyncio.create_task(self._tools.runs.left(self.claim, manifest, ui=self._ui))
@@ -426,11 +401,10 @@ class Execution:
         self._free()
         await writing
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._watched(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -567,8 +541,6 @@ class Execution:
         if self._canceled:
             self._outputs.cancel()
         broken = await self._outputs.settled()
-        if self._telling:
-            await asyncio.wait(self._telling, timeout=LAST_S)
         await self._relay.drain()  # nothing of the run is published after its end is written
         if self._abandoned:
             raise LeaseLost(f"run {self.claim.run} was taken over")

@@ -6,14 +6,19 @@ only once its files are stored, with the names that the client knows.
 """
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame, prompt_of
+from comfy_fleet.domain.jobs.job import Output
+from comfy_fleet.domain.jobs.outputs import find_outputs
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
+from comfy_fleet.domain.jobs.shown_ui import shown_ui
 from comfy_fleet.ports.runs import ANYBODY, Claim, RunStore
+from comfy_fleet.tasks import start
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +30,20 @@ once."""
 LAST_S = 0.25
 """How long the end of a run waits for its last frames."""
 _COST = 256  # bytes that even the shortest frame counts as
+MOST_TOLD_BYTES = 512 * 1024
+"""A larger ``executed`` is not told while the job runs; what the job's record keeps is told at the end."""
 _STATE = ("execution_start", "execution_cached", "executing", "progress_state")
 """What tells somebody who comes late how far a run is, in this order."""
 _FOR_ANYBODY = frozenset({"progress_state"})
 _TEXT = b"\0\0\0\3"
 """Text frames that every websocket of an owner gets, even of jobs that are no client's."""
+
+
+Committed: TypeAlias = Callable[[Iterable[tuple[str, str, int]]], Awaitable[Sequence[Output] | None]]
+
+
+async def _none_is(_: object) -> None:
+    """Commit nothing: then no ``executed`` is told."""
 
 
 class FrameRelay:
@@ -40,12 +54,23 @@ class FrameRelay:
         claim: The run.
         now: Monotonic seconds.
         heard: Whether somebody listens already.
+        committed: Waits until outputs are committed, and returns them; None if that fails for one.
     """
 
-    def __init__(self, runs: RunStore, claim: Claim, now: Callable[[], float], *, heard: bool = True) -> None:
+    def __init__(
+        self,
+        runs: RunStore,
+        claim: Claim,
+        now: Callable[[], float],
+        *,
+        heard: bool = True,
+        committed: Committed = _none_is,
+    ) -> None:
         self._runs = runs
         self._claim = claim
         self._now = now
+        self._committed = committed
+        self._held: set[asyncio.Task[None]] = set()
         self._heard, self._listeners = heard, 0
         self._only_anybody = False
         self._state: dict[str, bytes | bytearray] = {}
@@ -98,12 +123,23 @@ class FrameRelay:
             only = "job"
         elif isinstance(frame, Frame) and frame.type == "executed":
             only = "job"
+            self._hold(frame)
         self._add(RawFrame(run=self._claim.run, data=data, text=text, place=place, only=only))
 
-    def executed(self, data: bytes) -> None:
-        """Publish an ``executed`` in its client's words; its files are stored."""
-        if self._heard and self._claim.job.client_id is not None:
-            self._add(RawFrame(run=self._claim.run, data=data, text=True, only="clients"))
+    def _hold(self, frame: Frame) -> None:
+        """Tell the client of a node's outputs later: once they are stored and have their names."""
+        if len(frame.raw) <= MOST_TOLD_BYTES and isinstance(frame.data.get("node"), str):
+            self._held.add(task := start(self._tell_executed(frame)))
+            task.add_done_callback(self._held.discard)
+
+    async def _tell_executed(self, frame: Frame) -> None:
+        node, output, run = frame.data["node"], frame.data.get("output"), self._claim.run
+        outputs = await self._committed(item.id for item in find_outputs(node, output, run=run))
+        if outputs is None or not self._heard:
+            return
+        shown = shown_ui({node: output}, outputs).get(node) if isinstance(output, Mapping) else output
+        data = json.dumps({"type": "executed", "data": {**frame.data, "output": shown}}).encode()
+        self._add(RawFrame(run=run, data=data, text=True, only="clients"))
 
     def _note(self, frame: Frame) -> None:
         """Remember how far the run is."""
@@ -132,15 +168,17 @@ class FrameRelay:
             self._task = asyncio.create_task(self._send())
 
     async def drain(self) -> None:
-        """Wait a moment until the accepted frames are published."""
+        """Wait a moment until the accepted frames are published; all outputs have been committed."""
+        if self._held:
+            await asyncio.wait(self._held, timeout=LAST_S)
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=LAST_S)
 
     def close(self) -> None:
         """Stop publishing."""
         self._heard = False
-        if self._task is not None:
-            self._task.cancel()
+        for task in (*self._held, *([] if self._task is None else [self._task])):
+            task.cancel()
 
     async def _send(self) -> None:
         try:

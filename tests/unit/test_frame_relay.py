@@ -3,17 +3,19 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
 from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame
-from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.domain.jobs.job import Job, JobStatus, Output
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
-from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.runs import ANYBODY, Claim, RunStore
 from comfy_fleet.services import frame_relay
 from comfy_fleet.services.frame_relay import BYTES_A_SECOND, MAX_FRAME_BYTES, FrameRelay
+from tests.factories import an_output
 from tests.fleet import until
 
 JOB = Job(id="j", owner="o", status=JobStatus.RUNNING, created_at=0, expires_at=9, graph_hash="h")
@@ -169,3 +171,112 @@ async def test_nothing_is_published_after_the_end() -> None:
     store.relay.close()
     store.gate.set()
     assert await store.take(text("2")) == []
+
+
+CLIENTS = replace(CLAIM, job=replace(JOB, client_id="tab"))
+
+
+class ClientStore(Store):
+    """The same, of a job of a client's, whose outputs a test commits."""
+
+    def __init__(self, claim: Claim = CLIENTS) -> None:
+        super().__init__()
+        self.claim = claim
+        self.commit: asyncio.Future[list[Output] | None] = asyncio.get_running_loop().create_future()
+        self.relay = FrameRelay(
+            cast(RunStore, self), claim, lambda: self.time, committed=lambda _: asyncio.shield(self.commit)
+        )
+
+    async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
+        assert claim is self.claim
+        self.calls += 1
+        self.published += frames
+        return self.listeners
+
+    def told(self, only: str) -> list[str]:
+        """Return the types that went only there."""
+        return [
+            json.loads(frame.data)["type"] for frame in self.published if frame.text and frame.only == only
+        ]
+
+
+def executed(output: object, node: str = "2") -> Frame:
+    data = {"node": node, "prompt_id": "r", "output": output}
+    return Frame("executed", data, json.dumps({"type": "executed", "data": data}).encode())
+
+
+async def test_a_client_is_told_of_outputs_once_they_are_stored_under_their_own_names() -> None:
+    store = ClientStore()
+    file = {"filename": "t_00001_.png", "subfolder": "fleet/j/r", "type": "output"}
+    store.relay.take(executed({"images": [file], "note": ["x"]}), running=True)
+    store.relay.take(text("progress"), running=True)
+    await store.relay.drain()
+    assert store.told("job") == ["executed"] and store.told("clients") == []
+    store.commit.set_result([an_output(name="t_00042_.png", subfolder="", saved=True)])
+    await store.relay.drain()
+    (one,) = [frame for frame in store.published if frame.only == "clients"]
+    shown = {"filename": "t_00042_.png", "subfolder": "", "type": "output"}
+    assert json.loads(one.data)["data"]["output"] == {"images": [shown], "note": ["x"]}
+
+
+async def test_outputs_that_can_not_be_stored_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_relay, "LAST_S", 0.01)
+    store = ClientStore()
+    store.relay.take(executed({"images": []}), running=True)
+    store.commit.set_result(None)
+    await store.relay.drain()
+    assert store.told("clients") == []
+    other = ClientStore()
+    other.relay.take(executed({"images": []}), running=True)
+    await other.relay.drain()  # it does not wait for long
+    other.relay.close()
+    other.commit.set_result([])
+    await asyncio.sleep(0)
+    assert other.told("clients") == []
+
+
+async def test_who_comes_late_is_told_how_far_the_run_is() -> None:
+    store = ClientStore()
+    store.relay = FrameRelay(cast(RunStore, store), CLIENTS, lambda: 0.0, heard=False)
+    data = {"prompt_id": "r", "node": "2"}
+    begun = Frame("executing", data, json.dumps({"type": "executing", "data": data}).encode())
+    await store.take(text("execution_start"), text("execution_cached"), begun, text("progress_state"))
+    assert store.calls == 0
+    store.relay.listen(anew=True)
+    await store.relay.drain()
+    assert store.told("clients") == ["execution_start", "execution_cached", "executing", "progress_state"]
+    store.published = []
+    store.relay.listen()  # as each beat says it
+    await store.relay.drain()
+    assert store.published == []
+    last = {"prompt_id": "r", "node": None}
+    await store.take(Frame("executing", last, json.dumps({"type": "executing", "data": last}).encode()))
+    store.relay.listen(anew=True)
+    await store.relay.drain()
+    assert store.told("clients") == []  # it has left its node
+
+
+async def test_of_a_job_that_is_no_clients_only_progress_is_for_anybody() -> None:
+    store = ClientStore(CLAIM)
+    frames: list[Frame | Binary] = [
+        text("progress"),
+        text("progress_state"),
+        Binary(b"\0\0\0\3\0\0\0\0012hi"),
+    ]
+    await store.take(*frames)
+    assert [frame.only for frame in store.published] == ["job", "", ""]
+    store.listeners = ANYBODY
+    await store.take(text("progress_state"))
+    assert len(await store.take(*frames)) == 2
+    store.listeners = 1
+    store.relay.listen()
+    assert len(await store.take(*frames)) == 3
+
+
+async def test_pictures_that_are_outputs_are_not_left_out_for_their_rate() -> None:
+    store = ClientStore()
+    mib = 1024 * 1024
+    for place in range(40):
+        store.relay.take(Binary(PREVIEW + bytes(mib)), running=True, place=("2", place))
+        await store.relay.drain()
+    assert [frame.place for frame in store.published] == [("2", place) for place in range(40)]
