@@ -7,7 +7,7 @@ not told before. After a loss (Redis was away, this process was too slow) the re
 import asyncio
 import contextlib
 import logging
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -25,8 +25,10 @@ from comfy_fleet.tasks import forever, start
 
 logger = logging.getLogger(__name__)
 
-STATUS_GAP_S = 0.2
-"""Between two ``status`` of a websocket."""
+MOST_STATUS, STATUS_S = 5, 1.0
+"""So many ``status`` a websocket gets within so many seconds."""
+STATUS_GAP_S, CROWD = 0.2, 50
+"""Between two rounds of ``status`` of an owner with more clients than this."""
 LINGER_S = 10.0
 """How long a client without a websocket is followed: it connects again after a moment."""
 AGAIN_S = 1.0
@@ -77,7 +79,8 @@ class _Client:
     ending: set[str] = field(default_factory=set)
     missed: list[str] = field(default_factory=list)  # jobs that ended while there was no websocket
     told_live: int | None = None
-    told_live_at: float = float("-inf")
+    told_live_at: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_STATUS))
+    risen: bool = False  # whether it has submitted something since
     leaving: asyncio.TimerHandle | None = None
 
     def send(self, messages: Sequence[ClientMessage]) -> None:
@@ -166,7 +169,8 @@ class OwnerClients:
             client.leaving = None
         client.socket, client.newest = socket, False
         client.receiver, client.since = receiver, self._deps.clock()
-        client.told_live, client.told_live_at = self._count, self._deps.monotonic()
+        client.told_live = self._count
+        client.told_live_at.append(self._deps.monotonic())
         client.send([client_messages.status(self._count, sid=client_id), *client.view.again()])
         missed, client.missed = client.missed, []
         if not known:
@@ -323,6 +327,7 @@ class OwnerClients:
             elif event.run is not None:
                 client.view.runs(event.job_id, event.run)
             if before is None:
+                client.risen = not event.status.terminal
                 self._note(client)
         self._say_status()
 
@@ -369,6 +374,7 @@ class OwnerClients:
             at=self._deps.clock(),
         )
         client.send(client.view.ended(job_id, end))
+        self._say_status()
         self._note(client)
 
     async def _record(self, job_id: str) -> tuple[Job | None, Mapping[str, Any]]:
@@ -385,33 +391,38 @@ class OwnerClients:
     # -- status ----------------------------------------------------------------------------------------
 
     def _status_for(self, client: _Client) -> ClientMessage | None:
-        """Return the client's next status, if it is due and says anything new."""
-        now = self._deps.monotonic()
-        if client.told_live == self._count or now - client.told_live_at < STATUS_GAP_S:
+        """Return the client's next status, if it is due and says anything new.
+
+        An editor that is to run a prompt again and again waits for the number to become 0. So whoever has
+        submitted something is told of it, even if that is over by now.
+        """
+        live = 1 if client.risen and self._count == client.told_live == 0 else self._count
+        now, sent = self._deps.monotonic(), client.told_live_at
+        if live == client.told_live or (len(sent) == MOST_STATUS and now - sent[0] < STATUS_S):
             return None
-        client.told_live, client.told_live_at = self._count, now
-        return client_messages.status(self._count)
+        client.told_live, client.risen = live, False
+        sent.append(now)
+        return client_messages.status(live)
 
     def _say_status(self) -> None:
         """Tell all clients soon how many jobs are live; the newest number reaches each."""
         if self._status_due is None:
-            wait = max(0.0, self._status_at + STATUS_GAP_S - self._deps.monotonic())
-            self._status_due = asyncio.get_running_loop().call_later(wait, self._tell_status)
+            wait = (
+                self._status_at + STATUS_GAP_S - self._deps.monotonic() if len(self._clients) > CROWD else 0
+            )
+            self._status_due = asyncio.get_running_loop().call_later(max(0.0, wait), self._tell_status)
 
     def _tell_status(self) -> None:
         self._status_due, self._status_at = None, self._deps.monotonic()
-        message, late = client_messages.status(self._count), False
+        late = False
         for client in self._clients.values():
-            if client.receiver is None or client.told_live == self._count:
+            if client.receiver is None or (client.told_live == self._count and not client.risen):
                 continue
-            if client.ending:
-                late = True  # it is told with the end
-            elif self._status_for(client) is not None:
-                client.send([message])
-            else:
-                late = True
+            if not client.ending and (one := self._status_for(client)) is not None:
+                client.send([one])
+            late = late or client.risen or client.told_live != self._count
         if late:
-            self._say_status()
+            self._status_due = asyncio.get_running_loop().call_later(STATUS_GAP_S, self._tell_status)
 
     # -- losses ----------------------------------------------------------------------------------------
 
