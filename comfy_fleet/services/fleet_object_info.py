@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 
+import orjson
+
 from comfy_fleet.domain.errors import FleetError, NoNodes
 from comfy_fleet.domain.graphs.choice_lists import lists_uploads
 from comfy_fleet.domain.graphs.object_info_union import AlikeNodes, ObjectInfoUnion, ranked, version_order
@@ -111,7 +113,7 @@ class FleetObjectInfo:
 
     async def _read(self, answers: Sequence[AlikeNodes]) -> tuple[ObjectInfoUnion, int]:
         """Return the answers together, and how many of them are not stored any more."""
-        union = ObjectInfoUnion(answers)
+        union = ObjectInfoUnion(answers, loads=orjson.loads)
         missing = 0
         for number, answer in enumerate(answers):
             told = await self._store.object_info(answer.digest)

@@ -6,7 +6,7 @@ may be one.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +82,19 @@ def lists_uploads(name: str, body: bytes) -> bool:
         return False
 
 
-def choice_key(value: Any) -> object:
-    """Return what is equal for equal choices: a file's name has one meaning with either kind of slash."""
+def choice_keys(choices: Sequence[Any]) -> Sequence[object]:
+    """Return for each choice what is equal for equal choices.
+
+    A file's name has one meaning with either kind of slash.
+    """
+    if set(map(type, choices)) <= {str}:
+        together = "".join(choices)
+        if "\\" not in together and together.isascii():  # nearly always: nothing has another spelling
+            return choices
+    return [_key(choice) for choice in choices]
+
+
+def _key(value: Any) -> object:
     if isinstance(value, str):
         return alike(value)
     if is_branch(value):
@@ -117,7 +128,8 @@ def _of_input(
         yield ChoiceList(path, upload=upload, flags=extra, _holder=declared, _at=0, _declared=declared)
     elif isinstance(extra.get("options"), list):
         yield ChoiceList(path, upload=upload, flags=extra, _holder=extra, _at="options", _declared=declared)
-        for option in extra["options"]:
+        branches = extra["options"] if is_branch(next(iter(extra["options"]), None)) else ()
+        for option in branches:
             if is_branch(option):
                 yield from _of_group(
                     option["inputs"], (*path, str(option["key"])), f"{name}.", uses, depth + 1

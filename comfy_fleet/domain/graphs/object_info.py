@@ -90,7 +90,7 @@ def unpack(packed: bytes) -> dict[str, bytes]:
         zlib.error: It is broken.
     """
     lines = (line.partition(b"\t") for line in zlib.decompress(packed).split(b"\n") if line)
-    return {json.loads(name): body for name, _, body in lines}
+    return {json.loads(name.decode()): body for name, _, body in lines}
 
 
 def _cleaned(body: Mapping[str, Any], inputs: Inputs) -> Mapping[str, Any]:

@@ -5,15 +5,16 @@ Descriptions and tooltips say where something is, if it is not everywhere. A cla
 stays as it is, byte for byte.
 """
 
+import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
-from comfy_fleet.domain.graphs.choice_lists import ChoiceList, choice_key, choice_lists, is_branch
+from comfy_fleet.domain.graphs.choice_lists import ChoiceList, choice_keys, choice_lists, is_branch
 from comfy_fleet.domain.graphs.file_access import has_extension
 
 MAX_NODES_NAMED = 8
@@ -24,6 +25,8 @@ MAX_CHOICES = 100_000
 """Most choices that the lists of one class get from other nodes: hostile nodes may list any number."""
 MAX_BYTES = 64 * 1024 * 1024
 """Most bytes of all classes together; classes beyond are left out."""
+
+Loads: TypeAlias = Callable[[bytes], Any]
 
 _VERSION = re.compile(r"(?:sim-)?v?(\d{1,9}(?:\.\d{1,9}){0,5})")
 _CONSTANTS = {"Infinity": sys.float_info.max, "-Infinity": -sys.float_info.max}  # and NaN becomes null
@@ -68,10 +71,12 @@ class ObjectInfoUnion:
 
     Args:
         answers: Those that will come, as :func:`ranked` orders them.
+        loads: Reads JSON, and raises ValueError; of hundreds of nodes it reads hundreds of megabytes.
     """
 
-    def __init__(self, answers: Sequence[AlikeNodes]) -> None:
+    def __init__(self, answers: Sequence[AlikeNodes], *, loads: Loads = json.loads) -> None:
         self._answers = answers
+        self._loads = loads
         self._classes: dict[str, _Class] = {}
         self._came = 0
         self._size = 0
@@ -86,14 +91,13 @@ class ObjectInfoUnion:
         bit = 1 << number
         self._came |= bit
         for name, told in classes.items():
-            body = _strict(told)
             known = self._classes.get(name)
-            if known is None:
-                self._size += len(body) + len(name)
-                if self._size <= MAX_BYTES:
-                    self._classes[name] = _Class(name, body, bit)
-            else:
-                known.add(body, bit)
+            if known is not None:
+                known.add(told, bit, self._loads)
+                continue
+            self._size += len(told) + len(name)
+            if self._size <= MAX_BYTES:
+                self._classes[name] = _Class(name, _strict(told), bit)
 
     def end(self) -> dict[str, bytes]:
         """Return the classes as JSON."""
@@ -136,21 +140,45 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NODES_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-@dataclass
-class _Choice:
-    """A choice in a list: as it is first spelled, and the descriptions of its class that have it."""
-
-    value: Any
-    variants: int
-
-
-@dataclass
 class _List:
-    """One list of a class, over all descriptions of the class; ``first`` is the first that is not empty."""
+    """One list of a class, over all variants of the class. Most choices are the same in all of them.
 
-    first: Sequence[Any] = ()
-    choices: dict[object, _Choice] = field(default_factory=dict)
-    variants: int = 0
+    Attributes:
+        first: The first list that is not empty.
+        values: Every choice by what is equal for equal choices, as it is first spelled.
+        some: The choices that some variants lack, and the variants that have them.
+    """
+
+    def __init__(self) -> None:
+        self.first: Sequence[Any] = ()
+        self.values: dict[object, Any] = {}
+        self.some: dict[object, int] = {}
+        self._all: set[object] = set()
+        self._variants = 0
+
+    def add(self, choices: Sequence[Any], variant: int, room: int) -> int:
+        """Add a variant's list, with at most ``room`` new choices; return how many of these came."""
+        if self.first and choices and _brings(self.first) != _brings(choices):
+            return 0  # branches and plain choices are no one list
+        self.first = self.first or choices
+        listed = choice_keys(choices)
+        keys = set(listed)
+        gone = self._all - keys
+        self._all -= gone
+        self.some.update(dict.fromkeys(gone, self._variants))
+        for key in self.some.keys() & keys:
+            self.some[key] |= variant
+        new = keys - self.values.keys()
+        before = len(self.values)
+        for key, value in zip(listed, choices, strict=True) if new else ():
+            if key in new and key not in self.values and len(self.values) - before < room:
+                self.values[key] = value
+                if self._variants:
+                    self.some[key] = variant
+                else:
+                    self._all.add(key)
+        self._variants |= variant
+        return len(self.values) - before
 
 
 class _Class:
@@ -167,8 +195,12 @@ class _Class:
         self._lists: dict[object, _List] = {}  # filled once there is a second variant
         self._room = MAX_CHOICES
 
-    def add(self, body: bytes, answer: int) -> None:
+    def add(self, told: bytes, answer: int, loads: Loads) -> None:
         """Add what another answer says."""
+        if told == self._body:
+            self._answers[0] |= answer
+            return
+        body = _strict(told)
         if body == self._body:
             self._answers[0] |= answer
             return
@@ -178,25 +210,14 @@ class _Class:
             return
         self._answers.append(answer)
         if variant == 1:
-            self._read(self._body, 0)
-        self._read(body, variant)
+            self._read(self._body, 0, loads)
+        self._read(body, variant, loads)
 
-    def _read(self, body: bytes, variant: int) -> None:
-        for found in _lists_of(self._name, body):
-            if found.upload:
-                continue
-            known = self._lists.setdefault(found.path, _List())
-            if known.first and found.choices and _brings(known.first) != _brings(found.choices):
-                continue  # branches and plain choices are no one list
-            known.variants |= 1 << variant
-            known.first = known.first or found.choices
-            for value in found.choices:
-                choice = known.choices.get(key := choice_key(value))
-                if choice is not None:
-                    choice.variants |= 1 << variant
-                elif self._room > 0:
-                    self._room -= 1
-                    known.choices[key] = _Choice(value, 1 << variant)
+    def _read(self, body: bytes, variant: int, loads: Loads) -> None:
+        for found in _lists_of(self._name, body, loads):
+            if not found.upload:
+                known = self._lists.setdefault(found.path, _List())
+                self._room -= known.add(found.choices, 1 << variant, self._room)
 
     def merged(self, places: _Places) -> bytes:
         """Return it as JSON."""
@@ -226,22 +247,24 @@ class _Class:
             if known is None or found.upload:
                 continue
             listed = found.choices or known.first
-            if len(choices := _with(listed, _added(listed, known.choices))) != len(found.choices):
-                found.replace(choices)
+            have = set(choice_keys(listed))
+            added = [value for key, value in known.values.items() if key not in have]
+            if added or len(listed) != len(found.choices):
+                found.replace(_with(listed, added))
                 changed = True
-            partly = [choice for choice in known.choices.values() if choice.variants != known.variants]
-            if partly:
-                found.explain(self._told(partly, places))
+            if known.some:
+                found.explain(self._told(known, places))
                 changed = True
         return _ENCODER.encode(body).encode() if changed else self._body
 
-    def _told(self, partly: Sequence[_Choice], places: _Places) -> str:
+    def _told(self, known: _List, places: _Places) -> str:
         """Return in words where the choices are that some nodes lack."""
+        partly = (key for key in known.values if key in known.some)
         listed = [
-            f"{_label(choice.value)} ({places.words(self._where(choice.variants))})"
-            for choice in partly[:MAX_CHOICES_NAMED]
+            f"{_label(known.values[key])} ({places.words(self._where(known.some[key]))})"
+            for key in itertools.islice(partly, MAX_CHOICES_NAMED)
         ]
-        if (more := len(partly) - MAX_CHOICES_NAMED) > 0:
+        if (more := len(known.some) - MAX_CHOICES_NAMED) > 0:
             listed.append(f"and {more} more")
         return f"Not everywhere: {'; '.join(listed)}."
 
@@ -253,15 +276,15 @@ class _Class:
         return answers
 
 
-def _lists_of(name: str, body: bytes) -> Iterator[ChoiceList]:
+def _lists_of(name: str, body: bytes, loads: Loads) -> Iterator[ChoiceList]:
     try:
-        yield from choice_lists(name, json.loads(body))
+        yield from choice_lists(name, loads(body))
     except (ValueError, RecursionError):
         return
 
 
 def _brings(choices: Sequence[Any]) -> bool:
-    return any(map(is_branch, choices))
+    return bool(choices) and is_branch(choices[0])
 
 
 def _strict(body: bytes) -> bytes:
@@ -285,12 +308,6 @@ def _sentence(text: str) -> str:
 def _label(value: Any) -> str:
     text = value.get("key") if isinstance(value, dict) else value
     return str(text)[:80]
-
-
-def _added(given: Sequence[Any], choices: Mapping[object, _Choice]) -> list[Any]:
-    """Return the choices that are not in a list."""
-    have = {choice_key(value) for value in given}
-    return [choice.value for key, choice in choices.items() if key not in have]
 
 
 def _with(given: Sequence[Any], added: Sequence[Any]) -> list[Any]:
