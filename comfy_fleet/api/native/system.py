@@ -45,12 +45,6 @@ async def shown_features(request: Request) -> Response:
     return json_response(features(deps(request).settings))
 
 
-async def extensions(request: Request) -> Response:
-    """Scripts for the editor: none."""
-    owner(request)
-    return json_response([])
-
-
 async def node_replacements(request: Request) -> Response:
     """Successors of removed classes, as any node names them."""
     owner(request)
@@ -97,7 +91,6 @@ _asset = partial(row, handler=assets_off, operation="native_assets_off", api_onl
 TABLE: tuple[ServedRoute, ...] = (
     *row("GET", "/system_stats", system_stats, "native_system_stats"),
     *row("GET", "/features", shown_features, "native_features"),
-    *row("GET", "/extensions", extensions, "native_extensions"),
     *row("GET", "/node_replacements", node_replacements, "native_node_replacements"),
     *row("POST", "/free", free, "native_free"),
     *_asset("GET", "/assets"),

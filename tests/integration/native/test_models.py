@@ -186,7 +186,6 @@ async def test_features_are_those_of_the_fleet(redis_port: int, redis: Redis, tm
         assert found == await got(api, "/features")
         assert (found["supports_preview_metadata"], found["max_upload_size"]) == (True, 12345)
         assert found["assets"] is False
-        assert await got(api, "/extensions") == []
 
 
 async def test_assets_are_switched_off_as_on_a_plain_server(api: Api) -> None:
