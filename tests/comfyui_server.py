@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def interpreter(home: Path) -> str:
     return sys.executable
 
 
-def command(home: Path, folder: Path, port: int) -> list[str]:
+def command(home: Path, folder: Path, port: int, python: str | None = None) -> list[str]:
     """Return the command line of a ComfyUI whose files all lie in a folder."""
     extra = folder / "extra_model_paths.yaml"
     packs = (home / "tests/execution/testing_nodes", write_pack(folder))
@@ -65,14 +66,26 @@ def command(home: Path, folder: Path, port: int) -> list[str]:
     for name in ("output", "input", "temp", "user"):
         (folder / name).mkdir()
         options += [f"--{name}-directory", str(folder / name)]
-    python = os.environ.get("COMFYUI_PYTHON") or interpreter(home)
+    python = python or os.environ.get("COMFYUI_PYTHON") or interpreter(home)
     return [python, str(home / "main.py"), *options, "--database-url", "sqlite:///:memory:"]
 
 
 @pytest.fixture(scope="session")
 def comfyui_server(comfyui_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """One real ComfyUI for the whole session."""
-    folder = tmp_path_factory.mktemp("comfyui")
+    with comfyui_of(comfyui_home, tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@contextmanager
+def comfyui_of(home: Path, folder: Path, *, python: str | None = None) -> Iterator[ComfyServer]:
+    """Run a ComfyUI whose files all lie in a folder.
+
+    Args:
+        home: Where its programs are.
+        folder: For its files.
+        python: The interpreter that has its packages.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -80,7 +93,7 @@ def comfyui_server(comfyui_home: Path, tmp_path_factory: pytest.TempPathFactory)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            mortal(command(comfyui_home, folder, port)), cwd=folder, env=environment, stdout=log, stderr=log
+            mortal(command(home, folder, port, python)), cwd=folder, env=environment, stdout=log, stderr=log
         )
     try:
         _wait_until_it_answers(server, process)

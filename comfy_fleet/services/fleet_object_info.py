@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _AGAIN_S = 2.0
 """Least time from one putting together to the next; at least four times what it takes."""
+_LATER_S = 2.0
+"""How long a request waits for newer classes, if some are known."""
 _FIRST_S = 5.0
 """How long a request waits for the first answers of a fleet that has just started."""
 
@@ -82,7 +84,8 @@ class FleetObjectInfo:
         if self._answers != self._made_of and (self._made is None or self._clock() >= self._not_before):
             if self._making is None or self._making.done():
                 self._making = start(self._make(self._answers), name="object_info")
-            await asyncio.shield(self._making)
+            # What was put together before is better than a long wait.
+            await asyncio.wait([self._making], timeout=None if self._made is None else _LATER_S)
         if self._made is None:
             raise self._trouble or NoNodes(
                 "what the nodes have told is not stored any more: try again in some seconds"

@@ -35,7 +35,7 @@ MOST_PLACEMENTS = 1000  # placement classes kept for answers to "what does this 
 _LARGE_NODES = 500  # comparing graphs with more nodes is work for a thread
 _RECENT_S = 1.0  # no message announces that a node becomes busy or free
 _AGAIN_S, _AGAIN_PER_NODE_S = 5.0, 0.5  # how often clients can have all nodes asked again
-_AGAIN_PATIENCE_S = 1.0
+_AGAIN_PATIENCE_S = 2.0
 _POLL_S = 0.1
 _KEEP_NEEDS_S = 3600.0  # requirements are written again this often, so that they outlive every job
 
