@@ -1,5 +1,6 @@
 """``/object_info`` read class by class, however it is cut into pieces."""
 
+import json
 from typing import Any
 
 import orjson
@@ -33,6 +34,18 @@ async def test_a_real_server_s_classes() -> None:
     info = object_info()
     for body in (orjson.dumps(info), orjson.dumps(info, option=orjson.OPT_INDENT_2)):
         assert await read(body) == parse(info)
+
+
+async def test_numbers_of_any_size_are_told_to_clients_as_the_node_wrote_them() -> None:
+    told = b'{"A": {"input": {"required": {"n": ["FLOAT", {"min": -18446744073709551615, "max": %d}]}}}}' % (
+        10**30
+    )
+    reader = ClassReader(LIMITS)
+    await reader.take(told)
+    (await reader.end()).inventory()
+    kept = reader.packed()
+    assert kept is not None
+    assert json.loads(unpack(kept.packed)["A"]) == json.loads(told)["A"]
 
 
 @settings(max_examples=100, deadline=None)

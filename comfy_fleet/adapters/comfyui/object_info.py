@@ -1,11 +1,13 @@
 """Reads ``/object_info`` as it arrives: only one class at a time is held as JSON."""
 
 import asyncio
+import json
 import re
 from dataclasses import replace
+from typing import Any
 
 from comfy_fleet.adapters.comfyui.answer_limits import MIB, AnswerLimits, decode_within, shown
-from comfy_fleet.adapters.comfyui.json_lenient import decode
+from comfy_fleet.adapters.comfyui.json_lenient import HALF_BYTES, decode
 from comfy_fleet.domain.errors import NodeError, NodeFault
 from comfy_fleet.domain.graphs.inventory import Reader, TooManyClasses
 from comfy_fleet.domain.graphs.object_info import ObjectInfo, Packer
@@ -17,6 +19,7 @@ _CLASS_SHARE, _DECODED_SHARE, _HELD_SHARE = 1 / 4, 2 / 3, 4 / 3
 again."""
 MAX_OBJECTS = 500_000
 """Most lists and objects in one answer; a hundred node packs have less than a tenth of that."""
+_BEYOND_64_BITS = re.compile(rb"-\d{19}|\d{21}")
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+([\[\]{}])", re.DOTALL)
 _NAME = re.compile(rb"(" + _STRING + rb")\s*:\s*\Z", re.DOTALL)
@@ -115,7 +118,7 @@ class ClassReader:
         except TooManyClasses as error:
             raise self._fault(str(error), "four thirds") from None
         if info is not None:
-            self._packer.add(name, body, info)
+            self._packer.add(name, _exact(text, body), info)
 
     def _fault(self, why: str, share: str) -> NodeFault:
         setting = self._limits.setting
@@ -123,3 +126,18 @@ class ClassReader:
             f"/object_info is too large: {why} ({share} of {setting})",
             details={"limit": setting, "bytes": self._limits.size},
         )
+
+
+def _exact(text: bytearray, body: Any) -> Any:
+    """Return a class with integers of any size as the node wrote them: clients may compare them.
+
+    Args:
+        text: The class's JSON.
+        body: The same, read: integers beyond 64 bits have become floats.
+    """
+    if not _BEYOND_64_BITS.search(text) or HALF_BYTES.search(text):
+        return body
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return body
