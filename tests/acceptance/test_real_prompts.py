@@ -98,8 +98,6 @@ def alike(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_is_the_same(name: str, up: Up, comfyui_server: ComfyServer, version: str) -> None:
     graph = REFUSED[name]
-    if version == OLD and "class" in name:
-        pytest.skip("the newer version's words count")
     theirs = post(comfyui_server.url, graph)
     ours = post(up.url, graph)
     told, expected = ours.json(), theirs.json() if theirs.status_code < 500 else {}
@@ -107,6 +105,8 @@ def test_a_refusal_is_the_same(name: str, up: Up, comfyui_server: ComfyServer, v
     assert told["error"].keys() == {"type", "message", "details", "extra_info"}
     if theirs.status_code >= 500 or name in ("no inputs", "a class that was replaced"):
         return  # nothing to be like, or nothing that says more
+    if version == OLD and ("cycle" in name or expected["error"]["type"] == "invalid_prompt"):
+        return  # the newer version's words count
     assert told["node_errors"].keys() == expected["node_errors"].keys()
     for node_id, entry in told["node_errors"].items():
         wanted = expected["node_errors"][node_id]
@@ -127,7 +127,7 @@ def test_odd_bodies_are_refused_as_clearly(body: bytes, up: Up, comfyui_server: 
     theirs = httpx.post(f"{comfyui_server.url}/prompt", content=body, timeout=30)
     ours = httpx.post(f"{up.url}/prompt", content=body, timeout=30)
     assert ours.status_code == 400
-    if theirs.status_code == 400:
+    if theirs.status_code == 400 and b"[]}" not in body:  # to 0.3.64 an empty list is an empty graph
         assert ours.json() == theirs.json()
 
 
