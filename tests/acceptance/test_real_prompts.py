@@ -28,6 +28,10 @@ OLD = "0.3.64"
 def up(comfyui_server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A fleet whose only node is a real ComfyUI."""
     fleet = start_fleet(tmp_path_factory.mktemp("prompts") / "data", "--node", f"real={comfyui_server.url}")
+    deadline = time.monotonic() + 60
+    while not httpx.get(f"{fleet.url}/object_info/EmptyImage", timeout=30).json().get("EmptyImage"):
+        assert time.monotonic() < deadline, "the fleet does not know yet what its node has"
+        time.sleep(0.1)
     yield fleet
     stop_fleet(fleet)
 
