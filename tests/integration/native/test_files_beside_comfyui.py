@@ -48,7 +48,9 @@ class Both:
     ) -> tuple[httpx.Response, httpx.Response]:
         """Return the fleet's and ComfyUI's answers: statuses are equal, and headers unless not ``alike``."""
         ours, theirs = [await client.request(method, path, **more) for client in (self._fleet, self._bare)]
-        assert ours.status_code == theirs.status_code, (path, more, ours.headers)
+        # What ComfyUI meets with an exception is refused.
+        expected = 400 if theirs.status_code == 500 else theirs.status_code
+        assert ours.status_code == expected, (path, more, ours.headers)
         if alike and theirs.status_code in (200, 206):
             shown = {name: theirs.headers[name] for name in READ if name in theirs.headers}
             assert {name: ours.headers.get(name) for name in shown} == shown, (path, more)
@@ -57,7 +59,8 @@ class Both:
     async def same(self, method: str, path: str, **more: Any) -> httpx.Response:
         """Return an answer that both give, with equal bytes."""
         ours, theirs = await self.ask(method, path, **more)
-        assert ours.content == theirs.content, (path, more)
+        if theirs.status_code != 500:
+            assert ours.content == theirs.content, (path, more)
         return ours
 
     async def upload(
@@ -65,7 +68,7 @@ class Both:
     ) -> dict[str, Any]:
         ours, theirs = await self.ask("POST", path, alike=False, data=fields, files={"image": (name, data)})
         if theirs.status_code != 200:
-            assert ours.content == theirs.content
+            assert ours.content == b""
             return {}
         assert ours.json() == theirs.json()
         found: dict[str, Any] = ours.json()
