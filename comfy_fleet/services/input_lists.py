@@ -40,7 +40,7 @@ class InputLists:
         ask: NodeLists,
         states: Callable[[], Mapping[str, NodeState]],
         *,
-        patience_s: float = 3.0,
+        patience_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask

@@ -66,7 +66,7 @@ class NodeInventories:
         self._store = store
         self._directory = NodeDirectory(registry, store, clock=clock)
         self.refresher = InventoryRefresher(registry, store, ask, clock=clock)
-        self._files = InputLists(ask, lambda: self._directory.states, patience_s=patience_s)
+        self._files = InputLists(ask, lambda: self._directory.states)
         self._recheck_s = recheck_s
         self._patience_s = patience_s
         self._clock = clock
