@@ -21,6 +21,7 @@ from benchmarks.figures import (
     kills,
     latency,
     memory,
+    native,
     restarts,
     scaling,
     sdk,
@@ -36,6 +37,7 @@ from comfy_fleet.settings import SOURCE
 
 FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "latency": latency.measure,
+    "native": native.measure,
     "sdk": sdk.measure,
     "gpus": gpus.measure,
     "scaling": scaling.measure,

@@ -112,12 +112,14 @@ class BareClient(_Http):
         run = str(uuid4())
         url = f"{self._node.replace('http', 'ws', 1)}/ws?clientId={run}"
         async with connect(url, proxy=None, compression=None, max_size=None) as socket:
-            return await self._run(socket, run, self._node, {})
+            return await self._run(socket, run, run, self._node, {})
 
-    async def _run(self, socket: ClientConnection, run: str, base: str, headers: dict[str, str]) -> bytes:
+    async def _run(
+        self, socket: ClientConnection, client: str, run: str, base: str, headers: dict[str, str]
+    ) -> bytes:
         await self.post(
             f"{base}/prompt",
-            {"prompt": trivial_graph(), "client_id": run, "prompt_id": run},
+            {"prompt": trivial_graph(), "client_id": client, "prompt_id": run},
             headers,
         )
         file: dict[str, str] | None = None
@@ -137,6 +139,32 @@ class BareClient(_Http):
         if file is None:
             raise TripFailed("the prompt ended without a picture")
         return await self.read(f"{base}/view", file, headers)
+
+
+class NativeClient(BareClient):
+    """The same as programs do it that stay: one websocket for all their prompts.
+
+    Args:
+        node: Base URL of a ComfyUI, or of a fleet.
+    """
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self._id = str(uuid4())
+        self._socket: ClientConnection | None = None
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        url = f"{self._node.replace('http', 'ws', 1)}/ws?clientId={self._id}"
+        opened = connect(url, proxy=None, compression=None, max_size=None)
+        self._socket = await self._stack.enter_async_context(opened)
+        return self
+
+    async def trip(self) -> bytes:
+        """Submit a trivial graph and return the picture's bytes."""
+        assert self._socket is not None
+        async with Timeout(TRIP_S):
+            return await self._run(self._socket, self._id, str(uuid4()), self._node, {})
 
 
 class LeaseClient(BareClient):
@@ -159,7 +187,7 @@ class LeaseClient(BareClient):
         async with Timeout(TRIP_S), await self._open(run) as socket:
             assert socket.response is not None
             node = {"X-Fleet-Node": socket.response.headers["X-Fleet-Node"]}
-            return await self._run(socket, run, self._node, node)
+            return await self._run(socket, run, run, self._node, node)
 
     async def _open(self, run: str) -> ClientConnection:
         """Ask until a lease is given."""

@@ -18,7 +18,15 @@ import rq
 import uvloop
 from redis import Redis
 
-from benchmarks.clients import BareClient, Client, LeaseClient, SdkClient, V2Client, trivial_graph
+from benchmarks.clients import (
+    BareClient,
+    Client,
+    LeaseClient,
+    NativeClient,
+    SdkClient,
+    V2Client,
+    trivial_graph,
+)
 from benchmarks.operations import submit
 from benchmarks.rawhttp import RawConnection
 from benchmarks.rq_node import QUEUE, picture
@@ -35,6 +43,8 @@ def client(spec: Mapping[str, Any]) -> Client:
     match spec["kind"]:
         case "bare":
             return BareClient(spec["node"])
+        case "native":
+            return NativeClient(spec["base"])
         case "lease":
             return LeaseClient(spec["lease"], spec["direct"])
         case "v2":
