@@ -79,10 +79,11 @@ RUNS = [(version, name) for version, names in ORDER.items() for name in names if
 OTHER = {"assets_enabled", "editor_requests"}
 #: Routes that a simulated node lacks: an editor's, and those that tell of a machine's folders.
 NOT_SERVED = re.compile(
-    "/internal/folder_paths|/api/(users|settings|userdata|v2/userdata|experiment|workflow_templates|global_subgraphs).*"
+    "/internal/folder_paths|/api/(users|settings|userdata|v2/userdata|workflow_templates|global_subgraphs).*"
 )
 RECORDED_MODELS = {"vae": {"pixel_space": 0}}  # the recorded servers had no model files
 TEMPORARY = re.compile(r"temp_[a-z]{5}_|[0-9a-f]{32}(?=\.glb)")
+TEMPORARY_NAME = re.compile(r"temp_[a-z]{5}_\d{5}|[0-9a-f]{32}(?=\.glb)")
 HEAD = 33  # bytes of a PNG up to the end of its first chunk: size, depth, colour type
 GLB = b"glTF\x02\0\0\0\x0c\0\0\0"
 
@@ -128,13 +129,13 @@ async def _replay_all() -> dict[tuple[str, str], Replay]:
                     async with httpx.AsyncClient(base_url=node.url) as http:
                         await http.post("/prompt", json={})
                 else:
-                    made[version, name] = await _replay(node, read(version, name))
+                    made[version, name] = await replay(node.url, read(version, name))
                 if name == "expansion":  # what it saved counts
                     node.files.inside("output", "", "fleet_00009_.png").touch()
     return made
 
 
-async def _replay(node: SimNode, recording: dict[str, Any]) -> Replay:
+async def replay(url: str, recording: dict[str, Any]) -> Replay:
     """Replay one recording; ComfyUI draws the order of outputs, so the graph is posted in the drawn order."""
     for exchange in recording["http"]:
         if exchange["request"]["path"].startswith("/history/"):
@@ -143,25 +144,23 @@ async def _replay(node: SimNode, recording: dict[str, Any]) -> Replay:
             for node_id in entry["prompt"][4]:
                 graph[node_id] = graph.pop(node_id)
     flags = {"supports_preview_metadata": True} if recording["name"] == "flags" else None
-    replay = Replay()
-    async with NativeClient(node.url, recording["client_id"], flags) as client:
+    made = Replay()
+    async with NativeClient(url, recording["client_id"], flags) as client:
         for exchange in recording["http"]:
             request = exchange["request"]
             path = request["path"]
             if path.startswith("/queue"):
                 await client.until(lambda: len(client.of("progress")) > 2)
             if path.startswith("/history"):
-                if replay.answers[0].status_code != 200:
+                if made.answers[0].status_code != 200:
                     break
                 prompt_id = path.rpartition("/")[2]
                 await client.until(partial(client.finished, prompt_id))
-            if TEMPORARY.search(path):
-                path = TEMPORARY.sub(_temporary(json.dumps(client.of("executed"))), path)
-            replay.answers.append(
-                await client.http.request(request["method"], path, json=request.get("json"))
-            )
-        replay.frames = list(client.frames)
-    return replay
+            if TEMPORARY_NAME.search(path):
+                path = TEMPORARY_NAME.sub(_temporary(json.dumps(client.of("executed"))), path)
+            made.answers.append(await client.http.request(request["method"], path, json=request.get("json")))
+        made.frames = list(client.frames)
+    return made
 
 
 async def _repeat(node: SimNode, exchanges: list[dict[str, Any]]) -> Replay:
@@ -196,7 +195,7 @@ async def _idle(http: httpx.AsyncClient) -> None:
 
 
 def _temporary(text: str) -> str:
-    found = TEMPORARY.search(text)
+    found = TEMPORARY_NAME.search(text)
     assert found, text
     return found[0]
 
@@ -319,6 +318,9 @@ def test_lists_of_requests_get_the_recorded_answers(
             recorded["body"]["pagination"]["total"] -= len(NOT_SIMULATED)
         if NOT_SERVED.fullmatch(path):
             assert answer.status_code == 404
+        elif path == "/api/experiment/models":  # with the folders of a machine
+            names = [one["name"] for one in answer.json()]
+            assert names == [one["name"] for one in recorded["body"]]
         else:
             compare(recorded, answer)
 
