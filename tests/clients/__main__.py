@@ -80,7 +80,9 @@ class Board:
         done = await asyncio.gather(*(one(*each) for each in enumerate(people)), return_exceptions=True)
         errors = [error for error in done if error is not None]
         how = "alone" if len(people) == 1 else "two at once"
-        self.failures += [f"{name}, {server.name}, {how}: {error!r}" for error in errors]
+        self.failures += [
+            f"{name}, {server.name}, {how}: {type(error).__name__}: {error}" for error in errors
+        ]
         sys.stderr.write(f"{name}, {server.name}, {how}: {'fails' if errors else 'works'}\n")
         return not errors
 

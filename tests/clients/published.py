@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.clients.graphs import editor_format, loading, on_websocket, saving
 HERE = Path(__file__).parent
 DRIVERS = HERE / "drivers"
 RUN_S = 45.0
+SHOWN = 300  # characters of a line; some programs print all of theirs
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def examples(home: Path) -> tuple[Published, ...]:
     return tuple(Published(f"ComfyUI: {one.stem}", "comfyui_example.py", str(one)) for one in found)
 
 
-def versions() -> Mapping[str, str]:
-    """Return the installed version of each package."""
+def packages() -> dict[str, str]:
+    """Return the version of each package that is installed."""
     return {name: version for _, name, version in _wanted()}
 
 
@@ -108,8 +108,10 @@ async def picture(client: Published, me: Caller, color: int, *, installed: Path,
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-    said = (job / "log").read_text(errors="replace")[-4000:]
-    assert code == 0, f"{driver.name} ended with {code}:\n{said}"
+    if code != 0:
+        lines = (job / "log").read_text(errors="replace").strip().splitlines()
+        said = "\n".join(line[:SHOWN] for line in lines[-8:])
+        raise AssertionError(f"{driver.name} ended with {code}:\n{said}")
     return (job / "picture").read_bytes()
 
 
