@@ -73,12 +73,16 @@ def json_taken(request: Request) -> bool:
     """Return whether a body may be read as JSON although its type may say something else.
 
     ComfyUI never looks at the type, and scripts send that of forms. So can a page of another site, without
-    asking the browser first; but a browser adds what shows that it is one.
+    asking the browser first; but a browser adds what shows that it is one. ``Sec-Fetch-Mode`` alone does not:
+    ``fetch`` in Node sends it and no other, and published clients lose their type on the way.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         return True
-    return not any(name in ("origin", "cookie") or name.startswith("sec-fetch-") for name in request.headers)
+    return not any(
+        name in ("origin", "cookie") or (name.startswith("sec-fetch-") and name != "sec-fetch-mode")
+        for name in request.headers
+    )
 
 
 async def read_body(request: Request, limit: int, *, name: str = "") -> bytes:
