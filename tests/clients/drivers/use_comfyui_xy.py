@@ -12,4 +12,5 @@ with ComfyUiClient(f"{URL}/k/{KEY}" if KEY else URL, raise_on_error=True, execut
     answers = client.process_workflow(json.loads((JOB / "graph.json").read_text()))
     (file,) = [answer for answer in answers if answer.is_file]
     file.save(JOB / "picture")
-    client.interrupt()
+    if KEY:  # without keys it would interrupt whoever else runs there
+        client.interrupt()

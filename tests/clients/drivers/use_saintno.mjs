@@ -39,7 +39,7 @@ const { filename, subfolder } = uploaded.info
 loading['1'].inputs.image = subfolder ? `${subfolder}/${filename}` : filename
 const again = await run(loading)
 need('history', (await api.getHistories(10)) && Object.keys(await api.getHistories(10)).length > 0)
-await api.interrupt()
+if (key) await api.interrupt() // without keys it would interrupt whoever else runs there
 writeFileSync(`${job}/picture`, again.bytes)
 api.destroy()
 process.exit(0)

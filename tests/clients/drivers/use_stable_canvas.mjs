@@ -31,7 +31,7 @@ const followed = await bytesOf(await client.enqueue(graph))
 const polled = await bytesOf(await client.enqueue_polling(graph, { polling_ms: 100 }))
 if (Buffer.compare(followed.subarray(0, 8), polled.subarray(0, 8)) !== 0) throw new Error('no picture')
 await client.getQueue()
-await client.interrupt()
+if (key) await client.interrupt() // without keys it would interrupt whoever else runs there
 writeFileSync(`${job}/picture`, followed)
 client.close()
 process.exit(0)
