@@ -8,6 +8,7 @@ only once its files are stored, with the names that the client knows.
 import asyncio
 import json
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -29,6 +30,8 @@ BYTES_A_SECOND = 8 * 1024 * 1024
 once."""
 LAST_S = 0.25
 """How long the end of a run waits for its last frames."""
+ORDER_S = 0.1
+"""How long frames wait behind an ``executed`` whose files are not stored yet."""
 _COST = 256  # bytes that even the shortest frame counts as
 MOST_TOLD_BYTES = 512 * 1024
 """A larger ``executed`` is not told while the job runs; what the job's record keeps is told at the end."""
@@ -39,6 +42,7 @@ _TEXT = b"\0\0\0\3"
 """Text frames that every websocket of an owner gets, even of jobs that are no client's."""
 
 
+_Told: TypeAlias = "asyncio.Task[RawFrame | None]"
 Committed: TypeAlias = Callable[[Iterable[tuple[str, str, int]]], Awaitable[Sequence[Output] | None]]
 
 
@@ -70,11 +74,11 @@ class FrameRelay:
         self._claim = claim
         self._now = now
         self._committed = committed
-        self._held: set[asyncio.Task[None]] = set()
+        self._held: set[_Told] = set()
         self._heard, self._listeners = heard, 0
         self._only_anybody = False
         self._state: dict[str, bytes | bytearray] = {}
-        self._waiting: list[RawFrame] = []
+        self._waiting: deque[RawFrame | _Told] = deque()
         self._unsent = 0
         self._room, self._counted_at = float(BYTES_A_SECOND), now()
         self._task: asyncio.Task[None] | None = None
@@ -123,23 +127,32 @@ class FrameRelay:
             only = "job"
         elif isinstance(frame, Frame) and frame.type == "executed":
             only = "job"
-            self._hold(frame)
         self._add(RawFrame(run=self._claim.run, data=data, text=text, place=place, only=only))
+        if isinstance(frame, Frame) and frame.type == "executed" and self._claim.job.client_id is not None:
+            self._hold(frame)
 
     def _hold(self, frame: Frame) -> None:
-        """Tell the client of a node's outputs later: once they are stored and have their names."""
-        if len(frame.raw) <= MOST_TOLD_BYTES and isinstance(frame.data.get("node"), str):
-            self._held.add(task := start(self._tell_executed(frame)))
-            task.add_done_callback(self._held.discard)
+        """Tell the client of a node's outputs once they are stored and have their names.
 
-    async def _tell_executed(self, frame: Frame) -> None:
+        What comes behind it waits for a moment, so that the order stays if that is quick.
+        """
+        if len(frame.raw) <= MOST_TOLD_BYTES and isinstance(frame.data.get("node"), str):
+            self._held.add(task := start(self._told(frame)))
+            task.add_done_callback(self._held.discard)
+            self._wait(task)
+
+    async def _told(self, frame: Frame) -> RawFrame | None:
         node, output, run = frame.data["node"], frame.data.get("output"), self._claim.run
         outputs = await self._committed(item.id for item in find_outputs(node, output, run=run))
-        if outputs is None or not self._heard:
-            return
+        if outputs is None:
+            return None
         shown = shown_ui({node: output}, outputs).get(node) if isinstance(output, Mapping) else output
         data = json.dumps({"type": "executed", "data": {**frame.data, "output": shown}}).encode()
-        self._add(RawFrame(run=run, data=data, text=True, only="clients"))
+        return RawFrame(run=run, data=data, text=True, only="clients")
+
+    def _late(self, task: "_Told") -> None:
+        if self._heard and (frame := _result(task)) is not None:
+            self._add(frame)
 
     def _note(self, frame: Frame) -> None:
         """Remember how far the run is."""
@@ -163,9 +176,31 @@ class FrameRelay:
             return  # Redis is slow, or the node sends too much
         self._room -= cost
         self._unsent += cost
-        self._waiting.append(frame)
+        self._wait(frame)
+
+    def _wait(self, one: "RawFrame | _Told") -> None:
+        self._waiting.append(one)
         if self._task is None:
             self._task = asyncio.create_task(self._send())
+
+    async def _ready(self) -> list[RawFrame]:
+        """Return what may be sent now."""
+        frames: list[RawFrame] = []
+        while self._waiting:
+            one = self._waiting[0]
+            if isinstance(one, RawFrame):
+                frames.append(one)
+            elif not one.done() and frames:
+                break
+            else:
+                await asyncio.wait({one}, timeout=ORDER_S)
+                if not one.done():
+                    one.add_done_callback(self._late)
+                elif (told := _result(one)) is not None:
+                    self._unsent += len(told.data) + _COST
+                    frames.append(told)
+            self._waiting.popleft()
+        return frames
 
     async def drain(self) -> None:
         """Wait a moment until the accepted frames are published; all outputs have been committed."""
@@ -183,7 +218,8 @@ class FrameRelay:
     async def _send(self) -> None:
         try:
             while self._waiting:
-                frames, self._waiting = self._waiting, []
+                if not (frames := await self._ready()):
+                    continue
                 known = self._listeners
                 heard = await self._runs.frames(self._claim, frames)
                 if not heard and known == self._listeners:
@@ -197,4 +233,8 @@ class FrameRelay:
             self._heard = False
             logger.exception("frames not published", extra=self._claim.log_fields)
         finally:
-            self._waiting, self._unsent, self._task = [], 0, None
+            self._waiting, self._unsent, self._task = deque(), 0, None
+
+
+def _result(task: "_Told") -> RawFrame | None:
+    return None if task.cancelled() or task.exception() is not None else task.result()

@@ -212,6 +212,7 @@ async def test_a_client_is_told_of_outputs_once_they_are_stored_under_their_own_
     store.relay.take(text("progress"), running=True)
     await store.relay.drain()
     assert store.told("job") == ["executed"] and store.told("clients") == []
+    assert store.told("") == ["progress"]  # it does not wait for long
     store.commit.set_result([an_output(name="t_00042_.png", subfolder="", saved=True)])
     await store.relay.drain()
     (one,) = [frame for frame in store.published if frame.only == "clients"]
@@ -280,3 +281,16 @@ async def test_pictures_that_are_outputs_are_not_left_out_for_their_rate() -> No
         store.relay.take(Binary(PREVIEW + bytes(mib)), running=True, place=("2", place))
         await store.relay.drain()
     assert [frame.place for frame in store.published] == [("2", place) for place in range(40)]
+
+
+async def test_the_order_stays_if_outputs_are_stored_quickly() -> None:
+    store = ClientStore()
+    store.relay.take(text("executing"), running=True)
+    store.relay.take(executed({}), running=True)
+    store.relay.take(text("progress"), running=True)
+    await until(lambda: store.calls, what="what came before it is told")
+    assert store.told("") == ["executing"]
+    store.commit.set_result([])
+    await store.relay.drain()
+    told = [json.loads(frame.data)["type"] for frame in store.published if frame.only != "job"]
+    assert told == ["executing", "executed", "progress"]
