@@ -11,7 +11,8 @@ from typing import TypeAlias
 from uuid import uuid4
 
 from comfy_fleet.ports.sockets import ClientSocket
-from comfy_fleet.services.owner_clients import HubDeps, OwnerClients, Receiver
+from comfy_fleet.services.owner_clients import HubDeps, OwnerClients
+from comfy_fleet.services.socket_client import Receiver
 
 Detach: TypeAlias = Callable[[], None]
 

@@ -7,26 +7,25 @@ not told before. After a loss (Redis was away, this process was too slow) the re
 import asyncio
 import contextlib
 import logging
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
 from comfy_fleet.domain.jobs.job import Job, JobStatus, OwnerEvent
-from comfy_fleet.domain.jobs.shown_prompt import PromptEnd, PromptMessage, ShownPrompt, Topic
+from comfy_fleet.domain.jobs.shown_prompt import PromptEnd, PromptMessage, Topic
 from comfy_fleet.ports.jobs import ClientFeed, ClientFrame, ClientTaken, Events, JobStore
 from comfy_fleet.ports.sockets import ClientSocket, SocketStore
 from comfy_fleet.services.job_frames import JobFrames, is_for_anybody, prompt_end
+from comfy_fleet.services.socket_client import MOST_STATUS, STATUS_S, LiveJob, Receiver, SocketClient
 from comfy_fleet.tasks import forever, start
 
 logger = logging.getLogger(__name__)
 
-MOST_STATUS, STATUS_S = 5, 1.0
-"""So many ``status`` a websocket gets within so many seconds."""
 STATUS_GAP_S, CROWD = 0.2, 50
 """Between two rounds of ``status`` of an owner with more clients than this."""
 LINGER_S = 10.0
@@ -39,57 +38,6 @@ KEEP_S, REFRESH_S = 0.1, 30.0
 """How soon a change of what a websocket shows is written down for other processes, and how often all are."""
 MOST_UNTOLD = 100
 _A_TURN = 256
-
-
-class Receiver(Protocol):
-    """A websocket's end towards its client.
-
-    Attributes:
-        metadata: Whether its client wants pictures with metadata.
-    """
-
-    metadata: bool
-
-    def send(self, messages: Sequence[ClientMessage]) -> None:
-        """Send messages soon and in this order."""
-
-
-@dataclass(slots=True)
-class _Live:
-    """A job that is not final."""
-
-    prompt_id: str
-    client_id: str | None
-    status: JobStatus
-    run: str | None
-
-
-@dataclass(slots=True)
-class _Client:
-    """A client, with or without a websocket at this process."""
-
-    client_id: str
-    socket: str = ""  # the id of its websocket
-    newest: bool = False  # whether all processes know that it is the client's newest
-    since: float = 0.0
-    receiver: Receiver | None = None
-    jobs: set[str] = field(default_factory=set)  # that are not final
-    view: ShownPrompt = field(default_factory=ShownPrompt)
-    frames: dict[str, JobFrames] = field(default_factory=dict)
-    ending: set[str] = field(default_factory=set)
-    missed: list[str] = field(default_factory=list)  # jobs that ended while there was no websocket
-    told_live: int | None = None
-    told_live_at: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_STATUS))
-    risen: bool = False  # whether it has submitted something since
-    leaving: asyncio.TimerHandle | None = None
-
-    def send(self, messages: Sequence[ClientMessage]) -> None:
-        if self.receiver is not None and messages:
-            self.receiver.send(messages)
-
-    @property
-    def metadata(self) -> bool:
-        return self.receiver is not None and self.receiver.metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +67,8 @@ class OwnerClients:
         self._process = process
         self._deps = deps
         self._on_closed = on_closed
-        self._clients: dict[str, _Client] = {}
-        self._live: dict[str, _Live] = {}
+        self._clients: dict[str, SocketClient] = {}
+        self._live: dict[str, LiveJob] = {}
         self._count = 0
         self._jobs_of: defaultdict[str, set[str]] = defaultdict(set)
         self._anybodys: dict[str, JobFrames] = {}
@@ -130,14 +78,14 @@ class OwnerClients:
         self._tasks: set[asyncio.Task[None]] = set()
         self._status_due: asyncio.TimerHandle | None = None
         self._status_at = float("-inf")
-        self._changed: dict[str, _Client] = {}
+        self._changed: dict[str, SocketClient] = {}
         self._keep_due: asyncio.TimerHandle | None = None
         self._attaching: Counter[str] = Counter()
         self._closing: asyncio.Task[None] | None = None
 
     # -- websockets come and go ------------------------------------------------------------------------
 
-    async def attach(self, client_id: str, socket: str, receiver: Receiver) -> _Client | None:
+    async def attach(self, client_id: str, socket: str, receiver: Receiver) -> SocketClient | None:
         """Take a client's newest websocket; None if this has closed meanwhile."""
         self._attaching[client_id] += 1
         try:
@@ -159,11 +107,11 @@ class OwnerClients:
 
     def _attached(
         self, client_id: str, socket: str, receiver: Receiver, before: ClientSocket | None
-    ) -> _Client:
+    ) -> SocketClient:
         client = self._clients.get(client_id)
         known = client is not None
         if client is None:
-            client = self._clients[client_id] = _Client(client_id, jobs=self._jobs_of[client_id])
+            client = self._clients[client_id] = SocketClient(client_id, jobs=self._jobs_of[client_id])
         if client.leaving is not None:
             client.leaving.cancel()
             client.leaving = None
@@ -184,7 +132,7 @@ class OwnerClients:
         self._note(client)
         return client
 
-    async def _resume(self, client: _Client, running: Sequence[str]) -> None:
+    async def _resume(self, client: SocketClient, running: Sequence[str]) -> None:
         """Show a client that comes anew what runs: as far as the records say, and then its frames."""
         for job_id in running:
             job = await self._deps.jobs.get(job_id)
@@ -199,7 +147,7 @@ class OwnerClients:
                 self._heard(client, job_id, job.prompt_id, heard)
         await self._deps.events.want_frames(running)
 
-    def detach(self, client: _Client, socket: str) -> None:
+    def detach(self, client: SocketClient, socket: str) -> None:
         """Note that a websocket is closed. Its client is followed for a moment, as it may come again."""
         if client.socket != socket or client.receiver is None:
             return
@@ -207,7 +155,7 @@ class OwnerClients:
         self._note(client)
         client.leaving = asyncio.get_running_loop().call_later(LINGER_S, self._leave, client)
 
-    def _leave(self, client: _Client) -> None:
+    def _leave(self, client: SocketClient) -> None:
         if self._clients.get(client.client_id) is client:
             del self._clients[client.client_id]
             self._spawn(self._unfollow(client.client_id))
@@ -291,13 +239,13 @@ class OwnerClients:
         if heard is not None and (client.receiver is not None or heard.topic is not Topic.RESULT):
             self._heard(client, news.job_id, live.prompt_id, heard)
 
-    def _heard(self, client: _Client, job_id: str, prompt_id: str, heard: PromptMessage) -> None:
+    def _heard(self, client: SocketClient, job_id: str, prompt_id: str, heard: PromptMessage) -> None:
         shown = client.view.shown
         client.send(client.view.heard(job_id, prompt_id, heard, self._deps.clock()))
         if client.view.shown != shown:
             self._note(client)
 
-    def _for_all(self, news: ClientFrame, live: _Live) -> None:
+    def _for_all(self, news: ClientFrame, live: LiveJob) -> None:
         frames = self._anybodys.get(news.job_id)
         if frames is None:
             frames = self._anybodys[news.job_id] = JobFrames(live.prompt_id)
@@ -317,7 +265,7 @@ class OwnerClients:
             mine.discard(event.job_id)
         else:
             mine.add(event.job_id)
-            self._live[event.job_id] = _Live(event.prompt_id, event.client_id, event.status, event.run)
+            self._live[event.job_id] = LiveJob(event.prompt_id, event.client_id, event.status, event.run)
         if client is not None:
             if event.status.terminal:
                 self._end(client, event.job_id)
@@ -347,12 +295,12 @@ class OwnerClients:
 
     # -- ends ------------------------------------------------------------------------------------------
 
-    def _end(self, client: _Client, job_id: str) -> None:
+    def _end(self, client: SocketClient, job_id: str) -> None:
         if job_id not in client.ending:
             client.ending.add(job_id)
             self._spawn(self._tell_end(client, job_id))
 
-    async def _tell_end(self, client: _Client, job_id: str) -> None:
+    async def _tell_end(self, client: SocketClient, job_id: str) -> None:
         """Tell a job's end from its record, as soon as that can be read."""
         job, ui = await self._record(job_id)
         client.ending.discard(job_id)
@@ -390,7 +338,7 @@ class OwnerClients:
 
     # -- status ----------------------------------------------------------------------------------------
 
-    def _status_for(self, client: _Client) -> ClientMessage | None:
+    def _status_for(self, client: SocketClient) -> ClientMessage | None:
         """Return the client's next status, if it is due and says anything new.
 
         An editor that is to run a prompt again and again waits for the number to become 0. So whoever has
@@ -446,7 +394,7 @@ class OwnerClients:
         for job in found.values():
             known = self._live.get(job.id)
             if known is None or known.status is not job.status or known.run != job.run:
-                live = _Live(job.prompt_id, job.client_id, job.status, job.run)
+                live = LiveJob(job.prompt_id, job.client_id, job.status, job.run)
                 self._happened(_event(job.id, live, job.status, len(found)))
         self._count = await self._deps.jobs.live_count(self.name)
         self._say_status()
@@ -460,7 +408,7 @@ class OwnerClients:
 
     # -- for other processes ---------------------------------------------------------------------------
 
-    def _note(self, client: _Client) -> None:
+    def _note(self, client: SocketClient) -> None:
         """Write soon what a client's websocket shows."""
         self._changed[client.client_id] = client
         if self._keep_due is None and not self.closed:
@@ -486,7 +434,7 @@ class OwnerClients:
             for client in self._clients.values():
                 self._note(client)
 
-    def _kept(self, client: _Client) -> ClientSocket:
+    def _kept(self, client: SocketClient) -> ClientSocket:
         untold = list(dict.fromkeys([*client.missed, *client.ending, *client.jobs]))
         return ClientSocket(
             owner=self.name,
@@ -499,7 +447,7 @@ class OwnerClients:
         )
 
 
-def _event(job_id: str, live: _Live, status: JobStatus, count: int) -> OwnerEvent:
+def _event(job_id: str, live: LiveJob, status: JobStatus, count: int) -> OwnerEvent:
     return OwnerEvent(
         job_id=job_id,
         status=status,

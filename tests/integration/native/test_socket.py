@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.domain.jobs.frames import Picture, parse_binary
 from comfy_fleet.services import owner_clients
-from comfy_fleet.services.owner_clients import MOST_STATUS, STATUS_S
+from comfy_fleet.services.socket_client import MOST_STATUS, STATUS_S
 from comfy_fleet.sim import SimTiming
 from tests.factories import picture, sampled, with_model
 from tests.fleet import until
