@@ -84,7 +84,10 @@ class PromptLists(Protocol):
         """Return the ids of the jobs that wait."""
 
     async def page(self, wanted: PromptFilter) -> PromptPage:
-        """Return a page; a filter by workflow, or by duration, looks at the newest 10,000 jobs."""
+        """Return a page.
+
+        Pages over several states, or with a filter by workflow or duration, end after 10,000 jobs.
+        """
 
     async def ended(self, owner: str) -> int:
         """Return how many jobs are in the history."""

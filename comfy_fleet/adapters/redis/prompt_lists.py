@@ -62,12 +62,17 @@ class RedisPromptLists:
         await self._complete_lists(wanted.owner)
         if wanted.workflow_id is not None or wanted.by_duration:
             return await self._looked_through(wanted)
+        # Lists are walked together from their beginnings, while the server does nothing else.
+        limit = wanted.limit if len(wanted.states) == 1 else min(wanted.limit, LOOKED_AT - wanted.offset)
+        if limit <= 0:
+            keys = [self._keys.listed(wanted.owner, state.value) for state in wanted.states]
+            return PromptPage(rows=(), total=sum([int(await self._redis.zcard(key)) for key in keys]))
         total, *rows = await self._scripts.call(
             "listing",
             owner=wanted.owner,
             lists=sorted(wanted.states),
             offset=wanted.offset,
-            limit=wanted.limit,
+            limit=limit,
             oldest=wanted.oldest_first or None,
         )
         pairs = zip(rows[::2], rows[1::2], strict=True)

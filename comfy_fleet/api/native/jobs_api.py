@@ -44,7 +44,7 @@ async def list_jobs(request: Request) -> Response:
         "offset": wanted.offset,
         "limit": limit,
         "total": page.total,
-        "has_more": wanted.offset + len(page.rows) < page.total,
+        "has_more": bool(page.rows) and wanted.offset + len(page.rows) < page.total,
     }
     text = b'{"jobs":[' + b",".join(items) + b'],"pagination":' + orjson.dumps(pagination) + b"}"
     return Response(text, media_type="application/json")

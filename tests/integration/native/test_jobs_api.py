@@ -116,6 +116,22 @@ async def test_filters_and_orders(api: Api) -> None:
     assert await shown("sort_by=execution_duration&status=completed") == [made["completed"]]
 
 
+async def test_pages_over_several_states_end_after_so_many_jobs(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await at_every_stage(api)
+    monkeypatch.setattr("comfy_fleet.adapters.redis.prompt_lists.LOOKED_AT", 3)
+
+    async def asked(query: str) -> tuple[list[str], bool]:
+        jobs, pagination = await listed(api, query)
+        assert pagination["total"] == 5
+        return [job["id"] for job in jobs], pagination["has_more"]
+
+    assert await asked("sort_order=asc&offset=2&limit=2") == ([made["cancelled"]], True)
+    assert await asked("sort_order=asc&offset=3&limit=2") == ([], False)
+    assert await asked("offset=2147483647") == ([], False)
+
+
 @pytest.mark.parametrize(
     ("query", "message"),
     [
