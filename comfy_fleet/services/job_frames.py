@@ -7,6 +7,7 @@ until the end is in the job's record.
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -31,6 +32,8 @@ _NOT_THE_CLIENTS = frozenset({"status", "feature_flags", "logs", "execution_succ
 """What a node tells about itself, and an end, which is a fact only once it is in the job's record."""
 _EXPANDED = re.compile(r"(.+?)\.\d+\.\d+\..")
 """A node that another one has made while it ran: ComfyUI shows it as that one."""
+_RUN_FOLDER = re.compile(rb"fleet(?:/|\\\\)[0-9a-f-]{36}(?:/|\\\\)[0-9a-f-]{36}(?:/|\\\\)")
+"""Where a run's files are on its node, in JSON: an error shows what its node was given."""
 _PREVIEW, _TEXT, _PREVIEW_WITH_METADATA = (number.to_bytes(4, "big") for number in (1, 3, 4))
 
 
@@ -79,7 +82,8 @@ class JobFrames:
                     return None
                 return PromptMessage(frame.run, Topic.RESULT, ClientMessage(data), (node, None))
             case "execution_error" if _data(data).get("exception_type") != BLOCKED:
-                self._end = ClientMessage(data)
+                told = _RUN_FOLDER.sub(b"", bytes(frame.data))
+                self._end = ClientMessage(told.replace(frame.run.encode(), self._prompt))
                 return None
             case "execution_interrupted":
                 self._end = ClientMessage(data)
@@ -174,7 +178,8 @@ def prompt_end(
         live: How many prompts of the owner wait or run, told before the prompt leaves the queue.
         at: The time in Unix seconds.
     """
-    last = [frames.end_of(job, at), *([] if live is None else [live]), client_messages.left(job.prompt_id)]
+    left = replace(client_messages.left(job.prompt_id), ends=job.id)
+    last = [frames.end_of(job, at), *([] if live is None else [live]), left]
     start = client_messages.execution_start(job.prompt_id, job.started_at or at)
     if job.run is None:
         return PromptEnd(run="", start=start, last=last)

@@ -7,7 +7,7 @@ not told before. After a loss (Redis was away, this process was too slow) the re
 import asyncio
 import contextlib
 import logging
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ LOOK_S = 5.0
 KEEP_S, REFRESH_S = 0.1, 30.0
 """How soon a change of what a websocket shows is written down for other processes, and how often all are."""
 MOST_UNTOLD = 100
+MOST_OVER = 32_768
+"""Jobs whose end is remembered; more than events that may wait to be read."""
 _A_TURN = 256
 
 
@@ -72,6 +74,7 @@ class OwnerClients:
         self._count = 0
         self._jobs_of: defaultdict[str, set[str]] = defaultdict(set)
         self._anybodys: dict[str, JobFrames] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()  # jobs that ended of late: nothing follows an end
         self._feed: ClientFeed | None = None
         self._opened: asyncio.Task[None] | None = None
         self._block = AsyncExitStack()
@@ -151,6 +154,7 @@ class OwnerClients:
         """Note that a websocket is closed. Its client is followed for a moment, as it may come again."""
         if client.socket != socket or client.receiver is None:
             return
+        client.missed = [*client.missed, *client.receiver.untold()][-MOST_UNTOLD:]
         client.receiver = None
         self._note(client)
         client.leaving = asyncio.get_running_loop().call_later(LINGER_S, self._leave, client)
@@ -158,6 +162,8 @@ class OwnerClients:
     def _leave(self, client: SocketClient) -> None:
         if self._clients.get(client.client_id) is client:
             del self._clients[client.client_id]
+            if not client.jobs:
+                self._jobs_of.pop(client.client_id, None)
             self._spawn(self._unfollow(client.client_id))
         self._close_if_idle()
 
@@ -255,16 +261,26 @@ class OwnerClients:
                 client.send(client.view.apart(heard.message))
 
     def _happened(self, event: OwnerEvent) -> None:
-        before = self._live.get(event.job_id)
         self._count = event.live
+        if event.job_id in self._over:  # found in the records before its event was read
+            self._say_status()
+            return
+        before = self._live.get(event.job_id)
         client = self._clients.get(event.client_id) if event.client_id is not None else None
-        mine = self._jobs_of[event.client_id] if event.client_id is not None else set()
         if event.status.terminal:
             self._live.pop(event.job_id, None)
             self._anybodys.pop(event.job_id, None)
-            mine.discard(event.job_id)
+            self._over[event.job_id] = None
+            while len(self._over) > MOST_OVER:
+                self._over.popitem(last=False)
+            if event.client_id is not None:
+                mine = self._jobs_of[event.client_id]
+                mine.discard(event.job_id)
+                if not mine and client is None:
+                    del self._jobs_of[event.client_id]
         else:
-            mine.add(event.job_id)
+            if event.client_id is not None:
+                self._jobs_of[event.client_id].add(event.job_id)
             self._live[event.job_id] = LiveJob(event.prompt_id, event.client_id, event.status, event.run)
         if client is not None:
             if event.status.terminal:
@@ -310,6 +326,8 @@ class OwnerClients:
             client.view.ended(job_id, PromptEnd(run="", start=None, last=()))
             return
         if job is None or job.owner != self.name or not job.status.terminal:
+            client.send(client.view.ended(job_id, PromptEnd(run="", start=None, last=())))
+            self._note(client)
             return
         frames = client.frames.pop(job_id, None) or JobFrames(job.prompt_id)
         end = prompt_end(

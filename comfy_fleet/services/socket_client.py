@@ -27,6 +27,9 @@ class Receiver(Protocol):
     def send(self, messages: Sequence[ClientMessage]) -> None:
         """Send messages soon and in this order."""
 
+    def untold(self) -> Sequence[str]:
+        """Return the jobs whose ends were to be sent and were not."""
+
 
 @dataclass(slots=True)
 class LiveJob:

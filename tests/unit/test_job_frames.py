@@ -279,3 +279,17 @@ def test_the_type_of_a_message(data: bytes, type_: str | None) -> None:
 
 def test_a_start_is_in_milliseconds() -> None:
     assert told(execution_start("mine", 1.5)) == ("execution_start", {"prompt_id": "mine", "timestamp": 1500})
+
+
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_an_error_says_nothing_of_where_a_runs_files_are(slash: str) -> None:
+    frames = JobFrames("mine")
+    folder = slash.join(["fleet", "0d6a8f7c-3a43-4c4c-9a0a-00000000000a", RUN, ""])
+    inputs = {"filename_prefix": [f"{folder}sub{slash}ComfyUI"], "image": [f"{folder}abc.png"]}
+    failed = text(
+        "execution_error", exception_type="OSError", current_inputs=inputs, traceback=[f"in {folder}x"]
+    )
+    assert frames.read(failed, metadata=False) is None
+    type_, data = told(frames.end_of(job(JobStatus.FAILED), 3.0))
+    assert (type_, data["prompt_id"], data["traceback"]) == ("execution_error", "mine", ["in x"])
+    assert data["current_inputs"] == {"filename_prefix": [f"sub{slash}ComfyUI"], "image": ["abc.png"]}

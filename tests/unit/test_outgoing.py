@@ -51,6 +51,18 @@ async def test_more_facts_than_may_wait_close_the_websocket() -> None:
     assert len(outgoing) == 0
 
 
+async def test_ends_that_were_not_sent_are_known() -> None:
+    outgoing = Outgoing(MOST)
+    sent, waits = ClientMessage(b"1", ends="sent"), ClientMessage(b"2", ends="waits")
+    outgoing.send([sent, waits])
+    assert await outgoing.next() == sent
+    assert outgoing.untold() == ["waits"]
+    outgoing.send([fact(1, size=MOST), ClientMessage(b"3", ends="too much"), fact(2)])
+    assert outgoing.full.is_set()
+    outgoing.send([ClientMessage(b"4", ends="too late")])
+    assert outgoing.untold() == ["waits", "too much", "too late"]
+
+
 async def test_one_message_may_be_larger_than_all_that_may_wait() -> None:
     outgoing = Outgoing(MOST)
     outgoing.send([spare(1), fact(2, size=3 * MOST)])

@@ -6,7 +6,7 @@ it must not miss fills its share of memory, its websocket is closed: it can come
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
 
@@ -35,6 +35,7 @@ class Outgoing:
         self._waiting: deque[ClientMessage] = deque()
         self.waiting_bytes = 0
         self._came = asyncio.Event()
+        self._dropped: list[str] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -42,8 +43,9 @@ class Outgoing:
     def send(self, messages: Sequence[ClientMessage]) -> None:
         """Take messages to send."""
         if self.full.is_set():
+            self._dropped += _ends(messages)
             return
-        for one in messages:
+        for place, one in enumerate(messages):
             cost = len(one.data) + _COST
             if one.spare and self._waiting and self.waiting_bytes + cost > SPARE_BYTES:
                 self._drop_spare()
@@ -53,6 +55,7 @@ class Outgoing:
                 self._drop_spare()
                 if self._waiting and self.waiting_bytes + cost > self._most_bytes:
                     self.full.set()
+                    self._dropped = [*_ends(self._waiting), *_ends(messages[place:])]
                     self._waiting.clear()
                     self.waiting_bytes = 0
                     break
@@ -69,6 +72,14 @@ class Outgoing:
         self.waiting_bytes -= len(one.data) + _COST
         return one
 
+    def untold(self) -> list[str]:
+        """Return the jobs whose ends were to be sent and were not."""
+        return [*self._dropped, *_ends(self._waiting)]
+
     def _drop_spare(self) -> None:
         self._waiting = deque(one for one in self._waiting if not one.spare)
         self.waiting_bytes = sum(len(one.data) + _COST for one in self._waiting)
+
+
+def _ends(messages: Iterable[ClientMessage]) -> list[str]:
+    return [one.ends for one in messages if one.ends]

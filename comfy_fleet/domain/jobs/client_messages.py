@@ -5,7 +5,7 @@ They have ComfyUI's types and fields. Times are Unix milliseconds, as there.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus
@@ -21,12 +21,14 @@ class ClientMessage:
         spare: Whether a slow reader can do without it, since a later one says more; never true of results and
             ends.
         asset: The asset whose bytes follow the data, if any: a picture is read only when its turn comes.
+        ends: The job whose end is told with this message, if any.
     """
 
     data: bytes
     text: bool = True
     spare: bool = False
     asset: str = ""
+    ends: str = field(default="", compare=False)
 
 
 def message(type_: str, data: Mapping[str, Any], *, spare: bool = False) -> ClientMessage:

@@ -342,3 +342,18 @@ async def test_without_a_websocket_no_frame_goes_to_redis(redis_port: int, redis
             while (message := await pubsub.get_message(timeout=0.5)) is not None:
                 assert message["type"] == "psubscribe"
         assert not other.of(prompt)
+
+
+async def test_an_end_is_told_once_whatever_is_heard_of_its_job_later(redis: Redis, redis_port: int) -> None:
+    async with faced(redis_port, "g1") as fleet:
+        client = await fleet.client()
+        done = await client.post(picture(1))
+        await client.ended(done)
+        job = await fleet.fleet.job(done)
+        said = {"job_id": done, "client_id": client.client_id, "prompt_id": done, "run": job.run, "live": 0}
+        for status in ("running", "succeeded"):  # as after a look at the records that overtook them
+            await redis.publish("fleet:owner:local", json.dumps({**said, "status": status}))
+        after = await client.post(picture(2))
+        await client.ended(after)
+        assert client.of(done).count("execution_success") == 1
+        assert client.of(after).count("execution_success") == 1
