@@ -31,6 +31,9 @@ class AssetStore(Protocol):
         For callers that learn name and type only after the bytes, as in a form.
         """
 
+    async def open_received(self, received: Received) -> AsyncGenerator[bytes, None]:
+        """Return received bytes again, while they have no record."""
+
     async def keep(
         self,
         received: Received,

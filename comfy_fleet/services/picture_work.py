@@ -1,12 +1,13 @@
 """Pictures are converted in threads: a few at once, within limits on pixels, bytes and time."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from typing import Any
 
 from comfy_fleet.domain.errors import Busy
 from comfy_fleet.domain.jobs.asset import Asset
-from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.assets import AssetStore, Received
 from comfy_fleet.services import picture_forms
 from comfy_fleet.services.picture_forms import NoSuchForm, PictureForm
 from comfy_fleet.timeouts import Timeout
@@ -43,21 +44,31 @@ class PictureWork:
             NoRoom: Its bytes can't be read.
         """
         self._check_size(asset)
-        return await self._done(
-            asset, lambda data: picture_forms.formed(data, form, most_pixels=self._most_pixels)
-        )
 
-    async def masked(self, original: Asset, mask: bytes, name: str) -> bytes:
+        async def work() -> bytes:
+            data = await _whole(await self._assets.open(asset))
+            return await asyncio.to_thread(picture_forms.formed, data, form, most_pixels=self._most_pixels)
+
+        return await self._done(work)
+
+    async def masked(self, original: Asset, mask: Received, name: str) -> bytes:
         """Return a picture with the transparency of another one; ``name`` decides the format.
+
+        Both are read once it is their turn: any number of masks may come at the same time.
 
         Raises:
             As :meth:`formed`.
         """
         self._check_size(original)
-        return await self._done(
-            original,
-            lambda data: picture_forms.masked(data, mask, name, most_pixels=self._most_pixels),
-        )
+
+        async def work() -> bytes:
+            data = await _whole(await self._assets.open(original))
+            given = await _whole(await self._assets.open_received(mask))
+            return await asyncio.to_thread(
+                picture_forms.masked, data, given, name, most_pixels=self._most_pixels
+            )
+
+        return await self._done(work)
 
     def _check_size(self, asset: Asset) -> None:
         if asset.size_bytes > self.most_bytes:
@@ -66,18 +77,18 @@ class PictureWork:
                 "(four for each of FLEET_MAX_PICTURE_PIXELS)"
             )
 
-    async def _done(self, asset: Asset, convert: Callable[[bytes], bytes]) -> bytes:
+    async def _done(self, work: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
         try:
             await self._turns.take()
         except NoTurn:
             raise Busy("many pictures are being converted already: try again", retry_after_s=2) from None
         # A thread can't be stopped: it keeps its turn until it ends, also when nobody waits for it any more.
-        work = asyncio.create_task(self._work(asset, convert))
-        self._works.add(work)
-        work.add_done_callback(self._ended)
+        task = asyncio.create_task(work())
+        self._works.add(task)
+        task.add_done_callback(self._ended)
         try:
             async with Timeout(WORK_S):
-                return await asyncio.shield(work)
+                return await asyncio.shield(task)
         except TimeoutError:
             raise NoSuchForm(f"converting the picture takes longer than {WORK_S:.0f} s") from None
 
@@ -87,7 +98,7 @@ class PictureWork:
         if not work.cancelled():
             work.exception()  # whoever waits has it; if nobody does, nobody needs it
 
-    async def _work(self, asset: Asset, convert: Callable[[bytes], bytes]) -> bytes:
-        async with aclosing(await self._assets.open(asset)) as chunks:
-            data = b"".join([chunk async for chunk in chunks])
-        return await asyncio.to_thread(convert, data)
+
+async def _whole(content: AsyncGenerator[bytes, None]) -> bytes:
+    async with aclosing(content) as chunks:
+        return b"".join([chunk async for chunk in chunks])

@@ -77,5 +77,5 @@ class FakeAssetStore(Fake):
         self.answer("get")
         return self.records.get(asset_id)
 
-    receive = keep = upload = from_hash = has_hash = by_path = by_hash = uploads = unplayed
+    receive = open_received = keep = upload = from_hash = has_hash = by_path = by_hash = uploads = unplayed
     delete = hold = release = forget_job = open = url = unplayed

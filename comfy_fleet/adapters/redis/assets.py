@@ -108,6 +108,12 @@ class RedisAssets:
             if not received.recorded:
                 await self._blobs.delete(received.blob.key)
 
+    async def open_received(self, received: Received) -> AsyncGenerator[bytes, None]:
+        """See :meth:`comfy_fleet.ports.assets.AssetStore.open_received`."""
+        if not isinstance(received, _Received):
+            raise TypeError("open_received() takes what receive() of the same store gave")
+        return await self._blobs.open(received.blob.key, 0, received.size_bytes)
+
     async def keep(
         self,
         received: Received,

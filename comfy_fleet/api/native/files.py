@@ -209,11 +209,10 @@ async def upload_mask(request: Request) -> Response:
     d, who = deps(request), owner(request)
     try:
         form = UploadedForm(request, min(d.settings.max_body_bytes, d.pictures.most_bytes), part="image")
-        mask = b"".join([chunk async for chunk in form.file()])
-        place = _Place(form)
-        original = await _original(d, who, form)
-        d.assets.check_room()
-        joined = await d.pictures.masked(original, mask, place.path)
+        async with d.assets.receive(form.file()) as mask:
+            place = _Place(form)
+            original = await _original(d, who, form)
+            joined = await d.pictures.masked(original, mask, place.path)
         async with d.assets.receive(_once(joined)) as received:
             asset, _ = await d.assets.keep(received, **place.record(who, None))
     except HttpError as error:
