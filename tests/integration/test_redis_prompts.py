@@ -70,7 +70,16 @@ async def test_a_low_number_goes_before_its_owners_jobs_and_nobody_elses(stores:
     assert [job.prompt_id for job in await stores.jobs.live("local")] == [
         *("before it", "front", "one", "between", "two")
     ]
-    assert await order(stores, 7) == ["ada 1", "before it", "front", "one", "ada 2", "between", "two"]
+    assert await order(stores, 7) == ["ada 1", "before it", "ada 2", "front", "one", "between", "two"]
+
+
+async def test_a_low_number_takes_no_place_in_another_queue(stores: Stores) -> None:
+    await add_nodes(stores, "g1")
+    elsewhere = Placement(pool="big")
+    await submit(stores, placement=elsewhere)  # the oldest: no node is there for it
+    await posted(stores, owner="ada", prompt_id="ada")
+    await posted(stores, prompt_id="front", front=True)
+    assert await order(stores, 2) == ["ada", "front"]
 
 
 async def test_live_jobs_are_those_that_are_not_final(stores: Stores) -> None:

@@ -22,18 +22,29 @@ local depth = rq_depth()
 if depth >= args.depth_limit then return { 'full', tostring(depth) } end
 
 local at = now()
-local rank = at - args.priority * args.ageing_s
+local rank = num(at - args.priority * args.ageing_s)
 local count = redis.call('HINCRBY', numbers_key, args.owner, 1)
 local number = args.number or (args.front and -count or count)
 local live = live_key(args.owner)
-if args.number or args.front then  -- before the owner's own jobs with higher numbers, and nobody else's
+if args.number or args.front then
+  -- Before those of the owner's own jobs in the same queue that have higher numbers: each of them takes the place of the
+  -- next, so that nobody else's moves.
+  local behind = {}
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', live, '(' .. number, '+inf', 'LIMIT', 0, 1000)) do
-    local f = fields(job_key(other), 'status', 'rank')
+    local f = fields(job_key(other), 'status', 'rank', 'placement')
     local its = tonumber(f[2] or '')
-    if f[1] == 'queued' and its and its <= rank then rank = its - 0.000001 end
+    if f[1] == 'queued' and f[3] == args.placement and its and its <= tonumber(rank) then
+      behind[#behind + 1] = { id = other, rank = f[2] }
+    end
+  end
+  table.sort(behind, function(a, b) return tonumber(a.rank) < tonumber(b.rank) end)
+  for i = #behind, 1, -1 do
+    local one, its = behind[i], behind[i].rank
+    redis.call('HSET', job_key(one.id), 'rank', rank)
+    redis.call('ZADD', queue_key(args.placement), 'XX', rank, one.id)
+    rank = its
   end
 end
-rank = num(rank)
 local record = { 'HSET', key, 'owner', args.owner, 'status', 'queued', 'created', num(at), 'graph', args.graph_hash,
   'priority', args.priority, 'placement', args.placement, 'expires_in', args.expires_in_s,
   'expires', num(at + args.expires_in_s), 'attempt', 0, 'cancel', 0, 'assets', args.assets, 'rank', rank, 'number', string.format('%.17g', number) }
