@@ -156,9 +156,17 @@ def _bad(message: str) -> PromptRefusal:
 
 TABLE: tuple[ServedRoute, ...] = (
     *row("GET", "/jobs", list_jobs, "native_jobs", api_only=True, refusal=plain_answer),
-    *row("POST", "/jobs/cancel", cancel_jobs, "native_jobs_cancel", api_only=True, refusal=plain_answer),
+    *row(
+        *("POST", "/jobs/cancel", cancel_jobs, "native_jobs_cancel"),
+        api_only=True,
+        at_once=True,
+        refusal=plain_answer,
+    ),
     *row("GET", "/jobs/{job_id}", get_job, "native_job", api_only=True, refusal=plain_answer),
     *row(
-        "POST", "/jobs/{job_id}/cancel", cancel_job, "native_job_cancel", api_only=True, refusal=plain_answer
+        *("POST", "/jobs/{job_id}/cancel", cancel_job, "native_job_cancel"),
+        api_only=True,
+        at_once=True,
+        refusal=plain_answer,
     ),
 )

@@ -16,13 +16,16 @@ from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.body import read_any
 from comfy_fleet.api.native.refusals import BAD_PROMPT_ID, PromptRefusal
 from comfy_fleet.api.native.row import row
-from comfy_fleet.domain.jobs.job import Job, PromptFields
+from comfy_fleet.domain.jobs.job import DEFAULT_POOL, Job, PromptFields
 from comfy_fleet.domain.jobs.prompt_entries import ListedState, shown_number
+from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.ports.prompts import PromptFilter
 from comfy_fleet.services.job_queries import is_prompt_id, prompt_job
 from comfy_fleet.services.submitter import JobOptions
 
 MOST_CLIENT_ID = 256
+ON_ALL = PlacementRequest(prefer=DEFAULT_POOL)
+"""A client of ComfyUI's knows no pools: what /object_info offers it may use, in whichever pool that is."""
 _MOST_TARGETS = 10_000
 _MOST_NUMBER = 2.0**53
 
@@ -55,6 +58,7 @@ async def post_prompt(request: Request) -> Response:
         extra_data=_extra_data(request, body, d.settings.max_pnginfo_bytes),
         traceparent=traceparent_in(request),
         prompt=fields,
+        where=ON_ALL,
     )
     taken = await d.prompt_submitter.submit(owner(request), prompt, options)
     return json_response(
@@ -189,5 +193,5 @@ def _extra_data(request: Request, body: dict[str, Any], most: int) -> dict[str, 
 TABLE: tuple[ServedRoute, ...] = (
     *row("POST", "/prompt", post_prompt, "native_prompt"),
     *row("GET", "/prompt", get_prompt, "native_queue_length"),
-    *row("POST", "/interrupt", interrupt, "native_interrupt"),
+    *row("POST", "/interrupt", interrupt, "native_interrupt", at_once=True),
 )

@@ -35,6 +35,12 @@ def ids(queue: dict[str, Any]) -> tuple[list[str], list[str]]:
     return tuple([item[1] for item in queue[part]] for part in ("queue_running", "queue_pending"))  # type: ignore[return-value]
 
 
+async def test_a_prompt_may_run_in_every_pool(api: Api) -> None:
+    await post(api.client, 1)
+    (job,) = await api.stores.jobs.live("local")
+    assert job.placement.key == "default>*"
+
+
 @pytest.mark.parametrize("prefix", ["", "/api"])
 async def test_a_prompt_from_post_to_history(api: Api, prefix: str) -> None:
     name = str(uuid4())
