@@ -25,7 +25,9 @@ class Person:
         self.socket = socket
 
     def prompt(self, color: int) -> None:
-        body = {"prompt": graph(color), "client_id": "same", "prompt_id": SAME}
+        made = graph(color)
+        made["2"]["inputs"]["filename_prefix"] = "same"
+        body = {"prompt": made, "client_id": "same", "prompt_id": SAME}
         answer = self.http.post("/prompt", content=json.dumps(body))  # no type at all, as scripts send it
         assert (answer.status_code, answer.json()["prompt_id"]) == (200, SAME), answer.text
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +37,10 @@ async def beat(api: Api, token: str | None = None, host: str = "h1", **more: Any
 async def test_nodes_are_added_by_the_stores_clock_whatever_the_apis_says(
     redis: Redis, redis_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfy_fleet.api.main.time", SimpleNamespace(time=lambda: 1.0))  # decades late
-    async with running(redis_port, tmp_path) as api:
+    monkeypatch.setattr(
+        "comfy_fleet.api.main.time", SimpleNamespace(time=lambda: 1.0, monotonic=time.monotonic)
+    )
+    async with running(redis_port, tmp_path) as api:  # whose clock is decades late
         assert (await beat(api, join=[G1], nodes=[REPORT])).status_code == 200
         by_hand = {"name": "by-hand", "url": "http://127.0.0.1:9300"}
         assert (await api.client.post("/api/v1/nodes", json=by_hand)).status_code == 201
