@@ -3,8 +3,9 @@
 -- Returns {how many there are, id, list ...}.
 local walk = args.oldest and 'ZRANGE' or 'ZREVRANGE'
 local alone = #args.lists == 1
-local total, heads = 0, {}
+local total, heads, wanted = 0, {}, {}
 for _, list in ipairs(args.lists) do
+  wanted[list] = true
   local key = listed_key(args.owner, list)
   total = total + redis.call('ZCARD', key)
   local first = alone and args.offset or 0
@@ -30,9 +31,9 @@ for place = 1, skip + args.limit do
     if list ~= head.list then  -- a version that knows no such lists has changed it
       redis.call('ZREM', listed_key(args.owner, head.list), best[1])
       list = list_job(best[1])
-      if not list then total = total - 1 end
+      if not wanted[list or ''] then total = total - 1 end
     end
-    if list then
+    if wanted[list or ''] then
       out[#out + 1] = best[1]
       out[#out + 1] = list
     end
