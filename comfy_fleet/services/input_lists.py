@@ -17,7 +17,7 @@ MOST_NODES, MOST_CLASSES = 64, 8
 NEW_S, KEPT_S = 2.0, 60.0
 """How old an answer may be that says that no node has a file, and one that says that some node has it."""
 SILENT_S = 30.0
-"""How long nobody is asked again after a node did not answer."""
+"""How long nobody is asked again after a node did not answer in time: each submit would wait for it."""
 _MOST_KEPT = 100
 
 
@@ -83,13 +83,13 @@ class InputLists:
                     *(self._read(node, classes) for node in nodes), return_exceptions=True
                 )
         except TimeoutError:
-            answers = []
+            self._silent_at = self._clock()
+            return Declared()
         read = [one for one in answers if isinstance(one, inventory.Inventory)]
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, NodeError | ConfigError):
                 raise answer
         if len(read) < len(nodes):
-            self._silent_at = self._clock()
             return Declared()
         found = Declared(read)
         if len(self._kept) >= _MOST_KEPT:

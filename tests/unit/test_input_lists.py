@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.nodes.node import Node, NodeState
 from comfy_fleet.services.input_lists import SILENT_S, InputLists
 
@@ -23,12 +22,12 @@ class Nodes:
         self.asked += 1
         await asyncio.sleep(0)
         if self.silent:
-            raise NodeError(f"{node} does not answer {path} {query}")
+            await asyncio.Event().wait()
         return LOADER
 
     def lists(self) -> InputLists:
         states = {name: NodeState(node=Node(name=name, url=f"http://{name}:1")) for name in ("g1", "g2")}
-        return InputLists(self, lambda: states, clock=lambda: self.now)
+        return InputLists(self, lambda: states, patience_s=0.05, clock=lambda: self.now)
 
 
 async def test_many_requests_ask_once() -> None:
