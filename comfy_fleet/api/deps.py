@@ -160,7 +160,15 @@ def owner(request: Request) -> str:
     Raises:
         HttpError: 403 for agents, which have none.
     """
-    who = principal(request)
+    return owner_of(principal(request))
+
+
+def owner_of(who: Principal) -> str:
+    """Return a principal as an owner of jobs and assets.
+
+    Raises:
+        HttpError: 403 for agents, which have none.
+    """
     if who.agent and not who.admin:
         raise HttpError(403, "forbidden", "the agents' token is for agents only")
     return who.owner

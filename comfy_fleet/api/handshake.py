@@ -6,6 +6,7 @@ from collections import Counter
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from comfy_fleet.api.deps import owner_of
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.principal import Principal
@@ -44,23 +45,22 @@ class Handshake:
         """
         if handler is None:
             raise HttpError(404, "not_found", NOTHING_HERE, details=WHERE_INSTEAD)
-        if who.agent and not who.admin:
-            raise HttpError(403, "forbidden", "the agents' token is for agents only")
+        owner = owner_of(who)
         most = who.limits.sockets
-        if self._open[who.owner] >= most:
+        if self._open[owner] >= most:
             raise HttpError(
                 429,
                 "too_many_sockets",
                 f"{most} websockets are open already (FLEET_MAX_SOCKETS): close one",
                 headers={"Retry-After": "5"},
             )
-        self._open[who.owner] += 1
+        self._open[owner] += 1
         try:
             await handler(self._scope, self._receive, self.send)
         finally:
-            self._open[who.owner] -= 1
-            if not self._open[who.owner]:
-                del self._open[who.owner]
+            self._open[owner] -= 1
+            if not self._open[owner]:
+                del self._open[owner]
 
     async def send(self, message: Message) -> None:
         """Send one of ASGI's messages."""

@@ -189,7 +189,7 @@ class Client:
         left_s = SILENCE_S if deadline is None else deadline - time.monotonic()
         silence_s = max(0.05, min(SILENCE_S, left_s))
         patience = httpx.Timeout(silence_s, connect=min(5.0, silence_s))
-        with self._stream(path_of("job", job_id, "/events", face="v2"), timeout=patience) as answer:
+        with self._stream(path_of("job", job_id, "/events", surface="v2"), timeout=patience) as answer:
             kind, data = "message", ""
             for line in answer.iter_lines():
                 if line.startswith("event:"):

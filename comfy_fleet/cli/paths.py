@@ -7,18 +7,18 @@ from comfy_fleet.cli.exits import Exit, Fail
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,200}")  # the API is stricter
 
 
-def path_of(kind: str, name: str, rest: str = "", *, face: str = "v1") -> str:
+def path_of(kind: str, name: str, rest: str = "", *, surface: str = "v1") -> str:
     """Return the path of a job, node, pool or workflow, such as ``/api/v1/jobs/ID/cancel``.
 
     Args:
         kind: ``job``, ``node``, ``pool`` or ``workflow``.
         name: Its id or name, as typed.
         rest: The rest of the path, such as ``/cancel``.
-        face: ``v1`` or ``v2``.
+        surface: ``v1`` or ``v2``.
 
     Raises:
         Fail: No such name is possible, and in a path it could mean something else.
     """
     if not _NAME.fullmatch(name):
         raise Fail(f"no {kind} {name[:80]!r}", code=Exit.NOT_FOUND)
-    return f"/api/{face}/{kind}s/{name}{rest}"
+    return f"/api/{surface}/{kind}s/{name}{rest}"

@@ -15,8 +15,8 @@ class Idempotency:
     """A client's ``Idempotency-Key``.
 
     Attributes:
-        key: As sent, 1 to 255 printable ASCII characters; scoped by ``scope`` (face and owner).
-        fingerprint: Hash of the request body, for faces that replay.
+        key: As sent, 1 to 255 printable ASCII characters; scoped by ``scope`` (surface and owner).
+        fingerprint: Hash of the request body, for surfaces that replay.
         replay: False (Comfy API v2): any reuse is refused. True (REST): the same body gets the same job.
     """
 

@@ -35,14 +35,11 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     seconds after this returns; see :mod:`comfy_fleet.api.websocket_protocol`.
 
     Raises:
-        HttpError: 403 for agents, which have no jobs.
         StoreDown: Redis is away.
     """
     socket = WebSocket(scope, receive, send)
     d: ApiDeps = scope["deps"]
     who: Principal = scope["principal"]
-    if who.agent and not who.admin:
-        raise HttpError(403, "forbidden", "the agents' token is for agents only")
     client_id = socket.query_params.get("clientId") or uuid4().hex
     outgoing = Outgoing(d.settings.socket_bytes)
     detach = await d.clients.attach(who.owner, client_id, outgoing)
