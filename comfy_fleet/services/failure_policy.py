@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from comfy_fleet.domain.errors import FleetError, NodeError, NotFound, StoreDown
-from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs import graph_problems
 from comfy_fleet.domain.graphs.graph import Graph, check, part
 from comfy_fleet.domain.graphs.inventory import Inventory, spelled
 from comfy_fleet.domain.jobs.job import JobError, Placement
@@ -159,7 +159,7 @@ class FailurePolicy:
         A job is checked against the nodes at its submit. Only a node that has changed since is checked again.
         """
         known = self.changed(claim)
-        if known is None or not inventory.problems(graph, known):
+        if known is None or not graph_problems.problems(graph, known):
             return None
         placement = claim.job.placement
         await self._directory.learn([placement])

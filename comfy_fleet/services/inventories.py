@@ -12,10 +12,10 @@ from contextlib import aclosing
 from typing import Any
 
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow
-from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs import graph_problems
 from comfy_fleet.domain.graphs.file_check import Declared
 from comfy_fleet.domain.graphs.graph import Graph, sinks
-from comfy_fleet.domain.graphs.inventory import Problem, ProblemKind
+from comfy_fleet.domain.graphs.graph_problems import Problem, ProblemKind
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
 from comfy_fleet.domain.nodes import eligibility, no_common_node, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
@@ -207,7 +207,7 @@ class NodeInventories:
         self, graph: Graph, request: PlacementRequest, wanted: Placement
     ) -> tuple[Requirements, dict[str, "_Unable"]]:
         """Return the requirements, and the nodes that can't run it; checked once for each inventory."""
-        checked = {id(one): inventory.findings(graph, one) for one in self._directory.inventories}
+        checked = {id(one): graph_problems.findings(graph, one) for one in self._directory.inventories}
         differ = any(checked.values())
         needs = eligibility.needs_of(graph, request, ())
         if not differ and not needs.key:

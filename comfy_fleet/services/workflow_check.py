@@ -8,7 +8,8 @@ from comfy_fleet.domain.graphs import file_check
 from comfy_fleet.domain.graphs.binding import bind
 from comfy_fleet.domain.graphs.file_check import SHIPPED, Declared, FilePolicy
 from comfy_fleet.domain.graphs.graph import Graph
-from comfy_fleet.domain.graphs.inventory import Inventory, Problem, ProblemKind, problems
+from comfy_fleet.domain.graphs.graph_problems import Problem, ProblemKind, problems
+from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.graphs.version_conditions import version_allows
 from comfy_fleet.domain.graphs.workflow import FILES, Parameter, ParameterType, Workflow
 

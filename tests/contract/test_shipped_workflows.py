@@ -24,7 +24,8 @@ from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
 from comfy_fleet.domain.errors import InvalidParameter
 from comfy_fleet.domain.graphs.binding import bind
 from comfy_fleet.domain.graphs.graph import Graph, check, for_run
-from comfy_fleet.domain.graphs.inventory import ProblemKind, parse, problems
+from comfy_fleet.domain.graphs.graph_problems import ProblemKind, problems
+from comfy_fleet.domain.graphs.inventory import parse
 from comfy_fleet.domain.graphs.workflow import ParameterType, Workflow, json_schema
 from comfy_fleet.services.workflow_check import check_workflow
 from comfy_fleet.settings import packaged

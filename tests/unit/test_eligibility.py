@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs import graph_problems, inventory
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.jobs.job import ANY_POOL, Placement
@@ -131,8 +131,8 @@ def test_reasons_name_the_node_s_lack() -> None:
 
 def test_sentences_tell_each_lack_once() -> None:
     twice = check({**GRAPH, "5": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "flux/dev.gguf"}}})
-    assert sentences(inventory.problems(twice, NO_CLASS)) == ["has no class `UnetLoaderGGUF`"]
-    assert "`vae/ae.safetensors` missing" in sentences(inventory.problems(GRAPH, NO_VAE))
+    assert sentences(graph_problems.problems(twice, NO_CLASS)) == ["has no class `UnetLoaderGGUF`"]
+    assert "`vae/ae.safetensors` missing" in sentences(graph_problems.problems(GRAPH, NO_VAE))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack, unpack
-from comfy_fleet.domain.graphs.inventory import Inventory, findings, parse, problems, requirements, spelled
+from comfy_fleet.domain.graphs.graph_problems import findings, problems
+from comfy_fleet.domain.graphs.inventory import Inventory, parse, requirements, spelled
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest, Requirements, needs_of, offers
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack, unpack
 from comfy_fleet.domain.errors import InvalidWorkflow
-from comfy_fleet.domain.graphs import inventory
+from comfy_fleet.domain.graphs import graph_problems, inventory
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import Placement
@@ -350,7 +350,7 @@ async def test_large_graphs_of_any_shape_are_compared_in_a_thread(
 ) -> None:
     world = World(a=classes("A"))
     seen: list[bool] = []
-    found = inventory.findings
+    found = graph_problems.findings
 
     def findings(*args: Any) -> Any:
         seen.append(threading.current_thread() is threading.main_thread())

@@ -9,7 +9,8 @@ import pytest
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.graphs.file_check import Declared, named_files
 from comfy_fleet.domain.graphs.graph import asset_reference
-from comfy_fleet.domain.graphs.inventory import Inventory, findings, parse, problems, requirements
+from comfy_fleet.domain.graphs.graph_problems import findings, problems
+from comfy_fleet.domain.graphs.inventory import Inventory, parse, requirements
 from comfy_fleet.domain.graphs.version_conditions import version_allows
 from comfy_fleet.domain.graphs.workflow import (
     ManifestRequirements,

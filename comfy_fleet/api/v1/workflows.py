@@ -17,7 +17,7 @@ from comfy_fleet.api.typed_bodies import Replay, read, read_query
 from comfy_fleet.api.v1.jobs import shown
 from comfy_fleet.domain.errors import NodeError, NotFound
 from comfy_fleet.domain.graphs.file_check import FilePolicy
-from comfy_fleet.domain.graphs.inventory import Problem
+from comfy_fleet.domain.graphs.graph_problems import Problem
 from comfy_fleet.domain.graphs.workflow import Workflow, json_schema
 from comfy_fleet.ports.jobs import Submitted
 from comfy_fleet.services.workflow_check import check_workflow

@@ -16,8 +16,9 @@ from comfy_fleet.domain.graphs import file_access
 from comfy_fleet.domain.graphs.file_access import DENIED, KNOWN, PREVIEWS, Use, Uses
 from comfy_fleet.domain.graphs.folders import Folder, named
 from comfy_fleet.domain.graphs.graph import ASSET_TYPE, Graph, NamedFile, Path, Place, is_link, texts_in
+from comfy_fleet.domain.graphs.graph_problems import ProblemKind
 from comfy_fleet.domain.graphs.inputs import InputSpec
-from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory, ProblemKind
+from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory
 
 _WORDS = {
     "image": "image",

@@ -14,14 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from comfy_fleet.domain.graphs.graph import Graph
+from comfy_fleet.domain.graphs.graph_problems import Problem, ProblemKind
 from comfy_fleet.domain.graphs.inputs import alike, looks_like_file, unwrapped
-from comfy_fleet.domain.graphs.inventory import (
-    ClassInfo,
-    Inventory,
-    Problem,
-    ProblemKind,
-    reached,
-)
+from comfy_fleet.domain.graphs.inventory import ClassInfo, Inventory, reached
 from comfy_fleet.domain.graphs.version_conditions import version_allows
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes.no_common_node import GraphPart
@@ -308,7 +303,7 @@ def able(
 
 
 def sentences(problems: Iterable[Problem]) -> list[str]:
-    """Return in words what :func:`comfy_fleet.domain.graphs.inventory.problems` found, each problem once."""
+    """Return in words what ``graph_problems.problems`` found, each problem once."""
     found: dict[str, None] = {}
     for problem in problems:
         match problem.kind:
