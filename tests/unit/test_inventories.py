@@ -11,7 +11,7 @@ import pytest
 
 from comfy_fleet.adapters.redis.inventories import pack, unpack
 from comfy_fleet.domain.errors import InvalidWorkflow
-from comfy_fleet.domain.graphs import graph_problems, inventory
+from comfy_fleet.domain.graphs import graph_problems
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.inventory import Inventory, parse
 from comfy_fleet.domain.jobs.job import Placement
@@ -356,7 +356,7 @@ async def test_large_graphs_of_any_shape_are_compared_in_a_thread(
         seen.append(threading.current_thread() is threading.main_thread())
         return found(*args)
 
-    monkeypatch.setattr(inventory, "findings", findings)
+    monkeypatch.setattr(graph_problems, "findings", findings)
     wide = {
         str(id_): {"class_type": "A", "inputs": {f"x{i}": i for i in range(inputs)}} for id_ in range(nodes)
     }
