@@ -150,7 +150,8 @@ async def running(
     """Run the API on a port that the kernel chose; ``info`` asks the nodes, else the test answers."""
     made = Settings(redis_url=f"redis://127.0.0.1:{redis_port}/0", data=folder, **settings)
     played = FakeNodeApi()
-    sock = socket.socket()
+    # asyncio turns off Nagle only where the protocol is named; uvloop, which serves elsewhere, always.
+    sock = socket.socket(proto=socket.IPPROTO_TCP)
     sock.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     async with open_stores(made) as stores:
