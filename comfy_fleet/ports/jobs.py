@@ -129,8 +129,14 @@ class JobStore(Protocol):
         A 3D file is found in either folder, because what shows it does not say which it is in.
         """
 
-    async def saved_files(self, owner: str, type_: str, *, limit: int) -> Sequence[SavedFile]:
-        """Return an owner's files in a folder (``output`` or ``temp``), those of the newest jobs first."""
+    async def saved_files(self, owner: str, type_: str, *, limit: int) -> Sequence[tuple[str, float]]:
+        """Return name and Unix seconds of an owner's newest files in a folder, the newest first.
+
+        Args:
+            owner: Whose.
+            type_: The folder, ``output`` or ``temp``; files in its subfolders are not listed.
+            limit: Most that are returned.
+        """
 
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile in seconds, newest first, at most 50."""

@@ -42,14 +42,12 @@ class ClientFiles:
         return await self._assets.get(asset_id) if asset_id is not None else None
 
     async def names(self, owner: str, folder: Folder) -> list[str]:
-        """Return the names of an owner's files with their subfolders.
+        """Return the names of an owner's files, the newest first.
 
-        First those of the newest jobs, then uploads, the newest first.
+        Uploads come with their subfolders. Of what jobs saved, only files in no subfolder are listed.
         """
-        found: list[str] = []
+        found = list(await self._assets.uploads(owner=owner, folder=folder, limit=MAX_LISTED))
         if folder is not Folder.INPUT:
-            saved = await self._jobs.saved_files(owner, folder.value, limit=MAX_LISTED)
-            found += [file.path.removeprefix(f"{folder}/") for file in saved]
-        uploads = await self._assets.uploads(owner=owner, folder=folder, limit=MAX_LISTED)
-        found += [name for name, _ in uploads]
-        return list(dict.fromkeys(found))[:MAX_LISTED]
+            found += await self._jobs.saved_files(owner, folder.value, limit=MAX_LISTED)
+            found.sort(key=lambda one: -one[1])
+        return list(dict.fromkeys(name for name, _ in found))[:MAX_LISTED]

@@ -1,8 +1,9 @@
 """The numbers in the names of an owner's files: drawn once, in order, and never again."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from comfy_fleet.adapters.redis import jobs as job_store
 from comfy_fleet.adapters.redis import runs as run_store
+from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis, connect
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.bootstrap import Stores
@@ -20,6 +22,7 @@ from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.jobs.output_names import OutputId, SavedFile, number_groups, place_of
 from comfy_fleet.domain.jobs.outputs import OutputItem, find_outputs
 from comfy_fleet.ports.runs import Claim, RunStore
+from tests.assets_kit import assets_on
 from tests.factories import a_claim, running_job
 from tests.integration.redis_kit import BROKEN, add_nodes, claim, output, submit
 
@@ -315,7 +318,9 @@ async def commit(stores: Stores, made: Claim, path: str, **fields: Any) -> str:
         **{"asset_id": new_id(), **fields},
     )
     client: Any = stores.redis
-    await client.hset(f"fleet:asset:{one.asset_id}", mapping={"owner": made.job.owner, "file_path": one.name})
+    if "asset_id" not in fields:
+        about = {"owner": made.job.owner, "file_path": one.name}
+        await client.hset(f"fleet:asset:{one.asset_id}", mapping=about)
     assert place_of(one) == place
     await stores.runs.output(made, one)
     return one.asset_id
@@ -397,32 +402,126 @@ async def test_an_output_of_a_version_without_names_is_found_by_its_assets_id(st
     assert await stores.jobs.saved("local", asked) is None
 
 
-async def test_ones_files_are_listed_the_newest_jobs_first(
-    stores: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job_store, "SAVED_CHUNK", 2)
+@dataclass
+class Saver:
+    """Saves files of jobs."""
+
+    stores: Stores
+    assets: RedisAssets
+
+    async def job(self, *names: str, owner: str = "ann", sub: str = "", temp: str = "") -> Claim:
+        """Run a job that saves these, and a preview."""
+        await submit(self.stores, owner=owner)
+        made = await claim(self.stores)
+        items = saved(made, *names, sub=sub)
+        for index, path in enumerate(await drawn(self.stores.runs, made, items)):
+            await self.file(made, path, index=index)
+        if temp:
+            (preview,) = await drawn(self.stores.runs, made, saved(made, temp, node_id="3", type_="temp"))
+            await self.file(made, preview, node_id="3")
+        await self.stores.runs.output(made, output(node_id="4", name="text_00001.txt"))
+        await self.stores.runs.finish(made, JobStatus.SUCCEEDED, error=None, duration_s=1)
+        return made
+
+    async def file(self, made: Claim, path: str, **fields: Any) -> str:
+        place = SavedFile.parse(path)
+
+        async def content() -> AsyncIterator[bytes]:
+            yield new_id().encode()
+
+        asset = await self.assets.add_output(
+            owner=made.job.owner,
+            job_id=made.job.id,
+            run=made.run,
+            token=made.token,
+            chunks=content(),
+            name=place.filename,
+            content_type="image/png",
+            expires_at=2e9,
+        )
+        return await commit(self.stores, made, path, asset_id=asset.id, **fields)
+
+    async def listed(self, owner: str = "ann", type_: str = "output", limit: int = 100) -> list[str]:
+        rows = await self.stores.jobs.saved_files(owner, type_, limit=limit)
+        assert [at for _, at in rows] == sorted((at for _, at in rows), reverse=True)
+        return [name[2:7] for name, _ in rows]
+
+
+@pytest.fixture
+async def saver(stores: Stores, tmp_path: Path) -> Saver:
     await add_nodes(stores, "g1")
+    return Saver(stores=stores, assets=assets_on(stores.redis, tmp_path, clock=stores.clock))
+
+
+async def test_ones_files_are_listed_the_newest_first(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_store, "WINDOW", 3)
     for owner in ("ann", "ann", "bob", "ann", "ann"):
-        await submit(stores, owner=owner)
-        made = await claim(stores)
-        items = saved(made, "x_00001_.png", "x_00002_.png")
-        names = await drawn(stores.runs, made, items)
-        for index, path in enumerate(names):
-            await commit(stores, made, path, index=index)
-        (preview,) = await drawn(stores.runs, made, saved(made, "p_00001_.png", node_id="3", type_="temp"))
-        await commit(stores, made, preview, node_id="3")
-        await stores.runs.output(made, output(node_id="4", name="text_00001.txt"))
-        await stores.runs.finish(made, JobStatus.SUCCEEDED, error=None, duration_s=1)
+        await saver.job("x_00001_.png", "x_00002_.png", owner=owner, temp="p_00001_.png")
+    await saver.job("x_00001_.png", sub="sub")  # no list has what is in subfolders
+    newest_first = [f"{number:05}" for number in range(8, 0, -1)]
+    assert await saver.listed() == newest_first
+    for limit in (1, 2, 3, 4, 7, 8):
+        assert await saver.listed(limit=limit) == newest_first[:limit]
+    assert await saver.listed(type_="temp") == ["00004", "00003", "00002", "00001"]
+    assert await saver.listed("bob") == ["00002", "00001"]
+    assert await saver.listed("nobody") == []
 
-    async def listed(owner: str, type_: str = "output", limit: int = 100) -> list[str]:
-        return [file.filename[2:7] for file in await stores.jobs.saved_files(owner, type_, limit=limit)]
 
-    assert await listed("ann") == ["00007", "00008", "00005", "00006", "00003", "00004", "00001", "00002"]
-    assert await listed("ann", limit=3) == ["00007", "00008", "00005"]
-    assert await listed("ann", "temp") == ["00004", "00003", "00002", "00001"]
-    assert await listed("bob") == ["00001", "00002"]
-    assert await listed("nobody") == []
-    asset_id = await stores.jobs.saved("ann", SavedFile.parse("output/x_00005_.png"))
+async def test_a_file_leaves_the_list_with_its_bytes_or_its_job(saver: Saver) -> None:
+    stores = saver.stores
+    first = await saver.job("x_00001_.png", "x_00002_.png", temp="p_00001_.png")
+    second = await saver.job("x_00001_.png", "x_00002_.png")
+    asset_id = await stores.jobs.saved("ann", SavedFile.parse("output/x_00003_.png"))
+    assert asset_id is not None
+    await saver.assets.delete(owner="ann", asset_id=asset_id)
+    assert await saver.listed() == ["00004", "00002", "00001"]
+    await stores.jobs.hide("ann", [first.job.id, second.job.id])  # out of ComfyUI's history: files stay
+    assert await saver.listed() == ["00004", "00002", "00001"]
+    await saver.assets.forget_job(first.job.id)
+    await stores.runs.forget(first.job.id)
+    assert await saver.listed() == ["00004"]
+    assert await saver.listed(type_="temp") == []
+    await stores.runs.forget(second.job.id)  # also without the other
     client: Any = stores.redis
-    await client.delete(f"fleet:asset:{asset_id}")  # by its owner
-    assert await listed("ann", limit=3) == ["00007", "00008", "00006"]
+    assert not await client.keys("fleet:saved:newest:*")
+
+
+async def test_a_file_that_a_retry_saves_again_is_the_newest(saver: Saver) -> None:
+    stores = saver.stores
+    await submit(stores, owner="ann")
+    made = await claim(stores)
+    (path,) = await drawn(stores.runs, made, saved(made, "x_00001_.png"))
+    early = await saver.file(made, path)
+    await stores.runs.requeue(made, counts=False, reason=BROKEN)
+    retry = await claim(stores)
+    assert await drawn(stores.runs, retry, saved(retry, "x_00001_.png")) == [path]
+    (other,) = await drawn(stores.runs, retry, saved(retry, "x_00001_.png", node_id="5"))
+    await saver.file(retry, other, node_id="5")
+    await saver.file(retry, path)
+    await stores.runs.finish(retry, JobStatus.SUCCEEDED, error=None, duration_s=1)
+    assert await saver.listed() == ["00001", "00002"]
+    await saver.assets.delete(owner="ann", asset_id=early)  # its name means another one now
+    assert await saver.listed() == ["00001", "00002"]
+
+
+async def test_a_list_of_another_kind_stops_no_output(saver: Saver) -> None:
+    client: Any = saver.stores.redis
+    await client.set("fleet:saved:newest:ann:output", "somebody's")
+    made = await saver.job("x_00001_.png")
+    assert await saver.listed() == ["00001"]
+    await client.set("fleet:saved:newest:ann:output", "somebody's")
+    await saver.assets.forget_job(made.job.id)
+    await saver.stores.runs.forget(made.job.id)
+    assert await saver.stores.jobs.get(made.job.id) is None
+
+
+async def test_a_list_costs_the_same_however_many_files_there_are(saver: Saver) -> None:
+    client: Any = saver.stores.redis
+    for start in range(0, 100_000, 10_000):
+        many = {f"x_{number:06}_.png": number for number in range(start, start + 10_000)}
+        await client.zadd("fleet:saved:newest:ann:output", many)
+    await client.config_resetstat()
+    assert len(await saver.stores.jobs.saved_files("ann", "output", limit=4000)) == 4000
+    calls = {name: about["calls"] for name, about in (await client.info("commandstats")).items()}
+    assert calls.pop("cmdstat_zrevrange") <= 4
+    assert calls.keys() <= {"cmdstat_config|resetstat", "cmdstat_info"}

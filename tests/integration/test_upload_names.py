@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from comfy_fleet.adapters.redis import assets as asset_store
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.domain.graphs.folders import Folder
@@ -52,6 +53,24 @@ async def test_other_bytes_get_the_next_number_and_the_same_bytes_their_name(sto
     assert made[4].id == made[1].id
     other = await put(store, b"9", owner="bob", numbered=True)
     assert other.file_path == "a.png"
+
+
+async def test_long_lists_are_read_in_parts(
+    store: RedisAssets, redis: FleetRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asset_store, "_LISTED_AT_ONCE", 3)
+    for number in range(10):
+        await put(store, b"%d" % number, f"{number}.png")
+    client: Any = redis
+    await client.delete(*[redis.keyspace.asset_names("ann", f"{number}.png") for number in (9, 8, 5, 1)])
+    for limit in range(1, 9):
+        expected = ["7.png", "6.png", "4.png", "3.png", "2.png", "0.png"][:limit]
+        rows = await store.uploads(owner="ann", folder=Folder.INPUT, limit=limit)
+        assert [name for name, _ in rows] == expected
+    await client.config_resetstat()
+    await store.uploads(owner="ann", folder=Folder.INPUT, limit=100)
+    stats = (await client.info("commandstats"))["cmdstat_exists"]
+    assert stats["calls"] == 6
 
 
 @pytest.mark.parametrize(

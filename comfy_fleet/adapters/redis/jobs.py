@@ -1,6 +1,5 @@
 """Jobs as clients see them: submit, read, list, cancel (port :class:`comfy_fleet.ports.jobs.JobStore`)."""
 
-import contextlib
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -19,15 +18,13 @@ from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.domain.jobs.media import MODELS, extension_of
-from comfy_fleet.domain.jobs.output_names import OUTPUT, TEMP, SavedFile, asset_in, place_of
-from comfy_fleet.domain.records import UNREADABLE
+from comfy_fleet.domain.jobs.output_names import OUTPUT, TEMP, SavedFile, asset_in
 from comfy_fleet.ports.jobs import Idempotency, Submitted
 from comfy_fleet.ports.telemetry import Telemetry
 
 WINDOW = 1000  # jobs that one call of a script compares with a filter: takes a few milliseconds on the server
 AT_ONCE = 100  # jobs that one call of a script changes: takes a few milliseconds on the server
-LOOKED_AT = 10_000  # most jobs that are looked at for one page, for an abbreviated id or a list of files
-SAVED_CHUNK = 20  # jobs whose files are read at once
+LOOKED_AT = 10_000  # most jobs that are looked at for one page or an abbreviated id
 MOST_ERROR = 8192  # longest error, in bytes, that a list shows completely
 
 _BRIEF = (
@@ -334,24 +331,18 @@ class RedisJobStore:
         whose, filename, job_id = (None if value is None else value.decode() for value in record)
         return asset_id if job_id and (whose, filename) == (owner, file.filename) else None
 
-    async def saved_files(self, owner: str, type_: str, *, limit: int) -> Sequence[SavedFile]:
-        """Return an owner's files in a folder, those of the newest jobs first; see the port."""
-        found: list[SavedFile] = []
-        for start in range(0, LOOKED_AT, SAVED_CHUNK):
-            newest = await self._redis.zrevrange(self._newest(owner), start, start + SAVED_CHUNK - 1)
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in newest:
-                    pipe.hvals(self._keys.job_outputs(job_id.decode()))
-                records = await pipe.execute(raise_on_error=False) if newest else []
-            some = [one for outputs in records for one in _saved_in(outputs, type_)]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for asset_id, _ in some:
-                    pipe.exists(self._keys.asset(asset_id))
-                there = await pipe.execute() if some else []
-            found += [file for (_, file), exists in zip(some, there, strict=True) if exists]
-            if len(found) >= limit or len(newest) < SAVED_CHUNK:
+    async def saved_files(self, owner: str, type_: str, *, limit: int) -> Sequence[tuple[str, float]]:
+        """Return an owner's newest files in a folder; see the port."""
+        key = self._keys.saved_newest(owner, type_)
+        found: dict[str, float] = {}
+        for first in range(0, limit, WINDOW):
+            last = min(first + WINDOW, limit) - 1
+            rows = await self._redis.zrevrange(key, first, last, withscores=True)
+            for name, at in rows:  # one that was saved meanwhile moves others to later places
+                found.setdefault(name.decode(), float(at))
+            if len(rows) <= last - first:
                 break
-        return found[:limit]
+        return list(found.items())
 
     async def durations(self, profile: str) -> Sequence[float]:
         """Return the last measured run times of a profile (``*`` for all), newest first."""
@@ -362,27 +353,6 @@ class RedisJobStore:
         rows = await self._redis.lrange(self._keys.latest, 0, 49)
         parts = (raw.decode().split(" ", 1) for raw in rows)
         return [(float(seconds), node) for seconds, node in parts]
-
-
-def _saved_in(outputs: Any, type_: str) -> list[tuple[str, SavedFile]]:
-    """Return asset and name of a job's files in a folder, in the order of their places in the job."""
-    if isinstance(outputs, WrongType):
-        return []
-    if isinstance(outputs, Exception):
-        raise outputs
-    found = []
-    for data in outputs:
-        with contextlib.suppress(*UNREADABLE):
-            output = job_records.load_output(data)
-            if output.saved and (place := place_of(output)).type == type_:
-                found.append(
-                    (
-                        job_records.output_field(output.node_id, output.key, output.index),
-                        output.asset_id,
-                        place,
-                    )
-                )
-    return [(asset_id, file) for _, asset_id, file in sorted(found, key=lambda one: one[0])]
 
 
 def _hash(answer: Any) -> dict[bytes, bytes]:

@@ -74,6 +74,7 @@ class Keyspace:
     prompt = _Each("prompt:OWNER:HASH")  # string: the newest job that its client calls so
     saved_counts = _Each("saved:counts:OWNER")  # hash: TYPE/SUBFOLDER/PREFIX* -> last number; stays for ever
     saved_files = _Each("saved:files:OWNER")  # hash: TYPE/SUBFOLDER/NAME -> the asset
+    saved_newest = _Each("saved:newest:OWNER:TYPE")  # zset: NAME -> when it was saved: those in no subfolder
     placements = _One("placements")  # set: placement classes that have queued jobs
     queue = _Each("queue:PLACEMENT")  # zset: ID -> rank; the lowest goes first (created - priority * ageing)
     deadlines = _One("deadlines")  # zset: ID -> deadline, queued jobs only

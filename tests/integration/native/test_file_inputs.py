@@ -111,7 +111,8 @@ async def test_outputs_are_seen_and_listed_by_name(api: Api) -> None:
     await made(api, b"deep", "y_00001_.png", subfolder="s")
     await made(api, b"shown", "t_00001_.png", temporary=True)
     await sent(api, b"mine", "up.png", type="output")
-    names = [*(f"x_0000{n}_.png [output]" for n in (2, 1, 0)), "up.png [output]"]
+    await made(api, b"4", "x_00004_.png")
+    names = ["x_00004_.png [output]", "up.png [output]", *(f"x_0000{n}_.png [output]" for n in (2, 1, 0))]
     assert (await api.client.get("/internal/files/output")).json() == names
     assert (await api.client.get("/internal/files/temp")).json() == ["t_00001_.png [temp]"]
     bobs = {"Authorization": f"Bearer {BOB}"}

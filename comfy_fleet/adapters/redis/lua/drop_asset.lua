@@ -28,6 +28,10 @@ redis.call('DEL', asset_key(id))
 redis.call('SREM', blob_owner_key(r.owner, r.hash), id)
 if r.job_id then
   redis.call('HDEL', asset_outputs_key(r.job_id), r.hash .. '\0' .. r.file_path)
+  for _, folder in ipairs({ 'output', 'temp' }) do
+    local path = folder .. '/' .. r.file_path
+    if redis.pcall('HGET', saved_files_key(r.owner), path) == id then unlist_saved(r.owner, path) end
+  end
 else
   local same = blob_same_key(r.owner, r.hash)
   if redis.call('HGET', same, r.file_path) == id then redis.call('HDEL', same, r.file_path) end

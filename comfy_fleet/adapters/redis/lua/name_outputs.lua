@@ -53,7 +53,10 @@ for _, group in ipairs(args.groups) do
     local at = #paths + 1
     local path = known[at]  -- of an earlier run of the job, or of this run with another dispatcher
     if not path or kind_of(path) ~= kind_of(file.before .. file.after) then
-      if path then redis.call('HDEL', saved_files_key(owner), path) end
+      if path then
+        redis.call('HDEL', saved_files_key(owner), path)
+        unlist_saved(owner, path)
+      end
       if file.bare and not bare and not number and room > 0
         and redis.call('HSETNX', counts, file.bare, 0) == 1 then
         room = room - 1

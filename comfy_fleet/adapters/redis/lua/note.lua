@@ -18,6 +18,7 @@ elseif redis.call('HSETNX', cleared(job_outputs_key(id), 'hash'), args.field, da
   return 1  -- committed before: an adopted run fetches its outputs again
 elseif args.path then
   redis.call('HSET', cleared(saved_files_key(args.owner), 'hash'), args.path, args.asset)
+  list_saved(args.owner, args.path)
 end
 publish(id, kind, args.run, data)
 return 1

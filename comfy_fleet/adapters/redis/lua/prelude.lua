@@ -208,6 +208,27 @@ local function list_job(id)
   return list
 end
 
+-- The list of an owner's newest files that has this path, and the name in it; nil for a file in a subfolder.
+local function saved_list(owner, path)
+  local folder, name = string.match(path, '^(%a+)/([^/]+)$')
+  if name then return saved_newest_key(owner, folder), name end
+end
+
+local function list_saved(owner, path)
+  local list, name = saved_list(owner, path)
+  if not list then return end
+  local entry = { num(now()), name }
+  if type(redis.pcall('ZADD', list, unpack(entry))) == 'table' then  -- somebody put something else there
+    redis.call('ZADD', cleared(list, 'zset'), unpack(entry))
+  end
+end
+
+-- Nothing of this path is there any more.
+local function unlist_saved(owner, path)
+  local list, name = saved_list(owner, path)
+  if list then redis.pcall('ZREM', list, name) end
+end
+
 -- Tell who follows all jobs of an owner.
 local function publish_owner(id, status, run)
   local f = fields(job_key(id), 'owner', 'client_id', 'prompt_id')
