@@ -3,7 +3,7 @@
 More at once would not be faster, and would make every turn of the event loop longer: health checks,
 heartbeats and cancels would wait behind everything else. So those are let in at once, and other requests wait
 in line for a moment. A request counts from the arrival of its body until its answer begins: slow clients and
-event streams block nobody.
+event streams block nobody. It counts no longer once it waits in another line, such as that for pictures.
 """
 
 import re

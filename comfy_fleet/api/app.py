@@ -142,6 +142,7 @@ class Front:
             await send(message)
 
         scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
+        scope["ticket"] = ticket
         try:
             public = scope["path"] in self._open_paths
             changing = scope["method"] not in _SAFE

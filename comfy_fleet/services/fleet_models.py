@@ -1,6 +1,5 @@
 """The model files of the whole fleet, as ComfyUI's clients ask for them."""
 
-import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -9,11 +8,12 @@ from typing import Any, Protocol
 
 import orjson
 
-from comfy_fleet.domain.errors import NodeError
+from comfy_fleet.domain.errors import Busy, NodeError
 from comfy_fleet.domain.graphs.inputs import alike
 from comfy_fleet.domain.nodes import model_lists
 from comfy_fleet.domain.nodes.model_lists import CODE_FOLDERS, FORMER_NAMES, ModelFiles, ModelPlace
 from comfy_fleet.services.node_answers import NodeAnswers
+from comfy_fleet.turns import FairTurns, NoTurn
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,9 @@ MAX_PREVIEW = 4 * 1024 * 1024
 _MOST_KEPT_BYTES = 32 * 1024 * 1024
 _KEPT_S, _NOTHING_KEPT_S = 300.0, 30.0
 """How long a preview is remembered, and how long that there is none."""
-_AT_ONCE = 8
+_AT_ONCE, _AT_ONCE_EACH = 8, 6
+_LINE_EACH = 64
+_WAIT_S = 10.0
 _ENTRY_BYTES = 500
 
 
@@ -53,7 +55,7 @@ class FleetModels:
         self._clock = clock
         self._kept: OrderedDict[tuple[str, ...], tuple[float, bytes | None]] = OrderedDict()
         self._kept_bytes = 0
-        self._limit = asyncio.Semaphore(_AT_ONCE)
+        self._turns = FairTurns(_AT_ONCE, each=_AT_ONCE_EACH, line=_LINE_EACH, wait_s=_WAIT_S)
 
     async def folders(self) -> list[str]:
         """Return the answer to ``/models``. Raises NoNodes, as all others here."""
@@ -83,13 +85,17 @@ class FleetModels:
             return ModelFiles(listed=[], places={}, stems={})
         return await self._answers.together(f"/experiment/models/{folder}", model_lists.file_infos)
 
-    async def preview(self, folder: str, index: int, name: str) -> bytes | None:
+    async def preview(self, owner: str, folder: str, index: int, name: str) -> bytes | None:
         """Return a preview picture (WebP), from a node that has the file; None if there is none.
 
         Args:
+            owner: Who asks: owners take turns.
             folder: The folder.
             index: Which place of the folder holds the file, on the node whose entry was listed.
             name: The file's name; its extension does not matter.
+
+        Raises:
+            Busy: The owner waits for many already, or it took long until its turn came.
         """
         found = await self.files(folder)
         file = found and found.stems.get(model_lists.without_extension(alike(name)))
@@ -102,10 +108,15 @@ class FleetModels:
                 place.node, folder=folder, index=place.path_index, name=alike(place.name)
             )
 
-        return await self._first(("preview", folder, str(index), file), places, ask)
+        # An index that no place has is kept as the one that was found instead.
+        return await self._first(owner, ("preview", folder, str(places[0].path_index), file), places, ask)
 
-    async def metadata(self, folder: str, name: str) -> bytes | None:
-        """Return what a ``.safetensors`` file says about itself, as JSON; None if it says nothing."""
+    async def metadata(self, owner: str, folder: str, name: str) -> bytes | None:
+        """Return what a ``.safetensors`` file says about itself, as JSON; None if it says nothing.
+
+        Raises:
+            Busy: As :meth:`preview`.
+        """
         folder = FORMER_NAMES.get(folder, folder)
         found = await self.files(folder) if name.endswith(".safetensors") else None
         places = found and found.places.get(alike(name))
@@ -118,46 +129,68 @@ class FleetModels:
             )
             return None if said is None else orjson.dumps(said)
 
-        return await self._first(("metadata", folder, alike(name)), places, ask)
+        return await self._first(owner, ("metadata", folder, alike(name)), places, ask)
 
     async def _first(
         self,
+        owner: str,
         key: tuple[str, ...],
         places: Sequence[ModelPlace],
         ask: Callable[[ModelPlace], Awaitable[bytes | None]],
     ) -> bytes | None:
         """Return the first answer about a file, and remember it."""
-        if (kept := self._kept.get(key)) is not None and self._clock() < kept[0]:
-            self._kept.move_to_end(key)
+        if (kept := self._known(key)) is not None:
             return kept[1]
+        try:
+            async with self._turns.of(owner):
+                if (kept := self._known(key)) is not None:  # another request has asked meanwhile
+                    return kept[1]
+                return await self._asked(key, places, ask)
+        except NoTurn:
+            raise Busy(
+                "many questions about model files wait already: ask for fewer at a time", retry_after_s=2
+            ) from None
+
+    async def _asked(
+        self,
+        key: tuple[str, ...],
+        places: Sequence[ModelPlace],
+        ask: Callable[[ModelPlace], Awaitable[bytes | None]],
+    ) -> bytes | None:
         answered = False
         found: bytes | None = None
-        async with self._limit:
-            for place in places:
-                try:
-                    found = await ask(place)
-                except NodeError as error:
-                    logger.debug("model not looked at", extra={"node": place.node, "error": error.message})
-                    continue
-                answered = True
-                if found is not None and len(found) <= MAX_PREVIEW:
-                    break
-                found = None
+        for place in places:
+            try:
+                found = await ask(place)
+            except NodeError as error:
+                logger.debug("model not looked at", extra={"node": place.node, "error": error.message})
+                continue
+            answered = True
+            if found is not None and len(found) <= MAX_PREVIEW:
+                break
+            found = None
         if answered:
             self._keep(key, found)
         return found
 
+    def _known(self, key: tuple[str, ...]) -> tuple[float, bytes | None] | None:
+        kept = self._kept.get(key)
+        if kept is None or self._clock() >= kept[0]:
+            return None
+        self._kept.move_to_end(key)
+        return kept
+
     def _keep(self, key: tuple[str, ...], found: bytes | None) -> None:
         former = self._kept.pop(key, None)
         if former is not None:
-            self._kept_bytes -= _size(former[1])
+            self._kept_bytes -= _size(key, former[1])
         until = self._clock() + (_NOTHING_KEPT_S if found is None else _KEPT_S)
         self._kept[key] = until, found
-        self._kept_bytes += _size(found)
+        self._kept_bytes += _size(key, found)
         while self._kept_bytes > _MOST_KEPT_BYTES:
-            _, (_, dropped) = self._kept.popitem(last=False)
-            self._kept_bytes -= _size(dropped)
+            oldest, (_, dropped) = self._kept.popitem(last=False)
+            self._kept_bytes -= _size(oldest, dropped)
 
 
-def _size(found: bytes | None) -> int:
-    return _ENTRY_BYTES + len(found or b"")
+def _size(key: tuple[str, ...], found: bytes | None) -> int:
+    return _ENTRY_BYTES + sum(map(len, key)) + len(found or b"")

@@ -1,8 +1,12 @@
-"""Pictures are converted in threads: a few at once, within limits on pixels, bytes and time."""
+"""Pictures are converted in threads: a few at once, within limits on pixels, bytes and time.
+
+Owners take turns, and no owner has all places: whoever asks for many large pictures waits for them alone.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from comfy_fleet.domain.errors import Busy
@@ -11,10 +15,11 @@ from comfy_fleet.ports.assets import AssetStore, Received
 from comfy_fleet.services import picture_forms
 from comfy_fleet.services.picture_forms import NoSuchForm, PictureForm
 from comfy_fleet.timeouts import Timeout
-from comfy_fleet.turns import NoTurn, Turns
+from comfy_fleet.turns import FairTurns, LineFull, NoTurn
 
-AT_ONCE = 2
-LINE = 48
+AT_ONCE, AT_ONCE_EACH = 3, 2
+LINE_EACH = 48
+"""Pictures of one owner that may wait."""
 WAIT_S = 10.0
 WORK_S = 30.0
 
@@ -31,7 +36,7 @@ class PictureWork:
         self._assets = assets
         self._most_pixels = most_pixels
         self.most_bytes = 4 * most_pixels
-        self._turns = Turns(AT_ONCE, wait_s=WAIT_S, line=LINE)
+        self._turns = FairTurns(AT_ONCE, each=AT_ONCE_EACH, line=LINE_EACH, wait_s=WAIT_S)
         self._works: set[asyncio.Task[bytes]] = set()
 
     async def formed(self, asset: Asset, form: PictureForm) -> bytes:
@@ -39,7 +44,7 @@ class PictureWork:
 
         Raises:
             NoSuchForm: It is no picture, a broken one, or beyond a limit.
-            Busy: Too many pictures wait.
+            Busy: Its owner waits for many already, or it took long until its turn came.
             FileNotFoundError: Its bytes are gone.
             NoRoom: Its bytes can't be read.
         """
@@ -49,7 +54,7 @@ class PictureWork:
             data = await _whole(await self._assets.open(asset))
             return await asyncio.to_thread(picture_forms.formed, data, form, most_pixels=self._most_pixels)
 
-        return await self._done(work)
+        return await self._done(asset.owner, work)
 
     async def masked(self, original: Asset, mask: Received, name: str) -> bytes:
         """Return a picture with the transparency of another one; ``name`` decides the format.
@@ -68,7 +73,7 @@ class PictureWork:
                 picture_forms.masked, data, given, name, most_pixels=self._most_pixels
             )
 
-        return await self._done(work)
+        return await self._done(original.owner, work)
 
     def _check_size(self, asset: Asset) -> None:
         if asset.size_bytes > self.most_bytes:
@@ -77,24 +82,29 @@ class PictureWork:
                 "(four for each of FLEET_MAX_PICTURE_PIXELS)"
             )
 
-    async def _done(self, work: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def _done(self, owner: str, work: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
         try:
-            await self._turns.take()
+            await self._turns.take(owner)
+        except LineFull:
+            raise Busy(
+                f"{LINE_EACH} of your pictures wait already to be converted: ask for fewer at a time",
+                retry_after_s=2,
+            ) from None
         except NoTurn:
             raise Busy("many pictures are being converted already: try again", retry_after_s=2) from None
         # A thread can't be stopped: it keeps its turn until it ends, also when nobody waits for it any more.
         task = asyncio.create_task(work())
         self._works.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, owner))
         try:
             async with Timeout(WORK_S):
                 return await asyncio.shield(task)
         except TimeoutError:
             raise NoSuchForm(f"converting the picture takes longer than {WORK_S:.0f} s") from None
 
-    def _ended(self, work: asyncio.Task[bytes]) -> None:
+    def _ended(self, owner: str, work: asyncio.Task[bytes]) -> None:
         self._works.discard(work)
-        self._turns.give()
+        self._turns.give(owner)
         if not work.cancelled():
             work.exception()  # whoever waits has it; if nobody does, nobody needs it
 

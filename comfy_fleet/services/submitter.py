@@ -37,11 +37,12 @@ from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.input_lists import KEPT_S, NEW_S
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
-from comfy_fleet.turns import NoTurn, Turns
+from comfy_fleet.turns import FairTurns, NoTurn
 
 NO_OUTPUTS = "no_outputs"
-LARGE_AT_ONCE = 2
-LARGE_LINE = 16
+LARGE_AT_ONCE, LARGE_AT_ONCE_EACH = 2, 1
+LARGE_LINE_EACH = 16
+"""Large graphs of one owner that may wait."""
 LARGE_WAIT_S = 10.0
 
 
@@ -150,7 +151,9 @@ class Submitter:
         self._draw_seed = draw_seed
         self._retry_after = retry_after
         self._telemetry = telemetry
-        self._large = Turns(LARGE_AT_ONCE, wait_s=LARGE_WAIT_S, line=LARGE_LINE)
+        self._large = FairTurns(
+            LARGE_AT_ONCE, each=LARGE_AT_ONCE_EACH, line=LARGE_LINE_EACH, wait_s=LARGE_WAIT_S
+        )
 
     async def graph(self, owner: str, workflow: object, options: JobOptions) -> Submitted:
         """Submit a graph unchanged.
@@ -170,14 +173,14 @@ class Submitter:
             checked, profile = self._checked(workflow, options.prompt.targets)
             return await self._submit(owner, checked, options, profile=profile)
         try:
-            await self._large.take()
+            await self._large.take(owner)
         except NoTurn:
             raise Busy("several large graphs are being checked already: try again", retry_after_s=2) from None
         try:
             checked, profile = await asyncio.to_thread(self._checked, workflow, options.prompt.targets)
             return await self._submit(owner, checked, options, profile=profile, large=True)
         finally:
-            self._large.give()
+            self._large.give(owner)
 
     async def stored(
         self, owner: str, name: str, params: Mapping[str, Any], options: JobOptions

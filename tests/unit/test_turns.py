@@ -1,10 +1,12 @@
 """The line in front of a bounded number of places."""
 
 import asyncio
+import random
+from collections import Counter
 
 import pytest
 
-from comfy_fleet.turns import NoTurn, Turns
+from comfy_fleet.turns import FairTurns, LineFull, NoTurn, Turns
 
 
 async def test_places_are_given_in_order() -> None:
@@ -47,3 +49,79 @@ async def test_who_is_canceled_takes_no_place_along() -> None:
     turns.give()
     async with turns:
         pass
+
+
+def fair(places: int = 1, *, each: int = 1, line: int = 100, wait_s: float = 5) -> FairTurns:
+    return FairTurns(places, each=each, line=line, wait_s=wait_s)
+
+
+async def test_owners_take_turns_however_many_of_one_wait() -> None:
+    turns, seen = fair(), []
+    await turns.take("first")
+
+    async def one(owner: str) -> None:
+        async with turns.of(owner):
+            seen.append(owner)
+            await asyncio.sleep(0)
+
+    waiting = [asyncio.create_task(one(owner)) for owner in ["a"] * 20 + ["b"] * 3 + ["c"]]
+    await asyncio.sleep(0)
+    turns.give("first")
+    await asyncio.gather(*waiting)
+    assert seen == ["a", "b", "c", "a", "b", "a", "b", *["a"] * 17]
+
+
+async def test_one_owner_never_has_all_places() -> None:
+    turns = fair(3, each=2)
+    await turns.take("a")
+    await turns.take("a")
+    third = asyncio.create_task(turns.take("a"))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(turns.take("b"), 5)
+    assert not third.done()
+    turns.give("b")
+    await asyncio.sleep(0)
+    assert not third.done()
+    turns.give("a")
+    await asyncio.wait_for(third, 5)
+
+
+async def test_a_line_is_each_owners_own() -> None:
+    turns = fair(line=2, wait_s=0.05)
+    await turns.take("a")
+    waiting = [asyncio.create_task(turns.take("a")) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(LineFull):
+        await turns.take("a")
+    other = asyncio.create_task(turns.take("b"))
+    for result in await asyncio.gather(*waiting, other, return_exceptions=True):
+        assert isinstance(result, NoTurn) and not isinstance(result, LineFull)
+    turns.give("a")
+    await turns.take("b")
+
+
+async def test_no_place_is_lost_or_given_twice_whoever_is_canceled() -> None:
+    draw = random.Random(1)
+    turns, held = fair(3, each=2, line=5), Counter[str]()
+
+    async def one(owner: str) -> None:
+        async with turns.of(owner):
+            held[owner] += 1
+            try:
+                assert held[owner] <= 2 and held.total() <= 3
+                for _ in range(draw.randrange(3)):
+                    await asyncio.sleep(0)
+            finally:
+                held[owner] -= 1
+
+    tasks: list[asyncio.Task[None]] = []
+    for _ in range(3000):
+        tasks.append(asyncio.create_task(one(draw.choice("aaabc"))))
+        if draw.random() < 0.5:
+            await asyncio.sleep(0)
+        if draw.random() < 0.4:
+            draw.choice(tasks[-9:]).cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert result is None or isinstance(result, LineFull | asyncio.CancelledError), result
+    for owner in "aab":
+        await asyncio.wait_for(turns.take(owner), 5)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from comfy_fleet.api import asset_response
 from comfy_fleet.api.asset_response import SAFE_HEADERS
-from comfy_fleet.api.deps import ApiDeps, deps, owner
+from comfy_fleet.api.deps import ApiDeps, deps, let_others_in, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
@@ -145,6 +145,7 @@ async def _formed(request: Request, d: ApiDeps, asset: Asset, name: str, form: P
     }
     if asset_response.is_known(request, etag):
         return Response(status_code=304, headers=headers)
+    let_others_in(request)
     return Response(await d.pictures.formed(asset, form), headers=headers)
 
 

@@ -8,7 +8,7 @@ a body here, too.
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import deps, owner
+from comfy_fleet.api.deps import deps, let_others_in, owner
 from comfy_fleet.api.endpoint import JSON, ServedRoute
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.row import row
@@ -51,23 +51,25 @@ async def file_infos(request: Request) -> Response:
 
 async def preview(request: Request) -> Response:
     """A model's preview picture."""
-    owner(request)
+    who = owner(request)
     name, index = request.path_params["filename"], request.path_params["path_index"]
     if not name or not (index.isascii() and index.isdecimal()):
         return _nothing(400)
     if leaves(name):
         return _nothing(403)
-    found = await deps(request).models.preview(request.path_params["folder"], int(index[:9]), name)
+    let_others_in(request)
+    found = await deps(request).models.preview(who, request.path_params["folder"], int(index[:9]), name)
     return _nothing() if found is None else Response(found, headers=_KEPT_BY_CLIENTS, media_type="image/webp")
 
 
 async def metadata(request: Request) -> Response:
     """What a ``.safetensors`` file says about itself."""
-    owner(request)
+    who = owner(request)
     name = request.query_params.get("filename", "")
     if not name or leaves(name):
         return _nothing()
-    found = await deps(request).models.metadata(request.path_params["folder"], name)
+    let_others_in(request)
+    found = await deps(request).models.metadata(who, request.path_params["folder"], name)
     return _nothing() if found is None else Response(found, headers=_KEPT_BY_CLIENTS, media_type=JSON)
 
 

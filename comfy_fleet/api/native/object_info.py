@@ -10,7 +10,7 @@ import json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.deps import deps, owner
+from comfy_fleet.api.deps import deps, let_others_in, owner
 from comfy_fleet.api.endpoint import JSON, ServedRoute
 from comfy_fleet.api.native.files import own_inputs
 from comfy_fleet.api.native.row import row
@@ -21,7 +21,8 @@ from comfy_fleet.services.object_info_answers import tag_of
 async def object_info(request: Request) -> Response:
     """Every class that some node has."""
     d = deps(request)
-    classes, files = await d.object_info.classes(), await own_inputs(d, owner(request))
+    who = owner(request)
+    classes, files = await d.object_info.classes(), await own_inputs(d, who)
     tag = tag_of(classes, files)
     headers = {
         "ETag": f'W/"{tag}"',
@@ -30,7 +31,8 @@ async def object_info(request: Request) -> Response:
     }
     if _knows(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers=headers)
-    packed = await d.object_info.answers.compressed(tag, classes, files)
+    let_others_in(request)
+    packed = await d.object_info.answers.compressed(who, tag, classes, files)
     if _takes_gzip(request.headers.get("accept-encoding", "")):
         return Response(packed, headers={**headers, "Content-Encoding": "gzip"}, media_type=JSON)
     return Response(await asyncio.to_thread(gzip.decompress, packed), headers=headers, media_type=JSON)

@@ -1,7 +1,9 @@
 """ComfyUI's interface: /view, uploads and lists of files, on a real Redis and a real folder."""
 
 import asyncio
+import itertools
 import json
+import threading
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +18,9 @@ from redis.asyncio import Redis
 
 from comfy_fleet.api.auth import LOCAL
 from comfy_fleet.api.native.files import own_inputs
+from comfy_fleet.services import picture_forms, picture_work
+from comfy_fleet.services.picture_forms import PictureForm
+from comfy_fleet.services.picture_work import AT_ONCE_EACH, LINE_EACH
 from tests.integration.api_kit import Api, running
 from tests.integration.api_kit import upload as v2_upload
 
@@ -425,6 +430,50 @@ async def test_what_is_about_the_machine_is_not_served(api: Api, path: str) -> N
 
 
 # -- two people ------------------------------------------------------------------------------------------
+
+
+async def test_nobody_waits_for_anybody_elses_pictures(
+    redis_port: int, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"ann {ANN}\nbob {BOB}\n")
+    let_go = threading.Event()
+    convert = picture_forms.formed
+
+    def slow(data: bytes, form: PictureForm, *, most_pixels: int) -> bytes:
+        if form.quality == 1:
+            assert let_go.wait(20)
+        return convert(data, form, most_pixels=most_pixels)
+
+    monkeypatch.setattr(picture_forms, "formed", slow)
+    monkeypatch.setattr(picture_work, "WAIT_S", 60.0)
+    more = AT_ONCE_EACH + LINE_EACH
+    async with running(redis_port, tmp_path, keys_file=keys, max_requests=4) as api:
+        ann, bob = ({"Authorization": f"Bearer {key}"} for key in (ANN, BOB))
+        form = {"image": ("a.png", picture(), "image/png")}
+        for who in (ann, bob):
+            assert (await api.client.post("/upload/image", files=form, headers=who)).status_code == 200
+        query = {"filename": "a.png", "type": "input"}
+        hers = [
+            asyncio.create_task(
+                api.client.get("/view", params={**query, "preview": f"webp;1;x{n};1"}, headers=ann)
+            )
+            for n in range(more + 5)
+        ]
+        try:
+            for refused in [await one for one in itertools.islice(asyncio.as_completed(hers), 5)]:
+                assert refused.status_code == 503
+                assert refused.headers["Retry-After"] == "2"
+                assert "48 of your pictures wait already" in refused.text
+            for _ in range(3):
+                seen = await api.client.get("/view", params={**query, "preview": "webp;90"}, headers=bob)
+                assert seen.status_code == 200 and seen.headers["content-type"] == "image/webp"
+            assert (await api.client.get("/prompt", headers=ann)).status_code == 200
+            assert not let_go.is_set()
+        finally:
+            let_go.set()
+        answers = [(await one).status_code for one in hers]
+        assert answers.count(200) == more and answers.count(503) == 5
 
 
 async def test_nobody_sees_or_replaces_anybody_elses_files(

@@ -1,6 +1,7 @@
 """Model files, statistics and small routes of ComfyUI's own interface, for the whole fleet."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.services import fleet_models
 from tests.integration.api_kit import Api, running
 
 RECORDED = Path(__file__).parents[2] / "recordings-0.33"
@@ -134,6 +136,58 @@ async def test_a_preview_is_asked_of_the_next_node_if_the_first_can_not_answer(t
     del two.info.listings["gpu2"]
     answer = await two.client.get("/experiment/models/preview/checkpoints/0/both.webp")
     assert (answer.status_code, answer.content) == (200, b"picture")
+
+
+async def test_a_preview_is_kept_once_whatever_index_is_asked_for(two: Api) -> None:
+    two.info.pictures["checkpoints/0/b.safetensors"] = b"picture"
+    for index in range(30):
+        answer = await two.client.get(f"/experiment/models/preview/checkpoints/{index}/b.webp")
+        assert answer.content == b"picture"
+    assert [what for _, what, _ in two.info.listed if what.startswith("preview")] == [
+        "preview checkpoints/0/b.safetensors"
+    ]
+
+
+async def test_a_preview_is_that_of_the_place_that_was_asked_for(two: Api) -> None:
+    listed = [info("b.safetensors"), info("b.safetensors", 1)]
+    two.info.listings["gpu2"]["/experiment/models/checkpoints"] = listed
+    for index in (0, 1):
+        two.info.pictures[f"checkpoints/{index}/b.safetensors"] = b"picture %d" % index
+    for index in (0, 1, 0, 1, 7):
+        answer = await two.client.get(f"/experiment/models/preview/checkpoints/{index}/b.webp")
+        assert answer.content == b"picture %d" % (index % 7)
+    assert len([what for _, what, _ in two.info.listed if what.startswith("preview")]) == 2
+
+
+async def test_nobody_waits_for_what_others_ask_about_models(
+    redis_port: int, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    ann, bob = "ann-key-0123456789-0123456789", "bob-key-0123456789-0123456789"
+    keys.write_text(f"ann {ann}\nbob {bob}\n")
+    monkeypatch.setattr(fleet_models, "_WAIT_S", 60.0)
+    async with running(redis_port, tmp_path, keys_file=keys, max_requests=4) as api:
+        api.client.headers["Authorization"] = f"Bearer {ann}"
+        await node(api, "gpu1", lists(*(f"{n}.safetensors" for n in range(80))))
+        answering = asyncio.Event()
+
+        async def preview(asked: str, *, folder: str, index: int, name: str) -> bytes | None:
+            if name != "0.safetensors":
+                await answering.wait()
+            return name.encode()
+
+        monkeypatch.setattr(api.info, "preview", preview)
+        path = "/experiment/models/preview/checkpoints/0"
+        hers = [asyncio.create_task(api.client.get(f"{path}/{n}.webp")) for n in range(1, 74)]
+        try:
+            for refused in [await one for one in itertools.islice(asyncio.as_completed(hers), 3)]:
+                assert refused.status_code == 503
+            answer = await api.client.get(f"{path}/0.webp", headers={"Authorization": f"Bearer {bob}"})
+            assert (answer.status_code, answer.content) == (200, b"0.safetensors")
+        finally:
+            answering.set()
+        answers = [(await one).status_code for one in hers]
+        assert answers.count(200) == 70 and answers.count(503) == 3
 
 
 async def test_a_picture_that_is_too_large_is_none(two: Api) -> None:
