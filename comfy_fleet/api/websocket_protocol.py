@@ -25,6 +25,12 @@ LINGER_S = 5.0
 """How long a client has to take the rest and to say goodbye, once it is told to, or its handler is done."""
 
 _GOING_AWAY = 1001
+_BAD_HEAD = (
+    b'{"error": {"type": "invalid_request", "message": "this request can not be read: a websocket may ask in '
+    b'lines of 8 KiB and 128 headers at most; look at its clientId and its cookies", "details": "", '
+    b'"extra_info": {}}, "node_errors": {}}'
+)
+"""The limits are those of ``websockets``."""
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
@@ -40,6 +46,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().__init__(*args, **more)
         self.logger = logging.getLogger("websockets.server")  # `logs.py` lets through what is worth a line
         self.conn.logger, self.conn.debug = self.logger, False
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the client; answer a handshake that can't be read, as uvicorn does not."""
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            self.handshake_initiated = self.handshake_complete = self.close_sent = True
+            self.transport.write(
+                b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+                b"Referrer-Policy: no-referrer\r\nConnection: close\r\n\r\n%b" % (len(_BAD_HEAD), _BAD_HEAD)
+            )
+            self.transport.close()
+            self._abort_soon()
 
     async def run_asgi(self) -> None:
         """Run the handler."""

@@ -249,15 +249,17 @@ class NodeInventories:
             self._kept[needs.key] = now
 
     def _refusal(self, graph: Graph, needs: Requirements, bad: Mapping[str, "_Unable"]) -> InvalidWorkflow:
-        """Explain node by node; problems in the graph are those of the node with the fewest.
+        """Explain node by node; problems in the graph are those of the node that comes closest.
 
         If each of its parts is fine on some node, the problems are the parts that no node has together.
         """
-        lacking = {
-            name: eligibility.lacking(graph, needs, found.candidate, found.problems)
-            for name, found in bad.items()
-        }
-        best = min(bad, key=lambda name: len(bad[name].problems) or 1000)
+        lacking = no_common_node.with_inputs(
+            {
+                name: eligibility.lacking(graph, needs, found.candidate, found.problems)
+                for name, found in bad.items()
+            }
+        )
+        best = min(bad, key=lambda name: bad[name].distance)
         errors: dict[str, list[dict[str, Any]]] = {}
         together = ""
         if chosen := no_common_node.apart(lacking):
@@ -406,6 +408,12 @@ class _Unable:
         self.candidate = candidate
         self.problems = problems
         self.reasons = reasons
+
+    @property
+    def distance(self) -> tuple[bool, int, int]:
+        """How far it is from running the graph, by the graph: a class that it lacks weighs most."""
+        lacks = sum(problem.kind is ProblemKind.UNKNOWN_CLASS for problem in self.problems)
+        return not self.problems, lacks, len(self.problems)
 
     def sentences(self) -> list[str]:
         """Return each reason once."""

@@ -51,11 +51,18 @@ async def prompt_job(jobs: JobStore, owner: str, prompt_id: str) -> Job | None:
 
 
 def is_prompt_id(value: object) -> TypeGuard[str]:
-    """Return whether a client may call a job so: 1 to 128 printable characters.
+    """Return whether a client may call a job so: 1 to 128 printable characters that fit into a path.
 
-    ComfyUI 0.3.64 takes any text, 0.33 only UUIDs in lower case.
+    ComfyUI 0.3.64 takes any text, 0.33 only UUIDs in lower case. The edge lets no path through with a slash
+    or a backslash in a name, or with a name of dots: such a prompt could never be asked for.
     """
-    return isinstance(value, str) and 0 < len(value) <= MOST_PROMPT_ID and value.isprintable()
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MOST_PROMPT_ID
+        and value.isprintable()
+        and value not in (".", "..")
+        and not {"/", "\\"} & set(value)
+    )
 
 
 def is_id(text: str) -> bool:

@@ -240,6 +240,20 @@ async def test_what_is_wrong_with_the_graph_is_not_said_of_the_nodes() -> None:
             assert caught.value.details["node_errors"] == {}
 
 
+async def test_a_wrong_value_for_a_class_that_few_nodes_have_is_told_as_that() -> None:
+    graph = check({**GRAPH, "3": {"class_type": "Grow", "inputs": {"by": 9, "image": ["1", 0]}}})
+    grows = classes("Grow")
+    grows["Grow"]["input"]["required"] = {"by": ["INT", {"max": 8}], "how": ["STRING", {}]}
+    async with inventories(World(a=ALL, b={**ALL, **grows}, c=ALL)) as known:
+        with pytest.raises(InvalidWorkflow) as caught:
+            await known.placement(graph, PlacementRequest())
+    defects = caught.value.details["node_errors"]
+    assert [(node, [one["reason"] for one in found]) for node, found in defects.items()] == [
+        ("3", ["missing_input", "out_of_range"])
+    ]
+    assert "together" not in caught.value.details
+
+
 async def test_pools_are_wanted_preferred_or_spilled_into() -> None:
     world = World(a=ALL, b=ALL, c=classes("Odd"))
     world.set("b", pool="big")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comfy_fleet.domain.nodes.no_common_node import GraphPart, apart, told
+from comfy_fleet.domain.nodes.no_common_node import GraphPart, apart, told, with_inputs
 
 
 def lacking(**by_node: str) -> dict[str, list[GraphPart]]:
@@ -36,3 +36,16 @@ def test_as_few_things_as_possible_are_named(found: dict[str, list[GraphPart]], 
 def test_what_every_node_lacks_is_no_question_of_nodes() -> None:
     assert apart(lacking(g1="ab", g2="a")) == []
     assert apart(lacking(g1="a")) == []
+
+
+def part(node_id: str, what: str, field: str = "") -> GraphPart:
+    return GraphPart(node_id=node_id, class_type="C", field=field, what=what)
+
+
+def test_a_node_without_a_class_takes_none_of_its_inputs() -> None:
+    wrong, small = part("1", "width is not between 1 and 8", "width"), part("", "8 GB")
+    lacks, other = part("1", "the class `C`"), part("2", "`y` is not one of x", "name")
+    found = with_inputs({"g1": [wrong, other], "g5": [lacks, small]})
+    assert found == {"g1": [wrong, other], "g5": [lacks, small, wrong]}
+    assert apart({"g1": [wrong], "g5": [lacks, wrong]}) == []
+    assert apart(found) == []

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from comfy_fleet.domain.graphs import prompt_errors
@@ -91,6 +92,13 @@ def test_an_error_for_each_kind_of_defect() -> None:
     )
     assert told("class_denied", "class_type", 1)["type"] == "class_denied"
     assert told("made_up", "few", 1)["type"] == "custom_validation_failed"
+
+
+@pytest.mark.parametrize("value", [1e30, -1e308, "9" * 400, 2**63, "-9223372036854775809", 2**64])
+def test_numbers_of_any_size_are_told_in_json(value: float | str) -> None:
+    found = told("out_of_range", "width", value)
+    assert found["type"] in ("value_bigger_than_max", "value_smaller_than_min")
+    assert orjson.loads(orjson.dumps(found)) == found
 
 
 def test_long_values_are_repeated_in_part() -> None:

@@ -12,7 +12,8 @@ from comfy_fleet.domain.errors import FleetError
 from comfy_fleet.services.prompt_submitter import InvalidPrompt
 
 BAD_PROMPT_ID = (
-    "prompt_id must be 1 to 128 printable characters, as a UUID has; omit it to let the server generate one"
+    "prompt_id must be 1 to 128 printable characters without slashes, and not dots alone, because it is part "
+    "of paths: a UUID, for example; omit it to let the server generate one"
 )
 
 

@@ -40,7 +40,8 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     socket = WebSocket(scope, receive, send)
     d: ApiDeps = scope["deps"]
     who: Principal = scope["principal"]
-    client_id = socket.query_params.get("clientId") or uuid4().hex
+    # Of several, the first counts, as in ComfyUI.
+    client_id = next(iter(socket.query_params.getlist("clientId")), "") or uuid4().hex
     outgoing = Outgoing(d.settings.socket_bytes)
     detach = await d.clients.attach(who.owner, client_id, outgoing)
     try:

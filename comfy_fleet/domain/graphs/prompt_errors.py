@@ -320,6 +320,8 @@ def _value(value: Any) -> Any:
         return clip(value, MOST_VALUE)
     if isinstance(value, list | dict) and len(text := str(value)) > MOST_VALUE:
         return clip(text, MOST_VALUE)
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:  # JSON in answers has no such number
+        return clip(str(value), MOST_VALUE)
     return value
 
 

@@ -23,6 +23,23 @@ class GraphPart:
     what: str
 
 
+def with_inputs(lacking: Mapping[str, Collection[GraphPart]]) -> dict[str, list[GraphPart]]:
+    """Return what each node lacks; one without a class also lacks what other nodes' class does not take.
+
+    Otherwise a wrong value in the input of a class that only some nodes have would look like something that
+    the other nodes have.
+    """
+    of_inputs: dict[str, dict[GraphPart, None]] = {}
+    for parts in lacking.values():
+        for part in parts:
+            if part.node_id and part.field:
+                of_inputs.setdefault(part.node_id, {})[part] = None
+    return {
+        node: [*parts, *(one for part in parts if not part.field for one in of_inputs.get(part.node_id, ()))]
+        for node, parts in lacking.items()
+    }
+
+
 def apart(lacking: Mapping[str, Collection[GraphPart]]) -> list[str]:
     """Return what no node has together, in words, as few things as possible.
 

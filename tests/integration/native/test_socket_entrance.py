@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from comfy_fleet.api import websocket_protocol
 from comfy_fleet.api.native import routes
 from comfy_fleet.domain.errors import NotFound
+from comfy_fleet.timeouts import Timeout
 from tests.fleet import until
 from tests.integration.api_kit import Api, running
 
@@ -125,6 +126,38 @@ async def test_a_message_that_is_too_large_ends_the_connection(
             await client.recv()
     assert caught.value.rcvd is not None and caught.value.rcvd.code == 1009
     await until(lambda: not api.deps.sockets, what="it is gone")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /ws?clientId=" + b"x" * 9000 + b" HTTP/1.1\r\n",
+        b"GET /ws HTTP/1.1\r\nCookie: other=" + b"x" * 9000 + b"\r\n",
+        b"GET /ws HTTP/1.1\r\n" + b"X-A: b\r\n" * 130,
+    ],
+    ids=["a long id", "a long cookie", "many headers"],
+)
+async def test_a_handshake_that_is_too_long_is_answered(api: Api, head: bytes) -> None:
+    host, _, port = api.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(
+            head + b"Host: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        async with Timeout(10.0):
+            answer = await reader.read()
+    finally:
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    told = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert "8 KiB" in told["error"]["message"]
+    await until(lambda: not api.server.server_state.connections, what="it is gone")
+
+
+async def test_of_two_client_ids_the_first_counts(api: Api) -> None:
+    async with dial(api, "/ws?clientId=me&clientId=you") as client:
+        assert json.loads(await client.recv())["data"]["sid"] == "me"
 
 
 def connections(api: Api) -> list[websocket_protocol.WebSocketProtocol]:
