@@ -24,10 +24,11 @@ from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry, PoolStore
 from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
-from comfy_fleet.services.execution import Execution, RunDeps
+from comfy_fleet.services.execution import Execution
 from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
 from comfy_fleet.services.lease_holder import LeaseHolder
 from comfy_fleet.services.node_directory import NodeDirectory
+from comfy_fleet.services.run_deps import RunDeps
 from comfy_fleet.services.run_metrics import Measure
 from comfy_fleet.services.seekers import Seekers
 from comfy_fleet.tasks import forever, start

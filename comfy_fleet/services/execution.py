@@ -9,20 +9,16 @@ import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from comfy_fleet.domain.errors import BadInput, LeaseLost, StoreDown
-from comfy_fleet.domain.graphs import file_check
+from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.graphs import graph as graphs
-from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
-from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
+from comfy_fleet.domain.jobs.job import JobError, JobStatus, Placement, Progress
 from comfy_fleet.domain.jobs.outputs import OutputItem
-from comfy_fleet.domain.jobs.run import Run, RunLimits, RunPhase
+from comfy_fleet.domain.jobs.run import Run, RunPhase
 from comfy_fleet.domain.jobs.run_messages import (
     Action,
     AskFailed,
@@ -52,19 +48,15 @@ from comfy_fleet.domain.jobs.run_messages import (
 )
 from comfy_fleet.domain.jobs.run_results import NODE_BUSY
 from comfy_fleet.domain.jobs.run_story import newest
-from comfy_fleet.ports.assets import AssetStore
-from comfy_fleet.ports.comfyui import Lease, NodeApi
-from comfy_fleet.ports.runs import Claim, Held, RunStore
-from comfy_fleet.ports.telemetry import Telemetry
-from comfy_fleet.services.collector import Collector, OutputLimits, Sharing
-from comfy_fleet.services.failure_policy import FailurePolicy
+from comfy_fleet.ports.comfyui import Lease
+from comfy_fleet.ports.runs import Claim, Held
+from comfy_fleet.services.collector import Collector
 from comfy_fleet.services.frame_relay import FrameRelay
-from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.services.progress_reporter import ProgressReporter
+from comfy_fleet.services.prompt_preparation import PromptPreparation
+from comfy_fleet.services.run_deps import RunDeps
 from comfy_fleet.services.run_end import Ending, GivenBack, broken_off, node_lost, unready, withdraw
-from comfy_fleet.services.run_metrics import Measure, Measured
-from comfy_fleet.services.staging import stage
-from comfy_fleet.services.store_retry import retry_while_store_down
+from comfy_fleet.services.run_metrics import Measured
 
 logger = logging.getLogger(__name__)
 
@@ -75,40 +67,6 @@ READ_AHEAD_BYTES, READ_AHEAD_FRAMES = 64 * 1024, 256
 """How many frames may wait for the machine; reading pauses if the node sends faster."""
 HELD_BYTES, HELD_GAP_S, HELD_SAY_S = 4 * 1024 * 1024, 0.02, 1.0
 """Bytes of results that may wait in memory to be stored; above it, reading of frames pauses."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunDeps:
-    """What all runs of a dispatcher share.
-
-    Attributes:
-        open_secret: Decrypts ``extra_data``.
-        now: Monotonic seconds.
-        elsewhere: Returns True if another node could run a claimed job now.
-        telemetry: Is told what happens to runs.
-        failure_policy: Decides where a job goes after a failure.
-        measure: Learns from runs that succeed.
-        output_limits: The operator's limits for one job's outputs.
-        sharing: Shared by all runs for collecting outputs.
-        files: Which files graphs may name.
-        safe: Returns True if this run's lease certainly still holds (its last confirmed beat is recent
-            enough).
-    """
-
-    runs: RunStore
-    nodes: NodeApi
-    assets: AssetStore
-    limits: RunLimits
-    output_limits: OutputLimits
-    sharing: Sharing
-    open_secret: Callable[[bytes], Mapping[str, Any]]
-    telemetry: Telemetry
-    failure_policy: FailurePolicy
-    measure: Measure
-    files: FilePolicy
-    now: Callable[[], float]
-    elsewhere: Callable[[Claim], Awaitable[bool]]
-    safe: Callable[[str], bool]
 
 
 class Execution:
@@ -155,7 +113,7 @@ class Execution:
             (claim,), runs=tools.runs, failure_policy=tools.failure_policy, telemetry=tools.telemetry
         )
         self._graph: graphs.Graph = {}
-        self._large = len(claim.graph) > LARGE_BYTES
+        self._preparation = PromptPreparation(tools, claim)
         self._extra_data: Mapping[str, Any] | None = None
         self._started = tools.now()
         self._posted_at: float | None = None
@@ -257,23 +215,15 @@ class Execution:
         await self._drive(machine)
 
     async def _made_ready(self) -> graphs.Graph | None:
-        """Put the prompt's files on the node; None if the job belongs elsewhere and was given back."""
-        graph = self._targeted(orjson.loads(self.claim.graph))
-        if (elsewhere := await self._tools.failure_policy.misfit(self.claim, graph)) is not None:
+        """Make the prompt; None if the job belongs elsewhere and was given back."""
+        prepared = await self._preparation.prepare()
+        if isinstance(prepared, Placement):
             lacking = f"node {self.claim.node} lacks what it needs now"
             error = JobError(code="invalid_workflow", message=lacking)
-            await self._give_back(GivenBack(error=error, counts=False, placement=elsewhere))
+            await self._give_back(GivenBack(error=error, counts=False, placement=prepared))
             return None
-        graph = await worked(self._large, partial(self._tools.failure_policy.fitted, self.claim, graph))
-        if (unseen := self._tools.failure_policy.unseen(self.claim)) is not None:
-            assets = graphs.asset_places(graph, self.claim.job.uploads)
-            declared, files = Declared(unseen), self._tools.files
-            check = partial(file_check.check, graph, declared, policy=files, assets=assets)
-            await worked(self._large, check)
-        self._graph = await self._prepare(graph)
-        secrets = await self._open_secret()
-        self._extra_data = {**self.claim.extra_data, **secrets} if secrets else self.claim.extra_data
-        return graph
+        self._graph, self._extra_data = prepared.posted, prepared.extra_data
+        return prepared.graph
 
     async def _taken_over(self, held: Held) -> None:
         try:
@@ -299,15 +249,8 @@ class Execution:
             self._reporter.progress(Progress.complete(len(orjson.loads(self.claim.graph))))
             await self._end(RunResult(kind="succeeded"))
             return
-        graph = self._targeted(orjson.loads(self.claim.graph))
-        with contextlib.suppress(BadInput):  # it is already running
-            graph = await worked(self._large, partial(self._tools.failure_policy.fitted, self.claim, graph))
+        graph = await self._preparation.graph_of_running()
         await self._drive(self._new_machine(graph, adopted=True, accepted=held.phase == "accepted"))
-
-    def _targeted(self, graph: graphs.Graph) -> graphs.Graph:
-        """Return what the job's targets read; the rest may be unsound, and never gets to a node."""
-        targets = self.claim.job.targets
-        return graphs.part(graph, graphs.upstream(graph, targets)) if targets else graph
 
     def _new_machine(self, graph: graphs.Graph, *, adopted: bool, accepted: bool) -> Run:
         return Run(
@@ -429,33 +372,6 @@ class Execution:
             self._on_free(self.claim.node)
 
     # -- talking to the node --------------------------------------------------------------------------
-
-    async def _prepare(self, graph: graphs.Graph) -> graphs.Graph:
-        """Stage the job's files on the node and return the graph to post."""
-        job = self.claim.job
-        replacements = await stage(graph, self.claim, nodes=self._tools.nodes, assets=self._tools.assets)
-        inventory = self._tools.failure_policy.inventory(self.claim.node)
-        return await worked(
-            self._large,
-            lambda: graphs.for_run(
-                graph,
-                job_id=job.id,
-                run_id=self.claim.run,
-                replacements=replacements,
-                rerun_nodes=job.rerun_nodes | file_check.reruns(graph, inventory),
-                saves=file_check.saves(graph, inventory, self._tools.files),
-                at=datetime.fromtimestamp(job.created_at).astimezone(),  # the same for every attempt
-            ),
-        )
-
-    async def _open_secret(self) -> Mapping[str, Any] | None:
-        """Return the sealed part of ``extra_data``. Raises ConfigError if it was sealed under another key."""
-        if not self.claim.job.has_secret:
-            return None
-        secret = await retry_while_store_down(
-            lambda: self._tools.runs.secret(self.claim), about=self._extra, telemetry=self._tools.telemetry
-        )
-        return self._tools.open_secret(secret) if secret else None
 
     async def _post(self) -> None:
         try:

@@ -10,7 +10,8 @@ from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.ports.runs import Claim, Held
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
-from comfy_fleet.services.execution import Execution, RunDeps
+from comfy_fleet.services.execution import Execution
+from comfy_fleet.services.run_deps import RunDeps
 from comfy_fleet.services.run_metrics import Measured
 from tests.factories import a_claim
 from tests.fakes.runs import FakeRunStore

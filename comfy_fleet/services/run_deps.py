@@ -1,0 +1,49 @@
+"""What the runs of a dispatcher share."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_fleet.domain.graphs.file_check import FilePolicy
+from comfy_fleet.domain.jobs.run import RunLimits
+from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.comfyui import NodeApi
+from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.telemetry import Telemetry
+from comfy_fleet.services.collector import OutputLimits, Sharing
+from comfy_fleet.services.failure_policy import FailurePolicy
+from comfy_fleet.services.run_metrics import Measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDeps:
+    """What all runs of a dispatcher share.
+
+    Attributes:
+        open_secret: Decrypts ``extra_data``.
+        now: Monotonic seconds.
+        elsewhere: Returns True if another node could run a claimed job now.
+        telemetry: Is told what happens to runs.
+        failure_policy: Decides where a job goes after a failure.
+        measure: Learns from runs that succeed.
+        output_limits: The operator's limits for one job's outputs.
+        sharing: Shared by all runs for collecting outputs.
+        files: Which files graphs may name.
+        safe: Returns True if this run's lease certainly still holds (its last confirmed beat is recent
+            enough).
+    """
+
+    runs: RunStore
+    nodes: NodeApi
+    assets: AssetStore
+    limits: RunLimits
+    output_limits: OutputLimits
+    sharing: Sharing
+    open_secret: Callable[[bytes], Mapping[str, Any]]
+    telemetry: Telemetry
+    failure_policy: FailurePolicy
+    measure: Measure
+    files: FilePolicy
+    now: Callable[[], float]
+    elsewhere: Callable[[Claim], Awaitable[bool]]
+    safe: Callable[[str], bool]
