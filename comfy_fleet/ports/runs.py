@@ -143,10 +143,11 @@ class RunStore(Protocol):
     async def preview(self, claim: Claim, data: Mapping[str, Any]) -> None:
         """Publish a preview, and keep it for a minute for late listeners; it may be lost with the store."""
 
-    async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
-        """Publish frames, which are stored nowhere; return how many listen.
+    async def frames(self, sent: Sequence[tuple[Claim, Sequence[RawFrame]]]) -> Sequence[int | None]:
+        """Publish frames of runs, which are stored nowhere; return for each run how many listen.
 
-        :data:`ANYBODY` if the job is no client's, and nobody but its owner's websockets listens.
+        :data:`ANYBODY` if the job is no client's, and nobody but its owner's websockets listens; None if the
+        run's lease is lost: then nothing of it is published.
         """
 
     async def output(self, claim: Claim, output: Output) -> None:

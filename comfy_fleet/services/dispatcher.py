@@ -26,6 +26,7 @@ from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.execution import Execution
 from comfy_fleet.services.failure_policy import FailureLimits, FailurePolicy
+from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.lease_holder import LeaseHolder
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.services.run_deps import RunDeps
@@ -129,6 +130,7 @@ class Dispatcher:
         self._sharing = Sharing(TRANSFERS, on_room=self.look_again)
         self._tools = RunDeps(
             runs=runs,
+            frames=FramePublisher(runs, spawn=self._spawn),
             nodes=nodes,
             assets=assets,
             limits=run_limits,

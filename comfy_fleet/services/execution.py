@@ -107,7 +107,7 @@ class Execution:
             telemetry=tools.telemetry,
         )
         self._relay = FrameRelay(
-            tools.runs, claim, tools.now, heard=claim.heard, committed=self._outputs.committed
+            tools.frames, claim, tools.now, heard=claim.heard, committed=self._outputs.committed
         )
         self._ending = Ending(
             (claim,), runs=tools.runs, failure_policy=tools.failure_policy, telemetry=tools.telemetry

@@ -6,22 +6,22 @@ only once its files are stored, with the names that the client knows.
 """
 
 import asyncio
+import contextlib
 import json
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from comfy_fleet.domain.errors import LeaseLost, StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame, prompt_of
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import find_outputs
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from comfy_fleet.domain.jobs.shown_ui import shown_ui
-from comfy_fleet.ports.runs import ANYBODY, Claim, RunStore
+from comfy_fleet.ports.runs import ANYBODY, Claim
+from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.tasks import start
-
-logger = logging.getLogger(__name__)
+from comfy_fleet.timeouts import Timeout
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 """Larger frames are left out; a picture of a megapixel takes half as much."""
@@ -42,8 +42,20 @@ _TEXT = b"\0\0\0\3"
 """Text frames that every websocket of an owner gets, even of jobs that are no client's."""
 
 
-_Told: TypeAlias = "asyncio.Task[RawFrame | None]"
 Committed: TypeAlias = Callable[[Iterable[tuple[str, str, int]]], Awaitable[Sequence[Output] | None]]
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """An ``executed`` whose files are not stored yet.
+
+    Attributes:
+        cost: Its share of what may wait.
+        frame: What its client is told, once that is known.
+    """
+
+    cost: int
+    frame: RawFrame | None = None
 
 
 async def _none_is(_: object) -> None:
@@ -54,7 +66,7 @@ class FrameRelay:
     """The frames of one run.
 
     Args:
-        runs: Where they are published.
+        publisher: Publishes them.
         claim: The run.
         now: Monotonic seconds.
         heard: Whether somebody listens already.
@@ -63,25 +75,26 @@ class FrameRelay:
 
     def __init__(
         self,
-        runs: RunStore,
+        publisher: FramePublisher,
         claim: Claim,
         now: Callable[[], float],
         *,
         heard: bool = True,
         committed: Committed = _none_is,
     ) -> None:
-        self._runs = runs
-        self._claim = claim
+        self.claim = claim
+        self._publisher = publisher
         self._now = now
         self._committed = committed
-        self._held: set[_Told] = set()
-        self._heard, self._listeners = heard, 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._heard, self._listeners, self._known = heard, 0, 0
         self._only_anybody = False
         self._state: dict[str, bytes | bytearray] = {}
-        self._waiting: deque[RawFrame | _Told] = deque()
-        self._unsent = 0
+        self._waiting: deque[RawFrame | _Held] = deque()
+        self._unsent = self._sending = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._room, self._counted_at = float(BYTES_A_SECOND), now()
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def heard(self) -> bool:
@@ -100,7 +113,7 @@ class FrameRelay:
         if anew:
             for type_ in _STATE:
                 if (raw := self._state.get(type_)) is not None:
-                    self._add(RawFrame(run=self._claim.run, data=raw, text=True, only="clients"))
+                    self._add(RawFrame(run=self.claim.run, data=raw, text=True, only="clients"))
 
     def take(self, frame: Frame | Binary, *, running: bool, place: tuple[str, int] | None = None) -> None:
         """Publish a frame soon, if it is the run's and within the limits.
@@ -115,34 +128,50 @@ class FrameRelay:
         if not self._heard:
             return
         prompt = prompt_of(frame)
-        if prompt != self._claim.run and (prompt is not None or not running):
+        if prompt != self.claim.run and (prompt is not None or not running):
             return
         text = isinstance(frame, Frame)
         data = frame.raw if isinstance(frame, Frame) else frame.data
         anybodys = frame.type in _FOR_ANYBODY if isinstance(frame, Frame) else data.startswith(_TEXT)
         only: Literal["", "job"] = ""
-        if self._claim.job.client_id is None and not anybodys:
+        if self.claim.job.client_id is None and not anybodys:
             if self._only_anybody:
                 return
             only = "job"
         elif isinstance(frame, Frame) and frame.type == "executed":
             only = "job"
-        self._add(RawFrame(run=self._claim.run, data=data, text=text, place=place, only=only))
-        if isinstance(frame, Frame) and frame.type == "executed" and self._claim.job.client_id is not None:
+        self._add(RawFrame(run=self.claim.run, data=data, text=text, place=place, only=only))
+        if isinstance(frame, Frame) and frame.type == "executed" and self.claim.job.client_id is not None:
             self._hold(frame)
 
     def _hold(self, frame: Frame) -> None:
         """Tell the client of a node's outputs once they are stored and have their names.
 
-        What comes behind it waits for a moment, so that the order stays if that is quick.
+        What comes behind it waits for a moment, so that the order stays if that is quick. What is too much is
+        told from the record at the job's end.
         """
-        if len(frame.raw) <= MOST_TOLD_BYTES and isinstance(frame.data.get("node"), str):
-            self._held.add(task := start(self._told(frame)))
-            task.add_done_callback(self._held.discard)
-            self._wait(task)
+        if len(frame.raw) > MOST_TOLD_BYTES or not isinstance(frame.data.get("node"), str):
+            return
+        cost = len(frame.raw) + _COST
+        if not self._fits(cost):
+            return
+        held = _Held(cost)
+        self._unsent += cost
+        self._wait(held)
+        self._tasks.add(task := start(self._tell(held, frame)))
+        task.add_done_callback(self._tasks.discard)
+        asyncio.get_running_loop().call_later(ORDER_S, self._pass, held)
+
+    async def _tell(self, held: _Held, frame: Frame) -> None:
+        try:
+            told = await self._told(frame)
+        except BaseException:
+            self._stored(held, None)
+            raise
+        self._stored(held, told)
 
     async def _told(self, frame: Frame) -> RawFrame | None:
-        node, output, run = frame.data["node"], frame.data.get("output"), self._claim.run
+        node, output, run = frame.data["node"], frame.data.get("output"), self.claim.run
         outputs = await self._committed(item.id for item in find_outputs(node, output, run=run))
         if outputs is None:
             return None
@@ -150,13 +179,30 @@ class FrameRelay:
         data = json.dumps({"type": "executed", "data": {**frame.data, "output": shown}}).encode()
         return RawFrame(run=run, data=data, text=True, only="clients")
 
-    def _late(self, task: "_Told") -> None:
-        if self._heard and (frame := _result(task)) is not None:
-            self._add(frame)
+    def _stored(self, held: _Held, told: RawFrame | None) -> None:
+        """Publish an ``executed`` in its place, if that is still kept, or else now; None: not at all."""
+        self._unsent -= held.cost
+        place = self._waiting.index(held) if held in self._waiting else None
+        if told is None or not self._heard:
+            if place is not None:
+                del self._waiting[place]
+        else:
+            self._unsent += _cost(told)
+            if place is None:
+                self._waiting.append(told)
+            else:
+                self._waiting[place] = told
+        self._ask()
+
+    def _pass(self, held: _Held) -> None:
+        """Let what is behind an ``executed`` go first."""
+        if held in self._waiting:
+            self._waiting.remove(held)
+            self._ask()
 
     def _note(self, frame: Frame) -> None:
         """Remember how far the run is."""
-        if frame.data.get("prompt_id") != self._claim.run:
+        if frame.data.get("prompt_id") != self.claim.run:
             return
         if frame.type == "executing" and frame.data.get("node") is None:
             self._state.clear()
@@ -165,76 +211,77 @@ class FrameRelay:
 
     def _add(self, frame: RawFrame) -> None:
         """Publish a frame soon, if it is within the limits. An output does not wait for room in the rate."""
-        size = len(frame.data)
-        cost = size + _COST
+        cost = _cost(frame)
+        result = frame.place is not None
+        if len(frame.data) <= MAX_FRAME_BYTES and self._fits(cost, text=frame.text, result=result):
+            self._unsent += cost
+            self._wait(frame)
+
+    def _fits(self, cost: int, *, text: bool = True, result: bool = False) -> bool:
+        """Take room for a frame; return False if Redis is slow, or the node sends too much."""
         now = self._now()
         self._room = min(BYTES_A_SECOND, self._room + (now - self._counted_at) * BYTES_A_SECOND)
         self._counted_at = now
-        left = self._room - cost - (0 if frame.text else BYTES_A_SECOND / 2)
-        too_much = (left < 0 and frame.place is None) or self._unsent + cost > BYTES_A_SECOND
-        if too_much or size > MAX_FRAME_BYTES:
-            return  # Redis is slow, or the node sends too much
+        left = self._room - cost - (0 if text else BYTES_A_SECOND / 2)
+        if (left < 0 and not result) or self._unsent + cost > BYTES_A_SECOND:
+            return False
         self._room -= cost
-        self._unsent += cost
-        self._wait(frame)
+        return True
 
-    def _wait(self, one: "RawFrame | _Told") -> None:
+    def _wait(self, one: RawFrame | _Held) -> None:
         self._waiting.append(one)
-        if self._task is None:
-            self._task = asyncio.create_task(self._send())
+        self._ask()
 
-    async def _ready(self) -> list[RawFrame]:
-        """Return what may be sent now."""
+    def _ask(self) -> None:
+        if self._waiting:
+            self._quiet.clear()
+            if isinstance(self._waiting[0], RawFrame):
+                self._publisher.ask(self)
+        elif not self._sending:
+            self._quiet.set()
+
+    def ready(self, most_bytes: int) -> list[RawFrame]:
+        """Return frames to publish now; see :class:`~comfy_fleet.services.frame_publisher.FrameSource`."""
         frames: list[RawFrame] = []
-        while self._waiting:
-            one = self._waiting[0]
-            if isinstance(one, RawFrame):
-                frames.append(one)
-            elif not one.done() and frames:
-                break
-            else:
-                await asyncio.wait({one}, timeout=ORDER_S)
-                if not one.done():
-                    one.add_done_callback(self._late)
-                elif (told := _result(one)) is not None:
-                    self._unsent += len(told.data) + _COST
-                    frames.append(told)
-            self._waiting.popleft()
+        waiting = self._waiting
+        while waiting and most_bytes > 0 and isinstance(one := waiting[0], RawFrame):
+            frames.append(one)
+            most_bytes -= len(one.data)
+            waiting.popleft()
+        self._sending += len(frames)
+        self._known = self._listeners
+        self._ask()
         return frames
+
+    def published(self, frames: Sequence[RawFrame], heard: int | None) -> None:
+        """Note that frames were published, or could not be."""
+        self._sending -= len(frames)
+        self._unsent -= sum(map(_cost, frames))
+        if heard is None or (not heard and self._known == self._listeners):
+            self._stop()  # the next beat shows it if somebody listens then
+        else:
+            self._only_anybody = heard == ANYBODY and self._known == self._listeners
+        self._ask()
+
+    def _stop(self) -> None:
+        self._heard = False
+        self._unsent -= sum(_cost(one) for one in self._waiting if isinstance(one, RawFrame))
+        self._waiting.clear()
 
     async def drain(self) -> None:
         """Wait a moment until the accepted frames are published; all outputs have been committed."""
-        if self._held:
-            await asyncio.wait(self._held, timeout=LAST_S)
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=LAST_S)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_S)
+        with contextlib.suppress(TimeoutError):
+            async with Timeout(LAST_S):
+                await self._quiet.wait()
 
     def close(self) -> None:
         """Stop publishing."""
-        self._heard = False
-        for task in (*self._held, *([] if self._task is None else [self._task])):
+        self._stop()
+        for task in self._tasks:
             task.cancel()
 
-    async def _send(self) -> None:
-        try:
-            while self._waiting:
-                if not (frames := await self._ready()):
-                    continue
-                known = self._listeners
-                heard = await self._runs.frames(self._claim, frames)
-                if not heard and known == self._listeners:
-                    self._heard = False
-                    return
-                self._only_anybody = heard == ANYBODY and known == self._listeners
-                self._unsent -= sum(len(frame.data) + _COST for frame in frames)
-        except (LeaseLost, StoreDown):
-            self._heard = False  # the next beat shows it whether somebody listens then
-        except Exception:
-            self._heard = False
-            logger.exception("frames not published", extra=self._claim.log_fields)
-        finally:
-            self._waiting, self._unsent, self._task = deque(), 0, None
 
-
-def _result(task: "_Told") -> RawFrame | None:
-    return None if task.cancelled() or task.exception() is not None else task.result()
+def _cost(frame: RawFrame) -> int:
+    return len(frame.data) + _COST

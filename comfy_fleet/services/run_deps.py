@@ -12,6 +12,7 @@ from comfy_fleet.ports.runs import Claim, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.collector import OutputLimits, Sharing
 from comfy_fleet.services.failure_policy import FailurePolicy
+from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.run_metrics import Measure
 
 
@@ -20,6 +21,7 @@ class RunDeps:
     """What all runs of a dispatcher share.
 
     Attributes:
+        frames: Publishes the frames of all runs.
         open_secret: Decrypts ``extra_data``.
         now: Monotonic seconds.
         elsewhere: Returns True if another node could run a claimed job now.
@@ -34,6 +36,7 @@ class RunDeps:
     """
 
     runs: RunStore
+    frames: FramePublisher
     nodes: NodeApi
     assets: AssetStore
     limits: RunLimits

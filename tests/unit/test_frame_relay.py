@@ -4,17 +4,19 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from comfy_fleet.domain.errors import LeaseLost, StoreDown
+from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Output
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from comfy_fleet.ports.runs import ANYBODY, Claim, RunStore
-from comfy_fleet.services import frame_relay
+from comfy_fleet.services import frame_publisher, frame_relay
+from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.frame_relay import BYTES_A_SECOND, MAX_FRAME_BYTES, FrameRelay
+from comfy_fleet.tasks import start
 from tests.factories import an_output
 from tests.fleet import until
 
@@ -38,22 +40,26 @@ class Store:
 
     def __init__(self) -> None:
         self.time = 0.0
-        self.listeners = 1
+        self.listeners: int | None = 1
         self.calls = 0
         self.published: list[RawFrame] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.trouble: Exception | None = None
-        self.relay = FrameRelay(cast(RunStore, self), CLAIM, lambda: self.time)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.relay = self.relay_of(CLAIM)
 
-    async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
-        assert claim is CLAIM
+    def relay_of(self, claim: Claim, **options: Any) -> FrameRelay:
+        publisher = FramePublisher(cast(RunStore, self), spawn=lambda work: self.tasks.add(start(work)))
+        return FrameRelay(publisher, claim, lambda: self.time, **options)
+
+    async def frames(self, sent: Sequence[tuple[Claim, Sequence[RawFrame]]]) -> list[int | None]:
         self.calls += 1
         await self.gate.wait()
         if self.trouble:
             raise self.trouble
-        self.published += frames
-        return self.listeners
+        self.published += [frame for _, frames in sent for frame in frames]
+        return [self.listeners for _ in sent]
 
     async def take(self, *frames: Frame | Binary, running: bool = True) -> list[bytes]:
         """Return what is published of some frames."""
@@ -133,14 +139,16 @@ async def test_who_begins_to_listen_while_it_is_told_that_nobody_does_is_not_for
     assert len(await store.take(text("2"))) == 1
 
 
-@pytest.mark.parametrize("trouble", [StoreDown("away"), LeaseLost("another has it"), ValueError("odd")])
+@pytest.mark.parametrize("trouble", [StoreDown("away"), None, ValueError("odd")])
 async def test_trouble_ends_it_until_somebody_listens_again(
-    trouble: Exception, caplog: pytest.LogCaptureFixture
+    trouble: Exception | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store()
     store.trouble = trouble
-    assert await store.take(text("1"), text("2")) == []
-    store.trouble = None
+    if trouble is None:
+        store.listeners = None  # another dispatcher has the run
+    await store.take(text("1"), text("2"))
+    store.trouble, store.listeners = None, 1
     assert await store.take(text("3")) == []
     assert bool(caplog.records) == isinstance(trouble, ValueError)
     store.relay.listen()
@@ -168,9 +176,12 @@ async def test_nothing_is_published_after_the_end() -> None:
     store.gate.clear()
     store.relay.take(text("1"), running=True)
     await until(lambda: store.calls, what="it is being published")
+    store.relay.take(text("2"), running=True)
     store.relay.close()
     store.gate.set()
-    assert await store.take(text("2")) == []
+    await until(lambda: store.published, what="what was on its way has come")
+    assert await store.take(text("3")) == []
+    assert store.calls == 1
 
 
 CLIENTS = replace(CLAIM, job=replace(JOB, client_id="tab"))
@@ -181,17 +192,8 @@ class ClientStore(Store):
 
     def __init__(self, claim: Claim = CLIENTS) -> None:
         super().__init__()
-        self.claim = claim
         self.commit: asyncio.Future[list[Output] | None] = asyncio.get_running_loop().create_future()
-        self.relay = FrameRelay(
-            cast(RunStore, self), claim, lambda: self.time, committed=lambda _: asyncio.shield(self.commit)
-        )
-
-    async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
-        assert claim is self.claim
-        self.calls += 1
-        self.published += frames
-        return self.listeners
+        self.relay = self.relay_of(claim, committed=lambda _: asyncio.shield(self.commit))
 
     def told(self, only: str) -> list[str]:
         """Return the types that went only there."""
@@ -238,7 +240,7 @@ async def test_outputs_that_can_not_be_stored_are_not_told(monkeypatch: pytest.M
 
 async def test_who_comes_late_is_told_how_far_the_run_is() -> None:
     store = ClientStore()
-    store.relay = FrameRelay(cast(RunStore, store), CLIENTS, lambda: 0.0, heard=False)
+    store.relay = store.relay_of(CLIENTS, heard=False)
     data = {"prompt_id": "r", "node": "2"}
     begun = Frame("executing", data, json.dumps({"type": "executing", "data": data}).encode())
     await store.take(text("execution_start"), text("execution_cached"), begun, text("progress_state"))
@@ -294,3 +296,77 @@ async def test_the_order_stays_if_outputs_are_stored_quickly() -> None:
     await store.relay.drain()
     told = [json.loads(frame.data)["type"] for frame in store.published if frame.only != "job"]
     assert told == ["executing", "executed", "progress"]
+
+
+async def test_results_that_wait_for_their_files_hold_little_memory() -> None:
+    store = ClientStore()
+    begun: list[object] = []
+
+    async def committed(ids: object) -> list[Output] | None:
+        begun.append(ids)
+        return await asyncio.shield(store.commit)
+
+    store.relay = store.relay_of(CLIENTS, committed=committed)
+    size = frame_relay.MOST_TOLD_BYTES - 1000
+    for number in range(100):
+        store.time += 10  # the node is not too quick: the disk is full
+        store.relay.take(executed({"text": ["x" * size]}, node=str(number)), running=True)
+    await asyncio.sleep(0)
+    assert 0 < len(begun) * size <= BYTES_A_SECOND
+    assert len(store.told("clients")) == 0
+    store.commit.set_result([])
+    await store.relay.drain()
+    few = len(begun)
+    assert len(store.told("clients")) == few  # the record tells the others at the end
+    store.relay.take(executed({"text": ["x"]}), running=True)
+    await store.relay.drain()
+    assert len(store.told("clients")) == few + 1  # there is room again
+
+
+async def test_results_count_where_a_run_says_too_much() -> None:
+    store = ClientStore()
+    store.commit.set_result([])
+    for number in range(1000):
+        store.relay.take(executed({"text": ["x" * 100_000]}, node=str(number)), running=True)
+        await store.relay.drain()
+    assert len(store.told("clients")) * 100_000 <= BYTES_A_SECOND
+
+
+@pytest.mark.parametrize("runs", [1, 20])
+async def test_frames_of_all_runs_go_in_few_calls(runs: int) -> None:
+    store = Store()
+    publisher = FramePublisher(cast(RunStore, store), spawn=lambda work: store.tasks.add(start(work)))
+    claims = [replace(CLAIM, run=f"r{number}") for number in range(runs)]
+    relays = [FrameRelay(publisher, claim, lambda: 0.0) for claim in claims]
+    for turn in range(50):
+        for relay in relays:
+            relay.take(text(str(turn), relay.claim.run), running=True)
+        await asyncio.sleep(0)
+    for relay in relays:
+        await relay.drain()
+    assert len(store.published) == 50 * runs
+    assert store.calls <= 50
+    for claim in claims:  # each run's in their order
+        mine = [json.loads(frame.data)["type"] for frame in store.published if frame.run == claim.run]
+        assert mine == [str(turn) for turn in range(50)]
+
+
+async def test_a_call_is_no_larger_than_it_may_be_and_every_run_gets_its_turn() -> None:
+    store = Store()
+    calls: list[list[str]] = []
+
+    async def frames(sent: Sequence[tuple[Claim, Sequence[RawFrame]]]) -> list[int | None]:
+        calls.append([frame.run for _, frames in sent for frame in frames])
+        return [1 for _ in sent]
+
+    store.frames = frames  # type: ignore[method-assign]
+    publisher = FramePublisher(cast(RunStore, store), spawn=lambda work: store.tasks.add(start(work)))
+    relays = [FrameRelay(publisher, replace(CLAIM, run=run), lambda: 0.0) for run in ("a", "b")]
+    size = frame_publisher.MOST_BYTES // 4
+    for relay in relays:
+        for _ in range(8):
+            relay.take(text("x", relay.claim.run, size=size), running=True)
+    for relay in relays:
+        await relay.drain()
+    assert all(len(call) <= 4 for call in calls) and sum(map(len, calls)) == 16
+    assert calls[0][0] == "a" and calls[1][0] == "b"

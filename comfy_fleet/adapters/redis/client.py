@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Self, cast
 
+from hiredis import Reader
 from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.client import Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection
@@ -181,9 +182,9 @@ class FleetRedis(Redis):
         made.turns = self.turns
         return made
 
-    def pubsub(self, **options: Any) -> PubSub:
+    def pubsub(self, **options: Any) -> "Subscription":
         """Return a subscription."""
-        return _PubSub(self.connection_pool, **options)
+        return Subscription(self.connection_pool, **options)
 
 
 class _Pipeline(Pipeline):
@@ -201,14 +202,37 @@ class _Pipeline(Pipeline):
         return [_known(one) or one if isinstance(one, Exception) else one for one in answers]
 
 
-class _PubSub(PubSub):
+class Subscription(PubSub):
+    """redis-py's subscription; a busy reader gets many messages at once."""
+
     async def execute_command(self, *args: Any) -> Any:
+        """Send a command."""
         with _TRANSLATED:
             return await super().execute_command(*args)
 
     async def get_message(self, *args: Any, **options: Any) -> Any:
+        """Return the next message."""
         with _TRANSLATED:
             return await super().get_message(*args, **options)
+
+    async def replies(self, *, timeout_s: float) -> list[tuple[bytes, bytes, Any]]:
+        """Wait for messages and confirmations, and return all that have come: kind, channel, and data.
+
+        redis-py reads one at a time, which costs more than anything that is done with most of them.
+        """
+        found: list[tuple[bytes, bytes, Any]] = []
+        with _TRANSLATED:
+            reply = await self.parse_response(block=False, timeout=timeout_s)
+            reader = getattr(getattr(self.connection, "_parser", None), "_reader", None)
+            while isinstance(reply, list):
+                if len(reply) == 3:  # the answer to a ping has two parts
+                    if reply[0] != b"message":
+                        await self.handle_message(reply)  # type: ignore[no-untyped-call]  # as above
+                    found.append((reply[0], reply[1], reply[2]))
+                reply = reader.gets() if isinstance(reader, Reader) else None
+            if isinstance(reply, Exception):
+                raise reply
+        return found
 
 
 @cache
@@ -263,6 +287,7 @@ def subscriber(url: str, *, namespace: str = DEFAULT_NAMESPACE) -> FleetRedis:
         socket_timeout=None,
         socket_connect_timeout=3,
         health_check_interval=15,
+        protocol=2,  # with 3, redis-py makes a text of every message, for a log that nobody reads
     )
 
 

@@ -5,8 +5,8 @@ import contextlib
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 import orjson
@@ -162,7 +162,7 @@ class RedisEvents:
             try:
                 if len(self._asked) < len(self._queues):  # Redis was away when somebody subscribed
                     await self._ask(*self._queues)
-                message = await self._pubsub.get_message(timeout=30)
+                replies = await self._pubsub.replies(timeout_s=30)
             except StoreDown as error:
                 logger.warning("event connection lost", extra={"error": str(error)})
                 await asyncio.sleep(0.5)
@@ -171,18 +171,19 @@ class RedisEvents:
                 logger.exception("reading events failed")
                 await asyncio.sleep(0.5)
                 continue
-            if message is None:
-                continue
-            name = message["channel"].decode()
-            if message["type"] == "subscribe":
-                if (event := self._confirmed.get(name)) and event.is_set():  # the connection is a new one
-                    for queue in tuple(self._queues.get(name, ())):
-                        queue.miss()
-                elif event:
-                    event.set()
-            elif message["type"] == "message":
-                for queue in tuple(self._queues.get(name, ())):
-                    queue.add(message["data"])
+            for kind, channel, data in replies:
+                self._take(kind, channel.decode(), data)
+
+    def _take(self, kind: bytes, name: str, data: Any) -> None:
+        readers = self._queues.get(name, ())
+        if kind == b"message":
+            for reader in readers:
+                reader.add(data)
+        elif kind == b"subscribe" and (event := self._confirmed.get(name)):
+            if event.is_set():  # the connection is a new one
+                for reader in readers:
+                    reader.miss()
+            event.set()
 
 
 class _Reader(Protocol):
@@ -285,20 +286,19 @@ class RedisClientFeed:
         await self._came.wait()
         self._came.clear()
         messages, self._waiting, self._bytes = self._waiting, [], 0
-        return [found for message in messages if (found := self._read(message)) is not None]
-
-    def _read(self, message: bytes) -> OwnerEvent | ClientFrame | ClientTaken | None:
-        try:
-            if message.startswith(b"{"):
-                return from_fields(OwnerEvent, orjson.loads(message))
-            if message.startswith(b"!"):
-                client_id, socket = orjson.loads(message[1:])
-                return ClientTaken(client_id=client_id, socket=socket)
-            job_id, _, frame = message.partition(b" ")
-            return ClientFrame(job_id=job_id.decode(), frame=read_frame(frame))
-        except UNREADABLE as error:
-            logger.warning("event can't be read", extra={"owner": self._owner, "error": str(error)})
-            return None
+        news: list[OwnerEvent | ClientFrame | ClientTaken] = []
+        for message in messages:
+            try:
+                if message.startswith(b"{"):
+                    news.append(from_fields(OwnerEvent, orjson.loads(message)))
+                elif message.startswith(b"!"):
+                    client_id, socket = orjson.loads(message[1:])
+                    news.append(ClientTaken(client_id=client_id, socket=socket))
+                else:
+                    news += read_client_frames(message)
+            except UNREADABLE as error:
+                logger.warning("event can't be read", extra={"owner": self._owner, "error": str(error)})
+        return news
 
     async def _add(self, name: str) -> None:
         self._channels.add(name)
@@ -336,6 +336,23 @@ def read_frame(message: bytes) -> RawFrame:
         text=head.startswith(b"t"),
         place=(unquote(place[1]), int(place[0])) if place else None,
     )
+
+
+def read_client_frames(message: bytes) -> Iterator[ClientFrame]:
+    """Read frames of a client's job, as ``frames.lua`` puts them together.
+
+    That is the job's id and a blank, and for each frame its length in bytes, a colon, and what
+    :func:`frame_message` returns.
+    """
+    at = message.index(b" ")
+    job_id = message[:at].decode()
+    at += 1
+    while at < len(message):
+        begin = message.index(b":", at) + 1
+        at = begin + int(message[at : begin - 1])
+        if not begin < at <= len(message):
+            raise ValueError("a frame is cut short")
+        yield ClientFrame(job_id=job_id, frame=read_frame(message[begin:at]))
 
 
 async def _frames(queue: asyncio.Queue[bytes]) -> AsyncIterator[RawFrame]:

@@ -183,22 +183,21 @@ class RedisRunStore:
         """Store and publish a preview."""
         await self._note(claim, "preview", orjson.dumps(dict(data)))
 
-    async def frames(self, claim: Claim, frames: Sequence[RawFrame]) -> int:
+    async def frames(self, sent: Sequence[tuple[Claim, Sequence[RawFrame]]]) -> list[int | None]:
         """Publish frames."""
-        job = claim.job
-        answer = await self._scripts.call(
-            "frames",
-            *map(frame_message, frames),
-            run=claim.run,
-            token=claim.token,
-            job=job.id,
-            clients=client_channel(self._keys, job.owner, job.client_id),
-            only="".join(frame.only[:1] or "." for frame in frames),
-        )
-        followers, clients = map(int, _check(claim, answer))
-        if job.client_id is None and not followers and clients:
-            return ANYBODY
-        return followers + clients
+        runs = [
+            {
+                "run": claim.run,
+                "token": claim.token,
+                "job": claim.job.id,
+                "clients": client_channel(self._keys, claim.job.owner, claim.job.client_id),
+                "only": "".join([frame.only[:1] or "." for frame in frames]),
+            }
+            for claim, frames in sent
+        ]
+        messages = [frame_message(frame) for _, frames in sent for frame in frames]
+        answers = await self._scripts.call("frames", *messages, runs=runs)
+        return [_heard(claim, answer) for (claim, _), answer in zip(sent, answers, strict=True)]
 
     async def output(self, claim: Claim, output: Output) -> None:
         """Commit one output."""
@@ -431,3 +430,11 @@ def _check(claim: Claim, answer: Any) -> Any:
             details={"job_id": claim.job.id, "run": claim.run},
         )
     return answer
+
+
+def _heard(claim: Claim, answer: Sequence[int] | int) -> int | None:
+    """Return how many listen to a run's frames; None if its lease is gone."""
+    if isinstance(answer, int):
+        return None
+    followers, clients = answer
+    return ANYBODY if claim.job.client_id is None and clients and not followers else followers + clients

@@ -36,10 +36,13 @@ class Meter:
         self._step: int | None = None
         self._steps: int | None = None
         self._value = 0.0
+        self._counted = True
 
     @property
     def snapshot(self) -> Progress:
         """The whole state, as one progress report."""
+        if not self._counted:
+            self._count()
         return Progress(
             value=self._value,
             nodes_done=len(self._done),
@@ -60,7 +63,7 @@ class Meter:
         known = {node for node in nodes if node in self._weights}
         self._cached |= known
         self._done |= known
-        self._count()
+        self._counted = False
 
     def start(self, node: str) -> None:
         """Note the node that computes now."""
@@ -75,25 +78,27 @@ class Meter:
         self.start(node)
         if node in self._weights:
             part = min(1.0, max(0.0, value / maximum))
-            self._fractions[node] = max(part, self._fractions.get(node, 0.0))
+            if part > self._fractions.get(node, 0.0):
+                self._fractions[node] = part
+                self._counted = False
         # Nodes without steps report 0/1, and some report seconds or bytes as fractions.
         if maximum > 1 and float(value).is_integer() and float(maximum).is_integer():
             self._step, self._steps = int(min(value, maximum)), int(maximum)
-        self._count()
 
     def done(self, node: str) -> None:
         """Note that a node has finished."""
         if node in self._weights and node not in self._done:
             self._done.add(node)
-            self._count()
+            self._counted = False
 
     def finish(self) -> None:
         """Note that the whole graph has finished; nodes that did not run were not needed."""
         self._done = set(self._weights)
         self._current = self._step = self._steps = None
-        self._value = 1.0
+        self._value, self._counted = 1.0, True
 
     def _count(self) -> None:
+        self._counted = True
         total = got = 0.0
         for node, weight_ in self._weights.items():
             if node in self._cached:

@@ -123,9 +123,9 @@ async def test_a_client_that_never_reads_costs_little_and_nobody_else_anything(
             unread, read = await api.claim(its), await api.claim(theirs, "g2")
             sent = 0
             while api.deps.sockets["local"] == 2:
-                await api.stores.runs.frames(unread, [said(unread, "progress", 2_000) for _ in range(50)])
-                await api.stores.runs.frames(unread, [said(unread, "an.extension's", 50_000)])
-                await api.stores.runs.frames(read, [said(read, "progress", 10)])
+                await api.stores.runs.frames([(unread, [said(unread, "progress", 2_000) for _ in range(50)])])
+                await api.stores.runs.frames([(unread, [said(unread, "an.extension's", 50_000)])])
+                await api.stores.runs.frames([(read, [said(read, "progress", 10)])])
                 assert (await other.until(lambda type_, _: type_ == "progress"))[-1][1]["prompt_id"] == theirs
                 assert (sent := sent + 1) < 500
             await api.finish(read)
