@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.redis.assets import RedisAssets
+from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.sessions import RedisSessions
@@ -150,7 +151,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         probes=_probes(settings, stores),
         notes=lambda: _outdated(stores),
         registry=registry,
-        background=(inventories.run, lambda: _sweep(assets)),
+        background=(inventories.run, lambda: _sweep(assets), lambda: _mend(stores.jobs.lists)),
     )
 
 
@@ -230,6 +231,17 @@ async def _sweep(assets: RedisAssets) -> None:
         except (FleetError, OSError) as error:
             logger.warning("assets not swept", extra={"error": str(error)})
         await asyncio.sleep(SWEEP_S)
+
+
+async def _mend(lists: OwnerLists) -> None:
+    """Put right now and then what earlier versions beside this one leave in owners' lists of jobs."""
+    while True:
+        try:
+            if mended := await lists.mend(every_s=MEND_S):
+                logger.info("jobs of an earlier version listed anew", extra={"count": mended})
+        except FleetError as error:
+            logger.warning("lists of jobs not compared", extra={"error": str(error)})
+        await asyncio.sleep(MEND_S)
 
 
 class ApiServer(uvicorn.Server):

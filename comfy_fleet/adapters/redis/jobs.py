@@ -13,6 +13,7 @@ import orjson
 from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.job_records import hashed
+from comfy_fleet.adapters.redis.owner_lists import OwnerLists
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
@@ -63,6 +64,8 @@ class RedisJobStore:
         self._keys = redis.keyspace
         self._ageing_s = ageing_s
         self._scripts = Scripts(redis, schema=schema)
+        self.lists = OwnerLists(redis, schema=schema)
+        """Each owner's lists of jobs."""
         self._complaints = job_records.Complaints()
         self.telemetry: Telemetry | None = None
 
@@ -75,6 +78,8 @@ class RedisJobStore:
     async def submit(self, new: NewJob, *, idempotency: Idempotency | None, depth_limit: int) -> Submitted:
         """Write and enqueue a job in one step; see the port."""
         fields = job_records.record_fields(new)
+        if new.prompt.number is not None or new.prompt.front:
+            await self.lists.complete(new.owner)  # it goes before the owner's other jobs
         what = f"workflow {new.workflow}" if new.workflow else "graph"
         answer = await self._scripts.begin(
             "submit",
@@ -299,6 +304,7 @@ class RedisJobStore:
 
     async def live(self, owner: str) -> Sequence[Job]:
         """Return the owner's jobs that are not final; see the port."""
+        await self.lists.complete(owner)
         running, queued = await self._scripts.call("live", owner=owner)
         ids = [raw.decode() for raw in (*running, *queued)]
         found: list[Job] = []
@@ -308,6 +314,7 @@ class RedisJobStore:
 
     async def live_count(self, owner: str) -> int:
         """Return how many of the owner's jobs are not final."""
+        await self.lists.complete(owner)
         return int(await self._redis.zcard(self._keys.live(owner)))
 
     async def hide(self, owner: str, job_ids: Sequence[str]) -> int:

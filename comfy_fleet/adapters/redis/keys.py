@@ -71,6 +71,7 @@ class Keyspace:
     listed_owners = _One(
         "listed"
     )  # set: whose jobs are all in these lists; those of earlier versions were not
+    lists_mended = _One("listed:mended")  # string: these were compared with the records a moment ago
     prompt = _Each("prompt:OWNER:HASH")  # string: the newest job that its client calls so
     saved_counts = _Each("saved:counts:OWNER")  # hash: TYPE/SUBFOLDER/PREFIX* -> last number; stays for ever
     saved_files = _Each("saved:files:OWNER")  # hash: TYPE/SUBFOLDER/NAME -> the asset

@@ -1,19 +1,20 @@
 """An owner's jobs as ComfyUI's clients list them (port :class:`comfy_fleet.ports.prompts.PromptLists`).
 
 Every editor asks for two of these lists after each change of a job, so no question reads more records than
-it answers with. The scripts that change a job's status keep the lists. A version that knows none of them may
-work on the same Redis: what it changes is put right when somebody looks.
+it answers with. The scripts that change a job's status keep the lists; :mod:`.owner_lists` puts right what
+versions without lists change.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.job_records import load_extra_data
 from comfy_fleet.adapters.redis.jobs import LOOKED_AT, WINDOW, RedisJobStore
+from comfy_fleet.adapters.redis.owner_lists import parts
 from comfy_fleet.adapters.redis.scripts import Scripts
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.jobs.prompt_entries import ListedState
@@ -21,9 +22,7 @@ from comfy_fleet.domain.records import UNREADABLE
 from comfy_fleet.ports.prompts import PromptContent, PromptFilter, PromptPage, QueuedPrompt
 
 _QUEUE_FIELDS = ("status", "number", "created", "graph", "prompt_id", "client_id", "output_nodes")
-_MOST_KNOWN = 10_000
 _CHUNK = 50  # jobs whose large parts are read at once
-T = TypeVar("T")
 
 
 class RedisPromptLists:
@@ -39,27 +38,26 @@ class RedisPromptLists:
         self._keys = redis.keyspace
         self._scripts = Scripts(redis)
         self._jobs = jobs
-        self._complete: set[str] = set()
 
     async def queue(self, owner: str) -> Sequence[QueuedPrompt]:
         """Return all jobs that run or wait; see the port."""
-        await self._complete_lists(owner)
+        await self._jobs.lists.complete(owner)
         ids = await self._redis.zrange(self._keys.live(owner), 0, -1)
         found: list[QueuedPrompt] = []
-        for part in _parts([raw.decode() for raw in ids], WINDOW):
+        for part in parts([raw.decode() for raw in ids], WINDOW):
             rows = await self._scripts.call("facts", ids=part, fields=_QUEUE_FIELDS)
             found += [made for job_id, row in zip(part, rows, strict=True) if (made := _queued(job_id, row))]
         return [*(one for one in found if one.running), *(one for one in found if not one.running)]
 
     async def queued_ids(self, owner: str) -> Sequence[str]:
         """Return the ids of the jobs that wait."""
-        await self._complete_lists(owner)
+        await self._jobs.lists.complete(owner)
         ids = await self._redis.zrange(self._keys.listed(owner, ListedState.PENDING.value), 0, -1)
         return [raw.decode() for raw in ids]
 
     async def page(self, wanted: PromptFilter) -> PromptPage:
         """Return a page; see the port."""
-        await self._complete_lists(wanted.owner)
+        await self._jobs.lists.complete(wanted.owner)
         if wanted.workflow_id is not None or wanted.by_duration:
             return await self._looked_through(wanted)
         # Lists are walked together from their beginnings, while the server does nothing else.
@@ -89,7 +87,7 @@ class RedisPromptLists:
                 self._keys.listed(wanted.owner, state.value), 0, LOOKED_AT - 1, withscores=True
             )
             made = dict(listed)
-            for part in _parts(list(made), WINDOW):
+            for part in parts(list(made), WINDOW):
                 ids = [raw.decode() for raw in part]
                 found = await self._scripts.call("listed_facts", ids=ids, workflow=wanted.workflow_id)
                 rows += [
@@ -102,12 +100,12 @@ class RedisPromptLists:
 
     async def ended(self, owner: str) -> int:
         """Return how many jobs are in the history."""
-        await self._complete_lists(owner)
+        await self._jobs.lists.complete(owner)
         return int(await self._redis.zcard(self._keys.history(owner)))
 
     async def history(self, owner: str, first: int, last: int) -> Sequence[str]:
         """Return the ids at these places of the history."""
-        await self._complete_lists(owner)
+        await self._jobs.lists.complete(owner)
         return [raw.decode() for raw in await self._redis.zrange(self._keys.history(owner), first, last)]
 
     async def load(self, job_ids: Sequence[str]) -> Sequence[Job]:
@@ -118,7 +116,7 @@ class RedisPromptLists:
         """Return the large parts of the first jobs; see the port."""
         found: list[PromptContent] = []
         left = most_bytes
-        for part in _parts(jobs, _CHUNK):
+        for part in parts(jobs, _CHUNK):
             keys = [(self._keys.graph(job.graph_hash), self._keys.job_ui(job.id)) for job in part]
             sizes = await self._many([("strlen", key) for pair in keys for key in pair])
             room, fits = left, 0
@@ -161,24 +159,6 @@ class RedisPromptLists:
             if isinstance(answer, Exception) and not isinstance(answer, WrongType):
                 raise answer
         return [None if isinstance(answer, WrongType) else answer for answer in raw]
-
-    async def _complete_lists(self, owner: str) -> None:
-        """Put the owner's jobs of earlier versions into the lists, once."""
-        if owner in self._complete:
-            return
-        if not await self._redis.sismember(self._keys.listed_owners, owner):
-            ids = await self._redis.zrange(self._keys.jobs_of(owner), 0, -1)
-            for part in _parts([raw.decode() for raw in ids], WINDOW):
-                await self._scripts.call("list_jobs", ids=part)
-            await self._redis.sadd(self._keys.listed_owners, owner)
-        if len(self._complete) >= _MOST_KNOWN:
-            self._complete.clear()
-        self._complete.add(owner)
-
-
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _queued(job_id: str, row: Sequence[Any]) -> QueuedPrompt | None:

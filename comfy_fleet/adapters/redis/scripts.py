@@ -19,9 +19,9 @@ from comfy_fleet.domain.errors import ConfigError, Outdated, StoreDown
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 """The layout of the data in Redis. A change that an older version would misread or undo raises it; a new
-field in a record does not. ``schema.lua`` converts older data."""
+field in a record does not. ``schema.lua`` converts older data. Layouts so far: docs/adr/0022."""
 
 _NAMES = re.compile(r"\w+")
 _DEFINED = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)

@@ -6,6 +6,8 @@ for _, id in ipairs(args.ids) do
     redis.call('HSET', job_key(id), 'hidden', 1)
     unlist_job(id, args.owner)
     count = count + 1
+  elseif not f[1] then
+    unlist_job(id, args.owner)  -- an earlier version has forgotten it
   end
 end
 return count

@@ -30,7 +30,7 @@ for place = 1, skip + args.limit do
     local list = f[1] and LIST_OF[f[1]]
     if list ~= head.list then  -- a version that knows no such lists has changed it
       redis.call('ZREM', listed_key(args.owner, head.list), best[1])
-      list = list_job(best[1])
+      list = mend_job(best[1], args.owner)
       if not wanted[list or ''] then total = total - 1 end
     end
     if wanted[list or ''] then

@@ -8,7 +8,7 @@ for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
   elseif status == 'running' or status == 'canceling' then
     running[#running + 1] = id
   else
-    redis.call('ZREM', key, id)  -- a version that knows no such list has ended it
+    mend_job(id, args.owner)  -- a version that knows no such list has ended it
   end
 end
 return { running, queued }

@@ -238,6 +238,33 @@ local function publish_owner(id, status, run)
     live = redis.call('ZCARD', live_key(f[1])) }))
 end
 
+-- Make the lists agree with a job's record, which a version without such lists may have changed, and tell who follows the
+-- owner if it had.  Returns the job's list, if any, and whether it had.
+local function mend_job(id, owner)
+  local f = fields(job_key(id), 'owner', 'status', 'run', 'number')
+  if f[1] ~= owner then  -- it was forgotten
+    redis.call('ZREM', live_key(owner), id)
+    unlist_job(id, owner)
+    return nil, true
+  end
+  local list = LIST_OF[f[2] or '']
+  if not list then return nil, false end
+  local is_live = list == 'pending' or list == 'in_progress'
+  local was
+  for _, one in ipairs({ 'pending', 'in_progress' }) do
+    if redis.call('ZSCORE', listed_key(owner, one), id) then was = one end
+  end
+  local shown = list_job(id)
+  local changed
+  if is_live then
+    changed = redis.call('ZADD', live_key(owner), 'NX', tonumber(f[4] or '') or 0, id) == 1 or was ~= list
+  else
+    changed = redis.call('ZREM', live_key(owner), id) == 1 or was
+  end
+  if changed then publish_owner(id, f[2], f[3]) end
+  return shown, changed
+end
+
 -- progress: the last of it, as JSON, or nothing.
 local function publish_status(id, status, run, node, progress)
   publish(id, 'status', run, '{"status":"' .. status .. '"'
