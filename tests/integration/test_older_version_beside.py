@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis import owner_lists
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists
+from comfy_fleet.adapters.redis.scripts import SCHEMA
 from comfy_fleet.api import main
 from comfy_fleet.bootstrap import Stores, check_schema, open_stores
 from comfy_fleet.domain.errors import ConfigError, Outdated
@@ -108,7 +109,7 @@ async def test_an_older_api_takes_nothing_after_a_newer_dispatcher_has_started(s
     await add_nodes(stores, "g1")
     before = await submit(old)
     await check_schema(stores)
-    with pytest.raises(Outdated, match="holds layout 2 and this process knows layout 1"):
+    with pytest.raises(Outdated, match=f"holds layout {SCHEMA} and this process knows layout 1"):
         await submit(old)
     run = await claim(stores)
     assert run.job.id == before.id
@@ -263,7 +264,7 @@ async def test_an_older_version_that_finds_redis_emptied_hides_no_job(stores: St
 
 async def test_an_older_process_leaves_a_newer_layouts_lists_alone(stores: Stores) -> None:
     await submit(stores)
-    await stores.redis.set("fleet:schema", 3)
+    await stores.redis.set("fleet:schema", SCHEMA + 1)
     before = await kept(stores)
     assert await stores.jobs.live_count("local") == 1
     assert await mended(stores) == 0
