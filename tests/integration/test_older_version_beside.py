@@ -185,7 +185,7 @@ async def test_what_an_older_version_ends_leaves_the_lists(stores: Stores) -> No
         waiting: "canceled",
         overdue: "expired",
     }
-    assert event.live == 1
+    assert min(event.live for event in events.values()) == 1
     expected = {
         "live": [again],
         "history": sorted([done, failed, canceled, lapsed, overdue]),

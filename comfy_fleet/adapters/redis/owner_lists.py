@@ -16,8 +16,8 @@ from comfy_fleet.domain.errors import Outdated
 MEND_S = 30.0
 """Between two comparisons of the lists with the records, in the whole fleet."""
 OWNERS = 250  # owners whose lists one call of a script looks at: takes a millisecond on the server
-LISTED_AT_ONCE = 250  # jobs that one call of a script lists: takes a few milliseconds on the server
-MENDED_AT_ONCE = 1000  # jobs that one call of a script looks at: takes a few milliseconds on the server
+LISTED_AT_ONCE = 100  # jobs that one call of a script lists: takes a few milliseconds on the server
+MENDED_AT_ONCE = 250  # jobs that one call of a script looks at: takes a millisecond or two on the server
 T = TypeVar("T")
 
 
