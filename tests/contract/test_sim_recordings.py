@@ -136,6 +136,13 @@ async def _replay_all() -> dict[tuple[str, str], Replay]:
 
 
 async def replay(url: str, recording: dict[str, Any]) -> Replay:
+    """Replay one recording."""
+    flags = {"supports_preview_metadata": True} if recording["name"] == "flags" else None
+    async with NativeClient(url, recording["client_id"], flags) as client:
+        return await play(client, recording)
+
+
+async def play(client: NativeClient, recording: dict[str, Any]) -> Replay:
     """Replay one recording; ComfyUI draws the order of outputs, so the graph is posted in the drawn order."""
     for exchange in recording["http"]:
         if exchange["request"]["path"].startswith("/history/"):
@@ -143,23 +150,21 @@ async def replay(url: str, recording: dict[str, Any]) -> Replay:
             (entry,) = exchange["response"]["body"].values()
             for node_id in entry["prompt"][4]:
                 graph[node_id] = graph.pop(node_id)
-    flags = {"supports_preview_metadata": True} if recording["name"] == "flags" else None
     made = Replay()
-    async with NativeClient(url, recording["client_id"], flags) as client:
-        for exchange in recording["http"]:
-            request = exchange["request"]
-            path = request["path"]
-            if path.startswith("/queue"):
-                await client.until(lambda: len(client.of("progress")) > 2)
-            if path.startswith("/history"):
-                if made.answers[0].status_code != 200:
-                    break
-                prompt_id = path.rpartition("/")[2]
-                await client.until(partial(client.finished, prompt_id))
-            if TEMPORARY_NAME.search(path):
-                path = TEMPORARY_NAME.sub(_temporary(json.dumps(client.of("executed"))), path)
-            made.answers.append(await client.http.request(request["method"], path, json=request.get("json")))
-        made.frames = list(client.frames)
+    for exchange in recording["http"]:
+        request = exchange["request"]
+        path = request["path"]
+        if path.startswith("/queue"):
+            await client.until(lambda: len(client.of("progress")) > 2)
+        if path.startswith("/history"):
+            if made.answers[0].status_code != 200:
+                break
+            prompt_id = path.rpartition("/")[2]
+            await client.until(partial(client.finished, prompt_id))
+        if TEMPORARY_NAME.search(path):
+            path = TEMPORARY_NAME.sub(_temporary(json.dumps(client.of("executed"))), path)
+        made.answers.append(await client.http.request(request["method"], path, json=request.get("json")))
+    made.frames = list(client.frames)
     return made
 
 
