@@ -97,12 +97,13 @@ class JobStore(Protocol):
     async def preview(self, job_id: str) -> Mapping[str, Any] | None:
         """Return the latest preview event's data of a running job."""
 
-    async def ui(self, job_id: str) -> Mapping[str, Any]:
-        """Return what the graph's nodes returned for the user interface, unchanged, by node id.
+    async def with_ui(self, job_id: str) -> tuple[Job | None, Mapping[str, Any]]:
+        """Return the job as :meth:`get` does, and what the graph's nodes returned for the user interface.
 
-        That is what ComfyUI tells in ``executed`` and in its history: files by their names there, texts, and
-        whatever else a node pack makes up. A node that hands over more than a job may keep is missing
-        (:mod:`comfy_fleet.domain.jobs.raw_ui`). Empty until the prompt has left its node.
+        The latter is unchanged, by node id. ComfyUI tells it in ``executed`` and in its history: files by
+        their names there, texts, and whatever else a node pack makes up. A node that hands over more than a
+        job may keep is missing (:mod:`comfy_fleet.domain.jobs.raw_ui`). Empty until the prompt has left its
+        node.
         """
 
     async def extra_data(self, job: Job) -> Mapping[str, Any]:

@@ -98,5 +98,16 @@ class PromptLists(Protocol):
     async def load(self, job_ids: Sequence[str]) -> Sequence[Job]:
         """Return those jobs that are still there, with their outputs."""
 
+    async def ended_prompt(
+        self, owner: str, prompt_id: str, *, or_job_id: bool
+    ) -> tuple[Job, PromptContent] | None:
+        """Return an owner's newest job that its client calls so, if it is over; whether or not it is listed.
+
+        Args:
+            owner: Whose.
+            prompt_id: The name.
+            or_job_id: Whether it may also be a job's own id.
+        """
+
     async def contents(self, jobs: Sequence[Job | QueuedPrompt], most_bytes: int) -> Sequence[PromptContent]:
         """Return the large parts of the first jobs: of as many as fit, and at least one."""

@@ -1,5 +1,7 @@
 """Files under the names that their clients know: folder, subfolder and name."""
 
+import asyncio
+
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.jobs.asset import Asset, listed_name
 from comfy_fleet.domain.jobs.output_names import SavedFile
@@ -30,9 +32,12 @@ class ClientFiles:
             folder: Where it is.
             path: Its name, after its subfolders.
         """
-        uploaded = await self._assets.by_path(owner=owner, file_path=path, folder=folder)
-        saved = await self._saved(owner, folder, path) if folder is not Folder.INPUT else None
-        found = [asset for asset in (saved, uploaded) if asset is not None and asset.owner == owner]
+        uploaded = self._assets.by_path(owner=owner, file_path=path, folder=folder)
+        if folder is Folder.INPUT:
+            candidates = [await uploaded]
+        else:
+            candidates = list(await asyncio.gather(self._saved(owner, folder, path), uploaded))
+        found = [asset for asset in candidates if asset is not None and asset.owner == owner]
         return max(found, key=lambda asset: asset.created_at, default=None)
 
     async def _saved(self, owner: str, folder: Folder, path: str) -> Asset | None:

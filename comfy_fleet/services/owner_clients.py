@@ -347,10 +347,7 @@ class OwnerClients:
         """Return a job and what its nodes returned, as soon as Redis answers."""
         while True:
             try:
-                job = await self._deps.jobs.get(job_id)
-                return job, await self._deps.jobs.ui(
-                    job_id
-                ) if job is not None and job.run is not None else {}
+                return await self._deps.jobs.with_ui(job_id)
             except StoreDown:
                 await asyncio.sleep(AGAIN_S)
 

@@ -181,7 +181,7 @@ async def test_what_comfyui_s_own_clients_see_is_kept_as_the_node_says_it(
         async with httpx.AsyncClient(base_url=comfyui_server.url, timeout=60) as client:
             history = (await client.get(f"/history/{job.run}")).json()[job.run]
             said = (await client.get("/object_info")).json()
-        assert await stores.jobs.ui(job_id) == history["outputs"] and len(history["outputs"]) == 4
+        assert (await stores.jobs.with_ui(job_id))[1] == history["outputs"] and len(history["outputs"]) == 4
         told = [json.loads(frame.data) for frame in frames if frame.text]
         executed = {one["data"]["node"]: one["data"]["output"] for one in told if one["type"] == "executed"}
         assert executed == history["outputs"]

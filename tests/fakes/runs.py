@@ -369,8 +369,8 @@ class FakeJobStore(Fake):
         self.answer("latest_runs")
         return self.latest
 
-    submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = ui = unplayed
-    extra_data = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
+    submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = unplayed
+    with_ui = extra_data = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
 
 
 async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:

@@ -88,7 +88,7 @@ async def test_a_run_that_was_taken_over_is_through_once_it_has_succeeded(
         assert (done.status, done.progress) == (JobStatus.SUCCEEDED, Progress.complete(2))
         (attempt,) = done.attempts
         assert (attempt.node, attempt.counted, attempt.error) == ("g1", False, None)
-        (picture,) = (await fleet.stores.jobs.ui(job.id))["2"]["images"]
+        (picture,) = (await fleet.stores.jobs.with_ui(job.id))[1]["2"]["images"]
         assert picture["filename"] == done.outputs[0].name
 
 

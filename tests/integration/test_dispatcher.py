@@ -44,7 +44,7 @@ async def test_a_job_runs_and_its_picture_is_stored(redis_port: int) -> None:
         assert data.startswith(b"\x89PNG") and len(data) == output.size_bytes
         assert await fleet.stores.runs.lease_of("g1") is None
         place = {"filename": output.name, "subfolder": f"fleet/{done.id}/{done.run}", "type": "output"}
-        assert await fleet.stores.jobs.ui(job.id) == {"2": {"images": [place]}}
+        assert (await fleet.stores.jobs.with_ui(job.id))[1] == {"2": {"images": [place]}}
 
 
 async def test_many_jobs_spread_and_each_runs_once(redis_port: int) -> None:

@@ -51,6 +51,31 @@ async def test_a_chosen_id_is_its_owners_and_means_the_newest_job(stores: Stores
     assert await stores.jobs.by_prompt("ada", "mine") == other.id
 
 
+async def test_a_prompt_that_is_over_is_found_by_its_name_or_its_jobs_id(stores: Stores) -> None:
+    async def found(owner: str, name: str, *, or_job_id: bool = True) -> str | None:
+        got = await stores.prompts.ended_prompt(owner, name, or_job_id=or_job_id)
+        return None if got is None else got[0].id
+
+    await add_nodes(stores, "g1")
+    job = await posted(stores, prompt_id="mine")
+    assert await found("local", "mine") is await found("local", job.id) is None
+    run = await claim(stores)
+    assert await found("local", "mine") is await found("local", job.id) is None
+    await stores.jobs.request_cancel(job.id)
+    assert await found("local", "mine") is None
+    await stores.runs.finish(run, JobStatus.SUCCEEDED, error=None, duration_s=None)
+    assert await found("local", "mine") == await found("local", job.id) == job.id
+    assert await found("local", job.id, or_job_id=False) is await found("local", f"{job.id}:outputs") is None
+    assert await found("ada", "mine") is await found("ada", job.id) is None
+
+    again = await posted(stores, prompt_id="mine")
+    assert await found("local", "mine") is None  # the name means the newer one now
+    await order(stores, 1)
+    assert (await found("local", "mine"), await found("local", job.id)) == (again.id, job.id)
+    await stores.runs.forget(again.id)
+    assert await found("local", "mine") is await found("local", again.id) is None
+
+
 async def test_numbers_count_up_for_each_owner(stores: Stores) -> None:
     numbers = [(await posted(stores, owner=owner)).number for owner in ("local", "ada", "local", "local")]
     assert numbers == [1, 1, 2, 3]

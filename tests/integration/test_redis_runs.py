@@ -132,7 +132,7 @@ async def test_an_expired_run_is_taken_over_once_and_the_old_owner_is_fenced(sto
     ):
         with pytest.raises(LeaseLost):
             await stale_call
-    assert await stores.jobs.ui(old.job.id) == {}
+    assert (await stores.jobs.with_ui(old.job.id))[1] == {}
     assert (
         await stores.runs.finish(held[0].claim, JobStatus.SUCCEEDED, error=None, duration_s=1) == "succeeded"
     )
@@ -163,23 +163,23 @@ async def test_what_nodes_handed_over_stays_with_the_job_that_ends(stores: Store
     job = await submit(stores, max_attempts=2)
     got = await claim(stores)
     await stores.runs.left(got, [], ui=UI)
-    assert await stores.jobs.ui(job.id) == json.loads(UI)
+    assert (await stores.jobs.with_ui(job.id))[1] == json.loads(UI)
     await stores.runs.requeue(got, counts=True, reason=BROKEN, ui=UI)
-    assert await stores.jobs.ui(job.id) == {}  # the next run makes its own
+    assert (await stores.jobs.with_ui(job.id))[1] == {}  # the next run makes its own
     got = await claim(stores)
     assert await stores.runs.requeue(got, counts=True, reason=BROKEN, ui=UI) == "failed"
-    assert await stores.jobs.ui(job.id) == json.loads(UI)
+    assert (await stores.jobs.with_ui(job.id))[1] == json.loads(UI)
     for status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED):
         job = await submit(stores)
         got = await claim(stores)
         await stores.runs.finish(got, status, error=None, duration_s=None, models=["m"], ui=UI)
-        assert await stores.jobs.ui(job.id) == json.loads(UI)
-        assert list(await stores.jobs.ui(job.id)) == ["9", "10"]
+        assert (await stores.jobs.with_ui(job.id))[1] == json.loads(UI)
+        assert list((await stores.jobs.with_ui(job.id))[1]) == ["9", "10"]
     job = await submit(stores)
     got = await claim(stores)
     await stores.jobs.request_cancel(job.id)
     await stores.runs.requeue(got, counts=False, reason=BROKEN, ui=UI)
-    assert await stores.jobs.ui(job.id) == json.loads(UI)
+    assert (await stores.jobs.with_ui(job.id))[1] == json.loads(UI)
 
 
 async def test_whoever_only_ends_a_run_keeps_what_its_nodes_handed_over(stores: Stores) -> None:
@@ -190,7 +190,7 @@ async def test_whoever_only_ends_a_run_keeps_what_its_nodes_handed_over(stores: 
     await asyncio.sleep(0.03)
     (held,) = await stores.runs.take_over(dispatcher="d2", ttl_s=5, limit=1)
     await stores.runs.finish(held.claim, JobStatus.SUCCEEDED, error=None, duration_s=1)
-    assert await stores.jobs.ui(job.id) == json.loads(UI)
+    assert (await stores.jobs.with_ui(job.id))[1] == json.loads(UI)
 
 
 async def test_a_canceled_job_is_not_requeued(stores: Stores) -> None:

@@ -1,6 +1,7 @@
 """A job's record in Redis, and RQ's view of the same job."""
 
 import hashlib
+import json
 import logging
 import zlib
 from base64 import b64encode
@@ -107,6 +108,16 @@ def load_extra_data(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TypeError("extra data must be an object")
     return found
+
+
+def load_ui(data: object) -> dict[str, Any]:
+    """Return what a job's nodes returned for the user interface; nothing if that can't be read."""
+    try:
+        # Not the quicker parser: nodes send NaN, which is no JSON.
+        found = json.loads(data) if isinstance(data, bytes) and data else {}
+    except UNREADABLE:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def to_dict(raw: Mapping[bytes, bytes] | Iterable[bytes]) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """Jobs as clients see them: submit, read, list, cancel (port :class:`comfy_fleet.ports.jobs.JobStore`)."""
 
-import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
@@ -155,20 +154,39 @@ class RedisJobStore:
         """Return a job, or None."""
         return (await self.load([job_id]))[0]
 
+    async def with_ui(self, job_id: str) -> tuple[Job | None, Mapping[str, Any]]:
+        """Return a job and what its nodes returned for the user interface; see the port."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            self._ask_for(pipe, job_id)
+            pipe.get(self._keys.job_ui(job_id))
+            record, outputs, ui = await pipe.execute(raise_on_error=False)
+        if isinstance(ui, Exception) and not isinstance(ui, WrongType):
+            raise ui
+        return self.shown(job_id, _hash(record), _hash(outputs)), job_records.load_ui(ui)
+
     async def load(self, ids: Sequence[str]) -> list[Job | None]:
         """Return several jobs with their outputs."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
-                pipe.hgetall(self._keys.job(job_id))
-                pipe.hgetall(self._keys.job_outputs(job_id))
+                self._ask_for(pipe, job_id)
             raw = await pipe.execute(raise_on_error=False)
-        records = [_hash(answer) for answer in raw]
+        answers = iter(raw)
         return [
-            job_records.shown_job(job_id, job_records.to_dict(record), outputs, complaints=self._complaints)
-            if record
-            else None
-            for job_id, record, outputs in zip(ids, records[::2], records[1::2], strict=True)
+            self.shown(job_id, _hash(record), _hash(outputs))
+            for job_id, record, outputs in zip(ids, answers, answers, strict=True)
         ]
+
+    def _ask_for(self, pipe: Any, job_id: str) -> None:
+        pipe.hgetall(self._keys.job(job_id))
+        pipe.hgetall(self._keys.job_outputs(job_id))
+
+    def shown(self, job_id: str, record: Mapping[bytes, bytes], outputs: Mapping[bytes, bytes]) -> Job | None:
+        """Return a job from its two hashes, as far as they can be read; None if there is no record."""
+        if not record:
+            return None
+        return job_records.shown_job(
+            job_id, job_records.to_dict(record), outputs, complaints=self._complaints
+        )
 
     async def graph(self, job: Job) -> bytes:
         """Return the graph as submitted; raises NotFound past retention."""
@@ -286,11 +304,6 @@ class RedisJobStore:
         """Return the latest preview of a running job."""
         data = await self._redis.get(self._keys.job_preview(job_id))
         return dict(orjson.loads(data)) if data else None
-
-    async def ui(self, job_id: str) -> Mapping[str, Any]:
-        """Return what the graph's nodes returned for the user interface; see the port."""
-        data = await self._redis.get(self._keys.job_ui(job_id))
-        return dict(json.loads(data)) if data else {}
 
     async def extra_data(self, job: Job) -> Mapping[str, Any]:
         """Return what can be read of a job's ``extra_data``; see the port."""

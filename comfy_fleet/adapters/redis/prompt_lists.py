@@ -5,14 +5,13 @@ it answers with. The scripts that change a job's status keep the lists; :mod:`.o
 versions without lists change.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
-from comfy_fleet.adapters.redis.job_records import load_extra_data
+from comfy_fleet.adapters.redis.job_records import hashed, load_extra_data, load_ui
 from comfy_fleet.adapters.redis.jobs import LOOKED_AT, WINDOW, RedisJobStore
 from comfy_fleet.adapters.redis.owner_lists import parts
 from comfy_fleet.adapters.redis.scripts import Scripts
@@ -112,6 +111,24 @@ class RedisPromptLists:
         """Return those jobs that are still there, with their outputs."""
         return [job for job in await self._jobs.load(job_ids) if job is not None]
 
+    async def ended_prompt(
+        self, owner: str, prompt_id: str, *, or_job_id: bool
+    ) -> tuple[Job, PromptContent] | None:
+        """Return a job that is over, by its client's name for it; see the port."""
+        answer = await self._scripts.call(
+            "ended_prompt",
+            owner=owner,
+            prompt_hash=hashed(prompt_id),
+            id=prompt_id if or_job_id else None,
+        )
+        if not answer:
+            return None
+        job_id, record, outputs, graph, extra, ui = answer
+        job = self._jobs.shown(job_id.decode(), _pairs(record), _pairs(outputs))
+        if job is None or not job.status.terminal:
+            return None
+        return job, _content(graph, extra, ui)
+
     async def contents(self, jobs: Sequence[Job | QueuedPrompt], most_bytes: int) -> Sequence[PromptContent]:
         """Return the large parts of the first jobs; see the port."""
         found: list[PromptContent] = []
@@ -161,6 +178,11 @@ class RedisPromptLists:
         return [None if isinstance(answer, WrongType) else answer for answer in raw]
 
 
+def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return a hash from Lua's form."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 def _queued(job_id: str, row: Sequence[Any]) -> QueuedPrompt | None:
     """Read a row of the queue; None if the job does not wait and does not run."""
     record = {name: value for name, value in zip(_QUEUE_FIELDS, row, strict=False) if value is not None}
@@ -190,7 +212,7 @@ def _number(value: Any) -> int:
 def _content(graph: Any, extra: Any, ui: Any) -> PromptContent:
     data, size = _extra(extra)
     return PromptContent(
-        graph=_bytes(graph), extra_data=data, ui=_ui(ui), size=len(graph or b"") + len(ui or b"") + size
+        graph=_bytes(graph), extra_data=data, ui=load_ui(ui), size=len(graph or b"") + len(ui or b"") + size
     )
 
 
@@ -205,11 +227,3 @@ def _extra(value: Any) -> tuple[dict[str, Any], int]:
     except UNREADABLE:
         return {}, 0
     return found, len(orjson.dumps(found)) if found else 0
-
-
-def _ui(value: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(value) if value else {}
-    except UNREADABLE:
-        return {}
-    return found if isinstance(found, dict) else {}

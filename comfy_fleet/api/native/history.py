@@ -14,7 +14,7 @@ from comfy_fleet.api.native.refusals import PromptRefusal
 from comfy_fleet.api.native.row import row
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.jobs.prompt_entries import listed_state
-from comfy_fleet.services.job_queries import prompt_job
+from comfy_fleet.services.job_queries import is_id, is_prompt_id, prompt_job
 
 MOST = 1000
 """Prompts that an answer has at most; ``offset`` asks for others."""
@@ -50,11 +50,11 @@ async def get_history(request: Request) -> Response:
 
 async def get_prompt_history(request: Request) -> Response:
     """Return one prompt that is over; an empty object while it is not, or if it is not the caller's."""
-    name = request.path_params["prompt_id"]
-    job = await prompt_job(deps(request).jobs, owner(request), name)
-    if job is None or not job.status.terminal or listed_state(job) is None:
-        return _object([])
-    return _object([(name, text) for _, text in await _entries(request, [job], 0)])
+    d, name = deps(request), request.path_params["prompt_id"]
+    found = None
+    if is_prompt_id(name):
+        found = await d.prompts.ended_prompt(owner(request), name, or_job_id=is_id(name))
+    return _object([] if found is None or listed_state(found[0]) is None else [(name, history_item(*found))])
 
 
 async def post_history(request: Request) -> Response:

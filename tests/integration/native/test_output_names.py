@@ -104,7 +104,7 @@ async def test_the_interface_is_told_the_same_names(redis_port: int) -> None:
         seen: list[dict[str, Any]] = []
         for _ in range(2):
             done: Job = await fleet.ended((await fleet.submit(graph)).id)
-            seen.append(shown_ui(await fleet.stores.jobs.ui(done.id), done.outputs))
+            seen.append(shown_ui((await fleet.stores.jobs.with_ui(done.id))[1], done.outputs))
             for node in seen[-1].values():
                 for file in node["images"]:
                     assert await bytes_of(fleet, "local", SavedFile(**file))
