@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
 from comfy_fleet.api import errors, front_page, login, metrics
@@ -24,6 +23,7 @@ from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.handshake import NO_REFERRER, Handshake
 from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
+from comfy_fleet.api.routing import GroupedRouter
 from comfy_fleet.api.site_guard import SiteGuard
 from comfy_fleet.api.v1 import routes as v1
 from comfy_fleet.api.v2 import routes as v2
@@ -61,13 +61,13 @@ def create_app(deps: ApiDeps) -> "Front":
         *front_page.routes,
         *login.routes,
     ]
-    return Front(Router(routes, redirect_slashes=False, lifespan=lifespan), routes, deps)
+    return Front(GroupedRouter(routes, lifespan=lifespan), routes, deps)
 
 
 class Front:
     """The entrance: identifies callers, checks their rights, and answers if something breaks."""
 
-    def __init__(self, router: Router, routes: Sequence[ServedRoute], deps: ApiDeps) -> None:
+    def __init__(self, router: GroupedRouter, routes: Sequence[ServedRoute], deps: ApiDeps) -> None:
         self.router = router
         self._routes: dict[Any, ServedRoute] = {route.endpoint: route for route in routes}
         self._open_paths = frozenset(route.path for route in routes if route.open)
