@@ -293,3 +293,6 @@ def test_an_error_says_nothing_of_where_a_runs_files_are(slash: str) -> None:
     type_, data = told(frames.end_of(job(JobStatus.FAILED), 3.0))
     assert (type_, data["prompt_id"], data["traceback"]) == ("execution_error", "mine", ["in x"])
     assert data["current_inputs"] == {"filename_prefix": [f"sub{slash}ComfyUI"], "image": ["abc.png"]}
+    error = JobError(code="node_execution_error", message=f"no {folder}x", traceback=f"1\nin {folder}x\n")
+    _, data = told(JobFrames("mine").end_of(job(JobStatus.FAILED, error=error), 3.0))
+    assert (data["exception_message"], data["traceback"]) == ("no x", ["1\n", "in x\n"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus
+from comfy_fleet.domain.jobs.shown_ui import without_run_folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,9 @@ def end_data(job: Job, at: float) -> tuple[str, dict[str, Any]]:
             "node_id": error.node_id,
             "node_type": error.class_type,
             "executed": [],
-            "exception_message": error.message,
+            "exception_message": without_run_folders(error.message),
             "exception_type": _exception_type(error),
-            "traceback": error.traceback.splitlines(keepends=True) if error.traceback else [],
+            "traceback": without_run_folders(error.traceback or "").splitlines(keepends=True),
             "current_inputs": {},
             "current_outputs": [],
             "timestamp": _ms(at),

@@ -40,6 +40,19 @@ def shown_ui(ui: Mapping[str, Any], outputs: Iterable[Output]) -> dict[str, Any]
     }
 
 
+def without_run_folders(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value without the names of runs' folders."""
+    if isinstance(value, str):
+        return _text(value)
+    if depth > _DEEPEST:
+        return None
+    if isinstance(value, Mapping):
+        return {_text(str(key)): without_run_folders(one, depth + 1) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_run_folders(one, depth + 1) for one in value]
+    return value
+
+
 def whole_ui(ui: Mapping[str, Any], outputs: Iterable[Output]) -> dict[str, Any]:
     """Return the same of all nodes of a job that is over, with the files of nodes that are missing in it.
 
@@ -101,7 +114,7 @@ class _Shown:
             # A path that its user gave to a viewer stays. That of a file which was not kept leads nowhere,
             # but what follows must not take its place.
             return leaf if _RUN_FOLDER.search(leaf) is None else ""
-        return _without_folders(leaf)
+        return without_run_folders(leaf)
 
 
 def _file(leaf: Mapping[str, Any], place: SavedFile) -> dict[str, Any]:
@@ -110,26 +123,13 @@ def _file(leaf: Mapping[str, Any], place: SavedFile) -> dict[str, Any]:
     repeated, after = re.compile(rf"(?<![^/\\]){re.escape(before)}(?=[._-]|$)"), _stem(place.filename)
     made = {
         key: repeated.sub(lambda _: after, value) if isinstance(value, str) else value
-        for key, value in _without_folders(leaf).items()
+        for key, value in without_run_folders(leaf).items()
     }
     return {**made, "filename": place.filename, "subfolder": place.subfolder, "type": place.type}
 
 
 def _stem(filename: str) -> str:
     return filename.rpartition(".")[0] or filename
-
-
-def _without_folders(value: Any, depth: int = 0) -> Any:
-    """Return a value without the names of runs' folders."""
-    if isinstance(value, str):
-        return _text(value)
-    if depth > _DEEPEST:
-        return None
-    if isinstance(value, Mapping):
-        return {_text(str(key)): _without_folders(one, depth + 1) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_folders(one, depth + 1) for one in value]
-    return value
 
 
 def _text(text: str) -> str:
