@@ -97,7 +97,7 @@ class Front:
 
     async def _identify(self, scope: Scope, headers: Headers, path_key: str) -> None:
         shown = Credentials.of(headers, path_key)
-        scope["principal"] = await self.deps.keys.principal(shown, self.deps.sessions)
+        scope["principal"], scope["session"] = await self.deps.keys.identify(shown, self.deps.sessions)
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         handshake = Handshake(scope, receive, send, self.deps.sockets)

@@ -74,23 +74,25 @@ class Keys:
             return cls(limits, agent_token=settings.agent_token)
         return cls(limits, _read(settings.keys_file, limits), agent_token=settings.agent_token)
 
-    async def principal(self, shown: Credentials, sessions: Sessions) -> Principal:
-        """Return who shows these credentials.
+    async def identify(self, shown: Credentials, sessions: Sessions) -> tuple[Principal, str]:
+        """Return who shows these credentials, and the session's token if it is the session that counts.
 
         Raises:
             HttpError: 401 if keys are set and none of them was shown.
             StoreDown: A session can't be looked up.
         """
         if self._agent_digest and shown.key and hmac.compare_digest(_digest(shown.key), self._agent_digest):
-            return self._agent
+            return self._agent, ""
         if self.open:
-            return self._local
+            return self._local, ""
+        session = ""
         if shown.key:
             found = self.find(shown.key)
         else:
             found = next(filter(None, map(self.find, shown.basic)), None)
             if found is None and shown.session:
-                found = self._of_session(shown.session, await sessions.proof(shown.session))
+                session = shown.session
+                found = self._of_session(session, await sessions.proof(session))
         if found is None:
             raise HttpError(
                 401,
@@ -99,7 +101,7 @@ class Keys:
                 "HTTP Basic with the key as password, or /k/KEY in front of the path. Browsers: /login",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return found
+        return found, session
 
     def find(self, shown: str) -> Principal | None:
         """Return whose key this is."""

@@ -33,6 +33,7 @@ from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
+from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.settings import Settings
 
@@ -73,6 +74,7 @@ class ApiDeps:
     """Everything behind the HTTP surfaces.
 
     Attributes:
+        session_watch: Ends what a session has opened.
         store_time: The clock of all processes: what is stored as a time is by it.
         simulated: Returns True if a node, by name, is simulated: every surface shows that.
         node_facts: Asks nodes through the broker.
@@ -97,6 +99,7 @@ class ApiDeps:
     settings: Settings
     keys: Keys
     sessions: Sessions
+    session_watch: SessionWatch
     jobs: JobStore
     prompts: PromptLists
     prompt_items: PromptItems

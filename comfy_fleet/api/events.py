@@ -47,36 +47,40 @@ async def open_stream(request: Request, job_id: str) -> Response:
             f"{most} event streams are open already: close one, or poll the job",
             headers={"Retry-After": "5"},
         )
-    return EventStream(d, who, job, links(request))
+    return EventStream(d, who, job, links(request), session=request.scope["session"])
 
 
 class EventStream(Response):
-    """Streams until the job's last status, the client's disconnect, or the server's end."""
+    """Streams until the job's last status, the client's disconnect or sign-out, or the server's end."""
 
-    def __init__(self, d: ApiDeps, who: str, job: Job, to: Links) -> None:
+    def __init__(self, d: ApiDeps, who: str, job: Job, to: Links, *, session: str) -> None:
         super().__init__()
         self._deps = d
         self._who = who
         self._job = job
         self._links = to
+        self._session = session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames; a client that goes away ends it at once."""
         streams = self._deps.streams
         streams[self._who] += 1
-        telling = asyncio.ensure_future(self._tell(send))
-        leaving = asyncio.ensure_future(_left(receive))
-        try:
-            await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if telling.done():
-                telling.result()
-        finally:
-            for task in (telling, leaving):
-                task.cancel()
-            await asyncio.gather(telling, leaving, return_exceptions=True)
-            streams[self._who] -= 1
-            if not streams[self._who]:
-                del streams[self._who]
+        with self._deps.session_watch.follow(self._session) as signed_out:
+            telling = asyncio.ensure_future(self._tell(send))
+            others = [asyncio.ensure_future(one) for one in (_left(receive), signed_out.wait())]
+            try:
+                await asyncio.wait({telling, *others}, return_when=asyncio.FIRST_COMPLETED)
+                if telling.done():
+                    telling.result()
+            finally:
+                for task in (telling, *others):
+                    task.cancel()
+                await asyncio.gather(telling, *others, return_exceptions=True)
+                streams[self._who] -= 1
+                if not streams[self._who]:
+                    del streams[self._who]
+            if signed_out.is_set() and telling.cancelled():
+                await send({"type": "http.response.body", "body": b": signed out\n\n"})
 
     async def _tell(self, send: Send) -> None:
         d = self._deps

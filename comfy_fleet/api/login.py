@@ -41,7 +41,7 @@ async def show(request: Request) -> Response:
     session = Credentials.of(request.headers).session
     if session:
         try:
-            who = await d.keys.principal(Credentials(session=session), d.sessions)
+            who, _ = await d.keys.identify(Credentials(session=session), d.sessions)
         except HttpError:  # it has ended
             return _form(request)
         return page("Signed in", _SIGNED_IN.format(head=_HEAD, owner=escape(who.owner)))

@@ -60,6 +60,7 @@ from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
+from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.settings import Settings
 
@@ -110,10 +111,13 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         telemetry=telemetry,
     )
     descriptions = FleetObjectInfo(inventories, stores.inventories)
+    sessions = RedisSessions(stores.redis)
+    session_watch = SessionWatch(sessions)
     return ApiDeps(
         settings=settings,
         keys=keys,
-        sessions=RedisSessions(stores.redis),
+        sessions=sessions,
+        session_watch=session_watch,
         jobs=stores.jobs,
         prompts=stores.prompts,
         prompt_items=PromptItems(stores.prompts),
@@ -151,7 +155,12 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         probes=_probes(settings, stores),
         notes=lambda: _outdated(stores),
         registry=registry,
-        background=(inventories.run, lambda: _sweep(assets), lambda: _mend(stores.jobs.lists)),
+        background=(
+            inventories.run,
+            session_watch.run,
+            lambda: _sweep(assets),
+            lambda: _mend(stores.jobs.lists),
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """Sessions of people who have signed in with a browser."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -17,6 +18,9 @@ class Sessions(Protocol):
 
     async def proof(self, token: str) -> str | None:
         """Return a session's proof; None if there is no such session."""
+
+    async def over(self, tokens: Sequence[str]) -> Sequence[str]:
+        """Return those of these that are no sessions any more."""
 
     async def end(self, token: str) -> None:
         """Forget a session."""

@@ -13,7 +13,9 @@ from comfy_fleet.api import events
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.job import Job, JobStatus
+from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.services.job_watch import Alive, Seen, Status
+from comfy_fleet.services.session_watch import SessionWatch
 
 
 async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
@@ -34,8 +36,10 @@ async def told(monkeypatch: pytest.MonkeyPatch, *seen: Seen) -> list[Message]:
 
     monkeypatch.setattr(events, "watch", watch)
     job = Job(id="j", owner="me", status=JobStatus.QUEUED, created_at=0, expires_at=9, graph_hash="h")
-    deps = cast(ApiDeps, SimpleNamespace(streams=Counter(), jobs=None, events=None, closing=None))
-    stream = events.EventStream(deps, "me", job, cast(Links, None))
+    no_session = SessionWatch(cast(Sessions, None))
+    parts = SimpleNamespace(streams=Counter(), jobs=None, events=None, closing=None, session_watch=no_session)
+    deps = cast(ApiDeps, parts)
+    stream = events.EventStream(deps, "me", job, cast(Links, None), session="")
     await stream({"type": "http"}, receive, send)
     assert not deps.streams
     return sent

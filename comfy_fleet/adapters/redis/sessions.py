@@ -1,5 +1,7 @@
 """Sessions in Redis."""
 
+from collections.abc import Sequence
+
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.job_records import hashed
 
@@ -19,6 +21,11 @@ class RedisSessions:
         """See :meth:`comfy_fleet.ports.sessions.Sessions.proof`."""
         kept = await self._redis.get(self._keys.session(hashed(token)))
         return kept.decode() if isinstance(kept, bytes) else kept
+
+    async def over(self, tokens: Sequence[str]) -> Sequence[str]:
+        """See :meth:`comfy_fleet.ports.sessions.Sessions.over`."""
+        kept = await self._redis.mget([self._keys.session(hashed(token)) for token in tokens])
+        return [token for token, proof in zip(tokens, kept, strict=True) if proof is None]
 
     async def end(self, token: str) -> None:
         """See :meth:`comfy_fleet.ports.sessions.Sessions.end`."""

@@ -22,10 +22,12 @@ from comfy_fleet.domain.jobs.client_messages import ClientMessage
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.timeouts import Timeout
 
+SIGNED_OUT = 1008
+"""Close code ``Policy Violation``: the handshake of who comes again is refused with 401."""
 TOO_SLOW = 1013
 """Close code ``Try Again Later``."""
 GOODBYE_S = 1.0
-"""How long a client that reads too slowly has to be told so."""
+"""How long a client that may be reading too slowly has to be told why it is let go."""
 
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,29 +45,44 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     # Of several, the first counts, as in ComfyUI.
     client_id = next(iter(socket.query_params.getlist("clientId")), "") or uuid4().hex
     outgoing = Outgoing(d.settings.socket_bytes)
-    detach = await d.clients.attach(who.owner, client_id, outgoing)
-    try:
-        await socket.accept()
-        tasks = [
-            asyncio.create_task(_tell(send, outgoing, d)),
-            asyncio.create_task(_hear(socket, outgoing, d)),
-            asyncio.create_task(outgoing.full.wait()),
-        ]
+    with d.session_watch.follow(scope["session"]) as signed_out:
+        detach = await d.clients.attach(who.owner, client_id, outgoing)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await socket.accept()
+            await _talk(socket, send, outgoing, signed_out, d)
         finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        if outgoing.full.is_set():
-            with contextlib.suppress(TimeoutError, OSError):  # it may wait behind what is not read
-                async with Timeout(GOODBYE_S):
-                    await socket.close(TOO_SLOW, "reads too slowly (FLEET_SOCKET_BYTES)")
+            detach()
+
+
+async def _talk(
+    socket: WebSocket, send: Send, outgoing: Outgoing, signed_out: asyncio.Event, d: ApiDeps
+) -> None:
+    """Send and read until the client goes, or has to."""
+    tasks = [
+        asyncio.create_task(_tell(send, outgoing, d)),
+        asyncio.create_task(_hear(socket, outgoing, d)),
+        asyncio.create_task(outgoing.full.wait()),
+        asyncio.create_task(signed_out.wait()),
+    ]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        detach()
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    if signed_out.is_set():
+        await _goodbye(socket, SIGNED_OUT, "signed out")
+    elif outgoing.full.is_set():
+        await _goodbye(socket, TOO_SLOW, "reads too slowly (FLEET_SOCKET_BYTES)")
     for result in results:
         if isinstance(result, Exception) and not isinstance(result, OSError):  # the client is gone
             raise result
+
+
+async def _goodbye(socket: WebSocket, code: int, why: str) -> None:
+    with contextlib.suppress(TimeoutError, OSError):  # it may wait behind what is not read
+        async with Timeout(GOODBYE_S):
+            await socket.close(code, why)
 
 
 async def _tell(send: Send, outgoing: Outgoing, d: ApiDeps) -> None:

@@ -1,8 +1,10 @@
 """Who asks: every way of unmodified clients to show a key, and what other sites' pages can't do with it."""
 
+import asyncio
 import base64
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,12 +12,14 @@ from uuid import uuid4
 import httpx
 import pytest
 from redis.asyncio import Redis
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from comfy_fleet.api.auth import Keys
+from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.principal import Role
 from comfy_fleet.settings import Settings
+from tests.factories import picture
 from tests.integration.api_kit import Api, code, running
 
 ANN, BOB = "ann-key/0123+456=789", "bob-key-0123456789"
@@ -200,6 +204,92 @@ async def test_a_session_ends_with_its_key(api: Api, redis_port: int, tmp_path: 
     (changed := tmp_path / "changed").write_text(f"bob {BOB}\nann another-key-0123456789\n")
     async with running(redis_port, tmp_path, keys_file=changed) as other:
         assert await whose(other, "", session) == 401
+
+
+async def closes(client: ClientConnection) -> tuple[int, str]:
+    """Read until the websocket is closed; return code and reason."""
+    await asyncio.wait_for(client.wait_closed(), 10)
+    assert client.close_code is not None and client.close_reason is not None
+    return client.close_code, client.close_reason
+
+
+@asynccontextmanager
+async def connected(api: Api, headers: dict[str, str]) -> AsyncIterator[ClientConnection]:
+    url = api.url.replace("http", "ws") + f"/ws?clientId={uuid4().hex}"
+    async with connect(url, additional_headers=headers, proxy=None) as client:
+        await client.recv()
+        yield client
+
+
+async def test_signing_out_closes_the_sessions_websockets_at_every_process(
+    api: Api, redis_port: int, tmp_path: Path, keys: Path
+) -> None:
+    session, other_session = await signed_in(api), await signed_in(api)
+    async with (
+        running(redis_port, tmp_path, keys_file=keys) as other,
+        connected(api, session) as here,
+        connected(other, session) as there,
+        connected(other, session) as second,
+        connected(api, other_session) as same_owner,
+        connected(api, {"X-API-Key": ANN}) as by_key,
+        connected(api, {**basic("me", ANN), **session}) as by_password,
+    ):
+        await other.client.post("/logout", headers=session)
+        for client in (here, there, second):
+            assert await closes(client) == (1008, "signed out")
+        for client in (same_owner, by_key, by_password):
+            await asyncio.wait_for(await client.ping(), 10)
+        assert await opens(api, "", session) == 401
+
+
+async def test_a_session_that_has_ended_by_its_age_closes_its_websockets(api: Api, redis: Redis) -> None:
+    session = await signed_in(api)
+    async with connected(api, session) as client:
+        (name,) = [name async for name in redis.scan_iter("fleet:session:*")]
+        await redis.pexpire(name, 1)
+        assert await closes(client) == (1008, "signed out")
+    assert not api.deps.sockets
+
+
+@pytest.mark.parametrize("path", ["/api/v2/jobs/{id}/events", "/api/v1/jobs/{id}/events"])
+async def test_signing_out_ends_the_sessions_event_streams(api: Api, path: str) -> None:
+    session = await signed_in(api)
+    await api.add_node("gpu1")
+    job = await api.client.post("/api/v2/jobs", json={"workflow": picture(1)}, headers=session)
+    url = path.format(id=job.json()["id"])
+    key = {"X-API-Key": ANN}
+    async with (
+        api.client.stream("GET", url, headers=session) as stream,
+        api.client.stream("GET", url, headers=key) as by_key,
+    ):
+        lines = stream.aiter_lines()
+        assert await anext(lines) == "event: status"
+        await api.client.post("/logout", headers=session)
+        rest = [line async for line in lines]
+        assert ": signed out" in rest
+        assert await anext(by_key.aiter_lines()) == "event: status"
+        assert api.deps.streams == {"ann": 1}
+    assert (await api.client.get(url, headers=session)).status_code == 401
+
+
+async def test_sessions_are_looked_at_again_once_redis_is_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await signed_in(api)
+    over, tries = api.deps.sessions.over, 0
+
+    async def away(tokens: Sequence[str]) -> Sequence[str]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise StoreDown("away")
+        return await over(tokens)
+
+    monkeypatch.setattr(api.deps.sessions, "over", away)
+    async with connected(api, session) as client:
+        await api.client.post("/logout", headers=session)
+        assert await closes(client) == (1008, "signed out")
+    assert tries >= 2
 
 
 async def test_what_is_stored_of_a_session_opens_nothing(api: Api, redis: Redis) -> None:
