@@ -133,7 +133,12 @@ async def test_what_an_older_version_has_left_is_listed(stores: Stores) -> None:
         "failed": [ids["failed"]],
         "cancelled": [],
     }
-    assert await stores.jobs.live_count("local") == 4  # the first question of a websocket
+    async with stores.events.owner("local") as news:
+        assert await stores.jobs.live_count("local") == 4  # the first question of a websocket
+        last = await submit(stores)
+        event = await asyncio.wait_for(anext(news), 10)
+        assert (event.job_id, event.live) == (last.id, 5)  # and no event for each job of before
+        await stores.jobs.request_cancel(last.id)
     assert await seen(stores) == expected == await kept(stores)
     assert [job.id for job in await stores.jobs.live("local")][-1] == ids["queued"]
 
@@ -270,6 +275,17 @@ async def test_an_older_process_leaves_a_newer_layouts_lists_alone(stores: Store
     assert await mended(stores) == 0
     assert await kept(stores) == before
     assert not await stores.redis.exists("fleet:listed")
+
+
+async def test_a_queue_can_be_read_and_emptied_while_redis_is_full(stores: Stores) -> None:
+    job = await submit(stores)
+    await stores.redis.config_set("maxmemory", 1)
+    try:
+        assert [one.id for one in await stores.prompts.queue("local")] == [job.id]
+        assert await stores.jobs.live_count("local") == 1
+        assert await stores.jobs.withdraw("local", await stores.prompts.queued_ids("local")) == 1
+    finally:
+        await stores.redis.config_set("maxmemory", 0)
 
 
 class Held(OlderRuns):

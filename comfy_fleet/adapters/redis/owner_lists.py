@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
-from comfy_fleet.domain.errors import Outdated
+from comfy_fleet.domain.errors import Outdated, StoreRefuses
 
 MEND_S = 30.0
 """Between two comparisons of the lists with the records, in the whole fleet."""
@@ -39,8 +39,8 @@ class OwnerLists:
     async def complete(self, owner: str) -> None:
         """Put the owner's jobs of earlier versions into the lists, once.
 
-        The layout is raised before, so that no earlier version adds jobs afterwards. Under a newer one, the
-        lists stay as they are.
+        The layout is raised before, so that no earlier version adds jobs afterwards. Under a newer one, or
+        if Redis takes nothing now, the lists stay as they are.
         """
         if owner in self._complete:
             return
@@ -61,9 +61,9 @@ class OwnerLists:
             ids = await self._redis.zrange(self._keys.jobs_of(owner), 0, -1)
             for part in parts([raw.decode() for raw in ids], LISTED_AT_ONCE):
                 await self._scripts.begin("list_jobs", owner=owner, ids=part)
-        except Outdated:
+            await self._redis.sadd(self._keys.listed_owners, owner)
+        except (Outdated, StoreRefuses):  # reading goes on
             return False
-        await self._redis.sadd(self._keys.listed_owners, owner)
         return True
 
     async def mend(self, *, every_s: float = MEND_S) -> int:

@@ -238,9 +238,9 @@ local function publish_owner(id, status, run)
     live = redis.call('ZCARD', live_key(f[1])) }))
 end
 
--- Make the lists agree with a job's record, which a version without such lists may have changed, and tell who follows the
--- owner if it had.  Returns the job's list, if any, and whether it had.
-local function mend_job(id, owner)
+-- Make the lists agree with a job's record, which a version without such lists may have changed.  If it had, tell who follows
+-- the owner, unless quiet.  Returns the job's list, if any, and whether it had.
+local function mend_job(id, owner, quiet)
   local f = fields(job_key(id), 'owner', 'status', 'run', 'number')
   if f[1] ~= owner then  -- it was forgotten
     redis.call('ZREM', live_key(owner), id)
@@ -261,7 +261,7 @@ local function mend_job(id, owner)
   else
     changed = redis.call('ZREM', live_key(owner), id) == 1 or was
   end
-  if changed then publish_owner(id, f[2], f[3]) end
+  if changed and not quiet then publish_owner(id, f[2], f[3]) end
   return shown, changed
 end
 
