@@ -6,12 +6,10 @@ import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
 from comfy_fleet.adapters.blobs.disk import DiskBlobs
-from comfy_fleet.adapters.comfyui.answer_limits import AnswerLimits
-from comfy_fleet.adapters.comfyui.node_client import NodeClient
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock, WrongType, connect, subscriber
 from comfy_fleet.adapters.redis.events import RedisEvents
@@ -29,6 +27,9 @@ from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.node_faults import NodeFaults
 from comfy_fleet.settings import Settings
+
+if TYPE_CHECKING:
+    from comfy_fleet.adapters.comfyui.node_client import NodeClient
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +128,12 @@ async def open_beats(settings: Settings) -> AsyncIterator[RedisRunStore]:
         await redis.aclose()
 
 
-def open_nodes(settings: Settings, stores: Stores) -> NodeClient:
+def open_nodes(settings: Settings, stores: Stores) -> "NodeClient":
     """Return a client for all nodes; answers that break a limit count against the node."""
+    # Only some processes talk to nodes, and aiohttp takes a while to import.
+    from comfy_fleet.adapters.comfyui.answer_limits import AnswerLimits
+    from comfy_fleet.adapters.comfyui.node_client import NodeClient
+
     return NodeClient(
         settings.direct_url,
         limits=AnswerLimits(size=settings.node_answer_bytes, seconds=settings.node_answer_s),

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import re
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from comfy_fleet.agent.cleaner import Folders
 from comfy_fleet.agent.host import HostAgent, Member
 from comfy_fleet.agent.metrics import AgentMetrics
 from comfy_fleet.agent.node_source import HttpNodes, NodesSource, WithoutAgent
-from comfy_fleet.agent.supervisor import Supervision, Supervisor
+from comfy_fleet.agent.supervisor import Supervision, Supervisor, host_name
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.nodes.gpu_assessment import Policy
 from comfy_fleet.domain.nodes.host import Joining
@@ -100,12 +99,6 @@ def serve(settings: Settings, options: AgentOptions) -> None:
     """
     give_memory_back()
     uvloop.run(_serve(settings, options))
-
-
-def host_name() -> str:
-    """Return this machine's name, made valid as a node's name."""
-    name = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-_")
-    return name[:40] or "host"
 
 
 def own_address(url: str) -> str:

@@ -15,7 +15,7 @@ from comfy_fleet.domain.nodes.node import Node
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
-_MAX_PAUSE_S = 2.0
+_AGAIN_S, _MAX_PAUSE_S = 0.1, 2.0
 
 
 class NodesSource(Protocol):
@@ -46,7 +46,8 @@ class HttpNodes:
         """
         self._url = f"{api_url.rstrip('/')}/api/v1/nodes?sealed=true"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._backoff = Backoff(first_s=poll_s, longest_s=max(poll_s, _MAX_PAUSE_S))
+        self._poll_s = poll_s
+        self._backoff = Backoff(first_s=min(poll_s, _AGAIN_S), longest_s=max(poll_s, _MAX_PAUSE_S))
         self._transport = transport
 
     async def watch(self) -> AsyncIterator[Sequence[Node]]:
@@ -77,7 +78,7 @@ class HttpNodes:
                     trouble = ""
                     failures = 0
                     yield nodes
-                await asyncio.sleep(self._backoff.pause_s(failures + 1))
+                await asyncio.sleep(self._backoff.pause_s(failures) if failures else self._poll_s)
 
 
 class WithoutAgent:

@@ -164,6 +164,12 @@ class Supervisor:
                 group.create_task(process.run())
 
 
+def host_name() -> str:
+    """Return this machine's name, made valid as a node's name."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-_")
+    return name[:40] or "host"
+
+
 def slots_of(host: str, wanted: str, gpus: Gpus, *, per_gpu: int = 1) -> dict[str, GpuPlace]:
     """Return the nodes to run, by name, with the GPU of each.
 

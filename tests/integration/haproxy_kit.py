@@ -301,7 +301,7 @@ async def running(
     settings = settings or make_settings(data)
     host = HostAgent("central", central=True, ca_file=ca_file, credentials=unsealed, grace_s=stale_s)
     agent = CountingAgent(host, registry, port=settings.agent_port)
-    controller = Controller(settings, registry, poll_s=0.05, **more)
+    controller = Controller(settings, registry, **{"poll_s": 0.05, **more})
     stop = asyncio.Event()
     await agent.start()
     task = asyncio.create_task(controller.run(stop))

@@ -136,6 +136,22 @@ async def test_the_api_is_asked_with_token_and_etag_and_outages_are_survived() -
     assert {request.headers["Authorization"] for request in asked} == {"Bearer t0k"}
 
 
+async def test_an_api_that_starts_is_asked_again_soon() -> None:
+    replies: list[httpx.Response | httpx.ConnectError] = [
+        httpx.ConnectError("refused"),
+        httpx.Response(200, json={"nodes": []}),
+    ]
+
+    def handle(_: httpx.Request) -> httpx.Response:
+        reply = replies.pop(0)
+        if isinstance(reply, httpx.ConnectError):
+            raise reply
+        return reply
+
+    source = HttpNodes("http://api.test/", poll_s=600, transport=httpx.MockTransport(handle))
+    assert await anext(source.watch()) == []
+
+
 def test_a_row_that_can_t_be_read_is_left_out() -> None:
     body = {
         "nodes": [{"name": "BAD", "url": "http://h:1"}, {"url": 3}, None, {"name": "ok", "url": "http://h:1"}]

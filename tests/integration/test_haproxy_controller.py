@@ -137,6 +137,16 @@ async def test_a_stop_that_comes_with_news_is_not_lost(tmp_path: Path, turns: in
         assert done, "it steers on for good"
 
 
+async def test_a_verdict_is_told_when_haproxy_has_it_and_not_at_the_next_look(tmp_path: Path) -> None:
+    registry = FakeNodeRegistry()
+    registry.every_s = 600
+    async with TinyNode("g1") as node, running(tmp_path, registry, poll_s=600) as fleet:
+        await registry.add(Node(name="g1", url=node.url))
+        await fleet.told("g1", "up")
+        await node.__aexit__()
+        await fleet.told("g1", "down")
+
+
 async def test_nothing_is_written_after_the_end(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     slow = tmp_path / "slow-haproxy"

@@ -41,6 +41,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert told.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("comfy_fleet.cli.up.fleet", "aiohttp"), ("comfy_fleet.api.main", "httpx")]
+)
+def test_a_process_loads_no_http_client_that_it_does_not_use(module: str, heavy: str) -> None:
+    code = f"import sys, {module}; print({heavy!r} in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
+
+
 def test_help_names_every_command_and_the_exit_codes() -> None:
     told = fleet("--help")
     assert told.returncode == 0

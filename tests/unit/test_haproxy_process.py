@@ -21,6 +21,24 @@ def said(haproxy: HAProxy, caplog: pytest.LogCaptureFixture, *lines: str) -> lis
     return [str(record.__dict__["line"]) for record in caplog.records]
 
 
+def test_what_it_says_of_its_servers_is_passed_on_as_news(tmp_path: Path) -> None:
+    news: list[int] = []
+    haproxy = HAProxy(
+        "broker",
+        "haproxy",
+        tmp_path / "broker.cfg",
+        tmp_path / "broker.sock",
+        reloads=False,
+        on_start=lambda: None,
+        on_news=lambda: news.append(1),
+    )
+    for line in ("", '{"client": "a request"}', "Server be_pool_1/g1 remains in forced drain mode."):
+        haproxy.take_line(line)
+    assert not news
+    haproxy.take_line("[WARNING]  (1) : Server be_pool_1/g1 is UP/READY (leaving forced maintenance).")
+    assert news == [1]
+
+
 def test_a_drained_server_is_no_news_at_every_check(
     haproxy: HAProxy, caplog: pytest.LogCaptureFixture
 ) -> None:

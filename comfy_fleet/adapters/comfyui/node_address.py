@@ -4,14 +4,15 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import httpx
-
-from comfy_fleet.adapters.comfyui.direct_node import DirectNode
 from comfy_fleet.domain.about import NAME
 from comfy_fleet.domain.errors import BadInput, Conflict, NodeError
 from comfy_fleet.domain.nodes.node import Node, parse_place
 from comfy_fleet.timeouts import Timeout
+
+if TYPE_CHECKING:
+    from comfy_fleet.adapters.comfyui.direct_node import DirectNode
 
 RESOLVE_S = 1.0
 _ANSWER_S = 0.5
@@ -56,7 +57,7 @@ async def check_place(node: Node, registered: Iterable[Node]) -> None:
             )
 
 
-async def answers_as_fleet(node: DirectNode, *, timeout_s: float) -> bool:
+async def answers_as_fleet(node: "DirectNode", *, timeout_s: float) -> bool:
     """Return whether a fleet answers instead of a ComfyUI."""
     try:
         told = await node.json("/api/v1/health", timeout_s=timeout_s)
@@ -72,6 +73,11 @@ def _proxied(node: Node) -> bool:
 async def _is_fleet(node: Node) -> bool:
     if node.sealed:
         return False  # its agent, which knows the password, will report it
+    # The API needs them for nothing else, and httpx takes a while to import.
+    import httpx
+
+    from comfy_fleet.adapters.comfyui.direct_node import DirectNode
+
     try:
         async with Timeout(_ANSWER_S), httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501
             return await answers_as_fleet(DirectNode(node.url, client), timeout_s=_ANSWER_S)

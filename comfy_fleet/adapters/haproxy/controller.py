@@ -1,9 +1,9 @@
 """The controller: keeps both HAProxy processes in agreement with the node registry, without a reload.
 
-Every half second, and at once when the registry changes, it compares HAProxy's state with the wanted state
-and sends the missing commands. So a restarted HAProxy, a lost command and an operator's slip are all repaired
-in the same way. The rendered files follow every change a moment later, so that the next start needs no
-registry.
+Every half second, and at once when the registry changes or HAProxy tells of a server, it compares HAProxy's
+state with the wanted state and sends the missing commands. So a restarted HAProxy, a lost command and an
+operator's slip are all repaired in the same way. The rendered files follow every change a moment later, so
+that the next start needs no registry.
 """
 
 import asyncio
@@ -53,6 +53,9 @@ from comfy_fleet.settings import Settings
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
+
+_NEWS_S = 0.02
+"""How soon it looks after HAProxy's words; later if looks take long, at most a quarter of its time."""
 
 
 class Registry(Protocol):
@@ -124,6 +127,7 @@ class Controller:
             self._files.broker_socket,
             reloads=False,
             on_start=self._broker_started,
+            on_news=self._broker_says,
             prefix=self._prefix,
         )
         self.edge = HAProxy(
@@ -145,6 +149,8 @@ class Controller:
         self._templates: Mapping[str, str] | None = None  # from the start of the process: they fit its code
         self._resolver = Resolver(time.monotonic)
         self._wake = asyncio.Event()
+        self._news: asyncio.TimerHandle | None = None
+        self._look_s = 0.0  # how long the last look took
         self._first = Preflight(self._wake.set, window_s=first_answer_s)
         self._unwritten = asyncio.Event()  # the files may differ from the registry
         self._writing = asyncio.Lock()
@@ -172,8 +178,10 @@ class Controller:
                 return
             tasks: list[asyncio.Task[object]] = []
             try:
-                await self.broker.start()
-                await self.edge.start()
+                started = await asyncio.gather(self.broker.start(), self.edge.start(), return_exceptions=True)
+                for error in started:
+                    if error is not None:
+                        raise error
                 self.ready.set()
                 logger.info("haproxy ready", extra={"port": self._settings.port, "nodes": len(self._nodes)})
                 tasks = [
@@ -337,11 +345,20 @@ class Controller:
         self._map_stale = True
         self._wake.set()
 
+    def _broker_says(self) -> None:
+        if self._news is None:
+            self._news = asyncio.get_running_loop().call_later(max(_NEWS_S, 3 * self._look_s), self._look)
+
+    def _look(self) -> None:
+        self._news = None
+        self._wake.set()
+
     # ---- steering ------------------------------------------------------------------------------------------
 
     async def _steer(self) -> None:
         while True:
             self._wake.clear()
+            began = time.monotonic()
             try:
                 await self._tick()
                 self._trouble = ""
@@ -352,6 +369,7 @@ class Controller:
                     self._trouble = str(error)
                     unexpected = not isinstance(error, FleetError | OSError)
                     logger.warning("steering failed", extra={"reason": str(error)}, exc_info=unexpected)
+            self._look_s = time.monotonic() - began
             with contextlib.suppress(TimeoutError):
                 async with Timeout(self._poll_s):
                     await self._wake.wait()

@@ -59,6 +59,7 @@ class HAProxy:
         *,
         reloads: bool,
         on_start: Callable[[], None],
+        on_news: Callable[[], None] | None = None,
         prefix: str = "",
     ) -> None:
         """Set up.
@@ -70,6 +71,7 @@ class HAProxy:
             socket: Its Runtime API.
             reloads: Run a master that can replace its worker without closing the port.
             on_start: Called whenever it answers after a start.
+            on_news: Called when it says something about itself or its servers, e.g. that one is up.
             prefix: The prefix of its backends' names.
         """
         self.name = name
@@ -78,6 +80,7 @@ class HAProxy:
         self._pid_file = config.with_suffix(".pid")
         self._reloads = reloads
         self._on_start = on_start
+        self._on_news = on_news
         mode = ["-W", "-db"] if reloads else ["-db"]
         self._child = Child(
             f"haproxy {name}", [program, *mode, "-f", str(config)], on_line=self.take_line, stop_timeout_s=5.0
@@ -194,6 +197,8 @@ class HAProxy:
                 facts = {"line": line}
             logger.info("haproxy request", extra=extra | {key: v for key, v in facts.items() if v != ""})
             return
+        if self._on_news is not None:
+            self._on_news()
         # HAProxy's warnings include good news: a server that comes up is normal.
         level = next((level for tag, level in _LEVELS.items() if line.startswith(tag)), logging.INFO)
         if line.rstrip().endswith(_ORDERED):

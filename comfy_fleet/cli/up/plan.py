@@ -9,7 +9,7 @@ from typing import Any
 from comfy_fleet.adapters.comfyui.checkout import Checkout
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
-from comfy_fleet.agent.main import host_name
+from comfy_fleet.agent.supervisor import host_name
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.bootstrap import open_secrets
 from comfy_fleet.cli.exits import Exit, Fail

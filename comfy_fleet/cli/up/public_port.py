@@ -5,10 +5,13 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import ports
-from comfy_fleet.domain.nodes.node import Node
+
+if TYPE_CHECKING:  # every command imports this module
+    from comfy_fleet.domain.nodes.node import Node
 
 USUAL_URL = "http://127.0.0.1:8188"
 _NEXT = 100  # ports to try before the kernel is asked for one
@@ -28,7 +31,7 @@ class PublicPort:
 
 
 def choose(
-    port: int, host: str, *, named: str, nodes: Sequence[Node] = (), kept: int | None = None
+    port: int, host: str, *, named: str, nodes: Sequence["Node"] = (), kept: int | None = None
 ) -> PublicPort:
     """Choose the public port.
 
@@ -67,23 +70,23 @@ def choose(
     return PublicPort(number=number, why=f"port {port} {taken}; the fleet takes port {number}")
 
 
-def next_free(port: int, host: str, nodes: Sequence[Node] = ()) -> int:
+def next_free(port: int, host: str, nodes: Sequence["Node"] = ()) -> int:
     """Return the next port above ``port`` that is free and not a node's."""
     above = range(port + 1, min(port + 1 + _NEXT, 65536))
     found = next((number for number in above if _suits(number, host, nodes)), None)
     return ports.draw(1)[0] if found is None else found
 
 
-def _suits(port: int, host: str, nodes: Sequence[Node]) -> bool:
+def _suits(port: int, host: str, nodes: Sequence["Node"]) -> bool:
     return _node_at(port, host, nodes) is None and ports.is_free(port, host) and not ports.is_claimed(port)
 
 
-def _node_at(port: int, host: str, nodes: Sequence[Node]) -> Node | None:
+def _node_at(port: int, host: str, nodes: Sequence["Node"]) -> "Node | None":
     """Return the node whose ComfyUI has the port on this machine, or would have it if it ran."""
     return next((node for node in nodes if node.address[1] == port and _in_the_way(node, host)), None)
 
 
-def _in_the_way(node: Node, host: str) -> bool:
+def _in_the_way(node: "Node", host: str) -> bool:
     name, port = node.address
     here = [address for address in _addresses(name) if ports.unusable(str(address)) is None]
     if not here:
@@ -101,6 +104,6 @@ def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]
     return []
 
 
-def _words(node: Node) -> str:
+def _words(node: "Node") -> str:
     host, port = node.address
     return f"--node {node.name} ({f'[{host}]' if ':' in host else host}:{port})"
