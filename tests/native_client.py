@@ -21,13 +21,13 @@ class NativeClient:
     def __init__(self, url: str, client_id: str, flags: dict[str, Any] | None = None) -> None:
         self.client_id = client_id
         self.frames: list[Frame] = []
-        self._url = url
+        self.url = url
         self._flags = flags
         self._changed = asyncio.Event()
         self.http = httpx.AsyncClient(base_url=url, timeout=30, verify=_NO_TLS)
 
     async def __aenter__(self) -> Self:
-        address = self._url.replace("http", "ws", 1) + "/ws"
+        address = self.url.replace("http", "ws", 1) + "/ws"
         if self.client_id:
             address += f"?clientId={self.client_id}"
         self.socket: ClientConnection = await websockets.connect(address)

@@ -23,6 +23,7 @@ editor. Each sees what is recorded, as if it were alone. What may differ, and wh
 import asyncio
 import json
 import re
+from base64 import b64decode
 from typing import Any
 
 import httpx
@@ -141,13 +142,15 @@ def answers_apart(name: str, recorded: dict[str, Any], answer: httpx.Response) -
         return [f"{answer.status_code}, not {recorded['status']}: {answer.text[:300]}"]
     body = recorded["body"]
     if isinstance(body, dict) and "base64_head" in body:
-        return [] if answer.content[1:4] == b"PNG" and len(answer.content) > HEAD else ["no picture"]
+        kind = b64decode(body["base64_head"])[:8]  # as PNG and MP4 say what they are
+        alike = answer.content[:8] == kind and len(answer.content) > HEAD
+        return [] if alike else [f"other bytes: {answer.content[:8]!r}"]
     if isinstance(body, str):
         return apart(body, answer.text)
-    was, now = without_texts(body), answer.json()
+    was, now = without_texts(body), without_texts(answer.json())
     if "queue_running" in was:  # the others' prompts are the same person's
-        mine = {item[1] for item in was["queue_running"]}
-        now["queue_running"] = [item for item in now["queue_running"] if item[1] in mine]
+        mine = {item[1] for items in was.values() for item in items}
+        now = {part: [item for item in items if item[1] in mine] for part, items in now.items()}
     if name == UNKNOWN_CLASS:
         was, now = was["node_errors"], now["node_errors"]
     return apart(comparable(name, was), comparable(name, now))

@@ -303,21 +303,25 @@ async def ask_everything(redis_port: int) -> Asked:
         await face.fleet.add_sim("new", comfyui="0.33.0", models=models)
         await face.fleet.verdict("new")
         async with NativeClient(face.url, uuid4().hex) as client:
-            http = client.http
-            done = await prepared(client)
             asked = Asked({}, {}, {})
-            for row in SERVED:
-                for form in BOTH:
-                    if form in row.forms:
-                        asked.served[row, form] = await ask(http, row, form, done)
-                        if row.method == "GET":
-                            path = form + named(row.path, done)
-                            asked.heads[row, form] = await http.head(path)
-                    else:
-                        asked.absent[row.method, row.path, form] = await ask(http, row, form, done)
+            await ask_rows(client, asked)
             for method, path, form in ABSENT:
-                asked.absent[method, path, form] = await http.request(method, form + path)
+                asked.absent[method, path, form] = await client.http.request(method, form + path)
     return asked
+
+
+async def ask_rows(client: NativeClient, asked: Asked) -> None:
+    """Ask a server for every row in each form; GETs also as HEAD."""
+    done = await prepared(client)
+    for row in SERVED:
+        for form in BOTH:
+            answer = await ask(client.http, row, form, done)
+            if form not in row.forms:
+                asked.absent[row.method, row.path, form] = answer
+                continue
+            asked.served[row, form] = answer
+            if row.method == "GET":
+                asked.heads[row, form] = await client.http.head(form + named(row.path, done))
 
 
 @dataclass(frozen=True)
