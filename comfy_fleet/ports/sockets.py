@@ -17,6 +17,7 @@ class ClientSocket:
         open: Whether it is still open.
         shown: The job whose prompt it shows, or None.
         untold: Jobs whose end its client has still to be told.
+        kept_at: When this was written, in Redis's Unix seconds; the store notes it.
     """
 
     owner: str
@@ -26,6 +27,7 @@ class ClientSocket:
     open: bool
     shown: str | None
     untold: tuple[str, ...] = ()
+    kept_at: float = 0.0
 
 
 class SocketStore(Protocol):

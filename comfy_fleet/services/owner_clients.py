@@ -11,12 +11,13 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
-from comfy_fleet.domain.jobs.job import Job, JobStatus, OwnerEvent
+from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus, OwnerEvent
 from comfy_fleet.domain.jobs.shown_prompt import PromptEnd, PromptMessage, Topic
 from comfy_fleet.ports.jobs import ClientFeed, ClientFrame, ClientTaken, Events, JobStore
 from comfy_fleet.ports.sockets import ClientSocket, SocketStore
@@ -99,8 +100,10 @@ class OwnerClients:
                 return None
             await self._feed.follow(client_id)
             before = await self._deps.sockets.last(self.name, client_id)
-            client = self._attached(client_id, socket, receiver, before)
+            missed = await self._missed(client_id, before)
+            client = self._attached(client_id, socket, receiver, missed)
             await self._deps.events.take_client(self.name, client_id, socket)
+            await self.keep()  # if this process dies from now on, others know of the websocket
             return client
         finally:
             self._attaching[client_id] -= 1
@@ -108,8 +111,23 @@ class OwnerClients:
                 del self._attaching[client_id]
             self._close_if_idle()
 
+    async def _missed(self, client_id: str, before: ClientSocket | None) -> list[str]:
+        """Return jobs whose end a client was not told elsewhere, as far as is known."""
+        if before is None or client_id in self._clients:
+            return []
+        missed = list(before.untold)
+        if (
+            before.open
+        ):  # its process has died, or has not noticed yet that it is gone: newer jobs aren't written
+            page = await self._deps.jobs.find(JobFilter(owner=self.name, limit=MOST_UNTOLD))
+            newer = [
+                job for job in page.jobs if job.client_id == client_id and job.created_at >= before.kept_at
+            ]
+            missed += [job.id for job in reversed(newer)]
+        return missed
+
     def _attached(
-        self, client_id: str, socket: str, receiver: Receiver, before: ClientSocket | None
+        self, client_id: str, socket: str, receiver: Receiver, untold: Sequence[str]
     ) -> SocketClient:
         client = self._clients.get(client_id)
         known = client is not None
@@ -118,8 +136,11 @@ class OwnerClients:
         if client.leaving is not None:
             client.leaving.cancel()
             client.leaving = None
+        if client.receiver is not None:  # the client gave it up, or has lost it without our knowing
+            client.missed += client.receiver.untold()
         client.socket, client.newest = socket, False
         client.receiver, client.since = receiver, self._deps.clock()
+        receiver.on_told = partial(self._told, client)
         client.told_live = self._count
         client.told_live_at.append(self._deps.monotonic())
         client.send([client_messages.status(self._count, sid=client_id), *client.view.again()])
@@ -128,12 +149,15 @@ class OwnerClients:
             running = [job_id for job_id in client.jobs if self._live[job_id].status is not JobStatus.QUEUED]
             if running:
                 self._spawn(self._resume(client, running))
-            if before is not None:
-                missed = [job_id for job_id in before.untold if job_id not in self._live]
-        for job_id in missed:
+            missed = [job_id for job_id in untold if job_id not in self._live]
+        for job_id in dict.fromkeys(missed):
             self._end(client, job_id)
         self._note(client)
         return client
+
+    def _told(self, client: SocketClient, job_ids: Sequence[str]) -> None:
+        client.missed = [job_id for job_id in client.missed if job_id not in job_ids]
+        self._note(client)
 
     async def _resume(self, client: SocketClient, running: Sequence[str]) -> None:
         """Show a client that comes anew what runs: as far as the records say, and then its frames."""
@@ -450,7 +474,8 @@ class OwnerClients:
                 self._note(client)
 
     def _kept(self, client: SocketClient) -> ClientSocket:
-        untold = list(dict.fromkeys([*client.missed, *client.ending, *client.jobs]))
+        sent = [] if client.receiver is None else client.receiver.untold()
+        untold = list(dict.fromkeys([*client.missed, *sent, *client.ending, *client.jobs]))
         return ClientSocket(
             owner=self.name,
             client_id=client.client_id,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,15 +20,17 @@ class Receiver(Protocol):
 
     Attributes:
         metadata: Whether its client wants pictures with metadata.
+        on_told: To be called with jobs whose ends its client has certainly got.
     """
 
     metadata: bool
+    on_told: Callable[[Sequence[str]], None]
 
     def send(self, messages: Sequence[ClientMessage]) -> None:
         """Send messages soon and in this order."""
 
     def untold(self) -> Sequence[str]:
-        """Return the jobs whose ends were to be sent and were not."""
+        """Return the jobs whose ends were to be told and, as far as is known, were not."""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class SocketClient:
         view: What it is told.
         frames: What was heard of its jobs.
         ending: Jobs whose end is being read.
-        missed: Jobs that ended while there was no websocket.
+        missed: Jobs whose end was not told: there was no websocket, or it broke.
         told_live: The last ``status``.
         told_live_at: When the last ones were sent, in monotonic seconds.
         risen: Whether it has submitted something since.

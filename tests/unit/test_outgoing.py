@@ -56,6 +56,7 @@ async def test_ends_that_were_not_sent_are_known() -> None:
     sent, waits = ClientMessage(b"1", ends="sent"), ClientMessage(b"2", ends="waits")
     outgoing.send([sent, waits])
     assert await outgoing.next() == sent
+    outgoing.told("sent")
     assert outgoing.untold() == ["waits"]
     outgoing.send([fact(1, size=MOST), ClientMessage(b"3", ends="too much"), fact(2)])
     assert outgoing.full.is_set()
@@ -86,3 +87,20 @@ def test_memory_is_bounded_whatever_comes(sizes: list[tuple[bool, int]]) -> None
             assert outgoing.waiting_bytes <= MOST or len(outgoing) == 1
 
     asyncio.run(fill())
+
+
+async def test_an_end_is_told_once_its_client_is_known_to_have_got_it() -> None:
+    outgoing = Outgoing(MOST)
+    told: list[str] = []
+    outgoing.on_told = told.extend
+    outgoing.send([ClientMessage(str(number).encode(), ends=str(number)) for number in range(5)])
+    for _ in range(4):
+        await outgoing.next()
+    assert outgoing.untold() == ["0", "1", "2", "3", "4"]
+    outgoing.told("1")  # and so what was sent before it
+    assert (told, outgoing.untold()) == (["0", "1"], ["2", "3", "4"])
+    outgoing.told("0")
+    outgoing.told("4")  # what was not sent can't have been read
+    assert (told, outgoing.untold()) == (["0", "1"], ["2", "3", "4"])
+    outgoing.all_told()
+    assert (told, outgoing.untold()) == (["0", "1", "2", "3"], ["4"])

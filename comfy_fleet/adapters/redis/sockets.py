@@ -1,6 +1,7 @@
 """Which websockets clients have, in Redis (port :class:`comfy_fleet.ports.sockets.SocketStore`)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -26,11 +27,13 @@ class RedisSocketStore:
 
     async def keep(self, sockets: Sequence[ClientSocket]) -> None:
         """Write what is so now."""
-        now, _ = await self._redis.time()
+        seconds, micros = await self._redis.time()
+        now = seconds + micros / 1e6
         async with self._redis.pipeline(transaction=False) as pipe:
             for one in sockets:
                 client = hashed(one.client_id)
-                pipe.set(self._keys.socket(client, one.owner), orjson.dumps(one), ex=KEPT_S)
+                kept = orjson.dumps(replace(one, kept_at=now))
+                pipe.set(self._keys.socket(client, one.owner), kept, ex=KEPT_S)
                 if one.open:
                     pipe.zadd(self._keys.sockets(one.owner), {client: now})
                 else:

@@ -2,11 +2,14 @@
 
 A client that reads slowly is first given fewer previews and less progress; the newest of them stay. If what
 it must not miss fills its share of memory, its websocket is closed: it can come again.
+
+What is sent may wait in sockets for ever, and is lost if the connection breaks. So an end counts as told only
+once its client has answered the ping that follows it.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
 
@@ -14,6 +17,8 @@ SPARE_BYTES = 256 * 1024
 """Of what waits; beyond it, what is spare is dropped."""
 _COST = 128
 """Bytes that even the shortest message takes."""
+MOST_SENT = 100
+"""Ends that are remembered until they are told, for a client that answers no ping."""
 
 
 class Outgoing:
@@ -23,6 +28,7 @@ class Outgoing:
         metadata: Whether it wants pictures with metadata.
         waiting_bytes: How much waits.
         full: Set when more waited than may: its websocket has to be closed.
+        on_told: Called with jobs whose ends have been told.
 
     Args:
         most_bytes: Of what waits; one message may be larger if nothing else waits.
@@ -31,11 +37,13 @@ class Outgoing:
     def __init__(self, most_bytes: int) -> None:
         self.metadata = False
         self.full = asyncio.Event()
+        self.on_told: Callable[[Sequence[str]], None] = lambda _: None
         self._most_bytes = most_bytes
         self._waiting: deque[ClientMessage] = deque()
         self.waiting_bytes = 0
         self._came = asyncio.Event()
         self._dropped: list[str] = []
+        self._sent: deque[str] = deque(maxlen=MOST_SENT)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -70,11 +78,27 @@ class Outgoing:
             await self._came.wait()
         one = self._waiting.popleft()
         self.waiting_bytes -= len(one.data) + _COST
+        if one.ends:
+            self._sent.append(one.ends)
         return one
 
+    def told(self, job_id: str) -> None:
+        """Note that the client has got a job's end, and all that was sent before it."""
+        if job_id in self._sent:
+            got = [self._sent.popleft()]
+            while got[-1] != job_id:
+                got.append(self._sent.popleft())
+            self.on_told(got)
+
+    def all_told(self) -> None:
+        """Note that the client has said goodbye: it has got what was sent."""
+        got = list(self._sent)
+        self._sent.clear()
+        self.on_told(got)
+
     def untold(self) -> list[str]:
-        """Return the jobs whose ends were to be sent and were not."""
-        return [*self._dropped, *_ends(self._waiting)]
+        """Return the jobs whose ends were to be told and, as far as is known, were not."""
+        return [*self._sent, *self._dropped, *_ends(self._waiting)]
 
     def _drop_spare(self) -> None:
         self._waiting = deque(one for one in self._waiting if not one.spare)

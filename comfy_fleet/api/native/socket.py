@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +27,8 @@ SIGNED_OUT = 1008
 """Close code ``Policy Violation``: the handshake of who comes again is refused with 401."""
 TOO_SLOW = 1013
 """Close code ``Try Again Later``."""
+_GOODBYES = frozenset({1000, 1001, 1005})
+"""Close codes of clients that have nothing against us: Normal Closure, Going Away, none."""
 GOODBYE_S = 1.0
 """How long a client that may be reading too slowly has to be told why it is let go."""
 
@@ -89,8 +92,9 @@ async def _tell(send: Send, outgoing: Outgoing, d: ApiDeps) -> None:
     """Send what there is to send."""
     while True:
         one = await outgoing.next()
+        more = {"on_read": partial(outgoing.told, one.ends)} if one.ends else {}
         if one.text:
-            await send({"type": "websocket.send", "text": one.data.decode()})
+            await send({"type": "websocket.send", "text": one.data.decode(), **more})
         elif not one.asset:
             await send({"type": "websocket.send", "bytes": one.data})
         elif (data := await _with_asset(one, d)) is not None:
@@ -116,6 +120,8 @@ async def _hear(socket: WebSocket, outgoing: Outgoing, d: ApiDeps) -> None:
         if flags is not None:
             outgoing.metadata = flags.get("supports_preview_metadata") is True
             outgoing.send([client_messages.message("feature_flags", features(d.settings))])
+    if "reason" in message and message["code"] in _GOODBYES:  # the client's own words: it was not cut off
+        outgoing.all_told()
 
 
 def _flags(text: str) -> Mapping[str, Any] | None:
