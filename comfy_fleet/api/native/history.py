@@ -9,12 +9,11 @@ from starlette.responses import Response
 from comfy_fleet.api.deps import deps, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.native.body import ids_in, read_params
-from comfy_fleet.api.native.entries import history_item
 from comfy_fleet.api.native.refusals import PromptRefusal
 from comfy_fleet.api.native.row import row
-from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.jobs.prompt_entries import listed_state
 from comfy_fleet.services.job_queries import is_id, is_prompt_id, prompt_job
+from comfy_fleet.services.prompt_items import history_item
 
 MOST = 1000
 """Prompts that an answer has at most; ``offset`` asks for others."""
@@ -38,11 +37,10 @@ async def get_history(request: Request) -> Response:
             (max(first, last - _CHUNK + 1), last) if newest else (first, min(last, first + _CHUNK - 1))
         )
         ids = await d.prompts.history(who, start, end)
-        jobs = await d.prompts.load([*reversed(ids)] if newest else ids)
-        made = await _entries(request, jobs, left)
+        made, whole = await d.prompt_items.history([*reversed(ids)] if newest else ids, left)
         entries += made
         left -= sum(len(text) for _, text in made)
-        if len(made) < len(jobs):
+        if not whole:
             break
         first, last = (first, start - 1) if newest else (end + 1, last)
     return _object(entries[::-1] if newest else entries)
@@ -67,12 +65,6 @@ async def post_history(request: Request) -> Response:
     jobs = [job for name in names if (job := await prompt_job(d.jobs, who, name)) is not None]
     await d.jobs.hide(who, [job.id for job in jobs])
     return Response()
-
-
-async def _entries(request: Request, jobs: Sequence[Job], most_bytes: int) -> list[tuple[str, bytes]]:
-    """Return the entries of the first jobs, as many as fit, at least one."""
-    contents = await deps(request).prompts.contents(jobs, most_bytes)
-    return [(job.prompt_id, history_item(job, content)) for job, content in zip(jobs, contents, strict=False)]
 
 
 def _range(count: int, most: int | None, offset: int | None) -> tuple[int, int, bool]:

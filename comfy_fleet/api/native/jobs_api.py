@@ -12,7 +12,6 @@ from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.native.body import read_any
-from comfy_fleet.api.native.entries import graph_of
 from comfy_fleet.api.native.refusals import PromptRefusal, plain_answer
 from comfy_fleet.api.native.row import row
 from comfy_fleet.domain.jobs.job import Job, JobStatus
@@ -27,6 +26,7 @@ from comfy_fleet.domain.jobs.prompt_entries import (
 from comfy_fleet.domain.jobs.shown_ui import whole_ui
 from comfy_fleet.ports.prompts import PromptFilter
 from comfy_fleet.services.job_queries import is_id, prompt_job
+from comfy_fleet.services.prompt_items import graph_of
 
 MOST = 1000
 """Jobs that a page has at most, whatever ``limit`` says."""

@@ -1,15 +1,11 @@
 """ComfyUI's interface: /queue."""
 
-from itertools import zip_longest
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api.deps import deps, owner
-from comfy_fleet.api.endpoint import ServedRoute
-from comfy_fleet.api.json import json_response
+from comfy_fleet.api.endpoint import JSON, ServedRoute
 from comfy_fleet.api.native.body import ids_in, read_params
-from comfy_fleet.api.native.entries import queue_item
 from comfy_fleet.api.native.row import row
 from comfy_fleet.services.job_queries import prompt_job
 
@@ -18,10 +14,10 @@ async def get_queue(request: Request) -> Response:
     """Return all of the caller's prompts that run or wait; graphs only as far as they fit into the limit."""
     d = deps(request)
     prompts = await d.prompts.queue(owner(request))
-    contents = await d.prompts.contents(prompts, d.settings.max_listing_bytes)
-    items = [queue_item(*pair) for pair in zip_longest(prompts, contents)]
+    items = await d.prompt_items.queue(prompts, d.settings.max_listing_bytes)
     running = sum(prompt.running for prompt in prompts)
-    return json_response({"queue_running": items[:running], "queue_pending": items[running:]})
+    parts = b",".join(items[:running]), b",".join(items[running:])
+    return Response(b'{"queue_running":[%b],"queue_pending":[%b]}' % parts, media_type=JSON)
 
 
 async def post_queue(request: Request) -> Response:
