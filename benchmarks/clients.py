@@ -122,6 +122,13 @@ class BareClient(_Http):
             {"prompt": trivial_graph(), "client_id": client, "prompt_id": run},
             headers,
         )
+        file = await self._ended(socket, run)
+        if file is None:
+            raise TripFailed("the prompt ended without a picture")
+        return await self.read(f"{base}/view", file, headers)
+
+    async def _ended(self, socket: ClientConnection, run: str) -> dict[str, str] | None:
+        """Wait for a prompt's end; return the last picture that was told."""
         file: dict[str, str] | None = None
         async for message in socket:
             if isinstance(message, bytes):
@@ -136,9 +143,7 @@ class BareClient(_Http):
                 raise TripFailed(data["exception_message"])
             elif frame["type"] == "executing" and data["node"] is None:
                 break
-        if file is None:
-            raise TripFailed("the prompt ended without a picture")
-        return await self.read(f"{base}/view", file, headers)
+        return file
 
 
 class NativeClient(BareClient):
@@ -146,10 +151,13 @@ class NativeClient(BareClient):
 
     Args:
         node: Base URL of a ComfyUI, or of a fleet.
+        history: Ask ``GET /history/ID`` for the files, as ComfyUI's example script does; else take them from
+            the websocket.
     """
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, *, history: bool) -> None:
         super().__init__(node)
+        self._history = history
         self._id = str(uuid4())
         self._socket: ClientConnection | None = None
 
@@ -165,6 +173,18 @@ class NativeClient(BareClient):
         assert self._socket is not None
         async with Timeout(TRIP_S):
             return await self._run(self._socket, self._id, str(uuid4()), self._node, {})
+
+    async def _ended(self, socket: ClientConnection, run: str) -> dict[str, str] | None:
+        file = await super()._ended(socket, run)
+        if not self._history:
+            return file
+        answer = await self.http.get(f"{self._node}/history/{run}")
+        if answer.status_code != 200 or run not in answer.json():
+            raise TripFailed(f"the history answered {answer.status_code} {answer.text[:300]}")
+        for output in answer.json()[run]["outputs"].values():
+            for found in output.get("images", ()):
+                file = found
+        return file
 
 
 class LeaseClient(BareClient):

@@ -44,7 +44,7 @@ def client(spec: Mapping[str, Any]) -> Client:
         case "bare":
             return BareClient(spec["node"])
         case "native":
-            return NativeClient(spec["base"])
+            return NativeClient(spec["base"], history=spec["history"])
         case "lease":
             return LeaseClient(spec["lease"], spec["direct"])
         case "v2":

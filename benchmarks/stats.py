@@ -44,6 +44,15 @@ def median(values: Sequence[float]) -> float:
     return (ordered[middle - 1] + ordered[middle]) / 2
 
 
+def added(values: Sequence[float], to: Sequence[float]) -> "Spread":
+    """Describe by how much values exceed those that were measured beside them, one by one.
+
+    Raises:
+        ValueError: There are none, or not as many.
+    """
+    return Spread.of([one - other for one, other in zip(values, to, strict=True)])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spread:
     """How a set of measured values lies.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.stats import TIMES, Spread, computing, covered, median, percentile
+from benchmarks.stats import TIMES, Spread, added, computing, covered, median, percentile
 
 values = st.lists(st.floats(min_value=0, max_value=1e6), min_size=1, max_size=200)
 
@@ -24,6 +24,13 @@ def test_enough_values_lie_at_or_below_a_percentile(measured: list[float], perce
     at = percentile(measured, percent)
     assert at in measured
     assert sum(value <= at for value in measured) >= percent / 100 * len(measured) - 1e-9
+
+
+def test_what_is_added_is_measured_trip_by_trip() -> None:
+    # A slow minute in which both were slow adds nothing.
+    assert added([1.5, 1.25, 9.5], [1.0, 1.0, 9.0]).p50 == 0.5
+    with pytest.raises(ValueError, match="longer"):
+        added([1.0], [1.0, 2.0])
 
 
 def test_medians_of_odd_and_even_counts() -> None:
