@@ -9,8 +9,8 @@ from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
 
-ANYBODY = -1
-"""Who listens to a job that is no client's: its owner's websockets, which get only some of its frames."""
+ONLY_CLIENTS = -1
+"""Who listens if nobody follows the job itself: its client, or, without one, its owner's websockets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +146,8 @@ class RunStore(Protocol):
     async def frames(self, sent: Sequence[tuple[Claim, Sequence[RawFrame]]]) -> Sequence[int | None]:
         """Publish frames of runs, which are stored nowhere; return for each run how many listen.
 
-        :data:`ANYBODY` if the job is no client's, and nobody but its owner's websockets listens; None if the
-        run's lease is lost: then nothing of it is published.
+        :data:`ONLY_CLIENTS` if nobody follows the job itself; None if the run's lease is lost: then nothing
+        of it is published.
         """
 
     async def output(self, claim: Claim, output: Output) -> None:

@@ -282,6 +282,7 @@ class Execution:
                     return
                 if isinstance(action, Left):
                     self._ui = machine.ui
+                    self._relay.leave(machine.ui_nodes)
                     if self._posted_at is not None and machine.computed:
                         self._took_s = self._tools.now() - self._posted_at
                 await self._act(action)

@@ -5,6 +5,7 @@ the next: the more frames there are, the less each of them costs.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +55,18 @@ class FramePublisher:
         self._spawn = spawn
         self._asked: dict[FrameSource, None] = {}  # in their order
         self._working = False
+        self._hurry = asyncio.Event()
 
-    def ask(self, source: FrameSource) -> None:
-        """Publish soon what a run has."""
+    def ask(self, source: FrameSource, *, hurry: bool = False) -> None:
+        """Publish soon what a run has.
+
+        Args:
+            source: The run.
+            hurry: Whether its end waits for that.
+        """
         self._asked[source] = None
+        if hurry:
+            self._hurry.set()
         if not self._working:
             self._working = True
             self._spawn(self._work())
@@ -66,9 +76,12 @@ class FramePublisher:
         try:
             while self._asked:
                 began = loop.time()
+                self._hurry.clear()
                 if batch := self._batch():
                     await self._publish(batch)
-                    await asyncio.sleep(max(0.0, began + GAP_S - loop.time()))
+                    with contextlib.suppress(TimeoutError):
+                        async with Timeout(max(0.0, began + GAP_S - loop.time())):
+                            await self._hurry.wait()
         finally:
             self._working = False
 

@@ -9,16 +9,16 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from comfy_fleet.domain.jobs.frames import RawFrame, prompt_of
+from comfy_fleet.domain.jobs.frames import NOT_THE_CLIENTS, RawFrame, prompt_of
 from comfy_fleet.domain.jobs.job import Output
 from comfy_fleet.domain.jobs.outputs import find_outputs
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from comfy_fleet.domain.jobs.shown_ui import shown_ui
-from comfy_fleet.ports.runs import ANYBODY, Claim
+from comfy_fleet.ports.runs import ONLY_CLIENTS, Claim
 from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.tasks import start
 from comfy_fleet.timeouts import Timeout
@@ -50,10 +50,12 @@ class _Held:
     """An ``executed`` whose files are not stored yet.
 
     Attributes:
+        node: Of the graph.
         cost: Its share of what may wait.
         frame: What its client is told, once that is known.
     """
 
+    node: str
     cost: int
     frame: RawFrame | None = None
 
@@ -88,8 +90,10 @@ class FrameRelay:
         self._committed = committed
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard, self._listeners, self._known = heard, 0, 0
-        self._only_anybody = False
+        self._only_clients = False
         self._state: dict[str, bytes | bytearray] = {}
+        self._recorded: frozenset[str] = frozenset()
+        self._ending = False
         self._waiting: deque[RawFrame | _Held] = deque()
         self._unsent = self._sending = 0
         self._quiet = asyncio.Event()
@@ -108,7 +112,7 @@ class FrameRelay:
             anew: Whether a listener has just come, and has to be told how far the run is.
         """
         anew = anew or not self._heard
-        self._heard, self._only_anybody = True, False
+        self._heard, self._only_clients = True, False
         self._listeners += 1
         if anew:
             for type_ in _STATE:
@@ -133,14 +137,11 @@ class FrameRelay:
         text = isinstance(frame, Frame)
         data = frame.raw if isinstance(frame, Frame) else frame.data
         anybodys = frame.type in _FOR_ANYBODY if isinstance(frame, Frame) else data.startswith(_TEXT)
-        only: Literal["", "job"] = ""
-        if self.claim.job.client_id is None and not anybodys:
-            if self._only_anybody:
-                return
-            only = "job"
-        elif isinstance(frame, Frame) and frame.type == "executed":
-            only = "job"
-        self._add(RawFrame(run=self.claim.run, data=data, text=text, place=place, only=only))
+        told = _is_told(frame) if isinstance(frame, Frame) else True
+        told = told and (anybodys or self.claim.job.client_id is not None)
+        if told or not self._only_clients:
+            only: Literal["", "job"] = "" if told else "job"
+            self._add(RawFrame(run=self.claim.run, data=data, text=text, place=place, only=only))
         if isinstance(frame, Frame) and frame.type == "executed" and self.claim.job.client_id is not None:
             self._hold(frame)
 
@@ -150,12 +151,13 @@ class FrameRelay:
         What comes behind it waits for a moment, so that the order stays if that is quick. What is too much is
         told from the record at the job's end.
         """
-        if len(frame.raw) > MOST_TOLD_BYTES or not isinstance(frame.data.get("node"), str):
+        node = frame.data.get("node")
+        if len(frame.raw) > MOST_TOLD_BYTES or not isinstance(node, str):
             return
         cost = len(frame.raw) + _COST
         if not self._fits(cost):
             return
-        held = _Held(cost)
+        held = _Held(node, cost)
         self._unsent += cost
         self._wait(held)
         self._tasks.add(task := start(self._tell(held, frame)))
@@ -179,24 +181,39 @@ class FrameRelay:
         data = json.dumps({"type": "executed", "data": {**frame.data, "output": shown}}).encode()
         return RawFrame(run=run, data=data, text=True, only="clients")
 
+    def leave(self, recorded: Collection[str]) -> None:
+        """Note that the run has left its node: soon its end will be told, and with it the results.
+
+        Those that would only be told at the same moment are left to it, so that it waits for nothing. If
+        outputs take longer to be stored, the others are told as before.
+
+        Args:
+            recorded: The nodes of the graph whose results the record will have.
+        """
+        self._recorded = frozenset(recorded)
+        asyncio.get_running_loop().call_later(ORDER_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._recorded = frozenset()
+        self._ask()
+
     def _stored(self, held: _Held, told: RawFrame | None) -> None:
         """Publish an ``executed`` in its place, if that is still kept, or else now; None: not at all."""
         self._unsent -= held.cost
-        place = self._waiting.index(held) if held in self._waiting else None
+        kept = held in self._waiting
         if told is None or not self._heard:
-            if place is not None:
-                del self._waiting[place]
+            if kept:
+                self._waiting.remove(held)
         else:
-            self._unsent += _cost(told)
-            if place is None:
-                self._waiting.append(told)
-            else:
-                self._waiting[place] = told
+            held.frame, held.cost = told, _cost(told)
+            self._unsent += held.cost
+            if not kept:
+                self._waiting.append(held)
         self._ask()
 
     def _pass(self, held: _Held) -> None:
         """Let what is behind an ``executed`` go first."""
-        if held in self._waiting:
+        if held.frame is None and held in self._waiting:
             self._waiting.remove(held)
             self._ask()
 
@@ -235,19 +252,27 @@ class FrameRelay:
     def _ask(self) -> None:
         if self._waiting:
             self._quiet.clear()
-            if isinstance(self._waiting[0], RawFrame):
-                self._publisher.ask(self)
+            if self._next() is not None:
+                self._publisher.ask(self, hurry=self._ending)
         elif not self._sending:
             self._quiet.set()
+
+    def _next(self) -> RawFrame | None:
+        """Return the frame that may be published next, if there is one."""
+        if not self._waiting:
+            return None
+        one = self._waiting[0]
+        if isinstance(one, RawFrame):
+            return one
+        return None if one.node in self._recorded else one.frame
 
     def ready(self, most_bytes: int) -> list[RawFrame]:
         """Return frames to publish now; see :class:`~comfy_fleet.services.frame_publisher.FrameSource`."""
         frames: list[RawFrame] = []
-        waiting = self._waiting
-        while waiting and most_bytes > 0 and isinstance(one := waiting[0], RawFrame):
+        while most_bytes > 0 and (one := self._next()) is not None:
             frames.append(one)
             most_bytes -= len(one.data)
-            waiting.popleft()
+            self._waiting.popleft()
         self._sending += len(frames)
         self._known = self._listeners
         self._ask()
@@ -260,18 +285,24 @@ class FrameRelay:
         if heard is None or (not heard and self._known == self._listeners):
             self._stop()  # the next beat shows it if somebody listens then
         else:
-            self._only_anybody = heard == ANYBODY and self._known == self._listeners
+            self._only_clients = heard == ONLY_CLIENTS and self._known == self._listeners
         self._ask()
 
     def _stop(self) -> None:
         self._heard = False
         self._unsent -= sum(_cost(one) for one in self._waiting if isinstance(one, RawFrame))
+        self._unsent -= sum(one.cost for one in self._waiting if isinstance(one, _Held) and one.frame)
         self._waiting.clear()
 
     async def drain(self) -> None:
         """Wait a moment until the accepted frames are published; all outputs have been committed."""
+        self._ending = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=LAST_S)
+        for one in [one for one in self._waiting if isinstance(one, _Held) and one.node in self._recorded]:
+            self._waiting.remove(one)
+            self._unsent -= one.cost if one.frame else 0
+        self._ask()
         with contextlib.suppress(TimeoutError):
             async with Timeout(LAST_S):
                 await self._quiet.wait()
@@ -281,6 +312,13 @@ class FrameRelay:
         self._stop()
         for task in self._tasks:
             task.cancel()
+
+
+def _is_told(frame: Frame) -> bool:
+    """Return whether a client gets a message as it comes; others it gets in another form, or never."""
+    if frame.type == "executing":
+        return frame.data.get("node", "") is not None
+    return frame.type != "executed" and frame.type not in NOT_THE_CLIENTS
 
 
 def _cost(frame: RawFrame) -> int:

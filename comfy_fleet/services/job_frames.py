@@ -14,7 +14,13 @@ import orjson
 
 from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
-from comfy_fleet.domain.jobs.frames import RawFrame, with_metadata, with_prompt, without_metadata
+from comfy_fleet.domain.jobs.frames import (
+    NOT_THE_CLIENTS,
+    RawFrame,
+    with_metadata,
+    with_prompt,
+    without_metadata,
+)
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Output, OutputKind
 from comfy_fleet.domain.jobs.outputs import FRAME_NAME
 from comfy_fleet.domain.jobs.run_results import BLOCKED
@@ -28,8 +34,6 @@ from comfy_fleet.domain.jobs.shown_prompt import (
 from comfy_fleet.domain.jobs.shown_ui import whole_ui
 
 _TYPE = re.compile(rb'\{\s*"type"\s*:\s*"([^"\\]{1,200})"')
-_NOT_THE_CLIENTS = frozenset({"status", "feature_flags", "logs", "execution_success"})
-"""What a node tells about itself, and an end, which is a fact only once it is in the job's record."""
 _EXPANDED = re.compile(r"(.+?)\.\d+\.\d+\..")
 """A node that another one has made while it ran: ComfyUI shows it as that one."""
 _RUN_FOLDER = re.compile(rb"fleet(?:/|\\\\)[0-9a-f-]{36}(?:/|\\\\)[0-9a-f-]{36}(?:/|\\\\)")
@@ -88,7 +92,7 @@ class JobFrames:
             case "execution_interrupted":
                 self._end = ClientMessage(data)
                 return None
-            case type_ if type_ is None or type_ in _NOT_THE_CLIENTS:
+            case type_ if type_ is None or type_ in NOT_THE_CLIENTS:
                 return None
         return PromptMessage(frame.run, Topic.OTHER, ClientMessage(data))
 

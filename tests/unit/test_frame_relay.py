@@ -12,7 +12,7 @@ from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobStatus, Output
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
-from comfy_fleet.ports.runs import ANYBODY, Claim, RunStore
+from comfy_fleet.ports.runs import ONLY_CLIENTS, Claim, RunStore
 from comfy_fleet.services import frame_publisher, frame_relay
 from comfy_fleet.services.frame_publisher import FramePublisher
 from comfy_fleet.services.frame_relay import BYTES_A_SECOND, MAX_FRAME_BYTES, FrameRelay
@@ -268,7 +268,7 @@ async def test_of_a_job_that_is_no_clients_only_progress_is_for_anybody() -> Non
     ]
     await store.take(*frames)
     assert [frame.only for frame in store.published] == ["job", "", ""]
-    store.listeners = ANYBODY
+    store.listeners = ONLY_CLIENTS
     await store.take(text("progress_state"))
     assert len(await store.take(*frames)) == 2
     store.listeners = 1
@@ -296,6 +296,69 @@ async def test_the_order_stays_if_outputs_are_stored_quickly() -> None:
     await store.relay.drain()
     told = [json.loads(frame.data)["type"] for frame in store.published if frame.only != "job"]
     assert told == ["executing", "executed", "progress"]
+
+
+async def test_what_the_end_tells_at_once_is_not_told_before_it() -> None:
+    store = ClientStore()
+    await store.take(text("executing"))
+    calls = store.calls
+    store.listeners = ONLY_CLIENTS
+    await store.take(text("progress"))
+    store.relay.take(executed({"images": []}), running=True)
+    store.relay.leave({"2"})
+    store.commit.set_result([])
+    for type_ in ("execution_success", "status"):
+        store.relay.take(text(type_), running=True)
+    await asyncio.wait_for(store.relay.drain(), 5)
+    assert (store.told("clients"), store.calls) == ([], calls + 1)
+
+
+async def test_what_the_end_does_not_tell_is_told_before_it() -> None:
+    store = ClientStore()
+    store.relay.take(executed({"images": []}, node="2"), running=True)
+    store.relay.take(executed({"text": ["too long for the record"]}, node="3"), running=True)
+    store.relay.take(text("an_extension's"), running=True)
+    store.relay.leave({"2"})
+    store.commit.set_result([])
+    await store.relay.drain()
+    told = [json.loads(frame.data) for frame in store.published if frame.only != "job"]
+    assert [(one["type"], one["data"].get("node")) for one in told] == [
+        ("executed", "3"),
+        ("an_extension's", None),
+    ]
+
+
+async def test_results_are_told_before_an_end_that_is_far_away() -> None:
+    store = ClientStore()
+    store.relay.take(executed({"images": []}), running=True)
+    store.relay.leave({"2"})
+    store.commit.set_result([])
+    await until(lambda: store.told("clients"), what="another output is still being stored")
+    store.relay.take(executed({"images": []}), running=True)  # the timer of the end is over
+    await store.relay.drain()
+    assert store.told("clients") == ["executed", "executed"]
+
+
+async def test_a_client_is_not_sent_what_a_node_says_about_itself_or_its_end() -> None:
+    store = ClientStore()
+    end = {"prompt_id": "r", "node": None}
+    frames = [text(type_) for type_ in ("status", "feature_flags", "logs", "execution_success", "progress")]
+    frames.append(Frame("executing", end, json.dumps({"type": "executing", "data": end}).encode()))
+    assert len(await store.take(*frames)) == 6  # somebody may follow the job itself
+    assert store.told("") == ["progress"]
+    store.listeners = ONLY_CLIENTS
+    await store.take(*frames)
+    assert await store.take(*frames) == [frames[4].raw]
+
+
+async def test_an_end_does_not_wait_for_the_next_call_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_publisher, "GAP_S", 60.0)
+    monkeypatch.setattr(frame_relay, "LAST_S", 30.0)
+    store = Store()
+    for turn in range(3):
+        store.relay.take(text(str(turn)), running=True)
+        await asyncio.wait_for(store.relay.drain(), 10)
+    assert len(store.published) == 3
 
 
 async def test_results_that_wait_for_their_files_hold_little_memory() -> None:

@@ -19,7 +19,7 @@ from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, 
 from comfy_fleet.domain.jobs.output_names import NodeFile, NumberGroup, OutputId, SavedFile, place_of
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.ports.runs import ANYBODY, Beat, Claim, Held, Refused, Waiting
+from comfy_fleet.ports.runs import ONLY_CLIENTS, Beat, Claim, Held, Refused, Waiting
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -437,4 +437,4 @@ def _heard(claim: Claim, answer: Sequence[int] | int) -> int | None:
     if isinstance(answer, int):
         return None
     followers, clients = answer
-    return ANYBODY if claim.job.client_id is None and clients and not followers else followers + clients
+    return ONLY_CLIENTS if clients and not followers else followers + clients

@@ -22,6 +22,8 @@ from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 MAX_METADATA_BYTES, MAX_LINE_BYTES = 64 * 1024, 64 * 1024
 """Most bytes of a picture's metadata or of a line of text. A frame may be far larger, and decoding takes
 several times as much memory."""
+NOT_THE_CLIENTS = frozenset({"status", "feature_flags", "logs", "execution_success"})
+"""What a node tells about itself, and an end, which is a fact only once it is in the job's record."""
 _SMALL = 1024 * 1024
 _ONE, _FOUR = (1).to_bytes(4, "big"), (4).to_bytes(4, "big")
 _JPEG, _PNG, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"

@@ -7,6 +7,7 @@ it as on its node; the output that has its bytes has the same node, key and plac
 """
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 MAX_UI_BYTES = 256 * 1024
@@ -34,6 +35,11 @@ class RawUi:
         if (cost := _NODE_BYTES + len(text)) <= self._room:
             self._room -= cost
             self._texts[node_id] = text
+
+    @property
+    def nodes(self) -> Collection[str]:
+        """The nodes of the graph whose part was kept."""
+        return self._texts.keys()
 
     def dump(self) -> str:
         """Return a JSON object of it by node id, in order of arrival; empty if there is nothing."""

@@ -18,7 +18,7 @@ This module is longer than others because the rules only make sense next to each
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
@@ -271,6 +271,11 @@ class Run:
     def ui(self) -> str:
         """What the graph's nodes have returned so far, as JSON by node id; empty if nothing."""
         return self._seen.ui.dump()
+
+    @property
+    def ui_nodes(self) -> Collection[str]:
+        """The nodes that :attr:`ui` is of."""
+        return self._seen.ui.nodes
 
     @property
     def computed(self) -> bool:
