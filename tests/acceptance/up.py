@@ -27,7 +27,9 @@ class Up:
     process: subprocess.Popen[bytes]
 
 
-def start_fleet(data: Path, *arguments: str, env: dict[str, str] | None = None) -> Up:
+def start_fleet(
+    data: Path, *arguments: str, env: dict[str, str] | None = None, within_s: float = START_S
+) -> Up:
     """Start ``fleet up`` and wait until a job could run."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -45,7 +47,7 @@ def start_fleet(data: Path, *arguments: str, env: dict[str, str] | None = None) 
     log = (data.parent / f"{data.name}.log").open("wb")
     process = subprocess.Popen(mortal(command), stdout=log, stderr=log, env={**os.environ, **(env or {})})
     log.close()
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + within_s
     while True:
         try:
             if httpx.get(f"{url}/api/v1/ready").status_code == 200:

@@ -1,90 +1,28 @@
-"""Run published clients, unmodified, against several servers, and show in a table what worked."""
+"""Try published clients, unmodified, on single ComfyUIs and on fleets, and show which of them work."""
 
 import argparse
 import asyncio
-import itertools
+import os
 import shutil
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
+from tests.clients.board import ALONE, FAILS, WORKS, Board, Client, Use
 from tests.clients.caller import Caller
-from tests.clients.graphs import color_of
 from tests.clients.published import PUBLISHED, Published, examples, install, picture
 from tests.clients.relay import relay
-from tests.clients.sequences import SEQUENCES
+from tests.clients.sequences import SEQUENCES, SOCKET_ONLY
+from tests.clients.servers import Column, Home, columns, running
 
-Use = Callable[[Caller, int, Path], Awaitable[bytes]]
-"""Makes a picture of a color as one person; the folder is for its files."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server and who uses it: two people, or twice the one that a server without keys knows."""
-
-    name: str
-    people: tuple[Caller, Caller]
-
-    @classmethod
-    def of(cls, text: str) -> "Server":
-        """Read ``NAME=http://HOST:PORT`` or ``NAME=http://KEY,KEY@HOST:PORT``."""
-        name, _, address = text.partition("=")
-        parts = urlsplit(address)
-        if not name or parts.scheme != "http" or not parts.hostname:
-            raise argparse.ArgumentTypeError(f"{text!r}: write NAME=http://[KEY,KEY@]HOST:PORT")
-        url = f"http://{parts.netloc.rpartition('@')[2]}"
-        keys = parts.username.split(",") if parts.username else ["", ""]
-        if len(keys) != 2:
-            raise argparse.ArgumentTypeError(f"{text!r}: give two keys with a comma between, or none")
-        return cls(name, (Caller(url, keys[0]), Caller(url, keys[1])))
-
-
-class Board:
-    """Runs every client against every server and keeps what came of it."""
-
-    def __init__(self, folder: Path, servers: Sequence[Server], clients: dict[str, Use]) -> None:
-        self._folder = folder
-        self._servers = servers
-        self._clients = clients
-        self._colors = itertools.count(0x112233, 0x010203)
-        self.failures: list[str] = []
-
-    async def fill(self) -> Table:
-        """Run everything, one client at a time, each as one person and as two at once."""
-        table = Table("client", *(server.name for server in self._servers), title="client × server")
-        for name, use in self._clients.items():
-            cells = []
-            for server in self._servers:
-                alone = await self._try(name, server, use, server.people[:1])
-                both = await self._try(name, server, use, server.people)
-                cells.append(
-                    "works" if alone and both else "[red]fails[/red]" if not alone else "[red]alone[/red]"
-                )
-            table.add_row(name, *cells)
-        return table
-
-    async def _try(self, name: str, server: Server, use: Use, people: Sequence[Caller]) -> bool:
-        async def one(number: int, me: Caller) -> None:
-            color = next(self._colors) & 0xFFFFFF
-            slug = "".join(letter if letter.isalnum() else "-" for letter in name)
-            folder = self._folder / server.name / f"{slug}-{len(people)}{number}"
-            found = color_of(await use(me, color, folder))
-            assert found == color, f"got somebody else's picture: {found:06x}, not {color:06x}"
-
-        done = await asyncio.gather(*(one(*each) for each in enumerate(people)), return_exceptions=True)
-        errors = [error for error in done if error is not None]
-        how = "alone" if len(people) == 1 else "two at once"
-        self.failures += [
-            f"{name}, {server.name}, {how}: {type(error).__name__}: {error}" for error in errors
-        ]
-        sys.stderr.write(f"{name}, {server.name}, {how}: {'fails' if errors else 'works'}\n")
-        return not errors
+STYLES = {WORKS: "green", ALONE: "yellow", FAILS: "bold red"}
+NARROW = 80  # columns of a terminal, and of a file
 
 
 def _called(sequence: Callable[[Caller, int], Awaitable[bytes]]) -> Use:
@@ -104,33 +42,102 @@ def _run(client: Published, installed: Path) -> Use:
     return use
 
 
+def _clients(folder: Path, homes: Sequence[Home]) -> list[Client]:
+    # All versions of ComfyUI have the same examples, and the last home is the newest.
+    published = (*(examples(homes[-1].folder) if homes else ()), *PUBLISHED)
+    found = [
+        Client(one.name, _run(one, folder), saves=one.saves, one_prompt=one.one_prompt) for one in published
+    ]
+    called = [Client(name, _called(use), saves=name not in SOCKET_ONLY) for name, use in SEQUENCES.items()]
+    return found + called
+
+
+def _homes() -> list[Home]:
+    """Return the ComfyUIs that the environment names, the older one first."""
+    found = []
+    for prefix in ("COMFYUI", "COMFYUI_OTHER"):
+        folder = os.environ.get(f"{prefix}_HOME")
+        if folder:
+            found.append(Home(Path(folder).absolute(), os.environ.get(f"{prefix}_PYTHON", "")))
+    return sorted(found, key=lambda home: [int(part) for part in home.version.split(".") if part.isdigit()])
+
+
+def _table(words: dict[str, dict[str, str]], clients: Sequence[Client]) -> Table:
+    table = Table("client", *words, box=None, padding=(0, 1, 0, 0), row_styles=("", "dim"))
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    for client in clients:
+        cells = [column.get(client.name, "-") for column in words.values()]
+        table.add_row(client.name, *(f"[{STYLES[one]}]{one}[/]" if one in STYLES else one for one in cells))
+    return table
+
+
+def _try_all(board: Board, servers: Sequence[Column], clients: Sequence[Client]) -> dict[str, dict[str, str]]:
+    """Start one server after the other and try everything there; returns words by column and client."""
+    words: dict[str, dict[str, str]] = {}
+    for number, column in enumerate(servers, start=1):
+        name = " ".join(column.name.split())
+        words[column.name] = {}
+        board.tell(f"[{number}/{len(servers)}] {name}: starts")
+        try:
+            with column.start() as server:
+                words[column.name] = asyncio.run(board.column(server, clients))
+        except (AssertionError, OSError, pytest.fail.Exception) as error:
+            board.failures.append(f"{name}: {type(error).__name__}: {error}")
+            board.tell(f"{name}: it could not be tried: {error}")
+    return words
+
+
 def main() -> int:
-    """Read the command line, run, show the table; returns the exit status."""
+    """Read the command line, try everything, show the table; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/try-clients", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the clients are installed")
-    parser.add_argument("servers", nargs="+", type=Server.of, metavar="NAME=http://[KEY,KEY@]HOST:PORT")
-    parser.add_argument(
-        "--comfyui", type=Path, metavar="DIR", help="a ComfyUI folder, for its script examples"
-    )
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="WORD", help="clients whose name has it"
-    )
+    parser.add_argument("--folder", type=Path, default=Path(".try-clients"), metavar="DIR")
+    parser.add_argument("--only", action="append", default=[], metavar="WORD")
+    parser.add_argument("--on", action="append", default=[], metavar="WORD")
+    parser.add_argument("servers", nargs="*", type=running, metavar="NAME=http://[KEY,KEY@]HOST:PORT")
     chosen = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else NARROW, highlight=False)
+
+    def tell(line: str) -> None:
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        sys.stderr.flush()
+
+    homes = _homes()
+    servers = [
+        one
+        for one in chosen.servers or columns(homes)
+        if not chosen.on or any(word in " ".join(one.name.split()) for word in chosen.on)
+    ]
     folder = chosen.folder.absolute()
+    clients = [
+        one
+        for one in _clients(folder, homes)
+        if not chosen.only or any(word in one.name for word in chosen.only)
+    ]
+    if not servers or not clients:
+        parser.error("nothing is chosen: no server or no client has that word in its name")
     folder.mkdir(parents=True, exist_ok=True)
+    tell(f"{len(clients)} clients on {len(servers)} servers; installing what is missing in {folder}")
     install(folder)
-    published = (*(examples(chosen.comfyui.absolute()) if chosen.comfyui else ()), *PUBLISHED)
-    clients = {client.name: _run(client, folder) for client in published}
-    clients |= {name: _called(sequence) for name, sequence in SEQUENCES.items()}
-    if chosen.only:
-        clients = {name: use for name, use in clients.items() if any(word in name for word in chosen.only)}
     shutil.rmtree(folder / "runs", ignore_errors=True)
-    board = Board(folder / "runs", chosen.servers, clients)
-    table = asyncio.run(board.fill())
+    board = Board(folder / "runs", tell)
+    words = _try_all(board, servers, clients)
     for failure in board.failures:
-        sys.stdout.write(f"{failure}\n\n")
-    Console(width=200 if not sys.stdout.isatty() else None).print(table)
-    return 1 if board.failures else 0
+        console.print(f"{failure}\n", markup=False)
+    console.print(_table(words, clients))
+    if not homes and not chosen.servers:
+        console.print(
+            "\nCOMFYUI_HOME and COMFYUI_OTHER_HOME name no ComfyUI: only simulated nodes were tried."
+        )
+    good = all(one != FAILS for column in words.values() for one in column.values())
+    known = {client.name for client in clients if client.one_prompt}
+    alone = [
+        name
+        for column in words.values()
+        for name, word in column.items()
+        if word == ALONE and name not in known
+    ]
+    return 0 if good and not alone and all(words.values()) else 1
 
 
 if __name__ == "__main__":

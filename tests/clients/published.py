@@ -26,32 +26,44 @@ class Published:
         driver: A file in ``drivers``.
         argument: What the driver gets after the address, the key and the folder.
         relayed: Whether the client can't show a key, and needs a relay that does.
+        saves: Whether the picture that it gets is a saved file, byte for byte.
+        one_prompt: Whether it stops when its person has a second prompt at work.
     """
 
     name: str
     driver: str
     argument: str = ""
     relayed: bool = False
+    saves: bool = True
+    one_prompt: bool = False
 
 
 PUBLISHED = (
     Published("comfy run (API format)", "use_comfy_cli.py", "graph.json", relayed=True),
     Published("comfy run (UI format)", "use_comfy_cli.py", "editor.json", relayed=True),
+    Published("@artifyfun/comfy-ui-client", "use_artifyfun.mjs"),
     Published("@saintno/comfyui-sdk", "use_saintno.mjs"),
     Published("@stable-canvas/comfyui-client", "use_stable_canvas.mjs"),
     Published("comfy-api-simplified", "use_comfy_api_simplified.py"),
-    Published("comfy-script", "use_comfy_script.py"),
+    Published("comfy-script", "use_comfy_script.py", saves=False),  # it decodes it
     Published("comfy-toolkit", "use_comfy_toolkit.py"),
     Published("comfy-ui-client", "use_comfy_ui_client.mjs"),
-    Published("comfyui-utils", "use_comfyui_utils.py"),
+    Published("comfyapi", "use_comfyapi.py", relayed=True),
+    Published("comfykit", "use_comfykit.py"),
+    Published("comfyui-utils", "use_comfyui_utils.py", one_prompt=True),
+    Published("comfyui-workflow-client", "use_comfyui_workflow_client.py", saves=False),
     Published("comfyui-xy", "use_comfyui_xy.py"),
+    Published("pycomfy", "use_pycomfy.py", relayed=True, saves=False),
 )
 
 
 def examples(home: Path) -> tuple[Published, ...]:
     """Return ComfyUI's own script examples."""
     found = sorted((home / "script_examples").glob("*.py"))
-    return tuple(Published(f"ComfyUI: {one.stem}", "comfyui_example.py", str(one)) for one in found)
+    return tuple(
+        Published(f"ComfyUI: {one.stem}", "comfyui_example.py", str(one), saves="ws_images" not in one.stem)
+        for one in found
+    )
 
 
 def packages() -> dict[str, str]:

@@ -227,6 +227,8 @@ SEQUENCES = {
     "plain websocket, SaveImageWebsocket": plain_websocket,
 }
 """By the name that tables show."""
+SOCKET_ONLY = {"Krita AI Diffusion (calls)", "plain websocket, SaveImageWebsocket"}
+"""Those of which no file is saved."""
 
 
 def _named(image: dict[str, Any]) -> dict[str, str]:
