@@ -2,7 +2,8 @@
 
 Each recording is replayed on a fleet of simulated nodes of its version by three clients at the same time, all
 of one owner: a script in the recorded form, another one with ``/api`` in front of every path, and today's
-editor. Each sees what is recorded, as if it were alone. What may differ, and why:
+editor. Each sees what is recorded, as if it were alone. A simulated node without a graph's classes plays the
+recorded run (``played_runs``). What may differ, and why:
 
 - ``status``: the fleet sends at most a few a second, and they count all prompts of the owner, as ``/queue``
   lists them: one of each client at most;
@@ -24,6 +25,7 @@ import asyncio
 import json
 import re
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -35,6 +37,7 @@ from tests.contract.test_sim_recordings import (
     GAP,
     HEAD,
     LISTS,
+    NEW,
     NOT_SIMULATED,
     OLD,
     ORDER,
@@ -47,6 +50,7 @@ from tests.contract.test_sim_recordings import (
     without_texts,
 )
 from tests.integration.native.clients_at_once import Editor, Script
+from tests.integration.native.played_runs import play, write_classes
 from tests.integration.native.socket_kit import faced
 
 RUN_AGAIN = ("cached_rerun", "intermediate_output_cached")
@@ -60,15 +64,18 @@ NOT_KEPT = ("executed", "current_inputs", "current_outputs")
 
 @pytest.mark.parametrize("version", FOLDERS)
 async def test_recordings_look_the_same_to_each_of_several_clients(
-    version: str, redis: Redis, redis_port: int
+    version: str, redis: Redis, redis_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     different: list[str] = []
-    options = {"comfyui": version, "models": RECORDED_MODELS}
+    options: dict[str, Any] = {"comfyui": version, "models": RECORDED_MODELS}
+    if version == NEW:
+        options["object_info"] = write_classes(tmp_path / "classes.json")
+        play(monkeypatch, NOT_SIMULATED)
     async with faced(redis_port, "g1", "g2", "g3", sim=options) as face:
         for sim in face.fleet.sims.values():
             upload(sim)
         for name in ORDER[version]:
-            if name in (GAP, *LISTS, *NOT_SIMULATED):
+            if name in (GAP, *LISTS):
                 continue
             clients: list[Script | Editor] = [
                 Script(face.url, "", 1),
