@@ -77,7 +77,7 @@ async def test_a_prompt_is_told_as_a_comfyui_tells_it_and_its_files_are_there(re
 
 
 async def test_a_chosen_prompt_id_of_any_form_is_in_every_message(redis_port: int) -> None:
-    name = 'one "of" mine\\ \u00e9'
+    name = 'one "of" mine \u00e9'
     async with faced(redis_port, "g1", sim={"previews": True, "models": with_model(1)}) as fleet:
         client = await fleet.client()
         await client.socket.send(
