@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ STACK = DOCKER / "stack.yaml"
 IMAGES = {"fleet": DOCKER / "Dockerfile", "comfyui": DOCKER / "comfyui" / "Dockerfile"}
 
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Z0-9_]+)(?::-(?P<default>[^}]*))?\})")
+
+
+_yaml = cache(yaml.safe_load)  # by the text; what it returns is copied before anybody changes it
 
 
 def interpolate(value: Any, variables: Mapping[str, str]) -> Any:
@@ -38,7 +42,7 @@ def interpolate(value: Any, variables: Mapping[str, str]) -> Any:
 
 def load(path: Path, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return a Compose file with its merges and variables resolved."""
-    found: dict[str, Any] = interpolate(yaml.safe_load(path.read_text()), variables or {})
+    found: dict[str, Any] = interpolate(_yaml(path.read_text()), variables or {})
     return found
 
 

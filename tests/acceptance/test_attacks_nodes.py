@@ -24,7 +24,8 @@ FRAME_LIMIT = 8 * MIB
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """Two quick nodes; the second one gets no jobs itself: it is what a hostile one passes on to."""
     folder = tmp_path_factory.mktemp("hostile") / "data"
-    env = {"FLEET_NODE_FRAME_BYTES": str(FRAME_LIMIT)}
+    # With one fault a node is out after four runs in a row, which take seconds each.
+    env = {"FLEET_NODE_FRAME_BYTES": str(FRAME_LIMIT), "FLEET_QUARANTINE_FAULTS": "1"}
     up = start_fleet(folder, "--nodes", "2", "--job-seconds", "0.1", env=env)
     behind = [node for node in nodes(up) if node["simulated"]][1]
     assert httpx.post(f"{up.url}/api/v1/nodes/{behind['name']}/drain").status_code == 200
@@ -148,10 +149,9 @@ def test_a_bad_answer_costs_the_node_and_nobody_else(up: Up, evil: HostileNode, 
         evil.frames = []
     id_ = submit(up, "evil", 1) if call in ("/prompt", "/history/") else ""
     if call == "/object_info":
-        for _ in range(2):
-            answer = httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60)
-            assert answer.status_code == 502, answer.text
-            assert "/object_info" in answer.json()["error"]["message"]
+        answer = httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60)
+        assert answer.status_code == 502, answer.text
+        assert "/object_info" in answer.json()["error"]["message"]
     if call == "/history/":
         wait(lambda: call in "".join(evil.asked), up)
         while not out(up):  # one run's own texts may be too much: it takes many of them
