@@ -41,7 +41,7 @@ async def respond(
     Raises:
         HttpError: 404 if the bytes are gone.
     """
-    etag = f'"{asset.hash}"'
+    etag = etag_of(asset)
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
@@ -93,12 +93,23 @@ async def respond(
     return StreamingResponse(chunks, status, headers=headers)
 
 
+def etag_of(asset: Asset) -> str:
+    """Return what is equal for equal bytes, as a header has it."""
+    return f'"{asset.hash}"'
+
+
 def is_known(request: Request, etag: str) -> bool:
     """Return whether the caller has what this tag stands for."""
     header = request.headers.get("if-none-match")
     if header is None:
         return False
     return header.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
+
+
+def is_expected(request: Request, etag: str) -> bool:
+    """Return whether ``If-Match``, if there is one, allows what this tag stands for."""
+    header = request.headers.get("if-match")
+    return header is None or header.strip() == "*" or etag in map(str.strip, header.split(","))
 
 
 def _media_type(kind: str) -> str:

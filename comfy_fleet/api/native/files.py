@@ -82,6 +82,7 @@ async def view(request: Request) -> Response:
             except NoSuchForm as error:
                 if not form.preview:
                     raise _Refused(400, str(error)) from None
+        _check_expected(request, asset)
         shown_as = _shown_as(name, kind, request.headers.get("sec-fetch-dest"))
         response = await asset_response.respond(request, asset, d.assets, shown_as=shown_as)
     except _Refused as refused:
@@ -91,6 +92,11 @@ async def view(request: Request) -> Response:
     if response.status_code == 416:
         return Response(status_code=416, headers={"Content-Range": response.headers["Content-Range"]})
     return response
+
+
+def _check_expected(request: Request, asset: Asset) -> None:
+    if not asset_response.is_expected(request, asset_response.etag_of(asset)):
+        raise _Refused(412, "the file is not what If-Match names")
 
 
 async def _viewed(d: ApiDeps, who: str, query: dict[str, str]) -> tuple[Asset, str, str]:

@@ -99,6 +99,48 @@ async def test_ranges_and_tags_are_heeded(api: Api) -> None:
         assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.parametrize("path", ["/view", "/api/view"])
+async def test_a_file_is_shown_only_if_it_is_what_is_asked_for(api: Api, path: str) -> None:
+    await sent(api, b"0123456789", "a.bin")
+    query = {"filename": "a.bin", "type": "input"}
+    tag = (await api.client.get(path, params=query)).headers["etag"]
+    for method in ("GET", "HEAD"):
+        for asked, status in ((tag, 200), ("*", 200), (f'"x", {tag}', 200), ('"x"', 412), (f"W/{tag}", 412)):
+            answer = await api.client.request(method, path, params=query, headers={"If-Match": asked})
+            assert answer.status_code == status, (method, asked)
+            assert answer.content == (b"0123456789" if (method, status) == ("GET", 200) else b"")
+    both = {"If-None-Match": tag, "Range": "bytes=0-1"}
+    assert (await api.client.get(path, params=query, headers=both)).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "data"),
+    [
+        ("bytes=0-0", 206, b"0"),
+        ("bytes=9-100", 206, b"9"),
+        ("bytes=-3", 206, b"789"),
+        ("bytes=-100", 206, b"0123456789"),
+        ("bytes=10-", 416, b""),
+        ("bytes=-0", 416, b""),
+        ("bytes=99999999999999999999-", 416, b""),
+        ("bytes=0-1,3-4", 200, b"0123456789"),
+        ("bytes=5-2", 200, b"0123456789"),
+        ("bytes=", 200, b"0123456789"),
+        ("items=0-1", 200, b"0123456789"),
+    ],
+)
+async def test_a_range_that_can_not_be_read_gets_everything(
+    api: Api, wanted: str, status: int, data: bytes
+) -> None:
+    await sent(api, b"0123456789", "a.bin")
+    answer = await api.client.get(
+        "/view", params={"filename": "a.bin", "type": "input"}, headers={"Range": wanted}
+    )
+    assert (answer.status_code, answer.content) == (status, data)
+    if status == 416:
+        assert answer.headers["content-range"] == "bytes */10"
+
+
 async def test_other_bytes_get_a_number_and_overwriting_replaces(api: Api) -> None:
     made = [
         (await sent(api, data, "é x.tar.png", subfolder="s"))["name"] for data in (b"1", b"2", b"1", b"2")

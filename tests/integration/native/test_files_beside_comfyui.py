@@ -242,6 +242,45 @@ async def test_refusals_are_alike(both: Both, prefix: str) -> None:
     assert ours.json() == theirs.json()
 
 
+# As they stand in the address: what is encoded twice is a name with a percent sign.
+NAMES = (
+    *("%2e%2e%2fa.bin", "..%2fa.bin", "%252e%252e%252fa.bin", "..%5ca.bin", "%5c..%5ca.bin", "x%2F..a"),
+    *("%2Fetc%2Fpasswd", "%252Fetc%252Fpasswd", "C%3A%5Cx", "~%2Fa.bin", "file:///etc/passwd"),
+    *("a.bin%00", "a.bin%00.png", "%00", "a%0d%0aX:y", "%ff%fe", "%20", "%F0%9F%98%80"),
+    *("./a.bin", ".", "%2E", "a.bin/", "a.bin%2F.", "a.bin%20%5Binput%5D", "a.bin::$DATA", "nul"),
+    *("a" * 300, "x/" * 3000, "blake3:"),
+)
+SUBFOLDERS = (
+    *("..", "%2e%2e", "../..", "%2Fetc", "%252e%252e", "..%5c", "%00", "~", "x" * 3000),
+    *("P/..", "P/../P", "./P", "P%00", "P/.", "P//", "P/../.."),
+)
+TYPES = ("", "Input", "INPUT", "input%00", "input/", "../input", "models", "user", "output%20")
+CHANGED = (
+    *("preview", "preview=", "preview=webp;0", "preview=webp;-1", "preview=WEBP;90", "preview=webp;90;5"),
+    *("channel", "channel=", "channel=A", "channel=RGB", "preview=jpeg;90&channel=rgba"),
+    *("preview=jpeg&channel=rgb",),
+)
+
+
+async def test_odd_addresses_are_answered_alike(both: Both, prefix: str) -> None:
+    await both.upload(b"0123456789", "a.bin", subfolder=prefix)
+    await both.upload(pictures()["rgba.png"], "p.png", subfolder=prefix)
+    for name in NAMES:
+        await both.same("GET", f"/view?filename={name}&type=input&subfolder={prefix}")
+    for subfolder in SUBFOLDERS:
+        await both.same("GET", f"/view?filename=a.bin&type=input&subfolder={subfolder.replace('P', prefix)}")
+    for kind in TYPES:
+        await both.same("GET", f"/view?filename=a.bin&type={kind}&subfolder={prefix}")
+    for form in CHANGED:
+        picture = f"/view?filename=p.png&type=input&subfolder={prefix}&{form}"
+        for method in ("GET", "HEAD"):
+            await both.same(method, picture)
+    here = f"/view?filename=a.bin&type=input&subfolder={prefix}"
+    for more in ({"If-Match": '"x"'}, {"If-Match": "*"}, {"If-None-Match": '"x"'}, {"If-None-Match": "*"}):
+        for method in ("GET", "HEAD"):
+            await both.same(method, here, headers=more)
+
+
 async def test_masks_are_joined_alike(both: Both, prefix: str) -> None:
     made = pictures()
     mask = saved(Image.merge("RGBA", [Image.effect_noise((40, 30), 60)] * 4))
