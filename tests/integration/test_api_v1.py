@@ -16,6 +16,7 @@ from comfy_fleet.adapters.redis.rq_worker import RqWorker
 from comfy_fleet.domain.graphs.inventory import parse
 from comfy_fleet.domain.jobs.job import JobError, JobStatus
 from comfy_fleet.domain.nodes.node import Reading
+from comfy_fleet.services import node_life
 from comfy_fleet.settings import packaged
 from tests.factories import GRAPH
 from tests.integration.api_kit import Api, code, running, upload
@@ -403,7 +404,8 @@ async def test_without_nodes_there_is_a_503(redis_port: int, redis: Redis, tmp_p
         assert int(answer.headers["retry-after"]) >= 1
 
 
-async def test_nodes(api: Api) -> None:
+async def test_nodes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_life, "RELEASE_S", 0.5)  # no dispatcher is there that would give the job back
     body = {"name": "g2", "url": "http://10.0.0.2:8188", "weight": 50, "labels": {"gpu": "L40S"}, "zone": "a"}
     added = await api.client.post("/api/v1/nodes", json=body)
     assert added.status_code == 201
