@@ -40,7 +40,7 @@ KEEP_S, REFRESH_S = 0.1, 30.0
 MOST_UNTOLD = 100
 MOST_OVER = 32_768
 """Jobs whose end is remembered; more than events that may wait to be read."""
-_A_TURN = 256
+_A_TURN, _TURNS = 256, 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +120,14 @@ class OwnerClients:
             before.open
         ):  # its process has died, or has not noticed yet that it is gone: newer jobs aren't written
             page = await self._deps.jobs.find(JobFilter(owner=self.name, limit=MOST_UNTOLD))
-            newer = [
-                job for job in page.jobs if job.client_id == client_id and job.created_at >= before.kept_at
-            ]
-            missed += [job.id for job in reversed(newer)]
+            newer = [job for job in reversed(page.jobs) if job.created_at >= before.kept_at]
+            missed += [job.id for job in newer if job.client_id == client_id]
         return missed
 
     def _attached(
         self, client_id: str, socket: str, receiver: Receiver, untold: Sequence[str]
     ) -> SocketClient:
-        client = self._clients.get(client_id)
-        known = client is not None
+        known = (client := self._clients.get(client_id)) is not None
         if client is None:
             client = self._clients[client_id] = SocketClient(client_id, jobs=self._jobs_of[client_id])
         if client.leaving is not None:
@@ -469,13 +466,16 @@ class OwnerClients:
 
     async def _refresh(self) -> None:
         while True:
-            await asyncio.sleep(REFRESH_S)
-            for client in self._clients.values():
-                self._note(client)
+            clients = tuple(self._clients.values())
+            for turn in range(_TURNS):  # a thousand at once would keep everybody's messages waiting
+                await asyncio.sleep(REFRESH_S / _TURNS)
+                for client in clients[turn::_TURNS]:
+                    if client.receiver is not None:
+                        self._note(client)
 
     def _kept(self, client: SocketClient) -> ClientSocket:
         sent = [] if client.receiver is None else client.receiver.untold()
-        untold = list(dict.fromkeys([*client.missed, *sent, *client.ending, *client.jobs]))
+        untold = dict.fromkeys([*client.missed, *sent, *client.ending, *client.jobs])
         return ClientSocket(
             owner=self.name,
             client_id=client.client_id,
@@ -483,7 +483,7 @@ class OwnerClients:
             since=client.since,
             open=client.receiver is not None,
             shown=client.view.shown,
-            untold=tuple(untold[-MOST_UNTOLD:]),
+            untold=tuple(untold)[-MOST_UNTOLD:],
         )
 
 

@@ -82,7 +82,7 @@ class Meter:
                 self._fractions[node] = part
                 self._counted = False
         # Nodes without steps report 0/1, and some report seconds or bytes as fractions.
-        if maximum > 1 and float(value).is_integer() and float(maximum).is_integer():
+        if maximum > 1 and value % 1 == 0 and maximum % 1 == 0:
             self._step, self._steps = int(min(value, maximum)), int(maximum)
 
     def done(self, node: str) -> None:

@@ -170,22 +170,26 @@ class RunTranscript:
             self.idle = True
 
     def _progress(self, node: object, data: Mapping[str, Any]) -> None:
-        value, maximum = data.get("value"), data.get("max")
         if isinstance(node, str) and self._keeps(node):
             self._current = node
+        self._step(data)
+
+    def _step(self, data: Mapping[str, Any]) -> None:
+        value, maximum = data.get("value"), data.get("max")
         if self._current is not None and isinstance(value, int | float) and isinstance(maximum, int | float):
             self.meter.step(self._shown.get(self._current, self._current), value, maximum)
 
     def _progress_state(self, nodes: object) -> None:
         for node, state in nodes.items() if isinstance(nodes, Mapping) else ():
-            if node in self._finished or not isinstance(state, Mapping) or not self._keeps(node):
+            if node in self._finished or not isinstance(state, dict) or not self._keeps(node):
                 continue
             self._show(node, state.get("display_node_id"))
             if state.get("state") == "finished":
                 self._finished.add(node)
                 self.meter.done(node)
             elif state.get("state") == "running":
-                self._progress(node, state)
+                self._current = node
+                self._step(state)
 
     def _outputs(self, data: Mapping[str, Any]) -> None:
         node = data.get("node")
