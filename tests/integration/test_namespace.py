@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 from comfy_fleet.adapters.comfyui.lease import LeaseClient
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.rq_worker import RqWorker, live_dispatchers
-from comfy_fleet.bootstrap import Stores, open_nodes, open_stores
+from comfy_fleet.bootstrap import Stores, check_schema, open_nodes, open_stores
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.jobs.job import JobFilter, JobStatus
 from comfy_fleet.domain.jobs.run_messages import AskFailed
@@ -39,6 +39,8 @@ async def pair(redis: FleetRedis, redis_port: int) -> AsyncIterator[tuple[Stores
         open_stores(Settings(redis_url=url)) as one,
         open_stores(Settings(redis_url=url, namespace="blue")) as other,
     ):
+        for stores in (one, other):
+            await check_schema(stores)  # as each process does at its start
         yield one, other
 
 
