@@ -109,7 +109,7 @@ def alike(name: str, exchange: dict[str, Any], answer: httpx.Response) -> list[s
 
 async def repeat(face: Faced, form: str, exchanges: Any) -> list[tuple[dict[str, Any], httpx.Response]]:
     """Send requests one after the other, each where the recorded server was when it got it."""
-    text = json.dumps(exchanges)
+    text = json.dumps(exchanges).replace('"seconds": 2.5', '"seconds": 100.0')  # not over too soon
     for exchange in exchanges:
         name = (exchange["request"].get("json") or {}).get("prompt_id")
         if name and UUID.fullmatch(name):

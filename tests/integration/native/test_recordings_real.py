@@ -24,7 +24,7 @@ from tests.integration.native.socket_kit import faced
 from tests.integration.native.test_recordings import differences, timed
 from tests.native_client import NativeClient
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(600)]
 
 SLEEPS = ("sleep_progress", "flags", "interrupted", "expansion")
 
