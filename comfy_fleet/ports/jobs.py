@@ -106,9 +106,6 @@ class JobStore(Protocol):
         node.
         """
 
-    async def extra_data(self, job: Job) -> Mapping[str, Any]:
-        """Return the job's ``extra_data`` without its secrets, which nobody can read again."""
-
     async def by_prompt(self, owner: str, prompt_id: str) -> str | None:
         """Return the id of the owner's newest job that its client calls so, or None.
 
@@ -186,9 +183,6 @@ class ClientFeed(Protocol):
 
 class Events(Protocol):
     """Live events. They are quick and may be lost; the record is the truth."""
-
-    def owner(self, owner: str) -> AbstractAsyncContextManager[AsyncIterator[OwnerEvent]]:
-        """Yield each submit and change of status of an owner's jobs, from now on."""
 
     def subscribe(self, job_id: str) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
         """Yield the job's events from now on; subscribe first, then read the record."""

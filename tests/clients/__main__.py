@@ -64,6 +64,7 @@ def _homes() -> list[Home]:
 
 def _table(words: dict[str, dict[str, str]], clients: Sequence[Client]) -> Table:
     table = Table("client", *words, box=None, padding=(0, 1, 0, 0), row_styles=("", "dim"))
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.no_wrap = True
     for client in clients:

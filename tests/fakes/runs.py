@@ -38,7 +38,7 @@ class FakeEvents(Fake):
         """Return how many events of a job were not read yet."""
         return sum(queue.qsize() for queue in self._queues.get(job_id, ()))
 
-    frames = owner = clients = want_frames = take_client = unplayed
+    frames = clients = want_frames = take_client = unplayed
 
     @asynccontextmanager
     async def subscribe(self, job_id: str) -> AsyncIterator[AsyncIterator[JobEvent]]:
@@ -370,7 +370,7 @@ class FakeJobStore(Fake):
         return self.latest
 
     submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = unplayed
-    with_ui = extra_data = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
+    with_ui = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
 
 
 async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:

@@ -16,7 +16,7 @@ from comfy_fleet.domain.namespace import check_namespace
 
 PACKAGE = Path(comfy_fleet.__file__).parent
 ADAPTER = PACKAGE / "adapters" / "redis"
-SCRIPTS = sorted(path.stem for path in (ADAPTER / "lua").glob("*.lua") if path.stem != "prelude")
+SCRIPTS = sorted(path.stem for path in (ADAPTER / "lua").glob("*.lua"))
 KEY = re.compile(r"\b(fleet|rq):[^\s/]")
 TABLE = {name for name, key in vars(Keyspace).items() if hasattr(key, "pattern")}
 
@@ -59,7 +59,7 @@ def test_a_key_is_known_when_it_is_seen(text: str) -> None:
 
 def test_every_key_of_the_table_is_used() -> None:
     python = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "keys.py")
-    lua = "".join(path.read_text() for path in (ADAPTER / "lua").glob("*.lua"))
+    lua = "".join(path.read_text() for path in (ADAPTER / "lua").rglob("*.lua"))
     unused = {
         name
         for name in TABLE
@@ -154,4 +154,4 @@ def test_a_script_carries_what_it_uses_and_no_more() -> None:
         assert re.search(rf"^local (function )?{name}\b", beat, re.MULTILINE)
     for name in ("end_job", "enqueue", "node_started", "asset_of"):
         assert name not in beat
-    assert len(beat) < len((ADAPTER / "lua" / "prelude.lua").read_text()) / 4
+    assert len(beat) < len("".join(path.read_text() for path in (ADAPTER / "lua" / "prelude").iterdir())) / 4

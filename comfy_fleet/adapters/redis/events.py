@@ -116,12 +116,6 @@ class RedisEvents:
             yield _job_events(job_id, queue)
 
     @contextlib.asynccontextmanager
-    async def owner(self, owner: str) -> AsyncIterator[AsyncIterator[OwnerEvent]]:
-        """Yield what happens to an owner's jobs from now on."""
-        async with self.channel(self._keys.owner_events(owner), most=MOST_FRAMES) as queue:
-            yield _owner_events(owner, queue)
-
-    @contextlib.asynccontextmanager
     async def frames(self, job_id: str) -> AsyncIterator[AsyncIterator[RawFrame]]:
         """Yield the frames of a job's runs from now on."""
         async with self.channel(self._keys.frames(job_id), most=MOST_FRAMES) as queue:
@@ -367,16 +361,5 @@ async def _job_events(job_id: str, queue: asyncio.Queue[bytes]) -> AsyncIterator
             event = from_fields(JobEvent, {**orjson.loads(message), "job_id": job_id})
         except UNREADABLE as error:
             logger.warning("event can't be read", extra={"job_id": job_id, "error": str(error)})
-        else:
-            yield event
-
-
-async def _owner_events(owner: str, queue: asyncio.Queue[bytes]) -> AsyncIterator[OwnerEvent]:
-    while True:
-        message = await queue.get()
-        try:
-            event = from_fields(OwnerEvent, orjson.loads(message))
-        except UNREADABLE as error:
-            logger.warning("event can't be read", extra={"owner": owner, "error": str(error)})
         else:
             yield event

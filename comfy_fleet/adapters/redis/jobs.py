@@ -305,11 +305,6 @@ class RedisJobStore:
         data = await self._redis.get(self._keys.job_preview(job_id))
         return dict(orjson.loads(data)) if data else None
 
-    async def extra_data(self, job: Job) -> Mapping[str, Any]:
-        """Return what can be read of a job's ``extra_data``; see the port."""
-        data = await self._redis.get(self._keys.job_extra(job.id)) if job.has_extra_data else b""
-        return job_records.load_extra_data(data or b"")
-
     async def by_prompt(self, owner: str, prompt_id: str) -> str | None:
         """Return the newest job that its client calls so; see the port."""
         found = await self._redis.get(self._keys.prompt(owner, hashed(prompt_id)))

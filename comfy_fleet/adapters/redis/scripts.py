@@ -23,6 +23,8 @@ SCHEMA = 2
 """The layout of the data in Redis. A change that an older version would misread or undo raises it; a new
 field in a record does not. ``schema.lua`` converts older data. Layouts so far: docs/adr/0022."""
 
+_PRELUDE = ("basics", "rq", "lists", "queues", "nodes", "assets", "ends")
+"""Files of shared functions, which use only those before them."""
 _NAMES = re.compile(r"\w+")
 _DEFINED = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)
 _COMMENT = re.compile(r"--.*")
@@ -44,8 +46,9 @@ def whole(body: str, namespace: str, schema: int = SCHEMA) -> str:
 
     Redis runs the whole text at each call: unused parts would cost as much as used ones.
     """
-    prelude = _file("prelude")
-    parts = [f"local SCHEMA = {schema}", *Keyspace(namespace).lua(), *prelude.split("\n\n")]
+    parts = [f"local SCHEMA = {schema}", *Keyspace(namespace).lua()]
+    for name in _PRELUDE:
+        parts += _file(f"prelude/{name}").split("\n\n")
     used, taken = _names(body), [body]
     for part in reversed(parts):  # a part uses only parts before it
         if any(_names(found).intersection(used) for found in _DEFINED.findall(part)):

@@ -1,0 +1,64 @@
+-- What several scripts do.  A script is sent with those parts that it uses, each of which ends at an empty line.
+--
+-- Before them come SCHEMA, a NAME_key for each key of keys.py (a text, or a function of what it belongs to),
+-- RQ_NAME and WORKER_PREFIX.
+
+local args = cjson.decode(ARGV[1])
+
+local MAX_ATTEMPTS = 20  -- kept in a job's record; of more the last
+
+-- The layout that is in Redis; '' if none was ever written.
+local function schema()
+  local found = redis.pcall('GET', schema_key)
+  if type(found) == 'table' then return 'of another kind' end  -- somebody put something else there
+  return found or ''
+end
+
+-- What a script that takes new work answers if it was written for another layout; nothing if it may go on.
+local function other_schema()
+  local found = schema()
+  if found == '' then found = '1' end
+  if found ~= tostring(SCHEMA) then return { 'schema', found } end
+end
+
+-- Return whether this start of an agent speaks for its host; another one must have been silent for a while.
+local function admitted(host, instance)
+  local key = host_agent_key(host)
+  local holder = redis.call('GET', key)
+  if holder and holder ~= instance then return false end
+  redis.call('SET', key, instance, 'PX', 2500)
+  return true
+end
+
+-- Return the store's id, which changes if it is emptied; then it is the candidate.
+local function store_id(candidate)
+  redis.call('SET', store_key, candidate, 'NX')
+  return redis.call('GET', store_key)
+end
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+
+local function num(x) return string.format('%.6f', x) end
+
+-- A table's names and values, one after the other.
+local function flat(named)
+  local out = {}
+  for name, value in pairs(named) do out[#out + 1] = name; out[#out + 1] = value end
+  return out
+end
+
+-- Fields of a record.  If the key has another type, which somebody else put there, there is no record.
+local function fields(key, ...)
+  local found = redis.pcall('HMGET', key, ...)
+  return found.err and {} or found
+end
+
+-- A key to be written next: a value of another type, which somebody else put there, is dropped.
+local function cleared(key, kind)
+  local found = redis.call('TYPE', key).ok
+  if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
+  return key
+end
