@@ -188,18 +188,22 @@ class NodePoller:
                 self._newest = None
 
     async def _look_at_stats(self) -> bool:
-        """Ask for its memory; return True if anything answered, even if it is not a ComfyUI."""
+        """Ask for its memory; return True if anything but a fleet answered, even if it is not a ComfyUI."""
+        stranger = self.heard_at is None
+        failure: NodeError | None = None
         try:
             await self.stats.ask()
         except NodeError as error:
-            self._note("/system_stats", error)
-            trouble, answered = error.message, "url" not in error.details
-            stranger = answered and self.heard_at is None
-            if stranger and await answers_as_fleet(self._node, timeout_s=_TIMEOUT_S):
-                trouble = f"that is the fleet itself, no ComfyUI: {self.url}"
-            self.trouble = trouble
+            failure = error
+        self._note("/system_stats", failure)
+        answered = failure is None or "url" not in failure.details
+        # A fleet without keys answers as a ComfyUI does.
+        if stranger and answered and await answers_as_fleet(self._node, timeout_s=_TIMEOUT_S):
+            self.trouble = f"that is the fleet itself, no ComfyUI: {self.url}"
+            return False
+        if failure is not None:
+            self.trouble = failure.message
             return answered
-        self._note("/system_stats", None)
         self.trouble = ""
         self._heard()
         self.version = self.stats.version

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.acceptance.up import Up, keyed_fleet, start_fleet, stop_fleet
-from tests.acceptance.wire import AGENT, ANN, BOB, KEYED_LIMIT, OPS
+from tests.acceptance.wire import AGENT, ANN, BOB, CLEO, DAN, KEYED_LIMIT, OPS
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A fleet of several users."""
     folder = tmp_path_factory.mktemp("keyed")
-    keys = f"ann {ANN}\nbob {BOB}\nops {OPS} admin\n"
+    keys = f"ann {ANN}\nbob {BOB}\ncleo {CLEO}\ndan {DAN}\nops {OPS} admin\n"
     env = {
         "FLEET_MAX_BODY_BYTES": str(KEYED_LIMIT),
         "FLEET_MAX_STREAMS": "2",

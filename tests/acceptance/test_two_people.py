@@ -11,7 +11,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from tests.acceptance.up import Up
-from tests.acceptance.wire import ANN, BOB, graph
+from tests.acceptance.wire import BOB, CLEO, DAN, graph
 
 pytestmark = pytest.mark.timeout(90)
 SAME = "00000000-0000-4000-8000-000000000001"
@@ -63,10 +63,10 @@ def person(fleet: Up, key: str) -> Iterator[Person]:
 
 
 def test_the_same_names_mean_each_ones_own(keyed: Up) -> None:
-    with person(keyed, ANN) as ann, person(keyed, BOB) as bob:
-        ann.prompt(0xFF0000)
-        bob.prompt(0x00FF00)
-        for one in (ann, bob):
+    with person(keyed, CLEO) as cleo, person(keyed, DAN) as dan:
+        cleo.prompt(0xFF0000)
+        dan.prompt(0x00FF00)
+        for one in (cleo, dan):
             heard = one.heard()
             assert [message["type"] for message in heard].count("execution_success") == 1
             remaining = [
@@ -75,15 +75,15 @@ def test_the_same_names_mean_each_ones_own(keyed: Up) -> None:
                 if message["type"] == "status"
             ]
             assert max(remaining) <= 1
-        (name, red), (other, green) = ann.picture(), bob.picture()
+        (name, red), (other, green) = cleo.picture(), dan.picture()
         assert name == other and red != green
-        assert list(bob.http.get("/history").json()) == [SAME]
-        assert bob.http.get("/queue").json() == {"queue_running": [], "queue_pending": []}
-        assert bob.http.post("/history", json={"clear": True}).status_code == 200
-        assert bob.http.get("/history").json() == {}
-        assert list(ann.http.get("/history").json()) == [SAME]
-        assert ann.picture() == (name, red)
-        missing = bob.http.get(f"/view?filename={quote(name)}&type=output&subfolder=nobodys")
+        assert list(dan.http.get("/history").json()) == [SAME]
+        assert dan.http.get("/queue").json() == {"queue_running": [], "queue_pending": []}
+        assert dan.http.post("/history", json={"clear": True}).status_code == 200
+        assert dan.http.get("/history").json() == {}
+        assert list(cleo.http.get("/history").json()) == [SAME]
+        assert cleo.picture() == (name, red)
+        missing = dan.http.get(f"/view?filename={quote(name)}&type=output&subfolder=nobodys")
         assert missing.status_code == 404
 
 
