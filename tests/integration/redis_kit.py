@@ -12,6 +12,7 @@ from comfy_fleet.domain.jobs.job import (
     JobError,
     Output,
     OutputKind,
+    OwnerEvent,
     Placement,
 )
 from comfy_fleet.domain.nodes.node import Node
@@ -68,6 +69,20 @@ async def wakes(stores: Stores) -> AsyncIterator[list[bytes]]:
             await stores.redis.publish(name, "the end")
             while (said := await queue.get()) != b"the end":
                 heard.append(said)
+
+
+@asynccontextmanager
+async def news_of(stores: Stores, owner: str = "local") -> AsyncIterator[AsyncIterator[OwnerEvent]]:
+    """Yield what is told of an owner's jobs, one event after the other."""
+    async with stores.events.clients(owner) as feed:
+
+        async def events() -> AsyncIterator[OwnerEvent]:
+            while True:
+                for told in await feed.news():
+                    if isinstance(told, OwnerEvent):
+                        yield told
+
+        yield events()
 
 
 def output(index: int = 0, **fields: Any) -> Output:

@@ -22,7 +22,7 @@ from comfy_fleet.ports.runs import Claim
 from tests.factories import picture
 from tests.fleet import until
 from tests.integration.native.socket_kit import faced
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, news_of, submit
 from tests.older_version import OlderRuns, older
 
 ALL = frozenset(ListedState)
@@ -133,7 +133,7 @@ async def test_what_an_older_version_has_left_is_listed(stores: Stores) -> None:
         "failed": [ids["failed"]],
         "cancelled": [],
     }
-    async with stores.events.owner("local") as news:
+    async with news_of(stores) as news:
         assert await stores.jobs.live_count("local") == 4  # the first question of a websocket
         last = await submit(stores)
         event = await asyncio.wait_for(anext(news), 10)
@@ -162,7 +162,7 @@ async def test_what_an_older_version_ends_leaves_the_lists(stores: Stores) -> No
     before = await seen(stores)
     assert len(before["live"]) == 7 and await mended(stores) == 0
 
-    async with stores.events.owner("local") as news:
+    async with news_of(stores) as news:
         await ended(old, runs[0])
         await ended(old, runs[1], JobStatus.FAILED)
         await old.runs.requeue(runs[2], counts=False, reason=BROKEN)
@@ -212,7 +212,7 @@ async def test_who_looks_first_tells_the_others_what_an_older_version_has_done(s
     run = await claim(older(stores))
     await check_schema(stores)
     assert (await seen(stores))["in_progress"] == [job.id]
-    async with stores.events.owner("local") as news:
+    async with news_of(stores) as news:
         await ended(older(stores), run)
         found = await stores.prompts.page(PromptFilter(owner="local", states=ALL))
         assert found.rows == ((job.id, ListedState.COMPLETED),)

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus, OwnerEvent, Placement, PromptFields
-from tests.integration.redis_kit import BROKEN, add_nodes, claim, submit
+from tests.integration.redis_kit import BROKEN, add_nodes, claim, news_of, submit
 
 
 async def posted(stores: Stores, owner: str = "local", **prompt: object) -> Job:
@@ -156,7 +156,7 @@ async def test_what_may_be_read_of_extra_data_lasts_as_long_as_the_job(stores: S
 async def test_an_owner_is_told_of_each_status(stores: Stores) -> None:
     await add_nodes(stores, "g1", "g2")
     seen: list[OwnerEvent] = []
-    async with stores.events.clients("local") as feed:
+    async with news_of(stores) as news:
         await posted(stores, owner="ada")
         await stores.runs.claim(
             node="g1", placements=[Placement()], run="r0", token="t", dispatcher="d", ttl_s=5
@@ -169,7 +169,7 @@ async def test_an_owner_is_told_of_each_status(stores: Stores) -> None:
         await stores.runs.finish(again, JobStatus.CANCELED, error=None, duration_s=None)
         async with asyncio.timeout(5):
             while not (seen and seen[-1].status.terminal):
-                seen += [event for event in await feed.news() if isinstance(event, OwnerEvent)]
+                seen.append(await anext(news))
     assert [(one.status.value, one.run, one.live) for one in seen] == [
         ("queued", None, 1),
         ("running", run.run, 1),
