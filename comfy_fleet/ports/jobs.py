@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobEvent, JobFilter, JobPage, NewJob, OwnerEvent
 from comfy_fleet.domain.jobs.output_names import SavedFile
@@ -121,8 +122,8 @@ class JobStore(Protocol):
     async def hide(self, owner: str, job_ids: Sequence[str]) -> int:
         """Delete final jobs of the owner's from ComfyUI's history, and from nothing else; return how many."""
 
-    async def saved(self, owner: str, file: SavedFile) -> str | None:
-        """Return the id of the asset that an owner's file was saved as, or None; the asset may be gone.
+    async def saved(self, owner: str, file: SavedFile) -> Asset | None:
+        """Return the file that an owner's job saved under this name, or None.
 
         A 3D file is found in either folder, because what shows it does not say which it is in.
         """

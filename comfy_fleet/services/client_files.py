@@ -43,8 +43,7 @@ class ClientFiles:
     async def _saved(self, owner: str, folder: Folder, path: str) -> Asset | None:
         subfolder, _, name = listed_name(path).rpartition("/")
         file = SavedFile(type=folder.value, subfolder=subfolder, filename=name)
-        asset_id = await self._jobs.saved(owner, file)
-        return await self._assets.get(asset_id) if asset_id is not None else None
+        return await self._jobs.saved(owner, file)
 
     async def names(self, owner: str, folder: Folder) -> list[str]:
         """Return the names of an owner's files, the newest first.

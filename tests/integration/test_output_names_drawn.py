@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from comfy_fleet.adapters.redis import jobs as job_store
 from comfy_fleet.adapters.redis import runs as run_store
+from comfy_fleet.adapters.redis.asset_record import dump_asset
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.client import FleetRedis, connect
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import LeaseLost
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.domain.jobs.output_names import OutputId, SavedFile, number_groups, place_of
 from comfy_fleet.domain.jobs.outputs import OutputItem, find_outputs
@@ -157,7 +159,7 @@ async def test_a_retry_that_makes_another_kind_of_file_gets_another_name(stores:
     await stores.runs.requeue(first, counts=False, reason=BROKEN)
     retry = await claim(stores)
     assert await drawn(stores.runs, retry, saved(retry, "x_00001_.mp4")) == ["output/x_00002_.mp4"]
-    assert await stores.jobs.saved("local", SavedFile.parse(told)) is None
+    assert await saved_id(stores, "local", SavedFile.parse(told)) is None
 
 
 async def test_a_run_of_another_job_gets_no_names(redis: FleetRedis, runs: RedisRunStore) -> None:
@@ -307,6 +309,28 @@ async def _played(redis: FleetRedis, steps: list[tuple[str, int, int, str]]) -> 
 # -- asking by name --------------------------------------------------------------------------------------
 
 
+async def saved_id(stores: Stores, owner: str, file: SavedFile) -> str | None:
+    found = await stores.jobs.saved(owner, file)
+    return found.id if found is not None else None
+
+
+async def record(stores: Stores, asset_id: str, name: str, *, owner: str, job_id: str | None = None) -> None:
+    """Write an asset's record; there are no bytes."""
+    asset = Asset(
+        id=asset_id,
+        owner=owner,
+        hash="blake3:00",
+        size_bytes=1,
+        content_type="image/png",
+        file_path=name,
+        path="ab/x",
+        created_at=1.0,
+        job_id=job_id,
+    )
+    client: Any = stores.redis
+    await client.hset(f"fleet:asset:{asset_id}", mapping=dump_asset(asset))
+
+
 async def commit(stores: Stores, made: Claim, path: str, **fields: Any) -> str:
     """Commit an output under the name that was drawn; return its asset."""
     place = SavedFile.parse(path)
@@ -317,10 +341,8 @@ async def commit(stores: Stores, made: Claim, path: str, **fields: Any) -> str:
         saved=True,
         **{"asset_id": new_id(), **fields},
     )
-    client: Any = stores.redis
     if "asset_id" not in fields:
-        about = {"owner": made.job.owner, "file_path": one.name}
-        await client.hset(f"fleet:asset:{one.asset_id}", mapping=about)
+        await record(stores, one.asset_id, one.name, owner=made.job.owner)
     assert place_of(one) == place
     await stores.runs.output(made, one)
     return one.asset_id
@@ -333,19 +355,19 @@ async def test_a_committed_file_is_found_by_its_name_until_its_job_is_forgotten(
     items = saved(made, "x_00001_.png", "x_00002_.png", sub="a")
     names: Mapping[OutputId, SavedFile] = await stores.runs.name_outputs(made, number_groups(items))
     first = names[items[0].id]
-    assert await stores.jobs.saved("local", first) is None
+    assert await saved_id(stores, "local", first) is None
     asset_id = await commit(stores, made, first.path)
-    assert await stores.jobs.saved("local", first) == asset_id
-    assert await stores.jobs.saved("bob", first) is None
-    assert await stores.jobs.saved("local", replace(first, type="temp")) is None
-    assert await stores.jobs.saved("local", replace(first, subfolder="")) is None
-    assert await stores.jobs.saved("local", replace(first, filename="\ud800")) is None
+    assert await saved_id(stores, "local", first) == asset_id
+    assert await saved_id(stores, "bob", first) is None
+    assert await saved_id(stores, "local", replace(first, type="temp")) is None
+    assert await saved_id(stores, "local", replace(first, subfolder="")) is None
+    assert await saved_id(stores, "local", replace(first, filename="\ud800")) is None
     await commit(stores, made, first.path)  # an adopter's second time changes nothing
-    assert await stores.jobs.saved("local", first) == asset_id
+    assert await saved_id(stores, "local", first) == asset_id
     await stores.runs.finish(made, JobStatus.SUCCEEDED, error=None, duration_s=1)
-    assert await stores.jobs.saved("local", first) == asset_id
+    assert await saved_id(stores, "local", first) == asset_id
     await stores.runs.forget(job.id)
-    assert await stores.jobs.saved("local", first) is None
+    assert await saved_id(stores, "local", first) is None
     client: Any = stores.redis
     keys = {key.decode() for key in await client.keys("fleet:*")}
     assert "fleet:saved:counts:local" in keys
@@ -363,12 +385,12 @@ async def test_a_retry_replaces_what_a_name_stands_for(stores: Stores) -> None:
     assert await drawn(stores.runs, made, saved(made, "x_00001_.png")) == [path]
     early = await commit(stores, made, path)
     await stores.runs.requeue(made, counts=False, reason=BROKEN)
-    assert await stores.jobs.saved("local", SavedFile.parse(path)) == early  # until there is another
+    assert await saved_id(stores, "local", SavedFile.parse(path)) == early  # until there is another
     retry = await claim(stores)
     assert await drawn(stores.runs, retry, saved(retry, "x_00001_.png")) == [path]
     late = await commit(stores, retry, path)
     assert late != early
-    assert await stores.jobs.saved("local", SavedFile.parse(path)) == late
+    assert await saved_id(stores, "local", SavedFile.parse(path)) == late
 
 
 async def test_a_model_is_found_in_either_folder(stores: Stores) -> None:
@@ -380,7 +402,7 @@ async def test_a_model_is_found_in_either_folder(stores: Stores) -> None:
     asset_id = await commit(stores, made, path)
     for type_ in ("output", "temp"):
         asked = SavedFile(type=type_, subfolder="", filename=f"preview3d_{'0' * 32}.glb")
-        assert await stores.jobs.saved("local", asked) == asset_id
+        assert await saved_id(stores, "local", asked) == asset_id
 
 
 async def test_an_output_of_a_version_without_names_is_found_by_its_assets_id(stores: Stores) -> None:
@@ -388,18 +410,16 @@ async def test_an_output_of_a_version_without_names_is_found_by_its_assets_id(st
     await submit(stores)
     made = await claim(stores)
     old = output(asset_id=new_id(), name="ComfyUI_00001_.png")
-    client: Any = stores.redis
-    record = {"owner": "local", "file_path": old.name, "job_id": made.job.id}
-    await client.hset(f"fleet:asset:{old.asset_id}", mapping=record)
+    await record(stores, old.asset_id, old.name, owner="local", job_id=made.job.id)
     await stores.runs.output(made, old)
-    assert await stores.jobs.saved("local", place_of(old)) == old.asset_id
-    assert await stores.jobs.saved("bob", place_of(old)) is None
-    assert await stores.jobs.saved("local", replace(place_of(old), filename="other.png")) is None
+    assert await saved_id(stores, "local", place_of(old)) == old.asset_id
+    assert await saved_id(stores, "bob", place_of(old)) is None
+    assert await saved_id(stores, "local", replace(place_of(old), filename="other.png")) is None
     assert await stores.jobs.saved_files("local", "output", limit=9) == []
     upload = new_id()
-    await client.hset(f"fleet:asset:{upload}", mapping={"owner": "local", "file_path": "u.png"})
+    await record(stores, upload, "u.png", owner="local")
     asked = SavedFile(type="output", subfolder=f"asset/{upload}", filename="u.png")
-    assert await stores.jobs.saved("local", asked) is None
+    assert await saved_id(stores, "local", asked) is None
 
 
 @dataclass
@@ -471,7 +491,7 @@ async def test_a_file_leaves_the_list_with_its_bytes_or_its_job(saver: Saver) ->
     stores = saver.stores
     first = await saver.job("x_00001_.png", "x_00002_.png", temp="p_00001_.png")
     second = await saver.job("x_00001_.png", "x_00002_.png")
-    asset_id = await stores.jobs.saved("ann", SavedFile.parse("output/x_00003_.png"))
+    asset_id = await saved_id(stores, "ann", SavedFile.parse("output/x_00003_.png"))
     assert asset_id is not None
     await saver.assets.delete(owner="ann", asset_id=asset_id)
     assert await saver.listed() == ["00004", "00002", "00001"]

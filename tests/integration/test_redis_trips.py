@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 from redis.asyncio.client import Pipeline
 
+from comfy_fleet.adapters.redis.asset_record import dump_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.job import JobStatus, PromptFields
+from comfy_fleet.domain.jobs.output_names import SavedFile
 from tests.integration.redis_kit import add_nodes, claim, submit
 
 
@@ -54,6 +57,27 @@ async def test_one_entry_of_the_history_takes_one_look(stores: Stores, trips: li
     assert len(trips) == 1
     assert found is not None and found[0] == await stores.jobs.get(job_id)
     assert str(found[1].ui) == "{'2': {'text': [nan]}}"
+
+
+async def test_a_saved_file_is_found_by_name_after_one_look(stores: Stores, trips: list[str]) -> None:
+    file = SavedFile(type="output", subfolder="", filename="x_00001_.png")
+    assert await stores.jobs.saved("local", file) is None  # now Redis has the script
+    asset = Asset(
+        id="asset-1",
+        owner="local",
+        hash="blake3:00",
+        size_bytes=1,
+        content_type="image/png",
+        file_path=file.filename,
+        path="ab/x",
+        created_at=1.0,
+    )
+    client: Any = stores.redis
+    await client.hset(stores.redis.keyspace.asset(asset.id), mapping=dump_asset(asset))
+    await client.hset(stores.redis.keyspace.saved_files("local"), file.path, asset.id)
+    trips.clear()
+    assert await stores.jobs.saved("local", file) == asset
+    assert len(trips) == 1
 
 
 @pytest.mark.parametrize("key", ["job_outputs", "job_ui", "job_extra", "graph"])

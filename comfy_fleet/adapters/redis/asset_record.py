@@ -1,5 +1,7 @@
 """An asset's record in Redis: a hash of texts."""
 
+from collections.abc import Sequence
+
 import orjson
 
 from comfy_fleet.domain.graphs.folders import Folder
@@ -36,6 +38,12 @@ def dump_asset(asset: Asset) -> dict[str, str]:
 def dump_tags(tags: tuple[str, ...]) -> str:
     """Return tags in Redis' form."""
     return orjson.dumps(sorted(set(tags))).decode()
+
+
+def asset_fields(flat: Sequence[bytes]) -> dict[str, str]:
+    """Return a record from names and values, one after the other, as Lua returns a hash."""
+    texts = [one.decode() for one in flat]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
 def load_asset(record: dict[str, str]) -> Asset:

@@ -10,11 +10,13 @@ from typing import Any, Self
 import orjson
 
 from comfy_fleet.adapters.redis import job_records
+from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.domain.jobs.media import MODELS, extension_of
@@ -330,21 +332,21 @@ class RedisJobStore:
         parts = (job_ids[start : start + AT_ONCE] for start in range(0, len(job_ids), AT_ONCE))
         return sum([int(await self._scripts.call("hide", owner=owner, ids=list(ids))) for ids in parts])
 
-    async def saved(self, owner: str, file: SavedFile) -> str | None:
-        """Return the id of the asset that an owner's file was saved as, or None; see the port."""
+    async def saved(self, owner: str, file: SavedFile) -> Asset | None:
+        """Return the file that an owner's job saved under this name; see the port."""
         paths = [file.path]
         if extension_of(file.filename) in MODELS:
             paths.append(replace(file, type=OUTPUT if file.type == TEMP else TEMP).path)
-        fields = [path.encode(errors="replace") for path in paths]
-        found = await self._redis.hmget(self._keys.saved_files(owner), fields)
-        if (asset_id := next(filter(None, found), None)) is not None:
-            return str(asset_id.decode())
+        paths = [path.encode(errors="replace").decode() for path in paths]
+        if record := await self._scripts.call("saved_asset", owner=owner, paths=paths):
+            return load_asset(asset_fields(record))
         # Perhaps an output of a version that drew no names.
         if (asset_id := asset_in(file.subfolder)) is None:
             return None
-        record = await self._redis.hmget(self._keys.asset(asset_id), "owner", "file_path", "job_id")
-        whose, filename, job_id = (None if value is None else value.decode() for value in record)
-        return asset_id if job_id and (whose, filename) == (owner, file.filename) else None
+        raw = await self._redis.hgetall(self._keys.asset(asset_id))
+        asset = load_asset({name.decode(): value.decode() for name, value in raw.items()}) if raw else None
+        named = asset is not None and (asset.owner, asset.file_path) == (owner, file.filename)
+        return asset if named and asset and asset.job_id else None
 
     async def saved_files(self, owner: str, type_: str, *, limit: int) -> Sequence[tuple[str, float]]:
         """Return an owner's newest files in a folder; see the port."""

@@ -27,8 +27,7 @@ def colour(at: int) -> int:
 async def bytes_of(fleet: Fleet, owner: str, file: SavedFile) -> bytes:
     """Return what is under a name, as its owner gets it."""
     store = assets_on(fleet.stores.redis, fleet.settings.files_dir)
-    asset_id = await fleet.stores.jobs.saved(owner, file)
-    asset = await store.get(asset_id or "")
+    asset = await fleet.stores.jobs.saved(owner, file)
     assert asset is not None and asset.owner == owner
     assert asset.file_path == file.filename
     return await content_of(store, asset)
