@@ -154,17 +154,17 @@ class Interleaving:
 
     def _events(self, number: int, prompt: str, lossy: bool) -> Iterator[PromptMessage | PromptEnd | None]:
         random = self.random
-        kind = random.choices(("ran", "canceled first", "given back", "unheard"), (80, 8, 8, 4))[0]
+        kind = random.choices(("ran", "canceled first", "given back", "unheard"), (64, 16, 16, 4))[0]
         last = random.choice(ENDS)
         run = f"run{number}"
-        if kind == "canceled first":
-            job = running_job(status=JobStatus.CANCELED, prompt_id=prompt)
-            yield prompt_end(job, {}, JobFrames(prompt), metadata=False, live=None, at=1.0)
-            return
         if kind == "given back":
             told = [one for one in self._run(f"{run}-", prompt) if not (lossy and random.random() < 0.2)]
             yield from told[: random.randint(1, len(told))]
             yield None
+        if kind == "canceled first" or (kind == "given back" and random.random() < 0.3):
+            job = running_job(status=JobStatus.CANCELED, prompt_id=prompt)
+            yield prompt_end(job, {}, JobFrames(prompt), metadata=False, live=None, at=1.0)
+            return
         if kind != "unheard":
             for one in self._run(run, prompt):
                 if not (lossy and random.random() < 0.2):

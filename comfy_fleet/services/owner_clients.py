@@ -175,8 +175,8 @@ class OwnerClients:
         """Note that a websocket is closed. Its client is followed for a moment, as it may come again."""
         if client.socket != socket or client.receiver is None:
             return
-        client.missed = [*client.missed, *client.receiver.untold()][-MOST_UNTOLD:]
-        client.receiver = None
+        untold = [*client.receiver.untold(), *client.view.drop_held_ends()]
+        client.missed, client.receiver = [*client.missed, *untold][-MOST_UNTOLD:], None
         self._note(client)
         client.leaving = asyncio.get_running_loop().call_later(LINGER_S, self._leave, client)
 
@@ -351,13 +351,14 @@ class OwnerClients:
             self._note(client)
             return
         frames = client.frames.pop(job_id, None) or JobFrames(job.prompt_id)
+        waits = client.view.holds_end(job_id, job.run or "")
         end = prompt_end(
             job,
             ui,
             frames,
             told=client.view.told(job_id, job.run or ""),
             metadata=client.metadata,
-            live=self._status_for(client),
+            live=None if waits else self._status_for(client),
             at=self._deps.clock(),
         )
         client.send(client.view.ended(job_id, end))
@@ -475,7 +476,7 @@ class OwnerClients:
 
     def _kept(self, client: SocketClient) -> ClientSocket:
         sent = [] if client.receiver is None else client.receiver.untold()
-        untold = dict.fromkeys([*client.missed, *sent, *client.ending, *client.jobs])
+        untold = dict.fromkeys([*client.missed, *sent, *client.ending, *client.jobs, *client.view.held_ends])
         return ClientSocket(
             owner=self.name,
             client_id=client.client_id,

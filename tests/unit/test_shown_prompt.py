@@ -11,6 +11,7 @@ from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage, executed, executing, execution_start
 from comfy_fleet.domain.jobs.shown_prompt import (
     MOST_HELD_BYTES,
+    MOST_HELD_ENDS,
     PromptEnd,
     PromptMessage,
     RecordedResult,
@@ -123,6 +124,12 @@ def end_of(job: int, random: Random) -> PromptEnd:
     )
 
 
+def never_began(prompt: str) -> PromptEnd:
+    """Return the end of a prompt that was canceled while it waited."""
+    last = last_words(prompt, "execution_interrupted")
+    return PromptEnd(run="", start=execution_start(prompt, 1.0), last=last)
+
+
 @settings(max_examples=1000, deadline=None)
 @given(st.integers(0, 2**32))
 def test_a_client_of_eight_prompts_at_once_sees_one_at_a_time_and_the_end_of_each(seed: int) -> None:
@@ -131,6 +138,9 @@ def test_a_client_of_eight_prompts_at_once_sees_one_at_a_time_and_the_end_of_eac
     waiting: dict[int, list[PromptMessage | PromptEnd]] = {
         job: [*run_of(job, random), end_of(job, random)] for job in range(8)
     }
+    never = {job for job in range(8) if random.random() < 0.2}
+    for job in never:
+        waiting[job] = [never_began(f"p{job}")]
     newest: dict[int, Any] = {}
     lossy = random.random() < 0.5
     while waiting:
@@ -138,7 +148,10 @@ def test_a_client_of_eight_prompts_at_once_sees_one_at_a_time_and_the_end_of_eac
         one = waiting[job].pop(0)
         if isinstance(one, PromptEnd):
             del waiting[job]
-            client.take(machine.ended(f"j{job}", one))
+            other = machine.shown not in (None, f"j{job}")
+            told = machine.ended(f"j{job}", one)
+            client.take(told)
+            assert not (told and job in never and other), "no word of it disturbs the shown one"
         elif not (lossy and random.random() < 0.3):
             if one.topic is Topic.PROGRESS_STATE:
                 newest[job] = json.loads(one.message.data)["data"]["step"]
@@ -148,10 +161,12 @@ def test_a_client_of_eight_prompts_at_once_sees_one_at_a_time_and_the_end_of_eac
         assert client.progress == (None if shown is None else newest.get(shown))
     assert client.ends.keys() == {f"p{job}" for job in range(8)}
     assert all(len(ends) == 1 for ends in client.ends.values())
-    assert sorted(client.left) == sorted(client.ends) == sorted(set(client.started))
-    told = {(f"p{job}", key) for job in range(8) for key in ("a", "b 0", "b 1", "c")}
-    assert sorted(client.results) == sorted(told)  # each once
-    for job in range(8):
+    assert sorted(client.left) == sorted(client.ends)
+    ran = set(range(8)) - never
+    assert set(client.started) == {f"p{job}" for job in ran}
+    results = {(f"p{job}", key) for job in ran for key in ("a", "b 0", "b 1", "c")}
+    assert sorted(client.results) == sorted(results)  # each once
+    for job in ran:
         pictures = [key for prompt, key in client.results if prompt == f"p{job}" and key.startswith("b")]
         assert pictures == ["b 0", "b 1"]
 
@@ -250,15 +265,81 @@ def test_what_is_told_again_for_late_listeners_is_told_once() -> None:
     assert begun(machine, "a") == heard(machine, "a", Topic.EXECUTING, first) == []
 
 
-def test_a_prompt_that_never_began_ends_with_a_start_where_another_is_shown() -> None:
+def ended(machine: ShownPrompt, job: str, *, ran: bool = True) -> list[str]:
+    end = PromptEnd(run=f"r-{job}", start=None, last=last_words(f"p-{job}"))
+    return texts(machine.ended(job, end if ran else never_began(f"p-{job}")))
+
+
+def cancel(prompt: str) -> list[str]:
+    return [f"execution_interrupted {prompt}", f"executing {prompt} None"]
+
+
+def success(prompt: str) -> list[str]:
+    return [f"execution_success {prompt}", f"executing {prompt} None"]
+
+
+def test_a_prompt_that_never_began_ends_at_once_where_nothing_is_shown() -> None:
+    assert ended(ShownPrompt(), "b", ran=False) == cancel("p-b")
+
+
+def test_the_end_of_a_prompt_that_never_began_waits_for_the_end_of_the_shown_one() -> None:
     machine = ShownPrompt()
-    end = PromptEnd(
-        run="", start=execution_start("p-b", 1.0), last=last_words("p-b", "execution_interrupted")
-    )
-    told = ["execution_interrupted p-b", "executing p-b None"]
-    assert texts(machine.ended("b", end)) == told
     begun(machine, "a")
-    assert texts(machine.ended("b", end)) == ["execution_start p-b", *told, "execution_start p-a"]
+    begun(machine, "d")
+    assert ended(machine, "b", ran=False) == ended(machine, "c", ran=False) == []
+    assert ended(machine, "b", ran=False) == []  # seen twice
+    assert machine.held_ends == ("b", "c")
+    again = ["execution_start p-a"]
+    assert ended(machine, "d") == ["execution_start p-d", *success("p-d"), *again]  # that is another's end
+    assert begun(machine, "e") == []
+    told = [*success("p-a"), *cancel("p-b"), *cancel("p-c"), "execution_start p-e"]
+    assert ended(machine, "a") == told
+    assert machine.held_ends == () and machine.shown == "e"
+
+
+def test_the_end_of_a_prompt_that_never_began_is_told_with_a_start_when_the_shown_one_waits_again() -> None:
+    machine = ShownPrompt()
+    begun(machine, "a")
+    assert ended(machine, "b", ran=False) == []
+    assert texts(machine.given_back("a")) == ["execution_start p-b", *cancel("p-b")]
+    begun(machine, "a", run="r2")
+    machine.given_back("a")
+    # its client takes it for the running one until it hears of another
+    assert ended(machine, "c", ran=False) == ["execution_start p-c", *cancel("p-c")]
+
+
+def test_a_prompt_that_waits_again_ends_like_one_that_never_began() -> None:
+    machine = ShownPrompt()
+    begun(machine, "a")
+    begun(machine, "b")
+    assert texts(machine.given_back("a")) == ["execution_start p-b"]
+    assert ended(machine, "a", ran=False) == []
+    assert ended(machine, "b") == [*success("p-b"), *cancel("p-a")]
+
+
+def test_of_many_ends_that_wait_the_oldest_is_told_before_there_are_too_many() -> None:
+    machine = ShownPrompt()
+    begun(machine, "a")
+    for number in range(MOST_HELD_ENDS):
+        assert ended(machine, str(number), ran=False) == []
+    told = ["execution_start p-0", *cancel("p-0"), "execution_start p-a"]
+    assert ended(machine, "one more", ran=False) == told
+    assert len(machine.held_ends) == MOST_HELD_ENDS and machine.held_ends[-1] == "one more"
+
+
+def test_ends_that_wait_are_dropped_where_nobody_is_there_to_be_told() -> None:
+    machine = ShownPrompt()
+    begun(machine, "a")
+    ended(machine, "b", ran=False)
+    assert machine.drop_held_ends() == ("b",)
+    assert ended(machine, "a") == success("p-a")
+
+
+def test_a_job_without_a_record_is_forgotten_without_a_word() -> None:
+    machine = ShownPrompt()
+    begun(machine, "a")
+    assert machine.ended("b", PromptEnd(run="", start=None, last=())) == []
+    assert machine.held_ends == ()
 
 
 def test_a_prompt_of_which_nothing_was_heard_is_told_from_its_record() -> None:

@@ -6,8 +6,11 @@ belongs to it. A fleet runs several prompts of one client at once, so that
 
 - one of them is *shown*: the client gets its messages as they come;
 - of the others, what a client must not miss (starts, results) is held back until they are shown, or end;
-- an end is told at once, whoever's it is: scripts wait for it. Directly behind the end of another prompt, the
-  shown one's ``execution_start``, ``executing`` and newest ``progress_state`` are told again.
+- the end of a prompt that ran is told at once, whoever's it is: scripts wait for it. Directly behind the end of
+  another prompt, the shown one's ``execution_start``, ``executing`` and newest ``progress_state`` are told again;
+- the end of a prompt that never began (canceled, expired) waits until the shown one ends or is given back.
+  ComfyUI says nothing of a prompt that leaves its queue, and some clients lose the running one by a word of
+  another or by a second ``execution_start``.
 
 A result (``executed``, or a picture that exists as a message only) is told once in a run. What was not told
 when the prompt ends is taken from the job's record.
@@ -22,6 +25,9 @@ from comfy_fleet.domain.jobs.client_messages import ClientMessage, execution_sta
 
 MOST_HELD_BYTES = 1024 * 1024
 """Results of a prompt that is not shown which are kept in memory; the rest is told at its end."""
+
+MOST_HELD_ENDS = 50
+"""Ends of prompts that never began which wait for the shown one's; of more, the oldest is told."""
 
 ResultKey: TypeAlias = tuple[str, int | None]
 """A node of the graph, and a picture's place among those that the node sends; None for ``executed``."""
@@ -72,9 +78,9 @@ class PromptEnd:
 
     Attributes:
         run: Its last run; empty if it never began.
-        start: The start of that run, if it was not told. One that never began is told as begun where another
-            is shown: older editors forget the nodes of the prompt that they take for the running one as soon
-            as any prompt leaves the queue.
+        start: The start of that run, if it was not told. One that never began is told as begun where the
+            client takes another for the running one: older editors forget the nodes of that one as soon as
+            any prompt leaves the queue.
         results: All of its results.
         last: The messages that tell the end.
     """
@@ -131,7 +137,24 @@ class ShownPrompt:
     def __init__(self) -> None:
         self.shown: str | None = None
         self._prompts: dict[str, _Prompt] = {}
+        self._held_ends: dict[str, PromptEnd] = {}  # empty while nothing is shown
+        self._active: str | None = None  # the job that the client takes for the running one
         self._count = 0
+
+    @property
+    def held_ends(self) -> tuple[str, ...]:
+        """The jobs whose end waits for the shown one's, oldest first."""
+        return tuple(self._held_ends)
+
+    def holds_end(self, job: str, run: str) -> bool:
+        """Return whether a prompt's end is to wait; ``run`` is its last run, empty if it never began."""
+        return not run and self.shown not in (None, job)
+
+    def drop_held_ends(self) -> tuple[str, ...]:
+        """Forget the ends that wait, since nobody is there to be told; return their jobs, oldest first."""
+        dropped = self.held_ends
+        self._held_ends = {}
+        return dropped
 
     def told(self, job: str, run: str) -> frozenset[ResultKey]:
         """Return which results of a run were told, or will be without the job's record."""
@@ -163,7 +186,7 @@ class ShownPrompt:
             return []
         self.shown = job
         if not prompt.started:
-            told = _told_anew(prompt)
+            told = self._told_anew(job)
             return [*told, heard.message] if news and heard.message not in told else told
         if not news:
             return []
@@ -190,28 +213,22 @@ class ShownPrompt:
         return self._next()
 
     def ended(self, job: str, end: PromptEnd) -> list[ClientMessage]:
-        """Take the end of a prompt; it is forgotten."""
-        prompt = self._prompts.pop(job, None) or _Prompt()
-        if end.run != prompt.run:
-            prompt.begin(end.run)
-        prompt.start = prompt.start or end.start
-        out: list[ClientMessage] = []
-        if not prompt.started and prompt.start is not None and (end.run or self.shown not in (None, job)):
-            out += _begun(prompt)
-        for result in end.results:
-            if result.key in prompt.told:
-                continue
-            if result.before is not None and result.before != prompt.told_executing:
-                prompt.told_executing = result.before
-                out.append(result.before)
-            out.append(result.message)
-        out += end.last
+        """Take the end of a prompt; it is forgotten once it is told."""
+        if end.last and self.holds_end(job, end.run):
+            self._prompts.pop(job, None)
+            self._held_ends[job] = end
+            if len(self._held_ends) <= MOST_HELD_ENDS:
+                return []
+            job = next(iter(self._held_ends))
+            end = self._held_ends.pop(job)
+        out = self._told_end(job, end)
         if self.shown == job:
             return out + self._next()
-        return out + self.again()
+        return out + self.again() if out else []
 
     def again(self) -> list[ClientMessage]:
         """Return what shows the shown prompt to a client that has forgotten it."""
+        self._active = self.shown
         if self.shown is None:
             return []
         prompt = self._prompts[self.shown]
@@ -222,10 +239,53 @@ class ShownPrompt:
         return [one] if self.shown is None else []
 
     def _next(self) -> list[ClientMessage]:
-        """Show the prompt that runs for the longest time, if there is one."""
+        """Tell the ends that had to wait, and show the prompt that runs for the longest time, if there is one."""
+        self.shown = None
+        held, self._held_ends = self._held_ends, {}
+        out = [one for job, end in held.items() for one in self._told_end(job, end)]
         running = [(prompt.order, job) for job, prompt in self._prompts.items() if prompt.start is not None]
-        self.shown = min(running)[1] if running else None
-        return [] if self.shown is None else _told_anew(self._prompts[self.shown])
+        if running:
+            self.shown = min(running)[1]
+            out += self._told_anew(self.shown)
+        return out
+
+    def _told_end(self, job: str, end: PromptEnd) -> list[ClientMessage]:
+        prompt = self._prompts.pop(job, None) or _Prompt()
+        if end.run != prompt.run:
+            prompt.begin(end.run)
+        prompt.start = prompt.start or end.start
+        out: list[ClientMessage] = []
+        if not prompt.started and prompt.start is not None and (end.run or self._active not in (None, job)):
+            out += self._begun(job, prompt)
+        for result in end.results:
+            if result.key in prompt.told:
+                continue
+            if result.before is not None and result.before != prompt.told_executing:
+                prompt.told_executing = result.before
+                out.append(result.before)
+            out.append(result.message)
+        out += end.last
+        if end.last:
+            self._active = None
+        return out
+
+    def _begun(self, job: str, prompt: _Prompt) -> list[ClientMessage]:
+        """Return a prompt's start, and what was held back."""
+        self._active = job
+        out = [*([] if prompt.start is None else [prompt.start]), *prompt.held]
+        prompt.started, prompt.held, prompt.held_bytes = True, [], 0
+        return out
+
+    def _told_anew(self, job: str) -> list[ClientMessage]:
+        """Return a prompt's start, what was held back, and where it is now."""
+        prompt = self._prompts[job]
+        out = self._begun(job, prompt)
+        if prompt.executing is not None and prompt.executing != prompt.told_executing:
+            prompt.told_executing = prompt.executing
+            out.append(prompt.executing)
+        if prompt.state is not None:
+            out.append(prompt.state)
+        return out
 
 
 def _note(prompt: _Prompt, heard: PromptMessage, *, shown: bool) -> bool:
@@ -264,21 +324,3 @@ def _note(prompt: _Prompt, heard: PromptMessage, *, shown: bool) -> bool:
                 prompt.hold(one)
             prompt.told.add(heard.key)
     return True
-
-
-def _begun(prompt: _Prompt) -> list[ClientMessage]:
-    """Return a prompt's start, and what was held back."""
-    out = [*([] if prompt.start is None else [prompt.start]), *prompt.held]
-    prompt.started, prompt.held, prompt.held_bytes = True, [], 0
-    return out
-
-
-def _told_anew(prompt: _Prompt) -> list[ClientMessage]:
-    """Return a prompt's start, what was held back, and where it is now."""
-    out = _begun(prompt)
-    if prompt.executing is not None and prompt.executing != prompt.told_executing:
-        prompt.told_executing = prompt.executing
-        out.append(prompt.executing)
-    if prompt.state is not None:
-        out.append(prompt.state)
-    return out
