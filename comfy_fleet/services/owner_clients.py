@@ -37,7 +37,7 @@ LOOK_S = 5.0
 """Between two looks at whether the number of live jobs agrees with what was heard."""
 KEEP_S, REFRESH_S = 0.1, 30.0
 """How soon a change of what a websocket shows is written down for other processes, and how often all are."""
-MOST_UNTOLD = 100
+MOST_UNTOLD = 200
 MOST_OVER = 32_768
 """Jobs whose end is remembered; more than events that may wait to be read."""
 _A_TURN, _TURNS = 256, 30

@@ -288,13 +288,13 @@ def test_the_end_of_a_prompt_that_never_began_waits_for_the_end_of_the_shown_one
     begun(machine, "d")
     assert ended(machine, "b", ran=False) == ended(machine, "c", ran=False) == []
     assert ended(machine, "b", ran=False) == []  # seen twice
-    assert machine.held_ends == ("b", "c")
+    assert list(machine.held_ends) == ["b", "c"]
     again = ["execution_start p-a"]
     assert ended(machine, "d") == ["execution_start p-d", *success("p-d"), *again]  # that is another's end
     assert begun(machine, "e") == []
     told = [*success("p-a"), *cancel("p-b"), *cancel("p-c"), "execution_start p-e"]
     assert ended(machine, "a") == told
-    assert machine.held_ends == () and machine.shown == "e"
+    assert list(machine.held_ends) == [] and machine.shown == "e"
 
 
 def test_the_end_of_a_prompt_that_never_began_is_told_with_a_start_when_the_shown_one_waits_again() -> None:

@@ -17,7 +17,7 @@ SPARE_BYTES = 256 * 1024
 """Of what waits; beyond it, what is spare is dropped."""
 _COST = 128
 """Bytes that even the shortest message takes."""
-MOST_SENT = 100
+MOST_SENT = 200
 """Ends that are remembered until they are told, for a client that answers no ping."""
 
 

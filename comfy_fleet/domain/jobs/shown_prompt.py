@@ -6,8 +6,9 @@ belongs to it. A fleet runs several prompts of one client at once, so that
 
 - one of them is *shown*: the client gets its messages as they come;
 - of the others, what a client must not miss (starts, results) is held back until they are shown, or end;
-- the end of a prompt that ran is told at once, whoever's it is: scripts wait for it. Directly behind the end of
-  another prompt, the shown one's ``execution_start``, ``executing`` and newest ``progress_state`` are told again;
+- the end of a prompt that ran is told at once, whoever's it is: scripts wait for it. Directly behind the end
+  of another prompt, the shown one's ``execution_start``, ``executing`` and newest ``progress_state`` are told
+  again;
 - the end of a prompt that never began (canceled, expired) waits until the shown one ends or is given back.
   ComfyUI says nothing of a prompt that leaves its queue, and some clients lose the running one by a word of
   another or by a second ``execution_start``.
@@ -26,7 +27,7 @@ from comfy_fleet.domain.jobs.client_messages import ClientMessage, execution_sta
 MOST_HELD_BYTES = 1024 * 1024
 """Results of a prompt that is not shown which are kept in memory; the rest is told at its end."""
 
-MOST_HELD_ENDS = 50
+MOST_HELD_ENDS = 100
 """Ends of prompts that never began which wait for the shown one's; of more, the oldest is told."""
 
 ResultKey: TypeAlias = tuple[str, int | None]
@@ -239,7 +240,7 @@ class ShownPrompt:
         return [one] if self.shown is None else []
 
     def _next(self) -> list[ClientMessage]:
-        """Tell the ends that had to wait, and show the prompt that runs for the longest time, if there is one."""
+        """Tell the ends that had to wait, and show the prompt that runs for the longest time, if any."""
         self.shown = None
         held, self._held_ends = self._held_ends, {}
         out = [one for job, end in held.items() for one in self._told_end(job, end)]
