@@ -18,6 +18,10 @@ from comfy_fleet.api.links import Links
 from comfy_fleet.domain.jobs.job import Job, Output, Progress
 from comfy_fleet.services.job_queries import owned
 from comfy_fleet.services.job_watch import Alive, Preview, Seen, Status, watch
+from comfy_fleet.timeouts import Timeout
+
+GOODBYE_S = 1.0
+"""How long a client that may be reading too slowly has to be told why its stream ends."""
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -76,11 +80,13 @@ class EventStream(Response):
                 for task in (telling, *others):
                     task.cancel()
                 await asyncio.gather(telling, *others, return_exceptions=True)
-                streams[self._who] -= 1
-                if not streams[self._who]:
-                    del streams[self._who]
-            if signed_out.is_set() and telling.cancelled():
-                await send({"type": "http.response.body", "body": b": signed out\n\n"})
+                try:
+                    if signed_out.is_set() and telling.cancelled():
+                        await _goodbye(send)
+                finally:  # until then the connection counts
+                    streams[self._who] -= 1
+                    if not streams[self._who]:
+                        del streams[self._who]
 
     async def _tell(self, send: Send) -> None:
         d = self._deps
@@ -95,6 +101,12 @@ class EventStream(Response):
                 if last:
                     return
         await send({"type": "http.response.body", "body": b""})
+
+
+async def _goodbye(send: Send) -> None:
+    with contextlib.suppress(TimeoutError):  # it may wait behind what is not read
+        async with Timeout(GOODBYE_S):
+            await send({"type": "http.response.body", "body": b": signed out\n\n"})
 
 
 async def _left(receive: Receive) -> None:

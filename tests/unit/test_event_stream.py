@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -59,3 +60,43 @@ async def test_a_stream_that_is_cut_short_still_ends(monkeypatch: pytest.MonkeyP
         (True, True),
         (False, False),
     ]
+
+
+async def test_who_is_signed_out_and_does_not_read_is_let_go_and_counts_until_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "GOODBYE_S", 0.05)
+    stuck, never = asyncio.Event(), asyncio.Event()
+    counts: list[int] = []
+
+    async def watch(*_: Any, **__: Any) -> AsyncGenerator[list[Seen], None]:
+        yield [Alive()]
+
+    async def receive() -> Message:
+        await never.wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            stuck.set()
+            counts.append(parts.streams["me"])
+            await never.wait()
+
+    class SignedOut(SessionWatch):
+        @contextmanager
+        def follow(self, token: str) -> Iterator[asyncio.Event]:
+            yield stuck
+
+    monkeypatch.setattr(events, "watch", watch)
+    parts = SimpleNamespace(
+        streams=Counter(),
+        jobs=None,
+        events=None,
+        closing=None,
+        session_watch=SignedOut(cast(Sessions, None)),
+    )
+    job = Job(id="j", owner="me", status=JobStatus.QUEUED, created_at=0, expires_at=9, graph_hash="h")
+    stream = events.EventStream(cast(ApiDeps, parts), "me", job, cast(Links, None), session="s")
+    async with asyncio.timeout(20):
+        await stream({"type": "http"}, receive, send)
+    assert counts == [1, 1] and not parts.streams
