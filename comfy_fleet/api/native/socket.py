@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -11,17 +12,20 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.native.features import features
 from comfy_fleet.api.native.outgoing import Outgoing
 from comfy_fleet.api.native.row import row
+from comfy_fleet.domain.errors import NoRoom
 from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.timeouts import Timeout
+
+logger = logging.getLogger(__name__)
 
 SIGNED_OUT = 1008
 """Close code ``Policy Violation``: the handshake of who comes again is refused with 401."""
@@ -83,7 +87,8 @@ async def _talk(
 
 
 async def _goodbye(socket: WebSocket, code: int, why: str) -> None:
-    with contextlib.suppress(TimeoutError, OSError):  # it may wait behind what is not read
+    # It may wait behind what is not read, and the client may have gone.
+    with contextlib.suppress(TimeoutError, OSError, WebSocketDisconnect):
         async with Timeout(GOODBYE_S):
             await socket.close(code, why)
 
@@ -102,12 +107,19 @@ async def _tell(send: Send, outgoing: Outgoing, d: ApiDeps) -> None:
 
 
 async def _with_asset(one: ClientMessage, d: ApiDeps) -> bytes | None:
-    """Return a message with the bytes of its asset; None if they are gone."""
+    """Return a message with the bytes of its asset; None if they are gone, or can't be read.
+
+    Without them, the client is told the rest: else it would be told the same again each time it comes back.
+    """
     asset = await d.assets.get(one.asset)
     if asset is None:
         return None
-    async with contextlib.aclosing(await d.assets.open(asset)) as chunks:
-        return b"".join([one.data, *[chunk async for chunk in chunks]])
+    try:
+        async with contextlib.aclosing(await d.assets.open(asset)) as chunks:
+            return b"".join([one.data, *[chunk async for chunk in chunks]])
+    except (OSError, NoRoom) as error:
+        logger.warning("a websocket's client gets no picture %s, which can't be read: %s", asset.id, error)
+        return None
 
 
 async def _hear(socket: WebSocket, outgoing: Outgoing, d: ApiDeps) -> None:
