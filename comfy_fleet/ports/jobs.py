@@ -119,6 +119,12 @@ class JobStore(Protocol):
     async def live_count(self, owner: str) -> int:
         """Return how many of the owner's jobs are not final."""
 
+    async def made_since(self, owner: str, client_id: str, since: float) -> Sequence[str]:
+        """Return the ids of a client's jobs since a time in Unix seconds, the oldest first.
+
+        Among the owner's newest 10,000 jobs.
+        """
+
     async def hide(self, owner: str, job_ids: Sequence[str]) -> int:
         """Delete final jobs of the owner's from ComfyUI's history, and from nothing else; return how many."""
 

@@ -16,8 +16,9 @@ class ClientSocket:
         since: When it was opened, in Unix seconds.
         open: Whether it is still open.
         shown: The job whose prompt it shows, or None.
-        untold: Jobs whose end its client has still to be told.
-        kept_at: When this was written, in Redis's Unix seconds; the store notes it.
+        untold: Jobs whose end its client has still to be told; first those that have ended.
+        told: Jobs whose end it has certainly got, of the last moments.
+        kept_at: The store's time before this state was read.
     """
 
     owner: str
@@ -27,11 +28,15 @@ class ClientSocket:
     open: bool
     shown: str | None
     untold: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     kept_at: float = 0.0
 
 
 class SocketStore(Protocol):
     """Websockets of clients. All that is kept is forgotten two minutes after it was written last."""
+
+    async def now(self) -> float:
+        """Return the store's Unix seconds, by which jobs' times are noted, too."""
 
     async def keep(self, sockets: Sequence[ClientSocket]) -> None:
         """Write what is so now."""

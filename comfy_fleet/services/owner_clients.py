@@ -17,12 +17,20 @@ from typing import Any
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
-from comfy_fleet.domain.jobs.job import Job, JobFilter, JobStatus, OwnerEvent
+from comfy_fleet.domain.jobs.job import Job, JobStatus, OwnerEvent
 from comfy_fleet.domain.jobs.shown_prompt import PromptEnd, PromptMessage, Topic
 from comfy_fleet.ports.jobs import ClientFeed, ClientFrame, ClientTaken, Events, JobStore
-from comfy_fleet.ports.sockets import ClientSocket, SocketStore
+from comfy_fleet.ports.sockets import SocketStore
 from comfy_fleet.services.job_frames import JobFrames, is_for_anybody, prompt_end
-from comfy_fleet.services.socket_client import MOST_STATUS, STATUS_S, LiveJob, Receiver, SocketClient
+from comfy_fleet.services.kept_sockets import KeptSockets
+from comfy_fleet.services.socket_client import (
+    MOST_STATUS,
+    MOST_UNTOLD,
+    STATUS_S,
+    LiveJob,
+    Receiver,
+    SocketClient,
+)
 from comfy_fleet.tasks import forever, start
 
 logger = logging.getLogger(__name__)
@@ -35,9 +43,10 @@ AGAIN_S = 1.0
 """Before a record is read again that could not be read."""
 LOOK_S = 5.0
 """Between two looks at whether the number of live jobs agrees with what was heard."""
-KEEP_S, REFRESH_S = 0.1, 30.0
-"""How soon a change of what a websocket shows is written down for other processes, and how often all are."""
-MOST_UNTOLD = 200
+REFRESH_S = 30.0
+"""How often what each websocket shows is written down for other processes, changed or not."""
+AT_ONCE = 50
+"""Records of ended jobs that are read at once: of a client that comes back, thousands may have ended."""
 MOST_OVER = 32_768
 """Jobs whose end is remembered; more than events that may wait to be read."""
 _A_TURN, _TURNS = 256, 30
@@ -73,7 +82,7 @@ class OwnerClients:
         self._clients: dict[str, SocketClient] = {}
         self._live: dict[str, LiveJob] = {}
         self._count = 0
-        self._jobs_of: defaultdict[str, set[str]] = defaultdict(set)
+        self._jobs_of: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._anybodys: dict[str, JobFrames] = {}
         self._over: OrderedDict[str, None] = OrderedDict()  # jobs that ended of late: nothing follows an end
         self._feed: ClientFeed | None = None
@@ -82,8 +91,8 @@ class OwnerClients:
         self._tasks: set[asyncio.Task[None]] = set()
         self._status_due: asyncio.TimerHandle | None = None
         self._status_at = float("-inf")
-        self._changed: dict[str, SocketClient] = {}
-        self._keep_due: asyncio.TimerHandle | None = None
+        self._kept = KeptSockets(name, deps.sockets, deps.jobs, deps.monotonic, self._is_here)
+        self._reads = asyncio.Semaphore(AT_ONCE)
         self._attaching: Counter[str] = Counter()
         self._closing: asyncio.Task[None] | None = None
 
@@ -99,30 +108,20 @@ class OwnerClients:
             if self.closed or self._feed is None:
                 return None
             await self._feed.follow(client_id)
-            before = await self._deps.sockets.last(self.name, client_id)
-            missed = await self._missed(client_id, before)
+            missed = [] if client_id in self._clients else await self._kept.missed(client_id)
             client = self._attached(client_id, socket, receiver, missed)
-            await self._deps.events.take_client(self.name, client_id, socket)
-            await self.keep()  # if this process dies from now on, others know of the websocket
+            try:
+                await self._deps.events.take_client(self.name, client_id, socket)
+                await self.keep()  # if this process dies from now on, others know of the websocket
+            except BaseException:
+                self.detach(client, socket)
+                raise
             return client
         finally:
             self._attaching[client_id] -= 1
             if not self._attaching[client_id]:
                 del self._attaching[client_id]
             self._close_if_idle()
-
-    async def _missed(self, client_id: str, before: ClientSocket | None) -> list[str]:
-        """Return jobs whose end a client was not told elsewhere, as far as is known."""
-        if before is None or client_id in self._clients:
-            return []
-        missed = list(before.untold)
-        if (
-            before.open
-        ):  # its process has died, or has not noticed yet that it is gone: newer jobs aren't written
-            page = await self._deps.jobs.find(JobFilter(owner=self.name, limit=MOST_UNTOLD))
-            newer = [job for job in reversed(page.jobs) if job.created_at >= before.kept_at]
-            missed += [job.id for job in newer if job.client_id == client_id]
-        return missed
 
     def _attached(
         self, client_id: str, socket: str, receiver: Receiver, untold: Sequence[str]
@@ -149,12 +148,15 @@ class OwnerClients:
             missed = [job_id for job_id in untold if job_id not in self._live]
         for job_id in dict.fromkeys(missed):
             self._end(client, job_id)
-        self._note(client)
+        self._kept.note(client)
         return client
 
     def _told(self, client: SocketClient, job_ids: Sequence[str]) -> None:
-        client.missed = [job_id for job_id in client.missed if job_id not in job_ids]
-        self._note(client)
+        got = frozenset(job_ids)
+        client.missed = [job_id for job_id in client.missed if job_id not in got]
+        now = self._deps.monotonic()
+        client.told.extend((now, job_id) for job_id in job_ids)
+        self._kept.note(client)
 
     async def _resume(self, client: SocketClient, running: Sequence[str]) -> None:
         """Show a client that comes anew what runs: as far as the records say, and then its frames."""
@@ -177,7 +179,7 @@ class OwnerClients:
             return
         untold = [*client.receiver.untold(), *client.view.drop_held_ends()]
         client.missed, client.receiver = [*client.missed, *untold][-MOST_UNTOLD:], None
-        self._note(client)
+        self._kept.note(client)
         client.leaving = asyncio.get_running_loop().call_later(LINGER_S, self._leave, client)
 
     def _leave(self, client: SocketClient) -> None:
@@ -202,11 +204,11 @@ class OwnerClients:
         """Follow nobody any more."""
         self.closed = True
         self._on_closed(self)
-        timers = [self._status_due, self._keep_due, *(client.leaving for client in self._clients.values())]
+        timers = [self._status_due, *(client.leaving for client in self._clients.values())]
         for timer in timers:
             if timer is not None:
                 timer.cancel()
-        await self._keep()
+        await self._kept.close()
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
         for task in tasks:
@@ -270,7 +272,7 @@ class OwnerClients:
         shown = client.view.shown
         client.send(client.view.heard(job_id, prompt_id, heard, self._deps.clock()))
         if client.view.shown != shown:
-            self._note(client)
+            self._kept.note(client)
 
     def _for_all(self, news: ClientFrame, live: LiveJob) -> None:
         frames = self._anybodys.get(news.job_id)
@@ -296,24 +298,24 @@ class OwnerClients:
                 self._over.popitem(last=False)
             if event.client_id is not None:
                 mine = self._jobs_of[event.client_id]
-                mine.discard(event.job_id)
+                mine.pop(event.job_id, None)
                 if not mine and client is None:
                     del self._jobs_of[event.client_id]
         else:
             if event.client_id is not None:
-                self._jobs_of[event.client_id].add(event.job_id)
+                self._jobs_of[event.client_id][event.job_id] = None
             self._live[event.job_id] = LiveJob(event.prompt_id, event.client_id, event.status, event.run)
         if client is not None:
             if event.status.terminal:
                 self._end(client, event.job_id)
             elif event.status is JobStatus.QUEUED and before is not None and before.run is not None:
                 client.send(client.view.given_back(event.job_id))
-                self._note(client)
+                self._kept.note(client)
             elif event.run is not None:
                 client.view.runs(event.job_id, event.run)
             if before is None:
                 client.risen = not event.status.terminal
-                self._note(client)
+                self._kept.note(client)
         self._say_status()
 
     def _taken(self, news: ClientTaken) -> None:
@@ -325,7 +327,7 @@ class OwnerClients:
             client.newest = client.newest or news.socket == client.socket
         elif client.newest:  # else the other one's news is the older
             client.receiver, client.socket = None, ""
-            self._changed.pop(client.client_id, None)
+            self._kept.forget(client)
             if client.leaving is not None:
                 client.leaving.cancel()
             self._leave(client)
@@ -348,7 +350,7 @@ class OwnerClients:
             return
         if job is None or job.owner != self.name or not job.status.terminal:
             client.send(client.view.ended(job_id, PromptEnd(run="", start=None, last=())))
-            self._note(client)
+            self._kept.note(client)
             return
         frames = client.frames.pop(job_id, None) or JobFrames(job.prompt_id)
         waits = client.view.holds_end(job_id, job.run or "")
@@ -363,13 +365,14 @@ class OwnerClients:
         )
         client.send(client.view.ended(job_id, end))
         self._say_status()
-        self._note(client)
+        self._kept.note(client)
 
     async def _record(self, job_id: str) -> tuple[Job | None, Mapping[str, Any]]:
         """Return a job and what its nodes returned, as soon as Redis answers."""
         while True:
             try:
-                return await self._deps.jobs.with_ui(job_id)
+                async with self._reads:
+                    return await self._deps.jobs.with_ui(job_id)
             except StoreDown:
                 await asyncio.sleep(AGAIN_S)
 
@@ -445,25 +448,12 @@ class OwnerClients:
 
     # -- for other processes ---------------------------------------------------------------------------
 
-    def _note(self, client: SocketClient) -> None:
-        """Write soon what a client's websocket shows."""
-        self._changed[client.client_id] = client
-        if self._keep_due is None and not self.closed:
-            self._keep_due = asyncio.get_running_loop().call_later(KEEP_S, self._keep_soon)
-
-    def _keep_soon(self) -> None:
-        self._keep_due = None
-        self._spawn(self._keep())
-
-    async def _keep(self) -> None:
-        with contextlib.suppress(StoreDown):  # all are written again now and then
-            await self.keep()
-
     async def keep(self) -> None:
         """Write what has changed since the last time. Raises StoreDown."""
-        changed, self._changed = self._changed, {}
-        if changed:
-            await self._deps.sockets.keep([self._kept(client) for client in changed.values()])
+        await self._kept.keep()
+
+    def _is_here(self, client: SocketClient) -> bool:
+        return self._clients.get(client.client_id) is client
 
     async def _refresh(self) -> None:
         while True:
@@ -472,20 +462,7 @@ class OwnerClients:
                 await asyncio.sleep(REFRESH_S / _TURNS)
                 for client in clients[turn::_TURNS]:
                     if client.receiver is not None:
-                        self._note(client)
-
-    def _kept(self, client: SocketClient) -> ClientSocket:
-        sent = [] if client.receiver is None else client.receiver.untold()
-        untold = dict.fromkeys([*client.missed, *sent, *client.ending, *client.jobs, *client.view.held_ends])
-        return ClientSocket(
-            owner=self.name,
-            client_id=client.client_id,
-            socket=client.socket,
-            since=client.since,
-            open=client.receiver is not None,
-            shown=client.view.shown,
-            untold=tuple(untold)[-MOST_UNTOLD:],
-        )
+                        self._kept.note(client)
 
 
 def _event(job_id: str, live: LiveJob, status: JobStatus, count: int) -> OwnerEvent:

@@ -13,6 +13,9 @@ from comfy_fleet.services.job_frames import JobFrames
 
 MOST_STATUS, STATUS_S = 5, 1.0
 """So many ``status`` a websocket gets within so many seconds."""
+MOST_UNTOLD = 10_000
+"""Jobs of one client that are remembered until it is told their ends: ten times what may wait in the whole
+queue by default."""
 
 
 class Receiver(Protocol):
@@ -52,11 +55,12 @@ class SocketClient:
         newest: Whether all processes know that it is the client's newest.
         since: When it was opened, in Unix seconds.
         receiver: Its end, while it is open.
-        jobs: The client's jobs that are not final.
+        jobs: The client's jobs that are not final, in the order in which they came.
         view: What it is told.
         frames: What was heard of its jobs.
         ending: Jobs whose end is being read.
         missed: Jobs whose end was not told: there was no websocket, or it broke.
+        told: When in monotonic seconds its last ends were certainly told, and whose.
         told_live: The last ``status``.
         told_live_at: When the last ones were sent, in monotonic seconds.
         risen: Whether it has submitted something since.
@@ -68,11 +72,12 @@ class SocketClient:
     newest: bool = False
     since: float = 0.0
     receiver: Receiver | None = None
-    jobs: set[str] = field(default_factory=set)
+    jobs: dict[str, None] = field(default_factory=dict)
     view: ShownPrompt = field(default_factory=ShownPrompt)
     frames: dict[str, JobFrames] = field(default_factory=dict)
     ending: set[str] = field(default_factory=set)
     missed: list[str] = field(default_factory=list)
+    told: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=MOST_UNTOLD))
     told_live: int | None = None
     told_live_at: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_STATUS))
     risen: bool = False

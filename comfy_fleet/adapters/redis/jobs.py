@@ -13,7 +13,7 @@ from comfy_fleet.adapters.redis import job_records
 from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.job_records import hashed
-from comfy_fleet.adapters.redis.owner_lists import OwnerLists
+from comfy_fleet.adapters.redis.owner_lists import OwnerLists, parts
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
 from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.asset import Asset
@@ -327,10 +327,26 @@ class RedisJobStore:
         await self.lists.complete(owner)
         return int(await self._redis.zcard(self._keys.live(owner)))
 
+    async def made_since(self, owner: str, client_id: str, since: float) -> Sequence[str]:
+        """Return the ids of a client's jobs since a time; see the port."""
+        raw = await self._redis.zrevrangebyscore(
+            self._keys.jobs_of(owner), "+inf", f"{since:.6f}", start=0, num=LOOKED_AT
+        )
+        found: list[str] = []
+        for part in parts([job_id.decode() for job_id in reversed(raw)], WINDOW):
+            rows = await self._scripts.call("facts", ids=part, fields=["client_id"])
+            wanted = client_id.encode()
+            found += [job_id for job_id, row in zip(part, rows, strict=True) if row and row[0] == wanted]
+        return found
+
     async def hide(self, owner: str, job_ids: Sequence[str]) -> int:
         """Delete final jobs from ComfyUI's history; see the port."""
-        parts = (job_ids[start : start + AT_ONCE] for start in range(0, len(job_ids), AT_ONCE))
-        return sum([int(await self._scripts.call("hide", owner=owner, ids=list(ids))) for ids in parts])
+        return sum(
+            [
+                int(await self._scripts.call("hide", owner=owner, ids=list(ids)))
+                for ids in parts(job_ids, AT_ONCE)
+            ]
+        )
 
     async def saved(self, owner: str, file: SavedFile) -> Asset | None:
         """Return the file that an owner's job saved under this name; see the port."""

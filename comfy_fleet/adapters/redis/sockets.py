@@ -1,7 +1,6 @@
 """Which websockets clients have, in Redis (port :class:`comfy_fleet.ports.sockets.SocketStore`)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -25,20 +24,22 @@ class RedisSocketStore:
         self._redis = redis
         self._keys = redis.keyspace
 
+    async def now(self) -> float:
+        """Return Redis's Unix seconds."""
+        seconds, micros = await self._redis.time()
+        return float(seconds + micros / 1e6)
+
     async def keep(self, sockets: Sequence[ClientSocket]) -> None:
         """Write what is so now."""
-        seconds, micros = await self._redis.time()
-        now = seconds + micros / 1e6
         async with self._redis.pipeline(transaction=False) as pipe:
             for one in sockets:
                 client = hashed(one.client_id)
-                kept = orjson.dumps(replace(one, kept_at=now))
-                pipe.set(self._keys.socket(client, one.owner), kept, ex=KEPT_S)
+                pipe.set(self._keys.socket(client, one.owner), orjson.dumps(one), ex=KEPT_S)
                 if one.open:
-                    pipe.zadd(self._keys.sockets(one.owner), {client: now})
+                    pipe.zadd(self._keys.sockets(one.owner), {client: one.kept_at})
                 else:
                     pipe.zrem(self._keys.sockets(one.owner), client)
-            for owner in {one.owner for one in sockets}:
+            for owner, now in {one.owner: one.kept_at for one in sockets}.items():
                 pipe.zremrangebyscore(self._keys.sockets(owner), "-inf", now - KEPT_S)
                 pipe.expire(self._keys.sockets(owner), KEPT_S)
             await pipe.execute()

@@ -12,13 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
+from comfy_fleet.services.socket_client import MOST_UNTOLD
 
 SPARE_BYTES = 256 * 1024
 """Of what waits; beyond it, what is spare is dropped."""
 _COST = 128
 """Bytes that even the shortest message takes."""
-MOST_SENT = 200
-"""Ends that are remembered until they are told, for a client that answers no ping."""
 
 
 class Outgoing:
@@ -43,7 +42,7 @@ class Outgoing:
         self.waiting_bytes = 0
         self._came = asyncio.Event()
         self._dropped: list[str] = []
-        self._sent: deque[str] = deque(maxlen=MOST_SENT)
+        self._sent: deque[str] = deque(maxlen=MOST_UNTOLD)
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.adapters.redis.sockets import RedisSocketStore
+from comfy_fleet.api.native.outgoing import Outgoing
 from comfy_fleet.ports.runs import Claim
 from comfy_fleet.sim import SimTiming
 from tests.children import mortal
@@ -23,6 +24,8 @@ from tests.factories import picture
 from tests.fleet import until
 from tests.integration.api_kit import Api, running
 from tests.integration.native.socket_kit import Client, client_of, faced
+from tests.integration.native.test_client_hub import hub_of
+from tests.integration.native.test_socket import over_websocket
 from tests.integration.native.test_socket_kills import api_process, said
 
 _RESET = struct.pack("ii", 1, 0)
@@ -200,6 +203,63 @@ async def test_an_end_that_a_killed_process_had_sent_to_a_slow_client_is_told_by
             assert again.of(prompt).count("executed 2") == again.of(prompt).count("execution_success") == 1
         theirs = await other.post(picture(2))
         assert await ends(other, theirs) == {theirs: 1} and not other.of(prompt)
+
+
+@pytest.mark.parametrize("how", ["cut", "killed"])
+async def test_a_client_with_hundreds_of_prompts_loses_no_end(
+    redis_port: int, tmp_path: Path, how: str
+) -> None:
+    async with (
+        running(redis_port, tmp_path) as api,
+        running(redis_port, tmp_path) as other,
+        hub_of(api) as (dying, store),
+    ):
+        await api.add_node("g1")
+        name = uuid4().hex
+
+        async def known() -> bool:
+            kept = await store.last("local", name)
+            return kept is not None and owed <= set(kept.untold)
+
+        outgoing = Outgoing(1024 * 1024)  # nobody reads it
+        detach = await dying.attach("local", name, outgoing)
+        prompts = await prompts_of(api, name, 250)
+        owed = set(prompts)
+        await until(known, what="all processes know of all prompts")
+        for prompt in prompts[:2]:
+            await api.finish(await api.claim(prompt))
+        await until(lambda: len(outgoing.untold()) == 2, what="the first ends are on their way")
+        if how == "cut":
+            detach()
+            await until(known, what="all processes know what is untold")
+        store.down = True  # as if it were killed now
+        await api.client.post("/queue", json={"delete": prompts[2:]})
+        async with client_of(other.url, name) as again:
+            assert await ends(again, *prompts) == dict.fromkeys(prompts, 1)
+
+
+@pytest.mark.parametrize("lost", ["gone", "cut short"])
+async def test_a_picture_that_can_not_be_read_costs_its_client_that_picture_alone(
+    redis_port: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str
+) -> None:
+    async with running(redis_port, tmp_path) as api, client_of(api.url, uuid4().hex) as client:
+        await api.add_node("g1")
+        prompt = await client.post(over_websocket(1))
+        run = await api.claim(prompt)
+        lost_one = await api.output(run, b"a picture", name="websocket_1.png", node="2")
+        await api.output(run, b"another picture", name="websocket_2.png", node="3")
+        asset = await api.assets.get(lost_one.asset_id)
+        assert asset is not None
+        file = api.deps.settings.files_dir / asset.path
+        if lost == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(b"a")
+        await api.finish(run)
+        told = await client.ended(prompt)
+        assert [data[8:] for type_, data in told if type_ == "binary"] == [b"another picture"]
+        assert "execution_success" in [type_ for type_, _ in told]
+        assert asset.id in caplog.text
 
 
 async def test_a_dispatchers_process_is_killed_while_frames_flow(redis_port: int, tmp_path: Path) -> None:
