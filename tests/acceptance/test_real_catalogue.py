@@ -18,6 +18,7 @@ from PIL import Image
 from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.acceptance.wire import AGENT, ANN, BOB, OPS, bearer
 from tests.comfyui_server import ComfyServer, comfyui_of
+from tests.integration.up_kit import until
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
 
@@ -175,9 +176,10 @@ def test_two_versions_together(
 ) -> None:
     fleet = started(tmp_path_factory.mktemp("both"), f"one={bare.url}", f"two={other.url}")
     try:
-        found = of_fleet(fleet, "/object_info")
         told = {name: got(url, "/object_info") for name, url in (("one", bare.url), ("two", other.url))}
-        assert set(found) == set(told["one"]) | set(told["two"])
+        every = set(told["one"]) | set(told["two"])
+        until(lambda: set(of_fleet(fleet, "/object_info")) == every, "the classes of both are known")
+        found = of_fleet(fleet, "/object_info")
         for mine, others in (("one", "two"), ("two", "one")):
             for name in told[mine].keys() - told[others].keys():
                 assert found[name]["description"].endswith(
