@@ -182,7 +182,8 @@ async def test_a_node_that_never_answered_is_looked_at_often_in_a_large_fleet_to
         new_node = Node(name="g2", url=f"http://127.0.0.1:{new.port}")
         host.follow([replace(G1, url=known.url), new_node])
         await until(lambda: new.tried >= 5, what="it was looked at")
-        assert [request["target"] for request in known.requests] == ["/queue"], "looked at once"
+        asked = [request["target"] for request in known.requests]
+        assert asked == ["/api/v1/health", "/queue"], "it was asked if it is a fleet, and looked at once"
 
 
 async def test_what_was_deleted_is_told_until_the_api_has_heard_it() -> None:
