@@ -355,7 +355,7 @@ class HostAgent:
 
     async def run(self) -> None:
         """Look at everything until canceled."""
-        for name in self.members:
+        for name in self.members.keys() - self._looking.keys():
             self._look_after(name)
         try:
             while True:
