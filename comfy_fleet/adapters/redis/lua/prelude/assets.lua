@@ -21,7 +21,7 @@ local function add_asset(r)
     local name = r.listed or r.file_path
     if not r.folder then redis.call('HSET', blob_same_key(r.owner, r.hash), r.file_path, r.id) end
     redis.call('ZADD', asset_names_key(r.owner, name), r.created_at, r.id)
-    redis.call('ZADD', asset_uploads_key(r.owner, r.folder or 'input'), r.created_at, name)
+    redis.call('ZADD', asset_uploads_key(r.owner, r.folder or 'input'), num(now()), name)  -- as jobs' files are listed
     if r.expires_at then redis.call('ZADD', asset_expiry_key, r.expires_at, r.id) end
   end
   return redis.call('SCARD', mine) == 1 and 1 or 0
