@@ -88,12 +88,16 @@ def differences(row: Row, answer: Any, like: Any) -> list[str]:
 
 
 def without_machine(value: Any) -> Any:
-    """Return an answer without what a fleet hides or names anew, and without the folders of ``input``."""
+    """Return an answer without what a fleet hides or names anew, and without lists of files in ``input``."""
     if isinstance(value, dict) and "devices" in value:
         devices = [{**device, "index": 0} for device in value["devices"]]
         return {"system": {**value["system"], "argv": []}, "devices": devices}
     if isinstance(value, dict):
-        return {name: one for name, one in value.items() if "FromFolder" not in name}
+        return {
+            name: one
+            for name, one in value.items()
+            if not any(word in name for word in ("FromFolder", "Load3D"))
+        }
     return value
 
 

@@ -42,7 +42,10 @@ def empty(color: int) -> Graph:
 
 
 def compared(told: Told) -> list[Any]:
-    """Return what must be the same: no ids of prompts, times, numbers of names, progress or queue lengths."""
+    """Return what must be the same: no ids of prompts, times, numbers of names, progress or queue lengths.
+
+    Results come apart from the rest: on a fleet they wait for their files, while the prompt goes on.
+    """
     out: list[Any] = []
     for type_, data in told:
         if type_ in ("progress", "progress_state", "status"):
@@ -59,7 +62,7 @@ def compared(told: Told) -> list[Any]:
         ]
         shown = json.dumps({**fields, "keys": sorted(data)}, sort_keys=True)
         out.append((type_, shown))
-    return out
+    return [one for one in out if one[0] != "executed"] + [one for one in out if one[0] == "executed"]
 
 
 async def ran(client: Client, graph: Graph, **more: Any) -> Told:
