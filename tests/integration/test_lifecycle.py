@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from comfy_fleet.adapters.comfyui.node_client import NodeClient
+from comfy_fleet.bootstrap import Stores
 from comfy_fleet.cli.app import build
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.sim import SimTiming
@@ -115,9 +117,16 @@ async def test_a_forced_rm_of_a_dead_node_costs_no_attempt(redis_port: int, tmp_
         assert (ended.status, ended.node, ended.attempt) == (JobStatus.SUCCEEDED, "g2", 0)
 
 
+async def _both_read(stores: Stores) -> bool:
+    states = await stores.nodes.states()
+    busy = [await stores.redis.exists(stores.redis.keyspace.reading(state.node.name)) for state in states]
+    return not any(busy) and all(state.reading.read_at and not state.reading.wanted for state in states)
+
+
 async def test_show_refresh_and_diff(redis_port: int, tmp_path: Path) -> None:
     async with operated(redis_port, tmp_path, "g1", "g2", sim={"timing": SimTiming(job_s=60)}) as world:
         fleet = world.fleet
+        await until(partial(_both_read, fleet.stores), what="no first reading is under way")
         fleet.sims["g2"].models = {**fleet.sims["g2"].models}
         fleet.sims["g2"].catalogue.models = {**fleet.sims["g2"].models, "vae": {"new.safetensors": 1}}
         read = await world.cli("node", "refresh", "g2")
