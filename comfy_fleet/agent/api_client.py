@@ -137,11 +137,7 @@ class ApiClient:
             **{name: value for name, value in asdict(beat).items() if name != "host"},
             "nodes": [written(asdict(report)) for report in beat.nodes],
             "deleted": [str(cleanup) for cleanup in beat.deleted],
-            # What is sealed, the API seals itself.
-            "join": [
-                written({name: value for name, value in asdict(one).items() if name != "sealed"})
-                for one in join
-            ],
+            "join": [_registration(one) for one in join],
         }
         reply = await client.post(self._url, json=body)
         if reply.is_error:
@@ -180,6 +176,15 @@ class ApiClient:
         if self.trouble:
             logger.info("heartbeats arrive again", extra={"url": self._url})
         self.trouble = ""
+
+
+def _registration(joining: Joining) -> dict[str, Any]:
+    """Return a registration as it is sent."""
+    fields = asdict(joining)
+    del fields["sealed"]  # what is sealed, the API seals itself
+    if joining.editor is None:  # APIs of earlier versions refuse fields that they don't know
+        del fields["editor"]
+    return written(fields)
 
 
 def _allocation(fields: Mapping[str, Any]) -> GpuAllocation:

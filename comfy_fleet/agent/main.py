@@ -71,6 +71,7 @@ class AgentOptions:
         weight: Their weight; None keeps the registry's.
         zone: Their zone; None keeps the registry's.
         labels: Their labels.
+        editor: Whether they serve ComfyUI's editor; None keeps the registry's.
     """
 
     join: str | None = None
@@ -84,6 +85,7 @@ class AgentOptions:
     weight: int | None = None
     zone: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    editor: bool | None = None
 
     @property
     def central(self) -> bool:
@@ -289,4 +291,5 @@ def _joining(
         labels=options.labels,
         simulated=simulated,
         cleans_up=cleans_up,
+        editor=options.editor,
     )

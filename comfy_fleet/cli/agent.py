@@ -72,6 +72,15 @@ def agent(
         list[str] | None,
         typer.Option(metavar="K=V", help="A label of the nodes. Repeatable.", rich_help_panel=_HOST),
     ] = None,
+    editor: Annotated[
+        bool | None,
+        typer.Option(
+            "--editor/--no-editor",
+            help="Let the nodes serve ComfyUI's editor, before others or never.",
+            show_default="if no other node does",
+            rich_help_panel=_HOST,
+        ),
+    ] = None,
     metrics_port: Annotated[
         str | None,
         typer.Option(
@@ -194,6 +203,7 @@ def agent(
         weight=weight,
         zone=zone,
         labels=pairs(label or [], "--label"),
+        editor=editor,
         beside=beside(
             node or [], pairs(output_dir or [], "--output-dir"), pairs(input_dir or [], "--input-dir")
         ),

@@ -46,6 +46,8 @@ def row(node: Mapping[str, Any]) -> tuple[Any, ...]:
     word = state(node)
     job = node.get("job") or ""
     where = Text(str(node.get("url") or ""))
+    if node.get("editor"):
+        where.append(" (editor)", style="cyan")
     if node.get("simulated"):
         where = Text(SIMULATED, style="magenta")
     return (

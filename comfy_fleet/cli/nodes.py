@@ -55,6 +55,14 @@ def add(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Address of the node's agent.", show_default="the fleet"),
     ] = None,
+    editor: Annotated[
+        bool | None,
+        typer.Option(
+            "--editor/--no-editor",
+            help="Let it serve ComfyUI's editor, before others or never.",
+            show_default="if no other node does",
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is up.")] = False,
     timeout: Annotated[
         float, typer.Option(metavar="S", min=0, help="With --wait: give up after this many seconds.")
@@ -81,6 +89,8 @@ def add(
         body["weight"] = weight
     if agent:
         body["agent"] = agent
+    if editor is not None:
+        body["editor"] = editor
     with Client(api, key) as client:
         node = client.post("/api/v1/nodes", body)
         if wait:
@@ -165,6 +175,7 @@ def show(name: Name, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "models used": "\n".join(node.get("models") or ()) or None,
                 "zone": node.get("zone"),
                 "labels": ", ".join(f"{key}={value}" for key, value in labels.items()),
+                "editor": {True: "yes, before others", False: "never"}.get(node.get("editor")),
                 "agent": node.get("agent"),
                 "works on": still_working(node) if node.get("work") else node.get("job"),
                 "succeeded": node.get("done"),

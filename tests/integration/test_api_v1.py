@@ -451,6 +451,14 @@ async def test_bad_nodes_are_refused(api: Api, more: dict[str, Any]) -> None:
     assert [n.name for n in await api.stores.nodes.nodes()] == ["g1"]
 
 
+async def test_a_node_may_be_named_for_the_editor(api: Api) -> None:
+    for number, editor in enumerate((True, False, None)):
+        body = {"name": f"e{number}", "url": f"http://10.0.1.{number}:8188", "editor": editor}
+        answer = await api.client.post("/api/v1/nodes", json=body)
+        assert (answer.status_code, answer.json()["editor"]) == (201, editor)
+        assert (await api.client.get(f"/api/v1/nodes/e{number}")).json()["editor"] is editor
+
+
 async def test_simulated_nodes_are_named_as_such(api: Api) -> None:
     await api.add_node("s1", info=False, simulated=True)
     job = (await api.client.post("/api/v1/generate", json={"prompt": "x"})).json()["task_id"]

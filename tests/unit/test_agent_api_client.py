@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -40,9 +41,10 @@ class Api:
         self.replies = list(replies)
         self.asked: list[httpx.Request] = []
         self.taken: list[Answer] = []
+        self.join = JOIN
 
     def compose(self) -> tuple[Heartbeat, Sequence[Joining]]:
-        return BEAT, [JOIN]
+        return BEAT, [self.join]
 
     def handle(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
@@ -145,3 +147,17 @@ async def test_a_wrong_token_is_told_in_the_agent_s_words() -> None:
         await asyncio.gather(running, return_exceptions=True)
         assert words in link.trouble
         assert "FLEET_AGENT_TOKEN" in link.trouble
+
+
+@pytest.mark.parametrize(
+    ("editor", "sent"),
+    [(None, {}), (True, {"editor": True}), (False, {"editor": False})],
+    ids=["unset", "yes", "never"],
+)
+async def test_the_editor_is_named_only_if_it_was_set(editor: bool | None, sent: dict[str, bool]) -> None:
+    """APIs of earlier versions refuse registrations with fields that they don't know."""
+    api = Api()
+    api.join = replace(JOIN, editor=editor)
+    await until(api, 1, api.link())
+    (joined,) = json.loads(api.asked[0].content)["join"]
+    assert {name: value for name, value in joined.items() if name == "editor"} == sent

@@ -72,6 +72,12 @@ def test_the_node_table_fits_80_columns() -> None:
     assert "gpu-rack-17-node-03" in "\n".join(lines)
 
 
+def test_a_node_for_the_editor_says_so() -> None:
+    lines = printed(table(COLUMNS, [row({**NODE, "simulated": False, "editor": True})]))
+    assert "(editor)" in lines[-1]
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_pool_table_fits_80_columns() -> None:
     name = "a-pool-with-a-rather-long-name-of-ours"
     pool = {"name": name, "slot": 16, "nodes": 128, "up": 127}

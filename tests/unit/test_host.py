@@ -61,3 +61,12 @@ def test_what_an_operator_set_stays_unless_the_agent_says_otherwise() -> None:
     changed = set_.applied("h", known, now=3.0)
     assert (changed.pool, changed.weight, changed.zone) == ("q", 9, "")
     assert not set_.applied("h", None, now=3.0).weight_by_gpu
+
+
+def test_an_agent_without_a_word_about_the_editor_keeps_the_registrys() -> None:
+    known = Node(name="n", url="http://h:1", editor=True)
+    silent = Joining(name="n", url="http://h:1", agent="h:2")
+    assert silent.applied("h", known, now=3.0).editor is True
+    assert silent.applied("h", None, now=3.0).editor is None
+    never = Joining(name="n", url="http://h:1", agent="h:2", editor=False)
+    assert never.applied("h", known, now=3.0).editor is False

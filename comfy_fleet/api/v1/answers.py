@@ -215,6 +215,10 @@ class _NodeFields(TypedDict):
     cordoned: bool
     cordon_reason: str
     simulated: bool
+    editor: Annotated[
+        bool | None,
+        Field(description="Whether it serves ComfyUI's editor; null: if no node is named for it."),
+    ]
     agent: str | None
     added_at: Annotated[float, Field(description="Unix seconds.")]
     verdict: Annotated[str, Field(description="`up`, `drain`, `down` or `new`.")]

@@ -99,6 +99,7 @@ class JoiningBody(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
     simulated: bool = False
     cleans: bool = False
+    editor: bool | None = None
 
 
 class HeartbeatBody(BaseModel):

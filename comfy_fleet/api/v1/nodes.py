@@ -45,6 +45,11 @@ class NodeBody(BaseModel):
     agent: str | None = Field(
         None, description="HOST:PORT that answers agent-checks; else the central agent."
     )
+    editor: bool | None = Field(
+        None,
+        description="Whether it serves ComfyUI's editor: true: before others; false: never; left out: if no "
+        "other node does.",
+    )
 
 
 class DrainBody(BaseModel):
@@ -205,6 +210,7 @@ def state(value: NodeState) -> dict[str, Any]:
         "cordoned": node.cordoned,
         "cordon_reason": node.cordon_reason,
         "simulated": value.simulated,
+        "editor": node.editor,
         "agent": node.agent,
         "added_at": node.added_at,
         "verdict": value.verdict,

@@ -148,6 +148,7 @@ class Joining:
         simulated: Whether it is a simulated node.
         cleans_up: Whether the agent can delete files of finished jobs.
         sealed: Its user and password, encrypted; empty if it needs none.
+        editor: Whether it serves ComfyUI's editor; None keeps the registry's.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Joining:
     simulated: bool = False
     cleans_up: bool = False
     sealed: str = field(default="", repr=False)
+    editor: bool | None = None
 
     def applied(self, host: str, known: Node | None, *, now: float) -> Node:
         """Return the node as it should be registered.
@@ -183,6 +185,7 @@ class Joining:
             labels={**base.labels, **self.labels, HOST_LABEL: host},
             simulated=self.simulated,
             sealed=self.sealed,
+            editor=base.editor if self.editor is None else self.editor,
         )
 
 

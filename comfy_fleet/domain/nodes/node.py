@@ -43,6 +43,8 @@ class Node:
             :mod:`comfy_fleet.domain.nodes.speed`; None until it has been measured. It is used only if
             ``weight_by_gpu`` is true: a weight that somebody has set stays.
         free_idle_s: Its pool's setting, for agents; see :class:`comfy_fleet.domain.nodes.pool.Pool`.
+        editor: Whether it serves ComfyUI's editor to people: True: before nodes of which nobody has said
+            so, False: never, None: if no other does.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Node:
     added_at: float = 0.0
     speed: float | None = field(default=None, compare=False)  # it changes with every run
     free_idle_s: float | None = None
+    editor: bool | None = None
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
