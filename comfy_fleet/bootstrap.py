@@ -21,6 +21,7 @@ from comfy_fleet.adapters.redis.pools import RedisPools
 from comfy_fleet.adapters.redis.prompt_lists import RedisPromptLists
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.adapters.redis.workflow_store import RedisWorkflowStore
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.domain.errors import ConfigError, NoRoom, StoreDown
@@ -48,6 +49,7 @@ class Stores:
     inventories: RedisInventories
     pools: RedisPools
     hosts: RedisHosts
+    workflows: RedisWorkflowStore
 
     def telling(self, telemetry: Telemetry) -> Self:
         """Return these stores; they report jobs that they end to an observer."""
@@ -78,6 +80,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             inventories=RedisInventories(redis),
             pools=RedisPools(redis),
             hosts=RedisHosts(redis),
+            workflows=RedisWorkflowStore(redis),
         )
     finally:
         await events.close()

@@ -153,6 +153,17 @@ class Keyspace:
     # -- people who have signed in
     session = _Each("session:HASH")  # string: proves which key it began with; HASH is the token's
 
+    # -- workflow store: stored workflows that are not in the folder
+    workflows = _One("workflows")  # hash: NAME -> the version in production
+    workflow = _Each("workflow:NAME")  # hash: editor_name, by, at (who set production, and when), and
+    #                                    label LABEL -> VERSION
+    workflow_versions = _Each("workflow:NAME:versions")  # zset: VERSION -> when it was published
+    workflow_version = _Each("workflow:NAME:version:VERSION")  # hash: author, at, note; content, ui (JSON,
+    #                                                            compressed), thumbnail
+    workflow_history = _Each("workflow:NAME:history")  # list: what happened, as JSON, the latest first
+    drafts = _Each("drafts:OWNER")  # zset: NAME -> when it was saved
+    draft = _Each("draft:OWNER:NAME")  # hash: about (JSON), content, ui (JSON, compressed)
+
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)

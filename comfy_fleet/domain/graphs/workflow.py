@@ -7,7 +7,7 @@ Values of this module are resolved: a :class:`ParameterTarget` names a node of e
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -220,9 +220,14 @@ class Workflow:
         return tuple(choice.name for choice in parameter.choices) if parameter else ()
 
 
-def version_of(graph: Graph, manifest: Mapping[str, Any]) -> str:
-    """Return ``sha256:<hex>`` of the content; white space and the order of keys don't count."""
-    text = json.dumps([graph, manifest], sort_keys=True, separators=(",", ":"), default=str)
+def version_of(graph: Graph, manifest: Mapping[str, Any], marked: Sequence[Any] = ()) -> str:
+    """Return ``sha256:<hex>`` of the content; white space and the order of keys don't count.
+
+    Args:
+        marked: What the editor's App mode marks; without it, the version is that of a folder's files.
+    """
+    content = [graph, manifest, marked] if marked else [graph, manifest]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 

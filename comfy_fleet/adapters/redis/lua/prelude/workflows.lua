@@ -1,0 +1,41 @@
+-- Stored workflows: what their labels name, and their history.
+
+-- What a label names now; '' for nothing.
+local function labeled(name, label)
+  if label == 'production' then return redis.call('HGET', workflows_key, name) or '' end
+  return redis.call('HGET', workflow_key(name), 'label ' .. label) or ''
+end
+
+-- The versions that a label names, or that begin with these digits: none, one, or several.
+local function versions_of(name, label, digits)
+  if digits == '' then
+    local version = labeled(name, label)
+    return version == '' and {} or { version }
+  end
+  local found = {}
+  for _, version in ipairs(redis.call('ZRANGE', workflow_versions_key(name), 0, -1)) do
+    if string.sub(version, 8, 7 + #digits) == digits then found[#found + 1] = version end
+  end
+  return found
+end
+
+-- Make a label name a version, and note that as what happened.
+local function set_label(name, label, version, entry, most)
+  local key = workflow_key(name)
+  if label == 'production' then
+    redis.call('HSET', workflows_key, name, version)
+    redis.call('ZADD', workflow_versions_key(name), entry.at, version)  -- versions that were in use stay longer
+  else
+    redis.call('HSET', key, 'label ' .. label, version)
+  end
+  redis.call('HSET', key, 'by ' .. label, entry.author, 'at ' .. label, entry.at)
+  redis.call('LPUSH', workflow_history_key(name), cjson.encode(entry))
+  redis.call('LTRIM', workflow_history_key(name), 0, most - 1)
+end
+
+-- The latest thing that happened to a workflow if it is this very call, made again because its answer was lost.
+local function own_entry(name, id)
+  local latest = redis.call('LINDEX', workflow_history_key(name), 0)
+  local entry = latest and cjson.decode(latest)
+  return entry and entry.id == id and entry or nil
+end

@@ -1,0 +1,25 @@
+-- Store an owner's draft, in place of an earlier one; the one saved longest ago makes room.
+-- args: owner, name, editor_name, base ('': the draft's before, or the version in production), job, most.
+-- ARGV: content, ui or ''.
+-- Returns {'schema', layout} | {'ok', at, base} | {'named', another name in the editor}
+local other = other_schema()
+if other then return other end
+local owner, name = args.owner, args.name
+local key, list = draft_key(owner, name), drafts_key(owner)
+local before = redis.call('HMGET', key, 'editor_name', 'base')
+local published = redis.call('HGET', workflow_key(name), 'editor_name')
+for _, known in ipairs({ before[1] or '', published or '' }) do
+  if known ~= '' and args.editor_name ~= '' and known ~= args.editor_name then return { 'named', known } end
+end
+local base = args.base
+if base == '' then base = before[2] or labeled(name, 'production') end
+local at = num(now())
+redis.call('DEL', key)
+redis.call('HSET', key, 'editor_name', args.editor_name ~= '' and args.editor_name or before[1] or '', 'base', base,
+  'job', args.job, 'at', at, 'content', ARGV[2], 'ui', ARGV[3])
+redis.call('ZADD', list, at, name)
+for _, oldest in ipairs(redis.call('ZRANGE', list, 0, -1 - args.most)) do
+  redis.call('DEL', draft_key(owner, oldest))
+  redis.call('ZREM', list, oldest)
+end
+return { 'ok', at, base }
