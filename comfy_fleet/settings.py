@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.extension_routes import parse_prefixes
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE, check_namespace
 from comfy_fleet.domain.nodes import former_pools
@@ -69,6 +70,12 @@ Gibibytes = Annotated[float, Field(le=10**6)]
 MetricsPort = Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(_no_port)]
 Host = Annotated[str, AfterValidator(_check_host)]
 FilePath = Annotated[Path, BeforeValidator(_check_path)]
+
+
+def origin_of(url: str) -> tuple[str, str | None, int | None]:
+    """Return the origin of an http(s) URL, as browsers tell origins apart: scheme, host, port."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def packaged(folder: str) -> Path:
@@ -117,6 +124,36 @@ class Settings(BaseSettings):
     )
     public_url: str | None = Field(
         None, description="Base of absolute URLs; if unset, the request's host and scheme."
+    )
+    editor: bool = Field(
+        True,
+        description="1: the public port serves ComfyUI's editor, where there is a real node. What operators "
+        "do is then done on the console's port, or with a key in a header.",
+    )
+    console_port: int = Field(
+        8189,
+        ge=1,
+        le=65535,
+        description="The console's port: sign-in, publishing, and all that operators do. If unset, "
+        "`fleet up` uses the next free one above the public port.",
+    )
+    console_url: str | None = Field(
+        None,
+        validate_default=True,
+        description="What browsers reach the console by, with a host or a port of its own; if unset, the "
+        "host of the request with the console's port.",
+    )
+    extension_routes: str = Field(
+        "",
+        description="Comma-separated prefixes of extensions' own routes that nodes answer, such as "
+        "`/chooser,/api/easyuse`. Each is open with and without `/api` in front.",
+    )
+    editor_wait_s: float = Field(
+        10.0,
+        ge=0,
+        le=10,
+        description="Longest time in seconds that an editor's run waits for the node whose caches have its "
+        "last graph; 0: not at all.",
     )
     api_host: Host = Field("127.0.0.1", description="Address of `fleet api`, behind the edge.")
     api_port: int = Field(8190, ge=1, le=65535, description="Port of `fleet api`, behind the edge.")
@@ -391,9 +428,9 @@ class Settings(BaseSettings):
         except BadInput as error:
             raise ValueError(error.message) from error
 
-    @field_validator("public_url")
+    @field_validator("public_url", "console_url")
     @classmethod
-    def _check_public_url(cls, value: str | None) -> str | None:
+    def _check_base_url(cls, value: str | None) -> str | None:
         """Refuse what can't be the base of a URL; empty, as Compose sets unset variables, means unset."""
         if not value:
             return None
@@ -407,6 +444,35 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not an http(s) URL; {example}")
         if parts.query or parts.fragment or " " in value or not value.isprintable():
             raise ValueError(f"{value!r} holds more than a host and a path; {example}")
+        return value
+
+    @field_validator("console_url")
+    @classmethod
+    def _check_console_url(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Refuse the public URL's own origin: what a path sets apart is one origin to a browser."""
+        public: str | None = info.data.get("public_url")
+        if value and public and origin_of(value) == origin_of(public):
+            raise ValueError(
+                f"{value!r} is the same origin as FLEET_PUBLIC_URL; give the console another host or port"
+            )
+        return value
+
+    @field_validator("console_port")
+    @classmethod
+    def _check_console_port(cls, value: int, info: ValidationInfo) -> int:
+        """Refuse the public port: to a browser, both would be one."""
+        if value == info.data.get("port"):
+            raise ValueError(f"{value} is the public port; the console needs its own")
+        return value
+
+    @field_validator("extension_routes")
+    @classmethod
+    def _check_extension_routes(cls, value: str) -> str:
+        """Refuse what :func:`parse_prefixes` can't read."""
+        try:
+            parse_prefixes(value)
+        except BadInput as error:
+            raise ValueError(error.message) from error
         return value
 
     @field_validator("node_ca_file")
@@ -479,6 +545,11 @@ class Settings(BaseSettings):
         return PoolDefaults(
             free_idle_s=self.free_idle_s, free_on_oom=self.free_oom, former=dict(self._former)
         )
+
+    @property
+    def extension_prefixes(self) -> tuple[str, ...]:
+        """The prefixes of extensions' routes that are open, without ``/api``."""
+        return parse_prefixes(self.extension_routes)
 
     @property
     def workflows_dir(self) -> Path:

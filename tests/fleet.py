@@ -185,6 +185,7 @@ async def fleet_of(
             data=Path(folder),
             **{
                 "port": free_port(),
+                "console_port": free_port(),
                 "api_port": free_port(),
                 "lease_port": free_port(),
                 "direct_port": free_port(),

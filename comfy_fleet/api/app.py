@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -23,6 +24,7 @@ from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.handshake import NO_REFERRER, Handshake
 from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
+from comfy_fleet.api.origins import Origin, marked, origin_of
 from comfy_fleet.api.routing import GroupedRouter
 from comfy_fleet.api.site_guard import SiteGuard
 from comfy_fleet.api.v1 import routes as v1
@@ -64,6 +66,18 @@ def create_app(deps: ApiDeps) -> "Front":
     return Front(GroupedRouter(routes, lifespan=lifespan), routes, deps)
 
 
+def _guards(deps: ApiDeps) -> Mapping[Origin | None, SiteGuard]:
+    """Return who keeps other sites out, by what the edge has marked a request with."""
+    settings = deps.settings
+    urls = (settings.public_url, settings.console_url)
+    names = [name for url in urls if url and (name := urlsplit(url).hostname)]
+    needs_key = not deps.keys.open
+    public = SiteGuard(needs_key=needs_key, url=settings.public_url, names=names)
+    console = SiteGuard(needs_key=needs_key, url=settings.console_url, names=names, siblings=False)
+    # What comes to the API's own port may do all that the console's may: the editor is foreign there.
+    return {Origin.EDITOR: public, Origin.CONSOLE: console, None: console if settings.editor else public}
+
+
 class Front:
     """The entrance: identifies callers, checks their rights, and answers if something breaks."""
 
@@ -79,7 +93,7 @@ class Front:
         self.deps = deps
         self.figures = metrics.Metrics(deps.registry)
         self.admission = Admission(deps.settings, routes)
-        self._guard = SiteGuard(needs_key=not deps.keys.open, public_url=deps.settings.public_url)
+        self._guards = _guards(deps)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
@@ -95,17 +109,28 @@ class Front:
         route = self._routes.get(request.scope.get("endpoint"))
         return errors.fleet_error(error) if route is None else route.refusal(error)
 
+    def _place(self, scope: Scope, headers: Headers) -> str:
+        """Note where a request came to; return the key in its path."""
+        scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
+        scope["origin"] = origin_of(headers, editor=self.deps.settings.editor)
+        scope["by_header"] = False
+        path_key = take_path_key(scope)
+        scope["key_in_path"] = bool(path_key)
+        return path_key
+
     async def _identify(self, scope: Scope, headers: Headers, path_key: str) -> None:
-        shown = Credentials.of(headers, path_key)
-        scope["principal"], scope["session"] = await self.deps.keys.identify(shown, self.deps.sessions)
+        shown = Credentials.of(headers, scope["origin"], path_key)
+        found = await self.deps.keys.identify(shown, self.deps.sessions, scope["origin"])
+        scope["principal"], scope["session"] = found.principal, found.session
+        scope["by_header"] = found.by_header
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         handshake = Handshake(scope, receive, send, self.deps.sockets)
-        scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
-        headers, path_key = Headers(scope=scope), take_path_key(scope)
+        headers = Headers(scope=scope)
+        path_key = self._place(scope, headers)
         handler = native.SOCKETS.get(scope["path"])
         try:
-            self._guard.check(headers, changing=True)
+            self._guards[marked(headers)].check(headers, changing=True)
             await self._identify(scope, headers, path_key)
             await handshake.serve(handler, scope["principal"])
         except FleetError as error:
@@ -121,7 +146,8 @@ class Front:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, finished = 0, False
         began = time.perf_counter()
-        headers, path_key = Headers(scope=scope), take_path_key(scope)
+        headers = Headers(scope=scope)
+        path_key = self._place(scope, headers)
         ticket = self.admission.ticket(scope["method"], scope["path"])
         incoming = Incoming(receive, headers, self.deps.pace, ticket.enter)
 
@@ -141,13 +167,12 @@ class Front:
                     message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        scope["app"], scope["deps"], scope["metrics"] = self, self.deps, self.figures
         scope["ticket"] = ticket
         try:
             public = scope["path"] in self._open_paths
             changing = scope["method"] not in _SAFE
             if changing or not public:
-                self._guard.check(headers, changing=changing)
+                self._guards[marked(headers)].check(headers, changing=changing)
             if path_key or not public:
                 await self._identify(scope, headers, path_key)
             if incoming.ended or scope["method"] in _BODILESS:

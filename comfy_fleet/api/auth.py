@@ -2,21 +2,23 @@
 
 import hashlib
 import hmac
-import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comfy_fleet.api.credentials import Credentials
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.host_names import is_loopback
+from comfy_fleet.api.origins import Origin
 from comfy_fleet.domain.errors import ConfigError
 from comfy_fleet.domain.principal import Principal, PrincipalLimits, Role
 from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.settings import Settings
 
 LOCAL = "local"
+HANDED_OVER = "handed over"
+"""The purpose of a code that brings a sign-in from the console's origin to the editor's."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ROLES = {"admin": Role.ADMIN, "artist": Role.ARTIST}
 _KEY_CHARS = 16
@@ -26,6 +28,22 @@ _KEY_CHARS = 16
 class _Key:
     principal: Principal
     digest: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who makes a request, and how that was shown.
+
+    Attributes:
+        principal: Who it is, with the roles that count at the request's origin.
+        session: The session's token, if it is the session that counts; else empty.
+        by_header: Whether a key in a header showed it, or the agents' token: what a browser adds by itself
+            is none, nor what a page's address holds.
+    """
+
+    principal: Principal
+    session: str = ""
+    by_header: bool = False
 
 
 class Keys:
@@ -74,34 +92,41 @@ class Keys:
             return cls(limits, agent_token=settings.agent_token)
         return cls(limits, _read(settings.keys_file, limits), agent_token=settings.agent_token)
 
-    async def identify(self, shown: Credentials, sessions: Sessions) -> tuple[Principal, str]:
-        """Return who shows these credentials, and the session's token if it is the session that counts.
+    async def identify(self, shown: Credentials, sessions: Sessions, origin: Origin) -> Identity:
+        """Return who shows these credentials at an origin.
+
+        On the editor's origin, only a key in a header makes somebody an operator.
 
         Raises:
             HttpError: 401 if keys are set and none of them was shown.
             StoreDown: A session can't be looked up.
         """
+        found = await self._found(shown, sessions, origin)
+        if origin is Origin.EDITOR and not found.by_header:
+            return replace(found, principal=found.principal.without(Role.ADMIN))
+        return found
+
+    async def _found(self, shown: Credentials, sessions: Sessions, origin: Origin) -> Identity:
         if self._agent_digest and shown.key and hmac.compare_digest(_digest(shown.key), self._agent_digest):
-            return self._agent, ""
-        if self.open:
-            return self._local, ""
-        session = ""
+            return Identity(principal=self._agent, by_header=shown.in_header)
+        if self.open:  # whatever else was shown is no key
+            return Identity(principal=self._local)
         if shown.key:
-            found = self.find(shown.key)
-        else:
-            found = next(filter(None, map(self.find, shown.basic)), None)
-            if found is None and shown.session:
-                session = shown.session
-                found = self._of_session(session, await sessions.proof(session))
-        if found is None:
-            raise HttpError(
-                401,
-                "unauthorized",
-                "send a valid API key: `Authorization: Bearer KEY`, `Authorization: KEY`, `X-API-Key: KEY`, "
-                "HTTP Basic with the key as password, or /k/KEY in front of the path. Browsers: /login",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        return found, session
+            if (owner := self.find(shown.key)) is not None:
+                return Identity(principal=owner, by_header=shown.in_header)
+        elif (owner := next(filter(None, map(self.find, shown.basic)), None)) is not None:
+            return Identity(principal=owner)
+        elif shown.session:
+            proof = await sessions.proof(shown.session)
+            if proof and (owner := self.proven(shown.session, proof, origin)) is not None:
+                return Identity(principal=owner, session=shown.session)
+        raise HttpError(
+            401,
+            "unauthorized",
+            "send a valid API key: `Authorization: Bearer KEY`, `Authorization: KEY`, `X-API-Key: KEY`, "
+            "HTTP Basic with the key as password, or /k/KEY in front of the path. Browsers: /login",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
 
     def find(self, shown: str) -> Principal | None:
         """Return whose key this is."""
@@ -112,33 +137,29 @@ class Keys:
                 found = key.principal
         return found
 
-    def _of_session(self, token: str, proof: str | None) -> Principal | None:
-        """Return whose session this is: nobody's if the key that it began with is no more."""
-        if proof is None:
-            return None
-        same = (key for key in self._keys if hmac.compare_digest(_proof(token, key.digest), proof))
+    def proven(self, token: str, proof: str, purpose: str) -> Principal | None:
+        """Return whose key a proof is made of; None if that key is no more."""
+        same = (key for key in self._keys if hmac.compare_digest(_proof(token, key.digest, purpose), proof))
         return next((key.principal for key in same), None)
 
+    def session_proof(self, token: str, owner: Principal, purpose: str) -> str:
+        """Return the proof that something began with an owner's key, such as a session.
 
-@lru_cache(256)
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine's own."""
-    name = host.lower().strip("[]").rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+        Without the token it says nothing about the key.
 
-
-def session_proof(token: str, key: str) -> str:
-    """Return the proof that a session began with a key; without the token it says nothing about the key."""
-    return _proof(token, _digest(key))
+        Args:
+            token: What the owner's browser will show.
+            owner: As :meth:`find` has returned it.
+            purpose: The origin of a session, or :data:`HANDED_OVER`. A proof for one is none for another.
+        """
+        digest = next(key.digest for key in self._keys if key.principal is owner)
+        return _proof(token, digest, purpose)
 
 
-def _proof(token: str, digest: bytes) -> str:
-    return hmac.new(token.encode("utf-8", "surrogateescape"), digest, hashlib.sha256).hexdigest()
+def _proof(token: str, digest: bytes, purpose: str) -> str:
+    # The editor's origin is the public port, where sessions of earlier versions began.
+    told = digest if purpose == Origin.EDITOR else digest + purpose.encode()
+    return hmac.new(token.encode("utf-8", "surrogateescape"), told, hashlib.sha256).hexdigest()
 
 
 def _digest(key: str) -> bytes:

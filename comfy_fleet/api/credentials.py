@@ -14,7 +14,10 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.types import Scope
 
-COOKIE = "fleet_session"
+from comfy_fleet.api.origins import Origin
+
+COOKIES = {Origin.EDITOR: "fleet_session", Origin.CONSOLE: "fleet_console"}
+"""The cookie of each origin's sessions. Cookies don't know ports: each origin looks at its own alone."""
 _PATH_KEY = re.compile(rb"/k/([^/]+)(/.*)?", re.DOTALL)
 
 
@@ -26,24 +29,28 @@ class Credentials:
         key: A key that was certainly meant for the fleet; empty if there is none.
         basic: HTTP Basic's password and user, either of which may be a key; or meant for a proxy.
         session: A session's token; empty if there is none.
+        in_header: Whether the key came in a header: no page's script has one to send.
     """
 
     key: str = ""
+    in_header: bool = False
     basic: tuple[str, ...] = ()
     session: str = ""
 
     @classmethod
-    def of(cls, headers: Headers, path_key: str = "") -> "Credentials":
-        """Return the credentials of a request."""
+    def of(cls, headers: Headers, origin: Origin, path_key: str = "") -> "Credentials":
+        """Return the credentials of a request to an origin."""
         authorization = headers.get("authorization", "").strip()
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         bearer = token if scheme.lower() == "bearer" else ""
         bare = "" if token else authorization
+        in_header = bearer or headers.get("x-api-key", "").strip() or bare
         return cls(
-            key=path_key or bearer or headers.get("x-api-key", "").strip() or bare,
+            key=path_key or in_header,
+            in_header=bool(in_header) and not path_key,
             basic=_basic(token) if scheme.lower() == "basic" else (),
-            session=cookie_parser(headers.get("cookie", "")).get(COOKIE, ""),
+            session=cookie_parser(headers.get("cookie", "")).get(COOKIES[origin], ""),
         )
 
 

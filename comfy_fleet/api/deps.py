@@ -14,6 +14,7 @@ from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.body_pace import BodyPace
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
+from comfy_fleet.api.origins import Origin
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.node import Node, split_credentials
 from comfy_fleet.domain.principal import Principal
@@ -25,6 +26,7 @@ from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
+from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
@@ -90,6 +92,7 @@ class ApiDeps:
         background: Coroutine functions that run as long as the app does.
         closing: Set when the server stops, which ends streams.
         clients: Brings what happens to jobs to websockets.
+        editor_tickets: Signs the cookies that name a person's editor node.
         streams: Open event streams by caller.
         sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
@@ -126,6 +129,7 @@ class ApiDeps:
     answers: NodeAnswers
     check_place: PlaceCheck
     clients: ClientHub
+    editor_tickets: EditorTickets
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes
     background: Sequence[Callable[[], Awaitable[None]]] = ()
@@ -190,6 +194,12 @@ def admin(request: Request) -> Principal:
     return who
 
 
+def origin(request: Request) -> Origin:
+    """Return the origin that a request came to: the editor's or the console's."""
+    found: Origin = request.scope["origin"]
+    return found
+
+
 def let_others_in(request: Request) -> None:
     """Count a request no longer among those in progress: from now on it waits in a line of its own."""
     ticket: Ticket = request.scope["ticket"]
@@ -198,4 +208,4 @@ def let_others_in(request: Request) -> None:
 
 def links(request: Request) -> Links:
     """Return the maker of absolute URLs for this request."""
-    return Links.of(request, deps(request).settings.public_url)
+    return Links.of(request, deps(request).settings)

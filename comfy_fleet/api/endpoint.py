@@ -8,8 +8,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from comfy_fleet.api.errors import fleet_error
+from comfy_fleet.api.errors import HttpError, fleet_error
+from comfy_fleet.api.origins import Origin, console_base
+from comfy_fleet.domain.about import NOTHING_HERE, WHERE_INSTEAD
 from comfy_fleet.domain.errors import FleetError
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -27,6 +30,10 @@ class ServedRoute(Route):
         open: Whether a request needs no key.
         at_once: Whether a request is let in however many are in progress.
         streams: Whether the answer lasts as long as events come, so that its duration means nothing.
+        console: Whether only operators, agents or the console's pages need it: on the editor's origin it is
+            refused to whoever does not show a key in a header.
+        editor: Whether its answer holds what a node made for the editor: it is never given on the console's
+            origin.
         refusal: Makes the answer for an error, in the form of this surface.
     """
 
@@ -40,13 +47,31 @@ class ServedRoute(Route):
         open: bool = False,  # noqa: A002 - as in Endpoint
         at_once: bool = False,
         streams: bool = False,
+        console: bool = False,
+        editor: bool = False,
         refusal: Callable[[FleetError], Response] = fleet_error,
     ) -> None:
         super().__init__(path, handler, methods=[method], name=name)
         self.open = open
         self.at_once = at_once
         self.streams = streams
+        self.console = console
+        self.editor = editor
         self.refusal = refusal
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request whose path is this route's.
+
+        Raises:
+            HttpError: 403 ``console_only``; 404.
+        """
+        origin = scope["origin"]
+        if self.console and origin is Origin.EDITOR and not scope["by_header"]:
+            request = Request(scope)
+            raise console_only(console_base(request, scope["deps"].settings))
+        if self.editor and origin is Origin.CONSOLE:
+            raise HttpError(404, "not_found", NOTHING_HERE, details=WHERE_INSTEAD)
+        await super().handle(scope, receive, send)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +95,7 @@ class Endpoint:
         open: Whether it needs no key.
         at_once: Whether a request is let in however many are worked on: what must not wait behind all the
             rest, and uploads, which are written while they come: refused at their end, all would come again.
+        console: As in :class:`ServedRoute`.
     """
 
     method: str
@@ -89,6 +115,7 @@ class Endpoint:
     events: Mapping[str, Any] = field(default_factory=dict)
     open: bool = False
     at_once: bool = False
+    console: bool = False
 
     @property
     def route(self) -> ServedRoute:
@@ -101,7 +128,22 @@ class Endpoint:
             open=self.open,
             at_once=self.at_once,
             streams=bool(self.events),
+            console=self.console,
         )
+
+
+def console_only(base: str) -> HttpError:
+    """Return the refusal of what is done on the console's origin.
+
+    Args:
+        base: That origin's base URL.
+    """
+    return HttpError(
+        403,
+        "console_only",
+        f"this is done at {base}: here, only programs that show a key in a header may do it",
+        details={"console": base},
+    )
 
 
 def routes(table: Iterable[Endpoint]) -> list[ServedRoute]:

@@ -1,11 +1,13 @@
-"""Absolute URLs, from the configured public one or from the edge's headers."""
+"""Absolute URLs, from the configured ones or from the edge's headers."""
 
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from comfy_fleet.api.errors import HttpError
-from comfy_fleet.api.site_guard import host_name
+from comfy_fleet.api.host_names import host_name
+from comfy_fleet.api.origins import Origin, marked
+from comfy_fleet.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -15,15 +17,16 @@ class Links:
     base: str
 
     @classmethod
-    def of(cls, request: Request, public_url: str | None) -> "Links":
-        """Return the links for a request.
+    def of(cls, request: Request, settings: Settings) -> "Links":
+        """Return the links for a request: below the URL of the port that it came to.
 
         Raises:
             HttpError: 400 if the client's host is malformed: it would appear in URLs.
         """
-        if public_url:
-            return cls(public_url.rstrip("/"))
         headers = request.headers
+        console = marked(headers) is Origin.CONSOLE
+        if configured := settings.console_url if console else settings.public_url:
+            return cls(configured.rstrip("/"))
         host = headers.get("x-forwarded-host") or headers.get("host", "")
         if host_name(host) is None:
             raise HttpError(400, "invalid_request", "the Host header is not a host name")

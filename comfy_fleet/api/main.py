@@ -51,6 +51,7 @@ from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
+from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
@@ -152,6 +153,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
                 monotonic=time.monotonic,
             )
         ),
+        editor_tickets=EditorTickets.under(sealer),
         probes=_probes(settings, stores),
         notes=lambda: _outdated(stores),
         registry=registry,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from starlette.responses import HTMLResponse
 
 _CSP = (
-    "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; "
+    "default-src 'none'; style-src 'unsafe-inline'; form-action {forms}; frame-ancestors 'none'; "
     "base-uri 'none'"
 )
 # With `no-referrer`, a browser would send `Origin: null` with the pages' own forms.
@@ -49,15 +49,26 @@ dd{{margin-bottom:.75rem}}}}
 
 
 def page(
-    title: str, body: str, *, status: int = 200, headers: Mapping[str, str] | None = None
+    title: str,
+    body: str,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    forms_lead_to: str = "",
 ) -> HTMLResponse:
-    """Return a page.
+    """Return a page. No other origin may frame it, or keep a hold of the window that shows it.
 
     Args:
         title: Plain text without markup.
         body: HTML; what comes from outside is escaped already.
         status: The answer's.
         headers: Further headers.
+        forms_lead_to: Another origin to which the answer to a form may send the browser.
     """
-    found = {"Content-Security-Policy": _CSP, "Cache-Control": "no-store", **(headers or {})}
+    found = {
+        "Content-Security-Policy": _CSP.format(forms=f"'self' {forms_lead_to}".rstrip()),
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cache-Control": "no-store",
+        **(headers or {}),
+    }
     return HTMLResponse(_PAGE.format(title=title, body=body), status, found)

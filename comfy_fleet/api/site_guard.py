@@ -7,32 +7,38 @@ asks. Programs send neither, or their own address.
 """
 
 import re
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from comfy_fleet.api.auth import is_loopback
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.host_names import host_name, is_loopback
 
-_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?")
 _DEFAULT_PORT = re.compile(r":(?:80|443)$")
 _WEB = frozenset({"http", "https", "ws", "wss"})
 _OWN_SITE = frozenset({"same-origin", "none"})  # "none": typed in, or a bookmark
 
 
 class SiteGuard:
-    """Checks requests by their headers.
+    """Checks requests to one origin by their headers. The fleet's other origin is another site's, too.
 
     Args:
         needs_key: Whether callers need a key. Without one, only this machine's names are answered.
-        public_url: What the fleet is reached by; None if only the request knows.
+        url: What the origin is reached by; None if only the request knows.
+        names: Further names that the fleet is reached by.
+        siblings: Whether pages of other ports and subdomains, which to a browser are of the same site, may
+            show what is here. They never may change anything.
     """
 
-    def __init__(self, *, needs_key: bool, public_url: str | None) -> None:
+    def __init__(
+        self, *, needs_key: bool, url: str | None, names: Collection[str] = (), siblings: bool = True
+    ) -> None:
         self._needs_key = needs_key
-        parts = urlsplit(public_url or "")
-        self._public_name = parts.hostname
+        parts = urlsplit(url or "")
+        self._names = frozenset(filter(None, (parts.hostname, *names)))
         self._public = _authority(parts.netloc.rpartition("@")[2])
+        self._foreign = frozenset({"cross-site"} if siblings else {"cross-site", "same-site"})
 
     def check(self, headers: Headers, *, changing: bool) -> None:
         """Refuse malformed and rebound hosts, and what another site's page asks for.
@@ -51,9 +57,7 @@ class SiteGuard:
         names = [host_name(host) for host in named]
         if not named or None in names:  # it would appear in URLs
             raise HttpError(400, "invalid_request", "the Host header is not a host name")
-        if not self._needs_key and not all(
-            name == self._public_name or is_loopback(name or "") for name in names
-        ):
+        if not self._needs_key and not all(name in self._names or is_loopback(name or "") for name in names):
             raise HttpError(
                 403,
                 "forbidden",
@@ -62,7 +66,7 @@ class SiteGuard:
             )
         sites = headers.getlist("sec-fetch-site")
         if not changing:
-            if "cross-site" in sites and not _opened(headers):
+            if not self._foreign.isdisjoint(sites) and not _opened(headers):
                 raise _foreign("other sites' pages can't show what is here")
             return
         if not _OWN_SITE.issuperset(sites):
@@ -73,14 +77,8 @@ class SiteGuard:
             if scheme.lower() not in _WEB or _authority(authority) not in own:
                 raise _foreign(
                     "requests of other sites' pages are refused; behind a proxy that changes `Host`, "
-                    "set FLEET_PUBLIC_URL to the address that the browser shows"
+                    "set FLEET_PUBLIC_URL and FLEET_CONSOLE_URL to the addresses that the browser shows"
                 )
-
-
-def host_name(host: str) -> str | None:
-    """Return the name in a ``Host`` header without its port; None if it is not a host."""
-    match = _HOST.fullmatch(host)
-    return match["name"].lower() if match else None
 
 
 def _authority(text: str) -> str:

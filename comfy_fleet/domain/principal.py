@@ -1,6 +1,6 @@
 """Who a request, a socket or a session acts for, and what it may do."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -51,3 +51,7 @@ class Principal:
     def agent(self) -> bool:
         """Whether it showed the agents' token."""
         return Role.AGENT in self.roles
+
+    def without(self, role: Role) -> "Principal":
+        """Return the same principal without a role."""
+        return replace(self, roles=self.roles - {role}) if role in self.roles else self

@@ -217,7 +217,7 @@ async def why_held(node: Node, *, ca_file: Path | None = None) -> str:
 
 def make_settings(data: Path, **more: Any) -> Settings:
     """Settings with ports of our own."""
-    ports = ("port", "api_port", "lease_port", "direct_port", "agent_port")
+    ports = ("port", "console_port", "api_port", "lease_port", "direct_port", "agent_port")
     return Settings(**{"data": data, **{name: free_port() for name in ports}, "pool_slots": 4, **more})
 
 

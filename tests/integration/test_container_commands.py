@@ -57,7 +57,16 @@ class Host:
         subprocess.run([str(DOCKER / "make-secrets"), str(self.secrets)], check=True, capture_output=True)
         key = (self.secrets / "keys").read_text().split()[1]
         self.services = services(path, {"FLEET_API_KEY": key, "COMFYUI_ARGS": "--lowvram"})
-        names = ("redis", "port", "api_port", "lease_port", "direct_port", "agent_port", "node")
+        names = (
+            "redis",
+            "port",
+            "console_port",
+            "api_port",
+            "lease_port",
+            "direct_port",
+            "agent_port",
+            "node",
+        )
         self.ports = {name: free_port() for name in names}
         self.beside_port = free_port()  # in its container the node's own agent has the usual one
         self.home = bare_checkout(folder, main=MAIN, database=True)
@@ -77,7 +86,7 @@ class Host:
             here[name] = "127.0.0.1" if name.endswith(("_HOST", "_BIND")) else value
         if any(name.startswith("FLEET_REDIS") or name == "FLEET_DATA" for name in given):
             here["FLEET_DATA"] = str(self.folder / data)
-            ports = ("port", "api_port", "lease_port", "direct_port", "agent_port")
+            ports = ("port", "console_port", "api_port", "lease_port", "direct_port", "agent_port")
             here |= {f"FLEET_{name.upper()}": str(self.ports[name]) for name in ports}
         if service == "agent-0":
             here["FLEET_AGENT_PORT"] = str(self.beside_port)

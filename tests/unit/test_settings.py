@@ -173,3 +173,16 @@ def test_what_is_no_port_for_metrics_is_refused(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("FLEET_DISPATCH_METRICS_PORT", text)
         with pytest.raises(Fail, match=r"^FLEET_DISPATCH_METRICS_PORT: "):
             load()
+
+
+def test_the_console_is_another_origin_than_the_editors(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Fail, match=r"^--console-port: 9000 is the public port"):
+        load(port=9000, console_port=9000)
+    monkeypatch.setenv("FLEET_PUBLIC_URL", "https://comfy.example")
+    for same in ("https://comfy.example:443", "https://comfy.example/console", "https://user@comfy.example"):
+        monkeypatch.setenv("FLEET_CONSOLE_URL", same)
+        with pytest.raises(Fail, match=r"^FLEET_CONSOLE_URL: .*is the same origin as FLEET_PUBLIC_URL"):
+            load()
+    for other in ("https://console.comfy.example", "https://comfy.example:8443", "http://comfy.example"):
+        monkeypatch.setenv("FLEET_CONSOLE_URL", other)
+        assert load().console_url == other

@@ -152,6 +152,8 @@ class Keyspace:
 
     # -- people who have signed in
     session = _Each("session:HASH")  # string: proves which key it began with; HASH is the token's
+    # string: a sign-in on its way from the console's origin to the editor's; HASH is that of its code
+    hand_over = _Each("handover:HASH")
 
     # -- workflow store: stored workflows that are not in the folder
     workflows = _One("workflows")  # hash: NAME -> the version in production

@@ -1,5 +1,8 @@
 """Encrypts partner keys and nodes' passwords at rest, with a key that only the fleet's user can read."""
 
+import base64
+import hashlib
+import hmac
 import logging
 import os
 import secrets as random
@@ -20,6 +23,7 @@ class SecretBox:
 
     def __init__(self, key: bytes) -> None:
         self._fernet = Fernet(key)
+        self._secret = base64.urlsafe_b64decode(key)
 
     def __repr__(self) -> str:
         return "SecretBox(***)"
@@ -73,6 +77,10 @@ class SecretBox:
             raise ConfigError(
                 "a stored secret was sealed under another key: all processes need the same secret_file"
             ) from None
+
+    def derive(self, purpose: bytes) -> bytes:
+        """Return 32 bytes for another purpose, which say nothing about the key that they are derived from."""
+        return hmac.new(self._secret, b"derived key: " + purpose, hashlib.sha256).digest()
 
 
 class NodeCredentials:

@@ -92,7 +92,7 @@ TABLE: tuple[ServedRoute, ...] = (
     *row("GET", "/system_stats", system_stats, "native_system_stats"),
     *row("GET", "/features", shown_features, "native_features"),
     *row("GET", "/node_replacements", node_replacements, "native_node_replacements"),
-    *row("POST", "/free", free, "native_free"),
+    *row("POST", "/free", free, "native_free", console=True),
     *_asset("GET", "/assets"),
     *_asset("POST", "/assets"),
     *_asset("POST", "/assets/from-hash"),

@@ -10,10 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.auth import is_loopback
 from comfy_fleet.api.body import graph_limits
 from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.typed_bodies import MAX_URL, read
 from comfy_fleet.api.v1.nodes import idle_by_pool

@@ -120,6 +120,7 @@ TABLE = (
         query=workflows.CheckQuery,
         answers={200: answers.WorkflowCheckAnswer},
         errors=(409,),
+        console=True,
     ),
     Endpoint(
         method="GET",
@@ -207,6 +208,7 @@ TABLE = (
         tag="nodes",
         query=nodes.NodesQuery,
         answers={200: answers.NodeListAnswer, 304: None},
+        console=True,
     ),
     Endpoint(
         method="POST",
@@ -218,6 +220,7 @@ TABLE = (
         body=nodes.NodeBody,
         answers={201: answers.NodeAnswer},
         errors=(409,),
+        console=True,
     ),
     Endpoint(
         method="GET",
@@ -229,6 +232,7 @@ TABLE = (
         query=nodes.DiffQuery,
         answers={200: answers.NodeDifferencesAnswer},
         errors=(404,),
+        console=True,
     ),
     Endpoint(
         method="GET",
@@ -238,6 +242,7 @@ TABLE = (
         summary="Show a node",
         tag="nodes",
         answers={200: answers.NodeDetailAnswer},
+        console=True,
     ),
     Endpoint(
         method="POST",
@@ -249,6 +254,7 @@ TABLE = (
         body=nodes.DrainBody,
         body_required=False,
         answers={200: answers.NodeAnswer},
+        console=True,
     ),
     Endpoint(
         method="POST",
@@ -258,6 +264,7 @@ TABLE = (
         summary="Resume a node",
         tag="nodes",
         answers={200: answers.NodeAnswer},
+        console=True,
     ),
     Endpoint(
         method="POST",
@@ -268,6 +275,7 @@ TABLE = (
         tag="nodes",
         answers={202: answers.NodeAnswer},
         errors=(409,),
+        console=True,
     ),
     Endpoint(
         method="POST",
@@ -278,6 +286,7 @@ TABLE = (
         tag="nodes",
         answers={200: answers.NodeDetailAnswer},
         errors=(502, 504),
+        console=True,
     ),
     Endpoint(
         method="DELETE",
@@ -289,6 +298,7 @@ TABLE = (
         query=nodes.RemoveQuery,
         answers={204: None},
         errors=(409,),
+        console=True,
     ),
     Endpoint(
         method="GET",
@@ -298,6 +308,7 @@ TABLE = (
         summary="List pools",
         tag="pools",
         answers={200: answers.PoolListAnswer},
+        console=True,
     ),
     Endpoint(
         method="GET",
@@ -307,6 +318,7 @@ TABLE = (
         summary="Show a pool",
         tag="pools",
         answers={200: answers.PoolAnswer},
+        console=True,
     ),
     Endpoint(
         method="PUT",
@@ -317,6 +329,7 @@ TABLE = (
         tag="pools",
         body=pools.PoolBody,
         answers={200: answers.PoolAnswer},
+        console=True,
     ),
     Endpoint(
         method="PATCH",
@@ -327,6 +340,7 @@ TABLE = (
         tag="pools",
         body=pools.PoolChangeBody,
         answers={200: answers.PoolAnswer},
+        console=True,
     ),
     Endpoint(
         method="GET",
@@ -336,6 +350,7 @@ TABLE = (
         summary="List GPU hosts",
         tag="hosts",
         answers={200: answers.HostListAnswer},
+        console=True,
     ),
     Endpoint(
         method="POST",
@@ -348,6 +363,7 @@ TABLE = (
         answers={200: answers.OrdersAnswer},
         errors=(409,),
         at_once=True,
+        console=True,
     ),
     Endpoint(
         method="GET",

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from comfy_fleet.api.auth import is_loopback
+from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.cli.console import SIMULATED, span, table
 from comfy_fleet.cli.up.plan import Plan
 from comfy_fleet.cli.up.public_port import USUAL_URL

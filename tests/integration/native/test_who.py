@@ -75,8 +75,8 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "not base64": ("", {"Authorization": f"Basic {ANN}"}),
     "path": ("/k/no-key-0123456789", {}),
     "path, decoded twice": (f"/k/{ANN_IN_PATH.replace('%', '%25')}", {}),
-    "cookie": ("", {"Cookie": "fleet_session=0123456789"}),
-    "a key as cookie": ("", {"Cookie": f"fleet_session={BOB}"}),
+    "cookie": ("", {"Cookie": "fleet_console=0123456789"}),
+    "a key as cookie": ("", {"Cookie": f"fleet_console={BOB}"}),
     "a wrong path before a right header": ("/k/no-key-0123456789", {"X-API-Key": BOB}),
     "a wrong header before a right password": ("", {"X-API-Key": "no", **basic("me", BOB)}),
 }
@@ -302,12 +302,15 @@ async def test_what_is_stored_of_a_session_opens_nothing(api: Api, redis: Redis)
     assert token not in stored and ANN not in stored
     assert 0 < await redis.ttl(name) <= 1209600
     for forged in (stored.partition(":session:")[2][:32], str(proof)):
-        assert await whose(api, "", {"Cookie": f"fleet_session={forged}"}) == 401
+        assert await whose(api, "", {"Cookie": f"fleet_console={forged}"}) == 401
 
 
 @pytest.mark.parametrize(
     ("settings", "headers"),
-    [({"public_url": "https://comfy.example/fleet"}, {}), ({}, {"X-Forwarded-Proto": "https"})],
+    [
+        ({"console_url": "https://comfy.example/fleet"}, {"X-Fleet-Origin": "console"}),
+        ({}, {"X-Forwarded-Proto": "https"}),
+    ],
 )
 async def test_over_https_the_cookie_stays_there(
     redis_port: int,
@@ -434,7 +437,9 @@ async def test_a_proxy_may_change_the_host_if_the_public_address_is_known(
     redis_port: int, redis: Redis, tmp_path: Path, keys: Path
 ) -> None:
     shown = {"X-API-Key": BOB, "Origin": "https://comfy.example"}
-    async with running(redis_port, tmp_path, keys_file=keys, public_url="https://comfy.example:443/x") as api:
+    async with running(
+        redis_port, tmp_path, keys_file=keys, console_url="https://comfy.example:443/x"
+    ) as api:
         assert await whose(api, "", shown) == "bob"
         assert await whose(api, "", {**shown, "Origin": "https://evil.test"}) == 403
     async with running(redis_port, tmp_path, keys_file=keys) as api:
