@@ -21,6 +21,7 @@ from comfy_fleet.adapters.redis.pools import RedisPools
 from comfy_fleet.adapters.redis.prompt_lists import RedisPromptLists
 from comfy_fleet.adapters.redis.runs import RedisRunStore
 from comfy_fleet.adapters.redis.scripts import Scripts
+from comfy_fleet.adapters.redis.userdata import RedisUserData
 from comfy_fleet.adapters.redis.workflow_store import RedisWorkflowStore
 from comfy_fleet.adapters.system.disk import Disk
 from comfy_fleet.adapters.system.secret_box import SecretBox
@@ -50,6 +51,7 @@ class Stores:
     pools: RedisPools
     hosts: RedisHosts
     workflows: RedisWorkflowStore
+    userdata: RedisUserData
 
     def telling(self, telemetry: Telemetry) -> Self:
         """Return these stores; they report jobs that they end to an observer."""
@@ -81,6 +83,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             pools=RedisPools(redis),
             hosts=RedisHosts(redis),
             workflows=RedisWorkflowStore(redis),
+            userdata=RedisUserData(redis, most_bytes=settings.userdata_bytes),
         )
     finally:
         await events.close()

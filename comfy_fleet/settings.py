@@ -350,6 +350,12 @@ class Settings(BaseSettings):
     max_params_values: Count = Field(
         10_000, gt=0, description="Most values in a JSON body of any other kind, lists and objects included."
     )
+    userdata_bytes: Count = Field(
+        64 * 1024 * 1024,
+        gt=0,
+        description="Most bytes of one person's files in the editor: workflows, subgraphs, settings. Redis "
+        "keeps them, compressed. At most 10,000 files and folders, of 20 MiB each.",
+    )
     max_listing_bytes: Count = Field(
         16 * 1024 * 1024,
         gt=0,

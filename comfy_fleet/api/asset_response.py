@@ -24,6 +24,27 @@ SAFE_HEADERS = {
 """What keeps a browser from running a user's file as a page of the fleet's."""
 
 
+_ACTIVE = frozenset(
+    {
+        "text/html",
+        "text/html-sandboxed",
+        "application/xhtml+xml",
+        "text/javascript",
+        "application/javascript",
+        "application/x-javascript",
+        "application/ecmascript",
+        "text/css",
+        "message/rfc822",
+    }
+)
+
+
+def may_run(kind: str) -> bool:
+    """Return whether a browser may run files of a content type; everything that is XML counts."""
+    plain = kind.partition(";")[0].strip().lower()
+    return plain in _ACTIVE or plain.endswith(("/xml", "+xml"))
+
+
 async def respond(
     request: Request, asset: Asset, assets: AssetStore, *, shown_as: Mapping[str, str] | None = None
 ) -> Response:

@@ -26,6 +26,7 @@ from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
+from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
@@ -37,6 +38,7 @@ from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import Sealer, Submitter
+from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.settings import Settings
 
 Probe = Callable[[], Awaitable[str | None]]
@@ -93,6 +95,8 @@ class ApiDeps:
         closing: Set when the server stops, which ends streams.
         clients: Brings what happens to jobs to websockets.
         editor_tickets: Signs the cookies that name a person's editor node.
+        user_files: People's files in the editor.
+        editor_settings: People's settings in the editor.
         streams: Open event streams by caller.
         sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
@@ -130,6 +134,8 @@ class ApiDeps:
     check_place: PlaceCheck
     clients: ClientHub
     editor_tickets: EditorTickets
+    user_files: UserFiles
+    editor_settings: EditorSettings
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes
     background: Sequence[Callable[[], Awaitable[None]]] = ()

@@ -51,6 +51,7 @@ from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
+from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
@@ -63,6 +64,7 @@ from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
+from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -154,6 +156,8 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
             )
         ),
         editor_tickets=EditorTickets.under(sealer),
+        user_files=UserFiles(stores.userdata, saves=None),
+        editor_settings=EditorSettings(stores.userdata),
         probes=_probes(settings, stores),
         notes=lambda: _outdated(stores),
         registry=registry,

@@ -146,6 +146,10 @@ NATIVE = [
     "/userdata/workflows%2Fcat.json?overwrite=true",
     "/userdata/workflows%2fa%2Fb.json/move/workflows%2Fc%20d.json",
     "/v2/userdata",
+    "/settings",
+    "/settings/Comfy.Workflow.Persist",
+    "/settings/pack%2Fa%20b",
+    "/users",
 ]
 NATIVE_API = [
     "/api/jobs?status=pending",
@@ -200,8 +204,10 @@ STOP = [
     "/internal/files/secret",
     "/internal/folder_paths",
     "/api/internal/files/input",
-    "/settings",
-    "/api/users",
+    "/settings/a/b",
+    "/settings/..%2Fb",
+    "/settings/",
+    "/users/x",
     "/extensions",
     "/api/i18n",
     "/manager/reboot",
@@ -272,7 +278,7 @@ async def test_no_log_shows_a_key_in_the_path(edge: Edge, caplog: pytest.LogCapt
     await edge.api.__aenter__()
 
 
-@pytest.mark.parametrize("path", ["/settings", "/api/extensions", "/no/such/thing"])
+@pytest.mark.parametrize("path", ["/internal/logs", "/api/extensions", "/no/such/thing"])
 async def test_clients_of_comfyui_learn_where_they_are(edge: Edge, path: str) -> None:
     for method in ("GET", "POST"):
         reply = await edge.http.request(method, path)

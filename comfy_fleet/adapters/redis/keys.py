@@ -166,6 +166,11 @@ class Keyspace:
     drafts = _Each("drafts:OWNER")  # zset: NAME -> when it was saved
     draft = _Each("draft:OWNER:NAME")  # hash: about (JSON), content, ui (JSON, compressed)
 
+    # -- people's files in the editor; VERSION is another one for every write
+    user_files = _Each("userdata:files:OWNER")  # hash: PATH -> the file's record as JSON; PATH/ -> nothing
+    user_bytes = _Each("userdata:bytes:OWNER")  # string: how many bytes these are together
+    user_content = _Each("userdata:content:OWNER:VERSION")  # string: a file's content, compressed
+
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)

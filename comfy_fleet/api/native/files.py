@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfy_fleet.api import asset_response
-from comfy_fleet.api.asset_response import SAFE_HEADERS
+from comfy_fleet.api.asset_response import SAFE_HEADERS, may_run
 from comfy_fleet.api.deps import ApiDeps, deps, let_others_in, owner
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
@@ -30,21 +30,6 @@ from comfy_fleet.services.picture_forms import NoSuchForm, PictureForm
 
 REASON = "X-Fleet-Reason"
 """The header that says why a request was refused."""
-
-_ACTIVE = frozenset(
-    {
-        "text/html",
-        "text/html-sandboxed",
-        "application/xhtml+xml",
-        "text/javascript",
-        "application/javascript",
-        "application/x-javascript",
-        "application/ecmascript",
-        "text/css",
-        "message/rfc822",
-    }
-)
-"""Types that a browser may run, besides everything that is XML."""
 
 
 class _Refused(Exception):
@@ -163,13 +148,13 @@ def _shown_as(name: str, kind: str, destination: str | None) -> dict[str, str]:
         kind: Its type.
         destination: What the browser wants it for; an SVG in an ``<img>`` runs nothing.
     """
-    plain = kind.partition(";")[0].strip().lower()
-    if plain not in _ACTIVE and not plain.endswith(("/xml", "+xml")):
+    if not may_run(kind):
         return {
             "Content-Type": kind,
             "Content-Disposition": f"filename={_quoted(name)}",
             "Cache-Control": "private, no-cache",
         }
+    plain = kind.partition(";")[0].strip().lower()
     inline = plain == "image/svg+xml" and destination == "image"
     return {
         "Content-Type": kind if inline else UNKNOWN_TYPE,

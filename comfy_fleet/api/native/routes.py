@@ -15,6 +15,8 @@ from comfy_fleet.api.native import (
     queue,
     socket,
     system,
+    user_settings,
+    userdata,
 )
 
 SOCKETS: Mapping[str, ASGIApp] = socket.SOCKETS
@@ -33,4 +35,6 @@ def routes() -> list[ServedRoute]:
         *models.TABLE,
         *system.TABLE,
         *socket.TABLE,
+        *userdata.TABLE,
+        *user_settings.TABLE,
     ]

@@ -244,21 +244,56 @@ ASSETS = tuple(
     )
     for route in _ASSETS
 )
+SAVED = "/userdata/table%2Fa.json"
+INFO = {"path": "a.json", "size": int, "modified": int, "created": int}
+USER_DATA = (
+    Row(route="POST /userdata/FILE", ask=SAVED, body={"table": True}, shape="table/a.json"),
+    Row(
+        route="POST /userdata/FILE",
+        ask=f"{SAVED}?overwrite=false",
+        body={},
+        status=409,
+        kind=TEXT,
+    ),
+    Row(route="GET /userdata/FILE", ask=SAVED, shape={"table": True}),
+    Row(route="GET /userdata/FILE", ask="/userdata/none.json", status=404, kind=NO_BODY),
+    Row(route="POST /userdata/FILE/move/DEST", ask=f"{SAVED}/move/table%2Fa.json", shape="table/a.json"),
+    Row(
+        route="POST /userdata/FILE/move/DEST",
+        ask="/userdata/none.json/move/x.json",
+        status=404,
+        kind=NO_BODY,
+    ),
+    Row(route="GET /userdata", ask="/userdata?dir=table", shape=["a.json"]),
+    Row(
+        route="GET /userdata",
+        ask="/userdata?dir=table&recurse=true&split=false&full_info=true",
+        shape=[INFO],
+    ),
+    Row(route="GET /userdata", ask="/userdata?dir=nothing", status=404, kind=TEXT),
+    Row(route="GET /userdata", status=400, kind=TEXT),
+    Row(
+        route="GET /v2/userdata",
+        ask="/v2/userdata?path=table",
+        shape=[
+            {"name": "a.json", "path": "table/a.json", "type": "file", "size": int, "modified": float},
+        ],
+    ),
+    Row(route="GET /v2/userdata", ask="/v2/userdata?path=nothing", status=404, kind=TEXT),
+    Row(route="DELETE /userdata/FILE", ask="/userdata/none.json", status=404, kind=NO_BODY),
+    Row(route="POST /settings", body={"Comfy.TutorialCompleted": True}, kind=NO_BODY),
+    Row(route="POST /settings/ID", ask="/settings/Comfy.InstalledVersion", body="1.2", kind=NO_BODY),
+    Row(route="GET /settings", shape={"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.2"}),
+    Row(route="GET /settings/ID", ask="/settings/Comfy.InstalledVersion", shape="1.2"),
+    Row(route="GET /settings/ID", ask="/settings/none", shape=None),
+    Row(route="GET /users", shape={"storage": "server", "migrated": True}),
+    Row(route="POST /users", body={"username": " "}, status=400, shape={"error": "username not provided"}),
+)
 PAGE_OF_THE_FLEET = (Row(route="GET /", forms=PLAIN, kind=HTML),)
-SERVED = (*PROMPTS, *JOBS, *FILES, *CATALOGUE, *SYSTEM, *ASSETS, *PAGE_OF_THE_FLEET)
+SERVED = (*PROMPTS, *JOBS, *FILES, *CATALOGUE, *SYSTEM, *ASSETS, *USER_DATA, *PAGE_OF_THE_FLEET)
 
 AN_EDITORS = (
-    *(
-        "GET /settings",
-        "POST /settings",
-        "GET /settings/ID",
-        "POST /settings/ID",
-        "GET /users",
-        "POST /users",
-    ),
-    *("GET /userdata?dir=workflows", "GET /v2/userdata", "GET /userdata/FILE", "POST /userdata/FILE"),
-    *("GET /userdata/workflows%2F.index.json", "POST /userdata/workflows%2Fa.json?overwrite=true"),
-    *("DELETE /userdata/FILE", "POST /userdata/FILE/move/DEST", "GET /extensions", "GET /i18n"),
+    *("GET /extensions", "GET /i18n"),
     *("GET /workflow_templates", "GET /workflow_templates/PACK/a.json"),
     *("GET /global_subgraphs", "GET /global_subgraphs/ID"),
     *("GET /assets/index.js", "GET /extensions/core/a.js", "GET /scripts/app.js", "GET /user.css"),
