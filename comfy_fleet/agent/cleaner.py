@@ -1,5 +1,5 @@
-"""Delete what finished jobs left in a node's folders: two folders per run, and copies with names drawn by
-``Preview3D``. Nothing else.
+"""Delete what finished jobs left in a node's folders: one for each run, one for each file that they read, and
+copies with names drawn by ``Preview3D``. Nothing else.
 
 Every step uses the descriptor of the parent folder and follows no link, so that nothing a custom node or a
 graph has put there can lead out of it. ``temp`` is never touched: ComfyUI's cache refers to its files.

@@ -103,6 +103,9 @@ class NodeApi(Protocol):
             NodeError: The node could not be reached, or broke off; also while reading.
         """
 
+    async def holds(self, node: str, ref: FileRef, *, size_bytes: int) -> bool:
+        """Return whether the node certainly has a file with this name and size; False if it can't say."""
+
     async def upload(
         self,
         node: str,

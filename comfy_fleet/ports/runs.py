@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.frames import RawFrame
 from comfy_fleet.domain.jobs.job import Job, JobError, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
@@ -87,6 +88,22 @@ class Beat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StagedInput:
+    """Where a file that a graph reads belongs on its node.
+
+    Attributes:
+        asset: The file.
+        folders: ``FOLDER/FOLDER`` below the fleet's folder of inputs. Only this owner's runs on this node
+            have it, and for these bytes only.
+        new: Whether it was drawn just now, so that the node has no such file yet.
+    """
+
+    asset: Asset
+    folders: str
+    new: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refused:
     """Why a claim got no job.
 
@@ -130,6 +147,16 @@ class RunStore(Protocol):
 
     async def beat(self, dispatcher: str, claims: Sequence[Claim], *, ttl_s: float) -> Beat:
         """Renew run leases."""
+
+    async def stage(
+        self, claim: Claim, asset_ids: Sequence[str], *, keep_s: float
+    ) -> Mapping[str, StagedInput]:
+        """Return where a run's files belong on its node; those that are gone are left out.
+
+        The same bytes of the same owner have the same place there as long as it is in use: it is given up,
+        for good, once ``keep_s`` seconds have passed since the last call and no run needs it. Then the node's
+        agent deletes what is there.
+        """
 
     async def accepted(self, claim: Claim) -> None:
         """Note that the node took the prompt; the attempt may count from now on."""

@@ -84,7 +84,9 @@ class PromptPreparation:
     async def _staged(self, graph: graphs.Graph) -> graphs.Graph:
         """Stage the job's files on the node and return the graph to post."""
         job = self._claim.job
-        replacements = await stage(graph, self._claim, nodes=self._tools.nodes, assets=self._tools.assets)
+        replacements = await stage(
+            graph, self._claim, runs=self._tools.runs, nodes=self._tools.nodes, assets=self._tools.assets
+        )
         inventory = self._tools.failure_policy.inventory(self._claim.node)
         return await worked(
             self._large,

@@ -5,9 +5,14 @@ import contextlib
 from comfy_fleet.domain.errors import NodeError
 from comfy_fleet.domain.graphs import graph as graphs
 from comfy_fleet.domain.graphs.file_access import STAGING
+from comfy_fleet.domain.jobs.outputs import FileRef
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import NodeApi
-from comfy_fleet.ports.runs import Claim
+from comfy_fleet.ports.runs import Claim, RunStore, StagedInput
+
+KEEP_S, KEEP_FOR_EDITOR_S = 60.0, 3600.0
+"""How long a file stays on a node after the start of the last run that read it. Who edits a graph comes back
+to it after a while, and ComfyUI has its results as long as the file keeps its name."""
 
 
 class StagingError(Exception):
@@ -19,42 +24,52 @@ class StagingError(Exception):
 
 
 async def stage(
-    graph: graphs.Graph, claim: Claim, *, nodes: NodeApi, assets: AssetStore
+    graph: graphs.Graph, claim: Claim, *, runs: RunStore, nodes: NodeApi, assets: AssetStore
 ) -> dict[graphs.Place, str]:
-    """Upload every asset that the job needs; return the new values for the graph by place.
+    """See that the node has every asset that the job needs; return the new values for the graph by place.
 
-    The files go into ``input/fleet/JOB/RUN/`` under names made from their content: no name from a user
-    reaches the node's disk. Nobody else knows the run's id, and loaders of folders, which list
-    ``input/fleet`` and the folders in it, find no file there.
+    The files are in ``input/fleet/FOLDER/FOLDER/`` under names made from their content: no name from a user
+    reaches the node's disk. Nobody else knows the folders, whose names are drawn, and loaders of folders,
+    which list ``input/fleet`` and the folders in it, find no file there. As long as a file is in use, the
+    same bytes of the same owner have the same name, so that ComfyUI's cache knows them.
 
     Raises:
         StagingError: A file is gone, the node did not accept it, or its owner was not checked.
         NoRoom: A file can't be read from the fleet's own disk.
+        LeaseLost: Another dispatcher has the run.
     """
     places = graphs.asset_places(graph, claim.job.uploads)
     if unchecked := set(places.values()) - set(claim.job.uploads.values()):
         raise StagingError(
             f"asset {min(unchecked)} was not part of the job when it was submitted", fatal=True
         )
+    if not places:
+        return {}
+    wanted = sorted(set(places.values()))
+    inputs = await runs.stage(claim, wanted, keep_s=KEEP_FOR_EDITOR_S if claim.job.editor else KEEP_S)
+    if gone := set(wanted) - inputs.keys():
+        raise StagingError(f"asset {min(gone)} is gone", fatal=True)
     staged = {
-        asset_id: await _stage_one(asset_id, claim, nodes=nodes, assets=assets)
-        for asset_id in sorted(set(places.values()))
+        asset_id: await _stage_one(one, claim.node, nodes=nodes, assets=assets)
+        for asset_id, one in inputs.items()
     }
     return {place: staged[asset_id] for place, asset_id in places.items()}
 
 
-async def _stage_one(asset_id: str, claim: Claim, *, nodes: NodeApi, assets: AssetStore) -> str:
-    asset = await assets.get(asset_id)
-    if asset is None:
-        raise StagingError(f"asset {asset_id} is gone", fatal=True)
+async def _stage_one(staged: StagedInput, node: str, *, nodes: NodeApi, assets: AssetStore) -> str:
+    asset, subfolder = staged.asset, f"{STAGING}/{staged.folders}"
     suffix = "".join(c for c in asset.file_path[-16:].rpartition(".")[2] if c.isalnum())
+    name = f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}"
+    wanted = FileRef(name, subfolder, "input")
+    if not staged.new and await nodes.holds(node, wanted, size_bytes=asset.size_bytes):
+        return f"{subfolder}/{name}"
     try:
         content = await assets.open(asset)
         async with contextlib.aclosing(content):
             ref = await nodes.upload(
-                claim.node,
-                name=f"{asset.hash.removeprefix('blake3:')[:32]}.{suffix or 'bin'}",
-                subfolder=f"{STAGING}/{claim.job.id}/{claim.run}",
+                node,
+                name=name,
+                subfolder=subfolder,
                 content=content,
                 content_type=asset.content_type,
                 size_bytes=asset.size_bytes,
@@ -62,5 +77,5 @@ async def _stage_one(asset_id: str, claim: Claim, *, nodes: NodeApi, assets: Ass
     except NodeError as error:
         raise StagingError(f"input {asset.file_path} could not be staged: {error}", fatal=False) from error
     except FileNotFoundError as error:
-        raise StagingError(f"the bytes of asset {asset_id} are gone", fatal=True) from error
+        raise StagingError(f"the bytes of asset {asset.id} are gone", fatal=True) from error
     return f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename

@@ -26,7 +26,7 @@ from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.graphs.graph import Graph, NamedFile, Place
 from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
-from comfy_fleet.domain.jobs.extra_data import split_secrets
+from comfy_fleet.domain.jobs.extra_data import editor_key, split_secrets
 from comfy_fleet.domain.jobs.job import Metadata, NewJob, Placement, PromptFields
 from comfy_fleet.domain.nodes.eligibility import GIB, PlacementRequest
 from comfy_fleet.ports.assets import AssetStore
@@ -265,6 +265,7 @@ class Submitter:
             secret=self._sealer.seal(orjson.dumps(secrets)) if secrets else None,
             prompt=replace(options.prompt, targets=targets),
             output_nodes=targets or outputs,
+            editor=editor_key(owner, options.prompt.client_id, options.extra_data),
             deadline_s=options.deadline_s,
             max_attempts=self._limits.max_attempts,
             traceparent=options.traceparent,

@@ -58,14 +58,14 @@ def victim(up: Up, comfyui_server: ComfyServer) -> dict[str, str]:
     """Ann uploads a picture and previews it; returns its names on the node's disk, by folder."""
     asset = upload(up, ANN, "ann.png", png(SECRET_COLOR))
     preview = {"1": loads(reference(asset)), "2": node("PreviewImage", images=["1", 0])}
-    job = done(up, ANN, preview)
-    staged = list((comfyui_server.folder / "input" / "fleet" / job["id"]).rglob("*.png"))
+    done(up, ANN, preview)
+    staged = list((comfyui_server.folder / "input" / "fleet").rglob("*.png"))
     previews = list((comfyui_server.folder / "temp").rglob("ComfyUI_temp_*.png"))
     assert len(staged) == 1
     assert previews
     return {
         "staged": staged[0].relative_to(comfyui_server.folder / "input").as_posix(),
-        "folder": f"fleet/{job['id']}",
+        "folder": f"fleet/{staged[0].parts[-3]}",
         "preview": previews[-1].name,
         "absolute": str(staged[0]),
     }

@@ -106,6 +106,7 @@ class FakeNodeApi(Fake):
         told_to_free: What they were told: whether to unload models, and to free memory.
         asked: Every node whose inventory was asked for.
         viewed: Every file that was asked for.
+        inputs: What was put into each node's input folder, by ``SUBFOLDER/NAME``.
         under_way: How many files are being sent.
         most: How many were at a time.
     """
@@ -128,6 +129,7 @@ class FakeNodeApi(Fake):
         self.told_to_free: list[tuple[bool, bool]] = []
         self.asked: list[str] = []
         self.viewed: list[str] = []
+        self.inputs: dict[str, dict[str, bytes]] = {}
         self.under_way = self.most = 0
 
     def serve(self, node: str, classes: Mapping[str, Any], *, comfyui: str = "0.3.64") -> None:
@@ -204,7 +206,27 @@ class FakeNodeApi(Fake):
             raise OutputGone(f"no file {ref.filename}")
         return Content(chunks=chunks(data), length=len(data) if self.tells_length else None)
 
-    post_prompt = queue_state = history = interrupt = delete_pending = upload = unplayed
+    async def holds(self, node: str, ref: FileRef, *, size_bytes: int) -> bool:
+        self.answer("holds")
+        found = self.inputs.get(node, {}).get(f"{ref.subfolder}/{ref.filename}")
+        return found is not None and len(found) == size_bytes
+
+    async def upload(
+        self,
+        node: str,
+        *,
+        name: str,
+        subfolder: str,
+        content: AsyncIterator[bytes],
+        content_type: str,
+        size_bytes: int | None = None,
+    ) -> FileRef:
+        self.answer("upload")
+        data = b"".join([chunk async for chunk in content])
+        self.inputs.setdefault(node, {})[f"{subfolder}/{name}"] = data
+        return FileRef(name, subfolder, "input")
+
+    post_prompt = queue_state = history = interrupt = delete_pending = unplayed
 
 
 async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ from typing import Any
 from comfy_fleet.domain.errors import LeaseLost
 from comfy_fleet.domain.jobs.job import Job, JobError, JobEvent, JobStatus, Output, Placement, Progress
 from comfy_fleet.domain.jobs.output_names import NumberGroup, OutputId, SavedFile
-from comfy_fleet.ports.runs import Claim, Refused, Waiting
+from comfy_fleet.ports.runs import Claim, Refused, StagedInput, Waiting
 from tests.factories import running_job
 from tests.fakes.base import Fake, unplayed
 from tests.fakes.nodes import FakeNodeRegistry
@@ -108,6 +108,8 @@ class FakeRunStore(Fake):
         broken: Claims that meet a job that can't be read: it ends.
         names: What was drawn for each job and place; all jobs are one owner's.
         numbers: The last number of each counter.
+        staged: Where files belong on their nodes, by asset.
+        kept_s: For how long each was to stay there.
     """
 
     def __init__(self, registry: FakeNodeRegistry | None = None) -> None:
@@ -125,6 +127,8 @@ class FakeRunStore(Fake):
         self.broken = 0
         self.names: dict[tuple[str, OutputId], SavedFile] = {}
         self.numbers: Counter[str] = Counter()
+        self.staged: dict[str, StagedInput] = {}
+        self.kept_s: list[float] = []
         self._ids = count(1)
 
     # -- what a test says -----------------------------------------------------------------------------
@@ -196,6 +200,14 @@ class FakeRunStore(Fake):
         )
         self.hold(claim)
         return claim
+
+    async def stage(
+        self, claim: Claim, asset_ids: Sequence[str], *, keep_s: float
+    ) -> Mapping[str, StagedInput]:
+        self.answer("stage")
+        self.owned(claim.run, claim.token)
+        self.kept_s.append(keep_s)
+        return {asset_id: self.staged[asset_id] for asset_id in asset_ids if asset_id in self.staged}
 
     async def lease_of(self, node: str) -> str | None:
         self.answer("lease_of")

@@ -287,6 +287,10 @@ async def test_files_in_and_out(fleet: Fleet, tmp_path: Path) -> None:
     streamed = await fleet.nodes.upload(
         "g1", name="b.bin", subfolder="", content=chunks(), content_type="application/octet-stream"
     )
+    assert await fleet.nodes.holds("g1", stored, size_bytes=len(picture))
+    assert not await fleet.nodes.holds("g1", stored, size_bytes=len(picture) - 1)
+    assert not await fleet.nodes.holds("g1", FileRef("a b.png", "fleet/j2", "input"), size_bytes=len(picture))
+    assert not await fleet.nodes.holds("nobody", stored, size_bytes=len(picture))
     async with fleet.nodes.view("g1", stored) as content:
         assert content.length == len(picture)
         assert b"".join([chunk async for chunk in content.chunks]) == picture

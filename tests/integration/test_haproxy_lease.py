@@ -167,6 +167,7 @@ REFUSED = [
     ("GET", "/prompt"),
     ("DELETE", "/queue"),
     ("PUT", "/view"),
+    ("HEAD", "/queue"),
     ("GET", "/history"),
     ("GET", "/history/x"),
     ("GET", f"/history/{UUID}/../../userdata"),

@@ -250,6 +250,18 @@ class NodeClient:
                 raise _refused(node, "/view", response.status, response.headers)
             yield Content(chunks=chunks(response), length=response.content_length)
 
+    async def holds(self, node: str, ref: FileRef, *, size_bytes: int) -> bool:
+        """See :meth:`comfy_fleet.ports.comfyui.NodeApi.holds`."""
+        params = {"filename": ref.filename, "subfolder": ref.subfolder, "type": ref.type}
+        try:
+            async with self._open().head(
+                self._at("/view", params), headers={NODE: node}, timeout=_ASK, allow_redirects=False
+            ) as response:
+                length = response.headers.get("Content-Length", "")
+                return response.status == 200 and NODE in response.headers and length == str(size_bytes)
+        except (TooManyHeads, *_BROKEN):
+            return False
+
     # Everything else --------------------------------------------------------------------------------------
 
     async def upload(

@@ -80,6 +80,8 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["output_nodes"] = orjson.dumps(new.output_nodes)
     if (workflow_id := editor_workflow_id(new.extra_data)) is not None:
         fields["workflow_id"] = workflow_id
+    if new.editor:
+        fields["editor"] = new.editor
     return fields
 
 
@@ -336,4 +338,5 @@ def load_job(
         output_nodes=tuple(map(str, orjson.loads(record.get("output_nodes", b"[]")))),
         hidden=record.get("hidden") == b"1",
         workflow_id=text("workflow_id"),
+        editor=text("editor") or "",
     )

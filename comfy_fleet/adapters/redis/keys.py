@@ -90,7 +90,8 @@ class Keyspace:
 
     # -- runs
     runs = _One("runs")  # zset: RUN -> when its lease ends
-    run = _Each("run:RUN")  # hash: job, node, token, dispatcher, phase, manifest, since, schema, rq_beat
+    run = _Each("run:RUN")  # hash: job, node, token, dispatcher, phase, manifest, since, schema, rq_beat,
+    #                       staged (the FILEs that its graph reads)
     run_shown = _Each("run:RUN:shown")  # hash: NODE -> when its queue last held the run, and the HOST:PORT
     lease = _Each("lease:NODE")  # string: the run that occupies the node
 
@@ -120,6 +121,10 @@ class Keyspace:
     host_nodes = _Each("host:HOST:nodes")  # set: nodes that its agent registered
     gpu = _Each("gpu:UUID")  # hash: NODE -> when its agent said so, and what it holds there, as JSON
     cleanup = _Each("trash:HOST")  # zset: NODE JOB RUN [STRAY ...] -> when its files became useless
+
+    # -- files that graphs read, as they are on the nodes: FILE is of their owner, content and extension
+    staged = _Each("staged:NODE")  # hash: FILE -> FOLDER/FOLDER, two drawn ids below input/fleet
+    staged_ends = _Each("staged:NODE:ends")  # zset: FILE -> when it may be deleted, if no run needs it then
 
     # -- assets: records over blobs.  PATH is the blob store's own word
     asset = _Each("asset:ID")  # hash: the asset's record, see asset_record.py

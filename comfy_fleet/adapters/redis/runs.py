@@ -10,6 +10,7 @@ from uuid import uuid4
 import orjson
 
 from comfy_fleet.adapters.redis import job_records
+from comfy_fleet.adapters.redis.asset_record import asset_fields, load_asset
 from comfy_fleet.adapters.redis.client import FleetRedis
 from comfy_fleet.adapters.redis.events import client_channel, frame_message
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
@@ -19,7 +20,7 @@ from comfy_fleet.domain.jobs.job import JobError, JobStatus, Output, Placement, 
 from comfy_fleet.domain.jobs.output_names import NodeFile, NumberGroup, OutputId, SavedFile, place_of
 from comfy_fleet.domain.nodes.speed import SHARE
 from comfy_fleet.domain.records import UNREADABLE
-from comfy_fleet.ports.runs import ONLY_CLIENTS, Beat, Claim, Held, Refused, Waiting
+from comfy_fleet.ports.runs import ONLY_CLIENTS, Beat, Claim, Held, Refused, StagedInput, Waiting
 from comfy_fleet.ports.telemetry import EndedJob, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -165,6 +166,27 @@ class RedisRunStore:
             release=frozenset(release),
             heard=frozenset(heard),
         )
+
+    async def stage(
+        self, claim: Claim, asset_ids: Sequence[str], *, keep_s: float
+    ) -> Mapping[str, StagedInput]:
+        """Name a run's files on its node."""
+        answer = await self._scripts.call(
+            "stage",
+            run=claim.run,
+            token=claim.token,
+            keep_s=keep_s,
+            assets=list(asset_ids),
+            drawn=[f"{uuid4()}/{uuid4()}" for _ in asset_ids],
+        )
+        rows = zip(asset_ids, _check(claim, answer), strict=True)
+        return {
+            asset_id: StagedInput(
+                asset=load_asset(asset_fields(record)), folders=folders.decode(), new=bool(new)
+            )
+            for asset_id, (record, folders, new) in rows
+            if record
+        }
 
     async def accepted(self, claim: Claim) -> None:
         """Note that the node took the prompt."""

@@ -23,7 +23,18 @@ SCHEMA = 2
 """The layout of the data in Redis. A change that an older version would misread or undo raises it; a new
 field in a record does not. ``schema.lua`` converts older data. Layouts so far: docs/adr/0022."""
 
-_PRELUDE = ("basics", "rq", "lists", "queues", "nodes", "assets", "ends", "workflows", "userdata")
+_PRELUDE = (
+    "basics",
+    "rq",
+    "lists",
+    "queues",
+    "staged",
+    "nodes",
+    "assets",
+    "ends",
+    "workflows",
+    "userdata",
+)
 """Files of shared functions, which use only those before them."""
 _NAMES = re.compile(r"\w+")
 _DEFINED = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)

@@ -1,5 +1,6 @@
 """``extra_data``: what a node gets besides the graph, and which parts of it nobody may read again."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,3 +23,17 @@ def editor_workflow_id(extra_data: Mapping[str, Any]) -> str | None:
     workflow = info.get("workflow") if isinstance(info, Mapping) else None
     found = workflow.get("id") if isinstance(workflow, Mapping) else None
     return found if isinstance(found, str) and 0 < len(found) <= MOST_ID else None
+
+
+def editor_key(owner: str, client_id: str | None, extra_data: Mapping[str, Any]) -> str:
+    """Return the key of the editor that a job comes from; empty if it is no editor's.
+
+    An editor has a client id, and sends its graph beside the prompt or says what it is. Two owners' editors
+    have different keys, whatever ids they choose.
+    """
+    info = extra_data.get("extra_pnginfo")
+    graph = info.get("workflow") if isinstance(info, Mapping) else None
+    if client_id is None or not (isinstance(graph, Mapping) or "comfy_usage_source" in extra_data):
+        return ""
+    text = f"{owner}\n{client_id}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:32]

@@ -284,6 +284,7 @@ class NewJob:
         secret: The rest of it, encrypted and opaque here; stored apart and erased with the run.
         prompt: What its client said in ComfyUI's own form.
         output_nodes: The graph's nodes that are to return outputs.
+        editor: Key of the editor that it comes from; empty: it is no editor's.
         deadline_s: Seconds after it is written; later it must not start.
         expires_in_s: Retention after the end.
         traceparent: The caller's trace, as W3C Trace Context writes it.
@@ -308,6 +309,7 @@ class NewJob:
     secret: bytes | None = None
     prompt: PromptFields = field(default_factory=PromptFields)
     output_nodes: tuple[str, ...] = ()
+    editor: str = ""
     deadline_s: float | None = None
     max_attempts: int = 3
     traceparent: str | None = None
@@ -336,6 +338,7 @@ class Job:
         output_nodes: The graph's nodes that are to return outputs; empty in lists, and for older jobs.
         hidden: Whether its owner has deleted it from ComfyUI's history.
         workflow_id: The id that ComfyUI's editor gave the workflow whose graph it is.
+        editor: Key of the editor that it comes from; empty: it is no editor's.
     """
 
     id: str
@@ -378,6 +381,7 @@ class Job:
     output_nodes: tuple[str, ...] = ()
     hidden: bool = False
     workflow_id: str | None = None
+    editor: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

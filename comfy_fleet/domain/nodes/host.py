@@ -19,12 +19,14 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True, kw_only=True)
 class Cleanup:
-    """Files of one run whose job is over: they may be deleted from the node.
+    """Files that nobody needs any more: they may be deleted from the node.
+
+    They are in ``fleet/JOB/RUN`` in its folders ``output`` and ``input``.
 
     Attributes:
         node: Where they are.
-        job: The job.
-        run: The run: its outputs are in ``output/fleet/JOB/RUN``, its inputs in ``input/fleet/JOB/RUN``.
+        job: The job that is over; for a file that graphs read, the first of its drawn folders.
+        run: The job's run; for a file that graphs read, the second folder.
         strays: Files in ``output`` itself, with names that match :data:`STRAY`.
     """
 

@@ -55,6 +55,7 @@ for _, name in ipairs(redis.call('SMEMBERS', host_nodes_key(host))) do
   if record and f[1] == host then
     nodes[#nodes + 1] = { record, f[2] or '0', f[3] or '', f[4] or '', f[5] or '', f[6] or '', f[7] or '' }
     if f[8] then restart[#restart + 1] = name end
+    retire_staged(name, now())
   else
     redis.call('SREM', host_nodes_key(host), name)
   end
