@@ -26,6 +26,7 @@ from comfy_fleet.ports.sessions import Sessions
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
+from comfy_fleet.services.drafts import Drafts
 from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.fleet_models import FleetModels
@@ -89,6 +90,7 @@ class ApiDeps:
         models: Their model files together.
         answers: What they answer to other small questions.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
+        drafts: Makes drafts of what editors save and run.
         probes: Parts that ``/ready`` asks, by name.
         notes: Returns what an operator should know even if jobs can run.
         background: Coroutine functions that run as long as the app does.
@@ -133,6 +135,7 @@ class ApiDeps:
     answers: NodeAnswers
     check_place: PlaceCheck
     clients: ClientHub
+    drafts: Drafts
     editor_tickets: EditorTickets
     user_files: UserFiles
     editor_settings: EditorSettings

@@ -21,6 +21,7 @@ from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
+from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
 from comfy_fleet.adapters.redis.sessions import RedisSessions
 from comfy_fleet.adapters.redis.sockets import RedisSocketStore
 from comfy_fleet.adapters.telemetry import (
@@ -51,6 +52,7 @@ from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
+from comfy_fleet.services.drafts import Drafts
 from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.fleet_models import FleetModels
@@ -116,6 +118,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)
     session_watch = SessionWatch(sessions)
+    drafts = Drafts(RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, clock=time.time)
     return ApiDeps(
         settings=settings,
         keys=keys,
@@ -155,8 +158,9 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
                 monotonic=time.monotonic,
             )
         ),
+        drafts=drafts,
         editor_tickets=EditorTickets.under(sealer),
-        user_files=UserFiles(stores.userdata, saves=None),
+        user_files=UserFiles(stores.userdata, saves=drafts),
         editor_settings=EditorSettings(stores.userdata),
         probes=_probes(settings, stores),
         notes=lambda: _outdated(stores),

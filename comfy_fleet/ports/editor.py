@@ -44,8 +44,8 @@ class EditorSaves(Protocol):
 class EditorRuns(Protocol):
     """Who is told of graphs that the editor runs."""
 
-    async def ran(self, owner: str, job_id: str, extra_data: Mapping[str, Any]) -> None:
-        """Take note of a run; never raises.
+    def ran(self, owner: str, job_id: str, extra_data: Mapping[str, Any]) -> None:
+        """Take note of a run; returns at once, and never raises.
 
         Args:
             owner: Whose editor it is.
@@ -55,13 +55,24 @@ class EditorRuns(Protocol):
 
 
 class SeenGraphs(Protocol):
-    """The newest graphs that each person's editor saved and ran, for :data:`KEPT_S`."""
+    """The newest graphs that each person's editor saved and ran, for :data:`KEPT_S`.
+
+    Who remembers one and looks for the other does it in this order, so that of two at once at least one sees
+    the other.
+    """
 
     async def save(self, owner: str, saved: SavedGraph) -> str | None:
         """Remember a save in place of the file's earlier one; return the newest job that ran the same."""
 
-    async def run(self, owner: str, signature: str, job_id: str) -> Sequence[SavedGraph]:
-        """Remember a run; return the files that hold the same, by name."""
+    async def run(self, owner: str, signature: str, job_id: str, at: float) -> Sequence[SavedGraph]:
+        """Remember a run; return the files that hold the same, by name.
+
+        Args:
+            owner: Whose run it is.
+            signature: What ran.
+            job_id: The job.
+            at: Unix seconds.
+        """
 
     async def saves(self, owner: str) -> Sequence[SavedGraph]:
         """Return what is remembered of the owner's files, the newest save first."""

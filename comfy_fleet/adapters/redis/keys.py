@@ -155,6 +155,12 @@ class Keyspace:
         "sockets:OWNER"
     )  # zset: HASH of a client with an open websocket -> when it was written last
 
+    # -- what people's editors saved and ran, until one is matched with the other; both for a day
+    editor_saves = _Each("editor:saves:OWNER")  # hash: FILE -> workflow, signature, when: as JSON
+    editor_runs = _Each(
+        "editor:runs:OWNER"
+    )  # hash: SIGNATURE -> when, and the newest job that ran it: as JSON
+
     # -- people who have signed in
     session = _Each("session:HASH")  # string: proves which key it began with; HASH is the token's
     # string: a sign-in on its way from the console's origin to the editor's; HASH is that of its code

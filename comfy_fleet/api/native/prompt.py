@@ -61,6 +61,7 @@ async def post_prompt(request: Request) -> Response:
         where=ON_ALL,
     )
     taken = await d.prompt_submitter.submit(owner(request), prompt, options)
+    d.drafts.ran(owner(request), taken.job.id, options.extra_data)
     return json_response(
         {
             "prompt_id": taken.job.prompt_id,

@@ -13,14 +13,16 @@ an object by name.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.graphs.stored import EditorGraph
 
-EditorGraph: TypeAlias = Mapping[str, Any]
-
+STAMP = "comfy_fleet"
+"""The key of ``extra`` that says which stored workflow a graph was opened from, in which version."""
 MAX_EDITOR_NODES = 20_000
 """Most nodes, those of subgraphs included; twice what the graph of a run may have."""
 MAX_EDITOR_LINKS = 100_000
@@ -28,6 +30,7 @@ CONTROLS = frozenset({"increment", "decrement", "randomize", "increment-wrap"})
 """What ``control_after_generate`` says if it moves the value before it."""
 COMMENTS = frozenset({"Note", "MarkdownNote"})
 """Nodes that only people read."""
+_VERSION = re.compile(r"sha256:[0-9a-f]{64}")
 _MOVED = "*"
 _CONTROL = "control_after_generate"
 
@@ -49,6 +52,23 @@ def signature(graph: object) -> str:
     except RecursionError:
         raise _unusable("is nested too deeply") from None
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def stamped(graph: EditorGraph, workflow: str, version: str) -> dict[str, Any]:
+    """Return the graph with a note of the version that it is; the editor keeps it in what it saves."""
+    extra = graph.get("extra")
+    note = {"workflow": workflow, "version": version}
+    return {**graph, "extra": {**(extra if isinstance(extra, dict) else {}), STAMP: note}}
+
+
+def opened_from(graph: EditorGraph) -> tuple[str, str]:
+    """Return the stored workflow and the version that a graph was opened from; empty texts if it is none."""
+    extra = graph.get("extra")
+    note = extra.get(STAMP) if isinstance(extra, dict) else None
+    if not isinstance(note, dict):
+        return "", ""
+    version = _text(note, "version")
+    return (_text(note, "workflow")[:64], version) if _VERSION.fullmatch(version) else ("", "")
 
 
 def check_editor_graph(graph: object) -> EditorGraph:

@@ -1,0 +1,227 @@
+"""Drafts of what people save and run in the editor, over the running API and on a real Redis."""
+
+import asyncio
+import copy
+import gzip
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
+from comfy_fleet.bootstrap import Stores
+from comfy_fleet.domain.errors import StoreDown
+from comfy_fleet.domain.graphs.editor_graph import stamped
+from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, SavedGraph
+from comfy_fleet.services.drafts import MAX_EDITOR_BYTES, Drafts, editor_name
+from tests.factories import new_job
+from tests.integration.api_kit import Api, running
+
+GRAPHS: dict[str, dict[str, Any]] = json.loads(
+    gzip.decompress((Path(__file__).parents[1] / "data" / "editor_graphs.json.gz").read_bytes())
+)
+OLD, NEW = GRAPHS["plain 0.3.64"], GRAPHS["subgraph 0.33.0"]
+PROMPT: dict[str, Any] = OLD["prompt"]
+
+
+@pytest.fixture
+async def api(redis_port: int, redis: object, tmp_path: Path) -> AsyncIterator[Api]:
+    async with running(redis_port, tmp_path) as api:
+        await api.add_node(info=False)
+        yield api
+
+
+async def run(api: Api, ui: object, prompt: dict[str, Any] = PROMPT) -> str:
+    """Run a graph as the editor does; return the job."""
+    body = {"prompt": prompt, "client_id": "c", "extra_data": {"extra_pnginfo": {"workflow": ui}}}
+    answer = await api.client.post("/prompt", json=body)
+    assert answer.status_code == 200, answer.text
+    await api.deps.drafts.settled()
+    return str(answer.json()["prompt_id"])
+
+
+def text(ui: object) -> bytes:
+    return json.dumps(ui).encode()
+
+
+async def test_a_save_and_then_a_run_make_a_draft(api: Api) -> None:
+    await api.deps.drafts.saved("local", "My Workflow.json", text(OLD["saved"]))
+    assert await api.stores.workflows.draft("local", "my_workflow") is None
+    waiting = await api.deps.drafts.unrun("local", "my_workflow")
+    assert waiting is not None and waiting.file == "My Workflow.json"
+    job = await run(api, OLD["run"])
+    draft = await api.stores.workflows.draft("local", "my_workflow")
+    assert draft is not None
+    assert (draft.graph, draft.ui, draft.job_id) == (PROMPT, OLD["run"], job)
+    assert draft.editor_name == "My Workflow"
+    assert await api.deps.drafts.unrun("local", "my_workflow") is None
+
+
+async def test_a_run_and_then_a_save_make_a_draft_although_the_seed_was_drawn_anew(api: Api) -> None:
+    job = await run(api, OLD["run"])
+    await api.deps.drafts.saved("local", "a/b.app.json", text(OLD["saved_after"]))
+    draft = await api.stores.workflows.draft("local", "a_b")
+    assert draft is not None
+    assert (draft.graph, draft.ui, draft.job_id) == (PROMPT, OLD["saved_after"], job)
+
+
+async def test_a_change_since_the_run_makes_none_and_keeps_the_draft_before(api: Api) -> None:
+    await run(api, OLD["run"])
+    await api.deps.drafts.saved("local", "w.json", text(OLD["saved"]))
+    other = copy.deepcopy(OLD["saved"])
+    other["nodes"][2]["widgets_values"] = ["elsewhere"]
+    await api.deps.drafts.saved("local", "w.json", text(other))
+    draft = await api.stores.workflows.draft("local", "w")
+    assert draft is not None and draft.ui == OLD["saved"]
+    waiting = await api.deps.drafts.unrun("local", "w")
+    assert waiting is not None and waiting.saved_at > draft.saved_at
+    # What ran before is no draft of the file any more, but the same again is.
+    await run(api, OLD["run"])
+    assert (await api.stores.workflows.draft("local", "w")) == draft
+
+
+async def test_one_run_makes_drafts_of_all_files_that_hold_the_graph(api: Api) -> None:
+    for file in ("a.json", "b.json"):
+        await api.deps.drafts.saved("local", file, text(NEW["saved"]))
+    await run(api, NEW["run"])
+    assert set(await api.stores.workflows.drafts("local")) == {"a", "b"}
+
+
+async def test_what_others_save_and_run_is_none_of_ones_own(api: Api) -> None:
+    await api.deps.drafts.saved("ann", "w.json", text(OLD["saved"]))
+    await run(api, OLD["run"])
+    assert await api.stores.workflows.draft("ann", "w") is None
+    assert await api.stores.workflows.draft("local", "w") is None
+
+
+async def test_a_draft_is_based_on_the_version_that_was_opened(api: Api) -> None:
+    version = "sha256:" + "ab" * 32
+    await run(api, stamped(OLD["run"], "w", version))
+    await api.deps.drafts.saved("local", "w.json", text(stamped(OLD["saved"], "w", version)))
+    await api.deps.drafts.saved("local", "other.json", text(stamped(OLD["saved"], "w", version)))
+    for name, base in (("w", version), ("other", "")):
+        draft = await api.stores.workflows.draft("local", name)
+        assert draft is not None and draft.base_version == base
+
+
+async def test_two_files_that_become_one_id_are_both_known(api: Api) -> None:
+    await run(api, OLD["run"])
+    await api.deps.drafts.saved("local", "My Flow.json", text(OLD["saved"]))
+    await api.deps.drafts.saved("local", "my_flow.json", text(OLD["saved"]))
+    assert await api.deps.drafts.files("local", "my_flow") == ["my_flow.json", "My Flow.json"]
+    draft = await api.stores.workflows.draft("local", "my_flow")
+    assert draft is not None and draft.editor_name == "My Flow"  # the first keeps it
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"\xff\xfe{}",
+        b'{"nodes": 1}',
+        b'{"nodes": [{"id": {}}]}',
+        DEEP,
+        b'{"nodes": [' + DEEP + b"]}",
+        b"x" * (MAX_EDITOR_BYTES + 1),
+        b'{"nodes": [' + b"1," * 2_100_000 + b"1]}",
+    ],
+    ids=["empty", "cut", "null", "binary", "shape", "id", "deep", "deep node", "large", "many"],
+)
+async def test_a_save_of_anything_is_taken_and_is_no_graph(api: Api, content: bytes) -> None:
+    await api.deps.drafts.saved("local", "w.json", content)
+    waiting = await api.deps.drafts.unrun("local", "w")
+    assert waiting is not None and not waiting.signature
+
+
+@pytest.mark.parametrize("file", ["w.txt", "", ".json", "w\n.json", "w" * 300 + ".json", "\ud800.json"])
+async def test_other_files_are_passed_over(api: Api, file: str) -> None:
+    await api.deps.drafts.saved("local", file, text(OLD["saved"]))
+    assert await api.stores.redis.keys("*editor*") == []
+
+
+@pytest.mark.parametrize("ui", [None, [], {}, {"nodes": 7}, {"nodes": [7]}, {"nodes": [], "links": 7}])
+async def test_a_run_with_anything_beside_it_is_a_run(api: Api, ui: object) -> None:
+    await run(api, ui)
+    assert await api.stores.workflows.drafts("local") == {}
+
+
+async def test_a_save_is_none_the_worse_for_a_store_that_is_away(stores: Stores) -> None:
+    class Away(RedisSeenGraphs):
+        async def save(self, owner: str, saved: SavedGraph) -> str | None:
+            raise StoreDown("away")
+
+    drafts = Drafts(Away(stores.redis), stores.workflows, stores.jobs, clock=lambda: 1.0)
+    await drafts.saved("ann", "w.json", text(OLD["saved"]))
+    assert await stores.workflows.drafts("ann") == {}
+
+
+async def test_of_a_save_and_a_run_at_once_at_least_one_sees_the_other(stores: Stores) -> None:
+    drafts = Drafts(RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, clock=lambda: 1000.0)
+    for number in range(20):
+        owner = f"ann{number}"
+        job = new_job(PROMPT, owner=owner)
+        await stores.jobs.submit(job, idempotency=None, depth_limit=100)
+        drafts.ran(owner, job.id, {"extra_pnginfo": {"workflow": OLD["run"]}})
+        await asyncio.gather(drafts.saved(owner, "w.json", text(OLD["saved"])), drafts.settled())
+        draft = await stores.workflows.draft(owner, "w")
+        assert draft is not None and draft.job_id == job.id
+
+
+async def test_what_is_seen_is_limited_and_forgotten(stores: Stores) -> None:
+    seen = RedisSeenGraphs(stores.redis)
+    for number in range(MOST_SEEN + 5):
+        await seen.save(
+            "ann", SavedGraph(file=f"{number}.json", workflow="w", signature="s", saved_at=number)
+        )
+        await seen.run("ann", f"s{number}", "j", number)
+    assert [one.saved_at for one in await seen.saves("ann")] == [
+        float(n) for n in range(MOST_SEEN + 4, 4, -1)
+    ]
+    assert await seen.run("ann", "s", "j", 50.0)
+    late = SavedGraph(file="late.json", workflow="w", signature="s0", saved_at=200.0)
+    assert await seen.save("ann", late) is None  # the oldest runs are gone
+    assert await seen.save("ann", SavedGraph(**{**vars(late), "signature": "s104"})) == "j"
+    assert await seen.run("ann", "s", "j", 2 * KEPT_S) == []
+    assert (
+        await seen.save("ann", SavedGraph(**{**vars(late), "signature": "s104", "saved_at": 2 * KEPT_S}))
+        is None
+    )
+    keys = await stores.redis.keys("*editor*")
+    assert len(keys) == 2
+    for key in keys:
+        assert 0 < await stores.redis.ttl(key) <= KEPT_S
+
+
+async def test_broken_memories_are_passed_over(stores: Stores) -> None:
+    seen = RedisSeenGraphs(stores.redis)
+    keys = stores.redis.keyspace
+    for field, raw in (("a", b"{"), ("b", b"{}"), ("c", b'{"at": "x"}'), ("d", b'{"at": 1}')):
+        await stores.redis.hset(keys.editor_saves("ann"), field, raw)
+        await stores.redis.hset(keys.editor_runs("ann"), field, raw)
+    await stores.redis.hset(keys.editor_saves("ann"), b"\xff", orjson.dumps({"at": 1}))
+    assert await seen.saves("ann") == []
+    for name in "abcd":
+        assert await seen.save("ann", SavedGraph(file="w", workflow="w", signature=name, saved_at=1)) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a.json", "a"),
+        ("a/B c.JSON", "a/B c"),
+        ("a.app.json", "a"),
+        ("a.txt", ""),
+        (".json", ""),
+        ("json", ""),
+    ],
+)
+def test_the_editor_calls_a_graph_as_its_file(file: str, name: str) -> None:
+    assert editor_name(file) == name
