@@ -225,3 +225,19 @@ async def test_broken_memories_are_passed_over(stores: Stores) -> None:
 )
 def test_the_editor_calls_a_graph_as_its_file(file: str, name: str) -> None:
     assert editor_name(file) == name
+
+
+async def test_the_editor_s_own_requests_make_a_draft(api: Api) -> None:
+    """Save and run as the editor does over HTTP."""
+    saved = await api.client.post("/userdata/workflows%2FMy%20Workflow.json", content=text(NEW["saved"]))
+    assert saved.status_code == 200, saved.text
+    await run(api, NEW["run"], NEW["prompt"])
+    draft = await api.stores.workflows.draft("local", "my_workflow")
+    assert draft is not None and draft.graph == NEW["prompt"]
+    moved = await api.client.post(
+        "/api/userdata/workflows%2FMy%20Workflow.json/move/workflows%2Fother.json",
+        params={"overwrite": "true"},
+    )
+    assert moved.status_code == 200, moved.text
+    draft = await api.stores.workflows.draft("local", "other")
+    assert draft is not None and draft.ui == NEW["saved"]
