@@ -23,6 +23,7 @@ from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.sessions import Sessions
+from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
@@ -86,6 +87,7 @@ class ApiDeps:
         inventories: What the nodes have, and what jobs wait for.
         files: Finds files by the names that clients know.
         pictures: Converts pictures.
+        workflows: Published versions and drafts; ``catalog`` has the folder's workflows, too.
         object_info: Their classes together.
         models: Their model files together.
         answers: What they answer to other small questions.
@@ -121,6 +123,7 @@ class ApiDeps:
     files: ClientFiles
     pictures: PictureWork
     catalog: Catalog
+    workflows: WorkflowStore
     submitter: Submitter
     sealer: Sealer
     estimator: Estimator

@@ -31,6 +31,7 @@ from comfy_fleet.adapters.telemetry import (
     new_registry,
 )
 from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
+from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.api.app import create_app
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.deps import ApiDeps, NodeFacts, Probe
@@ -65,6 +66,7 @@ from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
 from comfy_fleet.services.session_watch import SessionWatch
+from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.settings import Settings
@@ -86,8 +88,9 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     keys = Keys.load(settings)
     assets = open_assets(settings, stores)
     files = ClientFiles(assets, stores.jobs)
-    catalog = WorkflowCatalog(settings.workflows_dir)
-    catalog.check()
+    folder = WorkflowCatalog(settings.workflows_dir)
+    folder.check()
+    catalog = StoredWorkflows(folder, stores.workflows, resolve_content)
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
     answers = NodeAnswers(inventories, info)
     registry = new_registry()
@@ -136,6 +139,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         files=files,
         pictures=PictureWork(assets, most_pixels=settings.max_picture_pixels),
         catalog=catalog,
+        workflows=stores.workflows,
         submitter=submitter,
         sealer=sealer,
         estimator=estimator,

@@ -187,12 +187,24 @@ class Submitter:
     ) -> Submitted:
         """Submit a stored workflow with parameters.
 
+        Args:
+            name: A workflow reference.
+
         Raises:
-            NotFound: There is no such workflow.
+            FleetError: Everything that :meth:`comfy_fleet.ports.workflows.Catalog.get` and :meth:`workflow`
+                raise.
+        """
+        return await self.workflow(owner, await self._catalog.get(name, owner), params, options)
+
+    async def workflow(
+        self, owner: str, workflow: Workflow, params: Mapping[str, Any], options: JobOptions
+    ) -> Submitted:
+        """Submit this version of a stored workflow with parameters.
+
+        Raises:
             InvalidParameter: A parameter is out of its limits.
             FleetError: Everything that :meth:`graph` raises.
         """
-        workflow = self._catalog.get(name)
         bound = binding.bind(workflow, params, draw_seed=self._draw_seed)
         for parameter_name, value in bound.assets.items():
             await self._check_file(owner, workflow, parameter_name, value)

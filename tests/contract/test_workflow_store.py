@@ -77,7 +77,7 @@ async def test_what_is_published_is_in_production(store: WorkflowStore) -> None:
 
 
 async def test_content_keeps_manifest_and_marks(store: WorkflowStore) -> None:
-    marked = (MarkedInput(node_id="1", input="text", name="Prompt"),)
+    marked = (MarkedInput(name="Prompt", targets=(("1", "text"),), description="What to draw"),)
     whole = replace(content(title="T", parameters={"b": {}, "a": {}}), marked=marked)
     assert whole.version != content(title="T", parameters={"b": {}, "a": {}}).version
     done = await store.publish("w", NewVersion(content=whole, author="ann"), expected=None)

@@ -191,7 +191,7 @@ async def test_what_was_accepted_is_answered_again_whatever_keeps_new_jobs_out(
     body: dict[str, str],
     trouble: str,
 ) -> None:
-    def gone(_: object, name: str) -> None:
+    def gone(_: object, name: str, __: str) -> None:
         raise NotFound(f"no workflow {name}")
 
     key = {"Idempotency-Key": "k"}

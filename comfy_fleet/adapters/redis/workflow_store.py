@@ -312,7 +312,14 @@ class RedisWorkflowStore:
             return WorkflowContent(
                 graph=read["graph"],
                 manifest=read["manifest"],
-                marked=tuple(from_fields(MarkedInput, one) for one in read["marked"]),
+                marked=tuple(
+                    MarkedInput(
+                        name=one["name"],
+                        targets=tuple((node_id, input_) for node_id, input_ in one["targets"]),
+                        description=one["description"],
+                    )
+                    for one in read["marked"]
+                ),
             )
         except _BAD as error:
             self._complaints.about("version of workflow", name, error)

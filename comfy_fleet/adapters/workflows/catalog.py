@@ -1,28 +1,35 @@
-"""The folder of stored workflows: ``NAME/workflow.json`` and, if titles are not enough, a manifest."""
+"""The folder of stored workflows: ``NAME/workflow.json`` and, if titles are not enough, a manifest.
+
+``NAME/editor.json`` may hold the same graph in the editor's own format, as an export of a published version
+writes it: what App mode marks there declares parameters, too.
+"""
 
 import logging
 import math
-import re
 import threading
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from comfy_fleet.adapters.workflows.manifest import resolve
+from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.domain.errors import BadInput, ConfigError, FleetError, NotFound, WorkflowBroken
 from comfy_fleet.domain.graphs import title_parameters
+from comfy_fleet.domain.graphs.app_mode import marked_inputs
 from comfy_fleet.domain.graphs.graph import check
-from comfy_fleet.domain.graphs.graph_file import read_graph
+from comfy_fleet.domain.graphs.graph_file import read_graph, read_json
+from comfy_fleet.domain.graphs.stored import EditorGraph, WorkflowContent
 from comfy_fleet.domain.graphs.workflow import Workflow
-from comfy_fleet.domain.nodes.node import NAME
+from comfy_fleet.domain.graphs.workflow_names import NAME, slug
+from comfy_fleet.ports.workflows import FoundWorkflow
 
 logger = logging.getLogger(__name__)
 
 GRAPH_FILE = "workflow.json"
 MANIFEST_FILE = "workflow.toml"
+EDITOR_FILE = "editor.json"
 MAX_FILE_BYTES = 8 * 1024 * 1024
 
 _Stamp = tuple[tuple[int, int, int] | None, ...]
@@ -33,7 +40,7 @@ class _Entry:
     """The last good version of a workflow, and what is wrong with its present files."""
 
     stamp: _Stamp
-    workflow: Workflow | None
+    found: FoundWorkflow | None
     error: ConfigError | None
 
 
@@ -64,7 +71,27 @@ class WorkflowCatalog:
             ConfigError: The folder can't be read.
         """
         entries = [self._entry(name) for name in self._folders()]
-        return [entry.workflow for entry in entries if entry and entry.workflow]
+        return [entry.found.workflow for entry in entries if entry and entry.found]
+
+    def place(self, name: str) -> str | None:
+        """See :meth:`comfy_fleet.ports.workflows.WorkflowFolder.place`."""
+        folder = self.folder / name
+        return str(folder) if NAME.fullmatch(name) and _stamp(folder / GRAPH_FILE) is not None else None
+
+    def find(self, name: str) -> FoundWorkflow | None:
+        """Return a workflow from its present files, or in its last good version; None if there is none.
+
+        Raises:
+            WorkflowBroken: It has never been readable since this process started.
+        """
+        entry = self._entry(name) if NAME.fullmatch(name) else None
+        if entry is None:
+            return None
+        if entry.found is None:
+            raise WorkflowBroken(
+                f"stored workflow {name} can't be used: {entry.error}", details={"field": "workflow"}
+            )
+        return entry.found
 
     def get(self, name: str) -> Workflow:
         """Return a workflow from its present files, or in its last good version.
@@ -73,18 +100,13 @@ class WorkflowCatalog:
             NotFound: No such workflow; details list the existing ones.
             WorkflowBroken: It has never been readable since this process started.
         """
-        entry = self._entry(name) if NAME.fullmatch(name) else None
-        if entry is None:
+        if (found := self.find(name)) is None:
             have = self.names()
             raise NotFound(
                 f"no workflow {name[:64]!r}; there are {', '.join(have) or 'none'}",
                 details={"field": "workflow", "workflows": have},
             )
-        if entry.workflow is None:
-            raise WorkflowBroken(
-                f"stored workflow {name} can't be used: {entry.error}", details={"field": "workflow"}
-            )
-        return entry.workflow
+        return found.workflow
 
     def errors(self) -> dict[str, ConfigError]:
         """Return the problems by workflow; meanwhile the last good version is served, if there is one."""
@@ -101,7 +123,7 @@ class WorkflowCatalog:
         found: dict[str, ConfigError] = {}
         for path in sorted(self.folder.iterdir()):
             name = path.name[:80]
-            usable = re.sub(r"[^a-z0-9_.-]+", "_", path.stem.lower()).strip("_.-")[:63] or "my_workflow"
+            usable = slug(path.stem) or "my_workflow"
             if path.suffix == ".json" and path.is_file():
                 found[name] = ConfigError(f"a workflow is a folder: move it to {usable}/{GRAPH_FILE}")
             elif not NAME.fullmatch(path.name) and (path / GRAPH_FILE).is_file():
@@ -129,7 +151,7 @@ class WorkflowCatalog:
     def _entry(self, name: str) -> _Entry | None:
         """Return a workflow's state, read again if its files changed; None if it is gone."""
         folder = self.folder / name
-        stamp = (_stamp(folder / GRAPH_FILE), _stamp(folder / MANIFEST_FILE))
+        stamp = tuple(_stamp(folder / file) for file in (GRAPH_FILE, MANIFEST_FILE, EDITOR_FILE))
         with self._lock:
             known = self._entries.get(name)
             if stamp[0] is None:
@@ -137,23 +159,28 @@ class WorkflowCatalog:
                 return None
             if known and known.stamp == stamp:
                 return known
-            workflow: Workflow | None = None
+            found: FoundWorkflow | None = None
             error: ConfigError | None = None
             try:
-                workflow = load(folder)
+                found = load_whole(folder)
             except ConfigError as problem:
                 error = problem
-                workflow = known.workflow if known else None
+                found = known.found if known else None
             if error:
-                facts = {"workflow": name, "error": str(error), "serving": workflow is not None}
+                facts = {"workflow": name, "error": str(error), "serving": found is not None}
                 logger.error("stored workflow can't be used", extra=facts)
-            entry = _Entry(stamp=stamp, workflow=workflow, error=error)
+            entry = _Entry(stamp=stamp, found=found, error=error)
             self._entries[name] = entry
             return entry
 
 
 def load(folder: Path) -> Workflow:
-    """Read one stored workflow; its name is the folder's.
+    """Read one stored workflow; its name is the folder's. Raises as :func:`load_whole`."""
+    return load_whole(folder).workflow
+
+
+def load_whole(folder: Path) -> FoundWorkflow:
+    """Read one stored workflow with what it is made of; its name is the folder's.
 
     Raises:
         ConfigError: A file can't be read or used; the message names file and key.
@@ -185,10 +212,28 @@ def load(folder: Path) -> Workflow:
             raise ConfigError(f"{where} is not TOML: {error}") from None
     if odd := _unwritable(manifest, ""):
         raise ConfigError(f"{where}: {odd}")
+    ui = _editor_graph(folder)
+    whole = WorkflowContent(graph=graph, manifest=manifest, marked=marked_inputs(ui, graph))
     try:
-        return resolve(folder.name, graph, manifest)
+        workflow = resolve_content(folder.name, whole)
     except FleetError as error:
         raise ConfigError(f"{where}: {error}", details=error.details) from None
+    return FoundWorkflow(
+        workflow=replace(workflow, folder=str(folder)), content=whole, ui=ui, folder=str(folder)
+    )
+
+
+def _editor_graph(folder: Path) -> EditorGraph | None:
+    path = folder / EDITOR_FILE
+    if not path.exists():
+        return None
+    try:
+        read = read_json(_content(path))
+    except BadInput as error:
+        raise ConfigError(f"{folder.name}/{EDITOR_FILE} {error}") from None
+    if not isinstance(read, dict):
+        raise ConfigError(f"{folder.name}/{EDITOR_FILE} must be a graph as the editor saves it")
+    return read
 
 
 def _unwritable(value: object, key: str) -> str:

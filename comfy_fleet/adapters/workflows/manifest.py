@@ -1,14 +1,15 @@
 """``workflow.toml``: its format, and how it is resolved against the graph beside it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from comfy_fleet.domain.errors import ConfigError, InvalidParameter
-from comfy_fleet.domain.graphs import selector, title_parameters
+from comfy_fleet.domain.graphs import marked_parameters, selector, title_parameters
 from comfy_fleet.domain.graphs.binding import check_value
 from comfy_fleet.domain.graphs.graph import Graph
+from comfy_fleet.domain.graphs.stored import MarkedInput, WorkflowContent
 from comfy_fleet.domain.graphs.version_conditions import version_allows
 from comfy_fleet.domain.graphs.workflow import (
     FILES,
@@ -24,7 +25,6 @@ from comfy_fleet.domain.graphs.workflow import (
     ParameterType,
     TargetForm,
     Workflow,
-    version_of,
 )
 from comfy_fleet.domain.nodes.node import check_name
 
@@ -133,11 +133,22 @@ class _Manifest(_Table):
     requires: _Requires = Field(default_factory=lambda: _Requires.model_validate({}))
 
 
-def resolve(name: str, graph: Graph, manifest: Mapping[str, Any]) -> Workflow:
+def resolve_content(name: str, content: WorkflowContent) -> Workflow:
+    """Return the stored workflow for what a version consists of; see :func:`resolve`.
+
+    Raises:
+        ConfigError: ``details["problems"]`` has all problems, each with its key.
+    """
+    return resolve(name, content.graph, content.manifest, content.marked)
+
+
+def resolve(
+    name: str, graph: Graph, manifest: Mapping[str, Any], marked: Sequence[MarkedInput] = ()
+) -> Workflow:
     """Return the stored workflow for a checked graph and a manifest.
 
-    Titles in the graph declare parameters, too; if both name the same one, the manifest overrides single
-    keys.
+    Titles in the graph declare parameters, too, and so do inputs that App mode marks; if the manifest names
+    one of these, it overrides single keys.
 
     Raises:
         ConfigError: ``details["problems"]`` has all problems, each with its key.
@@ -146,7 +157,7 @@ def resolve(name: str, graph: Graph, manifest: Mapping[str, Any]) -> Workflow:
         read = _Manifest.model_validate(dict(manifest))
     except ValidationError as error:
         raise _refused(_readable(error)) from None
-    resolver = _Resolver(graph, read)
+    resolver = _Resolver(graph, read, marked)
     parameters = resolver.parameters()
     requires = resolver.requires()
     if resolver.problems:
@@ -154,7 +165,7 @@ def resolve(name: str, graph: Graph, manifest: Mapping[str, Any]) -> Workflow:
     return Workflow(
         name=name,
         graph=graph,
-        version=version_of(graph, manifest),
+        version=WorkflowContent(graph=graph, manifest=manifest, marked=tuple(marked)).version,
         title=read.title or name,
         description=read.description.strip(),
         parameters=parameters,
@@ -185,23 +196,42 @@ def _readable(error: ValidationError) -> list[str]:
 class _Resolver:
     """Turns the manifest's entries into targets and collects problems."""
 
-    def __init__(self, graph: Graph, manifest: _Manifest) -> None:
+    def __init__(self, graph: Graph, manifest: _Manifest, marked: Sequence[MarkedInput]) -> None:
         self.graph = graph
         self.manifest = manifest
+        self.marked = marked
         self.problems: list[str] = []
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Return the manifest's parameters in order, then those that only titles declare."""
-        by_title = {parameter.name: parameter for parameter in title_parameters.declared(self.graph)}
+        """Return the manifest's parameters in order, then what only titles declare or App mode marks."""
+        declared = {parameter.name: parameter for parameter in title_parameters.declared(self.graph)}
+        for marked in marked_parameters.declared(self.graph, self.marked, self.taken(declared)):
+            declared.setdefault(marked.name, marked)
         made: dict[str, Parameter] = {}
         for name, read in self.manifest.parameters.items():
-            if parameter := self.parameter(name, read, by_title.get(name)):
+            if parameter := self.parameter(name, read, declared.get(name)):
                 made[name] = parameter
-        for name, parameter in by_title.items():
+        for name, parameter in declared.items():
             made.setdefault(name, parameter)
         self.check_wraps(made)
         self.check_overlaps(made)
         return tuple(made.values())
+
+    def taken(self, by_title: Mapping[str, Parameter]) -> dict[tuple[str, str], str]:
+        """Return the inputs that titles or the manifest itself bind, and to which parameter."""
+        found = {
+            (target.node_id, target.input): name
+            for name, parameter in by_title.items()
+            for target in parameter.targets
+        }
+        for name, read in self.manifest.parameters.items():
+            for entry in read.targets or ([read.target] if read.target else []):
+                try:
+                    target = self.target(entry)
+                except ConfigError:  # reported when its parameter is made
+                    continue
+                found[target.node_id, target.input] = name
+        return found
 
     def parameter(self, name: str, read: _Parameter, declared: Parameter | None) -> Parameter | None:
         key = f"parameters.{name}"
@@ -261,7 +291,7 @@ class _Resolver:
             type=type_,
             targets=targets,
             title=read.title or "",
-            description=(read.description or "").strip(),
+            description=(read.description or (base.description if base else "")).strip(),
             default=default,
             required=required,
             minimum=read.min,

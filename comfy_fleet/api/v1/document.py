@@ -59,7 +59,7 @@ class FleetDocument:
     async def openapi(self, request: Request) -> Response:
         """``GET /api/v1/openapi.json``."""
         owner(request)
-        workflows = deps(request).catalog.list()
+        workflows = await deps(request).catalog.list()
         versions = [(workflow.name, workflow.version) for workflow in workflows]
         if versions != self._versions:
             self._made, self._versions = self._with(workflows), versions

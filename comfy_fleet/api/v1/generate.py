@@ -5,7 +5,7 @@ Three families of clients wait for different status words, so each pair of route
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -42,7 +42,11 @@ class GenerateBody(JobOptionsBody):
     seed: Annotated[int | float | None, WithJsonSchema({"type": "integer", "nullable": True})] = Field(
         None, description="-1 or nothing draws one."
     )  # JSON numbers too large for an integer come as floats: the workflow has its own limits
-    workflow: str | None = Field(None, description="Stored workflow; the operator's choice when left out.")
+    workflow: str | None = Field(
+        None,
+        description="Stored workflow, perhaps with `@VERSION`, `@LABEL` or `@draft`; the operator's choice "
+        "when left out.",
+    )
 
 
 async def generate(request: Request) -> Response:
@@ -69,12 +73,12 @@ async def _submit(request: Request, accepted: str, status_url: Callable[[str], s
     replay = Replay(request, who, _fingerprinted(body))
 
     async def submit() -> Submitted:
-        workflow = d.catalog.get(body.workflow or d.settings.generate_workflow)
+        workflow = await d.catalog.get(body.workflow or d.settings.generate_workflow, who)
         options = jobs.options(body, replay.idempotency, traceparent=jobs.traceparent_in(request))
         try:
-            return await d.submitter.stored(who, workflow.name, _params(body, workflow), options)
+            return await d.submitter.workflow(who, workflow, _params(body, workflow), options)
         except InvalidParameter as error:
-            raise _with_style_elsewhere(error, body, workflow, d.catalog.list) from None
+            raise await _with_style_elsewhere(error, body, workflow, d.catalog.list) from None
 
     async def describe(job: Job) -> dict[str, Any]:
         return {
@@ -163,15 +167,18 @@ def _images(request: Request, job: Job) -> dict[str, Any]:
     return {"image_url": found[0]["url"] if found else None, "images": found}
 
 
-def _with_style_elsewhere(
-    error: InvalidParameter, body: GenerateBody, workflow: Workflow, stored: Callable[[], Sequence[Workflow]]
+async def _with_style_elsewhere(
+    error: InvalidParameter,
+    body: GenerateBody,
+    workflow: Workflow,
+    stored: Callable[[], Awaitable[Sequence[Workflow]]],
 ) -> InvalidParameter:
     """Return the error; if this workflow lacks the wanted style, name those that have it."""
     lacking = workflow.name_for("style")
     wrong = {fault.get("parameter") for fault in error.details.get("errors", ())}
     if body.style is None or lacking not in wrong:
         return error
-    have = [one.name for one in stored() if body.style in one.choices_for("style")]
+    have = [one.name for one in await stored() if body.style in one.choices_for("style")]
     if not have:
         return error
     way_out = f'send "workflow": "{have[0]}"'

@@ -49,18 +49,17 @@ async def list_workflows(request: Request) -> Response:
             "version": w.version,
             "parameters": [p.name for p in w.parameters],
         }
-        for w in catalog.list()
+        for w in await catalog.list()
     ]
-    broken = {name: str(error) for name, error in catalog.errors().items()}
+    broken = {name: str(error) for name, error in (await catalog.errors()).items()}
     return json_response({"workflows": found, "broken": broken})
 
 
 async def get_workflow(request: Request) -> Response:
     """JSON Schema of its parameters, what a node must have, and in `broken` why its files are not in use."""
-    owner(request)
-    catalog, name = deps(request).catalog, request.path_params["workflow"]
-    found = catalog.get(name)
-    broken = catalog.errors().get(name)
+    who, catalog = owner(request), deps(request).catalog
+    found = await catalog.get(request.path_params["workflow"], who)
+    broken = (await catalog.errors()).get(found.name)
     return json_response({**_described(found), "broken": None if broken is None else str(broken)})
 
 
@@ -89,9 +88,8 @@ class CheckQuery(BaseModel):
 
 async def check_workflow_on_nodes(request: Request) -> Response:
     """Ask each node for its classes and files, and list what keeps it from running the workflow."""
-    admin(request)
-    d = deps(request)
-    workflow = d.catalog.get(request.path_params["workflow"])
+    who, d = admin(request).owner, deps(request)
+    workflow = await d.catalog.get(request.path_params["workflow"], who)
     node = read_query(request, CheckQuery).node
     names = [known.name for known in await d.nodes.nodes() if node in (None, known.name)]
     if not names:
@@ -99,7 +97,7 @@ async def check_workflow_on_nodes(request: Request) -> Response:
     policy = FilePolicy.parse(d.settings.deny_classes, d.settings.free_paths)
     limit = asyncio.Semaphore(_AT_ONCE)
     found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow, policy) for one in names))
-    broken = d.catalog.errors().get(workflow.name)
+    broken = (await d.catalog.errors()).get(workflow.name)
     return json_response(
         {
             "workflow": workflow.name,

@@ -50,6 +50,15 @@ def read_graph(content: bytes) -> Any:
     return _json(content, "is not JSON")
 
 
+def read_json(content: bytes) -> Any:
+    """Return what a file of JSON holds, in any Unicode encoding.
+
+    Raises:
+        BadInput: It is none; the message is the rest of a sentence that begins "the file ...".
+    """
+    return _json(content, "is not JSON")
+
+
 def _json(content: bytes, problem: str) -> Any:
     # Editors on Windows put a byte order mark in front, and PowerShell writes UTF-16.
     encoding = json.detect_encoding(content)

@@ -23,15 +23,17 @@ MAX_NOTE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedInput:
-    """An input that the editor's App mode shows, as a place in the graph in API format.
+    """An input that the editor's App mode shows, as places in the graph in API format.
 
     Attributes:
         name: What the editor calls it there; the basis of the parameter's name.
+        targets: Node id and input of each place that it sets; several if it is one of a subgraph.
+        description: What its author says about it there.
     """
 
-    node_id: str
-    input: str
-    name: str = ""
+    name: str
+    targets: tuple[tuple[str, str], ...]
+    description: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,10 @@ class WorkflowContent:
     @property
     def version(self) -> str:
         """``sha256:<hex>``; that of a workflow in the folder with the same files."""
-        return version_of(self.graph, self.manifest, [[m.node_id, m.input, m.name] for m in self.marked])
+        marked = [
+            [one.name, [list(target) for target in one.targets], one.description] for one in self.marked
+        ]
+        return version_of(self.graph, self.manifest, marked)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,6 +193,7 @@ class Workflow:
 
     Attributes:
         version: Hash of graph and manifest; see :func:`version_of`.
+        folder: The folder that it is kept in; empty if it was published.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Workflow:
     description: str = ""
     parameters: tuple[Parameter, ...] = ()
     requires: ManifestRequirements = field(default_factory=ManifestRequirements)
+    folder: str = ""
 
     def parameter(self, name: str) -> Parameter | None:
         """Return a parameter by name."""

@@ -109,7 +109,7 @@ def slug(editor_name: str) -> str:
     differ. Empty only if the name is.
     """
     base = _ENDINGS.sub("", editor_name.strip())
-    plain = unicodedata.normalize("NFKD", base)
+    plain = "".join(sign for sign in unicodedata.normalize("NFKD", base) if not unicodedata.combining(sign))
     lost = any(sign.isalnum() and not sign.isascii() for sign in plain)
     words = re.sub(r"[^a-z0-9.-]+", "_", plain.lower()).strip("_.-")
     digits = hashlib.sha256(unicodedata.normalize("NFC", base).encode("utf-8", "surrogatepass")).hexdigest()

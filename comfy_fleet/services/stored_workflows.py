@@ -1,0 +1,202 @@
+"""Stored workflows of both places, the folder and the store, under one name each."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from comfy_fleet.domain.errors import ConfigError, NotFound, WorkflowBroken
+from comfy_fleet.domain.graphs.app_mode import marked_inputs
+from comfy_fleet.domain.graphs.stored import WorkflowContent
+from comfy_fleet.domain.graphs.workflow import Workflow
+from comfy_fleet.domain.graphs.workflow_names import (
+    NAME,
+    PRODUCTION,
+    NameTaken,
+    WorkflowReference,
+    in_both,
+    slug,
+)
+from comfy_fleet.ports.workflow_store import WorkflowStore
+from comfy_fleet.ports.workflows import FoundWorkflow, Resolver, WorkflowFolder
+
+CACHE_BYTES = 32 * 1024 * 1024
+"""Bytes of graphs, as JSON, of which the workflows are kept in memory."""
+_SMALL = 64 * 1024  # bytes of a graph that is read without a thread
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Version:
+    """A version as it was read; it never changes."""
+
+    content: WorkflowContent
+    workflow: Workflow | None
+    error: ConfigError | None
+    size: int
+
+
+class StoredWorkflows:
+    """:class:`comfy_fleet.ports.workflows.Catalog`.
+
+    Which version a reference means is read from the store each time, and the versions themselves are kept in
+    memory: so the next job after a publication uses it, whichever process made that.
+
+    Args:
+        folder: Those that an operator keeps.
+        store: Those that people publish.
+        resolver: Makes a workflow of a version's content.
+    """
+
+    def __init__(self, folder: WorkflowFolder, store: WorkflowStore, resolver: Resolver) -> None:
+        self._folder = folder
+        self._store = store
+        self.resolved = resolver
+        self._versions: OrderedDict[tuple[str, str], _Version] = OrderedDict()
+        self._size = 0
+
+    async def get(self, reference: str, owner: str) -> Workflow:
+        """See :meth:`comfy_fleet.ports.workflows.Catalog.get`."""
+        return (await self.find(reference, owner)).workflow
+
+    async def find(self, reference: str, owner: str) -> FoundWorkflow:
+        """See :meth:`comfy_fleet.ports.workflows.Catalog.find`."""
+        name = reference.partition("@")[0]
+        if not NAME.fullmatch(name):
+            raise await self._unknown(name)
+        wanted = WorkflowReference.parse(reference)
+        if wanted.draft:
+            return await self._draft(wanted, owner)
+        if (kept := self._folder.place(name)) is not None:
+            return await self._in_folder(wanted, kept)
+        if (version := await self._store.find(wanted)) is None:
+            raise await self._unknown(name, wanted)
+        read = await self._version(name, version)
+        if read is None:  # removed a moment ago
+            raise await self._unknown(name, wanted)
+        if read.workflow is None:
+            raise WorkflowBroken(
+                f"stored workflow {wanted} can't be used: {read.error}", details={"field": "workflow"}
+            )
+        return FoundWorkflow(workflow=read.workflow, content=read.content)
+
+    async def list(self) -> Sequence[Workflow]:
+        """See :meth:`comfy_fleet.ports.workflows.Catalog.list`."""
+        published = await self._store.names()
+        here = [one for one in self._folder.list() if one.name not in published]
+        read = await self._published({n: v for n, v in published.items() if self._folder.place(n) is None})
+        return sorted(
+            [*here, *(one.workflow for one in read.values() if one.workflow is not None)],
+            key=lambda one: one.name,
+        )
+
+    async def errors(self) -> Mapping[str, ConfigError]:
+        """See :meth:`comfy_fleet.ports.workflows.Catalog.errors`."""
+        published = await self._store.names()
+        found = dict(self._folder.errors())
+        for name, one in (await self._published(published)).items():
+            if one.error is not None:
+                found[name] = one.error
+        for name in published:
+            if (kept := self._folder.place(name)) is not None:
+                found[name] = ConfigError(str(in_both(name, kept)))
+        return found
+
+    def folder_of(self, name: str) -> str:
+        """See :meth:`comfy_fleet.ports.workflows.Catalog.folder_of`."""
+        return self._folder.place(name) or ""
+
+    async def _in_folder(self, wanted: WorkflowReference, kept: str) -> FoundWorkflow:
+        production = WorkflowReference(name=wanted.name, label=PRODUCTION)
+        if await self._store.find(production) is not None:
+            raise in_both(wanted.name, kept)
+        found = self._folder.find(wanted.name)
+        if found is None:  # removed a moment ago
+            raise await self._unknown(wanted.name)
+        version = found.workflow.version.removeprefix("sha256:")
+        if wanted.label == PRODUCTION or (wanted.version and version.startswith(wanted.version)):
+            return found
+        raise NotFound(
+            f"there is no {wanted}: stored workflow {wanted.name} is kept in {kept}, which has one version "
+            "only and no labels",
+            details={"field": "workflow"},
+        )
+
+    async def _draft(self, wanted: WorkflowReference, owner: str) -> FoundWorkflow:
+        name = wanted.name
+        draft = await self._store.draft(owner, name)
+        if draft is None:
+            raise NotFound(
+                f"you have no draft of {name}: save and run it in the editor, or PUT one to "
+                f"/api/v1/workflows/{name}/draft",
+                details={"field": "workflow"},
+            )
+        manifest = draft.manifest
+        if manifest is None:
+            try:
+                manifest = (await self.find(name, owner)).content.manifest
+            except (NotFound, NameTaken, WorkflowBroken):
+                manifest = {}
+        marked = marked_inputs(draft.ui, draft.graph)
+        content = WorkflowContent(graph=draft.graph, manifest=manifest, marked=marked)
+        read = await self._read(name, content)
+        if read.workflow is None:
+            raise WorkflowBroken(
+                f"your draft of {name} can't be used: {read.error}",
+                details={"field": "workflow", **(read.error.details if read.error else {})},
+            )
+        return FoundWorkflow(workflow=read.workflow, content=content, ui=draft.ui, draft=True)
+
+    async def _published(self, versions: Mapping[str, str]) -> dict[str, _Version]:
+        """Return the versions in production by name."""
+        names, found = list(versions), {}
+        for at in range(0, len(names), _AT_ONCE):
+            some = names[at : at + _AT_ONCE]
+            read = await asyncio.gather(*(self._version(name, versions[name]) for name in some))
+            found.update({name: one for name, one in zip(some, read, strict=True) if one is not None})
+        return found
+
+    async def _version(self, name: str, version: str) -> _Version | None:
+        key = name, version
+        if (known := self._versions.get(key)) is not None:
+            self._versions.move_to_end(key)
+            return known
+        if (content := await self._store.content(name, version)) is None:
+            return None
+        read = await self._read(name, content)
+        if key not in self._versions:
+            self._size += read.size
+        self._versions[key] = read
+        while self._size > CACHE_BYTES and len(self._versions) > 1:
+            self._size -= self._versions.popitem(last=False)[1].size
+        return read
+
+    async def _read(self, name: str, content: WorkflowContent) -> _Version:
+        size = len(orjson.dumps(content.graph))
+
+        def read() -> _Version:
+            try:
+                workflow = self.resolved(name, content)
+            except ConfigError as error:
+                return _Version(content=content, workflow=None, error=error, size=size)
+            return _Version(content=content, workflow=workflow, error=None, size=size)
+
+        return read() if size <= _SMALL else await asyncio.to_thread(read)
+
+    async def _unknown(self, name: str, wanted: WorkflowReference | None = None) -> NotFound:
+        if wanted is not None and (record := await self._store.record(name)) is not None:
+            labels = ", ".join(sorted(record.labels))
+            return NotFound(
+                f"stored workflow {name} has no version {wanted.version or wanted.label}; its labels are "
+                f"{labels}, and `fleet workflow history {name}` lists its versions",
+                details={"field": "workflow", "labels": sorted(record.labels)},
+            )
+        have = [one.name for one in await self.list()]
+        usual = slug(name)
+        meant = f"; did you mean {usual}?" if usual != name and usual in have else ""
+        return NotFound(
+            f"no workflow {name[:64]!r}; there are {', '.join(have) or 'none'}{meant}",
+            details={"field": "workflow", "workflows": have},
+        )
