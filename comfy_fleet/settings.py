@@ -293,6 +293,12 @@ class Settings(BaseSettings):
     retention_s: Seconds = Field(
         7 * 86400.0, gt=0, description="How long a job and its files stay after its end."
     )
+    max_kept_jobs: Count = Field(
+        1000,
+        ge=0,
+        description="Most jobs that one owner may exempt from retention (`fleet job keep`); they stay until "
+        "they are removed.",
+    )
     upload_retention_s: Seconds = Field(
         30 * 86400.0,
         ge=0,

@@ -107,7 +107,7 @@ def canned_server() -> Iterator[Canned]:
         def log_message(self, *args: object) -> None:
             pass
 
-    for verb in ("GET", "POST", "DELETE"):
+    for verb in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         setattr(Handler, f"do_{verb}", Handler.handle_any)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

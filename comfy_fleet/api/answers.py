@@ -128,6 +128,8 @@ class JobFields(TypedDict):
     simulated: Annotated[bool, Field(description="Whether a simulated node runs it.")]
     attempt: Annotated[int, Field(description="How many attempts have counted.")]
     waiting_for: Annotated[str | None, Field(description="What it waits for, in words.")]
+    kept: Annotated[bool, Field(description="Whether its owner has exempted it from retention.")]
+    retry_of: Annotated[str | None, Field(description="The job that it repeats.")]
     traceparent: NotRequired[Annotated[str, Field(description="The trace that its submit named.")]]
 
 
@@ -138,11 +140,12 @@ class JobAnswer(JobFields):
 
 
 class ListedJobAnswer(JobFields):
-    """A job in a list: without its outputs, attempts, place in the queue, and its last run's story.
+    """A job in a list: without its outputs, attempts, and its last run's story.
 
     Of a very long error, only code, message, node and class are there.
     """
 
+    excerpt: Annotated[str, Field(description="The beginning of its prompt's text; empty if it has none.")]
     create_time: Time
     update_time: Time
     deployment_id: None

@@ -38,6 +38,7 @@ from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
+from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.services.user_files import UserFiles
@@ -125,6 +126,7 @@ class ApiDeps:
     catalog: Catalog
     workflows: WorkflowStore
     submitter: Submitter
+    retrying: Retrying
     sealer: Sealer
     estimator: Estimator
     replays: Replays

@@ -246,6 +246,7 @@ class JobsQuery(BaseModel):
 
     status: str | None = Field(None, description="Statuses with commas between them, e.g. `queued,running`.")
     workflow: str | None = Field(None, description="Only jobs of this stored workflow.")
+    kept: bool = Field(False, description="Only jobs that are exempt from retention.")
     limit: int = Field(50, ge=1, le=100, description="Jobs a page.")
     cursor: str | None = Field(None, description="`next_cursor` of the page before.")
 
@@ -256,25 +257,29 @@ async def page(request: Request) -> JobPageAnswer:
     Raises:
         HttpError: 400 ``invalid_cursor``, ``invalid_metadata_filter`` or ``invalid_request``.
     """
-    query = _filter(request)
+    query, d = _filter(request), deps(request)
     try:
-        found = await deps(request).jobs.find(query)
+        found = await d.jobs.find(query)
     except BadInput as error:
         if query.cursor is not None and error.details.get("field") == "cursor":
             raise HttpError(400, "invalid_cursor", error.message, details=error.details) from None
         raise
-    to, simulated = links(request), deps(request).simulated
+    places = await d.jobs.positions([job.id for job in found.jobs if job.status is JobStatus.QUEUED])
+    to = links(request)
     return {
-        "jobs": [serialize.list_item(job, to, simulated=simulated(job.node)) for job in found.jobs],
+        "jobs": [
+            serialize.list_item(job, to, queue_position=places.get(job.id), simulated=d.simulated(job.node))
+            for job in found.jobs
+        ],
         "next_cursor": found.next_cursor,
     }
 
 
 def _filter(request: Request) -> JobFilter:
-    """Read ``status``, ``metadata[KEY]``, ``workflow``, ``limit`` and ``cursor``; the rest is ignored."""
+    """Read ``status``, ``metadata[KEY]``, ``workflow``, ``kept``, ``limit`` and ``cursor``, and no more."""
     labels: dict[str, str] = {}
     statuses: set[JobStatus] = set()
-    limit, cursor, name = 50, None, None
+    limit, cursor, name, kept = 50, None, None, False
     for key, value in request.query_params.multi_items():
         if match := _FILTER.fullmatch(key):
             label = match[1]
@@ -299,11 +304,16 @@ def _filter(request: Request) -> JobFilter:
             cursor = value[:512]
         elif key == "workflow":
             name = value[:128]
+        elif key == "kept":
+            if value not in ("true", "false"):
+                raise _bad_query("kept", "must be true or false")
+            kept = value == "true"
     return JobFilter(
         owner=owner(request),
         statuses=frozenset(statuses),
         metadata=labels,
         workflow=name,
+        kept=kept,
         limit=limit,
         cursor=cursor,
     )

@@ -65,6 +65,7 @@ from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
+from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
@@ -114,7 +115,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
         clock=time.time,
         new_id=lambda: str(uuid4()),
-        draw_seed=lambda: secrets.randbits(53),  # every JSON reader handles 53 bits
+        draw_seed=_draw_seed,
         retry_after=estimator.retry_after,
         telemetry=telemetry,
     )
@@ -141,6 +142,14 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         catalog=catalog,
         workflows=stores.workflows,
         submitter=submitter,
+        retrying=Retrying(
+            submitter=submitter,
+            jobs=stores.jobs,
+            prompts=stores.prompts,
+            catalog=catalog,
+            needs=inventories,
+            draw_seed=_draw_seed,
+        ),
         sealer=sealer,
         estimator=estimator,
         replays=RedisReplays(stores.redis),
@@ -176,6 +185,10 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
             lambda: _mend(stores.jobs.lists),
         ),
     )
+
+
+def _draw_seed() -> int:
+    return secrets.randbits(53)  # every JSON reader handles 53 bits
 
 
 def _probes(settings: Settings, stores: Stores) -> dict[str, Probe]:

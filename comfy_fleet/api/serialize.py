@@ -37,13 +37,14 @@ def job(value: Job, links: Links, *, queue_position: int | None, simulated: bool
     }
 
 
-def list_item(value: Job, links: Links, *, simulated: bool) -> ListedJobAnswer:
+def list_item(value: Job, links: Links, *, queue_position: int | None, simulated: bool) -> ListedJobAnswer:
     """Return a job in a list, without its attempts and outputs: ``outputs`` is empty there.
 
     The SDK reads ``create_time``, ``update_time`` and ``deployment_id`` in lists.
     """
     return {
-        **_fields(value, links, queue_position=None, simulated=simulated),
+        **_fields(value, links, queue_position=queue_position, simulated=simulated),
+        "excerpt": value.excerpt,
         "create_time": time(value.created_at),
         "update_time": time(value.completed_at or value.started_at or value.created_at),
         "deployment_id": None,
@@ -77,6 +78,8 @@ def _fields(value: Job, links: Links, *, queue_position: int | None, simulated: 
         "simulated": simulated,
         "attempt": value.attempt,
         "waiting_for": value.waiting_for,
+        "kept": value.kept,
+        "retry_of": value.retry_of,
     }
     if value.traceparent:
         fields["traceparent"] = value.traceparent

@@ -185,8 +185,8 @@ def agent(
     Example: `fleet agent --join http://FLEET:8188 --token TOKEN --comfyui ~/ComfyUI`.
     """
     from comfy_fleet.agent.main import AgentOptions, serve
+    from comfy_fleet.cli.parameters import pairs
     from comfy_fleet.cli.processes import load, logging_as
-    from comfy_fleet.cli.submit import pairs
     from comfy_fleet.domain.nodes.node import check_name
 
     given = load(data=data, agent_metrics_port=metrics_port)
@@ -289,7 +289,7 @@ def _supervision(
 ) -> "Supervision":
     from comfy_fleet.adapters.comfyui.checkout import Checkout
     from comfy_fleet.agent.supervisor import Supervision
-    from comfy_fleet.cli.submit import pairs
+    from comfy_fleet.cli.parameters import pairs
     from comfy_fleet.domain.nodes.process_supervision import RestartLimits
 
     overrides = {}

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -134,6 +134,10 @@ class Client:
         """Delete something."""
         return self._call("DELETE", path, params=params)
 
+    def put(self, path: str, body: Any = None) -> Any:
+        """Send JSON, if there is any, and return the JSON answer, as :meth:`post` does."""
+        return self._call("PUT", path) if body is None else self._send("PUT", path, body)
+
     def upload(self, path: Path) -> str:
         """Upload a file as an asset and return the asset's id.
 
@@ -156,25 +160,24 @@ class Client:
             raise Fail(f"can't read {path}: {error.strerror}", code=Exit.USAGE) from error
         return str(answer["id"])
 
-    def download(self, url: str, target: Path) -> int:
-        """Download a URL of the fleet; return the number of bytes.
+    def content(self, url: str, *, start: int = 0, restart: Callable[[], object]) -> Iterator[bytes]:
+        """Yield the bytes of a file of the fleet.
 
         The path is requested at this client's own address: a public URL may not be reachable from here, and
         the key must not go to another host.
+
+        Args:
+            url: As the fleet told it.
+            start: How many bytes are there already; they are left out if the fleet can do that.
+            restart: Is called first if it can't: all bytes come.
         """
         parts = urlsplit(url)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
-        partial = target.with_name(target.name + ".part")
-        try:
-            with self._stream(path) as answer, partial.open("wb") as file:
-                for chunk in answer.iter_bytes():
-                    file.write(chunk)
-            partial.replace(target)
-        except OSError as error:
-            raise Fail(f"can't write {target}: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
-        return target.stat().st_size
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        with self._stream(path, headers=headers) as answer:
+            if start and answer.status_code != 206:
+                restart()
+            yield from answer.iter_bytes()
 
     def events(self, job_id: str, *, deadline: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the job's events, type and data, until its final status.

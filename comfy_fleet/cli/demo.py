@@ -214,7 +214,8 @@ def one_prompt(client: "Client", console: "Console", out: Path) -> None:
     Raises:
         Fail: The job did not succeed.
     """
-    from comfy_fleet.cli.submit import save_outputs, say_end, watch
+    from comfy_fleet.cli.downloads import save_outputs
+    from comfy_fleet.cli.watching import say_end, watch
 
     workflow = default_workflow()
     console.print(f"[bold]One prompt[/] to the workflow {workflow}: “{FIRST}”")
@@ -227,7 +228,8 @@ def one_prompt(client: "Client", console: "Console", out: Path) -> None:
 def a_handful(client: "Client", console: "Console", out: Path, *, count: int) -> bool:
     """Run many prompts at once, show the table, and return True if all succeeded."""
     from comfy_fleet.cli.console import SIMULATED, span, table
-    from comfy_fleet.cli.submit import progress_bar, run_seconds, save_outputs
+    from comfy_fleet.cli.downloads import save_outputs
+    from comfy_fleet.cli.watching import progress_bar, run_seconds
 
     workflow = default_workflow()
     console.print(f"\n[bold]{count} prompts at once[/]")
@@ -246,7 +248,8 @@ def a_handful(client: "Client", console: "Console", out: Path, *, count: int) ->
     for prompt, job in zip(prompts, jobs, strict=True):
         saved = save_outputs(client, job, out)
         node = f"{job.get('node')} {SIMULATED}" if job.get("simulated") else job.get("node")
-        rows.append((prompt, job["status"], node, span(run_seconds(job)), saved[0].name if saved else ""))
+        picture = saved[0].path.name if saved else ""
+        rows.append((prompt, job["status"], node, span(run_seconds(job)), picture))
     console.print(table(["Prompt", "<Status", "<Node", ">Ran", "<Picture"], rows))
     say_spread(console, jobs, wall_s)
     console.print(f"pictures are in {out}")
@@ -256,7 +259,7 @@ def a_handful(client: "Client", console: "Console", out: Path, *, count: int) ->
 def say_spread(console: "Console", jobs: Sequence[Mapping[str, Any]], wall_s: float) -> None:
     """Print how the jobs spread over the nodes, and the time saved."""
     from comfy_fleet.cli.console import span
-    from comfy_fleet.cli.submit import run_seconds
+    from comfy_fleet.cli.watching import run_seconds
 
     counts = Counter(str(job.get("node")) for job in jobs)
     words = ", ".join(f"{node} {count}" for node, count in sorted(counts.items()))

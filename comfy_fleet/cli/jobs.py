@@ -1,4 +1,4 @@
-"""``fleet job``: list, show, follow and cancel jobs."""
+"""``fleet job``: list, show, follow and cancel jobs; :mod:`.job_changes` adds the rest."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,14 +8,20 @@ import typer
 from comfy_fleet.cli.logs import JsonLines
 from comfy_fleet.cli.logs import show as show_lines
 from comfy_fleet.cli.options import DEFAULT_API, Api, Data, Json, Key
+from comfy_fleet.cli.parameters import pairs
 from comfy_fleet.cli.paths import path_of
-from comfy_fleet.cli.submit import ENDED, pairs, run_seconds
+from comfy_fleet.cli.watching import ENDED, run_seconds
 
 if TYPE_CHECKING:
     from comfy_fleet.cli.log_files import LogLine
 
-app = typer.Typer(help="List, show, follow and cancel jobs.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, show, follow, download, repeat, keep, cancel and remove jobs.", no_args_is_help=True
+)
 
+JOB_COLUMNS = ["<Job", "<Status", ">Progress", ">Age", "<Node", "<Workflow", "<Prompt"]
+LEAST_PROMPT, MOST_WORKFLOW = 14, 16
+"""Characters of a prompt and of a workflow's name that a narrow terminal shows."""
 ATTEMPT_COLUMNS = ["<Attempt on", "<Started", ">Took", "<Counted", "Why it ended"]
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or a unique beginning of it.")]
@@ -32,15 +38,16 @@ def list_(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label. Repeatable.")
     ] = None,
+    kept: Annotated[bool, typer.Option("--kept", help="Only jobs that are kept beyond retention.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many jobs.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Continue after the last page.")] = None,
     json_: Json = False,
     api: Api = DEFAULT_API,
     key: Key = None,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first: place in the queue (#1 is next), progress, or how long it ran."""
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import ago, print_json, span, stderr, stdout, table
+    from comfy_fleet.cli.console import ago, print_json, stderr, stdout, table
 
     labels = {f"metadata[{name}]": value for name, value in pairs(metadata or [], "--metadata").items()}
     with Client(api, key) as client:
@@ -48,6 +55,7 @@ def list_(
             "/api/v1/jobs",
             status=",".join(status) if status else None,
             workflow=workflow,
+            kept="true" if kept else None,
             limit=limit,
             cursor=cursor,
             **labels,
@@ -64,14 +72,17 @@ def list_(
         (
             short.get(job["id"], job["id"]),
             job["status"],
-            job.get("workflow") or "graph",
-            job.get("node"),
+            _how_far(job),
             ago(job.get("created_at"), now),
-            span(run_seconds(job)),
+            job.get("node"),
+            job.get("workflow") or "graph",
+            job.get("excerpt"),
         )
         for job in jobs
     ]
-    console.print(table(["<Job", "<Status", "Workflow", "Node", ">Age", ">Ran"], rows))
+    if console.is_terminal:
+        rows = _fitted(rows, console.width)
+    console.print(table(JOB_COLUMNS, rows))
     if not jobs:
         stderr().print("[dim]no jobs[/]")
     if following := page.get("next_cursor"):
@@ -103,6 +114,8 @@ def show(job: JobId, json_: Json = False, api: Api = DEFAULT_API, key: Key = Non
                 "queue position": record.get("queue_position"),
                 "workflow": record.get("workflow"),
                 "version": record.get("workflow_version"),
+                "repeats": record.get("retry_of"),
+                "kept": "until it is removed" if record.get("kept") else None,
                 "priority": record.get("priority") or None,
                 "metadata": _words(metadata) if isinstance(metadata, dict) else metadata,
                 "parameters": _words(record.get("params") or {}),
@@ -224,6 +237,40 @@ def story(record: dict[str, Any]) -> "list[LogLine]":
     level = "error" if record["status"] == "failed" else "info"
     tell(record.get("completed_at"), level, str(record["status"]), reason=_error(record.get("error")))
     return told
+
+
+def _how_far(job: dict[str, Any]) -> str:
+    """Return a job's place in the queue, its progress, or how long it ran."""
+    from comfy_fleet.cli.console import span
+
+    if job["status"] == "queued":
+        place = job.get("queue_position")
+        return f"#{place}" if place else ""
+    if job["status"] in ("running", "canceling"):
+        return f"{float((job.get('progress') or {}).get('value') or 0):.0%}"
+    return span(run_seconds(job))
+
+
+def _fitted(rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+    """Shorten prompts, and workflows' names if need be, so that each job takes one line of a terminal."""
+    from rich.cells import cell_len, set_cell_size
+
+    from comfy_fleet.cli.console import one_line
+
+    def cut(text: str, most: int) -> str:
+        return text if cell_len(text) <= most else f"{set_cell_size(text, max(1, most - 1)).rstrip()}…"
+
+    def room() -> int:
+        widths = [
+            max(cell_len(text) for text in (title.lstrip("<>"), *(one_line(row[at]) for row in rows)))
+            for at, title in enumerate(JOB_COLUMNS[:-1])
+        ]
+        return width - sum(widths) - 2 * len(widths)
+
+    if room() < LEAST_PROMPT:
+        rows = [(*row[:-2], cut(str(row[-2]), MOST_WORKFLOW), row[-1]) for row in rows]
+    left = max(LEAST_PROMPT, room())
+    return [(*row[:-1], cut(one_line(row[-1]), left)) for row in rows]
 
 
 def _short(ids: list[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from comfy_fleet.cli.node_state import (
     wait_up,
 )
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
-from comfy_fleet.cli.submit import pairs
+from comfy_fleet.cli.parameters import pairs
 
 app = typer.Typer(help="Add, drain and remove ComfyUI servers.", no_args_is_help=True)
 

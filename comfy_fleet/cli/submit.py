@@ -1,10 +1,8 @@
 """``fleet submit``: submit parameters or a graph, and save the outputs."""
 
-import re
+import secrets
 import shlex
-import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,21 +10,20 @@ import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.parameters import pairs, parameters
 from comfy_fleet.cli.paths import path_of
+from comfy_fleet.cli.watching import ENDED, say_end, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from comfy_fleet.cli.client import Client
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Largest file with a graph, in bytes; of pictures only a small part is read."""
-ENDED = {
-    "succeeded": Exit.OK,
-    "failed": Exit.JOB_FAILED,
-    "expired": Exit.JOB_FAILED,
-    "canceled": Exit.CANCELED,
-}
+MOST_JOBS = 100
+"""Jobs of one ``fleet submit``."""
+SEED_BITS = 53
+"""Of a seed that is drawn here: every JSON reader handles them."""
+_WORST_FIRST = (Exit.FAILED, Exit.JOB_FAILED, Exit.CANCELED)
 
 
 def register(app: typer.Typer) -> None:
@@ -77,6 +74,16 @@ def submit(
         list[str] | None,
         typer.Option("--label", metavar="K=V", help="Run only on nodes with this label. Repeatable."),
     ] = None,
+    count: Annotated[
+        int,
+        typer.Option(
+            *("-n", "--count"),
+            min=1,
+            max=MOST_JOBS,
+            metavar="N",
+            help="So many jobs, each with a seed that is drawn for it.",
+        ),
+    ] = 1,
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="A second submit with the same key makes no second job.")
     ] = None,
@@ -87,20 +94,18 @@ def submit(
     """Submit a job: a stored workflow with parameters, or a graph exported from ComfyUI.
 
     Examples: `fleet submit image_card -p prompt="a red fox" --wait --out pictures`,
-    `fleet submit my_graph.json --wait`.
+    `fleet submit my_graph.json --wait`, `fleet submit image_card -p prompt="a red fox" -n 4 --wait`.
     """
     from comfy_fleet.cli.client import Client
-    from comfy_fleet.cli.console import print_json, stderr, stdout
+    from comfy_fleet.cli.downloads import check_folder
 
-    labels = pairs(metadata or [], "--metadata")
     if out:
-        _folder(out)  # check first: no GPU time for pictures that can't be saved
+        check_folder(out)  # check first: no GPU time for pictures that can't be saved
     if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
         raise Fail("--idempotency-key must be 1 to 255 printable ASCII characters", code=Exit.USAGE)
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
     extra: dict[str, Any] = {
         "priority": priority,
-        "metadata": labels,
+        "metadata": pairs(metadata or [], "--metadata"),
         "pool": pool,
         "prefer_pool": prefer_pool,
         "spill_to": spill_to,
@@ -113,40 +118,124 @@ def submit(
             if parameter or image:
                 raise Fail(
                     "-p and --image need a stored workflow; a graph in a file goes as it is",
-                    hint="store it as workflows/NAME/workflow.json, see docs/howto",
+                    hint=f"store it: fleet workflow add {shlex.quote(workflow)} --name NAME",
                     code=Exit.USAGE,
                 )
-            job = client.post(
-                "/api/v2/jobs", {"workflow": read_file(Path(workflow)), **extra}, headers=headers
-            )
+            path = "/api/v2/jobs"
+            bodies = [{"workflow": graph, **extra} for graph in with_seeds(Path(workflow), count)]
         else:
             name = default_workflow() if workflow is None else workflow
-            values = parameters(client, name, parameter or [], image or [])
-            job = client.post(
-                path_of("workflow", name, "/jobs"), {"params": values, **extra}, headers=headers
-            )
-        job_id = str(job["id"])
-        if not (wait or out):
-            if json_:
-                print_json(job)
-            else:
-                stdout().print(job_id)
-                stderr().print(f"[dim]follow it:[/] fleet job events {job_id}")
-            return
+            path = path_of("workflow", name, "/jobs")
+            values = parameters(client, name, parameter or [], image or [], count=count)
+            bodies = [{"params": values, **extra}] * count
+        finish(
+            client,
+            _submitted(client, path, bodies, idempotency_key, tell=not (json_ or wait or out)),
+            follow=wait or out is not None,
+            out=out,
+            timeout_s=timeout,
+            json_=json_,
+        )
+
+
+def _submitted(
+    client: "Client", path: str, bodies: Sequence[dict[str, Any]], key: str | None, *, tell: bool
+) -> list[dict[str, Any]]:
+    """Submit jobs and return them; with ``tell``, print each id as soon as it is known."""
+    from comfy_fleet.cli.console import stdout
+
+    made: list[dict[str, Any]] = []
+    for number, body in enumerate(bodies, 1):
+        headers = {}
+        if key is not None:
+            headers = {"Idempotency-Key": key if len(bodies) == 1 else f"{key}-{number}"}
         try:
-            job = watch(client, job_id, quiet=json_, timeout_s=timeout)
-        except KeyboardInterrupt:
+            made.append(client.post(path, body, headers=headers))
+        except Fail as error:
+            if not made:
+                raise
+            ids = "" if tell else ": " + ", ".join(str(job["id"]) for job in made)
             raise Fail(
-                f"interrupted; job {job_id} goes on",
-                hint=f"fleet job events {job_id}, or stop it: fleet job cancel {job_id}",
-                code=Exit.INTERRUPTED,
+                f"{len(made)} of {len(bodies)} jobs were submitted{ids}; then: {error.message}",
+                hint=error.hint,
+                code=error.exit,
             ) from None
-        saved = save_outputs(client, job, out) if out and job["status"] == "succeeded" else []
+        if tell:
+            stdout().print(str(made[-1]["id"]))
+    return made
+
+
+def finish(
+    client: "Client",
+    jobs: list[dict[str, Any]],
+    *,
+    follow: bool,
+    out: Path | None,
+    timeout_s: float | None,
+    json_: bool,
+) -> None:
+    """Wait for jobs that were just submitted, if asked to, save their outputs and tell how they ended.
+
+    Raises:
+        typer.Exit: With the code of the worst end.
+        Fail: The time is up, or a file can't be saved.
+    """
+    from comfy_fleet.cli.batch import watch_all
+    from comfy_fleet.cli.console import print_json, stderr
+    from comfy_fleet.cli.downloads import save_outputs
+
+    ids = [str(job["id"]) for job in jobs]
+    if not follow:
         if json_:
-            print_json({**job, "files": [str(path) for path in saved]} if out else job)
+            print_json(jobs[0] if len(jobs) == 1 else {"jobs": jobs})
         else:
+            which = "it" if len(ids) == 1 else "the last"
+            stderr().print(f"[dim]follow {which}:[/] fleet job events {ids[-1]}")
+        return
+    try:
+        if len(ids) == 1:
+            ended = [watch(client, ids[0], quiet=json_, timeout_s=timeout_s)]
+        else:
+            ended = watch_all(client, ids, quiet=json_, timeout_s=timeout_s)
+    except KeyboardInterrupt:
+        goes_on = f"job {ids[0]} goes on" if len(ids) == 1 else f"{len(ids)} jobs go on: {', '.join(ids)}"
+        raise Fail(
+            f"interrupted; {goes_on}",
+            hint=f"fleet job events {ids[0]}, or stop it: fleet job cancel {ids[0]}",
+            code=Exit.INTERRUPTED,
+        ) from None
+    shown = []
+    for job in ended:
+        saved = save_outputs(client, job, out) if out and job["status"] == "succeeded" else []
+        shown.append({**job, "files": [str(one.path) for one in saved]} if out else job)
+        if not json_:
             say_end(job, saved)
-        raise typer.Exit(ENDED.get(str(job["status"]), Exit.FAILED))
+    if json_:
+        print_json(shown[0] if len(shown) == 1 else {"jobs": shown})
+    codes = {ENDED.get(str(job["status"]), Exit.FAILED) for job in ended}
+    raise typer.Exit(next((code for code in _WORST_FIRST if code in codes), Exit.OK))
+
+
+def with_seeds(path: Path, count: int) -> list[dict[str, Any]]:
+    """Read a graph from a file, so many times; if more than once, with seeds drawn for each.
+
+    Raises:
+        Fail: It can't be read, or has no seed.
+    """
+    from comfy_fleet.domain.graphs.reseed import reseeded
+
+    read = read_file(path)
+    if count == 1:
+        return [read]
+    sound = all(isinstance(node, dict) and isinstance(node.get("inputs"), dict) for node in read.values())
+    made = [reseeded(read, lambda: secrets.randbits(SEED_BITS)) for _ in range(count)] if sound else []
+    if not all(made):
+        raise Fail(
+            f"{path} has no seed, so {count} jobs would all make the same",
+            hint="seeds are inputs called seed or ..._seed; leave out -n",
+            code=Exit.USAGE,
+        )
+    return [one.graph for one in made if one]
 
 
 def default_workflow() -> str:
@@ -185,241 +274,3 @@ def read_file(path: Path) -> dict[str, Any]:
         return carried(read_graph(content))
     except BadInput as error:
         raise Fail(f"{path} {error}", code=Exit.USAGE) from None
-
-
-def pairs(given: Sequence[str], option: str) -> dict[str, str]:
-    """Split ``K=V`` strings.
-
-    Raises:
-        Fail: One has no ``=`` or no name, or a name comes twice.
-    """
-    made: dict[str, str] = {}
-    for text in given:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise Fail(f"{option} {text!r} is not NAME=VALUE", code=Exit.USAGE)
-        if name in made:
-            raise Fail(f"{option} {name} is given twice", code=Exit.USAGE)
-        made[name] = value
-    return made
-
-
-def parameters(client: "Client", name: str, given: Sequence[str], images: Sequence[str]) -> dict[str, Any]:
-    """Convert the given values to the types of the workflow's parameters, and upload files.
-
-    Raises:
-        Fail: No such workflow or parameter, a value of the wrong type, an unreadable file.
-    """
-    typed = pairs(given, "-p")
-    files = pairs(images, "--image")
-    described = client.get(path_of("workflow", name))
-    warn_of_broken(name, described)
-    properties: dict[str, Any] = schema_of(described).get("properties", {})
-    for wanted in (*typed, *files):
-        if wanted not in properties:
-            raise Fail(
-                f"workflow {name} has no parameter {wanted!r}",
-                hint=f"it has: {', '.join(properties) or 'none'}",
-                code=Exit.USAGE,
-            )
-    for wanted in files:
-        if wanted in typed:
-            raise Fail(f"{wanted} is given twice: with -p and with --image", code=Exit.USAGE)
-        if properties[wanted].get("x-fleet-type") not in ("image", "asset"):
-            raise Fail(
-                f"parameter {wanted!r} of workflow {name} takes no file",
-                hint=f"-p {wanted}=VALUE; for text from a file: -p {wanted}=@FILE",
-                code=Exit.USAGE,
-            )
-    for wanted, text in typed.items():
-        file = text.removeprefix("@")
-        if properties[wanted].get("x-fleet-type") in ("image", "asset") and _is_file(file):
-            raise Fail(
-                f"-p {wanted}: {file} is a file here, and the fleet can't see it",
-                hint=f"upload it: --image {shlex.quote(f'{wanted}={file}')}",
-                code=Exit.USAGE,
-            )
-    values = {wanted: typed_value(wanted, text, properties[wanted]) for wanted, text in typed.items()}
-    for wanted, path in files.items():
-        values[wanted] = client.upload(Path(path).expanduser())
-    return values
-
-
-def warn_of_broken(name: str, answer: Mapping[str, Any]) -> None:
-    """Warn on stderr if a workflow's files can't be used and its last good version is served."""
-    from comfy_fleet.cli.console import stderr
-
-    if why := answer.get("broken"):
-        text = f"{name}: its last good version is used, as its files are broken: {why}"
-        stderr().print(text, style="red", markup=False)
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have
-        return False
-
-
-def schema_of(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of the parameters, from the API's description of a workflow."""
-    return dict(described["parameters"])
-
-
-def typed_value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
-    """Read a value as its parameter's type.
-
-    Raises:
-        Fail: It has another type.
-    """
-    kind = schema.get("type", "string")
-    if text.startswith("@") and kind == "string" and "enum" not in schema:
-        try:
-            return Path(text[1:]).expanduser().read_text(encoding="utf-8")
-        except OSError as error:
-            raise Fail(f"-p {name}: can't read {text[1:]}: {error.strerror}", code=Exit.USAGE) from error
-        except UnicodeDecodeError:
-            raise Fail(f"-p {name}: {text[1:]} is not UTF-8 text", code=Exit.USAGE) from None
-    try:
-        if kind == "integer":
-            return int(text)
-        if kind == "number":
-            return float(text)
-    except ValueError:
-        raise Fail(f"-p {name}: {text!r} is no {kind}", code=Exit.USAGE) from None
-    if kind == "boolean":
-        if text.lower() not in ("true", "false", "yes", "no", "on", "off", "1", "0"):
-            raise Fail(f"-p {name}: {text!r} is neither true nor false", code=Exit.USAGE)
-        return text.lower() in ("true", "yes", "on", "1")
-    return text
-
-
-def watch(
-    client: "Client", job_id: str, *, quiet: bool = False, timeout_s: float | None = None
-) -> dict[str, Any]:
-    """Show a job's progress until its end, and return its record.
-
-    Args:
-        client: The fleet.
-        job_id: The job.
-        quiet: Show nothing.
-        timeout_s: Give up after this time.
-
-    Raises:
-        Fail: There is no such job, or the time is up.
-    """
-    with progress_bar(quiet) as show:
-        for kind, data in client.follow(job_id, timeout_s=timeout_s):
-            if kind == "status" and data["status"] not in ENDED:  # the caller prints how it ended
-                position = data.get("queue_position")
-                place = f", number {position} in the queue" if position and data["status"] == "queued" else ""
-                node = f" on {data['node']}" if data.get("node") else ""
-                show(f"{data['status']}{node}{place}", None)
-            elif kind == "progress":
-                show(data.get("message") or "running", float(data.get("value") or 0))
-    return client.job(job_id)
-
-
-@contextmanager
-def progress_bar(quiet: bool) -> "Iterator[Any]":
-    """Yield ``show(text, fraction)``: a bar on a terminal, a line per change elsewhere."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
-
-    from comfy_fleet.cli.console import stderr
-
-    console = stderr()
-    if quiet:
-        yield lambda text, fraction: None
-        return
-    if not console.is_terminal:
-        last = ""
-
-        def line(text: str, fraction: float | None) -> None:
-            nonlocal last
-            # Steps would fill a log file: without a terminal, only events are printed, not progress.
-            if fraction is None and text != last:
-                console.print(text, markup=False)
-                last = text
-
-        yield line
-        return
-    columns = (
-        SpinnerColumn(),
-        BarColumn(bar_width=28),
-        TaskProgressColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("submitted", total=1.0)
-
-        def draw(text: str, fraction: float | None) -> None:
-            bar.update(task, description=text)
-            if fraction is not None:
-                bar.update(task, completed=fraction)
-
-        yield draw
-
-
-def save_outputs(client: "Client", job: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Download a job's outputs; return the files' paths.
-
-    Files are named ``JOB-NAME``, with the first eight characters of the job's id, so that jobs never
-    overwrite each other's files.
-
-    Raises:
-        Fail: One can't be fetched or written.
-    """
-    _folder(folder)
-    saved: list[Path] = []
-    for output in job.get("outputs") or []:
-        # The name comes from a node: only its last part, only harmless characters.
-        name = re.sub(r"[^\w.() -]", "_", str(output.get("name", "output")).replace("\\", "/").split("/")[-1])
-        name = re.sub(r"_\d{5}_(?=\.)", "", name)  # ComfyUI's counter; the job's id is more useful
-        target = folder / f"{str(job['id'])[:8]}-{name or 'output'}"
-        if target in saved:
-            target = folder / f"{str(job['id'])[:8]}-{len(saved)}-{name}"
-        client.download(str(output["url"]), target)
-        saved.append(target)
-    return saved
-
-
-def _folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise Fail(f"can't write in {folder}: {error.strerror}", code=Exit.USAGE) from error
-
-
-def say_end(job: Mapping[str, Any], saved: Sequence[Path]) -> None:
-    """Print how a job ended, where it ran and its outputs."""
-    from comfy_fleet.cli.console import SIMULATED, STATUS_STYLE, size, span, stdout
-
-    console = stdout()
-    status = str(job["status"])
-    took = run_seconds(job)
-    simulated = f" [magenta]{SIMULATED}[/]" if job.get("simulated") else ""
-    line = f"[{STATUS_STYLE.get(status, '')}]{status}[/]  job {job['id']}"
-    console.print(line)
-    if job.get("node"):
-        console.print(f"  on {job['node']}{simulated}" + (f" in {span(took)}" if took is not None else ""))
-    if error := job.get("error"):
-        console.print(f"  {error.get('code')}: {error.get('message')}", markup=False)
-    outputs = job.get("outputs") or []
-    for index, output in enumerate(outputs):
-        where = saved[index] if index < len(saved) else output.get("url")
-        console.print(f"  {where}  ({size(output.get('size_bytes') or 0)})", markup=False)
-    if params := job.get("params"):
-        seed = {name: value for name, value in params.items() if "seed" in name}
-        if seed:
-            words = ", ".join(f"{name} {value}" for name, value in seed.items())
-            console.print(f"  {words}", markup=False)
-
-
-def run_seconds(job: Mapping[str, Any]) -> float | None:
-    """Return how long a job ran, or None if it has not run to its end."""
-    from comfy_fleet.cli.console import parse_time
-
-    started, ended = parse_time(job.get("started_at")), parse_time(job.get("completed_at"))
-    return (ended - started).total_seconds() if started and ended else None

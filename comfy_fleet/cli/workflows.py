@@ -8,8 +8,8 @@ import typer
 
 from comfy_fleet.cli.exits import Exit
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
+from comfy_fleet.cli.parameters import schema_of, warn_of_broken
 from comfy_fleet.cli.paths import path_of
-from comfy_fleet.cli.submit import schema_of, warn_of_broken
 
 app = typer.Typer(help="List, show and check stored workflows.", no_args_is_help=True)
 

@@ -11,6 +11,7 @@ FleetError
 ├── Conflict              the request contradicts what is there
 │   ├── HashMismatch      the declared hash is not the one of the bytes
 │   ├── AssetInUse        something still needs the asset
+│   ├── JobLive           the job waits or runs
 │   ├── IdempotencyKeyReuse  the key has been used (carries the job's id)
 │   └── IdempotencyConflict  a request with the same key is in progress
 ├── Busy                  try again later (carries ``retry_after_s``)
@@ -117,6 +118,12 @@ class AssetInUse(Conflict):
     """Something still needs the asset."""
 
     code = "asset_in_use"
+
+
+class JobLive(Conflict):
+    """The job waits or runs, so it can't be removed."""
+
+    code = "job_live"
 
 
 class IdempotencyKeyReuse(Conflict):

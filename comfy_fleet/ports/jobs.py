@@ -92,6 +92,36 @@ class JobStore(Protocol):
     async def position(self, job: Job) -> int | None:
         """Return the 1-based place in the queue, or None if it does not wait."""
 
+    async def positions(self, job_ids: Sequence[str]) -> Mapping[str, int]:
+        """Return the 1-based places in the queue of those of some jobs that wait."""
+
+    async def remove(self, owner: str, job_id: str) -> None:
+        """Take a job from its owner: no list and no question finds it any more.
+
+        A job that is being canceled goes at its end. What is left of either, its files included, goes as if
+        its retention had ended.
+
+        Raises:
+            NotFound: There is no such job of theirs.
+            JobLive: It waits or runs: cancel it first.
+        """
+
+    async def keep(self, owner: str, job_id: str, *, keep: bool, most: int) -> None:
+        """Exempt a job from retention, with its files and the uploads that it uses; or no longer.
+
+        Then its retention begins anew. Uploads stay until their own end, and as long as the job.
+
+        Args:
+            owner: Whose job it is.
+            job_id: The job.
+            keep: Whether it is to be kept.
+            most: How many jobs the owner may keep.
+
+        Raises:
+            NotFound: There is no such job of theirs, or its retention is over.
+            Conflict: As many jobs as allowed are kept.
+        """
+
     async def depth(self) -> int:
         """Return how many jobs wait."""
 

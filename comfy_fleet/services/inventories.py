@@ -310,6 +310,12 @@ class NodeInventories:
         )
         return waiting_reason.waiting_for(able, states, reasons)
 
+    async def requirements(self, placement: Placement) -> Requirements:
+        """Return what a job of this placement needs of a node; nothing if that is no longer known."""
+        self._directory.keep_small(MOST_PLACEMENTS)
+        await self._directory.learn([placement])
+        return self._directory.needs(placement) or Requirements()
+
     async def _recent(self) -> Sequence[NodeState]:
         """Return the nodes as of at most a second ago; announced changes are included at once."""
         known = self._states

@@ -33,7 +33,7 @@ async def owned(jobs: JobStore, owner: str, job_id: str) -> Job:
         NotFound: There is none; somebody else's job looks the same.
     """
     job = await jobs.get(job_id) if _ID.fullmatch(job_id) else None
-    if job is None or job.owner != owner:
+    if job is None or job.owner != owner or job.removed:
         raise NotFound(f"no job {job_id[:80]}", details={"job_id": job_id[:80]})
     return job
 
@@ -47,7 +47,7 @@ async def prompt_job(jobs: JobStore, owner: str, prompt_id: str) -> Job | None:
         return None
     job_id = await jobs.by_prompt(owner, prompt_id) or (prompt_id if is_id(prompt_id) else None)
     job = await jobs.get(job_id) if job_id is not None else None
-    return job if job is not None and job.owner == owner else None
+    return job if job is not None and job.owner == owner and not job.removed else None
 
 
 def is_prompt_id(value: object) -> TypeGuard[str]:

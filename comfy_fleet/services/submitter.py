@@ -20,7 +20,7 @@ from comfy_fleet.domain.errors import (
     QueueFull,
     StoreDown,
 )
-from comfy_fleet.domain.graphs import binding, file_check, folders, graph
+from comfy_fleet.domain.graphs import binding, excerpt, file_check, folders, graph
 from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.graphs.graph import Graph, NamedFile, Place
@@ -86,6 +86,9 @@ class JobOptions:
         where: Pools, zone and labels; these override the workflow's.
         traceparent: The trace that the job belongs to.
         prompt: What ComfyUI's own form of a request says besides.
+        uploads: Asset id by place, of files that were chosen before; see :attr:`NewJob.uploads`. If one is
+            gone, its name is looked for again.
+        retry_of: The job that this one repeats.
     """
 
     priority: int = 0
@@ -96,6 +99,8 @@ class JobOptions:
     idempotency: Idempotency | None = None
     traceparent: str | None = None
     prompt: PromptFields = field(default_factory=PromptFields)
+    uploads: Mapping[str, str] = field(default_factory=dict)
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +160,23 @@ class Submitter:
             LARGE_AT_ONCE, each=LARGE_AT_ONCE_EACH, line=LARGE_LINE_EACH, wait_s=LARGE_WAIT_S
         )
 
-    async def graph(self, owner: str, workflow: object, options: JobOptions) -> Submitted:
+    async def graph(
+        self,
+        owner: str,
+        workflow: object,
+        options: JobOptions,
+        *,
+        made_of: Workflow | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Submitted:
         """Submit a graph unchanged.
+
+        Args:
+            owner: Whose job it is.
+            workflow: The graph.
+            options: What comes with it.
+            made_of: The stored workflow of which it was made before, if it was.
+            params: The parameters that were bound into it then.
 
         Raises:
             InvalidWorkflow: Its structure is wrong, it names files that may belong to somebody else, or no
@@ -171,14 +191,20 @@ class Submitter:
         """
         if not _is_large(workflow):
             checked, profile = self._checked(workflow, options.prompt.targets)
-            return await self._submit(owner, checked, options, profile=profile)
+            profile = made_of.name if made_of else profile
+            return await self._submit(
+                owner, checked, options, profile=profile, workflow=made_of, params=params
+            )
         try:
             await self._large.take(owner)
         except NoTurn:
             raise Busy("several large graphs are being checked already: try again", retry_after_s=2) from None
         try:
             checked, profile = await asyncio.to_thread(self._checked, workflow, options.prompt.targets)
-            return await self._submit(owner, checked, options, profile=profile, large=True)
+            profile = made_of.name if made_of else profile
+            return await self._submit(
+                owner, checked, options, profile=profile, workflow=made_of, params=params, large=True
+            )
         finally:
             self._large.give(owner)
 
@@ -241,7 +267,7 @@ class Submitter:
         declared = self._inventories.declared()
         # Also what is not to run: an earlier version that gets this job runs it nevertheless.
         read = await worked(large, lambda: graph.part(checked, self._inventories.read(checked)))
-        assets, others = await self._named_assets(owner, read, declared, large=large)
+        assets, others = await self._named_assets(owner, read, declared, chosen=options.uploads, large=large)
         await worked(large, lambda: file_check.check(read, declared, policy=self._files, assets=assets))
         await self._check_known(read, [one for one in others if one.node_id in runs])
         uploads = graph.place_names(assets)
@@ -281,6 +307,8 @@ class Submitter:
             deadline_s=options.deadline_s,
             max_attempts=self._limits.max_attempts,
             traceparent=options.traceparent,
+            excerpt=await worked(large, lambda: excerpt.of_job(runs, workflow, params or {})),
+            retry_of=options.retry_of,
         )
         return await self._write(new, options.idempotency)
 
@@ -347,11 +375,12 @@ class Submitter:
         return checked, graph.profile(_part(checked, targets))
 
     async def _named_assets(
-        self, owner: str, checked: Graph, declared: Declared, *, large: bool
+        self, owner: str, checked: Graph, declared: Declared, *, chosen: Mapping[str, str], large: bool
     ) -> tuple[dict[Place, str], Sequence[NamedFile]]:
         """Return the asset for each place, and the named files that are none of the owner's.
 
-        Places are those of ``core/ASSET`` objects, and inputs that name files.
+        Places are those of ``core/ASSET`` objects, and inputs that name files. ``chosen`` has assets by place
+        that go before others of the same name.
         """
         found: dict[Place, str] = {}
         for reference in await worked(large, lambda: graph.asset_references(checked)):
@@ -371,6 +400,11 @@ class Submitter:
         by_name: dict[tuple[Folder, str], str | None] = {}
         others = []
         for named in await worked(large, lambda: file_check.named_files(checked, declared)):
+            earlier = chosen.get(graph.place_name(named.place))
+            asset = await self._assets.get(earlier) if earlier else None
+            if asset is not None and asset.owner == owner:
+                found[named.place] = asset.id
+                continue
             key = named.folder, named.name
             if key not in by_name:
                 asset = await self._client_files.find(owner, *key)

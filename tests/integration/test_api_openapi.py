@@ -284,6 +284,11 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("POST", f"/api/v1/jobs/{submitted}/cancel", 200)
     await call("POST", f"/api/v1/jobs/{job}/cancel", 200)
     await call("GET", "/api/v1/ready", 503)
+    await call("PUT", f"/api/v1/jobs/{task}/keep", 200)
+    await call("DELETE", f"/api/v1/jobs/{task}/keep", 200)
+    waits = (await call("POST", f"/api/v1/jobs/{task}/retry", 201, json={"new_seed": True}))["id"]
+    await call("DELETE", f"/api/v1/jobs/{waits}", 409)
+    await call("DELETE", f"/api/v1/jobs/{waits}?cancel=true", 204)
     body = {"name": "g2", "url": "http://10.0.0.2:8188"}
     await call("POST", "/api/v1/nodes", 201, json=body)
     await call("POST", "/api/v1/nodes/g2/drain", 200, json={"reason": "fans"})

@@ -2,15 +2,15 @@
 
 import json
 import shlex
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from comfy_fleet.cli.client import Client
 from comfy_fleet.cli.exits import Exit, Fail
-from comfy_fleet.cli.submit import pairs, save_outputs, typed_value
-from tests.canned import DONE, JOB, SCHEMA, Canned, run
+from comfy_fleet.cli.parameters import pairs, typed_value
+from tests.canned import DONE, JOB, SCHEMA, Canned, error, run
 
 
 def test_submit_sends_typed_parameters_and_uploads(canned: Canned, tmp_path: Path) -> None:
@@ -139,18 +139,6 @@ def test_pairs_keep_further_equal_signs() -> None:
             pairs([wrong], "-p")
 
 
-def test_outputs_are_saved_under_harmless_names_and_never_elsewhere(canned: Canned, tmp_path: Path) -> None:
-    canned.on("GET", "/files/a", b"PNG!")
-    with Client(canned.url, "geheim") as client:
-        job = {**DONE, "outputs": DONE["outputs"] * 2}
-        saved = save_outputs(client, job, tmp_path / "out")
-    assert [path.parent for path in saved] == [tmp_path / "out"] * 2
-    assert saved[0].name == "7f3d2c1b-card.png"
-    assert len(set(saved)) == 2
-    assert saved[0].read_bytes() == b"PNG!"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in saved)
-
-
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -257,3 +245,101 @@ def test_a_file_for_a_picture_parameter_names_the_flag(canned: Canned, tmp_path:
         _, _, typed = str(result.exception.hint).partition("upload it: ")
         again = run(canned, "submit", "image_card", *shlex.split(typed))
         assert again.exit_code == 0, again.output
+
+
+# -- several jobs at once ---------------------------------------------------
+
+SEED = {"type": "integer", "x-fleet-type": "seed"}
+SEEDED = {"type": "object", "properties": {"prompt": {"type": "string"}, "seed": SEED}}
+IDS = [f"{digit * 8}-9a8e-4d6f-b012-3c4d5e6f7a8b" for digit in "123"]
+
+
+def several(canned: Canned, path: str, refused_after: int = 9) -> None:
+    """Answer each submit with the next id, then with a full queue."""
+    left = list(IDS[:refused_after])
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        body = {"id": left.pop(0), "status": "queued"} if left else error("queue_full", "3 jobs wait already")
+        raw = json.dumps(body).encode()
+        handler.send_response(201 if "id" in body else 429)
+        handler.send_header("Content-Length", str(len(raw)))
+        handler.end_headers()
+        handler.wfile.write(raw)
+
+    canned.answers["POST", path] = answer
+
+
+def test_several_jobs_print_their_ids_one_per_line(canned: Canned) -> None:
+    canned.on("GET", "/api/v1/workflows/w", {"parameters": SEEDED})
+    several(canned, "/api/v1/workflows/w/jobs")
+    result = run(canned, "submit", "w", "-p", "prompt=x", "-n", "3", "--idempotency-key", "k")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == IDS
+    assert canned.bodies("POST", "/api/v1/workflows/w/jobs") == [{"params": {"prompt": "x"}}] * 3
+    keys = [head["Idempotency-Key"] for verb, _, head, _ in canned.seen if verb == "POST"]
+    assert keys == ["k-1", "k-2", "k-3"]
+
+
+def test_jobs_that_were_submitted_before_a_refusal_are_told(canned: Canned) -> None:
+    canned.on("GET", "/api/v1/workflows/w", {"parameters": SEEDED})
+    several(canned, "/api/v1/workflows/w/jobs", refused_after=2)
+    result = run(canned, "submit", "w", "-p", "prompt=x", "-n", "3")
+    assert result.stdout.splitlines() == IDS[:2]
+    assert isinstance(result.exception, Fail)
+    assert result.exception.message == "2 of 3 jobs were submitted; then: 3 jobs wait already"
+    assert result.exception.exit is Exit.REFUSED
+    several(canned, "/api/v1/workflows/w/jobs", refused_after=1)
+    result = run(canned, "submit", "w", "-p", "prompt=x", "-n", "3", "--json")
+    assert isinstance(result.exception, Fail)
+    assert IDS[0] in result.exception.message
+
+
+@pytest.mark.parametrize(
+    ("schema", "argv", "says"),
+    [
+        (SCHEMA, (), "has no seed"),
+        (SEEDED, ("-p", "seed=5"), "with -p seed=5, 2 jobs would all make the same"),
+    ],
+)
+def test_several_equal_jobs_are_refused(
+    canned: Canned, schema: dict[str, Any], argv: tuple[str, ...], says: str
+) -> None:
+    canned.on("GET", "/api/v1/workflows/w", {"parameters": schema})
+    result = run(canned, "submit", "w", "-p", "prompt=x", "-n", "2", *argv)
+    assert isinstance(result.exception, Fail)
+    assert says in result.exception.message
+    assert result.exception.exit is Exit.USAGE
+    assert not any(verb == "POST" for verb, *_ in canned.seen)
+
+
+def test_each_graph_of_a_file_gets_a_seed_of_its_own(canned: Canned, tmp_path: Path) -> None:
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps({"1": {"class_type": "KSampler", "inputs": {"seed": 5, "steps": 5}}}))
+    several(canned, "/api/v2/jobs")
+    result = run(canned, "submit", str(path), "-n", "3")
+    assert result.exit_code == 0, result.output
+    inputs = [body["workflow"]["1"]["inputs"] for body in canned.bodies("POST", "/api/v2/jobs")]
+    assert len({one["seed"] for one in inputs} | {5}) == 4
+    assert {one["steps"] for one in inputs} == {5}
+    path.write_text(json.dumps({"1": {"class_type": "EmptyImage", "inputs": {"width": 8}}}))
+    result = run(canned, "submit", str(path), "-n", "3")
+    assert isinstance(result.exception, Fail)
+    assert "has no seed" in result.exception.message
+
+
+def test_waiting_for_several_shows_all_and_ends_with_the_worst(canned: Canned, tmp_path: Path) -> None:
+    canned.on("GET", "/api/v1/workflows/w", {"parameters": SEEDED})
+    several(canned, "/api/v1/workflows/w/jobs")
+    canned.on("GET", "/api/v1/jobs", {"jobs": [], "next_cursor": None})
+    canned.on("GET", "/files/a", b"PNG!")
+    ends = ["succeeded", "canceled", "failed"]
+    for job_id, status in zip(IDS, ends, strict=True):
+        canned.on("GET", f"/api/v1/jobs/{job_id}", {**DONE, "id": job_id, "status": status})
+    result = run(canned, "submit", "w", "-p", "prompt=x", "-n", "3", "--out", str(tmp_path))
+    assert result.exit_code == Exit.JOB_FAILED
+    for job_id, status in zip(IDS, ends, strict=True):
+        assert f"{status}  job {job_id}" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["11111111-card.png"]
+    several(canned, "/api/v1/workflows/w/jobs")
+    answer = json.loads(run(canned, "submit", "w", "-p", "prompt=x", "-n", "3", "--wait", "--json").stdout)
+    assert [job["status"] for job in answer["jobs"]] == ends

@@ -24,6 +24,7 @@ from comfy_fleet.domain.jobs.job import (
     Progress,
 )
 from comfy_fleet.domain.records import UNREADABLE, from_fields
+from comfy_fleet.domain.text import clean
 from comfy_fleet.ports.telemetry import EndedJob
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,10 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["workflow_id"] = workflow_id
     if new.editor:
         fields["editor"] = new.editor
+    if new.excerpt:
+        fields["excerpt"] = clean(new.excerpt)
+    if new.retry_of:
+        fields["retry_of"] = new.retry_of
     return fields
 
 
@@ -339,4 +344,8 @@ def load_job(
         hidden=record.get("hidden") == b"1",
         workflow_id=text("workflow_id"),
         editor=text("editor") or "",
+        excerpt=text("excerpt") or "",
+        retry_of=text("retry_of"),
+        kept=bool(record.get("kept")),
+        removed=bool(record.get("removed")),
     )

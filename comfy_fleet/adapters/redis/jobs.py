@@ -15,17 +15,19 @@ from comfy_fleet.adapters.redis.client import FleetRedis, WrongType
 from comfy_fleet.adapters.redis.job_records import hashed
 from comfy_fleet.adapters.redis.owner_lists import OwnerLists, parts
 from comfy_fleet.adapters.redis.scripts import SCHEMA, Scripts
-from comfy_fleet.domain.errors import BadInput, NotFound, QueueFull, key_reused
+from comfy_fleet.domain.errors import BadInput, Conflict, JobLive, NotFound, QueueFull, key_reused
 from comfy_fleet.domain.jobs.asset import Asset
 from comfy_fleet.domain.jobs.extra_data import editor_workflow_id
 from comfy_fleet.domain.jobs.job import Job, JobFilter, JobPage, JobStatus, NewJob
 from comfy_fleet.domain.jobs.media import MODELS, extension_of
 from comfy_fleet.domain.jobs.output_names import OUTPUT, TEMP, SavedFile, asset_in
+from comfy_fleet.domain.text import clean
 from comfy_fleet.ports.jobs import Idempotency, Submitted
 from comfy_fleet.ports.telemetry import Telemetry
 
 WINDOW = 1000  # jobs that one call of a script compares with a filter: takes a few milliseconds on the server
 AT_ONCE = 100  # jobs that one call of a script changes: takes a few milliseconds on the server
+PLACES_AT_ONCE = 5000  # placement classes that one call of a script looks at: takes a few milliseconds
 LOOKED_AT = 10_000  # most jobs that are looked at for one page or an abbreviated id
 MOST_ERROR = 8192  # longest error, in bytes, that a list shows completely
 
@@ -45,6 +47,7 @@ _BRIEF = (
     *("profile", "placement", "started", "completed", "deadline", "attempt", "max_attempts", "run", "node"),
     *("cancel", "progress", "seq", "waits", "traceparent"),
     *("prompt_id", "client_id", "number", "targets", "hidden", "has_extra", "workflow_id"),
+    *("excerpt", "retry_of", "kept", "removed"),
 )
 """Fields of a record that a list reads; first the error, which the script may shorten."""
 
@@ -205,7 +208,8 @@ class RedisJobStore:
         """
         key = self._newest(wanted.owner)
         filtered = (
-            bool(wanted.statuses or wanted.metadata or not wanted.hidden) or wanted.workflow is not None
+            bool(wanted.statuses or wanted.metadata or wanted.kept or not wanted.hidden)
+            or wanted.workflow is not None
         )
         after = (float("inf"), "") if wanted.cursor is None else _read_cursor(wanted.cursor)
         found: list[Job] = []
@@ -242,6 +246,7 @@ class RedisJobStore:
             workflow=wanted.workflow or None,
             labels=dict(wanted.metadata) or None,
             shown=None if wanted.hidden else True,
+            kept=wanted.kept or None,
         )
         return frozenset(raw.decode() for raw in found)
 
@@ -297,6 +302,37 @@ class RedisJobStore:
             return None
         place = int(await self._scripts.call("position", job=job.id, placement=job.placement.key))
         return place or None
+
+    async def positions(self, job_ids: Sequence[str]) -> Mapping[str, int]:
+        """Return the 1-based places of those of some jobs that wait."""
+        found: dict[str, int] = {}
+        ids = list(job_ids)
+        while ids:
+            places = await self._scripts.call("places", ids=ids, most=PLACES_AT_ONCE)
+            found |= {job_id: int(place) for job_id, place in zip(ids, places, strict=False) if place}
+            ids = ids[len(places) :]
+        return found
+
+    async def remove(self, owner: str, job_id: str) -> None:
+        """Take a job that is over, or is being canceled, from its owner; see the port."""
+        outcome = await self._scripts.begin("remove", job=job_id, owner=owner)
+        if outcome[0] == b"none":
+            raise NotFound(f"no job {job_id}", details={"job_id": job_id})
+        if outcome[0] == b"live":
+            raise JobLive(
+                f"job {job_id} is {outcome[1].decode()}: cancel it first", details={"job_id": job_id}
+            )
+
+    async def keep(self, owner: str, job_id: str, *, keep: bool, most: int) -> None:
+        """Exempt a job and what it uses from retention, or no longer; see the port."""
+        outcome = await self._scripts.begin("keep", job=job_id, owner=owner, keep=keep, most=most)
+        if outcome[0] == b"none":
+            raise NotFound(f"no job {job_id}", details={"job_id": job_id})
+        if outcome[0] == b"full":
+            raise Conflict(
+                f"{int(outcome[1])} jobs are kept already, the limit is {most}: keep another one no longer",
+                details={"kept": int(outcome[1]), "limit": most},
+            )
 
     async def depth(self) -> int:
         """Return how many jobs wait."""
@@ -420,6 +456,8 @@ def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
         has_extra_data=bool(new.extra_data),
         traceparent=new.traceparent,
         workflow_id=editor_workflow_id(new.extra_data),
+        excerpt=clean(new.excerpt),
+        retry_of=new.retry_of,
         prompt_id=new.prompt.prompt_id or new.id,
         client_id=new.prompt.client_id,
         number=number,

@@ -87,6 +87,9 @@ class Keyspace:
     latest = _One("latest")  # list: SECONDS NODE of the last 50 jobs that succeeded
     needs = _Each("needs:KEY")  # string: what a placement class needs of a node, as JSON
     oom = _Each("oom:PROFILE")  # string: bytes of the largest card on which it ran out of memory
+    # jobs that are kept beyond their retention
+    kept = _Each("kept:OWNER")  # set: the owner's jobs that are kept
+    asset_kept = _Each("asset:ID:kept")  # set: jobs that are kept and use this asset
 
     # -- runs
     runs = _One("runs")  # zset: RUN -> when its lease ends

@@ -31,6 +31,7 @@ _PRELUDE = (
     "staged",
     "nodes",
     "assets",
+    "kept",
     "ends",
     "workflows",
     "userdata",

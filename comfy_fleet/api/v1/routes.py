@@ -3,7 +3,17 @@
 from comfy_fleet.api import endpoint, jobs
 from comfy_fleet.api.answers import JOB_EVENTS, JobPageAnswer, JobWorkflowAnswer
 from comfy_fleet.api.endpoint import EVENTS, Endpoint, ServedRoute
-from comfy_fleet.api.v1 import answers, document, generate, health, hosts, nodes, pools, workflows
+from comfy_fleet.api.v1 import (
+    answers,
+    document,
+    generate,
+    health,
+    hosts,
+    job_changes,
+    nodes,
+    pools,
+    workflows,
+)
 from comfy_fleet.api.v1 import jobs as v1_jobs
 
 _IDEMPOTENCY_KEY = {
@@ -160,6 +170,50 @@ TABLE = (
         tag="jobs",
         answers={200: answers.JobDetailAnswer},
         at_once=True,
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/api/v1/jobs/{job_id}",
+        operation="remove_job",
+        handler=job_changes.remove_job,
+        summary="Remove a job and its files",
+        tag="jobs",
+        query=job_changes.RemoveJobQuery,
+        answers={204: None},
+        errors=(409,),
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/v1/jobs/{job_id}/retry",
+        operation="retry_job",
+        handler=job_changes.retry_job,
+        summary="Submit a job again",
+        tag="jobs",
+        parameters=(_IDEMPOTENCY_KEY,),
+        body=job_changes.RetryBody,
+        body_required=False,
+        answers={201: answers.JobDetailAnswer},
+        errors=(409,),
+    ),
+    Endpoint(
+        method="PUT",
+        path="/api/v1/jobs/{job_id}/keep",
+        operation="keep_job",
+        handler=job_changes.keep_job,
+        summary="Keep a job beyond its retention",
+        tag="jobs",
+        answers={200: answers.JobDetailAnswer},
+        errors=(409,),
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/api/v1/jobs/{job_id}/keep",
+        operation="unkeep_job",
+        handler=job_changes.unkeep_job,
+        summary="Keep a job no longer",
+        tag="jobs",
+        answers={200: answers.JobDetailAnswer},
+        errors=(409,),
     ),
     Endpoint(
         method="GET",

@@ -138,7 +138,7 @@ def texts_in(path: Path, value: object) -> Iterator[tuple[Path, str]]:
 
 def place_names(assets: Mapping[Place, str]) -> dict[str, str]:
     """Return the assets by place, in the form of :attr:`NewJob.uploads`: by ``NODE/INPUT[/KEY ...]``."""
-    return {_place_name(*place): asset_id for place, asset_id in assets.items()}
+    return {place_name(place): asset_id for place, asset_id in assets.items()}
 
 
 def asset_places(graph: Graph, uploads: Mapping[str, str]) -> dict[Place, str]:
@@ -151,12 +151,14 @@ def asset_places(graph: Graph, uploads: Mapping[str, str]) -> dict[Place, str]:
         for node_id, node in graph.items():
             for name, value in node["inputs"].items():
                 for path, _ in texts_in((name,), value):
-                    if asset_id := uploads.get(_place_name(node_id, path)):
+                    if asset_id := uploads.get(place_name((node_id, path))):
                         places[node_id, path] = asset_id
     return places
 
 
-def _place_name(node_id: str, path: Path) -> str:
+def place_name(place: Place) -> str:
+    """Return a place as :func:`place_names` writes it."""
+    node_id, path = place
     return "/".join([node_id, *map(str, path)])
 
 

@@ -288,6 +288,8 @@ class NewJob:
         deadline_s: Seconds after it is written; later it must not start.
         expires_in_s: Retention after the end.
         traceparent: The caller's trace, as W3C Trace Context writes it.
+        excerpt: The beginning of its prompt's text, for lists; empty if it has none.
+        retry_of: The job that it repeats.
     """
 
     id: str
@@ -313,6 +315,8 @@ class NewJob:
     deadline_s: float | None = None
     max_attempts: int = 3
     traceparent: str | None = None
+    excerpt: str = ""
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +343,10 @@ class Job:
         hidden: Whether its owner has deleted it from ComfyUI's history.
         workflow_id: The id that ComfyUI's editor gave the workflow whose graph it is.
         editor: Key of the editor that it comes from; empty: it is no editor's.
+        excerpt: The beginning of its prompt's text; empty if it has none, or is older than that.
+        retry_of: The job that it repeats; None for any other.
+        kept: Whether its owner has exempted it from retention.
+        removed: Whether its owner has removed it: it is gone for everybody, and what is left of it goes soon.
     """
 
     id: str
@@ -382,6 +390,10 @@ class Job:
     hidden: bool = False
     workflow_id: str | None = None
     editor: str = ""
+    excerpt: str = ""
+    retry_of: str | None = None
+    kept: bool = False
+    removed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,6 +404,7 @@ class JobFilter:
         owner: None lists the jobs of all owners (operators only).
         metadata: Labels that a job must have with exactly these values.
         hidden: Whether jobs that are deleted from ComfyUI's history are listed, too.
+        kept: Whether only jobs that are exempt from retention are listed.
         cursor: What an earlier page returned as ``next_cursor``.
     """
 
@@ -400,6 +413,7 @@ class JobFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     workflow: str | None = None
     hidden: bool = True
+    kept: bool = False
     limit: int = 50
     cursor: str | None = None
 

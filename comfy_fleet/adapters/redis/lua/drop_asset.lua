@@ -23,8 +23,8 @@ end
 
 local r = asset_of(id)
 if not r or (owner and r.owner ~= owner) then return { 'none' } end
-if needed() or (owner and r.job_id and live(r.job_id)) then return { 'held' } end
-redis.call('DEL', asset_key(id))
+if needed() or (owner and r.job_id and live(r.job_id)) or (not owner and is_kept(id)) then return { 'held' } end
+redis.call('DEL', asset_key(id), asset_kept_key(id))
 redis.call('SREM', blob_owner_key(r.owner, r.hash), id)
 if r.job_id then
   redis.call('HDEL', asset_outputs_key(r.job_id), r.hash .. '\0' .. r.file_path)

@@ -15,10 +15,8 @@ redis.call('ZREM', jobs_of_key(f[2]), id)
 redis.call('ZREM', live_key(f[2]), id)
 unlist_job(id, f[2])
 if f[4] and redis.call('GET', prompt_key(f[2], f[4])) == id then redis.call('DEL', prompt_key(f[2], f[4])) end
-for _, path in ipairs(redis.call('HVALS', cleared(job_names_key(id), 'hash'))) do
-  redis.call('HDEL', saved_files_key(f[2]), path)
-  unlist_saved(f[2], path)
-end
+drop_saved(id, f[2])
+unkeep(id, f[2], now())
 redis.call('DEL', job_key(id), job_outputs_key(id), job_names_key(id), job_ui_key(id), job_extra_key(id), job_secret_key(id), job_preview_key(id))
 rq_forget(id)
 return 1

@@ -32,6 +32,14 @@ local function stay(old, r)
   if not old.expires_at or old.job_id then return end
   local key = asset_key(old.id)
   if r.renews then redis.call('HSET', key, 'renews', '1') end
+  if old.kept_from then  -- a kept job uses it: its own end is another one
+    if not r.expires_at then
+      redis.call('HDEL', key, 'kept_from')
+    elseif tonumber(r.expires_at) > (tonumber(old.kept_from) or 0) then
+      redis.call('HSET', key, 'kept_from', r.expires_at)
+    end
+    if r.expires_at then return end
+  end
   if r.expires_at and tonumber(r.expires_at) <= tonumber(old.expires_at) then return end
   if r.expires_at then
     redis.call('HSET', key, 'expires_at', r.expires_at)

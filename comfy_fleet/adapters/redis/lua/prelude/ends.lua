@@ -31,8 +31,10 @@ end
 local function let_go(asset, id, expires)
   local key = asset_key(asset)
   redis.call('SREM', asset_jobs_key(asset), id)
-  local f = redis.call('HMGET', key, 'renews', 'expires_at')
-  if f[1] and f[2] and tonumber(f[2]) < expires then
+  local f = redis.call('HMGET', key, 'renews', 'expires_at', 'kept_from')
+  if f[1] and f[3] then  -- a kept job uses it
+    if (tonumber(f[3]) or 0) < expires then redis.call('HSET', key, 'kept_from', num(expires)) end
+  elseif f[1] and f[2] and tonumber(f[2]) < expires then
     redis.call('HSET', key, 'expires_at', num(expires))
     redis.call('ZADD', asset_expiry_key, num(expires), asset)
   end

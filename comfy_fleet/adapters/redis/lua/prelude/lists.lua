@@ -70,6 +70,14 @@ local function unlist_saved(owner, path)
   if list then redis.pcall('ZREM', list, name) end
 end
 
+-- The owner can no longer ask for a job's files by their names.
+local function drop_saved(id, owner)
+  for _, path in ipairs(redis.call('HVALS', cleared(job_names_key(id), 'hash'))) do
+    redis.call('HDEL', saved_files_key(owner), path)
+    unlist_saved(owner, path)
+  end
+end
+
 -- Tell who follows all jobs of an owner.
 local function publish_owner(id, status, run)
   local f = fields(job_key(id), 'owner', 'client_id', 'prompt_id')

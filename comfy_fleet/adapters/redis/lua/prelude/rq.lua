@@ -87,6 +87,12 @@ local function rq_end(id, status, result, at, expires)
   redis.call(unpack(entry))
 end
 
+-- A job that is over stays longer, or less long.
+local function rq_stays(id, status, expires)
+  local ended = RQ_END[status]
+  if ended then redis.call('ZADD', ended[2], 'XX', num(expires), id) end
+end
+
 local function rq_forget(id)
   redis.call('DEL', rq_job_key(id), rq_results_key(id))
   for _, ended in pairs(RQ_END) do redis.call('ZREM', ended[2], id) end

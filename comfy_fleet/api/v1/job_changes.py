@@ -1,0 +1,93 @@
+"""REST: remove a job, submit it again, exempt it from retention."""
+
+import logging
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfy_fleet.api import jobs
+from comfy_fleet.api.deps import deps, owner
+from comfy_fleet.api.json import json_response
+from comfy_fleet.api.typed_bodies import Replay, read, read_query
+from comfy_fleet.api.v1.jobs import shown
+from comfy_fleet.domain.jobs.job import JobStatus
+from comfy_fleet.ports.jobs import Submitted
+from comfy_fleet.services.retrying import Retry
+
+logger = logging.getLogger(__name__)
+
+
+class RemoveJobQuery(BaseModel):
+    """What happens to a job that is not over."""
+
+    cancel: bool = Field(False, description="Cancel it first, if it waits or runs.")
+
+
+async def remove_job(request: Request) -> Response:
+    """The job is gone at once, for every list and question; its files go as those of jobs past retention.
+
+    A job that waits or runs is refused, unless `cancel` is set. One that runs goes at its end.
+    """
+    d, who = deps(request), owner(request)
+    cancel = read_query(request, RemoveJobQuery).cancel
+    job = await jobs.find_job(request, request.path_params["job_id"])
+    if cancel and job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
+        job = await jobs.cancel_job(request, job.id)
+    await d.jobs.remove(who, job.id)
+    if job.status.terminal:  # else, and if a job that runs needs one of them, dispatchers do it later
+        await d.assets.forget_job(job.id)
+    logger.info("job removed", extra={"job_id": job.id, "status": job.status.value})
+    return Response(status_code=204)
+
+
+class RetryBody(BaseModel):
+    """How a job is submitted again."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"new_seed": True}})
+
+    new_seed: bool = Field(False, description="Draw its seeds anew. Refused if it has none.")
+    extra_data: dict[str, Any] | None = Field(
+        None,
+        description="In place of what was sent as `extra_data`. Needed if keys were in it, which are erased "
+        "when a job ends; an empty object goes without.",
+    )
+
+
+async def retry_job(request: Request) -> Response:
+    """A new job with the same graph, parameters, files, labels and placement; its workflow's version, too."""
+    d, who = deps(request), owner(request)
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    body = await read(request, RetryBody) if has_body else RetryBody()
+    replay = Replay(request, who, body.model_dump())
+
+    async def submit() -> Submitted:
+        job = await jobs.find_job(request, request.path_params["job_id"])
+        how = Retry(
+            new_seed=body.new_seed,
+            extra_data=body.extra_data,
+            idempotency=replay.idempotency,
+            traceparent=jobs.traceparent_in(request),
+        )
+        return await d.retrying.retry(job, how)
+
+    return await replay.answer(201, submit, partial(shown, request))
+
+
+async def keep_job(request: Request) -> Response:
+    """The job, its files and the uploads that it uses stay until it is removed, or no longer kept."""
+    return await _keep(request, keep=True)
+
+
+async def unkeep_job(request: Request) -> Response:
+    """Its retention begins anew."""
+    return await _keep(request, keep=False)
+
+
+async def _keep(request: Request, *, keep: bool) -> Response:
+    d, who = deps(request), owner(request)
+    job = await jobs.find_job(request, request.path_params["job_id"])
+    await d.jobs.keep(who, job.id, keep=keep, most=d.settings.max_kept_jobs)
+    return json_response(await shown(request, await jobs.find_job(request, job.id)))
