@@ -58,7 +58,7 @@ def create_app(deps: ApiDeps) -> "Front":
     routes = [
         *v2.routes(),
         *v1.routes(),
-        *native.routes(),
+        *native.routes(deps.settings.extension_prefixes),
         *metrics.routes,
         *front_page.routes,
         *login.routes,

@@ -19,6 +19,7 @@ from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.node import Node, split_credentials
 from comfy_fleet.domain.principal import Principal
 from comfy_fleet.ports.assets import AssetStore
+from comfy_fleet.ports.comfyui import RawAnswer
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
@@ -28,8 +29,10 @@ from comfy_fleet.ports.workflows import Catalog
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.drafts import Drafts
+from comfy_fleet.services.editor_nodes import EditorNodes
 from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
+from comfy_fleet.services.extension_calls import ExtensionCalls
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
@@ -67,6 +70,17 @@ class NodeFacts(Protocol):
     async def preview(self, node: str, *, folder: str, index: int, name: str) -> bytes | None:
         """Return a model file's preview picture; None if it has none. Raises NodeError."""
 
+    async def raw(
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> RawAnswer:
+        """Pass a call on to a node, and return its answer, whatever it is. Raises NodeError."""
+
     async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Ask the node to unload its models once it is idle. Raises NodeError."""
 
@@ -99,6 +113,8 @@ class ApiDeps:
         background: Coroutine functions that run as long as the app does.
         closing: Set when the server stops, which ends streams.
         clients: Brings what happens to jobs to websockets.
+        editors: Whose editor a person gets, and what its node says.
+        extension_calls: Passes calls of extensions' own routes on.
         editor_tickets: Signs the cookies that name a person's editor node.
         user_files: People's files in the editor.
         editor_settings: People's settings in the editor.
@@ -141,6 +157,8 @@ class ApiDeps:
     check_place: PlaceCheck
     clients: ClientHub
     drafts: Drafts
+    editors: EditorNodes
+    extension_calls: ExtensionCalls
     editor_tickets: EditorTickets
     user_files: UserFiles
     editor_settings: EditorSettings

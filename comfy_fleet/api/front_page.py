@@ -5,6 +5,7 @@ from html import escape
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfy_fleet.api import editor_page
 from comfy_fleet.api.deps import deps, links
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.page import page
@@ -43,7 +44,9 @@ _KEYED = """<h2>Your key</h2>
 
 
 async def front(request: Request) -> Response:
-    """``GET /``."""
+    """``GET /``: ComfyUI's editor where there is one, else what this is."""
+    if (editor := await editor_page.editor(request)) is not None:
+        return editor
     base = escape(links(request).base)
     scheme, _, place = base.partition("://")
     keys = _OPEN if deps(request).keys.open else _KEYED.format(base=base, scheme=scheme, place=place)

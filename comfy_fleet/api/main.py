@@ -54,8 +54,11 @@ from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
 from comfy_fleet.services.drafts import Drafts
+from comfy_fleet.services.editor_files import EditorFiles
+from comfy_fleet.services.editor_nodes import EditorNodes
 from comfy_fleet.services.editor_settings import EditorSettings
 from comfy_fleet.services.editor_ticket import EditorTickets
+from comfy_fleet.services.extension_calls import ExtensionCalls
 from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
@@ -94,6 +97,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     catalog = StoredWorkflows(folder, stores.workflows, resolve_content)
     inventories = NodeInventories(stores.nodes, stores.inventories, info)
     answers = NodeAnswers(inventories, info)
+    editors = EditorNodes(inventories, answers, EditorFiles(info))
     registry = new_registry()
     telemetry = Observers(LoggingTelemetry(), PrometheusTelemetry(registry))
     stores = stores.telling(telemetry)
@@ -172,11 +176,13 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
             )
         ),
         drafts=drafts,
+        editors=editors,
+        extension_calls=ExtensionCalls(stores.prompts, stores.nodes, editors, info),
         editor_tickets=EditorTickets.under(sealer),
         user_files=UserFiles(stores.userdata, saves=drafts),
         editor_settings=EditorSettings(stores.userdata),
         probes=_probes(settings, stores),
-        notes=lambda: _outdated(stores),
+        notes=lambda: _notes(stores, editors if settings.editor else None),
         registry=registry,
         background=(
             inventories.run,
@@ -252,10 +258,13 @@ def _ending(count: int) -> str:
     )
 
 
-async def _outdated(stores: Stores) -> list[str]:
+async def _notes(stores: Stores, editors: EditorNodes | None) -> list[str]:
     """Return what an operator should know even if jobs can run."""
     old = await outdated_dispatchers(stores.redis)
-    return [f"dispatchers: {_ending(len(old))}"] if old else []
+    return [
+        *([f"dispatchers: {_ending(len(old))}"] if old else []),
+        *(await editors.notes() if editors else []),
+    ]
 
 
 async def _sweep(assets: RedisAssets) -> None:

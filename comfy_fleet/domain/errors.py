@@ -17,6 +17,7 @@ FleetError
 ├── Busy                  try again later (carries ``retry_after_s``)
 │   ├── QueueFull         the configured depth is reached
 │   ├── NoNodes           no node is known at all
+│   ├── EditorAway        no node that serves the editor answers
 │   ├── NoRoom            the fleet's own disk is full, or can't be used
 │   ├── Outdated          this process is older than the layout in Redis: it takes no new work
 │   └── StoreDown         Redis does not answer: the command may have been carried out
@@ -170,6 +171,12 @@ class NoNodes(Busy):
     """No node is known at all: nothing could ever run."""
 
     code = "no_nodes"
+
+
+class EditorAway(Busy):
+    """No node that serves ComfyUI's editor answers now."""
+
+    code = "editor_away"
 
 
 class StoreDown(Busy):

@@ -33,6 +33,20 @@ class NoLease:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawAnswer:
+    """A node's answer as it came.
+
+    Attributes:
+        headers: Those that may be passed on, by their names in lower case: about the body, never about whom
+            it is for.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class Lease(Protocol):
     """A granted node: an open websocket, which occupies the node's one slot until it is released.
 
@@ -163,6 +177,29 @@ class NodeApi(Protocol):
 
         Raises:
             NodeError: The node could not be reached, or answered with neither.
+        """
+
+    async def raw(
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> RawAnswer:
+        """Pass a call on to a node, and return its answer, whatever it is.
+
+        Args:
+            node: The node.
+            method: In upper case.
+            path: Path and query as they stand in a request, checked by
+                :func:`comfy_fleet.domain.node_paths.plain`.
+            headers: About the body only.
+            body: The request's body.
+
+        Raises:
+            NodeError: The node could not be reached, or its answer is too long or came too slowly.
         """
 
     async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from comfy_fleet.sim import editor
 from comfy_fleet.sim.catalogue import Catalogue
 from comfy_fleet.sim.engine import Engine
 from comfy_fleet.sim.execution import Item
@@ -119,7 +120,9 @@ class App:
             ("GET", "/embeddings"): self.embeddings,
             ("GET", "/models"): lambda _: json_response(version.folders),
             ("GET", "/experiment/models"): lambda _: json_response(folder_infos(version)),
-            ("GET", "/extensions"): lambda _: json_response([]),
+            ("GET", "/extensions"): lambda _: json_response(editor.scripts(version)),
+            ("GET", "/i18n"): lambda _: json_response({}),
+            ("GET", "/workflow_templates"): lambda _: json_response({}),
             ("GET", "/sim/stats"): self.stats,
             ("POST", "/sim/reset"): self.reset,
             ("GET", "/sim/faults"): lambda _: json_response(node.describe_faults()),
@@ -167,6 +170,10 @@ class App:
             self._routes["POST", "/api/jobs/cancel"] = jobs.cancel_many
             self._parents["/api/jobs/"] = jobs.one
             self._cancel = jobs.cancel
+        if "blueprints" in parts:
+            version = self._version
+            self._routes["GET", "/global_subgraphs"] = lambda _: json_response(editor.blueprints(version))
+            self._parents["/global_subgraphs/"] = lambda id_: json_response(editor.blueprint(version, id_))
         if "assets" in parts:
             for method, path in (("GET", "/api/assets"), ("POST", "/api/assets"), ("GET", "/api/tags")):
                 self._routes[method, path] = lambda _: ASSETS_OFF

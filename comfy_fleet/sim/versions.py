@@ -24,7 +24,7 @@ class Version:
         features: What ``/features`` answers, and the ``feature_flags`` frame.
         folders: Every model folder, in the order of ``/models``.
         parts: Parts of the API that not every version has: ``jobs``, ``assets`` (switched off, as they
-            are by default), ``model_extensions`` and ``node_replacements``.
+            are by default), ``blueprints``, ``model_extensions`` and ``node_replacements``.
         canonical_ids: Whether a ``prompt_id`` must be a UUID in canonical lower case.
         stamps_prompts: Whether ``extra_data`` gets the time of the post and the client's kind.
         checks_combos: Whether a value must be among the options of a ``COMBO``.
@@ -112,7 +112,7 @@ V0_33_0 = Version(
         *("model_patches", "audio_encoders", "background_removal", "frame_interpolation"),
         *("geometry_estimation", "optical_flow", "detection"),
     ),
-    parts=frozenset({"jobs", "assets", "model_extensions", "node_replacements"}),
+    parts=frozenset({"jobs", "assets", "blueprints", "model_extensions", "node_replacements"}),
     canonical_ids=True,
     stamps_prompts=True,
     checks_combos=True,

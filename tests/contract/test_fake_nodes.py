@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from comfy_fleet.domain.errors import NodeError, OutputGone
 from comfy_fleet.domain.jobs.outputs import FileRef
-from comfy_fleet.ports.comfyui import Lease, Leases, NodeApi, NoLease
+from comfy_fleet.ports.comfyui import Lease, Leases, NodeApi, NoLease, RawAnswer
 from tests.fakes.comfyui import FakeLeases, FakeNodeApi, chunks
 from tests.integration.comfyui_kit import Fleet, a_fleet
 from tests.integration.haproxy_kit import eventually
@@ -51,6 +51,8 @@ async def ports(request: pytest.FixtureRequest, fleet: Fleet) -> Ports:
     for name in ("g1", "g2"):
         nodes.classes[name] = {"EmptyImage": {"input": {}, "output": ["IMAGE"]}}
         nodes.stats[name] = {"system": {}, "devices": []}
+        headers = {"content-type": "application/json; charset=utf-8"}
+        nodes.raws[name] = {"/i18n": RawAnswer(status=200, headers=headers, body=b"{}")}
 
     async def put(name: str, data: bytes) -> None:
         nodes.files[f"input/{name}"] = data
@@ -127,6 +129,15 @@ async def test_a_node_tells_what_it_has(ports: Ports) -> None:
     assert "EmptyImage" in (await ports.nodes.inventory("g1")).classes
     assert {"system", "devices"} <= (await ports.nodes.system_stats("g1")).keys()
     await ports.nodes.free("g1")
+
+
+async def test_a_call_is_passed_on_and_its_answer_passed_back(ports: Ports) -> None:
+    found = await ports.nodes.raw("g1", "GET", "/i18n")
+    assert (found.status, found.body) == (200, b"{}")
+    assert found.headers["content-type"] == "application/json; charset=utf-8"
+    assert (await ports.nodes.raw("g1", "GET", "/extensions/none/none.js")).status == 404
+    with pytest.raises(NodeError):
+        await ports.nodes.raw("none", "GET", "/i18n")
 
 
 async def test_a_node_that_does_not_answer_is_an_error(ports: Ports) -> None:

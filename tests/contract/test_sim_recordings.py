@@ -10,8 +10,8 @@ on one node: file numbers and prompt numbers then agree as well. What is not com
 - the frames after an error or an interrupt on 0.3.64: those recordings stop there;
 - headers: the recorded server was aiohttp; PNG bytes beyond the head: encoders differ by version;
 - texts (descriptions, tooltips, search words): a simulated node has none;
-- ``/extensions``, settings, user data, templates and the like: they belong to an editor, which a simulated
-  node does not serve;
+- settings and user data: they belong to an editor, which a simulated node does not serve; it only says which
+  scripts and blueprints it would have;
 - ``/object_info`` of classes that a simulated node does not have, ``newbie`` among the types of
   ``DualCLIPLoader`` on 0.3.64, which later servers have, and display names of classes that later got one;
 - the server with ``--enable-assets``: a simulated node is one without.
@@ -78,9 +78,7 @@ LISTS = ("prompt_refusals", "jobs_api", "other_routes")  # requests without a we
 RUNS = [(version, name) for version, names in ORDER.items() for name in names if name not in (GAP, *LISTS)]
 OTHER = {"assets_enabled", "editor_requests"}
 #: Routes that a simulated node lacks: an editor's, and those that tell of a machine's folders.
-NOT_SERVED = re.compile(
-    "/internal/folder_paths|/api/(users|settings|userdata|v2/userdata|workflow_templates|global_subgraphs).*"
-)
+NOT_SERVED = re.compile("/internal/folder_paths|/api/(users|settings|userdata|v2/userdata).*")
 RECORDED_MODELS = {"vae": {"pixel_space": 0}}  # the recorded servers had no model files
 TEMPORARY = re.compile(r"temp_[a-z]{5}_|[0-9a-f]{32}(?=\.glb)")
 TEMPORARY_NAME = re.compile(r"temp_[a-z]{5}_\d{5}|[0-9a-f]{32}(?=\.glb)")
@@ -361,7 +359,7 @@ async def fresh(version: str, **options: Any) -> AsyncIterator[tuple[SimNode, ht
         yield node, http
 
 
-PLAIN = ("embeddings", "features", "models", "prompt", "queue")
+PLAIN = ("embeddings", "extensions", "features", "models", "prompt", "queue")
 
 
 @pytest.mark.parametrize(
@@ -448,10 +446,7 @@ async def test_an_editor_gets_the_part_of_the_api_that_is_about_running_graphs()
         for seen in session["seen"]
         if "method" in seen
     }
-    own = re.compile(
-        "/|/api/(users|settings|i18n|userdata|workflow_templates|experiment|global_subgraphs)(/.*)?|/user.css"
-        "|/templates/.*"
-    )
+    own = re.compile("/|/api/(users|settings|userdata|experiment)(/.*)?|/user.css|/templates/.*")
     served = {(method, path) for method, path in asked if not own.fullmatch(path)}
     assert served
     async with fresh(NEW) as (_, http):

@@ -12,7 +12,7 @@ from comfy_fleet.domain.graphs.object_info import Packer
 from comfy_fleet.domain.jobs.outputs import FileRef
 from comfy_fleet.domain.jobs.run_messages import Binary, Frame
 from comfy_fleet.ports.assets import Content
-from comfy_fleet.ports.comfyui import NoLease
+from comfy_fleet.ports.comfyui import NoLease, RawAnswer
 from tests.fakes.base import Fake, unplayed
 
 
@@ -100,7 +100,9 @@ class FakeNodeApi(Fake):
         tells_length: Whether it says how long a file is.
         listings: What each node answers to its lists, by path; a node without is asked in vain.
         pictures: Previews of models, by ``FOLDER/INDEX/NAME``.
-        gates: What questions for lists wait for, by node.
+        gates: What questions for lists, and calls that are passed on, wait for, by node.
+        raws: What each node answers to calls that are passed on, by path; a node without is called in vain.
+        passed: Every such call: node, method, path, headers, body.
         listed: Every question for a list or a preview.
         freed: Nodes that were asked to unload their models.
         told_to_free: What they were told: whether to unload models, and to free memory.
@@ -124,6 +126,8 @@ class FakeNodeApi(Fake):
         self.listings: dict[str, dict[str, Any]] = {}
         self.pictures: dict[str, bytes] = {}
         self.gates: dict[str, asyncio.Event] = {}
+        self.raws: dict[str, dict[str, RawAnswer]] = {}
+        self.passed: list[tuple[str, str, str, dict[str, str], bytes]] = []
         self.listed: list[tuple[str, str, dict[str, str]]] = []
         self.freed: list[str] = []
         self.told_to_free: list[tuple[bool, bool]] = []
@@ -178,6 +182,23 @@ class FakeNodeApi(Fake):
         if node not in self.listings:
             raise NodeError(f"node {node} does not answer")
         return self.pictures.get(f"{folder}/{index}/{name}")
+
+    async def raw(
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> RawAnswer:
+        self.answer("raw")
+        self.passed.append((node, method, path, dict(headers or {}), body))
+        if (gate := self.gates.get(node)) is not None:
+            await gate.wait()
+        if (answers := self.raws.get(node)) is None:
+            raise NodeError(f"node {node} can't be reached", details={"node": node})
+        return answers.get(path, RawAnswer(status=404, headers={}, body=b""))
 
     async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
         self.answer("free")

@@ -53,14 +53,20 @@ class Api:
         return self.deps.assets
 
     async def add_node(
-        self, name: str = "g1", *, info: bool = True, up: bool = True, simulated: bool = False
+        self,
+        name: str = "g1",
+        *,
+        info: bool = True,
+        up: bool = True,
+        simulated: bool = False,
+        editor: bool | None = None,
     ) -> None:
         """Register a node; with ``info`` it answers like a real one."""
         if info:
             self.info.serve(name, object_info())
         number = len(await self.stores.nodes.nodes())
         await self.stores.nodes.add(
-            Node(name=name, url=f"http://127.0.0.1:{9000 + number}", simulated=simulated)
+            Node(name=name, url=f"http://127.0.0.1:{9000 + number}", simulated=simulated, editor=editor)
         )
         if up:
             await self.stores.nodes.report(name, verdict="up", why="")

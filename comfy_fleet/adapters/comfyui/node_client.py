@@ -33,6 +33,7 @@ from comfy_fleet.adapters.comfyui.answer_limits import PLAIN, AnswerLimits, deco
 from comfy_fleet.adapters.comfyui.broker_headers import broker_headers, is_another_fleets
 from comfy_fleet.adapters.comfyui.head_limits import Connector, TooManyHeads
 from comfy_fleet.adapters.comfyui.object_info import ClassReader
+from comfy_fleet.adapters.comfyui.raw_calls import raw_call
 from comfy_fleet.adapters.comfyui.upload_form import UploadForm
 from comfy_fleet.domain.errors import NodeError, NodeFault, OutputGone, OutputRefused
 from comfy_fleet.domain.graphs.inventory import Inventory
@@ -47,6 +48,7 @@ from comfy_fleet.domain.jobs.run_messages import (
 )
 from comfy_fleet.domain.namespace import DEFAULT_NAMESPACE
 from comfy_fleet.ports.assets import Content
+from comfy_fleet.ports.comfyui import RawAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -331,6 +333,27 @@ class NodeClient:
         """See :meth:`comfy_fleet.ports.comfyui.NodeApi.preview`."""
         answer = await self._found(node, f"/experiment/models/preview/{folder}/{index}/{name}")
         return None if answer is None else bytes(answer.content)
+
+    async def raw(
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> RawAnswer:
+        """See :meth:`comfy_fleet.ports.comfyui.NodeApi.raw`."""
+        return await raw_call(
+            self._open(),
+            URL(f"{self._url}{path}", encoded=True),
+            node,
+            method,
+            headers=headers or {},
+            body=body,
+            limits=self._limits,
+            patience=_SEND,
+        )
 
     async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Ask the node to unload its models once it is idle. Raises NodeError."""

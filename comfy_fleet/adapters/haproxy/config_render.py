@@ -235,6 +235,7 @@ def _broker(
         "lua": str((settings.haproxy_dir / "lease.lua").absolute()),
         "lease_bind": join(settings.broker_bind, settings.lease_port),
         "direct_bind": join(settings.broker_bind, settings.direct_port),
+        "extension_prefixes": settings.extension_prefixes,
         "nodes": rows,
         "slots": [
             {

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -45,6 +45,7 @@ class Row:
         forms: What may stand in front of the path; without it, the route is not there.
         body: JSON that is sent.
         upload: Fields that are sent as a form, with a picture.
+        headers: Headers that are sent.
         status: Of the answer.
         kind: The answer's content type; None: it has no body.
         shape: Of the answer's JSON; see ``has_shape``.
@@ -55,6 +56,7 @@ class Row:
     forms: tuple[str, ...] = BOTH
     body: Any = None
     upload: dict[str, str] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     status: int = 200
     kind: str | None = JSON
     shape: Any = object
@@ -227,6 +229,23 @@ SYSTEM = (
     Row(route="POST /free", body={"unload_models": True, "free_memory": True}, kind=NO_BODY),
     Row(route="POST /free", body={}, kind=NO_BODY),
 )
+OF_THE_EDITOR = {"X-Fleet-Origin": "editor"}
+"""What the edge says of requests to the public port; a node's files are given to no other."""
+EDITOR = (
+    Row(route="GET /extensions", shape=[str]),
+    Row(route="GET /i18n", shape=dict),
+    Row(route="GET /workflow_templates", shape=dict),
+    Row(route="GET /global_subgraphs", shape=dict),
+    Row(route="GET /global_subgraphs/ID", shape=None),
+    Row(
+        route="GET /extensions/PACKAGE/FILE",
+        ask="/extensions/core/none.js",
+        headers=OF_THE_EDITOR,
+        forms=PLAIN,
+        status=404,
+        kind=NO_BODY,
+    ),
+)
 _ASSETS = (
     *("GET /assets", "POST /assets", "POST /assets/from-hash", f"HEAD /assets/hash/{HASH}"),
     *(f"GET /assets/{UUID}", f"PUT /assets/{UUID}", f"DELETE /assets/{UUID}", f"GET /assets/{UUID}/content"),
@@ -290,13 +309,10 @@ USER_DATA = (
     Row(route="POST /users", body={"username": " "}, status=400, shape={"error": "username not provided"}),
 )
 PAGE_OF_THE_FLEET = (Row(route="GET /", forms=PLAIN, kind=HTML),)
-SERVED = (*PROMPTS, *JOBS, *FILES, *CATALOGUE, *SYSTEM, *ASSETS, *USER_DATA, *PAGE_OF_THE_FLEET)
+SERVED = (*PROMPTS, *JOBS, *FILES, *CATALOGUE, *SYSTEM, *EDITOR, *ASSETS, *USER_DATA, *PAGE_OF_THE_FLEET)
 
 AN_EDITORS = (
-    *("GET /extensions", "GET /i18n"),
-    *("GET /workflow_templates", "GET /workflow_templates/PACK/a.json"),
-    *("GET /global_subgraphs", "GET /global_subgraphs/ID"),
-    *("GET /assets/index.js", "GET /extensions/core/a.js", "GET /scripts/app.js", "GET /user.css"),
+    *("GET /workflow_templates/PACK/a.json", "GET /assets/index.js", "GET /scripts/app.js", "GET /user.css"),
     *("GET /docs/KSampler/en.md", "GET /templates/index.json"),
 )
 CLOSED = (
@@ -356,7 +372,9 @@ async def ask_rows(client: NativeClient, asked: Asked) -> None:
                 continue
             asked.served[row, form] = answer
             if row.method == "GET":
-                asked.heads[row, form] = await client.http.head(form + named(row.path, done))
+                asked.heads[row, form] = await client.http.head(
+                    form + named(row.path, done), headers=row.headers
+                )
 
 
 @dataclass(frozen=True)
@@ -386,7 +404,7 @@ async def ask(http: httpx.AsyncClient, row: Row, form: str, done: Done) -> httpx
         more = {"data": row.upload, "files": {"image": (name, a_picture())}}
     elif row.body is not None:
         more = {"json": row.body}
-    return await http.request(row.method, form + named(row.path, done), **more)
+    return await http.request(row.method, form + named(row.path, done), headers=row.headers, **more)
 
 
 def a_picture() -> bytes:

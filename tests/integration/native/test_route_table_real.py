@@ -18,7 +18,8 @@ from tests.native_client import NativeClient
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
 #: Routes that 0.3.64 has not.
-NEWER = (*JOBS, *ASSETS, *(row for row in SERVED if row.route == "GET /node_replacements"))
+NEWER_ROUTES = ("GET /node_replacements", "GET /global_subgraphs", "GET /global_subgraphs/ID")
+NEWER = (*JOBS, *ASSETS, *(row for row in SERVED if row.route in NEWER_ROUTES))
 DRAWN = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}")
 #: Rows that a ComfyUI answers otherwise, and why.
 OTHERWISE = {
