@@ -18,6 +18,7 @@ from benchmarks.figures import (
     cpu,
     foreign,
     gpus,
+    iterate,
     kills,
     latency,
     memory,
@@ -38,6 +39,7 @@ from comfy_fleet.settings import SOURCE
 FIGURES: Mapping[str, Callable[[Options], Awaitable[report.Result]]] = {
     "latency": latency.measure,
     "native": native.measure,
+    "iterate": iterate.measure,
     "sdk": sdk.measure,
     "gpus": gpus.measure,
     "scaling": scaling.measure,
@@ -70,7 +72,9 @@ def bench(
     comfyui: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Measure latency and restarts with this ComfyUI instead of simulated nodes."
+            metavar="DIR",
+            envvar="COMFYUI_HOME",
+            help="Measure latency, native, iterate and restarts with this ComfyUI, not with simulated nodes.",
         ),
     ] = None,
     comfyui_python: Annotated[

@@ -166,13 +166,25 @@ class Stage:
             made.append(Served(url=url, child=self.children[-1]))
         return made
 
-    async def comfyui(self) -> str:
-        """Start the real ComfyUI of the options, on the CPU, and return its URL."""
+    async def comfyui(self, name: str = "comfyui", *, testing: bool = False) -> str:
+        """Start the real ComfyUI of the options, on the CPU, and return its URL.
+
+        Args:
+            name: Name of the process and of its folder.
+            testing: Whether it gets its own testing nodes, such as ``TestSleep``.
+        """
         assert self.options.comfyui is not None
-        home = Checkout.find(self.options.comfyui, python=self.options.comfyui_python, custom_nodes=False)
+        home = Checkout.find(self.options.comfyui, python=self.options.comfyui_python, custom_nodes=testing)
         (port,) = ports.draw(1)
-        launch = home.launch(port=port, folder=self.folder / "comfyui", gpu=None)
-        await self.child("comfyui", launch.argv, stage=_NODES, env=launch.env, cwd=launch.cwd)
+        folder, args = self.folder / name, []
+        if testing:
+            folder.mkdir()
+            extra = folder / "extra_model_paths.yaml"
+            pack = self.options.comfyui.absolute() / "tests" / "execution" / "testing_nodes"
+            extra.write_text(f"testing:\n    custom_nodes: {pack}\n")
+            args = ["--extra-model-paths-config", str(extra)]
+        launch = home.launch(port=port, folder=folder, gpu=None, args=args)
+        await self.child(name, launch.argv, stage=_NODES, env=launch.env, cwd=launch.cwd)
         url = f"http://127.0.0.1:{port}"
         await self.until_200(f"{url}/system_stats")
         return url

@@ -19,6 +19,7 @@ from comfy_fleet.domain.jobs.job import MAX_PRIORITY, MIN_PRIORITY, Job, JobFilt
 from comfy_fleet.domain.jobs.trace_context import read_traceparent
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
 from comfy_fleet.domain.nodes.node import check_name
+from comfy_fleet.domain.nodes.waiting_reason import for_results
 from comfy_fleet.ports.jobs import Idempotency
 from comfy_fleet.services.job_queries import owned, settled
 from comfy_fleet.services.submitter import JobOptions
@@ -231,7 +232,10 @@ async def shown(request: Request, job: Job) -> JobAnswer:
     position = None
     if job.status is JobStatus.QUEUED:
         position = await d.jobs.position(job)
-        job = replace(job, waiting_for=await d.inventories.waiting_for(job))
+        why = await d.inventories.waiting_for(job)
+        if why is None and (awaited := await d.jobs.awaited(job)) is not None:
+            why = for_results(*awaited)
+        job = replace(job, waiting_for=why)
     return serialize.job(job, links(request), queue_position=position, simulated=d.simulated(job.node))
 
 

@@ -115,6 +115,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
             outputs=settings.max_outputs,
             retention_s=settings.retention_s,
             max_attempts=settings.max_attempts,
+            editor_wait_s=settings.editor_wait_s,
         ),
         files=FilePolicy.parse(settings.deny_classes, settings.free_paths),
         clock=time.time,

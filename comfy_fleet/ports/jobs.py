@@ -122,6 +122,10 @@ class JobStore(Protocol):
             Conflict: As many jobs as allowed are kept.
         """
 
+    async def awaited(self, job: Job) -> tuple[str, float] | None:
+        """Return the node that a queued job waits for because it has its graph's results, and for how many
+        seconds at most; None if it waits for none."""
+
     async def depth(self) -> int:
         """Return how many jobs wait."""
 

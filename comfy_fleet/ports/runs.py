@@ -108,13 +108,17 @@ class Refused:
     """Why a claim got no job.
 
     Attributes:
-        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, or ``broken``: the best job
-            could not be read and has ended; others may wait behind it.
+        why: ``leased`` (by ``run``), ``cordoned``, ``removed``, ``empty``, ``waits`` (for ``node``), or
+            ``broken``: the best job could not be read and has ended; others may wait behind it.
         run: Who has the node.
+        node: The node that has the results of the only jobs that could be claimed.
+        left_s: For how many seconds they wait for it; 0: only if it is free now.
     """
 
     why: str
     run: str | None = None
+    node: str = ""
+    left_s: float = 0.0
 
 
 class RunStore(Protocol):
@@ -138,8 +142,12 @@ class RunStore(Protocol):
         token: str,
         dispatcher: str,
         ttl_s: float,
+        unawaited: Sequence[str] = (),
     ) -> Claim | Refused:
         """Take the best job of the given classes for a granted node, with node and run lease, in one step.
+
+        An editor's job is passed over while another node has its graph's results and is worth the wait, but
+        not for the nodes in ``unawaited``.
 
         Raises:
             Outdated: A newer version works on this store: no more jobs may be claimed.
@@ -209,6 +217,8 @@ class RunStore(Protocol):
         duration_s: float | None,
         speed: float | None = None,
         models: Sequence[str] = (),
+        ran_s: float | None = None,
+        warm: bool = False,
         progress: Progress | None = None,
         ui: str = "",
     ) -> JobStatus:
@@ -222,6 +232,9 @@ class RunStore(Protocol):
             speed: Natural logarithm of the node's speed in this run, see
                 :mod:`comfy_fleet.domain.nodes.speed`.
             models: The model files that it used.
+            ran_s: How long its node had the prompt, in seconds, whatever came of it; None if that is not
+                known.
+            warm: Whether the node had any of the graph's results in its cache.
             progress: How far it came; None: as far as the record says.
             ui: As for :meth:`left`.
         """

@@ -118,6 +118,8 @@ class Execution:
         self._started = tools.now()
         self._posted_at: float | None = None
         self._took_s: float | None = None
+        self._ran_s: float | None = None
+        self._warm = False
         self._ui = ""
         self._canceled = False
         self._released = False
@@ -276,6 +278,8 @@ class Execution:
                 place = machine.pictured if isinstance(event, Binary) else None
                 self._relay.take(event, running=machine.phase is RunPhase.RUNNING, place=place)
             for action in actions:
+                if isinstance(action, Finish | Left) and self._ran_s is None and self._posted_at is not None:
+                    self._ran_s, self._warm = self._tools.now() - self._posted_at, machine.warm
                 if isinstance(action, Finish):
                     self._ui = self._ui or machine.ui  # not again after a Left, which comes with this
                     await self._end(self._with_story(action.verdict, machine))
@@ -470,6 +474,7 @@ class Execution:
         measured = Measured()
         if end.status is JobStatus.SUCCEEDED:
             measured = self._tools.measure.succeeded(self.claim, took_s=self._took_s)
+        measured = replace(measured, ran_s=self._ran_s, warm=self._warm)
         status = await self._ending.finish(
             end, measured=measured, duration_s=duration_s, progress=self._reporter.last, ui=self._ui
         )

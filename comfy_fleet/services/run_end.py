@@ -174,6 +174,8 @@ class Ending:
                 duration_s=took_s if claim is self._claim else None,
                 speed=measured.speed if claim is self._claim else None,
                 models=measured.models,
+                ran_s=measured.ran_s if claim is self._claim else None,
+                warm=measured.warm,
                 progress=progress,
                 ui=ui,
             )

@@ -20,10 +20,14 @@ class Measured:
     Attributes:
         speed: Natural logarithm of the node's speed in this run; None if the run says nothing about it.
         models: The model files that it used, as ``FOLDER/FILE``.
+        ran_s: How long the node had the prompt, in seconds; None if that is not known.
+        warm: Whether it had any of the graph's results in its cache.
     """
 
     speed: float | None = None
     models: Sequence[str] = ()
+    ran_s: float | None = None
+    warm: bool = False
 
 
 class Measure:

@@ -17,7 +17,7 @@ from comfy_fleet.domain.errors import Outdated
 from comfy_fleet.domain.jobs.job import Placement
 from comfy_fleet.domain.nodes.node_order import NodeOrder, Nodes
 from comfy_fleet.ports.comfyui import Lease, Leases, NoLease
-from comfy_fleet.ports.runs import Claim, RunStore
+from comfy_fleet.ports.runs import Claim, Refused, RunStore
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.services.node_directory import NodeDirectory
 from comfy_fleet.timeouts import Timeout
@@ -32,6 +32,8 @@ BETTER_TIMEOUT_S = 0.25  # time to ask about better nodes: one of them may be fr
 BETTER_GAPS_S = (0.001, 0.002, 0.004, *[0.008] * 7)  # a granted node is claimed for within these
 UNAVAILABLE_S = 0.5  # how long a node that could not be had is not waited for again
 LOOK_AGAIN_S = (0.1, 0.3)  # pause while jobs wait and every node is busy
+AWAITED_LOOK_S = 0.25  # pause while the only jobs of a class wait for a node with their results
+EDITED_S = 300.0  # how long after its last run for an editor a node goes to others last
 IDLE_LOOK_S = 2.0  # so that a lost wake-up does not matter
 
 
@@ -96,6 +98,8 @@ class Seekers:
         self._known: set[Placement] = set()  # classes with waiting jobs, as far as we know
         self._busy_until: dict[Placement, float] = {}
         self._vain_until: dict[str, float] = {}
+        self._awaiting: set[Placement] = set()  # their only jobs wait for nodes with their results
+        self._edited_until: dict[str, float] = {}  # nodes whose last run of ours was an editor's
         self._look = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -106,6 +110,7 @@ class Seekers:
         while True:
             waiting = await self._runs.waiting() if self._claiming else []
             self._known = {head.placement for head in waiting}
+            self._awaiting &= self._known
             self._directory.forget({*self._known, *self._seekers})
             await self._directory.learn(self._known)
             for head in waiting:
@@ -135,6 +140,9 @@ class Seekers:
 
     def wanted(self, placement: Placement) -> None:
         """Note that a job of a class waits."""
+        if placement in self._awaiting:  # the new one may run anywhere
+            self._awaiting.discard(placement)
+            self._busy_until.pop(placement, None)
         if not self._start(placement):
             self._look_in(LOOK_AGAIN_S[0])  # present seekers may have looked before it was there
 
@@ -246,7 +254,12 @@ class Seekers:
         lease, _ = granted
         try:
             asked = [(pool, self._able_nodes(placement, pool)) for pool in pools]
-            found = await self._await_better(self._order.better(placement, lease.node, asked))
+            better = self._order.better(placement, lease.node, asked)
+            pool, nodes = asked[-1]
+            if lease.node in (edited := self._edited(nodes)):  # another may have become free meanwhile
+                spared = [name for name in nodes if name not in edited and name not in better.get(pool, ())]
+                better = {**better, pool: [*better.get(pool, ()), *spared[:MAX_PREFERRED]]}
+            found = await self._await_better(better)
         except BaseException:
             lease.release()
             raise
@@ -288,9 +301,17 @@ class Seekers:
         # A proxy in front of a node is sent the node's name, so the node must be chosen before HAProxy does.
         named = any(state.node.proxied for state in able.values())
         everyone = len(able) == len(self._directory.pools[pool])
-        if self._order.as_haproxy and everyone and not named:
+        edited = self._edited(able)
+        if self._order.as_haproxy and everyone and not named and not edited:
             return await self._ask_for(pool, ())
-        return await self._ask_for(pool, self._order.preferred(placement, able))
+        preferred = self._order.preferred(placement, able)
+        return await self._ask_for(pool, sorted(preferred, key=lambda node: node in edited))
+
+    def _edited(self, able: Nodes) -> frozenset[str]:
+        """Return the nodes that have results of an editor's, who will come back to them."""
+        now = self._now()
+        self._edited_until = {node: until for node, until in self._edited_until.items() if now < until}
+        return frozenset(self._edited_until.keys() & able.keys())
 
     async def _ask_for(self, pool: str, preferred: Sequence[str]) -> tuple[Lease, str] | None:
         """Ask a pool for the first free one of some nodes, or for any; return the lease and its run's id."""
@@ -303,7 +324,15 @@ class Seekers:
 
     # -- claiming -------------------------------------------------------------------------------------
 
-    async def _claim(self, lease: Lease, run: str, placement: Placement, *, seekers: int) -> bool:
+    async def _claim(
+        self,
+        lease: Lease,
+        run: str,
+        placement: Placement,
+        *,
+        seekers: int,
+        unawaited: frozenset[str] = frozenset(),
+    ) -> bool:
         """Take the best job for a leased node.
 
         Args:
@@ -311,6 +340,7 @@ class Seekers:
             run: Its run's id.
             placement: The class whose job was sought; the node may get a better job of another class.
             seekers: How many of the placement's seekers are this dispatcher's.
+            unawaited: Nodes that no job is to wait for, because they can't be had.
 
         Returns:
             True if more jobs wait than other seekers are seeking nodes for.
@@ -328,6 +358,7 @@ class Seekers:
                 token=self._new_id(),
                 dispatcher=self._name,
                 ttl_s=self._lease_ttl_s,
+                unawaited=sorted(unawaited),
             )
         except Outdated:  # for good; the dispatcher reports it
             lease.release()
@@ -342,12 +373,17 @@ class Seekers:
             sought = sum(self._seekers[one] for one in placements) - seekers
             pool = self._directory.pool_of(got.node)
             got = replace(got, jobs_behind=max(0, got.jobs_behind - sought), pool=pool)
+            self._edited_until.pop(got.node, None)
+            if got.job.editor:
+                self._edited_until[got.node] = self._now() + EDITED_S
             self._telemetry.claimed(got)
             self._on_claim(got, lease, asked)
             return got.jobs_behind > 0
         if got.why == "leased" and got.run is not None:
             self._on_taken(lease, got.run)
             return True
+        if got.why == "waits":
+            return await self._await_results(got, lease, run, placement, seekers=seekers, unawaited=unawaited)
         lease.release()
         if got.why == "broken":
             return True
@@ -357,6 +393,47 @@ class Seekers:
             self._telemetry.lease_refused(got.why, node=lease.node)
             self._busy_until[placement] = self._now() + LOOK_AGAIN_S[0]
         return False
+
+    async def _await_results(
+        self,
+        wait: Refused,
+        lease: Lease,
+        run: str,
+        placement: Placement,
+        *,
+        seekers: int,
+        unawaited: frozenset[str],
+    ) -> bool:
+        """Take the node that has the results of the only jobs that were there for a leased one.
+
+        If it can't be had, the jobs are left alone for as long as they wait for it, and get the leased node
+        otherwise. Returns as :meth:`_claim`.
+        """
+        state = self._directory.states.get(wait.node)
+        able = state is not None and any(
+            self._able(one, wait.node) for one in self._fitting(lease.node, placement)
+        )
+        found = None
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with Timeout(BETTER_TIMEOUT_S):
+                    if able:
+                        found = await self._ask_for(self._directory.pool_of(wait.node), (wait.node,))
+        except BaseException:
+            lease.release()
+            raise
+        if found is not None:
+            lease.release()
+            self.look_again()  # other seekers may have been told that it is busy
+            return await self._claim(*found, placement, seekers=seekers, unawaited=unawaited | {wait.node})
+        if able and wait.left_s > 0:
+            lease.release()
+            self._awaiting.add(placement)
+            pause_s = min(wait.left_s, AWAITED_LOOK_S)
+            self._busy_until[placement] = self._now() + pause_s
+            self._look_in(pause_s + HOT_GAP_S)
+            return False
+        return await self._claim(lease, run, placement, seekers=seekers, unawaited=unawaited | {wait.node})
 
     def _fitting(self, node: str, wanted: Placement) -> list[Placement]:
         """Return the placement classes that may use the node, the sought one first.

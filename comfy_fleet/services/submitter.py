@@ -111,6 +111,7 @@ class SubmitLimits:
     outputs: int
     retention_s: float
     max_attempts: int
+    editor_wait_s: float
 
 
 class Submitter:
@@ -304,6 +305,7 @@ class Submitter:
             prompt=replace(options.prompt, targets=targets),
             output_nodes=targets or outputs,
             editor=editor_key(owner, options.prompt.client_id, options.extra_data),
+            patience_s=self._limits.editor_wait_s,
             deadline_s=options.deadline_s,
             max_attempts=self._limits.max_attempts,
             traceparent=options.traceparent,

@@ -62,6 +62,8 @@ class Finished:
     duration_s: float | None
     speed: float | None
     models: Sequence[str]
+    ran_s: float | None
+    warm: bool
     progress: Progress | None
     ui: str
 
@@ -108,6 +110,7 @@ class FakeRunStore(Fake):
         broken: Claims that meet a job that can't be read: it ends.
         names: What was drawn for each job and place; all jobs are one owner's.
         numbers: The last number of each counter.
+        results: The node that has the results of a job, by its id, and for how long it waits for that.
         staged: Where files belong on their nodes, by asset.
         kept_s: For how long each was to stay there.
     """
@@ -127,6 +130,7 @@ class FakeRunStore(Fake):
         self.broken = 0
         self.names: dict[tuple[str, OutputId], SavedFile] = {}
         self.numbers: Counter[str] = Counter()
+        self.results: dict[str, tuple[str, float]] = {}
         self.staged: dict[str, StagedInput] = {}
         self.kept_s: list[float] = []
         self._ids = count(1)
@@ -171,6 +175,7 @@ class FakeRunStore(Fake):
         token: str,
         dispatcher: str,
         ttl_s: float,
+        unawaited: Sequence[str] = (),
     ) -> Claim | Refused:
         self.offered.append(placements)
         self.answer("claim")
@@ -182,10 +187,16 @@ class FakeRunStore(Fake):
                 return Refused(why="cordoned")
         if (holder := self._holder(node)) is not None:
             return Refused(why="leased", run=holder)
-        jobs = next((jobs for placement in placements if (jobs := self.queues.get(placement))), None)
-        if jobs is None:
+        waiting = [self.queues.get(placement, []) for placement in placements]
+        found = [(job, jobs) for jobs in waiting for job in jobs]
+        if not found:
             return Refused(why="empty")
-        job = jobs.pop(0)
+        here = [one for one in found if self.results.get(one[0].id, (node, 0))[0] in (node, *unawaited)]
+        if not here:
+            there, left_s = self.results[found[0][0].id]
+            return Refused(why="waits", node=there, left_s=left_s)
+        job, jobs = here[0]
+        jobs.remove(job)
         if self.broken:
             self.broken -= 1
             return Refused(why="broken")
@@ -277,6 +288,8 @@ class FakeRunStore(Fake):
         duration_s: float | None,
         speed: float | None = None,
         models: Sequence[str] = (),
+        ran_s: float | None = None,
+        warm: bool = False,
         progress: Progress | None = None,
         ui: str = "",
     ) -> JobStatus:
@@ -289,6 +302,8 @@ class FakeRunStore(Fake):
                 duration_s=duration_s,
                 speed=speed,
                 models=models,
+                ran_s=ran_s,
+                warm=warm,
                 progress=progress,
                 ui=ui,
             )
@@ -383,7 +398,7 @@ class FakeJobStore(Fake):
 
     submit = made_by = replayed = graph = find = ids = request_cancel = depth = durations = unplayed
     with_ui = by_prompt = live = live_count = hide = withdraw = saved = saved_files = unplayed
-    made_since = positions = remove = keep = unplayed
+    made_since = positions = remove = keep = awaited = unplayed
 
 
 async def _all(queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:

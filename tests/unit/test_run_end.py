@@ -214,7 +214,7 @@ async def test_a_job_whose_node_broke_goes_elsewhere_and_the_node_is_counted() -
 )
 async def test_only_a_success_says_how_long_a_job_takes(status: JobStatus, duration_s: float | None) -> None:
     world = World()
-    measured = Measured(speed=0.1, models=["vae/a"])
+    measured = Measured(speed=0.1, models=["vae/a"], ran_s=2.0, warm=True)
     end = Over(status=status, error=BOOM)
     assert await world.ending.finish(end, measured=measured, duration_s=2.5, progress=HALF, ui=UI) is status
     assert world.runs.finished == [
@@ -224,6 +224,8 @@ async def test_only_a_success_says_how_long_a_job_takes(status: JobStatus, durat
             duration_s=duration_s,
             speed=0.1,
             models=["vae/a"],
+            ran_s=2.0,
+            warm=True,
             progress=HALF,
             ui=UI,
         )

@@ -538,3 +538,117 @@ async def test_nothing_is_claimed_after_a_stop() -> None:
             act()
             assert not world.tasks
     assert not world.leases.asked
+
+
+# -- nodes that have a graph's results ---------------------------------------------------------------------
+
+
+def with_results(world: World, left_s: float = 8.0, node: str = "g3") -> None:
+    """Have the first job's results be on a node."""
+    world.runs.results["j1"] = node, left_s
+
+
+@pytest.mark.parametrize("left_s", [8.0, 0.0])
+async def test_a_job_gets_the_free_node_that_has_its_results(left_s: float) -> None:
+    world = World("g1", "g2", "g3", jobs=1)
+    with_results(world, left_s)
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert [(claim.job.id, claim.node) for claim in world.claims] == [("j1", "g3")]
+    assert [(lease.node, lease.released) for lease in world.leases.granted] == [("g1", True), ("g3", False)]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_while_its_node_is_at_work_others_pass_and_then_it_gets_it() -> None:
+    world = World("g1", "g2", "g3", jobs=2)
+    with_results(world)
+    world.leases.free = ["g1", "g2"]
+    world.occupy("g3")
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+        assert [(claim.job.id, claim.node) for claim in world.claims] == [("j2", "g1")]
+        asked = len(world.leases.asked)
+        seekers.wanted(ANY)  # one more comes: it waits for nothing
+        world.runs.queue(1)
+        await world.idle()
+        assert len(world.leases.asked) > asked
+        assert [claim.job.id for claim in world.claims] == ["j2", "j3"]
+        await world.runs.finish(
+            a_claim(node="g3", run="theirs"), JobStatus.SUCCEEDED, error=None, duration_s=None
+        )
+        world.leases.free.append("g3")
+        seekers.freed("g3")
+        await world.idle()
+    assert (world.claims[-1].job.id, world.claims[-1].node) == ("j1", "g3")
+
+
+async def test_who_waits_is_looked_for_again_and_takes_any_node_in_the_end() -> None:
+    world = World("g1", "g3", jobs=1)
+    with_results(world, 0.02)
+    world.leases.free = ["g1"]
+    async with world.seekers(looking=True):
+        await until(lambda: world.runs.offered, what="a node was offered")
+        world.runs.results.clear()
+        world.time += 1  # the time is over
+        await until(lambda: world.claims, what="it has a node")
+    assert [claim.node for claim in world.claims] == ["g1"]
+
+
+@pytest.mark.parametrize("wish", [Placement(without=frozenset({"g3"})), ANY])
+async def test_a_node_that_may_not_run_it_or_is_unknown_is_not_waited_for(wish: Placement) -> None:
+    world = World("g1", *(["g3"] if wish.without else []), jobs=1, wish=wish)
+    with_results(world)
+    async with world.seekers() as seekers:
+        seekers.wanted(wish)
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["g1"]
+    assert len(world.leases.asked) == 1, "nobody is asked for it"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+async def test_a_node_that_is_idle_and_not_to_be_had_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    monkeypatch.setattr("comfy_fleet.services.seekers.BETTER_TIMEOUT_S", 0.01)
+    world = World("g1", "g3", jobs=1)
+    with_results(world, 0.0)
+    if frozen:
+        world.leases.frozen = "g3"
+    else:
+        world.leases.free = ["g1"]
+    async with world.seekers() as seekers:
+        seekers.wanted(ANY)
+        await world.idle()
+    assert [claim.node for claim in world.claims] == ["g1"]
+    assert not world.leases.granted[0].released
+
+
+async def test_a_node_with_an_editor_s_results_goes_to_others_last() -> None:
+    world = World("g1", "g2", "g3", jobs=0)
+    ours = replace(a_claim().job, id="e1", status=JobStatus.QUEUED, editor="ann")
+    async with world.seekers() as seekers:
+        for turn in range(3):
+            world.runs.queues[ANY] = [ours]
+            seekers.wanted(ANY)
+            await world.idle()
+            edited = world.claims[-1]
+            await world.runs.finish(edited, JobStatus.SUCCEEDED, error=None, duration_s=None)
+            world.leases.free = ["g1", "g2", "g3"]
+            world.runs.queue(3)
+            seekers.wanted(ANY)
+            await world.idle()
+            others = world.claims[-3:]
+            assert {claim.node for claim in others} == {"g1", "g2", "g3"}
+            assert others[-1].node == edited.node, turn
+            for claim in others:
+                await world.runs.finish(claim, JobStatus.SUCCEEDED, error=None, duration_s=None)
+            world.leases.free = ["g1", "g2", "g3"]
+            world.leases.asked.clear()
+            world.runs.queue(1)
+            seekers.wanted(ANY)  # its results are gone
+            await world.idle()
+            assert world.leases.asked == [("default", ())]
+            await world.runs.finish(world.claims[-1], JobStatus.SUCCEEDED, error=None, duration_s=None)
+            world.leases.free = ["g1", "g2", "g3"]

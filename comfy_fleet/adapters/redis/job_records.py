@@ -87,6 +87,8 @@ def record_fields(new: NewJob) -> dict[str, str | bytes]:
         fields["excerpt"] = clean(new.excerpt)
     if new.retry_of:
         fields["retry_of"] = new.retry_of
+    if new.editor and new.patience_s:
+        fields["patience"] = f"{new.patience_s:g}"
     return fields
 
 

@@ -334,6 +334,13 @@ class RedisJobStore:
                 details={"kept": int(outcome[1]), "limit": most},
             )
 
+    async def awaited(self, job: Job) -> tuple[str, float] | None:
+        """Return the node that has the results of an editor's job, and how long it waits for it."""
+        if job.status is not JobStatus.QUEUED or not job.editor:
+            return None
+        found = await self._scripts.call("awaited", job=job.id)
+        return (found[0].decode(), float(found[1])) if found else None
+
     async def depth(self) -> int:
         """Return how many jobs wait."""
         return int(await self._redis.llen(self._keys.rq_queue))
@@ -463,6 +470,7 @@ def _fresh(new: NewJob, *, created_at: float, number: float) -> Job:
         number=number,
         targets=new.prompt.targets,
         output_nodes=new.output_nodes,
+        editor=new.editor,
     )
 
 

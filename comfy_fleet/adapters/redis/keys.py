@@ -101,7 +101,8 @@ class Keyspace:
     # -- nodes
     nodes = _One("nodes")  # hash: NODE -> its record as JSON
     node = _Each("node:NODE")  # hash: cordoned, verdict, counts, twin (the node that is the same ComfyUI),
-    #                            speed (mean logarithm over `speeds` runs)
+    #                            speed (mean logarithm over `speeds` runs),
+    #                            results (KEY of the editor whose are in its cache)
     node_runs = _Each("node:NODE:runs")  # set: runs that still need it
     node_errors = _Each("node:NODE:errors")  # list: the last ten, as JSON
     node_models = _Each("node:NODE:models")  # string: files that jobs used since it started or was freed,
@@ -124,6 +125,10 @@ class Keyspace:
     host_nodes = _Each("host:HOST:nodes")  # set: nodes that its agent registered
     gpu = _Each("gpu:UUID")  # hash: NODE -> when its agent said so, and what it holds there, as JSON
     cleanup = _Each("trash:HOST")  # zset: NODE JOB RUN [STRAY ...] -> when its files became useless
+
+    # -- who edits graphs
+    editor = _Each("editor:KEY")  # hash, for a day: node (of its last run), cold (seconds of the last run for
+    #                               which nothing was cached), saving (how many fewer the last took, or cold)
 
     # -- files that graphs read, as they are on the nodes: FILE is of their owner, content and extension
     staged = _Each("staged:NODE")  # hash: FILE -> FOLDER/FOLDER, two drawn ids below input/fleet

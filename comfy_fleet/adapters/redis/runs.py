@@ -93,6 +93,7 @@ class RedisRunStore:
         token: str,
         dispatcher: str,
         ttl_s: float,
+        unawaited: Sequence[str] = (),
     ) -> Claim | Refused:
         """Take the best job for a granted node."""
         answer = await self._scripts.begin(
@@ -104,8 +105,11 @@ class RedisRunStore:
             ttl_s=ttl_s,
             placements=[placement.key for placement in placements],
             peek=PEEK,
+            unawaited=list(unawaited),
         )
         why = answer[0].decode()
+        if why == "waits":
+            return Refused(why=why, node=answer[1].decode(), left_s=float(answer[2]))
         if why != "ok":
             return Refused(why=why, run=answer[1].decode() if why == "leased" else None)
         job_id = answer[1].decode()
@@ -287,6 +291,8 @@ class RedisRunStore:
         duration_s: float | None,
         speed: float | None = None,
         models: Sequence[str] = (),
+        ran_s: float | None = None,
+        warm: bool = False,
         progress: Progress | None = None,
         ui: str = "",
     ) -> JobStatus:
@@ -309,6 +315,8 @@ class RedisRunStore:
             speed=speed,
             models=models[:MODELS],
             most_models=MODELS,
+            ran_s=ran_s,
+            warm=warm,
             reason=job_records.short_reason(error),
         )
         return JobStatus(_check(claim, answer).decode())

@@ -29,6 +29,7 @@ _PRELUDE = (
     "lists",
     "queues",
     "staged",
+    "editors",
     "nodes",
     "assets",
     "kept",

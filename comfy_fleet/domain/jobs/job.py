@@ -285,6 +285,8 @@ class NewJob:
         prompt: What its client said in ComfyUI's own form.
         output_nodes: The graph's nodes that are to return outputs.
         editor: Key of the editor that it comes from; empty: it is no editor's.
+        patience_s: For how long an editor's job leaves other nodes to other jobs at most, while one node has
+            its graph's results.
         deadline_s: Seconds after it is written; later it must not start.
         expires_in_s: Retention after the end.
         traceparent: The caller's trace, as W3C Trace Context writes it.
@@ -312,6 +314,7 @@ class NewJob:
     prompt: PromptFields = field(default_factory=PromptFields)
     output_nodes: tuple[str, ...] = ()
     editor: str = ""
+    patience_s: float = 0.0
     deadline_s: float | None = None
     max_attempts: int = 3
     traceparent: str | None = None

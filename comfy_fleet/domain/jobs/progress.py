@@ -58,6 +58,11 @@ class Meter:
         """Whether every node of the graph came from the cache."""
         return self._cached >= self._weights.keys()
 
+    @property
+    def any_cached(self) -> bool:
+        """Whether any node of the graph came from the cache."""
+        return bool(self._cached)
+
     def cached(self, nodes: Iterable[str]) -> None:
         """Note nodes whose results are cached: they take no time."""
         known = {node for node in nodes if node in self._weights}

@@ -282,6 +282,11 @@ class Run:
         """Whether the node computed anything: not everything came from its cache, as far as is known."""
         return not self._seen.meter.all_cached
 
+    @property
+    def warm(self) -> bool:
+        """Whether the node had any of the graph's results in its cache, as far as is known."""
+        return self._seen.meter.any_cached
+
     def next_tick(self) -> float | None:
         """Return the monotonic time of the next :class:`Tick`, or None."""
         times = [at for at in (self._ask_due(), self._deadline()) if at is not None and at < math.inf]

@@ -1,5 +1,6 @@
 """What a queued job waits for, in words."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 from comfy_fleet.domain.nodes.node import NodeState
@@ -28,6 +29,11 @@ def waiting_for(
     busy = f"node {up[0].node.name} is busy" if len(up) == 1 else f"all {len(up)} able nodes are busy"
     out = [state for state in mine if state not in up]
     return f"{busy}; {_joined([_out(state) for state in out])}" if out else busy
+
+
+def for_results(node: str, left_s: float) -> str:
+    """Say that a job waits for the node that has its graph's results."""
+    return f"{node} has this graph's results: at most {math.ceil(left_s)} s more"
 
 
 def lacking(reasons: Mapping[str, Sequence[str]]) -> str:

@@ -1,18 +1,19 @@
 -- Take the best job of some placement classes for a node that HAProxy granted.
--- args: node, run, token, dispatcher, ttl_s, placements, peek (jobs looked at in each class).
--- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or ''}
+-- args: node, run, token, dispatcher, ttl_s, placements, peek (jobs looked at in each class), unawaited (nodes that no
+--       job waits for).
+-- Returns {'schema', layout} | {'removed'|'cordoned'|'empty'} | {'leased', run} | {'waits', node, seconds} | {'ok', job, record, graph, RQ data, jobs that wait behind it, who listens to its frames, extra data or ''}
 local other = other_schema()
 if other then return other end
 local node, run = args.node, args.run
 if redis.call('HEXISTS', nodes_key, node) == 0 then return { 'removed' } end
-local about = redis.call('HMGET', node_key(node), 'cordoned', 'vram')
+local about = redis.call('HMGET', node_key(node), 'cordoned', 'vram', 'results')
 if about[1] == '1' then return { 'cordoned' } end
 local holder = holder_of(node)
 if holder then return { 'leased', holder } end
 
 local at = now()
 local card = tonumber(about[2] or 0)
-local best, rank, class
+local best, rank, class, editor
 -- Whether the job's profile has run out of memory on a card like this since it was enqueued. Then it moves to the
 -- queue for larger cards, without a useless attempt.
 local function too_small(id, profile, queue)
@@ -27,21 +28,38 @@ local function too_small(id, profile, queue)
   return true
 end
 
+-- Whether a job leaves this node to others for a moment, because another node has its graph's results.  Of one editor's
+-- jobs only the first does, so that a batch does not line up behind one node.
+local IDLE_S = 0.25  -- the same for a job that saves little, if that node is free: it takes a moment to get it
+local unawaited, waiting, held = {}, {}, nil
+for _, name in ipairs(args.unawaited) do unawaited[name] = true end
+local function leaves_it(whose, patience, created)
+  if not whose or waiting[whose] then return false end
+  local there, till = awaited(whose, patience, created)
+  if not there or there == node or unawaited[there] then return false end
+  local soon = (tonumber(created or '') or 0) + math.min(tonumber(patience) or 0, IDLE_S)
+  if till <= at and (soon <= at or holder_of(there)) then return false end
+  waiting[whose] = true
+  held = held or { 'waits', there, num(math.max(0, till - at)) }
+  return true
+end
+
 for _, placement in ipairs(args.placements) do
   local heads = redis.call('ZRANGE', queue_key(placement), 0, args.peek - 1, 'WITHSCORES')
   for j = 1, #heads, 2 do
-    local f = fields(job_key(heads[j]), 'status', 'deadline', 'profile')
+    local f = fields(job_key(heads[j]), 'status', 'deadline', 'profile', 'editor', 'patience', 'created')
     if f[1] ~= 'queued' then
       dequeue(heads[j], placement)  -- a leftover: whatever ended the job has moved on
-    elseif not (f[2] and tonumber(f[2]) <= at) and not too_small(heads[j], f[3], placement) then
+    elseif not (f[2] and tonumber(f[2]) <= at) and not too_small(heads[j], f[3], placement)
+      and not leaves_it(f[4], f[5], f[6]) then
       if not rank or tonumber(heads[j + 1]) < rank then
-        best, rank, class = heads[j], tonumber(heads[j + 1]), placement
+        best, rank, class, editor = heads[j], tonumber(heads[j + 1]), placement, f[4]
       end
       break
     end
   end
 end
-if not best then return { 'empty' } end
+if not best then return held or { 'empty' } end
 
 local key = job_key(best)
 dequeue(best, class)
@@ -53,6 +71,11 @@ redis.call('SADD', node_runs_key(node), run)
 redis.call('ZADD', runs_key, num(at + args.ttl_s), run)
 redis.call('HSET', run_key(run), 'job', best, 'node', node, 'token', args.token, 'dispatcher', args.dispatcher,
   'phase', 'claimed', 'since', num(at), 'schema', SCHEMA, 'rq_beat', num(at))
+if editor then
+  redis.call('HSET', node_key(node), 'results', editor)
+elseif about[3] then
+  redis.call('HDEL', node_key(node), 'results')
+end
 local data = rq_start(best, run, args.dispatcher, at)
 publish_status(best, 'running', run, node)
 local behind = 0

@@ -1,12 +1,13 @@
 -- End a run and its job.
 -- args: run, token, status, seconds (that it took), share (what a new run counts in the node's mean speed), speed
---       (logarithm of this run's), models (used; MOST_MODELS are remembered), most_models, reason {code, message}.
+--       (logarithm of this run's), models (used; MOST_MODELS are remembered), most_models, ran_s (what the node took), warm
+--       (whether anything came from its cache), reason {code, message}.
 -- ARGV: error as JSON or '', RQ's result, last progress as JSON or '', what its nodes handed over as JSON or ''.
 -- Returns the state that the job ended in, or '' if the lease is gone.
 local run, status = args.run, args.status
 if not owned(run, args.token) then return '' end
 local r = redis.call('HMGET', run_key(run), 'job', 'node', 'since')
-local f = redis.call('HMGET', job_key(r[1]), 'cancel', 'profile')
+local f = redis.call('HMGET', job_key(r[1]), 'cancel', 'profile', 'editor')
 if f[1] == '1' then status = 'canceled' end
 local at, counted = now(), status == 'failed'
 note_attempt(run, r[1], r[2], r[3], args.reason, counted, at)
@@ -22,6 +23,7 @@ if status == 'succeeded' and args.seconds then
   redis.call('LPUSH', latest_key, args.seconds .. ' ' .. r[2])
   redis.call('LTRIM', latest_key, 0, 49)
 end
+if f[3] and args.ran_s then note_results(f[3], r[2], args.ran_s, args.warm) end
 if args.status == 'succeeded' and redis.call('HEXISTS', nodes_key, r[2]) == 1 then
   -- A run that had to load a model says nothing about the GPU's speed.
   local warm = used_models(r[2], args.most_models, args.models)

@@ -7,7 +7,10 @@ local function forget_shared(key, whose, node)
 end
 
 -- Nothing is in a node's memory any more: it has started, was freed, or ran out of memory.
-local function unloaded(node) redis.call('DEL', node_models_key(node)) end
+local function unloaded(node)
+  redis.call('DEL', node_models_key(node))
+  redis.call('HDEL', node_key(node), 'results')
+end
 
 -- A job on a node has used these models.  Returns whether an earlier one had used them all.
 local function used_models(node, most, models)
