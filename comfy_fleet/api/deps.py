@@ -17,7 +17,7 @@ from comfy_fleet.api.links import Links
 from comfy_fleet.api.origins import Origin
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.nodes.node import Node, split_credentials
-from comfy_fleet.domain.principal import Principal
+from comfy_fleet.domain.principal import Principal, Role
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import RawAnswer
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
@@ -45,6 +45,7 @@ from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.services.user_files import UserFiles
+from comfy_fleet.services.workflow_publisher import WorkflowPublisher
 from comfy_fleet.settings import Settings
 
 Probe = Callable[[], Awaitable[str | None]]
@@ -102,6 +103,7 @@ class ApiDeps:
         inventories: What the nodes have, and what jobs wait for.
         files: Finds files by the names that clients know.
         pictures: Converts pictures.
+        publisher: Publishes versions of stored workflows.
         workflows: Published versions and drafts; ``catalog`` has the folder's workflows, too.
         object_info: Their classes together.
         models: Their model files together.
@@ -141,6 +143,7 @@ class ApiDeps:
     pictures: PictureWork
     catalog: Catalog
     workflows: WorkflowStore
+    publisher: WorkflowPublisher
     submitter: Submitter
     retrying: Retrying
     sealer: Sealer
@@ -224,6 +227,18 @@ def admin(request: Request) -> Principal:
     if not who.admin:
         raise HttpError(403, "forbidden", "this needs a key with the role admin")
     return who
+
+
+def artist(request: Request) -> str:
+    """Return the caller's name if it may publish stored workflows: an artist or an operator.
+
+    Raises:
+        HttpError: 403.
+    """
+    who = principal(request)
+    if not who.admin and Role.ARTIST not in who.roles:
+        raise HttpError(403, "forbidden", "this needs a key with the role artist or admin")
+    return who.owner
 
 
 def origin(request: Request) -> Origin:

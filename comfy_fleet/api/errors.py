@@ -19,6 +19,7 @@ from comfy_fleet.domain.errors import (
     FleetError,
     IdempotencyConflict,
     IdempotencyKeyReuse,
+    InvalidManifest,
     InvalidParameter,
     InvalidWorkflow,
     MissingAsset,
@@ -62,6 +63,7 @@ _STATUS: tuple[tuple[type[FleetError], int], ...] = (
     (WorkflowFormatUi, 422),
     (MissingAsset, 422),
     (InvalidParameter, 422),
+    (InvalidManifest, 422),
     (BadInput, 400),
     (NotFound, 404),
     (IdempotencyKeyReuse, 422),  # the contract's choice, although it is a conflict

@@ -73,6 +73,7 @@ from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
 from comfy_fleet.services.submitter import SubmitLimits, Submitter
 from comfy_fleet.services.user_files import UserFiles
+from comfy_fleet.services.workflow_publisher import WorkflowPublisher
 from comfy_fleet.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         pictures=PictureWork(assets, most_pixels=settings.max_picture_pixels),
         catalog=catalog,
         workflows=stores.workflows,
+        publisher=WorkflowPublisher(catalog, stores.workflows),
         submitter=submitter,
         retrying=Retrying(
             submitter=submitter,

@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 import comfy_fleet
 from comfy_fleet.api.answers import ErrorEnvelope
-from comfy_fleet.api.endpoint import BINARY, EVENTS, JSON, Endpoint
+from comfy_fleet.api.endpoint import EVENTS, JSON, Endpoint
 
 _REF = "#/components/schemas/"
 _PATH_NAME = re.compile(r"{(\w+)}")
@@ -250,8 +250,8 @@ def _success(status: int, kind: str, schema: Any) -> dict[str, Any]:
     response: dict[str, Any] = {"description": _SUCCESSES[status]}
     if schema is not None:
         response["content"] = {JSON: {"schema": schema}}
-    elif kind == BINARY and status in (200, 206):
-        response["content"] = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
+    elif kind not in (JSON, EVENTS) and status in (200, 206):
+        response["content"] = {kind: {"schema": {"type": "string", "format": "binary"}}}
     return response
 
 

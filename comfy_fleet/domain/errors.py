@@ -5,7 +5,8 @@ FleetError
 │   ├── InvalidWorkflow   the graph is wrong: per-node details
 │   ├── WorkflowFormatUi  the editor's export instead of the API format
 │   ├── MissingAsset      an asset reference that the caller can't use
-│   └── InvalidParameter  a stored workflow's parameter is out of its limits
+│   ├── InvalidParameter  a stored workflow's parameter is out of its limits
+│   └── InvalidManifest   a stored workflow's manifest does not fit its graph
 ├── NotFound              no such job, asset, node or workflow for this caller
 │   └── BlobNotFound      no bytes with this hash that the caller may use
 ├── Conflict              the request contradicts what is there
@@ -83,6 +84,12 @@ class InvalidParameter(BadInput):
     """A parameter's value is out of its limits; details: parameter, value, limit."""
 
     code = "invalid_parameter"
+
+
+class InvalidManifest(BadInput):
+    """A stored workflow's manifest does not fit its graph; ``details["problems"]`` lists why, by key."""
+
+    code = "invalid_manifest"
 
 
 class NotFound(FleetError):

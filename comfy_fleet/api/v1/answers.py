@@ -45,6 +45,7 @@ class WorkflowSummaryAnswer(TypedDict):
     title: str
     description: str
     version: str
+    folder: Annotated[str | None, Field(description="Where it is kept; null if it was published.")]
     parameters: Annotated[list[str], Field(description="Their names.")]
 
 
@@ -85,6 +86,7 @@ class WorkflowAnswer(TypedDict):
     title: str
     description: str
     version: str
+    folder: Annotated[str | None, Field(description="Where it is kept; null if it was published.")]
     parameters: Annotated[dict[str, Any], Field(description="JSON Schema of its parameters.")]
     requires: RequirementsAnswer
     broken: Annotated[str | None, Field(description="Why its files are not in use; an older version is.")]

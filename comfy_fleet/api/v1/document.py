@@ -33,7 +33,10 @@ _TAGS = {
     "health": "Whether the fleet works.",
 }
 _PATH_NAMES = {
-    "workflow": "The stored workflow's name.",
+    "workflow": "The stored workflow's name; to read or run it, also `NAME@VERSION`, `NAME@LABEL` or "
+    "`NAME@draft`.",
+    "version": "A version's digits, the beginning of them, or a label.",
+    "label": "A label of a version.",
     "job_id": "The job's id.",
     "task_id": "What generate or submit answered.",
     "node": "The node's name.",

@@ -12,6 +12,7 @@ from comfy_fleet.api.v1 import (
     job_changes,
     nodes,
     pools,
+    workflow_routes,
     workflows,
 )
 from comfy_fleet.api.v1 import jobs as v1_jobs
@@ -132,6 +133,7 @@ TABLE = (
         errors=(409,),
         console=True,
     ),
+    *workflow_routes.TABLE,
     Endpoint(
         method="GET",
         path="/api/v1/jobs",

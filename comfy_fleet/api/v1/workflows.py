@@ -47,6 +47,7 @@ async def list_workflows(request: Request) -> Response:
             "title": w.title,
             "description": w.description,
             "version": w.version,
+            "folder": w.folder or None,
             "parameters": [p.name for p in w.parameters],
         }
         for w in await catalog.list()
@@ -135,6 +136,7 @@ def _described(value: Workflow) -> dict[str, Any]:
         "title": value.title,
         "description": value.description,
         "version": value.version,
+        "folder": value.folder or None,
         "parameters": json_schema(value),
         "requires": {
             "comfyui": needs.comfyui,

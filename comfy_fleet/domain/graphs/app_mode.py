@@ -10,7 +10,7 @@ Everything here may be nonsense: what can't be found is no marked input.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -96,10 +96,10 @@ class _EditorGraph:
             return self._subgraphs[parts[0]].label(parts[1], widget), places
         *path, node = parts
         level = self._level(tuple(path))
-        if level is None:
-            return "", []
-        if not path and node not in level.nodes:  # of a node that is a subgraph's now
-            inner = [one for one, its in self._paths() if one and node in its.nodes]
+        inner = [one for one, its in self._paths() if one and node in its.nodes] if not path else []
+        if level is None or not (inner or node in level.nodes):  # perhaps the id in API format: linear_data()
+            return self._root.label(place, widget), [(place, widget)]
+        if node not in level.nodes:  # it has been put into a subgraph since
             return "", self._places(inner[0], node, widget, 0) if len(inner) == 1 else []
         return level.label(node, widget), self._places(tuple(path), node, widget, 0)
 
@@ -214,3 +214,22 @@ def _object(value: object) -> Mapping[str, Any]:
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def linear_data(marked: Iterable[MarkedInput]) -> dict[str, Any]:
+    """Return marks in the editor's form, for a graph of which its own format is not at hand.
+
+    :func:`marked_inputs` finds them again, by the ids of the graph in API format.
+    """
+    inputs = [
+        [*target, {"description": one.description}] if one.description else list(target)
+        for one in marked
+        for target in one.targets[:1]
+    ]
+    nodes = [
+        {"id": node_id, "inputs": [{"name": input_, "label": one.name}]}
+        for one in marked
+        for node_id, input_ in one.targets[:1]
+        if one.name != input_
+    ]
+    return {"nodes": nodes, "extra": {"linearData": {"inputs": inputs, "outputs": []}}}

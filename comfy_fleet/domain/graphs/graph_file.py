@@ -7,7 +7,8 @@ ComfyUI writes the graph that made a picture into PNG's text chunks, and into th
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from comfy_fleet.domain.errors import BadInput
@@ -31,23 +32,51 @@ _WAY_OUT = "export the graph in ComfyUI with Workflow > Export (API)"
 MAX_LEVELS = 200  # deeper than any graph, and shallow enough for recursion
 
 
+@dataclass(frozen=True, kw_only=True)
+class GraphFile:
+    """What a file holds.
+
+    Attributes:
+        graph: JSON that may be a graph in API format.
+        ui: The same graph in the editor's format; None if the file has none, or one that can't be read.
+    """
+
+    graph: Any
+    ui: Mapping[str, Any] | None = None
+
+
+def _no_limit(_: bytes) -> None:
+    pass
+
+
 def read_graph(content: bytes) -> Any:
+    """Return the graph of :func:`read_graph_file`; raises the same."""
+    return read_graph_file(content).graph
+
+
+def read_graph_file(content: bytes, *, check: Callable[[bytes], None] = _no_limit) -> GraphFile:
     """Return what a file holds: JSON, or the graph inside a picture that ComfyUI has saved.
 
     NaN and infinite numbers are kept. :func:`comfy_fleet.domain.graphs.structure.check` decides if it is a
     graph.
 
+    Args:
+        content: The whole file.
+        check: Is called with each JSON text before it is parsed, and may raise: parsed, it takes many times
+            its size in memory.
+
     Raises:
         BadInput: It is neither; the message is the rest of a sentence that begins "the file ...".
     """
     if content.startswith(_PNG):
-        return _of_png(content)
-    if (graph := _of_exif(content)) is not None:
+        return _of_png(content, check)
+    if (graph := _of_exif(content, check)) is not None:
         return graph
     for start, kind in _OTHERS:
         if content.startswith(start):
             raise BadInput(f"is {kind}, not JSON: {_WAY_OUT}")
-    return _json(content, "is not JSON")
+    check(content)
+    return GraphFile(graph=_json(content, "is not JSON"))
 
 
 def read_json(content: bytes) -> Any:
@@ -94,14 +123,16 @@ def _deep(value: Any) -> bool:
     return True
 
 
-def _of_png(content: bytes) -> Any:
+def _of_png(content: bytes, check: Callable[[bytes], None]) -> GraphFile:
     found: dict[str, bytes] = {}
     for name, text in _texts(content):
         found.setdefault(name.lower(), text)
     if "prompt" in found:
-        return _json(found["prompt"], "is a PNG whose graph is not JSON")
-    if (graph := _of_exif(content)) is not None:
-        return graph
+        check(found["prompt"])
+        graph = _json(found["prompt"], "is a PNG whose graph is not JSON")
+        return GraphFile(graph=graph, ui=_ui(found.get("workflow"), check))
+    if (of_exif := _of_exif(content, check)) is not None:
+        return of_exif
     if "workflow" in found:
         raise BadInput(
             f"is a PNG that holds a graph in the editor's own format only: open it there, and {_WAY_OUT}"
@@ -109,22 +140,42 @@ def _of_png(content: bytes) -> Any:
     raise BadInput(f"is a PNG without a graph in it: {_WAY_OUT}")
 
 
-def _of_exif(content: bytes) -> Any:
+def _of_exif(content: bytes, check: Callable[[bytes], None]) -> GraphFile | None:
     """Return the graph in a picture's EXIF; None without one."""
     found = Found()
     PieceReader(parse(found)).feed(content)
-    for text in (text for block in found.blocks if isinstance(block, ExifBlock) for text in block.texts()):
+    texts = [text for block in found.blocks if isinstance(block, ExifBlock) for text in block.texts()]
+    named: dict[str, bytes] = {}
+    for text in texts:
         name, _, rest = text.partition(":")
-        if name.strip().lower() == "prompt":
-            return _json(rest.encode(), "is a picture whose graph is not JSON")
-        if name.startswith("{") and '"prompt"' in text:
-            inner = _json(text.encode(), "is a picture whose graph is not JSON").get("prompt")
-            return (
-                _json(inner.encode(), "is a picture whose graph is not JSON")
-                if isinstance(inner, str)
-                else inner
-            )
+        named.setdefault(name.strip().lower(), rest.encode())
+    if "prompt" in named:
+        check(named["prompt"])
+        graph = _json(named["prompt"], "is a picture whose graph is not JSON")
+        return GraphFile(graph=graph, ui=_ui(named.get("workflow"), check))
+    for text in texts:
+        if text.startswith("{") and '"prompt"' in text:
+            check(text.encode())
+            both = _json(text.encode(), "is a picture whose graph is not JSON")
+            inner = both.get("prompt")
+            if isinstance(inner, str):
+                check(inner.encode())
+                inner = _json(inner.encode(), "is a picture whose graph is not JSON")
+            ui = both.get("workflow")
+            return GraphFile(graph=inner, ui=ui if isinstance(ui, dict) else None)
     return None
+
+
+def _ui(text: bytes | None, check: Callable[[bytes], None]) -> Mapping[str, Any] | None:
+    """Return the editor's graph beside one in API format, which is what counts."""
+    if text is None:
+        return None
+    check(text)
+    try:
+        read = _json(text, "is a picture whose editor graph is not JSON")
+    except BadInput:
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def _texts(content: bytes) -> Iterator[tuple[str, bytes]]:
