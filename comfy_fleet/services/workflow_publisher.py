@@ -18,7 +18,7 @@ from comfy_fleet.domain.graphs.stored import (
     WorkflowContent,
 )
 from comfy_fleet.domain.graphs.workflow import Workflow
-from comfy_fleet.domain.graphs.workflow_diff import Difference, differences
+from comfy_fleet.domain.graphs.workflow_diff import WorkflowDifference, differences
 from comfy_fleet.domain.graphs.workflow_names import (
     PRODUCTION,
     WorkflowReference,
@@ -75,7 +75,7 @@ class Prepared:
     content: WorkflowContent
     workflow: Workflow
     current: Workflow | None
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[WorkflowDifference, ...] = ()
     breaking: tuple[BreakingChange, ...] = ()
 
 
@@ -229,7 +229,7 @@ class WorkflowPublisher:
 
     async def diff(
         self, name: str, before: str, after: str, *, owner: str
-    ) -> tuple[Workflow, Workflow, tuple[Difference, ...], tuple[BreakingChange, ...]]:
+    ) -> tuple[Workflow, Workflow, tuple[WorkflowDifference, ...], tuple[BreakingChange, ...]]:
         """Return two versions, what differs, and what breaks callers.
 
         Args:

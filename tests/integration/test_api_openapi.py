@@ -2,7 +2,9 @@
 
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import orjson
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from PIL import Image
 from redis.asyncio import Redis
 
 from comfy_fleet.api.errors import fleet_error
@@ -301,6 +304,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     beat = {"instance": "i1", "nodes": [{"name": "g1", "word": "ready"}]}
     await call("POST", "/api/v1/agents/h1/heartbeat", 200, json=beat)
     await call("GET", "/api/v1/hosts", 200)
+    await _versions(call)
     for method, path, status, more in (
         ("POST", "/api/v1/generate", 400, {"content": b"{"}),
         ("POST", "/api/v1/generate", 422, {"json": {"prompt": "x", "size": "1x1"}}),
@@ -320,6 +324,27 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         if not re.fullmatch(r"/api/v1/workflows/[^{/]+/jobs", path)
     }
     assert general - spec.seen == {"run_workflow"}
+
+
+async def _versions(call: Callable[..., Awaitable[Any]]) -> None:
+    """Ask for all that is about versions, drafts and manifests of a stored workflow."""
+    w = "/api/v1/workflows/w"
+    picture = BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "WEBP")
+    new = {"graph": GRAPH, "ui": {"nodes": []}, "thumbnail": b64encode(picture.getvalue()).decode()}
+    first = await call("PUT", w, 200, json={**new, "manifest": {"title": "W"}})
+    await call("PATCH", f"{w}/manifest?note=x", 200, json={"description": "D"})
+    await call("PUT", w, 409, json={"graph": {**GRAPH, "9": GRAPH["1"]}})
+    await call("PUT", w, 422, json={"graph": {}})
+    await call("POST", f"{w}/rollback", 200, json={"note": "x"})
+    await call("PUT", f"{w}/labels/x", 200, json={"version": first["version"]})
+    await call("PUT", f"{w}/draft", 200, json={"graph": GRAPH})
+    for path in ("", "/versions", "/versions/x", "/versions/draft", "/history", "/diff?a=x", "/manifest"):
+        await call("GET", w + path, 200)
+    for path in ("/versions/x/thumbnail", "/export", "/draft"):
+        await call("GET", w + path, 200)
+    for path in ("/draft", "/labels/x", ""):
+        await call("DELETE", w + path, 204)
 
 
 async def test_answers_of_v2_are_what_its_document_says(api: Api) -> None:

@@ -35,7 +35,7 @@ class DifferenceKind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class WorkflowDifference:
     """One thing that differs.
 
     Attributes:
@@ -58,9 +58,9 @@ class Difference:
     after: Any = None
 
 
-def differences(before: Workflow, after: Workflow) -> tuple[Difference, ...]:
+def differences(before: Workflow, after: Workflow) -> tuple[WorkflowDifference, ...]:
     """Return what differs, parameters first; at most :data:`MAX_DIFFERENCES`."""
-    found: list[Difference] = []
+    found: list[WorkflowDifference] = []
     for one in _all(before, after):
         if len(found) == MAX_DIFFERENCES:
             break
@@ -68,21 +68,21 @@ def differences(before: Workflow, after: Workflow) -> tuple[Difference, ...]:
     return tuple(found)
 
 
-def _all(before: Workflow, after: Workflow) -> Iterator[Difference]:
+def _all(before: Workflow, after: Workflow) -> Iterator[WorkflowDifference]:
     yield from _texts(before, after)
     yield from _parameters(before, after)
     yield from _requirements(before, after)
     yield from _graphs(before.graph, after.graph)
 
 
-def _texts(before: Workflow, after: Workflow) -> Iterator[Difference]:
+def _texts(before: Workflow, after: Workflow) -> Iterator[WorkflowDifference]:
     for name in ("title", "description"):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             yield _of(DifferenceKind.TEXT, f"{name}: {_short(old)} → {_short(new)}", old, new, field=name)
 
 
-def _parameters(before: Workflow, after: Workflow) -> Iterator[Difference]:
+def _parameters(before: Workflow, after: Workflow) -> Iterator[WorkflowDifference]:
     for old in before.parameters:
         if after.parameter(old.name) is None:
             message = f"parameter {old.name} ({old.type.value}) is removed"
@@ -128,7 +128,7 @@ def _effect(value: Any, same: Mapping[str, str]) -> Any:
     }
 
 
-def _requirements(before: Workflow, after: Workflow) -> Iterator[Difference]:
+def _requirements(before: Workflow, after: Workflow) -> Iterator[WorkflowDifference]:
     for one in fields(before.requires):
         old, new = getattr(before.requires, one.name), getattr(after.requires, one.name)
         if one.name == "models":
@@ -142,7 +142,7 @@ def _requirements(before: Workflow, after: Workflow) -> Iterator[Difference]:
             yield _of(DifferenceKind.REQUIREMENT, message, old, new, field=one.name)
 
 
-def _graphs(before: Graph, after: Graph) -> Iterator[Difference]:
+def _graphs(before: Graph, after: Graph) -> Iterator[WorkflowDifference]:
     same = matched(before, after)
     kept = set(same.values())
     for node_id in before:
@@ -221,15 +221,15 @@ def _node(
     after: Any = None,
     *,
     field: str = "",
-) -> Difference:
+) -> WorkflowDifference:
     class_type = graph[node_id]["class_type"]
     return _of(kind, message, before, after, node_id=node_id, class_type=class_type, field=field)
 
 
 def _of(
     kind: DifferenceKind, message: str, before: Any = None, after: Any = None, **where: str
-) -> Difference:
-    return Difference(kind=kind, message=message, before=_cut(before), after=_cut(after), **where)
+) -> WorkflowDifference:
+    return WorkflowDifference(kind=kind, message=message, before=_cut(before), after=_cut(after), **where)
 
 
 def _cut(value: Any) -> Any:
