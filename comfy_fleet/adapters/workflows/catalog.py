@@ -22,14 +22,12 @@ from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.graph_file import read_graph, read_json
 from comfy_fleet.domain.graphs.stored import EditorGraph, WorkflowContent
 from comfy_fleet.domain.graphs.workflow import Workflow
+from comfy_fleet.domain.graphs.workflow_files import EDITOR_FILE, GRAPH_FILE, MANIFEST_FILE
 from comfy_fleet.domain.graphs.workflow_names import NAME, slug
 from comfy_fleet.ports.workflows import FoundWorkflow
 
 logger = logging.getLogger(__name__)
 
-GRAPH_FILE = "workflow.json"
-MANIFEST_FILE = "workflow.toml"
-EDITOR_FILE = "editor.json"
 MAX_FILE_BYTES = 8 * 1024 * 1024
 
 _Stamp = tuple[tuple[int, int, int] | None, ...]

@@ -1,8 +1,6 @@
 """REST: publishing stored workflows, their versions, labels and history, and going back."""
 
 import asyncio
-import io
-import zipfile
 from typing import Any
 
 import orjson
@@ -10,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.adapters.workflows.catalog import EDITOR_FILE, GRAPH_FILE, MANIFEST_FILE
-from comfy_fleet.adapters.workflows.toml_text import toml_text
 from comfy_fleet.api.asset_response import SAFE_HEADERS
 from comfy_fleet.api.deps import artist, deps, links, owner
 from comfy_fleet.api.json import json_response
@@ -26,17 +22,16 @@ from comfy_fleet.api.v1.workflow_answers import (
 )
 from comfy_fleet.api.v1.workflow_bodies import PublishQuery, named, read_upload, thumbnail_in
 from comfy_fleet.domain.errors import NotFound
-from comfy_fleet.domain.graphs.app_mode import linear_data, marked_inputs
 from comfy_fleet.domain.graphs.stored import (
     MAX_NOTE,
     EditorGraph,
     HistoryEntry,
     Published,
     VersionFacts,
-    WorkflowContent,
 )
 from comfy_fleet.domain.graphs.workflow_names import PRODUCTION, WorkflowReference, kept_in_folder
 from comfy_fleet.ports.workflows import FoundWorkflow
+from comfy_fleet.services.workflow_export import zipped
 from comfy_fleet.services.workflow_publisher import Prepared, Publication
 
 
@@ -151,7 +146,7 @@ async def export_workflow(request: Request) -> Response:
     """
     found, _, ui, _ = await _whole(request)
     name = found.workflow.name
-    data = await asyncio.to_thread(_zipped, name, found.content, ui)
+    data = await asyncio.to_thread(zipped, name, found.content, ui)
     headers = {**SAFE_HEADERS, "Content-Disposition": f'attachment; filename="{name}.zip"'}
     return Response(data, media_type="application/zip", headers=headers)
 
@@ -340,23 +335,6 @@ def _label(name: str, entry: HistoryEntry) -> LabelAnswer:
         "before": entry.before or None,
         "changed": entry.before != entry.version,
     }
-
-
-def _zipped(name: str, content: WorkflowContent, ui: EditorGraph | None) -> bytes:
-    """Return the files of a stored workflow as a ZIP, the same bytes each time."""
-    if content.marked and marked_inputs(ui, content.graph) != content.marked:
-        ui = linear_data(content.marked)  # its graph came without the editor's: the marks are kept
-    texts = {
-        GRAPH_FILE: orjson.dumps(content.graph, option=orjson.OPT_INDENT_2),
-        MANIFEST_FILE: toml_text(content.manifest).encode(),
-        EDITOR_FILE: b"" if ui is None else orjson.dumps(ui),
-    }
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, text in texts.items():
-            if text:
-                archive.writestr(zipfile.ZipInfo(f"{name}/{path}"), text, zipfile.ZIP_DEFLATED)
-    return file.getvalue()
 
 
 def _missing(name: str) -> NotFound:

@@ -4,7 +4,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_fleet.adapters.workflows.toml_text import toml_text
+from comfy_fleet.domain.graphs.workflow_files import toml_text
 
 _TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 _LEAVES = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | _TEXTS

@@ -1,10 +1,19 @@
-"""A manifest as TOML (1.0), for folders: the standard library only reads it."""
+"""The files of a stored workflow in a folder, and its manifest as TOML (1.0).
+
+The standard library only reads TOML.
+"""
 
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+GRAPH_FILE = "workflow.json"
+"""The graph in API format."""
+MANIFEST_FILE = "workflow.toml"
+EDITOR_FILE = "editor.json"
+"""The same graph in the editor's own format, if it is at hand."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
