@@ -16,6 +16,7 @@ from comfy_fleet.adapters.redis.events import RedisEvents
 from comfy_fleet.adapters.redis.hosts import RedisHosts
 from comfy_fleet.adapters.redis.inventories import RedisInventories
 from comfy_fleet.adapters.redis.jobs import RedisJobStore
+from comfy_fleet.adapters.redis.missing import RedisMissing
 from comfy_fleet.adapters.redis.nodes import RedisNodeRegistry
 from comfy_fleet.adapters.redis.pools import RedisPools
 from comfy_fleet.adapters.redis.prompt_lists import RedisPromptLists
@@ -52,6 +53,7 @@ class Stores:
     hosts: RedisHosts
     workflows: RedisWorkflowStore
     userdata: RedisUserData
+    missing: RedisMissing
 
     def telling(self, telemetry: Telemetry) -> Self:
         """Return these stores; they report jobs that they end to an observer."""
@@ -69,11 +71,12 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     )
     listening = subscriber(settings.redis_url, namespace=settings.namespace)
     events = RedisEvents(listening)
+    clock = ServerClock(redis)
     jobs = RedisJobStore(redis, ageing_s=settings.ageing_s)
     try:
         yield Stores(
             redis=redis,
-            clock=ServerClock(redis),
+            clock=clock,
             events=events,
             jobs=jobs,
             prompts=RedisPromptLists(redis, jobs),
@@ -84,6 +87,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             hosts=RedisHosts(redis),
             workflows=RedisWorkflowStore(redis),
             userdata=RedisUserData(redis, most_bytes=settings.userdata_bytes),
+            missing=RedisMissing(redis, clock=clock),
         )
     finally:
         await events.close()

@@ -63,6 +63,7 @@ from comfy_fleet.services.fleet_models import FleetModels
 from comfy_fleet.services.fleet_object_info import FleetObjectInfo
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.job_queries import Estimator
+from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
@@ -124,6 +125,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         draw_seed=_draw_seed,
         retry_after=estimator.retry_after,
         telemetry=telemetry,
+        missing=MissingParts(stores.missing, catalog, stores.workflows),
     )
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)

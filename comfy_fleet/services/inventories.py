@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow
@@ -16,6 +17,8 @@ from comfy_fleet.domain.graphs import graph_problems
 from comfy_fleet.domain.graphs.file_check import Declared
 from comfy_fleet.domain.graphs.graph import Graph, sinks
 from comfy_fleet.domain.graphs.graph_problems import Problem, ProblemKind
+from comfy_fleet.domain.graphs.missing import LackingNodes, MissingPart, PartKind, missing_parts
+from comfy_fleet.domain.graphs.part_sources import PartSource
 from comfy_fleet.domain.jobs.job import ANY_POOL, DEFAULT_POOL, Job, JobStatus, Placement
 from comfy_fleet.domain.nodes import eligibility, no_common_node, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
@@ -248,7 +251,7 @@ class NodeInventories:
                 self._kept.clear()
             self._kept[needs.key] = now
 
-    def _refusal(self, graph: Graph, needs: Requirements, bad: Mapping[str, "_Unable"]) -> InvalidWorkflow:
+    def _refusal(self, graph: Graph, needs: Requirements, bad: Mapping[str, "_Unable"]) -> LackingNodes:
         """Explain node by node; problems in the graph are those of the node that comes closest.
 
         If each of its parts is fine on some node, the problems are the parts that no node has together.
@@ -279,7 +282,7 @@ class NodeInventories:
             # Problems of the graph itself are reported for the graph, not for the nodes.
             of_nodes = (eligibility.of_every_node(text) for text in reasons[best][:3])
             words = ", ".join(reasons[best][:3] if of_graph(reasons[best][:1]) else of_nodes)
-        return InvalidWorkflow(
+        return LackingNodes(
             f"no node can run this workflow: {words}",
             details={
                 "field": "workflow",
@@ -287,6 +290,7 @@ class NodeInventories:
                 "nodes": {name: found[:5] for name, found in list(reasons.items())[:_SHOWN]},
                 **({"together": together} if together else {}),
             },
+            parts=_parts(bad, errors),
         )
 
     # -- what it waits for ----------------------------------------------------------------------------
@@ -384,6 +388,19 @@ class NodeInventories:
         """Return every node with its present inventory."""
         await self.look()
         return {candidate.node.name: candidate for candidate in self._directory.candidates}
+
+
+def _parts(
+    bad: Mapping[str, "_Unable"], errors: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[MissingPart]:
+    """Return what is missing where a refusal says that something is wrong, with the folders of files."""
+    places = {(node_id, defect["field"]) for node_id, defects in errors.items() for defect in defects}
+    return [
+        replace(part, source=PartSource(folder=eligibility.model_folder(part.class_type, part.input)))
+        if part.kind is PartKind.FILE
+        else part
+        for part in missing_parts({name: found.problems for name, found in bad.items()}, places)
+    ]
 
 
 def _defect(problem: Problem) -> dict[str, Any]:

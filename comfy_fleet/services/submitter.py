@@ -24,6 +24,7 @@ from comfy_fleet.domain.graphs import binding, excerpt, file_check, folders, gra
 from comfy_fleet.domain.graphs.file_check import Declared, FilePolicy
 from comfy_fleet.domain.graphs.folders import Folder
 from comfy_fleet.domain.graphs.graph import Graph, NamedFile, Place
+from comfy_fleet.domain.graphs.missing import LackingNodes
 from comfy_fleet.domain.graphs.output_count import certain_files
 from comfy_fleet.domain.graphs.workflow import ManifestRequirements, Workflow
 from comfy_fleet.domain.jobs.extra_data import editor_key, split_secrets
@@ -37,6 +38,7 @@ from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.input_lists import KEPT_S, NEW_S
 from comfy_fleet.services.job_queries import is_id
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
+from comfy_fleet.services.missing_parts import MissingParts
 from comfy_fleet.turns import FairTurns, NoTurn
 
 NO_OUTPUTS = "no_outputs"
@@ -125,6 +127,7 @@ class Submitter:
         draw_seed: Draws a seed for a parameter.
         retry_after: Estimates the whole seconds until a full queue has room.
         telemetry: Is told of each job.
+        missing: Explains what nodes lack.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class Submitter:
         draw_seed: Callable[[], int],
         retry_after: Callable[[], Awaitable[int]],
         telemetry: Telemetry,
+        missing: MissingParts,
     ) -> None:
         self._jobs = jobs
         self._assets = assets
@@ -157,6 +161,7 @@ class Submitter:
         self._draw_seed = draw_seed
         self._retry_after = retry_after
         self._telemetry = telemetry
+        self._missing = missing
         self._large = FairTurns(
             LARGE_AT_ONCE, each=LARGE_AT_ONCE_EACH, line=LARGE_LINE_EACH, wait_s=LARGE_WAIT_S
         )
@@ -273,7 +278,12 @@ class Submitter:
         await self._check_known(read, [one for one in others if one.node_id in runs])
         uploads = graph.place_names(assets)
         where = _placement_request(workflow.requires, options.where) if workflow else options.where
-        placement = await self._inventories.placement(runs, where)
+        try:
+            placement = await self._inventories.placement(runs, where)
+        except LackingNodes as error:
+            raise await self._missing.explained(
+                owner, error, extra_data=options.extra_data, workflow=workflow
+            ) from error
         if not await self._inventories.any_node():
             raise NoNodes("no node is known: add one with `fleet node add NAME URL`", retry_after_s=5)
         try:

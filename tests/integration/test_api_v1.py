@@ -65,7 +65,7 @@ async def test_the_root_says_what_this_is_and_everything_else_where_to_go(api: A
         assert (await api.client.get(f"/{link}")).status_code in (200, 503), link
     assert (await api.client.head("/")).status_code == 200
     assert code(await api.client.post("/")) == (405, "method_not_allowed")
-    for path in ("/api/settings", "/users", "/api/v1", "/no/such/thing"):
+    for path in ("/api/internal/logs", "/manager/reboot", "/api/v1", "/no/such/thing"):
         for method in ("GET", "POST"):
             answer = await api.client.request(method, path)
             assert code(answer) == (404, "not_found")

@@ -190,6 +190,10 @@ class Keyspace:
     user_bytes = _Each("userdata:bytes:OWNER")  # string: how many bytes these are together
     user_content = _Each("userdata:content:OWNER:VERSION")  # string: a file's content, compressed
 
+    # -- what people asked for and no node had
+    missing_owners = _One("missing")  # set: who asked for something that was missing
+    missing_of = _Each("missing:OWNER")  # hash: HASH of a class or file -> asked, first, last, about, as JSON
+
     # -- the store itself
     store = _One("store")  # string: drawn at the store's first use: an emptied store gets another
     schema = _One("schema")  # string: the layout of all this; where it is missing, the first (1)

@@ -43,8 +43,16 @@ def prompt_error(
     return {"type": type_, "message": message, "details": details, "extra_info": dict(extra_info or {})}
 
 
-def missing_class(node_id: str, node: Mapping[str, Any]) -> PromptError:
-    """Return the error of a prompt with a node whose class is missing, or not given."""
+def missing_class(
+    node_id: str, node: Mapping[str, Any], defects: Iterable[Mapping[str, Any]] = ()
+) -> PromptError:
+    """Return the error of a prompt with a node whose class is missing, or not given.
+
+    Args:
+        node_id: The first such node.
+        node: It.
+        defects: All missing classes, with their hints: ComfyUI names one, and people need all of them.
+    """
     class_type = node.get("class_type")
     class_type = class_type if isinstance(class_type, str) and class_type else None
     meta = node.get("_meta")
@@ -54,7 +62,11 @@ def missing_class(node_id: str, node: Mapping[str, Any]) -> PromptError:
         lacking = "has no class_type. The workflow may be corrupted or a custom node is missing."
         message = f"Node '{title or f'ID #{node_id}'}' {lacking}"
     about = {"node_id": node_id, "class_type": class_type, "node_title": title}
-    return prompt_error("missing_node_type", clip(message, MOST_VALUE), f"Node ID '#{node_id}'", about)
+    hints = {f"{one.get('class_type')}: {one['hint']}": one["missing"] for one in defects if one.get("hint")}
+    details = "\n".join([f"Node ID '#{node_id}'", *hints])
+    if hints:
+        about["missing"] = list(hints.values())
+    return prompt_error("missing_node_type", clip(message, MOST_VALUE), details, about)
 
 
 def failed_outputs(node_errors: Mapping[str, Any], outputs: Iterable[str], details: str = "") -> PromptError:
@@ -109,7 +121,10 @@ def node_errors(
         below = _downstream(readers, [node_id])
         told[node_id] = {
             "errors": [
-                _told(node_id, graph, defect, outputs=outputs, declarations=declarations, ring=ring)
+                _hinted(
+                    _told(node_id, graph, defect, outputs=outputs, declarations=declarations, ring=ring),
+                    defect,
+                )
                 for defect in found
             ],
             "dependent_outputs": [output for output in outputs if output in below],
@@ -180,6 +195,20 @@ def _first_read(graph: Graph, outputs: Iterable[str], wanted: Collection[str]) -
             seen.add(node_id)
             waiting.extend(value[0] for value in graph[node_id]["inputs"].values() if is_link(value))
     return None
+
+
+def _hinted(error: PromptError, defect: Mapping[str, Any]) -> PromptError:
+    """Return an error with what the fleet knows besides: who lacks a part, and where it can be got."""
+    if "missing" not in defect:
+        return error
+    details, hint = error["details"], str(defect.get("hint") or "")
+    if hint not in details:  # some are the defect's message, which ends with it
+        details += f"\n{hint}"
+    return {
+        **error,
+        "details": details,
+        "extra_info": {**error["extra_info"], "missing": [defect["missing"]]},
+    }
 
 
 def _told(

@@ -357,8 +357,12 @@ def _lacks(class_type: str, name: str, value: object) -> str:
 
 def file_place(class_type: str, name: str, file: str) -> str:
     """Return a model file with its folder, if its input tells that: ``vae/ae.safetensors``."""
-    folder = _FOLDERS_BY_CLASS.get(class_type) or _FOLDERS.get(name)
-    return f"{folder or f'{class_type}.{name}'}/{alike(file)}"
+    return f"{model_folder(class_type, name) or f'{class_type}.{name}'}/{alike(file)}"
+
+
+def model_folder(class_type: str, name: str) -> str:
+    """Return the folder below ``models`` from which an input of a class reads; empty if it is not known."""
+    return _FOLDERS_BY_CLASS.get(class_type) or _FOLDERS.get(name, "")
 
 
 def _texts(value: object) -> list[str]:
