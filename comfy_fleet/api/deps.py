@@ -21,6 +21,7 @@ from comfy_fleet.domain.principal import Principal, Role
 from comfy_fleet.ports.assets import AssetStore
 from comfy_fleet.ports.comfyui import RawAnswer
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
+from comfy_fleet.ports.missing import MissingRecord
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
 from comfy_fleet.ports.prompts import PromptLists
 from comfy_fleet.ports.sessions import Sessions
@@ -119,6 +120,7 @@ class ApiDeps:
         extension_calls: Passes calls of extensions' own routes on.
         editor_tickets: Signs the cookies that name a person's editor node.
         user_files: People's files in the editor.
+        missing: What people asked for and no node had.
         editor_settings: People's settings in the editor.
         streams: Open event streams by caller.
         sockets: Open websockets by caller.
@@ -164,6 +166,7 @@ class ApiDeps:
     extension_calls: ExtensionCalls
     editor_tickets: EditorTickets
     user_files: UserFiles
+    missing: MissingRecord
     editor_settings: EditorSettings
     probes: Mapping[str, Probe] = field(default_factory=dict)
     notes: Callable[[], Awaitable[list[str]]] = no_notes

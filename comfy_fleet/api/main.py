@@ -184,6 +184,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         editors=editors,
         extension_calls=ExtensionCalls(stores.prompts, stores.nodes, editors, info),
         editor_tickets=EditorTickets.under(sealer),
+        missing=stores.missing,
         user_files=UserFiles(stores.userdata, saves=drafts),
         editor_settings=EditorSettings(stores.userdata),
         probes=_probes(settings, stores),

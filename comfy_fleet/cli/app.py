@@ -15,6 +15,7 @@ from comfy_fleet.cli import (
     job_changes,
     jobs,
     logs,
+    missing,
     nodes,
     pools,
     processes,
@@ -96,6 +97,7 @@ def build() -> typer.Typer:
     app.add_typer(pools.app, name="pool", rich_help_panel="Fleet")
     app.add_typer(hosts.app, name="host", rich_help_panel="Fleet")
     job_changes.register(jobs.app)
+    missing.register(workflows.app)
     app.add_typer(jobs.app, name="job", rich_help_panel="Jobs")
     app.add_typer(workflows.app, name="workflow", rich_help_panel="Jobs")
     app.add_typer(haproxy.app, name="haproxy", rich_help_panel="Single processes")

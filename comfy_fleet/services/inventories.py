@@ -24,6 +24,7 @@ from comfy_fleet.domain.nodes import eligibility, no_common_node, waiting_reason
 from comfy_fleet.domain.nodes.eligibility import Candidate, PlacementRequest, Requirements
 from comfy_fleet.domain.nodes.no_common_node import GraphPart
 from comfy_fleet.domain.nodes.node import NodeState
+from comfy_fleet.domain.text import natural
 from comfy_fleet.ports.nodes import InventoryStore, NodeRegistry
 from comfy_fleet.services.input_lists import InputLists
 from comfy_fleet.services.inventory_refresher import InventoryRefresher, NodeInfo
@@ -383,6 +384,25 @@ class NodeInventories:
         answered = await self.refresher.refresh([name], patience_s=15.0)
         await self.look()
         return name in answered
+
+    async def with_part(self, part: MissingPart) -> tuple[list[str], list[str]]:
+        """Return which nodes have a class or file now, and which lack it, by name.
+
+        Nodes whose inventory is not known are in neither, and neither are those that take any file's name.
+        """
+        having, lacking = list[str](), list[str]()
+        for name, candidate in (await self.by_node()).items():
+            if candidate.inventory is None:
+                continue
+            info = candidate.inventory.classes.get(part.class_type)
+            has = info is not None
+            if info is not None and part.kind is PartKind.FILE:
+                offered = eligibility.offers(info, part.input, part.name)
+                if offered is None:
+                    continue
+                has = offered
+            (having if has else lacking).append(name)
+        return sorted(having, key=natural), sorted(lacking, key=natural)
 
     async def by_node(self) -> Mapping[str, Candidate]:
         """Return every node with its present inventory."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from comfy_fleet.domain.errors import FleetError, InvalidWorkflow
-from comfy_fleet.domain.graphs.missing import CLASS_FIELD, LackingNodes, MissingPart, sourced
+from comfy_fleet.domain.graphs.missing import CLASS_FIELD, MOST_NAME, LackingNodes, MissingPart, sourced
 from comfy_fleet.domain.graphs.part_sources import (
     PartSource,
     PartSources,
@@ -17,6 +17,7 @@ from comfy_fleet.domain.graphs.part_sources import (
 from comfy_fleet.domain.graphs.stored import EditorGraph
 from comfy_fleet.domain.graphs.workflow import ModelFile, Workflow
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference, version_digits
+from comfy_fleet.domain.text import clip
 from comfy_fleet.ports.missing import MissingRecord
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
@@ -24,6 +25,7 @@ from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
+_IN_MESSAGE = 3
 NOTE_S = 2.0
 """Longest time that a refusal waits for the record."""
 
@@ -125,5 +127,8 @@ def _told(error: LackingNodes, parts: Sequence[MissingPart]) -> InvalidWorkflow:
             message = message.replace(defect["message"], longer, 1)
             told = {"message": longer, "hint": hint, "missing": part.to_json()}
             by_node[node_id].append({**defect, **told})
+    for part in parts[:_IN_MESSAGE]:
+        if part.way not in message:
+            message += f"; {clip(part.name, MOST_NAME)}: {part.way}"
     details = {**error.details, "node_errors": by_node, "missing": [part.to_json() for part in parts]}
     return InvalidWorkflow(message, details=details)

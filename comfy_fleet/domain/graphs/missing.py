@@ -77,8 +77,8 @@ class MissingPart:
         found = []
         if self.kind is PartKind.CLASS:
             if self.source.package == CORE:
-                version = f" {self.source.version}" if self.source.version else ""
-                found.append(f"ComfyUI itself has it{' as of' if version else ''}{version}")
+                version = f", in {self.source.version} for example" if self.source.version else ""
+                found.append(f"ComfyUI itself has it{version}")
             elif self.source.package:
                 found.append(f"it is in the package {self.source.package} {self.source.version}".rstrip())
         else:
