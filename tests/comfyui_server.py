@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def command(home: Path, folder: Path, port: int, python: str | None = None) -> l
         str(extra),
     ]
     for name in ("output", "input", "temp", "user"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         options += [f"--{name}-directory", str(folder / name)]
     python = python or os.environ.get("COMFYUI_PYTHON") or interpreter(home)
     return [python, str(home / "main.py"), *options, "--database-url", "sqlite:///:memory:"]
@@ -86,9 +86,28 @@ def comfyui_of(home: Path, folder: Path, *, python: str | None = None) -> Iterat
         folder: For its files.
         python: The interpreter that has its packages.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    with ExitStack() as stack:
+        server, process = stack.enter_context(started_comfyui(home, folder, python=python))
+        wait_until_it_answers(server, process)
+        yield server
+
+
+@contextmanager
+def started_comfyui(
+    home: Path, folder: Path, *, python: str | None = None, port: int | None = None
+) -> Iterator[tuple[ComfyServer, subprocess.Popen[bytes]]]:
+    """Start a ComfyUI as :func:`comfyui_of` does, but don't wait for it: several start at once.
+
+    Args:
+        home: Where its programs are.
+        folder: For its files; those of an earlier start may be there.
+        python: The interpreter that has its packages.
+        port: Where it listens; a free port if not given.
+    """
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
     server = ComfyServer(f"http://127.0.0.1:{port}", port, folder)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (folder / "log").open("wb") as log:
@@ -96,8 +115,7 @@ def comfyui_of(home: Path, folder: Path, *, python: str | None = None) -> Iterat
             mortal(command(home, folder, port, python)), cwd=folder, env=environment, stdout=log, stderr=log
         )
     try:
-        _wait_until_it_answers(server, process)
-        yield server
+        yield server, process
     finally:
         process.terminate()
         try:
@@ -107,7 +125,8 @@ def comfyui_of(home: Path, folder: Path, *, python: str | None = None) -> Iterat
             process.wait()
 
 
-def _wait_until_it_answers(server: ComfyServer, process: subprocess.Popen[bytes]) -> None:
+def wait_until_it_answers(server: ComfyServer, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a ComfyUI that was started can take a prompt; the test fails if it ends."""
     deadline = time.monotonic() + START_S
     while True:
         try:

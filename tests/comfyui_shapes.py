@@ -1,4 +1,4 @@
-"""A custom node for a real ComfyUI that returns results in the shapes that people's nodes use."""
+"""Custom nodes for a real ComfyUI: results in the shapes of people's nodes, previews without a model."""
 
 from pathlib import Path
 
@@ -7,7 +7,10 @@ import os
 import threading
 import time
 
+import comfy.model_management
+import comfy.utils
 import folder_paths
+from PIL import Image
 
 
 def put(name, data=b"x"):
@@ -55,13 +58,43 @@ class FleetShapes:
         return {"ui": shapes[what]()}
 
 
-NODE_CLASS_MAPPINGS = {"FleetShapes": FleetShapes}
+class FleetSteps:
+    # Passes an image on after some steps, each with a preview: as a sampler does, without a model.
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "take", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        whole = {"default": 5, "min": 1, "max": 1000}
+        seconds = {"default": 1.0, "min": 0.0, "max": 600.0, "step": 0.1}
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "steps": ("INT", whole),
+                "seconds": ("FLOAT", seconds),
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**50, "control_after_generate": True}),
+            }
+        }
+
+    def take(self, image, steps, seconds, seed):
+        bar = comfy.utils.ProgressBar(steps)
+        for step in range(1, steps + 1):
+            end = time.monotonic() + seconds / steps
+            while (left := end - time.monotonic()) > 0:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                time.sleep(min(left, 0.02))
+            preview = Image.new("RGB", (64, 64), (40, 250 * step // steps, 120))
+            bar.update_absolute(step, steps, ("PNG", preview, None))
+        return (image,)
+
+
+NODE_CLASS_MAPPINGS = {"FleetShapes": FleetShapes, "FleetSteps": FleetSteps}
 """
 
 
 def write_pack(folder: Path) -> Path:
     """Write the node below a folder; returns what ComfyUI takes as a folder of custom nodes."""
     packs = folder / "packs"
-    (packs / "shapes").mkdir(parents=True)
+    (packs / "shapes").mkdir(parents=True, exist_ok=True)
     (packs / "shapes" / "__init__.py").write_text(PACK)
     return packs

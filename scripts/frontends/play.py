@@ -7,10 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import json
-import shutil
 import sys
-import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,15 +23,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from comfy_fleet.domain.jobs import client_messages
 from comfy_fleet.domain.jobs.client_messages import ClientMessage
 from comfy_fleet.timeouts import Timeout
+from tests.browser.chromium import chromium, program
 from tests.interleavings import PROMPTS, Interleaving
 
 HERE = Path(__file__).parent
 SHOWN = 5  # interleavings of which the faults are printed
 LATEST_S = 120.0  # for the editor to start, and for one interleaving
-CHROMIUM = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --mute-audio"
-)
 
 
 class Stage:
@@ -151,29 +145,6 @@ class Stage:
         return JSONResponse(answers.get(path, {}))
 
 
-@contextlib.asynccontextmanager
-async def browser(url: str) -> AsyncIterator[None]:
-    """Open a page in headless Chromium."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        sys.exit("check-frontends: Chromium is missing (Debian: chromium)")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *CHROMIUM.split(),
-            f"--user-data-dir={profile}",
-            "--remote-debugging-port=0",
-            url,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            yield
-        finally:
-            process.terminate()
-            await process.wait()
-
-
 async def check(static: Path, *, times: int, seed: int) -> int:
     stage = Stage(static, times=times, seed=seed)
     config = uvicorn.Config(stage.app(), host="127.0.0.1", port=0, log_level="warning")
@@ -182,7 +153,8 @@ async def check(static: Path, *, times: int, seed: int) -> int:
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with browser(f"http://127.0.0.1:{port}/"):
+    with chromium() as browser, browser.page() as page:
+        await asyncio.to_thread(page.goto, f"http://127.0.0.1:{port}/")
         wrong = await stage.play()
     server.should_exit = True
     await serving
@@ -208,6 +180,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1000, help="how many interleavings")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if program() is None:
+        sys.exit("check-frontends: Chromium is missing (Debian: chromium)")
     sys.exit(asyncio.run(check(args.static, times=args.times, seed=args.seed)))
 
 
