@@ -22,7 +22,7 @@ import pytest
 from tests.children import mortal
 from tests.comfyui_shapes import write_pack
 
-START_S = 90.0
+START_S = 180.0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A page in a browser, used as a person uses it.
 
-What it clicks must be visible, still and on top; keys and the mouse go in where a keyboard's and a mouse's do.
+What it clicks must be visible, still and on top; keys and clicks go in where those of a person do.
 """
 
 import base64
