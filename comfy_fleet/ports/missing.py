@@ -17,7 +17,7 @@ class AskedPart:
     """A class or a file that people asked for.
 
     Attributes:
-        part: Which, without places in a graph; as the newest graph that asked for it tells it.
+        part: Which, without places in a graph; as the newest graph tells it that says where it is from.
         asked: How often.
         people: How many owners.
         first: When it was asked for first, in Unix seconds.

@@ -128,7 +128,7 @@ def _told(error: LackingNodes, parts: Sequence[MissingPart]) -> InvalidWorkflow:
             told = {"message": longer, "hint": hint, "missing": part.to_json()}
             by_node[node_id].append({**defect, **told})
     for part in parts[:_IN_MESSAGE]:
-        if part.way not in message:
+        if part.source.is_known and part.way not in message:
             message += f"; {clip(part.name, MOST_NAME)}: {part.way}"
     details = {**error.details, "node_errors": by_node, "missing": [part.to_json() for part in parts]}
     return InvalidWorkflow(message, details=details)

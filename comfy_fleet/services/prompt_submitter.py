@@ -187,12 +187,8 @@ def _refused(
 
 def _missing_class(graph: Graph, defects: Mapping[str, Sequence[Mapping[str, Any]]]) -> InvalidPrompt | None:
     """Return the refusal of a graph with a class that is on no node; the first one counts, as in ComfyUI."""
-    unknown = {
-        node_id: defect
-        for node_id in graph
-        for defect in defects.get(node_id, ())
-        if defect.get("reason") == "unknown_class"
-    }
-    for node_id in unknown:
-        return InvalidPrompt(prompt_errors.missing_class(node_id, graph[node_id], unknown.values()))
+    for node_id, node in graph.items():
+        if any(defect.get("reason") == "unknown_class" for defect in defects.get(node_id, ())):
+            lacking = [defect for other in graph for defect in defects.get(other, ()) if "missing" in defect]
+            return InvalidPrompt(prompt_errors.missing_class(node_id, node, lacking))
     return None

@@ -191,6 +191,27 @@ async def test_operators_and_artists_see_what_people_asked_for(api: Api) -> None
     assert (await api.client.get("/api/v1/missing")).status_code == 401
 
 
+async def test_who_does_not_say_where_it_is_from_takes_nothing_away(api: Api) -> None:
+    await prompted(api, FANCY, PACKAGE)
+    for key in (ANN, BOB):
+        await prompted(api, FANCY, {}, key)
+    (fancy,) = await asked(api)
+    assert (fancy["package"], fancy["version"], fancy["asked"]) == ("fancy-nodes", "1.2.0", 3)
+
+
+async def test_all_that_is_missing_is_told_with_the_first_class(api: Api) -> None:
+    graph = sampled(file="x.safetensors")
+    graph["6"]["inputs"]["images"] = ["f", 0]
+    graph["f"] = {"class_type": "FancyImage", "inputs": {"images": ["5", 0]}}
+    nodes = [*PACKAGE["extra_pnginfo"]["workflow"]["nodes"], *MODEL["extra_pnginfo"]["workflow"]["nodes"]]
+    error = (await prompted(api, graph, told(*nodes)))["error"]
+    lines = error["details"].split("\n")
+    assert lines[0] == "Node ID '#f'"
+    assert {line.partition(":")[0] for line in lines[1:]} == {"FancyImage", "x.safetensors"}
+    assert any(URL in line for line in lines)
+    assert len(error["extra_info"]["missing"]) == 2
+
+
 async def test_what_a_node_has_by_now_is_listed_only_with_all(api: Api) -> None:
     await prompted(api, sampled(file="x.safetensors"), MODEL)
     info = object_info()

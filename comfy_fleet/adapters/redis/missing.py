@@ -30,7 +30,9 @@ class RedisMissing:
         await self._scripts.call(
             "note_missing",
             owner=owner,
-            parts=[{"key": _key(part), "about": _about(part)} for part in parts],
+            parts=[
+                {"key": _key(part), "about": _about(part), "sourced": part.source.is_known} for part in parts
+            ],
             most=MOST_OF_OWNER,
             ttl_s=int(KEPT_S),
         )
@@ -84,11 +86,11 @@ def _about(part: MissingPart) -> str:
 
 
 def _together(one: AskedPart, other: AskedPart) -> AskedPart:
-    newest = max(one, other, key=lambda asked: asked.last)
+    told = max(one, other, key=lambda asked: (asked.part.source.is_known, asked.last))
     return AskedPart(
-        part=newest.part,
+        part=told.part,
         asked=one.asked + other.asked,
         people=one.people + other.people,
         first=min(one.first, other.first),
-        last=newest.last,
+        last=max(one.last, other.last),
     )

@@ -42,6 +42,11 @@ class PartSource:
     url: str = ""
     folder: str = ""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it says where to get the part, and not only where to put it."""
+        return bool(self.package or self.url)
+
 
 NO_SOURCE = PartSource()
 

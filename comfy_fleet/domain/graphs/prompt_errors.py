@@ -51,7 +51,7 @@ def missing_class(
     Args:
         node_id: The first such node.
         node: It.
-        defects: All missing classes, with their hints: ComfyUI names one, and people need all of them.
+        defects: All that is missing, with hints: ComfyUI names one class, and people need all of them.
     """
     class_type = node.get("class_type")
     class_type = class_type if isinstance(class_type, str) and class_type else None
@@ -62,7 +62,7 @@ def missing_class(
         lacking = "has no class_type. The workflow may be corrupted or a custom node is missing."
         message = f"Node '{title or f'ID #{node_id}'}' {lacking}"
     about = {"node_id": node_id, "class_type": class_type, "node_title": title}
-    hints = {f"{one.get('class_type')}: {one['hint']}": one["missing"] for one in defects if one.get("hint")}
+    hints = {f"{one['missing']['name']}: {one['hint']}": one["missing"] for one in defects if one.get("hint")}
     details = "\n".join([f"Node ID '#{node_id}'", *hints])
     if hints:
         about["missing"] = list(hints.values())

@@ -1,8 +1,10 @@
--- Take note of classes and files that an owner asked for.  args: owner, parts (each: key, about), most, ttl_s.
+-- Take note of classes and files that an owner asked for.  args: owner, parts (each: key, about,
+-- sourced: whether it says where the part is from), most, ttl_s.
 local kept, at = missing_of_key(args.owner), now()
 for _, part in ipairs(args.parts) do
   local readable, old = pcall(cjson.decode, redis.call('HGET', kept, part.key) or '')
   if not readable or type(old) ~= 'table' then old = {} end
+  if not part.sourced and type(old.about) == 'string' then part.about = old.about end
   redis.call('HSET', kept, part.key, cjson.encode({
     asked = (tonumber(old.asked) or 0) + 1, first = tonumber(old.first) or at, last = at, about = part.about,
   }))
