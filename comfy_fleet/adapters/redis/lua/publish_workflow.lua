@@ -24,7 +24,7 @@ local function live_versions()
   local live = {}
   for _, owner in ipairs(redis.call('HKEYS', numbers_key)) do
     for _, id in ipairs(redis.call('ZRANGE', live_key(owner), 0, -1)) do
-      local its = fields(job_key(id), 'workflow', 'workflow_version')
+      local its = fields(job_key(id), 'workflow', 'version')
       if its[1] == name and its[2] then live[its[2]] = true end
     end
   end
