@@ -386,13 +386,15 @@ def workflows(settings: Settings) -> list[Finding]:
             ),
         )
     for usual in ("default_workflow", "generate_workflow"):
-        name = getattr(settings, usual)
+        reference = getattr(settings, usual)
+        name = reference.partition("@")[0]
         if name not in good and usual in settings.model_fields_set:
             findings.append(
                 _warn(
                     "Workflow",
-                    f"FLEET_{usual.upper()} names {name}, which {folder} does not have",
-                    f"name one that is there, or put it into {folder / name}",
+                    f"FLEET_{usual.upper()} names {reference}, which {folder} does not have",
+                    f"unless it was published (fleet workflow show {reference}), name one that is there, or "
+                    f"put it into {folder / name}",
                 )
             )
     return findings
