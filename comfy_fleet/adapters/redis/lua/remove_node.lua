@@ -14,7 +14,8 @@ if digest then forget_shared(inventory_key(digest), inventory_nodes_key(digest),
 if had[4] then forget_shared(object_info_key(had[4]), object_info_nodes_key(had[4]), node) end
 redis.call('DEL', node_errors_key(node))
 unloaded(node)
-for _, file in ipairs(redis.call('HKEYS', staged_key(node))) do give_up_staged(node, file, now()) end
+local host = cleaner_of(node)
+for _, file in ipairs(redis.call('HKEYS', staged_key(node))) do give_up_staged(node, file, host, now()) end
 -- A run that is still there is ended by its dispatcher; a node that is added again under this name starts free.
 redis.call('DEL', lease_key(node), runs, reading_key(node), report_key(node))
 redis.call('HDEL', nodes_key, node)

@@ -24,6 +24,6 @@ local ends = staged_ends_key(node)
 local more = redis.call('ZCARD', ends) - MOST_STAGED
 if more > 0 then
   for _, file in ipairs(redis.call('ZRANGE', ends, 0, more - 1)) do redis.call('ZADD', ends, num(at), file) end
-  retire_staged(node, at)
+  retire_staged(node, at, true)
 end
 return out

@@ -2,29 +2,38 @@
 
 local MOST_STAGED = 1000  -- on one node
 
--- Give up a file's name on a node, whose agent deletes it, if it can.
-local function give_up_staged(node, file, at)
+-- The host whose agent deletes a node's files; nothing if nobody does.
+local function cleaner_of(node)
+  local about = redis.call('HMGET', node_key(node), 'host', 'cleans')
+  return about[2] == '1' and about[1] or nil
+end
+
+-- Give up a file's name on a node.
+local function give_up_staged(node, file, host, at)
   local names = staged_key(node)
-  local folders, about = redis.call('HGET', names, file), redis.call('HMGET', node_key(node), 'host', 'cleans')
+  local folders = redis.call('HGET', names, file)
   redis.call('HDEL', names, file)
   redis.call('ZREM', staged_ends_key(node), file)
-  if folders and about[1] and about[2] == '1' then
-    redis.call('ZADD', cleanup_key(about[1]), num(at), node .. ' ' .. string.gsub(folders, '/', ' '))
+  if folders and host then
+    redis.call('ZADD', cleanup_key(host), num(at), node .. ' ' .. string.gsub(folders, '/', ' '))
   end
 end
 
 -- Give up the names whose time is over and that no run needs.  Nobody is ever given such a name again, so an agent may
--- delete what has it at any later time, whatever was staged meanwhile.
-local function retire_staged(node, at)
+-- delete what has it at any later time, whatever was staged meanwhile.  Where nobody deletes, names stay while there is
+-- room.
+local function retire_staged(node, at, full)
   local ends = staged_ends_key(node)
   local over = redis.call('ZRANGEBYSCORE', ends, '-inf', num(at), 'LIMIT', 0, 100)
   if #over == 0 then return end
+  local host = cleaner_of(node)
+  if not host and not full then return end
   local needed = {}
   for _, run in ipairs(redis.call('SMEMBERS', node_runs_key(node))) do
     for file in string.gmatch(fields(run_key(run), 'staged')[1] or '', '%S+') do needed[file] = true end
   end
   for _, file in ipairs(over) do
-    if needed[file] then redis.call('ZADD', ends, num(at + 60), file) else give_up_staged(node, file, at) end
+    if needed[file] then redis.call('ZADD', ends, num(at + 60), file) else give_up_staged(node, file, host, at) end
   end
 end
 
