@@ -15,12 +15,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from comfy_fleet.api import errors, front_page, login, metrics
+from comfy_fleet.api import errors, front_page, login, metrics, publish_page, workflow_pages
 from comfy_fleet.api.admission import Admission
 from comfy_fleet.api.body_pace import Incoming
 from comfy_fleet.api.credentials import Credentials, take_path_key
 from comfy_fleet.api.deps import ApiDeps
 from comfy_fleet.api.endpoint import ServedRoute
+from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.handshake import NO_REFERRER, Handshake
 from comfy_fleet.api.native import refusals
 from comfy_fleet.api.native import routes as native
@@ -62,6 +63,8 @@ def create_app(deps: ApiDeps) -> "Front":
         *metrics.routes,
         *front_page.routes,
         *login.routes,
+        *publish_page.routes,
+        *workflow_pages.routes,
     ]
     return Front(GroupedRouter(routes, lifespan=lifespan), routes, deps)
 
@@ -179,7 +182,7 @@ class Front:
                 await ticket.enter()
             await self.app(scope, incoming, sending)
         except FleetError as error:
-            await errors.fleet_error(error)(scope, incoming, sending)
+            await _answer(scope, error)(scope, incoming, sending)
         except ClientDisconnect:
             return
         except Exception:
@@ -195,3 +198,12 @@ class Front:
             route = self._routes.get(scope.get("endpoint"))
             seconds = None if route is not None and route.streams else time.perf_counter() - began
             self.figures.count(route.name if route is not None else "none", status, seconds)
+
+
+def _answer(scope: Scope, error: FleetError) -> Response:
+    """Answer an error from before a route was found; a person without a session gets a page that says so."""
+    if isinstance(error, HttpError) and error.status == 401 and scope["method"] == "GET":
+        found = login.signed_out(scope["path"])
+        if found is not None and scope["origin"] is Origin.CONSOLE:
+            return found
+    return errors.fleet_error(error)

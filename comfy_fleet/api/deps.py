@@ -42,6 +42,7 @@ from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
+from comfy_fleet.services.publishing import Publishing
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.submitter import Sealer, Submitter
@@ -111,6 +112,7 @@ class ApiDeps:
         answers: What they answer to other small questions.
         check_place: Refuses a node whose URL leads to another one, or to the fleet itself.
         drafts: Makes drafts of what editors save and run.
+        publishing: Checks and publishes them.
         probes: Parts that ``/ready`` asks, by name.
         notes: Returns what an operator should know even if jobs can run.
         background: Coroutine functions that run as long as the app does.
@@ -164,6 +166,7 @@ class ApiDeps:
     drafts: Drafts
     editors: EditorNodes
     extension_calls: ExtensionCalls
+    publishing: Publishing
     editor_tickets: EditorTickets
     user_files: UserFiles
     missing: MissingRecord

@@ -40,14 +40,20 @@ _NONCE_S = 600
 _NONCE = re.compile(r"[A-Za-z0-9_-]{43}")
 _BROWSER = re.compile(r"[0-9a-f]{64}")
 _MAX_FORM_BYTES = 4096
+_PAGE = re.compile(r"(?:publish|workflows)(?:/[a-z0-9][a-z0-9_.-]{0,62})?")
+"""The pages to which a sign-in may lead back."""
 _HEAD = '<h1>comfy_fleet</h1>\n<p class="faint">Many GPUs, one ComfyUI</p>\n'
 _FORM = """{head}<form method="post" action="login">
 <label for="key">Your API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
-{editor}{wrong}<p><button>Sign in</button></p>
+{hidden}{wrong}<p><button>Sign in</button></p>
 </form>
 <p class="faint">This browser stays signed in for {days}, or until you sign out.</p>"""
 _EDITOR = '<input type="hidden" name="editor" value="{browser}">\n'
+_THEN = '<input type="hidden" name="then" value="{then}">\n'
+_SIGNED_OUT = """{head}<p>To see this page, sign in.</p>
+<p><a class="button" href="{root}login?then={then}">Sign in</a></p>
+<p class="faint">You are signed in already? <a href="">Load this page again</a>.</p>"""
 _SIGNED_IN = """{head}<p>You are signed in as <b>{owner}</b>.</p>
 {editor}<form method="post" action="logout"><button>Sign out</button></form>
 <p><a href="./">What this is</a></p>"""
@@ -72,7 +78,7 @@ async def show(request: Request) -> Response:
         return _to_the_console(request) if who is None else _shown(who)
     browser = _browser(request.query_params.get("editor", ""))
     if who is None:
-        return _form(request, browser)
+        return _form(request, browser, _then(request.query_params.get("then", "")))
     if not browser:
         return _shown(who)
     editor = _OPEN_EDITOR.format(editor=_EDITOR.format(browser=browser))
@@ -96,14 +102,15 @@ async def sign_in(request: Request) -> Response:
     if "key" not in fields and browser and (who := await _signed_in(request)) is not None:
         return await _hand_over(request, who, _token(request), browser)
     who = d.keys.find(fields.get("key", [""])[0].strip())
+    then = _then(fields.get("then", [""])[0])
     if who is None:
-        return _form(request, browser, wrong=True)
+        return _form(request, browser, then, wrong=True)
     token = secrets.token_urlsafe(32)
     await d.sessions.begin(
         token, d.keys.session_proof(token, who, Origin.CONSOLE), ttl_s=d.settings.session_s
     )
     logger.info("signed in", extra={"owner": who.owner})
-    answer = await _hand_over(request, who, token, browser) if browser else RedirectResponse("./", 303)
+    answer = await _hand_over(request, who, token, browser) if browser else RedirectResponse(f"./{then}", 303)
     _set_cookie(request, answer, COOKIES[Origin.CONSOLE], token, max_age=int(d.settings.session_s))
     return answer
 
@@ -191,13 +198,13 @@ def _to_the_console(request: Request) -> Response:
     return answer
 
 
-def _form(request: Request, browser: str, *, wrong: bool = False) -> Response:
+def _form(request: Request, browser: str, then: str, *, wrong: bool = False) -> Response:
     settings = deps(request).settings
     days = max(1, round(settings.session_s / 86400))
     text = _FORM.format(
         head=_HEAD,
         days="a day" if days == 1 else f"{days} days",
-        editor=_EDITOR.format(browser=browser) if browser else "",
+        hidden=_EDITOR.format(browser=browser) if browser else _THEN.format(then=then) if then else "",
         wrong='<p class="wrong" role="alert">This is not one of the keys.</p>\n' if wrong else "",
     )
     forms_lead_to = page_origin(editor_base(request, settings)) if browser else ""
@@ -207,6 +214,19 @@ def _form(request: Request, browser: str, *, wrong: bool = False) -> Response:
 def _shown(who: Principal, *, editor: str = "", forms_lead_to: str = "") -> Response:
     text = _SIGNED_IN.format(head=_HEAD, owner=escape(who.owner), editor=editor)
     return page("Signed in", text, forms_lead_to=forms_lead_to)
+
+
+def signed_out(path: str) -> Response | None:
+    """Return the page for who asks for one of the console's without a session; None for other paths."""
+    then = _then(path.removeprefix("/"))
+    if not then:
+        return None
+    root = "../" * then.count("/")
+    return page("Sign in", _SIGNED_OUT.format(head=_HEAD, root=root, then=then), status=401)
+
+
+def _then(text: str) -> str:
+    return text if _PAGE.fullmatch(text) else ""
 
 
 def _browser(text: str) -> str:

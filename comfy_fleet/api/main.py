@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from comfy_fleet.adapters.comfyui.node_address import check_place
 from comfy_fleet.adapters.redis.assets import RedisAssets
 from comfy_fleet.adapters.redis.owner_lists import MEND_S, OwnerLists
+from comfy_fleet.adapters.redis.publish_tests import RedisPublishTests
 from comfy_fleet.adapters.redis.replays import RedisReplays
 from comfy_fleet.adapters.redis.rq_worker import live_dispatchers, outdated_dispatchers
 from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
@@ -53,6 +54,7 @@ from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.memory import give_memory_back
 from comfy_fleet.services.client_files import ClientFiles
 from comfy_fleet.services.client_hub import ClientHub
+from comfy_fleet.services.draft_checks import DraftChecks
 from comfy_fleet.services.drafts import Drafts
 from comfy_fleet.services.editor_files import EditorFiles
 from comfy_fleet.services.editor_nodes import EditorNodes
@@ -69,6 +71,7 @@ from comfy_fleet.services.owner_clients import HubDeps
 from comfy_fleet.services.picture_work import PictureWork
 from comfy_fleet.services.prompt_items import PromptItems
 from comfy_fleet.services.prompt_submitter import PromptSubmitter
+from comfy_fleet.services.publishing import Publishing
 from comfy_fleet.services.retrying import Retrying
 from comfy_fleet.services.session_watch import SessionWatch
 from comfy_fleet.services.stored_workflows import StoredWorkflows
@@ -131,6 +134,23 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     sessions = RedisSessions(stores.redis)
     session_watch = SessionWatch(sessions)
     drafts = Drafts(RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, clock=time.time)
+    pictures = PictureWork(assets, most_pixels=settings.max_picture_pixels)
+    checks = DraftChecks(
+        submitter=submitter,
+        jobs=stores.jobs,
+        tests=RedisPublishTests(stores.redis),
+        inventories=inventories,
+        policy=FilePolicy.parse(settings.deny_classes, settings.free_paths),
+    )
+    publishing = Publishing(
+        catalog=catalog,
+        store=stores.workflows,
+        checks=checks,
+        drafts=drafts,
+        jobs=stores.jobs,
+        assets=assets,
+        pictures=pictures,
+    )
     return ApiDeps(
         settings=settings,
         keys=keys,
@@ -146,7 +166,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         pools=stores.pools,
         assets=assets,
         files=files,
-        pictures=PictureWork(assets, most_pixels=settings.max_picture_pixels),
+        pictures=pictures,
         catalog=catalog,
         workflows=stores.workflows,
         publisher=WorkflowPublisher(catalog, stores.workflows),
@@ -183,6 +203,7 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
         drafts=drafts,
         editors=editors,
         extension_calls=ExtensionCalls(stores.prompts, stores.nodes, editors, info),
+        publishing=publishing,
         editor_tickets=EditorTickets.under(sealer),
         missing=stores.missing,
         user_files=UserFiles(stores.userdata, saves=drafts),

@@ -1,12 +1,13 @@
 """What the fleet's own pages have in common. They run no script and load nothing."""
 
 from collections.abc import Mapping
+from html import escape
 
 from starlette.responses import HTMLResponse
 
 _CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; form-action {forms}; frame-ancestors 'none'; "
-    "base-uri 'none'"
+    "base-uri 'none'{pictures}"
 )
 # With `no-referrer`, a browser would send `Origin: null` with the pages' own forms.
 _PAGE = """<!doctype html>
@@ -41,7 +42,7 @@ button,.button{{display:inline-block;font:inherit;margin-top:1rem;padding:.5rem 
 border-radius:8px;background:var(--button);color:#fff;text-decoration:none;cursor:pointer}}
 @media(max-width:34rem){{body{{padding-top:1.5rem}}dl{{grid-template-columns:1fr;gap:0}}
 dd{{margin-bottom:.75rem}}}}
-</style></head>
+{style}</style></head>
 <body>
 {body}
 </body></html>
@@ -55,6 +56,8 @@ def page(
     status: int = 200,
     headers: Mapping[str, str] | None = None,
     forms_lead_to: str = "",
+    style: str = "",
+    pictures: bool = False,
 ) -> HTMLResponse:
     """Return a page. No other origin may frame it, or keep a hold of the window that shows it.
 
@@ -64,11 +67,15 @@ def page(
         status: The answer's.
         headers: Further headers.
         forms_lead_to: Another origin to which the answer to a form may send the browser.
+        style: Further rules of CSS.
+        pictures: Whether it shows pictures: outputs of jobs, and small ones inside the page.
     """
     found = {
-        "Content-Security-Policy": _CSP.format(forms=f"'self' {forms_lead_to}".rstrip()),
+        "Content-Security-Policy": _CSP.format(
+            forms=f"'self' {forms_lead_to}".rstrip(), pictures="; img-src 'self' data:" if pictures else ""
+        ),
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cache-Control": "no-store",
         **(headers or {}),
     }
-    return HTMLResponse(_PAGE.format(title=title, body=body), status, found)
+    return HTMLResponse(_PAGE.format(title=escape(title), body=body, style=style), status, found)

@@ -136,6 +136,19 @@ class WorkflowStore(Protocol):
             BadInput: It is too large.
         """
 
+    async def rebase_draft(self, owner: str, name: str, version: str, *, saved_at: float) -> bool:
+        """Say that a draft is based on another version from now on, as it is once it was published.
+
+        Args:
+            owner: Whose.
+            name: The stored workflow.
+            version: The version.
+            saved_at: When the draft was saved; one that was saved again since is left alone.
+
+        Returns:
+            Whether it was still there.
+        """
+
     async def drafts(self, owner: str) -> Mapping[str, float]:
         """Return when each of an owner's drafts was saved, by name, the latest first."""
 

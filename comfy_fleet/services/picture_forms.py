@@ -19,6 +19,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO", "PPM", "TGA", "ICO")
 _DEFAULT_QUALITY = 90
+_QUALITIES = (80, 60, 40, 20)  # of a thumbnail, until it is small enough
 _MASKED_FORMATS = {".png": "PNG", ".webp": "WEBP"}
 
 
@@ -100,6 +101,29 @@ def masked(original: bytes, mask: bytes, name: str, *, most_pixels: int) -> byte
         joined = below.convert("RGBA")
         joined.putalpha(above.convert("RGBA").getchannel("A"))
         return _saved(joined, _MASKED_FORMATS[suffix], compress_level=4, pnginfo=texts)
+
+
+def thumbnail(data: bytes, *, side: int, most_bytes: int, most_pixels: int) -> bytes:
+    """Return a small WebP of a picture, of an animation's first frame.
+
+    Args:
+        data: The picture.
+        side: Most pixels of its longer side.
+        most_bytes: Most bytes of the result.
+        most_pixels: Most pixels of the picture.
+
+    Raises:
+        NoSuchForm: It is no picture, a broken one, or has more pixels than this.
+    """
+    with _refusing(), _opened(data, most_pixels) as picture:
+        shown = picture.convert("RGBA") if picture.mode in ("P", "LA", "PA") else picture
+        small = shown if shown.mode in ("RGB", "RGBA") else shown.convert("RGB")
+        small.thumbnail((side, side))
+        for quality in _QUALITIES:
+            made = _saved(small, "webp", quality=quality)
+            if len(made) <= most_bytes:
+                return made
+        raise NoSuchForm(f"the picture takes more than {most_bytes} bytes")
 
 
 @contextmanager

@@ -75,6 +75,22 @@ class PictureWork:
 
         return await self._done(original.owner, work)
 
+    async def thumbnail(self, asset: Asset, *, side: int, most_bytes: int) -> bytes:
+        """Return a small WebP of an asset's picture; see :func:`picture_forms.thumbnail`.
+
+        Raises:
+            As :meth:`formed`.
+        """
+        self._check_size(asset)
+
+        async def work() -> bytes:
+            data = await _whole(await self._assets.open(asset))
+            return await asyncio.to_thread(
+                picture_forms.thumbnail, data, side=side, most_bytes=most_bytes, most_pixels=self._most_pixels
+            )
+
+        return await self._done(asset.owner, work)
+
     def _check_size(self, asset: Asset) -> None:
         if asset.size_bytes > self.most_bytes:
             raise NoSuchForm(

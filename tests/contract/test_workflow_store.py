@@ -216,6 +216,20 @@ async def test_drafts_are_each_persons_own(store: WorkflowStore) -> None:
     assert list(await store.drafts("ann")) == ["brand_new"] and await store.draft("ann", "w") is None
 
 
+async def test_a_draft_is_based_on_what_was_published_of_it_unless_it_was_saved_again(
+    store: WorkflowStore,
+) -> None:
+    saved = await store.save_draft("ann", "w", Draft(graph=content().graph))
+    version = "sha256:" + "2" * 64
+    assert not await store.rebase_draft("ann", "w", version, saved_at=saved.saved_at - 1)
+    assert not await store.rebase_draft("ben", "w", version, saved_at=saved.saved_at)
+    draft = await store.draft("ann", "w")
+    assert draft is not None and draft.base_version == ""
+    assert await store.rebase_draft("ann", "w", version, saved_at=draft.saved_at)
+    assert await store.draft("ann", "w") == replace(draft, base_version=version)
+    assert (await store.save_draft("ann", "w", Draft(graph=content("b").graph))).base_version == version
+
+
 async def test_the_oldest_draft_makes_room(store: WorkflowStore) -> None:
     for number in range(MAX_DRAFTS + 1):
         await store.save_draft("ann", f"w{number}", Draft(graph=content().graph))

@@ -212,6 +212,15 @@ class FakeWorkflowStore(Fake):
         self.answer("drafts")
         return {name: one.saved_at for name, one in reversed(self._drafts.get(owner, {}).items())}
 
+    async def rebase_draft(self, owner: str, name: str, version: str, *, saved_at: float) -> bool:
+        self.answer("rebase_draft")
+        kept = self._drafts.get(owner, {})
+        draft = kept.get(name)
+        if draft is None or draft.saved_at != saved_at:
+            return False
+        kept[name] = replace(draft, base_version=version)
+        return True
+
     async def drop_draft(self, owner: str, name: str) -> bool:
         self.answer("drop_draft")
         return self._drafts.get(owner, {}).pop(name, None) is not None

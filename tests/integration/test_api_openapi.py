@@ -305,6 +305,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
     await call("POST", "/api/v1/agents/h1/heartbeat", 200, json=beat)
     await call("GET", "/api/v1/hosts", 200)
     await _versions(call)
+    await _publishing(call, api)
     for method, path, status, more in (
         ("POST", "/api/v1/generate", 400, {"content": b"{"}),
         ("POST", "/api/v1/generate", 422, {"json": {"prompt": "x", "size": "1x1"}}),
@@ -345,6 +346,21 @@ async def _versions(call: Callable[..., Awaitable[Any]]) -> None:
         await call("GET", w + path, 200)
     for path in ("/draft", "/labels/x", ""):
         await call("DELETE", w + path, 204)
+
+
+async def _publishing(call: Callable[..., Awaitable[Any]], api: Api) -> None:
+    """Hand a graph over, check it, test it and publish it."""
+    ui = {"nodes": [{"id": 1, "type": "EmptyImage"}], "links": []}
+    await call("POST", "/api/v1/drafts", 201, json={"name": "P", "graph": GRAPH, "ui": ui})
+    await call("GET", "/api/v1/drafts", 200)
+    begun = await call("POST", "/api/v1/workflows/p/check", 200)
+    claim = await api.claim(begun["test_run"]["job_id"])
+    await call("POST", "/api/v1/workflows/p/publish", 409, json={"draft": begun["draft"]})
+    await api.output(claim, b"picture")
+    await api.finish(claim)
+    found = await call("POST", "/api/v1/workflows/p/check", 200, json={})
+    await call("POST", "/api/v1/workflows/p/publish", 200, json={"draft": found["draft"]})
+    await call("GET", "/api/v1/workflows/p/editor-graph", 200)
 
 
 async def test_answers_of_v2_are_what_its_document_says(api: Api) -> None:

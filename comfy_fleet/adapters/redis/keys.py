@@ -165,9 +165,8 @@ class Keyspace:
 
     # -- what people's editors saved and ran, until one is matched with the other; both for a day
     editor_saves = _Each("editor:saves:OWNER")  # hash: FILE -> workflow, signature, when: as JSON
-    editor_runs = _Each(
-        "editor:runs:OWNER"
-    )  # hash: SIGNATURE -> when, and the newest job that ran it: as JSON
+    editor_runs = _Each("editor:runs:OWNER")  # hash: SIGNATURE -> when, and the newest job of it: as JSON
+    publish_test = _Each("publish:test:OWNER:NAME")  # string: VERSION JOB: which job tested a draft
 
     # -- people who have signed in
     session = _Each("session:HASH")  # string: proves which key it began with; HASH is the token's

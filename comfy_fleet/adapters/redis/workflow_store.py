@@ -293,6 +293,11 @@ class RedisWorkflowStore:
             raise same_id(name, draft.editor_name, answer[1].decode())
         return replace(draft, saved_at=float(answer[1]), base_version=answer[2].decode())
 
+    async def rebase_draft(self, owner: str, name: str, version: str, *, saved_at: float) -> bool:
+        """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.rebase_draft`."""
+        answer = await self._scripts.begin("rebase_draft", owner=owner, name=name, base=version, at=saved_at)
+        return bool(answer[1])
+
     async def drafts(self, owner: str) -> Mapping[str, float]:
         """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.drafts`."""
         found = await self._redis.zrevrange(self._keys.drafts(owner), 0, MAX_DRAFTS - 1, withscores=True)

@@ -13,6 +13,7 @@ from comfy_fleet.api.v1 import (
     missing,
     nodes,
     pools,
+    publish_routes,
     workflow_routes,
     workflows,
 )
@@ -135,6 +136,7 @@ TABLE = (
         console=True,
     ),
     *workflow_routes.TABLE,
+    *publish_routes.TABLE,
     Endpoint(
         method="GET",
         path="/api/v1/jobs",

@@ -325,7 +325,7 @@ CLOSED = (
         "GET /v2/manager/queue",
     ),
 )
-NO_ROUTES = ("GET /workflows", "GET /history_v2", "GET /job/ID/status", "GET /tasks", "GET /user")
+NO_ROUTES = ("GET /history_v2", "GET /job/ID/status", "GET /tasks", "GET /user")
 """ComfyUI's own description of its API has them; its server has not."""
 ABSENT = tuple((*line.split(" "), form) for line in (*AN_EDITORS, *CLOSED, *NO_ROUTES) for form in BOTH)
 

@@ -1,0 +1,556 @@
+"""Checking and publishing drafts, over HTTP and on the console's pages; the test plays the dispatcher."""
+
+import copy
+import re
+from collections.abc import AsyncIterator
+from html import unescape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from PIL import Image
+
+from comfy_fleet.domain.graphs.stored import MAX_THUMBNAIL_BYTES, Draft, NewVersion
+from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
+from comfy_fleet.domain.jobs.job import JobStatus
+from tests.integration.api_kit import Api, code, running
+
+KEYS = "ann ann-key-0123456789 artist\nben ben-key-0123456789 artist\nprog prog-key-0123456789\n"
+ANN, BEN, PROG = ({"X-API-Key": f"{name}-key-0123456789"} for name in ("ann", "ben", "prog"))
+GRAPH: dict[str, Any] = {
+    "1": {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255},
+        "_meta": {"title": "$width $height"},
+    },
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "w"}},
+}
+
+
+@pytest.fixture
+async def api(redis_port: int, redis: object, tmp_path: Path) -> AsyncIterator[Api]:
+    keys = tmp_path / "keys"
+    keys.write_text(KEYS)
+    async with running(redis_port, tmp_path, keys_file=keys) as api:
+        await api.add_node()
+        yield api
+
+
+def graph(color: int = 255, title: str = "$width $height") -> dict[str, Any]:
+    made = copy.deepcopy(GRAPH)
+    made["1"]["inputs"]["color"] = color
+    made["1"]["_meta"]["title"] = title
+    return made
+
+
+def ui(color: int = 255) -> dict[str, Any]:
+    """The same graph in the editor's format, as far as this is of interest here."""
+    return {
+        "nodes": [
+            {"id": 1, "type": "EmptyImage", "widgets_values": [64, 64, 1, color]},
+            {"id": 2, "type": "SaveImage", "widgets_values": ["w"]},
+        ],
+        "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+    }
+
+
+async def hand_over(
+    api: Api, who: dict[str, str], color: int = 255, name: str = "My Flow", **graph_: Any
+) -> httpx.Response:
+    """Do what the menu of the editor does."""
+    body = {"name": name, "graph": graph(color, **graph_), "ui": ui(color)}
+    answer = await api.client.post("/api/v1/drafts", json=body, headers=who)
+    assert answer.status_code == 201, answer.text
+    return answer
+
+
+async def check(api: Api, who: dict[str, str], name: str = "my_flow", **body: Any) -> dict[str, Any]:
+    answer = await api.client.post(f"/api/v1/workflows/{name}/check", json=body, headers=who)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def picture(color: str = "red") -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (700, 500), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def made_ready(api: Api, who: dict[str, str], color: str = "red") -> dict[str, Any]:
+    """Check a draft and let its test run succeed."""
+    begun = await check(api, who)
+    assert begun["test_run"] is not None, begun
+    claim = await api.claim(begun["test_run"]["job_id"])
+    await api.output(claim, picture(color))
+    await api.finish(claim)
+    return await check(api, who)
+
+
+async def publish(api: Api, who: dict[str, str], found: dict[str, Any], **more: Any) -> httpx.Response:
+    body = {"draft": found["draft"], **more}
+    return await api.client.post("/api/v1/workflows/my_flow/publish", json=body, headers=who)
+
+
+async def published(api: Api, who: dict[str, str], color: int = 255, **graph_: Any) -> str:
+    await hand_over(api, who, color, **graph_)
+    done = await publish(api, who, await made_ready(api, who))
+    assert done.status_code == 200, done.text
+    return str(done.json()["version"])
+
+
+async def production(api: Api) -> str | None:
+    return await api.stores.workflows.find(WorkflowReference.parse("my_flow"))
+
+
+async def test_a_draft_is_checked_tested_and_published(api: Api) -> None:
+    handed = await hand_over(api, ANN)
+    assert handed.json()["workflow"] == "my_flow"
+    assert handed.json()["publish_url"].endswith("/publish/my_flow")
+    begun = await check(api, ANN)
+    states = {step["name"]: step["state"] for step in begun["steps"]}
+    assert states == {"parameters": "passed", "nodes": "passed", "test_run": "waiting"}
+    assert begun["ready"] is False and begun["production"] is None
+    early = await publish(api, ANN, begun)
+    assert code(early) == (409, "not_checked")
+    assert early.json()["error"]["details"]["checks"] == ["test_run"]
+    assert (await check(api, ANN))["test_run"]["job_id"] == begun["test_run"]["job_id"]
+    job = await api.stores.jobs.get(begun["test_run"]["job_id"])
+    assert job is not None
+    assert (job.owner, job.workflow, job.workflow_version) == ("ann", "my_flow", begun["version"])
+    found = await made_ready(api, ANN)
+    assert found["ready"] is True and found["draft"] == begun["draft"]
+    assert [one["content_type"] for one in found["test_run"]["outputs"]] == ["image/png"]
+    done = await publish(api, ANN, found, note="the first")
+    assert done.status_code == 200, done.text
+    assert done.json()["version"] == found["version"] == await production(api)
+    kept = await api.stores.workflows.version(WorkflowReference.parse("my_flow"))
+    assert kept is not None
+    assert (kept.content.graph, kept.ui) == (graph(), ui())
+    assert (kept.facts.author, kept.facts.note) == ("ann", "the first")
+    assert kept.thumbnail is not None and len(kept.thumbnail) <= MAX_THUMBNAIL_BYTES
+    assert Image.open(BytesIO(kept.thumbnail)).size == (384, 274)
+    made = await api.client.post(
+        "/api/v1/workflows/my_flow/jobs", json={"params": {"width": 8}}, headers=PROG
+    )
+    assert made.status_code == 201 and made.json()["workflow_version"] == found["version"]
+    again = await check(api, ANN)
+    assert again["unchanged"] is True and again["overtaken"] is False
+
+
+async def test_what_is_published_is_what_was_checked(api: Api) -> None:
+    await hand_over(api, ANN, 1)
+    found = await made_ready(api, ANN)
+    await hand_over(api, ANN, 2)
+    late = await publish(api, ANN, found)
+    assert code(late) == (409, "draft_changed")
+    assert await production(api) is None
+    other = await check(api, ANN)
+    assert other["draft"] != found["draft"] and other["ready"] is False
+    assert other["test_run"]["job_id"] != found["test_run"]["job_id"]
+
+
+async def test_another_look_of_the_same_graph_is_another_draft_but_needs_no_other_test(api: Api) -> None:
+    await hand_over(api, ANN)
+    found = await made_ready(api, ANN)
+    draft = await api.stores.workflows.draft("ann", "my_flow")
+    assert draft is not None
+    moved = Draft(graph=draft.graph, ui={**ui(), "groups": [1]}, editor_name="My Flow")
+    await api.stores.workflows.save_draft("ann", "my_flow", moved)
+    assert code(await publish(api, ANN, found)) == (409, "draft_changed")
+    other = await check(api, ANN)
+    assert (other["version"], other["ready"]) == (found["version"], True)
+
+
+async def test_a_draft_that_is_replaced_while_its_test_begins_is_not_tested_as_another(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hand_over(api, ANN, 1)
+    stored = api.deps.submitter.stored
+
+    async def late(owner: str, *args: Any, **more: Any) -> Any:
+        await hand_over(api, ANN, 2)
+        return await stored(owner, *args, **more)
+
+    monkeypatch.setattr(api.deps.submitter, "stored", late)
+    answer = await api.client.post("/api/v1/workflows/my_flow/check", headers=ANN)
+    assert code(answer) == (409, "draft_changed")
+    monkeypatch.undo()
+    jobs = (await api.client.get("/api/v1/jobs", headers=ANN)).json()["jobs"]
+    assert [job["status"] for job in jobs] == [JobStatus.CANCELED]
+
+
+async def test_two_artists_publish_at_once_and_both_are_told(api: Api) -> None:
+    base = await published(api, ANN, 1)
+    for who, color in ((ANN, 2), (BEN, 3)):
+        await hand_over(api, who, color)
+    first, second = await made_ready(api, ANN), await made_ready(api, BEN)
+    assert first["base_version"] == second["base_version"] == base
+    mine = await publish(api, ANN, first, over=base)
+    assert mine.status_code == 200
+    theirs = await publish(api, BEN, second, over=base)
+    assert code(theirs) == (409, "workflow_changed")
+    details = theirs.json()["error"]["details"]
+    assert (details["changed_by"], details["production"]) == ("ann", first["version"])
+    assert await production(api) == first["version"]
+    # Without saying which version was seen, it is refused, too.
+    assert code(await publish(api, BEN, second)) == (409, "workflow_changed")
+    shown = await check(api, BEN)
+    assert shown["overtaken"] is True and shown["ready"] is True
+    assert [one["field"] for one in shown["theirs"]] == ["color"]
+    assert [one["field"] for one in shown["changes"]] == ["color"]
+    asked = await publish(api, BEN, second, over=first["version"])
+    assert asked.status_code == 200 and asked.json()["before"] == first["version"]
+    history = await api.stores.workflows.history("my_flow")
+    assert [(one.author, one.version) for one in history] == [
+        ("ben", second["version"]),
+        ("ann", first["version"]),
+        ("ann", base),
+    ]
+    assert (await api.stores.workflows.content("my_flow", first["version"])) is not None
+    told = await check(api, ANN)
+    assert told["overtaken"] is True and told["production"]["changed_by"] == "ben"
+
+
+async def test_ones_own_next_version_needs_no_question(api: Api) -> None:
+    await published(api, ANN, 1)
+    await hand_over(api, ANN, 2)
+    done = await publish(api, ANN, await made_ready(api, ANN))
+    assert done.status_code == 200
+    await hand_over(api, ANN, 3)
+    found = await made_ready(api, ANN)
+    assert found["overtaken"] is False
+    assert (await publish(api, ANN, found)).status_code == 200
+
+
+async def test_breaking_changes_are_named_and_must_be_allowed(api: Api) -> None:
+    await published(api, ANN, 1)
+    await hand_over(api, ANN, 2, title="$width")
+    found = await made_ready(api, ANN)
+    assert [one["parameter"] for one in found["breaking"]] == ["height"]
+    refused = await publish(api, ANN, found)
+    assert code(refused) == (409, "breaking_changes")
+    assert "'height' disappears" in refused.json()["error"]["message"]
+    assert (await publish(api, ANN, found, breaking=True)).status_code == 200
+
+
+async def test_what_nodes_lack_is_said_and_nothing_is_run(api: Api) -> None:
+    odd = graph()
+    odd["2"]["class_type"] = "SaveSomewhere"
+    body = {"name": "my_flow", "graph": odd, "ui": ui()}
+    assert (await api.client.post("/api/v1/drafts", json=body, headers=ANN)).status_code == 201
+    await api.deps.inventories.refresh("g1")
+    found = await check(api, ANN)
+    nodes = next(step for step in found["steps"] if step["name"] == "nodes")
+    assert nodes["state"] == "failed" and nodes["message"] == "0 of 1 nodes can run it"
+    assert "SaveSomewhere" in nodes["problems"][0]
+    assert found["test_run"] is None
+    assert code(await publish(api, ANN, found)) == (409, "not_checked")
+
+
+async def test_parameters_that_find_no_place_are_said(api: Api) -> None:
+    await hand_over(api, ANN, title="$width $nowhere.at_all")
+    found = await check(api, ANN)
+    assert [step["state"] for step in found["steps"]] == ["failed", "waiting", "waiting"]
+    assert "at_all" in " ".join(found["steps"][0]["problems"])
+    refused = await publish(api, ANN, {"draft": ""})
+    assert code(refused) == (409, "not_checked")
+
+
+async def test_a_test_run_that_fails_can_be_made_again(api: Api) -> None:
+    await hand_over(api, ANN)
+    begun = await check(api, ANN)
+    claim = await api.claim(begun["test_run"]["job_id"])
+    await api.finish(claim, JobStatus.FAILED)
+    failed = await check(api, ANN)
+    assert failed["steps"][2]["state"] == "failed" and failed["ready"] is False
+    again = await check(api, ANN, again=True)
+    assert again["test_run"]["job_id"] != begun["test_run"]["job_id"]
+    assert again["steps"][2]["state"] == "waiting"
+
+
+async def test_a_run_without_an_output_is_no_test(api: Api) -> None:
+    await hand_over(api, ANN)
+    begun = await check(api, ANN)
+    await api.finish(await api.claim(begun["test_run"]["job_id"]))
+    assert (await check(api, ANN))["steps"][2]["state"] == "failed"
+
+
+async def test_a_manifest_stays_with_a_new_graph_and_its_change_is_another_version(api: Api) -> None:
+    await published(api, ANN, 1)
+    kept = await api.stores.workflows.version(WorkflowReference.parse("my_flow"))
+    assert kept is not None
+    limited = {"parameters": {"width": {"max": 128}}}
+    content = kept.content.__class__(graph=kept.content.graph, manifest=limited)
+    done = await api.stores.workflows.publish(
+        "my_flow", NewVersion(content=content, author="ann"), expected=kept.facts.version
+    )
+    await hand_over(api, ANN, 2)
+    found = await made_ready(api, ANN)
+    assert (await publish(api, ANN, found)).status_code == 200
+    now = await api.stores.workflows.version(WorkflowReference.parse("my_flow"))
+    assert now is not None and now.content.manifest == limited
+    assert now.facts.version not in (kept.facts.version, done.version)
+
+
+async def test_what_was_saved_and_not_run_is_said(api: Api) -> None:
+    saved = await api.client.post("/userdata/workflows%2Fnew.json", json=ui(), headers=ANN)
+    assert saved.status_code == 200
+    answer = await api.client.post("/api/v1/workflows/new/check", headers=ANN)
+    assert code(answer) == (404, "not_found")
+    assert "run it once" in answer.json()["error"]["message"]
+    page = await api.client.get("/publish/new", headers=ANN)
+    assert page.status_code == 404 and "run it once" in page.text
+    none = await api.client.post("/api/v1/workflows/other/check", headers=ANN)
+    assert "you have no draft" in none.json()["error"]["message"]
+
+
+async def test_who_may_publish(api: Api) -> None:
+    await hand_over(api, PROG)  # a draft is anybody's own
+    for path, body in (("check", {}), ("publish", {"draft": "x"})):
+        refused = await api.client.post(f"/api/v1/workflows/my_flow/{path}", json=body, headers=PROG)
+        assert code(refused) == (403, "forbidden")
+    assert (await api.client.get("/publish/my_flow", headers=PROG)).status_code == 403
+    other = await api.client.post("/api/v1/workflows/my_flow/check", headers=ANN)
+    assert code(other) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/workflows/x/publish", "/publish/x", "/workflows/x"])
+async def test_the_editor_s_origin_publishes_nothing(
+    redis_port: int, redis: object, tmp_path: Path, path: str
+) -> None:
+    async with running(redis_port, tmp_path) as api:  # without keys everybody here may do everything
+        for method in ("POST", *(() if path.startswith("/api") else ("GET",))):
+            answer = await api.client.request(method, path, headers={"X-Fleet-Origin": "editor"})
+            assert code(answer) == (403, "console_only"), (method, path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "", "graph": {}, "ui": {}},
+        {"name": "a", "graph": {}, "ui": {"nodes": []}},
+        {"name": "a", "graph": GRAPH, "ui": {}},
+        {"name": "a", "graph": ui(), "ui": ui()},
+        {"name": "/", "graph": GRAPH, "ui": {"nodes": [1]}},
+        {"name": "x" * 201, "graph": GRAPH, "ui": ui()},
+        {"name": "a", "graph": GRAPH, "ui": ui(), "more": 1},
+        {"name": 7, "graph": GRAPH, "ui": ui()},
+    ],
+)
+async def test_what_is_no_graph_is_no_draft(api: Api, body: dict[str, Any]) -> None:
+    answer = await api.client.post("/api/v1/drafts", json=body, headers=ANN)
+    assert answer.status_code in (400, 422), answer.text
+    assert await api.stores.workflows.drafts("ann") == {}
+
+
+async def test_two_names_of_one_id_are_reported(api: Api) -> None:
+    await hand_over(api, ANN, name="My Flow")
+    body = {"name": "my_flow!", "graph": GRAPH, "ui": ui()}
+    answer = await api.client.post("/api/v1/drafts", json=body, headers=ANN)
+    assert code(answer) == (409, "workflow_name_taken")
+    assert "'My Flow'" in answer.json()["error"]["message"]
+
+
+async def test_a_stored_workflow_opens_in_the_editor_and_a_draft_knows_where_it_began(api: Api) -> None:
+    base = await published(api, ANN, 1)
+    opened = await api.client.get("/api/v1/workflows/my_flow/editor-graph", headers=BEN)
+    assert opened.status_code == 200
+    found = opened.json()
+    assert (found["editor_name"], found["version"]) == ("My Flow", base)
+    assert found["ui"] == {**ui(1), "extra": {"comfy_fleet": {"workflow": "my_flow", "version": base}}}
+    await published(api, ANN, 2)
+    body = {"name": "My Flow", "graph": graph(3), "ui": found["ui"]}
+    await api.client.post("/api/v1/drafts", json=body, headers=BEN)
+    shown = await check(api, BEN)
+    assert (shown["base_version"], shown["overtaken"]) == (base, True)
+    mine = await api.client.get("/api/v1/workflows/my_flow@draft/editor-graph", headers=BEN)
+    assert mine.json()["ui"] == found["ui"]
+    listed = (await api.client.get("/api/v1/drafts", headers=BEN)).json()
+    assert [one["workflow"] for one in listed["drafts"]] == ["my_flow"]
+
+
+async def test_a_workflow_of_the_folder_is_not_published(
+    redis_port: int, redis: object, tmp_path: Path
+) -> None:
+    folder = tmp_path / "flows"
+    (folder / "kept").mkdir(parents=True)
+    (folder / "kept" / "workflow.json").write_text('{"1": {"class_type": "A", "inputs": {}}}')
+    async with running(redis_port, tmp_path, workflows=folder) as api:
+        body = {"name": "kept", "graph": GRAPH, "ui": ui()}
+        assert (await api.client.post("/api/v1/drafts", json=body)).status_code == 201
+        answer = await api.client.post("/api/v1/workflows/kept/check")
+        assert code(answer) == (409, "workflow_name_taken")
+        assert str(folder) in answer.json()["error"]["message"]
+        page = await api.client.get("/publish/kept")
+        assert page.status_code == 409 and str(folder) in unescape(page.text)
+        assert "kept in" in (await api.client.get("/workflows")).text
+
+
+# -- pages -------------------------------------------------------------------------------------------------
+
+
+def form(page: str) -> dict[str, str]:
+    """Return the hidden fields of a page's last form."""
+    last = page[page.rindex("<form") :]
+    return {
+        name: unescape(value)
+        for name, value in re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', last)
+    }
+
+
+async def post(api: Api, path: str, who: dict[str, str], **fields: str) -> httpx.Response:
+    return await api.client.post(path, data=fields, headers=who)
+
+
+async def test_a_person_checks_publishes_and_goes_back_on_pages(api: Api) -> None:
+    base = await published(api, ANN, 1)
+    await hand_over(api, ANN, 2)
+    page = await api.client.get("/publish/my_flow", headers=ANN)
+    assert page.status_code == 200 and "Check and test" in page.text and "Refresh" not in page.headers
+    begun = await post(api, "/publish/my_flow", ANN, do="check")
+    assert (begun.status_code, begun.headers["location"]) == (303, "my_flow")
+    waiting = await api.client.get("/publish/my_flow", headers=ANN)
+    assert waiting.headers["Refresh"] == "2" and "The test runs" in waiting.text
+    await made_ready(api, ANN, "blue")
+    ready = await api.client.get("/publish/my_flow", headers=ANN)
+    assert "Refresh" not in ready.headers
+    assert ready.text.count("<img ") == 2 and "data:image/webp;base64," in ready.text
+    assert "color" in ready.text
+    fields = form(ready.text)
+    assert fields["over"] == base
+    done = await post(api, "/publish/my_flow", ANN, **fields, note="bluer")
+    assert done.status_code == 303
+    now = await production(api)
+    assert done.headers["location"] == f"../workflows/my_flow?published={now}"
+    shown = await api.client.get("/workflows/my_flow", params={"published": str(now)}, headers=ANN)
+    assert "is in use from the next job on" in shown.text and "bluer" in shown.text
+    assert "fleet_workflow=my_flow" in shown.text
+    back = form(shown.text)
+    assert back == {"version": base, "expected": now}
+    gone = await post(api, "/workflows/my_flow", ANN, **back)
+    assert gone.status_code == 303 and await production(api) == base
+    stale = await post(api, "/workflows/my_flow", ANN, **back)
+    assert stale.status_code == 409 or await production(api) == base
+    after = await api.client.get("/workflows/my_flow", headers=ANN)
+    assert "rolled back" in after.text
+    digits = [str(now)[7:19], base[7:19]]
+    compared = await api.client.get(
+        "/workflows/my_flow", params=dict(zip("ab", digits, strict=True)), headers=ANN
+    )
+    assert "color" in compared.text[compared.text.index('id="diff"') :]
+    assert "My Flow" not in (await api.client.get("/workflows", headers=ANN)).text
+    assert "my_flow" in (await api.client.get("/workflows", headers=BEN)).text
+
+
+async def test_who_comes_second_sees_who_was_first_and_is_asked_on_the_page(api: Api) -> None:
+    await published(api, ANN, 1)
+    for who, color in ((ANN, 2), (BEN, 3)):
+        await hand_over(api, who, color)
+        await made_ready(api, who)
+    pages = [(await api.client.get("/publish/my_flow", headers=who)).text for who in (ANN, BEN)]
+    assert all("Replace the version" not in page for page in pages)
+    assert (await post(api, "/publish/my_flow", ANN, **form(pages[0]))).status_code == 303
+    refused = await post(api, "/publish/my_flow", BEN, **form(pages[1]), note="mine")
+    assert refused.status_code == 409
+    assert "Somebody else has published" in refused.text and "ann" in refused.text
+    assert 'value="mine"' in refused.text  # nothing is typed twice
+    fields = form(refused.text)
+    assert (await post(api, "/publish/my_flow", BEN, **fields)).status_code == 400
+    assert (await post(api, "/publish/my_flow", BEN, **fields, replace="yes")).status_code == 303
+    told = await api.client.get("/workflows/my_flow", params={"published": str(fields["over"])}, headers=ANN)
+    assert "since then" in told.text and "ben" in told.text
+
+
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e&amp;"
+
+
+async def test_what_people_and_graphs_say_is_text_on_the_pages(api: Api) -> None:
+    name = f"x {EVIL}"
+    made = graph(title="$width")
+    made["2"]["_meta"] = {"title": EVIL}
+    made["2"]["inputs"]["filename_prefix"] = EVIL
+    shown = ui()
+    shown["nodes"][1]["title"] = EVIL
+    answer = await api.client.post(
+        "/api/v1/drafts", json={"name": name, "graph": made, "ui": shown}, headers=ANN
+    )
+    assert answer.status_code == 201, answer.text
+    slug = answer.json()["workflow"]
+    begun = await check(api, ANN, slug)
+    claim = await api.claim(begun["test_run"]["job_id"])
+    await api.output(claim, picture())
+    await api.finish(claim)
+    found = await check(api, ANN, slug)
+    body = {"draft": found["draft"], "note": EVIL}
+    done = await api.client.post(f"/api/v1/workflows/{slug}/publish", json=body, headers=ANN)
+    assert done.status_code == 200, done.text
+    made["2"]["inputs"]["filename_prefix"] = f"{EVIL}2"
+    await api.client.post("/api/v1/drafts", json={"name": name, "graph": made, "ui": shown}, headers=ANN)
+    pages = [
+        await api.client.get(f"/publish/{slug}", headers=ANN),
+        await api.client.get(f"/workflows/{slug}", headers=ANN),
+        await api.client.get("/workflows", headers=ANN),
+        await post(api, f"/publish/{slug}", ANN, do="publish", draft=EVIL, over=EVIL, note=EVIL),
+        await api.client.get(f"/publish/{quote(EVIL, safe='')[:60]}", headers=ANN),
+        await api.client.get(
+            f"/workflows/{slug}", params={"a": EVIL, "b": EVIL, "published": EVIL}, headers=ANN
+        ),
+    ]
+    for page in pages:
+        assert "<script" not in page.text and "onerror=alert" not in page.text.replace("&gt;", "").replace(
+            "&lt;img src=x onerror=alert", ""
+        )
+        assert "\u202e" not in page.text
+        if page.headers["content-type"].startswith("text/html"):
+            policy = page.headers["content-security-policy"]
+            assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+            assert "script-src" not in policy and "img-src 'self' data:" in policy
+            assert page.headers["cross-origin-opener-policy"] == "same-origin"
+            assert page.headers["cache-control"] == "no-store"
+
+
+async def test_forms_of_other_sites_and_other_kinds_are_refused(api: Api) -> None:
+    await published(api, ANN, 1)
+    foreign = {**ANN, "Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+    for path in ("/publish/my_flow", "/workflows/my_flow"):
+        assert (await post(api, path, foreign, do="check")).status_code == 403
+        same_site = {**ANN, "Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}
+        assert (await post(api, path, same_site, do="check")).status_code == 403
+        answer = await api.client.post(path, json={"do": "check"}, headers=ANN)
+        assert code(answer) == (415, "unsupported_media_type")
+        large = await post(api, path, ANN, note="x" * 20_000)
+        assert code(large) == (413, "payload_too_large")
+        many = await post(api, path, ANN, **{f"f{number}": "x" for number in range(50)})
+        assert code(many) == (400, "invalid_request")
+    assert (await api.client.get("/workflows/NOT-A-NAME", headers=ANN)).status_code == 400
+    assert (await api.client.get("/workflows/none_such", headers=ANN)).status_code == 404
+    bad = await post(api, "/workflows/my_flow", ANN, version="x", expected="")
+    assert bad.status_code == 400 and "name a version" in bad.text
+
+
+async def test_who_is_signed_out_is_led_to_the_page_by_way_of_the_sign_in(api: Api) -> None:
+    await published(api, ANN, 1)
+    for path, root in (("/publish/my_flow", "../"), ("/workflows/my_flow", "../"), ("/workflows", "")):
+        out = await api.client.get(path)
+        assert out.status_code == 401 and f'href="{root}login?then={path[1:]}"' in out.text
+        sign_in = await api.client.get("/login", params={"then": path[1:]})
+        assert f'name="then" value="{path[1:]}"' in sign_in.text
+    data = {"key": ANN["X-API-Key"], "then": "workflows/my_flow"}
+    done = await api.client.post("/login", data=data)
+    assert (done.status_code, done.headers["location"]) == (303, "./workflows/my_flow")
+    shown = await api.client.get("/workflows/my_flow")  # by the session's cookie
+    assert shown.status_code == 200
+    for elsewhere in ("//evil.example", "https://evil.example", "publish/../x", "/login", "publish/x?y", "x"):
+        answer = await api.client.get("/login", params={"then": elsewhere}, headers={"Cookie": ""})
+        assert "evil" not in answer.text and 'name="then"' not in answer.text
+        moved = await api.client.post("/login", data={**data, "then": elsewhere})
+        assert moved.headers["location"] == "./"
+    # Programs are told in their own form, and the editor's origin nothing of the kind.
+    api.client.cookies.clear()
+    assert code(await api.client.get("/api/v1/drafts")) == (401, "unauthorized")
+    editor = await api.client.get("/workflows", headers={"X-Fleet-Origin": "editor"})
+    assert code(editor) == (401, "unauthorized")
