@@ -32,6 +32,7 @@ from comfy_fleet.timeouts import Timeout
 
 _NODES, _REDIS, _PROXY, _API, _DISPATCH, _CLIENT = range(6)
 READY_S = 60.0
+COMFYUI_READY_S = 300.0  # several that start at once on few cores
 POLL_S = 0.05
 
 
@@ -186,7 +187,7 @@ class Stage:
         launch = home.launch(port=port, folder=folder, gpu=None, args=args)
         await self.child(name, launch.argv, stage=_NODES, env=launch.env, cwd=launch.cwd)
         url = f"http://127.0.0.1:{port}"
-        await self.until_200(f"{url}/system_stats")
+        await self.until_200(f"{url}/system_stats", COMFYUI_READY_S)
         return url
 
     async def proxy(self, node_url: str) -> "Served":

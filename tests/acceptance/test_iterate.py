@@ -91,6 +91,7 @@ async def test_the_node_that_takes_long_runs_once() -> None:
 
 
 @pytest.mark.comfyui
+@pytest.mark.timeout(900)
 async def test_the_node_that_takes_long_runs_once_on_real_comfyuis(comfyui_home: Path) -> None:
     await check_scenario(comfyui_home)
 
