@@ -22,6 +22,9 @@ from comfy_fleet.cli import (
     sim,
     status,
     submit,
+    workflow_folders,
+    workflow_publish,
+    workflow_versions,
     workflows,
 )
 from comfy_fleet.cli.exits import MEANING
@@ -99,6 +102,8 @@ def build() -> typer.Typer:
     job_changes.register(jobs.app)
     missing.register(workflows.app)
     app.add_typer(jobs.app, name="job", rich_help_panel="Jobs")
+    for part in (workflow_versions, workflow_publish, workflow_folders):
+        part.register(workflows.app)
     app.add_typer(workflows.app, name="workflow", rich_help_panel="Jobs")
     app.add_typer(haproxy.app, name="haproxy", rich_help_panel="Single processes")
     _plain(app)

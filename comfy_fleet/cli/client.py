@@ -34,7 +34,8 @@ _HINTS = {
     "unauthorized": "give an API key: --key, or FLEET_API_KEY",
     "no_nodes": "add one: fleet node add NAME URL",
     "queue_full": "try again later; `fleet status` shows the queue",
-    "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API)",
+    "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API); `fleet workflow add` converts it "
+    "if comfy-cli is installed",
 }
 NO_UNICODE = "the request contains text that is not valid Unicode"
 _ID_LENGTH = 36
@@ -264,6 +265,20 @@ class Client:
         answer = self.get(path_of("job", job_id))
         return dict(answer)
 
+    def fetch(self, path: str, *, most_bytes: int) -> bytes:
+        """Return the bytes of a path of the API.
+
+        Raises:
+            Fail: There are more than allowed, or it is refused.
+        """
+        found = bytearray()
+        with self._stream(path) as answer:
+            for piece in answer.iter_bytes():
+                found += piece
+                if len(found) > most_bytes:
+                    raise Fail(f"{self.url}{path} answered more than {most_bytes} bytes")
+        return bytes(found)
+
     def _call(self, method: str, path: str, **more: Any) -> Any:
         with self._reached():
             answer = self._http.request(method, path, **more)
@@ -314,6 +329,7 @@ def failure(answer: httpx.Response, path: str) -> Fail:
     """Return the failure for an error answer."""
     code, message = "", ""
     details: object = None
+    error: dict[str, Any] = {}
     try:
         error = answer.json()["error"]
         code, message = str(error.get("code", "")), str(error.get("message", ""))
@@ -334,7 +350,13 @@ def failure(answer: httpx.Response, path: str) -> Fail:
             continue  # already in the message
         message += f"\n  {problems}" if named else f"\n  node {node}: {problems}"
     passing = answer.status_code in (429, 502, 503)
-    return Fail(message or f"{answer.status_code}", hint=hint, code=exit_code, passing=passing)
+    return Fail(
+        message or f"{answer.status_code}",
+        hint=hint,
+        code=exit_code,
+        passing=passing,
+        answer=error if isinstance(error, dict) else None,
+    )
 
 
 def _node_errors(details: object) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,9 @@
 Scripts may rely on these numbers; ``fleet --help`` and docs/reference/cli.md list them.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -43,13 +45,21 @@ class Fail(Exception):
         hint: What to do about it, or None.
         exit: The exit code.
         passing: Whether the same call may succeed in a moment, because the API is starting or busy.
+        answer: The API's error, with ``code`` and ``details``; empty if it did not come from there.
     """
 
     def __init__(
-        self, message: str, *, hint: str | None = None, code: Exit = Exit.FAILED, passing: bool = False
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        code: Exit = Exit.FAILED,
+        passing: bool = False,
+        answer: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.exit = code
         self.passing = passing
+        self.answer: Mapping[str, Any] = answer or {}

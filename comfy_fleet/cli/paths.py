@@ -5,6 +5,7 @@ import re
 from comfy_fleet.cli.exits import Exit, Fail
 
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,200}")  # the API is stricter
+_REFERENCE = re.compile(r"(?!\.{1,2}@)[A-Za-z0-9_.-]{1,200}@[A-Za-z0-9_.:-]{1,100}")
 
 
 def path_of(kind: str, name: str, rest: str = "", *, surface: str = "v1") -> str:
@@ -12,13 +13,13 @@ def path_of(kind: str, name: str, rest: str = "", *, surface: str = "v1") -> str
 
     Args:
         kind: ``job``, ``node``, ``pool`` or ``workflow``.
-        name: Its id or name, as typed.
+        name: Its id or name, as typed; of a workflow also ``NAME@VERSION`` and the like.
         rest: The rest of the path, such as ``/cancel``.
         surface: ``v1`` or ``v2``.
 
     Raises:
         Fail: No such name is possible, and in a path it could mean something else.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) and not (kind == "workflow" and _REFERENCE.fullmatch(name)):
         raise Fail(f"no {kind} {name[:80]!r}", code=Exit.NOT_FOUND)
     return f"/api/{surface}/{kind}s/{name}{rest}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.cli.graph_files import content_of
 from comfy_fleet.cli.options import DEFAULT_API, Api, Json, Key
 from comfy_fleet.cli.parameters import pairs, parameters
 from comfy_fleet.cli.paths import path_of
@@ -17,8 +18,6 @@ from comfy_fleet.cli.watching import ENDED, say_end, watch
 if TYPE_CHECKING:
     from comfy_fleet.cli.client import Client
 
-MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Largest file with a graph, in bytes; of pictures only a small part is read."""
 MOST_JOBS = 100
 """Jobs of one ``fleet submit``."""
 SEED_BITS = 53
@@ -264,13 +263,6 @@ def read_file(path: Path) -> dict[str, Any]:
     from comfy_fleet.domain.graphs.structure import carried
 
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise Fail(f"can't read {path}: {error.strerror}", code=Exit.USAGE) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise Fail(f"{path} is larger than {MAX_FILE_BYTES} bytes", code=Exit.USAGE)
-    try:
-        return carried(read_graph(content))
+        return carried(read_graph(content_of(path)))
     except BadInput as error:
         raise Fail(f"{path} {error}", code=Exit.USAGE) from None

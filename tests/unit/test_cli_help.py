@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 import typer.main
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from comfy_fleet.cli.app import build
 from comfy_fleet.cli.exits import MEANING, Exit
@@ -73,11 +73,12 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
 
 
 def test_no_help_shows_a_type_where_a_name_says_more() -> None:
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), typer.main.get_command(build()))]
+    root: Any = typer.main.get_command(build())
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), root)]
     seen = 0
     while waiting:
         words, command = waiting.pop()
-        told = CliRunner().invoke(build(), [*words, "--help"], terminal_width=80).output
+        told = CliRunner().invoke(root, [*words, "--help"], terminal_width=80).output
         assert not re.search(r"<(?!=|api[|])", told), told
         waiting += [((*words, name), one) for name, one in getattr(command, "commands", {}).items()]
         seen += 1
