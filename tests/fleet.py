@@ -17,7 +17,7 @@ from comfy_fleet.adapters.haproxy.controller import Controller
 from comfy_fleet.agent.agent_check_server import AgentCheckServer
 from comfy_fleet.agent.host import HostAgent
 from comfy_fleet.agent.node_source import NodesSource
-from comfy_fleet.bootstrap import Stores, open_stores
+from comfy_fleet.bootstrap import Stores, open_secrets, open_stores
 from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.nodes.eligibility import PlacementRequest
@@ -25,6 +25,7 @@ from comfy_fleet.domain.nodes.node import Node, NodeState
 from comfy_fleet.ports.telemetry import Telemetry
 from comfy_fleet.processes.dispatcher import open_dispatcher
 from comfy_fleet.services.dispatcher import Dispatcher
+from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.settings import Settings
 from comfy_fleet.sim import NodeOptions, SimNode, SimTiming
@@ -200,7 +201,8 @@ async def fleet_of(
             server = AgentCheckServer(host.answer, host="127.0.0.1", port=config.agent_port)
             await server.start()
             stack.push_async_callback(server.stop)
-            controller = Controller(config, stores.nodes, pools=stores.pools)
+            ticket_key = EditorTickets.under(open_secrets(config)).key
+            controller = Controller(config, stores.nodes, pools=stores.pools, ticket_key=lambda: ticket_key)
             fleet = Fleet(config, stores, controller, host=host, stack=stack)
             fleet.tasks += [
                 asyncio.create_task(host.run()),

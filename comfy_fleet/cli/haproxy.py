@@ -125,7 +125,8 @@ def _rendered(settings: "Settings", *, empty: bool) -> "Rendered":
     from comfy_fleet.adapters.haproxy.server_lines import pools_of
 
     nodes = [] if empty else asyncio.run(_nodes(settings))
-    return render_text(settings, nodes, pools_of(nodes, _slots(settings), slots=settings.pool_slots))
+    pools = pools_of(nodes, _slots(settings), slots=settings.pool_slots)
+    return render_text(settings, nodes, pools, ticket_key=b"***")  # the real one is shown to nobody
 
 
 def _slots(settings: "Settings") -> dict[str, int]:

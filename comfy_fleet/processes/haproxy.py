@@ -3,16 +3,18 @@
 import asyncio
 import logging
 import signal
+from pathlib import Path
 
 import uvloop
 from prometheus_client import Gauge
 
 from comfy_fleet.adapters.haproxy import build
 from comfy_fleet.adapters.haproxy.controller import Controller
-from comfy_fleet.adapters.system.secret_box import NodeCredentials
+from comfy_fleet.adapters.system.secret_box import NodeCredentials, SecretBox
 from comfy_fleet.adapters.telemetry import MetricsServer, new_registry
 from comfy_fleet.bootstrap import check_schema, open_stores
 from comfy_fleet.domain.errors import ConfigError
+from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.settings import Settings
 from comfy_fleet.tasks import start
 
@@ -36,7 +38,11 @@ async def _serve(settings: Settings) -> None:
     async with open_stores(settings) as stores:
         await check_schema(stores)
         controller = Controller(
-            settings, stores.nodes, pools=stores.pools, credentials=NodeCredentials(settings.secret_key_file)
+            settings,
+            stores.nodes,
+            pools=stores.pools,
+            credentials=NodeCredentials(settings.secret_key_file),
+            ticket_key=TicketKey(settings.secret_key_file),
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,6 +68,33 @@ async def _serve(settings: Settings) -> None:
             await controller.run(stop)
         finally:
             await metrics.stop()
+
+
+class TicketKey:
+    """Reads the key of editor tickets from the fleet's secret, which it never makes: the API does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: bytes | None = None
+        self._trouble = ""
+
+    def __call__(self) -> bytes | None:
+        """Return the key; None, with a log line, as long as it can't be known."""
+        if self._known is None:
+            try:
+                self._known = self._read()
+            except (ConfigError, OSError) as error:
+                if str(error) != self._trouble:
+                    self._trouble = str(error)
+                    logger.warning("editor's files stay closed", extra={"reason": str(error)})
+        return self._known
+
+    def _read(self) -> bytes:
+        if not self._path.exists():
+            raise ConfigError(
+                f"{self._path} is missing: the API makes it; FLEET_SECRET_FILE names it for all processes"
+            )
+        return EditorTickets.under(SecretBox.open(self._path)).key
 
 
 async def _reload(controller: Controller) -> None:

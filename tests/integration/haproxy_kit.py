@@ -24,6 +24,7 @@ from comfy_fleet.agent.host import HostAgent
 from comfy_fleet.agent.node_source import NodesSource
 from comfy_fleet.domain.nodes.agent_state import AgentState, Readiness
 from comfy_fleet.domain.nodes.node import Node
+from comfy_fleet.services.editor_ticket import EditorTickets
 from comfy_fleet.settings import Settings
 from tests.conftest import free_port
 from tests.fakes.nodes import FakeNodeRegistry
@@ -215,6 +216,10 @@ async def why_held(node: Node, *, ca_file: Path | None = None) -> str:
         await asyncio.gather(looking, return_exceptions=True)
 
 
+TICKETS = EditorTickets(b"of these tests, 32 bytes of them!")
+"""What signs the tickets that the edge takes."""
+
+
 def make_settings(data: Path, **more: Any) -> Settings:
     """Settings with ports of our own."""
     ports = ("port", "console_port", "api_port", "lease_port", "direct_port", "agent_port")
@@ -301,7 +306,7 @@ async def running(
     settings = settings or make_settings(data)
     host = HostAgent("central", central=True, ca_file=ca_file, credentials=unsealed, grace_s=stale_s)
     agent = CountingAgent(host, registry, port=settings.agent_port)
-    controller = Controller(settings, registry, **{"poll_s": 0.05, **more})
+    controller = Controller(settings, registry, **{"poll_s": 0.05, "ticket_key": lambda: TICKETS.key, **more})
     stop = asyncio.Event()
     await agent.start()
     task = asyncio.create_task(controller.run(stop))

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -17,75 +15,11 @@ from comfy_fleet.adapters.haproxy.config_render import files
 from comfy_fleet.adapters.haproxy.runtime import Runtime
 from comfy_fleet.api.v1.routes import routes as v1_routes
 from comfy_fleet.api.v2.routes import routes as v2_routes
-from comfy_fleet.settings import Settings
-from tests.fakes.nodes import FakeNodeRegistry
+from tests.integration.edge_kit import LIMIT, Edge, edge_of
 from tests.integration.haproxy_kit import (
-    TinyNode,
-    client,
     counted,
     eventually,
-    make_settings,
-    raw_request,
-    running,
 )
-
-LIMIT = 4096
-
-
-class TinyApi(TinyNode):
-    """Echoes requests, and streams events that the test lets go one by one."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__("api")
-        self.port = port
-        self.events: asyncio.Queue[str | None] = asyncio.Queue()
-
-    async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = await reader.readuntil(b"\r\n\r\n")
-        if b"/events " in head:
-            writer.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-            )
-            while (event := await self.events.get()) is not None:
-                data = f"data: {event}\n\n".encode()
-                writer.write(b"%x\r\n%s\r\n" % (len(data), data))
-            writer.write(b"0\r\n\r\n")
-            return True
-        if b"\r\nupgrade: websocket" in head.lower() and re.match(rb"GET \S*/ws[ ?]", head):
-            accept = b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
-            writer.write(b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + accept)
-            while data := await reader.read(1024):
-                writer.write(data)
-            return True
-        rest = asyncio.StreamReader()
-        rest.feed_data(head)
-        length = next(
-            (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
-        )
-        rest.feed_data(await reader.readexactly(length))
-        return await super().serve_one(rest, writer)
-
-
-@dataclass
-class Edge:
-    settings: Settings
-    api: TinyApi
-    http: httpx.AsyncClient
-
-    async def raw(self, path: str, *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
-        return await raw_request(self.settings.port, method, path, *headers, body=body)
-
-
-@contextlib.asynccontextmanager
-async def edge_of(folder: Path, **more: object) -> AsyncIterator[Edge]:
-    settings = make_settings(folder, max_body_bytes=LIMIT, **more)
-    api = TinyApi(settings.api_port)
-    async with (
-        api,
-        running(folder, FakeNodeRegistry(), settings=settings),
-        client(base_url=f"http://127.0.0.1:{settings.port}") as http,
-    ):
-        yield Edge(settings, api, http)
 
 
 @pytest.fixture
@@ -116,6 +50,7 @@ PASS = [
     "/health",
     "/login",
     "/logout",
+    "/enter?code=x",
     "/",
 ]
 NATIVE = [
@@ -150,6 +85,12 @@ NATIVE = [
     "/settings/Comfy.Workflow.Persist",
     "/settings/pack%2Fa%20b",
     "/users",
+    "/extensions",
+    "/extensions/core/a%20b.js",
+    "/i18n",
+    "/workflow_templates",
+    "/global_subgraphs",
+    "/global_subgraphs/0f9c7d2e",
 ]
 NATIVE_API = [
     "/api/jobs?status=pending",
@@ -208,8 +149,19 @@ STOP = [
     "/settings/..%2Fb",
     "/settings/",
     "/users/x",
-    "/extensions",
-    "/api/i18n",
+    "/extensions/",
+    "/extensions/a%2Fb.js",
+    "/api/i18n/x",
+    "/global_subgraphs/a/b",
+    "/workflow_templates/pack/a.json",
+    "/api/workflow_templates/pack/a.json",
+    "/assets/index.js",
+    "/scripts/app.js",
+    "/user.css",
+    "/favicon.ico",
+    "/chooser",
+    "/workflows",
+    "/publish/a",
     "/manager/reboot",
     "/userdata/a/b",
     "/userdata/..%2Fsecret.key",
@@ -278,7 +230,7 @@ async def test_no_log_shows_a_key_in_the_path(edge: Edge, caplog: pytest.LogCapt
     await edge.api.__aenter__()
 
 
-@pytest.mark.parametrize("path", ["/internal/logs", "/api/extensions", "/no/such/thing"])
+@pytest.mark.parametrize("path", ["/internal/logs", "/api/manager/queue", "/no/such/thing"])
 async def test_clients_of_comfyui_learn_where_they_are(edge: Edge, path: str) -> None:
     for method in ("GET", "POST"):
         reply = await edge.http.request(method, path)
@@ -349,7 +301,7 @@ async def test_what_only_the_fleet_may_say_is_stripped(edge: Edge) -> None:
         "Authorization: Bearer k",
     )
     seen = json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]
-    assert not any(name.startswith("x-fleet-") for name in seen)
+    assert {k: v for k, v in seen.items() if k.startswith("x-fleet-")} == {"x-fleet-origin": "editor"}
     assert {name: value for name, value in seen.items() if "forward" in name or "real" in name} == {
         "x-forwarded-for": "127.0.0.1",
         "x-forwarded-proto": "http",
@@ -365,8 +317,9 @@ async def test_a_body_over_the_limit_is_413_before_it_is_read(edge: Edge) -> Non
     assert refused.status_code == 413
     assert refused.json()["error"]["code"] == "payload_too_large"
     assert str(LIMIT) in refused.json()["error"]["message"]
-    huge = await edge.raw("/api/v2/assets", "Content-Length: 99999999999999", method="POST")
-    assert error_of(huge) == (413, "payload_too_large")
+    for length in (2**31, 2**32, 2**32 + 1, 2**33 - 1, 99999999999999):
+        huge = await edge.raw("/api/v2/assets", f"Content-Length: {length}", method="POST")
+        assert error_of(huge) == (413, "payload_too_large"), length
     assert [request["bytes"] for request in edge.api.requests] == [LIMIT]
 
 

@@ -1,7 +1,9 @@
 """Render both configurations from settings and nodes. Only templates are read; nothing is written."""
 
+import ipaddress
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError
 
+from comfy_fleet.adapters.haproxy.editor_paths import SEGMENT, editor_paths
 from comfy_fleet.adapters.haproxy.server_lines import (
     SYSTEM_CA,
     backend_of,
@@ -29,6 +32,9 @@ _ANSWER_TIMEOUT_S = 600
 _SMALL_BODY_BYTES = 8192  # with the head, it fits into one buffer (tune.bufsize is 16384)
 _REQUESTS = 4
 """Requests that may be on their way to the API, as a multiple of those it works on."""
+_EDITOR_FILE_BYTES = 128 * 1024 * 1024
+_EDITOR_REQUESTS = 256
+"""Requests for editors' files that may be on their way to the broker, which has leases to serve, too."""
 
 _ERRORS: Sequence[tuple[int, str, str, int | None]] = (
     (400, "invalid_request", "The request is not valid HTTP.", None),
@@ -129,6 +135,7 @@ def render(
     addresses: Mapping[str, str] | None = None,
     credentials: Callable[[str], str] | None = None,
     templates: Mapping[str, str] | None = None,
+    ticket_key: bytes | None = None,
 ) -> Rendered:
     """Return both configurations and the pool map.
 
@@ -140,6 +147,7 @@ def render(
             HAProxy would refuse the whole file. None writes names unchanged.
         credentials: Decrypts the nodes' passwords; without it, three stars replace each.
         templates: From :func:`read_templates`; None reads them now.
+        ticket_key: The key of editor tickets, which the edge checks; without it no file of an editor passes.
 
     Raises:
         BadInput: A name or an address that can't be in a configuration.
@@ -162,7 +170,7 @@ def render(
             broker=env.get_template("broker.cfg.j2").render(
                 _broker(settings, places, nodes, pools, addresses)
             ),
-            edge=env.get_template("edge.cfg.j2").render(_edge(settings, places)),
+            edge=env.get_template("edge.cfg.j2").render(_edge(settings, places, ticket_key)),
             pools="".join(
                 f"{check_name('pool', pool)} {prefix_of(settings.namespace)}{backend_of(slot)}\n"
                 for pool, slot in sorted(pools.items())
@@ -235,7 +243,8 @@ def _broker(
         "lua": str((settings.haproxy_dir / "lease.lua").absolute()),
         "lease_bind": join(settings.broker_bind, settings.lease_port),
         "direct_bind": join(settings.broker_bind, settings.direct_port),
-        "extension_prefixes": settings.extension_prefixes,
+        "editor": settings.editor,
+        "editor_paths": editor_paths(settings),
         "nodes": rows,
         "slots": [
             {
@@ -253,14 +262,27 @@ def ca_file_of(settings: Settings) -> str:
     return SYSTEM_CA if settings.node_ca_file is None else str(settings.node_ca_file.absolute())
 
 
-def _edge(settings: Settings, places: ConfigFiles) -> dict[str, Any]:
+def _edge(settings: Settings, places: ConfigFiles, ticket_key: bytes | None) -> dict[str, Any]:
+    if settings.console_port == settings.port:
+        raise ConfigError(
+            f"FLEET_CONSOLE_PORT and FLEET_PORT are both {settings.port}: the console needs a port of its own"
+        )
     limit = settings.max_body_bytes
     return {
         "prefix": prefix_of(settings.namespace),
+        "namespace": settings.namespace,
+        "default_namespace": settings.namespace == DEFAULT_NAMESPACE,
         "socket": str(places.edge_socket),
         "monitor": f"unix@{places.edge_monitor}",
         "public_bind": join(settings.host, settings.port),
+        "console_bind": join(settings.host, settings.console_port),
         "api_address": join(settings.api_host, settings.api_port),
+        "direct_address": join(_reached_at(settings.broker_bind), settings.direct_port),
+        "segment": SEGMENT,
+        "editor_paths": editor_paths(settings),
+        "ticket_key": b64encode(ticket_key).decode() if ticket_key and settings.editor else "",
+        "editor_file_bytes": _EDITOR_FILE_BYTES,
+        "editor_requests": _EDITOR_REQUESTS,
         "answer_timeout_s": _ANSWER_TIMEOUT_S,
         "max_body_bytes": limit,
         "small_body_bytes": _SMALL_BODY_BYTES,
@@ -274,8 +296,27 @@ def _edge(settings: Settings, places: ConfigFiles) -> dict[str, Any]:
         "bad_request": envelope("invalid_request", "The request is not valid HTTP."),
         "bad_method": envelope("method_not_allowed", "This method is not possible here."),
         "too_large": envelope("payload_too_large", f"The body is larger than {limit} bytes."),
+        "no_worker": envelope("forbidden", "No service worker can be registered here."),
+        "node_away": envelope("node_away", "The editor's node does not answer: load the page again."),
+        "node_strange": envelope("node_error", "The editor's node gave an answer that is not passed on."),
+        "node_too_large": envelope(
+            "node_error", f"The editor's node sent a file of more than {_EDITOR_FILE_BYTES} bytes."
+        ),
         "rate_limited": envelope("rate_limited", "Too many requests from this address; slow down."),
     }
+
+
+def _reached_at(bind: str) -> str:
+    """Return the address at which a server of this machine is reached that listens on ``bind``."""
+    if bind == "*":
+        return "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(bind)
+    except ValueError:
+        return bind
+    if not address.is_unspecified:
+        return bind
+    return "127.0.0.1" if address.version == 4 else "::1"
 
 
 def envelope(code: str, message: str, details: Mapping[str, Any] | None = None) -> str:

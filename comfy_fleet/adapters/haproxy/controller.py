@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from comfy_fleet.adapters.haproxy.agent_preflight import WINDOW_S, Preflight
 from comfy_fleet.adapters.haproxy.config_apply import apply
@@ -58,6 +58,10 @@ _NEWS_S = 0.02
 """How soon it looks after HAProxy's words; later if looks take long, at most a quarter of its time."""
 
 
+def _no_key() -> None:
+    return None
+
+
 class Registry(Protocol):
     """The part of :class:`comfy_fleet.ports.nodes.NodeRegistry` that the controller needs."""
 
@@ -85,7 +89,7 @@ class Controller:
     Attributes:
         ready: Set while both processes answer.
         broker: The lease broker.
-        edge: The public port.
+        edge: The public port and the console's.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Controller:
         *,
         pools: PoolStore | None = None,
         credentials: Callable[[str], str] = str,
+        ticket_key: Callable[[], bytes | None] = _no_key,
         poll_s: float = 0.5,
         agent_grace_s: float = 2.0,
         first_answer_s: float = WINDOW_S,
@@ -106,6 +111,8 @@ class Controller:
             registry: The nodes; states are reported there.
             pools: Stores each pool's slot; None: only the map file does.
             credentials: Decrypts :attr:`~comfy_fleet.domain.nodes.node.Node.sealed`.
+            ticket_key: Returns the key of editor tickets; None as long as it is not known, and no file of an
+                editor passes.
             poll_s: How often HAProxy is asked.
             agent_grace_s: How long an agent may be silent before its nodes get no more leases.
             first_answer_s: How long a new node's agent is asked directly and its ``ready`` passed on.
@@ -115,6 +122,7 @@ class Controller:
         self._registry = registry
         self._pool_store = pools
         self._credentials = credentials
+        self._ticket_key = ticket_key
         self._poll_s = poll_s
         self._agent_grace_s = agent_grace_s
         self._files = files(settings)
@@ -183,7 +191,8 @@ class Controller:
                     if error is not None:
                         raise error
                 self.ready.set()
-                logger.info("haproxy ready", extra={"port": self._settings.port, "nodes": len(self._nodes)})
+                facts = {"port": self._settings.port, "console_port": self._settings.console_port}
+                logger.info("haproxy ready", extra={**facts, "nodes": len(self._nodes)})
                 tasks = [
                     asyncio.create_task(self.broker.keep(), name="keep broker"),
                     asyncio.create_task(self.edge.keep(), name="keep edge"),
@@ -192,6 +201,8 @@ class Controller:
                     asyncio.create_task(self._follow_with_files(), name="write files"),
                     asyncio.create_task(stop.wait(), name="stop"),
                 ]
+                if self._settings.editor and self._ticket_key() is None:
+                    tasks.append(asyncio.create_task(self._open_editor(), name="open the editor"))
                 if literal(self._settings.api_host) is None:
                     tasks.append(
                         asyncio.create_task(
@@ -234,8 +245,18 @@ class Controller:
             raise
         if self._files.edge.name not in changed:
             return False
-        self.edge.reload()
+        await self.edge.renew()
         return True
+
+    async def _open_editor(self) -> NoReturn:
+        """Wait for the key of editor tickets, which the API may have to make first; then let files pass."""
+        while self._ticket_key() is None:  # noqa: ASYNC110 - a file that another process writes
+            await asyncio.sleep(self._poll_s)
+        with contextlib.suppress(ConfigError):  # already logged: the edge goes on without
+            await self._write_files()
+            await self.edge.renew()
+        await asyncio.Future()  # the other tasks end this one
+        raise AssertionError
 
     # ---- files ---------------------------------------------------------------------------------------------
 
@@ -296,6 +317,7 @@ class Controller:
                     addresses=addresses,
                     credentials=self._credentials,
                     templates=self._templates,
+                    ticket_key=self._ticket_key() if self._settings.editor else None,
                 )
             except ConfigError as error:
                 logger.error("configuration not rendered", extra={"reason": error.message})

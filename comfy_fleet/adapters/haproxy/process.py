@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 10.0
 _POLL_S = 0.02
+_RELOAD_AGAIN_S = 3.0
 _LEVELS = {"[ALERT]": logging.WARNING, "[WARNING]": logging.INFO, "[NOTICE]": logging.DEBUG}
 _NO_NEWS = "remains in forced drain mode."
 """HAProxy logs this, twice, at every agent-check that drains a server that the controller has drained."""
@@ -152,6 +153,26 @@ class HAProxy:
         """Let the master start a worker with the new configuration; the old one ends with its last stream."""
         self._child.send_signal(signal.SIGUSR2)
         logger.info("haproxy reloaded", extra={"haproxy": self.name})
+
+    async def renew(self) -> None:
+        """Reload, and wait until another worker answers.
+
+        A master misses an order that comes while it still begins after the one before; then it gets it again.
+        """
+        before = await self._worker()
+        while True:
+            self.reload()
+            with contextlib.suppress(TimeoutError):
+                async with Timeout(_RELOAD_AGAIN_S):
+                    while await self._worker() in (None, before):  # noqa: ASYNC110 - it tells nobody
+                        await asyncio.sleep(_POLL_S)
+                    return
+
+    async def _worker(self) -> int | None:
+        """Return the worker's process id; None if it does not answer."""
+        with contextlib.suppress(BrokerError, KeyError, ValueError):
+            return await self.runtime.pid()
+        return None
 
     async def stop(self) -> None:
         """Stop it at once."""
