@@ -219,12 +219,13 @@ class Stage:
             ready: Whether to wait until a job could run; without a node that never comes.
         """
         redis = await self.redis()
-        public, api, lease, direct, agent = ports.draw(5)
+        public, console, api, lease, direct, agent = ports.draw(6)
         settings = Settings(
             data=self.folder / "fleet",
             redis_url=redis.url,
             haproxy_bin=find_haproxy("haproxy"),
             port=public,
+            console_port=console,
             api_port=api,
             lease_port=lease,
             direct_port=direct,
@@ -235,7 +236,16 @@ class Stage:
         env = {
             f"FLEET_{name.upper()}": str(value)
             for name in (
-                *("data", "redis_url", "haproxy_bin", "port", "api_port", "lease_port", "direct_port"),
+                *(
+                    "data",
+                    "redis_url",
+                    "haproxy_bin",
+                    "port",
+                    "console_port",
+                    "api_port",
+                    "lease_port",
+                    "direct_port",
+                ),
                 *("agent_port", "queue_depth", "workflows"),
             )
             if (value := getattr(settings, name)) is not None
@@ -318,6 +328,11 @@ class Fleet:
     def url(self) -> str:
         """The edge."""
         return f"http://127.0.0.1:{self.settings.port}"
+
+    @property
+    def console_url(self) -> str:
+        """The edge, for what operators do."""
+        return f"http://127.0.0.1:{self.settings.console_port}"
 
     @property
     def api_url(self) -> str:

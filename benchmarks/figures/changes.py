@@ -28,7 +28,7 @@ async def measure(options: Options) -> Result:
         urls = await stage.sims(FIRST + changes, job_s=JOB_S)
         fleet = await stage.fleet(urls[:FIRST])
         await fleet.until_up(FIRST)
-        nodes = f"{fleet.url}/api/v1/nodes"
+        nodes = f"{fleet.console_url}/api/v1/nodes"
         usable = [f"node-{number}" for number in range(1, FIRST + 1)]
         drained: list[str] = []
         spare = iter(list(enumerate(urls, start=1))[FIRST:])

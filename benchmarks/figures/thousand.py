@@ -122,7 +122,7 @@ async def _all_up(fleet: Fleet, count: int, began: float, options: Options) -> f
 
 async def _add(fleet: Fleet, urls: list[str], options: Options) -> list[float]:
     """Add nodes one after the other, each awaited by a job; return how long each took."""
-    nodes, took = f"{fleet.url}/api/v1/nodes", []
+    nodes, took = f"{fleet.console_url}/api/v1/nodes", []
     async with (
         httpx.AsyncClient(trust_env=False, timeout=30) as http,
         open_stores(fleet.settings) as stores,

@@ -182,7 +182,7 @@ def agent(
 
     Without --comfyui and --node it is the central agent: it answers for all nodes that were added by URL.
 
-    Example: `fleet agent --join http://FLEET:8188 --token TOKEN --comfyui ~/ComfyUI`.
+    Example: `fleet agent --join http://FLEET:8189 --token TOKEN --comfyui ~/ComfyUI`.
     """
     from comfy_fleet.agent.main import AgentOptions, serve
     from comfy_fleet.cli.parameters import pairs

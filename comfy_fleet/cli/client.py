@@ -16,7 +16,7 @@ import httpx
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.paths import path_of
 from comfy_fleet.cli.up.lock import running
-from comfy_fleet.cli.up.public_port import USUAL_URL
+from comfy_fleet.cli.up.public_port import USUAL_CONSOLE_URL
 
 _STATUS_EXIT = {
     400: Exit.USAGE,
@@ -32,6 +32,7 @@ _STATUS_EXIT = {
 }
 _HINTS = {
     "unauthorized": "give an API key: --key, or FLEET_API_KEY",
+    "console_only": "give the console's address (--api, or FLEET_API_URL), or a key: --key, or FLEET_API_KEY",
     "no_nodes": "add one: fleet node add NAME URL",
     "queue_full": "try again later; `fleet status` shows the queue",
     "workflow_format_ui": "in ComfyUI's editor use Workflow > Export (API); `fleet workflow add` converts it "
@@ -48,7 +49,8 @@ TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 def usual_url() -> str:
     """Return the address of the fleet if none was given: that of the data folder's fleet, if one runs."""
     data = Path(os.environ.get("FLEET_DATA") or ".fleet").expanduser().absolute()
-    return str(running(data).get("url") or USUAL_URL)
+    note = running(data)
+    return str(note.get("console_url") or note.get("url") or USUAL_CONSOLE_URL)
 
 
 def _host_of(url: str) -> str:
@@ -69,7 +71,7 @@ class Client:
         """Set up; nothing is sent yet.
 
         Args:
-            url: The fleet's address, e.g. ``http://127.0.0.1:8188``; empty: :func:`usual_url`.
+            url: The fleet's address, e.g. ``http://127.0.0.1:8189``; empty: :func:`usual_url`.
             key: API key.
             timeout_s: How long a plain request may take.
 
@@ -79,7 +81,7 @@ class Client:
         self.url = (url or usual_url()).rstrip("/")
         if not (host := _host_of(self.url)):
             raise Fail(
-                f"--api {url!r} is not an http(s) URL", hint="e.g. http://127.0.0.1:8188", code=Exit.USAGE
+                f"--api {url!r} is not an http(s) URL", hint="e.g. http://127.0.0.1:8189", code=Exit.USAGE
             )
         if key and not (key.isascii() and key.isprintable()):
             raise Fail("--key: an API key is printable ASCII without line breaks", code=Exit.USAGE)

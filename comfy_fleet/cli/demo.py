@@ -31,7 +31,10 @@ HANDFUL = (  # short enough for a row of 80 columns
     "a bicycle in ivy",
     "a whale in the sky",
 )
-_NOT_OURS = frozenset({"FLEET_REDIS_URL", "FLEET_KEYS_FILE", "FLEET_HOST", "FLEET_PUBLIC_URL"})
+_NOT_OURS = frozenset(
+    {"FLEET_REDIS_URL", "FLEET_KEYS_FILE", "FLEET_HOST", "FLEET_PUBLIC_URL"}
+    | {"FLEET_CONSOLE_URL", "FLEET_CONSOLE_PORT", "FLEET_EDITOR"}
+)
 _START_S = {False: 90.0, True: 600.0}
 
 
@@ -86,6 +89,7 @@ def demo(
     chosen = public_port.choose(port or 8188, "127.0.0.1", named="--port" if port else "")
     if chosen.why:
         console.print(chosen.why, markup=False)
+    operators = public_port.choose_console(8189, "127.0.0.1", public=chosen.number, named="")
     argv = ["--port", str(chosen.number), "--data", str(data), "--no-custom-nodes"]
     if comfyui:
         wanted = nodes or len(probe().gpus) or 3
@@ -99,16 +103,21 @@ def demo(
     argv += ["--nodes", str(wanted)]
     started = time.monotonic()
     with (
-        running_fleet(argv, data, keep=keep) as process,
+        running_fleet(argv, data, console_port=operators.number, keep=keep) as process,
         ports.claimed(chosen.number),
-        Client(f"http://127.0.0.1:{chosen.number}") as client,
+        ports.claimed(operators.number),
+        Client(f"http://127.0.0.1:{operators.number}") as client,
     ):
         await_ready(process, client, data, console, timeout_s=_START_S[bool(comfyui)])
-        console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s at {client.url}\n")
+        url = f"http://127.0.0.1:{chosen.number}"
+        console.print(f"[green]ready[/] after {time.monotonic() - started:.1f} s at {url}")
+        if comfyui:
+            console.print(f"editor   {url}/", markup=False)
+        console.print(f"console  {client.url}\n", markup=False)
         one_prompt(client, console, out)
         good = a_handful(client, console, out, count=max(6, 2 * wanted))
         if keep:
-            console.print(f"\nThe fleet keeps running at {client.url}. Stop it: fleet down --data {data}")
+            console.print(f"\nThe fleet keeps running at {url}. Stop it: fleet down --data {data}")
     if not keep:
         console.print("\nstopped everything", style="dim")
     if not good:
@@ -116,12 +125,15 @@ def demo(
 
 
 @contextlib.contextmanager
-def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["subprocess.Popen[bytes]"]:
+def running_fleet(
+    argv: Sequence[str], data: Path, *, console_port: int, keep: bool
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Run ``fleet up`` as a child; stop it at the end unless it is to be kept.
 
     Args:
         argv: Arguments of ``fleet up``.
         data: Its folder; files of an earlier demo are deleted.
+        console_port: The console's port.
         keep: Whether to leave it running after a success.
     """
     from comfy_fleet.adapters.system.child_processes import dies_with_parent
@@ -138,7 +150,10 @@ def running_fleet(argv: Sequence[str], data: Path, *, keep: bool) -> Iterator["s
             stdout=log,
             stderr=subprocess.STDOUT,
             # The demo needs its own fleet, whatever the shell's variables say.
-            env={name: value for name, value in os.environ.items() if name not in _NOT_OURS},
+            env={
+                **{name: value for name, value in os.environ.items() if name not in _NOT_OURS},
+                "FLEET_CONSOLE_PORT": str(console_port),
+            },
             start_new_session=True,
             preexec_fn=None if keep else dies_with_parent(signal.SIGTERM),  # noqa: PLW1509 - no thread runs yet
         )

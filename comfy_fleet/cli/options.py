@@ -16,9 +16,9 @@ Api = Annotated[
     typer.Option(
         "--api",
         envvar="FLEET_API_URL",
-        help="Address of the fleet.",
+        help="Address of the fleet's console.",
         metavar="URL",
-        show_default="that of `fleet up` on FLEET_DATA or .fleet; else http://127.0.0.1:8188",
+        show_default="that of `fleet up` on FLEET_DATA or .fleet; else http://127.0.0.1:8189",
     ),
 ]
 Key = Annotated[

@@ -71,6 +71,14 @@ def up(
     host: Annotated[
         str | None, typer.Option(help="Address of the public port.", show_default="FLEET_HOST or 127.0.0.1")
     ] = None,
+    editor: Annotated[
+        bool | None,
+        typer.Option(
+            "--editor/--no-editor",
+            help="Serve ComfyUI's editor at the public port.",
+            show_default="FLEET_EDITOR or on",
+        ),
+    ] = None,
     data: Data = None,
     redis: Annotated[
         str | None,
@@ -118,7 +126,7 @@ def up(
     from comfy_fleet.cli.up.plan import UpOptions, plan
 
     keep_private()
-    settings = load(data=data, port=port, host=host, redis_url=redis, namespace=namespace)
+    settings = load(data=data, port=port, host=host, redis_url=redis, namespace=namespace, editor=editor)
     home = None
     if comfyui:
         home = Checkout.find(
@@ -136,6 +144,7 @@ def up(
         comfyui=home,
         own_redis=redis is None and "FLEET_REDIS_URL" not in os.environ,
         port_named=port_named(port),
+        console_named="FLEET_CONSOLE_PORT" if "FLEET_CONSOLE_PORT" in os.environ else "",
         sim_args=extra,
         ready_timeout_s=ready_timeout or (300 if home else 60),
         verbose=verbose,
@@ -144,7 +153,8 @@ def up(
     gpus = probe() if home else Gpus(why=Nvml.NO_DEVICE)
     with DataLock(settings.data) as lock:
         planned = plan(settings, options, gpus=gpus, visible=cuda_visible())
-        with ports.kept(planned.ports), ports.claimed(planned.port.number):
+        console = planned.settings.console_port
+        with ports.kept(planned.ports), ports.claimed(planned.port.number), ports.claimed(console):
             asyncio.run(Fleet(planned, options, stdout()).run(lock))
 
 

@@ -23,11 +23,13 @@ from tests.acceptance.wire import (
     PLACE,
     ask,
     bearer,
+    console_of,
     ends,
     graph,
     port_of,
     post_json,
     refused,
+    signed_in,
     still_well,
 )
 
@@ -81,7 +83,10 @@ def test_a_page_of_another_site_changes_nothing(fleet: Up, origin: str) -> None:
         answer = ask(fleet, method, path, f"Origin: {origin}", "Content-Type: text/plain", body=body)
         assert refused(answer, 403)["code"] == "forbidden"
     assert ends(fleet, job)["status"] == "succeeded"
-    assert [n["name"] for n in httpx.get(f"{fleet.url}/api/v1/nodes").json()["nodes"]] == ["sim-1", "sim-2"]
+    assert [n["name"] for n in httpx.get(f"{fleet.console}/api/v1/nodes").json()["nodes"]] == [
+        "sim-1",
+        "sim-2",
+    ]
 
 
 def test_no_other_site_may_read(fleet: Up, picture: str) -> None:
@@ -285,7 +290,7 @@ NODES |= {
 
 @pytest.mark.parametrize("name", NODES)
 def test_a_node_can_smuggle_nothing_into_the_configuration(fleet: Up, name: str) -> None:
-    refused(post_json(fleet, "/api/v1/nodes", json.dumps(NODES[name]).encode()), 400, 422)
+    refused(post_json(console_of(fleet), "/api/v1/nodes", json.dumps(NODES[name]).encode()), 400, 422)
     assert "evil" not in (fleet.data / "run" / "broker.cfg").read_text()
 
 
@@ -324,8 +329,9 @@ def test_no_secret_is_written_down(which: str, request: pytest.FixtureRequest) -
         f"/k/{ANN}/a/k/{ANN}/b",
     ):
         assert ANN not in httpx.get(f"{fleet.url}{way}").text, way
-    signed = httpx.post(f"{fleet.url}/login", data={"key": ANN})
-    assert signed.status_code == 303 and ANN not in str(signed.headers)
+    with httpx.Client() as browser:
+        signed_in(browser, fleet, ANN)
+        assert ANN not in str(browser.cookies.jar)
     place = fleet.url.removeprefix("http://")
     for url in (f"ws://{place}/k/{ANN}/ws", f"ws://me:{ANN}@{place}/ws", f"ws://{place}/k/{ANN}x/ws"):
         with contextlib.suppress(InvalidStatus), connect(url, proxy=None) as opened:

@@ -28,7 +28,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     env = {"FLEET_NODE_FRAME_BYTES": str(FRAME_LIMIT), "FLEET_QUARANTINE_FAULTS": "1"}
     up = start_fleet(folder, "--nodes", "2", "--job-seconds", "0.1", env=env)
     behind = [node for node in nodes(up) if node["simulated"]][1]
-    assert httpx.post(f"{up.url}/api/v1/nodes/{behind['name']}/drain").status_code == 200
+    assert httpx.post(f"{up.console}/api/v1/nodes/{behind['name']}/drain").status_code == 200
     yield up
     stop_fleet(up)
 
@@ -38,15 +38,15 @@ def evil(up: Up) -> Iterator[HostileNode]:
     sims = [node for node in nodes(up) if node["simulated"]]
     with HostileNode(free_port(), str(sims[1]["url"])) as evil:
         body = {"name": "evil", "url": evil.url, "pool": "evil"}
-        assert httpx.post(f"{up.url}/api/v1/nodes", json=body).status_code == 201
+        assert httpx.post(f"{up.console}/api/v1/nodes", json=body).status_code == 201
         wait(lambda: node(up, "evil")["verdict"] == "up", up)
         wait(lambda: bool(node(up, "evil")["inventory"]), up)
         yield evil
-        httpx.delete(f"{up.url}/api/v1/nodes/evil", params={"force": "true"}, timeout=60)
+        httpx.delete(f"{up.console}/api/v1/nodes/evil", params={"force": "true"}, timeout=60)
 
 
 def nodes(up: Up) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = httpx.get(f"{up.url}/api/v1/nodes").json()["nodes"]
+    found: list[dict[str, Any]] = httpx.get(f"{up.console}/api/v1/nodes").json()["nodes"]
     return found
 
 
@@ -149,7 +149,7 @@ def test_a_bad_answer_costs_the_node_and_nobody_else(up: Up, evil: HostileNode, 
         evil.frames = []
     id_ = submit(up, "evil", 1) if call in ("/prompt", "/history/") else ""
     if call == "/object_info":
-        answer = httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60)
+        answer = httpx.post(f"{up.console}/api/v1/nodes/evil/refresh", timeout=60)
         assert answer.status_code == 502, answer.text
         assert "/object_info" in answer.json()["error"]["message"]
     if call == "/history/":
@@ -217,7 +217,7 @@ def test_the_largest_inventories_that_are_read(up: Up, evil: HostileNode) -> Non
         grown = Grown(up)
         evil.bad["/object_info"] = answer(body())
         for _ in range(10):  # a slow machine may take longer than the API waits
-            statuses[name] = httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60).status_code
+            statuses[name] = httpx.post(f"{up.console}/api/v1/nodes/evil/refresh", timeout=60).status_code
             if statuses[name] != 504:
                 break
         others_work(up, 10)
@@ -258,7 +258,7 @@ def test_the_largest_answers_that_are_read(up: Up, evil: HostileNode, call: str)
 def test_orders_read_no_more_than_they_must(up: Up, evil: HostileNode, call: str) -> None:
     grown = Grown(up)
     evil.bad[call] = endless
-    httpx.post(f"{up.url}/api/v1/nodes/evil/refresh", timeout=60)
+    httpx.post(f"{up.console}/api/v1/nodes/evil/refresh", timeout=60)
     id_ = submit(up, "evil", 3)
     httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
     others_work(up, 4)
@@ -307,7 +307,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """The same with the usual limits."""
     up = start_fleet(tmp_path_factory.mktemp("usual") / "data", "--nodes", "2", "--job-seconds", "0.1")
     behind = [node for node in nodes(up) if node["simulated"]][1]
-    assert httpx.post(f"{up.url}/api/v1/nodes/{behind['name']}/drain").status_code == 200
+    assert httpx.post(f"{up.console}/api/v1/nodes/{behind['name']}/drain").status_code == 200
     yield up
     stop_fleet(up)
 
@@ -330,7 +330,7 @@ def test_frames_within_the_limit_cost_little_of_memory_and_time(
     sims = [node for node in nodes(up) if node["simulated"]]
     with HostileNode(free_port(), str(sims[1]["url"])) as evil:
         body = {"name": "evil", "url": evil.url, "pool": "evil"}
-        assert httpx.post(f"{up.url}/api/v1/nodes", json=body).status_code == 201
+        assert httpx.post(f"{up.console}/api/v1/nodes", json=body).status_code == 201
         wait(lambda: node(up, "evil")["verdict"] == "up" and bool(node(up, "evil")["inventory"]), up)
         grown = Grown(up)
         evil.frames = frames
@@ -345,7 +345,7 @@ def test_frames_within_the_limit_cost_little_of_memory_and_time(
         most, who = grown.most()
         assert most < GROWTH, (most / MIB, who)
         httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
-        httpx.delete(f"{up.url}/api/v1/nodes/evil", params={"force": "true"}, timeout=60)
+        httpx.delete(f"{up.console}/api/v1/nodes/evil", params={"force": "true"}, timeout=60)
 
 
 def executed(run: str, node_id: str, text: str) -> list[bytes]:
@@ -388,7 +388,7 @@ def test_what_a_node_tells_of_a_run_is_not_all_kept(usual: Up, what: str) -> Non
     graph = picture(11) | {"3": {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}}
     with HostileNode(free_port(), str(sims[1]["url"])) as evil:
         body = {"name": f"evil-{what}", "url": evil.url, "pool": "evil"}
-        assert httpx.post(f"{up.url}/api/v1/nodes", json=body).status_code == 201
+        assert httpx.post(f"{up.console}/api/v1/nodes", json=body).status_code == 201
         wait(lambda: bool(node(up, body["name"])["inventory"]), up)
         wait(lambda: node(up, body["name"])["verdict"] == "up", up)
         grown = Grown(up)
@@ -406,4 +406,4 @@ def test_what_a_node_tells_of_a_run_is_not_all_kept(usual: Up, what: str) -> Non
             assert most < GROWTH, (most / MIB, who, job(up, id_)["status"], job(up, id_)["error"])
         finally:
             httpx.post(f"{up.url}/api/v1/jobs/{id_}/cancel")
-            httpx.delete(f"{up.url}/api/v1/nodes/{body['name']}", params={"force": "true"}, timeout=60)
+            httpx.delete(f"{up.console}/api/v1/nodes/{body['name']}", params={"force": "true"}, timeout=60)

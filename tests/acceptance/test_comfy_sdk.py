@@ -81,12 +81,12 @@ def test_run_and_download(client: Comfy, tmp_path: Path) -> None:
 @contextmanager
 def held_back(fleet: Up) -> Iterator[Callable[[], None]]:
     """Let no job begin until the block ends, or what it gets is called."""
-    nodes = [node["name"] for node in httpx.get(f"{fleet.url}/api/v1/nodes").json()["nodes"]]
+    nodes = [node["name"] for node in httpx.get(f"{fleet.console}/api/v1/nodes").json()["nodes"]]
     assert nodes
 
     def order(what: str) -> None:
         for name in nodes:
-            assert httpx.post(f"{fleet.url}/api/v1/nodes/{name}/{what}").status_code == 200
+            assert httpx.post(f"{fleet.console}/api/v1/nodes/{name}/{what}").status_code == 200
 
     order("drain")
     try:

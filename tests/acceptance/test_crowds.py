@@ -93,7 +93,7 @@ def test_submits_at_once_are_accepted_or_told_to_come_again(crowded: Up, count: 
 
 def test_lists_and_looks_at_once_are_answered_or_told_to_come_again(crowded: Up) -> None:
     lists = [request(crowded, "GET", "/api/v2/jobs?limit=100")] * 200
-    looks = [request(crowded, "GET", "/api/v1/nodes")] * 100
+    looks = [request(crowded, "GET", "/api/v1/jobs")] * 100
     assert in_order(asyncio.run(all_at_once(crowded, lists + looks)))
     still_well(crowded)
 

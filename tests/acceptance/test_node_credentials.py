@@ -62,7 +62,7 @@ def fleet_says(up: Up, *arguments: str, stdin: str = "") -> str:
 
 
 def node(up: Up, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{up.url}/api/v1/nodes/{name}").json()
+    found: dict[str, Any] = httpx.get(f"{up.console}/api/v1/nodes/{name}").json()
     return found
 
 
@@ -165,19 +165,19 @@ def test_a_real_comfyui_behind_a_password(tmp_path: Path, comfyui_server: ComfyS
 def _change(up: Up, proxies: dict[str, Proxy]) -> None:
     """A node's password changes, and it is added anew with the new one."""
     body = {"name": "further", "url": with_password(proxies["further"], "further")}
-    taken = httpx.post(f"{up.url}/api/v1/nodes", json=body)
+    taken = httpx.post(f"{up.console}/api/v1/nodes", json=body)
     assert taken.status_code == 409
     assert tells(taken.text) == []
     wrong = {"name": "else", "url": "http://u:hunter2%@h"}
-    refused = httpx.post(f"{up.url}/api/v1/nodes", json=wrong)
+    refused = httpx.post(f"{up.console}/api/v1/nodes", json=wrong)
     assert refused.status_code == 400
     assert refused.json()["error"]["details"]["field"] == "url"
     assert tells(refused.text) == []
-    httpx.delete(f"{up.url}/api/v1/nodes/further").raise_for_status()
+    httpx.delete(f"{up.console}/api/v1/nodes/further").raise_for_status()
     bad = body | {"url": proxies["further"].url.replace("://", "://ops:wrong@")}
-    assert httpx.post(f"{up.url}/api/v1/nodes", json=bad).status_code == 201
+    assert httpx.post(f"{up.console}/api/v1/nodes", json=bad).status_code == 201
     until = time.monotonic() + 30
     while "refuses its user and password: 401" not in str(node(up, "further")["why"]):
         assert time.monotonic() < until, node(up, "further")
         time.sleep(0.1)
-    httpx.delete(f"{up.url}/api/v1/nodes/further").raise_for_status()
+    httpx.delete(f"{up.console}/api/v1/nodes/further").raise_for_status()

@@ -11,7 +11,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from tests.acceptance.up import Up
-from tests.acceptance.wire import BOB, CLEO, DAN, graph
+from tests.acceptance.wire import BOB, CLEO, DAN, graph, signed_in
 
 pytestmark = pytest.mark.timeout(90)
 SAME = "00000000-0000-4000-8000-000000000001"
@@ -88,8 +88,9 @@ def test_the_same_names_mean_each_ones_own(keyed: Up) -> None:
 
 
 def test_a_browser_that_has_signed_in_uses_it_and_another_sites_page_does_not(keyed: Up) -> None:
-    signed = httpx.post(f"{keyed.url}/login", data={"key": BOB})
-    cookie = {"Cookie": signed.headers["set-cookie"].partition(";")[0]}
+    with httpx.Client() as browser:
+        signed_in(browser, keyed, BOB)
+        cookie = {"Cookie": f"fleet_session={browser.cookies['fleet_session']}"}
     own = {**cookie, "Origin": keyed.url, "Sec-Fetch-Site": "same-origin"}
     with httpx.Client(base_url=keyed.url) as http:
         answer = http.post("/api/prompt", json={"prompt": graph(5)}, headers=own)

@@ -25,14 +25,15 @@ class Up:
     url: str
     data: Path
     process: subprocess.Popen[bytes]
+    console: str = ""
 
 
 def start_fleet(
     data: Path, *arguments: str, env: dict[str, str] | None = None, within_s: float = START_S
 ) -> Up:
     """Start ``fleet up`` and wait until a job could run."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
+    port, console_port = free_port(), free_port()
+    url, console = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{console_port}"
     command = [
         sys.executable,
         "-m",
@@ -44,14 +45,15 @@ def start_fleet(
         str(data),
         *arguments,
     ]
+    wanted = {**os.environ, "FLEET_CONSOLE_PORT": str(console_port), **(env or {})}
     log = (data.parent / f"{data.name}.log").open("wb")
-    process = subprocess.Popen(mortal(command), stdout=log, stderr=log, env={**os.environ, **(env or {})})
+    process = subprocess.Popen(mortal(command), stdout=log, stderr=log, env=wanted)
     log.close()
     deadline = time.monotonic() + within_s
     while True:
         try:
             if httpx.get(f"{url}/api/v1/ready").status_code == 200:
-                return Up(url, data, process)
+                return Up(url, data, process, console)
         except httpx.HTTPError:
             pass
         if process.poll() is not None or time.monotonic() > deadline:

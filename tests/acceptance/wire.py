@@ -102,7 +102,23 @@ def refused(answer: Answer, *statuses: int) -> dict[str, Any]:
     return error
 
 
-def post_json(fleet: Up, path: str, body: bytes, *headers: str) -> Answer:
+def console_of(fleet: Up) -> int:
+    """Return the console's port."""
+    port = urlsplit(fleet.console).port
+    assert port is not None
+    return port
+
+
+def signed_in(browser: httpx.Client, fleet: Up, key: str) -> None:
+    """Sign in as a browser does: at the console, and from there on to the editor's origin."""
+    shown = browser.get(f"{fleet.url}/login", follow_redirects=True)
+    assert str(shown.url).startswith(f"{fleet.console}/login?editor="), shown.url
+    (editor,) = re.findall('name="editor" value="([0-9a-f]{64})"', shown.text)
+    done = browser.post(f"{fleet.console}/login", data={"key": key, "editor": editor}, follow_redirects=True)
+    assert (done.status_code, str(done.url).partition("?")[0]) == (200, f"{fleet.url}/enter"), done.text
+
+
+def post_json(fleet: Up | int, path: str, body: bytes, *headers: str) -> Answer:
     return ask(fleet, "POST", path, "Content-Type: application/json", *headers, body=body)
 
 

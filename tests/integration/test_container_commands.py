@@ -82,7 +82,7 @@ class Host:
             value = re.sub(r"^/run/secrets\b", str(self.secrets), value)
             value = value.replace("/workflows", str(DOCKER.parent / "workflows"))
             value = value.replace("redis://redis:6379", f"redis://127.0.0.1:{self.ports['redis']}")
-            value = value.replace("http://haproxy:8188", f"http://127.0.0.1:{self.ports['port']}")
+            value = value.replace("http://haproxy:8189", f"http://127.0.0.1:{self.ports['console_port']}")
             here[name] = "127.0.0.1" if name.endswith(("_HOST", "_BIND")) else value
         if any(name.startswith("FLEET_REDIS") or name == "FLEET_DATA" for name in given):
             here["FLEET_DATA"] = str(self.folder / data)
@@ -105,7 +105,7 @@ class Host:
         entry = json.loads(last(stages(IMAGES["fleet"])["base"], "ENTRYPOINT") or "")
         assert entry == ["tini", "--", "fleet"]
         places = {
-            "http://haproxy:8188": f"http://127.0.0.1:{self.ports['port']}",
+            "http://haproxy:8189": f"http://127.0.0.1:{self.ports['console_port']}",
             f"http://{NODE}:8188": f"http://127.0.0.1:{self.ports['node']}",
             "/comfyui/": f"{self.folder}/node/",
         }

@@ -97,7 +97,7 @@ def test_a_detached_fleet_is_ready_when_its_command_ends_and_says_how_to_go_on(t
         )
         assert (told.returncode, told.stderr) == (0, "")
         assert "The fleet is ready" in told.stdout
-        url = re.findall(r"http://127.0.0.1:\d+", told.stdout)[0]
+        (url,) = re.findall(r"^console +(http://127.0.0.1:\d+)$", told.stdout, re.MULTILINE)
         assert fleet("status", FLEET_API_URL=url).returncode == 0
         for name in ("logs", "stop"):
             hint = re.search(rf"^{name}  (fleet .+)$", told.stdout, re.MULTILINE)
@@ -122,10 +122,11 @@ def test_a_reader_that_has_seen_enough_ends_no_fleet(tmp_path: Path, detach: boo
             words.remove("-d")
         with subprocess.Popen(mortal(words), stdout=subprocess.PIPE, text=True, env=environment()) as process:
             assert process.stdout
-            url = re.findall(r"http://127.0.0.1:\d+", process.stdout.readline())[0]
+            assert "The fleet is ready" in process.stdout.readline()
             process.stdout.close()
             if detach:
                 assert process.wait(30) == 0
+            url = json.loads((data / "run" / "up.json").read_text())["console_url"]
             assert fleet("status", FLEET_API_URL=url).returncode == 0
             assert fleet("down", "--data", str(data)).returncode == 0
             assert process.wait(30) == 0
@@ -144,7 +145,7 @@ def test_a_detached_fleet_needs_no_standard_streams(tmp_path: Path, closed: str)
             env=environment(),
         )
         assert (told.returncode, told.stderr) == (0, "")
-        url = json.loads((data / "run" / "up.json").read_text())["url"]
+        url = json.loads((data / "run" / "up.json").read_text())["console_url"]
         assert fleet("status", FLEET_API_URL=url).returncode == 0
         assert fleet("logs", "fleet", "--data", str(data)).stdout.count("fleet ready") == 1
         stopped = fleet("down", "--data", str(data))  # its lock is still held
@@ -169,7 +170,7 @@ def test_words_that_nobody_takes_end_no_detached_fleet(tmp_path: Path, target: s
                 env=environment(),
             )
             assert (told.returncode, told.stderr) == (0, "")
-            url = json.loads((data / "run" / "up.json").read_text())["url"]
+            url = json.loads((data / "run" / "up.json").read_text())["console_url"]
             assert fleet("status", FLEET_API_URL=url).returncode == 0
 
 

@@ -61,6 +61,8 @@ class Up:
         self.data = data
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        console_port = env.setdefault("FLEET_CONSOLE_PORT", str(free_port()))
+        self.console = f"http://127.0.0.1:{console_port}"
         self.log = data.with_name(f"{data.name}-{time.monotonic_ns()}.log")
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -79,7 +81,7 @@ class Up:
         until(ready, "the fleet is ready", 60)
 
     def cli(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        return fleet(*argv, FLEET_API_URL=self.url)
+        return fleet(*argv, FLEET_API_URL=self.console)
 
     def json(self, *argv: str) -> Any:
         told = self.cli(*argv, "--json")

@@ -165,7 +165,7 @@ def test_only_the_edge_is_published_and_only_here(path: Path) -> None:
     published = {name: service["ports"] for name, service in services(path).items() if "ports" in service}
     assert published.keys() == {"haproxy"}
     if path is not STACK:
-        assert published["haproxy"] == ["127.0.0.1:8188:8188"]
+        assert published["haproxy"] == ["127.0.0.1:8188:8188", "127.0.0.1:8189:8189"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

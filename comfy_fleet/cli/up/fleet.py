@@ -15,7 +15,7 @@ from rich.status import Status
 from comfy_fleet.adapters.system.child_processes import LogFile
 from comfy_fleet.adapters.system.folders import private_folder
 from comfy_fleet.adapters.system.secret_box import NodeCredentials
-from comfy_fleet.bootstrap import Stores, check_files, check_schema, open_stores
+from comfy_fleet.bootstrap import Stores, check_files, check_schema, open_secrets, open_stores
 from comfy_fleet.cli.console import span
 from comfy_fleet.cli.exits import Exit, Fail
 from comfy_fleet.cli.up import nodes as node_plans
@@ -71,7 +71,9 @@ class Fleet:
         lock.note(
             {
                 "url": self.plan.url,
+                "console_url": self.plan.console_url,
                 "instead": self.plan.port.number if self.plan.port.why else None,
+                "console": self.plan.settings.console_port,
                 "ports": list(self.plan.ports),
                 "node_ports": list(self.plan.node_ports),
                 "settings": self.plan.found_by,
@@ -84,7 +86,7 @@ class Fleet:
             private_folder(self._logs)
         except OSError as error:
             raise Fail(f"can't write in {self._logs}: {error.strerror}", hint=MAKE_ROOM) from error
-        self._tell("info", "fleet starts", url=self.plan.url, pid=os.getpid())
+        self._tell("info", "fleet starts", url=self.plan.url, console=self.plan.console_url, pid=os.getpid())
         try:
             with self._terminal.status("starting Redis") as status:
                 starting = asyncio.create_task(self._start(status))
@@ -140,6 +142,8 @@ class Fleet:
                 )
             )
             self._tasks.append(start(self.plan.redis.sync(self._not_synced)))
+        if not settings.secret_key_file.exists():  # HAProxy's first start needs it, and does not make it
+            open_secrets(settings)
         await wait_for_redis(settings.redis_url, timeout_s=30 if self.plan.redis else 5)
         async with open_stores(settings) as stores:
             await check_schema(stores)
@@ -207,7 +211,7 @@ class Fleet:
         path = "/api/v1/ready" if wanted.nodes or wanted.joining else "/api/v1/health"
         deadline = time.monotonic() + self._options.ready_timeout_s
         why = "nothing answers yet"
-        async with httpx.AsyncClient(base_url=self.plan.url, timeout=5, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=self.plan.console_url, timeout=5, trust_env=False) as client:
             while True:
                 try:
                     answer = await client.get(path)
@@ -215,7 +219,7 @@ class Fleet:
                         return
                     why = not_ready(answer)
                 except httpx.HTTPError:
-                    why = "the public port does not answer yet"
+                    why = "the console's port does not answer yet"
                 status.update(f"waiting until a job could run: {why}")
                 self._check_crashes()
                 await self._check_comfyuis(stores)

@@ -34,6 +34,7 @@ class UpOptions:
         comfyui: ComfyUI to start processes of; None starts simulated nodes.
         own_redis: Whether to run a Redis of the fleet's own.
         port_named: What named the public port, ``--port`` or ``FLEET_PORT``; empty: any port will do.
+        console_named: What named the console's port, ``FLEET_CONSOLE_PORT``; empty: any port will do.
         sim_args: More arguments for ``fleet sim``.
         ready_timeout_s: How long the start may take.
         verbose: Show all log lines, not only warnings.
@@ -46,6 +47,7 @@ class UpOptions:
     comfyui: Checkout | None = None
     own_redis: bool = True
     port_named: str = "--port"
+    console_named: str = ""
     sim_args: Sequence[str] = ()
     ready_timeout_s: float = 60.0
     verbose: bool = False
@@ -71,12 +73,19 @@ class Plan:
         return public_url(self.settings.host, self.settings.port)
 
     @property
+    def console_url(self) -> str:
+        """Where its console answers, as seen from this machine."""
+        return public_url(self.settings.host, self.settings.console_port)
+
+    @property
     def found_by(self) -> dict[str, Any]:
         """The settings by which other commands find the parts; a Redis that was named is theirs to name."""
         names = [
             "namespace",
             "host",
             "port",
+            "console_port",
+            "editor",
             "api_port",
             "lease_port",
             "direct_port",
@@ -122,6 +131,14 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         nodes=made.nodes,
         kept=note.get("instead"),
     )
+    console = public_port.choose_console(
+        settings.console_port,
+        settings.host,
+        public=port.number,
+        named=options.console_named,
+        nodes=made.nodes,
+        kept=note.get("console"),
+    )
     keys = Keys.load(settings)  # the API would refuse to start, again and again; so below
     WorkflowCatalog(settings.workflows_dir).check()
     haproxy = find_haproxy(settings.haproxy_bin)
@@ -130,7 +147,8 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     count = options.nodes
     if count is None:
         count = 0 if options.running else (max(1, len(devices)) if options.comfyui else 3)
-    inner = ports.draw(9, prefer=note.get("ports", []))
+    outer = {port.number, console.number}
+    inner = [one for one in ports.draw(11, prefer=note.get("ports", [])) if one not in outer][:9]
     api, lease, direct, agent, redis_port, *of_metrics = inner
     simulated = 0 if options.comfyui else count
     node_ports = ports.draw_block(simulated, prefer=next(iter(note.get("node_ports", [])), None))
@@ -150,6 +168,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
     ours = settings.model_copy(
         update={
             "port": port.number,
+            "console_port": console.number,
             "haproxy_bin": haproxy,
             "redis_url": redis.url if redis else settings.redis_url,
             "api_port": api,
@@ -165,6 +184,7 @@ def plan(settings: Settings, options: UpOptions, *, gpus: Gpus, visible: str | N
         f"FLEET_{name.upper()}": str(getattr(ours, name))
         for name in (
             *("data", "redis_url", "namespace", "haproxy_bin", "host", "port", "log_level"),
+            *("console_port", "editor"),
             *("api_host", "api_port", "lease_port", "direct_port", "agent_port", "broker_host"),
             *("dispatch_metrics_port", "haproxy_metrics_port", "agent_metrics_port"),
         )

@@ -1,4 +1,4 @@
-"""Choose the public port: the one that was set, else the default or the next free one."""
+"""Choose the public port and the console's: those that were set, else the defaults or the next free ones."""
 
 import contextlib
 import ipaddress
@@ -13,7 +13,7 @@ from comfy_fleet.cli.up import ports
 if TYPE_CHECKING:  # every command imports this module
     from comfy_fleet.domain.nodes.node import Node
 
-USUAL_URL = "http://127.0.0.1:8188"
+USUAL_CONSOLE_URL = "http://127.0.0.1:8189"
 _NEXT = 100  # ports to try before the kernel is asked for one
 
 
@@ -68,6 +68,41 @@ def choose(
     taken = f"is that of {_words(node)}" if node else f"is taken by {holder}"
     number = next_free(port, host, nodes)
     return PublicPort(number=number, why=f"port {port} {taken}; the fleet takes port {number}")
+
+
+def choose_console(
+    port: int,
+    host: str,
+    *,
+    public: int,
+    named: str,
+    nodes: Sequence["Node"] = (),
+    kept: int | None = None,
+) -> PublicPort:
+    """Choose the console's port.
+
+    Args:
+        port: The port that was set, or the default.
+        host: Where the fleet listens.
+        public: The public port.
+        named: What set the port, ``FLEET_CONSOLE_PORT``; empty if nothing did. Then it is the one above the
+            public port, or the next that is free.
+        nodes: ComfyUIs that already run.
+        kept: The port of the last start, if it was another.
+
+    Raises:
+        Fail: The named port is taken, or is the public one.
+    """
+    if named:
+        if port == public:
+            raise Fail(f"{named} {port} is the public port: the console needs its own", code=Exit.USAGE)
+        return choose(port, host, named=named, nodes=nodes)
+    usual = public + 1
+    if kept not in (None, public, usual) and _suits(kept, host, nodes):
+        return PublicPort(number=kept)
+    if usual < 65536 and _suits(usual, host, nodes):
+        return PublicPort(number=usual)
+    return PublicPort(number=next_free(min(usual, 65535), host, nodes))
 
 
 def next_free(port: int, host: str, nodes: Sequence["Node"] = ()) -> int:

@@ -18,7 +18,7 @@ from rich.text import Text
 from comfy_fleet.api.host_names import is_loopback
 from comfy_fleet.cli.console import SIMULATED, span, table
 from comfy_fleet.cli.up.plan import Plan
-from comfy_fleet.cli.up.public_port import USUAL_URL
+from comfy_fleet.cli.up.public_port import USUAL_CONSOLE_URL
 from comfy_fleet.cli.up.supervisor import is_loud
 from comfy_fleet.domain.nodes.node import Node
 from comfy_fleet.domain.text import natural
@@ -91,6 +91,14 @@ class Terminal:
         shown = self._print
         shown(f"[bold green]The fleet is ready[/] at [bold]{planned.url}[/]  ({span(took_s)})")
         shown()
+        editor = settings.editor and any(not node.simulated for node in nodes)
+        for name, value in (
+            ("editor", f"{planned.url}/" if editor else ""),
+            ("console", planned.console_url),
+        ):
+            if value:
+                shown(Text.assemble((f"{name:<8}", "dim"), value))
+        shown()
         rows = [
             (node.name, node.url, SIMULATED if node.simulated else "ComfyUI")
             for node in sorted(nodes, key=lambda node: natural(node.name))
@@ -153,6 +161,7 @@ def example(planned: Plan) -> str:
         line = (
             f"export FLEET_API_KEY=$(awk '{find}' {shlex.quote(str(settings.keys_file.absolute()))}); {line}"
         )
-    if planned.url != USUAL_URL or os.environ.get("FLEET_API_URL", planned.url) != planned.url:
-        line = f"export FLEET_API_URL={planned.url}; {line}"
+    url = planned.console_url
+    if url != USUAL_CONSOLE_URL or os.environ.get("FLEET_API_URL", url) != url:
+        line = f"export FLEET_API_URL={url}; {line}"
     return line
