@@ -37,7 +37,9 @@ SOURCE = Path(__file__).parent.parent  # inside a checkout
 WARNED = "FLEET_WARNED"
 """Variables, separated by commas, that a parent process has warned about already; its children need not."""
 _OF_COMMANDS = ("FLEET_API_URL", "FLEET_API_KEY")
-_OF_COMPOSE = ("GPU_HOST", "IMAGE", "PUBLISH", "PUBLISH_CONSOLE", "SECRETS", "TAG", "WORKFLOWS_DIR")  # used in docker/
+_OF_COMPOSE = (  # used in docker/
+    *("GPU_HOST", "IMAGE", "PUBLISH", "PUBLISH_CONSOLE", "SECRETS", "TAG", "WORKFLOWS_DIR"),
+)
 _FOR_TESTS = "FLEET_TEST_"
 _HOST = re.compile(r"[A-Za-z0-9_*](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%\w+)?")
 _ALIKE = 0.7  # similarity from 0 to 1 from which a name counts as a typo

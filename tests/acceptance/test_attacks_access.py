@@ -329,9 +329,10 @@ def test_no_secret_is_written_down(which: str, request: pytest.FixtureRequest) -
         f"/k/{ANN}/a/k/{ANN}/b",
     ):
         assert ANN not in httpx.get(f"{fleet.url}{way}").text, way
-    with httpx.Client() as browser:
-        signed_in(browser, fleet, ANN)
-        assert ANN not in str(browser.cookies.jar)
+    if which == "keyed":
+        with httpx.Client() as browser:
+            signed_in(browser, fleet, ANN)
+            assert ANN not in str(browser.cookies.jar)
     place = fleet.url.removeprefix("http://")
     for url in (f"ws://{place}/k/{ANN}/ws", f"ws://me:{ANN}@{place}/ws", f"ws://{place}/k/{ANN}x/ws"):
         with contextlib.suppress(InvalidStatus), connect(url, proxy=None) as opened:
