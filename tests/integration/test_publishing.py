@@ -554,3 +554,33 @@ async def test_who_is_signed_out_is_led_to_the_page_by_way_of_the_sign_in(api: A
     assert code(await api.client.get("/api/v1/drafts")) == (401, "unauthorized")
     editor = await api.client.get("/workflows", headers={"X-Fleet-Origin": "editor"})
     assert code(editor) == (401, "unauthorized")
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"name": "w", "graph": {}, "ui": {"nodes": [' + b"1," * 25_000_000 + b"1]}}", 413),
+        (b'{"name": "w", "graph": {}, "ui": {"nodes": [' + b"1," * 1_000_000 + b"1]}}", 413),
+        (b'{"name": "w", "graph": {}, "ui": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+        (f'{{"name": "w", "graph": {{}}, "ui": {{"nodes": [], "x": {DEEP}}}}}'.encode(), 422),
+        (b'{"name": "w", "graph": {}, "ui": {"nodes": []}', 400),
+    ],
+    ids=["50 MB", "many values", "deep", "deep inside", "cut"],
+)
+async def test_a_graph_beyond_all_measure_is_refused(api: Api, body: bytes, status: int) -> None:
+    headers = {**ANN, "Content-Type": "application/json"}
+    answer = await api.client.post("/api/v1/drafts", content=body, headers=headers)
+    assert answer.status_code == status, answer.text[:500]
+    assert await api.stores.workflows.drafts("ann") == {}
+
+
+async def test_a_deep_editor_s_graph_beside_a_sound_one_is_refused(api: Api) -> None:
+    deep: Any = []
+    for _ in range(400):
+        deep = [deep]
+    body = {"name": "w", "graph": GRAPH, "ui": {"nodes": [], "x": deep}}
+    answer = await api.client.post("/api/v1/drafts", json=body, headers=ANN)
+    assert answer.status_code == 400, answer.text
