@@ -119,7 +119,7 @@ class Execution:
         self._posted_at: float | None = None
         self._took_s: float | None = None
         self._ran_s: float | None = None
-        self._warm = False
+        self._began = self._warm = False
         self._ui = ""
         self._canceled = False
         self._released = False
@@ -277,9 +277,10 @@ class Execution:
             if isinstance(event, Frame | Binary):
                 place = machine.pictured if isinstance(event, Binary) else None
                 self._relay.take(event, running=machine.phase is RunPhase.RUNNING, place=place)
+            self._began = self._began or machine.phase is RunPhase.RUNNING
             for action in actions:
-                if isinstance(action, Finish | Left) and self._ran_s is None and self._posted_at is not None:
-                    self._ran_s, self._warm = self._tools.now() - self._posted_at, machine.warm
+                if isinstance(action, Left) or (isinstance(action, Finish) and self._began):
+                    self._note_results(machine)
                 if isinstance(action, Finish):
                     self._ui = self._ui or machine.ui  # not again after a Left, which comes with this
                     await self._end(self._with_story(action.verdict, machine))
@@ -296,6 +297,11 @@ class Execution:
                 logger.warning("not understood", extra={**self._extra, "reason": machine.misread})
             del event
             self._events.task_done()
+
+    def _note_results(self, machine: Run) -> None:
+        """Note what the prompt took, and whether the node had any of its results."""
+        if self._ran_s is None and self._posted_at is not None:
+            self._ran_s, self._warm = self._tools.now() - self._posted_at, machine.warm
 
     def _set_timer(self, at: float | None) -> None:
         if at is None or at >= self._tick_at:  # an early tick does no harm, and sets the next one

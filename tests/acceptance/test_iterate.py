@@ -83,7 +83,6 @@ async def check_scenario(comfyui: Path | None) -> None:
                 for last in ("second", "third"):
                     again = await one.run(edited_graph(seconds, last, picture=picture))
                     assert SLEEP in again.cached, (turn, picture, last)
-                    assert again.seconds < LONG_S
 
 
 async def test_the_node_that_takes_long_runs_once() -> None:

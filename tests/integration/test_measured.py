@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -146,3 +147,40 @@ async def test_a_speed_counts_after_a_few_runs_and_ends_with_the_card(redis: Red
 
 async def _no_speed(fleet: Fleet) -> bool:
     return (await fleet.state("g1")).node.speed is None
+
+
+def slept(seconds: float, prefix: str = "t") -> dict[str, object]:
+    """A graph whose middle takes a while, and can be answered from the cache."""
+    graph = picture(1, filename_prefix=prefix)
+    graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    return graph
+
+
+async def test_what_a_node_s_cache_saves_an_editor_is_measured(redis: Redis, redis_port: int) -> None:
+    async with fleet_of(redis_port) as fleet:
+        await fleet.add_sim("g1", timing=FAST)
+        await fleet.verdict("g1")
+        await fleet.refresher()
+
+        async def saving(graph: dict[str, object], *, stop: bool = False) -> tuple[str, float]:
+            job = await fleet.submit(graph, editor="ann")
+            if stop:
+                await until(lambda: fleet.sims["g1"].engine.running, what="it runs")
+                await fleet.stores.jobs.request_cancel(job.id)
+            await fleet.ended(job.id)
+            found: Any = await redis.hgetall("fleet:editor:ann")
+            return found[b"node"].decode(), float(found[b"saving"])
+
+        node, cold = await saving(slept(1.0))
+        assert node == "g1"
+        assert 1.0 <= cold < 3.0, "nothing was cached: all of it"
+        _, warm = await saving(slept(1.0, "u"))
+        assert cold - 1.0 < warm <= cold, "only the rest ran again"
+        _, other = await saving(slept(1.2))
+        assert other < warm - 0.5, "the change was early"
+        _, stopped = await saving(slept(30.0), stop=True)
+        assert stopped <= cold
+        assert await redis.hget("fleet:node:g1", "results") == b"ann"
+        await fleet.ended((await fleet.submit(picture(2))).id)
+        assert await redis.hget("fleet:node:g1", "results") is None
