@@ -94,7 +94,10 @@ class JobFrames:
                 return None
             case type_ if type_ is None or type_ in NOT_THE_CLIENTS:
                 return None
-        return PromptMessage(frame.run, Topic.OTHER, ClientMessage(data))
+            case "execution_error":
+                return PromptMessage(frame.run, Topic.OTHER, ClientMessage(data))
+            case type_:
+                return PromptMessage(frame.run, Topic.OTHER, ClientMessage(data), (type_, None))
 
     def end_of(self, job: Job, at: float) -> ClientMessage:
         """Return the message that tells a final job's end: the node's own, if there is one."""

@@ -81,7 +81,7 @@ def test_a_run_has_its_clients_name_in_every_message(name: str) -> None:
         (text("executing", node="3", display_node="2"), Topic.EXECUTING, ("3", None)),
         (text("executed", node="3", output={}), Topic.RESULT, ("3", None)),
         (text("progress", node="3", value=1), Topic.OTHER, None),
-        (text("an.extension's own", x=1), Topic.OTHER, None),
+        (text("an.extension's own", x=1), Topic.OTHER, ("an.extension's own", None)),
         (text("execution_error", exception_type="ExecutionBlocked"), Topic.OTHER, None),
         (RawFrame(run=RUN, data=PREVIEW, text=False, place=("3", 4)), Topic.RESULT, ("3", 4)),
         (RawFrame(run=RUN, data=b"\0\0\0\x63 of a later version", text=False), Topic.OTHER, None),

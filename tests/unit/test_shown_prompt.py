@@ -12,6 +12,8 @@ from comfy_fleet.domain.jobs.client_messages import ClientMessage, executed, exe
 from comfy_fleet.domain.jobs.shown_prompt import (
     MOST_HELD_BYTES,
     MOST_HELD_ENDS,
+    MOST_HELD_WORDS,
+    MOST_WORD_BYTES,
     PromptEnd,
     PromptMessage,
     RecordedResult,
@@ -385,3 +387,44 @@ def test_a_message_about_nobodys_prompt_comes_only_while_none_is_shown() -> None
     assert machine.apart(one) == [one]
     begun(machine, "a")
     assert machine.apart(one) == []
+
+
+def own(run: str, type_: str, text: str = "?") -> PromptMessage:
+    """A message of an extension's own."""
+    message = client_messages.message(type_, {"text": text})
+    return PromptMessage(run, Topic.OTHER, message, (type_, None))
+
+
+def test_a_question_waits_until_its_prompt_is_shown() -> None:
+    shown = ShownPrompt()
+
+    def computes(run: str, node: str) -> PromptMessage:
+        return PromptMessage(run, Topic.EXECUTING, executing(run, node), (node, None))
+
+    shown.heard("a", "a", computes("a", "1"), 1.0)
+    assert shown.heard("b", "b", computes("b", "1"), 1.0) == []
+    for word in (own("b", "asks", "old"), own("b", "asks"), own("b", "other")):
+        assert shown.heard("b", "b", word, 1.0) == []
+    large = own("b", "large", "x" * MOST_WORD_BYTES)
+    assert shown.heard("b", "b", large, 1.0) == []
+    assert shown.heard("a", "a", own("a", "asks"), 1.0) == [own("a", "asks").message]
+    told = shown.ended("a", PromptEnd(run="a", start=None, last=last_words("a")))
+    assert [one for one in told if one in (own("b", "asks").message, own("b", "other").message)] == [
+        own("b", "asks").message,
+        own("b", "other").message,
+    ]
+    assert own("b", "asks", "old").message not in told
+    assert large.message not in told
+
+
+def test_what_a_node_asked_is_over_with_it_and_kinds_are_limited() -> None:
+    shown = ShownPrompt()
+    shown.heard("a", "a", PromptMessage("a", Topic.EXECUTING, executing("a", "1"), ("1", None)), 1.0)
+    shown.heard("b", "b", own("b", "early"), 1.0)
+    shown.heard("b", "b", PromptMessage("b", Topic.EXECUTING, executing("b", "2"), ("2", None)), 1.0)
+    kinds = [f"kind {number}" for number in range(2 * MOST_HELD_WORDS)]
+    for kind in kinds:
+        shown.heard("b", "b", own("b", kind), 1.0)
+    told = shown.ended("a", PromptEnd(run="a", start=None, last=last_words("a")))
+    types = [json.loads(one.data)["type"] for one in told]
+    assert [one for one in types if one in ("early", *kinds)] == kinds[:MOST_HELD_WORDS]

@@ -6,6 +6,7 @@ belongs to it. A fleet runs several prompts of one client at once, so that
 
 - one of them is *shown*: the client gets its messages as they come;
 - of the others, what a client must not miss (starts, results) is held back until they are shown, or end;
+  and so is what a node of an extension says meanwhile, perhaps a question that it waits with;
 - the end of a prompt that ran is told at once, whoever's it is: scripts wait for it. Directly behind the end
   of another prompt, the shown one's ``execution_start``, ``executing`` and newest ``progress_state`` are told
   again;
@@ -26,6 +27,11 @@ from comfy_fleet.domain.jobs.client_messages import ClientMessage, execution_sta
 
 MOST_HELD_BYTES = 1024 * 1024
 """Results of a prompt that is not shown which are kept in memory; the rest is told at its end."""
+
+MOST_HELD_WORDS = 16
+MOST_WORD_BYTES = 64 * 1024
+"""What nodes of extensions say while their prompt is not shown: how many kinds of messages (the
+newest of each), and how large."""
 
 MOST_HELD_ENDS = 100
 """Ends of prompts that never began which wait for the shown one's; of more, the oldest is told."""
@@ -51,7 +57,8 @@ class PromptMessage:
 
     Attributes:
         run: The run that it is about.
-        key: Which result it tells; of an ``executing``, the node and None.
+        key: Which result it tells; of an ``executing``, the node and None; of an extension's own message,
+            its type and None.
     """
 
     run: str
@@ -109,6 +116,7 @@ class _Prompt:
     told: set[ResultKey] = field(default_factory=set)
     held: list[ClientMessage] = field(default_factory=list)
     held_bytes: int = 0
+    words: dict[str, ClientMessage] = field(default_factory=dict)  # of extensions' nodes, by type
 
     def hold(self, one: ClientMessage) -> None:
         self.held.append(one)
@@ -123,7 +131,7 @@ class _Prompt:
         self.run, self.order = run, order
         self.start = self.executing = self.told_executing = self.state = None
         self.node, self.started, self.cached = None, False, False
-        self.told, self.held, self.held_bytes = set(), [], 0
+        self.told, self.held, self.held_bytes, self.words = set(), [], 0, {}
 
 
 class ShownPrompt:
@@ -286,6 +294,8 @@ class ShownPrompt:
             out.append(prompt.executing)
         if prompt.state is not None:
             out.append(prompt.state)
+        out += prompt.words.values()
+        prompt.words = {}
         return out
 
 
@@ -308,6 +318,7 @@ def _note(prompt: _Prompt, heard: PromptMessage, *, shown: bool) -> bool:
             if prompt.executing == one or (node is not None and node == prompt.node):
                 return False
             prompt.executing, prompt.node = one, node
+            prompt.words = {}  # what the one before had to say is over
         case Topic.PROGRESS_STATE:
             prompt.state = one
         case Topic.RESULT if heard.key is not None:
@@ -324,4 +335,8 @@ def _note(prompt: _Prompt, heard: PromptMessage, *, shown: bool) -> bool:
                     prompt.hold(prompt.executing)
                 prompt.hold(one)
             prompt.told.add(heard.key)
+        case Topic.OTHER if heard.key is not None and not shown:
+            known = heard.key[0] in prompt.words or len(prompt.words) < MOST_HELD_WORDS
+            if known and len(one.data) <= MOST_WORD_BYTES:
+                prompt.words[heard.key[0]] = one
     return True
