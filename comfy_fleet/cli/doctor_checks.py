@@ -17,6 +17,7 @@ from comfy_fleet.adapters.system.disk import FULL, Disk
 from comfy_fleet.adapters.system.redis_program import program
 from comfy_fleet.adapters.system.secret_box import SecretBox
 from comfy_fleet.api.auth import Keys
+from comfy_fleet.cli import doctor_fleet
 from comfy_fleet.cli.exits import Fail
 from comfy_fleet.cli.gpus import Gpu, Gpus, Nvml, probe
 from comfy_fleet.cli.up import ports, public_port
@@ -87,6 +88,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("Open files", lambda: [open_files(resource.getrlimit(resource.RLIMIT_NOFILE))]),
         ("Workflows", lambda: workflows(settings)),
         ("HAProxy files", lambda: [templates(settings)]),
+        (doctor_fleet.CHECK, lambda: running_fleet(settings)),
     )
     findings = []
     for check, look in looks:
@@ -407,6 +409,11 @@ def templates(settings: Settings) -> Finding:
     rendered = render(settings, [], {})
     lines = rendered.broker.count("\n") + rendered.edge.count("\n")
     return _ok("HAProxy files", f"{settings.haproxy_dir} renders ({lines} lines)")
+
+
+def running_fleet(settings: Settings) -> list[Finding]:
+    """Ask the fleet that runs on the data folder, if one does, what its operator should know."""
+    return [_warn(doctor_fleet.CHECK, note, do) for note, do in doctor_fleet.notes(settings)]
 
 
 def version_in(text: str, pattern: str) -> tuple[int, ...] | None:
