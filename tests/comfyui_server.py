@@ -12,10 +12,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -23,6 +24,8 @@ from tests.children import mortal
 from tests.comfyui_shapes import write_pack
 
 START_S = 180.0
+Pack: TypeAlias = Callable[[Path], Path]
+"""Writes custom nodes below a folder; returns what ComfyUI takes as a folder of custom nodes."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ def interpreter(home: Path) -> str:
     return sys.executable
 
 
-def command(home: Path, folder: Path, port: int, python: str | None = None) -> list[str]:
+def command(
+    home: Path, folder: Path, port: int, python: str | None = None, packs: Iterable[Pack] = ()
+) -> list[str]:
     """Return the command line of a ComfyUI whose files all lie in a folder."""
     extra = folder / "extra_model_paths.yaml"
-    packs = (home / "tests/execution/testing_nodes", write_pack(folder))
-    lines = "".join(f"        {pack}\n" for pack in packs)
+    folders = (home / "tests/execution/testing_nodes", *(write(folder) for write in (write_pack, *packs)))
+    lines = "".join(f"        {pack}\n" for pack in folders)
     extra.write_text(f"testing:\n    custom_nodes: |\n{lines}")
     options = [
         "--cpu",
@@ -78,23 +83,31 @@ def comfyui_server(comfyui_home: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @contextmanager
-def comfyui_of(home: Path, folder: Path, *, python: str | None = None) -> Iterator[ComfyServer]:
+def comfyui_of(
+    home: Path, folder: Path, *, python: str | None = None, packs: Iterable[Pack] = ()
+) -> Iterator[ComfyServer]:
     """Run a ComfyUI whose files all lie in a folder.
 
     Args:
         home: Where its programs are.
         folder: For its files.
         python: The interpreter that has its packages.
+        packs: Writers of further custom nodes.
     """
     with ExitStack() as stack:
-        server, process = stack.enter_context(started_comfyui(home, folder, python=python))
+        server, process = stack.enter_context(started_comfyui(home, folder, python=python, packs=packs))
         wait_until_it_answers(server, process)
         yield server
 
 
 @contextmanager
 def started_comfyui(
-    home: Path, folder: Path, *, python: str | None = None, port: int | None = None
+    home: Path,
+    folder: Path,
+    *,
+    python: str | None = None,
+    port: int | None = None,
+    packs: Iterable[Pack] = (),
 ) -> Iterator[tuple[ComfyServer, subprocess.Popen[bytes]]]:
     """Start a ComfyUI as :func:`comfyui_of` does, but don't wait for it: several start at once.
 
@@ -103,6 +116,7 @@ def started_comfyui(
         folder: For its files; those of an earlier start may be there.
         python: The interpreter that has its packages.
         port: Where it listens; a free port if not given.
+        packs: Writers of further custom nodes.
     """
     if port is None:
         with socket.socket() as probe:
@@ -112,7 +126,11 @@ def started_comfyui(
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            mortal(command(home, folder, port, python)), cwd=folder, env=environment, stdout=log, stderr=log
+            mortal(command(home, folder, port, python, packs)),
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     try:
         yield server, process

@@ -136,7 +136,13 @@ async def faced(
         ask = await stack.enter_async_context(NodeClient(fleet.settings.direct_url))
         started = [
             await stack.enter_async_context(
-                running(redis_port, fleet.settings.data, info=ask, keys_file=keys_file)
+                running(
+                    redis_port,
+                    fleet.settings.data,
+                    info=ask,
+                    keys_file=keys_file,
+                    extension_routes=fleet.settings.extension_routes,
+                )
             )
             for _ in range(apis)
         ]
