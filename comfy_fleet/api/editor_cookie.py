@@ -1,6 +1,5 @@
 """Which node's editor a caller has: the cookie that says so (:mod:`comfy_fleet.services.editor_ticket`)."""
 
-import time
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -14,7 +13,8 @@ from comfy_fleet.services.editor_ticket import COOKIE, LIFETIME_S
 def editor_node(request: Request) -> str | None:
     """Return the node whose editor the caller has, as its ticket says; None without a valid one."""
     ticket = request.cookies.get(COOKIE, "")
-    return deps(request).editor_tickets.node(ticket, now=time.time()) if ticket else None
+    d = deps(request)
+    return d.editor_tickets.node(ticket, now=d.clock()) if ticket else None
 
 
 def give_ticket(request: Request, answer: Response, node: str) -> None:
@@ -23,7 +23,7 @@ def give_ticket(request: Request, answer: Response, node: str) -> None:
     base = urlsplit(editor_base(request, d.settings))
     answer.set_cookie(
         COOKIE,
-        d.editor_tickets.sign(node, now=time.time()),
+        d.editor_tickets.sign(node, now=d.clock()),
         max_age=int(LIFETIME_S),
         path=base.path or "/",
         secure=base.scheme == "https",

@@ -4,8 +4,10 @@ A person keeps a node's editor as long as the node answers. If it does not, the 
 says is asked of that one, and the next time the page is opened, the person has its editor.
 """
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from comfy_fleet.domain.errors import EditorAway, NodeError, NoNodes
 from comfy_fleet.domain.graphs.object_info_union import version_order
@@ -23,11 +25,17 @@ from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.services.editor_files import EditorFile, EditorFiles
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.node_answers import NodeAnswers
+from comfy_fleet.tasks import start
+from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
 
 MOST_TRIED = 4
 """Nodes that are asked for one thing before the answer is that none has an editor now."""
+PAGE_S = 15.0
+"""How long all of them together have for the editor's page."""
+LOOK_S = 30.0
+"""How old notes for operators may be."""
 EXTENSIONS = "/extensions"
 _AWAY = (
     "no node that serves ComfyUI's editor answers now: `fleet node ls` says why. Jobs are kept; "
@@ -42,12 +50,24 @@ class EditorNodes:
         inventories: Which nodes there are.
         answers: What all of them list.
         files: What one of them has.
+        clock: Seconds, for intervals.
     """
 
-    def __init__(self, inventories: NodeInventories, answers: NodeAnswers, files: EditorFiles) -> None:
+    def __init__(
+        self,
+        inventories: NodeInventories,
+        answers: NodeAnswers,
+        files: EditorFiles,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._inventories = inventories
         self._answers = answers
         self._files = files
+        self._clock = clock
+        self._notes: list[str] = []
+        self._looked_at = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
 
     async def any_node(self) -> bool:
         """Return whether a node is registered that may serve the editor, whether or not it answers now."""
@@ -70,7 +90,18 @@ class EditorNodes:
         Raises:
             EditorAway: No node gives it.
         """
-        for state in (await self.order(kept))[:MOST_TRIED]:
+        order = (await self.order(kept))[:MOST_TRIED]
+        try:
+            async with Timeout(PAGE_S):
+                found = await self._page(order)
+        except TimeoutError:
+            found = None
+        if found is None:
+            raise EditorAway(_AWAY, retry_after_s=2)
+        return found
+
+    async def _page(self, order: Sequence[NodeState]) -> EditorFile | None:
+        for state in order:
             try:
                 found = await self._files.fresh(state.node.name, "/")
             except NodeError as error:
@@ -79,7 +110,7 @@ class EditorNodes:
             if found is not None and found.content_type.partition(";")[0].strip() == "text/html":
                 return found
             logger.warning("node has no editor", extra={"node": state.node.name})
-        raise EditorAway(_AWAY, retry_after_s=2)
+        return None
 
     async def answer(self, owner: str, path: str, kept: str | None = None) -> EditorFile | None:
         """Return an editor's JSON; None if it has nothing there.
@@ -131,13 +162,20 @@ class EditorNodes:
         return await self._first(owner, path, order)
 
     async def notes(self) -> list[str]:
-        """Return what an operator should know about who serves the editor."""
+        """Return what an operator should know about who serves the editor, as of the last minute.
+
+        Health checks ask for it all the time: none of them waits for nodes.
+        """
+        if self._looking is None or (self._looking.done() and self._clock() - self._looked_at >= LOOK_S):
+            self._looked_at = self._clock()
+            self._looking = start(self._look(), name="look at who serves the editor")
+        return list(self._notes)
+
+    async def _look(self) -> None:
         states = await self._states()
         order = editor_order(states)
-        if not order:
-            return []
-        found = (_older(order[0], states), await self._lacking(order[0]))
-        return [f"editor: node {order[0].node.name}, which serves it, {note}" for note in found if note]
+        found = (_older(order[0], states), await self._lacking(order[0])) if order else ()
+        self._notes = [f"editor: node {order[0].node.name}, which serves it, {one}" for one in found if one]
 
     async def _lacking(self, chosen: NodeState) -> str:
         try:

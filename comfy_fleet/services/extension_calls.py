@@ -6,12 +6,11 @@ names a prompt, it is that one; the node knows it by its run's id, which is put 
 as the other way round in frames and in the answer.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from comfy_fleet.domain.errors import Conflict, NodeError
+from comfy_fleet.domain.errors import Busy, Conflict, NodeError
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.jobs.prompt_entries import ListedState
 from comfy_fleet.domain.nodes.node import NodeState
@@ -19,11 +18,13 @@ from comfy_fleet.ports.comfyui import RawAnswer
 from comfy_fleet.ports.prompts import PromptFilter, PromptLists
 from comfy_fleet.services.editor_files import NodeCalls
 from comfy_fleet.services.editor_nodes import EditorNodes
-
-logger = logging.getLogger(__name__)
+from comfy_fleet.turns import FairTurns, NoTurn
 
 MOST_RUNNING = 64
 """Running prompts of one caller that are looked at."""
+_AT_ONCE, _AT_ONCE_EACH = 64, 16
+_LINE_EACH = 64
+_WAIT_S = 10.0
 _LONG = 32  # a shorter id of a prompt may stand anywhere by chance
 
 
@@ -68,6 +69,7 @@ class ExtensionCalls:
         self._nodes = nodes
         self._editors = editors
         self._ask = ask
+        self._turns = FairTurns(_AT_ONCE, each=_AT_ONCE_EACH, line=_LINE_EACH, wait_s=_WAIT_S)
 
     async def call(self, call: ExtensionCall) -> RawAnswer:
         """Pass a call on to the node that it is meant for, and return its answer.
@@ -75,6 +77,7 @@ class ExtensionCalls:
         Raises:
             Conflict: The caller has prompts on several nodes, and the call names none of them.
             EditorAway: Nothing of the caller's runs, and no node serves the editor.
+            Busy: The caller waits for many calls already.
             NodeError: The node can't be reached, redirects, or its answer can't be passed back.
         """
         job = await self._job(call)
@@ -82,8 +85,9 @@ class ExtensionCalls:
             answer = await self._passed((await self._editors.order(call.editor))[0].node.name, call)
         else:
             answer = await self._about(job, call)
-        if 300 <= answer.status < 400 and answer.status != 304:
-            raise NodeError("the extension's route redirects, which is not passed on")
+        if not 200 <= answer.status < 600 or (300 <= answer.status < 400 and answer.status != 304):
+            what = "redirects" if 300 <= answer.status < 400 else f"answered with {answer.status}"
+            raise NodeError(f"the extension's route {what}, which is not passed on")
         return answer
 
     async def _about(self, job: Job, call: ExtensionCall) -> RawAnswer:
@@ -98,8 +102,13 @@ class ExtensionCalls:
         return replace(answer, body=answer.body.replace(run.encode(), prompt.encode())) if run else answer
 
     async def _passed(self, node: str, call: ExtensionCall) -> RawAnswer:
-        logger.debug("extension called", extra={"node": node, "path": call.path.partition("?")[0]})
-        return await self._ask.raw(node, call.method, call.path, headers=call.headers, body=call.body)
+        try:
+            async with self._turns.of(call.owner):
+                return await self._ask.raw(node, call.method, call.path, headers=call.headers, body=call.body)
+        except NoTurn:
+            raise Busy(
+                "many calls of extensions wait already: make fewer at a time", retry_after_s=2
+            ) from None
 
     async def _job(self, call: ExtensionCall) -> Job | None:
         """Return the job that a call is about; None if nothing of the caller's runs."""

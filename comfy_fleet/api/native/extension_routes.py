@@ -9,11 +9,13 @@ from comfy_fleet.api.body import read_body
 from comfy_fleet.api.deps import deps, let_others_in, owner
 from comfy_fleet.api.editor_cookie import editor_node
 from comfy_fleet.api.endpoint import ServedRoute
+from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.native.row import row
 from comfy_fleet.domain.node_paths import plain
 from comfy_fleet.services.extension_calls import ExtensionCall
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
+_MOST_QUERY = 8000
 _PASSED = ("content-type", "accept", "if-none-match", "if-modified-since")
 """Nothing that says who asks, and nothing that a proxy would read."""
 
@@ -36,6 +38,8 @@ async def call(request: Request) -> Response:
     if not plain(path):
         return Response(status_code=404)
     query = request.scope["query_string"].decode("latin-1")
+    if len(query) > _MOST_QUERY or not query.isascii():
+        raise HttpError(400, "invalid_request", f"the query must be at most {_MOST_QUERY} ASCII characters")
     body = await read_body(request, d.settings.max_json_bytes, name="FLEET_MAX_JSON_BYTES")
     let_others_in(request)
     answer = await d.extension_calls.call(

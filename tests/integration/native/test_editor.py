@@ -1,6 +1,5 @@
 """ComfyUI's editor through the fleet: from which node a person gets it, and what is never given where."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from comfy_fleet.services.editor_ticket import COOKIE
+from tests.fleet import until
 from tests.integration.api_kit import Api, running
 from tests.integration.native.editor_kit import EDITOR, add_editor, answer, told
 from tests.integration.native.prompts_kit import KEYS
@@ -212,13 +212,22 @@ async def test_with_keys_the_editor_is_for_who_has_signed_in(
 
 async def test_operators_are_told_of_an_editor_that_is_old_or_lacks_scripts(api: Api) -> None:
     await add_editor(api, "a")
-    assert await api.deps.notes() == []
     await add_editor(api, "b", packages={"Pack": {"a.js": "1"}}, comfyui="0.34.0")
     await add_editor(api, "old", comfyui="0.3.64", editor=True)
-    notes: list[str] = []
-    async with asyncio.timeout(20):  # what nodes list is remembered for some seconds
-        while len(notes) < 2:
-            notes = list(await api.deps.notes())
-            await asyncio.sleep(0.05)
+    assert await api.deps.notes() == []  # nobody waits for it
+
+    async def noted() -> bool:
+        return len(await api.deps.notes()) == 2
+
+    await until(noted, what="both are noted")
+    notes = await api.deps.notes()
     assert "editor: node old, which serves it, has ComfyUI 0.3.64, and b has 0.34.0" in notes[0]
     assert "lacks packages with scripts: Pack (b)." in notes[1]
+
+
+async def test_an_editor_that_lacks_nothing_is_not_worth_a_note(api: Api) -> None:
+    await add_editor(api, "a", packages={"Pack": {"a.js": "1"}})
+    await add_editor(api, "b", packages={"Pack": {"a.js": "1"}})
+    await api.deps.notes()
+    await until(lambda: len(api.info.listed) >= 2, what="both were asked")
+    assert await api.deps.notes() == []

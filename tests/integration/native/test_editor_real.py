@@ -196,7 +196,11 @@ async def test_scripts_of_a_package_come_from_the_node_that_has_it(
         assert len(listed) == len(set(listed))
         found = await browser.get(SCRIPT)
         assert (found.status_code, found.text) == (200, SCRIPT_TEXT)
-        assert "fleet-chooser (b)" in "".join(await face.apis[0].deps.notes())
+
+        async def noted() -> bool:
+            return "fleet-chooser (b)" in "".join(await face.apis[0].deps.notes())
+
+        await until(noted, what="operators are told of the package")
 
         client = await face.client()
         prompt = await client.post(graph(seed=5))
