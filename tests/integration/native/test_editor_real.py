@@ -190,7 +190,7 @@ async def test_scripts_of_a_package_come_from_the_node_that_has_it(
             browser.cookies["fleet_editor"], now=face.apis[0].deps.clock()
         )
         assert node == "a"
-        assert SCRIPT not in httpx.get(f"{comfyui_server.url}/extensions", timeout=30).json()
+        assert SCRIPT not in (await browser.get(f"{comfyui_server.url}/extensions")).json()
         listed = (await browser.get("/api/extensions")).json()
         assert SCRIPT in listed
         assert len(listed) == len(set(listed))
