@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = "fleet-chooser"
 SCRIPT = f"/extensions/{PACKAGE}/chooser.js"
 
-NODES = '''
+NODES = """
 import hashlib
 import threading
 import time
@@ -73,7 +73,7 @@ class FleetSecrets:
 
 
 NODE_CLASS_MAPPINGS = {"FleetChooser": FleetChooser, "FleetSecrets": FleetSecrets}
-'''
+"""
 
 EDITOR = """
 import { app } from "../../scripts/app.js";

@@ -247,7 +247,8 @@ async def everything(redis: Redis) -> bytes:
     found = []
     async for key in redis.scan_iter("*"):
         found.append(key)
-        match (await redis.type(key)).decode():
+        kind: Any = await redis.type(key)
+        match kind.decode():
             case "string":
                 found.append(await redis.get(key) or b"")
             case "hash":
@@ -279,7 +280,7 @@ async def test_when_the_editor_node_dies_a_reload_gives_anothers(
 
             async def reload() -> tuple[int, str | None]:
                 found = await browser.get("/")
-                ticket = browser.cookies.get("fleet_editor", "")
+                ticket = browser.cookies.get("fleet_editor") or ""
                 return found.status_code, tickets.node(ticket, now=clock())
 
             assert await reload() == (200, "a")
