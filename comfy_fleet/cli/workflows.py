@@ -31,14 +31,19 @@ def list_(json_: Json = False, api: Api = DEFAULT_API, key: Key = None) -> None:
         print_json(answer)
         return
     rows = [
-        (workflow["name"], workflow.get("title"), _first_sentence(workflow.get("description") or ""))
+        (
+            workflow["name"],
+            ("folder" if workflow["folder"] else "store") if "folder" in workflow else None,
+            workflow.get("title"),
+            _first_sentence(workflow.get("description") or ""),
+        )
         for workflow in answer["workflows"]
     ]
     broken: dict[str, str] = answer.get("broken") or {}
     if rows:
-        stdout().print(table(["<Workflow", "Title", "Description"], rows))
+        stdout().print(table(["<Workflow", "<In", "Title", "Description"], rows))
     elif not broken:
-        stderr().print("no workflows; put one into workflows/NAME/workflow.json")
+        stderr().print("no workflows; add one: fleet workflow add FILE --name NAME")
     listed = {row[0] for row in rows}
     for name, why in broken.items():
         stderr().print(f"[bold red]broken:[/] {escape(name)}: {escape(why)}")

@@ -116,6 +116,16 @@ async def test_nobody_removes_keeps_or_repeats_somebody_elses_job(
         assert (await api.client.delete(f"/api/v1/jobs/{job_id}")).status_code == 204
 
 
+async def test_a_script_in_the_editors_origin_removes_nothing(api: Api) -> None:
+    job_id, editor = await done(api), {"X-Fleet-Origin": "editor"}
+    for path in ("", "?cancel=true"):
+        answer = await api.client.delete(f"/api/v1/jobs/{job_id}{path}", headers=editor)
+        assert code(answer) == (403, "console_only")
+    assert (await api.client.put(f"/api/v1/jobs/{job_id}/keep", headers=editor)).status_code == 200
+    assert (await api.client.post(f"/api/v1/jobs/{job_id}/retry", headers=editor)).status_code == 201
+    assert (await api.client.get(f"/api/v1/jobs/{job_id}")).status_code == 200
+
+
 # -- keep -------------------------------------------------------------------
 
 
@@ -134,6 +144,10 @@ async def test_a_kept_job_stays_with_its_files_and_the_uploads_that_it_uses(api:
     redis: Any = api.stores.redis
     assert await redis.zscore("fleet:expiring", job_id) == pytest.approx(now.expires_at)
     assert await redis.zscore("fleet:asset:expiry", face["id"]) > before.expires_at + 50 * YEAR_S
+    output = (await api.client.get(f"/api/v1/jobs/{job_id}")).json()["outputs"][0]
+    made = await api.assets.get(output["id"])
+    assert made is not None
+    assert made.expires_at == pytest.approx(now.expires_at)
     assert (await api.client.put(f"/api/v1/jobs/{job_id}/keep")).status_code == 200  # a second time
     assert await ids(api, "/api/v1/jobs", kept="true") == [job_id]
 

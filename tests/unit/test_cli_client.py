@@ -306,6 +306,10 @@ def test_broken_workflows_are_named_beside_those_that_work(canned: Canned) -> No
     assert result.exit_code == 0
     assert "broken: face: face/workflow.toml: no node has title '[x]'" in result.stderr
     assert result.stderr.count("last good version") == 1
+    kept = [{**good, "folder": folder} for folder in ("/workflows/card", None)]
+    canned.on("GET", "/api/v1/workflows", {"workflows": kept, "broken": {}})
+    rows = run(canned, "workflow", "ls").stdout.splitlines()
+    assert [row.split()[1] for row in rows] == ["In", "folder", "store"]
     canned.on("GET", "/api/v1/workflows", {"workflows": [], "broken": {}})
     assert "no workflows" in run(canned, "workflow", "ls").stderr
 

@@ -186,6 +186,7 @@ TABLE = (
         query=job_changes.RemoveJobQuery,
         answers={204: None},
         errors=(409,),
+        console=True,  # pictures are not a hostile editor node's to delete
     ),
     Endpoint(
         method="POST",

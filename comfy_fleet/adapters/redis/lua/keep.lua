@@ -26,6 +26,10 @@ else
   unkeep(id, args.owner, ends)
 end
 redis.call('HSET', key, 'expires', num(ends))
+for _, asset in ipairs(redis.call('HVALS', asset_outputs_key(id))) do  -- they go with the job: only what is shown
+  local a = fields(asset_key(asset), 'expires_at', 'kept_from')
+  if a[1] and not a[2] then redis.call('HSET', asset_key(asset), 'expires_at', num(ends)) end
+end
 if final then
   redis.call('ZADD', expiring_key, num(ends), id)
   rq_stays(id, f[2], ends)
