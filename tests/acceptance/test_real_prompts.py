@@ -17,6 +17,7 @@ from tests.acceptance.up import Up, start_fleet, stop_fleet
 from tests.comfyui_server import ComfyServer
 from tests.contract.live_graphs import REFUSED
 from tests.contract.test_sim_recordings import normal, without_texts
+from tests.integration.native.hints import without_hints
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
 
@@ -96,6 +97,7 @@ def comparable(value: Any) -> Any:
 
 
 def alike(ours: Any, theirs: Any) -> None:
+    ours = without_hints(ours)
     assert normal(without_texts(comparable(ours))) == normal(without_texts(comparable(theirs)))
 
 
