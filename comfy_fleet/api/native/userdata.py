@@ -166,7 +166,7 @@ async def move_file(request: Request) -> Response:
 
 
 async def post_file(request: Request) -> Response:
-    """Write a file, or move one: only the path as it was sent tells a slash in a name from others."""
+    """Write a file whose name, once it is decoded, may look like a move."""
     return await (save_file if len(_sent(request)) == 1 else move_file)(request)
 
 
@@ -231,6 +231,6 @@ TABLE: tuple[ServedRoute, ...] = (
     *row("GET", "/v2/userdata", list_all, "userdata_list_all", refusal=refused),
     *row("GET", "/userdata/{file:path}", get_file, "userdata_get", refusal=refused),
     *row("POST", "/userdata/{file:path}/move/{dest:path}", post_file, "userdata_move", refusal=refused),
-    *row("POST", "/userdata/{file:path}", post_file, "userdata_save", refusal=refused),
+    *row("POST", "/userdata/{file:path}", save_file, "userdata_save", refusal=refused),
     *row("DELETE", "/userdata/{file:path}", delete_file, "userdata_delete", refusal=refused),
 )
