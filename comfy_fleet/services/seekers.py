@@ -147,7 +147,13 @@ class Seekers:
             self._look_in(LOOK_AGAIN_S[0])  # present seekers may have looked before it was there
 
     def freed(self, node: str) -> None:
-        """Note that a node of ours can take another job: ask for exactly this node at once."""
+        """Note that a node of ours can take another job: ask for exactly this node at once.
+
+        One that an editor has just used is not taken ahead of other nodes that may be free.
+        """
+        if self._now() < self._edited_until.get(node, 0.0):
+            self.look_again()
+            return
         placement = next((p for p in self._known if self._able(p, node)), None)
         if self._claiming and placement is not None:
             self._spawn(self._seek_again(node, placement))

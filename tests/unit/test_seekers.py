@@ -652,3 +652,23 @@ async def test_a_node_with_an_editor_s_results_goes_to_others_last() -> None:
             assert world.leases.asked == [("default", ())]
             await world.runs.finish(world.claims[-1], JobStatus.SUCCEEDED, error=None, duration_s=None)
             world.leases.free = ["g1", "g2", "g3"]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_node_that_an_editor_leaves_is_not_taken_ahead_of_others() -> None:
+    world = World("g1", "g2", jobs=0)
+    world.runs.queues[ANY] = [replace(a_claim().job, id="e1", status=JobStatus.QUEUED, editor="ann")]
+    async with world.seekers(looking=True) as seekers:
+        seekers.wanted(ANY)
+        await until(lambda: world.claims, what="it has a node")
+        (edited,) = world.claims
+        await world.runs.finish(edited, JobStatus.SUCCEEDED, error=None, duration_s=None)
+        world.leases.free = ["g1", "g2"]
+        world.runs.queue(1)
+        seekers.freed(edited.node)
+        await until(lambda: len(world.claims) == 2, what="the next job has a node")
+        assert world.claims[-1].node != edited.node
+        world.runs.queue(1)
+        seekers.freed(edited.node)  # nothing else is free
+        await until(lambda: len(world.claims) == 3, what="the last job has a node")
+        assert world.claims[-1].node == edited.node
