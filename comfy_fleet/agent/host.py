@@ -16,6 +16,7 @@ from uuid import uuid4
 import httpx
 
 import comfy_fleet
+from comfy_fleet.adapters.comfyui.cookieless import cookieless
 from comfy_fleet.adapters.comfyui.direct_node import trust
 from comfy_fleet.adapters.nvml import NvmlProbe
 from comfy_fleet.adapters.system import procfs
@@ -131,10 +132,12 @@ class HostAgent:
         self._cleaner = Cleaner()
         self._logged: dict[str, Readiness] = {}
         self._reported: dict[str, Readiness] = {}
-        self._client = httpx.AsyncClient(
-            trust_env=False,
-            verify=trust(ca_file),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=1000),
+        self._client = cookieless(
+            httpx.AsyncClient(
+                trust_env=False,
+                verify=trust(ca_file),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=1000),
+            )
         )
         self._looking: dict[str, asyncio.Task[None]] = {}
 

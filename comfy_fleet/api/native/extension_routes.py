@@ -52,4 +52,6 @@ async def call(request: Request) -> Response:
             body=body,
         )
     )
-    return Response(answer.body, answer.status, headers=dict(answer.headers))
+    # Kept nowhere: with another node, or another job, it is another answer.
+    headers = {name.lower(): value for name, value in answer.headers.items()} | {"cache-control": "no-store"}
+    return Response(answer.body, answer.status, headers=headers)
