@@ -16,6 +16,7 @@ from PIL import Image
 from redis.asyncio import Redis
 
 from comfy_fleet.api.errors import fleet_error
+from comfy_fleet.domain.graphs.missing import MissingPart, PartKind
 from comfy_fleet.domain.jobs.job import JobError, JobStatus, Progress
 from comfy_fleet.settings import packaged
 from tests.contract.openapi import plain
@@ -244,6 +245,8 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         assert answer.status_code == status, answer.text
         return spec.check(method, path.partition("?")[0], answer)
 
+    lacked = MissingPart(kind=PartKind.FILE, name="a.safetensors", class_type="VAELoader", input="vae_name")
+    await api.stores.missing.note("ann", [lacked])
     task = (await call("POST", "/api/v1/generate", 202, json={"prompt": "x"}))["task_id"]
     await call("POST", "/api/submit", 202, json={"prompt": "x"})
     labels = {"params": {"prompt": "x"}, "metadata": {"a": "b"}}
@@ -266,6 +269,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         "/api/v1/nodes-diff",
         "/api/v1/pools",
         "/api/v1/pools/default",
+        "/api/v1/missing?all=true",
         "/api/v1/hosts",
         "/api/v1/workflows",
         "/api/v1/workflows/image_card",
