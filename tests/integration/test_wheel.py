@@ -34,7 +34,7 @@ def test_everything_that_is_read_at_run_time_is_inside(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"comfy_fleet/_files/{path.relative_to(ROOT)}" in inside
-    for pattern in ("*.lua", "*.json", "py.typed"):
+    for pattern in ("*.lua", "*.js", "*.json", "py.typed"):
         for path in (ROOT / "comfy_fleet").rglob(pattern):
             assert str(path.relative_to(ROOT)) in inside
     assert not any(name.startswith(("tests/", "scripts/", ".fleet")) for name in inside)
