@@ -369,6 +369,7 @@ TABLE = (
         tag="workflows",
         query=missing.MissingQuery,
         answers={200: missing.MissingListAnswer},
+        console=True,
     ),
     Endpoint(
         method="GET",
