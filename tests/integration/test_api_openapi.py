@@ -274,6 +274,7 @@ async def test_answers_are_what_the_document_says(api: Api) -> None:
         "/api/v1/workflows",
         "/api/v1/workflows/image_card",
         "/api/v1/workflows/image_card/check",
+        "/api/v1/missing",
         "/api/v1/health",
     )
     for path in tasks:
