@@ -144,9 +144,10 @@ def test_an_artist_publishes_what_was_saved_and_run_and_goes_back(up: Up, versio
         late = ann.post(f"/api/v1/workflows/{name}/publish", json={"draft": third["draft"]})
         assert late.status_code == 409 and late.json()["error"]["details"]["changed_by"] == "ben"
 
-        page = ann.get(f"/publish/{name}")
+        assert ann.get(f"/publish/{name}").status_code == 404  # the pages are the console's
+        page = ann.get(f"{up.console}/publish/{name}")
         assert "Somebody else has published" in page.text and page.text.count("<img ") == 2
         expected, back = second["version"], first["version"]
-        gone = ann.post(f"/workflows/{name}", data={"version": back, "expected": expected})
+        gone = ann.post(f"{up.console}/workflows/{name}", data={"version": back, "expected": expected})
         assert gone.status_code == 303, gone.text
         assert width_of_next_job(up, name, "c") == 64
