@@ -29,10 +29,14 @@ class Up:
 
 
 def start_fleet(
-    data: Path, *arguments: str, env: dict[str, str] | None = None, within_s: float = START_S
+    data: Path,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    within_s: float = START_S,
+    port: int | None = None,
 ) -> Up:
-    """Start ``fleet up`` and wait until a job could run."""
-    port, console_port = free_port(), free_port()
+    """Start ``fleet up`` and wait until a job could run; on a free port, if none is given."""
+    port, console_port = port or free_port(), free_port()
     url, console = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{console_port}"
     command = [
         sys.executable,

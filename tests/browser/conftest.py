@@ -58,14 +58,18 @@ def servers(comfyui_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @contextmanager
-def fleet_of_real(nodes: list[ComfyServer], data: Path, *arguments: str, **env: str) -> Iterator[Up]:
-    """Run a fleet of ComfyUIs, and wait until it knows what they have."""
-    named = [word for number, node in enumerate(nodes) for word in ("--node", f"real{number}={node.url}")]
-    up = start_fleet(data, *named, *arguments, env=env)
+def fleet_of_real(nodes: list[ComfyServer], data: Path, **env: str) -> Iterator[Up]:
+    """Run a fleet of ComfyUIs, named ``real0`` and so on."""
+    up = start_fleet(data, *named(nodes), env=env, within_s=KNOWN_S)
     try:
         yield up
     finally:
         stop_fleet(up)
+
+
+def named(nodes: list[ComfyServer]) -> list[str]:
+    """Return the options of ``fleet up`` for ComfyUIs."""
+    return [word for number, node in enumerate(nodes) for word in ("--node", f"real{number}={node.url}")]
 
 
 def wait_until_known(url: str, **headers: str) -> None:

@@ -96,7 +96,7 @@ def test_the_assets_panel_shows_what_was_made_and_sent(page: Editor, tmp_path: P
 
 
 def test_a_running_job_is_canceled(page: Editor, tmp_path: Path) -> None:
-    page.load(graphs.steps(steps=100, seconds=60).write(tmp_path / "long.json"))
+    page.load(graphs.steps(steps=1000, seconds=600).write(tmp_path / "long.json"))
     page.run()
     page.page.until("document.title.includes('FleetSteps')", what="it runs")
     page.cancel()
@@ -109,7 +109,7 @@ def test_a_running_job_is_canceled(page: Editor, tmp_path: Path) -> None:
 
 
 def test_what_waits_is_cleared(page: Editor, place: Place, tmp_path: Path) -> None:
-    page.load(graphs.steps(steps=100, seconds=60).write(tmp_path / "long.json"))
+    page.load(graphs.steps(steps=1000, seconds=600).write(tmp_path / "long.json"))
     at_once = max(1, place.nodes)
     page.batch(at_once + 3)
     page.run()
