@@ -141,6 +141,11 @@ class Chromium:
                 raise PageError("no new tab was opened")
             time.sleep(0.05)
 
+    def close(self, page: Page) -> None:
+        """Close a tab."""
+        del self._pages[page.session]
+        self.call("Target.closeTarget", targetId=page.target)
+
     def _send(self, method: str, session: str | None, params: dict[str, Any]) -> int:
         number = next(self._ids)
         body = {"id": number, "method": method, "params": params}

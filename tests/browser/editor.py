@@ -30,7 +30,8 @@ class Words:
     panel: tuple[str, str]  # the list of jobs, and a text in it
     row: str  # one job in it
     open_job: str
-    batch: str
+    menu: str
+    batch: str = ".batch-count input"
     assets: str | None = None
     asset: str = ""
 
@@ -44,7 +45,7 @@ OLD = Words(
     panel=(".comfy-vue-side-bar-header", "QUEUE"),
     row=".task-item",
     open_job="Load Workflow",
-    batch=".batch-count input",
+    menu=".comfyui-logo-wrapper",
 )
 NEW = Words(
     run="[data-testid=queue-button]",
@@ -55,7 +56,7 @@ NEW = Words(
     panel=("[data-testid=queue-progress-overlay]", ""),
     row="[data-job-id]",
     open_job="Open as workflow in new tab",
-    batch=".batch-count input",
+    menu=".comfy-menu-button-wrapper",
     assets="[aria-label='Assets (a)']",
     asset="[data-asset-id]",
 )
@@ -132,6 +133,12 @@ class Editor:
         self.page.type(str(value))
         self.page.press("Enter")
         self.page.wait(lambda: self.widget(node, name) == value, what=f"{name} is {value!r}")
+
+    def menu(self, folder: str, item: str) -> None:
+        """Choose something in the editor's menu."""
+        self.page.click(self.words.menu)
+        self.page.hover("[role=menuitem]", folder)
+        self.page.click("[role=menuitem]", item)
 
     def run(self) -> None:
         """Press the queue button."""
