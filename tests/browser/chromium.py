@@ -18,8 +18,8 @@ from websockets.sync.client import ClientConnection, connect
 from tests.browser.page import PATIENCE_S, DevToolsError, Page, PageError
 from tests.children import mortal
 
-START_S = 30.0
-CALL_S = 30.0  # for an answer of the browser itself
+START_S = 60.0
+CALL_S = 60.0  # for an answer of the browser itself
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --mute-audio --hide-scrollbars"
@@ -130,16 +130,17 @@ class Chromium:
 
     def tab(self, of: Page, patience_s: float = PATIENCE_S) -> Page:
         """Wait for a tab that a page opened, and return it as a page."""
+        target = of.wait(lambda: self._unknown(of.context), what="a new tab is opened", patience_s=patience_s)
+        return self._attach(target, of.context)
+
+    def _unknown(self, context: str) -> str | None:
         known = {page.target for page in self._pages.values()}
-        deadline = time.monotonic() + patience_s
-        while True:
-            for info in self.call("Target.getTargets")["targetInfos"]:
-                mine = info["type"] == "page" and info.get("browserContextId") == of.context
-                if mine and info["targetId"] not in known:
-                    return self._attach(info["targetId"], of.context)
-            if time.monotonic() > deadline:
-                raise PageError("no new tab was opened")
-            time.sleep(0.05)
+        found = (
+            info["targetId"]
+            for info in self.call("Target.getTargets")["targetInfos"]
+            if info["type"] == "page" and info.get("browserContextId") == context
+        )
+        return next((target for target in found if target not in known), None)
 
     def close(self, page: Page) -> None:
         """Close a tab."""

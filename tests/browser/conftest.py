@@ -1,7 +1,7 @@
 """Real ComfyUIs, alone and behind a fleet, and a browser to look at them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,16 @@ KNOWN_S = 90.0  # for a fleet to know what its nodes have
 class Servers:
     """As many ComfyUIs as were asked for, started together."""
 
-    def __init__(self, home: Path, factory: pytest.TempPathFactory, stack: ExitStack) -> None:
+    def __init__(self, home: Path, new_folder: Callable[[], Path], stack: ExitStack) -> None:
         self._home = home
-        self._factory = factory
+        self._new_folder = new_folder
         self._stack = stack
         self._running: list[ComfyServer] = []
 
     def take(self, count: int) -> list[ComfyServer]:
         """Return so many; those that don't run yet are started."""
         new = [
-            self._stack.enter_context(started_comfyui(self._home, self._factory.mktemp("comfyui")))
+            self._stack.enter_context(started_comfyui(self._home, self._new_folder()))
             for _ in range(count - len(self._running))
         ]
         for server, process in new:
@@ -54,7 +54,7 @@ class Place:
 def servers(comfyui_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Real ComfyUIs."""
     with ExitStack() as stack:
-        yield Servers(comfyui_home, tmp_path_factory, stack)
+        yield Servers(comfyui_home, lambda: tmp_path_factory.mktemp("comfyui"), stack)
 
 
 @contextmanager

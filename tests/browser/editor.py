@@ -73,15 +73,16 @@ class Editor:
     def open(self) -> None:
         """Open it and wait until it can be used."""
         self.page.goto(f"{self.url}/")
-        self._settle()
+        self.settle()
 
     def reload(self) -> None:
         """Press F5 and wait until it can be used."""
         self.page.reload()
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
-        self.page.until(READY.replace("STORES", STORES), what="the editor is ready", patience_s=40)
+    def settle(self) -> None:
+        """Wait until it can be used."""
+        self.page.until(READY.replace("STORES", STORES), what="the editor is ready")
         version = self.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__")
         self.words = OLD if tuple(map(int, version.split(".")[:2])) < (1, 40) else NEW
         self.page.see(self.words.run)
@@ -137,7 +138,14 @@ class Editor:
     def menu(self, folder: str, item: str) -> None:
         """Choose something in the editor's menu."""
         self.page.click(self.words.menu)
-        self.page.hover("[role=menuitem]", folder)
+        self.page.see("[role=menuitem]", folder)
+
+        def opened() -> bool:
+            if not self.page.sees("[role=menuitem]", item):
+                self.page.hover("[role=menuitem]", folder)
+            return self.page.sees("[role=menuitem]", item)
+
+        self.page.wait(opened, what=f"{folder} offers {item}")
         self.page.click("[role=menuitem]", item)
 
     def run(self) -> None:
@@ -197,7 +205,7 @@ class Editor:
         running, pending, ended = (int(self.store(f"queue.{name}.length")) for name in names)
         return running, pending, ended
 
-    def idle(self, *, patience_s: float = 30) -> None:
+    def idle(self, *, patience_s: float = 60) -> None:
         """Wait until nothing runs or waits."""
         self.page.wait(
             lambda: self.counts()[:2] == (0, 0), what="no job runs or waits", patience_s=patience_s
@@ -214,7 +222,7 @@ class Editor:
         """Return the color in the middle of the picture that a node shows; -1 if it shows none."""
         return int(self.page.evaluate(_COLOR % node))
 
-    def wait_for_color(self, node: int, color: int, *, patience_s: float = 30) -> None:
+    def wait_for_color(self, node: int, color: int, *, patience_s: float = 60) -> None:
         """Wait until a node shows a picture of one color."""
         self.page.wait(
             lambda: self.color(node) == color, what=f"node {node} shows {color:#x}", patience_s=patience_s
@@ -299,12 +307,14 @@ def editor(browser: Chromium, url: str, prepare: Callable[[Page], None] | None =
     Args:
         browser: Where.
         url: The server, with no path.
-        prepare: Called with the empty page first, such as to sign in.
+        prepare: Opens it in the empty page, if more is needed than to go there, such as to sign in.
     """
     with browser.page() as page:
         page.before_load(RECORDER)
-        if prepare is not None:
-            prepare(page)
         opened = Editor(page, url)
-        opened.open()
+        if prepare is None:
+            opened.open()
+        else:
+            prepare(page)
+            opened.settle()
         yield opened

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 20.0  # for something to show up in a page
+PATIENCE_S = 60.0  # for something to show up in a page; a busy machine takes its time
 ALT, CONTROL, META, SHIFT = 1, 2, 4, 8  # DevTools' bits
 _KEYS = {
     "Enter": (13, "\r"),
@@ -159,7 +159,8 @@ class Page:
         x, y = self.until(
             f"({_PLACE})({json.dumps(css)}, {json.dumps(text)})", what=f"{css} {text!r} is there"
         )
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for right in (0, 1):  # what has just come up under the mouse hears of the second one
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + right, y=y)
 
     def click_at(self, x: float, y: float, *, button: str = "left", times: int = 1) -> None:
         """Click a place, in CSS pixels from the top left corner."""
@@ -217,7 +218,7 @@ _VISIBLE = """(one) => {
 # The smallest visible element that has the text: `Run` is a button's, and all of its ancestors'.
 _FIND = f"""(css, text) => {{
   const shown = [...document.querySelectorAll(css)].filter({_VISIBLE});
-  const having = shown.filter((one) => `${{one.textContent}} ${{one.ariaLabel ?? ""}}`.includes(text));
+  const having = shown.filter((one) => `${{one.innerText}} ${{one.ariaLabel ?? ""}}`.includes(text));
   return having.find((one) => !having.some((other) => other !== one && one.contains(other)));
 }}"""
 

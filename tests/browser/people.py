@@ -40,6 +40,6 @@ def signing_in(url: str, key: str) -> Callable[[Page], None]:
         page.click("input[name=key]")
         page.type(key)
         page.press("Enter")
-        page.until("!!document.querySelector('#vue-app')", what="the editor is served", patience_s=40)
+        page.until("!!document.querySelector('#vue-app')", what="the editor is served")
 
     return sign_in

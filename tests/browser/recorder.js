@@ -27,11 +27,7 @@
     if (now !== last && shown.changes.length < 20000) shown.changes.push(change);
     last = now;
   }
-  const frame = () => {
-    look();
-    requestAnimationFrame(frame);
-  };
-  frame();
+  setInterval(look, 40); // titles change without a message
 
   const TYPES = ["execution_start", "execution_cached", "executing", "progress", "progress_state", "executed"];
   const ENDS = ["execution_success", "execution_error", "execution_interrupted"];

@@ -16,7 +16,7 @@ from tests.browser.editor import Editor, editor
 from tests.browser.page import Page
 from tests.browser.people import ANN, EVE, client_of, fleet_of_people, signing_in
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(400)]
 TEAL, AMBER = 0x208080, 0xE0A020
 JOB_S = 60.0
 
@@ -56,7 +56,7 @@ def publish(browser: Chromium, page: Editor, note: str, look: Callable[[str, Pag
     page.menu("File", "Publish to fleet")
     console = browser.tab(page.page)
     console.click("button", "Check and test")
-    console.see("h2", "Publish", patience_s=60)
+    console.see("h2", "Publish")
     look("check", console)
     console.click("input[name=note]")
     console.type(note)
@@ -106,7 +106,7 @@ def whole_round(
 
         # What is in production now opens in the editor again, as it was.
         page.page.goto(f"{up.url}/?fleet_workflow=greeting_card")
-        page.page.wait(lambda: page.widget(1, "color") == TEAL, what="the first one is open", patience_s=40)
+        page.page.wait(lambda: page.widget(1, "color") == TEAL, what="the first one is open")
 
 
 def test_an_artists_whole_round(browser: Chromium, up: Up, tmp_path: Path) -> None:

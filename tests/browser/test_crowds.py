@@ -14,7 +14,7 @@ from tests.browser.conftest import Servers
 from tests.browser.editor import Editor, editor
 from tests.browser.people import ANN, EVE, client_of, fleet_of_people, signing_in
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(400)]
 SAVER = 3
 
 

@@ -15,7 +15,7 @@ from tests.browser.conftest import KNOWN_S, Servers, named, no_tour, wait_until_
 from tests.browser.editor import Editor, editor
 from tests.comfyui_server import ComfyServer, started_comfyui, wait_until_it_answers
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(400)]
 SAVER = 3
 
 
