@@ -139,14 +139,15 @@ class Editor:
         """Choose something in the editor's menu."""
         self.page.click(self.words.menu)
         self.page.see("[role=menuitem]", folder)
+        leaf = "[role=menuitem]:not([aria-haspopup])"
 
         def opened() -> bool:
-            if not self.page.sees("[role=menuitem]", item):
+            if not self.page.sees(leaf, item):
                 self.page.hover("[role=menuitem]", folder)
-            return self.page.sees("[role=menuitem]", item)
+            return self.page.sees(leaf, item)
 
         self.page.wait(opened, what=f"{folder} offers {item}")
-        self.page.click("[role=menuitem]", item)
+        self.page.click(leaf, item)
 
     def run(self) -> None:
         """Press the queue button."""

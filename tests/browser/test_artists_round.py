@@ -38,7 +38,7 @@ def card(color: int) -> graphs.EditorGraph:
 def program_gets(up: Up, reference: str, width: int) -> tuple[int, tuple[int, int]]:
     """Run a stored workflow as a program does; returns the color and the size of its picture."""
     with client_of(up, EVE) as program:
-        made = program.post("/api/v1/jobs", json={"workflow": reference, "params": {"width": width}})
+        made = program.post(f"/api/v1/workflows/{reference}/jobs", json={"params": {"width": width}})
         assert made.status_code in (200, 201, 202), made.text
         place = f"/api/v1/jobs/{made.json()['id']}"
         deadline = time.monotonic() + JOB_S
