@@ -200,12 +200,15 @@ class Page:
         self.wait(lambda: self.evaluate("true") and self.choosers, what="a file can be chosen")
         self.call("DOM.setFileInputFiles", files=[str(path)], backendNodeId=self.choosers.pop())
 
-    def screenshot(self, path: Path) -> Path:
-        """Write a picture of what is seen: PNG, or WebP if the name ends so."""
-        kind: dict[str, Any] = {"format": "png"}
+    def screenshot(self, path: Path, *, whole: bool = False) -> Path:
+        """Write a picture of what is seen, or of the whole page: PNG, or WebP if the name ends so."""
+        how: dict[str, Any] = {"format": "png"}
         if path.suffix == ".webp":
-            kind = {"format": "webp", "quality": 80}
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **kind)["data"]))
+            how = {"format": "webp", "quality": 80}
+        if whole:
+            size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+            how |= {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **how)["data"]))
         return path
 
 
