@@ -49,7 +49,9 @@ def chromium(*, width: int = 1280, height: int = 800) -> Iterator["Chromium"]:
         command += [f"--window-size={width},{height}", "about:blank"]
         process = subprocess.Popen(mortal(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            with connect(_address(process, Path(profile)), max_size=None, proxy=None) as socket:
+            with connect(
+                _address(process, Path(profile)), max_size=None, proxy=None, ping_interval=None
+            ) as socket:
                 yield Chromium(socket, (width, height))
         finally:
             process.terminate()

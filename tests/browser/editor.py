@@ -18,6 +18,9 @@ READY = """
 STORES = 'document.querySelector("#vue-app").__vue_app__.config.globalProperties.$pinia._s'
 
 
+MINIMAP_CLOSER = "[data-testid=close-minmap-button], [data-testid=close-minimap-button]"  # old, new
+
+
 @dataclass(frozen=True)
 class Words:
     """Where one frontend has what."""
@@ -247,6 +250,11 @@ class Editor:
             size = self.page.evaluate(_SIZE % json.dumps(one))
             assert size > 0, f"{one} can't be shown"
         return found
+
+    def close_minimap(self) -> None:
+        """Close the small map, which changes a setting."""
+        self.page.click(MINIMAP_CLOSER)
+        self.page.unseen(MINIMAP_CLOSER)
 
     def save_as(self, name: str) -> None:
         """Press Ctrl+S on a graph that has no name yet, and give it one."""

@@ -9,7 +9,7 @@ import pytest
 from tests.browser import graphs
 from tests.browser.chromium import Chromium
 from tests.browser.conftest import Place
-from tests.browser.editor import Editor, editor
+from tests.browser.editor import MINIMAP_CLOSER, Editor, editor
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
 COLORS = count(0x204060)  # a new one each time: a picture of an earlier run can't be taken for this one's
@@ -164,12 +164,10 @@ def test_settings_open_workflows_and_a_saved_one_survive_a_reload(page: Editor, 
     name = f"kept {next(COLORS):x}"
     page.load(graphs.picture("kept").write(tmp_path / "unsaved.json"))
     page.save_as(name)
-    shown = page.page.sees("[data-testid=close-minmap-button]")
-    if shown:
-        page.page.click("[data-testid=close-minmap-button]")
-    page.page.unseen("[data-testid=close-minmap-button]")
+    page.close_minimap()
     page.reload()
     page.wait_for_nodes(["EmptyImage", "SaveImage"])
     assert page.store("workflow.activeWorkflow.filename") == name
-    assert not page.page.sees("[data-testid=close-minmap-button]")
+    assert page.store("setting.settingValues['Comfy.Minimap.Visible']") is False
+    assert not page.page.sees(MINIMAP_CLOSER)
     page.reopen(name)
