@@ -103,16 +103,18 @@ def test_the_editors_node_is_killed_while_a_graph_is_open(
     page.wait_for_color(2, 0x609030, patience_s=90)
     page.save()
     page.wait_until_saved("open when it died")
+    heard = len(page.page.answers)
     page.reload()
     page.wait_for_nodes(["EmptyImage", "SaveImage"])
     assert page.store("workflow.activeWorkflow.filename") == "open when it died"
     assert page.widget(1, "color") == 0x609030
     assert page.store("setting.settingValues['Comfy.Minimap.Visible']") is False
     page.page.wait(
-        lambda: page.page.evaluate(
-            "Object.keys(window.LiteGraph.registered_node_types).some((one) => one.includes('kept_subgraph'))"
+        lambda: any(
+            status == 200 and url.endswith("subgraphs%2Fkept_subgraph.json")
+            for status, url in page.page.answers[heard:]
         ),
-        what="the subgraph is known",
+        what="the editor has read the subgraph",
     )
     page.set_widget(1, "color", 0x903060)
     page.run()
