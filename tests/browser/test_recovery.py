@@ -110,9 +110,13 @@ def test_the_editors_node_is_killed_while_a_graph_is_open(
     assert page.widget(1, "color") == 0x609030
     assert page.store("setting.settingValues['Comfy.Minimap.Visible']") is False
     page.page.wait(
-        lambda: any(
-            status == 200 and url.endswith("subgraphs%2Fkept_subgraph.json")
-            for status, url in page.page.answers[heard:]
+        # Answers are heard of while something is asked.
+        lambda: (
+            page.page.evaluate("true")
+            and any(
+                status == 200 and url.endswith("subgraphs%2Fkept_subgraph.json")
+                for status, url in page.page.answers[heard:]
+            )
         ),
         what="the editor has read the subgraph",
     )
