@@ -277,6 +277,7 @@ class Editor:
             lambda: (
                 self.store("workflow.activeWorkflow.filename") == name
                 and not self.store("workflow.activeWorkflow.isModified")
+                and not self.store("workflow.activeWorkflow.isTemporary")  # until the server has it
             ),
             what=f"{name} is saved",
         )
