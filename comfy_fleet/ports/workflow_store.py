@@ -27,6 +27,11 @@ MAX_HISTORY = 500
 MAX_LABELS = 50
 MAX_DRAFTS = 100
 """Drafts of one owner; the one that was saved longest ago makes room for another."""
+MAX_DRAFT_BYTES = 64 * 1024 * 1024
+"""Bytes of one owner's drafts together, compressed; above it, those saved longest ago make room, too.
+
+Each is at most half of it, so the one that is saved always has a place.
+"""
 
 
 class WorkflowStore(Protocol):
@@ -129,7 +134,8 @@ class WorkflowStore(Protocol):
         """Store a draft, in place of an earlier one of this name, and return it with ``saved_at``.
 
         A ``base_version`` that is empty becomes that of the draft before, or else the one in production: the
-        author started from it.
+        author started from it. Above :data:`MAX_DRAFTS` or :data:`MAX_DRAFT_BYTES`, the owner's drafts that
+        were saved longest ago are forgotten.
 
         Raises:
             NameTaken: The draft or the published workflow of this id has another name in the editor.

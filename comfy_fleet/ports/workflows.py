@@ -45,6 +45,12 @@ class WorkflowFolder(Protocol):
     def list(self) -> Sequence[Workflow]:
         """Return the usable workflows by name; raises ConfigError if the folder can't be read."""
 
+    def names(self) -> Sequence[str]:
+        """Return the names of the usable workflows; raises ConfigError if the folder can't be read."""
+
+    def error_of(self, name: str) -> ConfigError | None:
+        """Return what is wrong with a workflow's files; None if nothing, or if it is not here."""
+
     def errors(self) -> Mapping[str, ConfigError]:
         """Return what is wrong with a workflow's files, by its name."""
 
@@ -71,6 +77,9 @@ class Catalog(Protocol):
 
     async def list(self) -> Sequence[Workflow]:
         """Return all usable workflows by name, those of the store as they are in production."""
+
+    async def error_of(self, name: str) -> ConfigError | None:
+        """Return the same as :meth:`errors` of one workflow, without reading any other."""
 
     async def errors(self) -> Mapping[str, ConfigError]:
         """Return why a workflow can't be used, or an earlier version of its files is, by its name."""

@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -14,9 +15,9 @@ from comfy_fleet.domain.graphs.workflow import Workflow
 from comfy_fleet.domain.graphs.workflow_names import (
     NAME,
     PRODUCTION,
-    NameTaken,
     WorkflowReference,
     in_both,
+    short,
     slug,
 )
 from comfy_fleet.ports.workflow_store import WorkflowStore
@@ -71,10 +72,7 @@ class StoredWorkflows:
             return await self._draft(wanted, owner)
         if (kept := self._folder.place(name)) is not None:
             return await self._in_folder(wanted, kept)
-        if (version := await self._store.find(wanted)) is None:
-            raise await self._unknown(name, wanted)
-        read = await self._version(name, version)
-        if read is None:  # removed a moment ago
+        if (read := await self._current(wanted)) is None:
             raise await self._unknown(name, wanted)
         if read.workflow is None:
             raise WorkflowBroken(
@@ -96,13 +94,27 @@ class StoredWorkflows:
         """See :meth:`comfy_fleet.ports.workflows.Catalog.errors`."""
         published = await self._store.names()
         found = dict(self._folder.errors())
-        for name, one in (await self._published(published)).items():
-            if one.error is not None:
-                found[name] = one.error
+        read = await self._published(published)
+        for name, version in published.items():
+            one = read.get(name)
+            error = _unreadable(name, version) if one is None else one.error
+            if error is not None:
+                found[name] = error
         for name in published:
             if (kept := self._folder.place(name)) is not None:
                 found[name] = ConfigError(str(in_both(name, kept)))
         return found
+
+    async def error_of(self, name: str) -> ConfigError | None:
+        """See :meth:`comfy_fleet.ports.workflows.Catalog.error_of`."""
+        kept = self._folder.place(name)
+        version = await self._store.find(WorkflowReference(name=name, label=PRODUCTION))
+        if version is None:
+            return self._folder.error_of(name)
+        if kept is not None:
+            return ConfigError(str(in_both(name, kept)))
+        read = await self._version(name, version)
+        return _unreadable(name, version) if read is None else read.error
 
     def folder_of(self, name: str) -> str:
         """See :meth:`comfy_fleet.ports.workflows.Catalog.folder_of`."""
@@ -133,12 +145,7 @@ class StoredWorkflows:
                 f"/api/v1/workflows/{name}/draft",
                 details={"field": "workflow"},
             )
-        manifest = draft.manifest
-        if manifest is None:
-            try:
-                manifest = (await self.find(name, owner)).content.manifest
-            except (NotFound, NameTaken, WorkflowBroken):
-                manifest = {}
+        manifest = draft.manifest if draft.manifest is not None else await self._kept_manifest(name)
         marked = marked_inputs(draft.ui, draft.graph)
         content = WorkflowContent(graph=draft.graph, manifest=manifest, marked=marked)
         read = await self._read(name, content)
@@ -148,6 +155,39 @@ class StoredWorkflows:
                 details={"field": "workflow", **(read.error.details if read.error else {})},
             )
         return FoundWorkflow(workflow=read.workflow, content=content, ui=draft.ui, draft=True)
+
+    async def _kept_manifest(self, name: str) -> Mapping[str, Any]:
+        """Return the manifest of the version in production, which a draft keeps; empty if there is none."""
+        wanted = WorkflowReference(name=name, label=PRODUCTION)
+        try:
+            if (kept := self._folder.place(name)) is not None:
+                return (await self._in_folder(wanted, kept)).content.manifest
+            read = await self._current(wanted)
+        except WorkflowBroken as error:
+            raise WorkflowBroken(
+                f"your draft of {name} can't be used: it would lose the limits, choices and roles of the "
+                f"version in production, since {error.message}",
+                details={"field": "workflow"},
+            ) from None
+        return {} if read is None else read.content.manifest
+
+    async def _current(self, wanted: WorkflowReference) -> _Version | None:
+        """Return the version that a reference means now; None if there is none.
+
+        Raises:
+            WorkflowBroken: There is one, and the store can't read it.
+        """
+        for last in (False, True):  # it may go between the two questions, but not twice
+            if (version := await self._store.find(wanted)) is None:
+                return None
+            if (read := await self._version(wanted.name, version)) is not None:
+                return read
+            if last:
+                raise WorkflowBroken(
+                    f"stored workflow {wanted} can't be used: {_unreadable(wanted.name, version)}",
+                    details={"field": "workflow"},
+                )
+        return None
 
     async def _published(self, versions: Mapping[str, str]) -> dict[str, _Version]:
         """Return the versions in production by name."""
@@ -193,10 +233,17 @@ class StoredWorkflows:
                 f"{labels}, and `fleet workflow history {name}` lists its versions",
                 details={"field": "workflow", "labels": sorted(record.labels)},
             )
-        have = [one.name for one in await self.list()]
+        have = sorted({*self._folder.names(), *await self._store.names()})
         usual = slug(name)
         meant = f"; did you mean {usual}?" if usual != name and usual in have else ""
         return NotFound(
             f"no workflow {name[:64]!r}; there are {', '.join(have) or 'none'}{meant}",
             details={"field": "workflow", "workflows": have},
         )
+
+
+def _unreadable(name: str, version: str) -> ConfigError:
+    return ConfigError(
+        f"its version {short(version)} can't be read: go back to another one (`fleet workflow rollback "
+        f"{name} VERSION`), or publish one with its manifest"
+    )

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from comfy_fleet.domain.errors import BadInput, ConfigError, Conflict, InvalidManifest, NotFound
+from comfy_fleet.domain.errors import (
+    BadInput,
+    ConfigError,
+    Conflict,
+    InvalidManifest,
+    NotFound,
+    WorkflowBroken,
+)
 from comfy_fleet.domain.graphs.app_mode import marked_inputs
 from comfy_fleet.domain.graphs.breaking_changes import BreakingChange, breaking_changes
 from comfy_fleet.domain.graphs.graph import Graph, check
@@ -99,11 +106,12 @@ class WorkflowPublisher:
             InvalidWorkflow: The graph is wrong.
             WorkflowFormatUi: It is in the editor's format.
             InvalidManifest: The manifest does not fit the graph.
+            WorkflowBroken: The manifest in production is to be kept, and can't be read.
         """
         self._check_free(name)
         large = wanted.size_bytes > LARGE_BYTES
         graph = await worked(large, lambda: check(wanted.graph))
-        before = await self._in_use(name)
+        before = await self._in_use(name, needed=wanted.manifest is None)
         manifest = wanted.manifest
         if manifest is None:
             manifest = before.manifest if before else {}
@@ -295,9 +303,19 @@ class WorkflowPublisher:
         except ConfigError:
             return None
 
-    async def _in_use(self, name: str) -> WorkflowContent | None:
-        version = await self._store.find(WorkflowReference(name=name, label=PRODUCTION))
-        return None if version is None else await self._store.content(name, version)
+    async def _in_use(self, name: str, *, needed: bool) -> WorkflowContent | None:
+        reference = WorkflowReference(name=name, label=PRODUCTION)
+        if (version := await self._store.find(reference)) is None:
+            return None
+        found = await self._store.content(name, version)
+        if found is None and needed and await self._store.find(reference) == version:
+            raise WorkflowBroken(
+                f"the version of {name} in production, {short(version)}, can't be read, so its limits, "
+                "choices and roles would be lost: send `manifest` along ({} for none), or go back to another "
+                f"version first (`fleet workflow rollback {name} VERSION`)",
+                details={"field": "manifest"},
+            )
+        return found
 
     async def _base(self, name: str, text: str | None) -> str | None:
         """Return the whole version that a base names; one that is no more stays as it was written."""

@@ -5,6 +5,8 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +14,16 @@ from comfy_fleet.adapters.redis import workflow_store
 from comfy_fleet.adapters.redis.client import FleetRedis, connect
 from comfy_fleet.adapters.redis.scripts import SCHEMA
 from comfy_fleet.adapters.redis.workflow_store import RedisWorkflowStore
+from comfy_fleet.adapters.workflows.catalog import WorkflowCatalog
+from comfy_fleet.adapters.workflows.manifest import resolve_content
 from comfy_fleet.bootstrap import Stores
-from comfy_fleet.domain.errors import Conflict, Outdated
+from comfy_fleet.domain.errors import Conflict, Outdated, WorkflowBroken
 from comfy_fleet.domain.graphs.stored import Draft, NewVersion, WorkflowChanged, WorkflowContent
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.ports.workflow_store import MAX_VERSIONS
+from comfy_fleet.services.stored_workflows import StoredWorkflows
+from comfy_fleet.services.workflow_publisher import Publication, WorkflowPublisher
 from tests.children import mortal
 from tests.integration.redis_kit import add_nodes, claim, submit
 
@@ -126,6 +132,48 @@ async def test_a_call_whose_answer_was_lost_may_be_made_again(redis: FleetRedis)
     assert await store.unlabel("w", "x", author="b") and await store.unlabel("w", "x", author="b")
     assert len(await store.history("w")) == 5
     await consistent(store)
+
+
+async def test_large_drafts_make_room_and_the_one_that_is_saved_stays(
+    store: RedisWorkflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow_store, "MAX_DRAFT_BYTES", 9_000)
+
+    async def save(owner: str, name: str, size: int) -> None:
+        graph = new(name, size=size).content.graph
+        await store.save_draft(owner, name, Draft(graph=graph, ui={"nodes": [], "filler": graph}))
+
+    await save("ben", "his", 1500)
+    for name in ("a", "b", "a", "c"):  # more than 3 kB each, in both formats
+        await save("ann", name, 1500)
+    assert list(await store.drafts("ann")) == ["c", "a"]
+    assert await store.draft("ann", "b") is None and await store.draft("ann", "a") is not None
+    await save("ann", "large", 8000)  # more than all of them may have
+    assert list(await store.drafts("ann")) == ["large"]
+    assert await store.draft("ann", "large") is not None and list(await store.drafts("ben")) == ["his"]
+
+
+async def test_a_version_that_can_not_be_read_counts_as_broken_not_as_missing(
+    redis: FleetRedis, store: RedisWorkflowStore, tmp_path: Path
+) -> None:
+    first, second = await many(store, 2)
+    graph = new("3").content.graph
+    await store.save_draft("ann", "w", Draft(graph=graph))
+    await redis.hset(redis.keyspace.workflow_version("w", second), "content", b"half of it")
+    catalog = StoredWorkflows(WorkflowCatalog(tmp_path), store, resolve_content)
+    for reference in ("w", "w@draft"):
+        with pytest.raises(WorkflowBroken, match=r"can't be read.*fleet workflow rollback w"):
+            await catalog.find(reference, "ann")
+    assert "can't be read" in str(await catalog.error_of("w"))
+    assert list(await catalog.errors()) == ["w"]
+    publisher = WorkflowPublisher(catalog, store)
+    wanted = Publication(graph=graph, author="ann", base_version=second)
+    with pytest.raises(WorkflowBroken, match=r"limits.*manifest"):
+        await publisher.publish("w", wanted)
+    await publisher.publish("w", replace(wanted, manifest={"title": "whole again"}))
+    assert (await catalog.get("w", "ann")).title == "whole again"
+    assert (await catalog.find("w@draft", "ann")).content.manifest == {"title": "whole again"}
+    assert (await catalog.get(f"w@{first}", "ann")).version == first
 
 
 async def test_there_is_a_limit_to_workflows_and_labels(

@@ -148,6 +148,50 @@ async def test_a_draft_that_can_not_be_used_says_why(
         await catalog.get("w@draft", "ann")
 
 
+async def test_a_draft_never_loses_the_limits_of_the_version_in_production(
+    tmp_path: Path, store: FakeWorkflowStore, catalog: StoredWorkflows
+) -> None:
+    graph = content("mine").graph
+    await store.save_draft("ann", "w", Draft(graph=graph))
+    assert (await catalog.find("w@draft", "ann")).content.manifest == {}  # it is new
+    await publish(store, "w", content(of_a_later_version=1))
+    with pytest.raises(WorkflowBroken, match=r"your draft of w.*of_a_later_version"):
+        await catalog.find("w@draft", "ann")
+    folder = put_folder(tmp_path, "v")
+    await store.save_draft("ann", "v", Draft(graph=graph))
+    assert (await catalog.find("v@draft", "ann")).content.manifest == {}
+    await publish(store, "v", content())
+    with pytest.raises(NameTaken):
+        await catalog.find("v@draft", "ann")
+    await store.remove("v")
+    (folder / "workflow.toml").write_text("title = ")
+    other = StoredWorkflows(WorkflowCatalog(tmp_path), store, resolve_content)  # has no last good version
+    with pytest.raises(WorkflowBroken, match=r"your draft of v.*limits.*v/workflow\.toml"):
+        await other.find("v@draft", "ann")
+
+
+async def test_a_question_about_one_name_reads_no_other(
+    tmp_path: Path, store: FakeWorkflowStore, catalog: StoredWorkflows
+) -> None:
+    for name in ("a", "b"):
+        await publish(store, name, content())
+    await publish(store, "broken", content(of_a_later_version=1))
+    folder = put_folder(tmp_path, "kept")
+    with pytest.raises(NotFound) as told:
+        await catalog.get("A", "ann")
+    assert told.value.details["workflows"] == ["a", "b", "broken", "kept"]
+    assert "did you mean a?" in str(told.value)
+    assert await catalog.error_of("nothing") is None and await catalog.error_of("kept") is None
+    assert store.calls["content"] == 0
+    assert await catalog.error_of("a") is None
+    assert "of_a_later_version" in str(await catalog.error_of("broken"))
+    assert store.calls["content"] == 2
+    (folder / "workflow.json").write_text("{")
+    assert "kept/workflow.json" in str(await catalog.error_of("kept"))
+    await publish(store, "kept", content())
+    assert str(folder) in str(await catalog.error_of("kept"))
+
+
 async def test_what_this_version_can_not_read_is_reported(
     store: FakeWorkflowStore, catalog: StoredWorkflows
 ) -> None:

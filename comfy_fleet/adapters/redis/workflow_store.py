@@ -37,6 +37,7 @@ from comfy_fleet.domain.graphs.workflow_names import (
 )
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.ports.workflow_store import (
+    MAX_DRAFT_BYTES,
     MAX_DRAFTS,
     MAX_HISTORY,
     MAX_LABELS,
@@ -46,7 +47,7 @@ from comfy_fleet.ports.workflow_store import (
 )
 
 MAX_PACKED_BYTES = 16 * 1024 * 1024
-"""Most bytes of a version or a draft in Redis, compressed."""
+"""Most bytes of a graph in Redis, compressed: of a version's or a draft's, and again of the editor's form."""
 _SMALL = 64 * 1024  # bytes that are packed at once, without a thread
 _BAD = (*UNREADABLE, zlib.error)
 
@@ -288,6 +289,7 @@ class RedisWorkflowStore:
             base=draft.base_version,
             job=draft.job_id,
             most=MAX_DRAFTS,
+            most_bytes=MAX_DRAFT_BYTES,
         )
         if answer[0] == b"named":
             raise same_id(name, draft.editor_name, answer[1].decode())
@@ -351,7 +353,10 @@ async def _packed(value: Any) -> bytes:
         raise BadInput(f"the workflow can't be written as JSON: {error}") from None
     packed = zlib.compress(text) if len(text) <= _SMALL else await asyncio.to_thread(zlib.compress, text)
     if len(packed) > MAX_PACKED_BYTES:
-        raise BadInput(f"the workflow takes more than {MAX_PACKED_BYTES} bytes, compressed")
+        raise BadInput(
+            f"the workflow takes more than {MAX_PACKED_BYTES} bytes, compressed: take large texts or data "
+            "out of its nodes"
+        )
     return packed
 
 

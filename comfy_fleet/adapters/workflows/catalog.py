@@ -106,6 +106,11 @@ class WorkflowCatalog:
             )
         return found.workflow
 
+    def error_of(self, name: str) -> ConfigError | None:
+        """See :meth:`comfy_fleet.ports.workflows.WorkflowFolder.error_of`."""
+        entry = self._entry(name) if NAME.fullmatch(name) else None
+        return entry.error if entry else None
+
     def errors(self) -> dict[str, ConfigError]:
         """Return the problems by workflow; meanwhile the last good version is served, if there is one."""
         found: dict[str, ConfigError] = {}

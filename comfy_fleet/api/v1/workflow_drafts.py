@@ -35,6 +35,7 @@ async def put_draft(request: Request) -> Response:
     """Replace the caller's own draft. `NAME@draft` runs it, and nobody else sees it.
 
     The body is the same as for publishing, or a file; fields that only publishing needs don't matter.
+    Each person has at most 100 drafts and 64 MiB of them (compressed); those saved longest ago make room.
     """
     who, d = owner(request), deps(request)
     upload = await read_upload(request, read_query(request, PublishQuery))

@@ -60,7 +60,7 @@ async def get_workflow(request: Request) -> Response:
     """JSON Schema of its parameters, what a node must have, and in `broken` why its files are not in use."""
     who, catalog = owner(request), deps(request).catalog
     found = await catalog.get(request.path_params["workflow"], who)
-    broken = (await catalog.errors()).get(found.name)
+    broken = await catalog.error_of(found.name)
     return json_response({**_described(found), "broken": None if broken is None else str(broken)})
 
 
@@ -98,7 +98,7 @@ async def check_workflow_on_nodes(request: Request) -> Response:
     policy = FilePolicy.parse(d.settings.deny_classes, d.settings.free_paths)
     limit = asyncio.Semaphore(_AT_ONCE)
     found = await asyncio.gather(*(_look(d.node_facts, limit, one, workflow, policy) for one in names))
-    broken = (await d.catalog.errors()).get(workflow.name)
+    broken = await d.catalog.error_of(workflow.name)
     return json_response(
         {
             "workflow": workflow.name,

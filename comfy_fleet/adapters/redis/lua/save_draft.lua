@@ -1,5 +1,6 @@
--- Store an owner's draft, in place of an earlier one; the one saved longest ago makes room.
--- args: owner, name, editor_name, base ('': the draft's before, or the version in production), job, most.
+-- Store an owner's draft, in place of an earlier one; those saved longest ago make room.
+-- args: owner, name, editor_name, base ('': the draft's before, or the version in production), job, most,
+-- most_bytes (of all the owner's drafts, compressed).
 -- ARGV: content, ui or ''.
 -- Returns {'schema', layout} | {'ok', at, base} | {'named', another name in the editor}
 local other = other_schema()
@@ -18,8 +19,15 @@ redis.call('DEL', key)
 redis.call('HSET', key, 'editor_name', args.editor_name ~= '' and args.editor_name or before[1] or '', 'base', base,
   'job', args.job, 'at', at, 'content', ARGV[2], 'ui', ARGV[3])
 redis.call('ZADD', list, at, name)
-for _, oldest in ipairs(redis.call('ZRANGE', list, 0, -1 - args.most)) do
-  redis.call('DEL', draft_key(owner, oldest))
-  redis.call('ZREM', list, oldest)
+local count, bytes = 1, #ARGV[2] + #ARGV[3]
+for _, other_name in ipairs(redis.call('ZREVRANGE', list, 0, -1)) do
+  if other_name ~= name then
+    local its = draft_key(owner, other_name)
+    count, bytes = count + 1, bytes + redis.call('HSTRLEN', its, 'content') + redis.call('HSTRLEN', its, 'ui')
+    if count > args.most or bytes > args.most_bytes then
+      redis.call('DEL', its)
+      redis.call('ZREM', list, other_name)
+    end
+  end
 end
 return { 'ok', at, base }
