@@ -81,6 +81,7 @@ class NodeFacts(Protocol):
         *,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
+        most: int | None = None,
     ) -> RawAnswer:
         """Pass a call on to a node, and return its answer, whatever it is. Raises NodeError."""
 

@@ -15,7 +15,7 @@ from comfy_fleet.api.editor_cookie import editor_node, give_ticket
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.origins import Origin
 from comfy_fleet.api.page import page
-from comfy_fleet.domain.errors import EditorAway
+from comfy_fleet.domain.errors import Busy, EditorAway
 
 _AWAY = """<h1>comfy_fleet</h1>
 <p class="faint">Many GPUs, one ComfyUI</p>
@@ -40,11 +40,11 @@ async def editor(request: Request) -> Response | None:
     if "cross-site" in request.headers.getlist("sec-fetch-site"):
         # Behind another site's link, browsers keep the cookies back. What a page of ours asks for has them.
         return page("ComfyUI", _GO_ON, headers={"Refresh": "0; url=./"})
-    if not d.keys.open and not await _known(request):
+    if (who := await _who(request)) is None:
         return RedirectResponse("login", 303, headers={"Cache-Control": "no-store"})
     try:
-        found = await d.editors.page(editor_node(request))
-    except EditorAway as error:
+        found = await d.editors.page(who, editor_node(request))
+    except (Busy, EditorAway) as error:
         headers = {"Retry-After": str(error.retry_after_s)}
         return page("No editor", _AWAY.format(why=escape(error.message)), status=503, headers=headers)
     answer = Response(found.body, headers=_HEADERS, media_type="text/html")
@@ -52,11 +52,11 @@ async def editor(request: Request) -> Response | None:
     return answer
 
 
-async def _known(request: Request) -> bool:
-    """Return whether the caller shows that it may use the fleet."""
+async def _who(request: Request) -> str | None:
+    """Return the caller's name if it shows that it may use the fleet."""
     d, place = deps(request), origin(request)
     try:
-        await d.keys.identify(Credentials.of(request.headers, place), d.sessions, place)
+        found = await d.keys.identify(Credentials.of(request.headers, place), d.sessions, place)
     except HttpError:
-        return False
-    return True
+        return None
+    return found.principal.owner

@@ -187,6 +187,7 @@ class NodeApi(Protocol):
         *,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
+        most: int | None = None,
     ) -> RawAnswer:
         """Pass a call on to a node, and return its answer, whatever it is.
 
@@ -197,6 +198,7 @@ class NodeApi(Protocol):
                 :func:`comfy_fleet.domain.node_paths.plain`.
             headers: About the body only.
             body: The request's body.
+            most: Most bytes of the answer; None: as many as of any answer.
 
         Raises:
             NodeError: The node could not be reached, or its answer is too long or came too slowly.

@@ -38,8 +38,9 @@ class NodeCalls(Protocol):
         *,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
+        most: int | None = None,
     ) -> RawAnswer:
-        """Pass a call on to a node. Raises NodeError."""
+        """Pass a call on to a node, and read at most so many bytes. Raises NodeError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +101,11 @@ class EditorFiles:
         self._keep(key, found)
         return found
 
-    async def fresh(self, node: str, path: str) -> EditorFile | None:
-        """Do the same now, without remembering it. Raises NodeError."""
+    async def fresh(self, node: str, path: str, *, most: int | None = None) -> EditorFile | None:
+        """Do the same now, without remembering it or taking turns; ``most``: bytes. Raises NodeError."""
         try:
             async with Timeout(ANSWER_S):
-                answer = await self._ask.raw(node, "GET", path)
+                answer = await self._ask.raw(node, "GET", path, most=most)
         except TimeoutError:
             message = f"node {node} does not answer within {ANSWER_S:g} s"
             raise NodeError(message, details={"node": node}) from None

@@ -23,6 +23,7 @@ from comfy_fleet.domain.nodes.extension_lists import (
 )
 from comfy_fleet.domain.nodes.node import NodeState
 from comfy_fleet.services.editor_files import EditorFile, EditorFiles
+from comfy_fleet.services.editor_pages import EditorPages
 from comfy_fleet.services.inventories import NodeInventories
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.tasks import start
@@ -64,6 +65,7 @@ class EditorNodes:
         self._inventories = inventories
         self._answers = answers
         self._files = files
+        self._pages = EditorPages(files, clock=clock)
         self._clock = clock
         self._notes: list[str] = []
         self._looked_at = float("-inf")
@@ -84,26 +86,31 @@ class EditorNodes:
             raise EditorAway(_AWAY, retry_after_s=2)
         return found
 
-    async def page(self, kept: str | None = None) -> EditorFile:
+    async def page(self, owner: str, kept: str | None = None) -> EditorFile:
         """Return the editor's page (``/``), and whose it is.
+
+        Args:
+            owner: Who asks.
+            kept: The node whose editor the person has.
 
         Raises:
             EditorAway: No node gives it.
+            Busy: The owner waits for it many times already.
         """
         order = (await self.order(kept))[:MOST_TRIED]
         try:
             async with Timeout(PAGE_S):
-                found = await self._page(order)
+                found = await self._page(owner, order)
         except TimeoutError:
             found = None
         if found is None:
             raise EditorAway(_AWAY, retry_after_s=2)
         return found
 
-    async def _page(self, order: Sequence[NodeState]) -> EditorFile | None:
+    async def _page(self, owner: str, order: Sequence[NodeState]) -> EditorFile | None:
         for state in order:
             try:
-                found = await self._files.fresh(state.node.name, "/")
+                found = await self._pages.get(owner, state)
             except NodeError as error:
                 _log(state, error)
                 continue

@@ -138,6 +138,9 @@ async def test_a_call_is_passed_on_and_its_answer_passed_back(ports: Ports) -> N
     assert (await ports.nodes.raw("g1", "GET", "/extensions/none/none.js")).status == 404
     with pytest.raises(NodeError):
         await ports.nodes.raw("none", "GET", "/i18n")
+    assert (await ports.nodes.raw("g1", "GET", "/i18n", most=2)).body == b"{}"
+    with pytest.raises(NodeError, match="more than 1 bytes"):
+        await ports.nodes.raw("g1", "GET", "/i18n", most=1)
 
 
 async def test_a_node_that_does_not_answer_is_an_error(ports: Ports) -> None:

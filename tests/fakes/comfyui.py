@@ -191,6 +191,7 @@ class FakeNodeApi(Fake):
         *,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
+        most: int | None = None,
     ) -> RawAnswer:
         self.answer("raw")
         self.passed.append((node, method, path, dict(headers or {}), body))
@@ -198,7 +199,10 @@ class FakeNodeApi(Fake):
             await gate.wait()
         if (answers := self.raws.get(node)) is None:
             raise NodeError(f"node {node} can't be reached", details={"node": node})
-        return answers.get(path, RawAnswer(status=404, headers={}, body=b""))
+        found = answers.get(path, RawAnswer(status=404, headers={}, body=b""))
+        if most is not None and len(found.body) > most:
+            raise NodeError(f"node {node}: it has more than {most} bytes", details={"node": node})
+        return found
 
     async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
         self.answer("free")

@@ -59,6 +59,12 @@ class AnswerLimits:
             return self
         return replace(self, size=_SMALL_BYTES, held=8, setting="")
 
+    def at_most(self, size: int | None) -> "AnswerLimits":
+        """Return the limits with fewer bytes, of which no setting says how many; None changes nothing."""
+        if size is None or self.size <= size:
+            return self
+        return replace(self, size=size, setting="")
+
     @property
     def named(self) -> str:
         """The setting, for a message; empty if there is none."""

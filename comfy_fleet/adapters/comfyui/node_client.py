@@ -342,6 +342,7 @@ class NodeClient:
         *,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
+        most: int | None = None,
     ) -> RawAnswer:
         """See :meth:`comfy_fleet.ports.comfyui.NodeApi.raw`."""
         return await raw_call(
@@ -351,7 +352,7 @@ class NodeClient:
             method,
             headers=headers or {},
             body=body,
-            limits=self._limits,
+            limits=self._limits.at_most(most),
             patience=_SEND,
         )
 

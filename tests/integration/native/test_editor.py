@@ -1,5 +1,6 @@
 """ComfyUI's editor through the fleet: from which node a person gets it, and what is never given where."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -8,6 +9,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.services.editor_pages import MOST_PAGE_BYTES, MOST_WAITING_EACH
 from comfy_fleet.services.editor_ticket import COOKIE
 from tests.fleet import until
 from tests.integration.api_kit import Api, running
@@ -56,9 +58,12 @@ async def test_a_person_gets_a_nodes_editor_and_keeps_it_while_it_answers(api: A
     assert "editor of 0" in (await opened(api)).text
 
     del api.info.raws["a"]
-    other = await opened(api, ticket=ticket_of(again))
-    assert "editor of 0" in other.text
-    assert node_of(api, other) == "0"
+
+    async def next_one() -> bool:  # a page is remembered for some seconds
+        other = await opened(api, ticket=ticket_of(again))
+        return "editor of 0" in other.text and node_of(api, other) == "0"
+
+    await until(next_one, what="the next node has taken over")
 
 
 async def test_what_the_page_asks_for_comes_from_its_node_or_the_next_one(api: Api) -> None:
@@ -231,3 +236,42 @@ async def test_an_editor_that_lacks_nothing_is_not_worth_a_note(api: Api) -> Non
     await api.deps.notes()
     await until(lambda: len(api.info.listed) >= 2, what="both were asked")
     assert await api.deps.notes() == []
+
+
+async def test_who_reloads_at_a_node_that_hangs_takes_no_places_from_others(
+    redis_port: int, redis: Redis, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("".join(f"{name} {key}\n" for name, key in KEYS.items()))
+    async with running(redis_port, tmp_path, keys_file=keys) as api:
+        for name in ("a", "b"):
+            await add_editor(api, name)
+        api.info.gates["a"] = asyncio.Event()
+        ticket = api.deps.editor_tickets.sign("b", now=api.deps.clock())
+
+        def load(who: str, ticket: str = "") -> "asyncio.Task[httpx.Response]":
+            headers = {**EDITOR, "Authorization": f"Bearer {KEYS[who]}"}
+            cookie = {"Cookie": f"{COOKIE}={ticket}"} if ticket else {}
+            api.client.cookies.clear()
+            return asyncio.create_task(api.client.get("/", headers={**headers, **cookie}))
+
+        loads = [load("ada") for _ in range(3 * MOST_WAITING_EACH)]
+        await until(lambda: sum(one.done() for one in loads) >= 2 * MOST_WAITING_EACH, what="refused")
+        for one in loads:
+            if one.done():
+                assert (one.result().status_code, one.result().headers["retry-after"]) == (503, "2")
+                assert "load it once" in one.result().text
+        assert "editor of b" in (await load("bob", ticket)).text  # while the others wait
+        waiting = load("bob")
+        api.info.gates["a"].set()
+        pages = [await one for one in [*loads, waiting]]
+        assert [page.status_code for page in pages].count(200) == MOST_WAITING_EACH + 1
+        assert "editor of a" in (await load("ada")).text  # there is room again
+        assert [call[0] for call in api.info.passed if call[2] == "/"] == ["a", "b"]
+
+
+async def test_a_page_that_is_too_large_is_none(api: Api) -> None:
+    for name in ("a", "b"):
+        await add_editor(api, name)
+    api.info.raws["a"]["/"] = answer("<!doctype html>" + "x" * MOST_PAGE_BYTES)
+    assert "editor of b" in (await opened(api)).text
