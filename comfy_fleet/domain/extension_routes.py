@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from comfy_fleet.domain.errors import BadInput
 
 MOST_PREFIXES = 32
+METHODS = ("GET", "POST", "PUT", "DELETE")
+"""How open routes are called; HEAD goes as GET."""
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]{0,63}){1,6}")
 _API = "/api"
 OWN = frozenset(
@@ -18,11 +20,10 @@ OWN = frozenset(
     }
 )
 """How paths begin that the fleet answers itself: an extension below them would never be asked."""
-CLOSED = frozenset(
-    {
-        *("internal", "manager", "comfyui_manager", "customnode", "externalmodel", "snapshot", "component"),
-        *("cursor", "docs", "fonts", "lib", "scripts", "templates"),
-    }
+EDITOR_FOLDERS = frozenset({"cursor", "docs", "fonts", "lib", "scripts", "templates"})
+"""Folders of the editor's files, besides ``assets``."""
+CLOSED = EDITOR_FOLDERS | frozenset(
+    {"internal", "manager", "comfyui_manager", "customnode", "externalmodel", "snapshot", "component"}
 )
 """How paths begin that tell of a machine or change it (ComfyUI's logs and folders, what managers install and
 restart), and those of the editor's files, which have a way of their own."""

@@ -120,7 +120,6 @@ FILES = [
     "/favicon.ico",
     "/manifest.json",
     "/materialdesignicons.min.css",
-    "/some/folder/pic.svg",
     "/api/workflow_templates/a%20pack/thing.jpg",
 ]
 CLOSED = [
@@ -139,7 +138,19 @@ CLOSED = [
     "/api/x.js",
     "/api/manager/x.json",
     "/manager/reboot",
+    "/manager/x.json",
+    "/comfyui_manager/x.json",
     "/customnode/getlist",
+    "/customnode/x.json",
+    "/externalmodel/x.json",
+    "/snapshot/x.json",
+    "/component/x.js",
+    "/pack/view/x.json",
+    "/pack/preview/a.png",
+    "/pack/notes.txt",
+    "/some/folder/pic.svg",
+    "/userdata/a/b.json",
+    "/internal/x/y.png",
     "/k/ann-key-0123456789/assets/x.js",
     "/k/ann-key-0123456789/user.css",
     "/prompt/x",
@@ -333,7 +344,9 @@ async def test_the_broker_lets_through_what_the_api_asks_a_node_for(editor: Edit
     for method in ("GET", "POST", "PUT", "DELETE"):
         for path in ("/chooser/x", "/api/chooser/x"):
             assert (await editor.edge.broker.call("g1", method, path)).status_code == 200
-    for method, path in (("POST", "/"), ("POST", "/user.css"), ("GET", "/internal/logs"), ("POST", "/x/y")):
+    closed = [("GET", path) for path in CLOSED if path.startswith(("/pack/", "/manager/", "/snapshot/"))]
+    closed += [("POST", "/"), ("POST", "/user.css"), ("GET", "/internal/logs"), ("POST", "/x/y")]
+    for method, path in (*closed, ("PATCH", "/chooser/x")):
         assert (await editor.edge.broker.call("g1", method, path)).status_code == 404
 
 

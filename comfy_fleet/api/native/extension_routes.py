@@ -11,10 +11,10 @@ from comfy_fleet.api.editor_cookie import editor_node
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.native.row import row
+from comfy_fleet.domain.extension_routes import METHODS
 from comfy_fleet.domain.node_paths import plain
 from comfy_fleet.services.extension_calls import ExtensionCall
 
-METHODS = ("GET", "POST", "PUT", "DELETE")
 _MOST_QUERY = 8000
 _PASSED = ("content-type", "accept", "if-none-match", "if-modified-since")
 """Nothing that says who asks, and nothing that a proxy would read."""
