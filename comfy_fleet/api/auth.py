@@ -157,8 +157,8 @@ class Keys:
 
 
 def _proof(token: str, digest: bytes, purpose: str) -> str:
-    # The editor's origin is the public port, where sessions of earlier versions began.
-    told = digest if purpose == Origin.EDITOR else digest + purpose.encode()
+    # No purpose is empty: to earlier versions a proof without one was an operator's session, too.
+    told = digest + purpose.encode()
     return hmac.new(token.encode("utf-8", "surrogateescape"), told, hashlib.sha256).hexdigest()
 
 

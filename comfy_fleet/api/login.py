@@ -125,7 +125,7 @@ async def enter(request: Request) -> Response:
     if origin(request) is not Origin.EDITOR:
         raise HttpError(404, "not_found", NOTHING_HERE, details=WHERE_INSTEAD)
     code, nonce = request.query_params.get("code", ""), _cookie(request, NONCE_COOKIE)
-    offer = await d.sessions.take(code) if code and nonce else None
+    offer = await d.sessions.take(code) if code else None  # whoever has shown it: it is over
     who = None if offer is None else d.keys.proven(code, offer.proof, HANDED_OVER)
     if offer is None or who is None or not secrets.compare_digest(offer.browser, _hash(nonce)):
         return page("Sign in", _TOO_LATE.format(head=_HEAD), status=403)

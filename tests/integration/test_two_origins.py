@@ -1,6 +1,8 @@
 """The table of routes on both origins: who may ask for what where, whatever a browser adds by itself."""
 
 import base64
+import hashlib
+import hmac
 import inspect
 import re
 from collections.abc import AsyncIterator
@@ -237,6 +239,18 @@ async def test_a_sign_in_gives_each_origin_a_session_of_its_own(keyed: Api) -> N
     assert (await keyed.client.get("/api/v1/nodes", headers={**CONSOLE, **console})).status_code == 200
 
 
+async def test_a_version_that_knows_no_origins_takes_no_session_for_its_own(keyed: Api, redis: Redis) -> None:
+    """One that runs beside this one, behind an edge of this one, would see an operator in the editor's."""
+    cookies = await signed_in(keyed, OPS)
+    stored = {await redis.get(name) for name in await redis.keys("fleet:session:*")}
+    assert len(stored) == 2
+    digest = hashlib.sha256(OPS.encode()).digest()
+    for cookie in cookies:
+        token = cookie["Cookie"].partition("=")[2]
+        earlier = hmac.new(token.encode(), digest, hashlib.sha256).hexdigest()
+        assert earlier.encode() not in stored and earlier not in stored
+
+
 @pytest.mark.parametrize("which", ["console", "editor"])
 async def test_signing_out_on_either_origin_ends_both_sessions(keyed: Api, which: str) -> None:
     console, editor = await signed_in(keyed, ANN)
@@ -266,7 +280,7 @@ async def test_a_code_is_good_once_in_the_browser_that_it_was_made_for(keyed: Ap
     other_nonce = (await keyed.client.get("/login", headers=EDITOR)).headers["set-cookie"].partition(";")[0]
     keyed.client.cookies.clear()
     for headers, path in (
-        ({}, enter),
+        ({}, (await offered(keyed))[0]),
         ({"Cookie": other_nonce}, (await offered(keyed))[0]),
         ({"Cookie": "fleet_enter=x"}, (await offered(keyed))[0]),
         (nonce, "/enter?code=x"),
@@ -275,6 +289,10 @@ async def test_a_code_is_good_once_in_the_browser_that_it_was_made_for(keyed: Ap
         refused = await keyed.client.get(path, headers={**EDITOR, **headers})
         assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
     assert (await keyed.client.get(enter, headers={**CONSOLE, **nonce})).status_code == 404
+    seen_by_another, of_a_victim = await offered(keyed)
+    for headers in ({}, of_a_victim):  # the first look has used it up, even without a nonce
+        refused = await keyed.client.get(seen_by_another, headers={**EDITOR, **headers})
+        assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
     first = await keyed.client.get(enter, headers={**EDITOR, **nonce})
     assert first.status_code == 200 and "signed in as <b>ann</b>" in first.text
     keyed.client.cookies.clear()
