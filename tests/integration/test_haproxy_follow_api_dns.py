@@ -15,6 +15,15 @@ from tests.conftest import free_port
 from tests.integration.haproxy_kit import TinyNode, client, eventually, make_settings
 
 
+LARGE = b'{"prompt": "' + b"x" * 200_000 + b'"}'
+CALLS = [
+    ("GET", "/api/v1/health", b""),
+    ("POST", "/prompt", LARGE),
+    ("GET", "/api/v2/assets/x/content", b""),
+]
+"""One for each of the edge's backends that lead to the API: small requests, bodies, and what lasts."""
+
+
 class Elsewhere(TinyNode):
     """Answers on an address that nothing else in the test has."""
 
@@ -50,9 +59,16 @@ async def test_the_edge_follows_the_apis_name(tmp_path: Path, known_at_first: st
             places.edge.write_text(text.replace("api.invalid", "127.0.0.2"))
             told = ("127.0.0.2",)
 
+            bases = [f"http://127.0.0.1:{port}" for port in (settings.port, settings.console_port)]
+
             async def answers() -> bool:
                 with contextlib.suppress(httpx.TransportError):  # a worker that ends closes what it has open
-                    return (await http.get("/api/v1/health", timeout=10)).status_code == 200
+                    answers = [
+                        await http.request(method, f"{base}{path}", content=content, timeout=10)
+                        for base in bases
+                        for method, path, content in CALLS
+                    ]
+                    return all(answer.status_code == 200 for answer in answers)
                 return False
 
             await eventually("the API is found", answers)

@@ -14,7 +14,8 @@ from comfy_fleet.domain.errors import BrokerError
 
 logger = logging.getLogger(__name__)
 
-BACKEND = "be_api"
+SERVER = "api"
+"""The name of the server that is the API, in each of the edge's backends that lead to it."""
 
 
 async def follow_api(
@@ -26,7 +27,7 @@ async def follow_api(
     reload: Callable[[], None],
     pause_s: float = 1.0,
 ) -> None:
-    """Move the edge's server whenever the name resolves to another address; runs until canceled.
+    """Move the edge's servers that are the API whenever the name resolves to another address; runs until canceled.
 
     Args:
         runtime: The edge's control socket.
@@ -49,11 +50,16 @@ async def _look(
 ) -> None:
     if not addresses:
         return  # no better address is known
-    for server in await runtime.servers():
-        if server.backend != BACKEND or server.host in addresses:
-            continue
-        if not server.host:
-            reload()
-        else:
+    elsewhere = [
+        server
+        for server in await runtime.servers()
+        if server.name == SERVER and server.host not in addresses
+    ]
+    if not elsewhere:
+        return
+    if all(server.host for server in elsewhere):
+        for server in elsewhere:
             await runtime.move(server, addresses[0], port)
-        logger.info("api found elsewhere", extra={"host": host, "address": addresses[0], "port": port})
+    else:
+        reload()
+    logger.info("api found elsewhere", extra={"host": host, "address": addresses[0], "port": port})
