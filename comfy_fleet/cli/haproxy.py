@@ -146,6 +146,7 @@ def _texts(rendered: "Rendered") -> dict[str, str]:
         "edge.cfg": rendered.edge,
         "pools.map": rendered.pools,
         "nodes.map": rendered.vias,
+        "no-editors.map": rendered.no_editors,
     }
 
 

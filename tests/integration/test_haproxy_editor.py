@@ -446,10 +446,30 @@ async def test_a_reload_cuts_no_websocket(editor: Editor) -> None:
 async def test_another_editor_node_changes_nothing_in_the_edge(editor: Editor) -> None:
     written = files(editor.edge.settings).edge
     before, pid = written.read_text(), await Runtime(files(editor.edge.settings).edge_socket).pid()
-    await editor.edge.broker.registry.change("g1", editor=False)
+    await editor.edge.broker.registry.change("g1", editor=True)
     await editor.edge.broker.registry.change("g.2", editor=True)
     assert json.loads((await editor.get("/user.css", node="g.2")).body)["node"] == "g.2"
     assert (written.read_text(), await Runtime(files(editor.edge.settings).edge_socket).pid()) == (
         before,
         pid,
     )
+
+
+async def test_a_node_whose_editor_nobody_gets_sends_no_file_whatever_tickets_name_it(editor: Editor) -> None:
+    broker = editor.edge.broker
+    worker = await broker.controller.broker.runtime.pid()
+
+    async def answers(status: int) -> bool:
+        return (await editor.get("/user.css")).status == status
+
+    await eventually("its files are there", lambda: answers(200))
+    await broker.registry.change("g1", editor=False)
+    await eventually("they are not any more", lambda: answers(503))
+    for path in ("/", "/extensions/a/b.js", *FILES):
+        assert (await broker.call("g1", "GET", path)).status_code == 404, path
+        assert (await broker.call("g.2", "GET", path)).status_code == 200, path
+    assert (await broker.call("g1", "GET", "/chooser/x")).status_code == 200  # its jobs still ask what they ask
+    assert (await editor.get("/user.css", node="g.2")).status == 200
+    await broker.registry.change("g1", editor=None)
+    await eventually("its files are there again", lambda: answers(200))
+    assert await broker.controller.broker.runtime.pid() == worker

@@ -53,14 +53,19 @@ def apply(rendered: Rendered, places: ConfigFiles, *, program: str) -> frozenset
         program: HAProxy, for the check.
 
     Returns:
-        The names of the files that changed: ``broker.cfg``, ``edge.cfg``, ``pools.map``, ``nodes.map``.
+        The names of the files that changed: ``broker.cfg``, ``edge.cfg``, ``pools.map``, ``nodes.map``,
+        ``no-editors.map``.
 
     Raises:
         ConfigError: HAProxy refused one. It is kept beside the good one as ``.rejected``; nothing was
             replaced.
     """
     private_folder(places.folder)
-    maps = {places.pools: rendered.pools, places.vias: rendered.vias}
+    maps = {
+        places.pools: rendered.pools,
+        places.vias: rendered.vias,
+        places.no_editors: rendered.no_editors,
+    }
     for path, text in maps.items():
         # From a process that was killed; it may contain passwords of removed nodes.
         _beside(path).unlink(missing_ok=True)

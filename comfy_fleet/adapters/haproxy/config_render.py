@@ -18,6 +18,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
     entries_of,
     join,
     lease_options,
+    no_editors_of,
     prefix_of,
     tls_options,
 )
@@ -55,12 +56,14 @@ class Rendered:
         edge: The public port's configuration.
         pools: The map file: a line ``POOL BACKEND`` for every pool that has a slot.
         vias: The map file: a line ``NODE AUTHORITY|PREFIX|AUTHORIZATION`` for every node behind a proxy.
+        no_editors: The map file: a line ``NODE no`` for every node whose editor nobody gets.
     """
 
     broker: str
     edge: str
     pools: str
     vias: str = field(default="", repr=False)
+    no_editors: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,11 @@ class ConfigFiles:
     def vias(self) -> Path:
         """The map of the nodes behind a proxy, with the headers for them."""
         return self.folder / "nodes.map"
+
+    @property
+    def no_editors(self) -> Path:
+        """The map of the nodes whose editor nobody gets."""
+        return self.folder / "no-editors.map"
 
     @property
     def broker_socket(self) -> Path:
@@ -180,6 +188,7 @@ def render(
                 for entry in entries_of(nodes, pools, agent=agent, credentials=credentials)
                 if entry.via
             ),
+            no_editors="".join(f"{name} {no}\n" for name, no in no_editors_of(nodes).items()),
         )
     except TemplateError as error:
         remedy = (
@@ -239,6 +248,7 @@ def _broker(
         "monitor": f"unix@{places.broker_monitor}",
         "pools_map": str(places.pools),
         "nodes_map": str(places.vias),
+        "no_editors_map": str(places.no_editors),
         "ca_file": ca_file,
         "lua": str((settings.haproxy_dir / "lease.lua").absolute()),
         "lease_bind": join(settings.broker_bind, settings.lease_port),

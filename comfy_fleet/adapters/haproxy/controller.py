@@ -42,6 +42,7 @@ from comfy_fleet.adapters.haproxy.server_lines import (
     backend_of,
     entries_of,
     literal,
+    no_editors_of,
     parse_map,
     pools_of,
     prefix_of,
@@ -411,6 +412,8 @@ class Controller:
         if self._map_stale:
             wanted = {pool: backend_of(slot) for pool, slot in self._pools.items()}
             await runtime.map_pools(self._files.pools, wanted)
+            if self._settings.editor:
+                await runtime.map_all(self._files.no_editors, no_editors_of(self._nodes))
             self._map_stale = False
         await self._keep_pools()
         rows = await self._rows(entries)
@@ -435,6 +438,7 @@ class Controller:
         if self._known and list(nodes) == list(self._nodes):
             return
         self._known = True
+        self._map_stale |= no_editors_of(nodes) != no_editors_of(self._nodes)
         self._nodes = nodes
         known = {node.name for node in nodes}
         self._seen = {name: seen for name, seen in self._seen.items() if name in known}

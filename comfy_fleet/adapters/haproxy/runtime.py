@@ -258,15 +258,18 @@ class Runtime:
 
     async def map_pools(self, path: Path, wanted: Mapping[str, str]) -> None:
         """Make the running map from pool to backend equal to ``wanted``."""
+        await self.map_all(path, {pool: f"{self._prefix}{backend}" for pool, backend in wanted.items()})
+
+    async def map_all(self, path: Path, wanted: Mapping[str, str]) -> None:
+        """Make a running map equal to ``wanted``; neither names nor values hold blanks."""
         have = await self.map(path)
-        for pool in have.keys() - wanted.keys():
-            await self.order(f"del map {path} {pool}")
-        for pool, backend in wanted.items():
-            whole = f"{self._prefix}{backend}"
-            if pool not in have:
-                await self.order(f"add map {path} {pool} {whole}")
-            elif have[pool] != whole:
-                await self.order(f"set map {path} {pool} {whole}")
+        for name in have.keys() - wanted.keys():
+            await self.order(f"del map {path} {name}")
+        for name, value in wanted.items():
+            if name not in have:
+                await self.order(f"add map {path} {name} {value}")
+            elif have[name] != value:
+                await self.order(f"set map {path} {name} {value}")
 
 
 def shown(order: str) -> str:

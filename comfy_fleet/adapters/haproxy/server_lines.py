@@ -186,6 +186,11 @@ def _via(node: Node, credentials: Callable[[str], str] | None) -> str:
     return f"{place.authority}|{place.prefix}|{shown}"
 
 
+def no_editors_of(nodes: Iterable[Node]) -> dict[str, str]:
+    """Return the map of the nodes whose editor nobody gets, ``no`` by name."""
+    return {check_name("node", node.name): "no" for node in nodes if node.editor is False}
+
+
 def parse_map(text: str) -> dict[str, int]:
     """Read a rendered map file: slot by pool.
 
