@@ -468,7 +468,7 @@ async def test_a_node_whose_editor_nobody_gets_sends_no_file_whatever_tickets_na
     for path in ("/", "/extensions/a/b.js", *FILES):
         assert (await broker.call("g1", "GET", path)).status_code == 404, path
         assert (await broker.call("g.2", "GET", path)).status_code == 200, path
-    assert (await broker.call("g1", "GET", "/chooser/x")).status_code == 200  # its jobs still ask what they ask
+    assert (await broker.call("g1", "GET", "/chooser/x")).status_code == 200  # its jobs still ask
     assert (await editor.get("/user.css", node="g.2")).status == 200
     await broker.registry.change("g1", editor=None)
     await eventually("its files are there again", lambda: answers(200))

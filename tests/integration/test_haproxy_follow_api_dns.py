@@ -14,7 +14,6 @@ from comfy_fleet.adapters.haproxy.process import HAProxy
 from tests.conftest import free_port
 from tests.integration.haproxy_kit import TinyNode, client, eventually, make_settings
 
-
 LARGE = b'{"prompt": "' + b"x" * 200_000 + b'"}'
 CALLS = [
     ("GET", "/api/v1/health", b""),

@@ -26,9 +26,10 @@ def editor_paths(settings: Settings) -> dict[str, Any]:
     """Return the expressions, each for a whole path.
 
     Returns:
-        - ``files``: files of the editor; ``fleets``: beginnings of paths, the fleet's or closed ones, where none is.
+        - ``files``: files of the editor; ``fleets``: beginnings of paths where none is.
         - ``lists``, ``one_of_a_list``, ``extension_files``: what the API asks a node for.
-        - ``routes``: open routes of extensions; None if there are none. ``route_methods``: how they are called.
+        - ``routes``: open routes of extensions; None if there are none.
+        - ``route_methods``: how these are called.
     """
     prefixes = "|".join(re.escape(prefix) for prefix in settings.extension_prefixes)
     return {

@@ -27,7 +27,7 @@ async def follow_api(
     reload: Callable[[], None],
     pause_s: float = 1.0,
 ) -> None:
-    """Move the edge's servers that are the API whenever the name resolves to another address; runs until canceled.
+    """Move all of the edge's API servers when the name resolves to another address; runs until canceled.
 
     Args:
         runtime: The edge's control socket.
