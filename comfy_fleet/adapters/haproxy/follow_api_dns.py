@@ -51,9 +51,7 @@ async def _look(
     if not addresses:
         return  # no better address is known
     elsewhere = [
-        server
-        for server in await runtime.servers()
-        if server.name == SERVER and server.host not in addresses
+        server for server in await runtime.servers() if server.name == SERVER and server.host not in addresses
     ]
     if not elsewhere:
         return
