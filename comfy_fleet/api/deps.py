@@ -49,6 +49,7 @@ from comfy_fleet.services.submitter import Sealer, Submitter
 from comfy_fleet.services.user_files import UserFiles
 from comfy_fleet.services.workflow_publisher import WorkflowPublisher
 from comfy_fleet.settings import Settings
+from comfy_fleet.turns import FairTurns
 
 Probe = Callable[[], Awaitable[str | None]]
 """Returns why a part is not ready, or None."""
@@ -128,6 +129,7 @@ class ApiDeps:
         streams: Open event streams by caller.
         sockets: Open websockets by caller.
         pace: How slowly a request's body may come.
+        large_bodies: Turns of those that stay in memory until all of them has come.
         registry: The metrics that ``/metrics`` shows.
     """
 
@@ -179,6 +181,7 @@ class ApiDeps:
     streams: Counter[str] = field(default_factory=Counter)
     sockets: Counter[str] = field(default_factory=Counter)
     pace: BodyPace = field(default_factory=BodyPace)
+    large_bodies: FairTurns = field(default_factory=lambda: FairTurns(4, each=1, line=8, wait_s=30.0))
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def split(self, url: str) -> dict[str, str]:

@@ -127,7 +127,7 @@ def converted(client: "Client", ui: Mapping[str, Any], path: Path) -> dict[str, 
             done = subprocess.run(
                 command,
                 cwd=folder,
-                env={**os.environ, "DO_NOT_TRACK": "1", "NO_COLOR": "1"},
+                env={**_without_keys(), "DO_NOT_TRACK": "1", "NO_COLOR": "1"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=CONVERT_S,
@@ -142,6 +142,11 @@ def converted(client: "Client", ui: Mapping[str, Any], path: Path) -> dict[str, 
         last = done.stderr.decode(errors="replace").strip().splitlines()
         raise _not_converted(path, why or (last[-1] if last else f"it ended with {done.returncode}"))
     return prompt
+
+
+def _without_keys() -> dict[str, str]:
+    """Return the environment without the fleet's own variables: its key is nobody else's business."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
 
 
 def _prompt_in(stdout: bytes) -> tuple[dict[str, Any] | None, str]:

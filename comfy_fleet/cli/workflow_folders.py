@@ -77,15 +77,19 @@ def pull(
     """
     from comfy_fleet.cli.client import Client
     from comfy_fleet.cli.workflow_text import short
+    from comfy_fleet.domain.graphs.workflow_names import NAME
 
     known = _pulled(folder)
     rows: list[dict[str, Any]] = []
     with Client(api, key) as client:
-        listed = client.get("/api/v1/workflows")["workflows"]
+        answer = client.get("/api/v1/workflows")
+        listed = answer["workflows"]
         for one in listed:
             name, version = one["name"], one["version"]
             if one.get("folder"):
                 continue  # the operator keeps it in a folder already
+            if not NAME.fullmatch(name):  # it becomes a path
+                raise Fail(f"the fleet has a workflow {str(name)[:80]!r}, which can be no folder's name")
             here, problem = _version_in(folder, name)
             base = known.get(name)
             if here == version:
@@ -100,14 +104,15 @@ def pull(
             else:
                 _write(folder / name, exported(client, f"{name}@{version}"))
                 rows.append(_row(name, "written", short(version)))
+                _note(folder, {**known, name: version})  # a pull that ends early has pulled this one
             known[name] = version
-        gone = sorted(set(known) - {one["name"] for one in listed})
+        gone = sorted(set(known) - {one["name"] for one in listed} - set(answer["broken"]))
     for name in gone:
         rows.append(_row(name, "gone", "no longer in the store; its files stay"))
         del known[name]
     _note(folder, known)
     _tell(rows, json_=json_, empty="the store has no workflows")
-    raise typer.Exit(Exit.FAILED if any(row["state"] == "kept" for row in rows) else Exit.OK)
+    raise typer.Exit(Exit.FAILED if any(row["state"] in ("kept", "edited") for row in rows) else Exit.OK)
 
 
 def push(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfy_fleet.domain.errors import Busy, FleetError, StoreDown
+from comfy_fleet.domain.errors import BadInput, Busy, FleetError, StoreDown
 from comfy_fleet.domain.graphs.file_check import FilePolicy
 from comfy_fleet.domain.graphs.publish_check import (
     CheckName,
@@ -36,7 +36,7 @@ class TrialRun:
 
     Attributes:
         again: Whether a new run is made although there is one.
-        params: Values by parameter name, in place of the defaults.
+        params: Values by parameter name, of required parameters only: all others have their defaults.
     """
 
     again: bool = False
@@ -106,8 +106,11 @@ class DraftChecks:
             run: None: make none.
 
         Raises:
+            BadInput: A value is given for what has a default.
             DraftChanged: The draft was replaced a moment ago.
         """
+        if run is not None:
+            _check_values(workflow, run.params)
         job = await self._last(owner, workflow)
         if run is not None and (job is None or run.again):
             try:
@@ -143,6 +146,17 @@ class DraftChecks:
 
 
 # ----------------------------------------------------------------------------------------------------------
+
+
+def _check_values(workflow: Workflow, values: Mapping[str, Any]) -> None:
+    """Refuse values for what has a default: the test is about what callers get who name nothing."""
+    fixed = {one.name for one in workflow.parameters if not one.required}
+    if name := next((name for name in values if name in fixed), ""):
+        raise BadInput(
+            f"params: {name} has a default, and the test run is made with that; to try other values, run "
+            f"{workflow.name}@{DRAFT} as a job",
+            details={"field": f"params.{name}"},
+        )
 
 
 def _pools(workflow: Workflow) -> frozenset[str] | None:

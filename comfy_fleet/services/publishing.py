@@ -88,6 +88,7 @@ class Publishing:
         Raises:
             NotFound: There is no draft; the message says what is missing.
             NameTaken: The workflow is kept in the folder.
+            BadInput: The test is to have a value for what has a default.
             DraftChanged: The draft was replaced a moment ago.
         """
         return (await self._look(owner, name, run))[0]

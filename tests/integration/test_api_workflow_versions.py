@@ -505,6 +505,20 @@ async def test_what_is_no_graph_is_refused_with_the_way_out(
     assert code(await api.client.get(W)) == (404, "not_found")
 
 
+@pytest.mark.parametrize("where", [W, f"{W}/draft"])
+async def test_only_what_says_that_it_is_a_picture_may_be_as_large_as_one(api: Api, where: str) -> None:
+    large = png(prompt=json.dumps(graph())) + b"\0" * api.deps.settings.max_json_bytes
+    for kind in ("application/json", "application/octet-stream"):
+        answer = await api.client.put(where, content=large, headers={"Content-Type": kind})
+        assert code(answer) == (413, "payload_too_large")
+        assert "Content-Type" in answer.json()["error"]["message"]
+    answer = await api.client.put(where, content=large, headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200, answer.text
+    text = b'{"a": "' + b"x" * api.deps.settings.max_json_bytes + b'"}'
+    answer = await api.client.put(where, content=text, headers={"Content-Type": "image/png"})
+    assert code(answer) == (413, "payload_too_large")
+
+
 async def test_marks_are_parameters_at_once_and_survive_a_graph_without_them(
     api: Api, tmp_path: Path
 ) -> None:
@@ -560,6 +574,16 @@ async def test_a_picture_comes_with_a_version(api: Api) -> None:
     shown = await api.client.get(one["thumbnail_url"])
     assert (shown.headers["content-type"], shown.content) == ("image/webp", file.getvalue())
     assert shown.headers["x-content-type-options"] == "nosniff"
+    of_label = f"{W}/versions/production/thumbnail"
+    tag = (await api.client.get(of_label)).headers["etag"]
+    same = await api.client.get(of_label, headers={"If-None-Match": tag})
+    assert (same.status_code, same.headers["etag"], same.content) == (304, tag, b"")
+    blue = io.BytesIO()
+    Image.new("RGB", (64, 64), "blue").save(blue, "WEBP")
+    await publish(api, "a", "production", thumbnail=base64.b64encode(blue.getvalue()).decode())
+    other = await api.client.get(of_label, headers={"If-None-Match": tag})
+    assert (other.status_code, other.content) == (200, blue.getvalue())
+    assert "no-cache" in other.headers["cache-control"] and "max-age" not in other.headers["cache-control"]
     await publish(api, "b", "production")
     assert code(await api.client.get(f"{W}/versions/production/thumbnail")) == (404, "not_found")
 

@@ -15,8 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
+from comfy_fleet.cli import workflow_folders
 from comfy_fleet.cli.app import build
+from comfy_fleet.cli.client import Client
 from comfy_fleet.cli.exits import Exit, Fail
+from comfy_fleet.domain.graphs.stored import NewVersion, WorkflowContent
 from tests.integration.api_kit import Api, running
 
 ARTIST, OTHER = "ann-key-0123456789", "bob-key-0123456789"
@@ -172,7 +175,8 @@ async def test_pictures_made_by_comfyui_are_workflows(api: Api, tmp_path: Path) 
 
 
 COMFY = """#!{python}
-import json, sys, urllib.request
+import json, os, sys, urllib.request
+assert "PATH" in os.environ and not [name for name in os.environ if name.startswith("FLEET_")]
 words = sys.argv[1:]
 port = words[words.index("--port") + 1]
 assert words[:3] == ["--json", "--skip-prompt", "run"] and "--print-prompt" in words
@@ -194,6 +198,7 @@ async def test_the_editors_format_is_converted_if_comfy_cli_is_installed(
     file = write(tmp_path / "ui.json", EDITOR)
     (programs := tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("FLEET_API_KEY", ARTIST)
     error = await refused(api, "workflow", "add", file)
     assert "editor's own format" in error.message
     assert "Export (API)" in str(error.hint)
@@ -282,7 +287,9 @@ async def test_a_store_goes_to_a_folder_and_back(api: Api, tmp_path: Path) -> No
     write(here / "a" / "workflow.json", graph(1))
     assert states(await push("--dry-run")) == {"a": "would be published", "b": "unchanged"}
     assert (await shown(api, "a"))["version"] == version
-    assert states(await pull()) == {"a": "edited", "b": "unchanged"}  # nothing is lost
+    result = await pull()
+    assert states(result) == {"a": "edited", "b": "unchanged"}  # nothing is lost
+    assert result.exit_code == Exit.FAILED
     assert json.loads((here / "a" / "workflow.json").read_text()) == graph(1)
     assert states(await push("--note", "from a folder")) == {"a": "published", "b": "unchanged"}
     assert (await shown(api, "a"))["version"] != version
@@ -315,6 +322,50 @@ async def test_a_store_goes_to_a_folder_and_back(api: Api, tmp_path: Path) -> No
     broken = await push()
     assert isinstance(broken.exception, Fail)
     assert "d/workflow.json is not JSON" in broken.exception.message
+
+
+async def test_a_pull_that_breaks_off_has_pulled_what_it_has_written(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        await said(api, "workflow", "add", write(tmp_path / f"{name}.json", graph()))
+    whole = workflow_folders.exported
+
+    def half(client: Client, reference: str) -> dict[str, bytes]:
+        if reference.startswith("b"):
+            raise Fail("the connection is lost")
+        return whole(client, reference)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow_folders, "exported", half)
+        await refused(api, "workflow", "pull", str(tmp_path / "here"))
+    for name in ("a", "b"):
+        file = write(tmp_path / f"{name}2.json", graph(9))
+        await said(api, "workflow", "add", file, "--name", name, "--force")
+    result = await fleet(api, "workflow", "pull", str(tmp_path / "here"), "--json")
+    assert states(result) == {"a": "written", "b": "written"}
+
+
+async def test_a_name_that_leads_out_of_the_folder_is_not_pulled(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = {"workflows": [{"name": "../out", "version": "sha256:1", "folder": None}], "broken": {}}
+    monkeypatch.setattr(Client, "get", lambda *_: listed)
+    error = await refused(api, "workflow", "pull", str(tmp_path / "here"))
+    assert "'../out'" in error.message and not (tmp_path / "out").exists()
+
+
+async def test_what_can_not_be_used_now_is_not_gone(api: Api, tmp_path: Path) -> None:
+    await said(api, "workflow", "add", write(tmp_path / "a.json", graph()))
+    here = str(tmp_path / "here")
+    await said(api, "workflow", "pull", here)
+    later = WorkflowContent(graph=graph(), manifest={"of_a_later_version": 1})
+    await api.stores.workflows.publish(
+        "a", NewVersion(content=later, author="ann"), expected=None, force=True
+    )
+    assert states(await fleet(api, "workflow", "pull", here, "--json")) == {}
+    await said(api, "workflow", "rollback", "a")
+    assert states(await fleet(api, "workflow", "pull", here, "--json")) == {"a": "unchanged"}
 
 
 async def test_what_an_operator_keeps_in_the_folder_stays_there(api: Api, tmp_path: Path) -> None:

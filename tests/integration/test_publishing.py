@@ -109,6 +109,11 @@ async def production(api: Api) -> str | None:
 async def test_a_draft_is_checked_tested_and_published(api: Api) -> None:
     handed = await hand_over(api, ANN)
     assert handed.json()["workflow"] == "my_flow"
+    path = "/api/v1/workflows/my_flow/check"
+    other = await api.client.post(path, json={"params": {"width": 8}}, headers=ANN)
+    assert code(other) == (400, "invalid_request")
+    assert "width has a default" in other.json()["error"]["message"]
+    assert (await api.client.get("/api/v2/jobs", headers=ANN)).json()["jobs"] == []
     assert handed.json()["publish_url"].endswith("/publish/my_flow")
     begun = await check(api, ANN)
     states = {step["name"]: step["state"] for step in begun["steps"]}

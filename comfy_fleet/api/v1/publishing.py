@@ -38,7 +38,9 @@ class CheckBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     again: bool = Field(False, description="Run the test once more, although it has run.")
-    params: dict[str, Any] = Field(default_factory=dict, description="Values in place of the defaults.")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="Values of required parameters; all others have their defaults."
+    )
 
 
 class PublishDraftBody(BaseModel):

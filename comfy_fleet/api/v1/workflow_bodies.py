@@ -12,16 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from comfy_fleet.api.body import JsonLimits, graph_limits, has_more_values, json_taken, read_body
-from comfy_fleet.api.deps import deps
+from comfy_fleet.api.deps import deps, let_others_in, owner
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.typed_bodies import checked
-from comfy_fleet.domain.errors import BadInput
+from comfy_fleet.domain.errors import BadInput, Busy
 from comfy_fleet.domain.graphs.graph_file import read_graph_file
 from comfy_fleet.domain.graphs.stored import MAX_NOTE, MAX_THUMBNAIL_BYTES
 from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME, NAME, slug
+from comfy_fleet.turns import NoTurn
 
 MAX_PICTURE_BYTES = 64 * 1024 * 1024
-"""Largest picture with a graph in it."""
+"""Largest picture with a graph in it, if it comes with the Content-Type of one: a few are read at once."""
 _PICTURES = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff")
 _BASE = (
     "The version it was made from: its digits, their beginning, or a label. Without it, the name must be new."
@@ -103,11 +104,25 @@ async def read_upload(request: Request, query: PublishQuery) -> UploadedGraph:
 
     Raises:
         HttpError: 400, 413, 415 or 422: it can't be read, is too large, or a field is wrong.
+        Busy: Other pictures are being read.
         BadInput: A file holds no graph; the message says how to export one.
     """
+    d = deps(request)
+    if not request.headers.get("content-type", "").strip().lower().startswith("image/"):
+        limits = graph_limits(d.settings)
+        why = f"{limits.size_name}; a picture may be larger, if Content-Type says that it is one"
+        return await _read(request, query, limits.size, why)
+    let_others_in(request)
+    try:
+        async with d.large_bodies.of(owner(request)):
+            return await _read(request, query, min(MAX_PICTURE_BYTES, d.settings.max_body_bytes), "")
+    except NoTurn:
+        raise Busy("other pictures with graphs are being read: try again", retry_after_s=2) from None
+
+
+async def _read(request: Request, query: PublishQuery, size: int, why: str) -> UploadedGraph:
     limits = graph_limits(deps(request).settings)
-    size = min(MAX_PICTURE_BYTES, deps(request).settings.max_body_bytes)
-    content = await read_body(request, size, name="FLEET_MAX_BODY_BYTES")
+    content = await read_body(request, size, name=why)
     if not content:
         raise HttpError(400, "invalid_request", "the body is empty: send a graph in API format, or a picture")
     picture = content.startswith(_PICTURES)

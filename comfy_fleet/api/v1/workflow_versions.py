@@ -1,6 +1,7 @@
 """REST: publishing stored workflows, their versions, labels and history, and going back."""
 
 import asyncio
+import hashlib
 from typing import Any
 
 import orjson
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from comfy_fleet.api.asset_response import SAFE_HEADERS
+from comfy_fleet.api.asset_response import SAFE_HEADERS, is_known
 from comfy_fleet.api.deps import artist, deps, links, owner
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.serialize import time
@@ -135,7 +136,11 @@ async def get_thumbnail(request: Request) -> Response:
     found = await deps(request).workflows.version(WorkflowReference.parse(f"{name}@{which}"))
     if found is None or found.thumbnail is None:
         raise NotFound(f"there is no picture of {name}@{which}", details={"field": "version"})
-    headers = {**SAFE_HEADERS, "Cache-Control": "private, max-age=3600"}
+    # A label moves, and a version that is published again may get another picture.
+    tag = f'"{hashlib.sha256(found.thumbnail).hexdigest()[:32]}"'
+    headers = {**SAFE_HEADERS, "ETag": tag, "Cache-Control": "private, no-cache"}
+    if is_known(request, tag):
+        return Response(status_code=304, headers=headers)
     return Response(found.thumbnail, media_type="image/webp", headers=headers)
 
 
