@@ -1,5 +1,6 @@
 """Extensions' own routes, opened by prefix: to which node a call goes, and what goes with it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -8,6 +9,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from comfy_fleet.services import extension_calls
 from tests.integration.api_kit import Api, running
 from tests.integration.native.editor_kit import EDITOR, add_editor, answer, told
 from tests.integration.native.prompts_kit import KEYS, claim_next, end, post
@@ -118,6 +120,19 @@ async def test_what_can_not_be_passed_on_is_refused(api: Api) -> None:
     assert [one[2] for one in api.info.passed] == ["/chooser/to"]
     del api.info.raws["g1"]
     assert (await call(api, "POST", "/chooser")).status_code == 502
+
+
+async def test_a_call_that_never_ends_gives_its_turn_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extension_calls, "CALL_S", 0.2)
+    api.info.gates["g1"] = asyncio.Event()
+    # More than have turns at once: those who wait get theirs when the first ones end.
+    found = await asyncio.gather(*(call(api, "POST", "/chooser") for _ in range(40)))
+    assert {one.status_code for one in found} == {502}
+    assert "within 0.2 s" in found[0].json()["error"]["message"]
+    api.info.gates["g1"].set()
+    assert (await call(api, "POST", "/chooser")).status_code == 200
 
 
 async def test_the_routes_are_the_editors_alone(api: Api) -> None:
