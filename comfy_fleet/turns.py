@@ -73,10 +73,10 @@ class FairTurns:
         places: How many there are.
         each: How many of them one owner may have at the same time.
         line: How many of one owner may wait at the same time.
-        wait_s: Longest wait for a place.
+        wait_s: Longest wait for a place; None: any.
     """
 
-    def __init__(self, places: int, *, each: int, line: int, wait_s: float) -> None:
+    def __init__(self, places: int, *, each: int, line: int, wait_s: float | None) -> None:
         self._free = places
         self._each = each
         self._line = line

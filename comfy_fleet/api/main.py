@@ -133,7 +133,9 @@ def build(settings: Settings, stores: Stores, info: NodeFacts) -> ApiDeps:
     descriptions = FleetObjectInfo(inventories, stores.inventories)
     sessions = RedisSessions(stores.redis)
     session_watch = SessionWatch(sessions)
-    drafts = Drafts(RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, clock=time.time)
+    drafts = Drafts(
+        RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, stores.userdata, clock=time.time
+    )
     pictures = PictureWork(assets, most_pixels=settings.max_picture_pixels)
     checks = DraftChecks(
         submitter=submitter,

@@ -9,6 +9,9 @@ KEPT_S = 86_400.0
 MOST_SEEN = 100
 """Saves, and runs, of one owner that are remembered; the oldest is forgotten for the next."""
 
+UNREAD = "?"
+"""The signature of what was not looked at yet."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SavedGraph:
@@ -18,7 +21,7 @@ class SavedGraph:
         file: Its path below ``workflows/``, as the editor shows it: ``My Workflow.json``.
         workflow: The stored workflow that it is a draft of: the slug of ``file``.
         signature: What it does (:func:`comfy_fleet.domain.graphs.editor_graph.signature`); empty if what was
-            saved is no graph of the editor's.
+            saved is no graph of the editor's, and :data:`UNREAD` until it was looked at.
         saved_at: Unix seconds.
     """
 
@@ -31,13 +34,12 @@ class SavedGraph:
 class EditorSaves(Protocol):
     """Who is told of files that the editor saves below ``workflows/``."""
 
-    async def saved(self, owner: str, name: str, content: bytes) -> None:
-        """Take note of a save; never raises, whatever the content is.
+    async def saved(self, owner: str, name: str) -> None:
+        """Take note of a save; never raises. What the file holds is looked at soon, after the answer.
 
         Args:
             owner: Whose editor it is.
             name: The file's path below ``workflows/``: ``My Workflow.json``.
-            content: What it holds now.
         """
 
 

@@ -16,11 +16,15 @@ from comfy_fleet.domain.errors import BadInput, FleetError, NotFound
 from comfy_fleet.domain.graphs.editor_graph import opened_from, signature
 from comfy_fleet.domain.graphs.stored import Draft, EditorGraph
 from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME, NAME, slug
-from comfy_fleet.ports.editor import SavedGraph, SeenGraphs
+from comfy_fleet.domain.user_data import WORKFLOWS
+from comfy_fleet.ports.editor import MOST_SEEN, UNREAD, SavedGraph, SeenGraphs
 from comfy_fleet.ports.jobs import JobStore
+from comfy_fleet.ports.userdata import UserData
 from comfy_fleet.ports.workflow_store import WorkflowStore
+from comfy_fleet.services.fair_work import FairWork
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 from comfy_fleet.tasks import start
+from comfy_fleet.turns import FairTurns
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +32,11 @@ MAX_EDITOR_BYTES = 20 * 1024 * 1024
 """Most bytes of a saved graph that are read: as large as a file of a person's may be."""
 MAX_EDITOR_MARKS = 4_000_000
 """Most commas and brackets in it, which is more than it has values: they need memory."""
-MOST_RUNS = 64
-"""Runs that may wait to be looked at in one process; more are passed over, and can be run again."""
+MOST_RUNS, MOST_RUNS_EACH = 64, 32
+"""Runs that may wait to be looked at in one process, of all and of one owner; more are passed over, and can
+be run again."""
+UNRUN_S = 2.0
+"""How long who asks for drafts waits for saves that are being looked at."""
 _AT_ONCE = 2
 _ENDINGS = (".app.json", ".json")
 
@@ -49,21 +56,56 @@ class Drafts:
         seen: Remembers saves without a run, and runs without a save.
         store: Keeps the drafts.
         jobs: Have the graphs of runs.
+        files: Have what was saved.
         clock: Unix seconds.
     """
 
     def __init__(
-        self, seen: SeenGraphs, store: WorkflowStore, jobs: JobStore, *, clock: Callable[[], float]
+        self,
+        seen: SeenGraphs,
+        store: WorkflowStore,
+        jobs: JobStore,
+        files: UserData,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self._seen = seen
         self._store = store
         self._jobs = jobs
         self._clock = clock
-        self._turns = asyncio.Semaphore(_AT_ONCE)
-        self._runs: set[asyncio.Task[None]] = set()
+        self._files = files
+        self._turns = FairTurns(_AT_ONCE, each=1, line=MOST_RUNS_EACH + _AT_ONCE, wait_s=None)
+        self._runs: dict[asyncio.Task[None], str] = {}
+        self._saves = FairWork(self._look_again, at_once=_AT_ONCE, each=MOST_SEEN, name="draft of a save")
 
-    async def saved(self, owner: str, name: str, content: bytes) -> None:
-        """See :meth:`comfy_fleet.ports.editor.EditorSaves.saved`."""
+    async def saved(self, owner: str, name: str) -> None:
+        """See :meth:`comfy_fleet.ports.editor.EditorSaves.saved`.
+
+        That there is a save is remembered before it is answered: if the process dies before it has looked, or
+        has to pass it over, the draft before is not taken for what was saved, and the file is looked at when
+        the owner runs something or asks for the draft.
+        """
+        workflow = _workflow_of(name)
+        if not workflow:
+            return
+        saved = SavedGraph(file=name, workflow=workflow, signature=UNREAD, saved_at=self._clock())
+        try:
+            await self._seen.save(owner, saved)
+        except FleetError as error:
+            extra = {"owner": owner, "file": name, "error": str(error)}
+            logger.warning("save not remembered", extra=extra)
+        except Exception:  # the save itself is none of its business
+            logger.exception("save not remembered", extra={"owner": owner, "file": name})
+        self._saves.add(owner, name)
+
+    async def look_at(self, owner: str, name: str, content: bytes) -> None:
+        """Look at a graph that was saved; never raises, whatever the content is.
+
+        Args:
+            owner: Whose editor it is.
+            name: The file's path below ``workflows/``.
+            content: What it holds now.
+        """
         about = {"owner": owner, "file": name[:MAX_EDITOR_NAME]}
         try:
             await self._saved(owner, name, content)
@@ -78,23 +120,28 @@ class Drafts:
         ui = info.get("workflow") if isinstance(info, dict) else None
         if not isinstance(ui, dict) or not isinstance(ui.get("nodes"), list):
             return  # a program's
-        if len(self._runs) >= MOST_RUNS:
+        own = sum(one == owner for one in self._runs.values())
+        if len(self._runs) >= MOST_RUNS or own >= MOST_RUNS_EACH:
             logger.warning("run made no draft: too many wait", extra={"owner": owner, "job_id": job_id})
             return
         task = start(self._note_run(owner, job_id, ui), name="draft of a run")
-        self._runs.add(task)
-        task.add_done_callback(self._runs.discard)
+        self._runs[task] = owner
+        task.add_done_callback(lambda done: self._runs.pop(done, None))
 
     async def settled(self) -> None:
-        """Wait until every run that was told of has been looked at."""
+        """Wait until every save and every run that was told of has been looked at."""
+        await self._saves.settled()
         while self._runs:
-            await asyncio.wait(self._runs)
+            await asyncio.wait(list(self._runs))
 
     async def unrun(self, owner: str, workflow: str) -> SavedGraph | None:
         """Return the newest save of a stored workflow if that very graph has made no draft yet.
 
-        It was never run, or it is no graph of the editor's, or the draft is of another file.
+        It was never run, or it is no graph of the editor's, or the draft is of another file. What is being
+        looked at is waited for, but not long.
         """
+        await self._look_at_unread(owner)
+        await self._saves.settled(owner, patience_s=UNRUN_S)
         newest = next((one for one in await self._seen.saves(owner) if one.workflow == workflow), None)
         if newest is None:
             return None
@@ -111,15 +158,26 @@ class Drafts:
 
     # ------------------------------------------------------------------------------------------------------
 
+    async def _look_at_unread(self, owner: str) -> None:
+        """Have saves looked at that no process has: it ended meanwhile, or too many waited."""
+        for one in await self._seen.saves(owner):
+            if one.signature == UNREAD:
+                self._saves.add(owner, one.file)
+
+    async def _look_again(self, owner: str, name: str) -> None:
+        """Look at what a file holds by now."""
+        found = await self._files.read(owner, f"{WORKFLOWS}{name}")
+        if found is not None:  # else it was deleted or renamed
+            await self.look_at(owner, name, found[1])
+
     async def _saved(self, owner: str, file: str, content: bytes) -> None:
-        name = editor_name(file)
-        workflow = slug(name)
-        if not name or len(file) > MAX_EDITOR_NAME or not file.isprintable() or not NAME.fullmatch(workflow):
+        workflow = _workflow_of(file)
+        if not workflow:
             return
         ui: EditorGraph | None = None
         found = ""
         try:
-            ui, found = await self._read(content)
+            ui, found = await self._read(owner, content)
         except BadInput as error:
             logger.info("save is no graph", extra={"owner": owner, "file": file, "error": str(error)})
         saved = SavedGraph(file=file, workflow=workflow, signature=found, saved_at=self._clock())
@@ -129,10 +187,11 @@ class Drafts:
 
     async def _note_run(self, owner: str, job_id: str, ui: EditorGraph) -> None:
         try:
-            async with self._turns:
+            async with self._turns.of(owner):
                 found = await asyncio.to_thread(signature, ui)
             for saved in await self._seen.run(owner, found, job_id, self._clock()):
                 await self._make(owner, saved, ui, job_id)
+            await self._look_at_unread(owner)
         except FleetError as error:
             logger.info("run made no draft", extra={"owner": owner, "job_id": job_id, "error": str(error)})
 
@@ -157,11 +216,19 @@ class Drafts:
         await self._store.save_draft(owner, saved.workflow, draft)
         logger.info("draft saved", extra={"owner": owner, "workflow": saved.workflow, "job_id": job_id})
 
-    async def _read(self, content: bytes) -> tuple[EditorGraph, str]:
+    async def _read(self, owner: str, content: bytes) -> tuple[EditorGraph, str]:
         if len(content) > MAX_EDITOR_BYTES:
             raise BadInput(f"the file is larger than {MAX_EDITOR_BYTES} bytes")
-        async with self._turns:
+        async with self._turns.of(owner):
             return await worked(len(content) > LARGE_BYTES, lambda: _parsed(content))
+
+
+def _workflow_of(file: str) -> str:
+    """Return the stored workflow that a file is a draft of; empty if it is of none."""
+    name = editor_name(file)
+    workflow = slug(name)
+    fits = name and len(file) <= MAX_EDITOR_NAME and file.isprintable() and NAME.fullmatch(workflow)
+    return workflow if fits else ""
 
 
 def _parsed(content: bytes) -> tuple[EditorGraph, str]:

@@ -24,7 +24,7 @@ from comfy_fleet.turns import FairTurns, NoTurn
 MOST_RUNNING = 64
 """Running prompts of one caller that are looked at."""
 CALL_S = 90.0
-"""How long a call may take on its node, whatever comes meanwhile: choosers that poll ask again within 60 s."""
+"""How long a call may take on its node, whatever comes meanwhile: choosers poll for less."""
 _AT_ONCE, _AT_ONCE_EACH = 64, 16
 _LINE_EACH = 64
 _WAIT_S = 10.0
@@ -81,7 +81,8 @@ class ExtensionCalls:
             Conflict: The caller has prompts on several nodes, and the call names none of them.
             EditorAway: Nothing of the caller's runs, and no node serves the editor.
             Busy: The caller waits for many calls already.
-            NodeError: The node can't be reached, takes longer than :data:`CALL_S`, redirects, or its answer can't be passed back.
+            NodeError: The node can't be reached, takes longer than :data:`CALL_S`, redirects, or its answer
+                can't be passed back.
         """
         job = await self._job(call)
         if job is None:
@@ -107,9 +108,7 @@ class ExtensionCalls:
     async def _passed(self, node: str, call: ExtensionCall) -> RawAnswer:
         try:
             async with self._turns.of(call.owner), Timeout(CALL_S):
-                return await self._ask.raw(
-                    node, call.method, call.path, headers=call.headers, body=call.body
-                )
+                return await self._ask.raw(node, call.method, call.path, headers=call.headers, body=call.body)
         except TimeoutError:
             message = f"node {node} does not end its answer within {CALL_S:g} s"
             raise NodeError(message, details={"node": node}) from None

@@ -171,8 +171,8 @@ class Publishing:
     ) -> tuple[PublishCheck, FoundWorkflow | None, Job | None]:
         if folder := self._catalog.folder_of(name):
             raise kept_in_folder(name, folder)
+        unrun = await self._drafts.unrun(owner, name)  # first: it waits for a draft that is being made
         draft = await self._store.draft(owner, name)
-        unrun = await self._drafts.unrun(owner, name)
         if draft is None:
             raise _no_draft(name, unrun.file if unrun else "")
         record = await self._store.record(name)

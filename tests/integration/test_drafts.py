@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gzip
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ import orjson
 import pytest
 
 from comfy_fleet.adapters.redis.seen_graphs import RedisSeenGraphs
+from comfy_fleet.adapters.redis.userdata import RedisUserData
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.editor_graph import stamped
-from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, SavedGraph
-from comfy_fleet.services.drafts import MAX_EDITOR_BYTES, Drafts, editor_name
+from comfy_fleet.domain.user_data import UserFile
+from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, UNREAD, SavedGraph
+from comfy_fleet.ports.userdata import UserData
+from comfy_fleet.services.drafts import MAX_EDITOR_BYTES, MOST_RUNS_EACH, Drafts, editor_name
+from comfy_fleet.services.user_files import UserFiles
 from tests.factories import new_job
+from tests.fleet import until
 from tests.integration.api_kit import Api, running
 
 GRAPHS: dict[str, dict[str, Any]] = json.loads(
@@ -48,7 +54,7 @@ def text(ui: object) -> bytes:
 
 
 async def test_a_save_and_then_a_run_make_a_draft(api: Api) -> None:
-    await api.deps.drafts.saved("local", "My Workflow.json", text(OLD["saved"]))
+    await api.deps.drafts.look_at("local", "My Workflow.json", text(OLD["saved"]))
     assert await api.stores.workflows.draft("local", "my_workflow") is None
     waiting = await api.deps.drafts.unrun("local", "my_workflow")
     assert waiting is not None and waiting.file == "My Workflow.json"
@@ -62,7 +68,7 @@ async def test_a_save_and_then_a_run_make_a_draft(api: Api) -> None:
 
 async def test_a_run_and_then_a_save_make_a_draft_although_the_seed_was_drawn_anew(api: Api) -> None:
     job = await run(api, OLD["run"])
-    await api.deps.drafts.saved("local", "a/b.app.json", text(OLD["saved_after"]))
+    await api.deps.drafts.look_at("local", "a/b.app.json", text(OLD["saved_after"]))
     draft = await api.stores.workflows.draft("local", "a_b")
     assert draft is not None
     assert (draft.graph, draft.ui, draft.job_id) == (PROMPT, OLD["saved_after"], job)
@@ -70,10 +76,10 @@ async def test_a_run_and_then_a_save_make_a_draft_although_the_seed_was_drawn_an
 
 async def test_a_change_since_the_run_makes_none_and_keeps_the_draft_before(api: Api) -> None:
     await run(api, OLD["run"])
-    await api.deps.drafts.saved("local", "w.json", text(OLD["saved"]))
+    await api.deps.drafts.look_at("local", "w.json", text(OLD["saved"]))
     other = copy.deepcopy(OLD["saved"])
     other["nodes"][2]["widgets_values"] = ["elsewhere"]
-    await api.deps.drafts.saved("local", "w.json", text(other))
+    await api.deps.drafts.look_at("local", "w.json", text(other))
     draft = await api.stores.workflows.draft("local", "w")
     assert draft is not None and draft.ui == OLD["saved"]
     waiting = await api.deps.drafts.unrun("local", "w")
@@ -85,13 +91,13 @@ async def test_a_change_since_the_run_makes_none_and_keeps_the_draft_before(api:
 
 async def test_one_run_makes_drafts_of_all_files_that_hold_the_graph(api: Api) -> None:
     for file in ("a.json", "b.json"):
-        await api.deps.drafts.saved("local", file, text(NEW["saved"]))
+        await api.deps.drafts.look_at("local", file, text(NEW["saved"]))
     await run(api, NEW["run"])
     assert set(await api.stores.workflows.drafts("local")) == {"a", "b"}
 
 
 async def test_what_others_save_and_run_is_none_of_ones_own(api: Api) -> None:
-    await api.deps.drafts.saved("ann", "w.json", text(OLD["saved"]))
+    await api.deps.drafts.look_at("ann", "w.json", text(OLD["saved"]))
     await run(api, OLD["run"])
     assert await api.stores.workflows.draft("ann", "w") is None
     assert await api.stores.workflows.draft("local", "w") is None
@@ -100,8 +106,8 @@ async def test_what_others_save_and_run_is_none_of_ones_own(api: Api) -> None:
 async def test_a_draft_is_based_on_the_version_that_was_opened(api: Api) -> None:
     version = "sha256:" + "ab" * 32
     await run(api, stamped(OLD["run"], "w", version))
-    await api.deps.drafts.saved("local", "w.json", text(stamped(OLD["saved"], "w", version)))
-    await api.deps.drafts.saved("local", "other.json", text(stamped(OLD["saved"], "w", version)))
+    await api.deps.drafts.look_at("local", "w.json", text(stamped(OLD["saved"], "w", version)))
+    await api.deps.drafts.look_at("local", "other.json", text(stamped(OLD["saved"], "w", version)))
     for name, base in (("w", version), ("other", "")):
         draft = await api.stores.workflows.draft("local", name)
         assert draft is not None and draft.base_version == base
@@ -109,8 +115,8 @@ async def test_a_draft_is_based_on_the_version_that_was_opened(api: Api) -> None
 
 async def test_two_files_that_become_one_id_are_both_known(api: Api) -> None:
     await run(api, OLD["run"])
-    await api.deps.drafts.saved("local", "My Flow.json", text(OLD["saved"]))
-    await api.deps.drafts.saved("local", "my_flow.json", text(OLD["saved"]))
+    await api.deps.drafts.look_at("local", "My Flow.json", text(OLD["saved"]))
+    await api.deps.drafts.look_at("local", "my_flow.json", text(OLD["saved"]))
     assert await api.deps.drafts.files("local", "my_flow") == ["my_flow.json", "My Flow.json"]
     draft = await api.stores.workflows.draft("local", "my_flow")
     assert draft is not None and draft.editor_name == "My Flow"  # the first keeps it
@@ -136,14 +142,14 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     ids=["empty", "cut", "null", "binary", "shape", "id", "deep", "deep node", "large", "many"],
 )
 async def test_a_save_of_anything_is_taken_and_is_no_graph(api: Api, content: bytes) -> None:
-    await api.deps.drafts.saved("local", "w.json", content)
+    await api.deps.drafts.look_at("local", "w.json", content)
     waiting = await api.deps.drafts.unrun("local", "w")
     assert waiting is not None and not waiting.signature
 
 
 @pytest.mark.parametrize("file", ["w.txt", "", ".json", "w\n.json", "w" * 300 + ".json", "\ud800.json"])
 async def test_other_files_are_passed_over(api: Api, file: str) -> None:
-    await api.deps.drafts.saved("local", file, text(OLD["saved"]))
+    await api.deps.drafts.look_at("local", file, text(OLD["saved"]))
     assert await api.stores.redis.keys("*editor*") == []
 
 
@@ -158,19 +164,23 @@ async def test_a_save_is_none_the_worse_for_a_store_that_is_away(stores: Stores)
         async def save(self, owner: str, saved: SavedGraph) -> str | None:
             raise StoreDown("away")
 
-    drafts = Drafts(Away(stores.redis), stores.workflows, stores.jobs, clock=lambda: 1.0)
-    await drafts.saved("ann", "w.json", text(OLD["saved"]))
+    drafts = Drafts(Away(stores.redis), stores.workflows, stores.jobs, stores.userdata, clock=lambda: 1.0)
+    await drafts.look_at("ann", "w.json", text(OLD["saved"]))
+    await drafts.saved("ann", "w.json")
+    await drafts.settled()
     assert await stores.workflows.drafts("ann") == {}
 
 
 async def test_of_a_save_and_a_run_at_once_at_least_one_sees_the_other(stores: Stores) -> None:
-    drafts = Drafts(RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, clock=lambda: 1000.0)
+    drafts = Drafts(
+        RedisSeenGraphs(stores.redis), stores.workflows, stores.jobs, stores.userdata, clock=lambda: 1000.0
+    )
     for number in range(20):
         owner = f"ann{number}"
         job = new_job(PROMPT, owner=owner)
         await stores.jobs.submit(job, idempotency=None, depth_limit=100)
         drafts.ran(owner, job.id, {"extra_pnginfo": {"workflow": OLD["run"]}})
-        await asyncio.gather(drafts.saved(owner, "w.json", text(OLD["saved"])), drafts.settled())
+        await asyncio.gather(drafts.look_at(owner, "w.json", text(OLD["saved"])), drafts.settled())
         draft = await stores.workflows.draft(owner, "w")
         assert draft is not None and draft.job_id == job.id
 
@@ -231,6 +241,7 @@ async def test_the_editor_s_own_requests_make_a_draft(api: Api) -> None:
     """Save and run as the editor does over HTTP."""
     saved = await api.client.post("/userdata/workflows%2FMy%20Workflow.json", content=text(NEW["saved"]))
     assert saved.status_code == 200, saved.text
+    await api.deps.drafts.settled()
     await run(api, NEW["run"], NEW["prompt"])
     draft = await api.stores.workflows.draft("local", "my_workflow")
     assert draft is not None and draft.graph == NEW["prompt"]
@@ -239,5 +250,89 @@ async def test_the_editor_s_own_requests_make_a_draft(api: Api) -> None:
         params={"overwrite": "true"},
     )
     assert moved.status_code == 200, moved.text
+    await api.deps.drafts.settled()
     draft = await api.stores.workflows.draft("local", "other")
     assert draft is not None and draft.ui == NEW["saved"]
+
+
+def beside(stores: Stores, files: UserData | None = None) -> Drafts:
+    """Return another process's."""
+    seen = RedisSeenGraphs(stores.redis)
+    return Drafts(seen, stores.workflows, stores.jobs, files or stores.userdata, clock=time.time)
+
+
+class Slow(RedisUserData):
+    """Reads when it is told to."""
+
+    def __init__(self, stores: Stores) -> None:
+        super().__init__(stores.redis, most_bytes=10**9)
+        self.gate = asyncio.Event()
+        self.reads: list[tuple[str, str]] = []
+
+    async def read(self, owner: str, path: str) -> tuple[UserFile, bytes] | None:
+        self.reads.append((owner, path))
+        await self.gate.wait()
+        return await super().read(owner, path)
+
+
+async def test_a_save_waits_for_nobody_and_its_draft_is_made_when_there_is_room(stores: Stores) -> None:
+    slow = Slow(stores)
+    drafts = beside(stores, slow)
+    files = UserFiles(slow, drafts)
+    for number in range(20):
+        await files.save("ann", f"workflows/a{number}.json", text(OLD["saved"]), overwrite=True)
+        await files.save("ann", "workflows/a0.json", text(OLD["saved"]), overwrite=True)
+    await files.save("bob", "workflows/b.json", text(OLD["saved"]), overwrite=True)
+    # They are known at once, and nobody is offered an older draft without a word.
+    assert {one.signature for one in await RedisSeenGraphs(stores.redis).saves("ann")} == {UNREAD}
+    await until(lambda: len(slow.reads) == 2, what="two are looked at")
+    assert {owner for owner, _ in slow.reads} == {"ann", "bob"}  # who has many is not before who has one
+    slow.gate.set()
+    job = new_job(PROMPT, owner="ann")
+    await stores.jobs.submit(job, idempotency=None, depth_limit=100)
+    drafts.ran("ann", job.id, {"extra_pnginfo": {"workflow": OLD["run"]}})
+    await drafts.settled()
+    assert set(await stores.workflows.drafts("ann")) == {f"a{number}" for number in range(20)}
+    assert len(slow.reads) <= 22  # each once, but for one that was saved anew while it was read
+
+
+async def test_who_asks_for_a_draft_waits_for_the_save_that_is_looked_at(stores: Stores) -> None:
+    slow = Slow(stores)
+    drafts = beside(stores, slow)
+    job = new_job(PROMPT, owner="ann")
+    await stores.jobs.submit(job, idempotency=None, depth_limit=100)
+    drafts.ran("ann", job.id, {"extra_pnginfo": {"workflow": OLD["run"]}})
+    await drafts.settled()
+    await UserFiles(slow, drafts).save("ann", "workflows/w.json", text(OLD["saved"]), overwrite=True)
+    asked = asyncio.create_task(drafts.unrun("ann", "w"))
+    await until(lambda: bool(slow.reads), what="it is looked at")
+    slow.gate.set()
+    assert await asked is None
+    assert await stores.workflows.draft("ann", "w") is not None
+
+
+async def test_a_save_whose_process_was_killed_makes_a_draft_all_the_same(stores: Stores) -> None:
+    slow = Slow(stores)
+    killed = beside(stores, slow)
+    await UserFiles(slow, killed).save("ann", "workflows/w.json", text(OLD["saved"]), overwrite=True)
+    other = beside(stores)
+    job = new_job(PROMPT, owner="ann")
+    await stores.jobs.submit(job, idempotency=None, depth_limit=100)
+    other.ran("ann", job.id, {"extra_pnginfo": {"workflow": OLD["run"]}})
+    await other.settled()
+    await other.unrun("ann", "w")
+    assert await stores.workflows.draft("ann", "w") is not None
+    slow.gate.set()
+    await killed.settled()
+
+
+async def test_one_owners_runs_leave_room_for_others(
+    stores: Stores, caplog: pytest.LogCaptureFixture
+) -> None:
+    drafts = beside(stores)
+    for number in range(MOST_RUNS_EACH + 1):
+        drafts.ran("ann", f"j{number}", {"extra_pnginfo": {"workflow": OLD["run"]}})
+    drafts.ran("bob", "j", {"extra_pnginfo": {"workflow": OLD["run"]}})
+    await drafts.settled()
+    passed_over = [one for one in caplog.records if "too many wait" in one.message]
+    assert [vars(one)["owner"] for one in passed_over] == ["ann"]

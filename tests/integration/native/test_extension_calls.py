@@ -122,9 +122,7 @@ async def test_what_can_not_be_passed_on_is_refused(api: Api) -> None:
     assert (await call(api, "POST", "/chooser")).status_code == 502
 
 
-async def test_a_call_that_never_ends_gives_its_turn_back(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_call_that_never_ends_gives_its_turn_back(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension_calls, "CALL_S", 0.2)
     api.info.gates["g1"] = asyncio.Event()
     # More than have turns at once: those who wait get theirs when the first ones end.

@@ -37,5 +37,5 @@ end
 local function drop_user_file(owner, path, record)
   redis.call('HDEL', user_files_key(owner), path)
   redis.call('DEL', user_content_key(owner, record.version))
-  redis.call('INCRBY', user_bytes_key(owner), string.format('%.0f', -record.size))
+  redis.call('DECRBY', user_bytes_key(owner), string.format('%.0f', record.size))  -- minus nothing would be "-0"
 end
