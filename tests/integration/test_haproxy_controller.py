@@ -1,6 +1,7 @@
 """The controller's own life: files, strays, a second controller, a taken port, kill -9."""
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -281,6 +282,33 @@ async def test_the_edge_reloads_and_the_broker_does_not(tmp_path: Path) -> None:
             await eventually("a new worker answers", new_worker)
             await tunnel.ping()
             assert await fleet.refused() == (503, "busy", "1")
+
+
+async def test_a_reload_that_fails_is_given_up_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    templates = tmp_path / "templates"
+    shutil.copytree(packaged("haproxy"), templates)
+    settings = make_settings(tmp_path).model_copy(update={"haproxy": templates})
+    taken = socket.create_server(("127.0.0.1", 0))  # no check of a file finds that
+    with caplog.at_level(logging.INFO):
+        async with running(tmp_path, FakeNodeRegistry(), settings=settings) as fleet:
+            edge = fleet.controller.edge
+            worker = await edge.runtime.pid()
+            with (templates / "edge.cfg.j2").open("a") as file:
+                file.write(f"\nfrontend more\n    bind 127.0.0.1:{taken.getsockname()[1]}\n")
+            with pytest.raises(ConfigError, match="goes on with the one before: .*cannot bind"):
+                await fleet.controller.reload_edge()
+            said = [record.getMessage() for record in caplog.records]
+            assert 1 < said.count("haproxy reloaded") < 10
+            assert said.count("haproxy not reloaded") == 1
+            assert await edge.runtime.pid() == worker
+            taken.close()
+            # The file is the same: still the edge has not taken it.
+            results = await asyncio.gather(fleet.controller.reload_edge(), edge.renew())
+            assert results[0] is True
+            assert await edge.runtime.pid() != worker
+            assert not await fleet.controller.reload_edge()
 
 
 async def test_an_upgrade_in_its_place_leaves_a_running_fleet_as_it_was_until_its_restart(

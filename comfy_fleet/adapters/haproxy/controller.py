@@ -155,6 +155,7 @@ class Controller:
         self._known = False  # the registry has been read at least once
         self._stale = False  # the registry may have changed since it was read
         self._map_stale = True  # the running map may differ from ours
+        self._edge_behind = False  # the edge has not taken its file as it was written last
         self._templates: Mapping[str, str] | None = None  # from the start of the process: they fit its code
         self._resolver = Resolver(time.monotonic)
         self._wake = asyncio.Event()
@@ -236,7 +237,8 @@ class Controller:
             True if it did.
 
         Raises:
-            ConfigError: The new file is refused; the edge goes on with the old one.
+            ConfigError: The new file is refused, or no worker came up with it; the edge goes on with the old
+                one.
         """
         before, self._templates = self._templates, read_templates(self._settings.haproxy_dir)
         try:
@@ -244,10 +246,15 @@ class Controller:
         except ConfigError:
             self._templates = before
             raise
-        if self._files.edge.name not in changed:
+        if self._files.edge.name not in changed and not self._edge_behind:
             return False
-        await self.edge.renew()
+        await self._renew_edge()
         return True
+
+    async def _renew_edge(self) -> None:
+        self._edge_behind = True  # until it has taken its file, the next order tries again
+        await self.edge.renew()
+        self._edge_behind = False
 
     async def _open_editor(self) -> NoReturn:
         """Wait for the key of editor tickets, which the API may have to make first; then let files pass."""
@@ -255,7 +262,7 @@ class Controller:
             await asyncio.sleep(self._poll_s)
         with contextlib.suppress(ConfigError):  # already logged: the edge goes on without
             await self._write_files()
-            await self.edge.renew()
+            await self._renew_edge()
         await asyncio.Future()  # the other tasks end this one
         raise AssertionError
 

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 _RELOAD_AGAIN_S = 3.0
+_RELOADS = 3
 _LEVELS = {"[ALERT]": logging.WARNING, "[WARNING]": logging.INFO, "[NOTICE]": logging.DEBUG}
 _NO_NEWS = "remains in forced drain mode."
 """HAProxy logs this, twice, at every agent-check that drains a server that the controller has drained."""
@@ -82,6 +83,7 @@ class HAProxy:
         self._reloads = reloads
         self._on_start = on_start
         self._on_news = on_news
+        self._renewal = asyncio.Lock()
         mode = ["-W", "-db"] if reloads else ["-db"]
         self._child = Child(
             f"haproxy {name}", [program, *mode, "-f", str(config)], on_line=self.take_line, stop_timeout_s=5.0
@@ -155,18 +157,29 @@ class HAProxy:
         logger.info("haproxy reloaded", extra={"haproxy": self.name})
 
     async def renew(self) -> None:
-        """Reload, and wait until another worker answers.
+        """Reload, and wait until another worker answers; callers wait for each other.
 
         A master misses an order that comes while it still begins after the one before; then it gets it again.
+
+        Raises:
+            ConfigError: No other worker came, e.g. because a port is taken; the one before goes on.
         """
-        before = await self._worker()
-        while True:
-            self.reload()
-            with contextlib.suppress(TimeoutError):
-                async with Timeout(_RELOAD_AGAIN_S):
-                    while await self._worker() in (None, before):  # noqa: ASYNC110 - it tells nobody
-                        await asyncio.sleep(_POLL_S)
-                    return
+        async with self._renewal:
+            before = await self._worker()
+            self._child.last_lines.clear()  # what it says from here on is why
+            for _ in range(_RELOADS):
+                self.reload()
+                with contextlib.suppress(TimeoutError):
+                    async with Timeout(_RELOAD_AGAIN_S):
+                        while await self._worker() in (None, before):  # noqa: ASYNC110 - it tells nobody
+                            await asyncio.sleep(_POLL_S)
+                        return
+        reason = self._why_not() or "it does not say why"
+        logger.error("haproxy not reloaded", extra={"haproxy": self.name, "reason": reason})
+        raise ConfigError(
+            f"HAProxy ({self.name}) did not take its new configuration, and goes on with the one before: "
+            f"{reason}; mend that, then reload again"
+        )
 
     async def _worker(self) -> int | None:
         """Return the worker's process id; None if it does not answer."""
