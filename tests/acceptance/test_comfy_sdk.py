@@ -25,6 +25,7 @@ from comfy_sdk.exceptions import (
 from PIL import Image
 
 from tests.acceptance.up import Up
+from tests.acceptance.wire import ANN
 from tests.sdk_source import unpack
 
 LIVE_TEST = "tests/integration/test_gateway_e2e.py"
@@ -131,7 +132,19 @@ def test_cancel_ends_the_job(client: Comfy, fleet: Up) -> None:
         assert job.wait(timeout=60).status == "succeeded"
 
 
-def test_assets_by_handle(client: Comfy) -> None:
+def test_assets_by_handle(fleet: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFY_BASE_URL", fleet.console)  # on a fleet without keys, assets are deleted there
+    with Comfy(api_key="any") as client:
+        assets_by_handle(client)
+
+
+def test_assets_by_handle_with_a_key_on_the_public_port(keyed: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFY_BASE_URL", keyed.url)
+    with Comfy(api_key=ANN) as client:
+        assets_by_handle(client)
+
+
+def assets_by_handle(client: Comfy) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (80, 48), "red").save(buffer, "PNG")
     asset = client.assets.from_bytes(buffer.getvalue(), filename="red.png", content_type="image/png")

@@ -134,6 +134,19 @@ async def test_nobody_is_an_operator_there_because_of_what_a_browser_adds(keyed:
     assert [node.name for node in await keyed.stores.nodes.nodes()] == ["g1"]
 
 
+async def test_no_script_of_an_editor_deletes_a_picture(keyed: Api) -> None:
+    _, editor = await signed_in(keyed, ANN)
+    by_key = {"Authorization": f"Bearer {ANN}"}
+    made = await keyed.client.post(
+        "/api/v2/assets", files={"file": ("a.png", b"a")}, headers={**EDITOR, **by_key}
+    )
+    path = f"/api/v2/assets/{made.json()['id']}"
+    refused = await keyed.client.delete(path, headers={**EDITOR, **editor})
+    assert code(refused) == (403, "console_only")
+    assert (await keyed.client.get(path, headers={**EDITOR, **editor})).status_code == 200
+    assert (await keyed.client.delete(path, headers={**EDITOR, **by_key})).status_code == 204
+
+
 async def test_without_keys_a_made_up_key_makes_no_operator(keyless: Api) -> None:
     await keyless.add_node("g1")
     shown: list[dict[str, str]] = [

@@ -152,6 +152,7 @@ TABLE = (
         tag="assets",
         answers={204: None},
         errors=(409,),
+        console=True,  # pictures are not a hostile editor node's to delete
     ),
     Endpoint(
         method="GET",
