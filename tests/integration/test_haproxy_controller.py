@@ -297,7 +297,7 @@ async def test_a_reload_that_fails_is_given_up_and_said(
             worker = await edge.runtime.pid()
             with (templates / "edge.cfg.j2").open("a") as file:
                 file.write(f"\nfrontend more\n    bind 127.0.0.1:{taken.getsockname()[1]}\n")
-            with pytest.raises(ConfigError, match="goes on with the one before: .*cannot bind"):
+            with pytest.raises(ConfigError, match=r"goes on with the one before: .*cannot bind"):
                 await fleet.controller.reload_edge()
             said = [record.getMessage() for record in caplog.records]
             assert 1 < said.count("haproxy reloaded") < 10
