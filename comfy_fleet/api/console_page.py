@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from comfy_fleet.api.body import read_body
+from comfy_fleet.api.deps import deps, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.page import page
 from comfy_fleet.domain.graphs.workflow_diff import WorkflowDifference
@@ -25,6 +26,7 @@ MOST_ROWS = 100
 _MOST_FIELDS = 20
 _STYLE = """body{max-width:56rem}
 nav{margin-bottom:1.5rem}
+.who{margin:0 0 1.5rem;color:var(--faint)}
 table{border-collapse:collapse;width:100%;margin:.75rem 0}
 th,td{text-align:left;vertical-align:top;padding:.5rem .75rem .5rem 0;border-top:1px solid var(--line)}
 th{font-weight:600;color:var(--faint)}
@@ -55,18 +57,29 @@ td[data-name]:before{content:attr(data-name) ": ";color:var(--faint)}}
 """
 
 
-def console_page(title: str, body: str, *, status: int = 200, refresh_s: int = 0) -> HTMLResponse:
-    """Return one of the console's pages.
+def console_page(
+    request: Request, title: str, body: str, *, status: int = 200, refresh_s: int = 0
+) -> HTMLResponse:
+    """Return one of the console's pages. It says who is signed in: who is not the one who reads it is told.
 
     Args:
+        request: Asks for it.
         title: Plain text.
         body: HTML.
         status: The answer's.
         refresh_s: After how many seconds the browser asks again; 0: not.
     """
     headers = {"Refresh": str(refresh_s)} if refresh_s else None
-    whole = f"<main>\n{body}\n</main>"
+    whole = f"{_signed_in(request)}<main>\n{body}\n</main>"
     return page(title, whole, status=status, headers=headers, style=_STYLE, pictures=True)
+
+
+def _signed_in(request: Request) -> str:
+    if deps(request).keys.open:
+        return ""
+    root = "../" * (request.scope["path"].strip("/").count("/"))
+    who = said(principal(request).owner)
+    return f'<p class="who">Signed in as <b>{who}</b>. <a href="{root or "./"}login">Not you?</a></p>\n'
 
 
 def said(text: str, most: int = MOST_TEXT) -> str:

@@ -28,7 +28,7 @@ class Credentials:
     Attributes:
         key: A key that was certainly meant for the fleet; empty if there is none.
         basic: HTTP Basic's password and user, either of which may be a key; or meant for a proxy.
-        session: A session's token; empty if there is none.
+        session: A session's token; empty if there is none, or several are shown.
         in_header: Whether the key came in a header: no page's script has one to send.
     """
 
@@ -50,8 +50,24 @@ class Credentials:
             key=path_key or in_header,
             in_header=bool(in_header) and not path_key,
             basic=_basic(token) if scheme.lower() == "basic" else (),
-            session=cookie_parser(headers.get("cookie", "")).get(COOKIES[origin], ""),
+            session=only_cookie(headers, COOKIES[origin]),
         )
+
+
+def shown_cookies(headers: Headers, name: str) -> list[str]:
+    """Return the values of all cookies with a name, in the order in which the browser shows them."""
+    pairs = "; ".join(headers.getlist("cookie")).split(";")
+    return [value for pair in pairs for found, value in cookie_parser(pair).items() if found == name]
+
+
+def only_cookie(headers: Headers, name: str) -> str:
+    """Return a cookie's value; empty without it, and if the name comes twice.
+
+    A script of the editor's origin can set one of the same name for another path or domain. Nobody can tell
+    then which of them is the fleet's own.
+    """
+    values = shown_cookies(headers, name)
+    return values[0] if len(values) == 1 else ""
 
 
 def take_path_key(scope: Scope) -> str:

@@ -17,12 +17,12 @@ import secrets
 from html import escape
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.requests import Request, cookie_parser
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from comfy_fleet.api.auth import HANDED_OVER
 from comfy_fleet.api.body import read_body
-from comfy_fleet.api.credentials import COOKIES, Credentials
+from comfy_fleet.api.credentials import COOKIES, Credentials, only_cookie, shown_cookies
 from comfy_fleet.api.deps import deps, links, origin
 from comfy_fleet.api.endpoint import ServedRoute, console_only
 from comfy_fleet.api.errors import HttpError
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 CODE_S = 60.0
 NONCE_COOKIE = "fleet_enter"
 _NONCE_S = 600
+_MOST_SESSIONS = 10
+"""How many session cookies of one request are signed out: a script can add some to the right one."""
 _NONCE = re.compile(r"[A-Za-z0-9_-]{43}")
 _BROWSER = re.compile(r"[0-9a-f]{64}")
 _MAX_FORM_BYTES = 4096
@@ -141,11 +143,11 @@ async def enter(request: Request) -> Response:
 
 async def sign_out(request: Request) -> Response:
     """``POST /logout``: the sessions of both origins are over, also for who has a copy of a cookie."""
-    session = _token(request)
-    if session:
+    name = COOKIES[origin(request)]
+    for session in shown_cookies(request.headers, name)[:_MOST_SESSIONS]:
         await deps(request).sessions.end(session)
     answer = RedirectResponse("./", 303)
-    _set_cookie(request, answer, COOKIES[origin(request)], "", max_age=0)
+    _set_cookie(request, answer, name, "", max_age=0)
     return answer
 
 
@@ -238,7 +240,7 @@ def _hash(nonce: str) -> str:
 
 
 def _cookie(request: Request, name: str) -> str:
-    return cookie_parser(request.headers.get("cookie", "")).get(name, "")
+    return only_cookie(request.headers, name)
 
 
 def _set_cookie(

@@ -111,7 +111,9 @@ async def _page(
     except (NotFound, Conflict) as error:
         head = _HEAD.format(name=said(name), about="Nothing to publish")
         status = 404 if isinstance(error, NotFound) else 409
-        return console_page(f"Publish {name}", f"{head}{_notice(error.message, alarm=True)}", status=status)
+        return console_page(
+            request, f"Publish {name}", f"{head}{_notice(error.message, alarm=True)}", status=status
+        )
     job = await deps(request).jobs.get(found.job_id) if found.job_id else None
     body = [
         _head(found),
@@ -125,7 +127,7 @@ async def _page(
     under_way = job is not None and not job.status.terminal
     status = 200 if problem is None else 400 if isinstance(problem, BadInput) else 409
     refresh = REFRESH_S if under_way and problem is None else 0
-    return console_page(f"Publish {name}", "\n".join(body), status=status, refresh_s=refresh)
+    return console_page(request, f"Publish {name}", "\n".join(body), status=status, refresh_s=refresh)
 
 
 # -- the page's parts --------------------------------------------------------------------------------------

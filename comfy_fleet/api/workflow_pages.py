@@ -84,7 +84,7 @@ async def show_list(request: Request) -> Response:
         table=_table(rows) if rows else "<p>There is none yet.</p>",
         broken=f"<h2>Not usable</h2>\n{listed(broken)}" if broken else "",
     )
-    return console_page("Stored workflows", body)
+    return console_page(request, "Stored workflows", body)
 
 
 async def show(request: Request) -> Response:
@@ -113,7 +113,7 @@ async def _page(request: Request, who: str, *, problem: FleetError | None = None
     except (NotFound, Conflict) as error:
         alarm = f'<p class="notice alarm" role="alert">{said(error.message, 1000)}</p>'
         status = 404 if isinstance(error, NotFound) else 409
-        return console_page(name, f"{_NAV}<h1>{said(name)}</h1>\n{alarm}", status=status)
+        return console_page(request, name, f"{_NAV}<h1>{said(name)}</h1>\n{alarm}", status=status)
     record = await d.workflows.record(name)
     workflow = found.workflow
     title = f'<p class="faint">{said(workflow.title)}</p>' if workflow.title not in ("", name) else ""
@@ -130,7 +130,7 @@ async def _page(request: Request, who: str, *, problem: FleetError | None = None
         history = await d.workflows.history(name)
         parts += [f"<h2>Versions</h2>\n{_versions(record)}", f"<h2>History</h2>\n{_history(history)}"]
     status = 200 if problem is None else 409 if isinstance(problem, Conflict) else 400
-    return console_page(name, "\n".join(filter(None, parts)), status=status)
+    return console_page(request, name, "\n".join(filter(None, parts)), status=status)
 
 
 def _news(request: Request, record: WorkflowRecord | None, problem: FleetError | None) -> str:

@@ -416,6 +416,10 @@ async def test_a_person_checks_publishes_and_goes_back_on_pages(api: Api) -> Non
     await hand_over(api, ANN, 2)
     page = await api.client.get("/publish/my_flow", headers=ANN)
     assert page.status_code == 200 and "Check and test" in page.text and "Refresh" not in page.headers
+    for path, root in (("publish/my_flow", "../"), ("workflows/my_flow", "../"), ("workflows", "./")):
+        for headers, who in ((ANN, "ann"), (BEN, "ben")):
+            shown = await api.client.get(f"/{path}", headers=headers)
+            assert f'Signed in as <b><bdi>{who}</bdi></b>. <a href="{root}login">' in shown.text, path
     begun = await post(api, "/publish/my_flow", ANN, do="check")
     assert (begun.status_code, begun.headers["location"]) == (303, "my_flow")
     waiting = await api.client.get("/publish/my_flow", headers=ANN)

@@ -277,6 +277,31 @@ async def test_signing_out_on_either_origin_ends_both_sessions(keyed: Api, which
         assert (await keyed.client.get("/api/v2/jobs", headers={**origin, **cookie})).status_code == 200
 
 
+async def test_a_cookie_beside_the_fleets_own_makes_nobody_anybody(keyed: Api) -> None:
+    """What ``document.cookie = "fleet_console=X; path=/publish"``, or with a domain, makes a browser send."""
+    own_console, own_editor = await signed_in(keyed, OPS)
+    bad_console, bad_editor = await signed_in(keyed, ANN)
+    for origin, path, own, bad in (
+        (CONSOLE, "/workflows", own_console["Cookie"], bad_console["Cookie"]),
+        (CONSOLE, "/publish/x", own_console["Cookie"], "fleet_console=x"),
+        (CONSOLE, "/api/v1/nodes", own_console["Cookie"], "fleet_console="),
+        (EDITOR, "/api/v2/jobs", own_editor["Cookie"], bad_editor["Cookie"]),
+    ):
+        assert (await keyed.client.get(path, headers={**origin, "Cookie": own})).status_code != 401
+        ways = ([f"{bad}; {own}"], [f"{own};{bad}"], [own, bad])
+        for shown in ways:
+            headers = [*origin.items(), *(("Cookie", one) for one in shown)]
+            assert (await keyed.client.get(path, headers=headers)).status_code == 401, (path, shown)
+    enter, nonce = await offered(keyed)
+    tossed = await keyed.client.get(enter, headers={**EDITOR, "Cookie": f"fleet_enter=x; {nonce['Cookie']}"})
+    assert (tossed.status_code, "set-cookie" in tossed.headers) == (403, False)
+    both = f"{bad_console['Cookie']}; {own_console['Cookie']}"
+    out = await keyed.client.post("/logout", headers={**CONSOLE, "Cookie": both})
+    assert out.status_code == 303
+    for ended in (own_console, bad_console):
+        assert (await keyed.client.get("/api/v2/jobs", headers={**CONSOLE, **ended})).status_code == 401
+
+
 async def offered(api: Api, key: str = ANN) -> tuple[str, dict[str, str]]:
     """Sign in at the console; return the path that enters the editor's origin, and the browser's nonce."""
     shown = await api.client.get("/login", headers=EDITOR)
