@@ -202,7 +202,8 @@ def _parameters(parameters: Sequence[Parameter]) -> str:
 
 def _versions(record: WorkflowRecord) -> str:
     rows = []
-    found = record.versions[:MOST_ROWS]
+    # By age, whichever was in production last: each is compared with the one that it was made after.
+    found = sorted(record.versions, key=lambda one: one.published_at, reverse=True)[:MOST_ROWS]
     for at, one in enumerate(found):
         before = found[at + 1] if at + 1 < len(found) else None
         rows.append(

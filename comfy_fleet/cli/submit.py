@@ -1,8 +1,9 @@
 """``fleet submit``: submit parameters or a graph, and save the outputs."""
 
+import json
 import secrets
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ MOST_JOBS = 100
 """Jobs of one ``fleet submit``."""
 SEED_BITS = 53
 """Of a seed that is drawn here: every JSON reader handles them."""
+MOST_EDITOR_BYTES = 1024 * 1024 - 64
+"""Of a graph in the editor's format that goes along: a fleet takes so much (``FLEET_MAX_PNGINFO_BYTES``)."""
 _WORST_FIRST = (Exit.FAILED, Exit.JOB_FAILED, Exit.CANCELED)
 
 
@@ -121,7 +124,7 @@ def submit(
                     code=Exit.USAGE,
                 )
             path = "/api/v2/jobs"
-            bodies = [{"workflow": graph, **extra} for graph in with_seeds(Path(workflow), count)]
+            bodies = [{**body, **extra} for body in bodies_of(Path(workflow), count)]
         else:
             name = default_workflow() if workflow is None else workflow
             path = path_of("workflow", name, "/jobs")
@@ -215,26 +218,40 @@ def finish(
     raise typer.Exit(next((code for code in _WORST_FIRST if code in codes), Exit.OK))
 
 
-def with_seeds(path: Path, count: int) -> list[dict[str, Any]]:
-    """Read a graph from a file, so many times; if more than once, with seeds drawn for each.
+def bodies_of(path: Path, count: int) -> list[dict[str, Any]]:
+    """Read a graph from a file and return so many requests' bodies; if several, with seeds drawn for each.
+
+    What a picture holds beside it, the graph in the editor's format, goes along: refusals say from it where
+    missing parts are from, and the editor opens the new pictures as it opens this one.
 
     Raises:
-        Fail: It can't be read, or has no seed.
+        Fail: The file can't be read, or has no seed.
     """
-    from comfy_fleet.domain.graphs.reseed import reseeded
+    from comfy_fleet.domain.graphs.reseed import editor_graph_with, reseeded
 
-    read = read_file(path)
+    graph, ui = read_file(path)
     if count == 1:
-        return [read]
-    sound = all(isinstance(node, dict) and isinstance(node.get("inputs"), dict) for node in read.values())
-    made = [reseeded(read, lambda: secrets.randbits(SEED_BITS)) for _ in range(count)] if sound else []
+        return [{"workflow": graph, **_editor_form(ui)}]
+    sound = all(isinstance(node, dict) and isinstance(node.get("inputs"), dict) for node in graph.values())
+    made = [reseeded(graph, lambda: secrets.randbits(SEED_BITS)) for _ in range(count)] if sound else []
     if not all(made):
         raise Fail(
             f"{path} has no seed, so {count} jobs would all make the same",
             hint="seeds are inputs called seed or ..._seed; leave out -n",
             code=Exit.USAGE,
         )
-    return [one.graph for one in made if one]
+    return [{"workflow": one.graph, **_editor_form(editor_graph_with(ui, one.seeds))} for one in made if one]
+
+
+def _editor_form(ui: object) -> dict[str, Any]:
+    """Return the part of a body with the editor's form of the graph; nothing if there is none to send."""
+    try:
+        size = len(json.dumps(ui, allow_nan=False).encode())
+    except (ValueError, RecursionError):
+        return {}
+    if ui is None or size > MOST_EDITOR_BYTES:
+        return {}
+    return {"extra_data": {"extra_pnginfo": {"workflow": ui}}}
 
 
 def default_workflow() -> str:
@@ -252,17 +269,18 @@ def is_file(workflow: str) -> bool:
     )
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """Read a graph in API format, from JSON or from a picture.
+def read_file(path: Path) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Read a graph from JSON or from a picture: in API format, and in the editor's if the file has it, too.
 
     Raises:
         Fail: The file can't be read or contains no JSON object.
     """
     from comfy_fleet.domain.errors import BadInput
-    from comfy_fleet.domain.graphs.graph_file import read_graph
+    from comfy_fleet.domain.graphs.graph_file import read_graph_file
     from comfy_fleet.domain.graphs.structure import carried
 
     try:
-        return carried(read_graph(content_of(path)))
+        found = read_graph_file(content_of(path))
+        return carried(found.graph), found.ui
     except BadInput as error:
         raise Fail(f"{path} {error}", code=Exit.USAGE) from None

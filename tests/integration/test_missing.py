@@ -1,17 +1,23 @@
 """Refusals for what no node has say how to get it, on every surface; what was asked for is remembered."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
 from comfy_fleet.adapters.redis.client import FleetRedis, ServerClock
 from comfy_fleet.adapters.redis.missing import RedisMissing
+from comfy_fleet.cli.app import build
 from comfy_fleet.cli.client import failure
+from comfy_fleet.cli.exits import Fail
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.missing import MissingPart, PartKind
 from comfy_fleet.domain.graphs.part_sources import PartSource
@@ -134,6 +140,17 @@ async def test_comfy_api_v2_and_the_command_line_say_the_same(api: Api) -> None:
     assert error["details"]["node_errors"]["1"][0]["message"] == sentence
     assert [part["package"] for part in error["details"]["missing"]] == ["fancy-nodes"]
     assert failure(answer, "/api/v2/jobs").message.count(sentence) == 1
+
+
+async def test_a_picture_that_is_submitted_says_where_its_parts_are_from(api: Api, tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(FANCY))
+    info.add_text("workflow", json.dumps(PACKAGE["extra_pnginfo"]["workflow"]))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    argv = ["submit", str(tmp_path / "a.png"), "--api", api.url, "--key", ANN]
+    result = await asyncio.to_thread(lambda: CliRunner().invoke(build(), argv))
+    assert isinstance(result.exception, Fail), result.output
+    assert "it is in the package fancy-nodes 1.2.0; missing on gpu1, gpu2" in result.exception.message
 
 
 @pytest.mark.parametrize("published", [True, False])

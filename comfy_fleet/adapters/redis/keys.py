@@ -175,14 +175,16 @@ class Keyspace:
 
     # -- workflow store: stored workflows that are not in the folder
     workflows = _One("workflows")  # hash: NAME -> the version in production
-    workflow = _Each("workflow:NAME")  # hash: editor_name, by, at (who set production, and when), and
-    #                                    label LABEL -> VERSION
-    workflow_versions = _Each("workflow:NAME:versions")  # zset: VERSION -> when it was published
+    workflow = _Each("workflow:NAME")  # hash: editor_name; `label LABEL` -> VERSION, `by LABEL`, `at LABEL`:
+    #                                    who set it, and when
+    # zset: VERSION -> when it was put into production last
+    workflow_versions = _Each("workflow:NAME:versions")
     workflow_version = _Each("workflow:NAME:version:VERSION")  # hash: author, at, note; content, ui (JSON,
     #                                                            compressed), thumbnail
     workflow_history = _Each("workflow:NAME:history")  # list: what happened, as JSON, the latest first
     drafts = _Each("drafts:OWNER")  # zset: NAME -> when it was saved
-    draft = _Each("draft:OWNER:NAME")  # hash: about (JSON), content, ui (JSON, compressed)
+    # hash: editor_name, base (a version), job, at (when it was saved); content, ui (JSON, compressed)
+    draft = _Each("draft:OWNER:NAME")
 
     # -- people's files in the editor; VERSION is another one for every write
     user_files = _Each("userdata:files:OWNER")  # hash: PATH -> the file's record as JSON; PATH/ -> nothing

@@ -149,7 +149,7 @@ class WorkflowRecord:
         changed_by: Who made it that.
         changed_at: When, in Unix seconds.
         labels: Every label, ``production`` among them, and the version that it names.
-        versions: The newest first.
+        versions: The last in production first: one that was gone back to stands before newer ones.
         editor_name: What it is called in the editor; empty if its id.
     """
 
