@@ -26,6 +26,7 @@ from comfy_fleet.domain.graphs.stored import HistoryEntry, VersionFacts, Workflo
 from comfy_fleet.domain.graphs.workflow import Parameter, Workflow
 from comfy_fleet.domain.graphs.workflow_diff import differences
 from comfy_fleet.domain.graphs.workflow_names import PRODUCTION, WorkflowReference, short, version_digits
+from comfy_fleet.services.drafts import run_it_once
 
 MOST_ROWS = 100
 _LONG = frozenset({"Name", "Title", "Where", "Note", "About", "Default", "Draft"})
@@ -76,11 +77,13 @@ async def show_list(request: Request) -> Response:
                 "State": kind,
             }
         )
+    unrun = [said(run_it_once(one.file, one.workflow)) for one in await d.drafts.all_unrun(who)]
     broken = [
         f"<b>{said(name)}</b>: {said(str(error))}" for name, error in (await d.catalog.errors()).items()
     ]
     body = _LIST.format(
-        drafts=f"<h2>Your drafts</h2>\n{_table(drafts)}" if drafts else "",
+        drafts=(f"<h2>Your drafts</h2>\n{_table(drafts)}" if drafts else "")
+        + (f"<h2>No drafts yet</h2>\n{listed(unrun)}" if unrun else ""),
         table=_table(rows) if rows else "<p>There is none yet.</p>",
         broken=f"<h2>Not usable</h2>\n{listed(broken)}" if broken else "",
     )
@@ -111,7 +114,9 @@ async def _page(request: Request, who: str, *, problem: FleetError | None = None
     try:
         found = await d.catalog.find(name, who)
     except (NotFound, Conflict) as error:
-        alarm = f'<p class="notice alarm" role="alert">{said(error.message, 1000)}</p>'
+        unrun = await d.drafts.unrun(who, name) if isinstance(error, NotFound) else None
+        message = run_it_once(unrun.file, name) if unrun else error.message
+        alarm = f'<p class="notice alarm" role="alert">{said(message, 1000)}</p>'
         status = 404 if isinstance(error, NotFound) else 409
         return console_page(request, name, f"{_NAV}<h1>{said(name)}</h1>\n{alarm}", status=status)
     record = await d.workflows.record(name)
@@ -121,6 +126,7 @@ async def _page(request: Request, who: str, *, problem: FleetError | None = None
     parts = [
         f"{_NAV}<h1>{said(name)}</h1>\n{title}",
         _news(request, record, problem),
+        await _unrun(request, who, name),
         about,
         await _now(request, record, workflow, found.folder),
         await _compared(request, name, who),
@@ -131,6 +137,11 @@ async def _page(request: Request, who: str, *, problem: FleetError | None = None
         parts += [f"<h2>Versions</h2>\n{_versions(record)}", f"<h2>History</h2>\n{_history(history)}"]
     status = 200 if problem is None else 409 if isinstance(problem, Conflict) else 400
     return console_page(request, name, "\n".join(filter(None, parts)), status=status)
+
+
+async def _unrun(request: Request, who: str, name: str) -> str:
+    found = await deps(request).drafts.unrun(who, name)
+    return f'<p class="notice" role="status">{said(run_it_once(found.file, name), 1000)}</p>' if found else ""
 
 
 def _news(request: Request, record: WorkflowRecord | None, problem: FleetError | None) -> str:

@@ -150,7 +150,7 @@ def _tell(client: "Client", found: Mapping[str, Any], out: Path | None) -> None:
             for output in outputs:
                 console.print(f"  test picture: {output['url']}", markup=False)
     if found.get("unrun"):
-        console.print(f"  {found['unrun']} was saved since: run it to make it the draft", markup=False)
+        console.print(f"  {found['unrun']} was saved since: run it once to make it the draft", markup=False)
     if found["changes"]:
         console.print("\n[bold]What it changes[/]")
         print_differences(console, found["changes"])

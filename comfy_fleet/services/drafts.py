@@ -37,6 +37,8 @@ MOST_RUNS, MOST_RUNS_EACH = 64, 32
 be run again."""
 UNRUN_S = 2.0
 """How long who asks for drafts waits for saves that are being looked at."""
+MOST_UNRUN = 20
+"""Saves without a run that are told of at once."""
 _AT_ONCE = 2
 _ENDINGS = (".app.json", ".json")
 
@@ -47,6 +49,11 @@ def editor_name(file: str) -> str:
         if file.lower().endswith(ending):
             return file[: -len(ending)]
     return ""
+
+
+def run_it_once(file: str, workflow: str) -> str:
+    """Return what is said of a save that was never run."""
+    return f"{file} was saved and never run: run it once in the editor to make a draft of {workflow}"
 
 
 class Drafts:
@@ -151,6 +158,23 @@ class Drafts:
         if newest.saved_at <= draft.saved_at or (draft.ui and await _signature(draft.ui) == newest.signature):
             return None
         return newest
+
+    async def all_unrun(self, owner: str) -> list[SavedGraph]:
+        """Return the same of all stored workflows, the newest first; at most :data:`MOST_UNRUN`."""
+        await self._look_at_unread(owner)
+        await self._saves.settled(owner, patience_s=UNRUN_S)
+        drafts = await self._store.drafts(owner)
+        newest: dict[str, SavedGraph] = {}
+        for one in await self._seen.saves(owner):
+            newest.setdefault(one.workflow, one)
+        found: list[SavedGraph] = []
+        for workflow, one in newest.items():
+            if len(found) >= MOST_UNRUN:
+                break
+            at = drafts.get(workflow)
+            if at is None or (one.saved_at > at and await self.unrun(owner, workflow) is not None):
+                found.append(one)
+        return found
 
     async def files(self, owner: str, workflow: str) -> list[str]:
         """Return the owner's files of this id that were saved lately, the newest first."""

@@ -35,7 +35,7 @@ from comfy_fleet.ports.jobs import JobStore
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog, FoundWorkflow
 from comfy_fleet.services.draft_checks import MOST_PROBLEMS, MOST_TEXT, DraftChecks, TrialRun
-from comfy_fleet.services.drafts import Drafts
+from comfy_fleet.services.drafts import Drafts, run_it_once
 from comfy_fleet.services.picture_forms import NoSuchForm
 from comfy_fleet.services.picture_work import PictureWork
 
@@ -244,7 +244,7 @@ class Publishing:
 
 def _no_draft(name: str, unrun: str) -> NotFound:
     if unrun:
-        message = f"{unrun} was saved and never run: run it once in the editor to make a draft of {name}"
+        message = run_it_once(unrun, name)
     else:
         message = f"you have no draft of {name}: open it in the editor, save it and run it once"
     return NotFound(message, details={"field": "workflow", "workflow": name, "file": unrun})

@@ -141,8 +141,8 @@ class StoredWorkflows:
         draft = await self._store.draft(owner, name)
         if draft is None:
             raise NotFound(
-                f"you have no draft of {name}: save and run it in the editor, or PUT one to "
-                f"/api/v1/workflows/{name}/draft",
+                f"you have no draft of {name}: save it in the editor and run it once to make a draft, or PUT "
+                f"one to /api/v1/workflows/{name}/draft",
                 details={"field": "workflow"},
             )
         manifest = draft.manifest if draft.manifest is not None else await self._kept_manifest(name)

@@ -248,6 +248,15 @@ async def test_a_manifest_that_does_not_fit_is_told_by_its_file(api: Api, tmp_pa
     assert (await refused(api, "workflow", "add", file, "--name", "My Card")).hint == "--name my_card"
 
 
+async def test_what_was_saved_and_never_run_is_said(api: Api) -> None:
+    headers = {"Authorization": f"Bearer {ARTIST}"}
+    saved = await api.client.post("/userdata/workflows%2Fmine.json", json=EDITOR, headers=headers)
+    assert saved.status_code == 200
+    error = await refused(api, "workflow", "publish", "mine")
+    sentence = "mine.json was saved and never run: run it once in the editor to make a draft of mine"
+    assert sentence in error.message and error.exit is Exit.NOT_FOUND
+
+
 # -- export, pull, push, rm -------------------------------------------------
 
 

@@ -309,6 +309,22 @@ async def test_what_was_saved_and_not_run_is_said(api: Api) -> None:
     assert "run it once" in answer.json()["error"]["message"]
     page = await api.client.get("/publish/new", headers=ANN)
     assert page.status_code == 404 and "run it once" in page.text
+    sentence = "new.json was saved and never run: run it once in the editor to make a draft of new"
+    for path in ("/publish/new", "/workflows/new", "/workflows", "/api/v1/workflows/new/draft"):
+        assert sentence in (await api.client.get(path, headers=ANN)).text
+        assert sentence not in (await api.client.get(path, headers=BEN)).text
+    (row,) = (await api.client.get("/api/v1/drafts", headers=ANN)).json()["unrun"]
+    assert (row["workflow"], row["file"], row["message"]) == ("new", "new.json", sentence)
+    ran = await api.client.post("/api/v1/workflows/new@draft/jobs", json={}, headers=ANN)
+    assert code(ran) == (404, "not_found") and "run it once" in ran.json()["error"]["message"]
+    await hand_over(api, ANN, name="new")  # the same graph
+    await hand_over(api, ANN, name="old")
+    listed = (await api.client.get("/api/v1/drafts", headers=ANN)).json()
+    assert (listed["unrun"], len(listed["drafts"])) == ([], 2)
+    changed = await api.client.post("/userdata/workflows%2Fold.json", json=ui(7), headers=ANN)
+    assert changed.status_code == 200
+    (row,) = (await api.client.get("/api/v1/drafts", headers=ANN)).json()["unrun"]
+    assert row["file"] == "old.json"
     none = await api.client.post("/api/v1/workflows/other/check", headers=ANN)
     assert "you have no draft" in none.json()["error"]["message"]
 
@@ -447,6 +463,8 @@ async def test_a_person_checks_publishes_and_goes_back_on_pages(api: Api) -> Non
     after = await api.client.get("/workflows/my_flow", headers=ANN)
     assert "rolled back" in after.text
     digits = [str(now)[7:19], base[7:19]]
+    assert f"Differences of {digits[0]} from {digits[1]}" in after.text  # by age, as before
+    assert f"Differences of {digits[1]}" not in after.text
     compared = await api.client.get(
         "/workflows/my_flow", params=dict(zip("ab", digits, strict=True)), headers=ANN
     )

@@ -83,10 +83,20 @@ class DraftRowAnswer(TypedDict):
     publish_url: Url
 
 
+class UnrunSaveAnswer(TypedDict):
+    """A graph that was saved in the editor and is no draft, since it was never run."""
+
+    workflow: str
+    file: str
+    saved_at: Time
+    message: Annotated[str, Field(description="For people: what to do.")]
+
+
 class DraftListAnswer(TypedDict):
     """The caller's drafts, the latest first."""
 
     drafts: list[DraftRowAnswer]
+    unrun: list[UnrunSaveAnswer]
     workflows_url: Url
 
 

@@ -20,6 +20,7 @@ from comfy_fleet.domain.graphs.publish_check import PublishCheck
 from comfy_fleet.domain.graphs.stored import MAX_NOTE, Draft
 from comfy_fleet.domain.graphs.workflow_names import MAX_EDITOR_NAME, NAME, WorkflowReference, slug
 from comfy_fleet.services.draft_checks import TrialRun
+from comfy_fleet.services.drafts import run_it_once
 
 
 class EditorDraftBody(BaseModel):
@@ -85,13 +86,28 @@ async def save_editor_draft(request: Request) -> Response:
 
 
 async def list_drafts(request: Request) -> Response:
-    """The caller's drafts, the latest first."""
+    """The caller's drafts, the latest first; `unrun` has what was saved and must be run once to be one."""
     who, d = owner(request), deps(request)
     found = [
         {"workflow": name, "saved_at": serialize.time(at), "publish_url": publish_url(request, name)}
         for name, at in (await d.workflows.drafts(who)).items()
     ]
-    return json_response({"drafts": found, "workflows_url": f"{console_base(request, d.settings)}/workflows"})
+    unrun = [
+        {
+            "workflow": one.workflow,
+            "file": one.file,
+            "saved_at": serialize.time(one.saved_at),
+            "message": run_it_once(one.file, one.workflow),
+        }
+        for one in await d.drafts.all_unrun(who)
+    ]
+    return json_response(
+        {
+            "drafts": found,
+            "unrun": unrun,
+            "workflows_url": f"{console_base(request, d.settings)}/workflows",
+        }
+    )
 
 
 async def editor_graph(request: Request) -> Response:

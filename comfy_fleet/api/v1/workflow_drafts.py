@@ -19,6 +19,7 @@ from comfy_fleet.domain.graphs.graph import check
 from comfy_fleet.domain.graphs.stored import Draft
 from comfy_fleet.domain.graphs.workflow import Parameter
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
+from comfy_fleet.services.drafts import run_it_once
 from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 
 
@@ -27,7 +28,7 @@ async def get_draft(request: Request) -> Response:
     who, d, (name, _) = owner(request), deps(request), named(request)
     draft = await d.workflows.draft(who, name)
     if draft is None:
-        raise _no_draft(name)
+        raise await _no_draft(request, name)
     return json_response(_draft(name, draft))
 
 
@@ -60,7 +61,7 @@ async def drop_draft(request: Request) -> Response:
     """Forget the caller's own draft; the file in the editor stays."""
     who, d, (name, _) = owner(request), deps(request), named(request)
     if not await d.workflows.drop_draft(who, name):
-        raise _no_draft(name)
+        raise await _no_draft(request, name)
     return Response(status_code=204)
 
 
@@ -123,9 +124,13 @@ def _draft(name: str, draft: Draft) -> DraftAnswer:
     }
 
 
-def _no_draft(name: str) -> NotFound:
+async def _no_draft(request: Request, name: str) -> NotFound:
+    unrun = await deps(request).drafts.unrun(owner(request), name)
+    if unrun is not None:
+        return NotFound(run_it_once(unrun.file, name), details={"field": "workflow", "file": unrun.file})
     return NotFound(
-        f"you have no draft of {name}: save and run it in the editor, or PUT one here",
+        f"you have no draft of {name}: save it in the editor and run it once to make a draft, or PUT one "
+        "here",
         details={"field": "workflow"},
     )
 
