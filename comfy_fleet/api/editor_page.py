@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from comfy_fleet.api.credentials import Credentials
 from comfy_fleet.api.deps import deps, origin
+from comfy_fleet.api.editor_address import address, opened
 from comfy_fleet.api.editor_cookie import editor_node, give_ticket
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.origins import Origin
@@ -24,7 +25,7 @@ _AWAY = """<h1>comfy_fleet</h1>
 fleet, not by the node.</p>
 <p>An operator can name a node for the editor, with or without a GPU: <code>fleet node add NAME URL
 --editor</code>.</p>"""
-_GO_ON = '<p><a href="./">Open the editor</a></p>'
+_GO_ON = '<p><a href="{address}">Open the editor</a></p>'
 _HEADERS = {
     "Cache-Control": "no-store",
     # Other sites must not put it into a page of theirs.
@@ -39,9 +40,11 @@ async def editor(request: Request) -> Response | None:
         return None
     if "cross-site" in request.headers.getlist("sec-fetch-site"):
         # Behind another site's link, browsers keep the cookies back. What a page of ours asks for has them.
-        return page("ComfyUI", _GO_ON, headers={"Refresh": "0; url=./"})
+        here = address("./", opened(request))
+        body = _GO_ON.format(address=escape(here))
+        return page("ComfyUI", body, headers={"Refresh": f"0; url={here}"})
     if (who := await _who(request)) is None:
-        return RedirectResponse("login", 303, headers={"Cache-Control": "no-store"})
+        return RedirectResponse(address("login", opened(request)), 303, headers={"Cache-Control": "no-store"})
     try:
         found = await d.editors.page(who, editor_node(request))
     except (Busy, EditorAway) as error:

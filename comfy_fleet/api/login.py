@@ -24,6 +24,7 @@ from comfy_fleet.api.auth import HANDED_OVER
 from comfy_fleet.api.body import read_body
 from comfy_fleet.api.credentials import COOKIES, Credentials, only_cookie, shown_cookies
 from comfy_fleet.api.deps import deps, links, origin
+from comfy_fleet.api.editor_address import OPEN, address, opened, reference
 from comfy_fleet.api.endpoint import ServedRoute, console_only
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.origins import Origin, console_base, editor_base, page_origin
@@ -52,6 +53,7 @@ _FORM = """{head}<form method="post" action="login">
 </form>
 <p class="faint">This browser stays signed in for {days}, or until you sign out.</p>"""
 _EDITOR = '<input type="hidden" name="editor" value="{browser}">\n'
+_WORKFLOW = '<input type="hidden" name="fleet_workflow" value="{workflow}">\n'
 _THEN = '<input type="hidden" name="then" value="{then}">\n'
 _SIGNED_OUT = """{head}<p>To see this page, sign in.</p>
 <p><a class="button" href="{root}login?then={then}">Sign in</a></p>
@@ -65,7 +67,7 @@ _OPEN_EDITOR = """<form method="post" action="login">
 """
 _NO_KEY = """{head}<p>This fleet needs no key on this machine: there is nothing to sign in to.</p>
 <p><a href="./">What this is</a></p>"""
-_ENTERED = """{head}<p>You are signed in as <b>{owner}</b>. <a href="./">Go on</a></p>"""
+_ENTERED = """{head}<p>You are signed in as <b>{owner}</b>. <a href="{then}">Go on</a></p>"""
 _TOO_LATE = """{head}<p>This link was good once, for a minute, in the browser that it was made for.</p>
 <p><a class="button" href="login">Sign in</a></p>"""
 
@@ -80,10 +82,10 @@ async def show(request: Request) -> Response:
         return _to_the_console(request) if who is None else _shown(who)
     browser = _browser(request.query_params.get("editor", ""))
     if who is None:
-        return _form(request, browser, _then(request.query_params.get("then", "")))
+        return _form(request, browser, _then(request.query_params.get("then", "")), opened(request))
     if not browser:
         return _shown(who)
-    editor = _OPEN_EDITOR.format(editor=_EDITOR.format(browser=browser))
+    editor = _OPEN_EDITOR.format(editor=_editor_fields(browser, opened(request)))
     return _shown(who, editor=editor, forms_lead_to=page_origin(editor_base(request, d.settings)))
 
 
@@ -101,18 +103,22 @@ async def sign_in(request: Request) -> Response:
     body = await read_body(request, _MAX_FORM_BYTES)
     fields = parse_qs(body.decode("utf-8", "replace"))
     browser = _browser(fields.get("editor", [""])[0])
+    workflow = reference(fields.get(OPEN, [""])[0])
     if "key" not in fields and browser and (who := await _signed_in(request)) is not None:
-        return await _hand_over(request, who, _token(request), browser)
+        return await _hand_over(request, who, _token(request), browser, workflow)
     who = d.keys.find(fields.get("key", [""])[0].strip())
     then = _then(fields.get("then", [""])[0])
     if who is None:
-        return _form(request, browser, then, wrong=True)
+        return _form(request, browser, then, workflow, wrong=True)
     token = secrets.token_urlsafe(32)
     await d.sessions.begin(
         token, d.keys.session_proof(token, who, Origin.CONSOLE), ttl_s=d.settings.session_s
     )
     logger.info("signed in", extra={"owner": who.owner})
-    answer = await _hand_over(request, who, token, browser) if browser else RedirectResponse(f"./{then}", 303)
+    if browser:
+        answer = await _hand_over(request, who, token, browser, workflow)
+    else:
+        answer = RedirectResponse(f"./{then}", 303)
     _set_cookie(request, answer, COOKIES[Origin.CONSOLE], token, max_age=int(d.settings.session_s))
     return answer
 
@@ -134,8 +140,9 @@ async def enter(request: Request) -> Response:
     token = f"{secrets.token_urlsafe(32)}.{offer.session}"
     await d.sessions.begin(token, d.keys.session_proof(token, who, Origin.EDITOR), ttl_s=d.settings.session_s)
     # A page leads on, and no redirect: a cookie that is `Strict` goes with what one's own page asks for.
-    body = _ENTERED.format(head=_HEAD, owner=escape(who.owner))
-    answer = page("Signed in", body, headers={"Refresh": "0; url=./"})
+    then = address("./", opened(request))
+    body = _ENTERED.format(head=_HEAD, owner=escape(who.owner), then=escape(then))
+    answer = page("Signed in", body, headers={"Refresh": f"0; url={then}"})
     _set_cookie(request, answer, COOKIES[Origin.EDITOR], token, max_age=int(d.settings.session_s))
     _set_cookie(request, answer, NONCE_COOKIE, "", max_age=0)
     return answer
@@ -167,7 +174,9 @@ def _token(request: Request) -> str:
     return Credentials.of(request.headers, origin(request)).session
 
 
-async def _hand_over(request: Request, who: Principal, token: str, browser: str) -> Response:
+async def _hand_over(
+    request: Request, who: Principal, token: str, browser: str, workflow: str
+) -> RedirectResponse:
     """Send the browser to the editor's origin with a code that is good once.
 
     Args:
@@ -175,6 +184,7 @@ async def _hand_over(request: Request, who: Principal, token: str, browser: str)
         who: Who signs in.
         token: Their session's on the console's origin.
         browser: Which browser may use the code.
+        workflow: What the editor is to open then.
     """
     d, code = deps(request), secrets.token_urlsafe(32)
     offer = HandOver(
@@ -183,7 +193,8 @@ async def _hand_over(request: Request, who: Principal, token: str, browser: str)
         session=d.sessions.known_by(token),
     )
     await d.sessions.offer(code, offer, ttl_s=CODE_S)
-    answer = RedirectResponse(f"{editor_base(request, d.settings)}/enter?code={code}", 303)
+    there = address(f"{editor_base(request, d.settings)}/enter", workflow, code=code)
+    answer = RedirectResponse(there, 303)
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
@@ -194,19 +205,25 @@ def _to_the_console(request: Request) -> Response:
     if not _NONCE.fullmatch(nonce):
         nonce = secrets.token_urlsafe(32)
     base = console_base(request, deps(request).settings)
-    answer = RedirectResponse(f"{base}/login?editor={_hash(nonce)}", 303)
+    there = address(f"{base}/login", opened(request), editor=_hash(nonce))
+    answer = RedirectResponse(there, 303)
     # `Lax`: the console may be of another site, and brings the browser back by a link.
     _set_cookie(request, answer, NONCE_COOKIE, nonce, max_age=_NONCE_S, lax=True)
     return answer
 
 
-def _form(request: Request, browser: str, then: str, *, wrong: bool = False) -> Response:
+def _editor_fields(browser: str, workflow: str) -> str:
+    more = _WORKFLOW.format(workflow=escape(workflow)) if workflow else ""
+    return _EDITOR.format(browser=browser) + more
+
+
+def _form(request: Request, browser: str, then: str, workflow: str, *, wrong: bool = False) -> Response:
     settings = deps(request).settings
     days = max(1, round(settings.session_s / 86400))
     text = _FORM.format(
         head=_HEAD,
         days="a day" if days == 1 else f"{days} days",
-        hidden=_EDITOR.format(browser=browser) if browser else _THEN.format(then=then) if then else "",
+        hidden=_editor_fields(browser, workflow) if browser else _THEN.format(then=then) if then else "",
         wrong='<p class="wrong" role="alert">This is not one of the keys.</p>\n' if wrong else "",
     )
     forms_lead_to = page_origin(editor_base(request, settings)) if browser else ""

@@ -19,6 +19,7 @@ from comfy_fleet.api.console_page import (
     version_of,
 )
 from comfy_fleet.api.deps import artist, deps, owner
+from comfy_fleet.api.editor_address import address
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.origins import editor_base
 from comfy_fleet.domain.errors import BadInput, Conflict, FleetError, NotFound
@@ -173,9 +174,8 @@ async def _now(request: Request, record: WorkflowRecord | None, workflow: Workfl
     shown = small_picture(kept.thumbnail if kept else None, caption, f"Picture of {record.name}")
     open_it = ""
     if kept is not None and kept.ui is not None and d.settings.editor:
-        query = urlencode({"fleet_workflow": record.name})
-        address = f"{editor_base(request, d.settings)}/?{query}"
-        open_it = f'<p><a class="button" href="{escape(address)}">Open in the editor</a></p>'
+        there = address(f"{editor_base(request, d.settings)}/", record.name)
+        open_it = f'<p><a class="button" href="{escape(there)}">Open in the editor</a></p>'
     return f'<div class="pictures">{shown}</div>\n{open_it}'
 
 

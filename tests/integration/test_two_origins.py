@@ -359,6 +359,48 @@ async def test_who_is_signed_in_at_the_console_presses_a_button_for_the_editor(k
     assert unknown.status_code == 401
 
 
+async def test_the_workflow_to_open_survives_the_way_over_the_console(keyed: Api) -> None:
+    await keyed.add_node("g1")
+    start = await keyed.client.get("/?fleet_workflow=my_flow%40draft", headers=EDITOR)
+    assert (start.status_code, start.headers["location"]) == (303, "login?fleet_workflow=my_flow%40draft")
+    led = await keyed.client.get(f"/{start.headers['location']}", headers=EDITOR)
+    nonce = {"Cookie": led.headers["set-cookie"].partition(";")[0]}
+    keyed.client.cookies.clear()
+    there = httpx.URL(led.headers["location"])
+    shown = await keyed.client.get(f"/login?{there.query.decode()}", headers=CONSOLE)
+    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', shown.text))
+    assert fields == {"editor": there.params["editor"], "fleet_workflow": "my_flow@draft"}
+    mistyped = await keyed.client.post("/login", data={"key": "wrong", **fields}, headers=CONSOLE)
+    assert mistyped.status_code == 401
+    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', mistyped.text))
+    done = await keyed.client.post("/login", data={"key": ANN, **fields}, headers=CONSOLE)
+    console = {"Cookie": done.headers["set-cookie"].partition(";")[0]}
+    keyed.client.cookies.clear()
+    enter = httpx.URL(done.headers["location"])
+    entered = await keyed.client.get(f"/enter?{enter.query.decode()}", headers={**EDITOR, **nonce})
+    assert entered.headers["refresh"] == "0; url=./?fleet_workflow=my_flow%40draft"
+    button = await keyed.client.get(f"/login?{there.query.decode()}", headers={**CONSOLE, **console})
+    assert 'name="fleet_workflow" value="my_flow@draft"' in button.text
+    pressed = await keyed.client.post("/login", data=fields, headers={**CONSOLE, **console})
+    assert httpx.URL(pressed.headers["location"]).params["fleet_workflow"] == "my_flow@draft"
+    from_elsewhere = {**EDITOR, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    linked = await keyed.client.get("/?fleet_workflow=my_flow", headers=from_elsewhere)
+    assert linked.headers["refresh"] == "0; url=./?fleet_workflow=my_flow"
+
+
+@pytest.mark.parametrize("text", ["", "../x", "a b", "x;url=//evil.test", 'x"><script>', "x" * 64])
+async def test_what_is_no_workflow_goes_nowhere(keyed: Api, text: str) -> None:
+    await keyed.add_node("g1")
+    start = await keyed.client.get("/", params={"fleet_workflow": text}, headers=EDITOR)
+    assert start.headers["location"] == "login"
+    led = await keyed.client.get("/login", params={"fleet_workflow": text}, headers=EDITOR)
+    assert "fleet_workflow" not in led.headers["location"]
+    shown = await keyed.client.get(
+        "/login", params={"editor": "0" * 64, "fleet_workflow": text}, headers=CONSOLE
+    )
+    assert "fleet_workflow" not in shown.text and "evil" not in shown.text
+
+
 async def test_what_is_stored_of_a_sign_in_opens_nothing(keyed: Api, redis: Redis) -> None:
     enter, nonce = await offered(keyed)
     told = enter.partition("code=")[2]
