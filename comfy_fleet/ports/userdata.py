@@ -15,6 +15,9 @@ class UserData(Protocol):
     async def tree(self, owner: str) -> UserTree:
         """Return the records of all files and folders of an owner."""
 
+    async def has_any(self, owner: str) -> bool:
+        """Return whether an owner has a file or a folder."""
+
     async def read(self, owner: str, path: str) -> tuple[UserFile, bytes] | None:
         """Return a file and its content, which belong together; None if there is none."""
 

@@ -21,6 +21,10 @@ class UserFiles:
         """See :meth:`UserData.tree`."""
         return await self._store.tree(owner)
 
+    async def has_any(self, owner: str) -> bool:
+        """See :meth:`UserData.has_any`."""
+        return await self._store.has_any(owner)
+
     async def read(self, owner: str, path: str) -> tuple[UserFile, bytes] | None:
         """See :meth:`UserData.read`."""
         return await self._store.read(owner, path)

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comfy_fleet.adapters.redis.client import FleetRedis, connect
 from comfy_fleet.adapters.redis.userdata import RedisUserData
-from comfy_fleet.domain.errors import NotFound
+from comfy_fleet.domain.errors import BadInput, NotFound
 from comfy_fleet.domain.user_data import (
     MOST_FILE_BYTES,
     MOST_FILES,
@@ -290,6 +291,26 @@ async def test_settings_have_a_limit_together(redis: FleetRedis) -> None:
         await kept.change("ann", {"b": "x" * 3_000_000})
     await store.save("ann", "comfy.settings.json", b'{"a": "%s"}' % (b"x" * 5_000_000))
     assert await kept.all("ann") == {}
+
+
+async def test_settings_that_can_be_read_and_not_written_count_as_unreadable(redis: FleetRedis) -> None:
+    store = RedisUserData(redis, most_bytes=10**8)
+    kept = EditorSettings(store)
+    deep = b"[" * 300 + b"]" * 300
+    with pytest.raises(BadInput, match="levels"):
+        await kept.change("ann", {"a": orjson.loads(deep)})
+    await store.save("ann", "comfy.settings.json", b'{"a": %s}' % deep)
+    assert await kept.all("ann") == {}
+    await kept.change("ann", {"b": 1})
+    assert await kept.all("ann") == {"b": 1}
+
+
+async def test_whether_somebody_has_anything_is_known_without_reading_it(
+    redis: FleetRedis, store: RedisUserData
+) -> None:
+    assert not await store.has_any("ann")
+    await redis.hset(redis.keyspace.user_files("ann"), "a", "junk")
+    assert await store.has_any("ann")
 
 
 class Told:

@@ -65,6 +65,10 @@ class RedisUserData:
             folders=frozenset(name[:-1] for name in names if name.endswith("/")),
         )
 
+    async def has_any(self, owner: str) -> bool:
+        """See :meth:`comfy_fleet.ports.userdata.UserData.has_any`."""
+        return bool(await self._redis.hlen(self._keys.user_files(owner)))
+
     async def read(self, owner: str, path: str) -> tuple[UserFile, bytes] | None:
         """See :meth:`comfy_fleet.ports.userdata.UserData.read`."""
         before = None

@@ -52,8 +52,9 @@ async def post_setting(request: Request) -> Response:
 
 async def get_users(request: Request) -> Response:
     """What makes an editor keep settings here, and ask nobody who they are."""
-    tree = await deps(request).user_files.tree(owner(request))
-    return json_response({"storage": "server", "migrated": bool(tree.files or tree.folders)})
+    return json_response(
+        {"storage": "server", "migrated": await deps(request).user_files.has_any(owner(request))}
+    )
 
 
 async def post_users(request: Request) -> Response:

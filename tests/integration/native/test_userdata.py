@@ -166,3 +166,14 @@ async def test_nobody_adds_people_here(api: Api) -> None:
     answer = await api.client.post("/users", json={"username": "eve"})
     assert answer.status_code == 400
     assert "FLEET_KEYS_FILE" in answer.json()["error"]
+
+
+async def test_a_setting_with_many_levels_is_refused_and_breaks_no_other(api: Api) -> None:
+    deep = "[" * 300 + "]" * 300
+    json = {"Content-Type": "application/json"}
+    answer = await api.client.post("/settings/deep", content=deep, headers=json)
+    assert answer.status_code == 400, answer.text
+    await api.client.post("/userdata/comfy.settings.json", content=f'{{"a": {deep}}}')
+    assert (await api.client.get("/settings")).json() == {}
+    assert (await api.client.post("/settings/a", json=1)).status_code == 200
+    assert (await api.client.get("/settings/a")).json() == 1
