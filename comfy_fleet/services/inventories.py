@@ -7,7 +7,7 @@ added just now.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -385,29 +385,34 @@ class NodeInventories:
         await self.look()
         return name in answered
 
-    async def with_part(self, part: MissingPart) -> tuple[list[str], list[str]]:
-        """Return which nodes have a class or file now, and which lack it, by name.
+    async def with_parts(self, parts: Iterable[MissingPart]) -> list[tuple[list[str], list[str]]]:
+        """Return which nodes have each class or file now, and which lack it, by name.
 
         Nodes whose inventory is not known are in neither, and neither are those that take any file's name.
         """
-        having, lacking = list[str](), list[str]()
-        for name, candidate in (await self.by_node()).items():
-            if candidate.inventory is None:
-                continue
-            info = candidate.inventory.classes.get(part.class_type)
-            has = info is not None
-            if info is not None and part.kind is PartKind.FILE:
-                offered = eligibility.offers(info, part.input, part.name)
-                if offered is None:
-                    continue
-                has = offered
-            (having if has else lacking).append(name)
-        return sorted(having, key=natural), sorted(lacking, key=natural)
+        nodes = sorted((await self.by_node()).items(), key=lambda one: natural(one[0]))
+        return [_with_part(part, nodes) for part in parts]
 
     async def by_node(self) -> Mapping[str, Candidate]:
         """Return every node with its present inventory."""
         await self.look()
         return {candidate.node.name: candidate for candidate in self._directory.candidates}
+
+
+def _with_part(part: MissingPart, nodes: Iterable[tuple[str, Candidate]]) -> tuple[list[str], list[str]]:
+    having, lacking = list[str](), list[str]()
+    for name, candidate in nodes:
+        if candidate.inventory is None:
+            continue
+        info = candidate.inventory.classes.get(part.class_type)
+        has = info is not None
+        if info is not None and part.kind is PartKind.FILE:
+            offered = eligibility.offers(info, part.input, part.name)
+            if offered is None:
+                continue
+            has = offered
+        (having if has else lacking).append(name)
+    return having, lacking
 
 
 def _parts(

@@ -10,6 +10,8 @@ T = TypeVar("T")
 
 LARGE_BYTES = 256 * 1024
 """A graph with more bytes of JSON is large."""
+MANY_NODES = 1000
+"""A graph with more nodes is large where neither is known."""
 LARGE_INPUTS = 5000
 """A graph with more inputs, over all nodes, is large, too."""
 

@@ -1,5 +1,6 @@
 """Refusals that say how to get what is missing; the fleet remembers what people asked for."""
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from comfy_fleet.domain.text import clip
 from comfy_fleet.ports.missing import MissingRecord
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
+from comfy_fleet.services.large_graphs import MANY_NODES, worked
 from comfy_fleet.timeouts import Timeout
 
 logger = logging.getLogger(__name__)
@@ -62,21 +64,23 @@ class MissingParts:
         """
         if not error.parts:
             return error
-        known = [_sent_along(extra_data)]
+        known = [await asyncio.to_thread(_sent_along, extra_data)]
         if workflow is not None:
             known += [_of_models(workflow.requires.models), await self._of_stored(owner, workflow)]
-        parts = sourced(error.parts, *known)
+        many = len(error.details["node_errors"]) > MANY_NODES
+        parts = await worked(many, lambda: sourced(error.parts, *known))
         try:
             async with Timeout(NOTE_S):
                 await self._record.note(owner, parts)
         except (FleetError, TimeoutError) as failure:
             logger.warning("missing parts not noted", extra={"owner": owner, "error": str(failure)})
-        return _told(error, parts)
+        return await worked(many, lambda: _told(error, parts))
 
     async def _of_stored(self, owner: str, workflow: Workflow) -> PartSources:
         try:
             async with Timeout(NOTE_S):
-                return part_sources(await self._editor_graph(owner, workflow))
+                graph = await self._editor_graph(owner, workflow)
+            return await asyncio.to_thread(part_sources, graph)
         except (FleetError, TimeoutError) as failure:
             extra = {"workflow": workflow.name, "error": str(failure)}
             logger.warning("editor's graph not read", extra=extra)
@@ -111,24 +115,31 @@ def _of_models(models: Iterable[ModelFile]) -> PartSources:
 
 def _told(error: LackingNodes, parts: Sequence[MissingPart]) -> InvalidWorkflow:
     """Return the refusal with a hint behind each sentence about a part."""
-    by_place = {(node_id, part.input or CLASS_FIELD): part for part in parts for node_id in part.node_ids}
+    told_parts = [(part, part.to_json()) for part in parts]  # one for all nodes: there may be thousands
+    by_place = {
+        (node_id, part.input or CLASS_FIELD): (part, json)
+        for part, json in told_parts
+        for node_id in part.node_ids
+    }
     message = error.message
     by_node: dict[str, list[dict[str, Any]]] = {}
     for node_id, defects in error.details["node_errors"].items():
         by_node[node_id] = []
         for defect in defects:
-            part = by_place.get((node_id, defect["field"]))
-            if part is None:
+            known = by_place.get((node_id, defect["field"]))
+            if known is None:
                 by_node[node_id].append(defect)
                 continue
+            part, json = known
             # What no node has together is told with the nodes' names already.
             hint = part.way if defect["reason"] == "no_common_node" else part.hint
             longer = "; ".join(filter(None, (defect["message"], hint)))
             message = message.replace(defect["message"], longer, 1)
-            told = {"message": longer, "hint": hint, "missing": part.to_json()}
+            told = {"message": longer, "hint": hint, "missing": json}
             by_node[node_id].append({**defect, **told})
     for part in parts[:_IN_MESSAGE]:
         if part.source.is_known and part.way not in message:
             message += f"; {clip(part.name, MOST_NAME)}: {part.way}"
-    details = {**error.details, "node_errors": by_node, "missing": [part.to_json() for part in parts]}
+    # First, because an answer has room for so much: of thousands of nodes, some are left out.
+    details = {"missing": [json for _, json in told_parts], **error.details, "node_errors": by_node}
     return InvalidWorkflow(message, details=details)

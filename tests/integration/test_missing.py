@@ -153,6 +153,15 @@ async def test_a_picture_that_is_submitted_says_where_its_parts_are_from(api: Ap
     assert "it is in the package fancy-nodes 1.2.0; missing on gpu1, gpu2" in result.exception.message
 
 
+async def test_what_is_missing_is_told_although_thousands_of_nodes_lack_it(api: Api) -> None:
+    many = {str(n): {"class_type": "FancyImage", "inputs": {}} for n in range(3000)}
+    sent = {"workflow": {**many, "s": FANCY["2"]}, "extra_data": PACKAGE}
+    answer = await api.client.post("/api/v2/jobs", json=sent, headers=bearer(ANN))
+    assert (answer.status_code, len(answer.content) < 500_000) == (422, True)
+    (part,) = answer.json()["error"]["details"]["missing"]
+    assert (part["package"], len(part["node_ids"])) == ("fancy-nodes", 20)
+
+
 @pytest.mark.parametrize("published", [True, False])
 async def test_a_stored_workflow_knows_its_packages_from_the_editor(api: Api, published: bool) -> None:
     graph = {**FANCY, "2": {**FANCY["2"], "_meta": {"title": "$out"}}}

@@ -62,11 +62,13 @@ async def list_missing(request: Request) -> Response:
     artist(request)
     d = deps(request)
     wanted = read_query(request, MissingQuery)
-    found = []
-    for one in (await d.missing.asked())[:MOST]:
-        having, lacking = await d.inventories.with_part(one.part)
-        if wanted.all or not having:
-            found.append(_row(one, having, lacking))
+    asked = (await d.missing.asked())[:MOST]
+    places = await d.inventories.with_parts(one.part for one in asked)
+    found = [
+        _row(one, having, lacking)
+        for one, (having, lacking) in zip(asked, places, strict=True)
+        if wanted.all or not having
+    ]
     return json_response({"missing": found})
 
 
