@@ -25,7 +25,6 @@ from comfy_fleet.api.origins import editor_base
 from comfy_fleet.domain.errors import BadInput, Conflict, FleetError, NotFound
 from comfy_fleet.domain.graphs.stored import HistoryEntry, VersionFacts, WorkflowRecord
 from comfy_fleet.domain.graphs.workflow import Parameter, Workflow
-from comfy_fleet.domain.graphs.workflow_diff import differences
 from comfy_fleet.domain.graphs.workflow_names import PRODUCTION, WorkflowReference, short, version_digits
 from comfy_fleet.services.drafts import run_it_once
 
@@ -186,10 +185,9 @@ async def _compared(request: Request, name: str, who: str) -> str:
     if not all(which):
         return ""
     try:
-        before, after = [await d.catalog.get(f"{name}@{one}", who) for one in which]
+        before, after, found, _ = await d.publisher.diff(name, which[0], which[1], owner=who)
     except FleetError as error:
         return f'<p class="notice alarm" role="alert">{said(error.message)}</p>'
-    found = differences(before, after)
     title = f"From {version_of(before.version)} to {version_of(after.version)}"
     return f'<h2 id="diff">{title}</h2>\n{changes(found) if found else "<p>Nothing differs.</p>"}'
 

@@ -22,6 +22,7 @@ from comfy_fleet.domain.graphs.workflow_names import (
 )
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import FoundWorkflow, Resolver, WorkflowFolder
+from comfy_fleet.services.large_graphs import MANY_NODES, worked
 
 CACHE_BYTES = 32 * 1024 * 1024
 """Bytes of graphs, as JSON, of which the workflows are kept in memory."""
@@ -214,7 +215,7 @@ class StoredWorkflows:
         return read
 
     async def _read(self, name: str, content: WorkflowContent) -> _Version:
-        size = len(orjson.dumps(content.graph))
+        size = await worked(len(content.graph) > MANY_NODES, lambda: len(orjson.dumps(content.graph)))
 
         def read() -> _Version:
             try:

@@ -1,5 +1,6 @@
 """Publishes versions of stored workflows, changes their manifests, goes back, and says what differs."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -34,11 +35,10 @@ from comfy_fleet.domain.graphs.workflow_names import (
 )
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
-from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
+from comfy_fleet.services.large_graphs import LARGE_BYTES, MANY_NODES, has_many_inputs, worked
 
 MOST_SHOWN = 100
 """Differences that a conflict's details list."""
-_MANY_NODES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,8 @@ class WorkflowPublisher:
         if manifest is None:
             manifest = before.manifest if before else {}
         if wanted.ui is not None:
-            marked = marked_inputs(wanted.ui, graph)
+            ui = wanted.ui
+            marked = await worked(large, lambda: marked_inputs(ui, graph))
         else:
             marked = _still_there(before.marked, graph) if before else ()
         return await self._prepared(
@@ -170,7 +171,7 @@ class WorkflowPublisher:
         expected = whole.facts.version if base_version is None else await self._base(name, base_version)
         manifest = merged(whole.content.manifest, patch)
         content = replace(whole.content, manifest=manifest)
-        made = await self._prepared(name, content, whole.content, large=False)
+        made = await self._prepared(name, content, whole.content, large=_is_large(content.graph))
         new = NewVersion(content=content, ui=whole.ui, author=author, note=note, thumbnail=whole.thumbnail)
         try:
             done = await self._store.publish(name, new, expected=expected)
@@ -251,7 +252,7 @@ class WorkflowPublisher:
         """
         old = await self._catalog.get(f"{name}@{before}", owner)
         new = await self._catalog.get(f"{name}@{after}", owner)
-        large = len(old.graph) + len(new.graph) > _MANY_NODES
+        large = len(old.graph) + len(new.graph) > MANY_NODES
         found = await worked(large, lambda: differences(old, new))
         return old, new, found, breaking_changes(old, new)
 
@@ -289,17 +290,17 @@ class WorkflowPublisher:
         """Return the conflict with what the others have changed, and what this version would."""
         found = await self._resolved(name, error.details.get("production"))
         if found is not None:
-            ours = differences(found, made.workflow)[:MOST_SHOWN]
-            error.details["differences"] = [asdict(one) for one in ours]
+            ours = await asyncio.to_thread(differences, found, made.workflow)
+            error.details["differences"] = [asdict(one) for one in ours[:MOST_SHOWN]]
             if (started := await self._resolved(name, base)) is not None:
-                theirs = differences(started, found)[:MOST_SHOWN]
-                error.details["theirs"] = [asdict(one) for one in theirs]
+                theirs = await asyncio.to_thread(differences, started, found)
+                error.details["theirs"] = [asdict(one) for one in theirs[:MOST_SHOWN]]
         return error
 
     async def _resolved(self, name: str, version: str | None) -> Workflow | None:
         content = await self._store.content(name, version) if version else None
         try:
-            return self._catalog.resolved(name, content) if content else None
+            return await asyncio.to_thread(self._catalog.resolved, name, content) if content else None
         except ConfigError:
             return None
 
@@ -339,6 +340,10 @@ class WorkflowPublisher:
 
     def _missing(self, name: str) -> NotFound:
         return NotFound(f"the fleet's store has no workflow {name}", details={"field": "workflow"})
+
+
+def _is_large(graph: Graph) -> bool:
+    return len(graph) > MANY_NODES or has_many_inputs(graph)
 
 
 def merged(value: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:

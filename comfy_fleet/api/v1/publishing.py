@@ -1,5 +1,6 @@
 """REST: drafts that the editor hands over, their checks, and publishing."""
 
+import asyncio
 from dataclasses import asdict
 from typing import Any
 
@@ -76,7 +77,7 @@ async def save_editor_draft(request: Request) -> Response:
     name = slug(body.name)
     if not NAME.fullmatch(name):
         raise BadInput("name: give the workflow a name with letters or digits", details={"field": "name"})
-    graph, ui = check(body.graph), check_editor_graph(body.ui)
+    graph, ui = await asyncio.to_thread(lambda: (check(body.graph), check_editor_graph(body.ui)))
     workflow, version = opened_from(ui)
     base = version if workflow == name else ""
     await d.workflows.save_draft(
