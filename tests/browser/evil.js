@@ -107,5 +107,8 @@ await forms();
 await sockets();
 await everything();
 document.cookie = "fleet_console=evil; path=/";
+for (const path of ["/workflows", "/publish"]) {
+  document.cookie = `fleet_console=${told.session || "evil"}; path=${path}`;
+}
 seen.worker = (await navigator.serviceWorker.getRegistrations()).length;
 seen.done = true;

@@ -61,7 +61,7 @@ class EvilNode:
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, dict[str, str]]] = []
-        self.told: dict[str, Any] = {"routes": [], "console": ""}
+        self.told: dict[str, Any] = {"routes": [], "console": "", "session": ""}
         node = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -106,9 +106,15 @@ class EvilNode:
         self._thread.join()
         self._server.server_close()
 
-    def attack(self, routes: Sequence[tuple[str, str]], console: str) -> None:
-        """Say what the script is to call: methods and paths, at the page's own origin and at the console."""
-        self.told = {"routes": list(routes), "console": console}
+    def attack(self, routes: Sequence[tuple[str, str]], console: str, session: str) -> None:
+        """Say what the script is to call: methods and paths, at the page's own origin and at the console.
+
+        Args:
+            routes: The methods and paths.
+            console: The console's address.
+            session: A session that the script's author has at the console; empty if there is none.
+        """
+        self.told = {"routes": list(routes), "console": console, "session": session}
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         """Return status, content type and body of an answer."""

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from comfy_fleet.api import login
+from comfy_fleet.api import login, publish_page, workflow_pages
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.native import routes as native
 from comfy_fleet.api.v1 import routes as v1
@@ -26,14 +26,15 @@ from tests.browser.page import Page
 
 pytestmark = pytest.mark.timeout(300)
 
-BOB, OPS, AGENT = "bob-key-0123456789", "ops-key-0123456789", "agent-0123456789abc"
+BOB, EVE, OPS, AGENT = "bob-key-0123456789", "eve-key-0123456789", "ops-key-0123456789", "agent-0123456789abc"
 SECRET = "bobs-secret-9f2c"
 UUID = "5e1b5a7e-0000-4000-8000-000000000000"
 
 
 def table() -> list[ServedRoute]:
     """Return the routes of the whole API."""
-    return [*v1.routes(), *v2.routes(), *native.routes(("/chooser",)), *login.routes]
+    pages = [*login.routes, *publish_page.routes, *workflow_pages.routes]
+    return [*v1.routes(), *v2.routes(), *native.routes(("/chooser",)), *pages]
 
 
 def asked(route: ServedRoute) -> tuple[str, str]:
@@ -45,6 +46,7 @@ def asked(route: ServedRoute) -> tuple[str, str]:
 
 ROUTES = sorted({asked(route) for route in table()} | {("POST", "/free"), ("GET", "/metrics"), ("GET", "/")})
 OPERATORS = sorted({asked(route) for route in table() if route.console})
+PAGES = {asked(route)[1] for route in (*publish_page.routes, *workflow_pages.routes)}
 
 
 @dataclass
@@ -79,17 +81,24 @@ class Attacked:
             }
 
 
+def eves_session(up: Up) -> str:
+    """Return a session that the script's author has at the console."""
+    with httpx.Client(base_url=up.console, timeout=30) as eve:
+        assert eve.post("/login", data={"key": EVE}).status_code == 303
+        return eve.cookies["fleet_console"]
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["without keys", "with keys"])
 def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     folder = tmp_path_factory.mktemp("hostile")
     keys = folder / "keys"
-    keys.write_text(f"bob {BOB}\nops {OPS} admin\n")
+    keys.write_text(f"bob {BOB}\neve {EVE} artist\nops {OPS} admin\n")
     env = {"FLEET_AGENT_TOKEN": AGENT, "FLEET_EXTENSION_ROUTES": "/chooser"}
     env |= {"FLEET_KEYS_FILE": str(keys)} if request.param else {}
     with EvilNode() as node:
         up = start_fleet(folder / "data", "--node", f"evil={node.url}", env=env)
         try:
-            node.attack(ROUTES, up.console)
+            node.attack(ROUTES, up.console, eves_session(up) if request.param else "")
             yield Attacked(up, node, request.param)
         finally:
             stop_fleet(up)
@@ -144,6 +153,9 @@ def test_nothing_of_an_operators_or_of_publishing_happens(
     own = [one for one in seen["calls"] if not one[1] and (one[0], one[2]) in wanted]
     assert len(own) >= 5 * len(wanted)
     for method, _, path, status, _, text in own:
+        if path in PAGES:  # the edge lets nobody get there
+            assert (status, "not_found" in text) == (404, True), (method, path, text)
+            continue
         # A key that is none is refused before anything else.
         assert status == 401 if '"unauthorized"' in text else "console_only" in text, (method, path, text)
 
@@ -167,7 +179,8 @@ def test_nothing_of_another_persons_is_shown(attacked: Attacked, seen: dict[str,
 
 def test_no_worker_and_no_cookie_stays(attacked: Attacked, seen: dict[str, Any], page: Page) -> None:
     assert (seen["workers"], seen["worker"], seen["cookie"]) == ([], 0, "")
-    cookies = {one["name"]: one for one in page.call("Network.getCookies")["cookies"]}
+    found = page.call("Network.getCookies")["cookies"]
+    cookies = {one["name"]: one for one in found if one["path"] == "/"}  # not those of the frames' paths
     assert cookies["fleet_editor"]["httpOnly"] and cookies["fleet_editor"]["sameSite"] == "Strict"
     for name in ("fleet_session", "fleet_console") if attacked.keys else ():
         assert cookies[name]["httpOnly"] and cookies[name]["value"] != "evil", name
@@ -217,6 +230,21 @@ def test_the_fleet_is_as_well_as_before(attacked: Attacked, seen: dict[str, Any]
             json.loads(line) for line in (attacked.up.data / "logs" / f"{name}.log").read_text().splitlines()
         ]
         assert [line for line in lines if line["level"] == "error" or "traceback" in line] == []
+
+
+def test_nobody_acts_as_the_scripts_author(attacked: Attacked, seen: dict[str, Any], page: Page) -> None:
+    if not attacked.keys:
+        return
+    for path in ("/workflows", "/publish/image_card"):
+        page.goto(f"{attacked.up.console}{path}")
+        shown = {
+            one["value"]
+            for one in page.call("Network.getCookies")["cookies"]
+            if one["name"] == "fleet_console"
+        }
+        assert len(shown) == 2 and attacked.node.told["session"] in shown, path
+        page.see("p", "To see this page, sign in")
+        assert "eve" not in page.evaluate("document.body.innerText")
 
 
 def test_signing_out_ends_the_editor_and_the_console(
