@@ -15,11 +15,13 @@ from comfy_fleet.api.body_pace import BodyPace
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
 from comfy_fleet.api.origins import Origin
+from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.graphs.inventory import Inventory
+from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.domain.nodes.node import Node, split_credentials
 from comfy_fleet.domain.principal import Principal, Role
 from comfy_fleet.ports.assets import AssetStore
-from comfy_fleet.ports.comfyui import RawAnswer
+from comfy_fleet.ports.comfyui import NodeCalls
 from comfy_fleet.ports.jobs import Events, JobStore, Replays
 from comfy_fleet.ports.missing import MissingRecord
 from comfy_fleet.ports.nodes import Hosts, NodeRegistry, PoolStore
@@ -59,7 +61,7 @@ PlaceCheck = Callable[[Node, Iterable[Node]], Awaitable[None]]
 """Checks where a new node's URL leads, given the registered nodes; raises Conflict or BadInput."""
 
 
-class NodeFacts(Protocol):
+class NodeFacts(NodeCalls, Protocol):
     """The part of :class:`comfy_fleet.ports.comfyui.NodeApi` that the API needs."""
 
     async def inventory(self, node: str) -> Inventory:
@@ -73,18 +75,6 @@ class NodeFacts(Protocol):
 
     async def preview(self, node: str, *, folder: str, index: int, name: str) -> bytes | None:
         """Return a model file's preview picture; None if it has none. Raises NodeError."""
-
-    async def raw(
-        self,
-        node: str,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-        most: int | None = None,
-    ) -> RawAnswer:
-        """Pass a call on to a node, and return its answer, whatever it is. Raises NodeError."""
 
     async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Ask the node to unload its models once it is idle. Raises NodeError."""
@@ -249,6 +239,18 @@ def artist(request: Request) -> str:
     if not who.admin and Role.ARTIST not in who.roles:
         raise HttpError(403, "forbidden", "this needs a key with the role artist or admin")
     return who.owner
+
+
+def workflow_alone(request: Request) -> str:
+    """Return the stored workflow that the path names: without a version, since a draft has none.
+
+    Raises:
+        BadInput: It has one, or it can be no name.
+    """
+    name = str(request.path_params["workflow"])
+    if (found := WorkflowReference.parse(name).name) != name:
+        raise BadInput(f"name the workflow alone: {found}", details={"field": "workflow"})
+    return name
 
 
 def origin(request: Request) -> Origin:

@@ -17,7 +17,7 @@ from comfy_fleet.api.console_page import (
     time_of,
     version_of,
 )
-from comfy_fleet.api.deps import artist, deps, links
+from comfy_fleet.api.deps import artist, deps, links, workflow_alone
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.domain.errors import BadInput, Conflict, FleetError, NotFound
 from comfy_fleet.domain.graphs.publish_check import (
@@ -62,13 +62,13 @@ _ASK = """<p class="choice"><input type="checkbox" id="{name}" name="{name}" val
 
 async def show(request: Request) -> Response:
     """``GET /publish/NAME``: what is known, without starting anything."""
-    who, name = artist(request), _name(request)
+    who, name = artist(request), workflow_alone(request)
     return await _page(request, who, name)
 
 
 async def act(request: Request) -> Response:
     """``POST /publish/NAME``: check, test again, or publish."""
-    who, name = artist(request), _name(request)
+    who, name = artist(request), workflow_alone(request)
     form = await form_of(request)
     what = form.get("do", "check")
     publishing = deps(request).publishing
@@ -247,16 +247,6 @@ def _confirm(found: PublishCheck, form: dict[str, str]) -> str:
         ask=ask,
         label="Publish anyway" if ask else "Publish",
     )
-
-
-# ----------------------------------------------------------------------------------------------------------
-
-
-def _name(request: Request) -> str:
-    name = str(request.path_params["workflow"])
-    if WorkflowReference.parse(name).name != name:
-        raise BadInput("name the workflow alone", details={"field": "workflow"})
-    return name
 
 
 routes = [

@@ -31,6 +31,18 @@ async def read(request: Request, model: type[M], limits: JsonLimits | None = Non
     return checked(await read_object(request, limits or params_limits(deps(request).settings)), model)
 
 
+async def read_optional(request: Request, model: type[M]) -> M:
+    """Read a body as a model; none at all is the model with its defaults.
+
+    Raises:
+        HttpError: As :func:`read`.
+    """
+    headers = request.headers
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return model()
+    return await read(request, model)
+
+
 def read_query(request: Request, model: type[M]) -> M:
     """Read the query as a model; if a field comes several times, the last one counts.
 

@@ -18,7 +18,7 @@ from comfy_fleet.api.console_page import (
     time_of,
     version_of,
 )
-from comfy_fleet.api.deps import artist, deps, owner
+from comfy_fleet.api.deps import artist, deps, owner, workflow_alone
 from comfy_fleet.api.editor_address import address
 from comfy_fleet.api.endpoint import ServedRoute
 from comfy_fleet.api.origins import editor_base
@@ -97,7 +97,7 @@ async def show(request: Request) -> Response:
 
 async def go_back(request: Request) -> Response:
     """``POST /workflows/NAME``: put an earlier version into production again."""
-    who, name = artist(request), _name(request)
+    who, name = artist(request), workflow_alone(request)
     form = await form_of(request)
     try:
         reference = _version(name, form.get("version", ""))
@@ -110,7 +110,7 @@ async def go_back(request: Request) -> Response:
 
 
 async def _page(request: Request, who: str, *, problem: FleetError | None = None) -> Response:
-    d, name = deps(request), _name(request)
+    d, name = deps(request), workflow_alone(request)
     try:
         found = await d.catalog.find(name, who)
     except (NotFound, Conflict) as error:
@@ -269,13 +269,6 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
 def _cell(name: str, value: str) -> str:
     long = ' class="long"' if name in _LONG else ""
     return f'<td{long} data-name="{name}">{value}</td>' if name and value else f"<td{long}>{value}</td>"
-
-
-def _name(request: Request) -> str:
-    name = str(request.path_params["workflow"])
-    if WorkflowReference.parse(name).name != name:
-        raise BadInput("name the workflow alone", details={"field": "workflow"})
-    return name
 
 
 def _version(name: str, version: str) -> WorkflowReference:

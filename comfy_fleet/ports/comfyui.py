@@ -81,7 +81,36 @@ class Leases(Protocol):
         """
 
 
-class NodeApi(Protocol):
+class NodeCalls(Protocol):
+    """Passes calls on to nodes."""
+
+    async def raw(
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        most: int | None = None,
+    ) -> RawAnswer:
+        """Pass a call on to a node, and return its answer, whatever it is.
+
+        Args:
+            node: The node.
+            method: In upper case.
+            path: Path and query as they stand in a request, checked by
+                :func:`comfy_fleet.domain.node_paths.plain`.
+            headers: About the body only.
+            body: The request's body.
+            most: Most bytes of the answer; None: as many as of any answer.
+
+        Raises:
+            NodeError: The node could not be reached, or its answer is too long or came too slowly.
+        """
+
+
+class NodeApi(NodeCalls, Protocol):
     """ComfyUI's HTTP API on a named node, through the broker's direct frontend."""
 
     async def post_prompt(
@@ -177,31 +206,6 @@ class NodeApi(Protocol):
 
         Raises:
             NodeError: The node could not be reached, or answered with neither.
-        """
-
-    async def raw(
-        self,
-        node: str,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-        most: int | None = None,
-    ) -> RawAnswer:
-        """Pass a call on to a node, and return its answer, whatever it is.
-
-        Args:
-            node: The node.
-            method: In upper case.
-            path: Path and query as they stand in a request, checked by
-                :func:`comfy_fleet.domain.node_paths.plain`.
-            headers: About the body only.
-            body: The request's body.
-            most: Most bytes of the answer; None: as many as of any answer.
-
-        Raises:
-            NodeError: The node could not be reached, or its answer is too long or came too slowly.
         """
 
     async def free(self, node: str, *, unload_models: bool = True, free_memory: bool = True) -> None:

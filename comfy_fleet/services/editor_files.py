@@ -5,14 +5,13 @@ Whoever opens the editor asks for dozens of them at once, and everybody for the 
 
 import hashlib
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from comfy_fleet.domain.errors import Busy, NodeError
 from comfy_fleet.domain.nodes.node import NodeState
-from comfy_fleet.ports.comfyui import RawAnswer
+from comfy_fleet.ports.comfyui import NodeCalls
+from comfy_fleet.services.kept_answers import KeptAnswers
 from comfy_fleet.timeouts import Timeout
 from comfy_fleet.turns import FairTurns, NoTurn
 
@@ -24,23 +23,6 @@ ANSWER_S = 8.0
 _AT_ONCE, _AT_ONCE_EACH = 16, 12
 _LINE_EACH = 512
 _WAIT_S = 20.0
-_ENTRY_BYTES = 500
-
-
-class NodeCalls(Protocol):
-    """The part of :class:`comfy_fleet.ports.comfyui.NodeApi` that is needed here."""
-
-    async def raw(
-        self,
-        node: str,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-        most: int | None = None,
-    ) -> RawAnswer:
-        """Pass a call on to a node, and read at most so many bytes. Raises NodeError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +51,7 @@ class EditorFiles:
 
     def __init__(self, ask: NodeCalls, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ask = ask
-        self._clock = clock
-        self._kept: OrderedDict[tuple[str, ...], tuple[float, EditorFile | None]] = OrderedDict()
-        self._kept_bytes = 0
+        self._kept = KeptAnswers[EditorFile](MOST_KEPT_BYTES, size=lambda file: len(file.body), clock=clock)
         self._turns = FairTurns(_AT_ONCE, each=_AT_ONCE_EACH, line=_LINE_EACH, wait_s=_WAIT_S)
 
     async def get(self, owner: str, state: NodeState, path: str) -> EditorFile | None:
@@ -87,18 +67,18 @@ class EditorFiles:
             Busy: The owner waits for many already.
         """
         key = (state.node.name, state.node.url, str(state.reading.starts), path)
-        if (kept := self._known(key)) is not None:
-            return kept[1]
+        if (kept := self._kept.get(key)) is not None:
+            return kept.value
         try:
             async with self._turns.of(owner):
-                if (kept := self._known(key)) is not None:  # another request has asked meanwhile
-                    return kept[1]
+                if (kept := self._kept.get(key)) is not None:  # another request has asked meanwhile
+                    return kept.value
                 found = await self.fresh(state.node.name, path)
         except NoTurn:
             raise Busy(
                 "many of the editor's files are waited for already: ask for fewer at a time", retry_after_s=2
             ) from None
-        self._keep(key, found)
+        self._kept.put(key, found, keep_s=KEPT_S, most=MOST_KEPT_BYTES / 16)
         return found
 
     async def fresh(self, node: str, path: str, *, most: int | None = None) -> EditorFile | None:
@@ -119,26 +99,3 @@ class EditorFiles:
             body=answer.body,
             tag=hashlib.sha256(answer.body).hexdigest()[:32],
         )
-
-    def _known(self, key: tuple[str, ...]) -> tuple[float, EditorFile | None] | None:
-        kept = self._kept.get(key)
-        if kept is None or self._clock() >= kept[0]:
-            return None
-        self._kept.move_to_end(key)
-        return kept
-
-    def _keep(self, key: tuple[str, ...], found: EditorFile | None) -> None:
-        former = self._kept.pop(key, None)
-        if former is not None:
-            self._kept_bytes -= _size(key, former[1])
-        if (size := _size(key, found)) > MOST_KEPT_BYTES / 16:
-            return
-        self._kept[key] = self._clock() + KEPT_S, found
-        self._kept_bytes += size
-        while self._kept_bytes > MOST_KEPT_BYTES:
-            oldest, (_, dropped) = self._kept.popitem(last=False)
-            self._kept_bytes -= _size(oldest, dropped)
-
-
-def _size(key: tuple[str, ...], found: EditorFile | None) -> int:
-    return _ENTRY_BYTES + sum(map(len, key)) + (len(found.body) if found else 0)

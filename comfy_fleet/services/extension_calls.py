@@ -14,9 +14,8 @@ from comfy_fleet.domain.errors import Busy, Conflict, NodeError
 from comfy_fleet.domain.jobs.job import Job
 from comfy_fleet.domain.jobs.prompt_entries import ListedState
 from comfy_fleet.domain.nodes.node import NodeState
-from comfy_fleet.ports.comfyui import RawAnswer
+from comfy_fleet.ports.comfyui import NodeCalls, RawAnswer
 from comfy_fleet.ports.prompts import PromptFilter, PromptLists
-from comfy_fleet.services.editor_files import NodeCalls
 from comfy_fleet.services.editor_nodes import EditorNodes
 from comfy_fleet.timeouts import Timeout
 from comfy_fleet.turns import FairTurns, NoTurn

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from comfy_fleet.domain.errors import Busy, NodeError
 from comfy_fleet.domain.graphs.inputs import alike
 from comfy_fleet.domain.nodes import model_lists
 from comfy_fleet.domain.nodes.model_lists import CODE_FOLDERS, FORMER_NAMES, ModelFiles, ModelPlace
+from comfy_fleet.services.kept_answers import KeptAnswers
 from comfy_fleet.services.node_answers import NodeAnswers
 from comfy_fleet.turns import FairTurns, NoTurn
 
@@ -25,7 +25,6 @@ _KEPT_S, _NOTHING_KEPT_S = 300.0, 30.0
 _AT_ONCE, _AT_ONCE_EACH = 8, 6
 _LINE_EACH = 64
 _WAIT_S = 10.0
-_ENTRY_BYTES = 500
 
 
 class ModelQuestions(Protocol):
@@ -52,9 +51,7 @@ class FleetModels:
     ) -> None:
         self._answers = answers
         self._ask = ask
-        self._clock = clock
-        self._kept: OrderedDict[tuple[str, ...], tuple[float, bytes | None]] = OrderedDict()
-        self._kept_bytes = 0
+        self._kept = KeptAnswers[bytes](_MOST_KEPT_BYTES, size=len, clock=clock)
         self._turns = FairTurns(_AT_ONCE, each=_AT_ONCE_EACH, line=_LINE_EACH, wait_s=_WAIT_S)
 
     async def folders(self) -> list[str]:
@@ -139,12 +136,12 @@ class FleetModels:
         ask: Callable[[ModelPlace], Awaitable[bytes | None]],
     ) -> bytes | None:
         """Return the first answer about a file, and remember it."""
-        if (kept := self._known(key)) is not None:
-            return kept[1]
+        if (kept := self._kept.get(key)) is not None:
+            return kept.value
         try:
             async with self._turns.of(owner):
-                if (kept := self._known(key)) is not None:  # another request has asked meanwhile
-                    return kept[1]
+                if (kept := self._kept.get(key)) is not None:  # another request has asked meanwhile
+                    return kept.value
                 return await self._asked(key, places, ask)
         except NoTurn:
             raise Busy(
@@ -170,27 +167,5 @@ class FleetModels:
                 break
             found = None
         if answered:
-            self._keep(key, found)
+            self._kept.put(key, found, keep_s=_NOTHING_KEPT_S if found is None else _KEPT_S)
         return found
-
-    def _known(self, key: tuple[str, ...]) -> tuple[float, bytes | None] | None:
-        kept = self._kept.get(key)
-        if kept is None or self._clock() >= kept[0]:
-            return None
-        self._kept.move_to_end(key)
-        return kept
-
-    def _keep(self, key: tuple[str, ...], found: bytes | None) -> None:
-        former = self._kept.pop(key, None)
-        if former is not None:
-            self._kept_bytes -= _size(key, former[1])
-        until = self._clock() + (_NOTHING_KEPT_S if found is None else _KEPT_S)
-        self._kept[key] = until, found
-        self._kept_bytes += _size(key, found)
-        while self._kept_bytes > _MOST_KEPT_BYTES:
-            oldest, (_, dropped) = self._kept.popitem(last=False)
-            self._kept_bytes -= _size(oldest, dropped)
-
-
-def _size(key: tuple[str, ...], found: bytes | None) -> int:
-    return _ENTRY_BYTES + sum(map(len, key)) + len(found or b"")

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from comfy_fleet.api import jobs
 from comfy_fleet.api.deps import deps, owner
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed_bodies import Replay, read, read_query
+from comfy_fleet.api.typed_bodies import Replay, read_optional, read_query
 from comfy_fleet.api.v1.jobs import shown
 from comfy_fleet.domain.jobs.job import JobStatus
 from comfy_fleet.ports.jobs import Submitted
@@ -59,8 +59,7 @@ class RetryBody(BaseModel):
 async def retry_job(request: Request) -> Response:
     """A new job with the same graph, parameters, files, labels and placement; its workflow's version, too."""
     d, who = deps(request), owner(request)
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    body = await read(request, RetryBody) if has_body else RetryBody()
+    body = await read_optional(request, RetryBody)
     replay = Replay(request, who, body.model_dump())
 
     async def submit() -> Submitted:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from comfy_fleet.api.deps import ApiDeps, admin, deps, principal
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.json import json_response
-from comfy_fleet.api.typed_bodies import MAX_URL, read, read_query
+from comfy_fleet.api.typed_bodies import MAX_URL, read, read_optional, read_query
 from comfy_fleet.domain.errors import NotFound
 from comfy_fleet.domain.jobs.job import DEFAULT_POOL
 from comfy_fleet.domain.nodes.differences import differences
@@ -148,8 +148,7 @@ async def drain_node(request: Request) -> Response:
     """No new jobs; the one that runs goes on, or back to the queue with `requeue`."""
     admin(request)
     name = request.path_params["node"]
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    body = await read(request, DrainBody) if has_body else DrainBody()
+    body = await read_optional(request, DrainBody)
     await _life(request).drain(_name(name), reason=body.reason, requeue=body.requeue)
     return json_response(state(await _state(request, name)))
 

@@ -10,10 +10,10 @@ from starlette.responses import Response
 
 from comfy_fleet.api import serialize
 from comfy_fleet.api.body import graph_limits
-from comfy_fleet.api.deps import artist, deps, links, owner
+from comfy_fleet.api.deps import artist, deps, links, owner, workflow_alone
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.origins import console_base
-from comfy_fleet.api.typed_bodies import read
+from comfy_fleet.api.typed_bodies import read, read_optional
 from comfy_fleet.domain.errors import BadInput, NotFound
 from comfy_fleet.domain.graphs.editor_graph import check_editor_graph, opened_from, stamped
 from comfy_fleet.domain.graphs.graph import check
@@ -135,9 +135,9 @@ async def editor_graph(request: Request) -> Response:
 async def check_draft(request: Request) -> Response:
     """Check the caller's draft, and test it; ask again to learn how the test run goes."""
     who, d = artist(request), deps(request)
-    body = await read(request, CheckBody) if await _has_body(request) else CheckBody()
+    body = await read_optional(request, CheckBody)
     run = TrialRun(again=body.again, params=body.params)
-    found = await d.publishing.check(who, _name(request), run)
+    found = await d.publishing.check(who, workflow_alone(request), run)
     return json_response(await shown(request, found))
 
 
@@ -145,7 +145,7 @@ async def publish(request: Request) -> Response:
     """Publish the caller's draft, if it is exactly what was checked; the next job uses it."""
     who, d = artist(request), deps(request)
     body = await read(request, PublishDraftBody)
-    name = _name(request)
+    name = workflow_alone(request)
     done = await d.publishing.publish(
         who, name, draft=body.draft, over=body.over, note=body.note, breaking=body.breaking
     )
@@ -193,17 +193,3 @@ async def shown(request: Request, found: PublishCheck) -> dict[str, Any]:
         "unrun": found.unrun,
         "files": list(found.files),
     }
-
-
-def _name(request: Request) -> str:
-    """Return the stored workflow that the path names: without a version, since a draft has none."""
-    name = str(request.path_params["workflow"])
-    reference = WorkflowReference.parse(name)
-    if reference.name != name:
-        raise BadInput(f"name the workflow alone: {reference.name}", details={"field": "workflow"})
-    return name
-
-
-async def _has_body(request: Request) -> bool:
-    headers = request.headers
-    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers

@@ -13,7 +13,7 @@ from comfy_fleet.api.asset_response import SAFE_HEADERS, is_known
 from comfy_fleet.api.deps import artist, deps, links, owner
 from comfy_fleet.api.json import json_response
 from comfy_fleet.api.serialize import time
-from comfy_fleet.api.typed_bodies import read, read_query
+from comfy_fleet.api.typed_bodies import read, read_optional, read_query
 from comfy_fleet.api.v1.workflow_answers import (
     HistoryEntryAnswer,
     LabelAnswer,
@@ -223,8 +223,7 @@ class RollbackBody(BaseModel):
 async def roll_back_workflow(request: Request) -> Response:
     """Put an earlier version into production. The next job uses it."""
     who, d, (name, _) = artist(request), deps(request), named(request)
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    body = await read(request, RollbackBody) if has_body else RollbackBody()
+    body = await read_optional(request, RollbackBody)
     entry = await d.publisher.roll_back(
         name, body.version, author=who, base_version=body.base_version, note=body.note
     )
