@@ -141,14 +141,18 @@ class Drafts:
         while self._runs:
             await asyncio.wait(list(self._runs))
 
+    async def ready(self, owner: str) -> None:
+        """Wait for what an owner has saved and is being looked at, but not long."""
+        await self._look_at_unread(owner)
+        await self._saves.settled(owner, patience_s=UNRUN_S)
+
     async def unrun(self, owner: str, workflow: str) -> SavedGraph | None:
         """Return the newest save of a stored workflow if that very graph has made no draft yet.
 
         It was never run, or it is no graph of the editor's, or the draft is of another file. What is being
         looked at is waited for, but not long.
         """
-        await self._look_at_unread(owner)
-        await self._saves.settled(owner, patience_s=UNRUN_S)
+        await self.ready(owner)
         newest = next((one for one in await self._seen.saves(owner) if one.workflow == workflow), None)
         if newest is None:
             return None

@@ -241,8 +241,8 @@ async def test_the_editor_s_own_requests_make_a_draft(api: Api) -> None:
     """Save and run as the editor does over HTTP."""
     saved = await api.client.post("/userdata/workflows%2FMy%20Workflow.json", content=text(NEW["saved"]))
     assert saved.status_code == 200, saved.text
-    await api.deps.drafts.settled()
     await run(api, NEW["run"], NEW["prompt"])
+    assert (await api.client.get("/api/v1/workflows/my_workflow/draft")).status_code == 200
     draft = await api.stores.workflows.draft("local", "my_workflow")
     assert draft is not None and draft.graph == NEW["prompt"]
     moved = await api.client.post(

@@ -89,6 +89,7 @@ async def save_editor_draft(request: Request) -> Response:
 async def list_drafts(request: Request) -> Response:
     """The caller's drafts, the latest first; `unrun` has what was saved and must be run once to be one."""
     who, d = owner(request), deps(request)
+    await d.drafts.ready(who)
     found = [
         {"workflow": name, "saved_at": serialize.time(at), "publish_url": publish_url(request, name)}
         for name, at in (await d.workflows.drafts(who)).items()

@@ -26,6 +26,7 @@ from comfy_fleet.services.large_graphs import LARGE_BYTES, worked
 async def get_draft(request: Request) -> Response:
     """The caller's own draft: what a save in the editor and a run of it have made, or a PUT."""
     who, d, (name, _) = owner(request), deps(request), named(request)
+    await d.drafts.ready(who)
     draft = await d.workflows.draft(who, name)
     if draft is None:
         raise await _no_draft(request, name)
