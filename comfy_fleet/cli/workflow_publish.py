@@ -163,6 +163,13 @@ def _ask(name: str, found: Mapping[str, Any]) -> None:
     from comfy_fleet.cli.questions import can_ask, confirm
     from comfy_fleet.cli.workflow_text import print_differences, short, who_and_when
 
+    if found.get("unrun"):
+        file = found["unrun"]
+        confirm(
+            f"Publish the draft of {name} from before {file} was saved?",
+            else_=f"{name} was not published: {file} was saved since the draft: run it to make it the draft",
+            without="--force",
+        )
     if found["overtaken"]:
         who = who_and_when(found.get("production") or {})
         version = short((found.get("production") or {}).get("version"))

@@ -42,6 +42,23 @@ class EditorSaves(Protocol):
             name: The file's path below ``workflows/``: ``My Workflow.json``.
         """
 
+    async def moved(self, owner: str, name: str, to: str) -> None:
+        """Take note of a file that was renamed, before it counts as saved; never raises.
+
+        Args:
+            owner: Whose editor it is.
+            name: The path that it had below ``workflows/``.
+            to: The path that it has now.
+        """
+
+    async def deleted(self, owner: str, name: str) -> None:
+        """Take note of a file that is no more; never raises.
+
+        Args:
+            owner: Whose editor it is.
+            name: The path that it had below ``workflows/``.
+        """
+
 
 class EditorRuns(Protocol):
     """Who is told of graphs that the editor runs."""
@@ -75,6 +92,9 @@ class SeenGraphs(Protocol):
             job_id: The job.
             at: Unix seconds.
         """
+
+    async def forget_save(self, owner: str, file: str) -> None:
+        """Forget what is remembered of a file."""
 
     async def saves(self, owner: str) -> Sequence[SavedGraph]:
         """Return what is remembered of the owner's files, the newest save first."""

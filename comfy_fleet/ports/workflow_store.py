@@ -32,6 +32,8 @@ MAX_DRAFT_BYTES = 64 * 1024 * 1024
 
 Each is at most half of it, so the one that is saved always has a place.
 """
+BASE_KEPT_S = 86_400
+"""How long it is remembered what a draft was based on whose file was deleted."""
 
 
 class WorkflowStore(Protocol):
@@ -83,7 +85,8 @@ class WorkflowStore(Protocol):
 
         Raises:
             WorkflowChanged: Another version is in production than the expected one.
-            NameTaken: The workflow has another name in the editor.
+            NameTaken: The workflow has another name in the editor; but who has published a version of it, and
+                has no file of that name any more, has renamed it.
             Conflict: There are :data:`MAX_WORKFLOWS` already.
             BadInput: The picture, the note or the whole is too large.
         """
@@ -138,7 +141,8 @@ class WorkflowStore(Protocol):
         were saved longest ago are forgotten.
 
         Raises:
-            NameTaken: The draft or the published workflow of this id has another name in the editor.
+            NameTaken: The draft of this id has another name in the editor, of which the owner has a file; or
+                the published workflow has, as with :meth:`publish`.
             BadInput: It is too large.
         """
 
@@ -153,6 +157,38 @@ class WorkflowStore(Protocol):
 
         Returns:
             Whether it was still there.
+        """
+
+    async def move_draft(self, owner: str, name: str, editor_name: str, *, to: str, new_name: str) -> bool:
+        """Let a draft follow its file, which was renamed.
+
+        A draft that becomes one of another workflow is based on that one's version in production, or on what
+        the draft was based on whose place it takes.
+
+        Args:
+            owner: Whose.
+            name: The stored workflow that it is a draft of.
+            editor_name: The file's name before, without its ending; a draft of another one is left alone, and
+                so is all if there is such a file.
+            to: The stored workflow that it becomes a draft of; may be the same. A draft of another file that
+                is there stays, and this one, too.
+            new_name: The file's name now.
+
+        Returns:
+            Whether it has followed.
+        """
+
+    async def forget_draft(self, owner: str, name: str, editor_name: str) -> bool:
+        """Forget a draft whose file was deleted, but for :data:`BASE_KEPT_S` not what it was based on.
+
+        Args:
+            owner: Whose.
+            name: The stored workflow.
+            editor_name: The file's name; a draft of another one is left alone, and so is all if there is such
+                a file.
+
+        Returns:
+            Whether it was there.
         """
 
     async def drafts(self, owner: str) -> Mapping[str, float]:

@@ -105,6 +105,34 @@ class Drafts:
             logger.exception("save not remembered", extra={"owner": owner, "file": name})
         self._saves.add(owner, name)
 
+    async def moved(self, owner: str, name: str, to: str) -> None:
+        """See :meth:`comfy_fleet.ports.editor.EditorSaves.moved`."""
+        before, now = _workflow_of(name), _workflow_of(to)
+        if not before or not now:
+            await self.deleted(owner, name)
+            return
+        try:
+            await self._seen.forget_save(owner, name)
+            await self._store.move_draft(owner, before, editor_name(name), to=now, new_name=editor_name(to))
+        except FleetError as error:
+            logger.warning(
+                "draft has not followed", extra={"owner": owner, "file": name, "error": str(error)}
+            )
+        except Exception:  # the move itself is none of its business
+            logger.exception("draft has not followed", extra={"owner": owner, "file": name})
+
+    async def deleted(self, owner: str, name: str) -> None:
+        """See :meth:`comfy_fleet.ports.editor.EditorSaves.deleted`."""
+        if not (workflow := _workflow_of(name)):
+            return
+        try:
+            await self._seen.forget_save(owner, name)
+            await self._store.forget_draft(owner, workflow, editor_name(name))
+        except FleetError as error:
+            logger.warning("draft not forgotten", extra={"owner": owner, "file": name, "error": str(error)})
+        except Exception:  # the deletion itself is none of its business
+            logger.exception("draft not forgotten", extra={"owner": owner, "file": name})
+
     async def look_at(self, owner: str, name: str, content: bytes) -> None:
         """Look at a graph that was saved; never raises, whatever the content is.
 
@@ -182,7 +210,11 @@ class Drafts:
 
     async def files(self, owner: str, workflow: str) -> list[str]:
         """Return the owner's files of this id that were saved lately, the newest first."""
-        return [one.file for one in await self._seen.saves(owner) if one.workflow == workflow]
+        found = [one.file for one in await self._seen.saves(owner) if one.workflow == workflow]
+        if len(found) < 2:
+            return found
+        there = (await self._files.tree(owner)).files  # whatever was not told of, as by an earlier version
+        return [one for one in found if f"{WORKFLOWS}{one}" in there]
 
     # ------------------------------------------------------------------------------------------------------
 

@@ -36,15 +36,28 @@ class UserFiles:
         return file
 
     async def move(self, owner: str, source: str, dest: str, *, overwrite: bool) -> UserFile | None:
-        """See :meth:`UserData.move`. A graph that is renamed counts as saved."""
+        """See :meth:`UserData.move`. A graph that is renamed counts as saved, and its draft follows."""
         file = await self._store.move(owner, source, dest, overwrite=overwrite)
         if file is not None and file.path != source:
+            await self._gone(owner, source, file.path)
             await self._tell(owner, file.path)
         return file
 
     async def delete(self, owner: str, path: str) -> bool:
-        """See :meth:`UserData.delete`."""
-        return await self._store.delete(owner, path)
+        """See :meth:`UserData.delete`. The draft of a graph goes with it."""
+        found = await self._store.delete(owner, path)
+        if found:
+            await self._gone(owner, path)
+        return found
+
+    async def _gone(self, owner: str, path: str, to: str = "") -> None:
+        name, now = graph_file(path), graph_file(to)
+        if name is None or self._saves is None:
+            return
+        if now is None:
+            await self._saves.deleted(owner, name)
+        else:
+            await self._saves.moved(owner, name, now)
 
     async def _tell(self, owner: str, path: str) -> None:
         name = graph_file(path)

@@ -1,5 +1,6 @@
 """The workflow store: the same cases against Redis and against the fake."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -175,13 +176,93 @@ async def test_a_label_needs_a_version_and_a_name(store: WorkflowStore) -> None:
 async def test_names_in_the_editor_that_become_one_id_are_told_apart(store: WorkflowStore) -> None:
     first = await store.publish("my_w", new(editor_name="My W"), expected=None)
     with pytest.raises(NameTaken, match=r"'my w' and 'My W'"):
-        await store.publish("my_w", new("b", editor_name="my w"), expected=first.version)
+        await store.publish("my_w", new("b", "ben", editor_name="my w"), expected=first.version)
     with pytest.raises(NameTaken, match=r"'my w' and 'My W'"):
         await store.save_draft("ben", "my_w", Draft(graph=content().graph, editor_name="my w"))
     second = await store.publish("my_w", new("b"), expected=first.version)  # by its id
     assert second.changed
     record = await store.record("my_w")
     assert record is not None and record.editor_name == "My W"
+
+
+FilesOf = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def files_of(store: WorkflowStore, request: pytest.FixtureRequest) -> FilesOf:
+    """Has an owner's graphs in the editor be these."""
+
+    async def made(owner: str, *names: str) -> None:
+        if isinstance(store, FakeWorkflowStore):
+            store.graphs = {(owner, name) for name in names}
+            return
+        files = request.getfixturevalue("stores").userdata
+        for path in (await files.tree(owner)).files:
+            await files.delete(owner, path)
+        for name in names:
+            await files.save(owner, f"workflows/{name}.json", b"{}", overwrite=True)
+
+    return made
+
+
+async def test_names_of_one_owner_become_one_id_only_while_both_files_are_there(
+    store: WorkflowStore, files_of: FilesOf
+) -> None:
+    draft = Draft(graph=content().graph, editor_name="My W")
+    await files_of("ann", "My W", "my w")
+    await store.save_draft("ann", "my_w", draft)
+    first = await store.publish("my_w", new(editor_name="My W"), expected=None)
+    renamed = replace(draft, editor_name="my w")
+    with pytest.raises(NameTaken):
+        await store.save_draft("ann", "my_w", renamed)
+    with pytest.raises(NameTaken):
+        await store.publish("my_w", new("b", editor_name="my w"), expected=first.version)
+    await files_of("ann", "my w")
+    assert (await store.save_draft("ann", "my_w", renamed)).editor_name == "my w"
+    await store.publish("my_w", new("b", editor_name="my w"), expected=first.version)
+    record = await store.record("my_w")
+    assert record is not None and record.editor_name == "my w"
+    with pytest.raises(NameTaken):  # it is still ann's, not ben's
+        await store.save_draft("ben", "my_w", replace(draft, editor_name="MY W"))
+
+
+async def test_a_draft_follows_its_file(store: WorkflowStore, files_of: FilesOf) -> None:
+    first = await store.publish("a", new(), expected=None)
+    other = await store.publish("b", new("b"), expected=None)
+    await store.save_draft("ann", "a", Draft(graph=content("x").graph, editor_name="A"))
+    await files_of("ann", "A")
+    assert not await store.move_draft("ann", "a", "A", to="a", new_name="a")  # the file is there again
+    await files_of("ann", "a", "B")
+    assert not await store.move_draft("ann", "a", "other", to="a", new_name="a")
+    assert await store.move_draft("ann", "a", "A", to="a", new_name="a")
+    draft = await store.draft("ann", "a")
+    assert draft is not None and (draft.editor_name, draft.base_version) == ("a", first.version)
+    await store.save_draft("ann", "b", Draft(graph=content("y").graph, editor_name="B"))
+    await files_of("ann", "b", "B")
+    assert not await store.move_draft("ann", "a", "a", to="b", new_name="b")  # B is another file
+    await files_of("ann", "b")
+    assert await store.move_draft("ann", "a", "a", to="b", new_name="b")
+    draft = await store.draft("ann", "b")
+    assert draft is not None and draft.graph == content("x").graph
+    assert (draft.editor_name, draft.base_version) == ("b", other.version)
+    assert await store.draft("ann", "a") is None and set(await store.drafts("ann")) == {"b"}
+
+
+async def test_a_draft_goes_with_its_file_but_not_what_it_was_based_on(
+    store: WorkflowStore, files_of: FilesOf
+) -> None:
+    first = await store.publish("w", new(), expected=None)
+    await store.save_draft("ann", "w", Draft(graph=content("x").graph, editor_name="w"))
+    await store.publish("w", new("b", "ben"), expected=first.version)
+    await files_of("ann", "w")
+    assert not await store.forget_draft("ann", "w", "w")
+    await files_of("ann")
+    assert not await store.forget_draft("ann", "w", "W")
+    assert await store.forget_draft("ann", "w", "w")
+    assert await store.draft("ann", "w") is None and await store.drafts("ann") == {}
+    assert not await store.move_draft("ann", "w", "w", to="v", new_name="v")
+    again = await store.save_draft("ann", "w", Draft(graph=content("x").graph, editor_name="w"))
+    assert again.base_version == first.version  # so that ben's version is asked about
 
 
 async def test_old_versions_go_but_not_those_that_a_label_names(store: WorkflowStore) -> None:

@@ -41,12 +41,15 @@ class FakeWorkflowStore(Fake):
     Attributes:
         now: Unix seconds; a test sets it.
         live: The versions that live jobs name.
+        graphs: Owners' graphs in the editor: owner and name, without its ending.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
         self.live: set[str] = set()
+        self.graphs: set[tuple[str, str]] = set()
+        self._bases: dict[tuple[str, str], str] = {}
         self._kept: dict[str, _Kept] = {}
         self._drafts: dict[str, dict[str, Draft]] = {}
 
@@ -101,7 +104,7 @@ class FakeWorkflowStore(Fake):
         self.answer("publish")
         kept, version = self._kept.get(name, _Kept()), new.content.version
         before = kept.labels.get(PRODUCTION, "")
-        if before and new.editor_name and kept.editor_name not in ("", new.editor_name):
+        if before and new.editor_name and self._taken(kept, new.author, new.editor_name):
             raise same_id(name, new.editor_name, kept.editor_name)
         if before != version and not force and before != (expected or ""):
             latest = next((one for one in kept.history if one.label == PRODUCTION), None)
@@ -192,10 +195,13 @@ class FakeWorkflowStore(Fake):
         self.answer("save_draft")
         mine, kept = self._drafts.setdefault(owner, {}), self._kept.get(name, _Kept())
         before = mine.get(name)
-        for known in (before.editor_name if before else "", kept.editor_name):
-            if known and draft.editor_name and known != draft.editor_name:
-                raise same_id(name, draft.editor_name, known)
-        started = before.base_version if before else kept.labels.get(PRODUCTION, "")
+        known = before.editor_name if before else ""
+        if draft.editor_name and known != draft.editor_name and (owner, known) in self.graphs:
+            raise same_id(name, draft.editor_name, known)
+        if draft.editor_name and self._taken(kept, owner, draft.editor_name):
+            raise same_id(name, draft.editor_name, kept.editor_name)
+        forgotten = self._bases.pop((owner, name), kept.labels.get(PRODUCTION, ""))
+        started = before.base_version if before else forgotten
         saved = replace(
             draft,
             saved_at=self.now,
@@ -221,9 +227,41 @@ class FakeWorkflowStore(Fake):
         kept[name] = replace(draft, base_version=version)
         return True
 
+    async def move_draft(self, owner: str, name: str, editor_name: str, *, to: str, new_name: str) -> bool:
+        self.answer("move_draft")
+        mine = self._drafts.get(owner, {})
+        draft, there = mine.get(name), mine.get(to)
+        if draft is None or draft.editor_name != editor_name or (owner, editor_name) in self.graphs:
+            return False
+        base = draft.base_version
+        if to != name:
+            if there and there.editor_name != new_name and (owner, there.editor_name) in self.graphs:
+                return False
+            production = self._kept.get(to, _Kept()).labels.get(PRODUCTION, "")
+            base = there.base_version if there else self._bases.pop((owner, to), production)
+        del mine[name]
+        mine[to] = replace(draft, editor_name=new_name, base_version=base)
+        return True
+
+    async def forget_draft(self, owner: str, name: str, editor_name: str) -> bool:
+        self.answer("forget_draft")
+        mine = self._drafts.get(owner, {})
+        draft = mine.get(name)
+        if draft is None or draft.editor_name != editor_name or (owner, editor_name) in self.graphs:
+            return False
+        self._bases[owner, name] = mine.pop(name).base_version
+        return True
+
     async def drop_draft(self, owner: str, name: str) -> bool:
         self.answer("drop_draft")
         return self._drafts.get(owner, {}).pop(name, None) is not None
+
+    def _taken(self, kept: _Kept, owner: str, editor_name: str) -> bool:
+        """Return whether the workflow has another name, which is not one that the owner has given up."""
+        if kept.editor_name in ("", editor_name):
+            return False
+        own = any(one.facts.author == owner for one in kept.versions.values())
+        return not own or (owner, kept.editor_name) in self.graphs
 
     def _set(
         self, kept: _Kept, action: WorkflowAction, label: str, version: str, *, author: str, note: str

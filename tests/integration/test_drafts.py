@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import pytest
@@ -17,6 +18,7 @@ from comfy_fleet.adapters.redis.userdata import RedisUserData
 from comfy_fleet.bootstrap import Stores
 from comfy_fleet.domain.errors import StoreDown
 from comfy_fleet.domain.graphs.editor_graph import stamped
+from comfy_fleet.domain.graphs.stored import NewVersion, WorkflowContent
 from comfy_fleet.domain.user_data import UserFile
 from comfy_fleet.ports.editor import KEPT_S, MOST_SEEN, UNREAD, SavedGraph
 from comfy_fleet.ports.userdata import UserData
@@ -115,11 +117,71 @@ async def test_a_draft_is_based_on_the_version_that_was_opened(api: Api) -> None
 
 async def test_two_files_that_become_one_id_are_both_known(api: Api) -> None:
     await run(api, OLD["run"])
-    await api.deps.drafts.look_at("local", "My Flow.json", text(OLD["saved"]))
-    await api.deps.drafts.look_at("local", "my_flow.json", text(OLD["saved"]))
+    await save(api, "My Flow.json", OLD["saved"])
+    await save(api, "my_flow.json", OLD["saved"])
     assert await api.deps.drafts.files("local", "my_flow") == ["my_flow.json", "My Flow.json"]
     draft = await api.stores.workflows.draft("local", "my_flow")
     assert draft is not None and draft.editor_name == "My Flow"  # the first keeps it
+
+
+async def save(api: Api, file: str, ui: object) -> None:
+    """Save a graph as the editor does."""
+    path = f"/userdata/workflows%2F{quote(file)}?overwrite=true"
+    answer = await api.client.post(path, content=text(ui))
+    assert answer.status_code == 200, answer.text
+    await api.deps.drafts.settled()
+
+
+async def move(api: Api, file: str, to: str) -> None:
+    answer = await api.client.post(
+        f"/userdata/workflows%2F{quote(file)}/move/workflows%2F{quote(to)}?overwrite=true"
+    )
+    assert answer.status_code == 200, answer.text
+    await api.deps.drafts.settled()
+
+
+def other_prompt(text_: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a changed graph, as it is saved, and as it runs."""
+    saved = copy.deepcopy(OLD["saved"])
+    saved["nodes"][2]["widgets_values"] = [text_]
+    prompt = copy.deepcopy(PROMPT)
+    next(iter(prompt.values()))["_meta"] = {"title": text_}
+    return saved, prompt
+
+
+@pytest.mark.parametrize("published", [False, True])
+async def test_a_file_that_is_renamed_within_its_id_takes_its_draft_along(api: Api, published: bool) -> None:
+    await save(api, "Red Fox.json", OLD["saved"])
+    await run(api, OLD["saved"])
+    draft = await api.stores.workflows.draft("local", "red_fox")
+    assert draft is not None and draft.editor_name == "Red Fox"
+    if published:
+        content = WorkflowContent(graph=draft.graph, manifest={})
+        new = NewVersion(content=content, author="local", editor_name="Red Fox")
+        await api.stores.workflows.publish("red_fox", new, expected=None)
+    await move(api, "Red Fox.json", "red-fox.json")
+    await move(api, "red-fox.json", "red fox.json")
+    assert await api.deps.drafts.files("local", "red_fox") == ["red fox.json"]
+    changed, prompt = other_prompt("elsewhere")
+    await save(api, "red fox.json", changed)
+    await run(api, changed, prompt)
+    draft = await api.stores.workflows.draft("local", "red_fox")
+    assert draft is not None and (draft.editor_name, draft.graph) == ("red fox", prompt)
+    assert await api.deps.drafts.unrun("local", "red_fox") is None
+    body = {"name": "RED FOX", "graph": PROMPT, "ui": OLD["saved"]}
+    taken = await api.client.post("/api/v1/drafts", json=body)
+    assert taken.status_code == 409, taken.text  # while "red fox" is there
+
+
+async def test_a_renamed_file_takes_its_draft_to_another_id_and_a_deleted_one_leaves_none(api: Api) -> None:
+    await save(api, "cat.json", OLD["saved"])
+    await run(api, OLD["saved"])
+    await move(api, "cat.json", "dog.json")
+    assert set(await api.stores.workflows.drafts("local")) == {"dog"}
+    answer = await api.client.delete("/userdata/workflows%2Fdog.json")
+    assert answer.status_code == 204, answer.text
+    assert await api.stores.workflows.drafts("local") == {}
+    assert await api.deps.drafts.unrun("local", "dog") is None
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000

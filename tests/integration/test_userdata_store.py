@@ -318,9 +318,16 @@ class Told:
 
     def __init__(self) -> None:
         self.saves: list[tuple[str, str]] = []
+        self.gone: list[tuple[str, ...]] = []
 
     async def saved(self, owner: str, name: str) -> None:
         self.saves.append((owner, name))
+
+    async def moved(self, owner: str, name: str, to: str) -> None:
+        self.gone.append((owner, name, to))
+
+    async def deleted(self, owner: str, name: str) -> None:
+        self.gone.append((owner, name))
 
 
 async def test_graphs_that_are_saved_or_renamed_are_told(store: RedisUserData) -> None:
@@ -336,7 +343,10 @@ async def test_graphs_that_are_saved_or_renamed_are_told(store: RedisUserData) -
         await files.save("ann", path, path.encode(), overwrite=True)
     await files.move("ann", "workflows/a b.json", "workflows/new.json", overwrite=False)
     await files.move("ann", "workflows/new.json", "elsewhere.json", overwrite=False)
+    await files.delete("ann", "workflows/p/c.json")
+    assert not await files.delete("ann", "workflows/p/c.json")
     await files.move("ann", "workflows", "old", overwrite=False)
+    assert told.gone == [("ann", "a b.json", "new.json"), ("ann", "new.json"), ("ann", "p/c.json")]
     assert told.saves == [("ann", "a b.json"), ("ann", "p/c.json"), ("ann", "new.json")]
 
 

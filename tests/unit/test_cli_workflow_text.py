@@ -148,6 +148,7 @@ def test_a_draft_is_checked_shown_and_published(canned: Canned) -> None:
     [
         ({"breaking": BREAKING}, "programs that use it would break"),
         ({"overtaken": True, "theirs": DIFFERENCES}, "it would replace the version of bob"),
+        ({"unrun": "card.json"}, "card.json was saved since the draft: run it"),
     ],
 )
 def test_what_needs_a_yes_is_not_published_without_one(

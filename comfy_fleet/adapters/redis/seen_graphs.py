@@ -52,6 +52,10 @@ class RedisSeenGraphs:
         same = (one for one in _saves(saves) if one.signature == signature and one.saved_at > at - KEPT_S)
         return sorted(same, key=lambda one: one.file)
 
+    async def forget_save(self, owner: str, file: str) -> None:
+        """See :meth:`comfy_fleet.ports.editor.SeenGraphs.forget_save`."""
+        await self._redis.hdel(self._keys.editor_saves(owner), file)
+
     async def saves(self, owner: str) -> Sequence[SavedGraph]:
         """See :meth:`comfy_fleet.ports.editor.SeenGraphs.saves`."""
         found = _saves(await self._redis.hgetall(self._keys.editor_saves(owner)))

@@ -37,6 +37,7 @@ from comfy_fleet.domain.graphs.workflow_names import (
 )
 from comfy_fleet.domain.records import UNREADABLE, from_fields
 from comfy_fleet.ports.workflow_store import (
+    BASE_KEPT_S,
     MAX_DRAFT_BYTES,
     MAX_DRAFTS,
     MAX_HISTORY,
@@ -259,8 +260,8 @@ class RedisWorkflowStore:
     async def draft(self, owner: str, name: str) -> Draft | None:
         """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.draft`."""
         raw = to_dict(await self._redis.hgetall(self._keys.draft(owner, name)))
-        if not raw:
-            return None
+        if not raw.get("content"):
+            return None  # there is none, or all that is left is what it was based on
         try:
             content = await _unpacked(raw["content"])
             ui = raw.get("ui", b"")
@@ -298,6 +299,20 @@ class RedisWorkflowStore:
     async def rebase_draft(self, owner: str, name: str, version: str, *, saved_at: float) -> bool:
         """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.rebase_draft`."""
         answer = await self._scripts.begin("rebase_draft", owner=owner, name=name, base=version, at=saved_at)
+        return bool(answer[1])
+
+    async def move_draft(self, owner: str, name: str, editor_name: str, *, to: str, new_name: str) -> bool:
+        """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.move_draft`."""
+        answer = await self._scripts.begin(
+            "move_draft", owner=owner, name=name, editor_name=editor_name, to=to, new_name=new_name
+        )
+        return bool(answer[1])
+
+    async def forget_draft(self, owner: str, name: str, editor_name: str) -> bool:
+        """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.forget_draft`."""
+        answer = await self._scripts.begin(
+            "forget_draft", owner=owner, name=name, editor_name=editor_name, kept_s=BASE_KEPT_S
+        )
         return bool(answer[1])
 
     async def drafts(self, owner: str) -> Mapping[str, float]:

@@ -57,7 +57,10 @@ local function prune()
   end
 end
 
-if production ~= '' and args.editor_name ~= '' and f[1] and f[1] ~= args.editor_name then return { 'named', f[1] } end
+if production ~= '' and args.editor_name ~= '' and f[1] and f[1] ~= args.editor_name
+    and name_taken(args.author, name, f[1]) then
+  return { 'named', f[1] }
+end
 if production == version then
   local mine = own_entry(name, args.id)
   if mine then return { 'ok', mine.at, mine.before } end

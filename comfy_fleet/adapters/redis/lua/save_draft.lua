@@ -9,9 +9,9 @@ local owner, name = args.owner, args.name
 local key, list = draft_key(owner, name), drafts_key(owner)
 local before = redis.call('HMGET', key, 'editor_name', 'base')
 local published = redis.call('HGET', workflow_key(name), 'editor_name')
-for _, known in ipairs({ before[1] or '', published or '' }) do
-  if known ~= '' and args.editor_name ~= '' and known ~= args.editor_name then return { 'named', known } end
-end
+local function other_than_mine(known) return known and known ~= '' and args.editor_name ~= '' and known ~= args.editor_name end
+if other_than_mine(before[1]) and has_graph(owner, before[1]) then return { 'named', before[1] } end
+if other_than_mine(published) and name_taken(owner, name, published) then return { 'named', published } end
 local base = args.base
 if base == '' then base = before[2] or labeled(name, 'production') end
 local at = num(now())

@@ -39,3 +39,18 @@ local function own_entry(name, id)
   local entry = latest and cjson.decode(latest)
   return entry and entry.id == id and entry or nil
 end
+
+-- Whether a person has a graph of this name in the editor.
+local function has_graph(owner, editor_name)
+  local files, path = user_files_key(owner), 'workflows/' .. editor_name
+  return redis.call('HEXISTS', files, path .. '.json') == 1 or redis.call('HEXISTS', files, path .. '.app.json') == 1
+end
+
+-- Whether a name in the editor is none of a person's own that their file had before: it is another file's, or others'.
+local function name_taken(owner, name, editor_name)
+  if has_graph(owner, editor_name) then return true end
+  for _, version in ipairs(redis.call('ZRANGE', workflow_versions_key(name), 0, -1)) do
+    if redis.call('HGET', workflow_version_key(name, version), 'author') == owner then return false end
+  end
+  return true
+end
