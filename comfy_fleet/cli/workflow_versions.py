@@ -305,6 +305,9 @@ def rollback(
 
     body = {"note": note} | ({"version": version} if version else {})
     with Client(api, key) as client:
+        seen = client.get(path_of("workflow", name, "/versions"))
+        if not seen.get("folder"):
+            body["base_version"] = seen["production"]
         answer = client.post(path_of("workflow", name, "/rollback"), body)
     now, before = short(answer["version"]), short(answer.get("before"))
     words = f"{now} is in production" + (f", in place of {before}" if answer["changed"] else " already")
@@ -327,7 +330,11 @@ def label(
 
     with Client(api, key) as client:
         path = path_of("workflow", name, f"/labels/{_part('label', label)}")
-        answer = client.put(path, {"version": version, "note": note})
+        seen = client.get(path_of("workflow", name, "/versions"))
+        body = {"version": version, "note": note}
+        if not seen.get("folder"):
+            body["base_version"] = seen["labels"].get(label)
+        answer = client.put(path, body)
     before = f", was {short(answer['before'])}" if answer.get("before") and answer["changed"] else ""
     print_answer(answer, f"{name}@{label}  is {short(answer['version'])}{before}", json_=json_)
 

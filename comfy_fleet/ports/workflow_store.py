@@ -104,7 +104,8 @@ class WorkflowStore(Protocol):
         """Make a label name a version; of ``production``, that is a rollback.
 
         Args:
-            expected: The version that the label must name until now; None: whatever it names.
+            expected: The version that the label must name until now; empty: it must name none; None:
+                whatever it names.
 
         Returns:
             What happened; ``before`` is ``version`` if the label named it already, and then the history has

@@ -22,6 +22,7 @@ from comfy_fleet.domain.graphs.stored import (
     MarkedInput,
     NewVersion,
     Published,
+    WorkflowAction,
     WorkflowChanged,
     WorkflowContent,
 )
@@ -32,6 +33,7 @@ from comfy_fleet.domain.graphs.workflow_names import (
     WorkflowReference,
     kept_in_folder,
     short,
+    version_digits,
 )
 from comfy_fleet.ports.workflow_store import WorkflowStore
 from comfy_fleet.ports.workflows import Catalog
@@ -194,47 +196,90 @@ class WorkflowPublisher:
             name: The workflow.
             to: A version, the beginning of one, or a label; None: what was in production before.
             author: The owner who does it.
-            base_version: What must be in production until now; None: whatever is, if ``to`` is given.
+            base_version: What must be in production until now; None: whatever is, if ``to`` is given. Without
+                ``to`` it is needed, with its digits: what was before depends on it, and so a repeated call
+                takes nothing back.
             note: Why.
 
         Raises:
             NotFound: There is no such workflow or version.
+            BadInput: Neither says where to.
             Conflict: There is nothing to go back to.
             WorkflowChanged: Another version is in production.
         """
         self._check_free(name)
-        expected = await self._base(name, base_version)
+        expected: str | None
         if to is None:
-            record = await self._store.record(name)
-            if record is None:
-                raise self._missing(name)
-            expected = expected or record.production
-            there = {one.version for one in record.versions}
-            history = await self._store.history(name)
-            latest = next(
-                (one for one in history if one.label == PRODUCTION and one.version == record.production), None
-            )
-            if latest is None or latest.before not in there:
-                raise Conflict(
-                    f"no version of {name} was in production before {short(record.production)}, or it is no "
-                    f"longer kept: name one of `fleet workflow history {name}`",
-                    details={"field": "version"},
-                )
-            to = latest.before
+            expected, to = await self._before(name, base_version)
+        else:
+            expected = await self._base(name, base_version)
         reference = self._reference(name, to)
         return await self._store.label(
             name, PRODUCTION, reference, author=author, note=note, expected=expected
         )
 
-    async def label(self, name: str, label: str, to: str, *, author: str, note: str = "") -> HistoryEntry:
+    async def _before(self, name: str, base_version: str | None) -> tuple[str, str]:
+        """Return the version that is to be replaced, and the one that was in production before it."""
+        record = await self._store.record(name)
+        if record is None:
+            raise self._missing(name)
+        if base_version is None or not version_digits(base_version):
+            raise BadInput(
+                f"say where to (version), or what is to be replaced (base_version); version "
+                f"{short(record.production)} of {name} is in production",
+                details={"field": "base_version", "production": record.production},
+            )
+        base = await self._base(name, base_version) or ""
+        there = {one.version for one in record.versions}
+        history = await self._store.history(name)
+        latest = next((one for one in history if one.label == PRODUCTION and one.version == base), None)
+        if latest is None or latest.before not in there:
+            raise Conflict(
+                f"no version of {name} was in production before {short(base)}, or it is no longer kept: name "
+                f"one of `fleet workflow history {name}`",
+                details={"field": "version"},
+            )
+        if latest.action is WorkflowAction.ROLLED_BACK:
+            # To go back from there would be to undo what somebody else may have done a moment ago.
+            raise Conflict(
+                f"{latest.author} has rolled {name} back from version {short(latest.before)} to "
+                f"{short(base)} already: name the version to put into production, one of "
+                f"`fleet workflow history {name}`",
+                details={"field": "version", "changed_by": latest.author, "changed_at": latest.at},
+            )
+        return base, latest.before
+
+    async def label(
+        self,
+        name: str,
+        label: str,
+        to: str,
+        *,
+        author: str,
+        note: str = "",
+        base_version: str | None = None,
+        new: bool = False,
+    ) -> HistoryEntry:
         """Make a label name a version.
+
+        Args:
+            name: The workflow.
+            label: The label.
+            to: A version, the beginning of one, or a label.
+            author: The owner who does it.
+            note: Why.
+            base_version: What the label must name until now; None: whatever it names.
+            new: Whether it must name nothing until now.
 
         Raises:
             NotFound: There is no such workflow or version.
             BadInput: The label can't be one.
+            WorkflowChanged: The label names another version.
         """
         self._check_free(name)
-        return await self._store.label(name, label, self._reference(name, to), author=author, note=note)
+        expected = "" if new else await self._base(name, base_version)
+        reference = self._reference(name, to)
+        return await self._store.label(name, label, reference, author=author, note=note, expected=expected)
 
     async def diff(
         self, name: str, before: str, after: str, *, owner: str

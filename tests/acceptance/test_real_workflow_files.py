@@ -119,7 +119,8 @@ def test_a_picture_that_comfyui_made_becomes_a_workflow_that_it_runs(
     assert second.status_code == 200, second.text
     assert "width 64 → 96" in str(second.json()["differences"])
     assert run(up, f"from_{kind}")["params"]["width"] == 96
-    back = httpx.post(f"{url}/rollback", headers=bearer(ANN), timeout=60)
+    replaced = {"base_version": second.json()["version"]}
+    back = httpx.post(f"{url}/rollback", json=replaced, headers=bearer(ANN), timeout=60)
     assert back.json()["version"] == first.json()["version"]
     assert run(up, f"from_{kind}")["params"]["width"] == 64
     checked = httpx.get(f"{url}/check", headers=bearer(OPS), timeout=60).json()

@@ -339,10 +339,10 @@ async def _versions(call: Callable[..., Awaitable[Any]]) -> None:
     Image.new("RGB", (8, 8)).save(picture, "WEBP")
     new = {"graph": GRAPH, "ui": {"nodes": []}, "thumbnail": b64encode(picture.getvalue()).decode()}
     first = await call("PUT", w, 200, json={**new, "manifest": {"title": "W"}})
-    await call("PATCH", f"{w}/manifest?note=x", 200, json={"description": "D"})
+    patched = await call("PATCH", f"{w}/manifest?note=x", 200, json={"description": "D"})
     await call("PUT", w, 409, json={"graph": {**GRAPH, "9": GRAPH["1"]}})
     await call("PUT", w, 422, json={"graph": {}})
-    await call("POST", f"{w}/rollback", 200, json={"note": "x"})
+    await call("POST", f"{w}/rollback", 200, json={"note": "x", "base_version": patched["version"]})
     await call("PUT", f"{w}/labels/x", 200, json={"version": first["version"]})
     await call("PUT", f"{w}/draft", 200, json={"graph": GRAPH})
     for path in ("", "/versions", "/versions/x", "/versions/draft", "/history", "/diff?a=x", "/manifest"):

@@ -136,7 +136,7 @@ async def test_the_next_job_at_any_api_process_uses_it(
         assert (await run(other))["workflow_version"] == first["version"]
         second = await publish(api, "b", first["version"])
         assert (await run(other))["workflow_version"] == second["version"]
-        await api.client.post(f"{W}/rollback")
+        await api.client.post(f"{W}/rollback", json={"base_version": second["version"]})
         assert (await run(other))["workflow_version"] == first["version"]
 
 
@@ -259,7 +259,8 @@ async def test_a_manifest_is_changed_by_itself(api: Api) -> None:
 async def test_going_back_and_labels(api: Api) -> None:
     assert code(await api.client.post(f"{W}/rollback")) == (404, "not_found")
     first = (await publish(api, "a"))["version"]
-    assert code(await api.client.post(f"{W}/rollback")) == (409, "conflict")
+    alone = await api.client.post(f"{W}/rollback", json={"base_version": first})
+    assert code(alone) == (409, "conflict")
     second = (await publish(api, "b", first))["version"]
     third = (await publish(api, "c", second))["version"]
     staged = await api.client.put(f"{W}/labels/staging", json={"version": second[7:20], "note": "look"})
@@ -274,7 +275,7 @@ async def test_going_back_and_labels(api: Api) -> None:
     back = await api.client.post(f"{W}/rollback", json={"version": first, "note": "too soft"})
     assert (back.json()["version"], back.json()["before"]) == (first, third)
     assert (await run(api))["workflow_version"] == first
-    again = await api.client.post(f"{W}/rollback")  # from there, what was before is the third
+    again = await api.client.post(f"{W}/rollback", json={"version": third, "base_version": first})
     assert again.json()["version"] == third
     stale = await api.client.post(f"{W}/rollback", json={"version": "staging", "base_version": first})
     assert code(stale) == (409, "workflow_changed")
@@ -299,6 +300,51 @@ async def test_going_back_and_labels(api: Api) -> None:
     assert code(await api.client.delete(f"{W}/labels/production")) == (409, "conflict")
     assert code(await api.client.put(f"{W}/labels/draft", json={})) == (400, "invalid_request")
     assert code(await api.client.put(f"{W}/labels/new", json={"version": "nope"})) == (404, "not_found")
+
+
+async def test_of_two_who_go_back_at_once_neither_undoes_the_other(keyed: Api) -> None:
+    async def back(who: str, **body: object) -> Response:
+        return await keyed.client.post(f"{W}/rollback", json=body, headers=key(who))
+
+    first = (await publish(keyed, "a", headers=key(ARTIST)))["version"]
+    second = (await publish(keyed, "b", first, headers=key(ARTIST)))["version"]
+    both = await asyncio.gather(
+        back(ARTIST, base_version=second[7:19]), back(OTHER, base_version=second[7:19])
+    )
+    assert [answer.json()["version"] for answer in both] == [first, first]
+    assert sorted(answer.json()["changed"] for answer in both) == [False, True]
+    repeated = await back(ARTIST, base_version=second)  # its answer was lost, for example
+    assert (repeated.status_code, repeated.json()["changed"]) == (200, False)
+    # Who looks only now has to say where to: what was before is what was just taken back.
+    late = await back(OTHER, base_version=first)
+    assert code(late) == (409, "conflict")
+    assert "rolled w back from version" in late.json()["error"]["message"]
+    for body in ({}, {"base_version": "production"}):
+        unseen = await back(OTHER, **body)
+        assert code(unseen) == (400, "invalid_request")
+        assert unseen.json()["error"]["details"] == {"field": "base_version", "production": first}
+    third = (await publish(keyed, "c", first, headers=key(OTHER)))["version"]
+    stale = await back(ARTIST, base_version=second)
+    assert code(stale) == (409, "workflow_changed")
+    details = stale.json()["error"]["details"]
+    assert (details["changed_by"], details["production"]) == ("ben", third)
+    assert (await keyed.client.get(W, headers=key(ARTIST))).json()["version"] == third
+
+
+async def test_a_label_is_not_moved_unseen(api: Api) -> None:
+    first = (await publish(api, "a"))["version"]
+    second = (await publish(api, "b", first))["version"]
+    new = {"version": first, "base_version": None}
+    assert (await api.client.put(f"{W}/labels/x", json=new)).json()["changed"] is True
+    assert (await api.client.put(f"{W}/labels/x", json=new)).json()["changed"] is False
+    other = await api.client.put(f"{W}/labels/x", json={"version": second, "base_version": None})
+    assert code(other) == (409, "workflow_changed")
+    assert other.json()["error"]["details"]["version"] == first
+    moved = await api.client.put(f"{W}/labels/x", json={"version": second, "base_version": first})
+    assert moved.json()["before"] == first
+    late = await api.client.put(f"{W}/labels/x", json={"version": first, "base_version": first})
+    assert code(late) == (409, "workflow_changed")
+    assert (await api.client.put(f"{W}/labels/x", json={"version": first})).status_code == 200
 
 
 async def test_differences_between_any_two(api: Api) -> None:
@@ -349,7 +395,7 @@ async def test_artists_and_operators_publish(keyed: Api, who: str) -> None:
         ("PUT", W, {"graph": graph("a")}),
         ("PATCH", f"{W}/manifest", {"title": "T"}),
         ("PUT", f"{W}/labels/x", {}),
-        ("POST", f"{W}/rollback", {}),
+        ("POST", f"{W}/rollback", {"version": "x"}),
         ("DELETE", f"{W}/labels/x", None),
         ("DELETE", W, None),
     ]

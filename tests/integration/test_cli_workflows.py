@@ -134,6 +134,21 @@ async def test_a_workflow_is_added_changed_compared_and_taken_back(api: Api, tmp
     assert (await refused(api, "workflow", "show", "my_card@staging")).exit is Exit.NOT_FOUND
 
 
+async def test_a_second_rollback_undoes_nothing(api: Api, tmp_path: Path) -> None:
+    old = (await said(api, "workflow", "add", write(tmp_path / "card.json", graph()))).split()[1]
+    new = (
+        await said(api, "workflow", "add", write(tmp_path / "card.json", graph(1)), "--base", old)
+    ).split()[1]
+    await said(api, "workflow", "rollback", "card")
+    assert (await shown(api, "card"))["version"].startswith(f"sha256:{old}")
+    late = await refused(api, "workflow", "rollback", "card", key=OTHER)
+    assert late.exit is Exit.REFUSED
+    assert f"has rolled card back from version {new} to {old} already" in late.message
+    assert (await said(api, "workflow", "rollback", "card", new)).startswith(f"card  {new} is in production")
+    await said(api, "workflow", "label", "card", old, "x")
+    assert (await said(api, "workflow", "label", "card", new, "x")) == f"card@x  is {new}, was {old}\n"
+
+
 async def test_nobody_replaces_unseen_what_somebody_else_has_made(api: Api, tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", graph())
     first = (await said(api, "workflow", "add", file, "--name", "card")).split()[1]

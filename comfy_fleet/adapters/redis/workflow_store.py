@@ -27,6 +27,7 @@ from comfy_fleet.domain.graphs.stored import (
     WorkflowRecord,
     WorkflowVersion,
     changed_meanwhile,
+    label_moved,
 )
 from comfy_fleet.domain.graphs.workflow_names import (
     PRODUCTION,
@@ -227,8 +228,13 @@ class RedisWorkflowStore:
             case [b"many", count]:
                 raise _ambiguous(reference, count)
             case [b"changed", production, by, at]:
-                raise changed_meanwhile(
-                    name, production=production.decode(), by=by.decode(), at=float(at), base=expected or ""
+                raise label_moved(
+                    name,
+                    label,
+                    version=production.decode(),
+                    by=by.decode(),
+                    at=float(at),
+                    base=expected or "",
                 )
             case [b"full"]:
                 raise Conflict(f"stored workflow {name} has {MAX_LABELS} labels already: remove one first")

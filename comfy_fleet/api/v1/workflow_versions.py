@@ -215,13 +215,19 @@ class RollbackBody(BaseModel):
         description="Its digits, their beginning, or a label. Default: what was in production before.",
     )
     base_version: str | None = Field(
-        None, max_length=80, description="What must be in production until now; else 409."
+        None,
+        max_length=80,
+        description="What must be in production until now; else 409. Needed (digits) without version.",
     )
     note: str = Field("", max_length=MAX_NOTE, description="Why.")
 
 
 async def roll_back_workflow(request: Request) -> Response:
-    """Put an earlier version into production. The next job uses it."""
+    """Put an earlier version into production. The next job uses it.
+
+    Without `version` it is the one that was in production before `base_version`: of two who go back from
+    there, the second changes nothing, and so does a call that is repeated because its answer was lost.
+    """
     who, d, (name, _) = artist(request), deps(request), named(request)
     body = await read_optional(request, RollbackBody)
     entry = await d.publisher.roll_back(
@@ -238,6 +244,11 @@ class LabelBody(BaseModel):
     version: str = Field(
         PRODUCTION, max_length=80, description="Its digits, their beginning, or another label."
     )
+    base_version: str | None = Field(
+        None,
+        max_length=80,
+        description="What the label must name until now; null: nothing; else 409. Default: anything.",
+    )
     note: str = Field("", max_length=MAX_NOTE, description="Why.")
 
 
@@ -246,7 +257,13 @@ async def put_label(request: Request) -> Response:
     who, d, (name, _) = artist(request), deps(request), named(request)
     body = await read(request, LabelBody)
     entry = await d.publisher.label(
-        name, request.path_params["label"], body.version, author=who, note=body.note
+        name,
+        request.path_params["label"],
+        body.version,
+        author=who,
+        note=body.note,
+        base_version=body.base_version,
+        new=body.base_version is None and "base_version" in body.model_fields_set,
     )
     return json_response(_label(name, entry))
 

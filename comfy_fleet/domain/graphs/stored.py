@@ -242,3 +242,34 @@ def changed_meanwhile(name: str, *, production: str, by: str, at: float, base: s
             "base_version": base or None,
         },
     )
+
+
+def label_moved(name: str, label: str, *, version: str, by: str, at: float, base: str) -> WorkflowChanged:
+    """Return the error for moving a label that has been moved since its caller looked.
+
+    Args:
+        name: The workflow.
+        label: The label.
+        version: What it names; empty: nothing.
+        by: Who moved it.
+        at: When.
+        base: What the caller has seen; empty: nothing.
+    """
+    seen = f"version {short(base)}" if base else "nothing"
+    now = f"version {short(version)} since {by} changed it" if version else "nothing"
+    message = (
+        f"{name}@{label} does not name {seen}, as you have seen it, but {now}: look at "
+        f"`fleet workflow history {name}`, then try again if you still want to"
+    )
+    details = {
+        "field": "base_version",
+        "workflow": name,
+        "label": label,
+        "version": version or None,
+        "changed_by": by or None,
+        "changed_at": at or None,
+        "base_version": base or None,
+    }
+    if label == PRODUCTION:
+        details["production"] = version or None
+    return WorkflowChanged(message, details=details)
