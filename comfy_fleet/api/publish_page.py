@@ -94,7 +94,7 @@ async def act(request: Request) -> Response:
 def _unasked(form: dict[str, str]) -> FleetError | None:
     """Return why a form can't be followed although a browser would not have sent it."""
     if form.get("overtaken") and form.get("replace") != "yes":
-        return BadInput("say that you mean to replace the other version")
+        return BadInput("say that you mean to go on although somebody else has changed it")
     return None
 
 
@@ -208,7 +208,15 @@ async def _pictures(request: Request, found: PublishCheck, job: Job | None) -> s
 
 def _differences(found: PublishCheck) -> str:
     parts = []
-    if found.overtaken:
+    if found.removed:
+        base = f" You started from {version_of(found.base_version)}."
+        what = (
+            f"{said(found.changed_by)} removed it at {time_of(found.changed_at)}."
+            if found.changed_by
+            else "It is not there any more."
+        )
+        parts.append(f'<h2>It was removed</h2>\n<p class="notice alarm" role="alert">{what}{base}</p>')
+    elif found.overtaken:
         base = f" You started from {version_of(found.base_version)}." if found.base_version else ""
         parts.append(
             '<h2>Somebody else has published</h2>\n<p class="notice alarm" role="alert">'
@@ -230,6 +238,8 @@ def _confirm(found: PublishCheck, form: dict[str, str]) -> str:
     if found.overtaken:
         ask += '<input type="hidden" name="overtaken" value="yes">\n'
         by = f"Replace the version of {said(found.changed_by)}. It stays in the history."
+        if found.removed:
+            by = "Publish it as a new workflow all the same."
         ask += _ASK.format(name="replace", label=by)
     if found.breaking:
         ask += _ASK.format(name="breaking", label="Callers may break.")

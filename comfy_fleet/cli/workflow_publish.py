@@ -170,7 +170,16 @@ def _ask(name: str, found: Mapping[str, Any]) -> None:
             else_=f"{name} was not published: {file} was saved since the draft: run it to make it the draft",
             without="--force",
         )
-    if found["overtaken"]:
+    if gone := found.get("removed"):
+        by = gone.get("removed_by")
+        who = who_and_when({"changed_by": by, "changed_at": gone.get("removed_at")}) if by else ""
+        done = f"{who} has removed {name}" if who else f"{name} is there no more"
+        confirm(
+            f"{done}. Publish it as a new workflow?",
+            else_=f"{name} was not published: {done} since your draft was begun",
+            without="--force",
+        )
+    elif found["overtaken"]:
         who = who_and_when(found.get("production") or {})
         version = short((found.get("production") or {}).get("version"))
         console = stderr()

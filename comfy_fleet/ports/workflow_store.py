@@ -12,6 +12,7 @@ from comfy_fleet.domain.graphs.stored import (
     HistoryEntry,
     NewVersion,
     Published,
+    Removal,
     WorkflowContent,
     WorkflowRecord,
     WorkflowVersion,
@@ -125,11 +126,15 @@ class WorkflowStore(Protocol):
             Conflict: It is ``production``, without which there is no workflow.
         """
 
-    async def remove(self, name: str) -> bool:
+    async def remove(self, name: str, *, author: str) -> bool:
         """Remove a workflow with all its versions and its history; return whether it was there.
 
-        Jobs go on: each has its own copy of its graph. Drafts stay their owners'.
+        Jobs go on: each has its own copy of its graph. Drafts stay their owners'. Who removed it is kept, for
+        the :data:`MAX_WORKFLOWS` that were removed last.
         """
+
+    async def removal(self, name: str) -> Removal | None:
+        """Return who removed a workflow, unless it is there again; None if nobody is known to have."""
 
     async def draft(self, owner: str, name: str) -> Draft | None:
         """Return an owner's draft."""

@@ -23,6 +23,7 @@ from comfy_fleet.domain.graphs.stored import (
     Draft,
     NewVersion,
     Published,
+    Removal,
     WorkflowRecord,
     changed_meanwhile,
 )
@@ -110,7 +111,7 @@ class Publishing:
             name: The stored workflow.
             draft: The seal of what was checked.
             over: The version in production that the owner has seen, and means to replace; None: the one that
-                the draft was made from, or one of the owner's own.
+                the draft was made from, or one of the owner's own. Empty: there is none, also not any more.
             note: What has changed.
             breaking: Whether callers may break.
 
@@ -118,7 +119,7 @@ class Publishing:
             DraftChanged: The draft is not the one that was checked.
             NotChecked: A step has not passed.
             BreaksCallers: It would break callers, and that was not allowed.
-            WorkflowChanged: Somebody else has put another version into production.
+            WorkflowChanged: Somebody else has put another version into production, or removed the workflow.
             FleetError: As :meth:`check`.
         """
         check, found, job = await self._look(owner, name, None)
@@ -176,6 +177,7 @@ class Publishing:
         if draft is None:
             raise _no_draft(name, unrun.file if unrun else "")
         record = await self._store.record(name)
+        gone = await self._store.removal(name) if record is None and draft.base_version else None
         files = await self._drafts.files(owner, name)
         about = PublishCheck(
             name=name,
@@ -184,10 +186,10 @@ class Publishing:
             saved_at=draft.saved_at,
             steps=(),
             production=record.production if record else "",
-            changed_by=record.changed_by if record else "",
-            changed_at=record.changed_at if record else 0.0,
+            changed_by=record.changed_by if record else gone.by if gone else "",
+            changed_at=record.changed_at if record else gone.at if gone else 0.0,
             base_version=draft.base_version,
-            overtaken=_overtaken(record, draft, owner),
+            overtaken=_overtaken(record, gone, draft, owner),
             unrun=unrun.file if unrun else "",
             files=tuple(files) if len(files) > 1 else (),
         )
@@ -250,12 +252,14 @@ def _no_draft(name: str, unrun: str) -> NotFound:
     return NotFound(message, details={"field": "workflow", "workflow": name, "file": unrun})
 
 
-def _overtaken(record: WorkflowRecord | None, draft: Draft, owner: str) -> bool:
-    """Return whether somebody else has changed what is in production since the draft was begun.
+def _overtaken(record: WorkflowRecord | None, gone: Removal | None, draft: Draft, owner: str) -> bool:
+    """Return whether somebody else has changed what is in production since the draft began, or removed it.
 
-    A version of the owner's own is none to ask about: they have seen it.
+    What the owner has done is nothing to ask about: they know of it.
     """
-    if record is None or record.production == draft.base_version:
+    if record is None:
+        return bool(draft.base_version) and (gone is None or gone.by != owner)
+    if record.production == draft.base_version:
         return False
     return record.changed_by != owner
 

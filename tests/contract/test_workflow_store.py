@@ -105,7 +105,7 @@ async def test_of_two_who_start_from_the_same_version_one_is_told(store: Workflo
 
 async def test_a_workflow_that_was_removed_meanwhile_is_not_made_again_unasked(store: WorkflowStore) -> None:
     first = await store.publish("w", new(), expected=None)
-    assert await store.remove("w") and not await store.remove("w")
+    assert await store.remove("w", author="ann") and not await store.remove("w", author="ann")
     assert await store.names() == {} and await store.record("w") is None
     assert await store.content("w", first.version) is None
     with pytest.raises(WorkflowChanged, match="removed"):
@@ -183,6 +183,20 @@ async def test_names_in_the_editor_that_become_one_id_are_told_apart(store: Work
     assert second.changed
     record = await store.record("my_w")
     assert record is not None and record.editor_name == "My W"
+
+
+async def test_who_removed_a_workflow_is_known_until_it_is_there_again(store: WorkflowStore) -> None:
+    first = await store.publish("w", new(), expected=None)
+    assert await store.removal("w") is None
+    await store.remove("w", author="ben")
+    assert not await store.remove("w", author="eve")
+    word = await store.removal("w")
+    assert word is not None and (word.by, word.version) == ("ben", first.version) and word.at > 0
+    with pytest.raises(WorkflowChanged, match="ben has removed stored workflow w") as told:
+        await store.publish("w", new("b"), expected=first.version)
+    assert told.value.details["changed_by"] == "ben" and told.value.details["production"] is None
+    await store.publish("w", new("b"), expected=None)
+    assert await store.removal("w") is None
 
 
 FilesOf = Callable[..., Awaitable[None]]

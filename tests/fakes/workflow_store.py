@@ -9,6 +9,7 @@ from comfy_fleet.domain.graphs.stored import (
     HistoryEntry,
     NewVersion,
     Published,
+    Removal,
     VersionFacts,
     WorkflowAction,
     WorkflowContent,
@@ -49,6 +50,7 @@ class FakeWorkflowStore(Fake):
         self.now = 1000.0
         self.live: set[str] = set()
         self.graphs: set[tuple[str, str]] = set()
+        self._removed: dict[str, Removal] = {}
         self._bases: dict[tuple[str, str], str] = {}
         self._kept: dict[str, _Kept] = {}
         self._drafts: dict[str, dict[str, Draft]] = {}
@@ -108,11 +110,12 @@ class FakeWorkflowStore(Fake):
             raise same_id(name, new.editor_name, kept.editor_name)
         if before != version and not force and before != (expected or ""):
             latest = next((one for one in kept.history if one.label == PRODUCTION), None)
+            gone = self._removed.get(name)
             raise changed_meanwhile(
                 name,
                 production=before,
-                by=latest.author if latest else "",
-                at=latest.at if latest else 0,
+                by=latest.author if latest else gone.by if gone else "",
+                at=latest.at if latest else gone.at if gone else 0,
                 base=expected or "",
             )
         known = kept.versions.pop(version, None)
@@ -125,6 +128,7 @@ class FakeWorkflowStore(Fake):
         self._kept[name] = kept
         if before == version:
             return Published(version=version, at=self.now, before=version, changed=False)
+        self._removed.pop(name, None)
         self._set(kept, WorkflowAction.PUBLISHED, PRODUCTION, version, author=new.author, note=new.note)
         for old in list(kept.versions):
             if len(kept.versions) > MAX_VERSIONS and old not in {*kept.labels.values(), *self.live}:
@@ -183,9 +187,16 @@ class FakeWorkflowStore(Fake):
         kept.history.insert(0, entry)
         return True
 
-    async def remove(self, name: str) -> bool:
+    async def remove(self, name: str, *, author: str) -> bool:
         self.answer("remove")
-        return self._kept.pop(name, None) is not None
+        if (kept := self._kept.pop(name, None)) is None:
+            return False
+        self._removed[name] = Removal(by=author, at=self.now, version=kept.labels[PRODUCTION])
+        return True
+
+    async def removal(self, name: str) -> Removal | None:
+        self.answer("removal")
+        return self._removed.get(name)
 
     async def draft(self, owner: str, name: str) -> Draft | None:
         self.answer("draft")

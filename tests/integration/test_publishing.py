@@ -220,6 +220,40 @@ async def test_two_artists_publish_at_once_and_both_are_told(api: Api) -> None:
     assert told["overtaken"] is True and told["production"]["changed_by"] == "ben"
 
 
+@pytest.mark.parametrize("word", [True, False])
+async def test_a_workflow_that_somebody_removed_does_not_come_back_unasked(api: Api, word: bool) -> None:
+    base = await published(api, ANN, 1)
+    await hand_over(api, ANN, 2)
+    gone = await api.client.delete("/api/v1/workflows/my_flow", headers=BEN)
+    assert gone.status_code == 204
+    if not word:
+        await api.stores.redis.delete(api.stores.redis.keyspace.workflows_removed)
+    found = await made_ready(api, ANN)
+    assert (found["overtaken"], found["production"], found["base_version"]) == (True, None, base)
+    assert found["removed"]["removed_by"] == ("ben" if word else None)
+    refused = await publish(api, ANN, found)
+    assert code(refused) == (409, "workflow_changed")
+    said = "ben has removed" if word else "is there no more"
+    assert said in refused.json()["error"]["message"]
+    page = (await api.client.get("/publish/my_flow", headers=ANN)).text
+    assert ("</bdi> removed it at" in page) is word and "Publish it as a new workflow all the same" in page
+    form = {"do": "publish", "draft": found["draft"], "over": "", "overtaken": "yes"}
+    unasked = await api.client.post("/publish/my_flow", data=form, headers=ANN)
+    assert unasked.status_code == 400
+    assert await production(api) is None
+    done = await publish(api, ANN, found, over="")
+    assert done.status_code == 200 and done.json()["before"] == ""
+
+
+async def test_what_one_removed_oneself_needs_no_question(api: Api) -> None:
+    await published(api, ANN, 1)
+    await hand_over(api, ANN, 2)
+    await api.client.delete("/api/v1/workflows/my_flow", headers=ANN)
+    found = await made_ready(api, ANN)
+    assert found["overtaken"] is False and found["removed"] is None
+    assert (await publish(api, ANN, found)).status_code == 200
+
+
 async def test_ones_own_next_version_needs_no_question(api: Api) -> None:
     await published(api, ANN, 1)
     await hand_over(api, ANN, 2)

@@ -227,7 +227,7 @@ async def test_a_version_of_the_fleet_that_is_older_than_the_layout_changes_noth
         store.publish("w", new("2"), expected=first.version),
         store.label("w", "x", at("w"), author="ann"),
         store.unlabel("w", "x", author="ann"),
-        store.remove("w"),
+        store.remove("w", author="ann"),
         store.save_draft("ann", "w", Draft(graph=new("2").content.graph)),
     ):
         with pytest.raises(Outdated):
@@ -252,7 +252,7 @@ async def main():
             store.label("w", "x", WorkflowReference.parse(f"w@{done.version}"), author="ann"),
             store.save_draft("ann", "w", Draft(graph=made.content.graph, ui={"nodes": [n]})),
             store.publish(f"v{n % 5}", made, expected=None, force=True),
-            store.remove(f"v{(n + 2) % 5}"),
+            store.remove(f"v{(n + 2) % 5}", author="ann"),
         )
         if n == 5:
             print("well under way", flush=True)
@@ -289,6 +289,6 @@ async def test_a_removed_workflow_leaves_nothing(redis: FleetRedis, store: Redis
     await many(store, 3)
     await store.label("w", "x", at("w"), author="ann")
     await store.save_draft("ann", "w", Draft(graph=new("2").content.graph))
-    await store.remove("w")
+    await store.remove("w", author="ann")
     await store.drop_draft("ann", "w")
     assert set(await redis.keys("*")) <= {redis.keyspace.schema.encode()}

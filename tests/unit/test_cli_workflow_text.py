@@ -148,6 +148,14 @@ def test_a_draft_is_checked_shown_and_published(canned: Canned) -> None:
     [
         ({"breaking": BREAKING}, "programs that use it would break"),
         ({"overtaken": True, "theirs": DIFFERENCES}, "it would replace the version of bob"),
+        (
+            {
+                "overtaken": True,
+                "production": None,
+                "removed": {"removed_by": "bob", "removed_at": "2030-01-01T00:00:00Z"},
+            },
+            "has removed card since your draft was begun",
+        ),
         ({"unrun": "card.json"}, "card.json was saved since the draft: run it"),
     ],
 )

@@ -89,7 +89,7 @@ async def test_a_name_in_both_places_is_refused_naming_both(
     assert str(folder) in str(told.value) and "store" in str(told.value)
     assert await catalog.list() == []
     assert str(folder) in str((await catalog.errors())["w"])
-    await store.remove("w")
+    await store.remove("w", author="ann")
     assert (await catalog.get("w", "ann")).folder == str(folder)
 
 
@@ -163,7 +163,7 @@ async def test_a_draft_never_loses_the_limits_of_the_version_in_production(
     await publish(store, "v", content())
     with pytest.raises(NameTaken):
         await catalog.find("v@draft", "ann")
-    await store.remove("v")
+    await store.remove("v", author="ann")
     (folder / "workflow.toml").write_text("title = ")
     other = StoredWorkflows(WorkflowCatalog(tmp_path), store, resolve_content)  # has no last good version
     with pytest.raises(WorkflowBroken, match=r"your draft of v.*limits.*v/workflow\.toml"):

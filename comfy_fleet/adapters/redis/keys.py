@@ -175,6 +175,9 @@ class Keyspace:
 
     # -- workflow store: stored workflows that are not in the folder
     workflows = _One("workflows")  # hash: NAME -> the version in production
+    workflows_removed = _One(
+        "workflows:removed"
+    )  # hash: NAME -> who removed it, when and in which version: as JSON
     workflow = _Each("workflow:NAME")  # hash: editor_name; `label LABEL` -> VERSION, `by LABEL`, `at LABEL`:
     #                                    who set it, and when
     # zset: VERSION -> when it was put into production last

@@ -21,6 +21,7 @@ from comfy_fleet.domain.graphs.stored import (
     MarkedInput,
     NewVersion,
     Published,
+    Removal,
     VersionFacts,
     WorkflowAction,
     WorkflowContent,
@@ -259,9 +260,24 @@ class RedisWorkflowStore:
         )
         return bool(answer[1])
 
-    async def remove(self, name: str) -> bool:
+    async def remove(self, name: str, *, author: str) -> bool:
         """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.remove`."""
-        return bool((await self._scripts.begin("remove_workflow", name=name))[1])
+        answer = await self._scripts.begin(
+            "remove_workflow", name=name, author=author, most_removed=MAX_WORKFLOWS
+        )
+        return bool(answer[1])
+
+    async def removal(self, name: str) -> Removal | None:
+        """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.removal`."""
+        raw = await self._redis.hget(self._keys.workflows_removed, name)
+        if raw is None:
+            return None
+        try:
+            word = orjson.loads(raw)
+            return Removal(by=str(word["author"]), at=float(word["at"]), version=str(word["version"]))
+        except UNREADABLE as error:
+            self._complaints.about("removal of workflow", name, error)
+            return None
 
     async def draft(self, owner: str, name: str) -> Draft | None:
         """See :meth:`comfy_fleet.ports.workflow_store.WorkflowStore.draft`."""

@@ -34,6 +34,13 @@ class InProductionAnswer(TypedDict):
     changed_at: Time
 
 
+class RemovedAnswer(TypedDict):
+    """Who removed the workflow, as far as that is known."""
+
+    removed_by: str | None
+    removed_at: Time | None
+
+
 class PublishCheckAnswer(TypedDict):
     """What is known about a draft."""
 
@@ -49,7 +56,13 @@ class PublishCheckAnswer(TypedDict):
     production: InProductionAnswer | None
     base_version: str
     overtaken: Annotated[
-        bool, Field(description="Whether somebody else has published since the draft's base version.")
+        bool,
+        Field(
+            description="Whether somebody else has published since the draft's base version, or removed it."
+        ),
+    ]
+    removed: Annotated[
+        RemovedAnswer | None, Field(description="If what the draft was made from is not there any more.")
     ]
     theirs: Annotated[list[DifferenceAnswer], Field(description="What that changed, if it is known.")]
     changes: Annotated[list[DifferenceAnswer], Field(description="What publishing would change.")]

@@ -58,7 +58,7 @@ class PublishDraftBody(BaseModel):
     over: str | None = Field(
         None,
         description="The version in production that you have seen and mean to replace: needed if somebody "
-        "else has published since your draft was begun. Empty: there was none.",
+        "else has published since your draft was begun. Empty: there is none, also not any more.",
         max_length=80,
     )
     note: str = Field("", description="What has changed.", max_length=MAX_NOTE)
@@ -188,6 +188,12 @@ async def shown(request: Request, found: PublishCheck) -> dict[str, Any]:
         "production": in_production if found.production else None,
         "base_version": found.base_version,
         "overtaken": found.overtaken,
+        "removed": {
+            "removed_by": found.changed_by or None,
+            "removed_at": serialize.time(found.changed_at) if found.changed_at else None,
+        }
+        if found.removed
+        else None,
         "theirs": [asdict(one) for one in found.theirs],
         "changes": [asdict(one) for one in found.changes],
         "breaking": [asdict(one) for one in found.breaking],

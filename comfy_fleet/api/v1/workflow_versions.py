@@ -68,9 +68,9 @@ async def publish_workflow(request: Request) -> Response:
 
 async def remove_workflow(request: Request) -> Response:
     """Remove a stored workflow from the store, with all its versions. Its jobs go on, and drafts stay."""
-    artist(request)
+    who = artist(request)
     d, (name, _) = deps(request), named(request)
-    if await d.workflows.remove(name):
+    if await d.workflows.remove(name, author=who):
         return Response(status_code=204)
     if folder := d.catalog.folder_of(name):
         raise kept_in_folder(name, folder)

@@ -65,10 +65,11 @@ class PublishCheck:
         steps: All of them, in the order of :class:`CheckName`.
         job_id: The job of the test run; empty if there is none.
         production: The version in production; empty if the workflow is new.
-        changed_by: Who put that into production.
+        changed_by: Who put that into production, or removed the workflow.
         changed_at: When, in Unix seconds.
         base_version: The version that the draft was made from; empty if none.
-        overtaken: Whether somebody else has put a version into production since the draft's base.
+        overtaken: Whether somebody else has put a version into production since the draft's base, or removed
+            the workflow.
         theirs: What that changed, as far as the base is still there.
         changes: What publishing would change.
         breaking: What of it breaks callers.
@@ -98,6 +99,11 @@ class PublishCheck:
     def ready(self) -> bool:
         """Whether all steps have passed."""
         return all(step.state is CheckState.PASSED for step in self.steps)
+
+    @property
+    def removed(self) -> bool:
+        """Whether what the draft was made from was removed by somebody else, or is not there at all."""
+        return self.overtaken and not self.production
 
     @property
     def unchanged(self) -> bool:

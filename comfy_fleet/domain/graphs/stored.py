@@ -179,6 +179,21 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Removal:
+    """A stored workflow's end.
+
+    Attributes:
+        by: Who removed it.
+        at: When, in Unix seconds.
+        version: The version that was in production.
+    """
+
+    by: str
+    at: float
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Draft:
     """A person's own next version of a stored workflow.
 
@@ -218,9 +233,12 @@ def changed_meanwhile(name: str, *, production: str, by: str, at: float, base: s
     Args:
         base: The version that the author started from; empty: none.
         production: The one in production; empty: the workflow was removed.
+        by: Who put that there, or removed it; empty: nobody knows.
+        at: When, in Unix seconds.
     """
     if not production:
-        message = f"stored workflow {name} was removed since version {short(base)}: publish it as a new one"
+        who = f"{by} has removed stored workflow {name}" if by else f"stored workflow {name} is there no more"
+        message = f"{who}, of which you have version {short(base)}: publish it as a new one if you mean to"
     elif base:
         message = (
             f"{by} has published version {short(production)} of {name} since version {short(base)}, from "

@@ -67,7 +67,11 @@ if production == version then
   keep_looks()
   return { 'same', f[3] or at }
 end
-if not args.force and production ~= args.expected then return { 'changed', production, f[2] or '', f[3] or '0' } end
+if not args.force and production ~= args.expected then
+  local by, changed_at = f[2] or '', f[3] or '0'
+  if production == '' then by, changed_at = removal(name) end
+  return { 'changed', production, by, changed_at == '' and '0' or changed_at }
+end
 if production == '' and redis.call('HLEN', workflows_key) >= args.most_workflows then return { 'full' } end
 if redis.call('EXISTS', one) == 0 then
   redis.call('HSET', one, 'author', args.author, 'at', at, 'note', args.note, 'content', ARGV[2])
@@ -75,5 +79,6 @@ end
 keep_looks()
 set_label(name, 'production', version, { id = args.id, at = at, author = args.author, action = 'published',
   version = version, before = production, label = 'production', note = args.note }, args.most_history)
+redis.call('HDEL', workflows_removed_key, name)
 prune()
 return { 'ok', at, production }

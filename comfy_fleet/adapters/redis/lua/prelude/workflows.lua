@@ -54,3 +54,24 @@ local function name_taken(owner, name, editor_name)
   end
   return true
 end
+
+-- Who removed a workflow, and when; both '' if nobody is known to have.
+local function removal(name)
+  local text = redis.call('HGET', workflows_removed_key, name)
+  local readable, word = pcall(cjson.decode, text or '')
+  if not readable or type(word) ~= 'table' then return '', '' end
+  return word.author or '', word.at or ''
+end
+
+-- Leave word of who removed a workflow; the oldest words make room.
+local function note_removal(name, word, most)
+  redis.call('HSET', workflows_removed_key, name, cjson.encode(word))
+  if redis.call('HLEN', workflows_removed_key) <= most then return end
+  local oldest, oldest_at
+  for _, other_name in ipairs(redis.call('HKEYS', workflows_removed_key)) do
+    local _, at = removal(other_name)
+    at = tonumber(at) or 0
+    if not oldest or at < oldest_at then oldest, oldest_at = other_name, at end
+  end
+  redis.call('HDEL', workflows_removed_key, oldest)
+end
