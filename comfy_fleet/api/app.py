@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from comfy_fleet.api import errors, front_page, login, metrics, publish_page, workflow_pages
+from comfy_fleet.api import console_page, errors, front_page, login, metrics, publish_page, workflow_pages
 from comfy_fleet.api.admission import Admission
 from comfy_fleet.api.body_pace import Incoming
 from comfy_fleet.api.credentials import Credentials, take_path_key
@@ -90,7 +90,7 @@ class Front:
         self._open_paths = frozenset(route.path for route in routes if route.open)
         handlers: dict[Any, Any] = {
             FleetError: self._refused,
-            HTTPException: errors.on_http_exception,
+            HTTPException: self._unserved,
         }
         self.app = ExceptionMiddleware(router, handlers)
         self.deps = deps
@@ -110,7 +110,12 @@ class Front:
     async def _refused(self, request: Request, error: FleetError) -> Response:
         """Answer one of the project's errors in the form of the surface that was asked."""
         route = self._routes.get(request.scope.get("endpoint"))
-        return errors.fleet_error(error) if route is None else route.refusal(error)
+        answer = errors.fleet_error(error) if route is None else route.refusal(error)
+        return console_page.for_browser(request.scope, answer)
+
+    async def _unserved(self, request: Request, error: HTTPException) -> Response:
+        """Answer one of the framework's errors."""
+        return console_page.for_browser(request.scope, await errors.on_http_exception(request, error))
 
     def _place(self, scope: Scope, headers: Headers) -> str:
         """Note where a request came to; return the key in its path."""
@@ -190,7 +195,7 @@ class Front:
             extra = {"method": scope["method"], "path": scope["path"]}
             logger.exception("request failed", extra=extra | ({"job_id": job_id} if job_id else {}))
             if not status:
-                await errors.unexpected()(scope, incoming, sending)
+                await console_page.for_browser(scope, errors.unexpected())(scope, incoming, sending)
             elif not finished:
                 raise  # break off the connection, so that nobody takes the answer for complete
         finally:
@@ -206,4 +211,4 @@ def _answer(scope: Scope, error: FleetError) -> Response:
         found = login.signed_out(scope["path"])
         if found is not None and scope["origin"] is Origin.CONSOLE:
             return found
-    return errors.fleet_error(error)
+    return console_page.for_browser(scope, errors.fleet_error(error))

@@ -3,23 +3,38 @@
 Names, titles, notes and texts of graphs may hold anything. All of it goes through :func:`said`.
 """
 
+import json
 from base64 import b64encode
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
 from urllib.parse import parse_qs
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Scope
 
 from comfy_fleet.api.body import read_body
 from comfy_fleet.api.deps import deps, principal
 from comfy_fleet.api.errors import HttpError
+from comfy_fleet.api.origins import Origin
 from comfy_fleet.api.page import page
 from comfy_fleet.domain.graphs.workflow_diff import WorkflowDifference
 from comfy_fleet.domain.graphs.workflow_names import short
 from comfy_fleet.domain.text import clip
 
+JSON_TYPE = "application/json"
+_ERROR = """<main>
+<nav><a href="{root}workflows">Stored workflows</a></nav>
+<h1>{title}</h1>
+{text}
+</main>"""
+_SIGN_IN = '<p><a class="button" href="{root}login">Sign in</a></p>'
+_SEND_AGAIN = """<p class="notice alarm" role="alert">You are not signed in any more, and nothing
+was done.</p>
+<p>What you typed is not lost: <a href="{root}login" target="_blank">sign in in another tab</a>, then come
+back to this one and reload it. Your browser asks whether to send the form again: say yes.</p>"""
 MAX_FORM_BYTES = 16 * 1024
 MOST_TEXT = 300
 MOST_ROWS = 100
@@ -145,6 +160,35 @@ async def form_of(request: Request) -> dict[str, str]:
         return {name: values[0] for name, values in parse_qs(body, max_num_fields=_MOST_FIELDS).items()}
     except ValueError:
         raise HttpError(400, "invalid_request", "the form has too many fields") from None
+
+
+def for_browser(scope: Scope, answer: Response) -> Response:
+    """Return an error's answer as a page if a browser has asked the console for one of its pages.
+
+    Args:
+        scope: The request's.
+        answer: The error in the envelope; anything else stays as it is.
+    """
+    path, wants = scope["path"], Headers(scope=scope).get("accept", "")
+    of_ours = path == "/workflows" or path.startswith(("/workflows/", "/publish/"))
+    if not of_ours or "text/html" not in wants or scope["origin"] is not Origin.CONSOLE:
+        return answer
+    if answer.media_type != JSON_TYPE:
+        return answer
+    root = "../" * (path.count("/") - 1)
+    if answer.status_code == 401:
+        title = "Sign in"
+        text = (_SEND_AGAIN if scope["method"] == "POST" else _SIGN_IN).format(root=root)
+    else:
+        title, message = "This did not work", json.loads(bytes(answer.body))["error"]["message"]
+        text = f'<p class="notice alarm" role="alert">{said(message, 1000)}</p>'
+    # Who asks may be unknown, so that it can't be said as on other pages.
+    whole = _ERROR.format(title=title, text=text, root=root)
+    made = page(title, whole, status=answer.status_code, style=_STYLE)
+    for name in ("Retry-After", "Allow"):
+        if name in answer.headers:
+            made.headers[name] = answer.headers[name]
+    return made
 
 
 def see(address: str) -> Response:

@@ -617,6 +617,43 @@ async def test_who_is_signed_out_is_led_to_the_page_by_way_of_the_sign_in(api: A
     assert code(editor) == (401, "unauthorized")
 
 
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("session", ["", "fleet_console=forged"])
+async def test_a_form_with_an_ended_session_says_how_to_send_it_again(api: Api, session: str) -> None:
+    for path in ("/publish/my_flow", "/workflows/my_flow"):
+        out = await api.client.post(path, data={"note": "soft"}, headers={**BROWSER, "Cookie": session})
+        assert out.status_code == 401 and out.headers["content-type"].startswith("text/html")
+        assert 'href="../login" target="_blank"' in out.text and "send the form again" in out.text
+        assert "API-Key" not in out.text
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("/workflows/my_flow@draft", 400, "name the workflow alone"),
+        ("/publish/my_flow@draft", 400, "name the workflow alone"),
+        ("/publish/%3Cscript%3E", 400, ""),
+        ("/publish/a%2Fb", 404, ""),
+        ("/workflows/none_such", 404, "none_such"),
+    ],
+)
+async def test_errors_of_the_consoles_pages_are_pages_to_a_browser(
+    api: Api, path: str, status: int, says: str
+) -> None:
+    shown = await api.client.get(path, headers={**BROWSER, **ANN})
+    assert shown.status_code == status, shown.text
+    assert shown.headers["content-type"].startswith("text/html") and "default-src" in str(shown.headers)
+    assert says in shown.text and "<script" not in shown.text and "<h1>" in shown.text
+    roleless = await api.client.get("/publish/my_flow", headers={**BROWSER, **PROG})
+    assert roleless.headers["content-type"].startswith("text/html") or roleless.status_code == 404
+    wrong = await api.client.put("/workflows/my_flow", headers={**BROWSER, **ANN})
+    assert wrong.status_code == 405 and wrong.headers["allow"] and "<h1>" in wrong.text
+    program = await api.client.get("/workflows/my_flow@draft", headers=ANN)
+    assert program.headers["content-type"].startswith("application/json")
+
+
 DEEP = "[" * 900 + "]" * 900
 
 
