@@ -130,7 +130,7 @@ class Front:
         shown = Credentials.of(headers, scope["origin"], path_key)
         found = await self.deps.keys.identify(shown, self.deps.sessions, scope["origin"])
         scope["principal"], scope["session"] = found.principal, found.session
-        scope["by_header"] = found.by_header
+        scope["by_header"], scope["more_elsewhere"] = found.by_header, found.more_elsewhere
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         handshake = Handshake(scope, receive, send, self.deps.sockets)

@@ -39,11 +39,13 @@ class Identity:
         session: The session's token, if it is the session that counts; else empty.
         by_header: Whether a key in a header showed it, or the agents' token: what a browser adds by itself
             is none, nor what a page's address holds.
+        more_elsewhere: Whether it is an operator, which does not count at this origin.
     """
 
     principal: Principal
     session: str = ""
     by_header: bool = False
+    more_elsewhere: bool = False
 
 
 class Keys:
@@ -103,7 +105,8 @@ class Keys:
         """
         found = await self._found(shown, sessions, origin)
         if origin is Origin.EDITOR and not found.by_header:
-            return replace(found, principal=found.principal.without(Role.ADMIN))
+            less = found.principal.without(Role.ADMIN)
+            return replace(found, principal=less, more_elsewhere=found.principal.admin)
         return found
 
     async def _found(self, shown: Credentials, sessions: Sessions, origin: Origin) -> Identity:

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from comfy_fleet.api.admission import Ticket
 from comfy_fleet.api.auth import Keys
 from comfy_fleet.api.body_pace import BodyPace
+from comfy_fleet.api.endpoint import console_only
 from comfy_fleet.api.errors import HttpError
 from comfy_fleet.api.links import Links
-from comfy_fleet.api.origins import Origin
+from comfy_fleet.api.origins import Origin, console_base
 from comfy_fleet.domain.errors import BadInput
 from comfy_fleet.domain.graphs.inventory import Inventory
 from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
@@ -233,10 +234,12 @@ def artist(request: Request) -> str:
     """Return the caller's name if it may publish stored workflows: an artist or an operator.
 
     Raises:
-        HttpError: 403.
+        HttpError: 403; ``console_only`` to an operator who is none at the editor's origin.
     """
     who = principal(request)
     if not who.admin and Role.ARTIST not in who.roles:
+        if request.scope.get("more_elsewhere"):
+            raise console_only(console_base(request, deps(request).settings))
         raise HttpError(403, "forbidden", "this needs a key with the role artist or admin")
     return who.owner
 

@@ -18,7 +18,11 @@ from comfy_fleet.domain.graphs.workflow_names import WorkflowReference
 from comfy_fleet.domain.jobs.job import JobStatus
 from tests.integration.api_kit import Api, code, running
 
-KEYS = "ann ann-key-0123456789 artist\nben ben-key-0123456789 artist\nprog prog-key-0123456789\n"
+KEYS = """root root-key-0123456789 admin
+ann ann-key-0123456789 artist
+ben ben-key-0123456789 artist
+prog prog-key-0123456789
+"""
 ANN, BEN, PROG = ({"X-API-Key": f"{name}-key-0123456789"} for name in ("ann", "ben", "prog"))
 GRAPH: dict[str, Any] = {
     "1": {
@@ -615,6 +619,14 @@ async def test_who_is_signed_out_is_led_to_the_page_by_way_of_the_sign_in(api: A
     assert code(await api.client.get("/api/v1/drafts")) == (401, "unauthorized")
     editor = await api.client.get("/workflows", headers={"X-Fleet-Origin": "editor"})
     assert code(editor) == (401, "unauthorized")
+
+
+async def test_an_operator_at_the_editors_origin_is_told_where_it_is_done(api: Api) -> None:
+    path, editor = "/api/v1/workflows/my_flow/check", {"X-Fleet-Origin": "editor"}
+    operator = await api.client.post(f"/k/root-key-0123456789{path}", json={}, headers=editor)
+    assert code(operator) == (403, "console_only")
+    nobody = await api.client.post(f"/k/prog-key-0123456789{path}", json={}, headers=editor)
+    assert code(nobody) == (403, "forbidden")
 
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
