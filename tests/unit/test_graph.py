@@ -410,3 +410,11 @@ def test_filling_in_names_takes_no_time_whatever_they_hold() -> None:
         save = {"class_type": "SaveImage", "inputs": {"filename_prefix": prefix}}
         made = g.for_run({**graph, "s": save}, job_id="J", run_id="R", at=datetime(2031, 2, 3, tzinfo=UTC))
         assert len(made["s"]["inputs"]["filename_prefix"]) <= 200
+
+
+def test_a_nodes_id_has_a_limit() -> None:
+    node = {"class_type": "A", "inputs": {}}
+    nested = ":".join(["12345"] * 60)
+    assert g.check({nested: node}) == {nested: node}
+    with pytest.raises(InvalidWorkflow, match="at most 1000 are taken"):
+        g.check({"7" * 1001: node})

@@ -9,6 +9,8 @@ from comfy_fleet.domain.errors import InvalidWorkflow, WorkflowFormatUi
 Graph: TypeAlias = dict[str, dict[str, Any]]
 """Node id → ``{"class_type", "inputs", ...}``, as :func:`check` has passed it."""
 
+MAX_NODE_ID = 1000
+"""Characters of a node's id; those of nested subgraphs are long: ``12:7:3``."""
 MAX_NODES = 10_000
 MAX_DEPTH = 64
 
@@ -175,6 +177,12 @@ def _title(node: Mapping[str, Any]) -> str | None:
 def _node_defects(node_id: object, node: object) -> Iterator[tuple[str, str, str]]:
     if not isinstance(node_id, str) or not node_id:
         yield "id", "bad_value", "a node's id must be a string that is not empty"
+    elif len(node_id) > MAX_NODE_ID:
+        yield (
+            "id",
+            "bad_value",
+            f"the node's id has {len(node_id)} characters; at most {MAX_NODE_ID} are taken",
+        )
     elif _bad_text(node_id):
         yield "id", "bad_value", "the node's id is not valid Unicode"
     if not isinstance(node, dict):
